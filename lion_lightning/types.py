@@ -1,0 +1,171 @@
+"""The vocabulary that every layer speaks: samples as trees of spans, flat batches, log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """A span of a flat row's tokens and what it may attend to.
+
+    A token sees the tokens before it in its own segment and every token of the segment's ancestors. A document is one
+    segment without a parent; a preference pair is three: a prompt, and two answers whose parent is the prompt, so that
+    the prompt is computed once for both.
+
+    Attributes:
+        start: Index of the first token in the flat row.
+        length: Number of tokens, at least 1.
+        parent: Index of the parent segment in the same row, always a smaller one; -1 for none.
+    """
+
+    start: int
+    length: int
+    parent: int = -1
+
+    @property
+    def stop(self) -> int:
+        """Index one past the last token."""
+        return self.start + self.length
+
+
+class Piece(NamedTuple):
+    """The tokens of one segment of a sample, before it is placed in a row.
+
+    Attributes:
+        input_ids: Token ids, shape ``(tokens,)``.
+        supervised: Whether each token is a training target, shape ``(tokens,)``.
+        parent: Index of the parent among the sample's pieces; -1 for none.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    supervised: npt.NDArray[np.bool_]
+    parent: int = -1
+
+
+class Sample(NamedTuple):
+    """One tokenised example: an SFT document (one piece) or a preference pair (three).
+
+    Attributes:
+        pieces: Its segments, parents before children.
+        index: Stable number of the example in its data set, the key of every per-sample cache.
+        source: Name of the source that it came from.
+    """
+
+    pieces: tuple[Piece, ...]
+    index: int
+    source: str = ""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of all pieces."""
+        return sum(len(piece.input_ids) for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Samples laid end to end in one flat row, with no padding.
+
+    Supervision is explicit: target ``i`` is the token ``targets[i]``, predicted from the hidden state at flat position
+    ``predictors[i]``. That states without special cases that the first token of a document is nobody's target and that
+    the first token of each answer of a prompt is predicted from the prompt's last token.
+
+    Attributes:
+        input_ids: ``(tokens,)`` int64.
+        position_ids: ``(tokens,)`` int64; they restart at 0 in each root segment and go on from the parent's end in a child.
+        segments: The row's segments, parents before children.
+        predictors: ``(targets,)`` int64 flat positions whose hidden states predict the targets.
+        targets: ``(targets,)`` int64 token ids.
+        target_segments: ``(targets,)`` int64 index of the segment that each target belongs to.
+        segment_samples: For each segment, the position of its sample in ``sample_indices``.
+        sample_indices: Stable index of each sample.
+        sources: Source name of each sample.
+        capacity: Tokens that the packed rows could have held; ``tokens / capacity`` is the packing efficiency.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: tuple[Segment, ...]
+    predictors: Tensor
+    targets: Tensor
+    target_segments: Tensor
+    segment_samples: tuple[int, ...] = ()
+    sample_indices: tuple[int, ...] = ()
+    sources: tuple[str, ...] = ()
+    capacity: int = 0
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """Copy with every tensor on ``device`` (Lightning calls this to move a batch)."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedBatch:
+        """Copy with every tensor in page-locked memory (``DataLoader(pin_memory=True)`` calls this)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def without_targets(self) -> PackedBatch:
+        """Copy that supervises nothing: what a rank runs to keep step with the others when it has no rows left."""
+        none = self.targets[:0]
+        return replace(self, predictors=none, targets=none, target_segments=none)
+
+    def _map(self, function: Any) -> PackedBatch:
+        names = ("input_ids", "position_ids", "predictors", "targets", "target_segments")
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
+
+
+class TokenLogps(NamedTuple):
+    """What one forward gives for each target of a batch.
+
+    Attributes:
+        values: ``(targets,)`` fp32 log-probability of each target; differentiable.
+        hits: ``(targets,)`` bool, whether the target was the most probable token.
+    """
+
+    values: Tensor
+    hits: Tensor
+
+
+class SequenceLogps(NamedTuple):
+    """Log-probs of whole segments. Losses and caches hold both numbers, so that sums and averages never mix.
+
+    Attributes:
+        sums: ``(segments,)`` fp32 sum of the log-probs of the segment's targets.
+        counts: ``(segments,)`` fp32 number of its targets.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What ``AlignmentModule.compute_loss`` returns for a micro-batch.
+
+    Totals, not means: the module divides by the weight of the whole global step (all micro-batches of an accumulation
+    window on all ranks), so that a gradient never depends on how the rows were split.
+
+    Attributes:
+        total: Scalar sum of the loss over the items; differentiable.
+        weight: Scalar number of items (supervised tokens for SFT, pairs for DPO).
+        metrics: Sums over the same items, by log key; each is logged as its mean over the items of the global step.
+    """
+
+    total: Tensor
+    weight: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+def segment_table(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Segment, ...]:
+    """Lay segments end to end.
+
+    Args:
+        lengths: Tokens of each segment.
+        parents: Index of each segment's parent, -1 for none.
+    """
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else []
+    return tuple(Segment(int(s), int(n), int(p)) for s, n, p in zip(starts, lengths, parents, strict=True))
