@@ -1,1 +1,61 @@
+"""Align language models in the LIONs way (SFT, DPO, online DPO) with PyTorch Lightning.
 
+The names below load on first use, so that ``import lion_lightning`` stays cheap: torch, Lightning and transformers are
+imported only when something that needs them is.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lion_lightning.data.packing import BestFit
+    from lion_lightning.data.sft import SFTDataModule
+    from lion_lightning.data.sources import Source
+    from lion_lightning.models.lora import LoRASpec
+    from lion_lightning.models.policy import PolicyModel, PolicySpec
+    from lion_lightning.models.tokenizer import TokenizerSpec
+    from lion_lightning.modules.base import AlignmentModule
+    from lion_lightning.modules.sft import SFTModule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlignmentModule",
+    "BestFit",
+    "LoRASpec",
+    "PolicyModel",
+    "PolicySpec",
+    "SFTDataModule",
+    "SFTModule",
+    "Source",
+    "TokenizerSpec",
+    "__version__",
+]
+
+# Where each public name lives. The imports above tell type checkers the same; tests/unit/test_imports.py compares them.
+_HOMES = {
+    "AlignmentModule": "modules.base",
+    "BestFit": "data.packing",
+    "LoRASpec": "models.lora",
+    "PolicyModel": "models.policy",
+    "PolicySpec": "models.policy",
+    "SFTDataModule": "data.sft",
+    "SFTModule": "modules.sft",
+    "Source": "data.sources",
+    "TokenizerSpec": "models.tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562) and keep it for the next."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,7 @@
+"""Callbacks for Lightning's Trainer, imported as ``lion_lightning.callbacks`` (a link to this folder)."""
+
+# `import callbacks` from the repository's root would make a second copy of every class, and isinstance would then fail.
+if __name__ != "lion_lightning.callbacks":
+    raise ImportError(f"import this package as lion_lightning.callbacks, not as {__name__}")
+
+__all__: list[str] = []

@@ -1,0 +1,60 @@
+"""Guards around every test: no network, no shared caches, no leaked state; marked tests skip where they can't run."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+# Libraries read these when they are imported, so they are set before any test file is; children inherit them.
+SCRATCH = tempfile.mkdtemp(prefix="lion-tests-")
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HOME": os.path.join(SCRATCH, "huggingface"),
+    "LION_CACHE": os.path.join(SCRATCH, "lion"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",  # tiny tensors: more threads cost more than they give, and change the order of sums
+}
+torch.set_num_threads(1)
+
+# A mark's test runs only where this holds; the text is the reason shown when it does not.
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "gpu": (torch.cuda.is_available, "needs a CUDA device"),
+    "vllm": (lambda: find_spec("vllm") is not None, "needs vLLM: pip install 'lion-lightning[vllm]'"),
+    "distributed": (torch.distributed.is_available, "needs a torch build with torch.distributed"),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers():
+        works, reason = NEEDS.get(mark.name, (lambda: True, ""))
+        if not works():
+            pytest.skip(reason)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def global_state_is_restored() -> Iterator[None]:
+    """Give every test the same seeds, and put back what it changed in the process."""
+    environment, threads, dtype = dict(os.environ), torch.get_num_threads(), torch.get_default_dtype()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(False)
+    os.environ.clear()
+    os.environ.update(environment)
