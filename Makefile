@@ -1,0 +1,52 @@
+# Every target sets up .venv when it is missing or out of date. `make demo` and `make test` are the README's two commands.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+BIN := .venv/bin
+READY := .venv/ready
+PYTEST := $(BIN)/python -m pytest
+DEMO := runs/demo
+
+.PHONY: help setup demo test slow distributed vllm gpu lint format types build clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## a virtual environment in .venv with the tested versions and this package, editable
+
+$(READY): pyproject.toml constraints.txt
+	@echo 'Setting up .venv (about two minutes the first time)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lora]'
+	@touch $@
+
+demo: $(READY)  ## fine-tune a small model on a made-up task: no network, no GPU, about two minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m lion_lightning.demo $(DEMO)
+	HF_HUB_OFFLINE=1 $(BIN)/lion fit -c configs/sft.yaml
+
+test: $(READY)  ## the default tests: no network, no GPU, under three minutes
+	$(PYTEST)
+
+slow: $(READY)  ## the tests that build and install the package, and other long ones
+	$(PYTEST) -m 'slow and not distributed and not vllm and not gpu' --timeout 600
+
+distributed: $(READY)  ## the tests that start several processes
+	$(PYTEST) -m 'distributed and not vllm and not gpu' --timeout 300 || test $$? -eq 5  # 5: there are none
+
+vllm gpu: $(READY)
+	$(PYTEST) -m $@ --timeout 600
+
+lint: $(READY)  ## ruff's rules and its formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+build: $(READY)  ## wheel and sdist in dist/
+	$(BIN)/python -m build
+
+clean:  ## remove what the other targets made, runs/ excepted
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
