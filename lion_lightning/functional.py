@@ -1,0 +1,180 @@
+"""Pure tensor functions: log-probs of targets without a whole logits tensor, and sums over segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from lion_lightning.types import SequenceLogps, TokenLogps
+
+LOGITS_PER_CHUNK = 2**24
+"""Logits that exist at once (64 MiB in fp32). Larger chunks cost memory and gain little: the products are large enough."""
+
+
+class LogitTransform(NamedTuple):
+    """What some models do to the head's output: ``softcap * tanh(scale * x / softcap)`` (Gemma 2, Cohere, Granite).
+
+    Attributes:
+        scale: Factor on the raw logits.
+        softcap: Bound of the soft clipping, or None for none.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Transformed logits; may overwrite its argument."""
+        if self.scale != 1.0:
+            logits = logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def backward(self, gradient: Tensor, transformed: Tensor) -> Tensor:
+        """Gradient for the raw logits, from that for the transformed ones; may overwrite its arguments."""
+        if self.softcap is not None:
+            gradient = gradient.mul_(1 - transformed.div(self.softcap).square_())
+        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+
+
+def token_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    transform: LogitTransform | None = None,
+    logits_per_chunk: int = LOGITS_PER_CHUNK,
+) -> TokenLogps:
+    """Log-probability of each target, from the hidden state that predicts it.
+
+    The head is applied to a few rows at a time and again in the backward pass, so that a ``[targets, vocabulary]`` tensor
+    exists in neither. Products run in the dtype of ``hidden`` (or of autocast); the softmax is always fp32.
+
+    Args:
+        hidden: ``(targets, hidden)`` last hidden states.
+        weight: ``(vocabulary, hidden)`` weight of the output head.
+        targets: ``(targets,)`` int64 token ids.
+        bias: ``(vocabulary,)`` bias of the head, if it has one.
+        transform: What the model does to its logits; None for nothing.
+        logits_per_chunk: How many logits may exist at once.
+    """
+    chunk = max(1, logits_per_chunk // weight.shape[0])
+    values, hits = _HeadLogps.apply(hidden, weight, bias, targets, transform or LogitTransform(), chunk)
+    return TokenLogps(values, hits)
+
+
+def segment_logps(values: Tensor, target_segments: Tensor, segments: int) -> SequenceLogps:
+    """Sum and count per-token log-probs over the segments that they belong to.
+
+    Args:
+        values: ``(targets,)`` log-probs.
+        target_segments: ``(targets,)`` segment of each.
+        segments: Number of segments.
+    """
+    sums = values.new_zeros(segments).index_add(0, target_segments, values)
+    counts = torch.bincount(target_segments, minlength=segments).to(values.dtype)
+    return SequenceLogps(sums, counts)
+
+
+class _HeadLogps(torch.autograd.Function):
+    """log softmax(transform(hidden @ weight.T + bias))[target], chunked and recomputed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        transform: LogitTransform,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.transform, ctx.chunk, ctx.dtype = transform, chunk, _compute_dtype(hidden)
+        values, hits, normalisers = [], [], []
+        for rows in _chunks(len(targets), chunk):
+            logits = _logits(ctx, hidden[rows], weight, bias)
+            target = logits.gather(1, targets[rows, None]).squeeze(1)
+            largest = logits.amax(1)
+            normaliser = logits.sub_(largest[:, None]).exp_().sum(1).log_().add_(largest)
+            values.append(target - normaliser)
+            hits.append(target >= largest)
+            normalisers.append(normaliser)
+        empty = hidden.new_zeros(0, dtype=torch.float32)
+        normaliser = torch.cat([empty, *normalisers])
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        hit = torch.cat([empty.bool(), *hits])
+        ctx.mark_non_differentiable(hit)
+        return torch.cat([empty, *values]), hit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        # fp32 even for bf16 weights: many chunks add up here.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        for rows in _chunks(len(targets), ctx.chunk):
+            grad_logits = _logits_gradient(
+                ctx, hidden[rows], weight, bias, targets[rows], normaliser[rows], gradient[rows]
+            )
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+            grad_logits = grad_logits.to(ctx.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = (grad_logits @ weight.to(ctx.dtype)).to(hidden.dtype)
+            if grad_weight is not None:
+                _accumulate_outer(grad_weight, grad_logits, hidden[rows].to(ctx.dtype))
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _logits(ctx: FunctionCtx | Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = (hidden.to(ctx.dtype) @ weight.to(ctx.dtype).T).float()
+    return ctx.transform.apply(logits if bias is None else logits.add_(bias.float()))
+
+
+def _logits_gradient(
+    ctx: FunctionCtx | Any,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    normaliser: Tensor,
+    gradient: Tensor,
+) -> Tensor:
+    """d values / d raw logits = (onehot(target) - softmax) times the incoming gradient."""
+    logits = _logits(ctx, hidden, weight, bias)
+    grad_logits = (logits - normaliser[:, None]).exp_().neg_()
+    grad_logits[torch.arange(len(targets), device=targets.device), targets] += 1
+    return ctx.transform.backward(grad_logits.mul_(gradient[:, None]), logits)
+
+
+def _accumulate_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left.T @ right``, without a temporary of its size where the dtypes allow."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total += left.T @ right

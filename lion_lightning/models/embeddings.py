@@ -1,0 +1,91 @@
+"""Embeddings for new tokens: resize, initialise at the mean, and train only chosen rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+
+def token_embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The weights of the input embedding and of the output head; one entry where they are tied."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = [module.weight for module in modules if module is not None]
+    return list({id(weight): weight for weight in weights}.values())
+
+
+@torch.no_grad()
+def add_token_rows(model: PreTrainedModel, vocabulary: int, new_ids: Iterable[int]) -> None:
+    """Give every new token a row at the mean of the old rows, in the embedding and in the head.
+
+    A random row can dominate the softmax from the first step; the mean cannot. Tied weights stay tied.
+
+    Args:
+        model: The model to change in place.
+        vocabulary: Number of tokens of the tokenizer. The matrices grow to it; they never shrink, since many models pad.
+        new_ids: Ids of the tokens that the base model was not trained on.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    new = sorted({*new_ids, *range(rows, vocabulary)})
+    if not new:
+        return
+    if vocabulary > rows:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for weight in token_embeddings(model):
+        known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        known[new] = False
+        weight[new] = weight[known].float().mean(0).to(weight.dtype)
+
+
+class TrainableRows:
+    """Lets only chosen rows of the token embeddings learn (the paper's embedding-gradient mask).
+
+    It acts on the gradients between backward and the optimizer, when they have been reduced over ranks. A gradient that is
+    sharded is multiplied by a mask sharded in the same way, so that each rank masks just the row range it holds. The
+    parameters must be free of weight decay, which would shrink the other rows: ``AlignmentModule`` sees to that.
+
+    Args:
+        model: The model; its embedding and its head, tied or not, are masked alike.
+        rows: Ids of the rows that learn.
+
+    Raises:
+        ValueError: If no row is given or one is outside of the vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Iterable[int]) -> None:
+        self.model = model
+        self.rows = sorted(set(rows))
+        self._mask: Tensor | None = None
+        vocabulary = len(model.get_input_embeddings().weight)
+        if not self.rows or not 0 <= self.rows[0] <= self.rows[-1] < vocabulary:
+            named = f"{self.rows[0]} to {self.rows[-1]}" if self.rows else "none"
+            raise ValueError(
+                f"trainable_rows: rows {named} are not within the {vocabulary} rows of the embedding; "
+                "name rows that exist, or give the tokenizer special_tokens for `new` to mean."
+            )
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zero the gradients of all other rows.
+
+        Raises:
+            ValueError: If a gradient has been flattened (FSDP1), so that its rows are no longer to be seen.
+        """
+        for parameter in token_embeddings(self.model):
+            if parameter.grad is None:
+                continue
+            if parameter.grad.dim() != 2:
+                raise ValueError("trainable_rows: FSDPStrategy flattens gradients, which hides rows; use ModelParallelStrategy.")
+            if self._mask is None:
+                self._mask = self._mask_like(parameter.grad)
+            parameter.grad.mul_(self._mask)
+
+    def _mask_like(self, gradient: Tensor) -> Tensor:
+        mask = torch.zeros(gradient.shape[0], 1, dtype=gradient.dtype, device=gradient.device)
+        mask[self.rows] = 1
+        if isinstance(gradient, DTensor):
+            return distribute_tensor(mask, gradient.device_mesh, gradient.placements)
+        return mask

@@ -1,0 +1,105 @@
+"""Where the segments of a flat row lie: the one description that all attention paths read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lion_lightning.types import Segment
+
+
+class SegmentAccess(NamedTuple):
+    """One segment's queries and the spans of keys that they may see.
+
+    Attributes:
+        queries: The segment's own span.
+        keys: Spans from the oldest ancestor to the segment itself. Query ``i`` sees all keys but the last
+            ``len(queries) - 1 - i``: causal attention aligned at the bottom right.
+    """
+
+    queries: slice
+    keys: tuple[slice, ...]
+
+
+class VarlenIndex(NamedTuple):
+    """What variable-length attention kernels ask for; tensors are int32 on the row's device, but ``gather`` (int64)."""
+
+    gather: Tensor | None
+    cu_queries: Tensor
+    cu_keys: Tensor
+    max_queries: int
+    max_keys: int
+
+
+class RowLayout:
+    """The segments of one flat row, with what each attention path derives from them, derived once per forward.
+
+    Args:
+        segments: The row's segments, parents before children.
+        device: Where the row's tensors are.
+    """
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu") -> None:
+        self.segments = tuple(segments)
+        self.device = torch.device(device)
+
+    @property
+    def tokens(self) -> int:
+        """Length of the row."""
+        return self.segments[-1].stop if self.segments else 0
+
+    @cached_property
+    def accesses(self) -> tuple[SegmentAccess, ...]:
+        """Queries and keys of every segment."""
+        chains: list[tuple[slice, ...]] = []
+        for segment in self.segments:
+            own = slice(segment.start, segment.stop)
+            chains.append((*(chains[segment.parent] if segment.parent >= 0 else ()), own))
+        return tuple(SegmentAccess(chain[-1], chain) for chain in chains)
+
+    @cached_property
+    def varlen(self) -> VarlenIndex:
+        """Cumulative lengths, and the index that copies each segment's keys side by side where any has a parent."""
+        queries = [access.queries.stop - access.queries.start for access in self.accesses]
+        keys = [sum(span.stop - span.start for span in access.keys) for access in self.accesses]
+        return VarlenIndex(
+            gather=self._key_index() if any(segment.parent >= 0 for segment in self.segments) else None,
+            cu_queries=self._cumulative(queries),
+            cu_keys=self._cumulative(keys),
+            max_queries=max(queries),
+            max_keys=max(keys),
+        )
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """``(tokens,)`` position of each token in its own sequence."""
+        ends: list[int] = []
+        parts = []
+        for segment in self.segments:
+            first = ends[segment.parent] if segment.parent >= 0 else 0
+            ends.append(first + segment.length)
+            parts.append(torch.arange(first, ends[-1]))
+        return torch.cat(parts).to(self.device)
+
+    @cached_property
+    def visible(self) -> Tensor:
+        """``(tokens, tokens)`` bool: may the row's token see the column's? Quadratic in memory: for tests and fallbacks."""
+        mask = torch.zeros(self.tokens, self.tokens, dtype=torch.bool)
+        for access in self.accesses:
+            for span in access.keys[:-1]:
+                mask[access.queries, span] = True
+            own = access.queries
+            mask[own, own] = torch.ones(own.stop - own.start, own.stop - own.start, dtype=torch.bool).tril()
+        return mask.to(self.device)
+
+    def _key_index(self) -> Tensor:
+        parts = [torch.arange(span.start, span.stop) for access in self.accesses for span in access.keys]
+        return torch.cat(parts).to(self.device, non_blocking=True)
+
+    def _cumulative(self, lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(self.device, non_blocking=True)

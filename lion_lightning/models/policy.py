@@ -1,0 +1,200 @@
+"""The policy (and any reference): a causal LM that turns packed rows into log-probs of their targets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lion_lightning.functional import LogitTransform, token_logps
+from lion_lightning.models.attention import PATHS
+from lion_lightning.models.layout import RowLayout
+from lion_lightning.models.padding import pad_row
+from lion_lightning.types import PackedBatch, Segment, TokenLogps
+
+log = logging.getLogger(__name__)
+
+
+class PolicyModel(nn.Module):
+    """A Hugging Face causal LM behind the one forward that every stage uses.
+
+    Rows go through the model packed, by the attention of :mod:`lion_lightning.models.attention`. A model that cannot do
+    that (state-space layers, its own attention code) is found out by a probe at construction and runs padded, with a warning.
+
+    Args:
+        model: A causal LM, or a PEFT model around one.
+        packed: False to run every sequence alone in a padded batch.
+
+    Raises:
+        ValueError: If the model's own logits are not those of its head, under any post-processing known here.
+    """
+
+    def __init__(self, model: nn.Module, packed: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self.transform = logit_transform(self.causal_lm.config)
+        attention = getattr(self.causal_lm.config, "_attn_implementation", None)
+        self.packed = packed and attention in PATHS
+        if not self._is_meta:
+            self._probe()
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model itself, inside of any adapter."""
+        unwrap = getattr(self.model, "get_base_model", None)
+        model: PreTrainedModel = unwrap() if unwrap else self.model
+        return model
+
+    def forward(self, batch: PackedBatch) -> TokenLogps:
+        """Log-prob of every target of a packed batch.
+
+        Args:
+            batch: Rows on the model's device.
+
+        Returns:
+            ``(targets,)`` fp32 log-probs and hits, in the order of ``batch.targets``.
+        """
+        hidden = self.hidden_states(batch)[batch.predictors]
+        weight, bias = self.head()
+        return token_logps(hidden, weight, batch.targets, bias=bias, transform=self.transform)
+
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """Last hidden state, ``(tokens, hidden)``, of every token of a packed batch."""
+        layout = RowLayout(batch.segments, batch.input_ids.device)
+        run = self._packed_hidden if self.packed else self._padded_hidden
+        return run(batch.input_ids, batch.position_ids, layout)
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.
+
+        Raises:
+            ValueError: If the head is of a kind whose weight cannot be had.
+        """
+        head = self.causal_lm.get_output_embeddings()
+        head = getattr(head, "modules_to_save", {}).get(getattr(head, "active_adapter", ""), head)
+        weight = head.weight
+        if hasattr(head, "lora_A"):
+            raise ValueError("lora.target_modules: leave the output head out (use modules_to_save to train it whole).")
+        return weight, getattr(head, "bias", None)
+
+    def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
+        # A four-dimensional mask is passed through untouched, so the model builds none; the attention reads the layout.
+        output = self._backbone(
+            input_ids=input_ids[None],
+            position_ids=position_ids[None],
+            attention_mask=input_ids.new_empty(1, 1, 0, 0, dtype=torch.bool),
+            use_cache=False,
+            layout=layout,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
+        sequences = pad_row(layout)
+        output = self._backbone(
+            input_ids=input_ids[sequences.source],
+            attention_mask=sequences.mask.long(),
+            use_cache=False,
+        )
+        return sequences.restore(output.last_hidden_state)
+
+    @property
+    def _backbone(self) -> nn.Module:
+        backbone: nn.Module = self.causal_lm.base_model
+        return backbone
+
+    @property
+    def _is_meta(self) -> bool:
+        return any(parameter.is_meta for parameter in self.parameters())
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Run two five-token documents both ways, once, so that a model that would silently differ never trains."""
+        training = self.training
+        self.eval()
+        try:
+            self._probe_head()
+            if self.packed and not self._packs_exactly():
+                name = type(self.causal_lm).__name__
+                log.warning("%s cannot run packed rows; every sequence runs alone in a padded batch, which is slower.", name)
+                self.packed = False
+                self.causal_lm.set_attn_implementation(_native_attention(self.causal_lm))
+        finally:
+            self.train(training)
+
+    def _packs_exactly(self) -> bool:
+        ids, positions, layout = _probe_row(self.causal_lm)
+        attention = self.causal_lm.config._attn_implementation
+        self.causal_lm.set_attn_implementation(_native_attention(self.causal_lm))
+        expected = self._padded_hidden(ids, positions, layout)
+        self.causal_lm.set_attn_implementation(attention)
+        try:
+            packed = self._packed_hidden(ids, positions, layout)
+        except (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError) as error:
+            log.info("packed probe failed: %s", error)
+            return False
+        return _close(packed, expected)
+
+    def _probe_head(self) -> None:
+        ids, _, _ = _probe_row(self.causal_lm)
+        row = ids[:5][None]
+        logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
+        hidden = self._backbone(input_ids=row, use_cache=False).last_hidden_state[0]
+        weight, bias = self.head()
+        own = hidden @ weight.T if bias is None else hidden @ weight.T + bias
+        if not _close(self.transform.apply(own.float().clone()), logits.float()):
+            raise ValueError(
+                f"{type(self.causal_lm).__name__}: its logits are not its head times its last hidden state under any "
+                "post-processing known here (scale, soft cap); log-probs would be wrong. Please report the model."
+            )
+
+
+def logit_transform(config: Any) -> LogitTransform:
+    """What a model of this config does to its head's output.
+
+    Args:
+        config: A transformers config.
+    """
+    config = config.get_text_config()
+    multiply = getattr(config, "logit_scale", None)
+    divide = getattr(config, "logits_scaling", None)
+    scale = float(multiply if multiply is not None else 1.0) / float(divide if divide is not None else 1.0)
+    return LogitTransform(scale, getattr(config, "final_logit_softcapping", None))
+
+
+def without_dropout(config: Any) -> Any:
+    """Set every dropout probability of a config to zero, in place.
+
+    Alignment compares a policy with a reference: with dropout in either, equal models would differ.
+
+    Args:
+        config: A transformers config.
+    """
+    settings: Mapping[str, Any] = config.to_dict()
+    for name, value in settings.items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def _native_attention(model: PreTrainedModel) -> str:
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
+def _probe_row(model: PreTrainedModel) -> tuple[Tensor, Tensor, RowLayout]:
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    # From the middle of the vocabulary: pad and other special ids, which models may treat apart, stand at its ends.
+    ids = (torch.arange(10, device=device) * 7 + vocabulary // 2) % vocabulary
+    positions = torch.arange(5, device=device).repeat(2)
+    return ids, positions, RowLayout([Segment(0, 5), Segment(5, 5)], device)
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
+    difference = (actual.float() - expected.float()).abs().max()
+    return bool(difference <= tolerance * expected.float().abs().max())

@@ -1,0 +1,191 @@
+"""How a policy is built: the part of a config file that names a model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lion_lightning.models.embeddings import add_token_rows
+from lion_lightning.models.policy import PolicyModel, without_dropout
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoRASpec:
+    """Low-rank adapters through peft (arXiv 2106.09685).
+
+    Attributes:
+        r: Rank.
+        alpha: Scale of the update; it is multiplied by ``alpha / r``.
+        dropout: Dropout on the adapter's input, in training only.
+        target_modules: Names (or one regular expression) of the layers to adapt; ``all-linear`` for all but the head.
+        modules_to_save: Layers that are trained whole beside the adapters.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    modules_to_save: list[str] = field(default_factory=list)
+
+    def apply(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
+        """Wrap a model in adapters; rows of new tokens are trained beside them.
+
+        Args:
+            model: The base model; all its weights are frozen.
+            new_ids: Token ids whose embeddings must learn, since nothing has trained them.
+
+        Raises:
+            ModuleNotFoundError: If peft is not installed.
+        """
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("policy.lora needs peft: pip install 'lion-lightning[lora]'") from error
+
+        config = LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft takes any number
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules,
+            modules_to_save=self.modules_to_save or None,
+            trainable_token_indices=new_ids or None,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)  # type: ignore[no-any-return]
+
+
+@dataclass
+class PolicySpec:
+    """How to build a policy or a reference. One of ``path`` and ``config`` is given.
+
+    Attributes:
+        path: Folder or hub id of a causal LM whose weights are loaded. Safetensors only.
+        config: Folder or hub id with a ``config.json``, or a mapping with a ``model_type``: the model starts from random
+            weights.
+        revision: Hub revision.
+        dtype: Dtype of the weights. Keep ``float32`` with mixed precision; use ``bfloat16`` with ``bf16-true``.
+        attention: ``lion`` (packed rows, fastest path), one of its single paths (``lion_sdpa``, ``lion_varlen``,
+            ``lion_flash``, ``lion_dense``), or any ``attn_implementation`` of transformers, which runs padded.
+        gradient_checkpointing: Recompute each layer in backward: less memory, about a third more time.
+        liger: Swap in Liger's fused GPU kernels where liger-kernel is installed.
+        lora: Train adapters instead of the weights.
+        trainable_rows: Which rows of the embedding and head learn: None for all, ``new`` for the tokens that were added,
+            a number for all rows from it up, or a list of rows. (LIONs: 128000 for Llama 3.)
+        trust_remote_code: Run code that comes with the model. Off: such a model is refused.
+    """
+
+    path: str | None = None
+    config: str | dict[str, Any] | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str = "lion"
+    gradient_checkpointing: bool = False
+    liger: bool = False
+    lora: LoRASpec | None = None
+    trainable_rows: Literal["new"] | int | list[int] | None = None
+    trust_remote_code: bool = False
+
+    def build(self, tokenizer: PreTrainedTokenizerBase | None = None, new_ids: list[int] | None = None) -> PolicyModel:
+        """Load or create the model and set it up for training on packed rows.
+
+        Args:
+            tokenizer: If given, the embeddings grow to hold all its tokens.
+            new_ids: Ids of tokens that the base model has not seen.
+
+        Raises:
+            ValueError: If the model is not there, has no safetensors weights, or cannot be built.
+        """
+        new_ids = new_ids or []
+        model = self._load()
+        if tokenizer is not None:
+            add_token_rows(model, len(tokenizer), new_ids)
+        if self.liger:
+            _apply_liger(model)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        wrapped = self.lora.apply(model, new_ids) if self.lora else model
+        if self.lora and self.gradient_checkpointing:
+            model.enable_input_require_grads()
+        return PolicyModel(wrapped)
+
+    def load_config(self) -> PretrainedConfig:
+        """The transformers config, dropout off.
+
+        Raises:
+            ValueError: If neither or both of ``path`` and ``config`` are given, or there is no config to be found.
+        """
+        if (self.path is None) == (self.config is None):
+            raise ValueError("policy: give either `path` (load weights) or `config` (start from random weights).")
+        if isinstance(self.config, dict):
+            settings = dict(self.config)
+            if "model_type" not in settings:
+                raise ValueError("policy.config: a mapping needs `model_type`, e.g. {model_type: llama, hidden_size: 64}.")
+            return without_dropout(AutoConfig.for_model(settings.pop("model_type"), **settings))
+        source = str(self.path or self.config)
+        options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        try:
+            return without_dropout(AutoConfig.from_pretrained(source, **options))
+        except (OSError, ValueError) as error:
+            raise ValueError(_not_loadable(source, error)) from error
+
+    def rows_to_train(self, model: PreTrainedModel, new_ids: list[int]) -> list[int] | None:
+        """Rows of the embeddings that learn, or None for all."""
+        if self.trainable_rows is None or isinstance(self.trainable_rows, list):
+            return self.trainable_rows
+        if isinstance(self.trainable_rows, int):
+            return list(range(self.trainable_rows, model.get_input_embeddings().weight.shape[0]))
+        return new_ids
+
+    def _load(self) -> PreTrainedModel:
+        try:
+            return self._create(attn_implementation=self.attention)
+        except KeyError as error:
+            if error.args != (self.attention,):
+                raise
+            log.warning("%s has attention code of its own, so policy.attention is ignored.", self.path or self.config)
+            return self._create()
+
+    def _create(self, **options: Any) -> PreTrainedModel:
+        config = self.load_config()
+        options |= {"dtype": getattr(torch, self.dtype), "trust_remote_code": self.trust_remote_code}
+        if self.path is None:
+            return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-any-return]
+        options |= {"config": config, "revision": self.revision, "use_safetensors": True}
+        try:
+            return AutoModelForCausalLM.from_pretrained(self.path, **options)  # type: ignore[no-any-return]
+        except (OSError, ValueError) as error:
+            raise ValueError(_not_loadable(self.path, error)) from error
+
+
+def _apply_liger(model: PreTrainedModel) -> None:
+    """Liger's kernels for norms, rotary embeddings and MLPs; its fused loss is left out, for the head here does that."""
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ModuleNotFoundError:
+        log.warning("policy.liger: liger-kernel is not installed, so the model's own kernels run.")
+        return
+    if not torch.cuda.is_available():
+        log.warning("policy.liger: Liger's kernels need a GPU, so the model's own kernels run.")
+        return
+    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def _not_loadable(source: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    folder = Path(source)
+    if folder.is_dir() and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors")):
+        return f"policy.path: {source} has no safetensors weights; convert them, or use `policy.config` for random ones."
+    if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        return f"policy: {source} does not exist; give the folder of a Hugging Face model or a hub id."
+    return f"policy: cannot load {source}: {reason}"
