@@ -1,0 +1,134 @@
+"""Which tokenizer to use, and with which chat template."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+CHAT_TEMPLATES = ("chatml", "gemma", "llama3", "zephyr")
+"""Names of the chat templates that come with the package."""
+
+
+@dataclass
+class TokenizerSpec:
+    """How to load a tokenizer; nothing is loaded before :meth:`load`.
+
+    Attributes:
+        path: Folder or hub id.
+        chat_template: None for the tokenizer's own, a built-in name (one of :data:`CHAT_TEMPLATES`) or the path of a
+            jinja file.
+        special_tokens: Special tokens to add where the tokenizer lacks them. The model's embeddings must grow with them.
+        eos_token: Token that ends a generation, in place of the tokenizer's own; it must be in the vocabulary or in
+            ``special_tokens``.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether code that comes with the tokenizer may run.
+    """
+
+    path: str
+    chat_template: str | None = None
+    special_tokens: tuple[str, ...] = ()
+    eos_token: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def load(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer and apply the template and the tokens.
+
+        Raises:
+            ValueError: There is no such tokenizer, template or token; the message says what there is.
+        """
+        tokenizer = self._pretrained()
+        if self.special_tokens:
+            tokenizer.add_tokens(list(self.special_tokens), special_tokens=True)
+        if self.eos_token is not None:
+            self._set_eos(tokenizer, self.eos_token)
+        if self.chat_template is not None:
+            tokenizer.chat_template = read_template(self.chat_template)
+            self._warn_of_split_marker(tokenizer)
+        return tokenizer
+
+    def _pretrained(self) -> PreTrainedTokenizerBase:
+        options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path, **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"tokenizer.path: cannot load a tokenizer from {self.path!r} ({reason}); give a folder that holds "
+                "tokenizer files or a hub id"
+            ) from error
+        return tokenizer
+
+    def _set_eos(self, tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+        if token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"tokenizer.eos_token: {token!r} is not in the vocabulary of {self.path!r}; add it to "
+                "tokenizer.special_tokens as well"
+            )
+        tokenizer.eos_token = token
+
+    def _warn_of_split_marker(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        marker = _closing_text(tokenizer)
+        if marker and _first_added_id(tokenizer, marker) is None:
+            logger.warning(
+                "Chat template %s ends a turn with %r, which is no token of %s and gets split; add its markers with "
+                "tokenizer.special_tokens.",
+                self.chat_template,
+                marker,
+                self.path,
+            )
+
+
+def read_template(name_or_path: str) -> str:
+    """Text of a built-in chat template, by name, or of a jinja file, by path.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if name_or_path in CHAT_TEMPLATES:
+        return (resources.files("lion_lightning.models") / "templates" / f"{name_or_path}.jinja").read_text("utf-8")
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"tokenizer.chat_template: {name_or_path!r} is neither a built-in template ({', '.join(CHAT_TEMPLATES)}) "
+            "nor a jinja file"
+        )
+    return path.read_text("utf-8")
+
+
+def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids of the tokens that end an assistant turn, for the generation config.
+
+    These are the tokenizer's EOS, and the special token that the chat template puts after an assistant's words, which
+    is another one for e.g. Llama-3 (``<|eot_id|>``) and Gemma (``<end_of_turn>``). Empty where there is neither.
+    """
+    closing = _closing_text(tokenizer)
+    ids = (tokenizer.eos_token_id, _first_added_id(tokenizer, closing) if closing else None)
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+
+_PROBE = "probe"
+
+
+def _closing_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes after the last assistant turn's content, without the spaces around it."""
+    if tokenizer.chat_template is None:
+        return ""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, TypeError, ValueError):  # whoever encodes a row learns of it, with the row's name
+        return ""
+    return str(rendered).rpartition(_PROBE)[2].strip()
+
+
+def _first_added_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    first = tokenizer.encode(text, add_special_tokens=False)[0]
+    return first if first in tokenizer.added_tokens_decoder else None
