@@ -1,0 +1,249 @@
+"""Raw rows of files and data sets, each with the place that it stands at."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.int64]
+
+_BLOCK = 1 << 20
+
+
+class Row(NamedTuple):
+    """A raw row.
+
+    Attributes:
+        where: Its place, ``path:line`` or ``name[row]``.
+        values: Its columns.
+    """
+
+    where: str
+    values: Mapping[str, Any]
+
+
+class Rows(ABC):
+    """A countable set of raw rows that can be read in part."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers, which must ascend.
+
+        Raises:
+            ValueError: A row cannot be read; the message starts with its place.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the content and of the places; equal fingerprints give equal rows."""
+
+
+@dataclass(frozen=True)
+class FileRows(Rows):
+    """Rows of one file; the base of the readers below."""
+
+    path: Path
+
+    def fingerprint(self) -> str:
+        """Hash of the path and of the file's bytes."""
+        status = self.path.stat()
+        return digest([str(self.path), _file_digest(self.path, status.st_size, status.st_mtime_ns)])
+
+
+class JsonLines(FileRows):
+    """A file with one JSON object a line; blank lines are skipped, and lines that are not asked for are not parsed."""
+
+    def __len__(self) -> int:
+        """Number of lines that are not blank."""
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
+        return sum(1 for _ in self._lines())
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers."""
+        wanted = np.zeros(len(self), dtype=bool)
+        wanted[numbers] = True
+        for (line, text), keep in zip(self._lines(), wanted.tolist(), strict=False):
+            if keep:
+                value = _parse(text.strip(), self.path, line, "each line must hold one whole JSON object")
+                yield _row(f"{self.path}:{line}", value)
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        with self.path.open("rb") as file:
+            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+class JsonArray(FileRows):
+    """A file that is one JSON array of objects; it is held in memory whole."""
+
+    def __len__(self) -> int:
+        """Number of elements."""
+        return len(self._values)
+
+    @cached_property
+    def _values(self) -> list[Any]:
+        values: list[Any] = _parse(self.path.read_bytes(), self.path, 1, "the file must hold one array of objects")
+        return values
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers."""
+        return (_row(f"{self.path}[{number}]", self._values[number]) for number in numbers.tolist())
+
+
+class Parquet(FileRows):
+    """A parquet file, read a batch at a time."""
+
+    def __len__(self) -> int:
+        """Number of rows, from the file's footer."""
+        return int(self._file.metadata.num_rows)
+
+    @cached_property
+    def _file(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        try:
+            return pa.parquet.ParquetFile(self.path)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{self.path}: not a whole parquet file ({first_line(error)}); write it again") from error
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers."""
+        start = 0
+        for batch in self._file.iter_batches(batch_size=1000):
+            inside = _between(numbers, start, start + len(batch))
+            for number, values in zip(inside.tolist(), batch.take(inside - start).to_pylist(), strict=True):
+                yield Row(f"{self.path}[{number}]", values)
+            start += len(batch)
+
+
+@dataclass(frozen=True)
+class DatasetRows(Rows):
+    """A ``datasets.Dataset``: from the hub, or saved with ``save_to_disk``.
+
+    Attributes:
+        dataset: The data set.
+        name: What places are named after.
+    """
+
+    dataset: Any
+    name: str
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.dataset)
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers."""
+        # In memory: without it `select` writes a file of indices beside the data, which may be read-only.
+        chosen = self.dataset.select(numbers, keep_in_memory=True)
+        for number, values in zip(numbers.tolist(), chosen, strict=True):
+            yield Row(f"{self.name}[{number}]", values)
+
+    def fingerprint(self) -> str:
+        """Hash of the name and of the fingerprint that ``datasets`` keeps."""
+        return digest([self.name, self.dataset._fingerprint])
+
+
+@dataclass(frozen=True)
+class Slice(Rows):
+    """The rows ``start`` to ``stop`` of other rows."""
+
+    rows: Rows
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers, counted from ``start``."""
+        return self.rows.take(numbers + self.start)
+
+    def fingerprint(self) -> str:
+        """Hash of the other rows and of the bounds."""
+        return digest([self.rows.fingerprint(), self.start, self.stop])
+
+
+@dataclass(frozen=True)
+class Chain(Rows):
+    """Several rows one after the other."""
+
+    parts: Sequence[Rows]
+
+    def __len__(self) -> int:
+        """Number of rows of all parts."""
+        return sum(map(len, self.parts))
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers, counted through all parts."""
+        start = 0
+        for part in self.parts:
+            inside = _between(numbers, start, start + len(part))
+            if len(inside):
+                yield from part.take(inside - start)
+            start += len(part)
+
+    def fingerprint(self) -> str:
+        """Hash of the parts."""
+        return digest([part.fingerprint() for part in self.parts])
+
+
+def digest(value: Any) -> str:
+    """Hash of a value that JSON can write, the same in every process and on every machine."""
+    return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=20).hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _parse(text: bytes, path: Path, line: int, fix: str) -> Any:
+    """Parse JSON that starts on this line of the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{line + error.lineno - 1}: broken JSON ({error.msg}); {fix}") from error
+    except UnicodeDecodeError as error:
+        line += text.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def _row(where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: a row must be a JSON object with named columns, not {type(value).__name__}")
+    return Row(where, value)
+
+
+def _between(numbers: Numbers, start: int, stop: int) -> Numbers:
+    return numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, stop)]
+
+
+@cache
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    """Hash of a file's bytes, computed once a process as long as its size and time of change stay."""
+    from tqdm import tqdm
+
+    state = blake2b(digest_size=20)
+    with path.open("rb") as file, tqdm(total=size, desc=f"hash {path.name}", unit="B", unit_scale=True, delay=2) as bar:
+        while block := file.read(_BLOCK):
+            state.update(block)
+            bar.update(len(block))
+    return state.hexdigest()
