@@ -1,9 +1,7 @@
 """From examples to token ids with an exact mask of what is trained.
 
-A conversation is rendered once as a whole and tokenised once; what the assistant says is found as spans of characters in
-the rendered text, and a token is trained if it begins in such a span. The spans come from the template's own
-``{% generation %}`` tags, or else from rendering the turns before each answer with the generation prompt, which is
-exactly what a model is given when it is to answer.
+The whole text of an example is tokenised once; a token is trained if it begins in a span of characters that is to be
+trained. That a model which is given the prompt alone sees the same tokens is checked, not assumed.
 """
 
 from __future__ import annotations
@@ -11,24 +9,21 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import singledispatchmethod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
+import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text
-from lion_lightning.models.tokenizer import CHAT_TEMPLATES, end_of_turn_ids
+from lion_lightning.data.formats import Completion, Conversation, Example, Text
+from lion_lightning.data.rendering import ChatRenderer, Span
 from lion_lightning.types import Piece
 
 Mask = Literal["assistant", "completion", "none"]
-Span = tuple[int, int]
 
 _VERSION = 1  # part of the fingerprint; raise it whenever the same input gives other pieces
 
@@ -75,7 +70,7 @@ class ChatEncoder:
         self._backend = _backend(tokenizer)
         self._added = frozenset(self._backend.get_added_tokens_decoder())
         self._bos = _leading_ids(tokenizer)
-        self._closers = tuple(map(str, tokenizer.convert_ids_to_tokens(list(end_of_turn_ids(tokenizer)))))
+        self._renderer = ChatRenderer(tokenizer)
 
     def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[Piece]:
         """Encode a batch, one piece an example.
@@ -129,43 +124,13 @@ class ChatEncoder:
 
     @_draft.register
     def _(self, example: Conversation) -> _Draft:
-        template = self._template(example)
-        text = self._render(example, example.messages, template)
         if self.mask == "none":
+            text = self._renderer.render(example)
             return _Draft(text, [(0, len(text))], bare=False)
-        find = self._tagged_spans if _TAG.search(template) else self._prefix_spans
-        spans = [(start, self._turn_end(text, start, end)) for start, end in find(example, template, text)]
-        if not any(start < end for start, end in spans):
+        text, spans = self._renderer.answers(example, self._first_trained(example))
+        if not spans:
             raise ValueError("no assistant turn to train; give the row an answer, or set mask: none")
-        return _Draft(text, [(start, end) for start, end in spans if start < end], bare=False)
-
-    def _template(self, conversation: Conversation) -> str:
-        if self.tokenizer.chat_template is None:
-            raise ValueError(
-                f"tokenizer {self.tokenizer.name_or_path} has no chat template; set tokenizer.chat_template: "
-                f"{' | '.join(CHAT_TEMPLATES)} or a jinja file"
-            )
-        template = str(self.tokenizer.get_chat_template(tools=_tools(conversation)))
-        called = any("tool_calls" in (message.extra or {}) for message in conversation.messages)
-        for name, given in (("tools", conversation.tools), ("tool_calls", called)):
-            if given and name not in template:
-                raise ValueError(f"the chat template leaves out the row's {name}; set one that shows them")
-        return template
-
-    def _render(
-        self, conversation: Conversation, messages: Sequence[Message], template: str, prompt: bool = False
-    ) -> str:
-        turns = [{**(turn.extra or {}), "role": turn.role, "content": turn.content} for turn in messages]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tools=_tools(conversation), chat_template=template, add_generation_prompt=prompt, tokenize=False
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"the chat template cannot render the row: {reason}") from error
-        return str(text)
-
-    # --- spans of the assistant's turns
+        return _Draft(text, spans, bare=False)
 
     def _first_trained(self, conversation: Conversation) -> int:
         if self.mask == "assistant":
@@ -174,50 +139,10 @@ class ChatEncoder:
             return conversation.prompt_turns
         return max((i for i, turn in enumerate(conversation.messages) if turn.role == "assistant"), default=0)
 
-    def _prefix_spans(self, conversation: Conversation, template: str, text: str) -> Iterator[Span]:
-        """Spans under a template without tags: from the end of the generation prompt to the end of the turn."""
-        for i, message in enumerate(conversation.messages):
-            if message.role != "assistant" or i < self._first_trained(conversation):
-                continue
-            prompt = self._prompt(conversation, template, i)
-            turn = self._render(conversation, conversation.messages[: i + 1], template)
-            if not (text.startswith(prompt) and text.startswith(turn)):
-                raise ValueError(
-                    f"the chat template renders the turns up to message {i} differently when more turns follow, so its "
-                    "answer cannot be told apart; use a template with {% generation %} tags, e.g. "
-                    "tokenizer.chat_template: chatml"
-                )
-            yield len(prompt), len(turn)
-
-    def _prompt(self, conversation: Conversation, template: str, turn: int) -> str:
-        if turn:
-            return self._render(conversation, conversation.messages[:turn], template, prompt=True)
-        # Templates rarely render an empty list as they render a prompt. The header of an answer that opens the
-        # conversation is what two such answers share.
-        openings = [self._render(conversation, [Message("assistant", word)], template) for word in ("a", "b")]
-        return os.path.commonprefix(openings)
-
-    def _tagged_spans(self, conversation: Conversation, template: str, text: str) -> list[Span]:
-        """Spans under a template with ``{% generation %}`` tags."""
-        marking = _TAG.sub(_mark, template)
-        first = self._first_trained(conversation)
-        before = self._render(conversation, conversation.messages[:first], marking) if first else ""
-        marked = self._render(conversation, conversation.messages, marking)
-        if _MARK.sub("", marked) != text:
-            raise ValueError("the chat template alters what it renders inside {% generation %}; move the tags outwards")
-        return _marked_spans(marked)[len(_marked_spans(before)) :]
-
-    def _turn_end(self, text: str, start: int, end: int) -> int:
-        """Put the end of a turn right behind the token that closes it."""
-        turn = text[start:end].rstrip()
-        if turn.endswith(self._closers):
-            return start + len(turn)
-        # Tags that leave this token out would train a model that never stops.
-        return end + next((len(closer) for closer in self._closers if text.startswith(closer, end)), 0)
-
     # --- from characters to tokens
 
     def _encodable(self, draft: _Draft) -> _Draft:
+        """Catch half characters here: the tokenizer refuses the batch without naming the row."""
         try:
             draft.text.encode()
         except UnicodeEncodeError as error:
@@ -237,7 +162,7 @@ class ChatEncoder:
         return Piece(np.array(ids, dtype=np.int32), supervised)
 
     def _boundary(
-        self, text: str, ids: list[int], starts: np.ndarray[Any, Any], first: int, start: int, where: str
+        self, text: str, ids: list[int], starts: npt.NDArray[Any], first: int, start: int, where: str
     ) -> _Boundary:
         # An added token cuts the text in two before it is tokenised, so nothing before the last one matters.
         anchor = next((i for i in range(first - 1, 0, -1) if ids[i] in self._added), 0)
@@ -255,33 +180,17 @@ class ChatEncoder:
                     "space around the prompt's end and the answer's start (with a `transform`), or set mask: none"
                 )
 
-    def _closed(self, ids: list[int], supervised: np.ndarray[Any, Any]) -> tuple[list[int], np.ndarray[Any, Any]]:
+    def _closed(self, ids: list[int], supervised: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[Any]]:
         """Add BOS and EOS where the text does not hold them yet."""
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise ValueError(
-                f"tokenizer {self.tokenizer.name_or_path} has no EOS token to end the text with; set tokenizer.eos_token"
+                f"tokenizer {self.tokenizer.name_or_path} has no EOS token to end a text with; set tokenizer.eos_token"
             )
         before = [] if ids[: len(self._bos)] == self._bos else self._bos
         after = [] if ids[-1:] == [eos] else [eos]
-        whole = bool(supervised.all())
-        return [*before, *ids, *after], np.concatenate([[whole] * len(before), supervised, [True] * len(after)]).astype(bool)
-
-
-# --- the marks that stand for {% generation %} and {% endgeneration %} in the rendered text
-
-_MARK = re.compile("\ufdd0")  # Unicode guarantees that this code point is never a character
-_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
-
-
-def _mark(tag: re.Match[str]) -> str:
-    # A block, like the tag that it replaces, so that jinja trims the white space around it in the same way.
-    return "{%" + tag[1] + " if true %}{{ '\ufdd0' }}{% endif " + tag[2] + "%}"
-
-
-def _marked_spans(marked: str) -> list[Span]:
-    edges = [mark.start() - number for number, mark in enumerate(_MARK.finditer(marked))]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+        whole = np.full(len(before), supervised.all())
+        return [*before, *ids, *after], np.concatenate([whole, supervised, np.full(len(after), True)])
 
 
 # --- the tokenizer
@@ -301,10 +210,6 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """``[bos]`` if the tokenizer puts BOS before a text, else nothing."""
     return [token for token in tokenizer.encode("")[:1] if token == tokenizer.bos_token_id]
-
-
-def _tools(conversation: Conversation) -> list[Any] | None:
-    return list(conversation.tools) if conversation.tools else None
 
 
 @contextmanager

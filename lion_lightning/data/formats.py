@@ -13,7 +13,7 @@ class Message(NamedTuple):
     Attributes:
         role: ``system``, ``user``, ``assistant`` or ``tool``.
         content: Its text; empty only for a system or tool turn, or an assistant turn that does nothing but call tools.
-        extra: Every other key of the row's message (``tool_calls``, ``name``, ...), handed to the chat template unchanged.
+        extra: Every other key of the row's message (``tool_calls``, ``name``, ...), for the chat template to use.
     """
 
     role: str
@@ -96,7 +96,9 @@ def recognise(row: Row, columns: Mapping[str, str] | None = None) -> Example:
 
 def _rename(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     if unknown := sorted(columns.keys() - _KNOWN_COLUMNS):
-        raise ValueError(f"columns names the unknown column {unknown[0]!r}; known are {', '.join(sorted(_KNOWN_COLUMNS))}")
+        raise ValueError(
+            f"columns names the unknown column {unknown[0]!r}; known are {', '.join(sorted(_KNOWN_COLUMNS))}"
+        )
     for known, own in columns.items():
         if own not in row:
             raise ValueError(f"columns maps {known} to {own!r}, but the row only has the keys {', '.join(row)}")
@@ -108,7 +110,9 @@ def _rename(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
 def _unknown_format(row: Row) -> str:
     keys = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in row.items()) or "none"
     forms = "; ".join(" + ".join(form.required) for form in FORMS)
-    return f"unknown format: the row's keys are {keys}; known forms: {forms}; rename keys with `columns` or give a `transform`"
+    return (
+        f"unknown format: the row's keys are {keys}; known: {forms}; rename keys with `columns` or give a `transform`"
+    )
 
 
 # --- one small function a form
@@ -191,9 +195,10 @@ def _conversation(
     before = ""
     for number, message in enumerate(messages):
         if message.role not in _FOLLOWERS[before]:
+            place = f"after {before}" if before else "and first"
             raise ValueError(
-                f"roles out of order: message {number} is {message.role} {f'after {before}' if before else 'and first'}; "
-                "a system turn may come first, then user and assistant alternate, tool turns stand after assistant turns"
+                f"roles out of order: message {number} is {message.role} {place}; a system turn may come first, then "
+                "user and assistant alternate, tool turns follow assistant turns; mend the row with a `transform`"
             )
         before = message.role
     if not any(message.role == "assistant" for message in messages[prompt_turns or 0 :]):

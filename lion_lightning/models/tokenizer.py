@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ class TokenizerSpec:
         path: Folder or hub id.
         chat_template: None for the tokenizer's own, a built-in name (one of :data:`CHAT_TEMPLATES`) or the path of a
             jinja file.
-        special_tokens: Special tokens to add where the tokenizer lacks them. The model's embeddings must grow with them.
+        special_tokens: Special tokens to add where the tokenizer lacks them. The model's embeddings grow with them.
         eos_token: Token that ends a generation, in place of the tokenizer's own; it must be in the vocabulary or in
             ``special_tokens``.
         revision: Branch, tag or commit on the hub.
@@ -55,9 +56,11 @@ class TokenizerSpec:
         return tokenizer
 
     def _pretrained(self) -> PreTrainedTokenizerBase:
+        if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().exists():
+            raise ValueError(f"tokenizer.path: there is no folder {self.path!r}; give a folder or a hub id")
         options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path, **options)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(os.path.expanduser(self.path), **options)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
