@@ -73,7 +73,9 @@ def attend_varlen(
         ValueError: If the model soft-clips its attention scores, which this kernel cannot.
     """
     if softcap is not None:
-        raise ValueError("attention: lion_varlen cannot soft-clip scores as this model does; use lion_sdpa or lion_flash.")
+        raise ValueError(
+            "attention: lion_varlen cannot soft-clip scores as this model does; use lion_sdpa or lion_flash."
+        )
     from torch.nn.attention.varlen import varlen_attn
 
     index = layout.varlen

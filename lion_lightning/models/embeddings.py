@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
+
+from lion_lightning.models.tokenizer import TokenizerSpec
 
 
 def token_embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -38,6 +41,19 @@ def add_token_rows(model: PreTrainedModel, vocabulary: int, new_ids: Iterable[in
         known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         known[new] = False
         weight[new] = weight[known].float().mean(0).to(weight.dtype)
+
+
+def new_token_ids(spec: TokenizerSpec) -> list[int]:
+    """Ids of the special tokens that a spec adds to its tokenizer: the base model has never seen them.
+
+    Args:
+        spec: The tokenizer to load.
+    """
+    if not spec.special_tokens:
+        return []
+    known = replace(spec, chat_template=None, special_tokens=(), eos_token=None).load().get_vocab()
+    vocabulary = spec.load().get_vocab()
+    return sorted(vocabulary[token] for token in spec.special_tokens if token not in known)
 
 
 class TrainableRows:
@@ -78,7 +94,9 @@ class TrainableRows:
             if parameter.grad is None:
                 continue
             if parameter.grad.dim() != 2:
-                raise ValueError("trainable_rows: FSDPStrategy flattens gradients, which hides rows; use ModelParallelStrategy.")
+                raise ValueError(
+                    "trainable_rows: FSDPStrategy flattens gradients, which hides rows; use ModelParallelStrategy."
+                )
             if self._mask is None:
                 self._mask = self._mask_like(parameter.grad)
             parameter.grad.mul_(self._mask)

@@ -120,7 +120,9 @@ class PolicyModel(nn.Module):
             self._probe_head()
             if self.packed and not self._packs_exactly():
                 name = type(self.causal_lm).__name__
-                log.warning("%s cannot run packed rows; every sequence runs alone in a padded batch, which is slower.", name)
+                log.warning(
+                    "%s cannot run packed rows; every sequence runs alone in a padded batch, which is slower.", name
+                )
                 self.packed = False
                 self.causal_lm.set_attn_implementation(_native_attention(self.causal_lm))
         finally:
@@ -129,7 +131,7 @@ class PolicyModel(nn.Module):
     def _packs_exactly(self) -> bool:
         ids, positions, layout = _probe_row(self.causal_lm)
         attention = self.causal_lm.config._attn_implementation
-        self.causal_lm.set_attn_implementation(_native_attention(self.causal_lm))
+        self.causal_lm.set_attn_implementation("eager")  # the model's own definition: SDPA ignores soft caps and sinks
         expected = self._padded_hidden(ids, positions, layout)
         self.causal_lm.set_attn_implementation(attention)
         try:
@@ -182,7 +184,8 @@ def without_dropout(config: Any) -> Any:
 
 
 def _native_attention(model: PreTrainedModel) -> str:
-    return "sdpa" if model._supports_sdpa else "eager"
+    softcapped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "sdpa" if model._supports_sdpa and not softcapped else "eager"
 
 
 def _probe_row(model: PreTrainedModel) -> tuple[Tensor, Tensor, RowLayout]:

@@ -96,6 +96,11 @@ class PolicySpec:
     trainable_rows: Literal["new"] | int | list[int] | None = None
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        """Accept ``lora`` as a mapping, as it comes back from a checkpoint."""
+        if isinstance(self.lora, dict):
+            self.lora = LoRASpec(**self.lora)
+
     def build(self, tokenizer: PreTrainedTokenizerBase | None = None, new_ids: list[int] | None = None) -> PolicyModel:
         """Load or create the model and set it up for training on packed rows.
 
@@ -130,7 +135,9 @@ class PolicySpec:
         if isinstance(self.config, dict):
             settings = dict(self.config)
             if "model_type" not in settings:
-                raise ValueError("policy.config: a mapping needs `model_type`, e.g. {model_type: llama, hidden_size: 64}.")
+                raise ValueError(
+                    "policy.config: a mapping needs `model_type`, e.g. {model_type: llama, hidden_size: 64}."
+                )
             return without_dropout(AutoConfig.for_model(settings.pop("model_type"), **settings))
         source = str(self.path or self.config)
         options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
@@ -185,7 +192,9 @@ def _not_loadable(source: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
     folder = Path(source)
     if folder.is_dir() and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors")):
-        return f"policy.path: {source} has no safetensors weights; convert them, or use `policy.config` for random ones."
+        return (
+            f"policy.path: {source} has no safetensors weights; convert them, or use `policy.config` for random ones."
+        )
     if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         return f"policy: {source} does not exist; give the folder of a Hugging Face model or a hub id."
     return f"policy: cannot load {source}: {reason}"

@@ -1,0 +1,148 @@
+"""From a checkpoint to a Hugging Face folder that any other tool loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lion_lightning.models.spec import LoRASpec, PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec, end_of_turn_ids
+
+PREFIX = "policy.model."
+"""Where a module's ``state_dict`` keeps the policy's weights."""
+
+
+def export_policy(checkpoint: Mapping[str, Any], out: str | Path) -> Path:
+    """Write weights, tokenizer, chat template, generation config and a model card. Adapters are merged.
+
+    Args:
+        checkpoint: A loaded Lightning checkpoint of an ``AlignmentModule``: its ``state_dict`` and its ``lion`` entry.
+        out: Folder to write; made if needed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the checkpoint is not one of ours, or the folder cannot be written.
+    """
+    folder = _writable(Path(out))
+    provenance = checkpoint.get("lion")
+    if provenance is None:
+        raise ValueError("this checkpoint was not written by lion_lightning: it has no `lion` entry.")
+    tokenizer = TokenizerSpec(**provenance["tokenizer"]).load()
+    model = _rebuild(provenance, checkpoint["state_dict"])
+    model.generation_config = generation_config(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(provenance), encoding="utf-8")
+    return folder
+
+
+def export_checkpoint(path: str | Path, out: str | Path) -> Path:
+    """Export a checkpoint file; see :func:`export_policy`.
+
+    Args:
+        path: A ``.ckpt`` file.
+        out: Folder to write.
+
+    Raises:
+        ValueError: If the file is missing, cannot be read as plain tensors and data, or is not one of ours.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such checkpoint; give a .ckpt file, e.g. runs/sft/checkpoints/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    try:
+        return export_policy(checkpoint, out)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Generation config that stops where an assistant's turn ends.
+
+    Args:
+        tokenizer: The policy's tokenizer, with its chat template.
+    """
+    stops = list(end_of_turn_ids(tokenizer))
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops[0] if stops else None)
+    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=stops or None, pad_token_id=padding)
+
+
+def model_card(provenance: Mapping[str, Any]) -> str:
+    """Text of the model card: what was trained, from what, on what.
+
+    Args:
+        provenance: The ``lion`` entry of a checkpoint.
+    """
+    policy = provenance["policy"]
+    base = policy.get("path")
+    header = ["---", "library_name: transformers", "tags: [lion-lightning]"]
+    header += [f"base_model: {base}"] if base else []
+    sections = {"Policy": policy, "Tokenizer": provenance["tokenizer"], "Data": provenance["data"]}
+    body = [
+        f"# {base or 'A model'}, trained with {provenance['module']}",
+        "",
+        f"Optimizer steps: {provenance['steps']}.",
+    ]
+    for title, content in sections.items():
+        body += [
+            "",
+            f"## {title}",
+            "",
+            "```json",
+            json.dumps(content, indent=2, default=str, ensure_ascii=False),
+            "```",
+        ]
+    return "\n".join([*header, "---", "", *body, ""])
+
+
+def _rebuild(provenance: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:
+    weights = {key.removeprefix(PREFIX): tensor for key, tensor in state.items() if key.startswith(PREFIX)}
+    spec = PolicySpec(**provenance["policy"])
+    settings = dict(provenance["config"])
+    if spec.trust_remote_code:
+        config = spec.load_config()
+    else:
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    dtype = getattr(torch, spec.dtype)
+    if spec.lora is None:
+        model.load_state_dict(weights)
+        return model.to(dtype)  # type: ignore[no-any-return]
+    merged = _merged(model, spec.lora, weights, provenance["new_ids"])
+    return merged.to(dtype)
+
+
+def _merged(
+    model: PreTrainedModel, lora: LoRASpec, weights: Mapping[str, Tensor], new_ids: list[int]
+) -> PreTrainedModel:
+    adapted: Any = lora.apply(model, new_ids)
+    _load(adapted, weights)
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise ValueError(f"its weights do not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}.")
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".lion-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; give another output folder.") from error
+    return folder

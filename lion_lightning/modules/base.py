@@ -1,0 +1,246 @@
+"""The LightningModule that every stage extends: one abstract method, exact normalisation, exact resume."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import AdamW, Optimizer
+
+from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token_embeddings
+from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.meters import StageMeter, StepTotals
+from lion_lightning.modules.schedules import WarmupSchedule
+from lion_lightning.types import LossOutput, PackedBatch
+
+
+class AlignmentModule(LightningModule, ABC):
+    """Trains a policy on packed rows. Subclass it and say what the loss of a micro-batch is; the rest is here.
+
+    A micro-batch returns totals over its items; gradients are divided by the number of items of the whole global step, so
+    that they do not depend on how rows are split over micro-batches, accumulation and ranks, short last steps included.
+    (Lightning divides each micro-batch by a constant, which weighs tokens of full and of empty rows differently.)
+
+    Args:
+        policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
+        tokenizer: The tokenizer; None for the one in the policy's folder.
+        optimizer: From parameter groups to an optimizer; None for AdamW at 2e-5 without weight decay.
+        lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
+
+    Raises:
+        ValueError: If the specs contradict each other.
+    """
+
+    finishers: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {}
+    """What to do to a metric's mean before it is logged, by log key, e.g. ``{"perplexity": torch.exp}``."""
+
+    def __init__(
+        self,
+        policy: PolicySpec | str | dict[str, Any],
+        tokenizer: TokenizerSpec | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        with warnings.catch_warnings():  # a loss among the hyper-parameters is meant: see _plain
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
+            self.save_hyperparameters()
+        self.policy_spec = _as_policy_spec(policy)
+        self.tokenizer_spec = _as_tokenizer_spec(tokenizer, self.policy_spec)
+        self.optimizer_factory = optimizer
+        self.lr_scheduler_factory = lr_scheduler
+        self.policy: PolicyModel | None = None
+        self._new_ids: list[int] = []
+        self._trainable_rows: TrainableRows | None = None
+        self._step = StepTotals()
+        self._meters = nn.ModuleDict({stage: StageMeter(self.finishers) for stage in ("val", "test")})
+
+    @abstractmethod
+    def compute_loss(self, batch: PackedBatch) -> LossOutput:
+        """Loss of a micro-batch: totals over its items, their number, and sums of metrics.
+
+        Args:
+            batch: Rows on the module's device.
+        """
+
+    def normaliser(self, weight: Tensor) -> Tensor:
+        """What the global step's total loss is divided by: its items. Override it for another reduction.
+
+        Args:
+            weight: Items of the global step, over all micro-batches and ranks.
+        """
+        return weight
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the model has positions for, or None if it has no such limit."""
+        limit = getattr(self.policy_spec.load_config().get_text_config(), "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    @property
+    def global_batches(self) -> int:
+        """Micro-batches that make one optimizer step, over accumulation and data-parallel ranks."""
+        replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        return self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
+
+    def configure_model(self) -> None:
+        """Build the policy, once, however often Lightning calls this."""
+        if self.policy is not None:
+            return
+        tokenizer = self.tokenizer_spec.load()
+        self._new_ids = new_token_ids(self.tokenizer_spec)
+        self.policy = self.policy_spec.build(tokenizer, self._new_ids)
+        rows = self.policy_spec.rows_to_train(self.policy.causal_lm, self._new_ids)
+        if rows is not None:
+            self._trainable_rows = TrainableRows(self.policy.causal_lm, rows)
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        """Total loss of a micro-batch; ``optimizer_step`` normalises the gradients (Lightning calls this)."""
+        output = self.compute_loss(batch)
+        self._step.add(output)
+        return output.total
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Log the loss and the metrics under ``val/`` (Lightning calls this)."""
+        self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Log the loss and the metrics under ``test/`` (Lightning calls this)."""
+        self._evaluation_step(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule; norms, biases and row-masked embeddings take no weight decay (Lightning calls this)."""
+        optimizer = (self.optimizer_factory or _default_optimizer)(self.parameter_groups())
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        scheduler = self.lr_scheduler_factory(optimizer)
+        if isinstance(scheduler, WarmupSchedule) and scheduler.total_steps is None:
+            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters in two groups, the second free of weight decay."""
+        masked = token_embeddings(self.policy_model.causal_lm) if self._trainable_rows else []
+        frozen_rows = {id(parameter) for parameter in masked}
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        decayed = [p for p in trainable if p.dim() > 1 and id(p) not in frozen_rows]
+        plain = [p for p in trainable if p.dim() <= 1 or id(p) in frozen_rows]
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    @property
+    def policy_model(self) -> PolicyModel:
+        """The policy.
+
+        Raises:
+            RuntimeError: If it has not been built yet.
+        """
+        if self.policy is None:
+            raise RuntimeError(
+                "the policy is built in configure_model(); call that first when you run without a Trainer."
+            )
+        return self.policy
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Normalise and mask the gradients between the last backward and the step (Lightning calls this)."""
+
+        def closure() -> Any:
+            result = optimizer_closure() if optimizer_closure is not None else None
+            self._normalise_gradients()
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the global step's loss, metrics and gradient norm, before clipping (Lightning calls this)."""
+        for name, mean in self._step.means(self.finishers).items():
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        self.log("train/grad_norm", getattr(norm, "full_tensor", lambda: norm)(), batch_size=1)
+
+    def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Seed the step where dropout is active (LoRA's), so that a resumed run draws what the first one would have."""
+        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules()):
+            entropy = [int(os.environ.get("PL_GLOBAL_SEED", "0")), self.current_epoch, batch_idx, self.global_rank]
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what ``lion export`` needs, and keep the checkpoint loadable with ``weights_only`` (Lightning calls this)."""
+        checkpoint["lion"] = self.provenance()
+        checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
+
+    def provenance(self) -> dict[str, Any]:
+        """What the policy is and what it was trained on, in plain data: enough to rebuild it without the original model."""
+        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        return {
+            "module": type(self).__name__,
+            "policy": asdict(self.policy_spec),
+            "tokenizer": asdict(self.tokenizer_spec),
+            "config": self.policy_model.causal_lm.config.to_dict(),
+            "new_ids": self._new_ids,
+            "data": data.description() if hasattr(data, "description") else {},
+            "steps": self.global_step if self._trainer is not None else 0,
+        }
+
+    def _evaluation_step(self, batch: PackedBatch, stage: str) -> None:
+        meter = self._meters[stage]
+        assert isinstance(meter, StageMeter)
+        for name, metric in meter.update(self.compute_loss(batch)).items():
+            self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == "loss", batch_size=1)
+
+    def _normalise_gradients(self) -> None:
+        self._step.reduce(self.trainer.strategy)
+        divisor = float(self.normaliser(self._step.weight))
+        # The strategy has averaged over ranks and Lightning over the window: both are undone here.
+        scale = self.global_batches / divisor if divisor else 0.0
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        if self._trainable_rows is not None:
+            self._trainable_rows.mask_gradients()
+
+
+def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Specs as mappings; without injected objects and factories, which ``load_from_checkpoint`` takes as arguments."""
+    plain = {key: asdict(value) if is_dataclass(value) else value for key, value in hyper_parameters.items()}
+    return {key: value for key, value in plain.items() if not isinstance(value, nn.Module) and not callable(value)}
+
+
+def _default_optimizer(parameters: Any) -> Optimizer:
+    return AdamW(parameters, lr=2e-5, weight_decay=0.0)
+
+
+def _as_policy_spec(policy: PolicySpec | str | dict[str, Any]) -> PolicySpec:
+    if isinstance(policy, str):
+        return PolicySpec(path=policy)
+    return PolicySpec(**policy) if isinstance(policy, dict) else policy
+
+
+def _as_tokenizer_spec(tokenizer: TokenizerSpec | dict[str, Any] | None, policy: PolicySpec) -> TokenizerSpec:
+    if tokenizer is not None:
+        return TokenizerSpec(**tokenizer) if isinstance(tokenizer, dict) else tokenizer
+    source = policy.path or (policy.config if isinstance(policy.config, str) else None)
+    if source is None:
+        raise ValueError(
+            "model.tokenizer: give a tokenizer; a policy built from a mapping has no folder to find one in."
+        )
+    return TokenizerSpec(path=source, revision=policy.revision)

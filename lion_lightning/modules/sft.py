@@ -1,0 +1,61 @@
+"""Supervised fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lion_lightning.losses.sft import NLLLoss, SFTLoss
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.types import LossOutput, PackedBatch
+
+
+class SFTModule(AlignmentModule):
+    """Fine-tunes a policy on the supervised tokens of packed conversations (stage 1 of LIONs, arXiv 2407.06542).
+
+    Logs ``loss``, ``perplexity`` and ``accuracy`` (share of targets that are the most probable token) for training,
+    validation and test.
+
+    Args:
+        policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
+        tokenizer: The tokenizer; None for the one in the policy's folder.
+        loss: Loss per token; None for :class:`NLLLoss`.
+        reduction: ``token_mean`` divides by the supervised tokens of the global step; ``sum`` by nothing, so that the
+            learning rate must fit the number of tokens a step.
+        optimizer: From parameter groups to an optimizer; None for AdamW at 2e-5 without weight decay.
+        lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
+
+    Example:
+        ``Trainer(max_steps=100).fit(SFTModule("HuggingFaceTB/SmolLM2-135M"), datamodule)``
+    """
+
+    finishers: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {"perplexity": torch.exp}
+
+    def __init__(
+        self,
+        policy: PolicySpec | str | dict[str, Any],
+        tokenizer: TokenizerSpec | None = None,
+        loss: SFTLoss | None = None,
+        reduction: Literal["token_mean", "sum"] = "token_mean",
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(policy, tokenizer, optimizer, lr_scheduler)
+        self.loss = loss or NLLLoss()
+        self.reduction = reduction
+
+    def compute_loss(self, batch: PackedBatch) -> LossOutput:
+        """Sum of the losses of the supervised tokens."""
+        logps, hits = self.policy_model(batch)
+        metrics = {"perplexity": -logps.detach().sum(), "accuracy": hits.sum()}
+        return LossOutput(self.loss(logps).sum(), torch.tensor(len(logps), device=logps.device), metrics)
+
+    def normaliser(self, weight: Tensor) -> Tensor:
+        """Supervised tokens of the global step, or one for ``reduction="sum"``."""
+        return weight if self.reduction == "token_mean" else torch.ones_like(weight)
