@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lion_lightning.types import SequenceLogps, TokenLogps
 
 LOGITS_PER_CHUNK = 2**24
-"""Logits that exist at once (64 MiB in fp32). Larger chunks cost memory and gain little: the products are large enough."""
+"""Logits that exist at once (64 MiB in fp32). Larger chunks cost memory and gain no speed."""
 
 
 class LogitTransform(NamedTuple):
@@ -52,8 +52,8 @@ def token_logps(
 ) -> TokenLogps:
     """Log-probability of each target, from the hidden state that predicts it.
 
-    The head is applied to a few rows at a time and again in the backward pass, so that a ``[targets, vocabulary]`` tensor
-    exists in neither. Products run in the dtype of ``hidden`` (or of autocast); the softmax is always fp32.
+    The head is applied to a few rows at a time and again in the backward pass, so that a ``[targets, vocabulary]``
+    tensor exists in neither. Products run in the dtype of ``hidden`` (or of autocast); the softmax is always fp32.
 
     Args:
         hidden: ``(targets, hidden)`` last hidden states.
@@ -81,6 +81,26 @@ def segment_logps(values: Tensor, target_segments: Tensor, segments: int) -> Seq
     return SequenceLogps(sums, counts)
 
 
+class _Head(NamedTuple):
+    """The output head in the dtype that products run in."""
+
+    weight: Tensor
+    bias: Tensor | None
+    transform: LogitTransform
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = (hidden.to(self.weight.dtype) @ self.weight.T).float()
+        return self.transform.apply(logits if self.bias is None else logits.add_(self.bias.float()))
+
+    def logits_gradient(self, hidden: Tensor, targets: Tensor, normaliser: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient of the raw logits: (onehot(target) - softmax) times the incoming gradient of the values."""
+        logits = self.logits(hidden)
+        result = (logits - normaliser[:, None]).exp_().neg_()
+        result[torch.arange(len(targets), device=targets.device), targets] += 1
+        return self.transform.backward(result.mul_(gradient[:, None]), logits)
+
+
 class _HeadLogps(torch.autograd.Function):
     """log softmax(transform(hidden @ weight.T + bias))[target], chunked and recomputed."""
 
@@ -95,50 +115,40 @@ class _HeadLogps(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.transform, ctx.chunk, ctx.dtype = transform, chunk, _compute_dtype(hidden)
-        values, hits, normalisers = [], [], []
+        head = _Head(weight.to(ctx.dtype), bias, transform)
+        values = hidden.new_empty(len(targets), dtype=torch.float32)
+        normaliser, hits = torch.empty_like(values), torch.empty_like(values, dtype=torch.bool)
         for rows in _chunks(len(targets), chunk):
-            logits = _logits(ctx, hidden[rows], weight, bias)
+            logits = head.logits(hidden[rows])
             target = logits.gather(1, targets[rows, None]).squeeze(1)
             largest = logits.amax(1)
-            normaliser = logits.sub_(largest[:, None]).exp_().sum(1).log_().add_(largest)
-            values.append(target - normaliser)
-            hits.append(target >= largest)
-            normalisers.append(normaliser)
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        normaliser = torch.cat([empty, *normalisers])
+            normaliser[rows] = logits.sub_(largest[:, None]).exp_().sum(1).log_().add_(largest)
+            values[rows] = target - normaliser[rows]
+            hits[rows] = target >= largest
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
-        hit = torch.cat([empty.bool(), *hits])
-        ctx.mark_non_differentiable(hit)
-        return torch.cat([empty, *values]), hit
+        ctx.mark_non_differentiable(hits)
+        return values, hits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        head = _Head(weight.to(ctx.dtype), bias, ctx.transform)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         # fp32 even for bf16 weights: many chunks add up here.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for rows in _chunks(len(targets), ctx.chunk):
-            grad_logits = _logits_gradient(
-                ctx, hidden[rows], weight, bias, targets[rows], normaliser[rows], gradient[rows]
-            )
+            grad_logits = head.logits_gradient(hidden[rows], targets[rows], normaliser[rows], gradient[rows])
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(ctx.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = (grad_logits @ weight.to(ctx.dtype)).to(hidden.dtype)
+                grad_hidden[rows] = (grad_logits @ head.weight).to(hidden.dtype)
             if grad_weight is not None:
                 _accumulate_outer(grad_weight, grad_logits, hidden[rows].to(ctx.dtype))
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-        )
+        return grad_hidden, _cast(grad_weight, weight), _cast(grad_bias, bias), None, None, None
 
 
 def _chunks(length: int, size: int) -> Iterator[slice]:
@@ -150,31 +160,13 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _logits(ctx: FunctionCtx | Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
-        logits = (hidden.to(ctx.dtype) @ weight.to(ctx.dtype).T).float()
-    return ctx.transform.apply(logits if bias is None else logits.add_(bias.float()))
-
-
-def _logits_gradient(
-    ctx: FunctionCtx | Any,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    normaliser: Tensor,
-    gradient: Tensor,
-) -> Tensor:
-    """d values / d raw logits = (onehot(target) - softmax) times the incoming gradient."""
-    logits = _logits(ctx, hidden, weight, bias)
-    grad_logits = (logits - normaliser[:, None]).exp_().neg_()
-    grad_logits[torch.arange(len(targets), device=targets.device), targets] += 1
-    return ctx.transform.backward(grad_logits.mul_(gradient[:, None]), logits)
-
-
 def _accumulate_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left.T @ right``, without a temporary of its size where the dtypes allow."""
+    """Add ``left.T @ right`` to ``total``, without a temporary of its size where the dtypes allow."""
     if total.dtype == left.dtype:
         total.addmm_(left.T, right)
     else:
         total += left.T @ right
+
+
+def _cast(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return None if gradient is None or like is None else gradient.to(like.dtype)

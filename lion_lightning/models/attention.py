@@ -1,4 +1,4 @@
-"""Attention for packed rows, registered with transformers so that any causal LM that uses its interface runs unmodified.
+"""Attention for packed rows, registered with transformers: any causal LM that uses its interface runs unmodified.
 
 Importing this module registers ``lion`` (which picks the fastest path for the tensors it gets) and the single paths
 ``lion_sdpa``, ``lion_varlen``, ``lion_flash`` and ``lion_dense``. Each takes a :class:`RowLayout` through the keyword
@@ -36,7 +36,7 @@ def attend_sdpa(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """One SDPA call a segment. No mask tensor exists for documents; an answer gets one of its own size times its context."""
+    """One SDPA call a segment: no mask tensor for documents, a small one (answer by context) for answers."""
     return torch.cat(
         [_attend_segment(query, key, value, access, scale, window, softcap) for access in layout.accesses], dim=1
     )
@@ -98,7 +98,9 @@ def attend_varlen(
     key, value = (tensor if index.gather is None else tensor[:, index.gather] for tensor in (key, value))
     rows = [tensor.transpose(0, 1).contiguous() for tensor in (query, key, value)]
     lengths = (index.cu_queries, index.cu_keys, index.max_queries, index.max_keys)
-    return varlen_attn(*rows, *lengths, **options).transpose(0, 1)  # type: ignore[no-any-return, union-attr]
+    kernel: Callable[..., Any] = varlen_attn
+    output: Tensor = kernel(*rows, *lengths, **options)
+    return output.transpose(0, 1)
 
 
 def attend_flash(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,20 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 
 def token_embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
     """The weights of the input embedding and of the output head; one entry where they are tied."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    weights = [module.weight for module in modules if module is not None]
+    modules: tuple[Any, ...] = (model.get_input_embeddings(), output_head(model))
+    weights: list[nn.Parameter] = [module.weight for module in modules if module is not None]
     return list({id(weight): weight for weight in weights}.values())
+
+
+def output_head(model: PreTrainedModel) -> Any:
+    """The module that turns hidden states into logits."""
+    return model.get_output_embeddings()  # type: ignore[no-untyped-call]
+
+
+def vocabulary_rows(model: PreTrainedModel) -> int:
+    """Rows of the embedding: the vocabulary, with whatever padding the model has."""
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.weight.shape[0])
 
 
 @torch.no_grad()
@@ -28,10 +40,10 @@ def add_token_rows(model: PreTrainedModel, vocabulary: int, new_ids: Iterable[in
 
     Args:
         model: The model to change in place.
-        vocabulary: Number of tokens of the tokenizer. The matrices grow to it; they never shrink, since many models pad.
+        vocabulary: Number of tokens of the tokenizer. The matrices grow to it and never shrink: many models pad them.
         new_ids: Ids of the tokens that the base model was not trained on.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = vocabulary_rows(model)
     new = sorted({*new_ids, *range(rows, vocabulary)})
     if not new:
         return
@@ -59,8 +71,8 @@ def new_token_ids(spec: TokenizerSpec) -> list[int]:
 class TrainableRows:
     """Lets only chosen rows of the token embeddings learn (the paper's embedding-gradient mask).
 
-    It acts on the gradients between backward and the optimizer, when they have been reduced over ranks. A gradient that is
-    sharded is multiplied by a mask sharded in the same way, so that each rank masks just the row range it holds. The
+    It acts on the gradients between backward and the optimizer, when they have been reduced over ranks. A sharded
+    gradient is multiplied by a mask sharded in the same way, so that each rank masks just the row range it holds. The
     parameters must be free of weight decay, which would shrink the other rows: ``AlignmentModule`` sees to that.
 
     Args:
@@ -75,7 +87,7 @@ class TrainableRows:
         self.model = model
         self.rows = sorted(set(rows))
         self._mask: Tensor | None = None
-        vocabulary = len(model.get_input_embeddings().weight)
+        vocabulary = vocabulary_rows(model)
         if not self.rows or not 0 <= self.rows[0] <= self.rows[-1] < vocabulary:
             named = f"{self.rows[0]} to {self.rows[-1]}" if self.rows else "none"
             raise ValueError(

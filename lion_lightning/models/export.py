@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from lion_lightning.models.spec import LoRASpec, PolicySpec
+from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec, end_of_turn_ids
 
 PREFIX = "policy.model."
@@ -74,7 +81,9 @@ def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """
     stops = list(end_of_turn_ids(tokenizer))
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops[0] if stops else None)
-    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=stops or None, pad_token_id=padding)
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=stops or None, pad_token_id=padding
+    )
 
 
 def model_card(provenance: Mapping[str, Any]) -> str:
@@ -106,35 +115,26 @@ def model_card(provenance: Mapping[str, Any]) -> str:
 
 
 def _rebuild(provenance: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreTrainedModel:
-    weights = {key.removeprefix(PREFIX): tensor for key, tensor in state.items() if key.startswith(PREFIX)}
     spec = PolicySpec(**provenance["policy"])
-    settings = dict(provenance["config"])
-    if spec.trust_remote_code:
-        config = spec.load_config()
-    else:
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
-    dtype = getattr(torch, spec.dtype)
-    if spec.lora is None:
-        model.load_state_dict(weights)
-        return model.to(dtype)  # type: ignore[no-any-return]
-    merged = _merged(model, spec.lora, weights, provenance["new_ids"])
-    return merged.to(dtype)
-
-
-def _merged(
-    model: PreTrainedModel, lora: LoRASpec, weights: Mapping[str, Tensor], new_ids: list[int]
-) -> PreTrainedModel:
-    adapted: Any = lora.apply(model, new_ids)
-    _load(adapted, weights)
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
-
-
-def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(_config(spec, provenance["config"]), trust_remote_code=spec.trust_remote_code)
+    if spec.lora is not None:
+        model = spec.lora.apply(model, provenance["new_ids"])
+    weights = {key.removeprefix(PREFIX): tensor for key, tensor in state.items() if key.startswith(PREFIX)}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(f"its weights do not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}.")
+    plain: PreTrainedModel = model.merge_and_unload() if spec.lora is not None else model
+    return plain.to(getattr(torch, spec.dtype))  # type: ignore[arg-type]
+
+
+def _config(spec: PolicySpec, settings: Mapping[str, Any]) -> PretrainedConfig:
+    """The trained model's config; only a model with code of its own needs its source again."""
+    if spec.trust_remote_code:
+        return spec.load_config()
+    rest = {key: value for key, value in settings.items() if key != "model_type"}
+    config: PretrainedConfig = AutoConfig.for_model(settings["model_type"], **rest)
+    return config
 
 
 def _writable(folder: Path) -> Path:

@@ -88,7 +88,7 @@ class RowLayout:
 
     @cached_property
     def visible(self) -> Tensor:
-        """``(tokens, tokens)`` bool: may the row's token see the column's? Quadratic in memory: for tests and fallbacks."""
+        """``(tokens, tokens)`` bool: may the row's token see the column's? Quadratic in memory."""
         mask = torch.zeros(self.tokens, self.tokens, dtype=torch.bool)
         for access in self.accesses:
             for span in access.keys[:-1]:

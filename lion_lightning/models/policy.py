@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lion_lightning.functional import LogitTransform, token_logps
 from lion_lightning.models.attention import PATHS
+from lion_lightning.models.embeddings import output_head, vocabulary_rows
 from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.padding import pad_row
 from lion_lightning.types import PackedBatch, Segment, TokenLogps
@@ -23,7 +24,8 @@ class PolicyModel(nn.Module):
     """A Hugging Face causal LM behind the one forward that every stage uses.
 
     Rows go through the model packed, by the attention of :mod:`lion_lightning.models.attention`. A model that cannot do
-    that (state-space layers, its own attention code) is found out by a probe at construction and runs padded, with a warning.
+    that (state-space layers, its own attention code) is found out by a probe at construction and runs padded, with a
+    warning.
 
     Args:
         model: A causal LM, or a PEFT model around one.
@@ -45,9 +47,9 @@ class PolicyModel(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The transformers model itself, inside of any adapter."""
-        unwrap = getattr(self.model, "get_base_model", None)
-        model: PreTrainedModel = unwrap() if unwrap else self.model
-        return model
+        model: Any = self.model
+        base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return base
 
     def forward(self, batch: PackedBatch) -> TokenLogps:
         """Log-prob of every target of a packed batch.
@@ -74,7 +76,7 @@ class PolicyModel(nn.Module):
         Raises:
             ValueError: If the head is of a kind whose weight cannot be had.
         """
-        head = self.causal_lm.get_output_embeddings()
+        head = output_head(self.causal_lm)
         head = getattr(head, "modules_to_save", {}).get(getattr(head, "active_adapter", ""), head)
         weight = head.weight
         if hasattr(head, "lora_A"):
@@ -190,7 +192,7 @@ def _native_attention(model: PreTrainedModel) -> str:
 
 def _probe_row(model: PreTrainedModel) -> tuple[Tensor, Tensor, RowLayout]:
     device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_rows(model)
     # From the middle of the vocabulary: pad and other special ids, which models may treat apart, stand at its ends.
     ids = (torch.arange(10, device=device) * 7 + vocabulary // 2) % vocabulary
     positions = torch.arange(5, device=device).repeat(2)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lion_lightning.models.embeddings import add_token_rows
+from lion_lightning.models.embeddings import add_token_rows, vocabulary_rows
+from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel, without_dropout
 
 if TYPE_CHECKING:
@@ -21,58 +21,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class LoRASpec:
-    """Low-rank adapters through peft (arXiv 2106.09685).
-
-    Attributes:
-        r: Rank.
-        alpha: Scale of the update; it is multiplied by ``alpha / r``.
-        dropout: Dropout on the adapter's input, in training only.
-        target_modules: Names (or one regular expression) of the layers to adapt; ``all-linear`` for all but the head.
-        modules_to_save: Layers that are trained whole beside the adapters.
-    """
-
-    r: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
-    modules_to_save: list[str] = field(default_factory=list)
-
-    def apply(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
-        """Wrap a model in adapters; rows of new tokens are trained beside them.
-
-        Args:
-            model: The base model; all its weights are frozen.
-            new_ids: Token ids whose embeddings must learn, since nothing has trained them.
-
-        Raises:
-            ModuleNotFoundError: If peft is not installed.
-        """
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("policy.lora needs peft: pip install 'lion-lightning[lora]'") from error
-
-        config = LoraConfig(
-            r=self.r,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft takes any number
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules,
-            modules_to_save=self.modules_to_save or None,
-            trainable_token_indices=new_ids or None,
-            task_type="CAUSAL_LM",
-        )
-        return get_peft_model(model, config)  # type: ignore[no-any-return]
-
-
-@dataclass
 class PolicySpec:
     """How to build a policy or a reference. One of ``path`` and ``config`` is given.
 
     Attributes:
         path: Folder or hub id of a causal LM whose weights are loaded. Safetensors only.
-        config: Folder or hub id with a ``config.json``, or a mapping with a ``model_type``: the model starts from random
-            weights.
+        config: Folder or hub id with a ``config.json``, or a mapping with a ``model_type``: the model starts from
+            random weights.
         revision: Hub revision.
         dtype: Dtype of the weights. Keep ``float32`` with mixed precision; use ``bfloat16`` with ``bf16-true``.
         attention: ``lion`` (packed rows, fastest path), one of its single paths (``lion_sdpa``, ``lion_varlen``,
@@ -80,8 +35,8 @@ class PolicySpec:
         gradient_checkpointing: Recompute each layer in backward: less memory, about a third more time.
         liger: Swap in Liger's fused GPU kernels where liger-kernel is installed.
         lora: Train adapters instead of the weights.
-        trainable_rows: Which rows of the embedding and head learn: None for all, ``new`` for the tokens that were added,
-            a number for all rows from it up, or a list of rows. (LIONs: 128000 for Llama 3.)
+        trainable_rows: Which rows of the embedding and head learn: None for all, ``new`` for the tokens that were
+            added, a number for all rows from it up, or a list of rows. (LIONs: 128000 for Llama 3.)
         trust_remote_code: Run code that comes with the model. Off: such a model is refused.
     """
 
@@ -121,7 +76,7 @@ class PolicySpec:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         wrapped = self.lora.apply(model, new_ids) if self.lora else model
         if self.lora and self.gradient_checkpointing:
-            model.enable_input_require_grads()
+            model.enable_input_require_grads()  # type: ignore[no-untyped-call]
         return PolicyModel(wrapped)
 
     def load_config(self) -> PretrainedConfig:
@@ -138,11 +93,13 @@ class PolicySpec:
                 raise ValueError(
                     "policy.config: a mapping needs `model_type`, e.g. {model_type: llama, hidden_size: 64}."
                 )
-            return without_dropout(AutoConfig.for_model(settings.pop("model_type"), **settings))
+            return cast(
+                "PretrainedConfig", without_dropout(AutoConfig.for_model(settings.pop("model_type"), **settings))
+            )
         source = str(self.path or self.config)
         options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         try:
-            return without_dropout(AutoConfig.from_pretrained(source, **options))
+            return cast("PretrainedConfig", without_dropout(AutoConfig.from_pretrained(source, **options)))
         except (OSError, ValueError) as error:
             raise ValueError(_not_loadable(source, error)) from error
 
@@ -151,7 +108,7 @@ class PolicySpec:
         if self.trainable_rows is None or isinstance(self.trainable_rows, list):
             return self.trainable_rows
         if isinstance(self.trainable_rows, int):
-            return list(range(self.trainable_rows, model.get_input_embeddings().weight.shape[0]))
+            return list(range(self.trainable_rows, vocabulary_rows(model)))
         return new_ids
 
     def _load(self) -> PreTrainedModel:
@@ -164,19 +121,20 @@ class PolicySpec:
             return self._create()
 
     def _create(self, **options: Any) -> PreTrainedModel:
+        auto: Any = AutoModelForCausalLM
         config = self.load_config()
         options |= {"dtype": getattr(torch, self.dtype), "trust_remote_code": self.trust_remote_code}
         if self.path is None:
-            return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-any-return]
+            return cast(PreTrainedModel, auto.from_config(config, **options))
         options |= {"config": config, "revision": self.revision, "use_safetensors": True}
         try:
-            return AutoModelForCausalLM.from_pretrained(self.path, **options)  # type: ignore[no-any-return]
+            return cast(PreTrainedModel, auto.from_pretrained(self.path, **options))
         except (OSError, ValueError) as error:
             raise ValueError(_not_loadable(self.path, error)) from error
 
 
 def _apply_liger(model: PreTrainedModel) -> None:
-    """Liger's kernels for norms, rotary embeddings and MLPs; its fused loss is left out, for the head here does that."""
+    """Liger's kernels for norms, rotary embeddings and MLPs; not its fused loss, which the head here replaces."""
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
     except ModuleNotFoundError:

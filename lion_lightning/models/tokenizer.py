@@ -134,4 +134,5 @@ def _closing_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _first_added_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
     first = tokenizer.encode(text, add_special_tokens=False)[0]
-    return first if first in tokenizer.added_tokens_decoder else None
+    token = tokenizer.added_tokens_decoder.get(first)
+    return first if token is not None and text.startswith(token.content) else None  # an unknown marker may become <unk>

@@ -1,1 +1,14 @@
+"""LightningModules: one for each stage, over one base."""
 
+from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.schedules import ConstantWithWarmup, CosineWithWarmup, LinearWithWarmup, WarmupSchedule
+from lion_lightning.modules.sft import SFTModule
+
+__all__ = [
+    "AlignmentModule",
+    "ConstantWithWarmup",
+    "CosineWithWarmup",
+    "LinearWithWarmup",
+    "SFTModule",
+    "WarmupSchedule",
+]

@@ -29,9 +29,9 @@ from lion_lightning.types import LossOutput, PackedBatch
 class AlignmentModule(LightningModule, ABC):
     """Trains a policy on packed rows. Subclass it and say what the loss of a micro-batch is; the rest is here.
 
-    A micro-batch returns totals over its items; gradients are divided by the number of items of the whole global step, so
-    that they do not depend on how rows are split over micro-batches, accumulation and ranks, short last steps included.
-    (Lightning divides each micro-batch by a constant, which weighs tokens of full and of empty rows differently.)
+    A micro-batch returns totals over its items; gradients are divided by the number of items of the whole global step,
+    so that they do not depend on how rows are split over micro-batches, accumulation and ranks, short last steps
+    included. (Lightning divides each micro-batch by a constant, so that a token's weight depends on its neighbours.)
 
     Args:
         policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
@@ -121,7 +121,7 @@ class AlignmentModule(LightningModule, ABC):
         self._evaluation_step(batch, "test")
 
     def configure_optimizers(self) -> Any:
-        """Optimizer and schedule; norms, biases and row-masked embeddings take no weight decay (Lightning calls this)."""
+        """Optimizer and schedule; norms, biases, row-masked embeddings take no weight decay (Lightning calls this)."""
         optimizer = (self.optimizer_factory or _default_optimizer)(self.parameter_groups())
         if self.lr_scheduler_factory is None:
             return optimizer
@@ -137,7 +137,7 @@ class AlignmentModule(LightningModule, ABC):
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         decayed = [p for p in trainable if p.dim() > 1 and id(p) not in frozen_rows]
         plain = [p for p in trainable if p.dim() <= 1 or id(p) in frozen_rows]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
     @property
@@ -184,13 +184,13 @@ class AlignmentModule(LightningModule, ABC):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what ``lion export`` needs, and keep the checkpoint loadable with ``weights_only`` (Lightning calls this)."""
+        """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
         checkpoint["lion"] = self.provenance()
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
 
     def provenance(self) -> dict[str, Any]:
-        """What the policy is and what it was trained on, in plain data: enough to rebuild it without the original model."""
-        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        """What the policy is and was trained on, in plain data: enough to rebuild it without the original model."""
+        data: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         return {
             "module": type(self).__name__,
             "policy": asdict(self.policy_spec),
@@ -221,7 +221,9 @@ class AlignmentModule(LightningModule, ABC):
 
 def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Specs as mappings; without injected objects and factories, which ``load_from_checkpoint`` takes as arguments."""
-    plain = {key: asdict(value) if is_dataclass(value) else value for key, value in hyper_parameters.items()}
+    plain = {
+        name: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for name, v in hyper_parameters.items()
+    }
     return {key: value for key, value in plain.items() if not isinstance(value, nn.Module) and not callable(value)}
 
 

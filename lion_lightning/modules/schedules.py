@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -49,7 +50,7 @@ class WarmupSchedule(LRScheduler):
             return step / warmup
         return self.decay(min(1.0, (step - warmup) / max(1, total - warmup)))
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each parameter group (torch calls this)."""
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
