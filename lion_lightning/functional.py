@@ -64,7 +64,8 @@ def token_logps(
         logits_per_chunk: How many logits may exist at once.
     """
     chunk = max(1, logits_per_chunk // weight.shape[0])
-    values, hits = _HeadLogps.apply(hidden, weight, bias, targets, transform or LogitTransform(), chunk)
+    apply: Any = _HeadLogps.apply
+    values, hits = apply(hidden, weight, bias, targets, transform or LogitTransform(), chunk)
     return TokenLogps(values, hits)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,8 @@ class Piece(NamedTuple):
     parent: int = -1
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sample:
     """One tokenised example: an SFT document (one piece) or a preference pair (three).
 
     Attributes:
@@ -78,7 +80,7 @@ class PackedBatch:
 
     Attributes:
         input_ids: ``(tokens,)`` int64.
-        position_ids: ``(tokens,)`` int64; they restart at 0 in each root segment and go on from the parent's end in a child.
+        position_ids: ``(tokens,)`` int64; they restart at 0 in each root segment and go on from a parent's end.
         segments: The row's segments, parents before children.
         predictors: ``(targets,)`` int64 flat positions whose hidden states predict the targets.
         targets: ``(targets,)`` int64 token ids.
@@ -167,5 +169,5 @@ def segment_table(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Segme
         lengths: Tokens of each segment.
         parents: Index of each segment's parent, -1 for none.
     """
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else []
-    return tuple(Segment(int(s), int(n), int(p)) for s, n, p in zip(starts, lengths, parents, strict=True))
+    starts = accumulate(lengths, initial=0)
+    return tuple(Segment(start, n, p) for start, n, p in zip(starts, lengths, parents, strict=False))

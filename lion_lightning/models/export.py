@@ -124,8 +124,10 @@ def _rebuild(provenance: Mapping[str, Any], state: Mapping[str, Tensor]) -> PreT
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(f"its weights do not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}.")
-    plain: PreTrainedModel = model.merge_and_unload() if spec.lora is not None else model
-    return plain.to(getattr(torch, spec.dtype))  # type: ignore[arg-type]
+    plain: PreTrainedModel = (model.merge_and_unload() if spec.lora is not None else model).to(
+        getattr(torch, spec.dtype)
+    )
+    return plain
 
 
 def _config(spec: PolicySpec, settings: Mapping[str, Any]) -> PretrainedConfig:

@@ -43,11 +43,11 @@ class LoRASpec:
 
         config = LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number does
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             modules_to_save=self.modules_to_save or None,
             trainable_token_indices=new_ids or None,
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)  # type: ignore[no-any-return]
+        return get_peft_model(model, config)

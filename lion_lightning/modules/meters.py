@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -72,7 +73,8 @@ class StageMeter(nn.Module):
             key = name.replace(".", "_")
             if key not in self.metrics:
                 self.metrics[key] = FinishedMean(self.finishers.get(name, _same)).to(total.device)
-            self.metrics[key].update(total.detach() / output.weight.clamp_min(1.0), output.weight)
+            metric: Any = self.metrics[key]
+            metric.update(total.detach() / output.weight.clamp_min(1.0), output.weight)
         return {name: self.metrics[name.replace(".", "_")] for name in totals}  # type: ignore[misc]
 
 
