@@ -1,0 +1,245 @@
+"""The tokenised store: found by content, whole or not at all, and read without loading."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from lion_lightning.data import tokenized
+from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text
+from lion_lightning.data.sources import Source
+from lion_lightning.data.tokenized import cache_folder, content_digest, tokenise
+from lion_lightning.types import Piece
+
+
+class Letters:
+    """One token a letter; of a completion only the completion is trained, of a text every letter but ``.``."""
+
+    def __init__(self, name: str = "letters") -> None:
+        self.name, self.calls = name, 0
+
+    def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[Piece]:
+        self.calls += 1
+        return [self._one(example) for example in examples]
+
+    def _one(self, example: Example) -> Piece:
+        if isinstance(example, Completion):
+            letters, known = example.prompt + example.completion, len(example.prompt)
+            mask = [position >= known for position in range(len(letters))]
+        else:
+            letters = cast(Text, example).text
+            mask = [letter != "." for letter in letters]
+        return Piece(np.array([ord(letter) for letter in letters], np.int32), np.array(mask, bool))
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+def encoder(name: str = "letters") -> Any:
+    return cast(ChatEncoder, Letters(name))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Source]:
+    def write(*rows: Any, name: str = "a", **options: Any) -> Source:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return Source(str(path), **options)
+
+    return write
+
+
+Write = Callable[..., Source]
+
+
+def stores(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "tokens").iterdir() if path.suffix == ".arrow"}
+
+
+def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
+    table = tokenise(write({"prompt": "ab", "completion": "cd"}, {"text": "x.y"}), encoder(), tmp_path)
+    assert (len(table), table.raw_rows, table.skipped_rows) == (2, 2, 0)
+    assert table.lengths.tolist() == [4, 3]
+    whole = table.piece(0, 0, 4)
+    assert bytes(whole.input_ids.tolist()) == b"abcd"
+    assert whole.supervised.tolist() == [False, False, True, True]
+    part = table.piece(1, 1, 3)
+    assert bytes(part.input_ids.tolist()) == b".y"
+    assert part.supervised.tolist() == [False, True]
+    assert part.input_ids.dtype == np.int32
+    assert table.where(1) == f"{tmp_path}/a.jsonl:2"
+
+
+def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenized, "_BATCH", 3)
+    words = ["a" * n for n in range(1, 11)]
+    table = tokenise(write(*({"text": word} for word in words)), encoder(), tmp_path)
+    assert [len(table.piece(row, 0, row + 1).input_ids) for row in range(10)] == list(range(1, 11))
+    assert [table.where(row).rpartition(":")[2] for row in range(10)] == [str(n) for n in range(1, 11)]
+    assert table.lengths.tolist() == list(range(1, 11))
+
+
+def test_targets_leave_out_the_first_token_of_a_span(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenized, "_BATCH", 2)
+    table = tokenise(write({"text": "ab.cd"}, {"text": "."}, {"text": "x"}, {"text": "..yz"}), encoder(), tmp_path)
+    rows, starts, stops = np.array([0, 0, 1, 2, 3]), np.array([0, 2, 0, 0, 0]), np.array([5, 5, 1, 1, 3])
+    # "ab.cd" trains b, c, d; its part ".cd" c, d; "." and "x" have nothing to be predicted from; "..y" trains y
+    assert table.targets(rows, starts, stops).tolist() == [3, 2, 0, 0, 1]
+
+
+def test_the_second_run_encodes_nothing(write: Write, tmp_path: Path) -> None:
+    source, first, second = write({"text": "ab"}), encoder(), encoder()
+    tokenise(source, first, tmp_path)
+    assert tokenise(source, second, tmp_path).lengths.tolist() == [2]
+    assert (first.calls, second.calls) == (1, 0)
+
+
+def shout(row: dict[str, Any]) -> dict[str, Any]:
+    return {"text": row["text"].upper()}
+
+
+def whisper(row: dict[str, Any]) -> dict[str, Any]:
+    return {"text": row["text"].lower()}
+
+
+def test_everything_that_changes_the_tokens_changes_the_key(write: Write, tmp_path: Path) -> None:
+    rows = [{"text": "ab", "other": "cd"}, {"text": "efg", "other": "h"}]
+    sources = [
+        write(*rows),
+        write(*rows, split="train[1:]"),
+        write(*rows, fraction=0.5),
+        write(*rows, fraction=0.5, seed=3),
+        write(*rows, columns={"text": "other"}),
+        write(*rows, transform=shout),
+        write(*rows, transform=whisper),
+        write(*reversed(rows), name="b"),
+    ]
+    for source in sources:
+        tokenise(source, encoder(), tmp_path)
+    assert len(stores(tmp_path)) == len(sources)
+    tokenise(sources[0], encoder("another tokenizer"), tmp_path)
+    assert len(stores(tmp_path)) == len(sources) + 1
+    tokenise(write({"text": "changed"}), encoder(), tmp_path)  # the same path, other bytes
+    assert len(stores(tmp_path)) == len(sources) + 2
+
+
+def test_a_repeat_does_not_tokenise_again(write: Write, tmp_path: Path) -> None:
+    tokenise(write({"text": "ab"}), encoder(), tmp_path)
+    tokenise(write({"text": "ab"}, fraction=2.5, seed=9, name="a"), encoder(), tmp_path)
+    assert len(stores(tmp_path)) == 1
+
+
+def test_an_edit_of_a_transform_is_noticed(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where only a helper of it changed."""
+    from importlib import import_module, reload
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    code = "def helper(t):\n    return t + {}\n\ndef change(row):\n    return dict(text=helper(row['text']))\n"
+    (tmp_path / "my_rows.py").write_text(code.format("'x'"))
+    module = import_module("my_rows")
+    before = tokenise(write({"text": "ab"}, transform=module.change), encoder(), tmp_path)
+    (tmp_path / "my_rows.py").write_text(code.format("'yes'"))
+    import linecache
+
+    linecache.clearcache()
+    after = tokenise(write({"text": "ab"}, transform=reload(module).change), encoder(), tmp_path)
+    assert (before.lengths.tolist(), after.lengths.tolist()) == ([3], [5])
+
+
+def nothing_of_short_ones(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"text": letter * 2} for letter in row["text"]] if len(row["text"]) > 1 else []
+
+
+def test_rows_that_a_transform_skips_are_counted(write: Write, tmp_path: Path) -> None:
+    source = write({"text": "a"}, {"text": "bcd"}, transform=nothing_of_short_ones)
+    table = tokenise(source, encoder(), tmp_path)
+    assert (table.raw_rows, table.skipped_rows, len(table)) == (2, 1, 3)
+    assert {table.where(row) for row in range(3)} == {f"{source.path}:2"}
+
+
+def test_a_transform_that_skips_all_gives_an_empty_table(write: Write, tmp_path: Path) -> None:
+    table = tokenise(write({"text": "a"}, transform=nothing_of_short_ones), encoder(), tmp_path)
+    assert (len(table), table.digests.shape) == (0, (0, 2))
+
+
+def test_a_run_that_fails_leaves_nothing(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*format"):
+        tokenise(write({"text": "a"}, {"nonsense": 1}), encoder(), tmp_path / "cache")
+    assert os.listdir(tmp_path / "cache" / "tokens") == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "manifest"])
+def test_a_damaged_store_is_made_again_with_a_warning(
+    write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    source = write({"text": "ab"})
+    path = tokenise(source, encoder(), tmp_path).path
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    if damage == "gone":
+        path.unlink()
+    if damage == "manifest":
+        path.with_suffix(".json").write_text("{")
+    again = encoder()
+    assert tokenise(source, again, tmp_path).lengths.tolist() == [2]
+    assert again.calls == 1
+    assert "damaged" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/tokens: cannot write tokenised data .*LION_CACHE"):
+        tokenise(write({"text": "ab"}), encoder(), tmp_path / "file")
+
+
+def test_where_the_stores_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LION_CACHE", "/lion")
+    assert cache_folder() == Path("/lion/tokens")
+    assert cache_folder("/mine") == Path("/mine/tokens")
+    monkeypatch.delenv("LION_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/xdg/lion_lightning/tokens")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache/lion_lightning/tokens"
+
+
+def test_a_table_travels_to_workers_as_its_path(write: Write, tmp_path: Path) -> None:
+    table = tokenise(write({"text": "ab" * 5000}), encoder(), tmp_path)
+    letter = pickle.dumps(table)
+    assert len(letter) < 1000
+    assert pickle.loads(letter).lengths.tolist() == [10000]
+
+
+def test_digests_follow_content_alone() -> None:
+    turns = (Message("user", "Hi"), Message("assistant", "Hello"))
+    assert content_digest(Conversation(turns)) == content_digest(Conversation(turns, prompt_turns=1))
+    different = [
+        Conversation(turns),
+        Conversation(turns, tools=({"name": "search"},)),
+        Conversation((*turns, *turns)),
+        Conversation((turns[0], Message("assistant", "Hello", {"name": "x"}))),
+        Completion("Hi", "Hello"),
+        Completion("HiHe", "llo"),
+        Text("HiHello"),
+    ]
+    assert len({content_digest(example) for example in different}) == len(different)
+    first = {"a": 1, "b": 2}
+    turned = dict(reversed(first.items()))
+    by_key_order = {content_digest(Conversation(turns, tools=(tool,))) for tool in (first, turned)}
+    assert len(by_key_order) == 1
+
+
+def test_equal_examples_of_two_sources_have_equal_digests(write: Write, tmp_path: Path) -> None:
+    one = tokenise(write({"text": "ab"}, {"text": "cd"}), encoder(), tmp_path)
+    two = tokenise(write({"text": "cd", "more": 1}, name="b"), encoder(), tmp_path)
+    assert (one.digests[1] == two.digests[0]).all()
+    assert (one.digests[0] != two.digests[0]).any()
