@@ -175,9 +175,9 @@ class ChatEncoder:
         for boundary in boundaries:
             if alone[boundary.text].ids != boundary.ids:
                 raise ValueError(
-                    f"{boundary.where}: the answer's first characters merge into one token with the end of its prompt "
-                    f"({boundary.text[-20:]!r}), so the prompt's tokens are no prefix of the row's; strip the white "
-                    "space around the prompt's end and the answer's start (with a `transform`), or set mask: none"
+                    f"{boundary.where}: the end of the prompt ({boundary.text[-20:]!r}) gives other tokens before the "
+                    "answer than alone, so a model would be asked with tokens it was not trained on; strip the white "
+                    "space where they meet (with a `transform`), choose another chat template, or set mask: none"
                 )
 
     def _closed(self, ids: list[int], supervised: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[Any]]:
