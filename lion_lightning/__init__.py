@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from lion_lightning.data.sft import SFTDataModule
     from lion_lightning.data.sources import Source
     from lion_lightning.models.lora import LoRASpec
-    from lion_lightning.models.policy import PolicyModel, PolicySpec
+    from lion_lightning.models.policy import PolicyModel
+    from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules.base import AlignmentModule
     from lion_lightning.modules.sft import SFTModule
@@ -40,7 +41,7 @@ _HOMES = {
     "BestFit": "data.packing",
     "LoRASpec": "models.lora",
     "PolicyModel": "models.policy",
-    "PolicySpec": "models.policy",
+    "PolicySpec": "models.spec",
     "SFTDataModule": "data.sft",
     "SFTModule": "modules.sft",
     "Source": "data.sources",

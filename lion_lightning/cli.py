@@ -1,0 +1,129 @@
+"""The ``lion`` command: LightningCLI with two more commands, and errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lion_lightning.modules.base import AlignmentModule
+
+USER_ERRORS = (ValueError, MisconfigurationException, ModuleNotFoundError, OSError, ArgumentError)
+"""What a person can mend: printed as one line, without a traceback. ``LION_DEBUG=1`` brings the traceback back."""
+
+EPILOG = """further commands:
+    inspect             show what a config's mask, packing and filters do to its data, before any training
+    export              write a checkpoint as a Hugging Face folder
+Each has its own --help."""
+
+
+class LionCLI(LightningCLI):
+    """Runs any ``AlignmentModule`` with any data module; the tokenizer is written once, in the model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give the data module the model's tokenizer (Lightning calls this)."""
+        parser.link_arguments("model", "data.init_args.tokenizer", compute_fn=_tokenizer_spec, apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: Arguments without the program's name; None for the process's own.
+
+    Returns:
+        0, or 2 after an error that the user can mend.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _prepare_process()
+    command = COMMANDS.get(arguments[0] if arguments else "")
+    try:
+        if command is None:
+            build_cli(arguments)
+        else:
+            command(arguments[1:])
+    except USER_ERRORS as error:
+        if os.environ.get("LION_DEBUG"):
+            raise
+        print(f"lion: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_cli(arguments: list[str], run: bool = True) -> LionCLI:
+    """Parse arguments into a model, a data module and a trainer, and run the subcommand among them.
+
+    Args:
+        arguments: Command line, with a subcommand if ``run``.
+        run: Whether to run it.
+    """
+    return LionCLI(
+        AlignmentModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"epilog": EPILOG, "exit_on_error": False, "formatter_class": argparse.RawDescriptionHelpFormatter},
+        auto_configure_optimizers=False,
+        run=run,
+        args=arguments,
+    )
+
+
+def inspect_command(arguments: list[str]) -> None:
+    """``lion inspect -c CONFIG``: print what training would see, and stop."""
+    from lion_lightning.data.inspection import inspect
+
+    own = argparse.ArgumentParser(prog="lion inspect", add_help=False)
+    own.add_argument("--rows", type=int, default=3)
+    options, rest = own.parse_known_args(arguments)
+    cli = build_cli(rest, run=False)
+    cli.trainer.strategy.connect(cli.model)
+    cli.datamodule.trainer = cli.trainer
+    inspect(cli.datamodule, options.rows)
+
+
+def export_command(arguments: list[str]) -> None:
+    """``lion export CKPT OUT``: write a checkpoint as a Hugging Face folder."""
+    from lion_lightning.models.export import export_checkpoint
+
+    parser = argparse.ArgumentParser(prog="lion export", description="Write a checkpoint as a Hugging Face folder.")
+    parser.add_argument("checkpoint", help="a .ckpt file, e.g. runs/sft/checkpoints/last.ckpt")
+    parser.add_argument("out", help="folder to write")
+    options = parser.parse_args(arguments)
+    print(f"wrote {export_checkpoint(options.checkpoint, options.out)}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"inspect": inspect_command, "export": export_command}
+"""Commands that LightningCLI has not."""
+
+
+def _tokenizer_spec(model: AlignmentModule) -> Any:
+    return model.tokenizer_spec
+
+
+def _prepare_process() -> None:
+    """Let configs name modules of the working folder, show our log, and hush what nobody can act on."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    package = logging.getLogger("lion_lightning")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
