@@ -1,0 +1,146 @@
+"""Tiny models and packed rows made on the spot, and the plain way to compute what the library computes cleverly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lion_lightning.models.layout import RowLayout
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.types import PackedBatch, segment_table
+
+VOCABULARY = 101
+DOCUMENTS = ((7, 1, 5, 9), (-1, -1, -1, -1))
+"""Lengths and parents of a row of four documents, one of a single token."""
+TREE = ((7, 5, 9, 4), (-1, -1, 1, 1))
+"""A document, then a prompt with two answers of unequal lengths."""
+
+
+def config(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
+    """Config of a random model of two layers, hidden size 32, four query heads over two key heads."""
+    common = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,  # large, so that attention is far from uniform and errors show
+    }
+    return {"model_type": model_type, **common, **changes}
+
+
+def policy(model_type: str = "llama", attention: str = "lion", **changes: Any) -> Any:
+    """A random policy; equal arguments give equal weights."""
+    torch.manual_seed(0)
+    return PolicySpec(config=config(model_type, **changes), attention=attention).build()
+
+
+def row(
+    lengths: Sequence[int] = TREE[0],
+    parents: Sequence[int] = TREE[1],
+    supervised: Sequence[int] | None = None,
+    seed: int = 0,
+    vocabulary: int = VOCABULARY,
+) -> PackedBatch:
+    """A packed row of random tokens.
+
+    Args:
+        lengths: Tokens of each segment.
+        parents: Index of each segment's parent.
+        supervised: Flat positions that are targets; None for every token that has a predecessor.
+        seed: Of the tokens.
+        vocabulary: Ids are below it.
+    """
+    segments = segment_table(lengths, parents)
+    ids = torch.randint(3, vocabulary, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
+    # (position of the target, position of its predictor, segment), from the definition rather than from the library
+    wanted = [
+        (position, segments[segment.parent].stop - 1 if position == segment.start else position - 1, number)
+        for number, segment in enumerate(segments)
+        for position in range(segment.start, segment.stop)
+        if position > segment.start or segment.parent >= 0
+    ]
+    wanted = [item for item in wanted if supervised is None or item[0] in supervised]
+    targets, predictors, owners = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    return PackedBatch(ids, RowLayout(segments).positions, segments, predictors, ids[targets], owners)
+
+
+def alone(model: Any, batch: PackedBatch) -> Tensor:
+    """Log-probs of a batch's targets by the plain model: every segment with its ancestors alone, whole logits, fp32."""
+    values = torch.zeros(len(batch.targets), device=batch.targets.device)
+    for number, (_, spans) in enumerate(RowLayout(batch.segments).accesses):
+        places = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(batch.input_ids.device)
+        logits = model(input_ids=batch.input_ids[places][None], use_cache=False).logits[0].float()
+        mine = (batch.target_segments == number).nonzero().flatten()
+        at = (places[None, :] == batch.predictors[mine, None]).int().argmax(1)
+        values = values.index_put((mine,), logits.log_softmax(-1)[at, batch.targets[mine]])
+    return values
+
+
+def gradients(model: torch.nn.Module, values: Tensor) -> dict[str, Tensor]:
+    """Gradients of an uneven combination of log-probs, by parameter name."""
+    model.zero_grad()
+    weights = torch.linspace(-1, 2, len(values), device=values.device)
+    (weights * values).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+class Rows:
+    """A loader over fixed batches; with ranks, rank ``r`` gets batches ``r``, ``r + world``, ..."""
+
+    def __init__(self, batches: Sequence[PackedBatch], rank: int = 0, world: int = 1) -> None:
+        self.batches = list(batches)[rank::world]
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def merge(rows: Sequence[PackedBatch]) -> PackedBatch:
+    """Rows laid end to end: a larger micro-batch of the same documents."""
+    starts = [0]
+    for batch in rows:
+        starts.append(starts[-1] + len(batch.input_ids))
+    segments = [
+        segment._replace(start=segment.start + start, parent=segment.parent + offset if segment.parent >= 0 else -1)
+        for batch, start, offset in zip(rows, starts, _offsets(rows), strict=False)
+        for segment in batch.segments
+    ]
+    owners = [batch.target_segments + offset for batch, offset in zip(rows, _offsets(rows), strict=True)]
+    return replace(
+        rows[0],
+        input_ids=torch.cat([batch.input_ids for batch in rows]),
+        position_ids=torch.cat([batch.position_ids for batch in rows]),
+        segments=tuple(segments),
+        predictors=torch.cat([batch.predictors + start for batch, start in zip(rows, starts, strict=False)]),
+        targets=torch.cat([batch.targets for batch in rows]),
+        target_segments=torch.cat(owners),
+    )
+
+
+def _offsets(rows: Sequence[PackedBatch]) -> list[int]:
+    counts = [len(batch.segments) for batch in rows]
+    return [sum(counts[:place]) for place in range(len(rows))]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation makes, in forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else (result,)
+        self.numel = max([self.numel, *(item.numel() for item in made if isinstance(item, Tensor))])
+        return result

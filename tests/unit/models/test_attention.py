@@ -1,0 +1,235 @@
+"""Packed rows give the log-probs and gradients of each document alone, by every attention path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.attention.varlen as torch_varlen
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from lion_lightning.models.attention import PATHS, attend_dense, attend_sdpa, attend_varlen
+from lion_lightning.models.layout import RowLayout
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.types import segment_table
+from tests.tiny import DOCUMENTS, TREE, alone, config, gradients, policy, row
+
+HERE = ("lion", "lion_sdpa", "lion_dense", "eager")  # the paths that run on CPU; "eager" runs padded
+SHAPES: dict[str, Any] = {
+    "grouped_heads": {},
+    "sliding_window_shorter_than_documents": {"model_type": "mistral", "sliding_window": 4},
+    "softcapped_scores": {
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "sliding_window": 4,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "learned_positions": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "scaled_logits": {"model_type": "granite", "logits_scaling": 3.0, "attention_multiplier": 0.2},
+}
+
+
+@pytest.mark.parametrize("placed", [DOCUMENTS, TREE], ids=["documents", "tree"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("attention", HERE)
+def test_packed_log_probs_and_gradients_equal_each_document_alone(attention: str, shape: str, placed: Any) -> None:
+    model = policy(attention=attention, **SHAPES[shape])
+    batch = row(*placed)
+    assert model.packed == (attention != "eager")
+    packed = model(batch).values
+    packed_gradients = gradients(model, packed)
+
+    model.causal_lm.set_attn_implementation("eager")
+    expected = alone(model.causal_lm, batch)
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-5)
+    for name, gradient in gradients(model, expected).items():
+        assert (packed_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp_min(1), name
+
+
+@pytest.mark.parametrize("attention", HERE)
+def test_changing_one_document_leaves_the_others_log_probs_bit_equal(attention: str) -> None:
+    model = policy(attention=attention)
+    batch = row(*DOCUMENTS)
+    changed = batch.input_ids.clone()
+    changed[:7] = (changed[:7] + 1) % 101
+    with torch.no_grad():
+        before, after = (model(replace(batch, input_ids=ids)).values for ids in (batch.input_ids, changed))
+    others = batch.target_segments > 0
+    assert torch.equal(before[others], after[others])
+    assert not torch.isclose(before[~others], after[~others]).any()
+
+
+def test_one_answer_never_sees_the_other_but_both_see_the_prompt() -> None:
+    model = policy()
+    batch = row(*TREE)
+    with torch.no_grad():
+        before = model(batch).values
+        answer, prompt = batch.input_ids.clone(), batch.input_ids.clone()
+        answer[12:21] += 1  # the first answer
+        prompt[8] += 1
+        by_answer, by_prompt = (model(replace(batch, input_ids=ids)).values for ids in (answer, prompt))
+    second = batch.target_segments == 3
+    assert torch.equal(before[second], by_answer[second])
+    assert not torch.isclose(before[second], by_prompt[second]).any()
+
+
+@pytest.mark.parametrize("lora", [None, LoRASpec(r=4)], ids=["full", "lora"])
+def test_gradient_checkpointing_changes_no_gradient_of_a_packed_row(lora: LoRASpec | None) -> None:
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        spec = PolicySpec(config=config(), gradient_checkpointing=recompute, lora=lora)
+        model = spec.build().train()
+        if lora is not None:  # adapters start at zero, where half of their gradients are zero too
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+        assert model.causal_lm.is_gradient_checkpointing == recompute
+        results.append(gradients(model, model(row()).values))
+    plain, recomputed = results
+    assert plain.keys() == recomputed.keys()
+    assert all(torch.allclose(plain[name], recomputed[name], rtol=1e-6, atol=1e-7) for name in plain)
+
+
+def test_lora_log_probs_of_a_packed_row_equal_each_document_alone() -> None:
+    torch.manual_seed(0)
+    model = PolicySpec(config=config(), lora=LoRASpec(r=4)).build()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    batch = row()
+    packed = model(batch).values
+    adapted = gradients(model, packed)
+    expected = alone(model.model, batch)
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-5)
+    for name, gradient in gradients(model, expected).items():
+        torch.testing.assert_close(adapted[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+    with model.model.disable_adapter(), torch.no_grad():  # type: ignore[operator]
+        assert not torch.allclose(model(batch).values, packed)
+
+
+def test_attention_without_a_layout_is_plain_sdpa_so_that_other_code_can_use_the_model() -> None:
+    model = policy(attention="lion").causal_lm
+    ids = row(*DOCUMENTS).input_ids[None]
+    padded = torch.ones_like(ids)
+    padded[0, :4] = 0
+    with torch.no_grad():
+        own = model(input_ids=ids, attention_mask=padded).logits[0, 4:]
+        model.set_attn_implementation("sdpa")
+        expected = model(input_ids=ids, attention_mask=padded).logits[0, 4:]
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-6)
+
+
+def heads(layout: RowLayout, key_heads: int = 2, size: int = 8, **kind: Any) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    shapes = ((4, layout.tokens, size), (key_heads, layout.tokens, size), (key_heads, layout.tokens, size))
+    query, key, value = (torch.randn(shape, **kind) for shape in shapes)
+    return query, key, value
+
+
+def per_sequence(
+    query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: Any, left: int
+) -> Tensor:
+    """What a variable-length kernel computes, by its documentation: bottom-right causal, ``left`` keys back."""
+    assert (max_q, max_k) == (int(cu_q.diff().max()), int(cu_k.diff().max()))
+    assert cu_q.dtype == cu_k.dtype == torch.int32
+    rows = []
+    for q, k in zip(cu_q.unfold(0, 2, 1).tolist(), cu_k.unfold(0, 2, 1).tolist(), strict=True):
+        distance = torch.arange(k[1] - k[0] - (q[1] - q[0]), k[1] - k[0])[:, None] - torch.arange(k[1] - k[0])
+        mask = (distance >= 0) & (distance <= left if left >= 0 else torch.tensor(True))
+        parts = (tensor[slice(*span)].transpose(0, 1) for tensor, span in ((query, q), (key, k), (value, k)))
+        rows.append(scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale).transpose(0, 1))
+    return torch.cat(rows)
+
+
+def torch_2_10(
+    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, is_causal: bool = False
+) -> Tensor:
+    assert is_causal
+    assert query.shape[1] == key.shape[1]
+    return per_sequence(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, None, -1)
+
+
+def torch_2_11(
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seq_q: Any,
+    cu_seq_k: Any,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    assert window_size[1] == 0
+    assert query.shape[1] == key.shape[1]
+    return per_sequence(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size[0])
+
+
+def torch_2_12(*args: Any, enable_gqa: bool = False, window_size: tuple[int, int] = (-1, -1), scale: Any = None) -> Any:
+    query, key, value = args[0], *(tensor.repeat_interleave(2, dim=1) for tensor in args[1:3])
+    assert enable_gqa
+    return torch_2_11(query, key, value, *args[3:], scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("placed", [DOCUMENTS, TREE], ids=["documents", "tree"])
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize(
+    ("kernel", "window"),
+    [(torch_2_10, None), (torch_2_11, None), (torch_2_11, 3), (torch_2_12, None), (torch_2_12, 3)],
+)
+def test_varlen_arguments_fit_each_torch_release(
+    monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Tensor], window: int | None, scale: float | None, placed: Any
+) -> None:
+    monkeypatch.setattr(torch_varlen, "varlen_attn", kernel)
+    layout = RowLayout(segment_table(*placed))
+    tensors = heads(layout)
+    expected = attend_dense(*tensors, layout, scale, window)
+    torch.testing.assert_close(attend_varlen(*tensors, layout, scale, window), expected, rtol=0, atol=1e-6)
+
+
+def test_varlen_refuses_what_its_kernel_would_silently_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_varlen, "varlen_attn", torch_2_10)
+    layout = RowLayout(segment_table(*DOCUMENTS))
+    with pytest.raises(ValueError, match=r"torch >= 2\.11 for a sliding window; use lion_sdpa"):
+        attend_varlen(*heads(layout), layout, None, 3)
+    with pytest.raises(ValueError, match="cannot soft-clip"):
+        attend_varlen(*heads(layout), layout, None, None, 30.0)
+
+
+def test_attention_sinks_are_refused_rather_than_ignored() -> None:
+    from transformers import AttentionInterface
+
+    layout = RowLayout(segment_table(*DOCUMENTS))
+    query, key, value = (tensor[None] for tensor in heads(layout))
+    with pytest.raises(NotImplementedError, match="s_aux"):
+        AttentionInterface()["lion"](torch.nn.Module(), query, key, value, None, layout=layout, s_aux=torch.ones(4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("placed", [((300, 128, 517), (-1,) * 3), ((300, 260, 129, 64), (-1, -1, 1, 1))])
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("name", ["lion_varlen", "lion_flash"])
+def test_gpu_kernels_in_bf16_equal_sdpa_in_fp32(name: str, window: int | None, placed: Any) -> None:
+    if name == "lion_flash" and find_spec("flash_attn") is None:
+        pytest.skip("needs flash-attn")
+    layout = RowLayout(segment_table(*placed), "cuda")
+    half = [t.requires_grad_() for t in heads(layout, size=64, device="cuda", dtype=torch.bfloat16)]
+    full = [tensor.detach().float().requires_grad_() for tensor in half]
+    actual = PATHS[name](*half, layout, None, window)
+    expected = attend_sdpa(full[0], full[1], full[2], layout, None, window)
+    # bf16 keeps 8 bits: a rounded output is off by 2^-9, and sums of about 500 rounded probabilities by a few times that
+    torch.testing.assert_close(actual.float(), expected, rtol=2e-2, atol=1e-2)
+    upstream = torch.randn_like(expected)
+    grads = torch.autograd.grad(actual, half, upstream.bfloat16()), torch.autograd.grad(expected, full, upstream)
+    for got, want in zip(*grads, strict=True):
+        assert (got.float() - want).norm() <= 2e-2 * want.norm()

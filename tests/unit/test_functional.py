@@ -1,0 +1,155 @@
+"""Log-probs in chunks equal plain log-softmax, in value and in every gradient, and no whole logits tensor exists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lion_lightning.functional import LogitTransform, segment_logps, token_logps
+from tests.tiny import LargestTensor
+
+TRANSFORMS = [
+    LogitTransform(),
+    LogitTransform(scale=0.25),
+    LogitTransform(softcap=2.0),
+    LogitTransform(scale=3.0, softcap=1.5),
+]
+
+
+def problem(dtype: torch.dtype = torch.float32, rows: int = 13) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((rows, 8), (37, 8), (37,)))
+    targets = torch.randint(0, 37, (rows,))
+    return *(tensor.to(dtype).requires_grad_() for tensor in (hidden, weight, bias)), targets  # type: ignore[return-value]
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform) -> Tensor:
+    """The definition, with autograd's own gradients."""
+    logits = hidden @ weight.T if bias is None else hidden @ weight.T + bias
+    logits = logits * transform.scale
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    return logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("chunk_rows", [1, 4, 13, 1000])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_chunked_values_and_all_gradients_equal_plain_log_softmax(
+    transform: LogitTransform, chunk_rows: int, with_bias: bool
+) -> None:
+    hidden, weight, bias, targets = problem()
+    parts = [hidden, weight, *([bias] if with_bias else [])]
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    upstream = torch.linspace(-1, 2, len(targets))  # uneven, so that a misplaced row shows
+
+    logps = token_logps(
+        hidden, weight, targets, bias=bias if with_bias else None, transform=transform, logits_per_chunk=37 * chunk_rows
+    )
+    expected = plain(exact[0], exact[1], exact[2] if with_bias else None, targets, transform)
+    torch.testing.assert_close(logps.values.double(), expected, rtol=1e-6, atol=2e-6)
+
+    actual = torch.autograd.grad((logps.values * upstream).sum(), parts)
+    wanted = torch.autograd.grad((expected * upstream).sum(), exact)
+    for got, want in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=2e-6)
+
+
+def test_a_chunk_smaller_than_the_vocabulary_still_takes_one_row_at_a_time() -> None:
+    hidden, weight, _, targets = problem()
+    small, large = (token_logps(hidden, weight, targets, logits_per_chunk=size).values for size in (1, 10**6))
+    torch.testing.assert_close(small, large, rtol=1e-6, atol=1e-6)
+
+
+def test_hits_are_targets_that_are_the_most_probable_token() -> None:
+    weight = torch.eye(3)
+    hidden = torch.tensor([[5.0, 1.0, 0.0], [5.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
+    logps = token_logps(hidden, weight, torch.tensor([0, 1, 2]))
+    assert logps.hits.tolist() == [True, False, True]
+    assert not logps.hits.requires_grad
+
+
+def test_no_targets_give_empty_values_and_zero_gradients_not_nan() -> None:
+    hidden, weight, bias, targets = problem(rows=0)
+    values, hits = token_logps(hidden, weight, targets, bias=bias)
+    assert values.shape == hits.shape == (0,)
+    grads = torch.autograd.grad(values.sum(), [hidden, weight, bias])
+    assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
+
+
+def test_gradients_that_nobody_asks_for_are_not_made() -> None:
+    hidden, weight, _, targets = problem()
+    frozen = weight.detach()
+    values = token_logps(hidden, frozen, targets).values
+    values.sum().backward()
+    assert frozen.grad is None
+    assert hidden.grad is not None
+    alone = torch.autograd.grad(token_logps(hidden.detach(), weight, targets).values.sum(), weight)[0]
+    both = torch.autograd.grad(token_logps(hidden, weight, targets).values.sum(), weight)[0]
+    assert torch.equal(alone, both)
+
+
+def test_logits_of_a_bf16_head_are_fp32_before_the_logsumexp() -> None:
+    hidden, weight, _, targets = problem(torch.bfloat16)
+    values = token_logps(hidden, weight, targets).values
+    logits = (hidden @ weight.T).detach()
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(
+        values, logits.float().log_softmax(-1).gather(1, targets[:, None]).squeeze(1), rtol=0, atol=1e-6
+    )
+    in_half = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).float()
+    assert (values - in_half).abs().max() > 1e-3  # a softmax in bf16 would differ by this much
+
+
+def test_autocast_runs_products_in_bf16_and_gives_gradients_in_the_weights_own_dtype() -> None:
+    hidden, weight, bias, targets = problem()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = token_logps(hidden, weight, targets, bias=bias).values
+    logits = (hidden.bfloat16() @ weight.bfloat16().T).float() + bias
+    expected = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-6)
+    grads = torch.autograd.grad(values.sum(), [hidden, weight, bias])
+    assert {grad.dtype for grad in grads} == {torch.float32}
+    for got, want in zip(grads, torch.autograd.grad(expected.sum(), [hidden, weight, bias]), strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)  # a bf16 product has 8 bits
+
+
+def test_weight_gradient_of_a_bf16_head_is_summed_in_fp32_over_the_chunks() -> None:
+    torch.manual_seed(0)
+    # 4,096 equal rows of gradient: a running bf16 sum stops growing at 256 times the addend
+    hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    token_logps(hidden, weight, torch.zeros(4096, dtype=torch.int64), logits_per_chunk=2).values.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.flatten().tolist() == [2048.0, -2048.0]  # 4,096 times (1 - softmax) = 1/2
+
+
+def test_logits_of_a_thousand_do_not_overflow() -> None:
+    logps = token_logps(torch.tensor([[1000.0], [-1000.0]]), torch.tensor([[1.0], [0.0]]), torch.tensor([0, 0]))
+    assert logps.values.tolist() == [0.0, -1000.0]
+
+
+def test_no_tensor_of_targets_by_vocabulary_exists_in_forward_or_backward() -> None:
+    targets, vocabulary, size, per_chunk = 2048, 32_000, 64, 2**22
+    hidden = torch.randn(targets, size, requires_grad=True)
+    weight = torch.randn(vocabulary, size, requires_grad=True)
+    ids = torch.randint(0, vocabulary, (targets,))
+    with LargestTensor() as largest:
+        token_logps(hidden, weight, ids, logits_per_chunk=per_chunk).values.sum().backward()
+    whole = targets * vocabulary
+    assert vocabulary * size < largest.numel <= per_chunk < whole / 15
+    with LargestTensor() as naive:
+        plain(hidden, weight, None, ids[:], LogitTransform())
+    assert naive.numel == whole  # the recorder does see such tensors
+
+
+def test_segment_sums_count_only_their_own_targets() -> None:
+    values = torch.tensor([-1.0, -2.0, -4.0, -8.0], requires_grad=True)
+    logps = segment_logps(values, torch.tensor([2, 0, 2, 2]), segments=4)
+    assert logps.sums.tolist() == [-2.0, 0.0, -13.0, 0.0]
+    assert logps.counts.tolist() == [1.0, 0.0, 3.0, 0.0]
+    gradient: Any = torch.autograd.grad(logps.sums @ torch.tensor([1.0, 10.0, 100.0, 1000.0]), values)[0]
+    assert gradient.tolist() == [100.0, 1.0, 100.0, 100.0]
