@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
+from lion_lightning.models.embeddings import token_embeddings
+
 
 @dataclass
 class LoRASpec:
@@ -47,7 +49,14 @@ class LoRASpec:
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             modules_to_save=self.modules_to_save or None,
-            trainable_token_indices=new_ids or None,
+            trainable_token_indices=_token_rows(model, new_ids),
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)
+
+
+def _token_rows(model: PreTrainedModel, new_ids: list[int]) -> dict[str, list[int]] | None:
+    """Rows to train, by the name of the embedding and of an untied head (peft finds a tied one by itself)."""
+    weights = token_embeddings(model)
+    names = [name for name, parameter in model.named_parameters() if any(parameter is weight for weight in weights)]
+    return {name.removesuffix(".weight"): new_ids for name in names} if new_ids else None

@@ -77,11 +77,9 @@ class PolicyModel(nn.Module):
             ValueError: If the head is of a kind whose weight cannot be had.
         """
         head = output_head(self.causal_lm)
-        head = getattr(head, "modules_to_save", {}).get(getattr(head, "active_adapter", ""), head)
-        weight = head.weight
         if hasattr(head, "lora_A"):
             raise ValueError("lora.target_modules: leave the output head out (use modules_to_save to train it whole).")
-        return weight, getattr(head, "bias", None)
+        return head.weight, getattr(head, "bias", None)  # peft's wrappers give the weight of the adapter that is on
 
     def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
         # A four-dimensional mask is passed through untouched, so the model builds none; the attention reads the layout.
