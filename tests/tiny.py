@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedTokenizerFast
 
 from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import read_template
 from lion_lightning.types import PackedBatch, segment_table
 
 VOCABULARY = 101
@@ -90,6 +96,22 @@ def gradients(model: torch.nn.Module, values: Tensor) -> dict[str, Tensor]:
     weights = torch.linspace(-1, 2, len(values), device=values.device)
     (weights * values).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """A saved tokenizer of ``VOCABULARY`` words (``w3`` has id 3), with ChatML and, as SmolLM2 has it, pad == eos."""
+    words = {"<unk>": 0, "<|im_start|>": 1, "<|im_end|>": 2, **{f"w{number}": number for number in range(3, VOCABULARY)}}
+    made = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=read_template("chatml"),
+    ).save_pretrained(folder)
+    return folder
 
 
 class Rows:
