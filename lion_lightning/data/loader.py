@@ -30,9 +30,9 @@ class Samples(Protocol):
 class PackedLoader:
     """Packs samples into rows, rows into micro-batches, and deals the micro-batches out to ranks.
 
-    All that it does follows from the seed and the epoch. Micro-batch ``i`` of an epoch holds the next ``batch_size`` rows
-    and goes to rank ``i % world_size``, so the rows of an optimizer step are the same however they are split. All ranks
-    get equally many batches: where they do not come out even, the last ones of some ranks supervise nothing.
+    All that it does follows from the seed and the epoch. Micro-batch ``i`` of an epoch holds the next ``batch_size``
+    rows and goes to rank ``i % world_size``, so the rows of an optimizer step are the same however they are split. All
+    ranks get equally many batches: where they do not come out even, the last ones of some ranks supervise nothing.
 
     Lightning sets the epoch, saves the state in every checkpoint and hands it back on resume; it does so for any loader
     with ``sampler.set_epoch``, ``state_dict`` and ``load_state_dict``. Without Lightning, call :meth:`set_epoch`.
@@ -143,8 +143,8 @@ class PackedLoader:
         same = state["world_size"] == self.world_size and state["fingerprint"] == self.fingerprint()
         if midway and not same:
             raise ValueError(
-                f"the checkpoint stands at batch {state['batches']} of epoch {state['epoch']} of other data: the documents, "
-                "max_length, packing, batch_size, seed or number of ranks have changed, so samples would repeat or be "
+                f"the checkpoint stands at batch {state['batches']} of epoch {state['epoch']} of other data: the "
+                "documents, max_length, packing, batch_size, seed or number of ranks have changed, so samples would repeat or be "
                 "skipped. Resume with the old settings, or start from the weights alone."
             )
         return int(state["batches"]) if same else (0 if not state["batches"] else len(self))
