@@ -81,6 +81,9 @@ class PackedLoader:
         self._restored: dict[str, Any] | None = None
         self._plan = lru_cache(maxsize=1)(self._make_plan)
 
+    batch_sampler = None
+    """Lightning asks every loader that has a sampler for one."""
+
     @property
     def sampler(self) -> PackedLoader:
         """Itself: Lightning looks for ``set_epoch`` on a loader's sampler."""
