@@ -1,1 +1,1 @@
-
+"""Data: sources, their forms and masks, mixing, packing and loading."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +25,8 @@ class Tally(NamedTuple):
     tokens: int = 0
 
     def __str__(self) -> str:
-        """Both numbers, with their units."""
-        return f"{self.documents:,} documents ({self.tokens:,} tokens)"
+        """Both numbers."""
+        return f"{self.documents:,} ({self.tokens:,} tokens)"
 
 
 class Spans(NamedTuple):
@@ -94,6 +95,7 @@ class Documents:
 
     Attributes:
         lengths: ``(documents,)`` tokens of each.
+        bounds: First and last-plus-one position of each source's documents.
     """
 
     def __init__(self, selections: Sequence[Selection]) -> None:
@@ -101,6 +103,7 @@ class Documents:
         self._tables = [selection.table for selection in selections]
         self._names = [selection.source.label for selection in selections]
         sizes = [len(selection.spans.rows) for selection in selections]
+        self.bounds = list(pairwise(np.cumsum([0, *sizes]).tolist()))
         self._origins = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         columns = zip(*(selection.spans for selection in selections), strict=True)
         self._spans = Spans(*(np.concatenate(column) for column in columns))

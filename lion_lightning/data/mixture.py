@@ -52,6 +52,24 @@ class SourceReport:
         """Share of the kept tokens that is trained."""
         return self.supervised / max(self.kept.tokens, 1)
 
+    def __str__(self) -> str:
+        """The source on one line, for logs."""
+        kept = f"{self.kept.documents:,} documents, {self.kept.tokens:,} tokens, {self.supervised_share:.1%} supervised"
+        return "; ".join([f"{self.name}: {kept}", *self.changes()])
+
+    def changes(self) -> list[str]:
+        """What makes the kept documents differ from the rows, an item each."""
+        lines = [f"left out, {cause}: {tally}" for cause, tally in self.lost.items()]
+        if self.skipped:
+            lines.append(f"rows skipped by the transform: {self.skipped:,}")
+        if self.truncated.documents:
+            lines.append(f"truncated: {self.truncated.documents:,} (by {self.truncated.tokens:,} tokens)")
+        if self.split:
+            lines.append(f"split: {self.split:,}")
+        if self.repeated.documents:
+            lines.append(f"repeated: {self.repeated}")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for YAML and JSON."""
         values = {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
@@ -128,8 +146,8 @@ def mix(
     finished = [_finish(selection, max_length, overlong, min_supervised_share) for selection in selections]
     mixture = Mixture(Documents([selection for selection, _ in finished]), [report for _, report in finished])
     if len(mixture.documents) == 0:
-        counts = "; ".join(f"{report.name}: {_account(report)}" for report in mixture.reports)
-        raise ValueError(f"the mixture is empty ({counts}); raise max_length, or lower what leaves documents out")
+        counts = " | ".join(map(str, mixture.reports))
+        raise ValueError(f"the mixture is empty ({counts}); mend what left its documents out")
     return mixture
 
 
@@ -222,11 +240,6 @@ def _first(digests: npt.NDArray[np.uint64]) -> Choice:
     first = np.ones(len(digests), dtype=bool)
     first[order[1:]] = (ordered[1:] != ordered[:-1]).any(axis=1)
     return first
-
-
-def _account(report: SourceReport) -> str:
-    causes = [f"{tally.documents} {cause}" for cause, tally in report.lost.items()]
-    return ", ".join([f"{report.read.documents} read", *causes])
 
 
 def _plain(value: Any) -> Any:

@@ -188,7 +188,7 @@ def test_a_source_without_any_supervised_token_is_refused_by_name(make: Make) ->
 
 
 def test_a_mixture_that_ends_empty_is_refused_with_the_counts(make: Make) -> None:
-    message = r"^the mixture is empty \(a: 2 read, 1 duplicate, 1 longer than 3 tokens; b: 1 read, 1 longer"
+    message = r"^the mixture is empty \(a: 0 .* duplicate: 1 \(4 tokens\); left out, longer than 3 tokens: 1 .* \| b: 0"
     with pytest.raises(ValueError, match=message):
         mix(deduplicate(*make(["aBcD", "aBcD"], ["eFgH"])), 3, "drop")
 

@@ -1,5 +1,6 @@
 """Reading: every kind of place, and one clear line for everything that is wrong with one."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def test_saved_data_sets_have_their_splits(tmp_path: Path) -> None:
 def test_a_hub_id_is_loaded_with_its_split_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def load(path: str, subset: str | None, **options: Any) -> Any:
         asked.update(options, path=path, subset=subset)
@@ -258,7 +259,7 @@ def test_yaml_gives_sources_with_a_transform_by_import_path() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--sources", type=list[Source])
     config = parser.parse_string(
-        "sources: [{path: a.jsonl, fraction: 2.5, transform: json.loads, columns: {prompt: question}}]"
+        "sources: [{path: a.jsonl, fraction: 2.5, transform: copy.copy, columns: {prompt: question}}]"
     )
     (source,) = parser.instantiate(config).sources
-    assert source == Source("a.jsonl", fraction=2.5, transform=json.loads, columns={"prompt": "question"})
+    assert source == Source("a.jsonl", fraction=2.5, transform=copy.copy, columns={"prompt": "question"})

@@ -222,7 +222,7 @@ def test_a_table_travels_to_workers_as_its_path(write: Write, tmp_path: Path) ->
 def test_digests_follow_content_alone() -> None:
     turns = (Message("user", "Hi"), Message("assistant", "Hello"))
     assert content_digest(Conversation(turns)) == content_digest(Conversation(turns, prompt_turns=1))
-    different = [
+    different: list[Example] = [
         Conversation(turns),
         Conversation(turns, tools=({"name": "search"},)),
         Conversation((*turns, *turns)),

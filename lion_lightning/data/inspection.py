@@ -1,0 +1,104 @@
+"""What a data module really trains on, printed before any training: the figures behind ``lion inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lion_lightning.data.documents import Documents
+from lion_lightning.data.mixture import Mixture, SourceReport
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
+
+    from lion_lightning.data.sft import SFTDataModule
+    from lion_lightning.types import Piece
+
+_OPEN, _CLOSE = "[[", "]]"  # around supervised text where there is no colour
+
+
+def inspect(datamodule: SFTDataModule, rows: int = 3) -> None:
+    """Print what became of each source, how full the packed rows are, and the mask of a few documents.
+
+    Supervised text is bold green and masked text dim; without colours (``NO_COLOR``, or no terminal) supervised text
+    stands between ``[[`` and ``]]``.
+
+    Args:
+        datamodule: What to look at; its sources are tokenised if they were not before.
+        rows: Documents to show; every source shows at least one unless this is 0.
+
+    Raises:
+        ValueError: A source cannot be read, or has no supervised token, or the mixture is empty.
+    """
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    datamodule.prepare_data()
+    datamodule.setup()
+    for title, mixture in (("Training", datamodule.train), ("Validation", datamodule.held)):
+        if mixture is not None:
+            console.print(_table(title, mixture.reports))
+            changes = [f"{report.name}: {change}" for report in mixture.reports for change in report.changes()]
+            console.print("\n".join([_packing(datamodule, mixture), *changes]), highlight=False, markup=False)
+            console.print()
+    if datamodule.train is not None:
+        _show(console, datamodule.tokenizer, datamodule.train, rows)
+
+
+def _table(title: str, reports: Sequence[SourceReport]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in ("source", "rows", "documents", "tokens", "supervised", "longest"):
+        table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
+    for report in reports:
+        figures = (report.rows, report.kept.documents, report.kept.tokens)
+        cells = [report.name, *(f"{figure:,}" for figure in figures)]
+        table.add_row(*cells, f"{report.supervised_share:.1%}", f"{report.longest:,}")
+    return table
+
+
+def _packing(datamodule: SFTDataModule, mixture: Mixture) -> str:
+    rows, capacity = datamodule.loader(mixture, shuffle=False).rows, datamodule.max_length
+    full = f"{rows.efficiency(capacity):.1%} full"
+    return f"{len(rows):,} packed rows of {capacity:,} tokens, {rows.tokens:,} tokens in all: {full}"
+
+
+def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture, rows: int) -> None:
+    documents = mixture.documents
+    plain = console.no_color or not console.is_terminal
+    for position in _spread(documents, rows):
+        sample = documents[position]
+        heading = f"--- {sample.source} ({documents.where(position)}), {sample.length:,} tokens"
+        console.print(heading, highlight=False, markup=False)
+        console.print(_marked(tokenizer, sample.pieces[0], plain), end="\n\n")
+
+
+def _spread(documents: Documents, rows: int) -> list[int]:
+    """Positions of ``rows`` documents, shared out over the sources and evenly spaced in each."""
+    chosen: list[int] = []
+    for low, high in documents.bounds:
+        share = -(-rows // len(documents.bounds))
+        chosen += np.linspace(low, high, share, endpoint=False, dtype=int).tolist() if low < high else []
+    return list(dict.fromkeys(chosen))
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, piece: Piece, plain: bool) -> Text:
+    """The text of a document, its trained runs marked; the first token has nothing to be predicted from."""
+    from rich.text import Text
+
+    text = Text()
+    trained = np.concatenate([[False], piece.supervised[1:]])
+    for supervised, run in groupby(
+        zip(trained.tolist(), piece.input_ids.tolist(), strict=True), key=lambda pair: pair[0]
+    ):
+        words = str(tokenizer.decode([token for _, token in run], clean_up_tokenization_spaces=False))
+        marked = f"{_OPEN}{words}{_CLOSE}" if supervised and plain else words
+        text.append(marked, style="bold green" if supervised else "dim")
+    return text
