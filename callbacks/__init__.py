@@ -4,4 +4,8 @@
 if __name__ != "lion_lightning.callbacks":
     raise ImportError(f"import this package as lion_lightning.callbacks, not as {__name__}")
 
-__all__: list[str] = []
+from lion_lightning.callbacks.before_after import BeforeAfter
+from lion_lightning.callbacks.export import HuggingFaceExport
+from lion_lightning.callbacks.throughput import TokenThroughput
+
+__all__ = ["BeforeAfter", "HuggingFaceExport", "TokenThroughput"]

@@ -1,0 +1,197 @@
+"""What training did: validation metrics and answers before it and after it, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.models.generation import generate_answers
+from lion_lightning.modules.base import AlignmentModule
+
+
+class Snapshot(NamedTuple):
+    """A model at one moment.
+
+    Attributes:
+        step: Optimizer steps done when the metrics were taken.
+        metrics: Validation metrics, by log key.
+        answers: Greedy answer, by prompt.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    answers: dict[str, str]
+
+
+_NOTHING = Snapshot(0, {}, {})
+
+
+class BeforeAfter(Callback):
+    """Shows what a fit changed: prints a table and writes ``before_after.json`` under ``default_root_dir``.
+
+    *Before* is the sanity check, which must see the whole validation set (``trainer.num_sanity_val_steps: -1``), and
+    greedy answers to the prompts; it is kept in checkpoints, so that a resumed run compares with the first run's start.
+    *After* is the last validation, and the answers at the end. The answers also go to every logger whose experiment
+    takes text (TensorBoard). Watching changes nothing: random state and training mode stay as they were.
+
+    On one device or under DDP, rank 0 alone generates while the others wait; under any other strategy all ranks do,
+    since each holds only a piece of the weights.
+
+    Args:
+        prompts: What a user says, one turn each; None for no answers.
+        max_new_tokens: Length limit of an answer.
+
+    Raises:
+        ValueError: If ``max_new_tokens`` is not positive.
+        MisconfigurationException: Before training, if the report cannot be written or the module has no policy.
+    """
+
+    filename = "before_after.json"
+
+    def __init__(self, prompts: list[str] | None = None, max_new_tokens: int = 64) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(
+                f"BeforeAfter.max_new_tokens: {max_new_tokens} leaves no room for an answer; give at least 1."
+            )
+        self.prompts = list(prompts or [])
+        self.max_new_tokens = max_new_tokens
+        self.before: Snapshot | None = None
+        self.after: Snapshot | None = None
+        self._validated: Snapshot | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before training what would fail after it (Lightning calls this)."""
+        if stage != "fit":
+            return
+        if trainer.global_step == 0:  # another run than the one that this object may have seen
+            self.before = self.after = self._validated = None
+        if not isinstance(pl_module, AlignmentModule):
+            raise MisconfigurationException(
+                f"BeforeAfter: {type(pl_module).__name__} is no AlignmentModule, so there is no policy to ask; subclass "
+                "one (e.g. SFTModule), or take the callback out of trainer.callbacks."
+            )
+        require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the metrics of a whole validation (Lightning calls this)."""
+        if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self._validated = Snapshot(trainer.global_step, metrics, {})
+
+    def on_train_start(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
+        """Take the picture of before, unless it came with the checkpoint (Lightning calls this)."""
+        if self.before is not None:
+            return
+        if trainer.global_step > 0:
+            rank_zero_warn(
+                "BeforeAfter: the checkpoint was written without this callback, so nothing is known of before."
+            )
+            return
+        if self._validated is None:
+            rank_zero_warn(
+                "BeforeAfter: there was no validation of the whole set before training, so no metrics of before; set "
+                "trainer.num_sanity_val_steps: -1."
+            )
+        self.before = self._snapshot(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
+        """Take the picture of after, write the report and log it (Lightning calls this, and not after an exception)."""
+        self.after = self._snapshot(trainer, pl_module)
+        if self.after.step != trainer.global_step:
+            rank_zero_warn(
+                f"BeforeAfter: validation last ran at step {self.after.step} of {trainer.global_step}; set "
+                "trainer.val_check_interval so that it runs at the end."
+            )
+        if trainer.is_global_zero:
+            self._write(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table, below the progress bar (Lightning calls this)."""
+        if trainer.is_global_zero and self.after is not None:
+            _print_table(self.before or _NOTHING, self.after)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Before, and the last validation, in plain data (Lightning calls this)."""
+        kept = {"before": self.before, "validated": self._validated}
+        return {name: snapshot and snapshot._asdict() for name, snapshot in kept.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back from a checkpoint (Lightning calls this)."""
+        self.before, self._validated = (
+            Snapshot(**state_dict[name]) if state_dict[name] else None for name in ("before", "validated")
+        )
+
+    def _snapshot(self, trainer: Trainer, module: AlignmentModule) -> Snapshot:
+        validated = self._validated or _NOTHING._replace(step=trainer.global_step)
+        return validated._replace(answers=self._answers(trainer, module))
+
+    def _answers(self, trainer: Trainer, module: AlignmentModule) -> dict[str, str]:
+        # Subclasses may shard (DeepSpeed's does); that all ranks generate is right for every strategy, if wasteful.
+        whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+        if whole and not trainer.is_global_zero:
+            return {}
+        answers = generate_answers(module, self.prompts, self.max_new_tokens)
+        return dict(zip(self.prompts, answers, strict=True))
+
+    def _write(self, trainer: Trainer) -> None:
+        before, after = self.before or _NOTHING, self.after or _NOTHING
+        answers = [
+            {"prompt": prompt, "before": before.answers.get(prompt), "after": answer}
+            for prompt, answer in after.answers.items()
+        ]
+        report = {
+            "steps": trainer.global_step,
+            "before": {"step": before.step, "metrics": before.metrics},
+            "after": {"step": after.step, "metrics": after.metrics},
+            "answers": answers,
+        }
+        path = Path(trainer.default_root_dir) / self.filename
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _log_text(trainer, _as_markdown(answers))
+
+
+def _as_markdown(answers: list[dict[str, str | None]]) -> str:
+    return "\n\n---\n\n".join(
+        f"**{answer['prompt']}**\n\nbefore: {answer['before']}\n\nafter: {answer['after']}" for answer in answers
+    )
+
+
+def _log_text(trainer: Trainer, text: str) -> None:
+    """Give a text to the loggers that take one: those whose experiment is TensorBoard's writer, or like it."""
+    for logger in trainer.loggers if text else ():
+        add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
+        if callable(add_text):
+            add_text("before_after", text, trainer.global_step)
+
+
+def _print_table(before: Snapshot, after: Snapshot) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", f"before (step {before.step})", f"after (step {after.step})", title="What training did")
+    for name in sorted({*before.metrics, *after.metrics}):
+        table.add_row(name, _number(before.metrics, name), _number(after.metrics, name))
+    table.add_section()
+    for prompt, answer in after.answers.items():
+        table.add_row(*map(_literal, (prompt, before.answers.get(prompt, "-"), answer)))
+    Console().print(table)
+
+
+def _number(metrics: Mapping[str, float], name: str) -> str:
+    return f"{metrics[name]:.4g}" if name in metrics else "-"
+
+
+def _literal(text: str) -> Any:
+    """A text in which square brackets are no markup."""
+    from rich.text import Text
+
+    return Text(text)

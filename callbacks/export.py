@@ -1,0 +1,75 @@
+"""A Hugging Face folder at the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.models.export import export_policy
+
+
+class HuggingFaceExport(Callback):
+    """Writes the trained policy as a Hugging Face folder when the fit is over: see :func:`export_policy`.
+
+    The weights are gathered on all ranks and written by global rank 0. A run that ends in an exception or is
+    interrupted writes nothing; ``lion export CKPT OUT`` makes the same folder from a checkpoint.
+
+    Args:
+        dirpath: Folder to write; None for ``export`` under the trainer's ``default_root_dir``.
+
+    Raises:
+        MisconfigurationException: Before training, if the folder cannot be written or the module cannot be exported.
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        self.dirpath = dirpath
+        self._written: Path | None = None
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Where the export goes.
+
+        Args:
+            trainer: The trainer of the run.
+        """
+        return Path(self.dirpath or Path(trainer.default_root_dir) / "export")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before training what would fail after it (Lightning calls this)."""
+        if stage != "fit":
+            return
+        if not callable(getattr(pl_module, "provenance", None)):
+            raise MisconfigurationException(
+                f"HuggingFaceExport: {type(pl_module).__name__} has no provenance() method, which says what to export; "
+                "subclass AlignmentModule, or take the callback out of trainer.callbacks."
+            )
+        fix = "give HuggingFaceExport another dirpath, or the trainer another default_root_dir."
+        require_writable(trainer, self.folder(trainer), fix)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the folder (Lightning calls this, and not after an exception)."""
+        state = {name: _whole(value) for name, value in trainer.strategy.lightning_module_state_dict().items()}
+        if trainer.is_global_zero:
+            with isolate_rng():  # the model to fill is created with random weights
+                self._written = export_policy(
+                    {"state_dict": state, "lion": pl_module.provenance()}, self.folder(trainer)
+                )
+        trainer.strategy.barrier("HuggingFaceExport")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where it is, below the progress bar (Lightning calls this)."""
+        if self._written is not None:
+            rank_zero_info(f"HuggingFaceExport: wrote the policy to {self._written}")
+
+
+def _whole(value: Any) -> Any:
+    """A sharded tensor gathered from all ranks (distributed checkpoints leave them sharded), on the CPU."""
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.cpu() if isinstance(whole, Tensor) else whole

@@ -1,0 +1,123 @@
+"""FLOPs that training on a packed batch needs, counted from the model's shape and the batch's segments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lion_lightning.models.embeddings import output_head, vocabulary_rows
+from lion_lightning.types import PackedBatch, Segment
+
+
+class TrainingFlops(NamedTuple):
+    """FLOPs of a forward and its backward, by what they grow with.
+
+    These are the FLOPs that the model asks for, as in the model FLOPs utilisation of PaLM (arXiv 2204.02311, appendix
+    B); those that a run adds to save memory (gradient checkpointing, the head's recomputation) do not count. Attention
+    is counted exactly: a token's scores with the tokens that it sees, and no others.
+
+    Attributes:
+        per_token: Of all matrices but the head. The embedding is a look-up and costs nothing.
+        per_target: Of the output head, which runs for supervised tokens only.
+        per_pair: Of attention, for each pair of a token and one that it sees, by the window of the layers (None: no
+            window).
+    """
+
+    per_token: float
+    per_target: float
+    per_pair: dict[int | None, float]
+
+    def of(self, batch: PackedBatch) -> float:
+        """FLOPs of a batch.
+
+        Args:
+            batch: Packed rows.
+        """
+        attention = sum(cost * visible_pairs(batch.segments, window) for window, cost in self.per_pair.items())
+        return len(batch.input_ids) * self.per_token + len(batch.targets) * self.per_target + attention
+
+
+def training_flops(model: PreTrainedModel) -> TrainingFlops:
+    """FLOPs of training a causal LM, adapters included.
+
+    A weight costs 2 FLOPs a token forward, 2 for the gradient of its input, and 2 for its own gradient unless it is
+    frozen. (A frozen first layer needs no gradient of its input either; that small saving is not counted.) State-space
+    layers and convolutions count with their matrices only; of experts, those that a token visits count.
+
+    Args:
+        model: The model; with FSDP1, before or after its weights are flattened.
+    """
+    config = model.config.get_text_config()
+    head_trains = any(parameter.requires_grad for parameter in output_head(model).parameters())
+    return TrainingFlops(
+        per_token=sum(size * _flops_per_weight(trains) for size, trains in _matrices(model)),
+        per_target=vocabulary_rows(model) * config.hidden_size * _flops_per_weight(head_trains),
+        per_pair=_attention(config),
+    )
+
+
+def visible_pairs(segments: Sequence[Segment], window: int | None = None) -> int:
+    """Pairs of a token and one that it sees (itself included), over all segments.
+
+    Args:
+        segments: Segments of a row, parents before children.
+        window: How many tokens a token sees at most; None for no limit.
+    """
+    ends: list[int] = []
+    pairs = 0
+    for segment in segments:
+        context = ends[segment.parent] if segment.parent >= 0 else 0
+        ends.append(context + segment.length)
+        pairs += _causal_pairs(ends[-1], window) - _causal_pairs(context, window)
+    return pairs
+
+
+def _causal_pairs(tokens: int, window: int | None) -> int:
+    """Sum of ``min(position, window)`` over positions 1 to ``tokens``."""
+    narrow = tokens if window is None else min(tokens, window)
+    return narrow * (narrow + 1) // 2 + (tokens - narrow) * narrow
+
+
+def _flops_per_weight(trains: bool) -> float:
+    return 6.0 if trains else 4.0
+
+
+def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, bool]]:
+    """Size of each matrix that a token is multiplied with, embedding and head left out, and whether it trains."""
+    ends: tuple[Any, ...] = (model.get_input_embeddings(), output_head(model))
+    skipped = {id(module) for end in ends for module in end.modules()}
+    for name, module in model.named_modules():
+        # peft keeps the frozen original beside a layer that trains whole; it does not run
+        if id(module) in skipped or isinstance(module, nn.Embedding | nn.Conv1d) or "original_module" in name:
+            continue
+        if isinstance(module, nn.Linear):  # by its sizes: FSDP1 leaves a flat piece of the weight
+            yield module.in_features * module.out_features, module.weight.requires_grad
+        else:
+            yield from _stacked(module, model.config.get_text_config())
+
+
+def _stacked(module: nn.Module, config: Any) -> Iterator[tuple[float, bool]]:
+    """Matrices that a module holds itself: GPT-2's, and experts, stacked in 3 dimensions, of which a token meets few."""
+    for parameter in module.parameters(recurse=False):
+        if parameter.dim() == 3:
+            yield parameter[0].numel() * config.num_experts_per_tok, parameter.requires_grad
+        elif parameter.dim() == 2:
+            yield parameter.numel(), parameter.requires_grad
+
+
+def _attention(config: Any) -> dict[int | None, float]:
+    """By window, 12 FLOPs for each pair and each dimension of each head: two products, forward and twice backward."""
+    heads = getattr(config, "num_attention_heads", None) or 0
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    return {window: 12.0 * layers * heads * size for window, layers in _windows(config).items()}
+
+
+def _windows(config: Any) -> Counter[int | None]:
+    """Number of attention layers, by window; layers of another kind are not counted."""
+    windows = {"full_attention": None, "sliding_attention": getattr(config, "sliding_window", None)}
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return Counter(windows[kind] for kind in kinds if kind in windows)

@@ -1,0 +1,36 @@
+"""Early checks of the folders that callbacks write to when the run is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+
+def require_writable(trainer: Trainer, folder: Path, fix: str) -> None:
+    """Make a folder where global rank 0 runs, and see to it that files can be written there.
+
+    Every rank calls this, and all of them raise alike: one that went on alone would wait for the others for ever.
+
+    Args:
+        trainer: The trainer, with its processes set up.
+        folder: Folder that rank 0 will write to.
+        fix: What to do about it, for the error.
+
+    Raises:
+        MisconfigurationException: If it cannot be written.
+    """
+    reason = trainer.strategy.broadcast(_obstacle(folder) if trainer.is_global_zero else None)
+    if reason is not None:
+        raise MisconfigurationException(f"cannot write to {folder}: {reason}; {fix}")
+
+
+def _obstacle(folder: Path) -> str | None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)

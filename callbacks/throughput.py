@@ -1,0 +1,183 @@
+"""Tokens per second and model FLOPs utilisation of a training run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lion_lightning.callbacks.flops import TrainingFlops, training_flops
+from lion_lightning.types import PackedBatch
+
+
+class TokenThroughput(Callback):
+    """Logs how fast training goes: over a sliding window of optimizer steps, summed over ranks, at every step.
+
+    - ``perf/tokens_per_second``: tokens that went through the model.
+    - ``perf/supervised_tokens_per_second``: targets, the tokens that the loss is over.
+    - ``perf/packing_efficiency``: tokens over the tokens that the rows could have held.
+    - ``perf/mfu``: FLOPs that the model asks for (:class:`~lion_lightning.callbacks.flops.TrainingFlops`) over those
+      that the devices could do. Left out where the module holds no transformers model or the device's peak is unknown.
+
+    What counts as time: each micro-batch with its callbacks, and the wait for its data. Not validation, checkpoints and
+    what happens between epochs; a wait that touches one of those is left out whole, since Lightning does not tell them
+    apart. Works with any module whose batches are :class:`~lion_lightning.types.PackedBatch`.
+
+    Args:
+        window: Optimizer steps to average over.
+        peak_flops: FLOPs a second that one device can do in the training dtype. None: for a GPU, Lightning's table of
+            known ones (some of its entries are the vendor's figures with sparsity, twice what dense training can
+            reach: give yours to be exact); on a CPU, the rate of a large fp32 matrix product, measured once when the
+            fit starts (about a second), so that MFU there is relative to what the machine did then.
+
+    Raises:
+        ValueError: If an argument is not positive.
+        MisconfigurationException: At the first batch, if it is not a packed one.
+    """
+
+    def __init__(self, window: int = 20, peak_flops: float | None = None) -> None:
+        if window < 1:
+            raise ValueError(f"TokenThroughput.window: {window} is no number of optimizer steps; give at least 1.")
+        if peak_flops is not None and peak_flops <= 0:
+            raise ValueError(f"TokenThroughput.peak_flops: {peak_flops} is not positive; leave it out to look it up.")
+        self.peak_flops = peak_flops
+        self._window: deque[tuple[Tensor, float]] = deque(maxlen=window)
+        self._watch = _Stopwatch()
+        self._counts = torch.zeros(4, dtype=torch.float64)
+        self._global_step = 0
+        self._flops: TrainingFlops | None = None
+        self._peak: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the model's FLOPs and find the peak (Lightning calls this)."""
+        self._window.clear()
+        self._watch = _Stopwatch()
+        self._counts.zero_()
+        self._global_step = trainer.global_step
+        model = next((module for module in pl_module.modules() if isinstance(module, PreTrainedModel)), None)
+        if model is None:
+            rank_zero_warn("TokenThroughput: the module holds no transformers model, so perf/mfu is not logged.")
+            return
+        self._flops = training_flops(model)
+        self._peak = self._find_peak(trainer, model)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the watch, unless it has run since the last batch (Lightning calls this)."""
+        if not isinstance(batch, PackedBatch):
+            raise MisconfigurationException(
+                f"TokenThroughput reads PackedBatch, and the train dataloader yields {type(batch).__name__}: train "
+                "from a data module of lion_lightning, or take the callback out of trainer.callbacks."
+            )
+        self._watch.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        """Count a micro-batch; log where it completes an optimizer step (Lightning calls this)."""
+        flops = self._flops.of(batch) if self._flops else 0.0
+        self._counts += torch.tensor([len(batch.input_ids), len(batch.targets), batch.capacity, flops])
+        if trainer.global_step > self._global_step:
+            totals = _over_ranks(trainer, self._counts)  # waits for the device, so that the step's time is whole
+            self._window.append((totals, self._watch.take()))
+            self._counts.zero_()
+            self._global_step = trainer.global_step
+            pl_module.log_dict(self._rates(), batch_size=1)
+        self._watch.lap()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave validation out of the time (Lightning calls this)."""
+        self._watch.drop()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave the checkpoint out of the time (Lightning calls this)."""
+        self._watch.drop()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave what happens between epochs out of the time (Lightning calls this)."""
+        self._watch.drop()
+
+    def _rates(self) -> dict[str, float]:
+        seconds = sum(time for _, time in self._window)
+        tokens, targets, capacity, flops = sum((totals for totals, _ in self._window), torch.zeros(4)).tolist()
+        rates = {
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/supervised_tokens_per_second": targets / seconds,
+            "perf/packing_efficiency": tokens / capacity if capacity else math.nan,
+        }
+        return rates if self._peak is None else {**rates, "perf/mfu": flops / seconds / self._peak}
+
+    def _find_peak(self, trainer: Trainer, model: PreTrainedModel) -> float | None:
+        """FLOPs a second of all devices; None, on every rank, where that of any is unknown."""
+        device = trainer.strategy.root_device
+        known = self.peak_flops or (_matmul_rate() if device.type == "cpu" else _listed_peak(trainer, model))
+        peak = torch.tensor(known or math.nan, dtype=torch.float64, device=device)
+        total = float(trainer.strategy.reduce(peak, reduce_op="sum"))
+        if math.isnan(total):
+            rank_zero_warn(
+                "TokenThroughput: the device's peak is not known, so perf/mfu is not logged; set peak_flops."
+            )
+            return None
+        return total
+
+
+class _Stopwatch:
+    """Adds up stretches of time; what lies between a lap and a drop does not count."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._seconds = 0.0
+
+    def start(self) -> None:
+        """Run, if it does not yet."""
+        self._since = time.perf_counter() if self._since is None else self._since
+
+    def lap(self) -> None:
+        """Add the time since the last lap, and run on."""
+        now = time.perf_counter()
+        self._seconds += now - (now if self._since is None else self._since)
+        self._since = now
+
+    def drop(self) -> None:
+        """Stop, and forget the time since the last lap."""
+        self._since = None
+
+    def take(self) -> float:
+        """Seconds since the last call, and start again from zero."""
+        self.lap()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def _over_ranks(trainer: Trainer, counts: Tensor) -> Tensor:
+    """Sum over the ranks that have different batches: those of one tensor-parallel group share theirs."""
+    strategy = trainer.strategy
+    replicas = (getattr(strategy, "distributed_sampler_kwargs", None) or {}).get("num_replicas", 1)
+    total = strategy.reduce(counts.to(strategy.root_device), reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total.cpu().mul(replicas / trainer.world_size)
+
+
+def _listed_peak(trainer: Trainer, model: PreTrainedModel) -> float | None:
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return get_available_flops(trainer.strategy.root_device, mixed.get(str(trainer.precision), model.dtype))
+
+
+def _matmul_rate(size: int = 2048, repeats: int = 3) -> float:
+    """FLOPs a second of the best of a few square fp32 matrix products on the CPU."""
+    matrix = torch.ones(size, size)
+    watch = _Stopwatch()
+    times = []
+    for _ in range(repeats):
+        watch.start()
+        torch.mm(matrix, matrix)
+        times.append(watch.take())
+    return 2 * size**3 / min(times)

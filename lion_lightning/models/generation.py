@@ -1,0 +1,103 @@
+"""Greedy answers of a policy in training, without a trace in its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lion_lightning.models.export import generation_config
+from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.tokenizer import TokenizerSpec
+
+
+class HasPolicy(Protocol):
+    """What answers are generated from: an ``AlignmentModule``, or anything with a policy and its tokenizer."""
+
+    tokenizer_spec: TokenizerSpec
+
+    @property
+    def policy_model(self) -> PolicyModel:
+        """The policy."""
+
+
+def generate_answers(module: HasPolicy, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Greedy answer to each prompt, as a user's only turn; a tokenizer without a chat template continues the prompt.
+
+    Dropout is off meanwhile; the random state and each submodule's training flag are as before afterwards. No
+    collectives run unless the weights are sharded, in which case every rank must call this.
+
+    Args:
+        module: Where the policy and the tokenizer are.
+        prompts: What the user says.
+        max_new_tokens: Length limit of an answer.
+
+    Raises:
+        ValueError: If a prompt leaves no room for an answer of that length in the model's positions.
+    """
+    if not prompts:
+        return []
+    model, tokenizer = module.policy_model.causal_lm, module.tokenizer_spec.load()
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        _require_room(model, prompt, len(ids) + max_new_tokens)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with evaluating(module.policy_model), torch.random.fork_rng(devices), torch.no_grad():
+        answers = _greedy(model, tokenizer, encoded, max_new_tokens)
+    return [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards, the mode that each submodule had (a frozen part may have its own).
+
+    Args:
+        module: The module.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    if tokenizer.chat_template is None:
+        return list(tokenizer.encode(prompt))
+    turns = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer.encode(str(text), add_special_tokens=False))  # the template writes a BOS where there is one
+
+
+def _require_room(model: PreTrainedModel, prompt: str, needed: int) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or needed
+    if needed > limit:
+        raise ValueError(
+            f"the prompt {prompt[:40]!r} and an answer need {needed} positions, and the model has {limit}: shorten the "
+            "prompt or lower max_new_tokens."
+        )
+
+
+def _greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_new_tokens: int
+) -> Tensor:
+    """New tokens, ``(prompts, at most max_new_tokens)``; the prompts are padded on the left."""
+    config = generation_config(tokenizer)
+    config.update(max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[no-untyped-call]
+    ids = _pad_left(prompts, config.pad_token_id or 0).to(model.device)
+    mask = _pad_left([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
+    generate: Any = model.generate
+    output: Tensor = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return output[:, ids.shape[1] :]
+
+
+def _pad_left(rows: Sequence[list[int]], value: int) -> Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")
