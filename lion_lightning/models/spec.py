@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lion_lightning.models.embeddings import add_token_rows, vocabulary_rows
@@ -127,9 +128,10 @@ class PolicySpec:
         if self.path is None:
             return cast(PreTrainedModel, auto.from_config(config, **options))
         options |= {"config": config, "revision": self.revision, "use_safetensors": True}
+        _require_safetensors(Path(self.path))
         try:
             return cast(PreTrainedModel, auto.from_pretrained(self.path, **options))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(_not_loadable(self.path, error)) from error
 
 
@@ -146,13 +148,17 @@ def _apply_liger(model: PreTrainedModel) -> None:
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
+def _require_safetensors(folder: Path) -> None:
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"policy.path: {folder} has no safetensors weights; convert them, or use `policy.config` for random ones."
+        )
+
+
 def _not_loadable(source: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
-    folder = Path(source)
-    if folder.is_dir() and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors")):
-        return (
-            f"policy.path: {source} has no safetensors weights; convert them, or use `policy.config` for random ones."
-        )
-    if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+    if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         return f"policy: {source} does not exist; give the folder of a Hugging Face model or a hub id."
+    if "trust_remote_code" in str(error):
+        return f"policy: {source} comes with code of its own; read it, then set `trust_remote_code` to run it."
     return f"policy: cannot load {source}: {reason}"
