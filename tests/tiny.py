@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -94,16 +95,16 @@ def gradients(model: torch.nn.Module, values: Tensor) -> dict[str, Tensor]:
     """Gradients of an uneven combination of log-probs, by parameter name."""
     model.zero_grad()
     weights = torch.linspace(-1, 2, len(values), device=values.device)
-    (weights * values).sum().backward()
+    torch.autograd.backward((weights * values).sum())
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def tokenizer_folder(folder: Path) -> Path:
     """A saved tokenizer of ``VOCABULARY`` words (``w3`` has id 3), with ChatML and, as SmolLM2 has it, pad == eos."""
-    words = {"<unk>": 0, "<|im_start|>": 1, "<|im_end|>": 2, **{f"w{number}": number for number in range(3, VOCABULARY)}}
-    made = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    words = ["<unk>", "<|im_start|>", "<|im_end|>", *(f"w{number}" for number in range(3, VOCABULARY))]
+    made = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=made,
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
@@ -154,11 +155,24 @@ def _offsets(rows: Sequence[PackedBatch]) -> list[int]:
     return [sum(counts[:place]) for place in range(len(rows))]
 
 
-class LargestTensor(TorchDispatchMode):
+def trainer(**options: Any) -> Trainer:
+    """A Trainer on the CPU that writes and prints nothing."""
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**(quiet | options))
+
+
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the number of elements of the largest tensor that any operation makes, in forward and backward."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

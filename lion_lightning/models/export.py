@@ -39,7 +39,7 @@ def export_policy(checkpoint: Mapping[str, Any], out: str | Path) -> Path:
         ValueError: If the checkpoint is not one of ours, or the folder cannot be written.
     """
     folder = _writable(Path(out))
-    provenance = checkpoint.get("lion")
+    provenance = checkpoint.get("lion") if isinstance(checkpoint, Mapping) else None
     if provenance is None:
         raise ValueError("this checkpoint was not written by lion_lightning: it has no `lion` entry.")
     tokenizer = TokenizerSpec(**provenance["tokenizer"]).load()

@@ -49,14 +49,15 @@ class LoRASpec:
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             modules_to_save=self.modules_to_save or None,
-            trainable_token_indices=_token_rows(model, new_ids),
+            trainable_token_indices=self._token_rows(model, new_ids),
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)
 
-
-def _token_rows(model: PreTrainedModel, new_ids: list[int]) -> dict[str, list[int]] | None:
-    """Rows to train, by the name of the embedding and of an untied head (peft finds a tied one by itself)."""
-    weights = token_embeddings(model)
-    names = [name for name, parameter in model.named_parameters() if any(parameter is weight for weight in weights)]
-    return {name.removesuffix(".weight"): new_ids for name in names} if new_ids else None
+    def _token_rows(self, model: PreTrainedModel, new_ids: list[int]) -> dict[str, list[int]] | None:
+        """Rows to train by layer: the embedding and an untied head, but for layers that are trained whole."""
+        weights = token_embeddings(model)  # peft finds a tied head by itself
+        names = [name for name, p in model.named_parameters() if any(p is weight for weight in weights)]
+        layers = [name.removesuffix(".weight") for name in names]
+        rows = {layer: new_ids for layer in layers if layer.rpartition(".")[2] not in self.modules_to_save}
+        return rows if new_ids and rows else None

@@ -84,7 +84,7 @@ def test_gradients_that_nobody_asks_for_are_not_made() -> None:
     hidden, weight, _, targets = problem()
     frozen = weight.detach()
     values = token_logps(hidden, frozen, targets).values
-    values.sum().backward()
+    torch.autograd.backward(values.sum())
     assert frozen.grad is None
     assert hidden.grad is not None
     alone = torch.autograd.grad(token_logps(hidden.detach(), weight, targets).values.sum(), weight)[0]
@@ -122,7 +122,8 @@ def test_weight_gradient_of_a_bf16_head_is_summed_in_fp32_over_the_chunks() -> N
     # 4,096 equal rows of gradient: a running bf16 sum stops growing at 256 times the addend
     hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    token_logps(hidden, weight, torch.zeros(4096, dtype=torch.int64), logits_per_chunk=2).values.sum().backward()
+    values = token_logps(hidden, weight, torch.zeros(4096, dtype=torch.int64), logits_per_chunk=2).values
+    torch.autograd.backward(values.sum())
     assert weight.grad is not None
     assert weight.grad.flatten().tolist() == [2048.0, -2048.0]  # 4,096 times (1 - softmax) = 1/2
 
@@ -138,11 +139,11 @@ def test_no_tensor_of_targets_by_vocabulary_exists_in_forward_or_backward() -> N
     weight = torch.randn(vocabulary, size, requires_grad=True)
     ids = torch.randint(0, vocabulary, (targets,))
     with LargestTensor() as largest:
-        token_logps(hidden, weight, ids, logits_per_chunk=per_chunk).values.sum().backward()
+        torch.autograd.backward(token_logps(hidden, weight, ids, logits_per_chunk=per_chunk).values.sum())
     whole = targets * vocabulary
     assert vocabulary * size < largest.numel <= per_chunk < whole / 15
     with LargestTensor() as naive:
-        plain(hidden, weight, None, ids[:], LogitTransform())
+        plain(hidden, weight, None, ids, LogitTransform())
     assert naive.numel == whole  # the recorder does see such tensors
 
 

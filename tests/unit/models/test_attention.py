@@ -12,6 +12,7 @@ import torch
 import torch.nn.attention.varlen as torch_varlen
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
 from lion_lightning.models.attention import PATHS, attend_dense, attend_sdpa, attend_varlen
 from lion_lightning.models.layout import RowLayout
@@ -145,8 +146,8 @@ def per_sequence(
     for q, k in zip(cu_q.unfold(0, 2, 1).tolist(), cu_k.unfold(0, 2, 1).tolist(), strict=True):
         distance = torch.arange(k[1] - k[0] - (q[1] - q[0]), k[1] - k[0])[:, None] - torch.arange(k[1] - k[0])
         mask = (distance >= 0) & (distance <= left if left >= 0 else torch.tensor(True))
-        parts = (tensor[slice(*span)].transpose(0, 1) for tensor, span in ((query, q), (key, k), (value, k)))
-        rows.append(scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale).transpose(0, 1))
+        queries, keys, values = (t[slice(*span)].transpose(0, 1) for t, span in ((query, q), (key, k), (value, k)))
+        rows.append(scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale).transpose(0, 1))
     return torch.cat(rows)
 
 
@@ -207,12 +208,11 @@ def test_varlen_refuses_what_its_kernel_would_silently_leave_out(monkeypatch: py
 
 
 def test_attention_sinks_are_refused_rather_than_ignored() -> None:
-    from transformers import AttentionInterface
-
+    attend = AttentionInterface()["lion"]  # type: ignore[no-untyped-call]
     layout = RowLayout(segment_table(*DOCUMENTS))
     query, key, value = (tensor[None] for tensor in heads(layout))
     with pytest.raises(NotImplementedError, match="s_aux"):
-        AttentionInterface()["lion"](torch.nn.Module(), query, key, value, None, layout=layout, s_aux=torch.ones(4))
+        attend(torch.nn.Module(), query, key, value, None, layout=layout, s_aux=torch.ones(4))
 
 
 @pytest.mark.gpu
@@ -227,7 +227,7 @@ def test_gpu_kernels_in_bf16_equal_sdpa_in_fp32(name: str, window: int | None, p
     full = [tensor.detach().float().requires_grad_() for tensor in half]
     actual = PATHS[name](*half, layout, None, window)
     expected = attend_sdpa(full[0], full[1], full[2], layout, None, window)
-    # bf16 keeps 8 bits: a rounded output is off by 2^-9, and sums of about 500 rounded probabilities by a few times that
+    # bf16 keeps 8 bits: a rounded output is off by 2^-9, a sum of 500 rounded probabilities by a few times that
     torch.testing.assert_close(actual.float(), expected, rtol=2e-2, atol=1e-2)
     upstream = torch.randn_like(expected)
     grads = torch.autograd.grad(actual, half, upstream.bfloat16()), torch.autograd.grad(expected, full, upstream)

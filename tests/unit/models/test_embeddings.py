@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lion_lightning.models.embeddings import TrainableRows, add_token_rows, new_token_ids, token_embeddings
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
-from tests.tiny import VOCABULARY, Rows, config, policy, row, tokenizer_folder
+from tests.tiny import VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
 
 
 def weights(model: Any) -> tuple[Tensor, Tensor]:
@@ -107,11 +106,9 @@ def test_rows_that_are_not_chosen_stay_bit_equal_under_adamw_with_weight_decay(t
     module.configure_model()
     model = module.policy_model.causal_lm
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(max_steps=3, accelerator="cpu", enable_model_summary=False, **quiet)
     batches = [row(seed=seed) for seed in range(3)]
     batches[0].input_ids[[2, 9]] = torch.tensor(chosen)  # an untied row learns only from where its token stands
-    trainer.fit(module, Rows(batches))
+    trainer(max_steps=3).fit(module, Rows(batches))
     others = [number for number in range(VOCABULARY) if number not in chosen]
     for name, parameter in model.named_parameters():
         if parameter.shape[0] == VOCABULARY:

@@ -95,7 +95,7 @@ def test_dense_attention_would_make_a_tokens_by_tokens_mask_and_segment_attentio
     assert sizes["lion_sdpa"] < 400 * 400
 
 
-class Shifted(LlamaForCausalLM):
+class Shifted(LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """A model that does to its logits what no config entry says."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +107,7 @@ class Shifted(LlamaForCausalLM):
 def test_logits_that_are_not_the_heads_are_an_error_not_wrong_log_probs() -> None:
     settings = config()
     with pytest.raises(ValueError, match="Shifted: its logits are not its head times its last hidden state"):
-        PolicyModel(Shifted(AutoConfig.for_model(settings.pop("model_type"), **settings)))
+        PolicyModel(Shifted(AutoConfig.for_model(settings.pop("model_type"), **settings)))  # type: ignore[no-untyped-call]
 
 
 def test_a_model_whose_own_code_lets_packed_documents_meet_is_found_by_the_probe(
@@ -129,7 +129,8 @@ def test_a_model_whose_own_code_lets_packed_documents_meet_is_found_by_the_probe
 def test_the_probe_leaves_the_mode_and_the_random_state_alone() -> None:
     torch.manual_seed(3)
     settings = config()
-    model = LlamaForCausalLM(AutoConfig.for_model(settings.pop("model_type"), **settings)).train()
+    made: Any = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model: Any = LlamaForCausalLM(made).train()  # type: ignore[no-untyped-call]
     model.set_attn_implementation("lion")
     state = torch.get_rng_state()
     assert PolicyModel(model).training
