@@ -77,7 +77,7 @@ class Source:
         if self.name:
             return self.name
         short = "/".join(Path(self.path).with_suffix("").parts[-2:]) if Path(self.path).suffix in _FILES else self.path
-        return short if self.split == "train" else f"{short}[{self.split}]"
+        return short if self.split == "train" else f"{short}:{self.split}"
 
     def open(self) -> Rows:
         """The rows of the split, all of them.

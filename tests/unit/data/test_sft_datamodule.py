@@ -51,9 +51,8 @@ Write = Callable[..., Source]
 @pytest.fixture
 def module(tmp_path: Path) -> Callable[..., SFTDataModule]:
     def module(sources: list[Source], **options: Any) -> SFTDataModule:
-        return SFTDataModule(
-            sources, byte_tokenizer(), **{"max_length": 128, "cache_dir": tmp_path / "cache"} | options
-        )
+        settings: dict[str, Any] = {"max_length": 128, "cache_dir": tmp_path / "cache"} | options
+        return SFTDataModule(sources, byte_tokenizer(), **settings)
 
     return module
 

@@ -249,7 +249,7 @@ def test_a_transform_that_returns_no_rows_is_refused(made: Any) -> None:
 def test_labels_are_short_and_tell_splits_apart() -> None:
     assert Source("data/gsm8k/train.jsonl").label == "gsm8k/train"
     assert Source("owner/set-v1.5").label == "owner/set-v1.5"
-    assert Source("owner/set", split="dev").label == "owner/set[dev]"
+    assert Source("owner/set", split="dev").label == "owner/set:dev"
     assert Source("owner/set", name="mine").label == "mine"
 
 
