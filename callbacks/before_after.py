@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lion_lightning.callbacks.folders import require_writable
 from lion_lightning.models.generation import generate_answers
@@ -75,7 +75,7 @@ class BeforeAfter(Callback):
             self.before = self.after = self._validated = None
         if not isinstance(pl_module, AlignmentModule):
             raise MisconfigurationException(
-                f"BeforeAfter: {type(pl_module).__name__} is no AlignmentModule, so there is no policy to ask; subclass "
+                f"BeforeAfter: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to ask; subclass "
                 "one (e.g. SFTModule), or take the callback out of trainer.callbacks."
             )
         require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")

@@ -101,7 +101,7 @@ def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, bool]]:
 
 
 def _stacked(module: nn.Module, config: Any) -> Iterator[tuple[float, bool]]:
-    """Matrices that a module holds itself: GPT-2's, and experts, stacked in 3 dimensions, of which a token meets few."""
+    """Matrices that a module holds itself: GPT-2's, and stacks of experts, of which a token meets few."""
     for parameter in module.parameters(recurse=False):
         if parameter.dim() == 3:
             yield parameter[0].numel() * config.num_experts_per_tok, parameter.requires_grad

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from lightning.pytorch import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
 
 def require_writable(trainer: Trainer, folder: Path, fix: str) -> None:

@@ -8,10 +8,10 @@ from collections import deque
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -84,7 +84,9 @@ class TokenThroughput(Callback):
     ) -> None:
         """Count a micro-batch; log where it completes an optimizer step (Lightning calls this)."""
         flops = self._flops.of(batch) if self._flops else 0.0
-        self._counts += torch.tensor([len(batch.input_ids), len(batch.targets), batch.capacity, flops])
+        self._counts += torch.tensor(
+            [len(batch.input_ids), len(batch.targets), batch.capacity, flops], dtype=torch.float64
+        )
         if trainer.global_step > self._global_step:
             totals = _over_ranks(trainer, self._counts)  # waits for the device, so that the step's time is whole
             self._window.append((totals, self._watch.take()))
