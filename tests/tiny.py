@@ -81,14 +81,20 @@ def row(
 
 def alone(model: Any, batch: PackedBatch) -> Tensor:
     """Log-probs of a batch's targets by the plain model: every segment with its ancestors alone, whole logits, fp32."""
-    values = torch.zeros(len(batch.targets), device=batch.targets.device)
+    return alone_all(model, batch).gather(1, batch.targets[:, None]).squeeze(1)
+
+
+def alone_all(model: Any, batch: PackedBatch) -> Tensor:
+    """``(targets, vocabulary)``: log-probs of every token in a target's place; see :func:`alone`."""
+    rows = torch.zeros(len(batch.targets), 0, device=batch.targets.device)
     for number, (_, spans) in enumerate(RowLayout(batch.segments).accesses):
         places = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(batch.input_ids.device)
         logits = model(input_ids=batch.input_ids[places][None], use_cache=False).logits[0].float()
         mine = (batch.target_segments == number).nonzero().flatten()
         at = (places[None, :] == batch.predictors[mine, None]).int().argmax(1)
-        values = values.index_put((mine,), logits.log_softmax(-1)[at, batch.targets[mine]])
-    return values
+        rows = rows if rows.shape[1] else rows.new_zeros(len(rows), logits.shape[1])
+        rows = rows.index_put((mine,), logits.log_softmax(-1)[at])
+    return rows
 
 
 def gradients(model: torch.nn.Module, values: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,130 @@
+"""The SFT module: what it logs, how it evaluates, and that it needs no whole logits tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from lion_lightning.functional import token_logps
+from lion_lightning.losses import DFTLoss, SFTLoss
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules import SFTModule
+from lion_lightning.types import PackedBatch
+from tests.tiny import LargestTensor, Rows, alone, alone_all, config, row, tokenizer_folder, trainer
+
+LONG, SHORT = row(seed=1), row(seed=2, supervised=[3, 4])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
+    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
+
+
+def module(tokenizer: TokenizerSpec, lr: float = 0.0, **options: Any) -> SFTModule:
+    torch.manual_seed(0)
+    policy = PolicySpec(config=config(**options.pop("shape", {})))
+    made = SFTModule(policy, tokenizer, optimizer=lambda groups: SGD(groups, lr=lr), **options)
+    made.configure_model()
+    return made
+
+
+def by_hand(made: SFTModule, batches: list[PackedBatch]) -> tuple[Tensor, float]:
+    """Log-probs of all targets by the plain model, and the share of targets that it would have said."""
+    model = made.policy_model.causal_lm
+    with torch.no_grad():
+        logps = torch.cat([alone(model, batch) for batch in batches])
+        said = torch.cat([alone_all(model, batch).argmax(1) for batch in batches])
+    targets = torch.cat([batch.targets for batch in batches])
+    return logps, (said == targets).float().mean().item()
+
+
+@pytest.mark.parametrize("stage", ["train", "val", "test"])
+def test_metrics_are_those_of_all_tokens_together_not_means_over_batches(tokenizer: TokenizerSpec, stage: str) -> None:
+    made = module(tokenizer)
+    run = trainer(max_epochs=1, accumulate_grad_batches=2)
+    batches = Rows([LONG, SHORT])
+    if stage == "test":
+        run.test(made, batches, verbose=False)
+    else:
+        run.fit(made, batches, batches)
+    logps, accuracy = by_hand(made, [LONG, SHORT])
+    metrics = {name: value.item() for name, value in run.callback_metrics.items() if name.startswith(stage)}
+    assert metrics[f"{stage}/loss"] == pytest.approx(-logps.mean().item(), rel=1e-5)
+    assert metrics[f"{stage}/perplexity"] == pytest.approx((-logps.mean()).exp().item(), rel=1e-5)
+    assert metrics[f"{stage}/accuracy"] == pytest.approx(accuracy, rel=1e-6)
+    means = [-by_hand(made, [batch])[0].mean() for batch in (LONG, SHORT)]
+    wrong = torch.stack(means).exp().mean().item()  # the mean of the batches' perplexities
+    assert abs(wrong / metrics[f"{stage}/perplexity"] - 1) > 0.01
+
+
+def test_validation_starts_afresh_each_epoch_and_test_after_fit_has_its_own_meters(tokenizer: TokenizerSpec) -> None:
+    made = module(tokenizer, lr=0.5)
+    run = trainer(max_epochs=2)
+    run.fit(made, Rows([LONG]), Rows([LONG, SHORT]))
+    after = -by_hand(made, [LONG, SHORT])[0].mean().item()
+    assert run.callback_metrics["val/loss"].item() == pytest.approx(after, rel=1e-5)
+    (tested,) = run.test(made, Rows([SHORT]), verbose=False)
+    assert tested["test/loss"] == pytest.approx(-by_hand(made, [SHORT])[0].mean().item(), rel=1e-5)
+
+
+def test_perplexity_is_of_the_likelihood_whatever_the_loss(tokenizer: TokenizerSpec) -> None:
+    made = module(tokenizer, loss=DFTLoss())
+    run = trainer(max_steps=1)
+    run.fit(made, Rows([LONG]))
+    logps, _ = by_hand(made, [LONG])
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(-(logps.exp() * logps).mean().item(), rel=1e-4)
+    assert run.callback_metrics["train/perplexity"].item() == pytest.approx((-logps.mean()).exp().item(), rel=1e-5)
+
+
+def test_dft_gradient_is_that_of_the_likelihood_weighted_by_a_detached_probability(tokenizer: TokenizerSpec) -> None:
+    made = module(tokenizer, loss=DFTLoss())
+    torch.autograd.backward(made.compute_loss(LONG).total)
+    actual = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+    made.zero_grad()
+    logps = alone(made.policy_model.causal_lm, LONG)
+    torch.autograd.backward((-logps.detach().exp() * logps).sum())
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None
+        assert (actual[name] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
+
+
+def test_a_loss_of_ones_own_is_injected_and_trains(tokenizer: TokenizerSpec) -> None:
+    class Smoothed(SFTLoss):
+        def forward(self, logps: Tensor) -> Tensor:
+            return (1 - logps.exp()) / 0.5
+
+    made = module(tokenizer, lr=0.5, loss=Smoothed())
+    before = by_hand(made, [LONG])[0].exp().mean()
+    trainer(max_epochs=10).fit(made, Rows([LONG]))
+    assert by_hand(made, [LONG])[0].exp().mean() > 2 * before
+
+
+def test_the_loss_falls_and_moves_from_its_first_value(tokenizer: TokenizerSpec) -> None:
+    made = module(tokenizer, lr=0.3)
+    first = -by_hand(made, [LONG])[0].mean().item()
+    trainer(max_epochs=20).fit(made, Rows([LONG]))
+    assert -by_hand(made, [LONG])[0].mean().item() < first / 4
+
+
+def test_no_tensor_of_targets_by_vocabulary_exists_in_a_whole_training_step(
+    tokenizer: TokenizerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults: Any = token_logps.__kwdefaults__
+    monkeypatch.setitem(defaults, "logits_per_chunk", 2**19)
+    vocabulary = 8_000
+    documents = row((64,) * 8, (-1,) * 8, vocabulary=vocabulary)
+    made = module(tokenizer, shape={"vocab_size": vocabulary})
+    with LargestTensor() as largest:
+        torch.autograd.backward(made.compute_loss(documents).total)
+    targets = len(documents.targets)
+    assert targets == 8 * 63
+    # the largest tensors are a chunk of logits and the head's own gradient, at an eighth of the logits
+    assert vocabulary * 32 < largest.numel <= 2**19 < targets * vocabulary / 7
+    with LargestTensor() as naive:
+        made.policy_model.causal_lm(input_ids=documents.input_ids[None], use_cache=False)
+    assert naive.numel == 512 * vocabulary
