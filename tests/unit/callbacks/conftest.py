@@ -33,6 +33,9 @@ class Bench:
         self.folder = folder
         self.tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(folder / "tokenizer")))
 
+    def rows(self) -> tiny.Rows:
+        return tiny.Rows(batches(2))
+
     def module(self, lora: LoRASpec | None = None) -> SFTModule:
         spec = PolicySpec(config=tiny.config(tie_word_embeddings=True, eos_token_id=2, pad_token_id=2), lora=lora)
         optimizer: Callable[..., Any] = lambda groups: torch.optim.AdamW(groups, lr=1e-2)  # noqa: E731

@@ -1,0 +1,74 @@
+"""The Hugging Face folder that a fit leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.demos.boring_classes import BoringModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lion_lightning.callbacks import HuggingFaceExport
+from lion_lightning.models.lora import LoRASpec
+from tests.unit.callbacks.conftest import Bench
+
+
+def logits(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        result: torch.Tensor = model(input_ids=torch.arange(3, 13)[None], use_cache=False).logits
+    return result
+
+
+def reloaded(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_the_folder_holds_the_trained_weights_and_the_tokenizer(bench: Bench) -> None:
+    trainer = bench.trainer(HuggingFaceExport())
+    module = bench.fit(trainer)
+    folder = bench.folder / "run" / "export"
+    assert torch.equal(logits(reloaded(folder)), logits(module.policy_model.causal_lm))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "w3"}], tokenize=False).startswith("<|im_start|>")
+    assert "Optimizer steps: 6." in (folder / "README.md").read_text("utf-8")
+
+
+def test_adapters_are_merged_and_the_module_keeps_its_own(bench: Bench) -> None:
+    pytest.importorskip("peft")
+    trainer = bench.trainer(HuggingFaceExport(str(bench.folder / "merged")))
+    module = bench.fit(trainer, bench.module(LoRASpec(r=4)))
+    assert any("lora_A" in name for name, _ in module.named_parameters())
+    expected = logits(module.policy_model.causal_lm)
+    torch.testing.assert_close(logits(reloaded(bench.folder / "merged")), expected, atol=1e-5, rtol=1e-5)
+
+
+class Breaks(Callback):
+    def on_train_batch_end(self, *args: Any) -> None:
+        raise RuntimeError("stop")
+
+
+def test_nothing_is_written_after_an_exception(bench: Bench) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        bench.fit(bench.trainer(HuggingFaceExport(), Breaks()))
+    assert list((bench.folder / "run" / "export").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(bench: Bench) -> None:
+    (bench.folder / "file").touch()
+    with pytest.raises(MisconfigurationException, match=r"cannot write to .*file/out: .*; give .* another dirpath"):
+        bench.fit(bench.trainer(HuggingFaceExport(str(bench.folder / "file" / "out")), Breaks()))
+
+
+def test_a_module_that_cannot_say_what_it_is_is_refused(bench: Bench) -> None:
+    with pytest.raises(MisconfigurationException, match=r"BoringModel has no provenance\(\)"):
+        bench.trainer(HuggingFaceExport()).fit(BoringModel())
+
+
+def test_validation_alone_exports_nothing(bench: Bench) -> None:
+    bench.trainer(HuggingFaceExport()).validate(bench.module(), bench.rows(), verbose=False)
+    assert not (bench.folder / "run" / "export").exists()
