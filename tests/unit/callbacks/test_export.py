@@ -34,7 +34,9 @@ def test_the_folder_holds_the_trained_weights_and_the_tokenizer(bench: Bench) ->
     folder = bench.folder / "run" / "export"
     assert torch.equal(logits(reloaded(folder)), logits(module.policy_model.causal_lm))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "w3"}], tokenize=False).startswith("<|im_start|>")
+    assert "<|im_start|>user\nw3" in str(
+        tokenizer.apply_chat_template([{"role": "user", "content": "w3"}], tokenize=False)
+    )
     assert "Optimizer steps: 6." in (folder / "README.md").read_text("utf-8")
 
 

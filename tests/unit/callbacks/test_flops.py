@@ -44,7 +44,7 @@ def excess(batch: PackedBatch) -> int:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shape", [tiny.DOCUMENTS, tiny.TREE], ids=["documents", "tree"])
 def test_count_equals_pytorch_count_but_for_recomputed_head_and_masked_scores(shape: Any, tied: bool) -> None:
-    policy, batch = tiny.policy(tie_word_embeddings=tied), tiny.row(*shape, supervised=(3, 4, 9, 10, 11, 16))
+    policy, batch = tiny.policy(tie_word_embeddings=tied), tiny.row(*shape, (3, 4, 9, 10, 11, 16))
     assert len(batch.targets) == 6
     assert counted(policy, batch) == training_flops(policy.causal_lm).of(batch) + excess(batch)
 
@@ -86,8 +86,7 @@ def test_sliding_layers_are_counted_by_their_window() -> None:
 
 
 def test_only_the_experts_that_a_token_visits_count() -> None:
-    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
-    flops = training_flops(tiny.policy("mixtral", **experts).causal_lm)
+    flops = training_flops(tiny.policy("mixtral", num_local_experts=4, num_experts_per_tok=2).causal_lm)
     attention, mlp, router = 2 * 32 * 32 + 2 * 32 * 16, 3 * 32 * 48, 4 * 32
     assert flops.per_token == 6 * 2 * (attention + 2 * mlp + router)
 
