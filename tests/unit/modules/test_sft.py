@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,17 +48,20 @@ def by_hand(made: SFTModule, batches: list[PackedBatch]) -> tuple[Tensor, float]
 def test_metrics_are_those_of_all_tokens_together_not_means_over_batches(tokenizer: TokenizerSpec, stage: str) -> None:
     made = module(tokenizer)
     run = trainer(max_epochs=1, accumulate_grad_batches=2)
-    batches = Rows([LONG, SHORT])
+    said = alone_all(made.policy_model.causal_lm, LONG).argmax(1)
+    half = torch.arange(len(said)) % 2 == 0
+    guessed = replace(LONG, targets=torch.where(half, said, LONG.targets))  # a random model is right only so
+    batches = Rows([guessed, SHORT])
     if stage == "test":
         run.test(made, batches, verbose=False)
     else:
         run.fit(made, batches, batches)
-    logps, accuracy = by_hand(made, [LONG, SHORT])
+    logps, accuracy = by_hand(made, [guessed, SHORT])
     metrics = {name: value.item() for name, value in run.callback_metrics.items() if name.startswith(stage)}
     assert metrics[f"{stage}/loss"] == pytest.approx(-logps.mean().item(), rel=1e-5)
     assert metrics[f"{stage}/perplexity"] == pytest.approx((-logps.mean()).exp().item(), rel=1e-5)
-    assert metrics[f"{stage}/accuracy"] == pytest.approx(accuracy, rel=1e-6)
-    means = [-by_hand(made, [batch])[0].mean() for batch in (LONG, SHORT)]
+    assert metrics[f"{stage}/accuracy"] == pytest.approx(accuracy, rel=1e-6) == pytest.approx(12 / 25)
+    means = [-by_hand(made, [batch])[0].mean() for batch in (guessed, SHORT)]
     wrong = torch.stack(means).exp().mean().item()  # the mean of the batches' perplexities
     assert abs(wrong / metrics[f"{stage}/perplexity"] - 1) > 0.01
 
