@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,19 @@ def test_a_subclass_may_override_compute_loss_for_what_a_loss_cannot_say(tokeniz
     assert metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-6)
     assert metrics["train/documents"].item() == pytest.approx(14 / sum(int(output.weight) for output in totals))
     assert math.isfinite(metrics["train/grad_norm"])
+
+
+def test_trainable_rows_new_are_those_of_the_added_tokens_and_none_is_an_error(tokenizer: TokenizerSpec) -> None:
+    spec = PolicySpec(config=config(), trainable_rows="new")
+    added = replace(tokenizer, special_tokens=("<|im_end|>", "<a>", "<b>"))
+    made = module(added, spec=spec)
+    fit(made, ROWS[:1])
+    for name, gradient in made.seen[0].items():
+        if len(gradient) == 103:
+            assert set(gradient.any(1).nonzero().flatten().tolist()) <= {101, 102}, name
+    assert made.seen[0]["policy.model.lm_head.weight"][101:].any(1).all()
+    with pytest.raises(ValueError, match=r"rows none are not within.*special_tokens for `new`"):
+        module(tokenizer, spec=spec)
 
 
 def test_a_policy_from_a_mapping_needs_a_tokenizer_and_says_so() -> None:
