@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lion_lightning.cli_errors import explain
 from lion_lightning.modules.base import AlignmentModule
 
 USER_ERRORS = (ValueError, MisconfigurationException, ModuleNotFoundError, OSError, ArgumentError)
@@ -33,6 +34,11 @@ class LionCLI(LightningCLI):
         """Give the data module the model's tokenizer (Lightning calls this)."""
         parser.link_arguments("model", "data.init_args.tokenizer", compute_fn=_tokenizer_spec, apply_on="instantiate")
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands but ``predict``, which an alignment module has no step for."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
 
@@ -48,16 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_process()
-    command = COMMANDS.get(arguments[0] if arguments else "")
+    name = arguments[0] if arguments else "--help"
     try:
-        if command is None:
-            build_cli(arguments)
+        if name in COMMANDS:
+            COMMANDS[name](arguments[1:])
         else:
-            command(arguments[1:])
+            _refuse_unknown_command(name)
+            build_cli(arguments or [name])
     except USER_ERRORS as error:
         if os.environ.get("LION_DEBUG"):
             raise
-        print(f"lion: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lion: error: {explain(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -76,7 +83,11 @@ def build_cli(arguments: list[str], run: bool = True) -> LionCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"epilog": EPILOG, "exit_on_error": False, "formatter_class": argparse.RawDescriptionHelpFormatter},
+        parser_kwargs={
+            "epilog": EPILOG,
+            "exit_on_error": False,
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+        },
         auto_configure_optimizers=False,
         run=run,
         args=arguments,
@@ -111,6 +122,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {"inspect": inspect_command, 
 """Commands that LightningCLI has not."""
 
 
+def _refuse_unknown_command(name: str) -> None:
+    known = [*LionCLI.subcommands(), *COMMANDS]
+    if not name.startswith("-") and name not in known:
+        raise ValueError(f"unknown command {name!r}; the commands are {', '.join(known)}")
+
+
 def _tokenizer_spec(model: AlignmentModule) -> Any:
     return model.tokenizer_spec
 
@@ -119,11 +136,12 @@ def _prepare_process() -> None:
     """Let configs name modules of the working folder, show our log, and hush what nobody can act on."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    handler = logging.StreamHandler()  # a new one each time: it holds on to the stderr of its making
+    handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("lion_lightning")
-    if not package.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        package.addHandler(handler)
-        package.setLevel(logging.INFO)
+    package.handlers = [handler]
+    package.setLevel(logging.INFO)
+    # Advertisements among Lightning's messages.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "callbacks": _MODELS | {"modules", "data"},
     "strategies": _MODELS | {"modules", "data"},
 }
-TOP = {"cli", "demo", "__main__", "__init__"}  # what a person runs; these may import all of the above
+TOP = {"cli", "cli_errors", "demo", "__main__", "__init__"}  # what a person runs; these may import all of the above
 
 HEAVY = ("datasets", "lightning", "peft", "torch", "transformers", "vllm")
 
