@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -137,7 +139,7 @@ class AlignmentModule(LightningModule, ABC):
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             if isinstance(scheduler, WarmupSchedule) and scheduler.total_steps is None:
-                scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
+                scheduler.total_steps = _finite(self.trainer.estimated_stepping_batches)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters in two groups, the second free of weight decay."""
@@ -234,6 +236,14 @@ def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
         name: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for name, v in hyper_parameters.items()
     }
     return {key: value for key, value in plain.items() if not isinstance(value, nn.Module) and not callable(value)}
+
+
+def _finite(steps: float) -> int:
+    if math.isinf(steps):
+        raise MisconfigurationException(
+            "lr_scheduler: the run has no known end; set trainer.max_steps, max_epochs or lr_scheduler.total_steps."
+        )
+    return int(steps)
 
 
 def _default_optimizer(parameters: Any) -> Optimizer:
