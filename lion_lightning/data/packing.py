@@ -121,8 +121,8 @@ class Wrapped(Packing):
 def _best_fit(lengths: list[int], capacity: int) -> Integers:
     """Row of each document, taken in the order given.
 
-    ``open_spaces`` has bit ``s`` set where some row has room for exactly ``s`` more tokens: the fullest row that fits is
-    the lowest set bit from the document's length up.
+    ``open_spaces`` has bit ``s`` set where some row has room for exactly ``s`` more tokens: the fullest row that fits
+    is the lowest set bit from the document's length up.
     """
     rows = np.empty(len(lengths), dtype=np.int64)
     with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
