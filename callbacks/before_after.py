@@ -191,7 +191,8 @@ def _number(metrics: Mapping[str, float], name: str) -> str:
 
 
 def _literal(text: str) -> Any:
-    """A text in which square brackets are no markup."""
+    """A text in which brackets are no markup, of which nothing is cut off, and which says nothing to the terminal."""
     from rich.text import Text
 
-    return Text(text)
+    shown = (char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return Text("".join(shown), overflow="fold")

@@ -16,6 +16,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
 from lion_lightning.callbacks import BeforeAfter, HuggingFaceExport, TokenThroughput
+from lion_lightning.callbacks.before_after import Snapshot, _print_table
 from lion_lightning.models.generation import evaluating, generate_answers
 from lion_lightning.modules.sft import SFTModule
 from lion_lightning.types import LossOutput, PackedBatch
@@ -165,6 +166,20 @@ def test_the_table_shows_both_sides_and_takes_brackets_literally(
     assert f"{written['before']['metrics']['val/loss']:.4g}" in table
     assert "[red] w5" in table
     assert written["answers"][0]["after"] in table
+
+
+def test_the_table_cuts_nothing_off(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = "a" * 300 + "end"  # one word, wider than any terminal's column
+    _print_table(Snapshot(0, {}, {}), Snapshot(6, {}, {"w5": answer}))
+    letters = "".join(character for character in capsys.readouterr().out if character.isalpha())
+    assert letters.endswith(answer)
+
+
+def test_an_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_table(Snapshot(0, {}, {}), Snapshot(6, {}, {"w5": "w6\x1b[2Jw7"}))
+    table = capsys.readouterr().out
+    assert "\x1b[2J" not in table
+    assert "w6\N{REPLACEMENT CHARACTER}[2Jw7" in table
 
 
 class TextLogger(CSVLogger):

@@ -44,7 +44,8 @@ def excess(batch: PackedBatch) -> int:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shape", [tiny.DOCUMENTS, tiny.TREE], ids=["documents", "tree"])
 def test_count_equals_pytorch_count_but_for_recomputed_head_and_masked_scores(shape: Any, tied: bool) -> None:
-    policy, batch = tiny.policy(tie_word_embeddings=tied), tiny.row(*shape, (3, 4, 9, 10, 11, 16))
+    lengths, parents = shape
+    policy, batch = tiny.policy(tie_word_embeddings=tied), tiny.row(lengths, parents, (3, 4, 9, 10, 11, 16))
     assert len(batch.targets) == 6
     assert counted(policy, batch) == training_flops(policy.causal_lm).of(batch) + excess(batch)
 
