@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from math import ceil
 from typing import Any, Protocol
 
@@ -37,13 +36,16 @@ class PackedLoader:
     Lightning sets the epoch, saves the state in every checkpoint and hands it back on resume; it does so for any loader
     with ``sampler.set_epoch``, ``state_dict`` and ``load_state_dict``. Without Lightning, call :meth:`set_epoch`.
 
+    A state says how many batches were handed out. That is exact for every checkpoint that is saved between two batches;
+    one that is saved by an exception's handler, in the middle of a batch, counts that batch as done.
+
     Args:
         samples: What to load.
         lengths: ``(samples,)`` tokens of each.
         capacity: Tokens of a row.
         packing: How samples share rows; None for best-fit decreasing.
         batch_size: Rows of a micro-batch.
-        shuffle: Whether rows come in a new random order each epoch.
+        shuffle: Whether every epoch has rows and an order of its own; otherwise all are alike.
         seed: Seed of packing and order.
         rank: This process's place among the data-parallel ones.
         world_size: Number of data-parallel processes.
@@ -51,8 +53,11 @@ class PackedLoader:
         pin_memory: Whether batches are put into page-locked memory for a faster copy to a GPU.
 
     Raises:
-        ValueError: If there are no samples.
+        ValueError: If there are no samples, or one does not fit.
     """
+
+    batch_sampler = None
+    """Lightning asks every loader that has a sampler for one."""
 
     def __init__(
         self,
@@ -77,38 +82,40 @@ class PackedLoader:
         self.rank, self.world_size = rank, world_size
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.epoch = 0
-        self._yielded = 0
-        self._restored: dict[str, Any] | None = None
-        self._plan = lru_cache(maxsize=1)(self._make_plan)
-
-    batch_sampler = None
-    """Lightning asks every loader that has a sampler for one."""
+        self._yielded = self._resume_at = 0
+        self._rows = self._plan()
 
     @property
     def sampler(self) -> PackedLoader:
         """Itself: Lightning looks for ``set_epoch`` on a loader's sampler."""
         return self
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
-        if epoch != self.epoch:
-            self.epoch, self._yielded = epoch, 0
-
     @property
     def rows(self) -> Rows:
         """Rows of the present epoch, in the order in which they are loaded."""
-        return self._plan(self.epoch)
+        return self._rows
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose rows the next iteration yields; another than the present begins at its first batch."""
+        if epoch == self.epoch:
+            return
+        self.epoch, self._yielded, self._resume_at = epoch, 0, 0
+        if self.shuffle:
+            self._rows = self._planned_alike()
 
     def __len__(self) -> int:
-        """Micro-batches of this rank in an epoch."""
-        return ceil(self._all_batches / self.world_size)
+        """Micro-batches of this rank in an epoch, the same in every epoch."""
+        return ceil(len(self._rows) / (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        """Micro-batches of the present epoch, from the one after the restored state on."""
-        start = self._take_restored()
-        mine = [number * self.world_size + self.rank for number in range(start, len(self))]
+        """Micro-batches of the present epoch; after :meth:`load_state_dict`, once, only those still to come.
+
+        A generator, so that nothing is decided before the first ``next``: Lightning calls ``iter`` before it sets the
+        epoch of a resumed run.
+        """
+        start, self._resume_at = self._resume_at, 0
         self._yielded = start
-        for batch in self._reader(mine):
+        for batch in self._reader(range(start, len(self))):
             self._yielded += 1
             yield batch
 
@@ -118,55 +125,80 @@ class PackedLoader:
             "epoch": self.epoch,
             "batches": self._yielded,
             "length": len(self),
-            "world_size": self.world_size,
+            "settings": self._settings(),
             "fingerprint": self.fingerprint(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place, once; it is checked when the iteration of its epoch begins."""
-        self._restored = state
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the last batch that was handed out before the state was saved, in that epoch.
+
+        Raises:
+            ValueError: If the state stands within an epoch, and that epoch's batches are no longer the same.
+        """
+        self.set_epoch(state["epoch"])
+        finished = state["batches"] >= state["length"]
+        if state["batches"] and not finished:
+            self._refuse_other_batches(state)
+        self._yielded = self._resume_at = len(self) if finished else state["batches"]
 
     def fingerprint(self) -> str:
-        """Hash of all that decides which samples a batch holds, but for the number of ranks."""
-        settings = (self.capacity, type(self.packing).__name__, self.batch_size, self.shuffle, self.seed)
-        digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(self.lengths, dtype=np.int64).tobytes())
+        """Hash of which samples each batch of the present epoch holds, and of the tokens of a few of them."""
+        rows = self._rows
+        digest = blake2b(f"{self.batch_size} {self.world_size}".encode(), digest_size=16)
+        for numbers in (rows.offsets, rows.documents, rows.starts, rows.stops):
+            digest.update(numbers.astype(np.int64).tobytes())
+        for position in np.linspace(0, len(self.lengths) - 1, 16).astype(int).tolist():
+            for piece in self.samples[position].pieces:
+                digest.update(piece.input_ids.astype(np.int64).tobytes())
         return digest.hexdigest()
 
-    @property
-    def _all_batches(self) -> int:
-        return ceil(len(self.rows) / self.batch_size)
+    def _settings(self) -> dict[str, Any]:
+        """What decides the batches, by the name under which a message can say that it changed."""
+        return {
+            "documents": len(self.lengths),
+            "tokens": int(np.sum(self.lengths, dtype=np.int64)),
+            "max_length": self.capacity,
+            "packing": type(self.packing).__name__,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "number of ranks": self.world_size,
+        }
 
-    def _take_restored(self) -> int:
-        """Batches of this epoch that were consumed before the state was saved."""
-        state, self._restored = self._restored, None
-        if state is None or state["epoch"] != self.epoch:
-            return 0
-        midway = 0 < state["batches"] < state["length"]
-        same = state["world_size"] == self.world_size and state["fingerprint"] == self.fingerprint()
-        if midway and not same:
-            raise ValueError(
-                f"the checkpoint stands at batch {state['batches']} of epoch {state['epoch']} of other data: the "
-                "documents, max_length, packing, batch_size, seed or number of ranks have changed, so samples would repeat or be "
-                "skipped. Resume with the old settings, or start from the weights alone."
-            )
-        return int(state["batches"]) if same else (0 if not state["batches"] else len(self))
+    def _refuse_other_batches(self, state: Mapping[str, Any]) -> None:
+        if state["fingerprint"] == self.fingerprint():
+            return
+        then, now = state["settings"], self._settings()
+        changes = [f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]]
+        raise ValueError(
+            f"the checkpoint stands after batch {state['batches']} of {state['length']} of epoch {state['epoch']}, and "
+            f"that epoch's batches have changed ({'; '.join(changes) or 'other documents or another order of them'}): "
+            "samples would be repeated or skipped. Resume with the old settings, or from a checkpoint at the end of an epoch."
+        )
 
-    def _reader(self, numbers: list[int]) -> DataLoader[PackedBatch]:
-        batches = _Batches(self.samples, self.rows, self.batch_size, self.capacity)
+    def _reader(self, turns: range) -> DataLoader[PackedBatch]:
         return DataLoader(
-            batches,
-            sampler=numbers,
+            _Batches(self.samples, self._rows, self.batch_size, self.capacity),
+            sampler=[turn * self.world_size + self.rank for turn in turns],
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             generator=torch.Generator().manual_seed(self.seed),  # else it would draw from the global one
         )
 
-    def _make_plan(self, epoch: int) -> Rows:
-        rng = np.random.default_rng([self.seed, epoch])
+    def _plan(self) -> Rows:
+        rng = np.random.default_rng([self.seed, self.epoch] if self.shuffle else self.seed)
         rows = self.packing.rows(self.lengths, self.capacity, rng)
         return _reorder(rows, rng.permutation(len(rows))) if self.shuffle else rows
+
+    def _planned_alike(self) -> Rows:
+        """This epoch's rows; as many as the last one's, since trainers ask for the length once."""
+        rows = self._plan()
+        if len(rows) != len(self._rows):
+            raise ValueError(
+                f"{type(self.packing).__name__} made {len(self._rows)} rows in one epoch and {len(rows)} in another; "
+                "a packing's number of rows must not depend on its generator"
+            )
+        return rows
 
 
 class _Batches(Dataset[PackedBatch]):
