@@ -1,0 +1,79 @@
+"""The examples in README and docs do what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lion_lightning.cli import main
+from lion_lightning.data.formats import recognise
+from lion_lightning.demo import write_demo
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[Any]:
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = [(page, number, text) for page in PAGES for number, text in enumerate(pattern.findall(page.read_text()))]
+    return [pytest.param(text, id=f"{page.name}-{number}") for page, number, text in found]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_demo(tmp_path / "runs" / "demo", train=64, validation=16)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_examples_run(text: str, folder: Path) -> None:
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(text, "example", "exec"), names)
+    if "FocalLoss" in names:
+        # p = 1/2: -(1/2)^2 log(1/2)
+        value = names["FocalLoss"]()(torch.tensor([0.5]).log())
+        assert value.item() == pytest.approx(0.25 * 0.6931471805599453)
+    if "from_seed_task" in names:
+        task = {"instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}, {"input": "2 2", "output": "4"}]}
+        answers = [recognise(row).messages[1].content for row in names["from_seed_task"](task)]  # type: ignore[union-attr]
+        assert answers == ["2", "4"]
+    if "module" in names:
+        assert names["module"].global_step == 5
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_yaml_examples_are_valid_configs(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load(text)
+    if "sources" in config:
+        (folder / "my_data.py").write_text("def from_seed_task(row): ...")
+        config = {"data": {"class_path": "lion_lightning.SFTDataModule", "init_args": config}}
+    (folder / "example.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", str(ROOT / "configs" / "sft.yaml"), "-c", "example.yaml", "--print_config"])
+    assert stop.value.code in (0, None)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    for section, expected in config.items():
+        assert_holds(printed[section], expected)
+
+
+def assert_holds(actual: Any, expected: Any) -> None:
+    """Every value that the example gives is there."""
+    if isinstance(expected, dict):
+        for key, value in expected.items():
+            assert_holds(actual[key], value)
+    elif isinstance(expected, list) and isinstance(actual, list) and expected and isinstance(expected[0], dict):
+        for one, other in zip(actual, expected, strict=True):
+            assert_holds(one, other)
+    else:
+        assert actual == expected
+
+
+def test_every_shipped_config_is_run_by_a_test() -> None:
+    shipped = {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    assert shipped == {"sft.yaml"}, "test_cli.py runs sft.yaml; add a run of the new config there"
