@@ -172,7 +172,8 @@ class PackedLoader:
         raise ValueError(
             f"the checkpoint stands after batch {state['batches']} of {state['length']} of epoch {state['epoch']}, and "
             f"that epoch's batches have changed ({'; '.join(changes) or 'other documents or another order of them'}): "
-            "samples would be repeated or skipped. Resume with the old settings, or from a checkpoint at the end of an epoch."
+            "samples would be repeated or skipped. Resume with the old settings, or from a checkpoint of the end "
+            "of an epoch."
         )
 
     def _reader(self, turns: range) -> DataLoader[PackedBatch]:
