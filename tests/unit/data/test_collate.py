@@ -109,7 +109,7 @@ def test_all_tensors_are_int64_whatever_the_ids_were_stored_in() -> None:
 
 def test_the_batch_does_not_share_memory_with_the_store() -> None:
     """A store may be a read-only memory map; whoever changes a batch must not change the data."""
-    ids = np.array([5, 6], dtype=np.int64)
+    ids = np.array([5, 6], dtype=np.int32)
     batch = collate([Sample((Piece(ids, np.array([False, True])),), 0)], capacity=2)
     batch.input_ids[0] = 99
     assert ids.tolist() == [5, 6]
