@@ -24,6 +24,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.meters import StageMeter, StepTotals
+from lion_lightning.modules.resume import WINDOW, mend_progress, restore_loader, restore_window, save_window
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
 
@@ -67,6 +68,7 @@ class AlignmentModule(LightningModule, ABC):
         self._new_ids: list[int] = []
         self._trainable_rows: TrainableRows | None = None
         self._step = StepTotals()
+        self._resumed: dict[str, Any] | None = None
         self._meters = nn.ModuleDict({stage: StageMeter(self.finishers) for stage in ("val", "test")})
 
     @abstractmethod
@@ -131,15 +133,20 @@ class AlignmentModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Tell the schedule how long the run is (Lightning calls this).
+        """Tell the schedule how long the run is, and reopen a window that was saved half full (Lightning calls this).
 
-        Not earlier: asking the trainer in ``configure_optimizers`` makes it set up the loader before it has read the
-        checkpoint's loader state, which it then never hands over; a resumed run would repeat samples.
+        The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
+        read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
         """
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             if isinstance(scheduler, WarmupSchedule) and scheduler.total_steps is None:
                 scheduler.total_steps = _finite(self.trainer.estimated_stepping_batches)
+        if self._resumed is not None:
+            restore_loader(self.trainer, self._resumed)
+            if WINDOW in self._resumed:
+                self._step.reopen(restore_window(self, self._resumed[WINDOW]))
+            self._resumed = None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters in two groups, the second free of weight decay."""
@@ -198,6 +205,14 @@ class AlignmentModule(LightningModule, ABC):
         """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
         checkpoint["lion"] = self.provenance()
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
+        if (totals := self._step.open_window) is not None:
+            save_window(self, totals, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take in what an exact resume needs beyond Lightning (Lightning calls this)."""
+        if "loops" in checkpoint:
+            mend_progress(checkpoint)
+            self._resumed = {key: checkpoint[key] for key in ("loops", WINDOW) if key in checkpoint}
 
     def provenance(self) -> dict[str, Any]:
         """What the policy is and was trained on, in plain data: enough to rebuild it without the original model."""
