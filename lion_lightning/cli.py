@@ -84,6 +84,7 @@ def build_cli(arguments: list[str], run: bool = True) -> LionCLI:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={
+            "description": "Align language models with PyTorch Lightning.",
             "epilog": EPILOG,
             "exit_on_error": False,
             "formatter_class": argparse.RawDescriptionHelpFormatter,
@@ -98,8 +99,12 @@ def inspect_command(arguments: list[str]) -> None:
     """``lion inspect -c CONFIG``: print what training would see, and stop."""
     from lion_lightning.data.inspection import inspect
 
-    own = argparse.ArgumentParser(prog="lion inspect", add_help=False)
-    own.add_argument("--rows", type=int, default=3)
+    own = argparse.ArgumentParser(
+        prog="lion inspect",
+        usage="lion inspect -c CONFIG [--rows ROWS] [any option of lion fit]",
+        description="Show what a config does to its data, before any training: masks, packing, and what is left out.",
+    )
+    own.add_argument("--rows", type=int, default=3, help="documents to show (3)")
     options, rest = own.parse_known_args(arguments)
     cli = build_cli(rest, run=False)
     cli.trainer.strategy.connect(cli.model)
