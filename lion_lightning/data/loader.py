@@ -37,7 +37,8 @@ class PackedLoader:
     with ``sampler.set_epoch``, ``state_dict`` and ``load_state_dict``. Without Lightning, call :meth:`set_epoch`.
 
     A state says how many batches were handed out. That is exact for every checkpoint that is saved between two batches;
-    one that is saved by an exception's handler, in the middle of a batch, counts that batch as done.
+    one that an exception's handler saves in the middle of a batch counts that batch as done, unless the module is an
+    ``AlignmentModule``, which goes back to the last optimizer step.
 
     Args:
         samples: What to load.

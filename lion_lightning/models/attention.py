@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,128 +23,81 @@ from transformers.masking_utils import sdpa_mask
 
 from lion_lightning.models.layout import RowLayout, SegmentAccess
 
-Attend = Callable[..., Tensor]
-"""``(query, key, value, layout, scale, window, softcap) -> output``, each ``(heads, tokens, head size)``."""
+
+class Heads(NamedTuple):
+    """What one attention call works on.
+
+    Attributes:
+        query: ``(heads, tokens, head size)``.
+        key: ``(key heads, tokens, head size)``; each key head serves as many query heads as the ratio says.
+        value: Like ``key``.
+        scale: Factor on the scores; None for one over the root of the head size.
+        window: Most tokens that a query sees, itself among them; None for all before it.
+        softcap: Bound that scores are soft-clipped to; None for none.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
 
 
-def attend_sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: RowLayout,
-    scale: float | None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+Attend = Callable[[Heads, RowLayout], Tensor]
+"""From heads of a packed row to outputs, ``(heads, tokens, head size)``."""
+
+
+def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
     """One SDPA call a segment: no mask tensor for documents, a small one (answer by context) for answers."""
-    return torch.cat(
-        [_attend_segment(query, key, value, access, scale, window, softcap) for access in layout.accesses], dim=1
-    )
+    return torch.cat([_attend_segment(heads, access) for access in layout.accesses], dim=1)
 
 
-def attend_dense(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: RowLayout,
-    scale: float | None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def attend_dense(heads: Heads, layout: RowLayout) -> Tensor:
     """One call over the whole row under a ``(tokens, tokens)`` mask: slow, quadratic in memory, and easy to trust."""
     mask = layout.visible
-    if window is not None:
-        mask = mask & (layout.positions[:, None] - layout.positions[None, :] < window)
-    return _attend(query, key, value, mask, scale, softcap)
+    if heads.window is not None:
+        mask = mask & (layout.positions[:, None] - layout.positions[None, :] < heads.window)
+    return _attend(heads, mask)
 
 
-def attend_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: RowLayout,
-    scale: float | None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def attend_varlen(heads: Heads, layout: RowLayout) -> Tensor:
     """PyTorch's own variable-length flash attention (GPU, half precision, torch >= 2.10).
 
     Raises:
-        ValueError: If the model soft-clips its attention scores, which this kernel cannot.
+        ValueError: If the model asks for what the kernel cannot do: soft-clipped scores, or a window before torch 2.11.
     """
-    if softcap is not None:
+    from torch.nn.attention.varlen import varlen_attn
+
+    if heads.softcap is not None:
         raise ValueError(
             "attention: lion_varlen cannot soft-clip scores as this model does; use lion_sdpa or lion_flash."
         )
-    from torch.nn.attention.varlen import varlen_attn
-
-    index = layout.varlen
-    accepted = _parameters(varlen_attn)
-    options: dict[str, Any] = {"scale": scale}
-    # torch 2.10 had is_causal and no window; 2.11 has a window and equal head counts only; 2.12 added enable_gqa.
-    if "window_size" in accepted:
-        options["window_size"] = (-1 if window is None else window - 1, 0)
-    elif window is None:
-        options["is_causal"] = True
-    else:
-        raise ValueError("attention: lion_varlen needs torch >= 2.11 for a sliding window; use lion_sdpa.")
-    if "enable_gqa" in accepted:
-        options["enable_gqa"] = True
-    else:
-        key, value = (_repeat_heads(tensor, query.shape[0]) for tensor in (key, value))
-    if "scale" not in accepted:
-        query = query if scale is None else query * (scale * query.shape[-1] ** 0.5)
-        del options["scale"]
-    key, value = (tensor if index.gather is None else tensor[:, index.gather] for tensor in (key, value))
-    rows = [tensor.transpose(0, 1).contiguous() for tensor in (query, key, value)]
-    lengths = (index.cu_queries, index.cu_keys, index.max_queries, index.max_keys)
     kernel: Callable[..., Any] = varlen_attn
-    output: Tensor = kernel(*rows, *lengths, **options)
+    heads, options = _varlen_options(heads, _parameters(kernel))
+    output: Tensor = kernel(*_varlen_arguments(heads, layout), **options)
     return output.transpose(0, 1)
 
 
-def attend_flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: RowLayout,
-    scale: float | None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def attend_flash(heads: Heads, layout: RowLayout) -> Tensor:
     """The ``flash-attn`` package's variable-length kernel (GPU, half precision)."""
     from flash_attn import flash_attn_varlen_func
 
-    index = layout.varlen
-    key, value = (tensor if index.gather is None else tensor[:, index.gather] for tensor in (key, value))
-    rows = [tensor.transpose(0, 1).contiguous() for tensor in (query, key, value)]
     output: Tensor = flash_attn_varlen_func(
-        *rows,
-        index.cu_queries,
-        index.cu_keys,
-        index.max_queries,
-        index.max_keys,
-        softmax_scale=scale,
+        *_varlen_arguments(heads, layout),
+        softmax_scale=heads.scale,
         causal=True,
-        window_size=(-1 if window is None else window - 1, 0),
-        softcap=softcap or 0.0,
+        window_size=_window_size(heads),
+        softcap=heads.softcap or 0.0,
     )
     return output.transpose(0, 1)
 
 
-def attend_best(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: RowLayout,
-    scale: float | None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def attend_best(heads: Heads, layout: RowLayout) -> Tensor:
     """The fastest path that can do these tensors: a variable-length kernel on a GPU in half precision, else SDPA."""
-    half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    path = (_gpu_path(softcap is not None) if half else None) or attend_sdpa
-    return path(query, key, value, layout, scale, window, softcap)
+    half = heads.query.is_cuda and heads.query.dtype in (torch.bfloat16, torch.float16)
+    path = _gpu_path(heads.window is not None, heads.softcap is not None) if half else attend_sdpa
+    return path(heads, layout)
 
 
 PATHS: dict[str, Attend] = {
@@ -157,21 +110,17 @@ PATHS: dict[str, Attend] = {
 """Names for ``PolicySpec.attention`` (and any ``attn_implementation``) to their functions."""
 
 
-def _attend_segment(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    access: SegmentAccess,
-    scale: float | None,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    key, value = (_take(tensor, access.keys) for tensor in (key, value))
-    query = query[:, access.queries]
-    fits = window is None or key.shape[1] <= window
-    if fits and softcap is None and len(access.keys) == 1:
-        return _attend(query, key, value, None, scale, None)
-    return _attend(query, key, value, _lower_right(query.shape[1], key.shape[1], window, query.device), scale, softcap)
+def _attend_segment(heads: Heads, access: SegmentAccess) -> Tensor:
+    own = heads._replace(
+        query=heads.query[:, access.queries],
+        key=_take(heads.key, access.keys),
+        value=_take(heads.value, access.keys),
+    )
+    queries, keys = own.query.shape[1], own.key.shape[1]
+    fits = heads.window is None or keys <= heads.window
+    if fits and heads.softcap is None and len(access.keys) == 1:
+        return _attend(own, None)
+    return _attend(own, _lower_right(queries, keys, heads.window, own.query.device))
 
 
 def _take(tensor: Tensor, spans: tuple[slice, ...]) -> Tensor:
@@ -185,35 +134,71 @@ def _lower_right(queries: int, keys: int, window: int | None, device: torch.devi
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None
-) -> Tensor:
+def _attend(heads: Heads, mask: Tensor | None) -> Tensor:
     """SDPA under ``mask`` (None: plain causal), with the scores soft-clipped by hand where the model wants that."""
-    if softcap is not None:
-        return _attend_softcapped(query, key, value, mask, scale, softcap)
-    grouped = mask is None and query.shape[-3] != key.shape[-3]
+    if heads.softcap is not None:
+        return _attend_softcapped(heads, mask, heads.softcap)
+    grouped = mask is None and heads.query.shape[0] != heads.key.shape[0]
     if not grouped:  # with a mask, GPUs have no fused kernel for grouped heads
-        key, value = (_repeat_heads(tensor, query.shape[-3]) for tensor in (key, value))
-    attended = scaled_dot_product_attention(
-        query[None], key[None], value[None], attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-    )
-    return attended[0]
+        heads = _with_repeated_keys(heads)
+    query, key, value = (tensor[None] for tensor in heads[:3])
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=heads.scale, enable_gqa=grouped
+    )[0]
 
 
-def _attend_softcapped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, softcap: float
-) -> Tensor:
-    key, value = (_repeat_heads(tensor, query.shape[-3]) for tensor in (key, value))
+def _attend_softcapped(heads: Heads, mask: Tensor | None, softcap: float) -> Tensor:
+    query, key, value = _with_repeated_keys(heads)[:3]
     if mask is None:
         mask = _lower_right(query.shape[-2], key.shape[-2], None, query.device)
-    scores = query @ key.transpose(-1, -2) * (scale if scale is not None else query.shape[-1] ** -0.5)
+    scores = query @ key.transpose(-1, -2) * (heads.scale if heads.scale is not None else query.shape[-1] ** -0.5)
     scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, torch.finfo(query.dtype).min)
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 
-def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:
-    repeats = heads // tensor.shape[-3]
-    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=-3)
+def _with_repeated_keys(heads: Heads) -> Heads:
+    repeats = heads.query.shape[-3] // heads.key.shape[-3]
+    if repeats == 1:
+        return heads
+    key, value = (tensor.repeat_interleave(repeats, dim=-3) for tensor in (heads.key, heads.value))
+    return heads._replace(key=key, value=value)
+
+
+def _varlen_arguments(heads: Heads, layout: RowLayout) -> tuple[Any, ...]:
+    """Rows of tokens, cumulative lengths and longest lengths, as variable-length kernels take them."""
+    index = layout.varlen
+    key, value = (t if index.gather is None else t[:, index.gather] for t in (heads.key, heads.value))
+    rows = (tensor.transpose(0, 1).contiguous() for tensor in (heads.query, key, value))
+    return (*rows, index.cu_queries, index.cu_keys, index.max_queries, index.max_keys)
+
+
+def _varlen_options(heads: Heads, accepted: frozenset[str]) -> tuple[Heads, dict[str, Any]]:
+    """Options in the names of this torch, and heads changed to make up for those that it lacks.
+
+    torch 2.10 had ``is_causal``, no window and no scale; 2.11 has both, and equal head counts only; 2.12 added
+    ``enable_gqa``.
+    """
+    options: dict[str, Any] = {}
+    if "window_size" in accepted:
+        options["window_size"] = _window_size(heads)
+    elif heads.window is None:
+        options["is_causal"] = True
+    else:
+        raise ValueError("attention: lion_varlen needs torch >= 2.11 for a sliding window; use lion_sdpa.")
+    if "enable_gqa" in accepted:
+        options["enable_gqa"] = True
+    else:
+        heads = _with_repeated_keys(heads)
+    if "scale" in accepted:
+        options["scale"] = heads.scale
+    elif heads.scale is not None:
+        heads = heads._replace(query=heads.query * (heads.scale * heads.query.shape[-1] ** 0.5))
+    return heads, options
+
+
+def _window_size(heads: Heads) -> tuple[int, int]:
+    """Keys to the left and to the right of a query's own, -1 for all."""
+    return (-1 if heads.window is None else heads.window - 1, 0)
 
 
 @cache
@@ -222,10 +207,14 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 
 
 @cache
-def _gpu_path(softcap: bool) -> Attend | None:
+def _gpu_path(window: bool, softcap: bool) -> Attend:
     if find_spec("flash_attn") is not None:
         return attend_flash
-    return attend_varlen if not softcap and find_spec("torch.nn.attention.varlen") is not None else None
+    if softcap or find_spec("torch.nn.attention.varlen") is None:
+        return attend_sdpa
+    from torch.nn.attention.varlen import varlen_attn
+
+    return attend_sdpa if window and "window_size" not in _parameters(varlen_attn) else attend_varlen
 
 
 def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -245,7 +234,7 @@ def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if layout is None and softcap is not None:
-            output = _attend_softcapped(query, key, value, attention_mask, scaling, softcap)
+            output = _attend_softcapped(Heads(query, key, value, scaling), attention_mask, softcap)
             return output.transpose(1, 2).contiguous(), None
         if layout is None:
             return sdpa_attention_forward(
@@ -254,7 +243,7 @@ def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
         unknown = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
         if unknown:
             raise NotImplementedError(f"packed attention knows nothing of {unknown}")
-        output = attend(query[0], key[0], value[0], layout, scaling, sliding_window, softcap)
+        output = attend(Heads(query[0], key[0], value[0], scaling, sliding_window, softcap), layout)
         return output.transpose(0, 1)[None], None
 
     return attention

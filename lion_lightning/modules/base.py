@@ -24,7 +24,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.meters import StageMeter, StepTotals
-from lion_lightning.modules.resume import WINDOW, mend_progress, restore_loader, restore_window, save_window
+from lion_lightning.modules.resume import mend_progress, restore_loader, rewind
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
 
@@ -133,7 +133,7 @@ class AlignmentModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Tell the schedule how long the run is, and reopen a window that was saved half full (Lightning calls this).
+        """Tell the schedule how long the run is (Lightning calls this).
 
         The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
@@ -144,8 +144,6 @@ class AlignmentModule(LightningModule, ABC):
                 scheduler.total_steps = _finite(self.trainer.estimated_stepping_batches)
         if self._resumed is not None:
             restore_loader(self.trainer, self._resumed)
-            if WINDOW in self._resumed:
-                self._step.reopen(restore_window(self, self._resumed[WINDOW]))
             self._resumed = None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -205,14 +203,14 @@ class AlignmentModule(LightningModule, ABC):
         """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
         checkpoint["lion"] = self.provenance()
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
-        if (totals := self._step.open_window) is not None:
-            save_window(self, totals, checkpoint)
+        if "loops" in checkpoint:
+            rewind(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take in what an exact resume needs beyond Lightning (Lightning calls this)."""
         if "loops" in checkpoint:
             mend_progress(checkpoint)
-            self._resumed = {key: checkpoint[key] for key in ("loops", WINDOW) if key in checkpoint}
+            self._resumed = checkpoint["loops"]
 
     def provenance(self) -> dict[str, Any]:
         """What the policy is and was trained on, in plain data: enough to rebuild it without the original model."""

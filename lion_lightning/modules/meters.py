@@ -43,15 +43,6 @@ class StepTotals:
         self._reduced = True
 
     @property
-    def open_window(self) -> dict[str, Tensor] | None:
-        """Totals of a step that has begun and not been reduced; None between steps."""
-        return None if self._reduced else dict(self._totals)
-
-    def reopen(self, totals: dict[str, Tensor]) -> None:
-        """Go on with a step that a checkpoint was saved in."""
-        self._totals, self._reduced = dict(totals), False
-
-    @property
     def weight(self) -> Tensor:
         """Items of the step."""
         return self._totals["weight"]

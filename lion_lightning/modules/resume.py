@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
-
-WINDOW = "lion_window"
-"""Key in a checkpoint of the gradients of an accumulation window that was open when it was saved."""
+from lightning.pytorch import Trainer
 
 
 def mend_progress(checkpoint: dict[str, Any]) -> None:
@@ -25,6 +20,8 @@ def mend_progress(checkpoint: dict[str, Any]) -> None:
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     within_hook = batches["total"]["completed"] < batches["total"]["processed"]  # saved in on_train_batch_end
     ended = epochs["current"]["processed"] == epochs["current"]["started"]  # saved in on_train_epoch_end, or later
+    if ended and not batches["is_last_batch"] and batches["current"]["processed"]:
+        _reopen_epoch(epochs)
     if not batches["is_last_batch"] or not (within_hook or ended):
         return
     for counts in (epochs["total"], epochs["current"]):
@@ -35,47 +32,50 @@ def mend_progress(checkpoint: dict[str, Any]) -> None:
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] += within_hook
 
 
-def restore_loader(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def _reopen_epoch(epochs: dict[str, Any]) -> None:
+    """Go on within an epoch that ``max_steps`` or an early stop cut short: Lightning counts it as over."""
+    for counts in (epochs["total"], epochs["current"]):
+        counts["processed"] = counts["completed"] = counts["started"] - 1
+
+
+def restore_loader(trainer: Trainer, loops: dict[str, Any]) -> None:
     """Hand the train loader its saved state, which Lightning does not where the loader was set up before the restore.
 
     Doing so twice does no harm: nothing has been read from the loader yet.
 
     Args:
         trainer: At the start of training.
-        checkpoint: Its ``loops`` entry is read.
+        loops: Entry of the checkpoint.
     """
-    states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    states = loops["fit_loop"]["state_dict"].get("combined_loader", [])
     loader: Any = trainer.train_dataloader
     if len(states) == 1 and hasattr(loader, "load_state_dict"):
         loader.load_state_dict(states[0])
 
 
-def save_window(module: LightningModule, totals: dict[str, Tensor], checkpoint: dict[str, Any]) -> None:
-    """Keep the gradients of a half-filled accumulation window, which Lightning does not save.
+def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Let a checkpoint that is saved within an accumulation window, or within a batch, stand right after the last step.
+
+    Lightning saves neither a half-filled window's gradients nor that a batch was handed out but not trained. Weights
+    and optimizer are those of the last step, so counters and loader go back to it, on all ranks alike: the checkpoint
+    becomes the one that ``ModelCheckpoint(every_n_train_steps=...)`` would have saved there.
 
     Args:
-        module: Its parameters hold the gradients.
-        totals: What the window's micro-batches added up so far.
-        checkpoint: Where to keep both.
+        checkpoint: What is about to be saved; changed in place.
+        trainer: Whose checkpoint it is.
     """
-    if module.trainer.world_size > 1:
-        rank_zero_warn(
-            "This checkpoint lies within an accumulation window, and each rank's part of the gradient is not saved: a "
-            "run resumed from it is not exact. Let ModelCheckpoint save every_n_train_steps."
-        )
-        return
-    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    checkpoint[WINDOW] = {"gradients": gradients, "totals": totals}
-
-
-def restore_window(module: LightningModule, window: dict[str, Any]) -> dict[str, Tensor]:
-    """Put the gradients of an open window back and return its totals.
-
-    Args:
-        module: The module, on its device.
-        window: What :func:`save_window` kept.
-    """
-    for name, parameter in module.named_parameters():
-        if name in window["gradients"]:
-            parameter.grad = window["gradients"][name].to(parameter.device, parameter.dtype)
-    return {name: total.to(module.device) for name, total in window["totals"].items()}
+    loops = checkpoint["loops"]["fit_loop"]
+    batches, places = loops["epoch_loop.batch_progress"], loops["state_dict"].get("combined_loader", [])
+    if any("batches" not in place for place in places):
+        return  # a loader of another make, which cannot be told to go back
+    current = batches["current"]
+    ended = batches["is_last_batch"] and current["processed"] == current["ready"]
+    kept = current["processed"] - (0 if ended else current["processed"] % trainer.accumulate_grad_batches)
+    for place in places:
+        place["batches"] = min(place["batches"], kept)
+    if undone := current["ready"] - kept:
+        for counts in (current, batches["total"]):
+            ready = counts["ready"] - undone
+            counts.update(ready=ready, started=ready, processed=ready, completed=ready - 1)
+        batches["is_last_batch"] = False
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lion_lightning.models.attention import PATHS, attend_dense, attend_sdpa, attend_varlen
+from lion_lightning.models.attention import PATHS, Heads, attend_dense, attend_sdpa, attend_varlen
 from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
@@ -194,18 +194,18 @@ def test_varlen_arguments_fit_each_torch_release(
 ) -> None:
     monkeypatch.setattr(torch_varlen, "varlen_attn", kernel)
     layout = RowLayout(segment_table(*placed))
-    tensors = heads(layout)
-    expected = attend_dense(*tensors, layout, scale, window)
-    torch.testing.assert_close(attend_varlen(*tensors, layout, scale, window), expected, rtol=0, atol=1e-6)
+    tensors = Heads(*heads(layout), scale, window)
+    expected = attend_dense(tensors, layout)
+    torch.testing.assert_close(attend_varlen(tensors, layout), expected, rtol=0, atol=1e-6)
 
 
 def test_varlen_refuses_what_its_kernel_would_silently_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_varlen, "varlen_attn", torch_2_10)
     layout = RowLayout(segment_table(*DOCUMENTS))
     with pytest.raises(ValueError, match=r"torch >= 2\.11 for a sliding window; use lion_sdpa"):
-        attend_varlen(*heads(layout), layout, None, 3)
+        attend_varlen(Heads(*heads(layout), window=3), layout)
     with pytest.raises(ValueError, match="cannot soft-clip"):
-        attend_varlen(*heads(layout), layout, None, None, 30.0)
+        attend_varlen(Heads(*heads(layout), softcap=30.0), layout)
 
 
 def test_attention_sinks_are_refused_rather_than_ignored() -> None:
@@ -226,8 +226,8 @@ def test_gpu_kernels_in_bf16_equal_sdpa_in_fp32(name: str, window: int | None, p
     layout = RowLayout(segment_table(*placed), "cuda")
     half = [t.requires_grad_() for t in heads(layout, size=64, device="cuda", dtype=torch.bfloat16)]
     full = [tensor.detach().float().requires_grad_() for tensor in half]
-    actual = PATHS[name](*half, layout, None, window)
-    expected = attend_sdpa(full[0], full[1], full[2], layout, None, window)
+    actual = PATHS[name](Heads(half[0], half[1], half[2], window=window), layout)
+    expected = attend_sdpa(Heads(full[0], full[1], full[2], window=window), layout)
     # bf16 keeps 8 bits: a rounded output is off by 2^-9, a sum of 500 rounded probabilities by a few times that
     torch.testing.assert_close(actual.float(), expected, rtol=2e-2, atol=1e-2)
     upstream = torch.randn_like(expected)
