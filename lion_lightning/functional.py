@@ -90,6 +90,7 @@ class _Head(NamedTuple):
     transform: LogitTransform
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """Transformed fp32 logits, ``(rows, vocabulary)``."""
         with torch.autocast(hidden.device.type, enabled=False):
             logits = (hidden.to(self.weight.dtype) @ self.weight.T).float()
         return self.transform.apply(logits if self.bias is None else logits.add_(self.bias.float()))

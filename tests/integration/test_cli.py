@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,3 +170,27 @@ def test_an_unknown_command_lists_the_commands(capsys: pytest.CaptureFixture[str
 def test_a_missing_checkpoint_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "nope.ckpt", "out"]) == 2
     assert "nope.ckpt: no such checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_killed_by_the_system_resumes_to_the_same_weights(folder: Path) -> None:
+    def command(run: str) -> list[str]:
+        saver = {"dirpath": f"{run}/checkpoints", "every_n_train_steps": 5, "save_last": True}
+        callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
+        more = [f"--trainer.default_root_dir={run}", f"--trainer.callbacks={json.dumps(callbacks)}"]
+        ends = ["--trainer.max_epochs=12", "--ckpt_path=last"]
+        return [sys.executable, "-m", "lion_lightning", "fit", "-c", str(SFT), *SMALL, *more, *ends]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    victim = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = folder / "killed" / "checkpoints" / "last.ckpt"
+    while not last.exists():
+        assert victim.poll() is None
+        time.sleep(0.05)
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    assert torch.load(last, weights_only=True)["global_step"] < 60  # 5 batches an epoch: it had more to do
+    subprocess.run(command("killed"), check=True, capture_output=True)
+    whole, killed = weights(folder / "whole" / "checkpoints" / "last.ckpt"), weights(last)
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
