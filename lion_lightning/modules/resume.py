@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 def mend_progress(checkpoint: dict[str, Any]) -> None:
@@ -16,7 +17,9 @@ def mend_progress(checkpoint: dict[str, Any]) -> None:
     Args:
         checkpoint: A loaded checkpoint, before Lightning restores its loops from it; changed in place.
     """
-    loops = checkpoint["loops"]["fit_loop"]
+    loops = _fit_loop(checkpoint)
+    if loops is None:
+        return
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     within_hook = batches["total"]["completed"] < batches["total"]["processed"]  # saved in on_train_batch_end
     ended = epochs["current"]["processed"] == epochs["current"]["started"]  # saved in on_train_epoch_end, or later
@@ -30,6 +33,15 @@ def mend_progress(checkpoint: dict[str, Any]) -> None:
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["is_last_batch"] = False
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] += within_hook
+
+
+def _fit_loop(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The counters of training, if they have the form of Lightning 2.6; a later one may have mended them itself."""
+    loops: dict[str, Any] = checkpoint["loops"].get("fit_loop", {})
+    if {"epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict", "state_dict"} <= loops.keys():
+        return loops
+    rank_zero_warn("This Lightning keeps other counters than 2.6 does: a resume from this checkpoint may be inexact.")
+    return None
 
 
 def _reopen_epoch(epochs: dict[str, Any]) -> None:
@@ -47,7 +59,7 @@ def restore_loader(trainer: Trainer, loops: dict[str, Any]) -> None:
         trainer: At the start of training.
         loops: Entry of the checkpoint.
     """
-    states = loops["fit_loop"]["state_dict"].get("combined_loader", [])
+    states = loops.get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
     loader: Any = trainer.train_dataloader
     if len(states) == 1 and hasattr(loader, "load_state_dict"):
         loader.load_state_dict(states[0])
@@ -64,7 +76,9 @@ def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         checkpoint: What is about to be saved; changed in place.
         trainer: Whose checkpoint it is.
     """
-    loops = checkpoint["loops"]["fit_loop"]
+    loops = _fit_loop(checkpoint)
+    if loops is None:
+        return
     batches, places = loops["epoch_loop.batch_progress"], loops["state_dict"].get("combined_loader", [])
     if any("batches" not in place for place in places):
         return  # a loader of another make, which cannot be told to go back
