@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+
+from lion_lightning.models.export import obstacle
 
 
 def require_writable(trainer: Trainer, folder: Path, fix: str) -> None:
@@ -22,15 +23,6 @@ def require_writable(trainer: Trainer, folder: Path, fix: str) -> None:
     Raises:
         MisconfigurationException: If it cannot be written.
     """
-    reason = trainer.strategy.broadcast(_obstacle(folder) if trainer.is_global_zero else None)
+    reason = trainer.strategy.broadcast(obstacle(folder) if trainer.is_global_zero else None)
     if reason is not None:
         raise MisconfigurationException(f"cannot write to {folder}: {reason}; {fix}")
-
-
-def _obstacle(folder: Path) -> str | None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)

@@ -86,6 +86,10 @@ class SFTDataModule(LightningDataModule):
         """The tokenizer, loaded on first use."""
         return self._tokenizer.load() if isinstance(self._tokenizer, TokenizerSpec) else self._tokenizer
 
+    @cached_property
+    def _encoder(self) -> ChatEncoder:
+        return ChatEncoder(self.tokenizer, self.mask)
+
     def prepare_data(self) -> None:
         """Tokenise every source that no earlier run has tokenised; Lightning calls this in one process of a machine.
 
@@ -160,7 +164,7 @@ class SFTDataModule(LightningDataModule):
         }
 
     def _tokenised(self, source: Source) -> TokenTable:
-        return tokenise(source, ChatEncoder(self.tokenizer, self.mask), self.cache_dir)
+        return tokenise(source, self._encoder, self.cache_dir)
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
         return deduplicate(sources, [self._tokenised(source) for source in sources])

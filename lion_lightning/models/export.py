@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ def export_policy(checkpoint: Mapping[str, Any], out: str | Path) -> Path:
     Raises:
         ValueError: If the checkpoint is not one of ours, or the folder cannot be written.
     """
-    folder = _writable(Path(out))
+    folder = Path(out)
+    if reason := obstacle(folder):
+        raise ValueError(f"cannot write to {folder}: {reason}; give another output folder.")
     provenance = checkpoint.get("lion") if isinstance(checkpoint, Mapping) else None
     if provenance is None:
         raise ValueError("this checkpoint was not written by lion_lightning: it has no `lion` entry.")
@@ -139,12 +142,15 @@ def _config(spec: PolicySpec, settings: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def _writable(folder: Path) -> Path:
+def obstacle(folder: Path) -> str | None:
+    """What stands in the way of writing files to a folder, which is made if needed; None for nothing.
+
+    Args:
+        folder: The folder.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".lion-write-test"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=folder):
+            return None
     except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}; give another output folder.") from error
-    return folder
+        return error.strerror or str(error)

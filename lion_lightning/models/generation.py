@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lion_lightning.models.export import generation_config
-from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 
@@ -77,8 +77,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def _require_room(model: PreTrainedModel, prompt: str, needed: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or needed
-    if needed > limit:
+    limit = position_limit(model.config)
+    if limit is not None and needed > limit:
         raise ValueError(
             f"the prompt {prompt[:40]!r} and an answer need {needed} positions, and the model has {limit}: shorten the "
             "prompt or lower max_new_tokens."

@@ -155,6 +155,16 @@ class PolicyModel(nn.Module):
             )
 
 
+def position_limit(config: Any) -> int | None:
+    """Longest sequence that a model of this config has positions for, or None if it has no such limit.
+
+    Args:
+        config: A transformers config.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
 def logit_transform(config: Any) -> LogitTransform:
     """What a model of this config does to its head's output.
 

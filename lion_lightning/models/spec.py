@@ -78,7 +78,7 @@ class PolicySpec:
         wrapped = self.lora.apply(model, new_ids) if self.lora else model
         if self.lora and self.gradient_checkpointing:
             model.enable_input_require_grads()  # type: ignore[no-untyped-call]
-        return PolicyModel(wrapped)
+        return PolicyModel(wrapped).train()  # transformers loads in evaluation mode, where nothing is checkpointed
 
     def load_config(self) -> PretrainedConfig:
         """The transformers config, dropout off.

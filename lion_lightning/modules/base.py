@@ -20,7 +20,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token_embeddings
-from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.meters import StageMeter, StepTotals
@@ -69,6 +69,7 @@ class AlignmentModule(LightningModule, ABC):
         self._trainable_rows: TrainableRows | None = None
         self._step = StepTotals()
         self._resumed: dict[str, Any] | None = None
+        self._draws = False
         self._meters = nn.ModuleDict({stage: StageMeter(self.finishers) for stage in ("val", "test")})
 
     @abstractmethod
@@ -90,8 +91,7 @@ class AlignmentModule(LightningModule, ABC):
     @property
     def max_positions(self) -> int | None:
         """Longest sequence that the model has positions for, or None if it has no such limit."""
-        limit = getattr(self.policy_spec.load_config().get_text_config(), "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return position_limit(self.policy_spec.load_config())
 
     @property
     def global_batches(self) -> int:
@@ -133,7 +133,7 @@ class AlignmentModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Tell the schedule how long the run is (Lightning calls this).
+        """Tell the schedule how long the run is, and look for what draws random numbers (Lightning calls this).
 
         The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
@@ -142,6 +142,7 @@ class AlignmentModule(LightningModule, ABC):
             scheduler = config.scheduler
             if isinstance(scheduler, WarmupSchedule) and scheduler.total_steps is None:
                 scheduler.total_steps = _finite(self.trainer.estimated_stepping_batches)
+        self._draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
         if self._resumed is not None:
             restore_loader(self.trainer, self._resumed)
             self._resumed = None
@@ -195,7 +196,7 @@ class AlignmentModule(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         """Seed the step where dropout is active (LoRA's), so that a resumed run draws what the first one would have."""
-        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules()):
+        if self._draws:
             entropy = [int(os.environ.get("PL_GLOBAL_SEED", "0")), self.current_epoch, batch_idx, self.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
