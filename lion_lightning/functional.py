@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lion_lightning.types import SequenceLogps, TokenLogps
+from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, TokenLogps
 
 LOGITS_PER_CHUNK = 2**24
 """Logits that exist at once (64 MiB in fp32). Larger chunks cost memory and gain no speed."""
@@ -65,21 +65,65 @@ def token_logps(
     """
     chunk = max(1, logits_per_chunk // weight.shape[0])
     apply: Any = _HeadLogps.apply
-    values, hits = apply(hidden, weight, bias, targets, transform or LogitTransform(), chunk)
-    return TokenLogps(values, hits)
+    return TokenLogps(*apply(hidden, weight, bias, targets, transform or LogitTransform(), chunk))
 
 
-def segment_logps(values: Tensor, target_segments: Tensor, segments: int) -> SequenceLogps:
-    """Sum and count per-token log-probs over the segments that they belong to.
+def segment_sums(values: Tensor, target_segments: Tensor, segments: int) -> Tensor:
+    """Sum per-token values over the segments that they belong to: ``(segments,)``.
 
     Args:
-        values: ``(targets,)`` log-probs.
+        values: ``(targets,)`` values.
         target_segments: ``(targets,)`` segment of each.
         segments: Number of segments.
     """
-    sums = values.new_zeros(segments).index_add(0, target_segments, values)
-    counts = torch.bincount(target_segments, minlength=segments).to(values.dtype)
-    return SequenceLogps(sums, counts)
+    return values.new_zeros(segments).index_add(0, target_segments, values)
+
+
+def pair_logps(logps: TokenLogps, batch: PackedBatch) -> PairLogps:
+    """Reduce the log-probs of a batch of preference pairs to what losses consume.
+
+    Args:
+        logps: One entry a target of the batch.
+        batch: Samples of three segments: prompt, chosen, rejected. One without targets holds no pairs: it is what a
+            rank runs that has no rows left.
+    """
+    chosen, rejected = (places.to(batch.targets.device) for places in _sides(batch))
+    owners, segments = batch.target_segments, len(batch.segments)
+    counts = torch.bincount(owners, minlength=segments)
+    shorter = torch.zeros_like(counts)
+    shorter[chosen] = shorter[rejected] = torch.minimum(counts[chosen], counts[rejected])
+    nth = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners]  # of its segment
+    per_token = (
+        logps.values,
+        torch.ones_like(logps.values),
+        logps.values * (nth < shorter[owners]),
+        logps.collisions,
+    )
+    totals = [segment_sums(values, owners, segments) for values in per_token]
+    return PairLogps(*(AnswerLogps(*(total[side] for total in totals)) for side in (chosen, rejected)))
+
+
+def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
+    """Indices of each pair's segments: prompt, chosen, rejected.
+
+    Args:
+        batch: Samples of three segments. One without targets holds no pairs: it is what a rank runs that has no rows.
+
+    Raises:
+        ValueError: If the batch holds anything but pairs.
+    """
+    parents = [segment.parent for segment in batch.segments]
+    roots = range(0, len(parents), 3)
+    if parents != [parent for root in roots for parent in (-1, root, root)]:
+        raise ValueError(
+            "the batch does not hold preference pairs (prompt, chosen, rejected); use PreferenceDataModule"
+        )
+    return [(root, root + 1, root + 2) for root in roots] if len(batch.targets) else []
+
+
+def _sides(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    pairs = torch.tensor(pair_segments(batch), dtype=torch.int64).reshape(-1, 3)
+    return pairs[:, 1], pairs[:, 2]
 
 
 class _Head(NamedTuple):
@@ -115,25 +159,29 @@ class _HeadLogps(torch.autograd.Function):
         targets: Tensor,
         transform: LogitTransform,
         chunk: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.transform, ctx.chunk, ctx.dtype = transform, chunk, _compute_dtype(hidden)
         head = _Head(weight.to(ctx.dtype), bias, transform)
         values = hidden.new_empty(len(targets), dtype=torch.float32)
-        normaliser, hits = torch.empty_like(values), torch.empty_like(values, dtype=torch.bool)
+        normaliser, collisions = torch.empty_like(values), torch.empty_like(values)
+        hits = torch.empty_like(values, dtype=torch.bool)
         for rows in _chunks(len(targets), chunk):
             logits = head.logits(hidden[rows])
             target = logits.gather(1, targets[rows, None]).squeeze(1)
             largest = logits.amax(1)
-            normaliser[rows] = logits.sub_(largest[:, None]).exp_().sum(1).log_().add_(largest)
+            weights = logits.sub_(largest[:, None]).exp_()
+            total = weights.sum(1)
+            normaliser[rows] = total.log().add_(largest)
             values[rows] = target - normaliser[rows]
+            collisions[rows] = torch.linalg.vector_norm(weights, dim=1).div_(total).log_().mul_(2)
             hits[rows] = target >= largest
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
-        ctx.mark_non_differentiable(hits)
-        return values, hits
+        ctx.mark_non_differentiable(hits, collisions)
+        return values, hits, collisions
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         head = _Head(weight.to(ctx.dtype), bias, ctx.transform)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]

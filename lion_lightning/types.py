@@ -126,22 +126,50 @@ class TokenLogps(NamedTuple):
     Attributes:
         values: ``(targets,)`` fp32 log-probability of each target; differentiable.
         hits: ``(targets,)`` bool, whether the target was the most probable token.
+        collisions: ``(targets,)`` fp32 log of the sum of the squared probabilities of the whole vocabulary: the
+            log-prob that a token drawn there has on average, which WPO compares a target with.
     """
 
     values: Tensor
     hits: Tensor
+    collisions: Tensor
 
 
-class SequenceLogps(NamedTuple):
-    """Log-probs of whole segments. Losses and caches hold both numbers, so that sums and averages never mix.
+class AnswerLogps(NamedTuple):
+    """Log-probs of one side of each pair: all that any loss reads and any cache stores, so that one serves every loss.
 
     Attributes:
-        sums: ``(segments,)`` fp32 sum of the log-probs of the segment's targets.
-        counts: ``(segments,)`` fp32 number of its targets.
+        sums: ``(pairs,)`` fp32 sum of the log-probs of the answer's targets.
+        counts: ``(pairs,)`` fp32 number of its targets.
+        shared: ``(pairs,)`` fp32 sum over its first targets only, as many as the shorter answer of the pair has.
+        collisions: ``(pairs,)`` fp32 sum of ``TokenLogps.collisions``.
     """
 
     sums: Tensor
     counts: Tensor
+    shared: Tensor
+    collisions: Tensor
+
+    @property
+    def means(self) -> Tensor:
+        """``(pairs,)`` log-prob a token."""
+        return self.sums / self.counts.clamp_min(1.0)
+
+
+class PairLogps(NamedTuple):
+    """Log-probs of preference pairs, under a policy or a reference.
+
+    Attributes:
+        chosen: Of the preferred answers.
+        rejected: Of the others.
+    """
+
+    chosen: AnswerLogps
+    rejected: AnswerLogps
+
+    def zeros(self) -> PairLogps:
+        """The same pairs with every log-prob zero: what a loss without a reference is given for one."""
+        return PairLogps(*(AnswerLogps(*map(torch.zeros_like, side))._replace(counts=side.counts) for side in self))
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class PolicyModel(nn.Module):
             batch: Rows on the model's device.
 
         Returns:
-            ``(targets,)`` fp32 log-probs and hits, in the order of ``batch.targets``.
+            ``(targets,)`` fp32 log-probs, hits and collisions, in the order of ``batch.targets``.
         """
         hidden = self.hidden_states(batch)[batch.predictors]
         weight, bias = self.head()

@@ -52,7 +52,7 @@ class SFTModule(AlignmentModule):
 
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         """Sum of the losses of the supervised tokens."""
-        logps, hits = self.policy_model(batch)
+        logps, hits, _ = self.policy_model(batch)
         metrics = {"perplexity": -logps.detach().sum(), "accuracy": hits.sum()}
         return LossOutput(self.loss(logps).sum(), torch.tensor(len(logps), device=logps.device), metrics)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning.functional import LogitTransform, segment_logps, token_logps
+from lion_lightning.data.collate import collate
+from lion_lightning.functional import LogitTransform, pair_logps, segment_sums, token_logps
+from lion_lightning.types import PackedBatch, Piece, Sample, TokenLogps
 from tests.tiny import LargestTensor
 
 TRANSFORMS = [
@@ -149,8 +152,56 @@ def test_no_tensor_of_targets_by_vocabulary_exists_in_forward_or_backward() -> N
 
 def test_segment_sums_count_only_their_own_targets() -> None:
     values = torch.tensor([-1.0, -2.0, -4.0, -8.0], requires_grad=True)
-    logps = segment_logps(values, torch.tensor([2, 0, 2, 2]), segments=4)
-    assert logps.sums.tolist() == [-2.0, 0.0, -13.0, 0.0]
-    assert logps.counts.tolist() == [1.0, 0.0, 3.0, 0.0]
-    gradient: Any = torch.autograd.grad(logps.sums @ torch.tensor([1.0, 10.0, 100.0, 1000.0]), values)[0]
+    sums = segment_sums(values, torch.tensor([2, 0, 2, 2]), segments=4)
+    assert sums.tolist() == [-2.0, 0.0, -13.0, 0.0]
+    gradient: Any = torch.autograd.grad(sums @ torch.tensor([1.0, 10.0, 100.0, 1000.0]), values)[0]
     assert gradient.tolist() == [100.0, 1.0, 100.0, 100.0]
+
+
+def test_collisions_are_the_log_of_the_summed_squares_of_all_probabilities() -> None:
+    hidden, weight, _, targets = problem()
+    logps = token_logps(hidden, weight, targets, logits_per_chunk=100)
+    expected = (hidden @ weight.T).softmax(-1).square().sum(-1).log()
+    torch.testing.assert_close(logps.collisions, expected, rtol=1e-5, atol=1e-5)
+    assert not logps.collisions.requires_grad
+
+
+def two_pairs() -> PackedBatch:
+    """Answers of 2 and 3, then of 4 and 1 tokens, all but the first token of the third answer supervised."""
+    pairs = ((3, 2, 3), (2, 4, 1))
+    pieces = [
+        [Piece(np.arange(length, dtype=np.int32), np.full(length, nth > 0), -1 if nth == 0 else 0)]
+        for lengths in pairs
+        for nth, length in enumerate(lengths)
+    ]
+    pieces[4][0].supervised[0] = False
+    flat = [piece for (piece,) in pieces]
+    return collate([Sample(tuple(flat[:3]), 0), Sample(tuple(flat[3:]), 1)], 15)
+
+
+def test_pair_logps_give_each_side_its_sums_counts_and_shared_length() -> None:
+    batch = two_pairs()
+    values = -torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
+    pair = pair_logps(TokenLogps(values, values > 0, 10 * values), batch)
+    assert pair.chosen.sums.tolist() == [-3.0, -224.0]
+    assert pair.rejected.sums.tolist() == [-28.0, -256.0]
+    assert pair.chosen.counts.tolist() == [2.0, 3.0]
+    assert pair.rejected.counts.tolist() == [3.0, 1.0]
+    assert pair.chosen.shared.tolist() == [-3.0, -32.0]  # the first 2 of 2 targets; the first 1 of 3
+    assert pair.rejected.shared.tolist() == [-12.0, -256.0]  # the first 2 of 3; 1 of 1
+    assert pair.chosen.collisions.tolist() == [-30.0, -2240.0]
+    assert pair.chosen.means.tolist() == [-1.5, pytest.approx(-224 / 3)]
+
+
+def test_a_rank_without_rows_has_no_pairs_but_a_graph() -> None:
+    values = torch.zeros(0, requires_grad=True)
+    pair = pair_logps(TokenLogps(values, values > 0, values.detach()), two_pairs().without_targets())
+    assert len(pair.chosen.sums) == 0
+    pair.chosen.sums.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_documents_are_refused_where_pairs_are_needed() -> None:
+    batch = collate([Sample((Piece(np.arange(3, dtype=np.int32), np.ones(3, dtype=bool)),), 0)], 3)
+    logps = TokenLogps(torch.zeros(2), torch.zeros(2), torch.zeros(2))
+    with pytest.raises(ValueError, match="use PreferenceDataModule"):
+        pair_logps(logps, batch)

@@ -1,0 +1,96 @@
+"""The seam of every preference loss: from the log-probs of pairs, under policy and reference, to a loss a pair."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from lion_lightning.types import AnswerLogps, PairLogps
+
+
+class Pair(NamedTuple):
+    """A number for each side of each pair.
+
+    Attributes:
+        chosen: ``(pairs,)`` of the preferred answers.
+        rejected: ``(pairs,)`` of the others.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """``(pairs,)`` chosen minus rejected."""
+        return self.chosen - self.rejected
+
+
+class PreferenceLoss(nn.Module, ABC):
+    r"""A loss a preference pair. Subclass it and name the subclass in YAML by ``class_path``.
+
+    How an answer's tokens become one number is said once, in :meth:`reduce`, and holds for policy, reference and logged
+    rewards alike.
+
+    Args:
+        beta: Strength of the pull towards the reference, above 0.
+
+    Attributes:
+        needs_reference: Whether the loss means anything without a reference.
+
+    Raises:
+        ValueError: If ``beta`` is not a positive number.
+
+    Example:
+        A loss of one's own:
+
+        >>> import torch
+        >>> class Squared(PreferenceLoss):
+        ...     def forward(self, policy, reference):
+        ...         return (1 - self.rewards(policy, reference).margin) ** 2
+        >>> same = PairLogps(*[AnswerLogps(*torch.zeros(4, 1))] * 2)
+        >>> Squared(beta=0.1)(same, same)
+        tensor([1.])
+    """
+
+    needs_reference: bool = True
+
+    def __init__(self, beta: float = 0.1) -> None:
+        super().__init__()
+        if not 0 < beta < float("inf"):
+            raise ValueError(f"{type(self).__name__}: beta is {beta}; give a number above 0")
+        self.beta = beta
+
+    @abstractmethod
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """Loss of each pair.
+
+        Args:
+            policy: Log-probs under the policy; differentiable.
+            reference: Log-probs under the reference; all zero where there is none.
+
+        Returns:
+            ``(pairs,)`` losses; the module sums and normalises them over the global step.
+        """
+
+    def reduce(self, answer: AnswerLogps) -> Tensor:
+        """One number an answer: the log-prob of the whole of it, unless a loss says otherwise."""
+        return answer.sums
+
+    def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
+        r""":math:`\log \pi(y|x) - \log \pi_{ref}(y|x)` of both sides, reduced."""
+        return Pair(*(self.reduce(own) - self.reduce(other) for own, other in zip(policy, reference, strict=True)))
+
+    def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
+        """Implicit rewards: ``beta`` times the log-ratios (arXiv 2305.18290, eq. 5). The module logs them."""
+        ratios = self.log_ratios(policy, reference)
+        return Pair(self.beta * ratios.chosen, self.beta * ratios.rejected)
+
+    def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Update what the loss tracks over the run, such as a running mean; called after every optimizer step.
+
+        Args:
+            add_up: Sums a tensor over all ranks.
+        """
