@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import singledispatchmethod
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.formats import Completion, Conversation, Example, Text
+from lion_lightning.data.formats import Completion, Conversation, Example, Row, Text, recognise
 from lion_lightning.data.rendering import ChatRenderer, Span
 from lion_lightning.types import Piece
 
@@ -94,6 +94,14 @@ class ChatEncoder:
                 pieces.append(self._piece(draft, encoding, place, boundaries))
         self._check(boundaries)
         return pieces
+
+    def read(self, row: Row, columns: Mapping[str, str]) -> list[Example]:
+        """The example that a raw row holds; see :func:`~lion_lightning.data.formats.recognise`."""
+        return [recognise(row, columns)]
+
+    def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:
+        """What :meth:`encode` gives, as the pieces of a sample each: one."""
+        return [(piece,) for piece in self.encode(examples, where)]
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what :meth:`encode` returns; a key for caches."""

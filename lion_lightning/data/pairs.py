@@ -1,0 +1,89 @@
+"""From preference pairs to token ids: one prompt, two answers, with an exact mask of what is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.preferences import BestWorst, Pairing, Preference, recognise_preferences
+from lion_lightning.types import Piece
+
+_VERSION = 1  # part of the fingerprint; raise it whenever the same input gives other pieces
+
+Triple = tuple[Piece, Piece, Piece]
+
+
+class PairEncoder:
+    """Reads preference rows and tokenises them to a prompt and its two answers.
+
+    Prompt and answer are tokenised as one text, by :class:`ChatEncoder` under the mask ``completion``, and cut at the
+    first token of the answer; the prompt must come out the same on both sides, and is kept once. Of an answer only
+    assistant turns are trained, with the token that ends them and not the white space after it; plain text ends in EOS.
+
+    Args:
+        tokenizer: A fast tokenizer, with a chat template where conversations are to be encoded.
+        pairing: How ranked answers become pairs; by default the best against the worst.
+
+    Raises:
+        ValueError: The tokenizer is not a fast one.
+
+    The encoder can be pickled and used by several threads at once.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pairing: Pairing | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.pairing = pairing or BestWorst()
+        self._chat = ChatEncoder(tokenizer, mask="completion")
+
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Preference]:
+        """Pairs of a raw row; see :func:`recognise_preferences`."""
+        return recognise_preferences(row, columns, self.pairing)
+
+    def pieces(self, examples: Sequence[Preference], where: Sequence[str]) -> list[Triple]:
+        """Prompt, chosen and rejected of each pair; the parent of both answers is piece 0, the prompt.
+
+        Args:
+            examples: The pairs.
+            where: Place of each pair (``path:line``), named in errors.
+
+        Raises:
+            ValueError: A pair cannot be rendered or masked exactly, has no prompt, or its prompt comes out as other
+                tokens on one side than on the other; the message starts with the pair's place.
+        """
+        sides = [side for example in examples for side in (example.chosen, example.rejected)]
+        encoded = self._chat.encode(sides, [place for place in where for _ in range(2)])
+        return [self._triple(*pair) for pair in zip(encoded[::2], encoded[1::2], where, strict=True)]
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what :meth:`read` and :meth:`pieces` return; a key for caches."""
+        parts = [_VERSION, self._chat.fingerprint(), self.pairing.identity()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _triple(self, chosen: Piece, rejected: Piece, where: str) -> Triple:
+        first, second = self._answer_start(chosen), self._answer_start(rejected)
+        if not (first and second):
+            raise ValueError(
+                f"{where}: the prompt is empty, so nothing stands before the first token of the answers; give the row "
+                "a prompt (with a `transform`), or use a tokenizer that puts BOS before a text"
+            )
+        prompt = chosen.input_ids[:first]
+        if not np.array_equal(prompt, rejected.input_ids[:second]):
+            raise ValueError(
+                f"{where}: the prompt gives other tokens before chosen than before rejected, since the chat template "
+                "renders it by what follows; set a tokenizer.chat_template that does not"
+            )
+        return Piece(prompt, np.zeros(first, dtype=np.bool_)), _answer(chosen, first), _answer(rejected, second)
+
+    def _answer_start(self, piece: Piece) -> int:
+        # A text without a prompt is supervised from its BOS on; that is context all the same.
+        return int(piece.supervised.argmax()) or int(piece.input_ids[0] == self.tokenizer.bos_token_id)
+
+
+def _answer(piece: Piece, start: int) -> Piece:
+    return Piece(piece.input_ids[start:], piece.supervised[start:], parent=0)
