@@ -13,21 +13,40 @@ if TYPE_CHECKING:
     from lion_lightning.data.packing import BestFit
     from lion_lightning.data.sft import SFTDataModule
     from lion_lightning.data.sources import Source
+    from lion_lightning.losses.preference import PreferenceLoss
+    from lion_lightning.models.cached import CachedReference, RefreshedReference
     from lion_lightning.models.lora import LoRASpec
     from lion_lightning.models.policy import PolicyModel
+    from lion_lightning.models.references import (
+        AdapterOffReference,
+        FrozenReference,
+        MixedReference,
+        NoReference,
+        Reference,
+    )
     from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules.base import AlignmentModule
+    from lion_lightning.modules.dpo import DPOModule
     from lion_lightning.modules.sft import SFTModule
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterOffReference",
     "AlignmentModule",
     "BestFit",
+    "CachedReference",
+    "DPOModule",
+    "FrozenReference",
     "LoRASpec",
+    "MixedReference",
+    "NoReference",
     "PolicyModel",
     "PolicySpec",
+    "PreferenceLoss",
+    "Reference",
+    "RefreshedReference",
     "SFTDataModule",
     "SFTModule",
     "Source",
@@ -37,11 +56,20 @@ __all__ = [
 
 # Where each public name lives. The imports above tell type checkers the same; tests/unit/test_imports.py compares them.
 _HOMES = {
+    "AdapterOffReference": "models.references",
     "AlignmentModule": "modules.base",
     "BestFit": "data.packing",
+    "CachedReference": "models.cached",
+    "DPOModule": "modules.dpo",
+    "FrozenReference": "models.references",
     "LoRASpec": "models.lora",
+    "MixedReference": "models.references",
+    "NoReference": "models.references",
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",
+    "PreferenceLoss": "losses.preference",
+    "Reference": "models.references",
+    "RefreshedReference": "models.cached",
     "SFTDataModule": "data.sft",
     "SFTModule": "modules.sft",
     "Source": "data.sources",

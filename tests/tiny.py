@@ -79,6 +79,20 @@ def row(
     return PackedBatch(ids, RowLayout(segments).positions, segments, predictors, ids[targets], owners)
 
 
+def pairs(*lengths: tuple[int, int, int], seed: int = 0) -> PackedBatch:
+    """A packed row of random preference pairs, their answers supervised.
+
+    Args:
+        lengths: Tokens of prompt, chosen and rejected of each pair.
+        seed: Of the tokens.
+    """
+    flat = [length for pair in lengths for length in pair]
+    parents = [parent for number in range(len(lengths)) for parent in (-1, 3 * number, 3 * number)]
+    answers = [span for span in segment_table(flat, parents) if span.parent >= 0]
+    supervised = [place for span in answers for place in range(span.start, span.stop)]
+    return row(flat, parents, supervised, seed)
+
+
 def alone(model: Any, batch: PackedBatch) -> Tensor:
     """Log-probs of a batch's targets by the plain model: every segment with its ancestors alone, whole logits, fp32."""
     return alone_all(model, batch).gather(1, batch.targets[:, None]).squeeze(1)

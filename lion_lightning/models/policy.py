@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,6 +81,19 @@ class PolicyModel(nn.Module):
         if hasattr(head, "lora_A"):
             raise ValueError("lora.target_modules: leave the output head out (use modules_to_save to train it whole).")
         return head.weight, getattr(head, "bias", None)  # peft's wrappers give the weight of the adapter that is on
+
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """Be the model that the adapters were put on.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        model: Any = self.model
+        if not hasattr(model, "disable_adapter"):
+            raise ValueError("the policy has no adapters to switch off; set policy.lora, or choose another reference")
+        with model.disable_adapter():
+            yield
 
     def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
         # A four-dimensional mask is passed through untouched, so the model builds none; the attention reads the layout.

@@ -1,6 +1,7 @@
 """LightningModules: one for each stage, over one base."""
 
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.schedules import ConstantWithWarmup, CosineWithWarmup, LinearWithWarmup, WarmupSchedule
 from lion_lightning.modules.sft import SFTModule
 
@@ -8,6 +9,7 @@ __all__ = [
     "AlignmentModule",
     "ConstantWithWarmup",
     "CosineWithWarmup",
+    "DPOModule",
     "LinearWithWarmup",
     "SFTModule",
     "WarmupSchedule",

@@ -39,12 +39,16 @@ class AlignmentModule(LightningModule, ABC):
     Args:
         policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
         tokenizer: The tokenizer; None for the one in the policy's folder.
-        optimizer: From parameter groups to an optimizer; None for AdamW at 2e-5 without weight decay.
+        optimizer: From parameter groups to an optimizer; None for AdamW at
+            ``default_learning_rate`` without weight decay.
         lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
 
     Raises:
         ValueError: If the specs contradict each other.
     """
+
+    default_learning_rate: ClassVar[float] = 2e-5
+    """Of the AdamW that is used where no optimizer is given."""
 
     finishers: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {}
     """What to do to a metric's mean before it is logged, by log key, e.g. ``{"perplexity": torch.exp}``."""
@@ -126,7 +130,7 @@ class AlignmentModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule; norms, biases, row-masked embeddings take no weight decay (Lightning calls this)."""
-        optimizer = (self.optimizer_factory or _default_optimizer)(self.parameter_groups())
+        optimizer = (self.optimizer_factory or self._default_optimizer)(self.parameter_groups())
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
@@ -232,6 +236,9 @@ class AlignmentModule(LightningModule, ABC):
         for name, metric in meter.update(self.compute_loss(batch)).items():
             self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == "loss", batch_size=1)
 
+    def _default_optimizer(self, parameters: Any) -> Optimizer:
+        return AdamW(parameters, lr=self.default_learning_rate, weight_decay=0.0)
+
     def _normalise_gradients(self) -> None:
         self._step.reduce(self.trainer.strategy)
         divisor = float(self.normaliser(self._step.weight))
@@ -258,10 +265,6 @@ def _finite(steps: float) -> int:
             "lr_scheduler: the run has no known end; set trainer.max_steps, max_epochs or lr_scheduler.total_steps."
         )
     return int(steps)
-
-
-def _default_optimizer(parameters: Any) -> Optimizer:
-    return AdamW(parameters, lr=2e-5, weight_decay=0.0)
 
 
 def _as_policy_spec(policy: PolicySpec | str | dict[str, Any]) -> PolicySpec:

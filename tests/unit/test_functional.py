@@ -77,8 +77,8 @@ def test_hits_are_targets_that_are_the_most_probable_token() -> None:
 
 def test_no_targets_give_empty_values_and_zero_gradients_not_nan() -> None:
     hidden, weight, bias, targets = problem(rows=0)
-    values, hits = token_logps(hidden, weight, targets, bias=bias)
-    assert values.shape == hits.shape == (0,)
+    values, hits, collisions = token_logps(hidden, weight, targets, bias=bias)
+    assert values.shape == hits.shape == collisions.shape == (0,)
     grads = torch.autograd.grad(values.sum(), [hidden, weight, bias])
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 

@@ -1,0 +1,192 @@
+"""The reference whose log-probs are computed once, before training: no second model in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lion_lightning.cache import cache_folder
+from lion_lightning.models.generation import evaluating
+from lion_lightning.models.pair_store import PairStore, pair_keys
+from lion_lightning.models.passes import Process, missing, score
+from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.references import Build, Reference
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.types import PackedBatch, PairLogps
+
+log = logging.getLogger(__name__)
+
+
+class CachedReference(Reference):
+    """Log-probs computed in a first pass by the model that the stage starts from, and kept on disk.
+
+    The pass runs before training, on what is trained and what validates. It is sharded over ranks, goes on where a
+    killed one stopped, and skips what any earlier run has computed: values are found by content (tokens, targets,
+    weights, precision, attention), so a changed pair or model can only be missing, never wrong. Sums and counts are
+    kept, so that one cache serves every loss.
+
+    Args:
+        model: Another model to compare with; None for the policy as the stage starts from it.
+        cache_dir: Folder of the caches, the same for all ranks; None for ``$LION_CACHE``, else the user's cache folder.
+    """
+
+    def __init__(self, model: PolicySpec | str | None = None, cache_dir: str | Path | None = None) -> None:
+        super().__init__()
+        self.spec = PolicySpec(path=model) if isinstance(model, str) else model
+        self.cache_dir = cache_dir
+        self.weights: str | None = None
+        self._build: Build | None = None
+        self._store: PairStore | None = None
+
+    def attach(self, policy: PolicyModel, build: Build) -> None:
+        """See the base class."""
+        self._build = build
+        if self.weights is None:
+            self.weights = self._digest(policy if self.spec is None else build(self.spec))
+
+    def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
+        """See the base class.
+
+        Raises:
+            ValueError: A pair has not been covered.
+        """
+        if self._store is None:
+            raise ValueError("the cached reference is empty; call cover(batches, ...) with all pairs first")
+        return self._store.get(pair_keys(batch), batch.input_ids.device)
+
+    def cover(self, batches: Iterable[PackedBatch], policy: PolicyModel, process: Process, title: str) -> None:
+        """See the base class.
+
+        Raises:
+            ValueError: The starting model is needed, and can no longer be had.
+        """
+        store = self._open(policy, process)
+        todo = missing(store, batches, process, title)
+        first = next(todo, None)
+        if first is not None:
+            log.info("reference log-probs of %s: computed once, and kept in %s", title, store.folder)
+            with self._model(policy, process) as model:
+                score(store, model, chain([first], todo), process)
+
+    def identity(self) -> dict[str, Any]:
+        """See the base class."""
+        return {**super().identity(), "weights": self.weights}
+
+    def restore(self, identity: Mapping[str, Any]) -> None:
+        """See the base class."""
+        if identity.get("weights") not in (None, self.weights):
+            self.weights, self._store = identity["weights"], None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle (as hyper-parameters are) without the module that builds models, and without what is on disk."""
+        return self.__dict__ | {"_build": None, "_store": None}
+
+    def _open(self, policy: PolicyModel, process: Process) -> PairStore:
+        if self._store is None:
+            identity = {
+                "weights": self.weights,
+                "precision": process.precision,
+                "attention": str(policy.causal_lm.config._attn_implementation) if policy.packed else "padded",
+            }
+            name = blake2b(repr(sorted(identity.items())).encode(), digest_size=20).hexdigest()
+            self._store = PairStore(cache_folder("references", self.cache_dir) / name, identity)
+        return self._store
+
+    def _digest(self, policy: PolicyModel) -> str:
+        """Hash of the weights that the pass runs with."""
+        return weights_digest(_without_adapters(policy))
+
+    @contextmanager
+    def _model(self, policy: PolicyModel, process: Process) -> Iterator[PolicyModel]:
+        """The model with the weights of this reference: the policy where it still has them, else built for the pass."""
+        with evaluating(policy):
+            if self.spec is not None or self._digest(policy) != self.weights:
+                yield self._rebuilt().to(process.device)
+            elif has_adapters(policy):
+                with policy.adapters_off():
+                    yield policy
+            else:
+                yield policy
+
+    def _rebuilt(self) -> PolicyModel:
+        assert self._build is not None, "call attach() first"
+        model = self._build(self.spec).eval()
+        if self._digest(model) != self.weights:
+            raise ValueError(
+                "the reference log-probs of some pairs are missing, and the model that they come from is gone: the "
+                "policy has been trained, and what it was built from has changed; bring back the cache "
+                f"({cache_folder('references', self.cache_dir)}) or the original model, or start the stage anew"
+            )
+        return model
+
+
+class RefreshedReference(CachedReference):
+    """A cached reference that becomes the policy of the moment every k epochs, by another pass over the data.
+
+    Args:
+        every_n_epochs: Epochs between refreshes.
+        cache_dir: Folder of the caches, the same for all ranks; None for ``$LION_CACHE``, else the user's cache folder.
+
+    Raises:
+        ValueError: If ``every_n_epochs`` is below 1.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, cache_dir: str | Path | None = None) -> None:
+        super().__init__(cache_dir=cache_dir)
+        if every_n_epochs < 1:
+            raise ValueError(f"RefreshedReference: every_n_epochs is {every_n_epochs}; give at least 1")
+        self.every_n_epochs = every_n_epochs
+
+    def before_epoch(self, epoch: int, policy: PolicyModel) -> bool:
+        """See the base class."""
+        due = epoch > 0 and epoch % self.every_n_epochs == 0
+        if due:
+            self.restore({"weights": self._digest(policy)})
+        return due
+
+    def _digest(self, policy: PolicyModel) -> str:
+        return weights_digest(dict(policy.named_parameters()))
+
+    @contextmanager
+    def _model(self, policy: PolicyModel, process: Process) -> Iterator[PolicyModel]:
+        with evaluating(policy):  # adapters stay on: they are what has been trained
+            yield policy if self._digest(policy) == self.weights else self._rebuilt().to(process.device)
+
+
+def weights_digest(parameters: Mapping[str, Tensor]) -> str:
+    """Hash of names, dtypes, shapes and bytes of weights.
+
+    Args:
+        parameters: By name.
+    """
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        digests = pool.map(_tensor_digest, parameters.values())
+        state = blake2b(digest_size=20)
+        for name, digest in zip(parameters, digests, strict=True):
+            state.update(f"{name} {digest}".encode())
+    return state.hexdigest()
+
+
+def has_adapters(policy: PolicyModel) -> bool:
+    """Whether the policy is a model with LoRA adapters on it."""
+    return policy.model is not policy.causal_lm
+
+
+def _without_adapters(policy: PolicyModel) -> dict[str, nn.Parameter]:
+    """The weights that the policy has with its adapters off: those that are frozen, where there are adapters."""
+    adapted = has_adapters(policy)
+    return {name: p for name, p in policy.named_parameters() if not (adapted and p.requires_grad)}
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    raw: Any = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+    return f"{tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"

@@ -1,0 +1,185 @@
+"""Log-probs of pairs under one model, on disk and found by content: no index that could point at another pair."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lion_lightning.cache import writing
+from lion_lightning.functional import pair_segments
+from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
+
+log = logging.getLogger(__name__)
+
+STORE_VERSION = 1
+"""Raise it when the same model and pair would give other values; older stores are then no longer found."""
+
+Keys = npt.NDArray[np.uint64]
+_FIELDS = len(AnswerLogps._fields)
+
+
+def pair_keys(batch: PackedBatch) -> Keys:
+    """128-bit hash of each pair: its tokens, and which of them are targets. ``(pairs, 2)``.
+
+    Args:
+        batch: Preference pairs.
+    """
+    ids, predictors, owners = (
+        tensor.cpu().numpy() for tensor in (batch.input_ids, batch.predictors, batch.target_segments)
+    )
+    bounds = np.searchsorted(owners, np.arange(len(batch.segments) + 1))
+    digests = []
+    for pair in pair_segments(batch):
+        state = blake2b(digest_size=16)
+        for number in pair:
+            start, stop = batch.segments[number].start, batch.segments[number].stop
+            targets = predictors[bounds[number] : bounds[number + 1]] - start
+            state.update(np.array([stop - start, len(targets), *ids[start:stop], *targets], np.int64).tobytes())
+        digests.append(state.digest())
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+
+
+class PairStore:
+    """Log-probs of pairs under one model. Several processes may add to it; each flush is a file of its own.
+
+    Args:
+        folder: Where it lies; made on the first flush.
+        identity: What the values come from, in plain data: another identity is another store.
+
+    Raises:
+        ValueError: The folder holds a store of another identity.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, {"version": STORE_VERSION, **identity}
+        self._pending: list[tuple[Keys, Tensor]] = []
+        self._keys: Keys = np.empty((0, 2), np.uint64)
+        self._values = torch.empty(0, 2, _FIELDS)
+        self._refuse_another_identity()
+        self.reload()
+
+    def __len__(self) -> int:
+        """Number of pairs on disk, as of the last :meth:`reload`."""
+        return len(self._keys)
+
+    def has(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Which of these pairs are here, ``(pairs,)``."""
+        return self._find(keys)[1]
+
+    def get(self, keys: Keys, device: torch.device | str = "cpu") -> PairLogps:
+        """Log-probs of pairs.
+
+        Args:
+            keys: ``(pairs, 2)`` from :func:`pair_keys`.
+            device: Where to put them.
+
+        Raises:
+            ValueError: A pair is missing.
+        """
+        places, found = self._find(keys)
+        if not found.all():
+            raise ValueError(
+                f"{self.folder}: no reference log-probs for {int((~found).sum())} of the batch's {len(keys)} pairs; "
+                "let the first pass see all pairs (CachedReference.cover), and all ranks the same `cache_dir`"
+            )
+        values = self._values[torch.from_numpy(places)].to(device, non_blocking=True)
+        return PairLogps(*(AnswerLogps(*side.unbind(1)) for side in values.unbind(1)))
+
+    def add(self, keys: Keys, logps: PairLogps) -> None:
+        """Take in pairs; they are kept in memory until :meth:`flush`."""
+        values = torch.stack([torch.stack(list(side), 1) for side in logps], 1)
+        self._pending.append((keys, values.float().cpu()))
+
+    def flush(self) -> None:
+        """Write what was added: under another name, then renamed, so that a killed run leaves no half file."""
+        if not self._pending:
+            return
+        keys = torch.from_numpy(np.concatenate([keys for keys, _ in self._pending]).view(np.int64))
+        values = torch.cat([values for _, values in self._pending])
+        metadata = {"digest": _digest(keys, values)}
+        with writing(self.folder, "reference log-probs"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write("identity.json", lambda path: path.write_text(json.dumps(self.identity, indent=1), "utf-8"))
+            tensors = {"keys": keys, "values": values}
+            self._write(f"{uuid4().hex}.safetensors", lambda path: save_file(tensors, path, metadata))
+        self._pending = []
+
+    def reload(self) -> None:
+        """Read what all processes have flushed; a damaged file is left out, and its pairs count as missing."""
+        parts = [part for path in sorted(self.folder.glob("[!.]*.safetensors")) if (part := _read(path)) is not None]
+        keys = np.concatenate([np.empty((0, 2), np.uint64), *(keys for keys, _ in parts)])
+        values = torch.cat([torch.empty(0, 2, _FIELDS), *(values for _, values in parts)])
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        ordered = keys[order]
+        first = np.ones(len(keys), dtype=bool)
+        first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+        self._keys, self._values = ordered[first], values[torch.from_numpy(order[first])]
+
+    def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Position of each key, and whether it is there; by the first word, which no two pairs share in practice."""
+        if not len(self._keys):
+            return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_)
+        places = np.searchsorted(self._keys[:, 0], keys[:, 0]).clip(max=len(self._keys) - 1)
+        return places, (self._keys[places] == keys).all(axis=1)
+
+    def _write(self, name: str, write: Any) -> None:
+        draft = self.folder / f".{uuid4().hex}.{name}"
+        try:
+            write(draft)
+            os.replace(draft, self.folder / name)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _refuse_another_identity(self) -> None:
+        manifest = self.folder / "identity.json"
+        if not manifest.exists():
+            if any(self.folder.glob("*.safetensors")):
+                raise ValueError(f"{self.folder}: log-probs of an unknown model (no identity.json); delete the folder")
+            return
+        theirs = json.loads(manifest.read_text("utf-8"))
+        ours = json.loads(json.dumps(self.identity))
+        changed = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+        if changed:
+            raise ValueError(
+                f"{self.folder}: these log-probs belong to another model or setting ({', '.join(changed)} differ); "
+                "delete the folder, or name another `cache_dir`"
+            )
+
+
+def _read(path: Path) -> tuple[Keys, Tensor] | None:
+    try:
+        with safe_open(path, "pt") as file:
+            keys, values = file.get_tensor("keys"), file.get_tensor("values")
+            digest = (file.metadata() or {}).get("digest")
+    except (SafetensorError, OSError, KeyError) as error:
+        _remove_damaged(path, str(error).splitlines()[0])
+        return None
+    if digest != _digest(keys, values):
+        _remove_damaged(path, "its content is not what was written")
+        return None
+    return keys.numpy().view(np.uint64), values
+
+
+def _remove_damaged(path: Path, reason: str) -> None:
+    log.warning("%s is damaged (%s): it is removed, and its pairs are computed again.", path, reason)
+    path.unlink(missing_ok=True)
+
+
+def _digest(*tensors: Tensor) -> str:
+    state = blake2b(digest_size=16)
+    for tensor in tensors:
+        state.update(tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()

@@ -1,0 +1,159 @@
+"""Direct preference optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lion_lightning.functional import pair_logps
+from lion_lightning.losses.dpo import SigmoidLoss
+from lion_lightning.losses.preference import PreferenceLoss
+from lion_lightning.models.cached import CachedReference
+from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.references import NoReference, Reference
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.process import TrainerProcess, evaluation_batches, train_batches
+from lion_lightning.types import LossOutput, PackedBatch, PairLogps
+
+
+class DPOModule(AlignmentModule):
+    """Trains a policy on preference pairs (stage 2 of LIONs, arXiv 2407.06542; DPO: arXiv 2305.18290).
+
+    Logs, for training, validation and test, means over the pairs of the global step (or the whole set): ``loss``;
+    ``rewards/chosen``, ``rewards/rejected``, ``rewards/margin`` and ``rewards/accuracy`` (share of positive margins; a
+    margin of exactly 0 counts half), as the loss defines rewards; ``logps/chosen`` and ``logps/rejected`` in nats an
+    answer; ``lengths/chosen`` and ``lengths/rejected`` in targets; with a reference, ``kl``: the mean log-ratio of
+    policy to reference over all answers, in nats. That estimates the KL divergence where the answers are the policy's
+    own (online DPO); elsewhere it shows how far the policy has moved on the data.
+
+    Args:
+        policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
+        tokenizer: The tokenizer; None for the one in the policy's folder.
+        loss: Loss per pair; None for :class:`SigmoidLoss`.
+        reference: What the policy is compared with; None for a :class:`CachedReference` of the model that the stage
+            starts from, or for nothing where the loss needs nothing.
+        optimizer: From parameter groups to an optimizer; None for AdamW at 5e-7 without weight decay.
+        lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
+
+    Raises:
+        ValueError: If the loss needs a reference and there is none.
+
+    Example:
+        ``Trainer(max_steps=100).fit(DPOModule("runs/sft/export"), datamodule)``
+    """
+
+    default_learning_rate = 5e-7
+
+    def __init__(
+        self,
+        policy: PolicySpec | str | dict[str, Any],
+        tokenizer: TokenizerSpec | None = None,
+        loss: PreferenceLoss | None = None,
+        reference: Reference | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(policy, tokenizer, optimizer, lr_scheduler)
+        self.loss = loss or SigmoidLoss()
+        self.reference = reference or (CachedReference() if self.loss.needs_reference else NoReference())
+        if self.loss.needs_reference and isinstance(self.reference, NoReference):
+            raise ValueError(
+                f"model.loss: {type(self.loss).__name__} compares the policy with a reference, and model.reference is "
+                "NoReference; leave model.reference out for cached log-probs, or choose a loss without a reference"
+            )
+
+    def compute_loss(self, batch: PackedBatch) -> LossOutput:
+        """Sum of the losses of the pairs."""
+        reference = self.reference(batch, self.policy_model)
+        policy = pair_logps(self.policy_model(batch), batch)
+        losses = self.loss(policy, reference)
+        with torch.no_grad():
+            metrics = self.pair_metrics(policy, reference)
+        return LossOutput(losses.sum(), torch.tensor(len(losses), device=losses.device), metrics)
+
+    def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
+        """Sums over the pairs of a batch of what is logged, by log key. Override it to log more.
+
+        Args:
+            policy: Log-probs under the policy.
+            reference: Log-probs under the reference.
+        """
+        rewards = self.loss.rewards(policy, reference)
+        won = (rewards.margin.sign() + 1) / 2
+        metrics = {
+            "rewards/chosen": rewards.chosen,
+            "rewards/rejected": rewards.rejected,
+            "rewards/margin": rewards.margin,
+            "rewards/accuracy": won,
+            "logps/chosen": policy.chosen.sums,
+            "logps/rejected": policy.rejected.sums,
+            "lengths/chosen": policy.chosen.counts,
+            "lengths/rejected": policy.rejected.counts,
+        }
+        if not isinstance(self.reference, NoReference):
+            moved = [own.sums - other.sums for own, other in zip(policy, reference, strict=True)]
+            metrics["kl"] = sum(moved) / 2  # type: ignore[assignment]
+        return {name: values.sum() for name, values in metrics.items()}
+
+    def configure_model(self) -> None:
+        """Build the policy, and the reference as the stage starts from it (Lightning calls this)."""
+        super().configure_model()
+        self.reference.attach(self.policy_model, self._build)
+
+    def on_fit_start(self) -> None:
+        """Cover all pairs that are trained on or validate (Lightning calls this)."""
+        self._cover("training", train_batches(self.trainer))
+        self._cover_evaluation()
+
+    def on_validation_start(self) -> None:
+        """Cover what validates outside of training (Lightning calls this)."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._cover_evaluation()
+
+    def on_test_start(self) -> None:
+        """Cover what tests (Lightning calls this)."""
+        self._cover_evaluation()
+
+    def on_train_epoch_start(self) -> None:
+        """Cover everything anew where the reference changes with the epoch (Lightning calls this)."""
+        if self.reference.before_epoch(self.current_epoch, self.policy_model):
+            self.on_fit_start()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step, then let loss and reference follow (Lightning calls this)."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.loss.after_step(self._add_up)
+        self.reference.after_step(self.global_step + 1, self.policy_model)  # Lightning counts when this returns
+
+    def provenance(self) -> dict[str, Any]:
+        """What the policy is and was trained on, and what it was compared with."""
+        return {**super().provenance(), "reference": self.reference.identity()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare with what the checkpoint was compared with (Lightning calls this)."""
+        super().on_load_checkpoint(checkpoint)
+        self.reference.restore(checkpoint.get("lion", {}).get("reference", {}))
+
+    def _build(self, spec: PolicySpec | None) -> PolicyModel:
+        return (spec or self.policy_spec).build(self.tokenizer_spec.load(), self._new_ids)
+
+    def _add_up(self, values: Tensor) -> Tensor:
+        total = self.trainer.strategy.reduce(values, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def _cover_evaluation(self) -> None:
+        for number, batches in enumerate(evaluation_batches(self.trainer)):
+            self._cover(f"evaluation {number}" if number else "evaluation", batches)
+
+    def _cover(self, title: str, batches: Iterable[PackedBatch]) -> None:
+        self.reference.cover(batches, self.policy_model, TrainerProcess(self.trainer), title)
