@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from lion_lightning.demo import FAMILIES, Row, check, main, make_rows, make_tokenizer, solve, write_demo
+from lion_lightning.demo import FAMILIES, Row, check, main, make_pairs, make_rows, make_tokenizer, solve, write_demo
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,16 @@ def test_an_unwritable_folder_is_one_line_and_exit_code_2(tmp_path: Path, capsys
         main([str(tmp_path / "file" / "demo")])
     assert stopped.value.code == 2
     assert f"can't write to {tmp_path / 'file' / 'demo'}" in capsys.readouterr().err
+
+
+def test_pairs_hold_a_right_answer_and_a_mistake_to_a_prompt_of_their_own() -> None:
+    taken: set[str] = set()
+    trained = make_rows(500, Random(0), taken)
+    pairs = make_pairs(500, Random(1), taken)
+    assert {pair["family"] for pair in pairs} == set(FAMILIES)
+    for pair in pairs:
+        question = pair["prompt"][0]["content"]
+        assert check(question, pair["chosen"][0]["content"])
+        assert not check(question, pair["rejected"][0]["content"])
+    asked = {row["messages"][0]["content"] for row in trained}
+    assert not asked & {pair["prompt"][0]["content"] for pair in pairs}

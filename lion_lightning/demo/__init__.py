@@ -1,0 +1,81 @@
+"""A small instruction task made on the spot: data, tokenizer and model shape, with no network and nothing to download.
+
+``python -m lion_lightning.demo OUT`` writes ``OUT/train.jsonl`` and ``OUT/validation.jsonl`` (conversations in the
+``messages`` form), ``OUT/preferences.jsonl`` and ``OUT/preferences_validation.jsonl`` (a right answer and a plausible
+mistake to each prompt) and ``OUT/model`` (a byte-level tokenizer with a ChatML template, and the config of a tiny Llama
+without weights: a policy built from that config starts at random). A model of this size learns most of it in a minute
+or two on two CPU cores, and :func:`check` says whether an answer is right, so that accuracy can be measured and answers
+can be ranked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from lion_lightning.demo.model import make_config, make_tokenizer
+from lion_lightning.demo.rows import Row, make_pairs, make_rows
+from lion_lightning.demo.task import FAMILIES, check, solve
+
+__all__ = [
+    "FAMILIES",
+    "Row",
+    "check",
+    "main",
+    "make_config",
+    "make_pairs",
+    "make_rows",
+    "make_tokenizer",
+    "solve",
+    "write_demo",
+]
+
+FILES = ("validation.jsonl", "train.jsonl", "preferences_validation.jsonl", "preferences.jsonl")
+
+
+def write_demo(
+    out: str | Path, train: int = 6000, validation: int = 300, seed: int = 0, preferences: int = 2000
+) -> None:
+    """Write the task's data, tokenizer and model config.
+
+    Args:
+        out: Folder to write to; made if missing.
+        train: Rows of ``train.jsonl``.
+        validation: Rows of ``validation.jsonl`` and of ``preferences_validation.jsonl``; no two rows of all files share
+            an input in their family.
+        seed: The same seed writes the same files.
+        preferences: Rows of ``preferences.jsonl``.
+
+    Raises:
+        OSError: If the folder can't be written.
+        ValueError: If there are not so many different rows.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    random, taken = Random(seed), set[str]()
+    makers = (make_rows, make_rows, make_pairs, make_pairs)
+    for name, make, count in zip(FILES, makers, (validation, train, validation, preferences), strict=True):
+        _write(out / name, make(count, random, taken))
+    made = make_tokenizer()
+    made.save_pretrained(out / "model")
+    make_config(made).save_pretrained(out / "model")
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: ``python -m lion_lightning.demo OUT [--seed 0]``."""
+    parser = argparse.ArgumentParser(prog="python -m lion_lightning.demo", description="Write the demo task.")
+    parser.add_argument("out", help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files (default: 0)")
+    options = parser.parse_args(arguments)
+    try:
+        write_demo(options.out, seed=options.seed)
+    except OSError as error:
+        parser.error(f"can't write to {options.out}: {error.strerror or error}")
+    print(f"{options.out}: wrote {', '.join(FILES)} and model/ (tokenizer and config, no weights)")

@@ -1,0 +1,66 @@
+"""The demo task's tokenizer, and the shape of a model small enough to learn it in a minute."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from lion_lightning.demo.task import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with the words of the wordings whole and all else as single bytes: the model sees letters."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from lion_lightning.models.tokenizer import read_template
+
+    known = [*_known_words(), "system", "user", "assistant"]
+    # A leading space belongs to the word, and byte-level vocabularies write it as this letter.
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + known + [f"\u0120{name}" for name in known]
+    model = models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], ignore_merges=True)
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(rf" ?\b(?:{'|'.join(known)})\b|[\s\S]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=made,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=read_template("chatml"),
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+
+
+def _known_words() -> list[str]:
+    wordings = (wording for family in FAMILIES.values() for wording in family.wordings)
+    return sorted({name for wording in wordings for name in re.findall(r"\w+", wording)})
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The shape of the tiny Llama: 0.8M parameters, 4 layers, hidden size 128 in 4 heads of 32, a tied head."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        initializer_range=0.08,  # about 1/sqrt(hidden size); with the usual 0.02 it learns to copy far too late
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

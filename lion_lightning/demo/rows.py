@@ -1,0 +1,61 @@
+"""Rows of the demo task: conversations to imitate, and pairs of a right answer and a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import cycle, islice
+from random import Random
+from typing import Any
+
+from lion_lightning.demo.task import FAMILIES
+
+Row = dict[str, Any]
+
+
+def make_rows(count: int, random: Random, taken: set[str]) -> list[Row]:
+    """Conversations of one question and its right answer, the families in turn.
+
+    Args:
+        count: How many.
+        random: Where the draws come from.
+        taken: Family and input of every row so far, added to here: no two rows share an input, however it is worded.
+
+    Raises:
+        ValueError: If a family has no unused input left (each has room for about 5,000 rows).
+    """
+    rows = []
+    for family, question, drawn in _questions(count, random, taken):
+        messages = [_turn("user", question), _turn("assistant", FAMILIES[family].solve(drawn))]
+        rows.append({"family": family, "messages": messages})
+    return rows
+
+
+def make_pairs(count: int, random: Random, taken: set[str]) -> list[Row]:
+    """Prompts with a right answer and a plausible mistake, the families in turn; see :func:`make_rows`."""
+    rows = []
+    for name, question, drawn in _questions(count, random, taken):
+        family = FAMILIES[name]
+        answers = {"chosen": family.solve(drawn), "rejected": family.slip(drawn, random)}
+        sides = {side: [_turn("assistant", answer)] for side, answer in answers.items()}
+        rows.append({"family": name, "prompt": [_turn("user", question)], **sides})
+    return rows
+
+
+def _questions(count: int, random: Random, taken: set[str]) -> Iterator[tuple[str, str, str]]:
+    """Family, question and input of each row."""
+    for name in islice(cycle(FAMILIES), count):
+        drawn = _fresh(name, random, taken)
+        taken.add(f"{name}: {drawn}")
+        yield name, random.choice(FAMILIES[name].wordings).format(drawn), drawn
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _fresh(name: str, random: Random, taken: set[str]) -> str:
+    draws = (FAMILIES[name].draw(random) for _ in range(1000))
+    drawn = next((drawn for drawn in draws if f"{name}: {drawn}" not in taken), None)
+    if drawn is None:
+        raise ValueError(f"the demo task has too few different inputs of the kind {name!r}; ask for fewer rows")
+    return drawn
