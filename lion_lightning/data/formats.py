@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, Generic, NamedTuple, TypeVar
 
 
 class Message(NamedTuple):
@@ -51,20 +51,21 @@ class Text(NamedTuple):
 
 Example = Conversation | Completion | Text
 Row = Mapping[str, Any]
+Parse = TypeVar("Parse")
 
 
-class Form(NamedTuple):
+class Form(NamedTuple, Generic[Parse]):
     """A known form.
 
     Attributes:
         required: The columns that a row of this form has.
         optional: The columns that it may have besides; ``columns`` can name these too.
-        parse: Makes an example of such a row.
+        parse: The function that reads such a row.
     """
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    parse: Callable[[Row], Example]
+    parse: Parse
 
 
 def recognise(row: Row, columns: Mapping[str, str] | None = None) -> Example:
@@ -86,71 +87,86 @@ def recognise(row: Row, columns: Mapping[str, str] | None = None) -> Example:
         ValueError: The row has no known form, or breaks the rules of its form. The message is one line without the
             row's place; the caller puts ``path:line`` before it.
     """
-    columns = columns or {}
-    named = _rename(row, columns)
-    fitting = [form for form in FORMS if named.keys() >= set(form.required)]
+    parse, named = select(row, columns or {}, FORMS)
+    return parse(named)
+
+
+def select(row: Row, columns: Mapping[str, str], forms: Sequence[Form[Parse]]) -> tuple[Parse, dict[str, Any]]:
+    """Find the form of a row: how to parse it, and the row under the names that the form knows, without nulls.
+
+    Args:
+        row: The raw row.
+        columns: The row's own name for a known column.
+        forms: Known forms; of several that fit, the one that uses most of ``columns``, then the first, is taken.
+
+    Raises:
+        ValueError: No form fits, or ``columns`` names something that does not exist.
+    """
+    named = _rename(row, columns, {column for form in forms for column in form.required + form.optional})
+    fitting = [form for form in forms if named.keys() >= set(form.required)]
     if not fitting:
-        raise ValueError(_unknown_format(row))
-    return max(fitting, key=lambda form: len(columns.keys() & {*form.required, *form.optional})).parse(named)
+        raise ValueError(_unknown_format(row, named, forms))
+    form = max(fitting, key=lambda form: len(columns.keys() & {*form.required, *form.optional}))
+    return form.parse, named
 
 
-def _rename(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
-    if unknown := sorted(columns.keys() - _KNOWN_COLUMNS):
-        raise ValueError(
-            f"columns names the unknown column {unknown[0]!r}; known are {', '.join(sorted(_KNOWN_COLUMNS))}"
-        )
-    for known, own in columns.items():
+def _rename(row: Row, columns: Mapping[str, str], known: Set[str]) -> dict[str, Any]:
+    if unknown := sorted(columns.keys() - known):
+        raise ValueError(f"columns names the unknown column {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    for name, own in columns.items():
         if own not in row:
-            raise ValueError(f"columns maps {known} to {own!r}, but the row only has the keys {', '.join(row)}")
-    renamed = {known: row[own] for known, own in columns.items()}
+            raise ValueError(f"columns maps {name} to {own!r}, but the row only has the keys {', '.join(row)}")
+    renamed = {name: row[own] for name, own in columns.items()}
     rest = {key: value for key, value in row.items() if key not in columns.values()}
     return {key: value for key, value in (rest | renamed).items() if value is not None}
 
 
-def _unknown_format(row: Row) -> str:
+def _unknown_format(row: Row, named: Row, forms: Sequence[Form[Any]]) -> str:
     keys = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in row.items()) or "none"
-    forms = "; ".join(" + ".join(form.required) for form in FORMS)
-    return (
-        f"unknown format: the row's keys are {keys}; known: {forms}; rename keys with `columns` or give a `transform`"
-    )
+    nearest = max(forms, key=lambda form: len(named.keys() & set(form.required)))
+    lacking = ", ".join(name for name in nearest.required if name not in named)
+    near = f"; {' + '.join(nearest.required)} lacks {lacking}" if named.keys() & set(nearest.required) else ""
+    known = "; ".join(" + ".join(form.required) for form in forms)
+    fix = "rename keys with `columns` or give a `transform`"
+    return f"unknown format: the row's keys are {keys}; known: {known}{near}; {fix}"
 
 
 # --- one small function a form
 
 
 def _messages(row: Row) -> Example:
-    return _conversation(_turns(row["messages"], "messages"), tools=_tools(row))
+    return conversation(read_turns(row["messages"], "messages"), tools=read_tools(row))
 
 
 def _sharegpt(row: Row) -> Example:
-    return _conversation(_system(row) + _turns(row["conversations"], "conversations"), tools=_tools(row))
+    return conversation(read_system(row) + read_turns(row["conversations"], "conversations"), tools=read_tools(row))
 
 
 def _alpaca(row: Row) -> Example:
-    request = _text(row["instruction"], "instruction")
-    detail = _text(row.get("input", ""), "input", may_be_empty=True)
-    return _exchange(row, f"{request}\n\n{detail}" if detail.strip() else request, _text(row["output"], "output"))
+    request = read_text(row["instruction"], "instruction")
+    detail = read_text(row.get("input", ""), "input", may_be_empty=True)
+    return _exchange(row, f"{request}\n\n{detail}" if detail.strip() else request, read_text(row["output"], "output"))
 
 
 def _question_answer(row: Row) -> Example:
-    return _exchange(row, _text(row["question"], "question"), _text(row["answer"], "answer"))
+    return _exchange(row, read_text(row["question"], "question"), read_text(row["answer"], "answer"))
 
 
 def _prompt_completion(row: Row) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        return Completion(_text(prompt, "prompt", may_be_empty=True), _text(completion, "completion"))
+        return Completion(read_text(prompt, "prompt", may_be_empty=True), read_text(completion, "completion"))
     if isinstance(prompt, str) or isinstance(completion, str):
         raise ValueError("prompt and completion differ in kind; make both of them text or both lists of messages")
-    turns = _turns(prompt, "prompt")
-    return _conversation(turns + _turns(completion, "completion"), prompt_turns=len(turns), tools=_tools(row))
+    turns = read_turns(prompt, "prompt")
+    return conversation(turns + read_turns(completion, "completion"), prompt_turns=len(turns), tools=read_tools(row))
 
 
 def _raw_text(row: Row) -> Example:
-    return Text(_text(row["text"], "text"))
+    return Text(read_text(row["text"], "text"))
 
 
-FORMS = (
+FORMS: tuple[Form[Callable[[Row], Example]], ...] = (
     Form(("messages",), ("tools",), _messages),
     Form(("conversations",), ("system", "tools"), _sharegpt),
     Form(("instruction", "output"), ("input", "system"), _alpaca),
@@ -158,7 +174,6 @@ FORMS = (
     Form(("question", "answer"), ("system",), _question_answer),
     Form(("text",), (), _raw_text),
 )
-_KNOWN_COLUMNS = {column for form in FORMS for column in form.required + form.optional}
 
 
 # --- turns
@@ -188,10 +203,14 @@ _FOLLOWERS = {
 }
 
 
-def _conversation(
+def conversation(
     messages: tuple[Message, ...], prompt_turns: int | None = None, tools: tuple[Any, ...] | None = None
 ) -> Conversation:
-    """Check the order of the roles."""
+    """Make a conversation of messages whose roles come in order.
+
+    Raises:
+        ValueError: They do not, or no assistant turn stands behind the prompt.
+    """
     before = ""
     for number, message in enumerate(messages):
         if message.role not in _FOLLOWERS[before]:
@@ -207,15 +226,17 @@ def _conversation(
 
 
 def _exchange(row: Row, question: str, answer: str) -> Conversation:
-    return _conversation((*_system(row), Message("user", question), Message("assistant", answer)))
+    return conversation((*read_system(row), Message("user", question), Message("assistant", answer)))
 
 
-def _system(row: Row) -> tuple[Message, ...]:
-    content = _text(row.get("system", ""), "system", may_be_empty=True)
+def read_system(row: Row) -> tuple[Message, ...]:
+    """The row's ``system`` column as a turn; none where it is empty or absent."""
+    content = read_text(row.get("system", ""), "system", may_be_empty=True)
     return (Message("system", content),) if content else ()
 
 
-def _turns(value: Any, name: str) -> tuple[Message, ...]:
+def read_turns(value: Any, name: str) -> tuple[Message, ...]:
+    """Read a list of messages; ``name`` is its place in the row, for errors."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(f"{name} is {type(value).__name__}, not a list of messages")
     if not value:
@@ -234,7 +255,7 @@ def _message(turn: Any, name: str) -> Message:
         raise ValueError(f"{name} has the role {spoken!r}; known roles are {', '.join(_ROLES)}")
     content = own.pop("content", own.pop("value", "" if "tool_calls" in own else None))
     silent = role in ("system", "tool") or "tool_calls" in own
-    return Message(role, _text(_joined(content, name), f"{name} ({role})", may_be_empty=silent), own or None)
+    return Message(role, read_text(_joined(content, name), f"{name} ({role})", may_be_empty=silent), own or None)
 
 
 def _joined(content: Any, name: str) -> Any:
@@ -248,7 +269,8 @@ def _joined(content: Any, name: str) -> Any:
     return "".join(part["text"] for part in content)
 
 
-def _text(value: Any, name: str, may_be_empty: bool = False) -> str:
+def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
+    """Make sure that a value is text; ``name`` is its place in the row, for errors."""
     if value is None:
         raise ValueError(f"{name} has no content; remove the row or fill it in")
     if not isinstance(value, str):
@@ -258,7 +280,7 @@ def _text(value: Any, name: str, may_be_empty: bool = False) -> str:
     return value
 
 
-def _tools(row: Row) -> tuple[Any, ...] | None:
+def read_tools(row: Row) -> tuple[Any, ...] | None:
     """Read tool definitions, a list or (as Arrow tables need it) its JSON text."""
     tools = row.get("tools") or None
     try:

@@ -11,7 +11,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.preferences import BestWorst, Pairing, Preference, recognise_preferences
+from lion_lightning.data.preference_formats import recognise_preferences
+from lion_lightning.data.preferences import BestWorst, Pairing, Preference
 from lion_lightning.types import Piece
 
 _VERSION = 1  # part of the fingerprint; raise it whenever the same input gives other pieces

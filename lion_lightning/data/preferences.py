@@ -1,9 +1,11 @@
-"""The row formats that preference data comes in, and how a raw row becomes pairs of answers."""
+"""A preference pair, and how the scored answers of a prompt become pairs."""
 
 from __future__ import annotations
 
+import inspect
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -27,7 +29,10 @@ class Preference(NamedTuple):
 
 
 class Pairing(ABC):
-    """How the scored answers of a prompt become pairs. Subclass it and name the subclass in YAML by ``class_path``."""
+    """How the scored answers of a prompt become pairs. Subclass it and name the subclass in YAML by ``class_path``.
+
+    Equal scores make pairs too, of margin 0: what becomes of ties is decided, and counted, where pairs are filtered.
+    """
 
     @abstractmethod
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
@@ -35,16 +40,24 @@ class Pairing(ABC):
 
         Args:
             scores: Score of each answer, two or more; higher is better.
-            key: Hash of the prompt and its answers, to draw from where something is to be drawn.
+            key: Text that stands for the prompt and its answers, to seed a draw with.
         """
 
-    def identity(self) -> list[Any]:
+    def identity(self) -> dict[str, Any]:
         """What decides the pairs, as plain data: a part of cache keys."""
-        return [type(self).__qualname__, vars(self)]
+        try:
+            source = inspect.getsource(type(self))
+        except (OSError, TypeError):  # typed into an interpreter
+            source = ""
+        return {"class": type(self).__qualname__, "settings": vars(self), "source": source}
 
 
 class BestWorst(Pairing):
-    """One pair: the highest score against the lowest."""
+    """One pair: the highest score against the lowest.
+
+    >>> BestWorst().pairs([3.0, 5.0, 1.0], key="")
+    [(1, 2)]
+    """
 
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
         """See :meth:`Pairing.pairs`."""
@@ -53,27 +66,30 @@ class BestWorst(Pairing):
 
 
 class BestRandom(Pairing):
-    """One pair: the highest score against an answer drawn from the lower ones."""
+    """One pair: the highest score against an answer drawn from those with a lower one.
+
+    Args:
+        seed: Seed of the draw, which otherwise depends on the row's content alone, not on its place.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
         """See :meth:`Pairing.pairs`."""
-        raise NotImplementedError
+        best = max(range(len(scores)), key=scores.__getitem__)
+        lower = [place for place, score in enumerate(scores) if score < scores[best]]
+        others = lower or [place for place in range(len(scores)) if place != best]
+        return [(best, random.Random(f"{self.seed} {key}").choice(others))]
 
 
 class AllPairs(Pairing):
-    """Every two answers, the better one first."""
+    """Every two answers, the better one first: ``n (n - 1) / 2`` pairs of ``n`` answers.
+
+    >>> AllPairs().pairs([3.0, 5.0, 1.0], key="")
+    [(1, 0), (0, 2), (1, 2)]
+    """
 
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
         """See :meth:`Pairing.pairs`."""
         return [(i, j) if scores[i] >= scores[j] else (j, i) for i, j in combinations(range(len(scores)), 2)]
-
-
-def recognise_preferences(
-    row: Mapping[str, Any], columns: Mapping[str, str] | None, pairing: Pairing
-) -> list[Preference]:
-    """Turn a raw row into preference pairs."""
-    prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
-    return [Preference(Completion(prompt, chosen), Completion(prompt, rejected))]
