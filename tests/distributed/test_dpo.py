@@ -1,0 +1,91 @@
+"""DPO on two ranks: the reference pass is shared out, and gradients, weights and metrics are those of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from lion_lightning.losses.dpo import SigmoidLoss
+from lion_lightning.models.cached import CachedReference
+from lion_lightning.models.references import FrozenReference, MixedReference, Reference
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.dpo import DPOModule
+from tests.distributed.ranks import run_ranks
+from tests.tiny import Rows, config, pairs, tokenizer_folder, trainer
+
+pytestmark = pytest.mark.distributed
+
+# Rows of one to three pairs; on two ranks the last one's partner has nothing to do.
+BATCHES = [
+    pairs((5, 4, 7), (3, 6, 2), seed=1),
+    pairs((4, 1, 3), seed=2),
+    pairs((2, 5, 5), (6, 3, 3), (2, 2, 2), seed=3),
+    pairs((3, 3, 4), seed=4).without_targets(),
+]
+REFERENCES = {"cached": CachedReference, "frozen": FrozenReference, "mixed": MixedReference}
+
+
+class Counting(DPOModule):
+    """Counts the policy's forwards outside of training steps."""
+
+    forwards = 0
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.policy_model.register_forward_pre_hook(self.count)
+
+    def count(self, *_: Any) -> None:
+        self.forwards += not torch.is_grad_enabled()
+
+
+def fit(rank: int, world: int, folder: Path, reference: Reference) -> dict[str, Any]:
+    torch.manual_seed(0)
+    module = Counting(
+        PolicySpec(config=config()),
+        TokenizerSpec(str(folder)),
+        loss=SigmoidLoss(0.5),
+        reference=reference,
+        optimizer=lambda groups: SGD(groups, lr=0.5),
+    )
+    strategy = {"strategy": "ddp", "devices": world} if world > 1 else {}
+    settings = {"max_epochs": 2, "accumulate_grad_batches": 4 // world, "num_sanity_val_steps": 0}
+    run = trainer(**settings, **strategy)
+    run.fit(module, Rows(BATCHES, rank, world), Rows(BATCHES, rank, world))
+    metrics = {name: value.item() for name, value in run.callback_metrics.items()}
+    weights = {name: p.detach() for name, p in module.policy_model.named_parameters()}
+    return {"weights": weights, "metrics": metrics, "forwards": module.forwards}
+
+
+def fit_all(rank: int, world: int, folder: Path) -> dict[str, dict[str, Any]]:
+    os.environ["LION_CACHE"] = str(folder / f"cache of {world}")
+    return {name: fit(rank, world, folder, kind()) for name, kind in REFERENCES.items()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    folder = tokenizer_folder(tmp_path_factory.mktemp("ranks"))
+    return fit_all(0, 1, folder), run_ranks(fit_all, folder, folder)
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_two_ranks_train_as_one(results: Any, kind: str) -> None:
+    one, both = results
+    for rank in both:
+        assert rank[kind]["metrics"].keys() == one[kind]["metrics"].keys()
+        for name, value in one[kind]["metrics"].items():
+            assert rank[kind]["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        for name, weight in one[kind]["weights"].items():
+            torch.testing.assert_close(rank[kind]["weights"][name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_the_reference_pass_is_shared_out(results: Any) -> None:
+    one, both = results
+    validation = 2 * len(BATCHES)  # two epochs
+    assert one["cached"]["forwards"] == 3 + validation  # the batch without pairs needs no log-probs
+    assert [rank["cached"]["forwards"] for rank in both] == [2 + validation // 2] * 2  # ranks keep in step
