@@ -23,6 +23,7 @@ class TokenThroughput(Callback):
     """Logs how fast training goes: over a sliding window of optimizer steps, summed over ranks, at every step.
 
     - ``perf/tokens_per_second``: tokens that went through the model.
+    - ``perf/samples_per_second``: documents, or preference pairs.
     - ``perf/supervised_tokens_per_second``: targets, the tokens that the loss is over.
     - ``perf/packing_efficiency``: tokens over the tokens that the rows could have held.
     - ``perf/mfu``: FLOPs that the model asks for (:class:`~lion_lightning.callbacks.flops.TrainingFlops`) over those
@@ -52,7 +53,7 @@ class TokenThroughput(Callback):
         self.peak_flops = peak_flops
         self._window: deque[tuple[Tensor, float]] = deque(maxlen=window)
         self._watch = _Stopwatch()
-        self._counts = torch.zeros(4, dtype=torch.float64)
+        self._counts = torch.zeros(5, dtype=torch.float64)
         self._global_step = 0
         self._flops: TrainingFlops | None = None
         self._peak: float | None = None
@@ -84,9 +85,8 @@ class TokenThroughput(Callback):
     ) -> None:
         """Count a micro-batch; log where it completes an optimizer step (Lightning calls this)."""
         flops = self._flops.of(batch) if self._flops else 0.0
-        self._counts += torch.tensor(
-            [len(batch.input_ids), len(batch.targets), batch.capacity, flops], dtype=torch.float64
-        )
+        sizes = (len(batch.input_ids), len(batch.targets), len(batch.sample_indices), batch.capacity)
+        self._counts += torch.tensor([*sizes, flops], dtype=torch.float64)
         if trainer.global_step > self._global_step:
             totals = _over_ranks(trainer, self._counts)  # waits for the device, so that the step's time is whole
             self._window.append((totals, self._watch.take()))
@@ -109,10 +109,12 @@ class TokenThroughput(Callback):
 
     def _rates(self) -> dict[str, float]:
         seconds = sum(time for _, time in self._window)
-        tokens, targets, capacity, flops = sum((totals for totals, _ in self._window), torch.zeros(4)).tolist()
+        summed = sum((totals for totals, _ in self._window), torch.zeros(5))
+        tokens, targets, samples, capacity, flops = summed.tolist()
         rates = {
             "perf/tokens_per_second": tokens / seconds,
             "perf/supervised_tokens_per_second": targets / seconds,
+            "perf/samples_per_second": samples / seconds,
             "perf/packing_efficiency": tokens / capacity if capacity else math.nan,
         }
         return rates if self._peak is None else {**rates, "perf/mfu": flops / seconds / self._peak}

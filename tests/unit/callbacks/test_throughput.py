@@ -18,6 +18,7 @@ from lion_lightning.types import PackedBatch
 from tests.unit.callbacks.conftest import CAPACITY, Bench, batches
 
 TOKENS = 25  # of each batch
+SAMPLES = 3
 TARGETS = 23  # all but the first token of the document and of the prompt
 
 
@@ -100,6 +101,7 @@ def test_rates_count_tokens_targets_capacity_and_flops_of_the_window(bench: Benc
         assert rate["perf/packing_efficiency"] == pytest.approx(TOKENS / CAPACITY)
         assert rate["perf/tokens_per_second"] == pytest.approx(TOKENS / seconds)
         assert rate["perf/supervised_tokens_per_second"] == pytest.approx(TARGETS / seconds)
+        assert rate["perf/samples_per_second"] == pytest.approx(SAMPLES / seconds)
         assert rate["perf/mfu"] == pytest.approx(flops / seconds / 1e6, rel=1e-6)
 
 
