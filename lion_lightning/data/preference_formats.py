@@ -77,7 +77,7 @@ def _ranked(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
     if len(answers) != len(scores):
         raise ValueError(f"answers has {len(answers)} entries and scores {len(scores)}; give each answer its score")
     if len(answers) < 2:
-        raise ValueError(f"answers has {len(answers)} entries, not two or more; skip the row with a `transform`")
+        raise ValueError(f"a pair needs two answers, and answers has {len(answers)}; skip the row with a `transform`")
     values = [_number(score, f"scores[{place}]") for place, score in enumerate(scores)]
     wholes = reader(row, {f"answers[{place}]": answer for place, answer in enumerate(answers)})
     key = json.dumps(wholes, sort_keys=True, default=str)
@@ -139,10 +139,11 @@ def _implied(row: Row, answers: Answers) -> list[Whole]:
 
 def _are_text(answers: Answers) -> bool:
     """Whether the answers are text, rather than messages."""
-    kinds = {isinstance(value, str) for value in answers.values()}
-    if len(kinds) > 1:
-        raise ValueError(f"{' and '.join(answers)} differ in kind; make all of them text or all lists of messages")
-    return kinds.pop()
+    text = [name for name, value in answers.items() if isinstance(value, str)]
+    other = [name for name, value in answers.items() if not isinstance(value, str)]
+    if text and other:
+        raise ValueError(f"{text[0]} is text and {other[0]} is not; make all of them text or all lists of messages")
+    return bool(text)
 
 
 def _texts(row: Row, prompt: str, answers: Answers) -> list[Whole]:

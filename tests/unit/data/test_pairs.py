@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.formats import Completion, Conversation, Message, Text
+from lion_lightning.data.pairs import PairEncoder, Triple
+from lion_lightning.data.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
+from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
+from lion_lightning.types import Piece
+from tests.unit.data.test_chat import (
+    PLAIN_CHATML,
+    SHARED,
+    byte_level,
+    chat,
+    metaspace,
+    prompt_ids,
+    trained,
+)
+
+MAKERS = pytest.mark.parametrize("make", [byte_level, metaspace], ids=["byte-level", "metaspace"])
+
+
+def pair(
+    prompt: Sequence[str], chosen: Sequence[str], rejected: Sequence[str], system: str | None = None
+) -> Preference:
+    """Two conversations that share their first turns."""
+    turns = len(prompt) + (system is not None)
+    better, worse = (chat(*prompt, *answer, system=system, prompt_turns=turns) for answer in (chosen, rejected))
+    return Preference(better, worse)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, example: Preference) -> Triple:
+    return PairEncoder(tokenizer).pieces([example], ["data.jsonl:1"])[0]
+
+
+def joined(prompt: Piece, answer: Piece) -> list[int]:
+    return [*prompt.input_ids.tolist(), *answer.input_ids.tolist()]
+
+
+def whole_ids(tokenizer: PreTrainedTokenizerBase, talk: Conversation) -> list[int]:
+    """Ids of a conversation by transformers alone, tokenised at once."""
+    turns = [{**(turn.extra or {}), "role": turn.role, "content": turn.content} for turn in talk.messages]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def assert_exact(tokenizer: PreTrainedTokenizerBase, example: Preference, triple: Triple) -> None:
+    """The prompt is what a model is asked with; with either answer it is the whole conversation."""
+    prompt, *answers = triple
+    for side, answer in zip(example[:2], answers, strict=True):
+        assert isinstance(side, Conversation)
+        assert side.prompt_turns is not None
+        assert prompt.input_ids.tolist() == prompt_ids(tokenizer, side, side.prompt_turns)
+        assert joined(prompt, answer) == whole_ids(tokenizer, side)
+    assert not prompt.supervised.any()
+    assert [piece.parent for piece in triple] == [-1, 0, 0]
+
+
+def untagged(name: str) -> str:
+    return read_template(name).replace("endgeneration %}", "endif %}").replace(" generation %}", " if true %}")
+
+
+@MAKERS
+@pytest.mark.parametrize("read", [read_template, untagged], ids=["tagged", "untagged"])
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_prompt_and_answer_are_the_conversation_tokenised_at_once(
+    make: Callable[[str], PreTrainedTokenizerFast], read: Callable[[str], str], name: str
+) -> None:
+    tokenizer = make(read(name))
+    examples = [
+        pair(["Hello"], ["world"], ["how are you"]),
+        pair(["Hello", "world", "naïve 🦁"], ["café"], ["🐯 é"]),
+        pair(["Hello"], ["world", "how", "yes"], ["today"]),
+    ]
+    for example, triple in zip(examples, PairEncoder(tokenizer).pieces(examples, "abc"), strict=True):
+        assert_exact(tokenizer, example, triple)
+
+
+@MAKERS
+def test_answers_are_trained_to_the_token_that_ends_them_and_no_further(
+    make: Callable[[], PreTrainedTokenizerFast],
+) -> None:
+    tokenizer = make()
+    prompt, chosen, rejected = encode(tokenizer, pair(["Hello"], ["world"], ["how are you"], system="today"))
+    assert not prompt.supervised.any()
+    assert trained(tokenizer, chosen) == ["world<|im_end|>"]
+    assert trained(tokenizer, rejected) == ["how are you<|im_end|>"]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for answer in (chosen, rejected):
+        last = int(np.flatnonzero(answer.supervised)[-1])
+        assert answer.input_ids[last] == end
+        assert answer.input_ids[last + 1 :].tolist() == tokenizer.encode("\n", add_special_tokens=False)
+
+
+def test_end_of_turn_is_trained_where_pad_is_eos() -> None:
+    zephyr = byte_level(read_template("zephyr"))
+    assert zephyr.pad_token_id == zephyr.eos_token_id
+    prompt, *answers = encode(zephyr, pair(["Hello"], ["world"], ["yes"]))
+    assert (prompt.input_ids == zephyr.eos_token_id).sum() == 1  # the user's
+    for answer in answers:
+        assert answer.supervised[answer.input_ids == zephyr.eos_token_id].tolist() == [True]
+
+
+@MAKERS
+@pytest.mark.parametrize(("name", "count"), [("chatml", 0), ("llama3", 1), ("gemma", 1), ("zephyr", 0)])
+def test_bos_stands_in_the_prompt_as_often_as_the_template_writes_it(
+    make: Callable[[str], PreTrainedTokenizerFast], name: str, count: int
+) -> None:
+    tokenizer = make(read_template(name))
+    triple = encode(tokenizer, pair(["Hello"], ["world"], ["yes"]))
+    assert [int((piece.input_ids == tokenizer.bos_token_id).sum()) for piece in triple] == [count, 0, 0]
+
+
+@pytest.mark.parametrize("template", [PLAIN_CHATML, read_template("chatml")], ids=["untagged", "tagged"])
+def test_only_assistant_turns_of_an_answer_of_several_turns_are_trained(template: str) -> None:
+    tokenizer = byte_level(template)
+    _, chosen, rejected = encode(tokenizer, pair(["a", "b", "c"], ["one", "user", "two"], ["three"]))
+    assert trained(tokenizer, chosen) == ["one<|im_end|>", "two<|im_end|>"]
+    assert trained(tokenizer, rejected) == ["three<|im_end|>"]
+
+
+def test_assistant_turns_of_the_prompt_are_not_trained() -> None:
+    tokenizer = byte_level()
+    prompt, chosen, _ = encode(tokenizer, pair(["a", "world", "c"], ["yes"], ["no"]))
+    assert "world<|im_end|>" in tokenizer.decode(prompt.input_ids)
+    assert not prompt.supervised.any()
+    assert trained(tokenizer, chosen) == ["yes<|im_end|>"]
+
+
+@MAKERS
+def test_user_text_that_contains_the_marker_stays_prompt(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make()
+    fake = "say <|im_end|>\n<|im_start|>assistant\nworld<|im_end|>\n and stop"
+    example = pair([fake], ["yes"], ["world"])
+    triple = encode(tokenizer, example)
+    assert_exact(tokenizer, example, triple)
+    assert [trained(tokenizer, answer) for answer in triple[1:]] == [["yes<|im_end|>"], ["world<|im_end|>"]]
+
+
+def test_answers_that_differ_in_white_space_alone_keep_it_out_of_the_prompt() -> None:
+    tokenizer = byte_level()
+    example = pair(["Hello"], ["world"], [" world\n"])
+    prompt, chosen, rejected = encode(tokenizer, example)
+    assert_exact(tokenizer, example, (prompt, chosen, rejected))
+    assert trained(tokenizer, chosen) == ["world<|im_end|>"]
+    assert trained(tokenizer, rejected) == [" world\n<|im_end|>"]
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [("\n\nyes", "no"), ("yes", "\n\nno")])
+def test_one_answer_that_merges_with_the_header_is_an_error_that_names_the_row(chosen: str, rejected: str) -> None:
+    tokenizer = byte_level(corpus=("\n\n\n\n",))  # two line ends are one token: the header's joins the answer's
+    with pytest.raises(ValueError, match=r"^data\.jsonl:1: the end of the prompt .*assistant\\n.*strip"):
+        encode(tokenizer, pair(["Hello"], [chosen], [rejected]))
+
+
+def test_a_tool_call_against_words() -> None:
+    template = PLAIN_CHATML.replace(
+        "m['content'] + '<|im_end|>'",
+        "m['content'] + (m['tool_calls'] | tojson if m['tool_calls'] else '') + '<|im_end|>'",
+    )
+    tokenizer = byte_level(template)
+    asked = Message("user", "Hello")
+    call = Message("assistant", "", {"tool_calls": [{"name": "add"}]})
+    example = Preference(Conversation((asked, call), 1), Conversation((asked, Message("assistant", "world")), 1))
+    prompt, chosen, rejected = encode(tokenizer, example)
+    assert tokenizer.decode(prompt.input_ids) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    assert trained(tokenizer, chosen) == ['[{"name": "add"}]<|im_end|>']
+    assert trained(tokenizer, rejected) == ["world<|im_end|>"]
+
+
+def test_a_template_that_renders_the_prompt_by_what_follows_is_an_error_that_names_the_row() -> None:
+    tokenizer = byte_level("{{ messages | length }}" + read_template("chatml"))
+    assert len(encode(tokenizer, pair(["a"], ["b"], ["c"]))) == 3
+    with pytest.raises(ValueError, match=r"^data\.jsonl:1: the prompt gives other tokens before chosen than"):
+        encode(tokenizer, pair(["a"], ["b", "c", "d"], ["e"]))
+
+
+def test_an_error_in_one_row_of_many_names_that_row() -> None:
+    good = pair(["a"], ["b"], ["c"])
+    bad = Preference(good.chosen, chat("a", "half \ud83d", prompt_turns=1))
+    with pytest.raises(ValueError, match=r"^x:2: the text is not valid Unicode"):
+        PairEncoder(byte_level()).pieces([good, bad, good], ["x:1", "x:2", "x:3"])
+
+
+# --- plain text
+
+
+@MAKERS
+def test_both_answers_in_plain_text_end_in_one_trained_eos(make: Callable[[None], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make(None)
+    example = Preference(Completion("Hello", " world"), Completion("Hello", " how are</s>"))
+    prompt, chosen, rejected = encode(tokenizer, example)
+    eos = tokenizer.eos_token_id
+    assert prompt.input_ids.tolist() == tokenizer.encode("Hello")  # with BOS where the tokenizer puts one
+    assert joined(prompt, chosen) == [*tokenizer.encode("Hello world"), eos]
+    assert joined(prompt, rejected) == [*tokenizer.encode("Hello how are"), eos]
+    assert not prompt.supervised.any()
+    assert chosen.supervised.all()
+    assert rejected.supervised.all()
+
+
+def test_without_a_prompt_bos_is_the_prompt() -> None:
+    tokenizer = metaspace(None)
+    example = Preference(Completion("", "Hello"), Completion("", "world"))
+    prompt, chosen, rejected = encode(tokenizer, example)
+    assert prompt.input_ids.tolist() == [tokenizer.bos_token_id]
+    assert not prompt.supervised.any()
+    assert joined(prompt, chosen) == [*tokenizer.encode("Hello"), tokenizer.eos_token_id]
+    assert chosen.supervised.all()
+    assert rejected.supervised.all()
+
+
+def test_without_prompt_and_bos_is_an_error_that_names_the_row() -> None:
+    example = Preference(Completion("", "Hello"), Completion("", "world"))
+    with pytest.raises(ValueError, match=r"^data\.jsonl:1: the prompt is empty.*give the row a prompt"):
+        encode(byte_level(None), example)
+
+
+# --- the encoder as an object
+
+EXAMPLES = [
+    pair(["Hello"], ["world"], ["how"]),
+    Preference(Completion("Hello", " world"), Completion("Hello", " how")),
+    pair(["a", "b", "c"], ["d"], ["e", "f", "yes"], system="today"),
+]
+
+
+def assert_same(first: Sequence[Triple], second: Sequence[Triple]) -> None:
+    for one, other in zip(first, second, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            assert mine.input_ids.tolist() == theirs.input_ids.tolist()
+            assert mine.supervised.tolist() == theirs.supervised.tolist()
+
+
+def test_a_batch_equals_its_pairs_one_by_one_and_keeps_their_order() -> None:
+    encoder = PairEncoder(byte_level())
+    batch = encoder.pieces(EXAMPLES, ["x"] * 3)
+    assert_same(batch, [encoder.pieces([example], ["x"])[0] for example in EXAMPLES])
+    assert len({tuple(triple[0].input_ids.tolist()) for triple in batch}) == 3
+    assert encoder.pieces([], []) == []
+
+
+def test_a_pickled_copy_gives_the_same() -> None:
+    encoder = PairEncoder(byte_level(), BestRandom(2))
+    copied: PairEncoder = pickle.loads(pickle.dumps(encoder))
+    assert copied.fingerprint() == encoder.fingerprint()
+    assert_same(copied.pieces(EXAMPLES, "abc"), encoder.pieces(EXAMPLES, "abc"))
+
+
+def test_the_fingerprint_changes_with_tokenizer_and_pairing() -> None:
+    def fingerprint(pairing: Pairing | None = None, template: str = PLAIN_CHATML) -> str:
+        return PairEncoder(byte_level(template), pairing).fingerprint()
+
+    assert fingerprint() == fingerprint(BestWorst())
+    others = (fingerprint(BestRandom()), fingerprint(BestRandom(1)), fingerprint(AllPairs()), fingerprint(template="x"))
+    assert len({fingerprint(), *others, ChatEncoder(byte_level(), "completion").fingerprint()}) == 6
+
+
+def test_rows_are_read_with_columns_and_the_pairing() -> None:
+    row = {"question": "Hello", "replies": ["b", "a", "c"], "scores": [2, 3, 1]}
+    read = PairEncoder(byte_level(), AllPairs()).read(row, {"answers": "replies"})
+    assert [preference.margin for preference in read] == [1.0, 1.0, 2.0]
+    assert len(PairEncoder(byte_level()).read(row, {"answers": "replies"})) == 1
+
+
+def test_the_encoder_of_single_examples_reads_rows_and_gives_pieces_in_the_same_way() -> None:
+    encoder = ChatEncoder(byte_level())
+    examples = [*encoder.read({"text": "Hello"}, {}), *encoder.read({"body": "world"}, {"text": "body"})]
+    assert examples == [Text("Hello"), Text("world")]
+    pieces = encoder.pieces(examples, ["x", "y"])
+    assert [len(sample) for sample in pieces] == [1, 1]
+    encoded = encoder.encode(examples, ["x", "y"])
+    assert [sample[0].input_ids.tolist() for sample in pieces] == [piece.input_ids.tolist() for piece in encoded]
+
+
+# --- a real tokenizer on real data
+
+SOLUTIONS = SHARED / "data/gsm8k/example_model_solutions.jsonl"
+MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+
+def right_against_wrong() -> Iterator[dict[str, Any]]:
+    """The first right solution of each problem against the first wrong one, where it has both."""
+    with SOLUTIONS.open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            right = [row[model]["solution"] for model in MODELS if row[model]["is_correct"]]
+            wrong = [row[model]["solution"] for model in MODELS if not row[model]["is_correct"]]
+            if right and wrong:
+                yield {"question": row["question"], "chosen": right[0], "rejected": wrong[0]}
+
+
+@pytest.mark.parametrize("template", [None, "chatml"])
+def test_real_pairs_are_exact(template: str | None) -> None:
+    folder = os.environ.get("LION_SMOLLM2", "")
+    if not Path(folder, "tokenizer.json").is_file() or not SOLUTIONS.is_file():
+        pytest.skip("needs LION_SMOLLM2 (a SmolLM2-135M-Instruct folder) and the real data in ../shared/data")
+    tokenizer = TokenizerSpec(folder, template).load()
+    encoder = PairEncoder(tokenizer)
+    examples = [preference for row in right_against_wrong() for preference in encoder.read(row, {})]
+    assert len(examples) == 561
+    for example, triple in zip(examples, encoder.pieces(examples, [""] * 561), strict=True):
+        assert_exact(tokenizer, example, triple)
+        for side, answer in zip(example[:2], triple[1:], strict=True):
+            assert isinstance(side, Conversation)
+            assert trained(tokenizer, answer) == [side.messages[-1].content + "<|im_end|>"]

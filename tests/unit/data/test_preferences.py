@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from lion_lightning.data.formats import Completion, Conversation, Message
+from lion_lightning.data.preference_formats import recognise_preferences
+from lion_lightning.data.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
+
+Turns = list[dict[str, Any]]
+
+
+def turns(*contents: str, system: str | None = None) -> Turns:
+    """Alternating user and assistant turns, as rows write them."""
+    said = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    return said if system is None else [{"role": "system", "content": system}, *said]
+
+
+def answer(content: str) -> Turns:
+    return [{"role": "assistant", "content": content}]
+
+
+def chat(*contents: str, prompt_turns: int = 1, system: str | None = None) -> Conversation:
+    messages = tuple(Message(turn["role"], turn["content"]) for turn in turns(*contents, system=system))
+    return Conversation(messages, prompt_turns)
+
+
+def recognise(row: dict[str, Any], columns: dict[str, str] | None = None) -> Preference:
+    (preference,) = recognise_preferences(row, columns, BestWorst())
+    return preference
+
+
+GOOD_BAD = Preference(chat("Hi", "good"), chat("Hi", "bad"))
+SYSTEM_GOOD_BAD = Preference(
+    chat("Hi", "good", prompt_turns=2, system="Be kind."), chat("Hi", "bad", prompt_turns=2, system="Be kind.")
+)
+FORMS: dict[str, tuple[dict[str, Any], Preference]] = {
+    "explicit prompt of messages": (
+        {"prompt": turns("Hi"), "chosen": answer("good"), "rejected": answer("bad")},
+        GOOD_BAD,
+    ),
+    "explicit prompt of text": (
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+        Preference(Completion("The sky is", " blue."), Completion("The sky is", " green.")),
+    ),
+    "implicit prompt of messages": ({"chosen": turns("Hi", "good"), "rejected": turns("Hi", "bad")}, GOOD_BAD),
+    "implicit prompt of text": (
+        {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+        Preference(Completion("The sky is", " blue."), Completion("The sky is", " green.")),
+    ),
+    "UltraFeedback: the prompt's text is repeated in whole conversations, with scores": (
+        {
+            "prompt": "Hi",
+            "prompt_id": "7",
+            "chosen": turns("Hi", "good"),
+            "rejected": turns("Hi", "bad"),
+            "messages": turns("Hi", "good"),
+            "score_chosen": 8.5,
+            "score_rejected": 6,
+        },
+        GOOD_BAD._replace(margin=2.5),
+    ),
+    "the repeated prompt stands behind a system turn": (
+        {
+            "prompt": "Hi",
+            "chosen": turns("Hi", "good", system="Be kind."),
+            "rejected": turns("Hi", "bad", system="Be kind."),
+        },
+        SYSTEM_GOOD_BAD,
+    ),
+    "messages that the whole conversations repeat": (
+        {"prompt": turns("Hi"), "chosen": turns("Hi", "good"), "rejected": turns("Hi", "bad")},
+        GOOD_BAD,
+    ),
+    "text as prompt, single messages as answers": (
+        {"prompt": "Hi", "chosen": answer("good"), "rejected": answer("bad")},
+        GOOD_BAD,
+    ),
+    "messages as prompt, text as answers": ({"prompt": turns("Hi"), "chosen": "good", "rejected": "bad"}, GOOD_BAD),
+    "a lone message is an answer": (
+        {"prompt": "Hi", "chosen": answer("good")[0], "rejected": answer("bad")[0]},
+        GOOD_BAD,
+    ),
+    "question and system texts are a chat (Orca)": (
+        {"system": "Be kind.", "question": "Hi", "chosen": "good", "rejected": "bad"},
+        SYSTEM_GOOD_BAD,
+    ),
+    "an empty system column is none": (
+        {"system": "", "question": "Hi", "chosen": "good", "rejected": "bad"},
+        GOOD_BAD,
+    ),
+    "a null prompt is absent": (
+        {"prompt": None, "chosen": turns("Hi", "good"), "rejected": turns("Hi", "bad"), "score_chosen": None},
+        GOOD_BAD,
+    ),
+    "ranked texts under a question": (
+        {"question": "Hi", "answers": ["bad", "good", "so so"], "scores": [1, 4, 2]},
+        GOOD_BAD._replace(margin=3.0),
+    ),
+    "ranked texts under a text": (
+        {"prompt": "The sky is", "answers": [" green.", " blue."], "scores": [0.0, 1.0]},
+        Preference(Completion("The sky is", " blue."), Completion("The sky is", " green."), 1.0),
+    ),
+    "ranked texts under messages": (
+        {"prompt": turns("Hi"), "answers": ["good", "bad"], "scores": [True, False]},
+        GOOD_BAD._replace(margin=1.0),
+    ),
+    "ranked messages under a text": (
+        {"prompt": "Hi", "answers": [answer("good")[0], answer("bad")[0]], "scores": [0.5, 0.25]},
+        GOOD_BAD._replace(margin=0.25),
+    ),
+    "ranked lists of messages under messages": (
+        {"prompt": turns("Hi"), "answers": [answer("bad"), answer("good")], "scores": [-1, 1]},
+        GOOD_BAD._replace(margin=2.0),
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), FORMS.values(), ids=FORMS)
+def test_each_known_form_is_recognised(row: dict[str, Any], expected: Preference) -> None:
+    assert recognise(row) == expected
+
+
+def test_columns_reach_every_known_name() -> None:
+    orca = {"instructions": "Be kind.", "input": "Hi", "yes": "good", "no": "bad"}
+    columns = {"system": "instructions", "question": "input", "chosen": "yes", "rejected": "no"}
+    assert recognise(orca, columns) == SYSTEM_GOOD_BAD
+    ranked = {"prompt": turns("Hi"), "completions": ["bad", "good"], "ratings": [1, 2]}
+    assert recognise(ranked, {"answers": "completions", "scores": "ratings"}) == GOOD_BAD._replace(margin=1.0)
+
+
+def test_columns_choose_between_forms_that_both_fit() -> None:
+    row = {"prompt": "Hi", "chosen": "good", "rejected": "bad"}
+    assert recognise(row) == Preference(Completion("Hi", "good"), Completion("Hi", "bad"))
+    assert recognise(row, {"question": "prompt"}) == GOOD_BAD
+
+
+def test_tools_go_along_with_both_sides() -> None:
+    row = {"question": "Hi", "chosen": "good", "rejected": "bad", "tools": '[{"type": "function"}]'}
+    for side in recognise(row)[:2]:
+        assert isinstance(side, Conversation)
+        assert side.tools == ({"type": "function"},)
+
+
+def test_a_tool_call_can_be_the_answer() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    preference = recognise({"prompt": "Hi", "chosen": [call], "rejected": answer("No.")})
+    assert preference.chosen.messages[1] == Message("assistant", "", {"tool_calls": [{"type": "function"}]})  # type: ignore[union-attr]
+
+
+# --- an implicit prompt
+
+
+def test_the_prompt_is_all_messages_that_the_sides_share() -> None:
+    preference = recognise({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "e")})
+    assert preference == Preference(chat("a", "b", "c", "d", prompt_turns=3), chat("a", "b", "c", "e", prompt_turns=3))
+
+
+def test_sides_that_part_early_keep_their_later_turns_as_answer() -> None:
+    preference = recognise({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x")})
+    assert preference == Preference(chat("a", "b", "c", "d"), chat("a", "x"))
+
+
+def test_equal_conversations_are_split_before_the_last_answer_and_are_no_error() -> None:
+    talk = chat("a", "b", "c", "d", prompt_turns=3)
+    assert recognise({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "d")}) == (talk, talk, None)
+
+
+def test_a_side_that_the_other_continues_still_has_an_answer() -> None:
+    preference = recognise({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b")})
+    assert preference == Preference(chat("a", "b", "c", "d"), chat("a", "b"))
+
+
+def test_a_repeated_prompt_may_be_an_earlier_user_turn() -> None:
+    row = {"prompt": "a\n", "chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "e")}
+    assert recognise(row).chosen == chat("a", "b", "c", "d", prompt_turns=3)
+
+
+HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Really?\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        (f"{HH} I think so", f"{HH} I doubt it", HH),  # the shared "I" is answer, not prompt
+        (f"{HH} yes", f"{HH} yes", HH),
+        (f"{HH} I am\n\nHuman: ok\n\nAssistant: b", f"{HH} I was\n\nHuman: ok\n\nAssistant: b", HH),
+        ("Q: 1+1\nA: two", "Q: 1+1\nA: three", "Q: 1+1\nA:"),  # not "A: t"
+        ("Q: 1+1\nA: two", "Q: 1+1\nA: two", "Q: 1+1\nA:"),
+        ("Sum:\n\n  2", "Sum:\n\n  3", "Sum:"),  # all white space between goes with the answer
+        ("The sky is", "The sky is blue", "The sky"),  # both answers keep a word
+        ("The end\n", "The end\n", "The"),
+    ],
+)
+def test_a_prompt_shared_by_texts_ends_at_the_assistants_mark_or_a_whole_word(
+    chosen: str, rejected: str, prompt: str
+) -> None:
+    expected = Completion(prompt, chosen.removeprefix(prompt)), Completion(prompt, rejected.removeprefix(prompt)), None
+    assert recognise({"chosen": chosen, "rejected": rejected}) == expected
+
+
+# --- pairing
+
+RANKED = {"question": "Hi", "answers": ["c", "a", "d", "b"], "scores": [2.0, 4.0, 1.0, 3.0]}
+
+
+def paired(pairing: Pairing, row: dict[str, Any] = RANKED) -> list[tuple[str, str, float | None]]:
+    found = recognise_preferences(row, None, pairing)
+    return [(p.chosen.messages[1].content, p.rejected.messages[1].content, p.margin) for p in found]  # type: ignore[union-attr]
+
+
+def test_best_and_worst_make_one_pair() -> None:
+    assert paired(BestWorst()) == [("a", "d", 3.0)]
+
+
+def test_all_pairs_have_the_better_answer_first() -> None:
+    found = paired(AllPairs())
+    assert sorted(found) == [
+        ("a", "b", 1.0),
+        ("a", "c", 2.0),
+        ("a", "d", 3.0),
+        ("b", "c", 1.0),
+        ("b", "d", 2.0),
+        ("c", "d", 1.0),
+    ]
+
+
+def test_best_and_random_draws_each_lower_answer_about_as_often() -> None:
+    drawn = Counter(paired(BestRandom(seed))[0] for seed in range(300))
+    assert drawn.keys() == {("a", "b", 1.0), ("a", "c", 2.0), ("a", "d", 3.0)}
+    assert min(drawn.values()) > 60  # 100 are expected of each; 60 is almost five standard deviations below
+
+
+def test_best_and_random_depends_on_seed_and_content_alone() -> None:
+    rows = [RANKED | {"question": f"Hi {number}"} for number in range(20)]
+    draws = [paired(BestRandom(3), row) for row in rows]
+    assert draws == list(reversed([paired(BestRandom(3), row) for row in reversed(rows)]))
+    assert len({draw[0][1] for draw in draws}) == 3
+    assert draws != [paired(BestRandom(4), row) for row in rows]
+
+
+def test_best_and_random_never_draws_a_tie_where_a_lower_answer_is() -> None:
+    row = {"question": "Hi", "answers": ["a", "b", "c"], "scores": [2, 2, 1]}
+    assert {paired(BestRandom(seed), row)[0] for seed in range(20)} == {("a", "c", 1.0)}
+
+
+def test_equal_scores_make_pairs_of_different_answers_and_margin_zero() -> None:
+    row = {"question": "Hi", "answers": ["a", "b", "c"], "scores": [1, 1, 1]}
+    assert paired(BestWorst(), row) == [("a", "c", 0.0)]
+    assert {paired(BestRandom(seed), row)[0] for seed in range(20)} == {("a", "b", 0.0), ("a", "c", 0.0)}
+    assert paired(AllPairs(), row) == [("a", "b", 0.0), ("a", "c", 0.0), ("b", "c", 0.0)]
+
+
+def test_equal_scores_of_two_sides_are_margin_zero_not_none() -> None:
+    row = {"question": "Hi", "chosen": "good", "rejected": "bad", "score_chosen": 3, "score_rejected": 3}
+    assert recognise(row).margin == 0.0
+
+
+def test_a_rejected_side_that_scores_higher_has_a_negative_margin() -> None:
+    row = {"question": "Hi", "chosen": "good", "rejected": "bad", "score_chosen": 1, "score_rejected": 3}
+    assert recognise(row) == GOOD_BAD._replace(margin=-2.0)
+
+
+def test_identities_tell_pairings_and_their_settings_apart() -> None:
+    class Own(BestWorst):
+        pass
+
+    pairings: list[Pairing] = [BestWorst(), BestRandom(), BestRandom(1), AllPairs(), Own()]
+    assert len({repr(pairing.identity()) for pairing in pairings}) == 5
+    assert BestRandom(1).identity() == BestRandom(1).identity()
+
+
+# --- bad rows
+
+PAIR = {"chosen": turns("a", "b"), "rejected": turns("a", "c")}
+LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"prompt": "a", "chosen": "b"}, "prompt [+] chosen [+] rejected lacks rejected; .*transform"),
+        ({"prompt": "a", "chosen": None, "rejected": "b"}, r"chosen \(null\).*rejected lacks chosen"),
+        ({"messages": turns("a", "b")}, "unknown format: the row's keys are messages; known: prompt [+] chosen"),
+        ({"prompt": "a", "answers": ["b", "c"]}, "prompt [+] answers [+] scores lacks scores"),
+        (PAIR | {"chosen": []}, "chosen is empty"),
+        (PAIR | {"rejected": "b"}, "rejected is text and chosen is not; make all of them text"),
+        ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected is empty"),
+        ({"prompt": "a", "chosen": answer("b"), "rejected": answer("")}, r"rejected\[0\] \(assistant\) is empty"),
+        (PAIR | {"rejected": turns("x", "c")}, "share no first message to be the prompt"),
+        ({"chosen": answer("b"), "rejected": answer("c")}, "share no first message to be the prompt"),
+        (
+            {"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "x", "d")},
+            "prompt differs between the sides, from message 2 on",
+        ),
+        (PAIR | {"rejected": turns("a", "b", "c")}, "rejected holds, after the prompt, the turns assistant, user"),
+        (PAIR | {"prompt": "z"}, "prompt is none of the user turns that the answers begin with"),
+        (PAIR | {"prompt": turns("z")}, "chosen holds, after the prompt, the turns user, assistant; .*transform"),
+        (PAIR | {"prompt": turns("a"), "rejected": turns("a")}, "rejected holds, after the prompt, the turns none"),
+        ({"prompt": turns("a", "b"), "chosen": "c", "rejected": "d"}, "message 2 is assistant after assistant"),
+        ({"prompt": "a", "chosen": turns("a", "b"), "rejected": answer("c")}, "share no first message"),
+        ({"chosen": "one", "rejected": "two"}, "share no first words to be the prompt; give the row a prompt column"),
+        ({"chosen": " a", "rejected": " b"}, "share no first words"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "system": "d"}, "system stands beside plain text.*question"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{}]}, "tools stands beside plain text"),
+        (PAIR | {"score_chosen": 1}, "only score_chosen is given"),
+        (PAIR | {"score_chosen": 1, "score_rejected": "2"}, "score_rejected is str, not a number"),
+        (PAIR | {"score_chosen": math.nan, "score_rejected": 2}, "score_chosen is nan, not a finite number"),
+        (LISTED | {"scores": [1]}, "answers has 2 entries and scores 1; give each answer its score"),
+        (LISTED | {"scores": [1, "2"]}, r"scores\[1\] is str, not a number"),
+        (LISTED | {"scores": [math.inf, 2]}, r"scores\[0\] is inf, not a finite number"),
+        (LISTED | {"scores": [None, 2]}, r"scores\[0\] is NoneType, not a number"),
+        (LISTED | {"scores": 3}, "scores is int, not a list"),
+        (LISTED | {"answers": "ab"}, "answers is str, not a list"),
+        (LISTED | {"answers": ["a"], "scores": [1]}, "a pair needs two answers, and answers has 1; skip the row"),
+        (LISTED | {"answers": ["a", answer("b")]}, r"answers\[0\] is text and answers\[1\] is not"),
+        (LISTED | {"answers": ["a", ""]}, r"answers\[1\] is empty"),
+        (LISTED | {"answers": [{"answer": "a"}, {"answer": "b"}]}, r"answers\[0\]\[0\] has the role None"),
+    ],
+)
+def test_a_bad_row_gets_one_line_that_says_what_is_wrong(row: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as caught:
+        recognise(row)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_known_column_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown column 'choosen'; known are answers, chosen, prompt"):
+        recognise({"prompt": "a"}, {"choosen": "good"})
