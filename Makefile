@@ -18,9 +18,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lora]'
 	@touch $@
 
-demo: $(READY)  ## fine-tune a small model on a made-up task: no network, no GPU, about two minutes
+demo: $(READY)  ## both stages with a small model on a made-up task: no network, no GPU, about two minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m lion_lightning.demo $(DEMO)
 	HF_HUB_OFFLINE=1 $(BIN)/lion fit -c configs/sft.yaml
+	HF_HUB_OFFLINE=1 $(BIN)/lion fit -c configs/dpo.yaml
 
 test: $(READY)  ## the default tests: no network, no GPU, under three minutes
 	$(PYTEST)
