@@ -1,4 +1,4 @@
-"""Documents as spans of tokenised examples: what an epoch reads from."""
+"""Documents (conversations, texts, preference pairs) as spans of tokenised examples: what an epoch reads from."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Spans(NamedTuple):
     """Documents as parts of examples, ascending by example; one entry a document.
 
     Attributes:
-        rows: Row of the example in its token table.
-        starts: First token.
-        stops: One past the last token.
-        numbers: Stable number of the example.
+        rows: ``(documents,)`` row of the example in its token table.
+        starts: ``(documents, pieces)`` first token of each piece, counted through the example.
+        stops: ``(documents, pieces)`` one past the last token of each piece.
+        numbers: ``(documents,)`` stable number of the example.
     """
 
     rows: Numbers
@@ -44,10 +44,22 @@ class Spans(NamedTuple):
     stops: Numbers
     numbers: Numbers
 
+    @classmethod
+    def whole(cls, table: TokenTable, numbers: Numbers) -> Spans:
+        """All examples of a table, uncut."""
+        stops = np.cumsum(table.pieces, axis=1, dtype=np.int64)
+        return cls(np.arange(len(table)), stops - table.pieces, stops, numbers)
+
+    @property
+    def pieces(self) -> Numbers:
+        """``(documents, pieces)`` tokens of each piece."""
+        return self.stops - self.starts
+
     @property
     def lengths(self) -> Numbers:
-        """Tokens of each document."""
-        return self.stops - self.starts
+        """``(documents,)`` tokens of each document."""
+        lengths: Numbers = self.pieces.sum(axis=1)
+        return lengths
 
     @property
     def tally(self) -> Tally:
@@ -61,19 +73,23 @@ class Spans(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """The examples of one source that go on to the next step, and what the steps before left out.
+    """The examples of one source that go on to the next step, and what the steps before took away.
 
     Attributes:
         source: Where they come from.
         table: Their tokens.
         spans: The examples left.
         lost: Documents and tokens left out, by cause.
+        cut: Documents that were shortened, and the tokens cut off them, by what was done.
+        split: Documents cut into several.
     """
 
     source: Source
     table: TokenTable
     spans: Spans
     lost: dict[str, Tally] = field(default_factory=dict)
+    cut: dict[str, Tally] = field(default_factory=dict)
+    split: int = 0
 
     def only(self, keep: Choice, cause: str) -> Selection:
         """Leave out what is not kept, and account for it."""
@@ -81,10 +97,27 @@ class Selection:
         causes = self.lost | {cause: lost} if lost.documents else self.lost
         return replace(self, spans=self.spans.take(keep), lost=causes)
 
+    def shortened(self, starts: Numbers, stops: Numbers, what: str) -> Selection:
+        """Let the pieces start later or stop sooner, and account for it."""
+        spans = self.spans._replace(starts=starts, stops=stops)
+        off = self.spans.lengths - spans.lengths
+        tally = Tally(int((off > 0).sum()), int(off.sum()))
+        return replace(self, spans=spans, cut=self.cut | {what: tally} if tally.documents else self.cut)
+
     @property
-    def digests(self) -> npt.NDArray[np.uint64]:
-        """``(documents, 2)`` content hash of each example left."""
-        return self.table.digests[self.spans.rows]
+    def groups(self) -> npt.NDArray[np.uint64]:
+        """``(documents, 2)`` hash of each, which pairs of one prompt share."""
+        return self.table.groups[self.spans.rows]
+
+    @property
+    def margins(self) -> npt.NDArray[np.float64]:
+        """``(documents,)`` by how much chosen scores above rejected; NaN where that is unknown."""
+        return self.table.margins[self.spans.rows]
+
+    @property
+    def targets(self) -> Numbers:
+        """``(documents, pieces)`` tokens trained; the spans must ascend."""
+        return self.table.targets(self.spans.rows, self.spans.starts, self.spans.stops)
 
 
 class Documents:
@@ -109,15 +142,23 @@ class Documents:
         self._spans = Spans(*(np.concatenate(column) for column in columns))
         self.lengths = self._spans.lengths
 
+    @property
+    def shared(self) -> int:
+        """Tokens of prompts that answers have in common: what sequences of one answer each would hold besides."""
+        pieces = self._spans.pieces
+        return int(pieces[:, 0].sum() * max(pieces.shape[1] - 2, 0))
+
     def __len__(self) -> int:
         """Number of documents."""
         return len(self._origins)
 
     def __getitem__(self, position: int) -> Sample:
         """Read one document."""
-        origin = int(self._origins[position])
-        row, start, stop, number = (int(values[position]) for values in self._spans)
-        return Sample((self._tables[origin].piece(row, start, stop),), number, self._names[origin])
+        origin, row = int(self._origins[position]), int(self._spans.rows[position])
+        bounds = zip(self._spans.starts[position].tolist(), self._spans.stops[position].tolist(), strict=True)
+        pieces = [self._tables[origin].piece(row, start, stop) for start, stop in bounds]
+        answers = (piece._replace(parent=0) for piece in pieces[1:])
+        return Sample((pieces[0], *answers), int(self._spans.numbers[position]), self._names[origin])
 
     def where(self, position: int) -> str:
         """Place of the raw row that a document was made from."""

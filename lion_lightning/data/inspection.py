@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lion_lightning.data.documents import Documents
-from lion_lightning.data.mixture import Mixture, SourceReport
+from lion_lightning.data.mixture import Mixture
+from lion_lightning.data.reports import SourceReport
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-    from lion_lightning.data.sft import SFTDataModule
+    from lion_lightning.data.base import PackedDataModule
     from lion_lightning.types import Piece
 
 _OPEN, _CLOSE = "[[", "]]"  # around supervised text where there is no colour
 
 
-def inspect(datamodule: SFTDataModule, rows: int = 3) -> None:
-    """Print what became of each source, how full the packed rows are, and the mask of a few documents.
+def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
+    """Print what became of each source, how full the packed rows are, and the masks of a few documents or pairs.
 
     Supervised text is bold green and masked text dim; without colours (``NO_COLOR``, or no terminal) supervised text
     stands between ``[[`` and ``]]``.
 
     Args:
         datamodule: What to look at; its sources are tokenised if they were not before.
-        rows: Documents to show; every source shows at least one unless this is 0.
+        rows: Documents or pairs to show; every source shows at least one unless this is 0.
 
     Raises:
         ValueError: A source cannot be read, or has no supervised token, or the mixture is empty.
@@ -45,7 +46,7 @@ def inspect(datamodule: SFTDataModule, rows: int = 3) -> None:
         if mixture is not None:
             console.print(_table(title, mixture.reports))
             changes = [f"{report.name}: {change}" for report in mixture.reports for change in report.changes()]
-            console.print("\n".join([_packing(datamodule, mixture), *changes]), highlight=False, markup=False)
+            console.print("\n".join([*_packing(datamodule, mixture), *changes]), highlight=False, markup=False)
             console.print()
     if datamodule.train is not None:
         _show(console, datamodule.tokenizer, datamodule.train, rows)
@@ -55,19 +56,22 @@ def _table(title: str, reports: Sequence[SourceReport]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for name in ("source", "rows", "documents", "tokens", "supervised", "longest"):
+    figures = [report.figures() for report in reports]
+    for name in figures[0]:
         table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
-    for report in reports:
-        figures = (report.rows, report.kept.documents, report.kept.tokens)
-        cells = [report.name, *(f"{figure:,}" for figure in figures)]
-        table.add_row(*cells, f"{report.supervised_share:.1%}", f"{report.longest:,}")
+    for cells in figures:
+        table.add_row(*cells.values())
     return table
 
 
-def _packing(datamodule: SFTDataModule, mixture: Mixture) -> str:
-    rows, capacity = datamodule.loader(mixture, shuffle=False).rows, datamodule.max_length
+def _packing(datamodule: PackedDataModule, mixture: Mixture) -> list[str]:
+    rows, capacity = datamodule.loader(mixture, shuffle=False).rows, datamodule.row_length
     full = f"{rows.efficiency(capacity):.1%} full"
-    return f"{len(rows):,} packed rows of {capacity:,} tokens, {rows.tokens:,} tokens in all: {full}"
+    lines = [f"{len(rows):,} packed rows of {capacity:,} tokens, {rows.tokens:,} tokens in all: {full}"]
+    if shared := mixture.documents.shared:
+        share = shared / (rows.tokens + shared)
+        lines.append(f"sharing the prompt saves {shared:,} tokens, {share:.1%} of what separate sequences would take")
+    return lines
 
 
 def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture, rows: int) -> None:
@@ -77,7 +81,11 @@ def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture
         sample = documents[position]
         heading = f"--- {sample.source} ({documents.where(position)}), {sample.length:,} tokens"
         console.print(heading, highlight=False, markup=False)
-        console.print(_marked(tokenizer, sample.pieces[0], plain), end="\n\n")
+        for piece, name in zip(sample.pieces, ("", "chosen", "rejected"), strict=False):
+            if name:
+                console.print(f"--- {name}, {len(piece.input_ids):,} tokens", highlight=False, markup=False)
+            console.print(_marked(tokenizer, piece, plain))
+        console.print()
 
 
 def _spread(documents: Documents, rows: int) -> list[int]:
@@ -90,11 +98,11 @@ def _spread(documents: Documents, rows: int) -> list[int]:
 
 
 def _marked(tokenizer: PreTrainedTokenizerBase, piece: Piece, plain: bool) -> Text:
-    """The text of a document, its trained runs marked; the first token has nothing to be predicted from."""
+    """The text of a piece, its trained runs marked; the first token of a root has nothing to be predicted from."""
     from rich.text import Text
 
     text = Text()
-    trained = np.concatenate([[False], piece.supervised[1:]])
+    trained = piece.supervised & ((np.arange(len(piece.input_ids)) > 0) | (piece.parent >= 0))
     for supervised, run in groupby(
         zip(trained.tolist(), piece.input_ids.tolist(), strict=True), key=lambda pair: pair[0]
     ):

@@ -158,7 +158,7 @@ class PackedLoader:
         return {
             "documents": len(self.lengths),
             "tokens": int(np.sum(self.lengths, dtype=np.int64)),
-            "max_length": self.capacity,
+            "tokens of a row": self.capacity,
             "packing": type(self.packing).__name__,
             "batch_size": self.batch_size,
             "seed": self.seed,

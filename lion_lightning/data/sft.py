@@ -1,29 +1,19 @@
 """The data of supervised fine-tuning: from a mixture of sources to packed batches."""
 
-import logging
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.chat import ChatEncoder, Mask
-from lion_lightning.data.documents import Selection
-from lion_lightning.data.loader import PackedLoader
-from lion_lightning.data.mixture import Mixture, Overlong, deduplicate, hold_out, mix, without
-from lion_lightning.data.packing import BestFit, Packing
+from lion_lightning.data.cuts import DocumentRules, Overlong
+from lion_lightning.data.packing import Packing
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import TokenTable, tokenise
 from lion_lightning.models.tokenizer import TokenizerSpec
 
-logger = logging.getLogger(__name__)
 
-
-class SFTDataModule(LightningDataModule):
+class SFTDataModule(PackedDataModule):
     """Packed rows of a mixture of conversations and texts.
 
     >>> data = SFTDataModule([Source("gsm8k/train.jsonl")], TokenizerSpec("smollm2"), validation_share=0.05)
@@ -71,149 +61,28 @@ class SFTDataModule(LightningDataModule):
         cache_dir: str | Path | None = None,
     ) -> None:
         """Check the arguments; nothing is read before :meth:`prepare_data`."""
-        super().__init__()
-        _refuse_nonsense(sources, validation, validation_share, max_length, batch_size)
-        self.sources, self.validation, self.validation_share = sources, validation, validation_share
-        self.mask, self.max_length, self.packing = mask, max_length, packing or BestFit()
+        super().__init__(
+            sources,
+            tokenizer,
+            validation=validation,
+            validation_share=validation_share,
+            rules=DocumentRules(max_length, overlong, min_supervised_share),
+            validation_rules=DocumentRules(max_length, overlong),
+            row_length=max_length,
+            packing=packing,
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+        )
+        self.mask, self.max_length = mask, max_length
         self.overlong, self.min_supervised_share = overlong, min_supervised_share
-        self.batch_size, self.seed, self.num_workers, self.cache_dir = batch_size, seed, num_workers, cache_dir
-        self._tokenizer = tokenizer
-        self.train: Mixture | None = None
-        self.held: Mixture | None = None
 
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, loaded on first use."""
-        return self._tokenizer.load() if isinstance(self._tokenizer, TokenizerSpec) else self._tokenizer
-
-    @cached_property
-    def _encoder(self) -> ChatEncoder:
+    def make_encoder(self) -> ChatEncoder:
+        """Conversations and texts, under the mask."""
         return ChatEncoder(self.tokenizer, self.mask)
 
-    def prepare_data(self) -> None:
-        """Tokenise every source that no earlier run has tokenised; Lightning calls this in one process of a machine.
-
-        Raises:
-            ValueError: A source or a row is wrong, or rows are longer than the model's positions.
-        """
-        self._refuse_rows_beyond_the_model()
-        for source in [*self.sources, *(self.validation or ())]:
-            self._tokenised(source)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Open the stores and choose the documents, alike on every rank.
-
-        Raises:
-            ValueError: A source trains nothing, or nothing is left of the mixture.
-        """
-        if self.train is not None:
-            return
-        self._refuse_rows_beyond_the_model()
-        train = self._unique(self.sources)
-        held = self._unique(self.validation) if self.validation else []
-        if held:
-            train = without(train, held, "in a validation source")
-        elif self.validation_share:
-            train, held = self._held_out(train)
-        self.train = mix(train, self.max_length, self.overlong, self.min_supervised_share)
-        self.held = mix(held, self.max_length, self.overlong) if held else None
-        self._log()
-
-    def train_dataloader(self) -> PackedLoader:
-        """Shuffled packed rows of this rank."""
-        assert self.train is not None, "call setup() first"
-        return self.loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> PackedLoader | list[Any]:
-        """Packed rows to validate on, in a fixed order; an empty list where there are none."""
-        return self.loader(self.held, shuffle=False) if self.held else []
-
-    def test_dataloader(self) -> PackedLoader | list[Any]:
-        """The same rows as for validation."""
-        return self.val_dataloader()
-
-    def loader(self, mixture: Mixture, shuffle: bool) -> PackedLoader:
-        """Packed rows of a mixture, for this rank where a trainer is attached."""
-        place = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
-        return PackedLoader(
-            mixture.documents,
-            mixture.documents.lengths,
-            capacity=self.max_length,
-            packing=self.packing,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=place["rank"],
-            world_size=place["num_replicas"],
-            num_workers=self.num_workers,
-        )
-
-    def description(self) -> dict[str, Any]:
-        """The mixture and, after :meth:`setup`, what became of it: plain data for a model card."""
-        settings = ("mask", "max_length", "overlong", "min_supervised_share", "validation_share", "seed")
-        sides = {"train": self.train, "validation": self.held}
-        return {
-            **{name: getattr(self, name) for name in settings},
-            "packing": type(self.packing).__name__,
-            "sources": [_plain(source) for source in self.sources],
-            "validation_sources": [_plain(source) for source in self.validation or ()],
-            **{
-                side: [report.to_dict() for report in mixture.reports] if mixture else []
-                for side, mixture in sides.items()
-            },
-        }
-
-    def _tokenised(self, source: Source) -> TokenTable:
-        return tokenise(source, self._encoder, self.cache_dir)
-
-    def _unique(self, sources: Sequence[Source]) -> list[Selection]:
-        return deduplicate(sources, [self._tokenised(source) for source in sources])
-
-    def _held_out(self, selections: Sequence[Selection]) -> tuple[list[Selection], list[Selection]]:
-        train, held = hold_out(selections, self.validation_share)
-        if not any(len(selection.spans.rows) for selection in held):
-            count = sum(len(selection.spans.rows) for selection in selections)
-            raise ValueError(f"data.validation_share {self.validation_share} of {count} examples is none; raise it")
-        return train, held
-
-    def _refuse_rows_beyond_the_model(self) -> None:
-        module = getattr(self.trainer, "lightning_module", None)
-        positions = getattr(module, "max_positions", None)
-        if isinstance(positions, int) and self.max_length > positions:
-            raise ValueError(
-                f"data.max_length is {self.max_length}, but the model has positions for {positions} tokens; "
-                f"set data.max_length to {positions} or less"
-            )
-
-    def _log(self) -> None:
-        for side, mixture in (("train", self.train), ("validation", self.held)):
-            for report in mixture.reports if mixture else ():
-                logger.info("%s: %s", side, report)
-
-
-def _refuse_nonsense(
-    sources: Sequence[Source],
-    validation: Sequence[Source] | None,
-    validation_share: float,
-    max_length: int,
-    batch_size: int,
-) -> None:
-    if not sources:
-        raise ValueError("data.sources is empty; name at least one source")
-    for side in (sources, validation or ()):
-        label, count = Counter(source.label for source in side).most_common(1)[0] if side else ("", 0)
-        if count > 1:
-            raise ValueError(f"{count} sources are called {label!r}; give each a `name` of its own")
-    if not 0 <= validation_share < 1:
-        raise ValueError(f"data.validation_share is {validation_share}; give a share of at least 0 and below 1")
-    if validation and validation_share:
-        raise ValueError("data.validation and data.validation_share are both set; leave one of them out")
-    if max_length < 2:
-        raise ValueError(f"data.max_length is {max_length}; a row needs 2 tokens to predict one")
-    if batch_size < 1:
-        raise ValueError(f"data.batch_size is {batch_size}; give the rows of a micro-batch, at least 1")
-
-
-def _plain(source: Source) -> dict[str, Any]:
-    transform = source.transform and f"{source.transform.__module__}.{source.transform.__qualname__}"
-    return {name: value for name, value in (asdict(source) | {"transform": transform}).items() if value}
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as plain data."""
+        names = ("mask", "max_length", "overlong", "min_supervised_share")
+        return {name: getattr(self, name) for name in names}

@@ -3,14 +3,15 @@
 import glob
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from lion_lightning.data.formats import Conversation, Example, Message, recognise
+from lion_lightning.data.formats import Conversation, Message
+from lion_lightning.data.preferences import Preference
 from lion_lightning.data.readers import (
     Chain,
     DatasetRows,
@@ -25,6 +26,9 @@ from lion_lightning.data.readers import (
 )
 
 Transform = Callable[[dict[str, Any]], Iterable[dict[str, Any]] | dict[str, Any]]
+Made = TypeVar("Made")
+Read = Callable[[Mapping[str, Any], Mapping[str, str]], Sequence[Made]]
+"""Reads the examples in a row, given what the row calls the known columns."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +104,19 @@ class Source:
             raise ValueError(f"{self.path}: fraction {self.fraction} of {count} rows is none; raise it")
         return np.sort(np.random.default_rng(self.seed).permutation(count)[:share])
 
-    def examples(self, row: Row) -> list[Example]:
+    def examples(self, row: Row, read: Read[Made]) -> list[Made]:
         """Turn a raw row into examples: the transform, the known form, then the system message.
+
+        Args:
+            row: The raw row.
+            read: An encoder's ``read``, which knows the forms.
 
         Raises:
             ValueError: A step fails; the message starts with the row's place.
         """
         rows = [row.values] if self.transform is None else _transformed(self.transform, row)
         try:
-            return [_with_system(recognise(values, self.columns), self.system) for values in rows]
+            return [_with_system(made, self.system) for values in rows for made in read(values, self.columns)]
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
 
@@ -226,9 +234,12 @@ def _transformed(transform: Transform, row: Row) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_system(example: Example, system: str | None) -> Example:
+def _with_system(example: Any, system: str | None) -> Any:
     if system is None:
         return example
+    if isinstance(example, Preference):
+        chosen, rejected = (_with_system(side, system) for side in (example.chosen, example.rejected))
+        return example._replace(chosen=chosen, rejected=rejected)
     if not isinstance(example, Conversation):
         raise ValueError("`system` is set, but this row is plain text without turns; leave `system` out")
     if example.messages[0].role == "system":

@@ -6,12 +6,11 @@ import json
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -20,15 +19,14 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from lion_lightning import __version__
-from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Conversation, Example
+from lion_lightning.data.digests import content_digest, group_digest
 from lion_lightning.data.readers import Numbers, Rows, digest
 from lion_lightning.data.sources import Source
 from lion_lightning.types import Piece
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _BATCH = 512
@@ -36,10 +34,26 @@ _SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
+        ("pieces", pa.list_(pa.int32())),
         ("digest", pa.binary(16)),
+        ("group", pa.binary(16)),
+        ("margin", pa.float64()),
         ("where", pa.string()),
     ]
 )
+
+
+class Encoder(Protocol):
+    """What reads raw rows and tokenises them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
+
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], /) -> Sequence[Any]:
+        """Examples that a raw row holds, under the names that ``columns`` maps known columns to."""
+
+    def pieces(self, examples: Sequence[Any], where: Sequence[str], /) -> Sequence[tuple[Piece, ...]]:
+        """The pieces of each example, equally many for all: the first is the root, and the parent of all others."""
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what the other two return."""
 
 
 class TokenTable:
@@ -49,8 +63,10 @@ class TokenTable:
         path: The Arrow file, as :func:`tokenise` wrote it, with its manifest beside it.
 
     Attributes:
-        lengths: ``(examples,)`` int32, tokens of each example.
+        pieces: ``(examples, pieces)`` int32, tokens of each piece: of a document, or of prompt, chosen and rejected.
         digests: ``(examples, 2)`` uint64, 128-bit hash of each example's content.
+        groups: ``(examples, 2)`` uint64, 128-bit hash that pairs of one prompt share; of a document its digest.
+        margins: ``(examples,)`` float64, by how much chosen scores above rejected; NaN where that is unknown.
         raw_rows: Rows of the source that were read.
         skipped_rows: How many of them a transform turned into no example.
 
@@ -74,17 +90,23 @@ class TokenTable:
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]
         self._masks = [batch["supervised"].values for batch in batches]
         self._places = [batch["where"] for batch in batches]
-        self.lengths = _concatenate([np.diff(offsets) for offsets in self._offsets], np.int32)
-        words = [np.frombuffer(batch["digest"].buffers()[1], np.uint64, 2 * len(batch)) for batch in batches]
-        self.digests = _concatenate(words, np.uint64).reshape(-1, 2)
+        counts = [batch["pieces"].values.to_numpy().reshape(len(batch), -1) for batch in batches]
+        self.pieces = np.concatenate(counts) if counts else np.empty((0, 1), np.int32)
+        self.digests, self.groups = _words(batches, "digest"), _words(batches, "group")
+        self.margins = np.concatenate([np.empty(0), *(batch["margin"].to_numpy() for batch in batches)])
 
     def __len__(self) -> int:
         """Number of examples."""
-        return len(self.lengths)
+        return len(self.pieces)
 
     def __reduce__(self) -> tuple[type[TokenTable], tuple[Path]]:
         """Travel to worker processes as a path."""
         return TokenTable, (self.path,)
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that one sequence has: a document, or a prompt with one of its answers."""
+        return int((self.pieces[:, 0] + self.pieces[:, 1:].max(axis=1, initial=0)).max(initial=0))
 
     def piece(self, row: int, start: int, stop: int) -> Piece:
         """Tokens ``start`` to ``stop`` of example ``row``; the ids are a read-only view of the file."""
@@ -99,30 +121,32 @@ class TokenTable:
         return str(self._places[batch][row - self._starts[batch]].as_py())
 
     def targets(self, rows: Numbers, starts: Numbers, stops: Numbers) -> Numbers:
-        """Number of tokens trained in each span; the first token of a span has nothing to be predicted from.
+        """Number of tokens trained in each span, ``(documents, pieces)``.
+
+        The first token of a root has nothing to be predicted from; that of an answer has the prompt's last token.
 
         Args:
-            rows: ``(spans,)`` example of each span, ascending.
-            starts: ``(spans,)`` first token of each.
-            stops: ``(spans,)`` one past the last token of each.
+            rows: ``(documents,)`` example of each document, ascending.
+            starts: ``(documents, pieces)`` first token of each span.
+            stops: ``(documents, pieces)`` one past the last token of each.
         """
-        counts = np.zeros(len(rows), dtype=np.int64)
+        counts = np.zeros(starts.shape, dtype=np.int64)
+        trainable = np.minimum(starts + (np.arange(starts.shape[1]) == 0), stops)
         bounds = np.searchsorted(rows, self._starts)
         for batch, (low, high) in enumerate(pairwise(bounds)):
             if low < high:
                 total = np.concatenate([[0], np.cumsum(self._masks[batch].to_numpy(zero_copy_only=False))])
-                first = self._offsets[batch][rows[low:high] - self._starts[batch]].astype(np.int64)
-                second = np.minimum(starts[low:high] + 1, stops[low:high])
-                counts[low:high] = total[first + stops[low:high]] - total[first + second]
+                first = self._offsets[batch][rows[low:high] - self._starts[batch]].astype(np.int64)[:, None]
+                counts[low:high] = total[first + stops[low:high]] - total[first + trainable[low:high]]
         return counts
 
 
-def tokenise(source: Source, encoder: ChatEncoder, cache_dir: str | Path | None = None) -> TokenTable:
+def tokenise(source: Source, encoder: Encoder, cache_dir: str | Path | None = None) -> TokenTable:
     """Tokenise a source, or open what an earlier run left of the same content.
 
     Args:
         source: What to read.
-        encoder: How to encode and mask it.
+        encoder: How to read, tokenise and mask its rows.
         cache_dir: Folder of the stores; by default ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
 
     Raises:
@@ -140,16 +164,6 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     return Path(cache_dir or os.environ.get("LION_CACHE") or f"{root}/lion_lightning").expanduser() / "tokens"
 
 
-def content_digest(example: Example) -> bytes:
-    """16 bytes that two examples share if, and only if, their content is equal.
-
-    How many turns count as prompt is left out: the same conversation, written in two forms, is a duplicate.
-    """
-    content = example._replace(prompt_turns=None) if isinstance(example, Conversation) else example
-    text = json.dumps([type(example).__name__, content], sort_keys=True, separators=(",", ":"), default=str)
-    return blake2b(text.encode(), digest_size=16).digest()
-
-
 def _found(path: Path) -> TokenTable | None:
     if not _manifest_path(path).exists():
         return None
@@ -160,7 +174,7 @@ def _found(path: Path) -> TokenTable | None:
         return None
 
 
-def _written(path: Path, source: Source, rows: Rows, encoder: ChatEncoder) -> TokenTable:
+def _written(path: Path, source: Source, rows: Rows, encoder: Encoder) -> TokenTable:
     """Write under another name and rename: a killed run leaves no half store, and the last of two writers wins."""
     draft = path.with_name(f".{path.stem}.{uuid4().hex}")
     with _clear_errors(path.parent):
@@ -177,22 +191,24 @@ def _written(path: Path, source: Source, rows: Rows, encoder: ChatEncoder) -> To
     return TokenTable(path)
 
 
-def _write(file: Any, source: Source, rows: Rows, encoder: ChatEncoder) -> dict[str, int]:
+def _write(file: Any, source: Source, rows: Rows, encoder: Encoder) -> dict[str, int]:
     counts = {"rows": 0, "skipped": 0, "examples": 0}
     with file, pa.ipc.new_stream(file, _SCHEMA) as stream:
-        for places, examples in _batches(source, rows, counts):
-            batch = _record_batch(encoder.encode(examples, places), examples, places)
+        for places, examples in _batches(source, rows, encoder, counts):
+            batch = _record_batch(encoder.pieces(examples, places), examples, places)
             with _clear_errors(source.label):
                 stream.write_batch(batch)
     return counts
 
 
-def _batches(source: Source, rows: Rows, counts: dict[str, int]) -> Iterator[tuple[list[str], list[Example]]]:
+def _batches(
+    source: Source, rows: Rows, encoder: Encoder, counts: dict[str, int]
+) -> Iterator[tuple[list[str], list[Any]]]:
     chosen = source.choose(len(rows))
     places: list[str] = []
-    examples: list[Example] = []
+    examples: list[Any] = []
     for row in tqdm(rows.take(chosen), desc=f"tokenise {source.label}", total=len(chosen), unit=" rows", delay=2):
-        made = source.examples(row)
+        made = source.examples(row, encoder.read)
         counts["rows"] += 1
         counts["skipped"] += not made
         counts["examples"] += len(made)
@@ -205,21 +221,32 @@ def _batches(source: Source, rows: Rows, counts: dict[str, int]) -> Iterator[tup
         yield places, examples
 
 
-def _record_batch(pieces: Sequence[Piece], examples: Sequence[Example], places: Sequence[str]) -> Any:
-    offsets = np.cumsum([0, *(len(piece.input_ids) for piece in pieces)], dtype=np.int32)
-    ids = np.concatenate([piece.input_ids for piece in pieces]).astype(np.int32)
-    mask = np.concatenate([piece.supervised for piece in pieces]).astype(bool)
-    digests = pa.array([content_digest(example) for example in examples], pa.binary(16))
-    lists = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, mask)]
-    return pa.record_batch([*lists, digests, pa.array(places, pa.string())], schema=_SCHEMA)
+def _record_batch(samples: Sequence[tuple[Piece, ...]], examples: Sequence[Any], places: Sequence[str]) -> Any:
+    lengths = [[len(piece.input_ids) for piece in pieces] for pieces in samples]
+    flat = list(chain.from_iterable(samples))
+    offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)
+    ids = np.concatenate([piece.input_ids for piece in flat]).astype(np.int32)
+    mask = np.concatenate([piece.supervised for piece in flat]).astype(bool)
+    margins = [getattr(example, "margin", None) for example in examples]
+    columns = [
+        *(pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, mask)),
+        pa.array(lengths, pa.list_(pa.int32())),
+        pa.array([content_digest(example) for example in examples], pa.binary(16)),
+        pa.array([group_digest(example) for example in examples], pa.binary(16)),
+        pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
+        pa.array(places, pa.string()),
+    ]
+    return pa.record_batch(columns, schema=_SCHEMA)
 
 
 def _manifest_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _concatenate(parts: Sequence[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
+def _words(batches: Sequence[Any], name: str) -> npt.NDArray[np.uint64]:
+    """128-bit hashes as two words each, ``(examples, 2)``."""
+    parts = [np.frombuffer(batch[name].buffers()[1], np.uint64, 2 * len(batch)) for batch in batches]
+    return np.concatenate([np.empty(0, np.uint64), *parts]).reshape(-1, 2)
 
 
 @contextmanager

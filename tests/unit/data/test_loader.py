@@ -264,7 +264,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 4}, "seed was 3, is 4"),
     "no shuffling": ({"shuffle": False}, "other documents or another order of them"),
     "batch size": ({"batch_size": 2}, "batch_size was 1, is 2"),
-    "length": ({"capacity": 13}, "max_length was 12, is 13"),
+    "length": ({"capacity": 13}, "tokens of a row was 12, is 13"),
     "packing": ({"packing": Unpacked()}, "packing was BestFit, is Unpacked"),
     "ranks": ({"world_size": 2}, "number of ranks was 1, is 2"),
 }

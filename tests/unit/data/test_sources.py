@@ -2,13 +2,16 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lion_lightning.data.formats import Conversation, Message, Text
+from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text, recognise
+from lion_lightning.data.preferences import Preference
+from lion_lightning.data.readers import Row
 from lion_lightning.data.sources import Source, open_rows
 
 
@@ -195,10 +198,12 @@ def test_a_file_has_one_split_and_no_revision(numbered: str) -> None:
         Source(numbered, revision="main").open()
 
 
-def one(source: Source, row: dict[str, Any]) -> Any:
-    from lion_lightning.data.readers import Row
+def read(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
+    return [recognise(row, columns)]
 
-    (example,) = source.examples(Row("a:1", row))
+
+def one(source: Source, row: dict[str, Any]) -> Any:
+    (example,) = source.examples(Row("a:1", row), read)
     return example
 
 
@@ -213,6 +218,29 @@ def test_a_system_message_is_put_before_those_without_and_the_prompt_grows_by_it
         one(source, {"text": "raw"})
 
 
+def test_a_system_message_is_put_before_both_sides_of_a_pair() -> None:
+    def side(answer: str) -> Conversation:
+        return Conversation((Message("user", "Hi"), Message("assistant", answer)), prompt_turns=1)
+
+    source, row = Source("a", system="Be brief."), Row("a:1", {})
+    (pair,) = source.examples(row, lambda row, columns: [Preference(side("Hello"), side("What?"), 0.5)])
+    system = Message("system", "Be brief.")
+    assert pair == Preference(
+        Conversation((system, *side("Hello").messages), prompt_turns=2),
+        Conversation((system, *side("What?").messages), prompt_turns=2),
+        0.5,
+    )
+    plain = Preference(Completion("Hi", "Hello"), Completion("Hi", "What?"))
+    with pytest.raises(ValueError, match=r"^a:1: `system` is set, but this row is plain text"):
+        source.examples(row, lambda row, columns: [plain])
+
+
+def test_every_example_that_is_read_in_a_row_counts() -> None:
+    source = Source("a", transform=expand)
+    texts = source.examples(Row("a:1", {"texts": ["xy", "z"]}), lambda row, columns: list(map(Text, row["text"])))
+    assert texts == [Text("x"), Text("y"), Text("z")]
+
+
 def test_columns_are_renamed_and_a_wrong_name_is_told_with_the_row() -> None:
     source = Source("a", columns={"question": "q", "answer": "a"})
     assert isinstance(one(source, {"q": "1+1?", "a": "2"}), Conversation)
@@ -225,11 +253,9 @@ def expand(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_a_transform_makes_one_row_or_many_or_none() -> None:
-    from lion_lightning.data.readers import Row
-
     many = Source("a", transform=expand)
-    assert many.examples(Row("a:1", {"texts": ["x", "y"]})) == [Text("x"), Text("y")]
-    assert many.examples(Row("a:1", {"texts": []})) == []
+    assert many.examples(Row("a:1", {"texts": ["x", "y"]}), read) == [Text("x"), Text("y")]
+    assert many.examples(Row("a:1", {"texts": []}), read) == []
     assert one(Source("a", transform=lambda row: {"text": row["t"]}), {"t": "x"}) == Text("x")
     assert one(Source("a", transform=lambda row: iter([row])), {"text": "x"}) == Text("x")
 

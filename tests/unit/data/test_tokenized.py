@@ -3,7 +3,7 @@
 import json
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from lion_lightning.data import tokenized
-from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text
+from lion_lightning.data.formats import Completion, Example, Text, recognise
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import cache_folder, content_digest, tokenise
+from lion_lightning.data.tokenized import cache_folder, tokenise
 from lion_lightning.types import Piece
+from tests.unit.data.letters import LetterPairs
 
 
 class Letters:
@@ -24,9 +24,12 @@ class Letters:
     def __init__(self, name: str = "letters") -> None:
         self.name, self.calls = name, 0
 
-    def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[Piece]:
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
+        return [recognise(row, columns)]
+
+    def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:
         self.calls += 1
-        return [self._one(example) for example in examples]
+        return [(self._one(example),) for example in examples]
 
     def _one(self, example: Example) -> Piece:
         if isinstance(example, Completion):
@@ -39,10 +42,6 @@ class Letters:
 
     def fingerprint(self) -> str:
         return self.name
-
-
-def encoder(name: str = "letters") -> Any:
-    return cast(ChatEncoder, Letters(name))
 
 
 @pytest.fixture
@@ -63,9 +62,9 @@ def stores(folder: Path) -> set[str]:
 
 
 def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
-    table = tokenise(write({"prompt": "ab", "completion": "cd"}, {"text": "x.y"}), encoder(), tmp_path)
+    table = tokenise(write({"prompt": "ab", "completion": "cd"}, {"text": "x.y"}), Letters(), tmp_path)
     assert (len(table), table.raw_rows, table.skipped_rows) == (2, 2, 0)
-    assert table.lengths.tolist() == [4, 3]
+    assert table.pieces.tolist() == [[4], [3]]
     whole = table.piece(0, 0, 4)
     assert bytes(whole.input_ids.tolist()) == b"abcd"
     assert whole.supervised.tolist() == [False, False, True, True]
@@ -79,26 +78,58 @@ def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
 def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenized, "_BATCH", 3)
     words = ["a" * n for n in range(1, 11)]
-    table = tokenise(write(*({"text": word} for word in words)), encoder(), tmp_path)
+    table = tokenise(write(*({"text": word} for word in words)), Letters(), tmp_path)
     assert [len(table.piece(row, 0, row + 1).input_ids) for row in range(10)] == list(range(1, 11))
     assert [table.where(row).rpartition(":")[2] for row in range(10)] == [str(n) for n in range(1, 11)]
-    assert table.lengths.tolist() == list(range(1, 11))
+    assert table.pieces[:, 0].tolist() == list(range(1, 11))
 
 
 def test_targets_leave_out_the_first_token_of_a_span(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenized, "_BATCH", 2)
-    table = tokenise(write({"text": "ab.cd"}, {"text": "."}, {"text": "x"}, {"text": "..yz"}), encoder(), tmp_path)
-    rows, starts, stops = np.array([0, 0, 1, 2, 3]), np.array([0, 2, 0, 0, 0]), np.array([5, 5, 1, 1, 3])
+    table = tokenise(write({"text": "ab.cd"}, {"text": "."}, {"text": "x"}, {"text": "..yz"}), Letters(), tmp_path)
+    rows = np.array([0, 0, 1, 2, 3])
+    starts, stops = np.array([[0], [2], [0], [0], [0]]), np.array([[5], [5], [1], [1], [3]])
     # "ab.cd" trains b, c, d; its part ".cd" c, d; "." and "x" have nothing to be predicted from; "..y" trains y
-    assert table.targets(rows, starts, stops).tolist() == [3, 2, 0, 0, 1]
+    assert table.targets(rows, starts, stops).tolist() == [[3], [2], [0], [0], [1]]
+
+
+def test_pairs_keep_their_pieces_their_margins_and_the_prompt_that_they_share(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenized, "_BATCH", 2)
+    source = write({"pairs": ["ab CD E 1.5", "ab F GhI"]}, {"pairs": ["xyz KL m 0"]})
+    table = tokenise(source, LetterPairs(), tmp_path)
+    assert table.pieces.tolist() == [[2, 2, 1], [2, 1, 3], [3, 2, 1]]
+    assert (table.groups[0] == table.groups[1]).all()
+    assert (table.groups[0] != table.groups[2]).any()
+    assert len({tuple(digest) for digest in table.digests.tolist()}) == 3
+    assert table.margins[[0, 2]].tolist() == [1.5, 0.0]
+    assert np.isnan(table.margins[1])
+    assert table.longest == 5  # ab GhI, and xyz KL
+    assert bytes(table.piece(1, 3, 6).input_ids.tolist()) == b"GhI"
+
+
+def test_the_first_token_of_an_answer_is_a_target_and_that_of_a_prompt_is_not(write: Write, tmp_path: Path) -> None:
+    table = tokenise(write({"pairs": ["AB CD eF", "a B c"]}), LetterPairs(), tmp_path)
+    starts, stops = np.array([[0, 2, 4], [0, 1, 2]]), np.array([[2, 4, 6], [1, 2, 3]])
+    assert table.targets(np.array([0, 1]), starts, stops).tolist() == [[1, 2, 1], [0, 1, 0]]
+    # the prompt cut to B, chosen to C
+    starts[0, 0], stops[0, 1] = 1, 3
+    assert table.targets(np.array([0]), starts[:1], stops[:1]).tolist() == [[0, 1, 1]]
+
+
+def test_a_document_is_a_group_of_its_own(write: Write, tmp_path: Path) -> None:
+    table = tokenise(write({"text": "ab"}, {"text": "cd"}), Letters(), tmp_path)
+    assert (table.groups == table.digests).all()
+    assert np.isnan(table.margins).all()
 
 
 def test_the_second_run_encodes_nothing(write: Write, tmp_path: Path) -> None:
-    source, first, second = write({"text": "ab"}), encoder(), encoder()
+    source, first, second = write({"text": "ab"}), Letters(), Letters()
     tokenise(source, first, tmp_path)
-    assert tokenise(source, second, tmp_path).lengths.tolist() == [2]
+    assert tokenise(source, second, tmp_path).pieces.tolist() == [[2]]
     assert (first.calls, second.calls) == (1, 0)
 
 
@@ -123,17 +154,17 @@ def test_everything_that_changes_the_tokens_changes_the_key(write: Write, tmp_pa
         write(*reversed(rows), name="b"),
     ]
     for source in sources:
-        tokenise(source, encoder(), tmp_path)
+        tokenise(source, Letters(), tmp_path)
     assert len(stores(tmp_path)) == len(sources)
-    tokenise(sources[0], encoder("another tokenizer"), tmp_path)
+    tokenise(sources[0], Letters("another tokenizer"), tmp_path)
     assert len(stores(tmp_path)) == len(sources) + 1
-    tokenise(write({"text": "changed"}), encoder(), tmp_path)  # the same path, other bytes
+    tokenise(write({"text": "changed"}), Letters(), tmp_path)  # the same path, other bytes
     assert len(stores(tmp_path)) == len(sources) + 2
 
 
 def test_a_repeat_does_not_tokenise_again(write: Write, tmp_path: Path) -> None:
-    tokenise(write({"text": "ab"}), encoder(), tmp_path)
-    tokenise(write({"text": "ab"}, fraction=2.5, seed=9, name="a"), encoder(), tmp_path)
+    tokenise(write({"text": "ab"}), Letters(), tmp_path)
+    tokenise(write({"text": "ab"}, fraction=2.5, seed=9, name="a"), Letters(), tmp_path)
     assert len(stores(tmp_path)) == 1
 
 
@@ -146,13 +177,13 @@ def test_an_edit_of_a_transform_is_noticed(tmp_path: Path, write: Write, monkeyp
     code = "def helper(t):\n    return t + {}\n\ndef change(row):\n    return dict(text=helper(row['text']))\n"
     (tmp_path / "my_rows.py").write_text(code.format("'x'"))
     module = import_module("my_rows")
-    before = tokenise(write({"text": "ab"}, transform=module.change), encoder(), tmp_path)
+    before = tokenise(write({"text": "ab"}, transform=module.change), Letters(), tmp_path)
     (tmp_path / "my_rows.py").write_text(code.format("'yes'"))
     import linecache
 
     linecache.clearcache()
-    after = tokenise(write({"text": "ab"}, transform=reload(module).change), encoder(), tmp_path)
-    assert (before.lengths.tolist(), after.lengths.tolist()) == ([3], [5])
+    after = tokenise(write({"text": "ab"}, transform=reload(module).change), Letters(), tmp_path)
+    assert (before.pieces.tolist(), after.pieces.tolist()) == ([[3]], [[5]])
 
 
 def nothing_of_short_ones(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -161,19 +192,19 @@ def nothing_of_short_ones(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_rows_that_a_transform_skips_are_counted(write: Write, tmp_path: Path) -> None:
     source = write({"text": "a"}, {"text": "bcd"}, transform=nothing_of_short_ones)
-    table = tokenise(source, encoder(), tmp_path)
+    table = tokenise(source, Letters(), tmp_path)
     assert (table.raw_rows, table.skipped_rows, len(table)) == (2, 1, 3)
     assert {table.where(row) for row in range(3)} == {f"{source.path}:2"}
 
 
 def test_a_transform_that_skips_all_gives_an_empty_table(write: Write, tmp_path: Path) -> None:
-    table = tokenise(write({"text": "a"}, transform=nothing_of_short_ones), encoder(), tmp_path)
+    table = tokenise(write({"text": "a"}, transform=nothing_of_short_ones), Letters(), tmp_path)
     assert (len(table), table.digests.shape) == (0, (0, 2))
 
 
 def test_a_run_that_fails_leaves_nothing(write: Write, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl:2: .*format"):
-        tokenise(write({"text": "a"}, {"nonsense": 1}), encoder(), tmp_path / "cache")
+        tokenise(write({"text": "a"}, {"nonsense": 1}), Letters(), tmp_path / "cache")
     assert os.listdir(tmp_path / "cache" / "tokens") == []
 
 
@@ -182,15 +213,15 @@ def test_a_damaged_store_is_made_again_with_a_warning(
     write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     source = write({"text": "ab"})
-    path = tokenise(source, encoder(), tmp_path).path
+    path = tokenise(source, Letters(), tmp_path).path
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     if damage == "gone":
         path.unlink()
     if damage == "manifest":
         path.with_suffix(".json").write_text("{")
-    again = encoder()
-    assert tokenise(source, again, tmp_path).lengths.tolist() == [2]
+    again = Letters()
+    assert tokenise(source, again, tmp_path).pieces.tolist() == [[2]]
     assert again.calls == 1
     assert "damaged" in caplog.text
 
@@ -198,7 +229,7 @@ def test_a_damaged_store_is_made_again_with_a_warning(
 def test_a_folder_that_cannot_be_written_is_one_line(write: Write, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/tokens: cannot write tokenised data .*LION_CACHE"):
-        tokenise(write({"text": "ab"}), encoder(), tmp_path / "file")
+        tokenise(write({"text": "ab"}), Letters(), tmp_path / "file")
 
 
 def test_where_the_stores_lie(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,33 +244,14 @@ def test_where_the_stores_lie(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_travels_to_workers_as_its_path(write: Write, tmp_path: Path) -> None:
-    table = tokenise(write({"text": "ab" * 5000}), encoder(), tmp_path)
+    table = tokenise(write({"text": "ab" * 5000}), Letters(), tmp_path)
     letter = pickle.dumps(table)
     assert len(letter) < 1000
-    assert pickle.loads(letter).lengths.tolist() == [10000]
-
-
-def test_digests_follow_content_alone() -> None:
-    turns = (Message("user", "Hi"), Message("assistant", "Hello"))
-    assert content_digest(Conversation(turns)) == content_digest(Conversation(turns, prompt_turns=1))
-    different: list[Example] = [
-        Conversation(turns),
-        Conversation(turns, tools=({"name": "search"},)),
-        Conversation((*turns, *turns)),
-        Conversation((turns[0], Message("assistant", "Hello", {"name": "x"}))),
-        Completion("Hi", "Hello"),
-        Completion("HiHe", "llo"),
-        Text("HiHello"),
-    ]
-    assert len({content_digest(example) for example in different}) == len(different)
-    first = {"a": 1, "b": 2}
-    turned = dict(reversed(first.items()))
-    by_key_order = {content_digest(Conversation(turns, tools=(tool,))) for tool in (first, turned)}
-    assert len(by_key_order) == 1
+    assert pickle.loads(letter).pieces.tolist() == [[10000]]
 
 
 def test_equal_examples_of_two_sources_have_equal_digests(write: Write, tmp_path: Path) -> None:
-    one = tokenise(write({"text": "ab"}, {"text": "cd"}), encoder(), tmp_path)
-    two = tokenise(write({"text": "cd", "more": 1}, name="b"), encoder(), tmp_path)
+    one = tokenise(write({"text": "ab"}, {"text": "cd"}), Letters(), tmp_path)
+    two = tokenise(write({"text": "cd", "more": 1}, name="b"), Letters(), tmp_path)
     assert (one.digests[1] == two.digests[0]).all()
     assert (one.digests[0] != two.digests[0]).any()

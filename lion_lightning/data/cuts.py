@@ -1,0 +1,72 @@
+"""What is done to documents before they are trained on: cut to length, and leave out what trains too little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from lion_lightning.data.documents import Selection
+from lion_lightning.data.mixture import Rules
+
+Overlong = Literal["truncate", "split", "drop"]
+
+
+@dataclass(frozen=True)
+class DocumentRules(Rules):
+    """Cut what is too long, leave out what trains nothing.
+
+    Args:
+        max_length: Tokens that a document may have.
+        overlong: What happens to a longer one: ``truncate`` keeps its start; ``split`` cuts it into parts of
+            ``max_length`` and a rest, of which each first token is not trained; ``drop`` leaves it out.
+        min_supervised_share: Documents with a smaller share of supervised tokens are left out. The LIONs paper's code
+            leaves out what is masked by more than 90 %: 0.1 here.
+
+    Raises:
+        ValueError: An argument makes no sense.
+    """
+
+    max_length: int
+    overlong: Overlong = "truncate"
+    min_supervised_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.max_length < 2:
+            raise ValueError(f"data.max_length is {self.max_length}; a row needs 2 tokens to predict one")
+        if self.overlong not in _CUTS:
+            raise ValueError(f"data.overlong: {self.overlong!r} is unknown; choose {', '.join(_CUTS)}")
+        if not 0 <= self.min_supervised_share <= 1:
+            raise ValueError(f"data.min_supervised_share is {self.min_supervised_share}; give a share from 0 to 1")
+
+    def apply(self, selection: Selection) -> Selection:
+        """See the base class."""
+        cut = _CUTS[self.overlong](selection, self.max_length)
+        taught = cut.only(cut.targets[:, 0] > 0, "no supervised token")
+        shares = taught.targets[:, 0] / taught.spans.lengths
+        return taught.only(shares >= self.min_supervised_share, f"supervised share below {self.min_supervised_share:g}")
+
+
+def _truncate(selection: Selection, max_length: int) -> Selection:
+    starts, stops = selection.spans.starts, selection.spans.stops
+    return selection.shortened(starts, np.minimum(stops, starts + max_length), "truncated")
+
+
+def _split(selection: Selection, max_length: int) -> Selection:
+    spans = selection.spans
+    parts = np.maximum(-(-spans.lengths // max_length), 1)
+    repeated = spans.take(np.repeat(np.arange(len(parts)), parts))
+    nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)  # 0, 1, ... within each document
+    starts = repeated.starts + (nth * max_length)[:, None]
+    cut = repeated._replace(starts=starts, stops=np.minimum(repeated.stops, starts + max_length))
+    return replace(selection, spans=cut, split=int((parts > 1).sum()))
+
+
+def _drop(selection: Selection, max_length: int) -> Selection:
+    return selection.only(selection.spans.lengths <= max_length, f"longer than {max_length} tokens")
+
+
+_CUTS: Mapping[str, Callable[[Selection, int], Selection]] = {"truncate": _truncate, "split": _split, "drop": _drop}

@@ -1,0 +1,49 @@
+"""Hashes of examples: which are equal, and which belong together."""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from typing import Any
+
+from lion_lightning.data.formats import Completion, Conversation, Example
+from lion_lightning.data.preferences import Preference, Whole
+
+
+def content_digest(example: Example | Preference) -> bytes:
+    """16 bytes that two examples share if, and only if, their content is equal.
+
+    How many turns count as prompt is left out: the same conversation, written in two forms, is a duplicate. So is a
+    pair's margin: the same two answers, scored twice, are one pair.
+    """
+    return _digest(_content(example))
+
+
+def group_digest(example: Example | Preference) -> bytes:
+    """16 bytes that two pairs share if, and only if, their prompts are equal; for anything else its own digest.
+
+    What shares a group is never split between training and validation.
+    """
+    if isinstance(example, Preference):
+        return _digest(["prompt", _content(_prompt(example.chosen))])
+    return content_digest(example)
+
+
+def _content(example: Example | Preference) -> list[Any]:
+    content: Any = example
+    if isinstance(example, Preference):
+        content = [_content(example.chosen), _content(example.rejected)]
+    elif isinstance(example, Conversation):
+        content = example._replace(prompt_turns=None)
+    return [type(example).__name__, content]
+
+
+def _prompt(side: Whole) -> Whole:
+    if isinstance(side, Completion):
+        return side._replace(completion="")
+    return side._replace(messages=side.messages[: side.prompt_turns])
+
+
+def _digest(content: list[Any]) -> bytes:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return blake2b(text.encode(), digest_size=16).digest()

@@ -1,0 +1,127 @@
+"""The data of preference optimisation: from a mixture of sources to packed rows of pairs."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lion_lightning.data.base import PackedDataModule
+from lion_lightning.data.mixture import Mixture
+from lion_lightning.data.packing import Packing, Wrapped
+from lion_lightning.data.pair_rules import Keep, PairRules
+from lion_lightning.data.pairs import PairEncoder
+from lion_lightning.data.preferences import BestWorst, Pairing
+from lion_lightning.data.sources import Source
+from lion_lightning.models.tokenizer import TokenizerSpec
+
+
+class PreferenceDataModule(PackedDataModule):
+    """Packed rows of preference pairs, each prompt once for both of its answers.
+
+    >>> data = PreferenceDataModule([Source("preferences.jsonl")], TokenizerSpec("smollm2"), max_prompt_length=512)
+
+    The sources are tokenised once and found again by content, also by later runs. A pair that several sources hold is
+    used once, in the first of them; a prompt that is validated on is never trained on, with any answers. What is left
+    out, and in which order, see :class:`~lion_lightning.data.pair_rules.PairRules`; all of it is counted.
+
+    Args:
+        sources: What to train on.
+        tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
+        validation: What to validate on; None for nothing, or a share of the sources.
+        validation_share: Share of the sources' prompts to hold out where ``validation`` is None; below 1.
+        pairing: How ranked answers become pairs; None for the best against the worst.
+        max_length: Most tokens of a prompt with one of its answers; longer answers lose their end.
+        max_prompt_length: Most tokens of a prompt; it is cut before the answers are. None for no limit of its own, and
+            pairs whose prompt leaves no room for an answer are left out.
+        keep: Which end of a prompt that is too long stays: ``start`` or ``end``.
+        min_margin: Training pairs with a smaller difference of scores are left out; pairs without scores stay.
+        max_length_ratio: Training pairs whose longer answer has more than so many times the tokens of the shorter are
+            left out; None keeps all.
+        row_length: Tokens of a packed row, which holds whole pairs; None for twice ``max_length``, which any pair fits.
+        packing: How pairs share rows; None for best-fit decreasing.
+        batch_size: Rows of a micro-batch on each rank.
+        seed: Seed of the order of the rows.
+        num_workers: Processes that read rows ahead; 0 reads in the training process.
+        cache_dir: Folder of the tokenised stores; None for ``$LION_CACHE``, else the user's cache folder.
+
+    Attributes:
+        train: Pairs and reports of what is trained, after :meth:`setup`.
+        held: The same of what validates; None where there is nothing.
+
+    Raises:
+        ValueError: An argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
+        validation: list[Source] | None = None,
+        validation_share: float = 0.0,
+        pairing: Pairing | None = None,
+        max_length: int = 2048,
+        max_prompt_length: int | None = None,
+        keep: Keep = "end",
+        min_margin: float = 0.0,
+        max_length_ratio: float | None = None,
+        row_length: int | None = None,
+        packing: Packing | None = None,
+        batch_size: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        """Check the arguments; nothing is read before :meth:`prepare_data`."""
+        super().__init__(
+            sources,
+            tokenizer,
+            validation=validation,
+            validation_share=validation_share,
+            rules=PairRules(max_length, max_prompt_length, keep, min_margin, max_length_ratio),
+            validation_rules=PairRules(max_length, max_prompt_length, keep),
+            row_length=2 * max_length if row_length is None else row_length,
+            packing=packing,
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+        )
+        if isinstance(packing, Wrapped):
+            raise ValueError(
+                "data.packing: Wrapped cuts what does not fit a row, and a pair must stay whole; use BestFit"
+            )
+        if self.row_length < 3:
+            raise ValueError(f"data.row_length is {row_length}; a prompt and two answers need 3 tokens at least")
+        self.pairing = pairing or BestWorst()
+        self.max_length, self.max_prompt_length, self.keep = max_length, max_prompt_length, keep
+        self.min_margin, self.max_length_ratio = min_margin, max_length_ratio
+
+    def make_encoder(self) -> PairEncoder:
+        """Pairs of answers, under the pairing."""
+        return PairEncoder(self.tokenizer, self.pairing)
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as plain data."""
+        names = ("max_length", "max_prompt_length", "keep", "min_margin", "max_length_ratio", "row_length")
+        return {"pairing": type(self.pairing).__name__, **{name: getattr(self, name) for name in names}}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores and choose the pairs, alike on every rank.
+
+        Raises:
+            ValueError: A source trains nothing, nothing is left of the mixture, or a pair is longer than a row.
+        """
+        super().setup(stage)
+        for mixture in (self.train, self.held):
+            if mixture is not None:
+                self._refuse_longer_than_a_row(mixture)
+
+    def _refuse_longer_than_a_row(self, mixture: Mixture) -> None:
+        longest = int(mixture.documents.lengths.argmax())
+        length = int(mixture.documents.lengths[longest])
+        if length > self.row_length:
+            raise ValueError(
+                f"{mixture.documents.where(longest)}: the prompt and its two answers have {length} tokens, more than "
+                f"the {self.row_length} of data.row_length; set data.row_length to {length} or more, or lower "
+                "data.max_length"
+            )

@@ -1,0 +1,177 @@
+"""The account of what became of each source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from lion_lightning.data.documents import Selection, Tally
+from lion_lightning.data.readers import Numbers
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What became of one source. ``read`` tokens = ``kept`` - ``repeated`` + all of ``cut`` + all of ``lost``.
+
+    Attributes:
+        name: The source's name.
+        rows: Raw rows read.
+        skipped: How many of them gave no example.
+        read: Examples made of the rows.
+        lost: Documents left out, by cause.
+        cut: Documents shortened, and the tokens cut off them, by what was done.
+        split: Documents cut into several.
+        repeated: The part of ``kept`` that a fraction above 1 adds.
+        kept: Documents of one epoch.
+        supervised: Tokens trained in one epoch.
+        longest: Tokens of the longest sequence read: a document, or a prompt with one of its answers.
+    """
+
+    noun: ClassVar[str] = "documents"
+    """What a document is called."""
+
+    name: str
+    rows: int
+    skipped: int
+    read: Tally
+    lost: dict[str, Tally]
+    cut: dict[str, Tally]
+    split: int
+    repeated: Tally
+    kept: Tally
+    supervised: int
+    longest: int
+
+    @classmethod
+    def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
+        """Sum up.
+
+        Args:
+            once: What is left of a source.
+            order: Positions of its documents in an epoch, those of repeated ones several times.
+            **more: Fields that a subclass has besides.
+        """
+        table, spans = once.table, once.spans.take(order)
+        unrepeated, kept = once.spans.tally, spans.tally
+        return cls(
+            name=once.source.label,
+            rows=table.raw_rows,
+            skipped=table.skipped_rows,
+            read=Tally(len(table), int(table.pieces.sum())),
+            lost=once.lost,
+            cut=once.cut,
+            split=once.split,
+            repeated=Tally(kept.documents - unrepeated.documents, kept.tokens - unrepeated.tokens),
+            kept=kept,
+            supervised=int(once.targets[order].sum()),
+            longest=table.longest,
+            **more,
+        )
+
+    @property
+    def supervised_share(self) -> float:
+        """Share of the kept tokens that is trained."""
+        return self.supervised / max(self.kept.tokens, 1)
+
+    def figures(self) -> dict[str, str]:
+        """The columns of a table, with this source's cells."""
+        return {
+            "source": self.name,
+            "rows": f"{self.rows:,}",
+            self.noun: f"{self.kept.documents:,}",
+            "tokens": f"{self.kept.tokens:,}",
+            "supervised": f"{self.supervised_share:.1%}",
+            "longest": f"{self.longest:,}",
+        }
+
+    def summary(self) -> str:
+        """What is kept, for logs."""
+        return (
+            f"{self.kept.documents:,} {self.noun}, {self.kept.tokens:,} tokens, {self.supervised_share:.1%} supervised"
+        )
+
+    def __str__(self) -> str:
+        """The source on one line, for logs."""
+        return "; ".join([f"{self.name}: {self.summary()}", *self.changes()])
+
+    def changes(self) -> list[str]:
+        """What makes the kept documents differ from the rows, an item each."""
+        lines = [f"left out, {cause}: {tally}" for cause, tally in self.lost.items()]
+        if self.skipped:
+            lines.append(f"rows skipped by the transform: {self.skipped:,}")
+        lines += [f"{what}: {tally.documents:,} (by {tally.tokens:,} tokens)" for what, tally in self.cut.items()]
+        if self.split:
+            lines.append(f"split: {self.split:,}")
+        if self.repeated.documents:
+            lines.append(f"repeated: {self.repeated}")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, for YAML and JSON."""
+        values = {name: self._plain(getattr(self, name)) for name in (field.name for field in fields(self))}
+        return values | {"supervised_share": round(self.supervised_share, 4)}
+
+    def _plain(self, value: Any) -> Any:
+        if isinstance(value, Tally):
+            return {self.noun: value.documents, "tokens": value.tokens}
+        return {key: self._plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True)
+class PairReport(SourceReport):
+    """What became of a source of preference pairs.
+
+    Attributes:
+        prompt: Tokens of the prompts in one epoch, each counted once for both answers.
+        chosen: Tokens of the preferred answers.
+        rejected: Tokens of the others.
+    """
+
+    noun: ClassVar[str] = "pairs"
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+    @classmethod
+    def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
+        """Sum up; see :meth:`SourceReport.of`."""
+        prompt, chosen, rejected = np.sum(once.spans.pieces[order], axis=0).tolist()
+        return super().of(once, order, prompt=prompt, chosen=chosen, rejected=rejected, **more)
+
+    @property
+    def prompt_share(self) -> float:
+        """Share of the kept tokens that is prompt."""
+        return self.prompt / max(self.kept.tokens, 1)
+
+    @property
+    def mean_lengths(self) -> tuple[float, float]:
+        """Tokens of a chosen and of a rejected answer, on average."""
+        count = max(self.kept.documents, 1)
+        return self.chosen / count, self.rejected / count
+
+    def figures(self) -> dict[str, str]:
+        """The columns of a table, with this source's cells."""
+        chosen, rejected = self.mean_lengths
+        more = {
+            "prompt share": f"{self.prompt_share:.1%}",
+            "mean chosen": f"{chosen:,.1f}",
+            "mean rejected": f"{rejected:,.1f}",
+        }
+        figures = super().figures()
+        longest = figures.pop("longest")
+        return {**figures, **more, "longest": longest}
+
+    def summary(self) -> str:
+        """What is kept, for logs."""
+        chosen, rejected = self.mean_lengths
+        means = f"answers of {chosen:,.1f} (chosen) and {rejected:,.1f} (rejected) tokens on average"
+        return f"{super().summary()}, {self.prompt_share:.1%} prompt, {means}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, for YAML and JSON."""
+        chosen, rejected = self.mean_lengths
+        means = {"mean_chosen": round(chosen, 1), "mean_rejected": round(rejected, 1)}
+        return super().to_dict() | {"prompt_share": round(self.prompt_share, 4)} | means

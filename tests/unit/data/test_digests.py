@@ -1,0 +1,58 @@
+"""Which examples count as equal, and which pairs as of one prompt."""
+
+from lion_lightning.data.digests import content_digest, group_digest
+from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text
+from lion_lightning.data.preferences import Preference
+
+ASKED = (Message("system", "Be kind."), Message("user", "Hi"))
+
+
+def chat(answer: str, *asked: Message, turns: int | None = None) -> Conversation:
+    return Conversation((*asked, Message("assistant", answer)), prompt_turns=turns or len(asked))
+
+
+def test_digests_follow_content_alone() -> None:
+    turns = (Message("user", "Hi"), Message("assistant", "Hello"))
+    assert content_digest(Conversation(turns)) == content_digest(Conversation(turns, prompt_turns=1))
+    different: list[Example] = [
+        Conversation(turns),
+        Conversation(turns, tools=({"name": "search"},)),
+        Conversation((*turns, *turns)),
+        Conversation((turns[0], Message("assistant", "Hello", {"name": "x"}))),
+        Completion("Hi", "Hello"),
+        Completion("HiHe", "llo"),
+        Text("HiHello"),
+    ]
+    assert len({content_digest(example) for example in different}) == len(different)
+    first = {"a": 1, "b": 2}
+    turned = dict(reversed(first.items()))
+    by_key_order = {content_digest(Conversation(turns, tools=(tool,))) for tool in (first, turned)}
+    assert len(by_key_order) == 1
+
+
+def test_a_margin_is_no_part_of_a_pair_and_its_sides_are_not_interchangeable() -> None:
+    good, bad = chat("Hello!", *ASKED), chat("What?", *ASKED)
+    pair = content_digest(Preference(good, bad, 2.0))
+    assert pair == content_digest(Preference(good, bad)) == content_digest(Preference(good, bad, 0.5))
+    assert pair == content_digest(Preference(good._replace(prompt_turns=None), bad))
+    others = [Preference(bad, good), Preference(good, good), Preference(good, chat("what?", *ASKED))]
+    assert len({pair, *map(content_digest, others)}) == 4
+
+
+def test_pairs_of_one_prompt_are_one_group_whatever_is_answered() -> None:
+    pairs = [
+        Preference(chat("a", *ASKED), chat("b", *ASKED), 1.0),
+        Preference(chat("c", *ASKED), chat("a", *ASKED)),
+    ]
+    assert group_digest(pairs[0]) == group_digest(pairs[1])
+    bare = Preference(chat("a", ASKED[1]), chat("b", ASKED[1]))
+    tools = Preference(*(side._replace(tools=({"name": "search"},)) for side in (chat("a", *ASKED), chat("b", *ASKED))))
+    texts = Preference(Completion("Hi", "a"), Completion("Hi", "b"))
+    assert len({group_digest(pair) for pair in (pairs[0], bare, tools, texts)}) == 4
+    assert group_digest(texts) == group_digest(Preference(Completion("Hi", "x"), Completion("Hi", "y")))
+    assert group_digest(texts) != group_digest(Preference(Completion("Hi a", "x"), Completion("Hi a", "y")))
+
+
+def test_the_group_of_anything_but_a_pair_is_itself() -> None:
+    example = chat("Hello", *ASKED)
+    assert group_digest(example) == content_digest(example)
