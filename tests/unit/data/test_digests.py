@@ -40,15 +40,14 @@ def test_a_margin_is_no_part_of_a_pair_and_its_sides_are_not_interchangeable() -
 
 
 def test_pairs_of_one_prompt_are_one_group_whatever_is_answered() -> None:
-    pairs = [
-        Preference(chat("a", *ASKED), chat("b", *ASKED), 1.0),
-        Preference(chat("c", *ASKED), chat("a", *ASKED)),
-    ]
-    assert group_digest(pairs[0]) == group_digest(pairs[1])
+    one, other = chat("a", *ASKED), chat("b", *ASKED)
+    pair = Preference(one, other, 1.0)
+    assert group_digest(pair) == group_digest(Preference(chat("c", *ASKED), one))
     bare = Preference(chat("a", ASKED[1]), chat("b", ASKED[1]))
-    tools = Preference(*(side._replace(tools=({"name": "search"},)) for side in (chat("a", *ASKED), chat("b", *ASKED))))
+    search = ({"name": "search"},)
+    tools = Preference(one._replace(tools=search), other._replace(tools=search))
     texts = Preference(Completion("Hi", "a"), Completion("Hi", "b"))
-    assert len({group_digest(pair) for pair in (pairs[0], bare, tools, texts)}) == 4
+    assert len({group_digest(pair) for pair in (pair, bare, tools, texts)}) == 4
     assert group_digest(texts) == group_digest(Preference(Completion("Hi", "x"), Completion("Hi", "y")))
     assert group_digest(texts) != group_digest(Preference(Completion("Hi a", "x"), Completion("Hi a", "y")))
 

@@ -8,36 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.inspection import inspect
+from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Piece
+from tests.unit.data.letters import byte_tokenizer
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the repository")
 
 
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """One token a byte, ChatML markers, pad == eos; the real model's tokenizer where LION_SMOLLM2 names it."""
-    if folder := os.environ.get("LION_SMOLLM2"):
-        return TokenizerSpec(folder).load()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", extra_special_tokens=["<|im_start|>"]
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    return tokenizer
+def tokenizer() -> PreTrainedTokenizerBase:
+    """One token a byte; the real model's tokenizer where LION_SMOLLM2 names it."""
+    folder = os.environ.get("LION_SMOLLM2")
+    return TokenizerSpec(folder).load() if folder else byte_tokenizer()
 
 
 Printed = Callable[..., str]
@@ -48,9 +37,9 @@ def printed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     """Run ``inspect`` and return what it printed, in a wide window."""
     monkeypatch.setenv("COLUMNS", "200")
 
-    def printed(*sources: Source, rows: int = 3, **options: Any) -> str:
+    def printed(*sources: Source, rows: int = 3, kind: Any = SFTDataModule, **options: Any) -> str:
         settings: dict[str, Any] = {"max_length": 2048, "cache_dir": tmp_path / "cache"} | options
-        inspect(SFTDataModule(list(sources), byte_tokenizer(), **settings), rows)
+        inspect(kind(list(sources), tokenizer(), **settings), rows)
         return capsys.readouterr().out
 
     return printed
@@ -139,6 +128,78 @@ def test_a_source_that_trains_nothing_is_refused(
     monkeypatch.setattr(ChatEncoder, "encode", masked)
     with pytest.raises(ValueError, match=r"^source one: no token of its 1 examples is supervised"):
         printed(write(tmp_path / "one.jsonl", ("Hi", "Hello")))
+
+
+def write_pairs(path: Path, *pairs: tuple[str, str, str]) -> Source:
+    rows = [dict(zip(("question", "chosen", "rejected"), pair, strict=True)) for pair in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Source(str(path), name=path.stem)
+
+
+def test_both_answers_of_a_pair_are_marked_and_their_prompt_is_not(printed: Printed, tmp_path: Path) -> None:
+    source = write_pairs(tmp_path / "one.jsonl", ("Is [this] it?", "Yes, [bold]it[/bold] is.", "No."))
+    output = printed(source, kind=PreferenceDataModule)
+    assert "one.jsonl:1)" in output
+    answers = re.search(
+        r"<\|im_start\|>user\nIs \[this\] it\?<\|im_end\|>\n<\|im_start\|>assistant\n+"
+        r"--- chosen, \d+ tokens\n\[\[Yes, \[bold\]it\[/bold\] is\.<\|im_end\|>\]\]\n+"
+        r"--- rejected, \d+ tokens\n\[\[No\.<\|im_end\|>\]\]\n",
+        output,
+    )
+    assert answers is not None
+
+
+@pytest.mark.skipif("LION_SMOLLM2" in os.environ, reason="the figures are of one token a byte")
+def test_each_source_of_pairs_has_its_figures_and_every_loss_its_cause(printed: Printed, tmp_path: Path) -> None:
+    first = write_pairs(tmp_path / "first.jsonl", ("1+1?", "2", "333"), ("1+1?", "2", "333"), ("2+2?", "4", "4"))
+    second = write_pairs(tmp_path / "second.jsonl", ("3+3?", "6", "7"))
+    output = printed(first, second, kind=PreferenceDataModule, max_length=60)
+    # a byte a token, markers are single tokens, every turn ends in a line break
+    prompt = len("<user\n1+1?>\n<assistant\n")
+    chosen, rejected = len("2>\n"), len("333>\n")
+    pair = prompt + chosen + rejected
+    heading = next(line for line in output.splitlines() if "mean chosen" in line)
+    columns = [cell.strip() for cell in re.split("[│┃|]", heading) if cell.strip()]
+    assert dict(zip(columns, cells(output, "first"), strict=True)) == {
+        "source": "first",
+        "rows": "3",
+        "pairs": "1",
+        "tokens": str(pair),
+        "supervised": f"{(2 + 4) / pair:.1%}",
+        "prompt share": f"{prompt / pair:.1%}",
+        "mean chosen": "3.0",
+        "mean rejected": "5.0",
+        "longest": str(prompt + rejected),
+    }
+    assert f"first: left out, identical answers: 1 ({prompt + 2 * chosen} tokens)" in output
+    assert f"first: left out, duplicate: 1 ({pair} tokens)" in output
+    total = pair + prompt + 2 * chosen
+    assert f"1 packed rows of 120 tokens, {total} tokens in all: {total / 120:.1%} full" in output
+    saved = f"{2 * prompt / (total + 2 * prompt):.1%}"
+    assert f"sharing the prompt saves {2 * prompt} tokens, {saved} of what separate sequences would take" in output
+
+
+def test_nothing_is_said_of_sharing_where_nothing_is_shared(printed: Printed, tmp_path: Path) -> None:
+    assert "sharing" not in printed(write(tmp_path / "one.jsonl", ("Hi", "Hello")))
+
+
+def ranked_solutions(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Four model solutions, right or wrong; nothing where all are alike."""
+    models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    scores = [float(row[model]["is_correct"]) for model in models]
+    answers = [row[model]["solution"] for model in models]
+    return [{"question": row["question"], "answers": answers, "scores": scores}] if 0 < sum(scores) < 4 else []
+
+
+@real
+def test_right_and_wrong_solutions_of_gsm8k_are_561_pairs(printed: Printed) -> None:
+    path = SHARED / "gsm8k" / "example_model_solutions.jsonl"
+    source = Source(str(path), name="solutions", transform=ranked_solutions)
+    output = printed(source, rows=1, kind=PreferenceDataModule, max_length=4096)
+    assert cells(output, "solutions")[:2] == ["solutions", "1,000"]
+    assert int(cells(output, "solutions")[2]) == 561
+    assert "solutions: rows skipped by the transform: 439" in output
+    assert len(re.findall(r"\[\[.*?<\|im_end\|>\]\]", output, re.DOTALL)) == 2
 
 
 @real

@@ -9,30 +9,11 @@ from typing import Any, cast
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources import Source
 from lion_lightning.types import PackedBatch
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, ChatML markers, pad == eos."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", extra_special_tokens=["<|im_start|>"]
-    )
-    tokenizer.chat_template = CHATML
-    return tokenizer
+from tests.unit.data.letters import byte_tokenizer
 
 
 @pytest.fixture
@@ -151,6 +132,10 @@ def test_rows_longer_than_the_models_positions_are_refused_before_reading(module
         ({"validation_share": 0.1, "validation": [Source("v.jsonl")]}, "are both set"),
         ({"max_length": 1}, r"^data\.max_length is 1"),
         ({"batch_size": 0}, r"^data\.batch_size is 0"),
+        ({"seed": -1}, r"^data\.seed is -1"),
+        ({"num_workers": -1}, r"^data\.num_workers is -1"),
+        ({"overlong": "wrap"}, r"^data\.overlong: 'wrap' is unknown"),
+        ({"min_supervised_share": 1.5}, r"^data\.min_supervised_share is 1\.5"),
     ],
 )
 def test_arguments_that_make_no_sense(options: dict[str, Any], message: str) -> None:
