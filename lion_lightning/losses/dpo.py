@@ -1,21 +1,171 @@
-"""Losses of a margin between two log-ratios: DPO and its relatives."""
+"""DPO and what differs from it by a term: losses of the logistic form."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lion_lightning.losses.preference import PreferenceLoss
-from lion_lightning.types import PairLogps
+from lion_lightning.losses.divergences import Divergence, ReverseKL
+from lion_lightning.losses.preference import Pair, PreferenceLoss, out_of_range
+from lion_lightning.types import AnswerLogps, PairLogps
 
 
-class SigmoidLoss(PreferenceLoss):
-    r"""DPO: :math:`-\log \sigma(\beta \Delta)`, :math:`\Delta` the margin of the log-ratios (arXiv 2305.18290, eq. 7).
+class LogisticLoss(PreferenceLoss):
+    r"""Base of the losses :math:`-(1-\epsilon)\log\sigma(z) - \epsilon\log\sigma(-z)`; a subclass says what z is.
+
+    With :math:`\epsilon > 0` labels are taken to be wrong that often: conservative DPO (Mitchell's note, 2023).
 
     Args:
         beta: Strength of the pull towards the reference, above 0.
+        label_smoothing: :math:`\epsilon`, at least 0 and below 0.5.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
+
+    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0) -> None:
+        super().__init__(beta)
+        if not 0 <= label_smoothing < 0.5:
+            raise out_of_range(self, "label_smoothing", label_smoothing, "of at least 0 and below 0.5")
+        self.label_smoothing = label_smoothing
+
+    @abstractmethod
+    def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """``(pairs,)`` log-odds that the chosen answer is the better one."""
 
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         """See the class."""
-        return -logsigmoid(self.rewards(policy, reference).margin)
+        logits = self.logits(policy, reference)
+        return -(1 - self.label_smoothing) * logsigmoid(logits) - self.label_smoothing * logsigmoid(-logits)
+
+
+class SigmoidLoss(LogisticLoss):
+    r"""DPO: :math:`z = \beta(\rho_w - \rho_l)`, :math:`\rho` the log-ratios to the reference (arXiv 2305.18290, eq. 7).
+
+    With a divergence it is f-DPO (arXiv 2309.16240): :math:`f'(e^\rho)` stands for each log-ratio :math:`\rho`.
+
+    Args:
+        beta: Strength of the pull towards the reference, above 0.
+        label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
+        divergence: What holds the policy to the reference; None for reverse KL.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence | None = None) -> None:
+        super().__init__(beta, label_smoothing)
+        self.divergence = divergence or ReverseKL()
+
+    def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
+        """``beta`` times the divergence's derivative at the ratios."""
+        ratios = self.log_ratios(policy, reference)
+        return Pair(*(self.beta * self.divergence.derivative(side) for side in ratios))
+
+    def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        return self.rewards(policy, reference).margin
+
+
+class SigmoidNormLoss(SigmoidLoss):
+    r"""DPO on log-ratios a token: :math:`z = \beta(\rho_w/|y_w| - \rho_l/|y_l|)` (TÜLU 3, arXiv 2411.15124).
+
+    Args:
+        beta: Strength of the pull towards the reference, above 0; larger than in DPO, for log-ratios a token.
+        label_smoothing: Probability that a label is wrong, at least 0 and below 0.5.
+        divergence: What holds the policy to the reference; None for reverse KL.
+    """
+
+    def __init__(self, beta: float = 5.0, label_smoothing: float = 0.0, divergence: Divergence | None = None) -> None:
+        super().__init__(beta, label_smoothing, divergence)
+
+    def reduce(self, answer: AnswerLogps) -> Tensor:
+        """Log-prob a token."""
+        return answer.means
+
+
+class LDDPOLoss(SigmoidLoss):
+    r"""LD-DPO (arXiv 2409.06411): what an answer says beyond the length of the shorter one counts :math:`\alpha`.
+
+    :math:`\log\pi(y) \to \sum_{t \le l} \log\pi(y_t) + \alpha\sum_{t > l} \log\pi(y_t)`, with
+    :math:`l = \min(|y_w|, |y_l|)`, for policy and reference alike; then DPO.
+
+    Args:
+        beta: Strength of the pull towards the reference, above 0.
+        alpha: At least 0 and at most 1; 1 is DPO.
+        label_smoothing: Probability that a label is wrong, at least 0 and below 0.5.
+        divergence: What holds the policy to the reference; None for reverse KL.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        alpha: float = 0.5,
+        label_smoothing: float = 0.0,
+        divergence: Divergence | None = None,
+    ) -> None:
+        super().__init__(beta, label_smoothing, divergence)
+        if not 0 <= alpha <= 1:
+            raise out_of_range(self, "alpha", alpha, "from 0 to 1")
+        self.alpha = alpha
+
+    def reduce(self, answer: AnswerLogps) -> Tensor:
+        """Log-prob with the part beyond the shared length weighted."""
+        return answer.shared + self.alpha * (answer.sums - answer.shared)
+
+
+class DPOPLoss(LogisticLoss):
+    r"""DPO-positive (Smaug, arXiv 2402.13228): the chosen answer may not become less probable than it was.
+
+    :math:`z = \beta(\rho_w - \rho_l - \lambda\max(0, -\rho_w))`
+
+    Args:
+        beta: Strength of the pull towards the reference, above 0.
+        penalty: :math:`\lambda`, at least 0; 0 is DPO. The paper has 50 with a beta of 0.3.
+        label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, beta: float = 0.3, penalty: float = 50.0, label_smoothing: float = 0.0) -> None:
+        super().__init__(beta, label_smoothing)
+        if not penalty >= 0:
+            raise out_of_range(self, "penalty", penalty, "of at least 0")
+        self.penalty = penalty
+
+    def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        ratios = self.log_ratios(policy, reference)
+        return self.beta * (ratios.margin - self.penalty * (-ratios.chosen).relu())
+
+
+class RDPOLoss(LogisticLoss):
+    r"""R-DPO (arXiv 2403.19159): :math:`z = \beta(\rho_w - \rho_l) + \alpha(|y_w| - |y_l|)`.
+
+    Where the chosen answer is the longer one, its length explains a part of the preference, and less is left to learn.
+
+    Args:
+        beta: Strength of the pull towards the reference, above 0.
+        alpha: Price of a token, at least 0; 0 is DPO.
+        label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, beta: float = 0.1, alpha: float = 0.01, label_smoothing: float = 0.0) -> None:
+        super().__init__(beta, label_smoothing)
+        if not alpha >= 0:
+            raise out_of_range(self, "alpha", alpha, "of at least 0")
+        self.alpha = alpha
+
+    def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        longer = policy.chosen.counts - policy.rejected.counts
+        return self.rewards(policy, reference).margin + self.alpha * longer

@@ -60,7 +60,7 @@ class PreferenceLoss(nn.Module, ABC):
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
         if not 0 < beta < float("inf"):
-            raise ValueError(f"{type(self).__name__}: beta is {beta}; give a number above 0")
+            raise out_of_range(self, "beta", beta, "above 0")
         self.beta = beta
 
     @abstractmethod
@@ -94,3 +94,15 @@ class PreferenceLoss(nn.Module, ABC):
         Args:
             add_up: Sums a tensor over all ranks.
         """
+
+
+def out_of_range(loss: object, name: str, value: float, rule: str) -> ValueError:
+    """Complaint about an argument.
+
+    Args:
+        loss: Whose argument it is.
+        name: Its name.
+        value: What was given.
+        rule: The range, in words.
+    """
+    return ValueError(f"{type(loss).__name__}: {name} is {value}; give a number {rule}")

@@ -1,0 +1,95 @@
+"""Losses made of other losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lion_lightning.losses.dpo import SigmoidLoss
+from lion_lightning.losses.preference import Pair, PreferenceLoss, out_of_range
+from lion_lightning.types import AnswerLogps, PairLogps
+
+
+class _Around(PreferenceLoss):
+    """A loss around others: what is said of the first of them holds for the whole, and every one follows the steps."""
+
+    def __init__(self, parts: list[PreferenceLoss]) -> None:
+        super().__init__(parts[0].beta)
+        self.parts = nn.ModuleList(parts)
+        self.needs_reference = any(part.needs_reference for part in parts)
+
+    @property
+    def _losses(self) -> list[PreferenceLoss]:
+        return cast("list[PreferenceLoss]", list(self.parts))
+
+    def reduce(self, answer: AnswerLogps) -> Tensor:
+        """As the first loss does."""
+        return self._losses[0].reduce(answer)
+
+    def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
+        """As the first loss has them."""
+        return self._losses[0].log_ratios(policy, reference)
+
+    def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
+        """Those of the first loss."""
+        return self._losses[0].rewards(policy, reference)
+
+    def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Let every loss follow."""
+        for loss in self._losses:
+            loss.after_step(add_up)
+
+
+class WeightedSum(_Around):
+    """A weighted sum of losses, each as it is alone, with its own beta and reduction. Rewards are those of the first.
+
+    MPO (arXiv 2411.10442) is the sum of ``SigmoidLoss``, ``BCOLoss`` and ``ChosenNLLLoss`` by 0.8, 0.2 and 1.
+
+    Args:
+        losses: What is added up, at least one.
+        weights: Weight of each, at least 0; None for 1 each.
+
+    Raises:
+        ValueError: If there is no loss, a weight is missing or too many, or one is negative or not finite.
+    """
+
+    def __init__(self, losses: list[PreferenceLoss], weights: list[float] | None = None) -> None:
+        if not losses:
+            raise ValueError("WeightedSum: losses is empty; name at least one")
+        super().__init__(losses)
+        self.weights = [1.0] * len(losses) if weights is None else weights
+        if len(self.weights) != len(losses):
+            raise ValueError(f"WeightedSum: {len(losses)} losses but {len(self.weights)} weights; give one for each")
+        for number, weight in enumerate(self.weights):
+            if not 0 <= weight < float("inf"):
+                raise out_of_range(self, f"weights[{number}]", weight, "of at least 0")
+
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        pairs = zip(self.weights, self._losses, strict=True)
+        return torch.stack([weight * loss(policy, reference) for weight, loss in pairs]).sum(0)
+
+
+class WPOLoss(_Around):
+    r"""WPO (arXiv 2406.11827, eq. 2): each pair's loss times how likely both answers are to be the policy's own.
+
+    .. math:: w = w_w w_l, \qquad w_i = \exp \frac{1}{|y_i|} \sum_t (\log \pi(y_{i,t}) - \log \sum_v \pi(v)^2)
+
+    A token weighs 1 when it is as likely as tokens that the policy would draw there (the paper's sampled alignment). No
+    gradient flows through the weight. It is not clamped, here as in the paper's equation and in TRL: answers of more
+    than usual likelihood weigh above 1.
+
+    Args:
+        loss: What is weighted; None for :class:`~lion_lightning.losses.dpo.SigmoidLoss`.
+    """
+
+    def __init__(self, loss: PreferenceLoss | None = None) -> None:
+        super().__init__([loss or SigmoidLoss()])
+
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        likeness = sum((side.sums - side.collisions) / side.counts.clamp_min(1.0) for side in policy)
+        return cast("Tensor", likeness).detach().exp() * self._losses[0](policy, reference)

@@ -1,0 +1,71 @@
+"""f-divergences: how far a policy may go from its reference, and in which sense (f-DPO, arXiv 2309.16240)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+_LARGEST_EXPONENT = 80.0  # its exponential is still a finite fp32 number
+
+
+class Divergence(ABC):
+    """Derivative of the function f that defines a divergence; under it, beta times that derivative is the reward."""
+
+    @abstractmethod
+    def derivative(self, log_ratios: Tensor) -> Tensor:
+        """``f'(u)``, up to a constant that cancels in a margin.
+
+        Args:
+            log_ratios: ``log u``, the log-ratio of policy to reference; any shape.
+        """
+
+
+class ReverseKL(Divergence):
+    r""":math:`f'(u) = \log u`: plain DPO."""
+
+    def derivative(self, log_ratios: Tensor) -> Tensor:
+        """See the base class."""
+        return log_ratios
+
+
+class ForwardKL(Divergence):
+    r""":math:`f'(u) = 1 - 1/u`: covers what the reference says rather than seeking its modes."""
+
+    def derivative(self, log_ratios: Tensor) -> Tensor:
+        """See the base class."""
+        return -_expm1(-log_ratios)
+
+
+class JensenShannon(Divergence):
+    r""":math:`f'(u) = \log \frac{2u}{1 + u}`."""
+
+    def derivative(self, log_ratios: Tensor) -> Tensor:
+        """See the base class."""
+        return math.log(2.0) + logsigmoid(log_ratios)
+
+
+class AlphaDivergence(Divergence):
+    r""":math:`f'(u) = (1 - u^{-\alpha}) / \alpha`, between reverse KL (alpha to 0) and forward KL (alpha to 1).
+
+    Args:
+        alpha: Above 0 and below 1.
+
+    Raises:
+        ValueError: If ``alpha`` is out of its range.
+    """
+
+    def __init__(self, alpha: float = 0.5) -> None:
+        if not 0 < alpha < 1:
+            raise ValueError(f"AlphaDivergence: alpha is {alpha}; give a number above 0 and below 1")
+        self.alpha = alpha
+
+    def derivative(self, log_ratios: Tensor) -> Tensor:
+        """See the base class."""
+        return -_expm1(-self.alpha * log_ratios) / self.alpha
+
+
+def _expm1(exponents: Tensor) -> Tensor:
+    return exponents.clamp(max=_LARGEST_EXPONENT).expm1()

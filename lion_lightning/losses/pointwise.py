@@ -1,0 +1,123 @@
+"""Losses that judge each answer by its own reward, against an anchor rather than against the other answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from lion_lightning.losses.preference import PreferenceLoss
+from lion_lightning.types import PairLogps
+
+
+class NCALoss(PreferenceLoss):
+    r"""Noise-contrastive alignment of pairs (arXiv 2402.05369):
+    :math:`-\log \sigma(r_w) - \frac12 \log \sigma(-r_w) - \frac12 \log \sigma(-r_l)`.
+    """  # noqa: D205
+
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        chosen, rejected = self.rewards(policy, reference)
+        return -logsigmoid(chosen) - (logsigmoid(-chosen) + logsigmoid(-rejected)) / 2
+
+
+class SPPOHardLoss(PreferenceLoss):
+    r"""SPPO with certain preferences (arXiv 2405.00675, eq. 4.7 with P = 1 and 0, :math:`\eta = 1 / \beta`):
+    :math:`(\rho_w - 1 / 2\beta)^2 + (\rho_l + 1 / 2\beta)^2`, :math:`\rho` the log-ratios.
+
+    Args:
+        beta: Above 0; the log-ratios aimed at are :math:`\pm 1 / 2\beta` nats an answer. The paper takes 0.001.
+    """  # noqa: D205
+
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        chosen, rejected = self.log_ratios(policy, reference)
+        return (chosen - 0.5 / self.beta) ** 2 + (rejected + 0.5 / self.beta) ** 2
+
+
+class APOZeroLoss(PreferenceLoss):
+    r"""APO-zero, :math:`\sigma(-r_w) + \sigma(r_l)`: chosen up, rejected down (arXiv 2408.06266, eq. 7).
+
+    For chosen answers that are better than what the model would say.
+    """
+
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        chosen, rejected = self.rewards(policy, reference)
+        return (-chosen).sigmoid() + rejected.sigmoid()
+
+
+class APODownLoss(PreferenceLoss):
+    r"""APO-down, :math:`\sigma(r_w) + \sigma(r_l - r_w)`: both down, rejected further (arXiv 2408.06266, eq. 8).
+
+    For chosen answers that are worse than what the model would say.
+    """
+
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        rewards = self.rewards(policy, reference)
+        return rewards.chosen.sigmoid() + (-rewards.margin).sigmoid()
+
+
+class KTOPairLoss(PreferenceLoss):
+    r"""KTO with both halves of each pair as its examples (arXiv 2402.01306, eq. 8 with equal weights).
+
+    .. math:: \tfrac12 (1 - \sigma(\beta (\rho_w - z_l))) + \tfrac12 (1 - \sigma(\beta (z_w - \rho_l)))
+
+    :math:`\rho` are the log-ratios, and :math:`z = \max(0, \mathrm{mean}\, \rho)` estimates the KL divergence of the
+    policy from the reference for one side by the other side's answers; no gradient flows through it. The mean is over
+    the micro-batch: unlike other losses this one depends on how a step is split, and wants several pairs a row.
+    """
+
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class."""
+        rewards = self.rewards(policy, reference)
+        chosen_anchor, rejected_anchor = (side.detach().sum().relu() / max(len(side), 1) for side in rewards)
+        return ((rejected_anchor - rewards.chosen).sigmoid() + (rewards.rejected - chosen_anchor).sigmoid()) / 2
+
+
+class BCOLoss(PreferenceLoss):
+    r"""Binary classifier optimisation (arXiv 2404.04656): :math:`-\log \sigma(r_w - \delta) - \log \sigma(\delta - r_l)`.
+
+    :math:`\delta` is the mean reward of both sides, over all training steps before this one and all ranks: however a step
+    is split, its loss is the same, and the mean resumes with the checkpoint. At the first step it is 0, as rewards are.
+
+    Attributes:
+        totals: ``(2,)`` fp32 sum and number of the rewards of the steps so far.
+    """
+
+    totals: Tensor
+
+    def __init__(self, beta: float = 0.1) -> None:
+        super().__init__(beta)
+        self.register_buffer("totals", torch.zeros(2))
+        # This step's share. Not a buffer: DDP would replace it by that of rank 0.
+        self._pending = torch.zeros(2)
+
+    @property
+    def shift(self) -> Tensor:
+        r""":math:`\delta`, a scalar."""
+        return self.totals[0] / self.totals[1].clamp_min(1)
+
+    def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
+        """See the class; in training mode the rewards are noted for the running mean."""
+        chosen, rejected = self.rewards(policy, reference)
+        if self.training:
+            seen = torch.stack([chosen, rejected]).detach()
+            number = torch.full_like(self.totals[1], seen.numel())
+            self._pending = self._pending.to(seen.device) + torch.stack([seen.sum().float(), number])
+        return -logsigmoid(chosen - self.shift) - logsigmoid(self.shift - rejected)
+
+    def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Take what all ranks saw in this step into the mean."""
+        self.totals = self.totals + add_up(self._pending.to(self.totals.device))
+        self._pending = torch.zeros_like(self.totals)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BCOLoss:
+        """Move to another device, but stay fp32: bf16 cannot count past 256."""
+        exact = self.totals
+        super()._apply(fn, recurse)
+        self.totals = exact.to(self.totals.device)
+        return self
