@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ Attend = Callable[[Heads, RowLayout], Tensor]
 
 def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
     """One SDPA call a segment: no mask tensor for documents, a small one (answer by context) for answers."""
-    return torch.cat([_attend_segment(heads, access) for access in layout.accesses], dim=1)
+    return torch.cat([_attend_segment(heads, layout, access) for access in layout.accesses], dim=1)
 
 
 def attend_dense(heads: Heads, layout: RowLayout) -> Tensor:
@@ -100,6 +101,9 @@ def attend_best(heads: Heads, layout: RowLayout) -> Tensor:
     return path(heads, layout)
 
 
+_masks: WeakKeyDictionary[RowLayout, dict[tuple[Any, ...], Tensor]] = WeakKeyDictionary()
+"""Masks of a row's segments, for as long as the row's layout lives: one forward and backward."""
+
 PATHS: dict[str, Attend] = {
     "lion": attend_best,
     "lion_sdpa": attend_sdpa,
@@ -110,17 +114,26 @@ PATHS: dict[str, Attend] = {
 """Names for ``PolicySpec.attention`` (and any ``attn_implementation``) to their functions."""
 
 
-def _attend_segment(heads: Heads, access: SegmentAccess) -> Tensor:
+def _attend_segment(heads: Heads, layout: RowLayout, access: SegmentAccess) -> Tensor:
     own = heads._replace(
         query=heads.query[:, access.queries],
         key=_take(heads.key, access.keys),
         value=_take(heads.value, access.keys),
     )
-    queries, keys = own.query.shape[1], own.key.shape[1]
-    fits = heads.window is None or keys <= heads.window
+    fits = heads.window is None or own.key.shape[1] <= heads.window
     if fits and heads.softcap is None and len(access.keys) == 1:
         return _attend(own, None)
-    return _attend(own, _lower_right(queries, keys, heads.window, own.query.device))
+    return _attend(own, _segment_mask(own, layout))
+
+
+def _segment_mask(own: Heads, layout: RowLayout) -> Tensor:
+    """What is added to a segment's scores. All layers share it, and so does what autograd keeps for their backward."""
+    queries, keys, made = own.query.shape[1], own.key.shape[1], _masks.setdefault(layout, {})
+    name = (queries, keys, own.window, own.query.dtype)
+    if name not in made:
+        hidden = ~_lower_right(queries, keys, own.window, own.query.device)
+        made[name] = own.query.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+    return made[name]
 
 
 def _take(tensor: Tensor, spans: tuple[slice, ...]) -> Tensor:
@@ -135,16 +148,21 @@ def _lower_right(queries: int, keys: int, window: int | None, device: torch.devi
 
 
 def _attend(heads: Heads, mask: Tensor | None) -> Tensor:
-    """SDPA under ``mask`` (None: plain causal), with the scores soft-clipped by hand where the model wants that."""
+    """SDPA under ``mask`` (None: plain causal), with the scores soft-clipped by hand where the model wants that.
+
+    A mask is bool (may it be seen?) or, in the query's dtype, what is added to the scores.
+    """
     if heads.softcap is not None:
         return _attend_softcapped(heads, mask, heads.softcap)
-    grouped = mask is None and heads.query.shape[0] != heads.key.shape[0]
-    if not grouped:  # with a mask, GPUs have no fused kernel for grouped heads
-        heads = _with_repeated_keys(heads)
-    query, key, value = (tensor[None] for tensor in heads[:3])
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=heads.scale, enable_gqa=grouped
-    )[0]
+    if mask is None:
+        query, key, value = (tensor[None] for tensor in heads[:3])
+        grouped = query.shape[1] != key.shape[1]
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=heads.scale, enable_gqa=grouped)[0]
+    # With a mask, GPUs have no fused kernel for grouped heads: each group is an item of the batch, its keys a view.
+    shape = (heads.key.shape[0], heads.query.shape[0] // heads.key.shape[0])
+    key, value = (tensor[:, None].expand(*shape, *tensor.shape[1:]) for tensor in (heads.key, heads.value))
+    query = heads.query.reshape(*shape, *heads.query.shape[1:])
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=heads.scale).flatten(0, 1)
 
 
 def _attend_softcapped(heads: Heads, mask: Tensor | None, softcap: float) -> Tensor:
@@ -152,7 +170,8 @@ def _attend_softcapped(heads: Heads, mask: Tensor | None, softcap: float) -> Ten
     if mask is None:
         mask = _lower_right(query.shape[-2], key.shape[-2], None, query.device)
     scores = query @ key.transpose(-1, -2) * (heads.scale if heads.scale is not None else query.shape[-1] ** -0.5)
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, torch.finfo(query.dtype).min)
+    scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, torch.finfo(query.dtype).min) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 

@@ -137,6 +137,21 @@ def heads(layout: RowLayout, key_heads: int = 2, size: int = 8, **kind: Any) -> 
     return query, key, value
 
 
+def test_layers_share_an_answers_mask_and_keep_no_repeated_keys() -> None:
+    layout = RowLayout(segment_table(*TREE))
+    kept: dict[int, Tensor] = {}
+    query, key, value = (tensor.requires_grad_() for tensor in heads(layout))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        outputs = [attend_sdpa(Heads(query, key, value), layout) for _ in range(3)]
+    masks = [tensor for tensor in kept.values() if tensor.shape[-2:] in ((9, 14), (4, 9))]  # answers by their contexts
+    assert sorted(tensor.shape[-2] for tensor in masks) == [4, 9]
+    contexts = [tensor for tensor in kept.values() if tensor.shape[-2:] in ((14, 8), (9, 8)) and tensor.dim() == 4]
+    assert contexts
+    answers = [tensor for tensor in contexts if tensor.stride(1) == 0]
+    assert {tensor.untyped_storage().nbytes() for tensor in answers} == {2 * 14 * 8 * 4, 2 * 9 * 8 * 4}
+    assert torch.equal(outputs[0], outputs[2])
+
+
 def per_sequence(
     query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: Any, left: int
 ) -> Tensor:
