@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lion_lightning.data.packing import BestFit
+    from lion_lightning.data.preference import PreferenceDataModule
     from lion_lightning.data.sft import SFTDataModule
     from lion_lightning.data.sources import Source
     from lion_lightning.losses.preference import PreferenceLoss
@@ -44,6 +45,7 @@ __all__ = [
     "NoReference",
     "PolicyModel",
     "PolicySpec",
+    "PreferenceDataModule",
     "PreferenceLoss",
     "Reference",
     "RefreshedReference",
@@ -67,6 +69,7 @@ _HOMES = {
     "NoReference": "models.references",
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",
+    "PreferenceDataModule": "data.preference",
     "PreferenceLoss": "losses.preference",
     "Reference": "models.references",
     "RefreshedReference": "models.cached",

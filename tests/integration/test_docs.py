@@ -54,8 +54,10 @@ def test_yaml_examples_are_valid_configs(text: str, folder: Path, capsys: pytest
         (folder / "my_data.py").write_text("def from_seed_task(row): ...")
         config = {"data": {"class_path": "lion_lightning.SFTDataModule", "init_args": config}}
     (folder / "example.yaml").write_text(yaml.safe_dump(config))
+    of_pairs = any(word in text for word in ("Preference", "DPO", "reference", "pairing"))
+    shipped = str(ROOT / "configs" / ("dpo.yaml" if of_pairs else "sft.yaml"))
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "-c", str(ROOT / "configs" / "sft.yaml"), "-c", "example.yaml", "--print_config"])
+        main(["fit", "-c", shipped, "-c", "example.yaml", "--print_config"])
     assert stop.value.code in (0, None)
     printed = yaml.safe_load(capsys.readouterr().out)
     for section, expected in config.items():
@@ -76,4 +78,5 @@ def assert_holds(actual: Any, expected: Any) -> None:
 
 def test_every_shipped_config_is_run_by_a_test() -> None:
     shipped = {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
-    assert shipped == {"sft.yaml"}, "test_cli.py runs sft.yaml; add a run of the new config there"
+    tested = {"sft.yaml", "dpo.yaml"}  # by test_cli.py and test_cli_dpo.py
+    assert shipped == tested, "add a run of the new config to the tests, then its name here"
