@@ -91,5 +91,7 @@ class WPOLoss(_Around):
 
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         """See the class."""
-        likeness = sum((side.sums - side.collisions) / side.counts.clamp_min(1.0) for side in policy)
-        return cast("Tensor", likeness).detach().exp() * self._losses[0](policy, reference)
+        losses: Tensor = self._losses[0](policy, reference)
+        for side in policy:
+            losses = losses * (side.means - side.collisions / side.counts.clamp_min(1.0)).detach().exp()
+        return losses

@@ -1,4 +1,7 @@
-"""f-divergences: how far a policy may go from its reference, and in which sense (f-DPO, arXiv 2309.16240)."""
+"""f-divergences: how far a policy may go from its reference, and in which sense (f-DPO, arXiv 2309.16240).
+
+Constants in f' cancel in a margin; here each f' is 0 at a ratio of 1, so that a policy equal to its reference earns 0.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lion_lightning.losses.preference import out_of_range
+
 _LARGEST_EXPONENT = 80.0  # its exponential is still a finite fp32 number
 
 
@@ -16,7 +21,7 @@ class Divergence(ABC):
 
     @abstractmethod
     def derivative(self, log_ratios: Tensor) -> Tensor:
-        """``f'(u)``, up to a constant that cancels in a margin.
+        """``f'(u)``, rising in u, and 0 at u = 1.
 
         Args:
             log_ratios: ``log u``, the log-ratio of policy to reference; any shape.
@@ -51,7 +56,7 @@ class AlphaDivergence(Divergence):
     r""":math:`f'(u) = (1 - u^{-\alpha}) / \alpha`, between reverse KL (alpha to 0) and forward KL (alpha to 1).
 
     Args:
-        alpha: Above 0 and below 1.
+        alpha: Above 0 and below 1 (TRL's ``f_alpha_divergence_coef`` is ``1 - alpha``).
 
     Raises:
         ValueError: If ``alpha`` is out of its range.
@@ -59,7 +64,7 @@ class AlphaDivergence(Divergence):
 
     def __init__(self, alpha: float = 0.5) -> None:
         if not 0 < alpha < 1:
-            raise ValueError(f"AlphaDivergence: alpha is {alpha}; give a number above 0 and below 1")
+            raise out_of_range(self, "alpha", alpha, "above 0 and below 1")
         self.alpha = alpha
 
     def derivative(self, log_ratios: Tensor) -> Tensor:

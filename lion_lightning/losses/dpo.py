@@ -15,7 +15,7 @@ from lion_lightning.types import AnswerLogps, PairLogps
 class LogisticLoss(PreferenceLoss):
     r"""Base of the losses :math:`-(1-\epsilon)\log\sigma(z) - \epsilon\log\sigma(-z)`; a subclass says what z is.
 
-    With :math:`\epsilon > 0` labels are taken to be wrong that often: conservative DPO (Mitchell's note, 2023).
+    With :math:`\epsilon > 0`, labels are taken to be wrong that often: conservative DPO (ericmitchell.ai/cdpo.pdf).
 
     Args:
         beta: Strength of the pull towards the reference, above 0.
@@ -120,7 +120,7 @@ class LDDPOLoss(SigmoidLoss):
 
 
 class DPOPLoss(LogisticLoss):
-    r"""DPO-positive (Smaug, arXiv 2402.13228): the chosen answer may not become less probable than it was.
+    r"""DPO-positive (Smaug, arXiv 2402.13228, eq. 3): the chosen answer may not become less probable than it was.
 
     :math:`z = \beta(\rho_w - \rho_l - \lambda\max(0, -\rho_w))`
 
@@ -135,7 +135,7 @@ class DPOPLoss(LogisticLoss):
 
     def __init__(self, beta: float = 0.3, penalty: float = 50.0, label_smoothing: float = 0.0) -> None:
         super().__init__(beta, label_smoothing)
-        if not penalty >= 0:
+        if not 0 <= penalty < float("inf"):
             raise out_of_range(self, "penalty", penalty, "of at least 0")
         self.penalty = penalty
 
@@ -148,7 +148,8 @@ class DPOPLoss(LogisticLoss):
 class RDPOLoss(LogisticLoss):
     r"""R-DPO (arXiv 2403.19159): :math:`z = \beta(\rho_w - \rho_l) + \alpha(|y_w| - |y_l|)`.
 
-    Where the chosen answer is the longer one, its length explains a part of the preference, and less is left to learn.
+    Maximising :math:`r(x, y) - \alpha|y| - \beta\mathrm{KL}` makes :math:`r = \beta\rho + \alpha|y| + c(x)`, hence the
+    sign: a longer chosen answer is preferred for its length in part, and less is left to learn.
 
     Args:
         beta: Strength of the pull towards the reference, above 0.
@@ -161,7 +162,7 @@ class RDPOLoss(LogisticLoss):
 
     def __init__(self, beta: float = 0.1, alpha: float = 0.01, label_smoothing: float = 0.0) -> None:
         super().__init__(beta, label_smoothing)
-        if not alpha >= 0:
+        if not 0 <= alpha < float("inf"):
             raise out_of_range(self, "alpha", alpha, "of at least 0")
         self.alpha = alpha
 

@@ -79,10 +79,11 @@ class KTOPairLoss(PreferenceLoss):
 
 
 class BCOLoss(PreferenceLoss):
-    r"""Binary classifier optimisation (arXiv 2404.04656): :math:`-\log \sigma(r_w - \delta) - \log \sigma(\delta - r_l)`.
+    r"""Binary classifier optimisation of pairs (arXiv 2404.04656).
 
-    :math:`\delta` is the mean reward of both sides, over all training steps before this one and all ranks: however a step
-    is split, its loss is the same, and the mean resumes with the checkpoint. At the first step it is 0, as rewards are.
+    :math:`-\log \sigma(r_w - \delta) - \log \sigma(\delta - r_l)`, with :math:`\delta` the mean reward of both sides
+    over all ranks and all training steps before this one: however a step is split its loss is the same, and the mean
+    resumes with the checkpoint. At the first step it is 0, as the rewards are.
 
     Attributes:
         totals: ``(2,)`` fp32 sum and number of the rewards of the steps so far.
@@ -118,6 +119,6 @@ class BCOLoss(PreferenceLoss):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BCOLoss:
         """Move to another device, but stay fp32: bf16 cannot count past 256."""
         exact = self.totals
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.totals = exact.to(self.totals.device)
         return self

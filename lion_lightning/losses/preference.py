@@ -96,13 +96,13 @@ class PreferenceLoss(nn.Module, ABC):
         """
 
 
-def out_of_range(loss: object, name: str, value: float, rule: str) -> ValueError:
-    """Complaint about an argument.
+def out_of_range(owner: object, name: str, value: float, rule: str) -> ValueError:
+    """The complaint to raise about an argument.
 
     Args:
-        loss: Whose argument it is.
+        owner: Whose argument it is.
         name: Its name.
         value: What was given.
         rule: The range, in words.
     """
-    return ValueError(f"{type(loss).__name__}: {name} is {value}; give a number {rule}")
+    return ValueError(f"{type(owner).__name__}: {name} is {value}; give a number {rule}")

@@ -44,8 +44,8 @@ class ChosenNLLLoss(ReferenceFreeLoss):
 
 
 class SimPOLoss(ReferenceFreeLoss):
-    r"""SimPO: :math:`-\log \sigma(\beta (\bar\ell_w - \bar\ell_l) - \gamma)`, :math:`\bar\ell` the mean log-prob a token
-    (arXiv 2405.14734, eq. 6).
+    r"""SimPO: :math:`-\log \sigma(\beta (\bar\ell_w - \bar\ell_l) - \gamma)`, with :math:`\bar\ell` the mean log-prob
+    a token (arXiv 2405.14734, eq. 6).
 
     Args:
         beta: Scale of the rewards, above 0. The paper takes 2 to 10.
