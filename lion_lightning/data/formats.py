@@ -235,16 +235,16 @@ def read_system(row: Row) -> tuple[Message, ...]:
     return (Message("system", content),) if content else ()
 
 
-def read_turns(value: Any, name: str) -> tuple[Message, ...]:
-    """Read a list of messages; ``name`` is its place in the row, for errors."""
+def read_turns(value: Any, name: str, may_be_empty: bool = False) -> tuple[Message, ...]:
+    """Read a list of messages; ``name`` is its place in the row, for errors, and the messages' text may be empty."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(f"{name} is {type(value).__name__}, not a list of messages")
     if not value:
         raise ValueError(f"{name} is empty; remove the row or give it messages")
-    return tuple(_message(turn, f"{name}[{number}]") for number, turn in enumerate(value))
+    return tuple(_message(turn, f"{name}[{number}]", may_be_empty) for number, turn in enumerate(value))
 
 
-def _message(turn: Any, name: str) -> Message:
+def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     """Read ``{role, content}`` and ShareGPT's ``{from, value}`` alike: sets of either kind hold both."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"{name} is {type(turn).__name__}, not an object with role and content")
@@ -254,7 +254,7 @@ def _message(turn: Any, name: str) -> Message:
     if role is None:
         raise ValueError(f"{name} has the role {spoken!r}; known roles are {', '.join(_ROLES)}")
     content = own.pop("content", own.pop("value", "" if "tool_calls" in own else None))
-    silent = role in ("system", "tool") or "tool_calls" in own
+    silent = may_be_empty or role in ("system", "tool") or "tool_calls" in own
     return Message(role, read_text(_joined(content, name), f"{name} ({role})", may_be_empty=silent), own or None)
 
 

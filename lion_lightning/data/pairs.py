@@ -11,11 +11,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.formats import Completion
 from lion_lightning.data.preference_formats import recognise_preferences
-from lion_lightning.data.preferences import BestWorst, Pairing, Preference
+from lion_lightning.data.preferences import BestWorst, Pairing, Preference, Whole
 from lion_lightning.types import Piece
 
-_VERSION = 1  # part of the fingerprint; raise it whenever the same input gives other pieces
+_VERSION = 2  # part of the fingerprint; raise it whenever the same input gives other pieces
 
 Triple = tuple[Piece, Piece, Piece]
 
@@ -59,7 +60,8 @@ class PairEncoder:
         """
         sides = [side for example in examples for side in (example.chosen, example.rejected)]
         encoded = self._chat.encode(sides, [place for place in where for _ in range(2)])
-        return [self._triple(*pair) for pair in zip(encoded[::2], encoded[1::2], where, strict=True)]
+        triples = [self._triple(*pair) for pair in zip(encoded[::2], encoded[1::2], where, strict=True)]
+        return [_without_blanks(triple, example) for triple, example in zip(triples, examples, strict=True)]
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what :meth:`read` and :meth:`pieces` return; a key for caches."""
@@ -88,3 +90,20 @@ class PairEncoder:
 
 def _answer(piece: Piece, start: int) -> Piece:
     return Piece(piece.input_ids[start:], piece.supervised[start:], parent=0)
+
+
+def _without_blanks(triple: Triple, example: Preference) -> Triple:
+    """Nothing is to be learnt from an answer without text, so none of it is a target; such pairs are left out later."""
+    prompt, chosen, rejected = triple
+    return prompt, _unless_blank(chosen, example.chosen), _unless_blank(rejected, example.rejected)
+
+
+def _unless_blank(answer: Piece, whole: Whole) -> Piece:
+    return answer if any(_said(whole)) else answer._replace(supervised=np.zeros_like(answer.supervised))
+
+
+def _said(whole: Whole) -> list[Any]:
+    """Texts of an answer, and the tool calls of turns that say nothing else."""
+    if isinstance(whole, Completion):
+        return [whole.completion.strip()]
+    return [turn.content.strip() or turn.extra for turn in whole.messages[whole.prompt_turns or 0 :]]

@@ -43,7 +43,7 @@ def recognise_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
       with the last whole word that both have, and the white space behind it belongs to the answers.
 
     A ``system`` column becomes the system turn of a chat, ``tools`` go to its template. ``score_chosen`` and
-    ``score_rejected`` give the margin. Equal answers and equal scores are no error here.
+    ``score_rejected`` give the margin. Equal answers, equal scores and answers without text are no error here.
 
     Args:
         row: The raw row, keys to values.
@@ -153,7 +153,7 @@ def _texts(row: Row, prompt: str, answers: Answers) -> list[Whole]:
             'messages, or a chat\'s question with `columns: {"question": "prompt"}`'
         )
     start = read_text(prompt, "prompt", may_be_empty=True)
-    return [Completion(start, read_text(value, name)) for name, value in answers.items()]
+    return [Completion(start, read_text(value, name, may_be_empty=True)) for name, value in answers.items()]
 
 
 def _chats(row: Row, prompt: tuple[Message, ...], answers: Answers) -> list[Whole]:
@@ -180,8 +180,8 @@ def _after(prompt: tuple[Message, ...], turns: tuple[Message, ...], name: str) -
 def _answer_turns(value: Any, name: str) -> tuple[Message, ...]:
     """Turns of an answer: a text or a lone message is one assistant turn."""
     if isinstance(value, str):
-        return (Message("assistant", read_text(value, name)),)
-    return read_turns([value] if isinstance(value, Mapping) else value, name)
+        return (Message("assistant", read_text(value, name, may_be_empty=True)),)
+    return read_turns([value] if isinstance(value, Mapping) else value, name, may_be_empty=True)
 
 
 # --- where a prompt that is not given by itself ends
