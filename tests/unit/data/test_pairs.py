@@ -283,6 +283,21 @@ def test_the_encoder_of_single_examples_reads_rows_and_gives_pieces_in_the_same_
     assert [sample[0].input_ids.tolist() for sample in pieces] == [piece.input_ids.tolist() for piece in encoded]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": " "},
+        {"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": ""},
+        {"question": "a", "answers": ["b", ""], "scores": [1, 0]},
+    ],
+)
+def test_an_answer_without_text_is_no_error_and_has_no_target(row: dict[str, Any]) -> None:
+    encoder = PairEncoder(byte_level())
+    ((_, chosen, rejected),) = encoder.pieces(encoder.read(row, {}), ["data.jsonl:1"])
+    assert chosen.supervised.any()
+    assert not rejected.supervised.any()
+
+
 # --- a real tokenizer on real data
 
 SOLUTIONS = SHARED / "data/gsm8k/example_model_solutions.jsonl"

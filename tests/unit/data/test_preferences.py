@@ -288,8 +288,6 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
         ({"prompt": "a", "answers": ["b", "c"]}, "prompt [+] answers [+] scores lacks scores"),
         (PAIR | {"chosen": []}, "chosen is empty"),
         (PAIR | {"rejected": "b"}, "rejected is text and chosen is not; make all of them text"),
-        ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected is empty"),
-        ({"prompt": "a", "chosen": answer("b"), "rejected": answer("")}, r"rejected\[0\] \(assistant\) is empty"),
         (PAIR | {"rejected": turns("x", "c")}, "share no first message to be the prompt"),
         ({"chosen": answer("b"), "rejected": answer("c")}, "share no first message to be the prompt"),
         (
@@ -317,7 +315,6 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
         (LISTED | {"answers": "ab"}, "answers is str, not a list"),
         (LISTED | {"answers": ["a"], "scores": [1]}, "a pair needs two answers, and answers has 1; skip the row"),
         (LISTED | {"answers": ["a", answer("b")]}, r"answers\[0\] is text and answers\[1\] is not"),
-        (LISTED | {"answers": ["a", ""]}, r"answers\[1\] is empty"),
         (LISTED | {"answers": [{"answer": "a"}, {"answer": "b"}]}, r"answers\[0\]\[0\] has the role None"),
     ],
 )
