@@ -120,7 +120,7 @@ class LDDPOLoss(SigmoidLoss):
 
 
 class DPOPLoss(LogisticLoss):
-    r"""DPO-positive (Smaug, arXiv 2402.13228, eq. 3): the chosen answer may not become less probable than it was.
+    r"""DPO-positive (Smaug, arXiv 2402.13228): the chosen answer may not become less probable than it was.
 
     :math:`z = \beta(\rho_w - \rho_l - \lambda\max(0, -\rho_w))`
 

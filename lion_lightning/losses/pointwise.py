@@ -62,7 +62,7 @@ class APODownLoss(PreferenceLoss):
 
 
 class KTOPairLoss(PreferenceLoss):
-    r"""KTO with both halves of each pair as its examples (arXiv 2402.01306, eq. 8 with equal weights).
+    r"""KTO with both halves of each pair as its examples (arXiv 2402.01306, with equal weights).
 
     .. math:: \tfrac12 (1 - \sigma(\beta (\rho_w - z_l))) + \tfrac12 (1 - \sigma(\beta (z_w - \rho_l)))
 

@@ -84,7 +84,7 @@ class PreferenceLoss(nn.Module, ABC):
         return Pair(*(self.reduce(own) - self.reduce(other) for own, other in zip(policy, reference, strict=True)))
 
     def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
-        """Implicit rewards: ``beta`` times the log-ratios (arXiv 2305.18290, eq. 5). The module logs them."""
+        """Implicit rewards: ``beta`` times the log-ratios (arXiv 2305.18290). The module logs them."""
         ratios = self.log_ratios(policy, reference)
         return Pair(self.beta * ratios.chosen, self.beta * ratios.rejected)
 

@@ -45,7 +45,7 @@ class ChosenNLLLoss(ReferenceFreeLoss):
 
 class SimPOLoss(ReferenceFreeLoss):
     r"""SimPO: :math:`-\log \sigma(\beta (\bar\ell_w - \bar\ell_l) - \gamma)`, with :math:`\bar\ell` the mean log-prob
-    a token (arXiv 2405.14734, eq. 6).
+    a token (arXiv 2405.14734).
 
     Args:
         beta: Scale of the rewards, above 0. The paper takes 2 to 10.
@@ -72,7 +72,7 @@ class SimPOLoss(ReferenceFreeLoss):
 
 class CPOLoss(ReferenceFreeLoss):
     r"""CPO: :math:`-\log \sigma(\beta (\log \pi(y_w|x) - \log \pi(y_l|x))) + \alpha \mathrm{NLL}(y_w)`
-    (arXiv 2401.08417, eq. 3 and the behaviour-cloning term after it).
+    (arXiv 2401.08417, and the behaviour-cloning term after it).
 
     Args:
         beta: Scale of the rewards, above 0.
@@ -95,7 +95,7 @@ class CPOLoss(ReferenceFreeLoss):
 
 class ORPOLoss(ReferenceFreeLoss):
     r"""ORPO: :math:`\mathrm{NLL}(y_w) - \lambda \log \sigma(\log \mathrm{odds}_w - \log \mathrm{odds}_l)`, the odds
-    :math:`p / (1 - p)` of the mean log-prob a token (arXiv 2403.07691, eq. 6 and 7).
+    :math:`p / (1 - p)` of the mean log-prob a token (arXiv 2403.07691).
 
     Args:
         beta: :math:`\lambda`, weight of the odds ratio, above 0.

@@ -141,7 +141,7 @@ class FrozenReference(Reference):
 
 
 class MixedReference(FrozenReference):
-    r"""A copy that follows the policy (TR-DPO, arXiv 2404.09656, eq. 6 and 7).
+    r"""A copy that follows the policy (TR-DPO, arXiv 2404.09656).
 
     Every ``every_n_steps`` optimizer steps, :math:`\pi_{ref} \leftarrow \alpha\,\pi + (1 - \alpha)\,\pi_{ref}`. An
     ``alpha`` of 1 is the hard update; the paper's soft one has 0.6 at every step.
