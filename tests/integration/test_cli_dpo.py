@@ -73,6 +73,16 @@ def test_inspect_shows_both_answers_and_what_sharing_the_prompt_saves(
     assert "sharing the prompt saves" in printed
 
 
+def test_a_loss_of_ones_own_is_picked_by_class_path(folder: Path) -> None:
+    text = (ROOT / "docs" / "losses.md").read_text("utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    (folder / "my_losses.py").write_text(code)
+    loss = ["--model.loss=my_losses.FocalDPOLoss", "--model.loss.init_args.beta=0.2"]
+    assert main(["fit", "-c", str(DPO), *SMALL, *CSV, *loss, "--trainer.max_steps=1"]) == 0
+    first = next(row for row in logged(folder) if "train/loss" in row)
+    assert first["train/loss"] == pytest.approx(0.25 * 0.6931472, rel=1e-4)  # (1 - 1/2)^2 ln 2
+
+
 def rows(*written: Any) -> Callable[[Path], list[str]]:
     """A source of these rows."""
 
