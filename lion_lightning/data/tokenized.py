@@ -7,7 +7,6 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from lion_lightning import __version__
+from lion_lightning.cache import cache_folder, writing
 from lion_lightning.data.digests import content_digest, group_digest
 from lion_lightning.data.readers import Numbers, Rows, digest
 from lion_lightning.data.sources import Source
@@ -154,14 +154,8 @@ def tokenise(source: Source, encoder: Encoder, cache_dir: str | Path | None = No
     """
     rows = source.open()
     key = {"version": [STORE_VERSION, __version__], "rows": rows.fingerprint(), "encoder": encoder.fingerprint()}
-    path = cache_folder(cache_dir) / f"{digest(key | source.identity())}.arrow"
+    path = cache_folder("tokens", cache_dir) / f"{digest(key | source.identity())}.arrow"
     return _found(path) or _written(path, source, rows, encoder)
-
-
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Folder of the tokenised stores."""
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache_dir or os.environ.get("LION_CACHE") or f"{root}/lion_lightning").expanduser() / "tokens"
 
 
 def _found(path: Path) -> TokenTable | None:
@@ -177,12 +171,12 @@ def _found(path: Path) -> TokenTable | None:
 def _written(path: Path, source: Source, rows: Rows, encoder: Encoder) -> TokenTable:
     """Write under another name and rename: a killed run leaves no half store, and the last of two writers wins."""
     draft = path.with_name(f".{path.stem}.{uuid4().hex}")
-    with _clear_errors(path.parent):
+    with writing(path.parent, "tokenised data"):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = pa.OSFile(str(draft), "wb")
     try:
         counts = _write(file, source, rows, encoder)
-        with _clear_errors(path.parent):
+        with writing(path.parent, "tokenised data"):
             os.replace(draft, path)
             draft.write_text(json.dumps(counts | {"bytes": path.stat().st_size}), "utf-8")
             os.replace(draft, _manifest_path(path))
@@ -196,7 +190,7 @@ def _write(file: Any, source: Source, rows: Rows, encoder: Encoder) -> dict[str,
     with file, pa.ipc.new_stream(file, _SCHEMA) as stream:
         for places, examples in _batches(source, rows, encoder, counts):
             batch = _record_batch(encoder.pieces(examples, places), examples, places)
-            with _clear_errors(source.label):
+            with writing(source.label, "tokenised data"):
                 stream.write_batch(batch)
     return counts
 
@@ -247,12 +241,3 @@ def _words(batches: Sequence[Any], name: str) -> npt.NDArray[np.uint64]:
     """128-bit hashes as two words each, ``(examples, 2)``."""
     parts = [np.frombuffer(batch[name].buffers()[1], np.uint64, 2 * len(batch)) for batch in batches]
     return np.concatenate([np.empty(0, np.uint64), *parts]).reshape(-1, 2)
-
-
-@contextmanager
-def _clear_errors(folder: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        fix = "name a folder that you can write in `cache_dir` or in the environment variable LION_CACHE"
-        raise ValueError(f"{folder}: cannot write tokenised data ({error}); {fix}") from error

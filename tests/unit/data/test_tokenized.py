@@ -10,10 +10,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from lion_lightning.cache import cache_folder
 from lion_lightning.data import tokenized
 from lion_lightning.data.formats import Completion, Example, Text, recognise
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import cache_folder, tokenise
+from lion_lightning.data.tokenized import tokenise
 from lion_lightning.types import Piece
 from tests.unit.data.letters import LetterPairs
 
@@ -234,13 +235,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(write: Write, tmp_path: Pat
 
 def test_where_the_stores_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LION_CACHE", "/lion")
-    assert cache_folder() == Path("/lion/tokens")
-    assert cache_folder("/mine") == Path("/mine/tokens")
+    assert cache_folder("tokens") == Path("/lion/tokens")
+    assert cache_folder("tokens", "/mine") == Path("/mine/tokens")
     monkeypatch.delenv("LION_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache_folder() == Path("/xdg/lion_lightning/tokens")
+    assert cache_folder("tokens") == Path("/xdg/lion_lightning/tokens")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache/lion_lightning/tokens"
+    assert cache_folder("tokens") == Path.home() / ".cache/lion_lightning/tokens"
 
 
 def test_a_table_travels_to_workers_as_its_path(write: Write, tmp_path: Path) -> None:
