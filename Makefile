@@ -24,7 +24,7 @@ demo: $(READY)  ## both stages with a small model on a made-up task: no network,
 	HF_HUB_OFFLINE=1 $(BIN)/lion fit -c configs/dpo.yaml
 
 test: $(READY)  ## the default tests: no network, no GPU, under three minutes
-	$(PYTEST)
+	$(PYTEST) -n 2
 
 slow: $(READY)  ## the tests that build and install the package, and other long ones
 	$(PYTEST) -m 'slow and not distributed and not vllm and not gpu' --timeout 600

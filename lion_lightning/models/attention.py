@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -101,9 +100,6 @@ def attend_best(heads: Heads, layout: RowLayout) -> Tensor:
     return path(heads, layout)
 
 
-_masks: WeakKeyDictionary[RowLayout, dict[tuple[Any, ...], Tensor]] = WeakKeyDictionary()
-"""Masks of a row's segments, for as long as the row's layout lives: one forward and backward."""
-
 PATHS: dict[str, Attend] = {
     "lion": attend_best,
     "lion_sdpa": attend_sdpa,
@@ -128,7 +124,7 @@ def _attend_segment(heads: Heads, layout: RowLayout, access: SegmentAccess) -> T
 
 def _segment_mask(own: Heads, layout: RowLayout) -> Tensor:
     """What is added to a segment's scores. All layers share it, and so does what autograd keeps for their backward."""
-    queries, keys, made = own.query.shape[1], own.key.shape[1], _masks.setdefault(layout, {})
+    queries, keys, made = own.query.shape[1], own.key.shape[1], layout.masks
     name = (queries, keys, own.window, own.query.dtype)
     if name not in made:
         hidden = ~_lower_right(queries, keys, own.window, own.query.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,11 +42,15 @@ class RowLayout:
     Args:
         segments: The row's segments, parents before children.
         device: Where the row's tensors are.
+
+    Attributes:
+        masks: Masks that an attention path has made for the row, by its own names, for the layers that follow.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu") -> None:
         self.segments = tuple(segments)
         self.device = torch.device(device)
+        self.masks: dict[tuple[Any, ...], Tensor] = {}
 
     @property
     def tokens(self) -> int:
