@@ -29,7 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.model is None:
             options.model = folder
-            _run("model", {"model": folder, "layers": options.layers})
+            _run("model", {"model": folder, "layers": options.layers, "hidden": options.hidden})
         found = {data: compare(_job(options, data), options.rounds) for data in _data_sets(options)}
     options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(f"all rounds: {options.out}")
@@ -103,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder of a causal LM; without it a random one of SmolLM2's shape")
     parser.add_argument("--layers", type=int, default=30, help="of the random model")
+    parser.add_argument("--hidden", type=int, default=576, help="size of the random model, a multiple of 64")
     parser.add_argument("--gsm8k", type=Path, help="example_model_solutions.jsonl; needs --model, for its tokenizer")
     parser.add_argument("--pairs", type=int, default=4, help="a step")
     parser.add_argument("--forward", type=int, help="pairs a forward, the rest accumulated; default: all of a step")

@@ -21,11 +21,6 @@ import torch
 LEARNING_RATE, BETA = 1e-5, 0.1
 SMOLLM2: dict[str, Any] = {
     "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
     "max_position_embeddings": 8192,
     "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
     "rms_norm_eps": 1e-5,
@@ -209,13 +204,21 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def random_model(job: dict[str, Any]) -> dict[str, Any]:
-    """Save a random model of SmolLM2's shape, with a tokenizer that nobody asks anything of."""
+    """Save a random model of SmolLM2's vocabulary and proportions, with a tokenizer that nobody asks anything of."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    config = LlamaConfig(**SMOLLM2 | {"num_hidden_layers": job["layers"]})
+    heads = job["hidden"] // 64
+    size = {
+        "num_hidden_layers": job["layers"],
+        "hidden_size": job["hidden"],
+        "intermediate_size": job["hidden"] * 8 // 3,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 3 if heads % 3 == 0 else heads // 2,
+    }
+    config = LlamaConfig(**SMOLLM2 | size)
     models: Any = AutoModelForCausalLM
     models.from_config(config).save_pretrained(job["model"])
     words = Tokenizer(WordLevel({"<unk>": 0, "<end>": 2}, unk_token="<unk>"))
