@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 def cache_folder(kind: str, cache_dir: str | Path | None = None) -> Path:
@@ -17,6 +18,21 @@ def cache_folder(kind: str, cache_dir: str | Path | None = None) -> Path:
     """
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache_dir or os.environ.get("LION_CACHE") or f"{root}/lion_lightning").expanduser() / kind
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give another name to write to, which becomes ``path`` at the end: a killed run leaves no half file there.
+
+    Args:
+        path: The file to be; of two writers the last one wins.
+    """
+    draft = path.with_name(f".{uuid4().hex}.{path.name}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

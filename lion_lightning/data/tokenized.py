@@ -18,7 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from lion_lightning import __version__
-from lion_lightning.cache import cache_folder, writing
+from lion_lightning.cache import cache_folder, replacing, writing
 from lion_lightning.data.digests import content_digest, group_digest
 from lion_lightning.data.readers import Numbers, Rows, digest
 from lion_lightning.data.sources import Source
@@ -178,8 +178,8 @@ def _written(path: Path, source: Source, rows: Rows, encoder: Encoder) -> TokenT
         counts = _write(file, source, rows, encoder)
         with writing(path.parent, "tokenised data"):
             os.replace(draft, path)
-            draft.write_text(json.dumps(counts | {"bytes": path.stat().st_size}), "utf-8")
-            os.replace(draft, _manifest_path(path))
+            with replacing(_manifest_path(path)) as manifest:
+                manifest.write_text(json.dumps(counts | {"bytes": path.stat().st_size}), "utf-8")
     finally:
         draft.unlink(missing_ok=True)
     return TokenTable(path)

@@ -41,7 +41,7 @@ class CachedReference(Reference):
 
     def __init__(self, model: PolicySpec | str | None = None, cache_dir: str | Path | None = None) -> None:
         super().__init__()
-        self.spec = PolicySpec(path=model) if isinstance(model, str) else model
+        self.spec = None if model is None else PolicySpec.of(model)
         self.cache_dir = cache_dir
         self.weights: str | None = None
         self._build: Build | None = None

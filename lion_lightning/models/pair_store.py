@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lion_lightning.cache import writing
+from lion_lightning.cache import replacing, writing
 from lion_lightning.functional import pair_segments
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 
@@ -112,9 +111,10 @@ class PairStore:
         metadata = {"digest": _digest(keys, values)}
         with writing(self.folder, "reference log-probs"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write("identity.json", lambda path: path.write_text(json.dumps(self.identity, indent=1), "utf-8"))
-            tensors = {"keys": keys, "values": values}
-            self._write(f"{uuid4().hex}.safetensors", lambda path: save_file(tensors, path, metadata))
+            with replacing(self.folder / "identity.json") as draft:
+                draft.write_text(json.dumps(self.identity, indent=1), "utf-8")
+            with replacing(self.folder / f"{uuid4().hex}.safetensors") as draft:
+                save_file({"keys": keys, "values": values}, draft, metadata)
         self._pending = []
 
     def reload(self) -> None:
@@ -134,14 +134,6 @@ class PairStore:
             return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_)
         places = np.searchsorted(self._keys[:, 0], keys[:, 0]).clip(max=len(self._keys) - 1)
         return places, (self._keys[places] == keys).all(axis=1)
-
-    def _write(self, name: str, write: Any) -> None:
-        draft = self.folder / f".{uuid4().hex}.{name}"
-        try:
-            write(draft)
-            os.replace(draft, self.folder / name)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def _refuse_another_identity(self) -> None:
         manifest = self.folder / "identity.json"

@@ -125,7 +125,7 @@ class FrozenReference(Reference):
 
     def __init__(self, model: PolicySpec | str | None = None) -> None:
         super().__init__()
-        self.spec = PolicySpec(path=model) if isinstance(model, str) else model
+        self.spec = None if model is None else PolicySpec.of(model)
         self.model: PolicyModel | None = None
 
     def attach(self, policy: PolicyModel, build: Build) -> None:

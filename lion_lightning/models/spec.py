@@ -57,6 +57,13 @@ class PolicySpec:
         if isinstance(self.lora, dict):
             self.lora = LoRASpec(**self.lora)
 
+    @classmethod
+    def of(cls, model: PolicySpec | str | dict[str, Any]) -> PolicySpec:
+        """A spec as it may be given: a string is short for its ``path``, a mapping is what checkpoints hold."""
+        if isinstance(model, str):
+            return cls(path=model)
+        return cls(**model) if isinstance(model, dict) else model
+
     def build(self, tokenizer: PreTrainedTokenizerBase | None = None, new_ids: list[int] | None = None) -> PolicyModel:
         """Load or create the model and set it up for training on packed rows.
 

@@ -64,7 +64,7 @@ class AlignmentModule(LightningModule, ABC):
         with warnings.catch_warnings():  # a loss among the hyper-parameters is meant: see _plain
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
             self.save_hyperparameters()
-        self.policy_spec = _as_policy_spec(policy)
+        self.policy_spec = PolicySpec.of(policy)
         self.tokenizer_spec = _as_tokenizer_spec(tokenizer, self.policy_spec)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
@@ -265,12 +265,6 @@ def _finite(steps: float) -> int:
             "lr_scheduler: the run has no known end; set trainer.max_steps, max_epochs or lr_scheduler.total_steps."
         )
     return int(steps)
-
-
-def _as_policy_spec(policy: PolicySpec | str | dict[str, Any]) -> PolicySpec:
-    if isinstance(policy, str):
-        return PolicySpec(path=policy)
-    return PolicySpec(**policy) if isinstance(policy, dict) else policy
 
 
 def _as_tokenizer_spec(tokenizer: TokenizerSpec | dict[str, Any] | None, policy: PolicySpec) -> TokenizerSpec:
