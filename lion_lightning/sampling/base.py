@@ -1,0 +1,96 @@
+"""What generates answers, and what it may ask of the policy that it generates from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lion_lightning.types import Answer, Prompt
+
+
+class Sampler(Protocol):
+    """Generates answers. Any class with this method is one; nothing has to be imported for it."""
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> Sequence[Sequence[Answer]]:
+        """``n`` answers to each prompt.
+
+        Args:
+            prompts: What is asked.
+            n: Answers to each.
+            seed: The same seed and prompts give the same answers, as far as the engine can.
+        """
+
+
+class ServedPolicy(Protocol):
+    """The policy as samplers see it. All ranks must call its methods together where the weights are sharded."""
+
+    model: Any
+    """The causal LM of transformers, adapters on."""
+    tokenizer: Any
+    device: torch.device
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """All weights, whole, adapters merged, under Hugging Face's names; a tied head is there under both of its."""
+
+    def write(self, folder: Path) -> None:
+        """Write a Hugging Face folder that engines load: config, generation config, tokenizer, :meth:`weights`."""
+
+    def generating(self) -> AbstractContextManager[None]:
+        """Evaluation mode without gradients, weights whole on every rank, random state restored afterwards."""
+
+    def next_logps(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """``(prompts, vocabulary)`` fp32 log-probs of the token after each prompt."""
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A sampler that follows the policy: opened before each round, closed after it."""
+
+    def open(self, policy: ServedPolicy) -> None:
+        """Generate from this policy, as it is now, from here on."""
+
+    def close(self) -> None:
+        """Give back the memory that training needs; :meth:`open` comes again before the next round."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How answers are drawn.
+
+    Attributes:
+        temperature: Above 0; the paper's is 0.8.
+        top_p: Draw from the smallest set of tokens with this probability; 1 for all.
+        top_k: Draw from so many of the most probable tokens; 0 for all.
+        max_new_tokens: Most tokens of an answer; one that is longer is cut off, with finish reason ``length``.
+        stop: Texts that end an answer; they are left out of it.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    temperature: float = 0.8
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, good, range_ in (
+            ("temperature", self.temperature > 0, "above 0: answers to one prompt have to differ"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+        ):
+            if not good:
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}; give a number {range_}")
+
+
+class EngineError(OSError):
+    """What generates has failed. Nothing that was finished is lost: the round goes on with the next start."""
