@@ -36,12 +36,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(place: Path | str, what: str) -> Iterator[None]:
+def writing(
+    place: Path | str,
+    what: str,
+    fix: str = "name a folder that you can write in `cache_dir` or in the environment variable LION_CACHE",
+) -> Iterator[None]:
     """Name the place and the fix when something in it cannot be written.
 
     Args:
         place: A file or folder.
         what: What is written, e.g. ``tokenised data``.
+        fix: What to do about it.
 
     Raises:
         ValueError: In place of any OSError.
@@ -49,5 +54,4 @@ def writing(place: Path | str, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "name a folder that you can write in `cache_dir` or in the environment variable LION_CACHE"
         raise ValueError(f"{place}: cannot write {what} ({error}); {fix}") from error

@@ -232,7 +232,7 @@ class Answer(NamedTuple):
 
     Attributes:
         text: What was said, without the token that ends the turn.
-        finish_reason: ``stop`` if the model ended it, ``length`` if it was cut off, ``original`` if it is the row's own.
+        finish_reason: ``stop`` if the model ended it, ``length`` if it was cut off, ``original`` if the row brought it.
         token_ids: The tokens that were sampled, the one that ends the turn included; None where that is not known or
             does not fit the text (a stop string), and the text is tokenised instead.
     """

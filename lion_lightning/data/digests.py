@@ -7,10 +7,10 @@ from hashlib import blake2b
 from typing import Any
 
 from lion_lightning.data.formats import Completion, Conversation, Example
-from lion_lightning.data.preferences import Preference, Whole
+from lion_lightning.data.preferences import Preference, SampledPair, Whole
 
 
-def content_digest(example: Example | Preference) -> bytes:
+def content_digest(example: Example | Preference | SampledPair) -> bytes:
     """16 bytes that two examples share if, and only if, their content is equal.
 
     How many turns count as prompt is left out: the same conversation, written in two forms, is a duplicate. So is a
@@ -19,19 +19,28 @@ def content_digest(example: Example | Preference) -> bytes:
     return _digest(_content(example))
 
 
-def group_digest(example: Example | Preference) -> bytes:
+def group_digest(example: Example | Preference | SampledPair) -> bytes:
     """16 bytes that two pairs share if, and only if, their prompts are equal; for anything else its own digest.
 
     What shares a group is never split between training and validation.
     """
+    if isinstance(example, SampledPair):
+        return example.group
     if isinstance(example, Preference):
-        return _digest(["prompt", _content(_prompt(example.chosen))])
+        return prompt_digest(_prompt(example.chosen))
     return content_digest(example)
 
 
-def _content(example: Example | Preference) -> list[Any]:
+def prompt_digest(prompt: Whole) -> bytes:
+    """The group of all pairs of this prompt: a conversation that ends before the answer, or an empty completion."""
+    return _digest(["prompt", _content(prompt)])
+
+
+def _content(example: Example | Preference | SampledPair) -> list[Any]:
     content: Any = example
-    if isinstance(example, Preference):
+    if isinstance(example, SampledPair):
+        content = [example.group.hex(), example.chosen, example.rejected]
+    elif isinstance(example, Preference):
         content = [_content(example.chosen), _content(example.rejected)]
     elif isinstance(example, Conversation):
         content = example._replace(prompt_turns=None)

@@ -1,0 +1,287 @@
+"""A round of on-policy sampling on disk: one Arrow file, whole or not there, with everything that was made in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lion_lightning.cache import replacing, writing
+from lion_lightning.data.preferences import SampledPair
+from lion_lightning.data.readers import FileRows, Numbers, Row, digest
+from lion_lightning.data.sources import Source
+from lion_lightning.types import Answer, Piece, Prompt
+
+VERSION = 1
+"""Of the file's form."""
+
+_SCHEMA = pa.schema(
+    [
+        ("where", pa.string()),
+        ("text", pa.string()),
+        ("messages", pa.string()),  # JSON, as are the row and the scores by judge: their forms are the user's
+        ("row", pa.string()),
+        ("original", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("group", pa.binary()),
+        ("monitor", pa.bool_()),
+        ("seed", pa.int64()),
+        ("answers", pa.list_(pa.string())),
+        ("finish_reasons", pa.list_(pa.string())),
+        ("token_ids", pa.list_(pa.list_(pa.int32()))),
+        ("scores", pa.list_(pa.float64())),
+        ("by_judge", pa.string()),
+        ("pairs", pa.list_(pa.list_(pa.int32()))),
+        ("left_out", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A prompt with what was answered, how it was scored, and which pairs that gave.
+
+    Attributes:
+        prompt: What was asked.
+        answers: The answers; their ``token_ids`` are set.
+        group: Hash of the prompt that its pairs share.
+        monitor: Whether this is one of the prompts that every round answers once and nothing is trained on. Its
+            answers are this round's and, from the second round on, the first round's.
+        seed: Seed that the answers were sampled with.
+        scores: Score of each answer.
+        by_judge: The same of each judge, where several were combined.
+        pairs: Positions of chosen and rejected, a tuple a pair.
+        left_out: Why there are no pairs, in a few words; empty where there are.
+    """
+
+    prompt: Prompt
+    answers: tuple[Answer, ...] = ()
+    group: bytes = b""
+    monitor: bool = False
+    seed: int = 0
+    scores: tuple[float, ...] = ()
+    by_judge: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    pairs: tuple[tuple[int, int], ...] = ()
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round.
+
+    Attributes:
+        path: Its file, ``round-0000.arrow``.
+    """
+
+    path: Path
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """Number, identity (what decided the answers: policy, sampler, judge, prompts, seed) and time of the round.
+
+        Raises:
+            ValueError: The file is no round, or is damaged.
+        """
+        with opened(self.path) as reader:
+            text = (reader.schema.metadata or {}).get(b"lion")
+        if text is None:
+            raise ValueError(f"{self.path}: not a round of on-policy sampling; name a folder of rounds")
+        made: dict[str, Any] = json.loads(text)
+        return made
+
+    @property
+    def number(self) -> int:
+        """Which round it is: the epoch that it was sampled for."""
+        return int(self.metadata["round"])
+
+    @cached_property
+    def rollouts(self) -> list[Rollout]:
+        """All that was sampled, in order."""
+        return list(read_rollouts(self.path))
+
+    @property
+    def summary_path(self) -> Path:
+        """A JSON file beside the round, with the figures that were logged and what became of its pairs."""
+        return self.path.with_suffix(".json")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What is in that file; empty where there is none yet.
+
+        Keys: ``metrics`` (figures by log key), ``report`` (a ``PairReport`` as a mapping, with the pairs that the data
+        module's filters left out by cause under ``lost``), ``left_out`` (prompts without pairs, by cause).
+        """
+        if not self.summary_path.exists():
+            return {}
+        made: dict[str, Any] = json.loads(self.summary_path.read_text("utf-8"))
+        return made
+
+    def pairs(self) -> int:
+        """Number of pairs, before the data module's filters."""
+        return sum(len(rollout.pairs) for rollout in self.rollouts)
+
+
+def round_path(folder: Path, number: int) -> Path:
+    """Where a round lies."""
+    return folder / f"round-{number:04}.arrow"
+
+
+def find_rounds(folder: Path) -> list[Round]:
+    """The finished rounds of a folder, in order."""
+    return [Round(path) for path in sorted(folder.glob("round-*.arrow"))]
+
+
+def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write rollouts as one file, which is there whole or not at all.
+
+    Args:
+        path: The file.
+        rollouts: What to write.
+        metadata: What the file says about itself, as plain data.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
+    schema = _SCHEMA.with_metadata({"lion": json.dumps(metadata)}) if metadata is not None else _SCHEMA
+    table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=schema)
+    with writing(path, "sampled answers", "set `rounds_dir` of OnPolicySampling to a folder that you can write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft, pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            writer.write_table(table)
+
+
+def read_rollouts(path: Path) -> Iterator[Rollout]:
+    """Read what :func:`write_rollouts` wrote.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    with opened(path) as reader:
+        for row in reader.read_all().to_pylist():
+            yield _from_row(row)
+
+
+def opened(path: Path) -> Any:
+    """An Arrow file reader, which is a context manager.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+
+
+def _to_row(rollout: Rollout) -> dict[str, Any]:
+    prompt, answers = rollout.prompt, rollout.answers
+    return {
+        "where": prompt.where,
+        "text": prompt.text,
+        "messages": json.dumps(prompt.messages, default=str),
+        "row": json.dumps(dict(prompt.row), default=str),
+        "original": prompt.original,
+        "prompt_ids": prompt.input_ids,
+        "group": rollout.group,
+        "monitor": rollout.monitor,
+        "seed": rollout.seed,
+        "answers": [answer.text for answer in answers],
+        "finish_reasons": [answer.finish_reason for answer in answers],
+        "token_ids": [answer.token_ids for answer in answers],
+        "scores": rollout.scores,
+        "by_judge": json.dumps({name: list(scores) for name, scores in rollout.by_judge.items()}),
+        "pairs": rollout.pairs,
+        "left_out": rollout.left_out,
+    }
+
+
+def _from_row(row: Mapping[str, Any]) -> Rollout:
+    columns = zip(row["answers"], row["finish_reasons"], row["token_ids"], strict=True)
+    return Rollout(
+        prompt=Prompt(
+            text=row["text"],
+            input_ids=tuple(row["prompt_ids"]),
+            messages=tuple(json.loads(row["messages"])),
+            row=json.loads(row["row"]),
+            original=row["original"],
+            where=row["where"],
+        ),
+        answers=tuple(Answer(text, reason, ids and tuple(ids)) for text, reason, ids in columns),
+        group=row["group"],
+        monitor=row["monitor"],
+        seed=row["seed"],
+        scores=tuple(row["scores"]),
+        by_judge=json.loads(row["by_judge"]),
+        pairs=tuple((chosen, rejected) for chosen, rejected in row["pairs"]),
+        left_out=row["left_out"],
+    )
+
+
+# --- a round as a source of pairs
+
+
+@dataclass(frozen=True)
+class RoundRows(FileRows):
+    """The rollouts of a round's file as raw rows."""
+
+    def __len__(self) -> int:
+        """Number of rollouts."""
+        return len(self._rollouts)
+
+    @cached_property
+    def _rollouts(self) -> list[Rollout]:
+        return list(read_rollouts(self.path))
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Rollouts of these numbers, each in a row's only column."""
+        for number in numbers.tolist():
+            yield Row(f"{self.path}[{number}]", {"rollout": self._rollouts[number]})
+
+
+@dataclass(frozen=True)
+class RoundSource(Source):
+    """The pairs of a round as a source of a mixture."""
+
+    def open(self) -> RoundRows:
+        """The round's rollouts."""
+        return RoundRows(Path(self.path))
+
+
+class RoundEncoder:
+    """Reads the pairs of a round: the tokens are those that were sampled, and each token of an answer is trained."""
+
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[SampledPair]:
+        """The pairs of a rollout."""
+        made: Rollout = row["rollout"]
+        ids = [answer.token_ids or () for answer in made.answers]
+        return [
+            SampledPair(
+                made.prompt.input_ids,
+                ids[chosen],
+                ids[rejected],
+                made.scores[chosen] - made.scores[rejected],
+                made.group,
+            )
+            for chosen, rejected in made.pairs
+        ]
+
+    def pieces(self, examples: Sequence[SampledPair], where: Sequence[str]) -> list[tuple[Piece, Piece, Piece]]:
+        """Prompt, chosen and rejected of each pair."""
+        return [
+            (_piece(pair.prompt, -1, False), _piece(pair.chosen, 0, True), _piece(pair.rejected, 0, True))
+            for pair in examples
+        ]
+
+    def fingerprint(self) -> str:
+        """Hash of what decides the pieces, besides the round."""
+        return digest([type(self).__name__, VERSION])
+
+
+def _piece(ids: Sequence[int], parent: int, supervised: bool) -> Piece:
+    return Piece(np.array(ids, dtype=np.int32), np.full(len(ids), supervised), parent)
