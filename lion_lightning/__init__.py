@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lion_lightning.data.on_policy import OnPolicyDataModule
     from lion_lightning.data.packing import BestFit
     from lion_lightning.data.preference import PreferenceDataModule
     from lion_lightning.data.sft import SFTDataModule
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules.base import AlignmentModule
     from lion_lightning.modules.dpo import DPOModule
+    from lion_lightning.modules.online_dpo import OnlineDPOModule
     from lion_lightning.modules.sft import SFTModule
 
 __version__ = "0.1.0"
@@ -43,6 +45,8 @@ __all__ = [
     "LoRASpec",
     "MixedReference",
     "NoReference",
+    "OnPolicyDataModule",
+    "OnlineDPOModule",
     "PolicyModel",
     "PolicySpec",
     "PreferenceDataModule",
@@ -67,6 +71,8 @@ _HOMES = {
     "LoRASpec": "models.lora",
     "MixedReference": "models.references",
     "NoReference": "models.references",
+    "OnPolicyDataModule": "data.on_policy",
+    "OnlineDPOModule": "modules.online_dpo",
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",
     "PreferenceDataModule": "data.preference",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import pad_sequence
 
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, TokenLogps
 
@@ -220,3 +221,14 @@ def _accumulate_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _cast(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
     return None if gradient is None or like is None else gradient.to(like.dtype)
+
+
+def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of unequal length as one int64 tensor ``(rows, longest)``, padded at their start.
+
+    Args:
+        rows: Token ids, or a mask.
+        value: What to pad with.
+    """
+    tensors = [torch.tensor(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")

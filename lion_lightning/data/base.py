@@ -71,6 +71,7 @@ class PackedDataModule(LightningDataModule, ABC):
         cache_dir: str | Path | None,
     ) -> None:
         super().__init__()
+        self.require_sources(sources)
         _refuse_nonsense(sources, validation, validation_share)
         _refuse_small(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
         self.sources, self.validation, self.validation_share = sources, validation, validation_share
@@ -88,6 +89,15 @@ class PackedDataModule(LightningDataModule, ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The subclass's part of :meth:`description`: what it was asked for, as plain data."""
+
+    def require_sources(self, sources: Sequence[Source]) -> None:
+        """Refuse to go on with nothing to train on. A subclass may have more to train on than sources.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if not sources:
+            raise ValueError("data.sources is empty; name at least one source")
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -116,16 +126,23 @@ class PackedDataModule(LightningDataModule, ABC):
         """
         if self.train is not None:
             return
-        self._refuse_rows_beyond_the_model()
-        train = self._unique(self.sources)
-        held = self._unique(self.validation) if self.validation else []
-        if held:
-            train = without(train, held, "in a validation source")
-        elif self.validation_share:
-            train, held = self._held_out(train)
+        train, held = self.sides(self.sources)
         self.train = mix(train, self.rules)
         self.held = mix(held, self.validation_rules) if held else None
-        self._log()
+        self.log_reports()
+
+    def sides(self, sources: Sequence[Source]) -> tuple[list[Selection], list[Selection]]:
+        """The unique examples of each source that are trained on, and those that validate.
+
+        Args:
+            sources: What to train on.
+        """
+        self._refuse_rows_beyond_the_model()
+        train = self._unique(sources) if sources else []
+        held = self._unique(self.validation) if self.validation else []
+        if held:
+            return without(train, held, "in a validation source"), held
+        return self._held_out(train) if self.validation_share else (train, held)
 
     def train_dataloader(self) -> PackedLoader:
         """Shuffled packed rows of this rank."""
@@ -194,15 +211,14 @@ class PackedDataModule(LightningDataModule, ABC):
                 f"set data.max_length to {positions} or less"
             )
 
-    def _log(self) -> None:
+    def log_reports(self) -> None:
+        """Write to the log what became of each source."""
         for side, mixture in (("train", self.train), ("validation", self.held)):
             for report in mixture.reports if mixture else ():
                 logger.info("%s: %s", side, report)
 
 
 def _refuse_nonsense(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:
-    if not sources:
-        raise ValueError("data.sources is empty; name at least one source")
     for side in (sources, validation or ()):
         label, count = Counter(source.label for source in side).most_common(1)[0] if side else ("", 0)
         if count > 1:

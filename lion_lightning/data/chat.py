@@ -95,6 +95,20 @@ class ChatEncoder:
         self._check(boundaries)
         return pieces
 
+    def prompt(self, prompt: Conversation | Completion) -> tuple[str, list[int]]:
+        """Text and tokens that a model is given to answer a prompt: the tokens that stand before a trained answer.
+
+        Args:
+            prompt: A conversation that ends before the answer, or an empty completion.
+
+        Raises:
+            ValueError: The prompt cannot be rendered.
+        """
+        bare = isinstance(prompt, Completion)
+        text = prompt.prompt if isinstance(prompt, Completion) else self._renderer.prompt(prompt)
+        ids = self._backend.encode(self._encodable(_Draft(text, (), bare)).text, add_special_tokens=False).ids
+        return text, [*self._bos, *ids] if bare and ids[: len(self._bos)] != self._bos else ids
+
     def read(self, row: Row, columns: Mapping[str, str]) -> list[Example]:
         """The example that a raw row holds; see :func:`~lion_lightning.data.formats.recognise`."""
         return [recognise(row, columns)]

@@ -27,7 +27,7 @@ def group_digest(example: Example | Preference | SampledPair) -> bytes:
     if isinstance(example, SampledPair):
         return example.group
     if isinstance(example, Preference):
-        return prompt_digest(_prompt(example.chosen))
+        return prompt_digest(prompt_of(example.chosen))
     return content_digest(example)
 
 
@@ -47,7 +47,8 @@ def _content(example: Example | Preference | SampledPair) -> list[Any]:
     return [type(example).__name__, content]
 
 
-def _prompt(side: Whole) -> Whole:
+def prompt_of(side: Whole) -> Whole:
+    """The prompt alone, of a prompt with an answer."""
     if isinstance(side, Completion):
         return side._replace(completion="")
     return side._replace(messages=side.messages[: side.prompt_turns])

@@ -99,12 +99,17 @@ def mix(selections: Sequence[Selection], rules: Rules) -> Mixture:
 def _finish(selection: Selection, rules: Rules) -> tuple[Selection, SourceReport]:
     _refuse_if_untrainable(selection)
     once = rules.apply(selection)
-    order = _repeats(len(once.spans.rows), once.source)
+    order = repeats(len(once.spans.rows), once.source)
     return replace(once, spans=once.spans.take(order)), rules.report.of(once, order)
 
 
-def _repeats(count: int, source: Source) -> Numbers:
-    """Positions of a source's documents, as often as its fraction says."""
+def repeats(count: int, source: Source) -> Numbers:
+    """Positions of a source's documents, as often as its fraction says.
+
+    Args:
+        count: How many there are.
+        source: Whose they are.
+    """
     whole, part = divmod(max(source.fraction, 1.0), 1.0)
     extra = np.random.default_rng(source.seed).permutation(count)[: round(part * count)]
     return np.concatenate([np.tile(np.arange(count), int(whole)), np.sort(extra)])

@@ -114,9 +114,14 @@ class PreferenceDataModule(PackedDataModule):
         super().setup(stage)
         for mixture in (self.train, self.held):
             if mixture is not None:
-                self._refuse_longer_than_a_row(mixture)
+                self.refuse_longer_than_a_row(mixture)
 
-    def _refuse_longer_than_a_row(self, mixture: Mixture) -> None:
+    def refuse_longer_than_a_row(self, mixture: Mixture) -> None:
+        """Make sure that every pair fits a row.
+
+        Raises:
+            ValueError: One does not; the message names it.
+        """
         longest = int(mixture.documents.lengths.argmax())
         length = int(mixture.documents.lengths[longest])
         if length > self.row_length:

@@ -40,6 +40,14 @@ class ChatRenderer:
         """
         return self._render(conversation, conversation.messages, self._template(conversation))
 
+    def prompt(self, conversation: Conversation) -> str:
+        """Text that a model is given to answer a conversation that ends before the answer.
+
+        Raises:
+            ValueError: There is no chat template, or it cannot show the conversation.
+        """
+        return self._render(conversation, conversation.messages, self._template(conversation), prompt=True)
+
     def answers(self, conversation: Conversation, first: int = 0) -> tuple[str, list[Span]]:
         """Text of a conversation, and the spans of its assistant turns.
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from lion_lightning.cache import replacing, writing
-from lion_lightning.data.preferences import SampledPair
-from lion_lightning.data.readers import FileRows, Numbers, Row, digest
-from lion_lightning.data.sources import Source
-from lion_lightning.types import Answer, Piece, Prompt
+from lion_lightning.types import Answer, Prompt
 
-VERSION = 1
-"""Of the file's form."""
+logger = logging.getLogger(__name__)
+
+WRITABLE = "set `rounds_dir` of OnPolicySampling to a folder that you can write"
+"""What to do when a round cannot be written."""
 
 _SCHEMA = pa.schema(
     [
@@ -110,7 +110,7 @@ class Round:
         """A JSON file beside the round, with the figures that were logged and what became of its pairs."""
         return self.path.with_suffix(".json")
 
-    @cached_property
+    @property
     def summary(self) -> dict[str, Any]:
         """What is in that file; empty where there is none yet.
 
@@ -137,6 +137,35 @@ def find_rounds(folder: Path) -> list[Round]:
     return [Round(path) for path in sorted(folder.glob("round-*.arrow"))]
 
 
+def set_aside(folder: Path, number: int) -> None:
+    """Make room for a round where another run's lies, and keep that, with all rounds that followed it.
+
+    Args:
+        folder: Folder of the rounds.
+        number: The round that is going to be made.
+    """
+    for other in find_rounds(folder):
+        if other.number < number:
+            continue
+        aside = folder / "set_aside" / f"{other.path.stem}-{other.metadata['identity'][:12]}.arrow"
+        aside.parent.mkdir(exist_ok=True)
+        logger.warning("%s is of another policy or other settings, and is now %s", other.path, aside)
+        if other.summary_path.exists():
+            other.summary_path.replace(aside.with_suffix(".json"))
+        other.path.replace(aside)
+
+
+def write_summary(made: Round, summary: Mapping[str, Any]) -> None:
+    """Write what :attr:`Round.summary` reads; figures that are not known become null.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
+    metrics = {name: None if math.isnan(value) else value for name, value in summary["metrics"].items()}
+    with writing(made.summary_path, "the summary of a round", WRITABLE), replacing(made.summary_path) as draft:
+        draft.write_text(json.dumps({**summary, "metrics": metrics}, indent=2) + "\n", "utf-8")
+
+
 def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
     """Write rollouts as one file, which is there whole or not at all.
 
@@ -150,7 +179,7 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[st
     """
     schema = _SCHEMA.with_metadata({"lion": json.dumps(metadata)}) if metadata is not None else _SCHEMA
     table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=schema)
-    with writing(path, "sampled answers", "set `rounds_dir` of OnPolicySampling to a folder that you can write"):
+    with writing(path, "sampled answers", WRITABLE):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as draft, pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
@@ -221,67 +250,3 @@ def _from_row(row: Mapping[str, Any]) -> Rollout:
         pairs=tuple((chosen, rejected) for chosen, rejected in row["pairs"]),
         left_out=row["left_out"],
     )
-
-
-# --- a round as a source of pairs
-
-
-@dataclass(frozen=True)
-class RoundRows(FileRows):
-    """The rollouts of a round's file as raw rows."""
-
-    def __len__(self) -> int:
-        """Number of rollouts."""
-        return len(self._rollouts)
-
-    @cached_property
-    def _rollouts(self) -> list[Rollout]:
-        return list(read_rollouts(self.path))
-
-    def take(self, numbers: Numbers) -> Iterator[Row]:
-        """Rollouts of these numbers, each in a row's only column."""
-        for number in numbers.tolist():
-            yield Row(f"{self.path}[{number}]", {"rollout": self._rollouts[number]})
-
-
-@dataclass(frozen=True)
-class RoundSource(Source):
-    """The pairs of a round as a source of a mixture."""
-
-    def open(self) -> RoundRows:
-        """The round's rollouts."""
-        return RoundRows(Path(self.path))
-
-
-class RoundEncoder:
-    """Reads the pairs of a round: the tokens are those that were sampled, and each token of an answer is trained."""
-
-    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[SampledPair]:
-        """The pairs of a rollout."""
-        made: Rollout = row["rollout"]
-        ids = [answer.token_ids or () for answer in made.answers]
-        return [
-            SampledPair(
-                made.prompt.input_ids,
-                ids[chosen],
-                ids[rejected],
-                made.scores[chosen] - made.scores[rejected],
-                made.group,
-            )
-            for chosen, rejected in made.pairs
-        ]
-
-    def pieces(self, examples: Sequence[SampledPair], where: Sequence[str]) -> list[tuple[Piece, Piece, Piece]]:
-        """Prompt, chosen and rejected of each pair."""
-        return [
-            (_piece(pair.prompt, -1, False), _piece(pair.chosen, 0, True), _piece(pair.rejected, 0, True))
-            for pair in examples
-        ]
-
-    def fingerprint(self) -> str:
-        """Hash of what decides the pieces, besides the round."""
-        return digest([type(self).__name__, VERSION])
-
-
-def _piece(ids: Sequence[int], parent: int, supervised: bool) -> Piece:
-    return Piece(np.array(ids, dtype=np.int32), np.full(len(ids), supervised), parent)

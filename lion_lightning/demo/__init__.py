@@ -2,10 +2,10 @@
 
 ``python -m lion_lightning.demo OUT`` writes ``OUT/train.jsonl`` and ``OUT/validation.jsonl`` (conversations in the
 ``messages`` form), ``OUT/preferences.jsonl`` and ``OUT/preferences_validation.jsonl`` (a right answer and a plausible
-mistake to each prompt) and ``OUT/model`` (a byte-level tokenizer with a ChatML template, and the config of a tiny Llama
-without weights: a policy built from that config starts at random). A model of this size learns most of it in a minute
-or two on two CPU cores, and :func:`check` says whether an answer is right, so that accuracy can be measured and answers
-can be ranked.
+mistake to each prompt), ``OUT/prompts.jsonl`` (questions, with the right answer beside them for a verifier) and
+``OUT/model`` (a byte-level tokenizer with a ChatML template, and the config of a tiny Llama without weights: a policy
+built from that config starts at random). A model of this size learns most of it in a minute or two on two CPU cores,
+and :func:`check` says whether an answer is right, so that accuracy can be measured and answers can be ranked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 from lion_lightning.demo.model import make_config, make_tokenizer
-from lion_lightning.demo.rows import Row, make_pairs, make_rows
+from lion_lightning.demo.rows import Row, make_pairs, make_prompts, make_rows
 from lion_lightning.demo.task import FAMILIES, check, solve
 
 __all__ = [
@@ -27,17 +27,23 @@ __all__ = [
     "main",
     "make_config",
     "make_pairs",
+    "make_prompts",
     "make_rows",
     "make_tokenizer",
     "solve",
     "write_demo",
 ]
 
-FILES = ("validation.jsonl", "train.jsonl", "preferences_validation.jsonl", "preferences.jsonl")
+FILES = ("validation.jsonl", "train.jsonl", "preferences_validation.jsonl", "preferences.jsonl", "prompts.jsonl")
 
 
 def write_demo(
-    out: str | Path, train: int = 6000, validation: int = 300, seed: int = 0, preferences: int = 2000
+    out: str | Path,
+    train: int = 6000,
+    validation: int = 300,
+    seed: int = 0,
+    preferences: int = 2000,
+    prompts: int = 2000,
 ) -> None:
     """Write the task's data, tokenizer and model config.
 
@@ -48,6 +54,7 @@ def write_demo(
             an input in their family.
         seed: The same seed writes the same files.
         preferences: Rows of ``preferences.jsonl``.
+        prompts: Rows of ``prompts.jsonl``.
 
     Raises:
         OSError: If the folder can't be written.
@@ -56,8 +63,9 @@ def write_demo(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     random, taken = Random(seed), set[str]()
-    makers = (make_rows, make_rows, make_pairs, make_pairs)
-    for name, make, count in zip(FILES, makers, (validation, train, validation, preferences), strict=True):
+    makers = (make_rows, make_rows, make_pairs, make_pairs, make_prompts)
+    counts = (validation, train, validation, preferences, prompts)
+    for name, make, count in zip(FILES, makers, counts, strict=True):
         _write(out / name, make(count, random, taken))
     made = make_tokenizer()
     made.save_pretrained(out / "model")

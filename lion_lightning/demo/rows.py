@@ -41,6 +41,14 @@ def make_pairs(count: int, random: Random, taken: set[str]) -> list[Row]:
     return rows
 
 
+def make_prompts(count: int, random: Random, taken: set[str]) -> list[Row]:
+    """Questions with their right answers beside them, for a verifier; see :func:`make_rows`."""
+    return [
+        {"family": name, "question": question, "answer": FAMILIES[name].solve(drawn)}
+        for name, question, drawn in _questions(count, random, taken)
+    ]
+
+
 def _questions(count: int, random: Random, taken: set[str]) -> Iterator[tuple[str, str, str]]:
     """Family, question and input of each row."""
     for name in islice(cycle(FAMILIES), count):

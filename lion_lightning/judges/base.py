@@ -16,14 +16,20 @@ Scores = Sequence[Sequence[float]]
 
 
 class Judge(Protocol):
-    """Scores answers. Any class with this method is one; nothing has to be imported for it."""
+    """Scores answers. Any class with this method is one; nothing has to be imported for it.
 
-    def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> Scores:
+    (Arguments have no types here, so that config files accept a class of any annotations, or of none.)
+    """
+
+    def score(self, prompts: Any, answers: Any, /) -> Any:
         """A score for each answer to each prompt; higher is better, equal is a tie.
 
         Args:
-            prompts: What was asked.
+            prompts: What was asked, a sequence of :class:`~lion_lightning.types.Prompt`.
             answers: What was answered, one or more texts to each prompt, not equally many to all.
+
+        Returns:
+            :data:`Scores`.
         """
 
 

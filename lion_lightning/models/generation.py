@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lion_lightning.functional import pad_left
 from lion_lightning.models.export import generation_config
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -91,13 +91,8 @@ def _greedy(
     """New tokens, ``(prompts, at most max_new_tokens)``; the prompts are padded on the left."""
     config = generation_config(tokenizer)
     config.update(max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[no-untyped-call]
-    ids = _pad_left(prompts, config.pad_token_id or 0).to(model.device)
-    mask = _pad_left([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
+    ids = pad_left(prompts, config.pad_token_id or 0).to(model.device)
+    mask = pad_left([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
     generate: Any = model.generate
     output: Tensor = generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return output[:, ids.shape[1] :]
-
-
-def _pad_left(rows: Sequence[list[int]], value: int) -> Tensor:
-    tensors = [torch.tensor(row) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")

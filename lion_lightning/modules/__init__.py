@@ -2,6 +2,7 @@
 
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.modules.online_dpo import OnlineDPOModule
 from lion_lightning.modules.schedules import ConstantWithWarmup, CosineWithWarmup, LinearWithWarmup, WarmupSchedule
 from lion_lightning.modules.sft import SFTModule
 
@@ -11,6 +12,7 @@ __all__ = [
     "CosineWithWarmup",
     "DPOModule",
     "LinearWithWarmup",
+    "OnlineDPOModule",
     "SFTModule",
     "WarmupSchedule",
 ]

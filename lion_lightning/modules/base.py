@@ -74,6 +74,7 @@ class AlignmentModule(LightningModule, ABC):
         self._step = StepTotals()
         self._resumed: dict[str, Any] | None = None
         self._draws = False
+        self._endless: list[WarmupSchedule] = []
         self._meters = nn.ModuleDict({stage: StageMeter(self.finishers) for stage in ("val", "test")})
 
     @abstractmethod
@@ -142,14 +143,23 @@ class AlignmentModule(LightningModule, ABC):
         The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
         """
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
-            if isinstance(scheduler, WarmupSchedule) and scheduler.total_steps is None:
-                scheduler.total_steps = _finite(self.trainer.estimated_stepping_batches)
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        self._endless = [s for s in schedules if isinstance(s, WarmupSchedule) and s.total_steps is None]
+        if self._endless:
+            self.begin_schedules(_finite(self.trainer.estimated_stepping_batches))
         self._draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
         if self._resumed is not None:
             restore_loader(self.trainer, self._resumed)
             self._resumed = None
+
+    def begin_schedules(self, steps: int) -> None:
+        """Tell the schedules that were given no length how long the run is.
+
+        Args:
+            steps: Optimizer steps of the whole run.
+        """
+        for schedule in self._endless:
+            schedule.total_steps = steps
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters in two groups, the second free of weight decay."""

@@ -51,9 +51,18 @@ def train_batches(trainer: Trainer) -> Batches:
     Args:
         trainer: About to train.
     """
-    loader: Any = trainer.fit_loop._data_source.dataloader()
+    loader: Any = epoch_batches(trainer)
     reached = trainer.max_steps * trainer.accumulate_grad_batches
     return _First(loader, reached) if 0 < reached < len(loader) else loader
+
+
+def epoch_batches(trainer: Trainer) -> Any:
+    """Batches of this rank with every pair of the present epoch, from a loader apart from the one that trains.
+
+    Args:
+        trainer: About to train, or training.
+    """
+    return trainer.fit_loop._data_source.dataloader()
 
 
 def evaluation_batches(trainer: Trainer) -> list[Batches]:

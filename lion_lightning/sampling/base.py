@@ -11,29 +11,43 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lion_lightning.types import Answer, Prompt
-
 
 class Sampler(Protocol):
-    """Generates answers. Any class with this method is one; nothing has to be imported for it."""
+    """Generates answers. Any class with this method is one; nothing has to be imported for it.
 
-    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> Sequence[Sequence[Answer]]:
+    (Arguments have no types here, so that config files accept a class of any annotations, or of none.)
+    """
+
+    def sample(self, prompts: Any, n: Any, seed: Any, /) -> Any:
         """``n`` answers to each prompt.
 
         Args:
-            prompts: What is asked.
+            prompts: What is asked, a sequence of :class:`~lion_lightning.types.Prompt`.
             n: Answers to each.
             seed: The same seed and prompts give the same answers, as far as the engine can.
+
+        Returns:
+            For each prompt, in order, ``n`` of :class:`~lion_lightning.types.Answer`, or of anything with its
+            attributes, or bare texts.
         """
 
 
 class ServedPolicy(Protocol):
     """The policy as samplers see it. All ranks must call its methods together where the weights are sharded."""
 
-    model: Any
-    """The causal LM of transformers, adapters on."""
     tokenizer: Any
-    device: torch.device
+
+    @property
+    def model(self) -> Any:
+        """The causal LM of transformers, adapters on."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    @property
+    def end_ids(self) -> Sequence[int]:
+        """Tokens that end an answer."""
 
     def weights(self) -> Mapping[str, Tensor]:
         """All weights, whole, adapters merged, under Hugging Face's names; a tied head is there under both of its."""

@@ -1,0 +1,67 @@
+"""What was sampled, as rollouts hold it: with tokens, and with the answers that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lion_lightning.data.rounds import Rollout, Round, round_path
+from lion_lightning.models.tokenizer import end_of_turn_ids
+from lion_lightning.types import Answer, Prompt
+
+
+def answered(rollout: Rollout, answers: Sequence[Any], tokenizer: PreTrainedTokenizerBase, original: bool) -> Rollout:
+    """A rollout with its answers, each with tokens.
+
+    Args:
+        rollout: The prompt.
+        answers: What a sampler gave: answers, anything with their attributes, or bare texts.
+        tokenizer: The policy's, for answers that came without tokens.
+        original: Whether the row's own answer joins the sampled ones.
+    """
+    made = [_as_answer(answer) for answer in answers]
+    own = rollout.prompt.original
+    if original and own is not None:
+        made.append(Answer(own, "original"))
+    return replace(rollout, answers=tuple(_with_tokens(answer, rollout.prompt, tokenizer) for answer in made))
+
+
+def first_answers(folder: Path, number: int) -> dict[bytes, Answer]:
+    """The first round's answer to each monitor prompt, by the prompt's group; none for the first round itself.
+
+    Args:
+        folder: Folder of the rounds.
+        number: The round that is being made.
+    """
+    first = round_path(folder, 0)
+    if number == 0 or not first.exists():
+        return {}
+    return {rollout.group: rollout.answers[0] for rollout in Round(first).rollouts if rollout.monitor}
+
+
+def beside_first(rollout: Rollout, first: dict[bytes, Answer]) -> Rollout:
+    """A monitor prompt's rollout with the first round's answer behind its own; any other as it is."""
+    before = first.get(rollout.group) if rollout.monitor else None
+    return replace(rollout, answers=(*rollout.answers, before)) if before else rollout
+
+
+def _as_answer(answer: Any) -> Answer:
+    """What a sampler gave: an answer, anything with its attributes, or the bare text."""
+    if isinstance(answer, str):
+        return Answer(answer)
+    ids = getattr(answer, "token_ids", None)
+    return Answer(str(answer.text), str(getattr(answer, "finish_reason", "stop")), ids and tuple(ids))
+
+
+def _with_tokens(answer: Answer, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Answer:
+    if answer.token_ids:
+        return answer
+    ends = end_of_turn_ids(tokenizer)
+    ids = tokenizer.encode(answer.text, add_special_tokens=False)
+    # The template's own end of turn comes after the tokenizer's EOS; plain text ends in EOS.
+    end = ends[-1:] if prompt.messages else ends[:1]
+    return answer._replace(token_ids=(*ids, *(() if answer.finish_reason == "length" else end)))

@@ -1,0 +1,313 @@
+"""On-policy sampling between epochs: the policy answers, a judge scores, and the next epoch trains on the pairs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lion_lightning.data.round_figures import round_figures
+from transformers import PreTrainedTokenizerBase
+
+from lion_lightning.callbacks import rollout as work
+from lion_lightning.callbacks.answers import answered, beside_first, first_answers
+from lion_lightning.callbacks.round_plan import identity_of, refuse_nonsense, round_part, round_size
+from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.data.preferences import BestWorst, Pairing
+from lion_lightning.data.prompts import Asked, PromptPool
+from lion_lightning.data.readers import digest
+from lion_lightning.data.rounds import Rollout, Round, round_path, set_aside, write_rollouts, write_summary
+from lion_lightning.judges.base import Judge
+from lion_lightning.models.serving import Serving
+from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.process import TrainerProcess
+from lion_lightning.sampling.base import Sampler
+from lion_lightning.types import Answer, Prompt
+
+logger = logging.getLogger(__name__)
+
+LOGGED = ("score", "score_spread", "monitor_score", "win_rate", "length", "unfinished", "distinct_2")
+"""Figures of a round that are logged as ``on_policy/*``; all of them are in the round's summary."""
+
+
+class OnPolicySampling(Callback):
+    """Samples the pairs of each epoch from the policy as it is when the epoch begins (stage 3 of LIONs, 2407.06542).
+
+    A round is prompts that no round before has asked, ``num_samples`` answers to each, a judge's scores, and the pairs
+    they make. The data module pulls it when Lightning asks for the epoch's loader, so the trainer needs
+    ``reload_dataloaders_every_n_epochs: 1``. A round is one file, ``round-0000.arrow``, with everything in it. A run
+    that was killed in the middle of a round goes on with the same round: prompts that were answered, or scored, are
+    not asked or scored again. Drawing depends on seed, round and place alone, not on ranks or on what came before.
+
+    Logs ``on_policy/*`` once a round: mean ``score`` and its ``score_spread`` within a prompt's answers; the
+    ``monitor_score`` of the monitor prompts and the ``win_rate`` there against the first round's answers; ``length`` in
+    tokens; share of ``unfinished`` answers; ``distinct_2``; ``pairs``, and ``pairs_kept``, the share of them that the
+    data module's filters let pass.
+
+    Args:
+        sampler: What answers.
+        judge: What scores the answers to a prompt.
+        num_samples: Answers to each prompt; the paper has 5.
+        prompts_per_round: Prompts of a round, or a share of them if below 1; None to share them out over the epochs.
+        pairing: How scored answers become pairs; None for the best against the worst.
+        original_chosen: Share of the prompts whose own (chosen) answer is judged and paired along with the sampled
+            ones (the paper's p_ori).
+        keep_unfinished: Whether answers that were cut off may be in a pair; if so, a policy may learn not to end.
+        monitor_prompts: Prompts set aside, never trained on, that every round answers once, to compare rounds by.
+        chunk_size: Prompts that are answered, and saved, together: what a killed run has to do again at most.
+        seed: Of the order of the prompts and of the draws.
+        rounds_dir: Folder of the rounds, the same for all ranks; None for ``rounds`` in the trainer's root folder.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+        MisconfigurationException: Before training, if trainer, module or data module do not fit.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        judge: Judge,
+        num_samples: int = 5,
+        prompts_per_round: float | None = None,
+        pairing: Pairing | None = None,
+        original_chosen: float = 0.0,
+        keep_unfinished: bool = False,
+        monitor_prompts: int = 32,
+        chunk_size: int = 64,
+        seed: int = 0,
+        rounds_dir: str | Path | None = None,
+    ) -> None:
+        refuse_nonsense(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
+        self.sampler, self.judge, self.num_samples = sampler, judge, num_samples
+        self.prompts_per_round, self.pairing = prompts_per_round, pairing or BestWorst()
+        self.original_chosen, self.keep_unfinished = original_chosen, keep_unfinished
+        self.monitor_prompts, self.chunk_size, self.seed = monitor_prompts, chunk_size, seed
+        self.rounds_dir = rounds_dir
+        self.present: Round | None = None
+        self._restored: dict[str, Any] = {}
+
+    # --- what a subclass may decide
+
+    def should_sample(self, epoch: int) -> bool:
+        """Whether this epoch has a round of its own, or trains on the last one again. Epoch 0 always has.
+
+        Args:
+            epoch: Number of the epoch.
+        """
+        return True
+
+    def usable(self, answer: Answer) -> bool:
+        """Whether an answer may be in a pair: here, if it says something and was not cut off."""
+        return bool(answer.text.strip()) and (self.keep_unfinished or answer.finish_reason != "length")
+
+    def make_pairs(self, prompt: Prompt, answers: Sequence[Answer], scores: Sequence[float]) -> list[tuple[int, int]]:
+        """Positions of chosen and rejected, a tuple a pair. Ties may be among them: the data module leaves them out.
+
+        Args:
+            prompt: What was asked.
+            answers: The usable answers, two or more.
+            scores: Score of each.
+        """
+        return self.pairing.pairs(scores, f"{self.seed} {prompt.text}")
+
+    # --- Lightning's side
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that everything fits, and offer the rounds to the data module (Lightning calls this)."""
+        if stage != "fit":
+            return
+        data = _data(trainer)
+        if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "OnPolicySampling: each epoch trains on pairs of its own, so its loader has to be made anew; add the "
+                "line `reload_dataloaders_every_n_epochs: 1` under `trainer:`"
+            )
+        if not isinstance(pl_module, AlignmentModule):
+            raise MisconfigurationException(
+                f"OnPolicySampling: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to sample "
+                "from; use OnlineDPOModule, or subclass one"
+            )
+        data.rounds = partial(self.pull, trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the round came to (Lightning calls this)."""
+        if self.present is None or self.present.number != trainer.current_epoch:
+            return
+        report = _data(trainer).report(self.present)
+        figures = round_figures(self.present)
+        kept = report["kept"]["pairs"] if report else 0
+        figures["pairs_kept"] = kept / max(figures["pairs"], 1)
+        for name in (*LOGGED, "pairs", "pairs_kept"):
+            pl_module.log(f"on_policy/{name}", figures[name], on_step=False, on_epoch=True, batch_size=1)
+        if trainer.is_global_zero:
+            metrics = {f"on_policy/{name}": value for name, value in figures.items()}
+            write_summary(self.present, {"report": report, "metrics": metrics})
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add to the round's summary what the module logged of it (Lightning calls this)."""
+        if trainer.is_global_zero and self.present is not None and (summary := self.present.summary):
+            metrics = {name: math.nan if value is None else value for name, value in summary["metrics"].items()}
+            logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("on_policy/")}
+            write_summary(self.present, {**summary, "metrics": {**metrics, **logged}})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which round is being trained on (Lightning calls this)."""
+        present = self.present
+        return {"round": present.number, "identity": present.metadata["identity"]} if present else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take that back from a checkpoint (Lightning calls this)."""
+        self._restored = state_dict
+
+    # --- a round
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Where the rounds lie."""
+        return Path(self.rounds_dir or Path(trainer.default_root_dir) / "rounds")
+
+    def pull(self, trainer: Trainer, module: AlignmentModule, epoch: int) -> Round:
+        """The round of an epoch: from disk where it is there, else made with the policy of this moment.
+
+        Args:
+            trainer: Whose ranks make it together; all of them must call this.
+            module: Whose policy answers.
+            epoch: Number of the epoch.
+
+        Raises:
+            ValueError: There are no prompts left, or sampling or judging failed.
+        """
+        number = max(e for e in range(epoch + 1) if e == 0 or self.should_sample(e))
+        path = round_path(self.folder(trainer), number)
+        self.present = self._resumed(path, number) or self._found_or_made(trainer, module, path, number)
+        return self.present
+
+    def _resumed(self, path: Path, number: int) -> Round | None:
+        """The round that a checkpoint was in the middle of: its policy is gone, so it can only be found."""
+        if self._restored.get("round") != number:
+            return None
+        if not path.exists() or Round(path).metadata["identity"] != self._restored["identity"]:
+            what = "is another now" if path.exists() else "is gone"
+            raise ValueError(
+                f"{path}: the checkpoint stands within this round, which {what}; bring it back, or resume from a "
+                "checkpoint of the end of an epoch before"
+            )
+        return Round(path)
+
+    def _found_or_made(self, trainer: Trainer, module: AlignmentModule, path: Path, number: int) -> Round:
+        data = _data(trainer)
+        served = Serving(module.policy_model, data.tokenizer, TrainerProcess(trainer))
+        asked, monitors = self._choose(trainer, data.pool, number)
+        identity = self._identity(served, number, data, [*asked, *monitors])
+        key = trainer.strategy.broadcast(digest(identity))
+        if path.exists() and Round(path).metadata["identity"] == key:
+            logger.info("round %d: found in %s", number, path)
+            return Round(path)
+        if trainer.is_global_zero:
+            set_aside(path.parent, number)
+        folder = path.with_name(f"{path.stem}.parts-{key[:12]}")
+        place = work.Place(folder, trainer.global_rank, trainer.world_size, trainer.strategy.broadcast(uuid4().hex))
+        started = [Rollout(a.prompt, group=a.group) for a in asked]
+        watched = [Rollout(a.prompt, group=a.group, monitor=True) for a in monitors]
+        self._make(trainer, served, place, path, (started, watched), {"round": number, "identity": key, **identity})
+        return Round(path)
+
+    def _make(
+        self,
+        trainer: Trainer,
+        served: Serving,
+        place: work.Place,
+        path: Path,
+        rollouts: tuple[list[Rollout], list[Rollout]],
+        metadata: dict[str, Any],
+    ) -> None:
+        """Sample, judge, pair; every rank its part, the first one puts them together."""
+        number, (started, watched) = metadata["round"], rollouts
+        limit = _data(trainer).max_prompt_length or _data(trainer).max_length - 1
+        fits = [len(rollout.prompt.input_ids) <= limit for rollout in started]
+        fitting = [rollout for rollout, good in zip(started, fits, strict=True) if good]
+        chunks = work.cut(fitting, self.chunk_size, self.num_samples, [self.seed, number])
+        chunks += work.cut(watched, self.chunk_size, 1, [self.seed, number], first=len(chunks))
+        work.start(place, chunks)
+        served.process.wait()
+        with place.reporting():
+            work.sample(chunks, place, self.sampler, served, partial(self._finish, served.tokenizer))
+            work.judge(
+                chunks,
+                place,
+                self.judge,
+                served.device,
+                partial(beside_first, first=first_answers(path.parent, number)),
+            )
+            if place.rank == 0:
+                made = [self._paired(rollout) for rollout in work.finished(place, chunks)]
+                cause = f"prompt longer than {limit} tokens"
+                long = [replace(r, left_out=cause) for r, good in zip(started, fits, strict=True) if not good]
+                write_rollouts(path, [*made, *long], metadata)
+            else:
+                place.wait_for([path])
+        served.process.wait()
+        if place.rank == 0:
+            work.clear(place)
+
+    def _finish(self, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
+        drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen
+        return answered(rollout, answers, tokenizer, original=drawn and not rollout.monitor)
+
+    def _paired(self, rollout: Rollout) -> Rollout:
+        if rollout.monitor:
+            return rollout
+        places = [place for place, answer in enumerate(rollout.answers) if self.usable(answer)]
+        if len(places) < 2:
+            return replace(rollout, left_out="fewer than two answers that are whole and not empty")
+        answers, scores = [rollout.answers[place] for place in places], [rollout.scores[place] for place in places]
+        pairs = self.make_pairs(rollout.prompt, answers, scores)
+        found = tuple((places[chosen], places[rejected]) for chosen, rejected in pairs)
+        return replace(rollout, pairs=found, left_out="" if found else "the pairing made no pair")
+
+    # --- which prompts, and what decides a round
+
+    def _choose(self, trainer: Trainer, pool: PromptPool, number: int) -> tuple[list[Asked], list[Asked]]:
+        watched, rest = pool.split(self.monitor_prompts, self.seed)
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        rounds = None if epochs is None else self._rounds_before(epochs)
+        size = round_size(self.prompts_per_round, len(rest), rounds)
+        return pool.take(round_part(rest, size, self._rounds_before(number), number)), pool.take(watched)
+
+    def _rounds_before(self, epoch: int) -> int:
+        return sum(1 for earlier in range(epoch) if earlier == 0 or self.should_sample(earlier))
+
+    def _identity(
+        self, served: Serving, number: int, data: OnPolicyDataModule, asked: Sequence[Asked]
+    ) -> dict[str, Any]:
+        names = ("num_samples", "original_chosen", "keep_unfinished", "chunk_size", "seed")
+        identity = {
+            "policy": served.digest(),
+            "sampler": identity_of(self.sampler),
+            "judge": identity_of(self.judge),
+            "pairing": self.pairing.identity(),
+            "callback": type(self).__qualname__,
+            "prompts": digest([[a.prompt.text, a.prompt.input_ids, dict(a.prompt.row)] for a in asked]),
+            "longest": data.max_prompt_length or data.max_length - 1,
+            **{name: getattr(self, name) for name in names},
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+        return plain
+
+
+def _data(trainer: Trainer) -> OnPolicyDataModule:
+    data: Any = getattr(trainer, "datamodule", None)
+    if not isinstance(data, OnPolicyDataModule):
+        raise MisconfigurationException(
+            f"OnPolicySampling: the data is {type(data).__name__}, which trains on what lies on disk; use "
+            "lion_lightning.OnPolicyDataModule, which pulls each epoch's pairs from this callback"
+        )
+    return data

@@ -1,0 +1,224 @@
+"""One round of sampling, made by all ranks together: answers, then scores, in pieces that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lion_lightning.cache import replacing, writing
+from lion_lightning.data.rounds import WRITABLE, Rollout, read_rollouts, write_rollouts
+from lion_lightning.judges.base import Judge, Loaded, judge_answers
+from lion_lightning.models.serving import Serving
+from lion_lightning.sampling.base import Following, Sampler
+from lion_lightning.types import Answer
+
+POLL_SECONDS = 0.1
+"""Between two looks for what another rank has written."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Prompts that are sampled together, and saved together.
+
+    Attributes:
+        number: Its place in the round.
+        rollouts: The prompts, without answers yet.
+        samples: Answers to each.
+        seed: Seed of the draw: of round and place, so that it does not matter which rank draws, or when.
+    """
+
+    number: int
+    rollouts: tuple[Rollout, ...]
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that make a round.
+
+    They meet in the folder, and only there while they work, so that none has to wait in a collective for one with more
+    to do.
+
+    Attributes:
+        folder: Of the round's pieces, the same for all ranks.
+        rank: This process.
+        world: Number of processes.
+        attempt: Name of this start, the same for all ranks.
+    """
+
+    folder: Path
+    rank: int = 0
+    world: int = 1
+    attempt: str = ""
+
+    def sampled(self, chunk: Chunk) -> Path:
+        """Where the answers of a chunk lie."""
+        return self.folder / f"sampled-{chunk.number:05}.arrow"
+
+    def judged(self, chunk: Chunk) -> Path:
+        """Where they lie with their scores."""
+        return self.folder / f"judged-{chunk.number:05}.arrow"
+
+    def mine(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """What this rank works on."""
+        return list(chunks[self.rank :: self.world])
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Tell the other ranks if this one fails, so that none waits for it in vain."""
+        try:
+            yield
+        except BaseException as error:
+            if self.world > 1:
+                (self.folder / f"failed-{self.attempt}-{self.rank}").write_text(f"{type(error).__name__}: {error}")
+            raise
+
+    def wait_for(self, paths: Iterable[Path]) -> None:
+        """Wait until files are there.
+
+        Raises:
+            RuntimeError: Another rank has failed.
+        """
+        for path in paths:
+            while not path.exists():
+                for failed in self.folder.glob(f"failed-{self.attempt}-*"):
+                    raise RuntimeError(f"rank {failed.name.rpartition('-')[2]} failed: {failed.read_text()}")
+                time.sleep(POLL_SECONDS)
+
+
+def cut(rollouts: Sequence[Rollout], size: int, samples: int, seed: Sequence[int], first: int = 0) -> list[Chunk]:
+    """Cut prompts into chunks.
+
+    Args:
+        rollouts: The prompts.
+        size: Prompts of a chunk.
+        samples: Answers to each prompt.
+        seed: What the chunks' seeds follow from, with their numbers.
+        first: Number of the first chunk.
+    """
+    parts = [tuple(rollouts[start : start + size]) for start in range(0, len(rollouts), size)]
+    numbered = enumerate(parts, start=first)
+    return [
+        Chunk(number, part, samples, int(np.random.SeedSequence([*seed, number]).generate_state(1)[0]))
+        for number, part in numbered
+    ]
+
+
+def sample(
+    chunks: Sequence[Chunk],
+    place: Place,
+    sampler: Sampler,
+    served: Serving,
+    finish: Callable[[Rollout, Sequence[Any]], Rollout],
+) -> None:
+    """Answer the prompts of this rank's chunks that are not answered yet.
+
+    Args:
+        chunks: All chunks, the same on every rank.
+        place: This rank.
+        sampler: What answers; opened and closed here if it follows the policy. All ranks call this, and open it
+            together if any of them has something to do: a policy in pieces is gathered then.
+        served: The policy.
+        finish: Puts what was answered into a rollout.
+    """
+    todo = [chunk for chunk in place.mine(chunks) if not place.sampled(chunk).exists()]
+    if served.process.all_agree(not todo):
+        return
+    with _opened(sampler, Following, served):
+        for chunk in _progress(todo, "sample", place):
+            prompts = [rollout.prompt for rollout in chunk.rollouts]
+            answers = sampler.sample(prompts, chunk.samples, chunk.seed)
+            _refuse_other_counts(sampler, chunk, answers)
+            given = zip(chunk.rollouts, answers, strict=True)
+            made = [finish(replace(rollout, seed=chunk.seed), texts) for rollout, texts in given]
+            write_rollouts(place.sampled(chunk), made)
+
+
+def judge(
+    chunks: Sequence[Chunk], place: Place, judge: Judge, device: Any, complete: Callable[[Rollout], Rollout]
+) -> None:
+    """Score the answers of this rank's chunks that are not scored yet.
+
+    Args:
+        chunks: All chunks.
+        place: This rank.
+        judge: What scores; opened and closed here if it holds a model.
+        device: Where that model goes.
+        complete: Adds to a rollout what its answers are compared with.
+    """
+    todo = [chunk for chunk in place.mine(chunks) if not place.judged(chunk).exists()]
+    if not todo:
+        return
+    with _opened(judge, Loaded, device):
+        for chunk in _progress(todo, "judge", place):
+            rollouts = [complete(rollout) for rollout in read_rollouts(place.sampled(chunk))]
+            texts = [[answer.text for answer in rollout.answers] for rollout in rollouts]
+            said = judge_answers(judge, [rollout.prompt for rollout in rollouts], texts)
+            made = [
+                replace(
+                    rollout,
+                    scores=tuple(said.scores[number]),
+                    by_judge={name: tuple(scores[number]) for name, scores in said.by_judge.items()},
+                )
+                for number, rollout in enumerate(rollouts)
+            ]
+            write_rollouts(place.judged(chunk), made)
+
+
+def start(place: Place, chunks: Sequence[Chunk]) -> None:
+    """Make the folder of the pieces, on the first rank."""
+    if place.rank == 0:
+        with writing(place.folder, "sampled answers", WRITABLE):
+            place.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(place.folder / "plan.json") as draft:
+                draft.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
+
+
+def finished(place: Place, chunks: Sequence[Chunk]) -> list[Rollout]:
+    """All rollouts with their scores, once every rank has written its own."""
+    place.wait_for(place.judged(chunk) for chunk in chunks)
+    return [rollout for chunk in chunks for rollout in read_rollouts(place.judged(chunk))]
+
+
+def clear(place: Place) -> None:
+    """Remove the pieces of a round that is whole."""
+    shutil.rmtree(place.folder, ignore_errors=True)
+
+
+@contextmanager
+def _opened(engine: Any, kind: type, argument: Any) -> Iterator[None]:
+    if not isinstance(engine, kind):
+        yield
+        return
+    engine.open(argument)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        engine.close()  # type: ignore[attr-defined]
+
+
+def _progress(chunks: Sequence[Chunk], what: str, place: Place) -> Iterator[Chunk]:
+    total = sum(len(chunk.rollouts) for chunk in chunks)
+    with tqdm(total=total, desc=what, unit=" prompts", delay=2, disable=place.rank > 0) as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(len(chunk.rollouts))
+
+
+def _refuse_other_counts(sampler: Sampler, chunk: Chunk, answers: Sequence[Sequence[Answer]]) -> None:
+    counts = [len(texts) for texts in answers]
+    if counts != [chunk.samples] * len(chunk.rollouts):
+        raise ValueError(
+            f"{type(sampler).__name__} gave {counts} answers where {len(chunk.rollouts)} prompts were asked for "
+            f"{chunk.samples} each; a sampler gives `n` answers to each prompt, in their order"
+        )

@@ -1,0 +1,231 @@
+"""The data of online training: prompts, and the pairs that each epoch's round of sampling makes of them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from transformers import PreTrainedTokenizerBase
+
+from lion_lightning.data.documents import Selection, Tally
+from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.mixture import Mixture, deduplicate, mix
+from lion_lightning.data.packing import Packing
+from lion_lightning.data.pair_rules import Keep
+from lion_lightning.data.preference import PreferenceDataModule
+from lion_lightning.data.preferences import Pairing
+from lion_lightning.data.prompts import PromptPool
+from lion_lightning.data.reports import SourceReport
+from lion_lightning.data.round_pairs import RoundEncoder, RoundSource
+from lion_lightning.data.rounds import Round
+from lion_lightning.data.sources import Source
+from lion_lightning.data.tokenized import tokenise
+from lion_lightning.models.tokenizer import TokenizerSpec
+
+logger = logging.getLogger(__name__)
+
+
+class OnPolicyDataModule(PreferenceDataModule):
+    """Packed rows of pairs that the policy's own answers make, a new set each epoch.
+
+    The pairs are *pulled*: Lightning asks for an epoch's loader (``trainer.reload_dataloaders_every_n_epochs: 1``),
+    the loader asks ``rounds`` for the epoch's round, and whoever is registered there
+    (:class:`~lion_lightning.callbacks.OnPolicySampling`) samples it with the weights of that moment, or finds it on
+    disk. So the first epoch is fresh too, however many workers read.
+
+    Args:
+        prompts: What the policy is asked. Rows of any known form; answers in them are not trained on.
+        tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
+        sources: Preference pairs to train on besides, in every epoch; with a fraction below 1, each epoch draws anew.
+            (The paper mixes 0.3 of Nectar in.)
+        validation: What to validate on, preference pairs; their prompts are never asked.
+        validation_share: Share of the sources' prompts to hold out where ``validation`` is None; below 1.
+        pairing: How ranked answers in ``sources`` become pairs; None for the best against the worst. (How sampled
+            answers do is the callback's.)
+        max_length: Most tokens of a prompt with one of its answers; longer answers lose their end.
+        max_prompt_length: Most tokens of a prompt; longer ones are not asked. In ``sources`` they are cut.
+        keep: Which end of a prompt of the sources that is too long stays: ``start`` or ``end``.
+        min_margin: Pairs with a smaller difference of scores are left out.
+        max_length_ratio: Pairs whose longer answer has more than so many times the tokens of the shorter are left out.
+        row_length: Tokens of a packed row, which holds whole pairs; None for twice ``max_length``, which any pair fits.
+        packing: How pairs share rows; None for best-fit decreasing.
+        batch_size: Rows of a micro-batch on each rank.
+        seed: Seed of the order of the rows.
+        num_workers: Processes that read rows ahead; 0 reads in the training process.
+        cache_dir: Folder of the tokenised stores; None for ``$LION_CACHE``, else the user's cache folder.
+
+    Attributes:
+        rounds: Where a round comes from, by its number; :class:`OnPolicySampling` puts itself here.
+        train: Pairs and reports of the present epoch.
+        held: The same of what validates; None where there is nothing.
+
+    Raises:
+        ValueError: An argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        prompts: list[Source],
+        tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
+        sources: list[Source] | None = None,
+        validation: list[Source] | None = None,
+        validation_share: float = 0.0,
+        pairing: Pairing | None = None,
+        max_length: int = 2048,
+        max_prompt_length: int | None = None,
+        keep: Keep = "end",
+        min_margin: float = 0.0,
+        max_length_ratio: float | None = None,
+        row_length: int | None = None,
+        packing: Packing | None = None,
+        batch_size: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        """Check the arguments; nothing is read before :meth:`prepare_data`."""
+        super().__init__(
+            sources or [],
+            tokenizer,
+            validation=validation,
+            validation_share=validation_share,
+            pairing=pairing,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            keep=keep,
+            min_margin=min_margin,
+            max_length_ratio=max_length_ratio,
+            row_length=row_length,
+            packing=packing,
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+        )
+        if not prompts:
+            raise ValueError("data.prompts is empty; name at least one source of prompts")
+        if validation_share and not sources:
+            raise ValueError(
+                "data.validation_share is a share of data.sources, and there are none; set data.validation"
+            )
+        self.prompts = prompts
+        self.rounds: Callable[[int], Round] | None = None
+        self._prepared = False
+        self._present: int | None = None
+        self._validated: frozenset[bytes] = frozenset()
+
+    def require_sources(self, sources: Sequence[Source]) -> None:
+        """None are needed: the policy makes the pairs."""
+
+    @cached_property
+    def pool(self) -> PromptPool:
+        """All prompts, read on first use after :meth:`setup`."""
+        return PromptPool(self.prompts, self.tokenizer, self._validated)
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as plain data."""
+        return {**super().settings(), "prompts": [source.path for source in self.prompts]}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Choose what validates, alike on every rank; what trains comes with each epoch.
+
+        Raises:
+            ValueError: A source trains nothing, or a pair is longer than a row.
+        """
+        if self._prepared:
+            return
+        self._prepared = True
+        _, held = self.sides(self.sources)
+        self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
+        if held:
+            self.held = mix(held, self.validation_rules)
+            self.refuse_longer_than_a_row(self.held)
+
+    def train_dataloader(self) -> PackedLoader:
+        """Shuffled packed rows of the present epoch's pairs, for this rank.
+
+        Raises:
+            MisconfigurationException: Nobody makes rounds.
+            ValueError: The round has no pair to train on.
+        """
+        number = self.trainer.current_epoch if self.trainer is not None else 0
+        if self.train is None or self._present != number:
+            self.train, self._present = self._mixture(self._pull(number)), number
+        return super().train_dataloader()
+
+    def report(self, made: Round) -> dict[str, Any]:
+        """What became of a round's pairs, as plain data; empty if it gave none.
+
+        Args:
+            made: The round of the present epoch.
+        """
+        reports = self.train.reports if self.train is not None and made.pairs() else []
+        return reports[0].to_dict() if reports else {}
+
+    def _pull(self, number: int) -> Round:
+        if self.rounds is None:
+            raise MisconfigurationException(
+                "nobody samples for OnPolicyDataModule: add lion_lightning.callbacks.OnPolicySampling to "
+                "trainer.callbacks, or set the data module's `rounds`"
+            )
+        return self.rounds(number)
+
+    def _mixture(self, made: Round) -> Mixture:
+        """The pairs of a round, and those of the sources."""
+        try:
+            mixture = mix([*self._sampled(made), *self._drawn(made.number)], self.rules)
+        except ValueError as error:
+            raise ValueError(f"{_fruitless(made)} ({error}); {_ADVICE}") from error
+        self.refuse_longer_than_a_row(mixture)
+        for report in mixture.reports:
+            logger.info("%s", report)
+        if not made.pairs():
+            logger.warning("%s; this epoch trains on data.sources alone", _fruitless(made))
+        else:
+            _warn_of_ties(mixture.reports[0])
+        return mixture
+
+    def _sampled(self, made: Round) -> list[Selection]:
+        if not made.pairs():
+            if self.sources:
+                return []
+            raise ValueError("no pair was made")
+        source = RoundSource(str(made.path), name=f"round {made.number}")
+        return deduplicate([source], [tokenise(source, RoundEncoder(), self.cache_dir)])
+
+    def _drawn(self, number: int) -> list[Selection]:
+        """The pairs of the sources; a fraction below 1 is another draw in each round."""
+        drawn, _ = self.sides([replace(source, seed=source.seed + number) for source in self.sources])
+        return drawn
+
+
+_ADVICE = (
+    "ask more prompts a round, give more answers to each, sample at a higher temperature or with more tokens, or check "
+    "with `lion rounds` that the judge tells the answers apart"
+)
+
+
+def _fruitless(made: Round) -> str:
+    causes = Counter(rollout.left_out for rollout in made.rollouts if rollout.left_out)
+    counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "none was left out"
+    return f"round {made.number} ({made.path}) gives no pair to train on: {made.pairs()} pairs of answers, {counts}"
+
+
+def _warn_of_ties(report: SourceReport) -> None:
+    ties = sum(report.lost.get(cause, Tally()).documents for cause in ("equal scores", "identical answers"))
+    read = report.read.documents
+    if 2 * ties > read:
+        logger.warning(
+            "%s: %d of %d pairs are ties or equal answers, and nothing is learnt from them; %d pairs are left. A judge with finer "
+            "scores, or prompts that are neither too easy nor too hard, would give more",
+            report.name,
+            ties,
+            read,
+            report.kept.documents,
+        )

@@ -1,0 +1,256 @@
+"""What a policy is asked in online training: prompts of any source, without whatever answers stand beside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.digests import prompt_digest, prompt_of
+from lion_lightning.data.formats import (
+    FORMS,
+    Completion,
+    Conversation,
+    Form,
+    Message,
+    Row,
+    conversation,
+    read_system,
+    read_text,
+    read_tools,
+    read_turns,
+    select,
+)
+from lion_lightning.data.mixture import repeats
+from lion_lightning.data.preference_formats import FORMS as PREFERENCE_FORMS
+from lion_lightning.data.preferences import BestWorst, Whole
+from lion_lightning.data.readers import Numbers
+from lion_lightning.data.sources import Source
+from lion_lightning.types import Prompt
+
+# --- from a raw row to its prompt
+
+
+def recognise_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Whole:
+    """Read the prompt of a raw row, with the row's own answer behind it if it has one.
+
+    Known are all forms of preference pairs (the answer is the chosen one) and of SFT rows but plain ``text``; and,
+    without an answer, ``messages`` or ``conversations`` that end before it, ``prompt`` (messages, or plain text that is
+    continued without a template), ``question`` and ``instruction`` (a user's turn). Other columns are kept for judges.
+
+    Args:
+        row: The raw row, keys to values.
+        columns: The row's own name for a known column, e.g. ``{"question": "prompt"}`` for a chat.
+
+    Returns:
+        A conversation with ``prompt_turns`` set, or a completion; the answer is missing or empty if there is none.
+
+    Raises:
+        ValueError: The row has no known form, or breaks the rules of its form.
+    """
+    parse, named = select(row, columns or {}, PROMPT_FORMS)
+    return parse(named)
+
+
+def _preferred(parse: Callable[..., Any], row: Row) -> Whole:
+    whole: Whole = parse(row, BestWorst())[0].chosen
+    return whole
+
+
+def _answered(parse: Callable[[Row], Any], row: Row) -> Whole:
+    example: Whole = parse(row)
+    if isinstance(example, Completion) or example.prompt_turns is not None:
+        return example
+    return example._replace(prompt_turns=len(example.messages) - 1)
+
+
+def _turns(column: str, row: Row) -> Whole:
+    turns = (*read_system(row), *read_turns(row[column], column))
+    asked = turns[:-1] if turns[-1].role == "assistant" else turns
+    conversation((*asked, Message("assistant", "?")))  # are the roles in order?
+    return Conversation(turns, len(asked), read_tools(row))
+
+
+def _prompt(row: Row) -> Whole:
+    if isinstance(row["prompt"], str):
+        return Completion(read_text(row["prompt"], "prompt"), "")
+    return _turns("prompt", row)
+
+
+def _asked(column: str, row: Row) -> Whole:
+    request = read_text(row[column], column)
+    detail = read_text(row.get("input", ""), "input", may_be_empty=True)
+    question = f"{request}\n\n{detail}" if detail.strip() else request
+    turns = (*read_system(row), Message("user", question))
+    return Conversation(turns, len(turns))
+
+
+def _known(form: Form[Any], parse: Callable[[Row], Whole]) -> Form[Callable[[Row], Whole]]:
+    return Form(form.required, form.optional, parse)
+
+
+_READ_HERE = ({"messages"}, {"conversations"}, {"text"})
+PROMPT_FORMS: tuple[Form[Callable[[Row], Whole]], ...] = (
+    *(_known(form, partial(_preferred, form.parse)) for form in PREFERENCE_FORMS),
+    Form(("messages",), ("tools",), partial(_turns, "messages")),
+    Form(("conversations",), ("system", "tools"), partial(_turns, "conversations")),
+    *(_known(form, partial(_answered, form.parse)) for form in FORMS if set(form.required) not in _READ_HERE),
+    Form(("prompt",), ("tools", "system"), _prompt),
+    Form(("question",), ("system",), partial(_asked, "question")),
+    Form(("instruction",), ("input", "system"), partial(_asked, "instruction")),
+)
+
+
+# --- the prompts of a run
+
+
+class Asked(NamedTuple):
+    """A prompt of the pool.
+
+    Attributes:
+        prompt: What is asked.
+        group: Hash of it; all pairs of a prompt share it.
+    """
+
+    prompt: Prompt
+    group: bytes
+
+
+class _Place(NamedTuple):
+    """Where a prompt is found again: source, raw row, which of the row's examples."""
+
+    source: int
+    row: int
+    example: int
+
+
+class PromptPool:
+    """The unique prompts of several sources; texts are read when they are needed, not held.
+
+    Args:
+        sources: Where the prompts come from. A fraction above 1 lets prompts be asked more than once.
+        tokenizer: The policy's tokenizer, with its chat template.
+        without: Groups of prompts that are validated on, and not to be asked.
+
+    Attributes:
+        order: ``(asked,)`` position of each prompt, in the order of the sources, as often as their fractions say.
+        left_out: Prompts left out, by cause.
+
+    Raises:
+        ValueError: A source or a row is wrong, or nothing is left.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, without: Collection[bytes] = ()
+    ) -> None:
+        self.sources = list(sources)
+        self.left_out: Counter[str] = Counter()
+        self._rows = [source.open() for source in self.sources]
+        self._encoder = ChatEncoder(tokenizer, mask="completion")
+        self._places: list[_Place] = []
+        self.groups: list[bytes] = []
+        self._seen: set[bytes] = set()
+        parts = []
+        for number, source in enumerate(self.sources):
+            first = len(self._places)
+            self._scan(number, source, set(without))
+            parts.append(first + repeats(len(self._places) - first, source))
+        self.order: Numbers = np.concatenate(parts)
+        if not len(self.order):
+            counts = ", ".join(f"{count} {cause}" for cause, count in self.left_out.items()) or "the sources are empty"
+            raise ValueError(f"data.prompts: there is nothing to ask ({counts}); name other sources")
+
+    def __len__(self) -> int:
+        """Number of unique prompts."""
+        return len(self._places)
+
+    def fingerprint(self) -> list[str]:
+        """What decides which prompts there are, a hash a source."""
+        return [
+            f"{rows.fingerprint()} {source.identity()}" for rows, source in zip(self._rows, self.sources, strict=True)
+        ]
+
+    def split(self, count: int, seed: int) -> tuple[list[int], list[int]]:
+        """Positions of the first ``count`` prompts of a random order, and all others in that order, as often as asked.
+
+        Args:
+            count: How many to set apart.
+            seed: Seed of the order.
+        """
+        order = self.order[np.random.default_rng(seed).permutation(len(self.order))].tolist()
+        apart = list(dict.fromkeys(order))[:count]
+        taken = set(apart)
+        return apart, [position for position in order if position not in taken]
+
+    def take(self, positions: Sequence[int]) -> list[Asked]:
+        """Read the prompts at these positions, in their order.
+
+        Raises:
+            ValueError: The chat template cannot render one.
+        """
+        found: dict[int, Asked] = {}
+        for number, source in enumerate(self.sources):
+            mine = [position for position in positions if self._places[position].source == number]
+            rows = np.unique([self._places[position].row for position in mine]).astype(np.int64)
+            raw = dict(zip(rows.tolist(), self._rows[number].take(rows), strict=True)) if len(rows) else {}
+            for position in mine:
+                place = self._places[position]
+                reader = _Reader()
+                whole = source.examples(raw[place.row], reader)[place.example]
+                row = raw[place.row]._replace(values=reader.rows[place.example])
+                found[position] = Asked(self._prompt(whole, row), self.groups[position])
+        return [found[position] for position in positions]
+
+    def _scan(self, number: int, source: Source, without: Collection[bytes]) -> None:
+        rows = self._rows[number]
+        chosen = source.choose(len(rows))
+        for row_number, row in zip(
+            chosen.tolist(),
+            tqdm(rows.take(chosen), f"prompts of {source.label}", len(chosen), unit=" rows", delay=2),
+            strict=True,
+        ):
+            for place, whole in enumerate(source.examples(row, _Reader())):
+                group = prompt_digest(prompt_of(whole))
+                if group in without:
+                    self.left_out["validated on"] += 1
+                elif group in self._seen:
+                    self.left_out["duplicate"] += 1
+                else:
+                    self._seen.add(group)
+                    self._places.append(_Place(number, row_number, place))
+                    self.groups.append(group)
+
+    def _prompt(self, whole: Whole, row: Any) -> Prompt:
+        asked = prompt_of(whole)
+        try:
+            text, ids = self._encoder.prompt(asked)
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {error}") from error
+        turns = asked.messages if isinstance(asked, Conversation) else ()
+        messages = tuple({**(turn.extra or {}), "role": turn.role, "content": turn.content} for turn in turns)
+        return Prompt(text, tuple(ids), messages, dict(row.values), _original(whole), row.where)
+
+
+class _Reader:
+    """Reads prompts and keeps the rows that they were read from: what a transform adds is there for the judges."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def __call__(self, row: Row, columns: Mapping[str, str]) -> list[Whole]:
+        self.rows.append(row)
+        return [recognise_prompt(row, columns)]
+
+
+def _original(whole: Whole) -> str | None:
+    """The row's own answer, if it is one text."""
+    if isinstance(whole, Completion):
+        return whole.completion or None
+    answer = whole.messages[whole.prompt_turns or 0 :]
+    return answer[0].content if len(answer) == 1 and not answer[0].extra else None

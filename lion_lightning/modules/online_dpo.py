@@ -1,0 +1,161 @@
+"""Online preference optimisation: every epoch trains on pairs that the policy itself has just made."""
+
+from __future__ import annotations
+
+from itertools import islice
+from math import ceil
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from lion_lightning.functional import pair_logps
+from lion_lightning.losses.preference import PreferenceLoss
+from lion_lightning.models.cached import CachedReference
+from lion_lightning.models.generation import evaluating
+from lion_lightning.models.references import AdapterOffReference, FrozenReference, Reference
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.modules.process import TrainerProcess, epoch_batches
+
+
+class OnlineDPOModule(DPOModule):
+    """Trains a policy on pairs of its own answers, new ones each epoch (stage 3 of LIONs, arXiv 2407.06542).
+
+    Everything but where the pairs come from is :class:`DPOModule`'s: any preference loss, any reference. The reference
+    is the model that the stage starts from, its log-probs computed once a round; ``RefreshedReference`` makes it the
+    policy of the round's beginning instead (iterated DPO). A schedule without a length of its own ends with the last
+    epoch, which is reckoned anew each epoch, since rounds give unequally many pairs.
+
+    Logs besides ``on_policy/kl``, once an epoch before it trains: the mean log-ratio of the policy to the model that
+    the stage starts from, over the answers of a round's pairs, in nats an answer. The answers are the policy's own, so
+    that estimates the KL divergence; pairs are the best and worst answers, though, not all, so take it as a gauge.
+
+    Args:
+        policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
+        tokenizer: The tokenizer; None for the one in the policy's folder.
+        loss: Loss per pair; None for :class:`SigmoidLoss`.
+        reference: What the policy is compared with; None as for :class:`DPOModule`.
+        optimizer: From parameter groups to an optimizer; None for AdamW at 5e-7 without weight decay.
+        lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
+        kl_batches: Batches of each rank that ``on_policy/kl`` is estimated on; 0 leaves it out. Where the reference is
+            another than the starting model, they cost two passes, else one.
+
+    Raises:
+        ValueError: If the loss needs a reference and there is none, or ``kl_batches`` is negative.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec | str | dict[str, Any],
+        tokenizer: TokenizerSpec | None = None,
+        loss: PreferenceLoss | None = None,
+        reference: Reference | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        kl_batches: int = 8,
+    ) -> None:
+        super().__init__(policy, tokenizer, loss, reference, optimizer, lr_scheduler)
+        if kl_batches < 0:
+            raise ValueError(f"model.kl_batches is {kl_batches}; give 0 or more")
+        self.kl_batches = kl_batches
+        self.start: Reference = self.reference if _is_start(self.reference) else CachedReference()
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train on pairs that are not sampled (Lightning calls this)."""
+        if stage != "fit":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "rounds", None) is None:
+            raise MisconfigurationException(
+                "OnlineDPOModule trains on pairs that are sampled between epochs, and nothing samples: give the data "
+                "lion_lightning.OnPolicyDataModule, and add under `trainer.callbacks` the line "
+                "`- class_path: lion_lightning.callbacks.OnPolicySampling` with a sampler and a judge"
+            )
+        if self.trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "OnlineDPOModule: each epoch has pairs of its own; add the line "
+                "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
+            )
+
+    def configure_model(self) -> None:
+        """Build the policy, and the references as the stage starts from it (Lightning calls this)."""
+        super().configure_model()
+        if self.start is not self.reference and self.kl_batches:
+            self.start.attach(self.policy_model, self._build)
+
+    def on_fit_start(self) -> None:
+        """Cover what validates; pairs to train on come with each epoch (Lightning calls this)."""
+        self._cover_evaluation()
+
+    def on_train_start(self) -> None:
+        """Cover the epoch that a checkpoint stands within, since it starts no more (Lightning calls this)."""
+        super().on_train_start()
+        loop = self.trainer.fit_loop
+        if loop.restarted_mid_epoch or loop.restarted_on_epoch_end:
+            batches = loop.epoch_loop.batch_progress.current.ready  # of the epoch, those that are done
+            self.begin_schedules(self._length(self.global_step - batches // self.trainer.accumulate_grad_batches))
+            self._cover_epoch()
+
+    def on_train_epoch_start(self) -> None:
+        """Cover the epoch's pairs, by a new reference where it changes (Lightning calls this)."""
+        self.begin_schedules(self._length(self.global_step))
+        if self.reference.before_epoch(self.current_epoch, self.policy_model):
+            self._cover_evaluation()
+        self._cover_epoch()
+        if self.kl_batches:
+            self.log("on_policy/kl", self._kl(), on_step=False, on_epoch=True, batch_size=1)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the policy is and was trained on, and what it was compared with."""
+        return {**super().provenance(), "start": self.start.identity()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare with what the checkpoint was compared with (Lightning calls this)."""
+        super().on_load_checkpoint(checkpoint)
+        if self.start is not self.reference:
+            self.start.restore(checkpoint.get("lion", {}).get("start", {}))
+
+    def _cover_epoch(self) -> None:
+        self._cover(f"round {self.current_epoch}", epoch_batches(self.trainer))
+
+    def _length(self, before: int) -> int:
+        """Optimizer steps of the run, if all epochs to come are as long as the present one.
+
+        Args:
+            before: Steps before the present epoch.
+        """
+        trainer = self.trainer
+        steps = ceil(int(trainer.fit_loop.max_batches) / trainer.accumulate_grad_batches)
+        epochs = (trainer.max_epochs or 0) - self.current_epoch
+        ends = [before + steps * epochs] if epochs > 0 else []
+        return min([*ends, *([trainer.max_steps] if trainer.max_steps > 0 else [])], default=0)
+
+    @torch.no_grad()
+    def _kl(self) -> torch.Tensor:
+        """Mean log-ratio of the policy to the start; the policy is the start in the first epoch."""
+        total = torch.zeros(2, dtype=torch.float32, device=self.device)
+        if self.current_epoch == 0:
+            return total[0]
+        batches = list(islice(iter(epoch_batches(self.trainer)), self.kl_batches))
+        process = TrainerProcess(self.trainer)
+        if self.start is not self.reference:
+            self.start.cover(batches, self.policy_model, process, "the starting model, for on_policy/kl")
+        with evaluating(self.policy_model):
+            for batch in (batch.to(self.device) for batch in batches):
+                with process.autocast():
+                    own = pair_logps(self.policy_model(batch), batch)
+                    start = self.start(batch, self.policy_model)
+                for side, other in zip(own, start, strict=True):
+                    total += torch.stack([(side.sums - other.sums).sum(), side.counts.new_tensor(len(side.counts))])
+        whole = self._add_up(total)
+        return whole[0] / whole[1].clamp_min(1.0)
+
+
+def _is_start(reference: Reference) -> bool:
+    """Whether a reference is, for good, the model that the stage starts from."""
+    if isinstance(reference, AdapterOffReference):
+        return True
+    return type(reference) in (CachedReference, FrozenReference) and getattr(reference, "spec", None) is None

@@ -1,0 +1,130 @@
+"""Answers by transformers' own generation: no server, no second copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from lion_lightning.functional import pad_left
+from lion_lightning.sampling.base import SamplingSettings, ServedPolicy
+from lion_lightning.types import Answer, Prompt
+
+
+class TransformersSampler:
+    """Samples from the policy itself, adapters and all, on the device that it trains on.
+
+    Prompts of like length share a batch, padded on the left. Each rank answers its own prompts and waits for nobody:
+    sharded weights are gathered for the length of a round (a whole copy on each rank meanwhile).
+
+    Args:
+        sampling: How answers are drawn; None for the defaults.
+        batch_size: Answers that are generated at once; the answers to one prompt are never split.
+
+    Raises:
+        ValueError: If ``batch_size`` is below 1.
+    """
+
+    def __init__(self, sampling: SamplingSettings | None = None, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise ValueError(f"TransformersSampler: batch_size is {batch_size}; give at least 1")
+        self.sampling, self.batch_size = sampling or SamplingSettings(), batch_size
+        self._policy: ServedPolicy | None = None
+        self._stack = ExitStack()
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers."""
+        return {"sampler": type(self).__name__, **asdict(self.sampling)}
+
+    def open(self, policy: ServedPolicy) -> None:
+        """See :class:`~lion_lightning.sampling.base.Following`."""
+        self._policy = policy
+        self._stack.enter_context(policy.generating())
+
+    def close(self) -> None:
+        """See :class:`~lion_lightning.sampling.base.Following`."""
+        self._stack.close()
+        self._policy = None
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
+        """See :class:`~lion_lightning.sampling.base.Sampler`.
+
+        Raises:
+            ValueError: If a prompt leaves no room for an answer in the model's positions.
+        """
+        self._require_room(prompts)
+        answers: list[list[Answer]] = [[] for _ in prompts]
+        seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
+        for places, batch_seed in zip(self._batches(prompts, n), seeds, strict=False):
+            torch.manual_seed(batch_seed)
+            for place, made in zip(places, self._generate([prompts[place] for place in places], n), strict=True):
+                answers[place] = made
+        return answers
+
+    @property
+    def _opened(self) -> ServedPolicy:
+        if self._policy is None:
+            raise RuntimeError("call open(policy) before sample()")
+        return self._policy
+
+    def _batches(self, prompts: Sequence[Prompt], n: int) -> Iterator[list[int]]:
+        """Places of the prompts of each batch, long ones first: if memory does not do, it is seen at once."""
+        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
+        size = max(1, self.batch_size // n)
+        return (order[start : start + size] for start in range(0, len(order), size))
+
+    def _generate(self, prompts: Sequence[Prompt], n: int) -> list[list[Answer]]:
+        policy = self._opened
+        ids = pad_left([prompt.input_ids for prompt in prompts], 0).to(policy.device)
+        mask = pad_left([[1] * len(prompt.input_ids) for prompt in prompts], 0).to(policy.device)
+        output = policy.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=self._config(n),
+            tokenizer=policy.tokenizer,  # it is for stop strings
+            synced_gpus=False,
+        )
+        rows = output[:, ids.shape[1] :].tolist()
+        return [[self._answer(row) for row in rows[start : start + n]] for start in range(0, len(rows), n)]
+
+    def _config(self, n: int) -> GenerationConfig:
+        ends = list(self._opened.end_ids)
+        pad = self._opened.tokenizer.pad_token_id
+        return GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=True,
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            top_k=self.sampling.top_k,
+            max_new_tokens=self.sampling.max_new_tokens,
+            stop_strings=list(self.sampling.stop) or None,
+            num_return_sequences=n,
+            eos_token_id=ends or None,
+            pad_token_id=pad if pad is not None else (ends[0] if ends else 0),
+        )
+
+    def _answer(self, row: Sequence[int]) -> Answer:
+        ends = set(self._opened.end_ids)
+        length = next((place for place, token in enumerate(row) if token in ends), None)
+        said = row if length is None else row[:length]
+        text = str(self._opened.tokenizer.decode(said, skip_special_tokens=True))
+        cuts = [text.find(stop) for stop in self.sampling.stop if stop in text]
+        if cuts:
+            return Answer(text[: min(cuts)])
+        if length is None:
+            return Answer(text, "length", tuple(row))
+        return Answer(text, "stop", tuple(row[: length + 1]))
+
+    def _require_room(self, prompts: Sequence[Prompt]) -> None:
+        limit = getattr(self._opened.model.config, "max_position_embeddings", None)
+        for prompt in prompts:
+            needed = len(prompt.input_ids) + self.sampling.max_new_tokens
+            if limit is not None and needed > limit:
+                raise ValueError(
+                    f"{prompt.where}: the prompt and {self.sampling.max_new_tokens} new tokens need {needed} "
+                    f"positions, and the model has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
+                )
