@@ -1,0 +1,152 @@
+"""Online runs on a tiny model: what they answer, how that is scored, and which pairs were trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lion_lightning import OnlineDPOModule, OnPolicyDataModule, PolicySpec, Source, TokenizerSpec
+from lion_lightning.callbacks import OnPolicySampling
+from lion_lightning.data.rounds import Round, find_rounds
+from lion_lightning.modules import LinearWithWarmup
+from lion_lightning.sampling.base import SamplingSettings
+from lion_lightning.sampling.transformers import TransformersSampler
+from lion_lightning.types import Answer, PackedBatch, Prompt
+from tests import tiny
+
+PROMPTS = 34
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing is saved after it."""
+
+
+class Sampler(TransformersSampler):
+    """Short answers; counts what it was asked, and is killed at the call of this number."""
+
+    def __init__(self, kill: int | None = None) -> None:
+        super().__init__(SamplingSettings(temperature=1.0, max_new_tokens=5), batch_size=12)
+        self.kill, self.asked = kill, list[str]()
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
+        if self.kill == 0:
+            raise KilledError
+        self.kill = None if self.kill is None else self.kill - 1
+        self.asked += [prompt.question for prompt in prompts]
+        return super().sample(prompts, n, seed)
+
+
+class Judge:
+    """Likes words of high number; counts what it scored, and is killed at the call of this number."""
+
+    def __init__(self, kill: int | None = None) -> None:
+        self.kill, self.scored = kill, list[str]()
+
+    def score(self, prompts: Any, answers: Any) -> Any:
+        if self.kill == 0:
+            raise KilledError
+        self.kill = None if self.kill is None else self.kill - 1
+        self.scored += [prompt.question for prompt in prompts]
+        return [[liking(text) for text in texts] for texts in answers]
+
+
+def liking(text: str) -> float:
+    """Mean number of an answer's words."""
+    numbers = [float(word[1:]) for word in text.split() if word[1:].isdigit()]
+    return sum(numbers) / max(len(numbers), 1)
+
+
+class Watch(Callback):
+    """Writes down the answers that are trained on, and kills the run before a batch."""
+
+    def __init__(self, kill: tuple[int, int] | None = None) -> None:
+        self.kill = kill
+        self.trained: dict[int, set[tuple[int, ...]]] = {}
+        self.steps = 0
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == self.kill:
+            raise KilledError
+        self.trained.setdefault(trainer.current_epoch, set()).update(answers_of(batch))
+        self.steps += 1
+        self.rates += [group["lr"] for group in trainer.optimizers[0].param_groups[:1]]
+
+
+def answers_of(batch: PackedBatch) -> set[tuple[int, ...]]:
+    return {tuple(batch.input_ids[s.start : s.stop].tolist()) for s in batch.segments if s.parent >= 0}
+
+
+def pairs_of(made: Round) -> set[tuple[int, ...]]:
+    """Tokens of the answers of a round's pairs that differ in tokens and score."""
+    found = set()
+    for rollout in made.rollouts:
+        for chosen, rejected in rollout.pairs:
+            sides = [rollout.answers[place].token_ids or () for place in (chosen, rejected)]
+            if sides[0] != sides[1] and rollout.scores[chosen] != rollout.scores[rejected]:
+                found |= set(sides)
+    return found
+
+
+class Online:
+    """A folder with prompts and a starting model, and runs in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.start = folder / "start"
+        torch.manual_seed(0)
+        model = PolicySpec(config=tiny.config()).build().causal_lm
+        model.save_pretrained(self.start)
+        tiny.tokenizer_folder(self.start)
+        rows = [{"question": f"w{3 + number} w{40 + number}", "row": number} for number in range(PROMPTS)]
+        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def data(self, **changes: Any) -> OnPolicyDataModule:
+        settings = {"max_length": 32, "row_length": 40, "batch_size": 2, "cache_dir": self.folder / "cache"}
+        prompts = changes.pop("prompts", [Source(str(self.folder / "prompts.jsonl"))])
+        return OnPolicyDataModule(prompts, TokenizerSpec(str(self.start)), **{**settings, **changes})
+
+    def module(self, **changes: Any) -> OnlineDPOModule:
+        settings: dict[str, Any] = {
+            "optimizer": partial(torch.optim.AdamW, lr=3e-3),
+            "lr_scheduler": partial(LinearWithWarmup, warmup=0.2),
+        }
+        return OnlineDPOModule(str(self.start), **{**settings, **changes})
+
+    def sampling(self, sampler: Any = None, judge: Any = None, **changes: Any) -> OnPolicySampling:
+        # Random weights hardly ever end an answer, so answers that are cut off make pairs too.
+        settings = {"num_samples": 4, "monitor_prompts": 4, "chunk_size": 4, "keep_unfinished": True}
+        return OnPolicySampling(sampler or Sampler(), judge or Judge(), **{**settings, **changes})
+
+    def trainer(self, name: str, callbacks: Sequence[Callback], every: int = 1, **changes: Any) -> Trainer:
+        saver = ModelCheckpoint(self.folder / name, save_last=True, save_top_k=-1, every_n_train_steps=every)
+        options = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1, "enable_checkpointing": True, **changes}
+        return tiny.trainer(default_root_dir=self.folder / name, callbacks=[*callbacks, saver], **options)
+
+    def fit(
+        self,
+        name: str,
+        sampling: OnPolicySampling | None = None,
+        watch: Watch | None = None,
+        module: OnlineDPOModule | None = None,
+        data: OnPolicyDataModule | None = None,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """Run, or go on with, a run of this name; weights and optimizer state at its end."""
+        module = module or self.module()
+        trainer = self.trainer(name, [sampling or self.sampling(), *([watch] if watch else [])], **options)
+        trainer.fit(module, datamodule=data or self.data(), ckpt_path="last", weights_only=False)
+        moments = trainer.optimizers[0].state_dict()["state"]
+        state = {f"{k} {n}": torch.as_tensor(v) for k, values in moments.items() for n, v in values.items()}
+        return dict(module.state_dict()) | state
+
+    def rounds(self, name: str) -> list[Round]:
+        return find_rounds(self.folder / name / "rounds")

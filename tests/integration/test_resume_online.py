@@ -1,0 +1,114 @@
+"""Online runs killed anywhere and resumed: the same rounds, the same pairs, the same weights, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lion_lightning import FrozenReference, RefreshedReference
+from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Online:
+    return Online(tmp_path_factory.mktemp("online"))
+
+
+@pytest.fixture(scope="module")
+def whole(online: Online) -> dict[str, Tensor]:
+    """The run that nobody stops."""
+    return online.fit("whole")
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def same_rounds(online: Online, name: str) -> bool:
+    pairs = [[made.rollouts for made in online.rounds(run)] for run in ("whole", name)]
+    return pairs[0] == pairs[1]
+
+
+# A round has 10 prompts in 3 chunks, and 4 monitor prompts in another: calls 0-3 are round 0, 4-7 round 1, and so on.
+@pytest.mark.parametrize("call", [0, 2, 5, 11])
+@pytest.mark.parametrize("killed", ["sampling", "judging"])
+def test_killed_while_a_round_is_made(online: Online, whole: dict[str, Tensor], killed: str, call: int) -> None:
+    name = f"{killed} {call}"
+    kills = {"sampler": Sampler(call)} if killed == "sampling" else {"judge": Judge(call)}
+    with pytest.raises(KilledError):
+        online.fit(name, online.sampling(**kills))
+    sampler, judge = Sampler(), Judge()
+    resumed = online.fit(name, online.sampling(sampler, judge))
+    assert same_rounds(online, name)
+    assert same(resumed, whole)
+    number, chunk = divmod(call, 4)
+    sizes = [4, 4, 2, 4]
+    done = sum(sizes[:chunk])
+    assert len(judge.scored) == (3 - number) * 14 - (done if killed == "judging" else 0)
+    assert len(sampler.asked) == (3 - number) * 14 - (done if killed == "sampling" else 14)
+
+
+@pytest.mark.parametrize("place", [(0, 2), (1, 0), (1, 1), (2, 2)])
+def test_killed_while_training(online: Online, whole: dict[str, Tensor], place: tuple[int, int]) -> None:
+    name = f"training {place}"
+    with pytest.raises(KilledError):
+        online.fit(name, watch=Watch(place))
+    sampler = Sampler()
+    resumed = online.fit(name, online.sampling(sampler))
+    assert same_rounds(online, name)
+    assert same(resumed, whole)
+    assert len(sampler.asked) == (2 - place[0]) * 14
+
+
+@pytest.mark.parametrize("reference", [FrozenReference, RefreshedReference])
+def test_killed_under_other_references(online: Online, reference: Any) -> None:
+    def module() -> Any:
+        return online.module(reference=reference())
+
+    expected = online.fit(f"whole {reference}", module=module())
+    for place in [(1, 0), (2, 1)]:
+        name = f"{reference} {place}"
+        with pytest.raises(KilledError):
+            online.fit(name, watch=Watch(place), module=module())
+        assert same(online.fit(name, module=module()), expected)
+
+
+def test_a_checkpoint_before_a_round_replays_the_steps_and_finds_the_round(
+    online: Online, whole: dict[str, Tensor]
+) -> None:
+    with pytest.raises(KilledError):
+        online.fit("sparse", watch=Watch((1, 2)), every=3)
+    sampler = Sampler()
+    assert same(online.fit("sparse", online.sampling(sampler), every=3), whole)
+    assert len(sampler.asked) == 14  # round 1 was found: replayed steps lead to the very policy that made it
+
+
+def test_a_round_that_is_gone_is_named(online: Online) -> None:
+    with pytest.raises(KilledError):
+        online.fit("gone", watch=Watch((1, 1)))
+    online.rounds("gone")[1].path.unlink()
+    with pytest.raises(ValueError, match=r"round-0001.arrow: the checkpoint stands within this round, which is gone"):
+        online.fit("gone")
+
+
+def test_a_finished_run_can_be_given_more_rounds(online: Online) -> None:
+    def fit(name: str, epochs: int) -> dict[str, Tensor]:
+        module = online.module(lr_scheduler=None)
+        return online.fit(name, online.sampling(prompts_per_round=10), module=module, max_epochs=epochs)
+
+    fit("grown", 2)
+    assert same(fit("grown", 3), fit("at once", 3))
+
+
+def test_rounds_are_not_made_again_by_a_second_start(online: Online, whole: dict[str, Tensor], tmp_path: Path) -> None:
+    sampler = Sampler()
+    rounds = online.folder / "whole" / "rounds"
+    again = online.fit("again", online.sampling(sampler, rounds_dir=rounds))
+    assert sampler.asked == []
+    assert same(again, whole)
