@@ -137,10 +137,11 @@ class OnPolicySampling(Callback):
                 "from; use OnlineDPOModule, or subclass one"
             )
         data.rounds = partial(self.pull, trainer, pl_module)
+        self.present = None  # another run may have left its own
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the round came to (Lightning calls this)."""
-        if self.present is None or self.present.number != trainer.current_epoch:
+        if self.present is None:
             return
         report = _data(trainer).report(self.present)
         figures = round_figures(self.present)
@@ -186,8 +187,9 @@ class OnPolicySampling(Callback):
             ValueError: There are no prompts left, or sampling or judging failed.
         """
         number = max(e for e in range(epoch + 1) if e == 0 or self.should_sample(e))
-        path = round_path(self.folder(trainer), number)
-        self.present = self._resumed(path, number) or self._found_or_made(trainer, module, path, number)
+        if self.present is None or self.present.number != number:
+            path = round_path(self.folder(trainer), number)
+            self.present = self._resumed(path, number) or self._found_or_made(trainer, module, path, number)
         return self.present
 
     def _resumed(self, path: Path, number: int) -> Round | None:
