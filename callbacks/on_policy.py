@@ -137,7 +137,7 @@ class OnPolicySampling(Callback):
                 "from; use OnlineDPOModule, or subclass one"
             )
         data.rounds = partial(self.pull, trainer, pl_module)
-        self.present = None  # another run may have left its own
+        self.present, self._restored = None, {}  # an earlier run may have left its own
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the round came to (Lightning calls this)."""

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
@@ -24,6 +25,7 @@ USER_ERRORS = (ValueError, MisconfigurationException, ModuleNotFoundError, OSErr
 EPILOG = """further commands:
     inspect             show what a config's mask, packing and filters do to its data, before any training
     export              write a checkpoint as a Hugging Face folder
+    rounds              print and draw what happened in the rounds of on-policy sampling
 Each has its own --help."""
 
 
@@ -123,7 +125,25 @@ def export_command(arguments: list[str]) -> None:
     print(f"wrote {export_checkpoint(options.checkpoint, options.out)}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"inspect": inspect_command, "export": export_command}
+def rounds_command(arguments: list[str]) -> None:
+    """``lion rounds DIR``: print and draw what happened in the rounds of on-policy sampling."""
+    from lion_lightning.data.round_report import report
+
+    parser = argparse.ArgumentParser(
+        prog="lion rounds", description="Print and draw what happened in the rounds of on-policy sampling."
+    )
+    parser.add_argument("folder", help="where the rounds lie, e.g. runs/online_dpo/rounds")
+    parser.add_argument("--samples", type=int, default=3, help="prompts to show with their answers (3)")
+    parser.add_argument("--png", help="where to draw; by default rounds.png in the folder")
+    options = parser.parse_args(arguments)
+    report(Path(options.folder), options.samples, Path(options.png) if options.png else None)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "inspect": inspect_command,
+    "export": export_command,
+    "rounds": rounds_command,
+}
 """Commands that LightningCLI has not."""
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from lion_lightning.data.documents import Documents
 from lion_lightning.data.mixture import Mixture
+from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports import SourceReport
 
 if TYPE_CHECKING:
@@ -50,6 +52,16 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
             console.print()
     if datamodule.train is not None:
         _show(console, datamodule.tokenizer, datamodule.train, rows)
+    if isinstance(datamodule, OnPolicyDataModule):
+        _show_prompts(console, datamodule.pool, rows)
+
+
+def _show_prompts(console: Console, pool: PromptPool, rows: int) -> None:
+    left_out = "".join(f"; left out, {cause}: {count:,}" for cause, count in pool.left_out.items())
+    console.print(f"Prompts: {len(pool):,}{left_out}. Their answers come with each round; see `lion rounds`.\n")
+    for asked in pool.take(np.linspace(0, len(pool), rows, endpoint=False, dtype=int).tolist()):
+        heading = f"--- {asked.prompt.where}, {len(asked.prompt.input_ids):,} tokens"
+        console.print(f"{heading}\n{asked.prompt.text}", highlight=False, markup=False)
 
 
 def _table(title: str, reports: Sequence[SourceReport]) -> Table:
