@@ -1,0 +1,128 @@
+"""What a round of on-policy sampling came to, in figures."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean, pstdev
+
+from lion_lightning.data.rounds import Rollout, Round
+from lion_lightning.types import Answer
+
+COMPARED = 200
+"""Prompts that ``self_bleu`` is taken from, drawn with a fixed seed: it compares every two answers, which is slow."""
+
+
+def round_figures(made: Round) -> dict[str, float]:
+    """Figures of a round, by key; NaN where nothing is known.
+
+    - ``score``: mean over all sampled answers; ``score_best``, ``score_worst``: over the best and worst of each prompt;
+      ``score_spread``: standard deviation within a prompt's answers, mean over prompts. Pairs live from it.
+    - ``monitor_score``: mean score of this round's answers to the monitor prompts; ``win_rate``: share of those prompts
+      where they score above the first round's answers, ties half; 0.5 in the first round.
+    - ``length``: tokens of an answer; ``unfinished``: share of answers that were cut off.
+    - ``distinct_2``: share of different word pairs among those of a prompt's answers (Li et al., 2016, distinct-n): 1
+      if nothing is said twice. ``self_bleu``: BLEU-4 of an answer against a prompt's other answers (Zhu et al., 2018,
+      Self-BLEU): 1 if all answers are the same. Both are means over prompts.
+    - ``prompts``, ``answers``, ``pairs`` (before the data module's filters), ``prompts_with_pairs`` (share).
+
+    Args:
+        made: The round.
+    """
+    trained = [rollout for rollout in made.rollouts if not rollout.monitor]
+    scored = [scores for scores in map(_sampled_scores, trained) if scores]
+    answers = [answer for rollout in trained for answer in sampled(rollout)]
+    return {
+        "score": _mean(score for scores in scored for score in scores),
+        "score_spread": _mean(map(pstdev, scored)),
+        "score_best": _mean(map(max, scored)),
+        "score_worst": _mean(map(min, scored)),
+        **_monitored([rollout for rollout in made.rollouts if rollout.monitor and rollout.scores]),
+        "length": _mean(float(len(answer.token_ids or ())) for answer in answers),
+        "unfinished": _mean(float(answer.finish_reason == "length") for answer in answers),
+        **_diversity([[answer.text for answer in sampled(rollout)] for rollout in trained]),
+        "prompts": float(len(trained)),
+        "answers": float(len(answers)),
+        "pairs": float(made.pairs()),
+        "prompts_with_pairs": _mean(float(bool(rollout.pairs)) for rollout in trained),
+    }
+
+
+def sampled(rollout: Rollout) -> list[Answer]:
+    """The answers that the policy gave, without the row's own."""
+    return [answer for answer in rollout.answers if answer.finish_reason != "original"]
+
+
+def distinct(texts: Sequence[str], size: int = 2) -> float:
+    """Share of different word n-grams among all of some texts; NaN if they have none.
+
+    Args:
+        texts: Answers to one prompt.
+        size: Words of an n-gram.
+    """
+    grams = [gram for text in texts for gram in _grams(text.split(), size)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
+    """Mean BLEU of each text against the others; NaN for fewer than two texts, empty ones left out.
+
+    Precisions of n-grams are counted with one more hit and one more trial for n above 1 (Lin and Och, 2004), so that
+    short texts have a value; a text has no n-grams longer than itself.
+
+    Args:
+        texts: Answers to one prompt.
+        longest: Words of the longest n-grams.
+    """
+    words = [text.split() for text in texts if text.split()]
+    if len(words) < 2:
+        return math.nan
+    return fmean(_bleu(own, [*words[:place], *words[place + 1 :]], longest) for place, own in enumerate(words))
+
+
+def _bleu(own: list[str], others: Sequence[list[str]], longest: int) -> float:
+    logs = []
+    for size in range(1, min(longest, len(own)) + 1):
+        counts, most = Counter(_grams(own, size)), Counter[tuple[str, ...]]()
+        for other in others:
+            most |= Counter(_grams(other, size))
+        hits, smooth = (counts & most).total(), int(size > 1)
+        if not hits + smooth:
+            return 0.0
+        logs.append(math.log((hits + smooth) / (counts.total() + smooth)))
+    nearest = min((len(other) for other in others), key=lambda length: (abs(length - len(own)), length))
+    return math.exp(fmean(logs) + min(0.0, 1 - nearest / len(own)))
+
+
+def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
+
+
+def _sampled_scores(rollout: Rollout) -> list[float]:
+    given = zip(rollout.answers, rollout.scores, strict=False)
+    return [score for answer, score in given if answer.finish_reason != "original"]
+
+
+def _monitored(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    won = [
+        0.5 if len(rollout.scores) < 2 else 0.5 + 0.5 * ((rollout.scores[0] > rollout.scores[1]) - _lost(rollout))
+        for rollout in rollouts
+    ]
+    return {"monitor_score": _mean(rollout.scores[0] for rollout in rollouts), "win_rate": _mean(won)}
+
+
+def _lost(rollout: Rollout) -> bool:
+    return rollout.scores[0] < rollout.scores[1]
+
+
+def _diversity(answers: Sequence[Sequence[str]]) -> dict[str, float]:
+    many = [texts for texts in answers if len(texts) > 1]
+    drawn = random.Random(0).sample(many, min(COMPARED, len(many)))
+    return {"distinct_2": _mean(map(distinct, answers)), "self_bleu": _mean(map(self_bleu, drawn))}
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan
