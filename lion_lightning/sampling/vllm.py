@@ -1,0 +1,207 @@
+"""Answers by vLLM in the training process, which is given the policy's weights before each round."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
+from lion_lightning.sampling.probe import Probe
+from lion_lightning.types import Answer, Prompt
+
+KEPT = "what is finished of the round is kept: start again, and it goes on"
+ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Set where they are not, before vLLM is imported: GiB of cache, and no thread pinned (training wants the cores too)."""
+
+
+class VLLMSampler:
+    """Samples with vLLM's engine in this process, one engine a rank.
+
+    The engine starts in the first round from the policy's own weights. Before every later round the weights are pushed
+    into it (adapters merged) and its prefix cache is emptied; then a :class:`Probe` compares its log-probs with the
+    policy's. On a GPU the engine sleeps between rounds and gives its memory back to training.
+
+    Args:
+        sampling: How answers are drawn; None for the defaults.
+        dtype: What the engine computes in; None for the policy's dtype.
+        max_model_len: Most tokens of a prompt with its answer; None for the model's positions.
+        gpu_memory_utilization: Share of a GPU's memory that the engine may take while it is awake.
+        tolerance: Of the probe; None for 1e-3 in fp32 and 0.2 otherwise.
+        engine: Further arguments of ``vllm.LLM``.
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingSettings | None = None,
+        dtype: str | None = None,
+        max_model_len: int | None = None,
+        gpu_memory_utilization: float = 0.4,
+        tolerance: float | None = None,
+        engine: dict[str, Any] | None = None,
+    ) -> None:
+        self.sampling, self.dtype, self.max_model_len = sampling or SamplingSettings(), dtype, max_model_len
+        self.gpu_memory_utilization, self.engine = gpu_memory_utilization, engine or {}
+        self.tolerance = tolerance
+        self._probe: Probe | None = None
+        self._llm: Any = None
+        self._folder: Any = None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers."""
+        return {"sampler": type(self).__name__, "dtype": self.dtype, **asdict(self.sampling)}
+
+    def open(self, policy: ServedPolicy) -> None:
+        """See :class:`~lion_lightning.sampling.base.Following`.
+
+        Raises:
+            EngineError: The engine does not start, or does not serve the policy's weights.
+            ModuleNotFoundError: vLLM is not installed.
+        """
+        if self._llm is None:
+            self._start(policy)
+        else:
+            self._wake()
+            with _engine_errors("takes no weights"):
+                self.push(policy.weights())
+        assert self._probe is not None
+        with self._probe_seen():
+            self._probe.check(policy, self.next_logps)
+
+    def close(self) -> None:
+        """See :class:`~lion_lightning.sampling.base.Following`."""
+        if self._llm is not None and torch.cuda.is_available():
+            self._llm.sleep(level=2)  # weights are dropped too: they are stale after the next step anyhow
+
+    def push(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give the engine weights.
+
+        Args:
+            weights: All of them, by Hugging Face's names; the head by its own, also where it is tied.
+        """
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(list(weights.items()))})
+        self._llm.reset_prefix_cache()  # else what was cached of a prompt still comes from the weights before
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
+        """See :class:`~lion_lightning.sampling.base.Sampler`.
+
+        Raises:
+            EngineError: The engine fails.
+            ValueError: A prompt leaves no room for an answer.
+        """
+        self._require_room(prompts)
+        seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
+        settings = [self._settings(n=n, seed=one) for one in seeds]
+        with _engine_errors("died"):
+            outputs = self._llm.generate(_tokens(prompt.input_ids for prompt in prompts), settings, use_tqdm=False)
+        return [[_answer(completion) for completion in output.outputs] for output in outputs]
+
+    def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        """Log-probs of the engine's five most probable next tokens, for each prompt."""
+        from vllm import SamplingParams
+
+        one = SamplingParams(max_tokens=1, temperature=0.0, logprobs=5)
+        with _engine_errors("died"):
+            outputs = self._llm.generate(_tokens(prompts), one, use_tqdm=False)
+        return [{token: entry.logprob for token, entry in out.outputs[0].logprobs[0].items()} for out in outputs]
+
+    def _start(self, policy: ServedPolicy) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if not torch.cuda.is_available():
+            os.environ.update({name: value for name, value in ON_CPU.items() if name not in os.environ})
+        try:
+            from vllm import LLM
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("VLLMSampler needs vLLM: pip install 'lion-lightning[vllm]'") from error
+        self._folder = tempfile.TemporaryDirectory(prefix="lion-vllm-")
+        policy.write(Path(self._folder.name))
+        dtype = self.dtype or str(policy.model.dtype).removeprefix("torch.")
+        self._probe = Probe(self.tolerance or (1e-3 if dtype == "float32" else 0.2))
+        options: dict[str, Any] = {
+            "model": self._folder.name,
+            "dtype": dtype,
+            "max_model_len": self.max_model_len,
+            **(self._on_gpu() if torch.cuda.is_available() else {"enforce_eager": True}),
+            **self.engine,
+        }
+        with _engine_errors("does not start"), _alone():
+            self._llm = LLM(**options)
+
+    def _on_gpu(self) -> dict[str, Any]:
+        return {"gpu_memory_utilization": self.gpu_memory_utilization, "enable_sleep_mode": True}
+
+    def _wake(self) -> None:
+        if torch.cuda.is_available():
+            self._llm.wake_up()
+
+    @contextmanager
+    def _probe_seen(self) -> Iterator[None]:
+        """After a failed probe the engine is not trusted with another push: it starts anew, if there is a next time."""
+        try:
+            yield
+        except EngineError:
+            self._llm = None
+            raise
+
+    def _settings(self, **more: Any) -> Any:
+        from vllm import SamplingParams
+
+        own = self.sampling
+        return SamplingParams(
+            temperature=own.temperature,
+            top_p=own.top_p,
+            top_k=own.top_k,
+            max_tokens=own.max_new_tokens,
+            stop=list(own.stop) or None,
+            **more,
+        )
+
+    def _require_room(self, prompts: Sequence[Prompt]) -> None:
+        limit = self._llm.llm_engine.model_config.max_model_len
+        for prompt in prompts:
+            needed = len(prompt.input_ids) + self.sampling.max_new_tokens
+            if needed > limit:
+                raise ValueError(
+                    f"{prompt.where}: the prompt and {self.sampling.max_new_tokens} new tokens need {needed} "
+                    f"positions, and the engine has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
+                )
+
+
+def _tokens(prompts: Any) -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": list(ids)} for ids in prompts]
+
+
+def _answer(completion: Any) -> Answer:
+    """A stop string is cut off the text but not off the tokens, so those are left out then."""
+    by_string = isinstance(completion.stop_reason, str)
+    reason = "length" if completion.finish_reason == "length" else "stop"
+    return Answer(completion.text, reason, None if by_string else tuple(completion.token_ids))
+
+
+@contextmanager
+def _engine_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ModuleNotFoundError, EngineError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise EngineError(f"the vLLM engine {what} ({type(error).__name__}: {reason}); {KEPT}") from error
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hide the ranks of the training from the engine: each rank's engine is a world of one."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
