@@ -10,7 +10,7 @@ from torch import Tensor
 from lion_lightning.sampling.base import EngineError, ServedPolicy
 
 LONG = 96
-"""Tokens of the longest probe prompt: longer than a block of any engine's prefix cache, which may be stale by itself."""
+"""Tokens of the longest probe prompt: longer than a block of a prefix cache, which may be stale by itself."""
 
 NextLogps = Callable[[Sequence[Sequence[int]]], Sequence[Mapping[int, float]]]
 """Log-probs that an engine gives its most probable next tokens, by id, for each prompt; before any temperature."""
@@ -19,9 +19,9 @@ NextLogps = Callable[[Sequence[Sequence[int]]], Sequence[Mapping[int, float]]]
 class Probe:
     """Compares an engine with the policy after each push of weights, on a few fixed prompts.
 
-    The engine's log-probs of its top tokens must be the policy's, up to ``tolerance``. Where the policy itself has moved
-    by less than that since the last push, stale weights would pass, so the engine must also be nearer to the policy as
-    it is than to what it was, as soon as the two can be told apart.
+    The engine's log-probs of its top tokens must be the policy's, up to ``tolerance``. Old weights could pass that where
+    the policy has moved little, so the engine must also have moved along with it since the last push: of the policy's
+    move, at least half must be seen in the engine. A move below a tenth of the tolerance is not judged.
 
     Args:
         tolerance: Largest difference of a log-prob: 1e-3 is far above what two kernels differ by in fp32; bf16 needs
@@ -31,7 +31,7 @@ class Probe:
     def __init__(self, tolerance: float = 1e-3) -> None:
         self.tolerance = tolerance
         self._prompts: list[list[int]] = []
-        self._before: Tensor | None = None
+        self._before: tuple[Tensor, Sequence[Mapping[int, float]]] | None = None
 
     def check(self, policy: ServedPolicy, engine: NextLogps) -> None:
         """Compare.
@@ -44,25 +44,42 @@ class Probe:
             EngineError: The engine serves other weights.
         """
         self._prompts = self._prompts or probe_prompts(policy)
-        now = policy.next_logps(self._prompts)
-        said = engine(self._prompts)
+        now, said = policy.next_logps(self._prompts), engine(self._prompts)
         worst = _distance(said, now)
         if not worst <= self.tolerance:
             raise EngineError(
                 f"after the push of weights the engine does not serve the policy: its log-probs are off by {worst:.3g}, "
-                f"and {self.tolerance:g} is allowed; stop and restart the engine, or raise the probe's tolerance if its "
-                "dtype is coarser than the policy's"
+                f"and {self.tolerance:g} is allowed; restart the engine, or raise the probe's tolerance if its dtype is "
+                "coarser than the policy's"
             )
-        if self._before is not None and _stale(said, now, self._before):
+        if self._before is not None:
+            self._refuse_stale(now, said, *self._before)
+        self._before = now, said
+
+    def _refuse_stale(
+        self,
+        now: Tensor,
+        said: Sequence[Mapping[int, float]],
+        before: Tensor,
+        said_before: Sequence[Mapping[int, float]],
+    ) -> None:
+        moves = [
+            (float(new[token] - old[token]), value - tops_before[token])
+            for new, old, tops, tops_before in zip(now, before, said, said_before, strict=True)
+            for token, value in tops.items()
+            if token in tops_before
+        ]
+        largest = max((abs(own) for own, _ in moves), default=0.0)
+        followed = sum(own * engine for own, engine in moves)
+        if largest > self.tolerance / 10 and followed < sum(own**2 for own, _ in moves) / 2:
             raise EngineError(
-                f"after the push of weights the engine still serves the ones before: its log-probs are {worst:.3g} from the "
-                f"policy's and {_distance(said, self._before):.3g} from the former policy's; restart the engine"
+                "after the push of weights the engine still serves those before (the policy's log-probs have moved by "
+                f"{largest:.3g}, and the engine's have not followed); restart the engine"
             )
-        self._before = now
 
 
 def probe_prompts(policy: ServedPolicy) -> list[list[int]]:
-    """Fixed token ids, as far as the vocabulary has them: two short prompts and one that fills blocks of a cache.
+    """Fixed token ids: two short prompts and one that fills blocks of a cache.
 
     Args:
         policy: Whose tokenizer's ids they are.
@@ -84,11 +101,3 @@ def _distance(said: Sequence[Mapping[int, float]], logps: Tensor) -> float:
         ),
         default=float("inf"),
     )
-
-
-def _stale(said: Sequence[Mapping[int, float]], now: Tensor, before: Tensor) -> bool:
-    """Whether the engine is nearer to the former policy, on the tokens where that can be told."""
-    moved = max(
-        float((new[list(tops)] - old[list(tops)]).abs().max()) for new, old, tops in zip(now, before, said, strict=True)
-    )
-    return _distance(said, before) < _distance(said, now) and moved > 1e-6

@@ -123,7 +123,7 @@ class ServerSampler:
         found = {re.fullmatch(r"token_id:(\d+)", name): value for name, value in tops.items()}
         if not found or None in found:
             raise EngineError(
-                f"{self.endpoint.url} gives no log-probs by token id, so it cannot be proved that it serves the policy's "
+                f"{self.endpoint.url} gives no log-probs by token id, so nothing proves that it serves the policy's "
                 "weights; set `tolerance: null` to go without proof"
             )
         return {int(match[1]): float(value) for match, value in found.items() if match}

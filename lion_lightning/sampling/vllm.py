@@ -19,7 +19,7 @@ from lion_lightning.types import Answer, Prompt
 
 KEPT = "what is finished of the round is kept: start again, and it goes on"
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""Set where they are not, before vLLM is imported: GiB of cache, and no thread pinned (training wants the cores too)."""
+"""Set where they are not, before vLLM is imported: GiB of cache, and no thread pinned: training wants the cores too."""
 
 
 class VLLMSampler:
