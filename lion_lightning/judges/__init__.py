@@ -1,1 +1,21 @@
-"""What scores answers."""
+"""What scores answers. The libraries that a judge needs are imported when it scores."""
+
+from lion_lightning.judges.base import Judge, Judgement, judge_answers
+from lion_lightning.judges.reward_model import RewardModelJudge
+from lion_lightning.judges.verifier import VerifierJudge
+from lion_lightning.judges.verifiers import ExactMatch, JSONSchema, Length, MathAnswer, Regex
+from lion_lightning.judges.weighted import WeightedJudge
+
+__all__ = [
+    "ExactMatch",
+    "JSONSchema",
+    "Judge",
+    "Judgement",
+    "Length",
+    "MathAnswer",
+    "Regex",
+    "RewardModelJudge",
+    "VerifierJudge",
+    "WeightedJudge",
+    "judge_answers",
+]

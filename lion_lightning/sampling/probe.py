@@ -19,9 +19,9 @@ NextLogps = Callable[[Sequence[Sequence[int]]], Sequence[Mapping[int, float]]]
 class Probe:
     """Compares an engine with the policy after each push of weights, on a few fixed prompts.
 
-    The engine's log-probs of its top tokens must be the policy's, up to ``tolerance``. Old weights could pass that where
-    the policy has moved little, so the engine must also have moved along with it since the last push: of the policy's
-    move, at least half must be seen in the engine. A move below a tenth of the tolerance is not judged.
+    The engine's log-probs of its top tokens must be the policy's, up to ``tolerance``. Old weights could pass that
+    where the policy has moved little, so the engine must also have moved along with it since the last push: of the
+    policy's move, at least half must be seen in the engine. A move below a tenth of the tolerance is not judged.
 
     Args:
         tolerance: Largest difference of a log-prob: 1e-3 is far above what two kernels differ by in fp32; bf16 needs
@@ -48,9 +48,9 @@ class Probe:
         worst = _distance(said, now)
         if not worst <= self.tolerance:
             raise EngineError(
-                f"after the push of weights the engine does not serve the policy: its log-probs are off by {worst:.3g}, "
-                f"and {self.tolerance:g} is allowed; restart the engine, or raise the probe's tolerance if its dtype is "
-                "coarser than the policy's"
+                f"after the push of weights the engine does not serve the policy: its log-probs are off by {worst:.3g} "
+                f"where {self.tolerance:g} is allowed; restart the engine, or raise the probe's tolerance if its dtype "
+                "is coarser than the policy's"
             )
         if self._before is not None:
             self._refuse_stale(now, said, *self._before)

@@ -1,0 +1,129 @@
+"""Judges that are models: loading, unloading, batches."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""What a model computes in; ``auto`` is what its files are in."""
+
+
+class ModelJudge(ABC):
+    """A judge with a model of its own, loaded for a round and dropped after it.
+
+    Args:
+        model: Hugging Face folder, or a name on the hub. Weights are read from safetensors only.
+        revision: Branch, tag or commit on the hub.
+        dtype: What it computes in.
+        batch_tokens: Most tokens of a batch, padding included; a longer text is a batch of its own.
+
+    Raises:
+        ValueError: If ``batch_tokens`` is below 1.
+    """
+
+    def __init__(self, model: str, revision: str = "main", dtype: Dtype = "auto", batch_tokens: int = 16384) -> None:
+        if batch_tokens < 1:
+            raise ValueError(f"{type(self).__name__}: batch_tokens is {batch_tokens}; give at least 1")
+        self.path, self.revision, self.dtype, self.batch_tokens = model, revision, dtype, batch_tokens
+        self._model: Any = None
+
+    @abstractmethod
+    def load(self) -> nn.Module:
+        """Read model and tokenizer from disk."""
+
+    def open(self, device: torch.device) -> None:
+        """See :class:`~lion_lightning.judges.base.Loaded`."""
+        if self._model is None:
+            with torch.random.fork_rng(devices=[]):  # building a model may draw numbers that training would have drawn
+                self._model = self.load().eval().requires_grad_(False)
+        self._model.to(device)
+
+    def close(self) -> None:
+        """See :class:`~lion_lightning.judges.base.Loaded`."""
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def model(self) -> Any:
+        """The model.
+
+        Raises:
+            ValueError: It is not loaded.
+        """
+        if self._model is None:
+            name = type(self).__name__
+            raise ValueError(f"{name}: the model is not loaded; call {name}.open(device) before score()")
+        return self._model
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the scores."""
+        weights = self._digest or f"{self.path}@{self.revision}"
+        return {"judge": type(self).__name__, "model": weights, "dtype": self.dtype}
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of a folder's files; empty where the model is a name on the hub."""
+        folder, sha = Path(self.path), hashlib.sha256()
+        for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")):
+            with file.open("rb") as stream:
+                sha.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+        return sha.hexdigest() if folder.is_dir() else ""
+
+    def run(self, lengths: Sequence[int], forward: Callable[[list[int]], Tensor]) -> list[float]:
+        """One number a text, computed in batches of texts of like length.
+
+        Args:
+            lengths: Tokens of each text.
+            forward: From the places of a batch's texts to ``(texts,)`` numbers.
+        """
+        values = [0.0] * len(lengths)
+        groups = list(batches(lengths, self.batch_tokens))
+        with torch.inference_mode():
+            for group in tqdm(groups, type(self).__name__, delay=2):
+                for place, value in zip(group, forward(group).float().tolist(), strict=True):
+                    values[place] = value
+        return values
+
+
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Share out texts, longest first, so that those of a batch are of like length.
+
+    Args:
+        lengths: Tokens of each text.
+        tokens: Most tokens of a batch, padding included.
+
+    Yields:
+        Places of the texts of a batch.
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length as one tensor, and which of its places are filled: both ``(rows, longest)`` int64.
+
+    Args:
+        rows: Token ids.
+        value: What to pad with.
+        device: Where to put them.
+    """
+    tensors = [torch.tensor(row) for row in rows]
+    mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+    return pad_sequence(tensors, batch_first=True, padding_value=value).to(device), mask.to(device)

@@ -1,0 +1,139 @@
+"""Scores by a reward model: a sequence classifier with a single logit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from torch import Tensor, nn
+
+from lion_lightning.judges.model import Dtype, ModelJudge, pad_right
+from lion_lightning.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+
+class RewardModelJudge(ModelJudge):
+    """The logit of any of transformers' sequence classifiers that has just one.
+
+    The model reads a conversation under its own tokenizer's chat template, and a plain text as prompt and answer in one
+    piece. Each text is scored as it would be alone; equal texts are computed once and tie exactly.
+
+    Args:
+        model: Hugging Face folder, or a name on the hub; safetensors only.
+        revision: Branch, tag or commit on the hub.
+        dtype: What it computes in.
+        batch_tokens: Most tokens of a batch, padding included.
+        max_length: Most tokens of a text. A longer one loses its beginning, never its answer, and there is a warning.
+            None for the longest that the model takes.
+        chat_template: In place of the tokenizer's.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ValueError: From ``open``: the model has not exactly one logit, or there is no chat template for conversations.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str = "main",
+        dtype: Dtype = "auto",
+        batch_tokens: int = 16384,
+        max_length: int | None = None,
+        chat_template: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(model, revision, dtype, batch_tokens)
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"RewardModelJudge: max_length is {max_length}; give at least 2")
+        self.max_length, self.chat_template, self.trust_remote_code = max_length, chat_template, trust_remote_code
+        self.tokenizer: Any = None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the scores."""
+        return {**super().identity(), "max_length": self.max_length, "chat_template": self.chat_template}
+
+    def load(self) -> nn.Module:
+        """See :class:`~lion_lightning.judges.model.ModelJudge`."""
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+        options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        config = AutoConfig.from_pretrained(self.path, **options)
+        if config.num_labels != 1:
+            raise ValueError(
+                f"{self.path}: the model has {config.num_labels} logits, so it is no reward model; name one that was "
+                "trained with num_labels=1"
+            )
+        self.tokenizer = AutoTokenizer.from_pretrained(self.path, **options)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            self.path, dtype=self.dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        if info["missing_keys"]:
+            names = ", ".join(sorted(info["missing_keys"])[:3])
+            raise ValueError(f"{self.path}: there are no weights for {names}; name a model that was trained to score")
+        return model  # type: ignore[no-any-return]
+
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        """See :class:`~lion_lightning.judges.base.Judge`."""
+        rows = [
+            [self._cut(self._tokens(prompt, answer)) for answer in given]
+            for prompt, given in zip(prompts, answers, strict=True)
+        ]
+        long = sum(cut for row in rows for _, cut in row)
+        if long:
+            total = sum(map(len, rows))
+            logger.warning("RewardModelJudge: %d of %d texts were too long and lost their beginning", long, total)
+        unique = list(dict.fromkeys(ids for row in rows for ids, _ in row))
+        pad = self._pad_id(unique)
+        values = self.run([*map(len, unique)], lambda places: self._forward([unique[p] for p in places], pad))
+        value_of = dict(zip(unique, values, strict=True))
+        return [[value_of[ids] for ids, _ in row] for row in rows]
+
+    def _forward(self, rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+        model = self.model
+        ids, mask = pad_right(rows, pad, model.device)
+        return model(input_ids=ids, attention_mask=mask).logits[:, 0]  # type: ignore[no-any-return]
+
+    def _tokens(self, prompt: Prompt, answer: str) -> list[int]:
+        if not prompt.messages:
+            text, bos = prompt.text + answer, self.tokenizer.bos_token
+            once = not (bos and text.startswith(bos))
+            return self.tokenizer(text, add_special_tokens=once, verbose=False).input_ids  # type: ignore[no-any-return]
+        turns = [*prompt.messages, {"role": "assistant", "content": answer}]
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, chat_template=self.chat_template)
+        except (TemplateError, ValueError) as error:
+            raise ValueError(
+                f"{prompt.where or self.path}: the chat template of {self.path} cannot write this conversation "
+                f"({error}); give RewardModelJudge a chat_template that can"
+            ) from error
+        # The template writes whatever special tokens the model was trained with: adding them would double the BOS.
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # type: ignore[no-any-return]
+
+    def _cut(self, ids: list[int]) -> tuple[tuple[int, ...], bool]:
+        limit = self.max_length or self._longest()
+        if len(ids) <= limit:
+            return tuple(ids), False
+        keeps_first = ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        first = ids[:1] if keeps_first else []
+        return (*first, *ids[len(ids) - limit + len(first) :]), True
+
+    def _longest(self) -> int:
+        config = self.model.config.get_text_config()
+        return min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 2**31)
+
+    def _pad_id(self, rows: Sequence[Sequence[int]]) -> int:
+        """What to pad with.
+
+        A head of transformers scores the last token that is not the pad id. Where the model names none, alone it scores
+        the last token: an id that ends none of the texts makes it do so in a batch.
+        """
+        config = self.model.config.get_text_config()
+        if not hasattr(self, "_named_pad"):
+            self._named_pad: int | None = config.pad_token_id
+        if self._named_pad is None:
+            last = {row[-1] for row in rows}
+            config.pad_token_id = next(token for token in range(config.vocab_size) if token not in last)
+        return int(config.pad_token_id)
