@@ -222,8 +222,8 @@ def _warn_of_ties(report: SourceReport) -> None:
     read = report.read.documents
     if 2 * ties > read:
         logger.warning(
-            "%s: %d of %d pairs are ties or equal answers, and nothing is learnt from them; %d pairs are left. A judge with finer "
-            "scores, or prompts that are neither too easy nor too hard, would give more",
+            "%s: %d of %d pairs are ties or equal answers, and nothing is learnt from them; %d pairs are left. A judge "
+            "with finer scores, or prompts that are neither too easy nor too hard, would give more",
             report.name,
             ties,
             read,

@@ -122,7 +122,8 @@ class RewardModelJudge(ModelJudge):
 
     def _longest(self) -> int:
         config = self.model.config.get_text_config()
-        return min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 2**31)
+        positions: int | None = getattr(config, "max_position_embeddings", None)
+        return min(int(self.tokenizer.model_max_length), positions or 2**31)
 
     def _pad_id(self, rows: Sequence[Sequence[int]]) -> int:
         """What to pad with.
@@ -130,7 +131,7 @@ class RewardModelJudge(ModelJudge):
         A head of transformers scores the last token that is not the pad id. Where the model names none, alone it scores
         the last token: an id that ends none of the texts makes it do so in a batch.
         """
-        config = self.model.config.get_text_config()
+        config: Any = self.model.config.get_text_config()
         if not hasattr(self, "_named_pad"):
             self._named_pad: int | None = config.pad_token_id
         if self._named_pad is None:

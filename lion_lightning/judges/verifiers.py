@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Any
 
 from lion_lightning.judges.verifier import right_answer
@@ -53,11 +54,12 @@ class MathAnswer:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("MathAnswer needs math-verify: pip install 'lion-lightning[judges]'") from error
         gold = str(right_answer(prompt, self.column))
-        # No timeouts: math-verify's are signals, which work in the main thread only.
-        wanted = parse(_final(gold), parsing_timeout=None)
+        # Its timeouts are signals, which work in the main thread only; without one a power tower takes for ever.
+        seconds = 5 if threading.current_thread() is threading.main_thread() else None
+        wanted = parse(_final(gold), parsing_timeout=seconds)
         if not wanted:
             raise ValueError(f"the column {self.column!r} holds no value that math-verify reads: {gold[-40:]!r}")
-        return bool(verify(wanted, parse(_final(answer), parsing_timeout=None), timeout_seconds=None))
+        return bool(verify(wanted, parse(_final(answer), parsing_timeout=seconds), timeout_seconds=seconds))
 
 
 def _final(text: str) -> str:

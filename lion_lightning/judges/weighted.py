@@ -67,10 +67,10 @@ class WeightedJudge:
     def combine(self, parts: Mapping[str, Scores]) -> list[list[float]]:
         """The weighted sum of those."""
         given = [[_standard(row) if self.standardise else row for row in parts[name]] for name in self.names]
-        return [
-            [sum(weight * score for weight, score in zip(self.weights, scores, strict=True)) for scores in zip(*rows)]
-            for rows in zip(*given, strict=True)
-        ]
+        return [[self._sum(scores) for scores in zip(*rows, strict=True)] for rows in zip(*given, strict=True)]
+
+    def _sum(self, scores: Sequence[float]) -> float:
+        return sum(weight * score for weight, score in zip(self.weights, scores, strict=True))
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """See :class:`~lion_lightning.judges.base.Judge`."""

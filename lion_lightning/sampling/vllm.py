@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
@@ -18,7 +17,7 @@ from lion_lightning.sampling.probe import Probe
 from lion_lightning.types import Answer, Prompt
 
 KEPT = "what is finished of the round is kept: start again, and it goes on"
-ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Set where they are not, before vLLM is imported: GiB of cache, and no thread pinned: training wants the cores too."""
 
 
@@ -97,10 +96,12 @@ class VLLMSampler:
             ValueError: A prompt leaves no room for an answer.
         """
         self._require_room(prompts)
-        seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
-        settings = [self._settings(n=n, seed=one) for one in seeds]
-        with _engine_errors("died"):
-            outputs = self._llm.generate(_tokens(prompt.input_ids for prompt in prompts), settings, use_tqdm=False)
+        # The engine draws from this process's generators. Seeds of single requests are slow, and fail on a CPU as soon as
+        # the cache is full and a request has to be computed again.
+        with _engine_errors("died"), _own_random_state():
+            torch.manual_seed(seed)
+            tokens = _tokens(prompt.input_ids for prompt in prompts)
+            outputs = self._llm.generate(tokens, self._settings(n), use_tqdm=False)
         return [[_answer(completion) for completion in output.outputs] for output in outputs]
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
@@ -131,7 +132,7 @@ class VLLMSampler:
             **(self._on_gpu() if torch.cuda.is_available() else {"enforce_eager": True}),
             **self.engine,
         }
-        with _engine_errors("does not start"), _alone():
+        with _engine_errors("does not start"), _alone(), _own_random_state():
             self._llm = LLM(**options)
 
     def _on_gpu(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class VLLMSampler:
             self._llm = None
             raise
 
-    def _settings(self, **more: Any) -> Any:
+    def _settings(self, n: int) -> Any:
         from vllm import SamplingParams
 
         own = self.sampling
@@ -160,7 +161,7 @@ class VLLMSampler:
             top_k=own.top_k,
             max_tokens=own.max_new_tokens,
             stop=list(own.stop) or None,
-            **more,
+            n=n,
         )
 
     def _require_room(self, prompts: Sequence[Prompt]) -> None:
@@ -194,6 +195,13 @@ def _engine_errors(what: str) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise EngineError(f"the vLLM engine {what} ({type(error).__name__}: {reason}); {KEPT}") from error
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Leave the random state as it was: training goes on with it."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        yield
 
 
 @contextmanager

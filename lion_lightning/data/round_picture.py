@@ -1,0 +1,142 @@
+"""The picture of ``lion rounds``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lion_lightning.cache import writing
+from lion_lightning.data.rounds import Round
+
+BLUE, ORANGE, GRAY = "#1f77b4", "#ff7f0e", "#888888"
+
+
+def draw(
+    rounds: Sequence[Round],
+    figures: Sequence[Mapping[str, float]],
+    kept: Sequence[float],
+    causes: Sequence[Mapping[str, int]],
+    png: Path,
+) -> None:
+    """Draw scores, win rate, lengths, diversity and what was left out, over the rounds.
+
+    Args:
+        rounds: The rounds.
+        figures: Of each, from ``round_figures``.
+        kept: Pairs of each that were trained on, NaN where that is not known.
+        causes: What was left out of each, and how many.
+        png: Where to.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    numbers = [made.number for made in rounds]
+
+    def values(name: str) -> list[float]:
+        return [known[name] for known in figures]
+
+    _scores(next(panels), numbers, values)
+    _wins(next(panels), numbers, values, rounds)
+    _spread(next(panels), numbers, rounds)
+    _lengths(next(panels), numbers, values)
+    _diversity(next(panels), numbers, values)
+    _left_out(next(panels), numbers, kept, causes)
+    with writing(png, "the picture", "give another place with --png"):
+        figure.savefig(png, dpi=110)
+
+
+Values = Callable[[str], list[float]]
+
+
+def _scores(axes: Any, numbers: Sequence[int], values: Values) -> None:
+    axes.fill_between(
+        numbers, values("score_worst"), values("score_best"), color=BLUE, alpha=0.15, label="worst to best"
+    )
+    axes.plot(numbers, values("score"), color=BLUE, marker="o", label="all answers")
+    axes.plot(numbers, values("monitor_score"), color=ORANGE, marker="s", label="monitor prompts")
+    _finish(axes, "score", "score")
+
+
+def _wins(axes: Any, numbers: Sequence[int], values: Values, rounds: Sequence[Round]) -> None:
+    counts = [sum(rollout.monitor for rollout in made.rollouts) for made in rounds]
+    bounds = [wilson(rate, count) for rate, count in zip(values("win_rate"), counts, strict=True)]
+    below = [rate - low for rate, (low, _) in zip(values("win_rate"), bounds, strict=True)]
+    above = [high - rate for rate, (_, high) in zip(values("win_rate"), bounds, strict=True)]
+    axes.errorbar(numbers, values("win_rate"), [below, above], color=BLUE, marker="o", capsize=3, label="95% interval")
+    axes.axhline(0.5, color=GRAY, linestyle="--", linewidth=1)
+    axes.set_ylim(0, 1)
+    _finish(axes, "win rate against the first round", "share of monitor prompts")
+
+
+def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share (Wilson, 1927); NaN where nothing was counted.
+
+    Args:
+        rate: The share.
+        count: Of how many.
+        z: Quantile of the normal distribution: 1.96 for 95%.
+    """
+    if not count or math.isnan(rate):
+        return math.nan, math.nan
+    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return max(0.0, min(rate, middle - half)), min(1.0, max(rate, middle + half))
+
+
+def _spread(axes: Any, numbers: Sequence[int], rounds: Sequence[Round]) -> None:
+    """How the scores of all answers of a round are distributed: one box a round, with its mean."""
+    scores = [[s for rollout in made.rollouts if not rollout.monitor for s in rollout.scores] for made in rounds]
+    filled = [(number, row) for number, row in zip(numbers, scores, strict=True) if row]
+    if filled:
+        places, rows = zip(*filled, strict=True)
+        axes.boxplot(rows, positions=places, widths=0.6, showmeans=True, showfliers=False, manage_ticks=False)
+    _finish(axes, "distribution of scores (triangle: mean)", "score", legend=False)
+
+
+def _lengths(axes: Any, numbers: Sequence[int], values: Values) -> None:
+    axes.plot(numbers, values("length"), color=BLUE, marker="o", label="tokens (left)")
+    axes.set_ylim(0, 1.1 * max([value for value in values("length") if value > 0], default=1.0))
+    _finish(axes, "length of answers", "tokens", legend=False)
+    share = axes.twinx()
+    share.plot(numbers, values("unfinished"), color=ORANGE, marker="s", label="cut off (right)")
+    share.set_ylim(0, 1.1)
+    axes.legend(handles=[*axes.get_lines(), *share.get_lines()], fontsize=8)
+
+
+def _diversity(axes: Any, numbers: Sequence[int], values: Values) -> None:
+    axes.plot(numbers, values("distinct_2"), color=BLUE, marker="o", label="distinct-2 (1: nothing twice)")
+    axes.plot(numbers, values("self_bleu"), color=ORANGE, marker="s", label="self-BLEU (1: all the same)")
+    axes.set_ylim(0, 1.05)
+    _finish(axes, "diversity of a prompt's answers", "")
+
+
+def _left_out(axes: Any, numbers: Sequence[int], kept: Sequence[float], causes: Sequence[Mapping[str, int]]) -> None:
+    names = ["pairs kept", *sorted({name for found in causes for name in found})]
+    columns = [
+        {"pairs kept": 0.0 if math.isnan(count) else count, **found} for count, found in zip(kept, causes, strict=True)
+    ]
+    bottom = [0.0] * len(numbers)
+    for place, name in enumerate(names):
+        heights = [float(column.get(name, 0)) for column in columns]
+        axes.bar(numbers, heights, bottom=bottom, label=name, color=f"C{place}", width=0.7)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    _finish(axes, "what became of prompts and pairs", "number")
+
+
+def _finish(axes: Any, title: str, label: str, legend: bool = True) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("round")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if legend:
+        axes.legend(fontsize=8)
+
+
+__all__ = ["draw", "wilson"]

@@ -1,0 +1,182 @@
+"""What happened in the rounds of on-policy sampling: tables and samples, printed, and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lion_lightning.data.round_figures import round_figures
+from lion_lightning.data.rounds import Rollout, Round, find_rounds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+SCORES = {
+    "score": "{:.3f}",
+    "score_spread": "{:.3f}",
+    "score_worst": "{:.3f}",
+    "score_best": "{:.3f}",
+    "monitor_score": "{:.3f}",
+    "win_rate": "{:.1%}",
+}
+ANSWERS = {
+    "prompts": "{:,.0f}",
+    "pairs": "{:,.0f}",
+    "pairs_kept": "{:.1%}",
+    "length": "{:.1f}",
+    "unfinished": "{:.1%}",
+    "distinct_2": "{:.3f}",
+    "self_bleu": "{:.3f}",
+}
+"""The figures that are printed, in two tables, and how."""
+
+
+def report(folder: Path, samples: int = 3, png: Path | None = None, console: Console | None = None) -> None:
+    """Print and draw the rounds of a folder.
+
+    Args:
+        folder: Where the rounds lie.
+        samples: Prompts to show with their answers.
+        png: Where to draw; None for ``rounds.png`` in the folder.
+        console: Where to print; None for the terminal.
+
+    Raises:
+        ValueError: There are no rounds, or one is damaged.
+    """
+    from rich.console import Console
+
+    console = console or Console(soft_wrap=True)
+    for line in _under_way(folder):
+        console.print(line, highlight=False, markup=False)
+    rounds = find_rounds(folder)
+    if not rounds:
+        raise ValueError(f"{folder}: no finished rounds here; name the folder with round-0000.arrow (runs/.../rounds)")
+    figures = [_all_figures(made) for made in rounds]
+    more = dict.fromkeys(sorted({*figures[0]} - {*round_figures(rounds[0]), *ANSWERS}), "{:.4g}")
+    console.print(_figures_table("Scores", rounds, figures, {**SCORES, **more}))
+    console.print(_figures_table("Answers", rounds, figures, ANSWERS))
+    console.print(_causes_table(rounds))
+    _show(console, rounds, samples)
+    _draw(console, rounds, figures, png or folder / "rounds.png")
+
+
+def causes(made: Round) -> dict[str, int]:
+    """What kept prompts and pairs of a round from training, with their numbers.
+
+    Args:
+        made: The round; what its pairs lost is known once it was trained on.
+    """
+    prompts = Counter(rollout.left_out for rollout in made.rollouts if rollout.left_out)
+    lost = made.summary.get("report", {}).get("lost", {})
+    pairs = {f"pairs: {cause}": int(tally["pairs"]) for cause, tally in lost.items()}
+    return {**{f"prompts: {cause}": count for cause, count in prompts.items()}, **pairs}
+
+
+def kept(made: Round) -> float:
+    """Pairs of a round that were trained on; NaN where that is not known yet."""
+    found = made.summary.get("report", {}).get("kept", {})
+    return float(found.get("pairs", math.nan))
+
+
+def _under_way(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name the one with the rounds (runs/.../rounds)")
+    lines = []
+    for parts in sorted(folder.glob("round-*.parts-*")):
+        plan = parts / "plan.json"
+        total = json.loads(plan.read_text("utf-8"))["chunks"] if plan.exists() else "?"
+        done = [len(list(parts.glob(f"{what}-*.arrow"))) for what in ("sampled", "judged")]
+        lines.append(f"{parts.name}: under way, {done[0]} of {total} chunks sampled and {done[1]} judged")
+    return lines
+
+
+def _figures_table(
+    title: str, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]], forms: Mapping[str, str]
+) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in ("round", *forms):
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+    for made, known in zip(rounds, figures, strict=True):
+        table.add_row(str(made.number), *(_cell(known.get(name), form) for name, form in forms.items()))
+    return table
+
+
+def _all_figures(made: Round) -> dict[str, float]:
+    """Figures of the rollouts, and those that were logged besides."""
+    logged = {name.removeprefix("on_policy/"): value for name, value in made.summary.get("metrics", {}).items()}
+    return logged | round_figures(made)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None or math.isnan(value) else form.format(value)
+
+
+def _causes_table(rounds: Sequence[Round]) -> Table | str:
+    from rich.table import Table
+
+    counts = [causes(made) for made in rounds]
+    names = sorted({name for found in counts for name in found})
+    if not names:
+        return "nothing was left out\n"
+    table = Table("round", *names, title="Left out", title_justify="left")
+    for made, found in zip(rounds, counts, strict=True):
+        table.add_row(str(made.number), *(f"{found.get(name, 0):,}" for name in names))
+    return table
+
+
+def _show(console: Console, rounds: Sequence[Round], samples: int) -> None:
+    """The same monitor prompts over the first and the last round; then pairs of the last."""
+    watched = [rollout for rollout in rounds[-1].rollouts if rollout.monitor][:samples]
+    if watched:
+        first = {rollout.group: rollout for rollout in rounds[0].rollouts if rollout.monitor}
+        rows = [(one, [(first.get(one.group, one), 0), (one, 0)]) for one in watched]
+        names = [f"round {made.number}" for made in (rounds[0], rounds[-1])]
+        console.print(_answers_table("Monitor prompts", names, rows))
+    paired = [rollout for rollout in rounds[-1].rollouts if rollout.pairs][:samples]
+    pairs = [(one, [(one, place) for place in one.pairs[0]]) for one in paired]
+    if pairs:
+        console.print(_answers_table(f"Pairs of round {rounds[-1].number}", ["chosen", "rejected"], pairs))
+
+
+def _answers_table(
+    title: str, names: Sequence[str], rows: Sequence[tuple[Rollout, list[tuple[Rollout, int]]]]
+) -> Table:
+    from rich.table import Table
+
+    table = Table("prompt", *names, title=title, title_justify="left", show_lines=True)
+    for rollout, answers in rows:
+        table.add_row(_literal(rollout.prompt.question), *(_literal(_answer(one, place)) for one, place in answers))
+    return table
+
+
+def _answer(rollout: Rollout, place: int) -> str:
+    parts = {name: scores[place] for name, scores in rollout.by_judge.items() if place < len(scores)}
+    several = f" ({', '.join(f'{name} {score:g}' for name, score in parts.items())})" if len(parts) > 1 else ""
+    cut = ", cut off" if rollout.answers[place].finish_reason == "length" else ""
+    return f"{rollout.answers[place].text}\n= {rollout.scores[place]:g}{several}{cut}"
+
+
+def _literal(text: str, most: int = 400) -> Any:
+    """A text in which brackets are no markup, and which says nothing to the terminal; long ones lose their middle."""
+    from rich.text import Text
+
+    whole = text if len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
+    shown = (char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in whole)
+    return Text("".join(shown), overflow="fold")
+
+
+def _draw(console: Console, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]], png: Path) -> None:
+    try:
+        from lion_lightning.data.round_picture import draw
+    except ModuleNotFoundError:
+        console.print("no picture: it needs matplotlib, pip install 'lion-lightning[plot]'", markup=False)
+        return
+    draw(rounds, figures, [kept(made) for made in rounds], [causes(made) for made in rounds], png)
+    console.print(f"wrote {png}", highlight=False, markup=False)
