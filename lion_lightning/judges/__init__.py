@@ -1,6 +1,8 @@
 """What scores answers. The libraries that a judge needs are imported when it scores."""
 
 from lion_lightning.judges.base import Judge, Judgement, judge_answers
+from lion_lightning.judges.llm import PairwiseLLMJudge, RubricLLMJudge
+from lion_lightning.judges.pair_rm import PairRMJudge
 from lion_lightning.judges.reward_model import RewardModelJudge
 from lion_lightning.judges.verifier import VerifierJudge
 from lion_lightning.judges.verifiers import ExactMatch, JSONSchema, Length, MathAnswer, Regex
@@ -13,8 +15,11 @@ __all__ = [
     "Judgement",
     "Length",
     "MathAnswer",
+    "PairRMJudge",
+    "PairwiseLLMJudge",
     "Regex",
     "RewardModelJudge",
+    "RubricLLMJudge",
     "VerifierJudge",
     "WeightedJudge",
     "judge_answers",

@@ -96,8 +96,8 @@ class VLLMSampler:
             ValueError: A prompt leaves no room for an answer.
         """
         self._require_room(prompts)
-        # The engine draws from this process's generators. Seeds of single requests are slow, and fail on a CPU as soon as
-        # the cache is full and a request has to be computed again.
+        # The engine draws from this process's generators. Seeds of single requests are slow, and fail on a CPU as soon
+        # as the cache is full and a request has to be computed again.
         with _engine_errors("died"), _own_random_state():
             torch.manual_seed(seed)
             tokens = _tokens(prompt.input_ids for prompt in prompts)
