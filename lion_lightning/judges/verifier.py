@@ -45,7 +45,8 @@ class VerifierJudge:
             said = self.verifier(prompt, answer)
         except Exception as error:
             name = getattr(self.verifier, "__qualname__", type(self.verifier).__qualname__)
-            raise ValueError(f"{prompt.where or prompt.question[:40]!r}: {name} failed ({error})") from error
+            place = prompt.where or repr(prompt.question[:40])
+            raise ValueError(f"{place}: {name} failed ({error})") from error
         return self.reward * said if isinstance(said, bool) else said
 
 

@@ -82,7 +82,7 @@ def test_a_round_holds_everything(online: Online) -> None:
     assert rollout.by_judge["Judge"] == list(rollout.scores)
     for answer in rollout.answers:
         assert answer.finish_reason in ("stop", "length")
-        assert tokenizer.decode(answer.token_ids, skip_special_tokens=True) == answer.text
+        assert tokenizer.decode(list(answer.token_ids or ()), skip_special_tokens=True) == answer.text
     assert {"policy", "sampler", "judge", "seed", "num_samples", "prompts"} <= made.metadata.keys()
     assert made.summary["metrics"]["on_policy/score"] > 0
     assert made.summary["report"]["kept"]["pairs"] > 0
@@ -275,7 +275,7 @@ def test_a_missing_callback_names_the_line(online: Online) -> None:
 def test_data_that_lies_on_disk_is_refused(online: Online) -> None:
     data = PreferenceDataModule([Source("pairs.jsonl")], TokenizerSpec(str(online.start)))
     trainer = online.trainer("run", [online.sampling()])
-    data.prepare_data = data.setup = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    data.prepare_data = data.setup = lambda *_, **__: None  # type: ignore[method-assign]
     with pytest.raises(MisconfigurationException, match="PreferenceDataModule, which trains on what lies on disk"):
         trainer.fit(online.module(), datamodule=data)
 
