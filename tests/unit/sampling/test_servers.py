@@ -1,0 +1,304 @@
+"""Servers and probes: retries, what is sent, and that an engine with other weights than the policy's is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lion_lightning.endpoint import Endpoint
+from lion_lightning.sampling import EngineError, Probe, SamplingSettings, ServerSampler, SGLangRoutes, VLLMRoutes
+from lion_lightning.types import Answer, Prompt
+from tests.unit.chat_server import serving
+
+VOCABULARY = 11
+PROMPTS = [Prompt("a", (1, 2), where="f:1"), Prompt("b", (3,), where="f:2")]
+
+
+class Policy:
+    """A policy of three log-prob tables, whose weights are one number."""
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self.tokenizer = range(VOCABULARY)
+        self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=None))
+        self.device = torch.device("cpu")
+        self.end_ids = (2,)
+
+    def tables(self, weight: float, prompts: Sequence[Sequence[int]]) -> Tensor:
+        rows = [torch.arange(VOCABULARY) * (0.1 + weight) + len(ids) for ids in prompts]
+        return torch.stack(rows).log_softmax(-1)
+
+    def next_logps(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        return self.tables(self.weight, prompts)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {"weight": torch.tensor(self.weight)}
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weight").write_text(str(self.weight))
+
+    def generating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def engine(policy: Policy, weight: float, noise: float = 0.0) -> Any:
+    def next_logps(prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        rows = policy.tables(weight, prompts) + noise
+        return [{int(token): float(row[token]) for token in row.topk(5).indices} for row in rows]
+
+    return next_logps
+
+
+# --- probe
+
+
+def test_an_engine_that_serves_the_policy_passes_also_with_noise() -> None:
+    policy, probe = Policy(), Probe(1e-3)
+    for weight in (0.0, 0.01, 0.02, 0.02):
+        policy.weight = weight
+        probe.check(policy, engine(policy, weight, noise=4e-4))
+
+
+def test_an_engine_far_off_is_found_out_at_once() -> None:
+    policy = Policy()
+    with pytest.raises(EngineError, match=r"does not serve the policy: its log-probs are off by 0\.\d+"):
+        Probe(1e-3).check(policy, engine(policy, 0.1))
+
+
+def test_stale_weights_are_found_out_below_the_tolerance() -> None:
+    policy, probe = Policy(), Probe(0.2)
+    probe.check(policy, engine(policy, 0.0, noise=0.05))
+    policy.weight = 0.02  # moves log-probs by some 0.1: within the tolerance
+    with pytest.raises(EngineError, match="still serves those before"):
+        probe.check(policy, engine(policy, 0.0, noise=0.05))
+
+
+def test_a_move_too_small_to_be_seen_in_bf16_is_not_judged() -> None:
+    policy, probe = Policy(), Probe(0.2)
+    probe.check(policy, engine(policy, 0.0))
+    policy.weight = 1e-5
+    probe.check(policy, engine(policy, 0.0))
+
+
+def test_an_engine_that_says_nothing_is_not_trusted() -> None:
+    with pytest.raises(EngineError, match="off by inf"):
+        Probe().check(Policy(), lambda prompts: [{} for _ in prompts])
+
+
+def test_one_probe_prompt_is_longer_than_a_block_of_a_cache() -> None:
+    seen: list[int] = []
+    policy = Policy()
+
+    def spy(prompts: Sequence[Sequence[int]]) -> Any:
+        seen.extend(len(ids) for ids in prompts)
+        return engine(policy, 0.0)(prompts)
+
+    Probe().check(policy, spy)
+    assert max(seen) == 96
+
+
+# --- endpoint
+
+
+def test_failures_are_retried_and_then_named_with_their_number() -> None:
+    calls: list[int] = []
+
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        calls.append(1)
+        return (503, None) if len(calls) < 3 else (200, {"ok": True})
+
+    with serving(reply) as url:
+        assert Endpoint(url, retries=2, backoff=0.01).post("/x") == {"ok": True}
+        assert len(calls) == 3
+        calls.clear()
+        with pytest.raises(ConnectionError, match=r"no answer after 2 tries in 0 s \(503"):
+            Endpoint(url, retries=1, backoff=0.01).post("/x")
+
+
+def test_a_refusal_is_not_retried_and_says_why() -> None:
+    calls: list[int] = []
+
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        calls.append(1)
+        return 400, {"error": {"message": "too long"}}
+
+    with serving(reply) as url, pytest.raises(ValueError, match=r"refuses the request \(400\): too long"):
+        Endpoint(url, backoff=0.01).post("/x")
+    assert len(calls) == 1
+
+
+def test_the_key_is_sent_and_a_missing_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="environment variable LION_TEST_KEY is not set"):
+        Endpoint("http://127.0.0.1:9", api_key_env="LION_TEST_KEY").post("/x")
+    monkeypatch.setenv("LION_TEST_KEY", "secret-word")
+    endpoint = Endpoint("http://127.0.0.1:9", api_key_env="LION_TEST_KEY", retries=0)
+    with pytest.raises(ConnectionError) as error:
+        endpoint.post("/x")
+    assert "secret-word" not in str(error.value)
+    assert "secret-word" not in repr(vars(endpoint))
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", ""])
+def test_an_address_without_a_scheme_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is no address"):
+        Endpoint(url)
+
+
+# --- the sampler
+
+
+class Server:
+    """vLLM's routes, over a policy's tables; ``deaf`` leaves its weights as they are."""
+
+    def __init__(self, policy: Policy, deaf: bool = False, ids: bool = True) -> None:
+        self.policy, self.deaf, self.ids, self.weight = policy, deaf, ids, 0.0
+        self.routes: list[str] = []
+        self.bodies: list[Any] = []
+
+    def __call__(self, route: str, body: Any) -> tuple[int, Any]:
+        self.routes.append(route)
+        if route == "/v1/models":
+            return 200, {"data": [{"id": "served"}]}
+        if route == "/collective_rpc" and not self.deaf:
+            self.weight = float((Path(body["kwargs"]["weights_path"]) / "weight").read_text())
+        if route != "/v1/completions":
+            return 200, {}
+        if "logprobs" in body:
+            tops = engine(self.policy, self.weight)([body["prompt"]])[0]
+            return 200, {
+                "choices": [{"text": "", "logprobs": {"top_logprobs": [{f"token_id:{t}": v for t, v in tops.items()}]}}]
+            }
+        self.bodies.append(body)
+        return 200, {"choices": [self.choice(body, number) for number in range(body["n"])]}
+
+    def choice(self, body: Any, number: int) -> Any:
+        made = {"text": f"{body['prompt']} {number}", "finish_reason": "length" if number else "stop"}
+        return made | ({"token_ids": [7, number], "stop_reason": None} if self.ids else {})
+
+
+def sampler(url: str, **more: Any) -> ServerSampler:
+    return ServerSampler(url, sampling=SamplingSettings(0.7, 0.9, 5, 12, ("END",)), retries=0, **more)
+
+
+def test_answers_come_in_order_with_tokens_and_reasons(tmp_path: Path) -> None:
+    policy = Policy()
+    server = Server(policy)
+    with serving(server) as url:
+        made = sampler(url, weights=VLLMRoutes(str(tmp_path)), tolerance=1e-3)
+        made.open(policy)
+        answers = made.sample(PROMPTS, 2, seed=4)
+    assert answers[1] == [Answer("[3] 0", "stop", (7, 0)), Answer("[3] 1", "length", (7, 1))]
+    assert [answer.text for answer in answers[0]] == ["[1, 2] 0", "[1, 2] 1"]
+    body = next(body for body in server.bodies if body["prompt"] == [3])
+    assert body["model"] == "served"
+    wanted = {"n": 2, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_tokens": 12, "stop": ["END"]}
+    assert wanted.items() <= body.items()
+    assert len({body["seed"] for body in server.bodies}) == 2
+
+
+def test_a_server_without_token_ids_gives_texts() -> None:
+    with serving(Server(Policy(), ids=False)) as url:
+        made = sampler(url)
+        made.open(Policy())
+        assert made.sample(PROMPTS[1:], 1, 0) == [[Answer("[3] 0", "stop", None)]]
+
+
+def test_weights_are_pushed_with_the_cache_reset_and_the_probe_asked(tmp_path: Path) -> None:
+    policy = Policy()
+    server = Server(policy)
+    with serving(server) as url:
+        made = sampler(url, weights=VLLMRoutes(str(tmp_path)), tolerance=1e-3)
+        for weight in (0.0, 0.3, 0.6):
+            policy.weight = weight
+            made.open(policy)
+            assert server.weight == weight
+    pushed = [route for route in server.routes if not route.startswith("/v1")]
+    assert pushed == ["/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/resume"] * 3
+
+
+def test_a_server_that_keeps_its_weights_is_found_out(tmp_path: Path) -> None:
+    policy = Policy()
+    with serving(Server(policy, deaf=True)) as url:
+        made = sampler(url, weights=VLLMRoutes(str(tmp_path)), tolerance=1e-3)
+        made.open(policy)
+        policy.weight = 0.3
+        with pytest.raises(EngineError, match="does not serve the policy"):
+            made.open(policy)
+
+
+def test_missing_routes_say_how_to_start_the_server(tmp_path: Path) -> None:
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        return (200, {"data": [{"id": "m"}]}) if route == "/v1/models" else (404, {"detail": "Not Found"})
+
+    with serving(reply) as url, pytest.raises(ValueError, match="VLLM_SERVER_DEV_MODE=1"):
+        sampler(url, weights=VLLMRoutes(str(tmp_path))).open(Policy())
+
+
+def test_sglang_is_told_the_folder_and_its_refusal_is_said(tmp_path: Path) -> None:
+    said: list[Any] = []
+
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        said.append((route, body))
+        return 200, {"success": len(said) < 3, "message": "no such folder"}
+
+    with serving(reply) as url:
+        SGLangRoutes(str(tmp_path), "/mnt/weights").load(Endpoint(url))
+        assert said == [("/update_weights_from_disk", {"model_path": "/mnt/weights"}), ("/flush_cache", {})]
+        with pytest.raises(ValueError, match="no such folder"):
+            SGLangRoutes(str(tmp_path)).load(Endpoint(url))
+
+
+def test_a_server_without_logprobs_needs_the_probe_switched_off(tmp_path: Path) -> None:
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        if route == "/v1/models":
+            return 200, {"data": [{"id": "m"}]}
+        return 200, {"choices": [{"text": "x", "finish_reason": "stop"}], "success": True}
+
+    with serving(reply) as url:
+        with pytest.raises(EngineError, match="tolerance: null"):
+            sampler(url, weights=SGLangRoutes(str(tmp_path))).open(Policy())
+        sampler(url, weights=SGLangRoutes(str(tmp_path)), tolerance=None).open(Policy())
+
+
+def test_a_fixed_server_warns_once_it_is_off_policy(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(Server(Policy())) as url:
+        made = sampler(url)
+        made.open(Policy())
+        assert "on-policy" not in caplog.text
+        made.open(Policy())
+        made.open(Policy())
+    assert caplog.text.count("its answers are not on-policy") == 1
+
+
+def test_too_few_answers_are_named() -> None:
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        return 200, {"data": [{"id": "m"}], "choices": [{"text": "x", "finish_reason": "stop"}]}
+
+    with serving(reply) as url:
+        made = sampler(url)
+        made.open(Policy())
+        with pytest.raises(EngineError, match=r"gave 1 answers of 3 to f:1"):
+            made.sample(PROMPTS, 3, 0)
+
+
+def test_an_unreachable_server_is_one_clear_error() -> None:
+    with pytest.raises(
+        ConnectionError, match=r"http://127.0.0.1:9: no answer after 3 tries .*start the server or correct"
+    ):
+        ServerSampler("http://127.0.0.1:9", retries=2, backoff=0.01).open(Policy())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"max_new_tokens": 0}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"sampling.{next(iter(wrong))} is"):
+        SamplingSettings(**wrong)  # type: ignore[arg-type]
