@@ -32,8 +32,26 @@ slow: $(READY)  ## the tests that build and install the package, and other long 
 distributed: $(READY)  ## the tests that start several processes
 	$(PYTEST) -m 'distributed and not vllm and not gpu' --timeout 300 || test $$? -eq 5  # 5: there are none
 
-vllm gpu: $(READY)
+gpu: $(READY)
 	$(PYTEST) -m $@ --timeout 600
+
+# vLLM pins torch and much else, so it has an environment of its own. INSTALL_VLLM is a script that installs a build of it.
+INSTALL_VLLM ?= $(wildcard ../shared/tools/install_vllm_cpu.sh)
+
+.venv-vllm/ready: pyproject.toml constraints.txt
+	@echo 'Setting up .venv-vllm (about four minutes the first time)'
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lora]'
+	PATH="$(CURDIR)/.venv-vllm/bin:$$PATH" bash '$(INSTALL_VLLM)'
+	@touch $@
+
+vllm:  ## the tests with a real vLLM, in an environment of its own
+ifeq ($(INSTALL_VLLM),)
+	@echo 'make vllm: no script to install vLLM with; name one: make vllm INSTALL_VLLM=script.sh'
+else
+	$(MAKE) .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest -m vllm --timeout 600
+endif
 
 lint: $(READY)  ## ruff's rules and its formatting
 	$(BIN)/ruff check .
@@ -50,4 +68,4 @@ build: $(READY)  ## wheel and sdist in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove what the other targets made, runs/ excepted
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

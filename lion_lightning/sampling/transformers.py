@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from lion_lightning.functional import pad_left
@@ -86,11 +87,25 @@ class TransformersSampler:
             input_ids=ids,
             attention_mask=mask,
             generation_config=self._config(n),
-            tokenizer=policy.tokenizer,  # it is for stop strings
+            stopping_criteria=[self._stops(ids.shape[1])] if self.sampling.stop else None,
             synced_gpus=False,
         )
         rows = output[:, ids.shape[1] :].tolist()
         return [[self._answer(row) for row in rows[start : start + n]] for start in range(0, len(rows), n)]
+
+    def _stops(self, start: int) -> Callable[[Tensor, Any], Tensor]:
+        """Whether rows hold a stop text. (That of transformers fails for tokenizers without a token for any letter.)
+
+        Args:
+            start: Where the answers begin.
+        """
+        longest = max(map(len, self.sampling.stop)) + 4  # a token has a letter at least, but for parts of one
+
+        def stopped(ids: Tensor, scores: Any) -> Tensor:
+            texts = self._opened.tokenizer.batch_decode(ids[:, max(start, ids.shape[1] - longest) :])
+            return torch.tensor([any(stop in text for stop in self.sampling.stop) for text in texts], device=ids.device)
+
+        return stopped
 
     def _config(self, n: int) -> GenerationConfig:
         ends = list(self._opened.end_ids)
@@ -101,7 +116,6 @@ class TransformersSampler:
             top_p=self.sampling.top_p,
             top_k=self.sampling.top_k,
             max_new_tokens=self.sampling.max_new_tokens,
-            stop_strings=list(self.sampling.stop) or None,
             num_return_sequences=n,
             eos_token_id=ends or None,
             pad_token_id=pad if pad is not None else (ends[0] if ends else 0),

@@ -141,13 +141,17 @@ def test_a_nan_of_one_part_is_named() -> None:
 # --- reward models
 
 
+def reward_head(**settings: Any) -> Any:
+    kind: Any = LlamaForSequenceClassification
+    own = {name: value for name, value in tiny.config().items() if name != "model_type"}
+    return kind(LlamaConfig(**own, **settings))
+
+
 @pytest.fixture(params=["own pad", "pad == eos", "no pad"])
 def reward_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    settings = {k: v for k, v in tiny.config().items() if k != "model_type"}
     pad = {"own pad": 0, "pad == eos": 2, "no pad": None}[request.param]
-    model = LlamaForSequenceClassification(LlamaConfig(**settings, num_labels=1, pad_token_id=pad, eos_token_id=2))
-    model.save_pretrained(tmp_path)
+    reward_head(num_labels=1, pad_token_id=pad, eos_token_id=2).save_pretrained(tmp_path)
     tiny.tokenizer_folder(tmp_path)
     return tmp_path
 
@@ -175,8 +179,7 @@ def test_a_batch_scores_each_answer_as_alone(reward_model: Path) -> None:
 
 
 def test_a_model_with_several_logits_is_refused(tmp_path: Path) -> None:
-    settings = {k: v for k, v in tiny.config().items() if k != "model_type"}
-    LlamaForSequenceClassification(LlamaConfig(**settings, num_labels=3)).save_pretrained(tmp_path)
+    reward_head(num_labels=3).save_pretrained(tmp_path)
     tiny.tokenizer_folder(tmp_path)
     with pytest.raises(ValueError, match="has 3 logits"):
         RewardModelJudge(str(tmp_path)).open(torch.device("cpu"))
@@ -201,18 +204,17 @@ def pair_rm(tmp_path: Path) -> Path:
         additional_special_tokens=list(MARKS),
     ).save_pretrained(tmp_path)
     torch.manual_seed(0)
+    settings: dict[str, Any] = {"position_buckets": 8}
     config = DebertaV2Config(
+        **settings,
         vocab_size=len(words),
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=24,
         relative_attention=True,
-        position_buckets=8,
         pos_att_type=["p2c", "c2p"],
         initializer_range=0.5,
-        n_tasks=1,
-        drop_out=0.05,
     )
     PairRanker(config).save_pretrained(tmp_path)
     return tmp_path
@@ -233,7 +235,7 @@ def test_pairs_are_compared_both_ways_as_one_by_one(pair_rm: Path) -> None:
     judge.open(torch.device("cpu"))
     prompt, answers = asked("w7 w8 w9"), ["w10", "w11 w12 w13 w14", "w15 w16", "w10"]
     (scores,) = judge.score([prompt], [answers])
-    model = PairRanker.from_pretrained(pair_rm).eval()
+    model = PairRanker.from_pretrained(pair_rm).train(False)
     cls, sep, source, first, second = 1, 2, 4, 5, 6
 
     def ids(text: str) -> list[int]:

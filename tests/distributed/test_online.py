@@ -1,0 +1,139 @@
+"""Rounds on two ranks: unequal work is no deadlock, the round is that of one rank, a failure is everybody's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.fsdp import fully_shard
+
+from lion_lightning.data.rounds import find_rounds
+from lion_lightning.models.passes import Process
+from lion_lightning.models.serving import Serving
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.sampling.base import SamplingSettings
+from lion_lightning.sampling.transformers import TransformersSampler
+from lion_lightning.types import Answer, Prompt
+from tests import tiny
+from tests.distributed.ranks import run_ranks
+from tests.integration.online import Judge, Online, Sampler, Watch, pairs_of
+
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
+
+
+class Uneven(Sampler):
+    """Takes longer for some prompts, so that the ranks are never ready together."""
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
+        time.sleep(0.15 * (int(prompts[0].row["row"]) % 3 == 0))
+        return super().sample(prompts, n, seed)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "sampler": "Sampler"}
+
+
+class Failing(Uneven):
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
+        if torch.distributed.get_rank() == 1:
+            raise ValueError("no luck here")
+        return super().sample(prompts, n, seed)
+
+
+def fit(rank: int, world: int, folder: Path, name: str, kind: type[Sampler], settings: dict[str, Any]) -> Any:
+    online = Online.__new__(Online)  # the folder is there already
+    online.folder, online.start = folder, folder / "start"
+    watch, sampler = Watch(), kind()
+    ranks = {"strategy": "ddp", "devices": world} if world > 1 else {}
+    epochs = settings.pop("max_epochs", 3)
+    try:
+        online.fit(name, online.sampling(sampler, Judge(), **settings), watch, max_epochs=epochs, every=100, **ranks)
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return {"asked": sampler.asked, "trained": watch.trained}
+
+
+@pytest.fixture
+def online(tmp_path: Path) -> Online:
+    return Online(tmp_path)
+
+
+def test_twenty_rounds_of_unequal_work_go_through(online: Online) -> None:
+    settings = {"max_epochs": 20, "prompts_per_round": 1, "chunk_size": 1, "monitor_prompts": 2, "num_samples": 12}
+    results = run_ranks(fit, online.folder, online.folder, "run", Uneven, settings)
+    rounds = find_rounds(online.folder / "run" / "rounds")
+    assert len(rounds) == 20
+    asked = [rollout.prompt.question for made in rounds for rollout in made.rollouts if not rollout.monitor]
+    assert len(set(asked)) == 20
+    for made in rounds:  # every rank trains on its own part of the same round
+        parts = [result["trained"].get(made.number, set()) for result in results]
+        assert set.union(*parts) == pairs_of(made)
+    assert sum(len(result["asked"]) for result in results) == 60
+
+
+def test_a_round_of_two_ranks_is_that_of_one(online: Online) -> None:
+    settings = {"max_epochs": 1, "chunk_size": 3}
+    fit(0, 1, online.folder, "one", Uneven, dict(settings))
+    run_ranks(fit, online.folder, online.folder, "two", Uneven, settings)
+    one, two = (find_rounds(online.folder / name / "rounds")[0].rollouts for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_rank_that_fails_stops_all_and_what_was_finished_is_kept(online: Online) -> None:
+    started = time.monotonic()
+    said = run_ranks(fit, online.folder, online.folder, "run", Failing, {"max_epochs": 1})
+    assert time.monotonic() - started < 60
+    assert said[1] == "no luck here"
+    assert "rank 1 failed: ValueError: no luck here" in said[0]
+    again = run_ranks(fit, online.folder, online.folder, "run", Uneven, {"max_epochs": 1})
+    # rank 0 had finished its own chunks: only those of rank 1 are asked
+    assert again[0]["asked"] == []
+    assert len(again[1]["asked"]) > 0
+
+
+def sharded(rank: int, world: int, folder: Path) -> Any:
+    torch.distributed.init_process_group("gloo")
+    served = policy(folder)
+    whole = {name: tensor.clone() for name, tensor in served.weights().items()}
+    prompts = [Prompt("", tuple(range(3, 6 + number))) for number in range(1 + 4 * rank)]
+    expected = answers(served, prompts)
+    for layer in served.model.model.layers:
+        fully_shard(layer)
+    fully_shard(served.policy)
+    given = answers(served, prompts)  # five prompts on one rank, one on the other
+    gathered = served.weights()
+    loss = served.model(torch.tensor([[3, 4, 5, 6]])).logits.square().mean()
+    loss.backward()
+    gradient = served.model.lm_head.weight.grad.full_tensor()
+    return {
+        "same answers": given == expected,
+        "same weights": all(torch.equal(gathered[name], whole[name]) for name in whole),
+        "gradient": gradient,
+    }
+
+
+def policy(folder: Path) -> Serving:
+    torch.manual_seed(0)
+    return Serving(tiny.policy(), TokenizerSpec(str(folder)).load(), Process())
+
+
+def answers(served: Serving, prompts: Sequence[Prompt]) -> Any:
+    sampler = TransformersSampler(SamplingSettings(temperature=1.0, max_new_tokens=5), batch_size=2)
+    sampler.open(served)
+    made = sampler.sample(prompts, 2, seed=1)
+    sampler.close()
+    return made
+
+
+def test_a_sharded_policy_is_sampled_with_unequal_work_and_trains_on(tmp_path: Path) -> None:
+    tiny.tokenizer_folder(tmp_path)
+    results = run_ranks(sharded, tmp_path, tmp_path)
+    served = policy(tmp_path)
+    served.model(torch.tensor([[3, 4, 5, 6]])).logits.square().mean().backward()
+    for result in results:
+        assert result["same answers"]
+        assert result["same weights"]
+        assert torch.allclose(result["gradient"], served.model.lm_head.weight.grad, atol=1e-6)
