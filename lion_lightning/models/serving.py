@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +21,7 @@ from lion_lightning.models.generation import evaluating
 from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.tokenizer import end_of_turn_ids
+from lion_lightning.types import PackedBatch, Segment
 
 
 class Serving:
@@ -101,14 +102,21 @@ class Serving:
             return torch.cat([row.logits[:, -1].float().log_softmax(-1).cpu() for row in rows])
 
 
+def _shortest_row() -> PackedBatch:
+    zeros = torch.zeros(1, dtype=torch.int64)
+    return PackedBatch(zeros.repeat(2), torch.arange(2), (Segment(0, 2),), zeros, zeros, zeros)
+
+
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
-def _unsharded(model: nn.Module) -> Iterator[None]:
+def _unsharded(policy: PolicyModel) -> Iterator[None]:
     """Hold all weights for as long as it lasts, so that ranks may run unequally many forwards without waiting."""
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    if parts:  # FSDP takes the first module that runs for its root, and generation does not run the whole policy
+        policy(_shortest_row().to(next(policy.parameters()).device))
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

@@ -94,7 +94,7 @@ class TransformersSampler:
         return [[self._answer(row) for row in rows[start : start + n]] for start in range(0, len(rows), n)]
 
     def _stops(self, start: int) -> Callable[[Tensor, Any], Tensor]:
-        """Whether rows hold a stop text. (That of transformers fails for tokenizers without a token for any letter.)
+        """Whether rows hold a stop text. Transformers' own check fails where a tokenizer lacks tokens for letters.
 
         Args:
             start: Where the answers begin.

@@ -47,7 +47,7 @@ def fit(rank: int, world: int, folder: Path, name: str, kind: type[Sampler], set
     online = Online.__new__(Online)  # the folder is there already
     online.folder, online.start = folder, folder / "start"
     watch, sampler = Watch(), kind()
-    ranks = {"strategy": "ddp", "devices": world} if world > 1 else {}
+    ranks: dict[str, Any] = {"strategy": "ddp", "devices": world} if world > 1 else {}
     epochs = settings.pop("max_epochs", 3)
     try:
         online.fit(name, online.sampling(sampler, Judge(), **settings), watch, max_epochs=epochs, every=100, **ranks)
@@ -105,8 +105,7 @@ def sharded(rank: int, world: int, folder: Path) -> Any:
     fully_shard(served.policy)
     given = answers(served, prompts)  # five prompts on one rank, one on the other
     gathered = served.weights()
-    loss = served.model(torch.tensor([[3, 4, 5, 6]])).logits.square().mean()
-    loss.backward()
+    torch.autograd.backward(served.policy(tiny.row()).values.sum())
     gradient = served.model.lm_head.weight.grad.full_tensor()
     return {
         "same answers": given == expected,
@@ -132,8 +131,8 @@ def test_a_sharded_policy_is_sampled_with_unequal_work_and_trains_on(tmp_path: P
     tiny.tokenizer_folder(tmp_path)
     results = run_ranks(sharded, tmp_path, tmp_path)
     served = policy(tmp_path)
-    served.model(torch.tensor([[3, 4, 5, 6]])).logits.square().mean().backward()
+    torch.autograd.backward(served.policy(tiny.row()).values.sum())
     for result in results:
         assert result["same answers"]
         assert result["same weights"]
-        assert torch.allclose(result["gradient"], served.model.lm_head.weight.grad, atol=1e-6)
+        assert torch.allclose(result["gradient"], served.model.lm_head.weight.grad, atol=1e-5)

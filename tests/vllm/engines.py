@@ -26,8 +26,8 @@ PROMPTS = [Prompt("", tuple(range(3, 3 + length)), where=f"f:{length}") for leng
 def tiny_policy(folder: Path, tied: bool = False, lora: bool = False) -> Serving:
     """A random policy with heads of 32, the least that vLLM's attention takes on a CPU."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 160}
-    config = tiny.config(**shape, head_dim=32, tie_word_embeddings=tied, eos_token_id=2)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    config = tiny.config(hidden_size=64, max_position_embeddings=160, tie_word_embeddings=tied, eos_token_id=2) | heads
     spec = PolicySpec(config=config, lora=LoRASpec(r=4) if lora else None)
     policy = spec.build()
     tiny.tokenizer_folder(folder)
