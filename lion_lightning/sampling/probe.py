@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lion_lightning.sampling.base import EngineError, ServedPolicy
 
-LONG = 96
-"""Tokens of the longest probe prompt: longer than a block of a prefix cache, which may be stale by itself."""
+LONG = 300
+"""Tokens of the longest probe prompt: longer than two blocks (of 128 on a CPU) of vLLM's prefix cache, which may be stale by itself."""
 
 NextLogps = Callable[[Sequence[Sequence[int]]], Sequence[Mapping[int, float]]]
 """Log-probs that an engine gives its most probable next tokens, by id, for each prompt; before any temperature."""
@@ -26,10 +26,11 @@ class Probe:
     Args:
         tolerance: Largest difference of a log-prob: 1e-3 is far above what two kernels differ by in fp32; bf16 needs
             some 0.2.
+        longest: Most tokens of a prompt that the engine takes; None for no limit but the model's positions.
     """
 
-    def __init__(self, tolerance: float = 1e-3) -> None:
-        self.tolerance = tolerance
+    def __init__(self, tolerance: float = 1e-3, longest: int | None = None) -> None:
+        self.tolerance, self.longest = tolerance, longest
         self._prompts: list[list[int]] = []
         self._before: tuple[Tensor, Sequence[Mapping[int, float]]] | None = None
 
@@ -43,7 +44,7 @@ class Probe:
         Raises:
             EngineError: The engine serves other weights.
         """
-        self._prompts = self._prompts or probe_prompts(policy)
+        self._prompts = self._prompts or probe_prompts(policy, self.longest)
         now, said = policy.next_logps(self._prompts), engine(self._prompts)
         worst = _distance(said, now)
         if not worst <= self.tolerance:
@@ -78,16 +79,17 @@ class Probe:
             )
 
 
-def probe_prompts(policy: ServedPolicy) -> list[list[int]]:
+def probe_prompts(policy: ServedPolicy, longest: int | None = None) -> list[list[int]]:
     """Fixed token ids: two short prompts and one that fills blocks of a cache.
 
     Args:
         policy: Whose tokenizer's ids they are.
+        longest: Most tokens of a prompt; None for no limit but the model's positions.
     """
     size = len(policy.tokenizer)
     positions = getattr(policy.model.config, "max_position_embeddings", None) or LONG + 1
     draw = torch.Generator().manual_seed(0)
-    lengths = [min(length, positions - 1) for length in (5, 17, LONG)]
+    lengths = [min(length, positions - 1, longest or LONG) for length in (5, 17, LONG)]
     return [torch.randint(0, size, (length,), generator=draw).tolist() for length in lengths]
 
 

@@ -71,8 +71,7 @@ class VLLMSampler:
             with _engine_errors("takes no weights"):
                 self.push(policy.weights())
         assert self._probe is not None
-        with self._probe_seen():
-            self._probe.check(policy, self.next_logps)
+        self._probe.check(policy, self.next_logps)
 
     def close(self) -> None:
         """See :class:`~lion_lightning.sampling.base.Following`."""
@@ -124,7 +123,6 @@ class VLLMSampler:
         self._folder = tempfile.TemporaryDirectory(prefix="lion-vllm-")
         policy.write(Path(self._folder.name))
         dtype = self.dtype or str(policy.model.dtype).removeprefix("torch.")
-        self._probe = Probe(self.tolerance or (1e-3 if dtype == "float32" else 0.2))
         options: dict[str, Any] = {
             "model": self._folder.name,
             "dtype": dtype,
@@ -134,6 +132,11 @@ class VLLMSampler:
         }
         with _engine_errors("does not start"), _alone(), _own_random_state():
             self._llm = LLM(**options)
+        self._probe = Probe(self.tolerance or (1e-3 if dtype == "float32" else 0.2), self._longest - 1)
+
+    @property
+    def _longest(self) -> int:
+        return int(self._llm.llm_engine.model_config.max_model_len)
 
     def _on_gpu(self) -> dict[str, Any]:
         return {"gpu_memory_utilization": self.gpu_memory_utilization, "enable_sleep_mode": True}
@@ -141,15 +144,6 @@ class VLLMSampler:
     def _wake(self) -> None:
         if torch.cuda.is_available():
             self._llm.wake_up()
-
-    @contextmanager
-    def _probe_seen(self) -> Iterator[None]:
-        """After a failed probe the engine is not trusted with another push: it starts anew, if there is a next time."""
-        try:
-            yield
-        except EngineError:
-            self._llm = None
-            raise
 
     def _settings(self, n: int) -> Any:
         from vllm import SamplingParams
@@ -165,7 +159,7 @@ class VLLMSampler:
         )
 
     def _require_room(self, prompts: Sequence[Prompt]) -> None:
-        limit = self._llm.llm_engine.model_config.max_model_len
+        limit = self._longest
         for prompt in prompts:
             needed = len(prompt.input_ids) + self.sampling.max_new_tokens
             if needed > limit:

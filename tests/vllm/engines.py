@@ -27,7 +27,7 @@ def tiny_policy(folder: Path, tied: bool = False, lora: bool = False) -> Serving
     """A random policy with heads of 32, the least that vLLM's attention takes on a CPU."""
     torch.manual_seed(0)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
-    config = tiny.config(hidden_size=64, max_position_embeddings=160, tie_word_embeddings=tied, eos_token_id=2) | heads
+    config = tiny.config(hidden_size=64, max_position_embeddings=400, tie_word_embeddings=tied, eos_token_id=2) | heads
     spec = PolicySpec(config=config, lora=LoRASpec(r=4) if lora else None)
     policy = spec.build()
     tiny.tokenizer_folder(folder)

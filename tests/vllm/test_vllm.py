@@ -19,6 +19,22 @@ from tests.vllm.engines import PROMPTS, move, server, tiny_policy
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 
+ALIVE: list[object] = []
+"""Every engine of the process: vLLM takes the process's groups down with the first that is collected."""
+
+
+@pytest.fixture(autouse=True)
+def engines_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = VLLMSampler._start
+
+    def kept(self: VLLMSampler, policy: Serving) -> None:
+        start(self, policy)
+        ALIVE.append(self._llm)
+
+    monkeypatch.setattr(VLLMSampler, "_start", kept)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
 @pytest.fixture(params=["untied", "tied", "lora"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Serving:
     return tiny_policy(tmp_path / "tokenizer", tied=request.param == "tied", lora=request.param == "lora")
