@@ -57,7 +57,8 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
     if not rounds:
         raise ValueError(f"{folder}: no finished rounds here; name the folder with round-0000.arrow (runs/.../rounds)")
     figures = [_all_figures(made) for made in rounds]
-    more = dict.fromkeys(sorted({*figures[0]} - {*round_figures(rounds[0]), *ANSWERS}), "{:.4g}")
+    logged = {name for known in figures for name in known} - {*round_figures(rounds[0]), *ANSWERS}
+    more = dict.fromkeys(sorted(logged), "{:.4g}")
     console.print(_figures_table("Scores", rounds, figures, {**SCORES, **more}))
     console.print(_figures_table("Answers", rounds, figures, ANSWERS))
     console.print(_causes_table(rounds))

@@ -246,7 +246,7 @@ def _from_row(row: Mapping[str, Any]) -> Rollout:
         monitor=row["monitor"],
         seed=row["seed"],
         scores=tuple(row["scores"]),
-        by_judge=json.loads(row["by_judge"]),
+        by_judge={name: tuple(scores) for name, scores in json.loads(row["by_judge"]).items()},
         pairs=tuple((chosen, rejected) for chosen, rejected in row["pairs"]),
         left_out=row["left_out"],
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from lion_lightning.sampling.base import EngineError, ServedPolicy
 
 LONG = 300
-"""Tokens of the longest probe prompt: longer than two blocks (of 128 on a CPU) of vLLM's prefix cache, which may be stale by itself."""
+"""Tokens of the longest probe prompt: over two blocks (of 128 on a CPU) of a prefix cache, which may be stale too."""
 
 NextLogps = Callable[[Sequence[Sequence[int]]], Sequence[Mapping[int, float]]]
 """Log-probs that an engine gives its most probable next tokens, by id, for each prompt; before any temperature."""

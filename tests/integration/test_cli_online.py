@@ -110,8 +110,8 @@ BAD: list[tuple[str, Change, str]] = [
     ),
     (
         "no prompts left",
-        lambda: [config(prompts_per_round=30)],
-        "no prompts left for round 1: 36 prompts make 1 rounds of 30",
+        lambda: [config(prompts_per_round=36)],
+        "no prompts left for round 1: 36 prompts make 1 rounds of 36",
     ),
     (
         "NaN",

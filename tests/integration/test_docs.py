@@ -56,6 +56,8 @@ def test_yaml_examples_are_valid_configs(text: str, folder: Path, capsys: pytest
     (folder / "example.yaml").write_text(yaml.safe_dump(config))
     of_pairs = any(word in text for word in ("Preference", "DPO", "reference", "pairing"))
     shipped = str(ROOT / "configs" / ("dpo.yaml" if of_pairs else "sft.yaml"))
+    if "OnPolicySampling" in text:
+        shipped = str(ROOT / "configs" / "online_dpo.yaml")
     with pytest.raises(SystemExit) as stop:
         main(["fit", "-c", shipped, "-c", "example.yaml", "--print_config"])
     assert stop.value.code in (0, None)
@@ -78,5 +80,5 @@ def assert_holds(actual: Any, expected: Any) -> None:
 
 def test_every_shipped_config_is_run_by_a_test() -> None:
     shipped = {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
-    tested = {"sft.yaml", "dpo.yaml"}  # by test_cli.py and test_cli_dpo.py
+    tested = {"sft.yaml", "dpo.yaml", "online_dpo.yaml"}  # by test_cli.py and test_cli_dpo.py
     assert shipped == tested, "add a run of the new config to the tests, then its name here"

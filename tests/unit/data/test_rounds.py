@@ -1,0 +1,170 @@
+"""Rounds on disk: everything comes back, whole or not at all; figures and pictures of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from lion_lightning.data.round_figures import distinct, round_figures, self_bleu
+from lion_lightning.data.round_pairs import RoundEncoder, RoundRows, RoundSource
+from lion_lightning.data.round_picture import wilson
+from lion_lightning.data.round_report import report
+from lion_lightning.data.rounds import Rollout, Round, find_rounds, round_path, set_aside, write_rollouts, write_summary
+from lion_lightning.types import Answer, Prompt
+
+PROMPT = Prompt(
+    "<q>hi", (5, 6), ({"role": "user", "content": "hi [bold]\x1b[31m"},), {"a": [1, None], "ü": "x"}, None, "f:1"
+)
+ANSWERS = (Answer("a b c", "stop", (7, 8, 9, 2)), Answer("a b", "length", (7, 8)), Answer("own", "original", (11, 2)))
+ONE = Rollout(PROMPT, ANSWERS, b"\x00g", False, 3, (1.0, 0.0, 4.0), {"j": (1.0, 0.0, 4.0)}, ((0, 1), (2, 1)))
+NONE = Rollout(replace(PROMPT, where="f:2"), left_out="prompt longer than 3 tokens")
+MONITOR = Rollout(PROMPT, ANSWERS[:2], b"m", True, 4, (0.0, 1.0))
+
+
+def made(folder: Path, number: int, *rollouts: Rollout, identity: str = "0123456789abcdef") -> Round:
+    write_rollouts(round_path(folder, number), rollouts, {"round": number, "identity": identity})
+    return Round(round_path(folder, number))
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    one = made(tmp_path, 3, ONE, NONE, MONITOR)
+    assert one.rollouts == [ONE, NONE, MONITOR]
+    assert (one.number, one.metadata["identity"], one.pairs()) == (3, "0123456789abcdef", 2)
+    assert [other.path for other in find_rounds(tmp_path)] == [one.path]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    one = made(tmp_path, 0, ONE)
+    with pytest.raises((TypeError, ValueError, pa.ArrowException)):
+        write_rollouts(one.path, [replace(ONE, seed="no number")], {"round": 0})  # type: ignore[arg-type]
+    assert Round(one.path).rollouts == [ONE]
+    assert [path.name for path in tmp_path.iterdir()] == ["round-0000.arrow"]
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
+    one = made(tmp_path, 0, ONE)
+    one.path.write_bytes(one.path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"round-0000.arrow: damaged .*delete it"):
+        _ = Round(one.path).metadata
+    table = pa.table({"x": [1]})
+    with pa.OSFile(str(one.path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(ValueError, match="not a round of on-policy sampling"):
+        _ = Round(one.path).metadata
+
+
+def test_pairs_are_the_sampled_tokens_and_only_answers_are_trained(tmp_path: Path) -> None:
+    one = made(tmp_path, 0, NONE, ONE)
+    rows = RoundSource(str(one.path)).open()
+    assert isinstance(rows, RoundRows)
+    assert len(rows) == 1
+    (row,) = rows.take(rows_of(0))
+    assert row.where == f"{one.path}[1]"
+    first, second = RoundEncoder().read(row.values, {})
+    assert (first.prompt, first.chosen, first.rejected, first.margin) == ((5, 6), (7, 8, 9, 2), (7, 8), 1.0)
+    assert (second.chosen, second.rejected, second.margin) == ((11, 2), (7, 8), 4.0)
+    prompt, chosen, rejected = RoundEncoder().pieces([first], ["f"])[0]
+    assert prompt.supervised.tolist() == [False, False]
+    assert chosen.supervised.all()
+    assert rejected.supervised.all()
+    assert (prompt.parent, chosen.parent, rejected.parent) == (-1, 0, 0)
+
+
+def rows_of(*numbers: int):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    return np.array(numbers, dtype=np.int64)
+
+
+def test_other_runs_rounds_are_moved_with_those_that_followed(tmp_path: Path) -> None:
+    rounds = [made(tmp_path, number, ONE, identity=f"{number}" * 16) for number in range(3)]
+    write_summary(rounds[1], {"metrics": {"on_policy/score": float("nan")}})
+    set_aside(tmp_path, 1)
+    assert [other.number for other in find_rounds(tmp_path)] == [0]
+    kept = sorted(path.name for path in (tmp_path / "set_aside").iterdir())
+    assert kept == ["round-0001-111111111111.arrow", "round-0001-111111111111.json", "round-0002-222222222222.arrow"]
+    assert json.loads((tmp_path / "set_aside" / kept[1]).read_text()) == {"metrics": {"on_policy/score": None}}
+
+
+# --- figures
+
+
+def test_distinct_counts_word_pairs() -> None:
+    assert distinct(["a b c", "a b d"]) == 3 / 4  # ab bc ab bd
+    assert distinct(["a b", "c d"]) == 1
+    assert distinct(["a"]) != distinct(["a"])  # NaN
+
+
+def test_self_bleu_by_hand() -> None:
+    assert self_bleu(["a b c d e"] * 3) == 1
+    assert self_bleu(["a b", "c d"]) == 0
+    # "a b" in "a c": one of two words; no pair, smoothed to (0 + 1) / (1 + 1); the same the other way round
+    assert self_bleu(["a b", "a c"]) == pytest.approx((0.5 * 0.5) ** 0.5)
+    # "a" in "a a a": precision 1, brevity exp(1 - 3); "a a a" in "a": 1/3, (0+1)/(2+1), (0+1)/(1+1), no 4-gram
+    expected = (2.718281828459045**-2 + (1 / 3 * 1 / 3 * 1 / 2) ** (1 / 3)) / 2
+    assert self_bleu(["a", "a a a"]) == pytest.approx(expected)
+
+
+def test_figures_by_hand(tmp_path: Path) -> None:
+    figures = round_figures(made(tmp_path, 1, ONE, NONE, MONITOR))
+    wanted = {
+        "score": 0.5,  # of what was sampled: 1 and 0, without the row's own answer
+        "score_spread": 0.5,
+        "score_best": 1.0,
+        "score_worst": 0.0,
+        "monitor_score": 0.0,
+        "win_rate": 0.0,
+        "length": 3.0,
+        "unfinished": 0.5,
+        "distinct_2": 2 / 3,
+        "prompts": 2.0,
+        "answers": 2.0,
+        "pairs": 2.0,
+        "prompts_with_pairs": 0.5,
+    }
+    assert {name: figures[name] for name in wanted} == pytest.approx(wanted)
+
+
+def test_wilsons_interval() -> None:
+    # p = 1/2, n = 4, z = 2: middle (1/2 + 1/2) / 2, half 2 / 2 * sqrt(1/16 + 4/64)
+    low, high = wilson(0.5, 4, z=2)
+    assert (low, high) == pytest.approx((0.5 - 0.125**0.5, 0.5 + 0.125**0.5))
+
+
+# --- the report
+
+
+def test_the_report_prints_samples_literally_and_draws(tmp_path: Path) -> None:
+    for number in range(3):
+        one = made(tmp_path, number, ONE, NONE, MONITOR)
+    write_summary(
+        one,
+        {"metrics": {"on_policy/kl": 0.25}, "report": {"kept": {"pairs": 1}, "lost": {"equal scores": {"pairs": 1}}}},
+    )
+    parts = tmp_path / "round-0003.parts-abc"
+    parts.mkdir()
+    (parts / "plan.json").write_text('{"chunks": 7}')
+    (parts / "sampled-00000.arrow").touch()
+    console = Console(record=True, width=120)
+    report(tmp_path, console=console)
+    text = console.export_text()
+    assert "round-0003.parts-abc: under way, 1 of 7 chunks sampled and 0 judged" in text
+    assert "hi [bold]" in text
+    assert "\x1b" not in text
+    assert "0.25" in text
+    assert "prompt longer than 3 tokens" in text.replace("\n", " ")
+    assert (tmp_path / "rounds.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    report(tmp_path, samples=0, png=tmp_path / "other.png", console=console)
+    assert (tmp_path / "other.png").exists()
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        report(tmp_path / "none")
+    with pytest.raises(ValueError, match="no finished rounds"):
+        report(tmp_path)
