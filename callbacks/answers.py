@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,28 @@ def beside_first(rollout: Rollout, first: dict[bytes, Answer]) -> Rollout:
     """A monitor prompt's rollout with the first round's answer behind its own; any other as it is."""
     before = first.get(rollout.group) if rollout.monitor else None
     return replace(rollout, answers=(*rollout.answers, before)) if before else rollout
+
+
+def paired(
+    rollout: Rollout,
+    usable: Callable[[Answer], bool],
+    make_pairs: Callable[[Prompt, Sequence[Answer], Sequence[float]], Sequence[tuple[int, int]]],
+) -> Rollout:
+    """A scored rollout with its pairs, or with the reason why there are none; nothing is made of monitor prompts.
+
+    Args:
+        rollout: With answers and scores.
+        usable: Whether an answer may be in a pair.
+        make_pairs: From prompt, usable answers and their scores to positions of chosen and rejected.
+    """
+    if rollout.monitor:
+        return rollout
+    places = [place for place, answer in enumerate(rollout.answers) if usable(answer)]
+    if len(places) < 2:
+        return replace(rollout, left_out="fewer than two answers that are whole and not empty")
+    answers, scores = [rollout.answers[place] for place in places], [rollout.scores[place] for place in places]
+    found = [(places[chosen], places[rejected]) for chosen, rejected in make_pairs(rollout.prompt, answers, scores)]
+    return replace(rollout, pairs=tuple(found), left_out="" if found else "the pairing made no pair")
 
 
 def _as_answer(answer: Any) -> Answer:

@@ -15,16 +15,16 @@ from uuid import uuid4
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lion_lightning.data.round_figures import round_figures
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.callbacks import rollout as work
-from lion_lightning.callbacks.answers import answered, beside_first, first_answers
-from lion_lightning.callbacks.round_plan import identity_of, refuse_nonsense, round_part, round_size
+from lion_lightning.callbacks.answers import answered, beside_first, first_answers, paired
+from lion_lightning.callbacks.round_plan import identity_of, on_policy_data, refuse_nonsense, round_part, round_size
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.preferences import BestWorst, Pairing
 from lion_lightning.data.prompts import Asked, PromptPool
 from lion_lightning.data.readers import digest
+from lion_lightning.data.round_figures import round_figures
 from lion_lightning.data.rounds import Rollout, Round, round_path, set_aside, write_rollouts, write_summary
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.serving import Serving
@@ -125,7 +125,7 @@ class OnPolicySampling(Callback):
         """Check that everything fits, and offer the rounds to the data module (Lightning calls this)."""
         if stage != "fit":
             return
-        data = _data(trainer)
+        data = on_policy_data(trainer)
         if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "OnPolicySampling: each epoch trains on pairs of its own, so its loader has to be made anew; add the "
@@ -143,7 +143,7 @@ class OnPolicySampling(Callback):
         """Log what the round came to (Lightning calls this)."""
         if self.present is None:
             return
-        report = _data(trainer).report(self.present)
+        report = on_policy_data(trainer).report(self.present)
         figures = round_figures(self.present)
         kept = report["kept"]["pairs"] if report else 0
         figures["pairs_kept"] = kept / max(figures["pairs"], 1)
@@ -205,7 +205,7 @@ class OnPolicySampling(Callback):
         return Round(path)
 
     def _found_or_made(self, trainer: Trainer, module: AlignmentModule, path: Path, number: int) -> Round:
-        data = _data(trainer)
+        data = on_policy_data(trainer)
         served = Serving(module.policy_model, data.tokenizer, TrainerProcess(trainer))
         asked, monitors = self._choose(trainer, data.pool, number)
         identity = self._identity(served, number, data, [*asked, *monitors])
@@ -233,7 +233,7 @@ class OnPolicySampling(Callback):
     ) -> None:
         """Sample, judge, pair; every rank its part, the first one puts them together."""
         number, (started, watched) = metadata["round"], rollouts
-        limit = _data(trainer).max_prompt_length or _data(trainer).max_length - 1
+        limit = on_policy_data(trainer).max_prompt_length or on_policy_data(trainer).max_length - 1
         fits = [len(rollout.prompt.input_ids) <= limit for rollout in started]
         fitting = [rollout for rollout, good in zip(started, fits, strict=True) if good]
         chunks = work.cut(fitting, self.chunk_size, self.num_samples, [self.seed, number])
@@ -250,7 +250,7 @@ class OnPolicySampling(Callback):
                 partial(beside_first, first=first_answers(path.parent, number)),
             )
             if place.rank == 0:
-                made = [self._paired(rollout) for rollout in work.finished(place, chunks)]
+                made = [paired(rollout, self.usable, self.make_pairs) for rollout in work.finished(place, chunks)]
                 cause = f"prompt longer than {limit} tokens"
                 long = [replace(r, left_out=cause) for r, good in zip(started, fits, strict=True) if not good]
                 write_rollouts(path, [*made, *long], metadata)
@@ -263,17 +263,6 @@ class OnPolicySampling(Callback):
     def _finish(self, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
         drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen
         return answered(rollout, answers, tokenizer, original=drawn and not rollout.monitor)
-
-    def _paired(self, rollout: Rollout) -> Rollout:
-        if rollout.monitor:
-            return rollout
-        places = [place for place, answer in enumerate(rollout.answers) if self.usable(answer)]
-        if len(places) < 2:
-            return replace(rollout, left_out="fewer than two answers that are whole and not empty")
-        answers, scores = [rollout.answers[place] for place in places], [rollout.scores[place] for place in places]
-        pairs = self.make_pairs(rollout.prompt, answers, scores)
-        found = tuple((places[chosen], places[rejected]) for chosen, rejected in pairs)
-        return replace(rollout, pairs=found, left_out="" if found else "the pairing made no pair")
 
     # --- which prompts, and what decides a round
 
@@ -303,13 +292,3 @@ class OnPolicySampling(Callback):
         }
         plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
         return plain
-
-
-def _data(trainer: Trainer) -> OnPolicyDataModule:
-    data: Any = getattr(trainer, "datamodule", None)
-    if not isinstance(data, OnPolicyDataModule):
-        raise MisconfigurationException(
-            f"OnPolicySampling: the data is {type(data).__name__}, which trains on what lies on disk; use "
-            "lion_lightning.OnPolicyDataModule, which pulls each epoch's pairs from this callback"
-        )
-    return data

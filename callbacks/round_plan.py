@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+
+from lion_lightning.data.on_policy import OnPolicyDataModule
 
 logger = logging.getLogger(__name__)
 
@@ -76,3 +79,18 @@ def refuse_nonsense(samples: int, prompts: float | None, original: float, monito
 def identity_of(part: Any) -> Any:
     """What decides what a sampler or judge does: what it says itself, else its name."""
     return part.identity() if hasattr(part, "identity") else f"{type(part).__module__}.{type(part).__qualname__}"
+
+
+def on_policy_data(trainer: Trainer) -> OnPolicyDataModule:
+    """The trainer's data module, which pulls its pairs.
+
+    Raises:
+        MisconfigurationException: It is of another kind.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if not isinstance(data, OnPolicyDataModule):
+        raise MisconfigurationException(
+            f"OnPolicySampling: the data is {type(data).__name__}, which trains on what lies on disk; use "
+            "lion_lightning.OnPolicyDataModule, which pulls each epoch's pairs from this callback"
+        )
+    return data

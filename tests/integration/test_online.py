@@ -79,7 +79,7 @@ def test_a_round_holds_everything(online: Online) -> None:
     number = rollout.prompt.row["row"]
     assert rollout.prompt.input_ids == (1, 0, 3 + number, 40 + number, 2, 1, 0)  # "user", "assistant" are unknown: 0
     assert len(rollout.answers) == len(rollout.scores) == 4
-    assert rollout.by_judge["Judge"] == list(rollout.scores)
+    assert rollout.by_judge["Judge"] == rollout.scores
     for answer in rollout.answers:
         assert answer.finish_reason in ("stop", "length")
         assert tokenizer.decode(list(answer.token_ids or ()), skip_special_tokens=True) == answer.text
