@@ -127,7 +127,8 @@ def _left_out(axes: Any, numbers: Sequence[int], kept: Sequence[float], causes: 
         heights = [float(column.get(name, 0)) for column in columns]
         axes.bar(numbers, heights, bottom=bottom, label=name, color=f"C{place}", width=0.7)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    _finish(axes, "what became of prompts and pairs", "number")
+    _finish(axes, "what became of prompts and pairs", "number", legend=False)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # causes are long: below the bars
 
 
 def _finish(axes: Any, title: str, label: str, legend: bool = True) -> None:
