@@ -54,7 +54,7 @@ def measure(name: str, options: argparse.Namespace) -> tuple[int, float]:
     makers: dict[str, Callable[[], Any]] = {
         "transformers": lambda: TransformersSampler(settings, options.batch_size),
         "vllm": lambda: VLLMSampler(settings, max_model_len=2048),
-        "server": lambda: ServerSampler(options.url, sampling=settings),
+        "server": lambda: ServerSampler(options.url, sampling=settings, seeded=False),
     }
     sampler = makers[name]()
     sampler.open(Serving(PolicySpec(path=str(Path(options.model))).build(), tokenizer))

@@ -35,6 +35,8 @@ class ServerSampler:
         sampling: How answers are drawn; None for the defaults.
         model: The model's name on the server; None to ask for it.
         tolerance: Of the probe; None to push without a probe, for servers that give no log-probs.
+        seeded: Whether each request has a seed, so that a server may give the same answers again. Set it to false for vLLM
+            0.32 on a CPU, which such requests bring down as soon as one is computed in parts.
         api_key_env: Name of the environment variable that holds the server's key; None for none.
         timeout: Seconds that a request may take.
         retries: Further tries after a failed request.
@@ -49,6 +51,7 @@ class ServerSampler:
         sampling: SamplingSettings | None = None,
         model: str | None = None,
         tolerance: float | None = 0.2,
+        seeded: bool = True,
         api_key_env: str | None = None,
         timeout: float = 600.0,
         retries: int = 5,
@@ -57,6 +60,7 @@ class ServerSampler:
     ) -> None:
         self.endpoint = Endpoint(url, api_key_env, timeout, retries, backoff, concurrency)
         self.weights, self.sampling, self.model = weights, sampling or SamplingSettings(), model
+        self.seeded = seeded
         self._probe = Probe(tolerance) if tolerance is not None else None
         self._named: str | None = model
         self._opened = 0
@@ -143,13 +147,13 @@ class ServerSampler:
             "model": self._named,
             "prompt": list(prompt.input_ids),
             "n": n,
-            "seed": seed % 2**31,
             "temperature": own.temperature,
             "top_p": own.top_p,
             "max_tokens": own.max_new_tokens,
             "return_token_ids": True,  # vLLM does; others ignore it, and the text is tokenised
         }
-        more = {"top_k": own.top_k or None, "stop": list(own.stop) or None}
+        more: dict[str, Any] = {"seed": seed % 2**31 if self.seeded else None}
+        more |= {"top_k": own.top_k or None, "stop": list(own.stop) or None}
         return body | {name: value for name, value in more.items() if value is not None}
 
 

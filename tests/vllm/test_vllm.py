@@ -145,7 +145,13 @@ def test_a_real_server_is_pushed_to_probed_and_missed(tmp_path: Path) -> None:
     with server(tmp_path / "model", 18431) as url:
         routes = VLLMRoutes(str(tmp_path / "pushed"))
         sampler = ServerSampler(
-            url, routes, SamplingSettings(temperature=1.0, max_new_tokens=6), tolerance=1e-3, retries=2, backoff=0.1
+            url,
+            routes,
+            SamplingSettings(temperature=1.0, max_new_tokens=6),
+            tolerance=1e-3,
+            seeded=False,
+            retries=2,
+            backoff=0.1,
         )
         for _ in range(3):
             sampler.open(served)

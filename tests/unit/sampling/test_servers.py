@@ -202,6 +202,11 @@ def test_answers_come_in_order_with_tokens_and_reasons(tmp_path: Path) -> None:
     wanted = {"n": 2, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_tokens": 12, "stop": ["END"]}
     assert wanted.items() <= body.items()
     assert len({body["seed"] for body in server.bodies}) == 2
+    with serving(server) as url:
+        unseeded = sampler(url, seeded=False)
+        unseeded.open(policy)
+        unseeded.sample(PROMPTS[:1], 1, seed=4)
+    assert "seed" not in server.bodies[-1]
 
 
 def test_a_server_without_token_ids_gives_texts() -> None:
