@@ -35,8 +35,8 @@ class ServerSampler:
         sampling: How answers are drawn; None for the defaults.
         model: The model's name on the server; None to ask for it.
         tolerance: Of the probe; None to push without a probe, for servers that give no log-probs.
-        seeded: Whether each request has a seed, so that a server may give the same answers again. Set it to false for vLLM
-            0.32 on a CPU, which such requests bring down as soon as one is computed in parts.
+        seeded: Whether each request has a seed, so that a server may give the same answers again. Set it to false for
+            vLLM 0.32 on a CPU, which such requests bring down as soon as one is computed in parts.
         api_key_env: Name of the environment variable that holds the server's key; None for none.
         timeout: Seconds that a request may take.
         retries: Further tries after a failed request.
