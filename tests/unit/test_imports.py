@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "data": _MODELS,
     "modules": _MODELS,  # never data: a module takes batches from anybody's data module
     "callbacks": _MODELS | {"modules", "data"},
+    "evaluation": _MODELS | {"modules", "data"},
     "strategies": _MODELS | {"modules", "data"},
 }
-TOP = {"cli", "cli_errors", "demo", "__main__", "__init__"}  # what a person runs; these may import all of the above
+TOP = {"cli", "cli_errors", "commands", "demo", "pipeline", "report", "__main__", "__init__"}  # what a person runs; these may import all of the above
 
 HEAVY = ("datasets", "lightning", "peft", "torch", "transformers", "vllm")
 
