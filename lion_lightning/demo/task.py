@@ -26,9 +26,9 @@ class Family(NamedTuple):
     slip: Callable[[str, Random], str]
 
 
-def word(random: Random) -> str:
+def word(random: Random, syllables: int | None = None) -> str:
     """A made-up word of two or three syllables and no letter twice, such as ``tako`` or ``melisu``."""
-    syllables = random.choice((2, 2, 3))
+    syllables = syllables or random.choice((2, 2, 3))
     return "".join(
         map("".join, zip(random.sample(CONSONANTS, syllables), random.sample(VOWELS, syllables), strict=True))
     )
@@ -62,6 +62,22 @@ def _sorted_letters(x: str) -> str:
 
 def _sorted_numbers(x: str) -> str:
     return " ".join(sorted(x.split(), key=int))
+
+
+def _sum(x: str) -> str:
+    return str(sum(map(int, x.split(" and "))))
+
+
+def _without_vowels(x: str) -> str:
+    return "".join(letter for letter in x if letter not in VOWELS)
+
+
+def _one_long_word(random: Random) -> str:
+    return " ".join(random.sample([word(random, 3), word(random, 2), word(random, 2)], 3))
+
+
+def _two_words(random: Random) -> str:
+    return " or ".join((word(random, 2), word(random, 2)))
 
 
 FAMILIES: dict[str, Family] = {
@@ -113,6 +129,30 @@ FAMILIES: dict[str, Family] = {
         numbers(2, " or "),
         lambda x: max(x.split(" or "), key=int),
         lambda x, random: min(x.split(" or "), key=int),
+    ),
+    "add": Family(
+        ("Add {}.", "How much is {}?", "Give the sum of {}."),
+        numbers(2, " and "),
+        _sum,
+        lambda x, random: str(int(_sum(x)) + random.choice((-10, -1, 1, 10))),
+    ),
+    "drop vowels": Family(
+        ("Drop the vowels of {}.", "Write {} with no vowels."),
+        word,
+        _without_vowels,
+        lambda x, random: random.choice((x, swapped(_without_vowels)(x, random))),
+    ),
+    "longest": Family(
+        ("Pick the longest of {}.", "Which of {} has most letters?"),
+        _one_long_word,
+        lambda x: max(x.split(), key=len),
+        lambda x, random: random.choice([shorter for shorter in x.split() if len(shorter) < 6]),
+    ),
+    "alphabet": Family(
+        ("Which comes first in the alphabet, {}?", "Which would a dictionary list first: {}?"),
+        _two_words,
+        lambda x: min(x.split(" or ")),
+        lambda x, random: max(x.split(" or ")),
     ),
     "sort numbers": Family(
         ("Sort the numbers {}.", "Put {} in order, smallest first."),
