@@ -1,4 +1,4 @@
-"""The ``lion`` command: LightningCLI with two more commands, and errors of one line."""
+"""The ``lion`` command: LightningCLI with further commands, and errors of one line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from jsonargparse import ArgumentError
@@ -22,11 +22,23 @@ from lion_lightning.modules.base import AlignmentModule
 USER_ERRORS = (ValueError, MisconfigurationException, ModuleNotFoundError, OSError, ArgumentError)
 """What a person can mend: printed as one line, without a traceback. ``LION_DEBUG=1`` brings the traceback back."""
 
-EPILOG = """further commands:
-    inspect             show what a config's mask, packing and filters do to its data, before any training
-    export              write a checkpoint as a Hugging Face folder
-    rounds              print and draw what happened in the rounds of on-policy sampling
-Each has its own --help."""
+
+COMMANDS = {
+    "run": "run the stages of a pipeline file, one from the other's export",
+    "report": "draw what a run did, from its logs on disk",
+    "evaluate": "losses, accuracies and win rates of a trained model",
+    "chat": "talk to a trained model",
+    "inspect": "show what a config's mask, packing and filters do to its data, before any training",
+    "export": "write a checkpoint as a Hugging Face folder",
+    "rounds": "print and draw what happened in the rounds of on-policy sampling",
+    "answers": "answer the questions of AlpacaEval, Arena-Hard or MT-Bench, in those tools' formats",
+    "harness": "score a model on tasks of lm-evaluation-harness",
+}
+"""Commands that LightningCLI has not: modules of ``lion_lightning.commands``, and what they are for."""
+
+EPILOG = "\n".join(
+    ["further commands:", *(f"    {name:<18}  {what}" for name, what in COMMANDS.items()), "Each has its own --help."]
+)
 
 
 class LionCLI(LightningCLI):
@@ -59,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else "--help"
     try:
         if name in COMMANDS:
-            COMMANDS[name](arguments[1:])
+            import_module(f"lion_lightning.commands.{name}").main(arguments[1:])
         else:
             _refuse_unknown_command(name)
             build_cli(arguments or [name])
@@ -95,56 +107,6 @@ def build_cli(arguments: list[str], run: bool = True) -> LionCLI:
         run=run,
         args=arguments,
     )
-
-
-def inspect_command(arguments: list[str]) -> None:
-    """``lion inspect -c CONFIG``: print what training would see, and stop."""
-    from lion_lightning.data.inspection import inspect
-
-    own = argparse.ArgumentParser(
-        prog="lion inspect",
-        usage="lion inspect -c CONFIG [--rows ROWS] [any option of lion fit]",
-        description="Show what a config does to its data, before any training: masks, packing, and what is left out.",
-    )
-    own.add_argument("--rows", type=int, default=3, help="documents to show (3)")
-    options, rest = own.parse_known_args(arguments)
-    cli = build_cli(rest, run=False)
-    cli.trainer.strategy.connect(cli.model)
-    cli.datamodule.trainer = cli.trainer
-    inspect(cli.datamodule, options.rows)
-
-
-def export_command(arguments: list[str]) -> None:
-    """``lion export CKPT OUT``: write a checkpoint as a Hugging Face folder."""
-    from lion_lightning.models.export import export_checkpoint
-
-    parser = argparse.ArgumentParser(prog="lion export", description="Write a checkpoint as a Hugging Face folder.")
-    parser.add_argument("checkpoint", help="a .ckpt file, e.g. runs/sft/checkpoints/last.ckpt")
-    parser.add_argument("out", help="folder to write")
-    options = parser.parse_args(arguments)
-    print(f"wrote {export_checkpoint(options.checkpoint, options.out)}")
-
-
-def rounds_command(arguments: list[str]) -> None:
-    """``lion rounds DIR``: print and draw what happened in the rounds of on-policy sampling."""
-    from lion_lightning.data.round_report import report
-
-    parser = argparse.ArgumentParser(
-        prog="lion rounds", description="Print and draw what happened in the rounds of on-policy sampling."
-    )
-    parser.add_argument("folder", help="where the rounds lie, e.g. runs/online_dpo/rounds")
-    parser.add_argument("--samples", type=int, default=3, help="prompts to show with their answers (3)")
-    parser.add_argument("--png", help="where to draw; by default rounds.png in the folder")
-    options = parser.parse_args(arguments)
-    report(Path(options.folder), options.samples, Path(options.png) if options.png else None)
-
-
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "inspect": inspect_command,
-    "export": export_command,
-    "rounds": rounds_command,
-}
-"""Commands that LightningCLI has not."""
 
 
 def _refuse_unknown_command(name: str) -> None:

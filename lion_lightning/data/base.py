@@ -81,6 +81,7 @@ class PackedDataModule(LightningDataModule, ABC):
         self._tokenizer = tokenizer
         self.train: Mixture | None = None
         self.held: Mixture | None = None
+        self._digests: dict[int, str] = {}
 
     @abstractmethod
     def make_encoder(self) -> Encoder:
@@ -181,19 +182,27 @@ class PackedDataModule(LightningDataModule, ABC):
             "validation_share": self.validation_share,
             "seed": self.seed,
             "packing": type(self.packing).__name__,
-            "sources": [_plain(source) for source in self.sources],
-            "validation_sources": [_plain(source) for source in self.validation or ()],
+            "sources": self._described(self.sources),
+            "validation_sources": self._described(self.validation or ()),
             **{
                 side: [report.to_dict() for report in mixture.reports] if mixture else []
                 for side, mixture in sides.items()
             },
         }
 
+    def _described(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
+        """Settings of each source, with the digest of its examples once they are read."""
+        digests = [self._digests.get(id(source)) for source in sources]
+        pairs = zip(sources, digests, strict=True)
+        return [_plain(source) | ({"digest": digest} if digest else {}) for source, digest in pairs]
+
     def _tokenised(self, source: Source) -> TokenTable:
         return tokenise(source, self._encoder, self.cache_dir)
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
-        return deduplicate(sources, [self._tokenised(source) for source in sources])
+        tables = [self._tokenised(source) for source in sources]
+        self._digests |= {id(source): table.digest for source, table in zip(sources, tables, strict=True)}
+        return deduplicate(sources, tables)
 
     def _held_out(self, selections: Sequence[Selection]) -> tuple[list[Selection], list[Selection]]:
         train, held = hold_out(selections, self.validation_share)

@@ -1,0 +1,115 @@
+"""Where a run came from: code, packages, machine, seed and data, written down when it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lion_lightning.callbacks.folders import require_writable
+
+PACKAGES = (
+    "lion-lightning",
+    "torch",
+    "lightning",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "peft",
+    "vllm",
+    "numpy",
+    "safetensors",
+)
+"""Whose versions are noted, where they are installed."""
+
+
+class Provenance(Callback):
+    """Writes ``provenance.json`` under ``default_root_dir`` when a fit starts: one entry a start, resumed ones too.
+
+    An entry has the time, the command line, the git commit of the working folder (and whether files differ from it),
+    versions of packages, the machine, the seed, the module's account of itself and of its
+    data, with a digest of each source's examples. Values of environment variables are never in it.
+
+    Raises:
+        MisconfigurationException: Before training, if the file cannot be written.
+    """
+
+    filename = "provenance.json"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before training what would fail later (Lightning calls this)."""
+        if stage == "fit":
+            require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the entry (Lightning calls this)."""
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / self.filename
+        earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
+        entry = {**surroundings(), **_run(trainer, pl_module)}
+        path.write_text(json.dumps([*earlier, entry], indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def surroundings() -> dict[str, Any]:
+    """Time, command line, code, packages and machine, as plain data."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "machine": {
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the working folder, and whether tracked files differ from it; None outside of a repository."""
+    commit = _git("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "changed": bool(_git("status", "--porcelain", "-uno"))}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    account = getattr(module, "provenance", dict)  # an AlignmentModule's holds its data's, too
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {
+        "seed": None if seed is None else int(seed),
+        "step": trainer.global_step,
+        "strategy": type(trainer.strategy).__name__,
+        "devices": trainer.num_devices,
+        "nodes": trainer.num_nodes,
+        "precision": str(trainer.precision),
+        "model": account(),
+    }

@@ -1,0 +1,20 @@
+"""``lion export CKPT OUT``: a checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(arguments: list[str]) -> None:
+    """Write it.
+
+    Args:
+        arguments: Of the command line.
+    """
+    from lion_lightning.models.export import export_checkpoint
+
+    parser = argparse.ArgumentParser(prog="lion export", description="Write a checkpoint as a Hugging Face folder.")
+    parser.add_argument("checkpoint", help="a .ckpt file, e.g. runs/sft/checkpoints/last.ckpt")
+    parser.add_argument("out", help="folder to write")
+    options = parser.parse_args(arguments)
+    print(f"wrote {export_checkpoint(options.checkpoint, options.out)}")

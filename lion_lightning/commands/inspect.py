@@ -1,0 +1,27 @@
+"""``lion inspect -c CONFIG``: what training would see."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(arguments: list[str]) -> None:
+    """Print it, and stop before any training.
+
+    Args:
+        arguments: Of the command line.
+    """
+    from lion_lightning.cli import build_cli
+    from lion_lightning.data.inspection import inspect
+
+    own = argparse.ArgumentParser(
+        prog="lion inspect",
+        usage="lion inspect -c CONFIG [--rows ROWS] [any option of lion fit]",
+        description="Show what a config does to its data, before any training: masks, packing, and what is left out.",
+    )
+    own.add_argument("--rows", type=int, default=3, help="documents to show (3)")
+    options, rest = own.parse_known_args(arguments)
+    cli = build_cli(rest, run=False)
+    cli.trainer.strategy.connect(cli.model)
+    cli.datamodule.trainer = cli.trainer
+    inspect(cli.datamodule, options.rows)

@@ -1,0 +1,121 @@
+"""Configs of ``lion fit`` as plain data: read, merged, and told where their stage lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Config = dict[str, Any]
+
+CHECKPOINT = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"save_last": "link", "every_n_train_steps": 100},
+}
+"""For a stage whose config has no checkpoints: without them it could not be resumed."""
+
+ALWAYS = ("lion_lightning.callbacks.HuggingFaceExport", "lion_lightning.callbacks.Provenance")
+"""Callbacks that every stage of a pipeline has: what the next stage starts from, and where this one came from."""
+
+_OWN_FOLDERS = ("dirpath", "rounds_dir", "save_dir")
+
+
+def read_config(path: Path) -> Config:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it can't be read, or holds something else.
+    """
+    try:
+        config = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}; name a config file") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: a config is a mapping of keys to values, and this is {type(config).__name__}")
+    return config
+
+
+def merged(base: Any, over: Any) -> Any:
+    """``over`` laid over ``base``: mappings are merged key by key, all else is replaced.
+
+    So is a mapping that names another class than the one below it: its arguments mean nothing to another class.
+
+    Args:
+        base: What lies below.
+        over: What is laid over it.
+    """
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return deepcopy(over)
+    if "class_path" in over and over["class_path"] != base.get("class_path"):
+        return deepcopy(over)
+    return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
+
+
+def placed(config: Config, folder: Path) -> Config:
+    """The config with all that a stage writes under its own folder, checkpoints and export included.
+
+    Args:
+        config: Of ``lion fit``.
+        folder: Of the stage.
+    """
+    trainer = dict(config.get("trainer") or {})
+    callbacks = [_own_folder(_callback(given)) for given in trainer.get("callbacks") or ()]
+    callbacks += [{"class_path": name} for name in ALWAYS if not any(_is(given, name) for given in callbacks)]
+    if not any(_is(given, "ModelCheckpoint") for given in callbacks):
+        callbacks.append(deepcopy(CHECKPOINT))
+    for given in callbacks:
+        if _is(given, "ModelCheckpoint"):
+            given["init_args"] = {**given.get("init_args", {}), "dirpath": str(folder / "checkpoints")}
+    return {**config, "trainer": {**trainer, "default_root_dir": str(folder), "callbacks": callbacks}}
+
+
+def starting_from(config: Config, export: Path) -> Config:
+    """The config with the policy that another stage exported; what else is said of the policy stays.
+
+    Args:
+        config: Of ``lion fit``.
+        export: Folder of the exported model.
+    """
+    model = _callback(config.get("model") or {})
+    arguments = dict(model.get("init_args") or {})
+    said = arguments.get("policy")
+    kept = {key: value for key, value in said.items() if key != "config"} if isinstance(said, Mapping) else {}
+    arguments["policy"] = {**kept, "path": str(export)}
+    return {**config, "model": {**model, "init_args": arguments}}
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """Where two configs differ, as ``trainer.max_epochs: 1 -> 2``.
+
+    Args:
+        old: One config.
+        new: The other.
+        key: Where in the whole they stand.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in sorted({*old, *new}):
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif old != new:
+        yield f"{key}: {old} -> {new}"
+
+
+def _callback(given: Any) -> Config:
+    return {"class_path": given} if isinstance(given, str) else deepcopy(dict(given))
+
+
+def _is(given: Config, name: str) -> bool:
+    return str(given.get("class_path", "")).rpartition(".")[2] == name.rpartition(".")[2]
+
+
+def _own_folder(given: Config) -> Config:
+    """Without folders of its own: under the stage's folder is where each callback writes by default."""
+    arguments = {key: value for key, value in (given.get("init_args") or {}).items() if key not in _OWN_FOLDERS}
+    return {**given, "init_args": arguments} if arguments else {"class_path": given["class_path"]}

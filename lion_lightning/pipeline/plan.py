@@ -1,0 +1,119 @@
+"""From one pipeline file to the stages of a run, each with its whole config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lion_lightning.pipeline.configs import Config, merged, placed, read_config, starting_from
+
+KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
+STAGE_KEYS = {"config", "seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler"}
+
+
+class StagePlan(NamedTuple):
+    """One stage of one seed.
+
+    Attributes:
+        name: Its name in the pipeline file.
+        folder: Where all that it writes goes.
+        config: The whole config for ``lion fit``.
+        start: Folder of the stage that it starts from; None for the first.
+        evaluate: Config of ``lion evaluate`` for its export; None for no evaluation.
+    """
+
+    name: str
+    folder: Path
+    config: Config
+    start: Path | None
+    evaluate: Config | None
+
+
+class Plan(NamedTuple):
+    """What ``lion run`` is to do.
+
+    Attributes:
+        out: Folder of the run.
+        chains: The stages in order, of each seed.
+        workers: Chains that run at the same time.
+    """
+
+    out: Path
+    chains: list[list[StagePlan]]
+    workers: int
+
+
+def read_plan(path: Path, changes: Config | None = None) -> Plan:
+    """Read a pipeline file.
+
+    Args:
+        path: The file, as docs/pipeline.md describes it.
+        changes: Keys of it to be replaced, e.g. ``{"out": "runs/other"}``.
+
+    Raises:
+        ValueError: If a file can't be read, or a key is unknown, missing or makes no sense.
+    """
+    given = {**read_config(path), **(changes or {})}
+    _refuse_unknown(str(path), given, KEYS)
+    stages = given.get("stages")
+    if not isinstance(stages, Mapping) or not stages:
+        raise ValueError(f"{path}: `stages` is missing; name the stages in order, e.g. stages: {{sft: {{config: F}}}}")
+    configs = {str(name): _stage_config(path, str(name), stage) for name, stage in stages.items()}
+    out = Path(str(given.get("out") or Path("runs") / path.stem))
+    evaluate = given.get("evaluate")
+    seeds = _seeds(path, given.get("seeds"))
+    if seeds is None:
+        chains = [_chain(out, configs, evaluate)]
+    else:
+        chains = [_chain(out / f"seed-{seed}", _seeded(configs, seed), evaluate) for seed in seeds]
+    return Plan(out, chains, _workers(path, given.get("workers", 1)))
+
+
+def _stage_config(path: Path, name: str, stage: Any) -> Config:
+    if isinstance(stage, str):
+        stage = {"config": stage}
+    if not isinstance(stage, Mapping):
+        raise ValueError(f"{path}: stages.{name} is {stage!r}; give a mapping with `config` or keys of `lion fit`")
+    _refuse_unknown(f"{path}: stages.{name}", stage, STAGE_KEYS)
+    config: Config = {}
+    files = stage.get("config") or []
+    for file in [files] if isinstance(files, str) else files:
+        config = merged(config, read_config(path.parent / str(file)))
+    return dict(merged(config, {key: value for key, value in stage.items() if key != "config"}))
+
+
+def _chain(out: Path, configs: Mapping[str, Config], evaluate: Config | None) -> list[StagePlan]:
+    chain: list[StagePlan] = []
+    for name, config in configs.items():
+        start = chain[-1].folder if chain else None
+        begun = starting_from(config, start / "export") if start else config
+        chain.append(StagePlan(name, out / name, placed(begun, out / name), start, evaluate))
+    return chain
+
+
+def _seeded(configs: Mapping[str, Config], seed: int) -> dict[str, Config]:
+    """The configs with a seed of their own for weights, dropout and the order of the data."""
+    change = {"seed_everything": seed, "data": {"init_args": {"seed": seed}}}
+    return {name: merged(config, change) for name, config in configs.items()}
+
+
+def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(map(str, given.keys() - known))
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+
+
+def _seeds(path: Path, seeds: Any) -> Sequence[int] | None:
+    if seeds is None:
+        return None
+    whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    if not whole or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{path}: seeds is {seeds!r}; give a list of different whole numbers, e.g. [0, 1, 2]")
+    return list(seeds)
+
+
+def _workers(path: Path, workers: Any) -> int:
+    if not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"{path}: workers is {workers!r}; give a whole number of at least 1")
+    return workers

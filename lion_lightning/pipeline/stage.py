@@ -1,0 +1,123 @@
+"""One stage, in its own process: train, export, evaluate, and say that it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lion_lightning.cache import replacing
+from lion_lightning.pipeline.configs import Config, differences, read_config
+from lion_lightning.pipeline.plan import StagePlan
+
+CONFIG, EVALUATION, DONE = "stage.yaml", "evaluate.yaml", "done.json"
+
+
+def begin(stage: StagePlan) -> bool:
+    """Write down what the stage is to do, and say whether it is still to be done.
+
+    Args:
+        stage: The stage.
+
+    Returns:
+        False if it was done before, from the same start and with the same config.
+
+    Raises:
+        ValueError: If its folder holds the work of another config, or of another start.
+    """
+    path = stage.folder / CONFIG
+    fix = f"remove {stage.folder} to do the stage again, or give the run another `out`"
+    if path.exists():
+        changed = list(differences(read_config(path), stage.config))
+        if changed:
+            raise ValueError(f"{stage.folder}: the config has changed since ({'; '.join(changed[:3])}); {fix}")
+    done = _read(stage.folder / DONE)
+    if done and done["start"] != _digest(stage.start):
+        raise ValueError(f"{stage.folder}: it is done, but started from another model than {stage.start}; {fix}")
+    if not done:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        _write(path, stage.config)
+    if stage.evaluate:
+        _write(stage.folder / EVALUATION, stage.evaluate)
+    return not done
+
+
+def run_stage(folder: Path, start: Path | None) -> int:
+    """Train, export and evaluate, from where an earlier process stopped.
+
+    Args:
+        folder: The stage's folder, as :func:`begin` left it.
+        start: Folder of the stage that it starts from.
+
+    Returns:
+        0, or 2 after an error that the user can mend, which is printed.
+    """
+    from lion_lightning.cli import main
+
+    began = time.time()
+    arguments = ["fit", "-c", str(folder / CONFIG)]
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        arguments += ["--ckpt_path", "last"]
+    if code := main(arguments):
+        return code
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) > 0:
+        return 0  # the first process does the rest
+    trained = time.time() - began
+    # Killed between its last checkpoint and its export: Lightning finds nothing left to train, so nothing exports.
+    if not (folder / "export").exists() and (code := main(["export", str(last), str(folder / "export")])):
+        return code
+    if (folder / EVALUATION).exists() and (code := _evaluate(folder)):
+        return code
+    finish(folder, start, {"train_seconds": round(trained, 1), "seconds": round(time.time() - began, 1)})
+    return 0
+
+
+def finish(folder: Path, start: Path | None, figures: dict[str, Any]) -> None:
+    """Write that the stage is done.
+
+    Args:
+        folder: The stage's folder.
+        start: Folder of the stage that it started from.
+        figures: What else to note.
+    """
+    known = {"start": _digest(start), "export": _weights(folder / "export"), **figures}
+    with replacing(folder / DONE) as draft:
+        draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def _evaluate(folder: Path) -> int:
+    from lion_lightning.cli import main
+
+    model, out = str(folder / "export"), str(folder / "evaluation")
+    return main(["evaluate", "-c", str(folder / EVALUATION), "--model", model, "--out", out])
+
+
+def _digest(start: Path | None) -> str | None:
+    """What tells the model that a stage starts from; None for the first stage."""
+    done = _read(start / DONE) if start else None
+    return done["export"] if done else None
+
+
+def _weights(export: Path) -> str:
+    """Hash of the weight files of an export."""
+    state = hashlib.blake2b(digest_size=20)
+    for path in sorted(export.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                state.update(block)
+    return state.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def _write(path: Path, config: Config) -> None:
+    with replacing(path) as draft:
+        draft.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
