@@ -1,0 +1,113 @@
+"""``lion chat DIR``: talk with a model on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lion_lightning.chat import Chat
+
+HELP = "/undo takes the last turn back, /reset forgets all, /quit or Ctrl-D ends; Ctrl-C stops an answer"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: Command line after ``lion chat``.
+
+    Raises:
+        ValueError: If the model cannot be talked with.
+    """
+    options = _parser().parse_args(arguments)
+    from lion_lightning.chat import Chat, load_served
+
+    policy = load_served(options.model, options.trust_remote_code)
+    chat = Chat(policy, options.system, options.temperature, options.max_new_tokens)
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 - input() then has a history, and keys that edit
+
+        note(HELP)
+    talk(chat)
+
+
+def talk(chat: Chat) -> None:
+    """Answer line after line of the standard input, until it ends.
+
+    Args:
+        chat: Who answers.
+    """
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip(" \t")
+            if line == "/quit":
+                return
+            _reply(chat, line)
+        except KeyboardInterrupt:
+            note("\n(/quit or Ctrl-D ends)")
+        except EOFError:
+            return
+
+
+def note(text: str) -> None:
+    """Tell the user something that the model did not say."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _reply(chat: Chat, line: str) -> None:
+    if line.startswith("/"):
+        _command(chat, line)
+    elif line:
+        _answer(chat, line)
+
+
+def _answer(chat: Chat, line: str) -> None:
+    from lion_lightning.chat import harmless
+
+    try:
+        answer = chat.say(line, lambda piece: print(harmless(piece), end="", flush=True))
+    except ValueError as error:  # no room: what to do about it is the user's choice
+        note(str(error))
+        return
+    print(flush=True)
+    if answer.finish_reason != "stop":
+        note(f"({_CUT[answer.finish_reason]})")
+
+
+def _command(chat: Chat, line: str) -> None:
+    if line not in _COMMANDS:
+        note(f"unknown command {line.split()[0]}; {HELP}")
+        return
+    _COMMANDS[line](chat)
+
+
+def _undo(chat: Chat) -> None:
+    question = chat.undo()
+    note("(there is nothing to take back)" if question is None else f"(took back: {question})")
+
+
+def _reset(chat: Chat) -> None:
+    chat.reset()
+    note("(a new conversation)")
+
+
+_COMMANDS: dict[str, Callable[[Chat], None]] = {"/undo": _undo, "/reset": _reset}
+_CUT = {"interrupted": "stopped", "length": "cut off: no more tokens, see --max-new-tokens"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lion chat",
+        description="Talk with a model on the terminal; piped lines are answered one by one.",
+        epilog=HELP,
+    )
+    parser.add_argument("model", help="a Hugging Face folder, e.g. runs/sft/export, or a hub id")
+    parser.add_argument("--system", help="text of a system turn")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 for greedy answers (0.8)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens of an answer (512)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    return parser
