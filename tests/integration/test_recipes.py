@@ -1,0 +1,320 @@
+"""The recipes: they hold the papers' numbers, parse, build, and train a step on a tiny model and tiny data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from transformers import AutoTokenizer
+
+from lion_lightning import PolicySpec
+from lion_lightning.cli import build_cli, main
+from lion_lightning.data.packing import Unpacked
+from lion_lightning.models.tokenizer import read_template
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "configs" / "recipes"
+NAMES = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+TEMPLATE = RECIPES / "chatml_with_bos.jinja"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A recipe as it is written."""
+    config: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text("utf-8"))
+    return config
+
+
+def arguments(config: dict[str, Any], *path: str) -> Any:
+    """``init_args`` of the class at a path of a config."""
+    for key in path:
+        config = config[key]
+    return config["init_args"]
+
+
+def sampling(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``OnPolicySampling``."""
+    (found,) = (part for part in config["trainer"]["callbacks"] if part["class_path"].endswith("OnPolicySampling"))
+    settings: dict[str, Any] = found["init_args"]
+    return settings
+
+
+# --- what the papers say
+
+
+class Paper(NamedTuple):
+    """Numbers of a recipe, written by hand from the papers' tables."""
+
+    lr: float
+    schedule: str
+    epochs: int
+    rows_a_step: int  # rows of 8,192 tokens in SFT, else pairs
+    max_length: int
+    max_prompt_length: int | None = None
+    beta: float | None = None
+    loss: str = "SigmoidLoss"
+
+
+PAPER = {
+    "lion_gemma_2b/sft": Paper(2e-5, "Cosine", 3, 32, 8192),
+    "lion_gemma_2b/dpo": Paper(5e-7, "Linear", 2, 128, 2048, 512, 0.05),
+    "lion_gemma_2b/online_dpo": Paper(5e-7, "Linear", 1, 32, 2048, 512, 0.05),
+    "lion_llama3_8b/sft": Paper(2e-5, "Cosine", 1, 32, 8192),
+    "lion_llama3_8b/dpo": Paper(5e-7, "Cosine", 1, 128, 2048, 1024, 0.01),
+    "lion_llama3_8b/online_dpo": Paper(5e-7, "Linear", 1, 128, 2048, 512, 0.01),
+    "tulu3/dpo": Paper(5e-7, "Linear", 1, 128, 2048, None, 5.0, "SigmoidNormLoss"),
+}
+
+SFT_SOURCES = [
+    "Columbia-NLP/OpenHermes-2.5",
+    "Columbia-NLP/MetaMathQA",
+    "Columbia-NLP/orca-math-word-problems-200k",
+    "HuggingFaceH4/ultrachat_200k",
+    "HuggingFaceH4/capybara",
+    "HuggingFaceH4/deita-10k-v0-sft",
+    "Columbia-NLP/ruozhiba_en",
+    "Columbia-NLP/Magicoder-Evol-Instruct-110K",
+    "Columbia-NLP/SlimOrca-Dedup",
+]
+DPO_SOURCES = {
+    "distilabel-capybara-dpo-7k-binarized": ("train", 1.0),
+    "distilabel-intel-orca-dpo-pairs_cleaned": ("train", 1.0),
+    "UltraFeedback_binarized": ("train_prefs", 1.0),
+    "py-dpo-v0.1": ("train", 1.0),
+    "HelpSteer": ("train", 1.0),
+    "PKU-SafeRLHF": ("train", 0.1),
+}
+LLAMA_DPO = {f"Columbia-NLP/DPO-{name}": rest for name, rest in (DPO_SOURCES | {"Nectar": ("train", 1.0)}).items()}
+GEMMA_DPO = LLAMA_DPO | {
+    "Columbia-NLP/DPO-Nectar": ("train", 0.25),
+    "Columbia-NLP/DPO-tldr-summarisation-preferences": ("train", 0.1),
+}
+SOURCES = {
+    "lion_gemma_2b/sft": dict.fromkeys(SFT_SOURCES, ("train_sft", 1.0)),
+    "lion_gemma_2b/dpo": GEMMA_DPO,
+    "lion_gemma_2b/online_dpo": {"Columbia-NLP/DPO-Nectar": ("train", 0.3)},
+    "lion_llama3_8b/sft": dict.fromkeys(SFT_SOURCES, ("train_sft", 1.0)),
+    "lion_llama3_8b/dpo": LLAMA_DPO,
+    "lion_llama3_8b/online_dpo": {},
+    "tulu3/dpo": {"allenai/llama-3.1-tulu-3-8b-preference-mixture": ("train", 1.0)},
+}
+STARTS = {
+    "lion_gemma_2b/sft": "google/gemma-2b",
+    "lion_gemma_2b/dpo": "runs/lion_gemma_2b/sft/export",
+    "lion_gemma_2b/online_dpo": "runs/lion_gemma_2b/dpo/export",
+    "lion_llama3_8b/sft": "meta-llama/Meta-Llama-3-8B",
+    "lion_llama3_8b/dpo": "runs/lion_llama3_8b/sft/export",
+    "lion_llama3_8b/online_dpo": "runs/lion_llama3_8b/dpo/export",
+    "tulu3/dpo": "allenai/Llama-3.1-Tulu-3-8B-SFT",
+}
+
+
+def test_every_recipe_is_held_to_its_paper() -> None:
+    assert sorted(PAPER) == sorted(SOURCES) == sorted(STARTS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_training_numbers_are_the_papers(name: str) -> None:
+    config, paper = read(name), PAPER[name]
+    model, data, trainer = arguments(config, "model"), arguments(config, "data"), config["trainer"]
+    assert model["optimizer"] == {"class_path": "torch.optim.AdamW", "init_args": {"lr": paper.lr, "weight_decay": 0.0}}
+    schedule = {"class_path": f"lion_lightning.modules.{paper.schedule}WithWarmup", "init_args": {"warmup": 0.1}}
+    assert model["lr_scheduler"] == schedule
+    assert trainer["max_epochs"] == paper.epochs
+    assert data["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == paper.rows_a_step
+    assert (data["max_length"], data.get("max_prompt_length")) == (paper.max_length, paper.max_prompt_length)
+    if paper.beta is not None:
+        assert model["loss"]["class_path"] == f"lion_lightning.losses.{paper.loss}"
+        assert model["loss"]["init_args"] == {"beta": paper.beta}
+        assert model["reference"] == {"class_path": "lion_lightning.CachedReference"}  # of the stage's own start
+        assert data["packing"] == "lion_lightning.data.packing.Unpacked"  # a pair a row, or rows_a_step are not pairs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_data_are_the_papers(name: str) -> None:
+    config = read(name)
+    listed = arguments(config, "data").get("sources", [])
+    assert {source["path"]: (source["split"], source["fraction"]) for source in listed} == SOURCES[name]
+    assert len(listed) == len(SOURCES[name])
+    assert arguments(config, "model")["policy"]["path"] == STARTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "rows", "tokenizer"),
+    [
+        ("lion_gemma_2b/sft", "none", [106, 107], "philschmid/gemma-tokenizer-chatml"),
+        ("lion_llama3_8b/sft", "assistant", 128000, "NousResearch/Hermes-2-Theta-Llama-3-8B"),
+    ],
+)
+def test_the_masks_of_sft_are_the_papers(name: str, mask: str, rows: Any, tokenizer: str) -> None:
+    config = read(name)
+    data, model = arguments(config, "data"), arguments(config, "model")
+    assert data["mask"] == mask
+    assert data["min_supervised_share"] == pytest.approx(1 - 0.9)
+    assert data["max_length"] * PAPER[name].rows_a_step == 262_144  # tokens a step
+    assert model["policy"]["trainable_rows"] == rows
+    assert model["tokenizer"]["path"] == tokenizer
+
+
+@pytest.mark.parametrize(("name", "share"), [("lion_gemma_2b/online_dpo", 0.1), ("lion_llama3_8b/online_dpo", None)])
+def test_the_round_is_the_papers(name: str, share: float | None) -> None:
+    settings = sampling(read(name))
+    prompts = [{"path": "Columbia-NLP/DPO-UltraFeedback_binarized", "split": "train_prefs"}]
+    assert arguments(read(name), "data")["prompts"] == prompts
+    assert settings["num_samples"] == 5
+    assert settings["prompts_per_round"] == share
+    assert settings["pairing"] == "lion_lightning.data.preferences.BestWorst"
+    assert settings["sampler"]["class_path"] == "lion_lightning.sampling.VLLMSampler"
+    assert arguments(settings, "sampler")["sampling"] == {"temperature": 0.8, "max_new_tokens": 2048}
+    assert arguments(settings, "sampler")["max_model_len"] == PAPER[name].max_prompt_length + 2048  # type: ignore[operator]
+    assert settings["judge"]["class_path"] == "lion_lightning.judges.PairRMJudge"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_recipe_asks_for_what_fsdp1_refuses(name: str) -> None:
+    """Rows of embeddings, sampling and clipping by norm: FSDPStrategy has none of them."""
+    strategy = read(name)["trainer"]["strategy"]
+    assert strategy["class_path"].rpartition(".")[2] in ("DDPStrategy", "ModelParallelStrategy")
+    if strategy["class_path"].endswith("ModelParallelStrategy"):  # sizes on "auto" shard nothing, silently
+        assert strategy["init_args"] == {"data_parallel_size": read(name)["trainer"]["devices"], "tensor_parallel_size": 1}
+
+
+# --- the same, tiny
+
+
+def say(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+ROWS = {
+    "sft": [{"messages": [say("user", f"w{n} w{n + 1}"), say("assistant", f"w{n + 2}")]} for n in range(3, 35)],
+    "dpo": [
+        {
+            "prompt": f"w{n} w{n + 1}",
+            "chosen": [say("user", f"w{n} w{n + 1}"), say("assistant", f"w{n + 2}")],
+            "rejected": [say("user", f"w{n} w{n + 1}"), say("assistant", f"w{n + 3} w{n}")],
+        }
+        for n in range(3, 60)
+    ],
+}
+ROWS["online_dpo"] = ROWS["dpo"]
+MINE = '''
+class Longest:
+    """Random weights never please PairRM, so here more is better."""
+
+    def score(self, prompts, answers):
+        return [[len(text.split()) for text in texts] for texts in answers]
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the recipes, a tiny model and tiny data."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    torch.manual_seed(0)
+    PolicySpec(config=tiny.config(max_position_embeddings=8192)).build().causal_lm.save_pretrained(tmp_path / "model")
+    tiny.tokenizer_folder(tmp_path / "model")
+    for stage, rows in ROWS.items():
+        (tmp_path / f"{stage}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my_recipe_judge.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tiny_arguments(name: str) -> list[str]:
+    """A recipe with the model, the data and the machine swapped; nothing else."""
+    config, stage = read(name), Path(name).name
+    source = json.dumps([{"path": f"{stage}.jsonl"}])
+    swaps = ["model.policy.path=model", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto"]
+    swaps += ["trainer.precision=32-true", "trainer.enable_progress_bar=false"]
+    model, data = arguments(config, "model"), arguments(config, "data")
+    if "tokenizer" in model:
+        swaps += ["model.tokenizer.path=model", "model.policy.trainable_rows=[1, 2]"]
+    swaps += [f"data.{key}={source}" for key in ("sources", "prompts") if data.get(key)]
+    swaps += ["data.validation=null"] if "validation" in data else []
+    return ["-c", f"configs/recipes/{name}.yaml", *(f"--{swap}" for swap in swaps)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_parses_and_builds(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *tiny_arguments(name), "--print_config"])
+    assert stop.value.code in (0, None)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert arguments(printed, "model")["policy"]["path"] == "model"
+    assert arguments(printed, "model")["optimizer"]["init_args"]["lr"] == PAPER[name].lr
+    cli = build_cli(tiny_arguments(name), run=False)
+    assert getattr(getattr(cli.model, "loss", None), "beta", None) == PAPER[name].beta
+    assert cli.datamodule.batch_size * cli.trainer.accumulate_grad_batches * 4 == PAPER[name].rows_a_step
+    assert cli.trainer.max_epochs == PAPER[name].epochs
+
+
+def online(name: str) -> str:
+    """An online recipe with another sampler and judge, and rounds as small as the data."""
+    config = read(name)
+    settings = sampling(config)
+    drawn = {"temperature": 0.8, "max_new_tokens": 3}
+    settings["sampler"] = {"class_path": "lion_lightning.sampling.TransformersSampler", "init_args": {"sampling": drawn}}
+    settings |= {"judge": {"class_path": "my_recipe_judge.Longest"}, "keep_unfinished": True, "monitor_prompts": 2}
+    Path("online.yaml").write_text(yaml.safe_dump(config))
+    return "online.yaml"
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Trainer]]:
+    """The trainers that were run."""
+    trainers: list[Trainer] = []
+    original = Trainer.fit
+
+    def fit(self: Trainer, *positional: Any, **named: Any) -> None:
+        trainers.append(self)
+        original(self, *positional, **named)
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    yield trainers
+
+
+@pytest.mark.parametrize("name", ["lion_gemma_2b/sft", "lion_llama3_8b/dpo", "lion_gemma_2b/online_dpo", "tulu3/dpo"])
+def test_a_recipe_trains_a_step(name: str, folder: Path, fits: list[Trainer]) -> None:
+    swapped = tiny_arguments(name)
+    if "online" in name:
+        swapped[1] = online(name)
+    assert main(["fit", *swapped, "--trainer.max_steps=1"]) == 0
+    assert fits[0].global_step == 1
+    loss = fits[0].callback_metrics["train/loss"].item()
+    if PAPER[name].beta is not None:
+        assert loss == pytest.approx(0.6931472, abs=1e-4)  # ln 2: the policy is its reference
+    exported = folder / "runs" / name / "export"
+    assert (exported / "model.safetensors").is_file()
+    template = read_template(str(TEMPLATE) if "sft" in name else "chatml")
+    assert AutoTokenizer.from_pretrained(exported).chat_template == template
+
+
+def test_a_micro_batch_of_unpacked_rows_is_whole_pairs_without_padding(folder: Path) -> None:
+    """What the recipes' "pairs a step" rests on."""
+    cli = build_cli(tiny_arguments("lion_gemma_2b/dpo"), run=False)
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    assert isinstance(cli.datamodule.packing, Unpacked)
+    batch = next(iter(cli.datamodule.train_dataloader()))
+    assert len(batch.sample_indices) == 4
+    assert len(batch.segments) == 3 * 4
+    assert len(batch.input_ids) == sum(segment.length for segment in batch.segments)
+
+
+def test_the_template_starts_with_bos_and_trains_what_the_assistant_says(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tokenizer_folder(tmp_path))
+    tokenizer.bos_token = "<unk>"
+    tokenizer.chat_template = read_template(str(TEMPLATE))
+    turns = [say("user", "w3"), say("assistant", "w4")]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert text == "<unk><|im_start|>user\nw3<|im_end|>\n<|im_start|>assistant\nw4<|im_end|>\n"
+    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    assert asked == "<unk><|im_start|>user\nw3<|im_end|>\n<|im_start|>assistant\n"
