@@ -1,0 +1,105 @@
+"""How sure a figure is: intervals over the items of one run, and over a few seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A figure, and where it may lie.
+
+    Attributes:
+        estimate: The figure.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    values: Sequence[float],
+    statistic: Callable[[Numbers], Numbers] | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap over items: prompts of an evaluation, say (Efron, 1979).
+
+    Args:
+        values: ``(items,)`` or ``(items, columns)``, one row an item.
+        statistic: From resampled rows, ``(resamples, items, ...)``, to ``(resamples,)``; None for the mean over items.
+        resamples: How many times to draw.
+        level: Share of the resamples within the interval.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If there are no items.
+    """
+    items = np.asarray(values, dtype=np.float64)
+    if not len(items):
+        raise ValueError("an interval over no items; evaluate at least one")
+    reckon = statistic or (lambda rows: rows.mean(axis=1))
+    draws = np.random.default_rng(seed).integers(len(items), size=(resamples, len(items)))
+    low, high = np.quantile(reckon(items[draws]), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(reckon(items[None])[0]), float(low), float(high))
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval of the mean of a few independent values: one a seed, say.
+
+    With one value the interval is that value, since nothing is known of the spread.
+
+    Args:
+        values: One a seed.
+        level: How often such an interval holds the true mean, if the values are normal.
+
+    Raises:
+        ValueError: If there are no values.
+    """
+    if not values:
+        raise ValueError("an interval over no values; give at least one")
+    mean = fmean(values)
+    if len(values) == 1:
+        return Interval(mean, mean, mean)
+    half = t_quantile((1 + level) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def t_quantile(share: float, freedom: int) -> float:
+    """Quantile of Student's t distribution, by bisection on its density's integral.
+
+    Args:
+        share: Between 0.5 and 1.
+        freedom: Degrees of freedom, at least 1.
+    """
+    low, high = 0.0, 1.0
+    while _t_share(high, freedom) < share:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_share(middle, freedom) < share else (low, middle)
+    return (low + high) / 2
+
+
+def _t_share(x: float, freedom: int) -> float:
+    """Share of the distribution below ``x``, in closed form (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(x / math.sqrt(freedom))
+    cosine = math.cos(angle)
+    total, term = 0.0, cosine if freedom % 2 else 1.0
+    for k in range(1 if freedom % 2 else 0, freedom - 1, 2):
+        total += term
+        term *= cosine**2 * (k + 1) / (k + 2)
+    if freedom % 2:
+        return 0.5 + (angle + math.sin(angle) * total) / math.pi
+    return 0.5 + math.sin(angle) * total / 2
