@@ -134,7 +134,7 @@ class Chat:
                 streamer=shown,
             )
         except KeyboardInterrupt:
-            shown.end()
+            shown.end()  # type: ignore[no-untyped-call]
             return "interrupted"
         return "stop" if int(output[0, -1]) in self.policy.end_ids else "length"
 
@@ -162,7 +162,7 @@ class _Pieces(TextStreamer):
     """Hands on finished words of an answer; a character of several tokens comes whole."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[no-untyped-call]
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         self.pieces: list[str] = []
         self._show = show
 

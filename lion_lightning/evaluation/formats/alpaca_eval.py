@@ -1,0 +1,70 @@
+"""AlpacaEval 2 (https://github.com/tatsu-lab/alpaca_eval): a JSON list of single turns."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lion_lightning.cache import replacing, writing
+from lion_lightning.evaluation.formats.base import Finished, Question, read_text, require_same_model, unique
+
+
+class AlpacaEval:
+    """Reads ``alpaca_eval.json`` (rows with ``instruction`` and ``dataset``); writes what ``--model_outputs`` takes.
+
+    The tool finds the answer to a question by its instruction, so that is the question's id. It has no temperature of
+    its own: each model of its leaderboard is asked at that model's.
+    """
+
+    def questions(self, path: Path) -> list[Question]:
+        """See :class:`~lion_lightning.evaluation.formats.base.Format`."""
+        rows = _rows(path)
+        return unique(
+            Question(_instruction(row, where), (_instruction(row, where),), row, where) for row, where in rows
+        )
+
+    def answered(self, out: Path) -> set[Hashable]:
+        """See :class:`~lion_lightning.evaluation.formats.base.Format`."""
+        if not out.exists():
+            return set()
+        rows = _rows(out)
+        for row, where in rows:
+            require_same_model(row.get("generator"), out, where)
+        return {_instruction(row, where) for row, where in rows}
+
+    def add(self, out: Path, finished: Sequence[Finished]) -> None:
+        """See :class:`~lion_lightning.evaluation.formats.base.Format`; the whole file is replaced at once."""
+        rows = [row for row, _ in _rows(out)] if out.exists() else []
+        rows += [_record(one, out.stem) for one in finished]
+        with writing(out, "answers", "name another file in --out"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(out) as draft, draft.open("w", encoding="utf-8") as file:
+                json.dump(rows, file, indent=2, ensure_ascii=False)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _record(finished: Finished, model: str) -> dict[str, Any]:
+    row, answer = finished.question.row, finished.answers[0]
+    named = {"instruction": finished.question.id, "output": answer, "generator": model}
+    return named | ({"dataset": row["dataset"]} if "dataset" in row else {})
+
+
+def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
+    try:
+        rows = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); AlpacaEval's files are JSON lists") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: not a list of objects; AlpacaEval's files are")
+    return [(row, f"{path}[{number}]") for number, row in enumerate(rows)]
+
+
+def _instruction(row: dict[str, Any], where: str) -> str:
+    instruction = row.get("instruction")
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ValueError(f"{where}: no text in `instruction`; is this the question file of another benchmark?")
+    return instruction

@@ -1,0 +1,59 @@
+"""Arena-Hard (https://github.com/lmarena/arena-hard-auto): its two layouts, answers as JSON lines."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import uuid4
+
+from lion_lightning.evaluation.formats.base import Finished, JSONLines, Question, Row, read_turns
+
+
+class ArenaHard(JSONLines):
+    """Reads ``data/BENCH/question.jsonl``; writes what lies in ``data/BENCH/model_answer/MODEL.jsonl``.
+
+    The tool changed its layout in April 2025, for its v0.1 questions too: ``uid`` and ``prompt`` in a question,
+    ``messages`` in an answer. Before, a question had ``question_id`` and ``turns``, and an answer ``choices``. Answers
+    are written in the layout of their question. The counts of style (``metadata``) come from the tool's own
+    ``add_markdown_info.py``, since they count tokens with OpenAI's tokenizer.
+    """
+
+    id_keys = ("uid", "question_id")
+    model_keys = ("model", "model_id")
+
+    def question(self, row: Row, where: str) -> Question:
+        """See :class:`~lion_lightning.evaluation.formats.base.JSONLines`."""
+        found = self.read_id(row, where)
+        if "uid" in row:
+            return Question(found, read_turns([row.get("prompt")], where), row, where)
+        turns = read_turns(
+            row.get("turns"), where, lambda turn: turn.get("content") if isinstance(turn, dict) else None
+        )
+        return Question(found, turns, row, where, 0.0)  # config/gen_answer_config.yaml of the old layout
+
+    def record(self, finished: Finished, model: str) -> dict[str, Any]:
+        """See :class:`~lion_lightning.evaluation.formats.base.JSONLines`."""
+        return (_record if "uid" in finished.question.row else _old_record)(finished, model)
+
+
+def _record(finished: Finished, model: str) -> dict[str, Any]:
+    return {
+        "uid": finished.question.id,
+        "ans_id": uuid4().hex,
+        "model": model,
+        "messages": [
+            {"role": "user", "content": finished.question.turns[0]},
+            {"role": "assistant", "content": {"answer": finished.answers[0]}},
+        ],
+        "tstamp": time.time(),
+    }
+
+
+def _old_record(finished: Finished, model: str) -> dict[str, Any]:
+    return {
+        "question_id": finished.question.id,
+        "answer_id": uuid4().hex,
+        "model_id": model,
+        "choices": [{"index": 0, "turns": [{"content": answer} for answer in finished.answers]}],
+        "tstamp": time.time(),
+    }

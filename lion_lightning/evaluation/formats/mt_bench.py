@@ -1,0 +1,43 @@
+"""MT-Bench (https://github.com/lm-sys/FastChat, fastchat/llm_judge): two turns, answers as JSON lines."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import uuid4
+
+from lion_lightning.evaluation.formats.base import Finished, JSONLines, Question, Row, read_turns
+
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+"""By category, as FastChat 0.2.36 has them."""
+
+OTHER = 0.7
+"""FastChat's temperature for any other category."""
+
+
+class MTBench(JSONLines):
+    """Reads ``data/mt_bench/question.jsonl``; writes what lies in ``data/mt_bench/model_answer/MODEL.jsonl``."""
+
+    def question(self, row: Row, where: str) -> Question:
+        """See :class:`~lion_lightning.evaluation.formats.base.JSONLines`."""
+        turns = read_turns(row.get("turns"), where)
+        return Question(self.read_id(row, where), turns, row, where, TEMPERATURES.get(str(row.get("category")), OTHER))
+
+    def record(self, finished: Finished, model: str) -> dict[str, Any]:
+        """See :class:`~lion_lightning.evaluation.formats.base.JSONLines`."""
+        return {
+            "question_id": finished.question.id,
+            "answer_id": uuid4().hex,
+            "model_id": model,
+            "choices": [{"index": 0, "turns": list(finished.answers)}],
+            "tstamp": time.time(),
+        }
