@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
         ValueError: If a file or the model cannot be used.
     """
     parser = _parser()
-    options = parser.instantiate_classes(parser.parse_args(arguments))
+    options = parser.instantiate(parser.parse_args(arguments))
     from lion_lightning.chat import load_served
     from lion_lightning.data.chat import ChatEncoder
     from lion_lightning.evaluation.formats import FORMATS, write_answers

@@ -29,8 +29,9 @@ class MTBench(JSONLines):
 
     def question(self, row: Row, where: str) -> Question:
         """See :class:`~lion_lightning.evaluation.formats.base.JSONLines`."""
-        turns = read_turns(row.get("turns"), where)
-        return Question(self.read_id(row, where), turns, row, where, TEMPERATURES.get(str(row.get("category")), OTHER))
+        found = self.read_id(row, where)
+        temperature = TEMPERATURES.get(str(row.get("category")), OTHER)
+        return Question(found, read_turns(row.get("turns"), where), row, where, temperature)
 
     def record(self, finished: Finished, model: str) -> dict[str, Any]:
         """See :class:`~lion_lightning.evaluation.formats.base.JSONLines`."""

@@ -1,0 +1,361 @@
+"""Files of AlpacaEval 2, Arena-Hard and MT-Bench: read, answered, resumed, and read again by the tools themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lion_lightning.commands.answers import main
+from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.evaluation.formats import FORMATS, write_answers
+from lion_lightning.evaluation.formats.writing import Asking
+from lion_lightning.models.serving import Serving
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.sampling import SamplingSettings
+from lion_lightning.types import Answer, Prompt
+from tests import tiny
+
+ALPACA: list[dict[str, Any]] = [
+    {"instruction": "w3 w4", "output": "reference", "generator": "text_davinci_003", "dataset": "koala"},
+    {"instruction": "w5", "dataset": "vicuna"},
+    {"instruction": "w6 é\u2028w7", "dataset": "vicuna"},  # a line separator is no end of a row
+]
+MT: list[dict[str, Any]] = [
+    {"question_id": 81, "category": "writing", "turns": ["w3", "w4"]},
+    {"question_id": 101, "category": "stem", "turns": ["w5", "w6"], "reference": ["w7", "w8"]},
+    {"question_id": 82, "category": "roleplay", "turns": ["w7 é\u2028w3", "w8"]},
+    {"question_id": 999, "category": "of my own", "turns": ["w9"]},
+]
+ARENA: list[dict[str, Any]] = [
+    {"uid": "2ed", "category": "hard_prompt", "subcategory": "coding", "prompt": "w3"},
+    {"uid": "0af", "category": "creative_writing", "subcategory": "", "prompt": "w4"},
+]
+ARENA_OLD: list[dict[str, Any]] = [
+    {"question_id": "328", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "w3"}]},
+    {"question_id": "b43", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "w4"}]},
+]
+
+
+class Echo:
+    """Says what it was asked, after its number in the call; remembers everything, and dies at the call of a number."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.sampling = SamplingSettings(temperature=0.9)
+        self.calls: list[tuple[list[str], float, int]] = []
+        self.opened: list[Any] = []
+        self.closed = 0
+        self.dies_at = dies_at
+
+    def open(self, policy: Any) -> None:
+        self.opened.append(policy)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
+        assert n == 1
+        if len(self.calls) == self.dies_at:
+            raise KeyboardInterrupt
+        self.calls.append(([prompt.text for prompt in prompts], self.sampling.temperature, seed))
+        return [[Answer(f" to {prompt.question}\n")] for prompt in prompts]
+
+    @property
+    def asked(self) -> list[str]:
+        return [text for texts, _, _ in self.calls for text in texts]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+    folder = tiny.tokenizer_folder(tmp_path_factory.mktemp("model"))
+    served = Serving(tiny.policy(), TokenizerSpec(str(folder)).load())
+    served.write(folder)
+    return served
+
+
+def lines(path: Path, rows: Sequence[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def listed(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text("utf-8")
+    return list(json.loads(text)) if path.suffix == ".json" else [json.loads(line) for line in text.split("\n") if line]
+
+
+def write(
+    name: str, prompts: Path, out: Path, served: Serving, sampler: Any, save_every: int = 64, **options: Any
+) -> int:
+    asking = Asking(sampler, ChatEncoder(served.tokenizer, mask="completion"), **options)
+    return write_answers(FORMATS[name], prompts, out, served, asking, save_every)
+
+
+def test_alpaca_eval_gets_a_list_of_rows(tmp_path: Path, served: Serving) -> None:
+    out = tmp_path / "made" / "my-model.json"
+    assert write("alpaca_eval", listed(tmp_path / "q.json", ALPACA), out, served, Echo()) == 3
+    assert read(out) == [
+        {"instruction": "w3 w4", "output": "to w3 w4", "generator": "my-model", "dataset": "koala"},
+        {"instruction": "w5", "output": "to w5", "generator": "my-model", "dataset": "vicuna"},
+        {"instruction": "w6 é\u2028w7", "output": "to w6 é\u2028w7", "generator": "my-model", "dataset": "vicuna"},
+    ]
+
+
+def test_mt_bench_gets_an_answer_to_each_turn(tmp_path: Path, served: Serving) -> None:
+    out = tmp_path / "model_answer" / "my-model.jsonl"
+    write("mt_bench", lines(tmp_path / "question.jsonl", MT), out, served, Echo())
+    rows = read(out)
+    assert [row["question_id"] for row in rows] == [81, 101, 82, 999]
+    assert {row["model_id"] for row in rows} == {"my-model"}
+    assert len({row["answer_id"] for row in rows}) == 4
+    assert rows[0]["choices"] == [{"index": 0, "turns": ["to w3", "to w4"]}]
+    assert rows[3]["choices"] == [{"index": 0, "turns": ["to w9"]}]
+    assert rows[0].keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+
+
+def test_the_second_turn_of_mt_bench_sees_the_first_answer(tmp_path: Path, served: Serving) -> None:
+    sampler = Echo()
+    write("mt_bench", lines(tmp_path / "question.jsonl", MT[:1]), tmp_path / "m.jsonl", served, sampler)
+    user, own = "<|im_start|>user\n{}<|im_end|>\n".format, "<|im_start|>assistant\n{}<|im_end|>\n".format
+    start = "<|im_start|>assistant\n"
+    assert sampler.asked == [user("w3") + start, user("w3") + own("to w3") + user("w4") + start]
+
+
+def test_mt_bench_is_asked_at_the_temperature_of_the_category(tmp_path: Path, served: Serving) -> None:
+    sampler = Echo()
+    write("mt_bench", lines(tmp_path / "question.jsonl", MT), tmp_path / "m.jsonl", served, sampler)
+    temperatures = {text.split("<|im_end|>")[0][-2:]: temperature for text, temperature, _ in flat(sampler)}
+    assert temperatures == {"w3": 0.7, "w5": 0.1, "w9": 0.7}  # the writing and the roleplay prompt both end with w3
+    assert [len(texts) for texts, _, _ in sampler.calls] == [3, 1, 2, 1]  # those alike share a call; one has one turn
+    assert sampler.sampling.temperature == 0.9
+    assert len({seed for _, _, seed in sampler.calls}) == 4
+    own = Echo()
+    write("mt_bench", tmp_path / "question.jsonl", tmp_path / "own.jsonl", served, own, temperature=0.3)
+    assert {temperature for _, temperature, _ in own.calls} == {0.3}
+
+
+def flat(sampler: Echo) -> list[tuple[str, float, int]]:
+    return [(text, temperature, seed) for texts, temperature, seed in sampler.calls for text in texts]
+
+
+def test_math_is_greedy_in_mt_bench(tmp_path: Path) -> None:
+    rows = [{"question_id": 1, "category": category, "turns": ["w3"]} for category in ("math", "humanities", "xyz")]
+    for row, expected in zip(rows, (0.0, 0.1, 0.7), strict=True):
+        (question,) = FORMATS["mt_bench"].questions(lines(tmp_path / "question.jsonl", [row]))
+        assert question.temperature == expected
+
+
+def test_arena_hard_gets_the_layout_of_its_questions(tmp_path: Path, served: Serving) -> None:
+    out = tmp_path / "new" / "my-model.jsonl"
+    write("arena_hard", lines(tmp_path / "q.jsonl", ARENA), out, served, Echo())
+    row = read(out)[0]
+    assert row.keys() == {"uid", "ans_id", "model", "messages", "tstamp"}
+    assert (row["uid"], row["model"]) == ("2ed", "my-model")
+    assert row["messages"] == [
+        {"role": "user", "content": "w3"},
+        {"role": "assistant", "content": {"answer": "to w3"}},
+    ]
+    old = tmp_path / "old" / "my-model.jsonl"
+    write("arena_hard", lines(tmp_path / "q.jsonl", ARENA_OLD), old, served, Echo(), temperature=0.5)
+    row = read(old)[1]
+    assert row.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    assert (row["question_id"], row["model_id"]) == ("b43", "my-model")
+    assert row["choices"] == [{"index": 0, "turns": [{"content": "to w4"}]}]
+
+
+BENCHMARKS = [
+    ("alpaca_eval", ALPACA, listed, ".json"),
+    ("mt_bench", MT, lines, ".jsonl"),
+    ("arena_hard", ARENA, lines, ".jsonl"),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "save", "ending"), BENCHMARKS, ids=[each[0] for each in BENCHMARKS])
+def test_a_killed_run_goes_on_and_asks_nothing_twice(
+    name: str, rows: Any, save: Any, ending: str, tmp_path: Path, served: Serving
+) -> None:
+    prompts, out = save(tmp_path / f"q{ending}", rows), tmp_path / f"m{ending}"
+    killed = Echo(dies_at=2 if name == "mt_bench" else 1)  # of MT-Bench, one question takes two calls
+    with pytest.raises(KeyboardInterrupt):
+        write(name, prompts, out, served, killed, save_every=1)
+    assert killed.closed == len(killed.opened) == 1
+    assert len(read(out)) == 1
+    first = out.read_bytes()
+    rest = Echo()
+    assert write(name, prompts, out, served, rest, save_every=2) == len(rows) - 1
+    assert not set(rest.asked) & set(killed.asked)
+    assert read(out)[0] == json.loads(first.splitlines()[0]) if ending == ".jsonl" else first[:40] in out.read_bytes()
+    assert len(read(out)) == len(rows)
+    idle = Echo()
+    assert write(name, prompts, out, served, idle) == 0
+    assert not idle.opened  # no engine is started for nothing
+
+
+def test_a_resumed_run_draws_what_the_whole_run_would_have_drawn(tmp_path: Path, served: Serving) -> None:
+    prompts = lines(tmp_path / "q.jsonl", ARENA)
+    whole, rest = Echo(), Echo()
+    write("arena_hard", prompts, tmp_path / "whole.jsonl", served, whole, save_every=1, seed=5)
+    lines(tmp_path / "rest.jsonl", [{"uid": "2ed", "model": "rest"}])
+    write("arena_hard", prompts, tmp_path / "rest.jsonl", served, rest, save_every=1, seed=5)
+    assert rest.calls == whole.calls[1:]
+    other = Echo()
+    write("arena_hard", prompts, tmp_path / "other.jsonl", served, other, save_every=1, seed=6)
+    assert [seed for _, _, seed in other.calls] != [seed for _, _, seed in whole.calls]
+
+
+def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path: Path, served: Serving, caplog: Any) -> None:
+    prompts, out = lines(tmp_path / "q.jsonl", ARENA), tmp_path / "m.jsonl"
+    write("arena_hard", prompts, out, served, Echo())
+    out.write_bytes(out.read_bytes()[:-20])
+    sampler = Echo()
+    with caplog.at_level(logging.WARNING):
+        assert write("arena_hard", prompts, out, served, sampler) == 1
+    assert "in the middle of a line" in caplog.text
+    assert [row["uid"] for row in read(out)] == ["2ed", "0af"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("mt_bench", [MT[0], {"category": "math", "turns": ["w3"]}], r"q.jsonl:2: no question_id"),
+        ("mt_bench", [MT[0], MT[1], MT[0]], r"q.jsonl:3: the same question as .*q.jsonl:1 \(81\)"),
+        ("mt_bench", ARENA_OLD, r"q.jsonl:1: `turns` is no list of texts"),
+        ("mt_bench", [{"question_id": 1, "turns": []}], r"q.jsonl:1: `turns` is no list"),
+        ("arena_hard", [{"category": "x", "prompt": "w3"}], r"q.jsonl:1: no uid or question_id"),
+        ("arena_hard", [{"uid": "a", "prompt": " "}], r"q.jsonl:1: `turns` is no list of texts"),
+        ("arena_hard", MT, r"q.jsonl:1: `turns` is no list of texts"),
+        ("arena_hard", [], r"the file of prompts is empty"),
+        ("arena_hard", [[1]], r"q.jsonl:1: a list where an object is expected"),
+    ],
+)
+def test_a_wrong_row_is_named(name: str, rows: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        FORMATS[name].questions(lines(tmp_path / "q.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"instruction": "w3"}, {"instruction": ""}], r"q.json\[1\]: no text in `instruction`"),
+        ([{"instruction": "w3"}, {"instruction": "w3"}], r"q.json\[1\]: the same question as .*q.json\[0\]"),
+        ({"instruction": "w3"}, r"q.json: not a list of objects"),
+    ],
+)
+def test_a_wrong_row_of_alpaca_eval_is_named(rows: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        FORMATS["alpaca_eval"].questions(listed(tmp_path / "q.json", rows))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_none_or_not_json_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere.jsonl: no such file"):
+        FORMATS[name].questions(tmp_path / "nowhere.jsonl")
+    (tmp_path / "q.jsonl").write_text('{"a": 1}\nnot json\n')
+    with pytest.raises(ValueError, match=r"q.jsonl:[12]: (not JSON|no question_id|no uid)"):
+        FORMATS[name].questions(tmp_path / "q.jsonl")
+    (tmp_path / "q.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"q.jsonl: not a text file"):
+        FORMATS[name].questions(tmp_path / "q.jsonl")
+
+
+def test_answers_of_another_model_are_not_added_to(tmp_path: Path, served: Serving) -> None:
+    lines(tmp_path / "m.jsonl", [{"uid": "2ed", "model": "gpt"}])
+    with pytest.raises(ValueError, match=r"m.jsonl:1: an answer of the model 'gpt' in the file of 'm'"):
+        FORMATS["arena_hard"].answered(tmp_path / "m.jsonl")
+    listed(tmp_path / "m.json", [{**ALPACA[0]}])
+    with pytest.raises(ValueError, match=r"m.json\[0\]: an answer of the model 'text_davinci_003'"):
+        FORMATS["alpaca_eval"].answered(tmp_path / "m.json")
+
+
+def test_answers_cut_off_and_settings_that_cannot_be_set_are_told(tmp_path: Path, served: Serving, caplog: Any) -> None:
+    class Bare:
+        def sample(self, prompts: Any, n: Any, seed: Any) -> Any:
+            return [[Answer("w3", "length")] for _ in prompts]
+
+    with caplog.at_level(logging.WARNING):
+        write("mt_bench", lines(tmp_path / "q.jsonl", MT), tmp_path / "m.jsonl", served, Bare())
+    assert "Bare has no `sampling` settings, so temperature [0.1, 0.7] is left to it" in caplog.text
+    assert "7 answers were cut off" in caplog.text  # three of two turns, one of one
+
+
+def test_the_command_answers_by_any_sampler(tmp_path: Path, served: Serving, capsys: Any) -> None:
+    folder = served.tokenizer.name_or_path
+    prompts, out = listed(tmp_path / "q.json", ALPACA[:2]), tmp_path / "m.json"
+    common = ["--format", "alpaca_eval", "--model", folder, "--prompts", str(prompts)]
+    sampler = ["--sampler", "lion_lightning.sampling.TransformersSampler", "--sampler.sampling.max_new_tokens", "3"]
+    main([*common, "--out", str(out), *sampler])
+    assert capsys.readouterr().out == f"wrote {out} (2 questions asked)\n"
+    assert [row["instruction"] for row in read(out)] == ["w3 w4", "w5"]
+    assert all(row["output"] for row in read(out))
+    main([*common, "--out", str(out), *sampler])
+    assert "0 questions asked" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'mtbench' is unknown; the formats are alpaca_eval, arena_hard, mt_bench"):
+        main(["--format", "mtbench", *common[2:], "--out", str(out)])
+
+
+# --- the tools' own code reads what was written
+
+
+def test_alpaca_eval_itself_reads_and_merges_the_answers(tmp_path: Path, served: Serving) -> None:
+    utils = pytest.importorskip("alpaca_eval.utils", reason="needs AlpacaEval: pip install alpaca_eval")
+    annotators = pytest.importorskip("alpaca_eval.annotators")
+    questions = listed(tmp_path / "q.json", ALPACA)
+    for model in ("ours", "theirs"):
+        write("alpaca_eval", questions, tmp_path / f"{model}.json", served, Echo())
+    frame = utils.load_or_convert_to_dataframe(tmp_path / "ours.json")
+    assert utils.get_generator_name(None, frame) == "ours"
+    assert frame["instruction"].tolist() == [row["instruction"] for row in ALPACA]
+    seen: list[Any] = []
+
+    class Judge(annotators.PairwiseAnnotator):  # type: ignore[name-defined,misc]
+        """Everything but the call of the judging model."""
+
+        def __init__(self) -> None:
+            self.input_keys, self.output_keys = ["instruction"], ["output_1", "output_2"]
+
+        def __call__(self, to_annotate: Any, **options: Any) -> Any:
+            seen.append(to_annotate)
+            return to_annotate
+
+    theirs = utils.load_or_convert_to_dataframe(tmp_path / "theirs.json")
+    Judge().annotate_head2head(outputs_1=theirs, outputs_2=frame)
+    assert len(seen[0]) == 3
+    assert set(seen[0]["generator_2"]) == {"ours"}
+    assert seen[0]["output_2"].tolist() == [f"to {row['instruction']}" for row in ALPACA]
+
+
+def test_fastchat_itself_reads_the_questions_and_the_answers(tmp_path: Path, served: Serving) -> None:
+    common = pytest.importorskip(
+        "fastchat.llm_judge.common", reason="needs FastChat: pip install fschat openai anthropic"
+    )
+    questions = lines(tmp_path / "question.jsonl", MT)
+    out = tmp_path / "model_answer" / "ours.jsonl"
+    write("mt_bench", questions, out, served, Echo())
+    loaded = common.load_questions(str(questions), None, None)
+    answers = common.load_model_answers(str(out.parent))
+    assert answers.keys() == {"ours"}
+    two_turns = loaded[:3]
+    common.check_data(two_turns, answers, {}, ["ours"], {})
+    matches = [
+        common.MatchSingle(question, "ours", answers["ours"][question["question_id"]], None, multi_turn=True)
+        for question in two_turns
+    ]
+    assert [match.answer["choices"][0]["turns"][1] for match in matches] == ["to w4", "to w6", "to w8"]
+
+
+def test_fastchat_has_the_same_temperatures() -> None:
+    common = pytest.importorskip(
+        "fastchat.llm_judge.common", reason="needs FastChat: pip install fschat openai anthropic"
+    )
+    from lion_lightning.evaluation.formats.mt_bench import TEMPERATURES
+
+    assert {name: common.temperature_config[name] for name in TEMPERATURES} == TEMPERATURES
