@@ -1,10 +1,15 @@
 """A small instruction task made on the spot: data, tokenizer and model shape, with no network and nothing to download.
 
-``python -m lion_lightning.demo OUT`` writes ``OUT/train.jsonl`` and ``OUT/validation.jsonl`` (conversations in the
-``messages`` form), ``OUT/preferences.jsonl`` and ``OUT/preferences_validation.jsonl`` (a right answer and a plausible
-mistake to each prompt), ``OUT/prompts.jsonl`` (questions, with the right answer beside them for a verifier) and
-``OUT/model`` (a byte-level tokenizer with a ChatML template, and the config of a tiny Llama without weights: a policy
-built from that config starts at random). A model of this size learns most of it in a minute or two on two CPU cores,
+``python -m lion_lightning.demo OUT`` writes:
+
+- ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, not all
+  that is trained on is right: a third of the answers are plausible mistakes.
+- ``preferences.jsonl`` and ``preferences_validation.jsonl``: to each prompt a right answer and a plausible mistake.
+- ``prompts.jsonl`` to train online, ``questions.jsonl`` to evaluate with: the right answer stands beside the question.
+- ``model``: a byte-level tokenizer with a ChatML template, and the config of a tiny Llama without weights: a policy
+  built from that config starts at random.
+
+A model of this size learns most of it in a minute or two on two CPU cores,
 and :func:`check` says whether an answer is right, so that accuracy can be measured and answers can be ranked.
 """
 
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -34,7 +40,14 @@ __all__ = [
     "write_demo",
 ]
 
-FILES = ("validation.jsonl", "train.jsonl", "preferences_validation.jsonl", "preferences.jsonl", "prompts.jsonl")
+FILES = (
+    "validation.jsonl",
+    "train.jsonl",
+    "preferences_validation.jsonl",
+    "preferences.jsonl",
+    "prompts.jsonl",
+    "questions.jsonl",
+)
 
 
 def write_demo(
@@ -42,8 +55,10 @@ def write_demo(
     train: int = 6000,
     validation: int = 300,
     seed: int = 0,
-    preferences: int = 2000,
-    prompts: int = 2000,
+    preferences: int = 6000,
+    prompts: int = 4000,
+    questions: int = 600,
+    slips: float = 0.35,
 ) -> None:
     """Write the task's data, tokenizer and model config.
 
@@ -55,6 +70,8 @@ def write_demo(
         seed: The same seed writes the same files.
         preferences: Rows of ``preferences.jsonl``.
         prompts: Rows of ``prompts.jsonl``.
+        questions: Rows of ``questions.jsonl``.
+        slips: Share of the answers in ``train.jsonl`` that are plausible mistakes.
 
     Raises:
         OSError: If the folder can't be written.
@@ -63,8 +80,8 @@ def write_demo(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     random, taken = Random(seed), set[str]()
-    makers = (make_rows, make_rows, make_pairs, make_pairs, make_prompts)
-    counts = (validation, train, validation, preferences, prompts)
+    makers = (make_rows, partial(make_rows, slips=slips), make_pairs, make_pairs, make_prompts, make_prompts)
+    counts = (validation, train, validation, preferences, prompts, questions)
     for name, make, count in zip(FILES, makers, counts, strict=True):
         _write(out / name, make(count, random, taken))
     made = make_tokenizer()

@@ -12,21 +12,23 @@ from lion_lightning.demo.task import FAMILIES
 Row = dict[str, Any]
 
 
-def make_rows(count: int, random: Random, taken: set[str]) -> list[Row]:
-    """Conversations of one question and its right answer, the families in turn.
+def make_rows(count: int, random: Random, taken: set[str], slips: float = 0.0) -> list[Row]:
+    """Conversations of one question and its answer, the families in turn.
 
     Args:
         count: How many.
         random: Where the draws come from.
         taken: Family and input of every row so far, added to here: no two rows share an input, however it is worded.
+        slips: Share of the answers that are plausible mistakes; the others are right.
 
     Raises:
         ValueError: If a family has no unused input left (each has room for about 5,000 rows).
     """
     rows = []
     for family, question, drawn in _questions(count, random, taken):
-        messages = [_turn("user", question), _turn("assistant", FAMILIES[family].solve(drawn))]
-        rows.append({"family": family, "messages": messages})
+        kind = FAMILIES[family]
+        answer = kind.slip(drawn, random) if random.random() < slips else kind.solve(drawn)
+        rows.append({"family": family, "messages": [_turn("user", question), _turn("assistant", answer)]})
     return rows
 
 

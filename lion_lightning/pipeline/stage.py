@@ -70,12 +70,21 @@ def run_stage(folder: Path, start: Path | None) -> int:
         return 0  # the first process does the rest
     trained = time.time() - began
     # Killed between its last checkpoint and its export: Lightning finds nothing left to train, so nothing exports.
-    if not (folder / "export").exists() and (code := main(["export", str(last), str(folder / "export")])):
+    if not exported(folder) and (code := main(["export", str(last), str(folder / "export")])):
         return code
     if (folder / EVALUATION).exists() and (code := _evaluate(folder)):
         return code
     finish(folder, start, {"train_seconds": round(trained, 1), "seconds": round(time.time() - began, 1)})
     return 0
+
+
+def exported(folder: Path) -> bool:
+    """Whether a stage's model is there, whole: its weights are written under another name first.
+
+    Args:
+        folder: The stage's folder.
+    """
+    return any((folder / "export").glob("*.safetensors"))
 
 
 def finish(folder: Path, start: Path | None, figures: dict[str, Any]) -> None:

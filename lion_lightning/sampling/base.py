@@ -78,7 +78,7 @@ class SamplingSettings:
     """How answers are drawn.
 
     Attributes:
-        temperature: Above 0; the paper's is 0.8.
+        temperature: The paper's is 0.8; 0 is greedy, for one answer to a prompt.
         top_p: Draw from the smallest set of tokens with this probability; 1 for all.
         top_k: Draw from so many of the most probable tokens; 0 for all.
         max_new_tokens: Most tokens of an answer; one that is longer is cut off, with finish reason ``length``.
@@ -97,13 +97,25 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         """Check the settings."""
         for name, good, range_ in (
-            ("temperature", self.temperature > 0, "above 0: answers to one prompt have to differ"),
+            ("temperature", self.temperature >= 0, "of at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
         ):
             if not good:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; give a number {range_}")
+
+    def require_draws(self, n: int) -> None:
+        """Refuse to draw several answers where all would be the same.
+
+        Args:
+            n: Answers to each prompt.
+
+        Raises:
+            ValueError: If there are several, and decoding is greedy.
+        """
+        if n > 1 and self.temperature == 0:
+            raise ValueError(f"sampling.temperature is 0, so {n} answers to a prompt would be the same; raise it")
 
 
 class EngineError(OSError):

@@ -100,6 +100,7 @@ class ServerSampler:
             ConnectionError: The server does not answer, after all tries.
             ValueError: It refuses a request.
         """
+        self.sampling.require_draws(n)
         seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
         bodies = [self._body(prompt, n, one) for prompt, one in zip(prompts, seeds, strict=True)]
         replies = self.endpoint.post_all("/v1/completions", bodies, "sample")

@@ -56,8 +56,9 @@ class TransformersSampler:
         """See :class:`~lion_lightning.sampling.base.Sampler`.
 
         Raises:
-            ValueError: If a prompt leaves no room for an answer in the model's positions.
+            ValueError: If a prompt leaves no room for an answer in the model's positions, or several are greedy.
         """
+        self.sampling.require_draws(n)
         self._require_room(prompts)
         answers: list[list[Answer]] = [[] for _ in prompts]
         seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
@@ -110,11 +111,11 @@ class TransformersSampler:
     def _config(self, n: int) -> GenerationConfig:
         ends = list(self._opened.end_ids)
         pad = self._opened.tokenizer.pad_token_id
+        own = self.sampling
+        drawn = {"temperature": own.temperature, "top_p": own.top_p, "top_k": own.top_k} if own.temperature else {}
         return GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=True,
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
-            top_k=self.sampling.top_k,
+            do_sample=bool(drawn),
+            **drawn,
             max_new_tokens=self.sampling.max_new_tokens,
             num_return_sequences=n,
             eos_token_id=ends or None,

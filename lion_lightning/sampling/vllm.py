@@ -94,6 +94,7 @@ class VLLMSampler:
             EngineError: The engine fails.
             ValueError: A prompt leaves no room for an answer.
         """
+        self.sampling.require_draws(n)
         self._require_room(prompts)
         # The engine draws from this process's generators. Seeds of single requests are slow, and fail on a CPU as soon
         # as the cache is full and a request has to be computed again.

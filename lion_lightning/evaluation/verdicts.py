@@ -1,0 +1,116 @@
+"""What a judge says of answers: the mean score, by kinds of prompts, and one model's answers against another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from lion_lightning.evaluation.intervals import Interval, bootstrap
+from lion_lightning.judges.base import Judge, Loaded, judge_answers
+from lion_lightning.types import Answer, Prompt
+
+
+def accuracy(scores: Sequence[float], prompts: Sequence[Prompt], by: str | None = None) -> dict[str, Any]:
+    """Mean score of the answers to all prompts, and of each kind, with bootstrap intervals over the prompts.
+
+    With a verifier as judge, that is the share of right answers.
+
+    Args:
+        scores: ``(prompts,)``.
+        prompts: What was asked.
+        by: Column of the prompts' rows that names their kind; None for no kinds.
+
+    Raises:
+        ValueError: If a row has no such column.
+    """
+    kinds: dict[str, list[float]] = {}
+    for prompt, score in zip(prompts, scores, strict=True):
+        if by is not None:
+            kinds.setdefault(_kind(prompt, by), []).append(score)
+    return {**summary(scores), "by": {kind: summary(found) for kind, found in kinds.items()}}
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """A mean with its interval over the prompts, as plain data."""
+    return {**bootstrap(values)._asdict(), "count": len(values)}
+
+
+def scored(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+    """Scores of a judge, which is opened before and closed after it is asked.
+
+    Args:
+        judge: The judge.
+        prompts: What was asked.
+        answers: One or more answers to each.
+
+    Raises:
+        ValueError: If the judge fails, or gives no score.
+    """
+    if isinstance(judge, Loaded):
+        judge.open(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        return judge_answers(judge, prompts, [[one.text for one in row] for row in answers]).scores
+    finally:
+        if isinstance(judge, Loaded):
+            judge.close()
+
+
+def win_rate(
+    judge: Judge, prompts: Sequence[Prompt], ours: Sequence[Answer], theirs: Sequence[Answer]
+) -> dict[str, Any]:
+    """How often a judge prefers the first model's answer to the second's, asked in both orders.
+
+    A win in one order and a loss in the other count half, as ties do. Judges like long answers, so the share is also
+    given for the prompts whose answers differ by less than a fifth in length.
+
+    Args:
+        judge: The judge; it sees both answers to a prompt at once.
+        prompts: What was asked.
+        ours: Answers of the first model.
+        theirs: Answers of the second.
+
+    Returns:
+        ``win_rate`` with its bootstrap interval over the prompts; ``ties``, ``disagreements`` (the preferred answer
+        changes with the order), as shares of the prompts; mean ``lengths`` in characters; ``like_length``.
+    """
+    pairs = list(zip(ours, theirs, strict=True))
+    forward = [_preferred(*row) for row in scored(judge, prompts, pairs)]
+    backward = [-_preferred(*row) for row in scored(judge, prompts, [(b, a) for a, b in pairs])]
+    worth = [0.5 + (one + other) / 4 for one, other in zip(forward, backward, strict=True)]
+    like = [value for value, (a, b) in zip(worth, pairs, strict=True) if _alike(a, b)]
+    return {
+        "win_rate": summary(worth),
+        "ties": fmean(float(a == b == 0) for a, b in zip(forward, backward, strict=True)),
+        "disagreements": fmean(float(a != b) for a, b in zip(forward, backward, strict=True)),
+        "lengths": [fmean(len(a.text) for a, _ in pairs), fmean(len(b.text) for _, b in pairs)],
+        "like_length": summary(like) if like else None,
+    }
+
+
+def gain(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Difference of two models' mean scores, with a paired bootstrap over the prompts.
+
+    Args:
+        ours: ``(prompts,)`` scores of the first model.
+        theirs: The same of the second, to the same prompts.
+    """
+    return bootstrap(np.subtract(ours, theirs).tolist())
+
+
+def _preferred(ours: float, theirs: float) -> int:
+    return (ours > theirs) - (ours < theirs)
+
+
+def _alike(a: Answer, b: Answer) -> bool:
+    short, long = sorted((len(a.text), len(b.text)))
+    return long == 0 or short / long > 0.8
+
+
+def _kind(prompt: Prompt, column: str) -> str:
+    if column not in prompt.row:
+        raise ValueError(f"{prompt.where}: no column {column!r} to group by; it has {', '.join(sorted(prompt.row))}")
+    return str(prompt.row[column])

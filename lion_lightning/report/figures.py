@@ -1,0 +1,268 @@
+"""The pictures of a report: curves, accuracies with their intervals, rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lion_lightning.report.accuracy import Accuracy
+from lion_lightning.report.logs import Chain, Curve, Stage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#8a8f98", "#3b6fb6", "#e07b1f", "#3d9a6c", "#a14fa0", "#c0433a")
+"""Of the stages, in order: grey, blue, orange, ..., apart from each other for colour-blind readers, too."""
+
+PAIR_CURVES = {
+    "train/rewards/margin": "reward margin",
+    "train/rewards/accuracy": "reward accuracy",
+    "train/kl": "log-ratio to the reference (kl), nats",
+    "train/lengths/chosen": "length of the chosen answer, tokens",
+}
+ROUND_FIGURES = {
+    "on_policy/score": "score of sampled answers",
+    "on_policy/monitor_score": "score on monitor prompts",
+    "on_policy/win_rate": "win rate against round 0",
+    "on_policy/length": "length of an answer, tokens",
+    "on_policy/distinct_2": "distinct-2",
+    "on_policy/kl": "kl to the start, nats",
+}
+
+Panel = Callable[["Axes"], Any]
+
+
+@contextmanager
+def figure(rows: int, columns: int, height: float = 3.0) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """A figure of equal panels, closed afterwards.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing; the message says what to install.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("a report needs matplotlib: pip install 'lion-lightning[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    made, axes = plt.subplots(
+        rows, columns, figsize=(4.4 * columns, height * rows), layout="constrained", squeeze=False
+    )
+    for one in axes.flat:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="y", color="#e4e6ea", linewidth=0.8)
+        one.set_axisbelow(True)
+        one.tick_params(labelsize=8)
+    try:
+        yield made, list(axes.flat)
+    finally:
+        plt.close(made)
+
+
+def overview(chains: Sequence[Chain], accuracy: Accuracy | None) -> bytes:
+    """The picture for a README: accuracies, losses, margins and rounds, on one page.
+
+    Returns:
+        A PNG file.
+    """
+    panels = [*_accuracy_panels(accuracy), *_loss_panels(chains), *_pair_panels(chains), *_round_panels(chains)][:6]
+    return _png(panels, columns=min(3, len(panels)))
+
+
+def curves(chains: Sequence[Chain]) -> bytes:
+    """Losses of every stage, then rewards, divergence and lengths of those that train on pairs."""
+    return _png([*_loss_panels(chains), *_pair_panels(chains)], columns=3)
+
+
+def accuracies(accuracy: Accuracy) -> bytes:
+    """Held-out accuracy of the stages, over all and by kind of prompt."""
+    with figure(1, 1, height=3.2) as (made, (axes,)):
+        made.set_size_inches(11, 3.4)
+        by_kind(accuracy)(axes)
+        return _bytes(made)
+
+
+def rounds(chains: Sequence[Chain]) -> bytes | None:
+    """What happened in the rounds of on-policy sampling; None where there were none."""
+    panels = _round_panels(chains)
+    return _png(panels, columns=3) if panels else None
+
+
+def _png(panels: Sequence[Panel], columns: int) -> bytes:
+    rows = -(-len(panels) // columns)
+    with figure(rows, columns) as (made, axes):
+        for draw, one in zip(panels, axes, strict=False):
+            draw(one)
+        for spare in axes[len(panels) :]:
+            spare.set_axis_off()
+        return _bytes(made)
+
+
+def _bytes(made: Figure) -> bytes:
+    file = BytesIO()
+    made.savefig(file, format="png", dpi=130)
+    return file.getvalue()
+
+
+# --- accuracies
+
+
+def _accuracy_panels(accuracy: Accuracy | None) -> list[Panel]:
+    return [by_stage(accuracy), by_kind(accuracy)] if accuracy else []
+
+
+def by_stage(accuracy: Accuracy) -> Panel:
+    """Bars of the stages with intervals over the seeds, and each seed's own value.
+
+    Args:
+        accuracy: Of every stage and seed.
+    """
+
+    def draw(axes: Axes) -> None:
+        for place, (stage, colour) in enumerate(zip(accuracy.stages, COLOURS, strict=False)):
+            mean, low, high = accuracy.overall(stage)
+            axes.bar(place, mean, color=colour, width=0.65)
+            axes.errorbar(place, mean, [[mean - low], [high - mean]], color="#222", capsize=4, linewidth=1.2)
+            seeds = accuracy.values(stage)
+            axes.plot([place + 0.22] * len(seeds), seeds, "o", color="#222", markersize=3)
+            axes.annotate(f"{mean:.3f}", (place - 0.28, mean), fontsize=8, va="bottom")
+        axes.set_xticks(range(len(accuracy.stages)), [_title(stage) for stage in accuracy.stages], fontsize=9)
+        axes.set_ylim(0, 1)
+        axes.set_title(f"held-out accuracy, {accuracy.seeds} seeds", fontsize=10)
+
+    return draw
+
+
+def by_kind(accuracy: Accuracy) -> Panel:
+    """Bars of the stages for each kind of prompt.
+
+    Args:
+        accuracy: Of every stage and seed.
+    """
+
+    def draw(axes: Axes) -> None:
+        width = 0.8 / len(accuracy.stages)
+        for number, (stage, colour) in enumerate(zip(accuracy.stages, COLOURS, strict=False)):
+            found = [accuracy.of_kind(stage, kind) for kind in accuracy.kinds]
+            places = [place + (number - (len(accuracy.stages) - 1) / 2) * width for place in range(len(found))]
+            means = [one.estimate for one in found]
+            spread = [[one.estimate - one.low for one in found], [one.high - one.estimate for one in found]]
+            axes.bar(places, means, width, color=colour, label=_title(stage))
+            axes.errorbar(places, means, spread, fmt="none", color="#222", linewidth=0.6)
+        axes.set_xticks(range(len(accuracy.kinds)), accuracy.kinds, fontsize=7, rotation=40, ha="right")
+        axes.set_ylim(0, 1.02)
+        axes.set_title("held-out accuracy by kind of prompt", fontsize=10)
+        axes.legend(fontsize=7, frameon=False)
+
+    return draw
+
+
+# --- curves
+
+
+def _loss_panels(chains: Sequence[Chain]) -> list[Panel]:
+    names = list(dict.fromkeys(stage.name for chain in chains for stage in chain.stages))
+    return [_losses(chains, name, COLOURS[place % len(COLOURS)]) for place, name in enumerate(names)]
+
+
+def _losses(chains: Sequence[Chain], name: str, colour: str) -> Panel:
+    def draw(axes: Axes) -> None:
+        for stage in _named(chains, name):
+            _line(axes, _smooth(stage.curves.get("train/loss", {})), colour, alpha=0.6)
+            _line(axes, stage.curves.get("val/loss", {}), "#222", marker="o", markersize=2.5)
+        axes.set_title(f"{_title(name)}: loss (dots: held out)", fontsize=10)
+        axes.set_xlabel("optimizer step", fontsize=8)
+
+    return draw
+
+
+def _pair_panels(chains: Sequence[Chain]) -> list[Panel]:
+    return [
+        _over_stages(chains, key, title)
+        for key, title in PAIR_CURVES.items()
+        if any(stage.curves.get(key) for chain in chains for stage in chain.stages)
+    ]
+
+
+def _over_stages(chains: Sequence[Chain], key: str, title: str) -> Panel:
+    """A figure of all stages that have it, over the share of the stage."""
+
+    def draw(axes: Axes) -> None:
+        names = list(dict.fromkeys(stage.name for chain in chains for stage in chain.stages))
+        for name, colour in zip(names, COLOURS, strict=False):
+            found = [stage.curves[key] for stage in _named(chains, name) if stage.curves.get(key)]
+            for place, curve in enumerate(found):
+                last = max(curve) or 1
+                whole = {100 * step / last: value for step, value in _smooth(curve).items()}
+                _line(axes, whole, colour, label=None if place else _title(name))
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("% of the stage", fontsize=8)
+        axes.legend(fontsize=7, frameon=False)
+
+    return draw
+
+
+# --- rounds
+
+
+def _round_panels(chains: Sequence[Chain]) -> list[Panel]:
+    sampled = [stage for chain in chains for stage in chain.stages if stage.rounds]
+    return [
+        _over_rounds(sampled, key, title)
+        for key, title in ROUND_FIGURES.items()
+        if any(key in made.get("metrics", {}) for stage in sampled for made in stage.rounds)
+    ]
+
+
+def _over_rounds(stages: Sequence[Stage], key: str, title: str) -> Panel:
+    def draw(axes: Axes) -> None:
+        for stage in stages:
+            points = {number: made["metrics"].get(key) for number, made in enumerate(stage.rounds)}
+            known = {number: value for number, value in points.items() if value is not None}
+            _line(axes, known, COLOURS[2], marker="o", markersize=3)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("round", fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return draw
+
+
+# --- shared
+
+
+def _named(chains: Sequence[Chain], name: str) -> list[Stage]:
+    return [stage for chain in chains for stage in chain.stages if stage.name == name]
+
+
+def _line(axes: Axes, curve: Mapping[float, float] | Mapping[int, float], colour: str, **style: Any) -> None:
+    axes.plot(list(curve), list(curve.values()), color=colour, linewidth=1.1, **style)
+
+
+def _smooth(curve: Curve, weight: float = 0.8) -> Curve:
+    """A running mean in which each point counts ``weight`` of the one after it, without a pull towards the start."""
+    total = count = 0.0
+    smoothed = {}
+    for step, value in curve.items():
+        total, count = weight * total + value, weight * count + 1
+        smoothed[step] = total / count
+    return smoothed
+
+
+def _title(name: str) -> str:
+    return {"sft": "SFT", "dpo": "DPO", "online_dpo": "online DPO"}.get(name, name)
+
+
+def write(path: Path, png: bytes) -> Path:
+    """Write a picture.
+
+    Args:
+        path: Where to.
+        png: What.
+    """
+    path.write_bytes(png)
+    return path

@@ -1,0 +1,131 @@
+"""What a run left on disk, read back: metrics, rounds, evaluations, answers and provenance of each stage."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Curve = dict[int, float]
+"""Values by optimizer step."""
+
+
+class Stage(NamedTuple):
+    """One stage of one seed.
+
+    Attributes:
+        name: Its folder's name, e.g. ``dpo``.
+        folder: Where it lies.
+        curves: Logged metrics, by log key.
+        rounds: Summary of each round of on-policy sampling.
+        evaluation: Results of ``lion evaluate``; empty if there are none.
+        samples: Question and answer of the evaluation's prompts, as long as they were kept.
+        provenance: The last start's entry of ``provenance.json``; empty if there is none.
+        seconds: Wall time of the stage, its evaluation included; None if it is not known.
+    """
+
+    name: str
+    folder: Path
+    curves: dict[str, Curve]
+    rounds: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    samples: dict[str, str]
+    provenance: dict[str, Any]
+    seconds: float | None
+
+
+class Chain(NamedTuple):
+    """The stages of one seed, in order.
+
+    Attributes:
+        name: ``seed-0``, or the run's own name where there is but one.
+        stages: The stages.
+    """
+
+    name: str
+    stages: list[Stage]
+
+
+def read_run(folder: Path) -> list[Chain]:
+    """Read a folder of ``lion run``, of a single stage, or one that holds stages.
+
+    Args:
+        folder: Where to look.
+
+    Raises:
+        ValueError: If nothing was logged there.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give that of a run, e.g. runs/pipeline")
+    seeds = sorted(folder.glob("seed-*"), key=lambda path: int(path.name.partition("-")[2]))
+    chains = [Chain(path.name, _stages(path)) for path in seeds] or [Chain(folder.name, _stages(folder))]
+    found = [chain for chain in chains if chain.stages]
+    if not found:
+        raise ValueError(
+            f"{folder}: no stage has logged anything there (no metrics.csv); train first, or name its folder"
+        )
+    return found
+
+
+def _stages(folder: Path) -> list[Stage]:
+    """The folder itself if a trainer logged there; else those within it, in the order in which they were begun."""
+    if _logs(folder):
+        return [read_stage(folder)]
+    stages = [path for path in folder.iterdir() if path.is_dir() and _logs(path)]
+    return [read_stage(path) for path in sorted(stages, key=_begun)]
+
+
+def _begun(folder: Path) -> float:
+    return min(path.stat().st_mtime for path in (folder / "stage.yaml", *_logs(folder)) if path.exists())
+
+
+def read_stage(folder: Path) -> Stage:
+    """Read what a trainer left under its ``default_root_dir``.
+
+    Args:
+        folder: That folder.
+    """
+    starts = _json(folder / "provenance.json") or [{}]
+    return Stage(
+        name=folder.name,
+        folder=folder,
+        curves=_curves(folder),
+        rounds=[_json(path) for path in sorted(folder.glob("rounds/round-*.json"))],
+        evaluation=_json(folder / "evaluation" / "results.json") or {},
+        samples={},
+        provenance=starts[-1],
+        seconds=(_json(folder / "done.json") or {}).get("seconds"),
+    )
+
+
+def _logs(folder: Path) -> list[Path]:
+    return sorted({*folder.glob("metrics.csv"), *folder.glob("lightning_logs/*/metrics.csv")}, key=_version)
+
+
+def _version(path: Path) -> tuple[int, float]:
+    number = path.parent.name.rpartition("_")[2]
+    return (int(number) if number.isdigit() else -1, path.stat().st_mtime)
+
+
+def _curves(folder: Path) -> dict[str, Curve]:
+    """All versions in one: where a resumed run logged a step again, what it logged holds."""
+    curves: dict[str, Curve] = {}
+    for path in _logs(folder):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for key, step, value in _values(row):
+                    curves.setdefault(key, {})[step] = value
+    return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
+
+
+def _values(row: dict[str, str]) -> Iterator[tuple[str, int, float]]:
+    step = int(float(row.get("step") or 0))
+    for key, value in row.items():
+        if value and key not in ("step", "epoch"):
+            yield key, step, float(value)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.exists() else None

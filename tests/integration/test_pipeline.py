@@ -1,0 +1,156 @@
+"""`lion run`: stages chained from one file, resumed after a stop, never repeated, never mixed up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lion_lightning.cli import main
+from lion_lightning.demo import write_demo
+from lion_lightning.pipeline.plan import read_plan
+from lion_lightning.pipeline.stage import begin, exported, finish
+
+ROOT = Path(__file__).parents[2]
+QUICK = {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the demo's data and a pipeline of two short stages."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_demo("runs/demo", train=60, validation=12, preferences=60, prompts=60, questions=12)
+    write_pipeline(tmp_path)
+    return tmp_path
+
+
+def write_pipeline(folder: Path, **changes: Any) -> None:
+    stages = {
+        name: {"config": str(ROOT / "configs" / f"{name}.yaml"), "trainer": QUICK | {"callbacks": []}}
+        for name in ("sft", "dpo")
+    }
+    pipeline = {"out": "runs/all", "stages": stages} | changes
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+
+
+def run(*arguments: str) -> int:
+    return main(["run", "pipeline.yaml", "--no-report", *arguments])
+
+
+def stamp(path: str) -> tuple[int, bytes]:
+    return Path(path).stat().st_mtime_ns, Path(path).read_bytes()
+
+
+def test_stages_are_chained_and_one_that_is_done_is_not_repeated(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    started = yaml.safe_load(Path("runs/all/dpo/stage.yaml").read_text())
+    assert started["model"]["init_args"]["policy"] == {"path": "runs/all/sft/export"}
+    done = json.loads(Path("runs/all/dpo/done.json").read_text())
+    assert done["start"] == json.loads(Path("runs/all/sft/done.json").read_text())["export"]
+    entry = json.loads(Path("runs/all/dpo/provenance.json").read_text())[-1]
+    assert entry["seed"] == 0
+    assert len(entry["model"]["data"]["sources"][0]["digest"]) == 32
+    assert entry["packages"]["torch"]
+    before = [stamp(f"runs/all/{name}/export/model.safetensors") for name in ("sft", "dpo")]
+    capfd.readouterr()
+    assert run() == 0
+    assert capfd.readouterr().out.splitlines() == ["runs/all/sft: done before", "runs/all/dpo: done before"]
+    assert [stamp(f"runs/all/{name}/export/model.safetensors") for name in ("sft", "dpo")] == before
+
+
+def test_a_config_that_changed_is_refused_with_the_key(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_pipeline(folder, stages={"sft": str(ROOT / "configs" / "sft.yaml")})
+    assert begin(read_plan(folder / "pipeline.yaml").chains[0][0])
+    stage = {"config": str(ROOT / "configs" / "sft.yaml"), "trainer": {"max_epochs": 7}}
+    write_pipeline(folder, stages={"sft": stage})
+    assert run() == 2
+    error = capfd.readouterr().err
+    assert "runs/all/sft: the config has changed since (trainer.max_epochs: 3 -> 7)" in error
+    assert "remove runs/all/sft" in error
+
+
+def test_a_stage_done_from_another_start_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sft, dpo = read_plan(folder / "pipeline.yaml").chains[0]
+    for stage in (sft, dpo):
+        assert begin(stage)
+        (stage.folder / "export").mkdir()
+        finish(stage.folder, stage.start, {})
+    assert not begin(dpo)
+    (sft.folder / "export" / "model.safetensors").write_bytes(b"other weights")
+    finish(sft.folder, None, {})
+    with pytest.raises(ValueError, match="started from another model than runs/all/sft"):
+        begin(dpo)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": {}}, "`stages` is missing"),
+        ({"stages": {"sft": {"confg": "x"}}}, "stages.sft: unknown key 'confg'; it takes config"),
+        ({"stages": {"sft": {"config": "none.yaml"}}}, "none.yaml: no such file or directory"),
+        ({"stages": {"sft": 3}}, "stages.sft is 3"),
+        ({"seeds": [0, 0]}, "seeds is [0, 0]; give a list of different whole numbers"),
+        ({"workers": 0}, "workers is 0"),
+        ({"speed": 3}, "unknown key 'speed'"),
+    ],
+)
+def test_a_wrong_pipeline_file_gets_one_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    write_pipeline(folder, **changes)
+    assert run() == 2
+    error = capfd.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_stage_that_fails_names_its_log_and_the_cause(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stage = {"config": str(ROOT / "configs" / "sft.yaml"), "data": {"init_args": {"sources": [{"path": "none.jsonl"}]}}}
+    write_pipeline(folder, stages={"sft": stage}, seeds=[3], workers=2)
+    assert run() == 2
+    error = capfd.readouterr().err.strip()
+    assert "runs/all/seed-3/sft: the stage failed (see runs/all/seed-3/sft/log.txt: lion: error: " in error
+    assert "none.jsonl" in error
+
+
+@pytest.mark.slow
+def test_a_killed_stage_goes_on_and_ends_at_the_same_weights(folder: Path) -> None:
+    checkpoint = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"every_n_train_steps": 2, "save_last": "link"},
+    }
+    trainer = QUICK | {"max_steps": 40, "max_epochs": 100, "callbacks": [checkpoint]}
+    stage = {"config": str(ROOT / "configs" / "sft.yaml"), "trainer": trainer}
+    for out in ("killed", "whole"):
+        write_pipeline(folder, out=f"runs/{out}", stages={"sft": stage})
+        if out == "killed":
+            kill_after_a_checkpoint(folder / "runs/killed/sft")
+        assert run() == 0
+    killed, whole = (Path(f"runs/{out}/sft/export/model.safetensors").read_bytes() for out in ("killed", "whole"))
+    assert killed == whole
+    assert len(json.loads(Path("runs/killed/sft/provenance.json").read_text())) == 2
+
+
+def kill_after_a_checkpoint(stage: Path) -> None:
+    command = [sys.executable, "-m", "lion_lightning", "run", "pipeline.yaml", "--no-report"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not (stage / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not exported(stage)
