@@ -33,7 +33,7 @@ def load_served(path: str, trust_remote_code: bool = False) -> Serving:
     Raises:
         ValueError: If there is no such model, it has no weights or no chat template.
     """
-    _require_folder(Path(path).expanduser())
+    require_model(path)
     device, dtype = _place()
     tokenizer = TokenizerSpec(path, trust_remote_code=trust_remote_code).load()
     if tokenizer.chat_template is None:
@@ -43,6 +43,26 @@ def load_served(path: str, trust_remote_code: bool = False) -> Serving:
         )
     policy = PolicySpec(path, dtype=dtype, trust_remote_code=trust_remote_code).build()
     return Serving(policy.to(device).eval(), tokenizer, Process(device))
+
+
+def require_model(name: str) -> None:
+    """Find out at once what the hub's client would ask the network for.
+
+    Args:
+        name: A Hugging Face folder or a hub id.
+
+    Raises:
+        ValueError: It cannot be a hub id, and is no folder with a config and safetensors weights.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"{name} is a file; give a folder: `lion export {name} OUT` writes one from a checkpoint")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{name} holds no model (no config.json); give a folder such as `lion export` writes")
+    if path.is_dir() and not list(path.glob("*.safetensors")):
+        raise ValueError(f"{name} has no safetensors weights; export the model again, or convert its weights")
+    if not path.exists() and (len(path.parts) > 2 or name.startswith((".", "/", "~", "runs/"))):
+        raise ValueError(f"{name} does not exist; give the folder of a Hugging Face model or a hub id")
 
 
 class Chat:
@@ -169,18 +189,6 @@ class _Pieces(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.pieces.append(text)
         self._show(text)
-
-
-def _require_folder(path: Path) -> None:
-    """Find out at once what the hub's client would ask the network for."""
-    if path.is_file():
-        raise ValueError(f"{path} is a file; give a folder: `lion export {path} OUT` writes one from a checkpoint")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{path} holds no model (no config.json); give a folder such as `lion export` writes")
-    if path.is_dir() and not list(path.glob("*.safetensors")):
-        raise ValueError(f"{path} has no safetensors weights; export the model again, or convert its weights")
-    if not path.exists() and (len(path.parts) != 2 or path.parts[0] in (".", "..", "/", "runs")):
-        raise ValueError(f"{path} does not exist; give the folder of a Hugging Face model or a hub id")
 
 
 def _user(text: str) -> Turn:

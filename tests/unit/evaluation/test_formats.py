@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +361,24 @@ def test_fastchat_has_the_same_temperatures() -> None:
     from lion_lightning.evaluation.formats.mt_bench import TEMPERATURES
 
     assert {name: common.temperature_config[name] for name in TEMPERATURES} == TEMPERATURES
+
+
+def test_arena_hard_itself_reads_the_questions_and_the_answers(tmp_path: Path, served: Serving) -> None:
+    """It is on no package index, so the test needs a checkout: ``LION_ARENA_HARD=.../arena-hard-auto``."""
+    if "LION_ARENA_HARD" not in os.environ:
+        pytest.skip("needs LION_ARENA_HARD, the folder of a checkout of lmarena/arena-hard-auto")
+    spec = spec_from_file_location("arena_hard", Path(os.environ["LION_ARENA_HARD"]) / "utils" / "completion.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    questions, out = lines(tmp_path / "question.jsonl", ARENA), tmp_path / "model_answer" / "ours.jsonl"
+    write("arena_hard", questions, out, served, Echo())
+    tool.reorg_answer_file(str(out))
+    answers = tool.load_model_answers(str(out.parent))
+    assert answers.keys() == {"ours"}
+    for question in tool.load_questions(str(questions)):  # what gen_judgment.py puts into the judge's prompt
+        answer = answers["ours"][question["uid"]]
+        assert answer["messages"][-1]["content"]["answer"] == f"to {question['prompt']}"
+        assert answer["model"] == "ours"
+    assert write("arena_hard", questions, out, served, Echo()) == 0  # sorted by the tool, and still whole
