@@ -68,8 +68,7 @@ class HarnessSettings:
         include_path: Folder with tasks of one's own, as YAML files.
         batch_size: Sequences at once; ``auto`` to find out how many fit, which on a CPU takes longer than it saves.
         limit: Questions of each task, for a try; None for all.
-        chat_template: Ask as a user's turn under the model's template. The paper's figures, like the Open LLM
-            Leaderboard's, are without.
+        chat_template: Ask as a user's turn under the model's template; the harness's default is plain text.
         trust_remote_code: Run code that comes with the model.
     """
 

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -363,15 +362,14 @@ def test_fastchat_has_the_same_temperatures() -> None:
     assert {name: common.temperature_config[name] for name in TEMPERATURES} == TEMPERATURES
 
 
-def test_arena_hard_itself_reads_the_questions_and_the_answers(tmp_path: Path, served: Serving) -> None:
+def test_arena_hard_itself_reads_the_questions_and_the_answers(
+    tmp_path: Path, served: Serving, monkeypatch: Any
+) -> None:
     """It is on no package index, so the test needs a checkout: ``LION_ARENA_HARD=.../arena-hard-auto``."""
     if "LION_ARENA_HARD" not in os.environ:
         pytest.skip("needs LION_ARENA_HARD, the folder of a checkout of lmarena/arena-hard-auto")
-    spec = spec_from_file_location("arena_hard", Path(os.environ["LION_ARENA_HARD"]) / "utils" / "completion.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    monkeypatch.syspath_prepend(os.environ["LION_ARENA_HARD"])
+    tool = pytest.importorskip("utils.completion", reason="Arena-Hard's own requirements are not all installed")
     questions, out = lines(tmp_path / "question.jsonl", ARENA), tmp_path / "model_answer" / "ours.jsonl"
     write("arena_hard", questions, out, served, Echo())
     tool.reorg_answer_file(str(out))
