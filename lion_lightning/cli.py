@@ -13,8 +13,9 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lion_lightning.cli_errors import explain
 from lion_lightning.modules.base import AlignmentModule
@@ -53,8 +54,25 @@ class LionCLI(LightningCLI):
         """Lightning's subcommands but ``predict``, which an alignment module has no step for."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log to CSV and to TensorBoard where the config names no logger (Lightning calls this)."""
+        given = self._get(self.config_init, "trainer", default={})
+        if given.get("logger") in (None, True):
+            kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
+        return super().instantiate_trainer(**kwargs)
+
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
+
+
+def default_loggers(folder: str) -> list[Logger]:
+    """Metrics as ``metrics.csv``, which `lion report` reads, and for TensorBoard: both in one folder a start.
+
+    Args:
+        folder: The trainer's ``default_root_dir``.
+    """
+    table = CSVLogger(folder)
+    return [table, TensorBoardLogger(folder, version=table.version)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

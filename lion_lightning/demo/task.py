@@ -64,14 +64,6 @@ def _sorted_numbers(x: str) -> str:
     return " ".join(sorted(x.split(), key=int))
 
 
-def _sum(x: str) -> str:
-    return str(sum(map(int, x.split(" and "))))
-
-
-def _without_vowels(x: str) -> str:
-    return "".join(letter for letter in x if letter not in VOWELS)
-
-
 FAMILIES: dict[str, Family] = {
     "repeat": Family(("Repeat {}.", "Say {} again.", "Please write {} once."), word, str, swapped(str)),
     "twice": Family(
@@ -122,17 +114,11 @@ FAMILIES: dict[str, Family] = {
         lambda x: max(x.split(" or "), key=int),
         lambda x, random: min(x.split(" or "), key=int),
     ),
-    "add": Family(
-        ("Add {}.", "Give the sum of {}.", "How much is {}?"),
-        lambda random: f"{random.randrange(2, 10)} and {random.randrange(100, 1000)}",
-        _sum,
-        lambda x, random: str(int(_sum(x)) + random.choice((-10, -1, 1, 10))),
-    ),
-    "drop vowels": Family(
-        ("Drop the vowels of {}.", "Write {} with no vowels."),
-        word,
-        _without_vowels,
-        lambda x, random: random.choice((x, swapped(_without_vowels)(x, random))),
+    "add one": Family(
+        ("What comes after {}?", "Add one to {}.", "Count on from {}."),
+        lambda random: str(random.randrange(100, 10000)),
+        lambda x: str(int(x) + 1),
+        lambda x, random: str(int(x) + random.choice((-1, 2, 11))),
     ),
     "sort numbers": Family(
         ("Sort the numbers {}.", "Put {} in order, smallest first."),

@@ -62,13 +62,12 @@ def accuracy_of(chains: Sequence[Chain]) -> Accuracy | None:
     """
     stages = [stage.name for stage in chains[0].stages]
     whole = all([stage.name for stage in chain.stages] == stages for chain in chains)
-    found = [[stage.evaluation.get("accuracy") for stage in chain.stages] for chain in chains]
+    found = [[stage.evaluation.get("accuracy") or {} for stage in chain.stages] for chain in chains]
     if not whole or not all(all(row) for row in found):
         return None
     kinds = list(found[0][0]["by"])
-    table = {
-        (stage, kind): [(row[place]["by"][kind] if kind else row[place])["estimate"] for row in found]
-        for place, stage in enumerate(stages)
-        for kind in (ALL, *kinds)
-    }
+    table = {(stage, ALL): [row[place]["estimate"] for row in found] for place, stage in enumerate(stages)}
+    for kind in kinds:
+        for place, stage in enumerate(stages):
+            table[stage, kind] = [row[place]["by"][kind]["estimate"] for row in found]
     return Accuracy(stages, kinds, table)

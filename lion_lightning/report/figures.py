@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_lightning.report.accuracy import Accuracy
@@ -227,7 +226,7 @@ def _over_rounds(stages: Sequence[Stage], key: str, title: str) -> Panel:
             _line(axes, known, COLOURS[2], marker="o", markersize=3)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("round", fontsize=8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
 
     return draw
 
@@ -255,14 +254,3 @@ def _smooth(curve: Curve, weight: float = 0.8) -> Curve:
 
 def _title(name: str) -> str:
     return {"sft": "SFT", "dpo": "DPO", "online_dpo": "online DPO"}.get(name, name)
-
-
-def write(path: Path, png: bytes) -> Path:
-    """Write a picture.
-
-    Args:
-        path: Where to.
-        png: What.
-    """
-    path.write_bytes(png)
-    return path

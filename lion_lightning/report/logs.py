@@ -5,11 +5,28 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Curve = dict[int, float]
 """Values by optimizer step."""
+
+
+SAMPLES = 24
+"""Prompts whose answers are shown side by side: the first of the evaluation's, so that stages show the same ones."""
+
+
+class Sample(NamedTuple):
+    """An answer that was judged.
+
+    Attributes:
+        text: The answer.
+        score: What the judge gave it.
+    """
+
+    text: str
+    score: float
 
 
 class Stage(NamedTuple):
@@ -21,7 +38,7 @@ class Stage(NamedTuple):
         curves: Logged metrics, by log key.
         rounds: Summary of each round of on-policy sampling.
         evaluation: Results of ``lion evaluate``; empty if there are none.
-        samples: Question and answer of the evaluation's prompts, as long as they were kept.
+        samples: Answers to some of the evaluation's prompts, by question.
         provenance: The last start's entry of ``provenance.json``; empty if there is none.
         seconds: Wall time of the stage, its evaluation included; None if it is not known.
     """
@@ -31,7 +48,7 @@ class Stage(NamedTuple):
     curves: dict[str, Curve]
     rounds: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    samples: dict[str, str]
+    samples: dict[str, Sample]
     provenance: dict[str, Any]
     seconds: float | None
 
@@ -94,7 +111,7 @@ def read_stage(folder: Path) -> Stage:
         curves=_curves(folder),
         rounds=[_json(path) for path in sorted(folder.glob("rounds/round-*.json"))],
         evaluation=_json(folder / "evaluation" / "results.json") or {},
-        samples={},
+        samples=_samples(folder / "evaluation" / "scored.jsonl"),
         provenance=starts[-1],
         seconds=(_json(folder / "done.json") or {}).get("seconds"),
     )
@@ -129,3 +146,11 @@ def _values(row: dict[str, str]) -> Iterator[tuple[str, int, float]]:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _samples(path: Path) -> dict[str, Sample]:
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in islice(file, SAMPLES)]
+    return {row["question"]: Sample(row["answer"], row["score"]) for row in rows}

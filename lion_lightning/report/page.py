@@ -71,7 +71,10 @@ _ACCURACY_NOTE = (
 )
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:
+Row = list[str | Cell]
+
+
+def table(head: Sequence[str], rows: Iterable[Row]) -> str:
     """An HTML table.
 
     Args:
@@ -100,7 +103,7 @@ def _summary(chains: Sequence[Chain]) -> str:
 
 
 def _accuracy_table(accuracy: Accuracy) -> str:
-    rows = []
+    rows: list[Row] = []
     for stage in accuracy.stages:
         mean, gain = accuracy.overall(stage), accuracy.gain(stage)
         seeds = ", ".join(f"{value:.3f}" for value in accuracy.values(stage))
@@ -116,7 +119,7 @@ def _last_figures(chains: Sequence[Chain]) -> str:
     """Validation before the first step and at the end, of every stage."""
     keys = ("val/loss", "val/accuracy", "val/rewards/accuracy", "val/rewards/margin", "val/kl")
     known = [key for key in keys if any(key in stage.curves for chain in chains for stage in chain.stages)]
-    rows = [
+    rows: list[Row] = [
         [chain.name, stage.name, *(_ends(stage, key) for key in known), _number(stage.seconds, "{:.0f} s")]
         for chain in chains
         for stage in chain.stages
@@ -135,7 +138,7 @@ def _answers(chain: Chain) -> str:
     if not stages:
         return ""
     prompts = list(stages[0].samples)
-    rows = [[prompt, *(_answer(stage, prompt) for stage in stages)] for prompt in prompts]
+    rows: list[Row] = [[prompt, *(_answer(stage, prompt) for stage in stages)] for prompt in prompts]
     heading = f"<h2>Answers, side by side ({html.escape(chain.name)})</h2>"
     return heading + table(["prompt", *(stage.name for stage in stages)], rows)
 
@@ -144,12 +147,11 @@ def _answer(stage: Stage, prompt: str) -> Cell:
     found = stage.samples.get(prompt)
     if found is None:
         return Cell("-", "a")
-    mark = "" if found.score is None else (" right" if found.score >= 1 else " wrong")
-    return Cell(found.text, f"a{mark}")
+    return Cell(found.text, "a right" if found.score >= 1 else "a wrong" if found.score <= 0 else "a")
 
 
 def _origin(chains: Sequence[Chain]) -> str:
-    rows = []
+    rows: list[Row] = []
     for chain in chains:
         for stage in chain.stages:
             start = stage.provenance

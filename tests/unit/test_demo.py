@@ -33,8 +33,7 @@ def read(path: Path) -> list[Row]:
         ("How long is nilago?", "6"),
         ("Which is larger, 9 or 70?", "70"),
         ("Put 8 5 3 1 in order, smallest first.", "1 3 5 8"),
-        ("How much is 7 and 258?", "265"),
-        ("Write nilago with no vowels.", "nlg"),
+        ("What comes after 3599?", "3600"),
     ],
 )
 def test_each_family_is_solved_and_checked(question: str, answer: str) -> None:
@@ -57,7 +56,7 @@ def test_no_question_fits_the_wording_of_two_families() -> None:
 
 
 def test_rows_hold_the_families_evenly_and_the_right_answers() -> None:
-    rows = make_rows(120, Random(0), set())
+    rows = make_rows(110, Random(0), set())
     assert Counter(row["family"] for row in rows) == dict.fromkeys(FAMILIES, 10)
     assert all(check(*(turn["content"] for turn in row["messages"])) for row in rows)
     assert [turn["role"] for turn in rows[0]["messages"]] == ["user", "assistant"]
