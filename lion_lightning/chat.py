@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from transformers import TextStreamer
 
+from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.formats import Conversation, Message
 from lion_lightning.models.export import generation_config
 from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import position_limit
@@ -19,8 +20,6 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling.base import ServedPolicy
 from lion_lightning.types import Answer
-
-Turn = dict[str, str]
 
 
 def load_served(path: str, trust_remote_code: bool = False) -> Serving:
@@ -74,6 +73,9 @@ class Chat:
         temperature: 0 for greedy answers.
         max_new_tokens: Most tokens of an answer.
 
+    Attributes:
+        turns: What has been said so far.
+
     Raises:
         ValueError: If a setting is out of its range, or the chat template refuses the system turn.
     """
@@ -86,9 +88,10 @@ class Chat:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1")
         self.policy, self.temperature, self.max_new_tokens = policy, temperature, max_new_tokens
-        self._first: list[Turn] = [{"role": "system", "content": system}] if system else []
-        self.turns: list[Turn] = list(self._first)
-        self._encode([*self.turns, _user("?")])
+        self._encoder = ChatEncoder(policy.tokenizer, mask="completion")
+        self._first = [Message("system", system)] if system else []
+        self.turns = list(self._first)
+        self._encode([*self.turns, Message("user", "?")])
 
     def say(self, text: str, show: Callable[[str], None]) -> Answer:
         """Say something and have the answer shown while it comes; both are remembered.
@@ -104,20 +107,21 @@ class Chat:
         Raises:
             ValueError: If the conversation does not fit the model's positions any more; nothing is remembered then.
         """
-        ids = self._encode([*self.turns, _user(text)])
+        asked = Message("user", text)
+        ids = self._encode([*self.turns, asked])
         room = self._room(len(ids))
         shown = _Pieces(self.policy.tokenizer, show)
         reason = self._generate(ids, min(room, self.max_new_tokens), shown)
         answer = Answer("".join(shown.pieces).strip(), reason)
         if answer.text or reason != "interrupted":
-            self.turns += [_user(text), {"role": "assistant", "content": answer.text}]
+            self.turns += [asked, Message("assistant", answer.text)]
         return answer
 
     def undo(self) -> str | None:
         """Forget the last question with its answer, and return the question; None if there is none."""
         if self.turns == self._first:
             return None
-        question = self.turns[-2]["content"]
+        question = self.turns[-2].content
         del self.turns[-2:]
         return question
 
@@ -125,13 +129,8 @@ class Chat:
         """Forget all but the system turn."""
         self.turns = list(self._first)
 
-    def _encode(self, turns: list[Turn]) -> list[int]:
-        tokenizer = self.policy.tokenizer
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
-        return list(tokenizer.encode(str(text), add_special_tokens=False))  # a BOS is the template's to write
+    def _encode(self, turns: list[Message]) -> list[int]:
+        return self._encoder.prompt(Conversation(tuple(turns), len(turns)))[1]
 
     def _room(self, length: int) -> int:
         limit = position_limit(self.policy.model.config)
@@ -189,10 +188,6 @@ class _Pieces(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.pieces.append(text)
         self._show(text)
-
-
-def _user(text: str) -> Turn:
-    return {"role": "user", "content": text}
 
 
 def _place() -> tuple[str, Literal["float32", "bfloat16"]]:

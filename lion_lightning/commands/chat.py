@@ -50,6 +50,7 @@ def talk(chat: Chat) -> None:
         except KeyboardInterrupt:
             note("\n(/quit or Ctrl-D ends)")
         except EOFError:
+            print(end="\n" if prompt else "")  # the shell's own prompt wants a line of its own
             return
 
 

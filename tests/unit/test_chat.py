@@ -11,6 +11,7 @@ import torch
 
 from lion_lightning.chat import Chat, harmless, load_served
 from lion_lightning.commands.chat import main
+from lion_lightning.data.formats import Message
 from lion_lightning.models.serving import Serving
 from lion_lightning.models.tokenizer import TokenizerSpec
 from tests import tiny
@@ -40,12 +41,12 @@ def greedy(served: Serving, text: str, most: int) -> str:
 def test_the_second_answer_is_that_to_the_whole_conversation(served: Serving) -> None:
     chat = Chat(served, system="w9", temperature=0, max_new_tokens=4)
     first = chat.say("w3 w4", lambda piece: None).text
-    turn = "<|im_start|>{}\n{}<|im_end|>\n".format
-    asked = turn("system", "w9") + turn("user", "w3 w4") + "<|im_start|>assistant\n"
+    said = "<|im_start|>{}\n{}<|im_end|>\n".format
+    asked = said("system", "w9") + said("user", "w3 w4") + "<|im_start|>assistant\n"
     assert first == greedy(served, asked, 4)
     second = chat.say("w5", lambda piece: None).text
-    assert second == greedy(served, asked + f"{first}<|im_end|>\n{turn('user', 'w5')}<|im_start|>assistant\n", 4)
-    assert [each["role"] for each in chat.turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert second == greedy(served, asked + f"{first}<|im_end|>\n{said('user', 'w5')}<|im_start|>assistant\n", 4)
+    assert [turn.role for turn in chat.turns] == ["system", "user", "assistant", "user", "assistant"]
 
 
 def test_an_answer_comes_word_by_word(served: Serving) -> None:
@@ -66,10 +67,10 @@ def test_undo_takes_one_turn_back_and_reset_all_but_the_system_turn(served: Serv
     for question in ("w3", "w4"):
         chat.say(question, lambda piece: None)
     assert chat.undo() == "w4"
-    assert [each["content"] for each in chat.turns[:2]] == ["w9", "w3"]
+    assert [turn.content for turn in chat.turns[:2]] == ["w9", "w3"]
     assert len(chat.turns) == 3
     chat.reset()
-    assert chat.turns == [{"role": "system", "content": "w9"}]
+    assert chat.turns == [Message("system", "w9")]
     assert chat.undo() is None
 
 
@@ -93,7 +94,7 @@ def test_ctrl_c_keeps_what_was_said_and_the_conversation_goes_on(served: Serving
     assert answer.text
     assert answer.text != whole
     assert whole.startswith(answer.text)
-    assert chat.turns[-1] == {"role": "assistant", "content": answer.text}
+    assert chat.turns[-1] == Message("assistant", answer.text)
     assert chat.say("w4", lambda piece: None).text
 
 
@@ -190,5 +191,5 @@ def test_a_folder_without_weights_or_without_a_template_gets_one_line(tmp_path: 
 def test_a_template_that_refuses_a_system_turn_is_found_out_before_the_first_question(served: Serving) -> None:
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     served.tokenizer.chat_template = refusal + "{{ messages[0].content }}"
-    with pytest.raises(ValueError, match="refuses the conversation: no system role"):
+    with pytest.raises(ValueError, match="the chat template cannot render .*: no system role"):
         Chat(served, system="w9")

@@ -17,7 +17,7 @@ from lion_lightning.evaluation.formats import FORMATS, write_answers
 from lion_lightning.evaluation.formats.writing import Asking
 from lion_lightning.models.serving import Serving
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.sampling import SamplingSettings
+from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.types import Answer, Prompt
 from tests import tiny
 
@@ -153,6 +153,18 @@ def test_math_is_greedy_in_mt_bench(tmp_path: Path) -> None:
     for row, expected in zip(rows, (0.0, 0.1, 0.7), strict=True):
         (question,) = FORMATS["mt_bench"].questions(lines(tmp_path / "question.jsonl", [row]))
         assert question.temperature == expected
+
+
+def test_greedy_and_drawn_questions_of_one_file_are_told_apart(tmp_path: Path, served: Serving) -> None:
+    rows = [{**MT[0], "category": category, "question_id": category} for category in ("math", "writing")]
+    prompts, said = lines(tmp_path / "question.jsonl", rows), []
+    for seed in (1, 2):
+        out = tmp_path / f"seed{seed}.jsonl"
+        sampler = TransformersSampler(SamplingSettings(max_new_tokens=10))
+        write("mt_bench", prompts, out, served, sampler, seed=seed)
+        said.append({row["question_id"]: row["choices"][0]["turns"] for row in read(out)})
+    assert said[0]["math"] == said[1]["math"]  # no draw, so the seed says nothing
+    assert said[0]["writing"] != said[1]["writing"]
 
 
 def test_arena_hard_gets_the_layout_of_its_questions(tmp_path: Path, served: Serving) -> None:
