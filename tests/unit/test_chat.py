@@ -191,5 +191,5 @@ def test_a_folder_without_weights_or_without_a_template_gets_one_line(tmp_path: 
 def test_a_template_that_refuses_a_system_turn_is_found_out_before_the_first_question(served: Serving) -> None:
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     served.tokenizer.chat_template = refusal + "{{ messages[0].content }}"
-    with pytest.raises(ValueError, match="the chat template cannot render .*: no system role"):
+    with pytest.raises(ValueError, match=r"the chat template cannot render .*: no system role"):
         Chat(served, system="w9")
