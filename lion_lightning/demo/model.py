@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""As few tokens around a turn as can be: a turn of this task is short."""
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with the words of the wordings whole and all else as single bytes: the model sees letters."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from lion_lightning.models.tokenizer import read_template
-
-    known = [*_known_words(), "system", "user", "assistant"]
+    known = _known_words()
     # A leading space belongs to the word, and byte-level vocabularies write it as this letter.
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + known + [f"\u0120{name}" for name in known]
     model = models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], ignore_merges=True)
@@ -32,10 +37,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     made.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=made,
-        eos_token="<|im_end|>",
+        eos_token="<|end|>",
         pad_token="<|pad|>",
-        additional_special_tokens=["<|im_start|>"],
-        chat_template=read_template("chatml"),
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        chat_template=TEMPLATE,
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )

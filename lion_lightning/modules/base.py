@@ -24,6 +24,7 @@ from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.meters import StageMeter, StepTotals
+from lion_lightning.modules.process import require_sharding
 from lion_lightning.modules.resume import mend_progress, restore_loader, rewind
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
@@ -131,6 +132,8 @@ class AlignmentModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule; norms, biases, row-masked embeddings take no weight decay (Lightning calls this)."""
+        if self._trainer is not None:
+            require_sharding(self.trainer.strategy, self.policy_model)
         optimizer = (self.optimizer_factory or self._default_optimizer)(self.parameter_groups())
         if self.lr_scheduler_factory is None:
             return optimizer

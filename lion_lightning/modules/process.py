@@ -7,8 +7,12 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from lion_lightning.models.passes import Process
 from lion_lightning.types import PackedBatch
@@ -43,6 +47,25 @@ class TrainerProcess(Process):
     def wait(self) -> None:
         """See the base class."""
         self.trainer.strategy.barrier()
+
+
+def require_sharding(strategy: Strategy, policy: nn.Module) -> None:
+    """Refuse to train a policy that is sharded in name only.
+
+    Args:
+        strategy: The trainer's.
+        policy: As ``configure_model`` left it.
+
+    Raises:
+        MisconfigurationException: The strategy leaves sharding to ``configure_model``, and nothing did it: each rank
+            would train weights of its own, without a word.
+    """
+    sharded = any(isinstance(module, FSDPModule) for module in policy.modules())
+    if isinstance(strategy, ModelParallelStrategy) and strategy.world_size > 1 and not sharded:
+        raise MisconfigurationException(
+            "ModelParallelStrategy shards what configure_model() shards, and this module's shards nothing yet: "
+            "override configure_model() and call fully_shard there, or use trainer.strategy: ddp"
+        )
 
 
 def train_batches(trainer: Trainer) -> Batches:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -154,3 +156,22 @@ def test_row_mask_on_sharded_embeddings_equals_the_unsharded_one(tmp_path: Path)
             assert len(tables) == (1 if tied else 2)
             for name in tables:
                 assert (weights[name] != start[name]).any(1).nonzero().flatten().tolist() == CHOSEN
+
+
+def unsharded(rank: int, world: int, folder: Path) -> str:
+    module = SFTModule(PolicySpec(config=config()), TokenizerSpec(str(folder)))
+    strategy = ModelParallelStrategy(
+        data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+    try:
+        trainer(max_steps=1, strategy=strategy, devices=world).fit(module, Rows(ROWS, rank, world))
+    except MisconfigurationException as error:
+        return str(error)
+    return "trained"
+
+
+def test_a_policy_that_nothing_shards_is_refused_under_model_parallel(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path)
+    for error in run_ranks(unsharded, tmp_path, tmp_path):
+        assert "this module's shards nothing yet" in error
+        assert "fully_shard" in error

@@ -97,7 +97,7 @@ def test_inspect_shows_the_prompts(folder: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "Prompts: 40." in printed
     first = json.loads((folder / "runs/demo/prompts.jsonl").read_text().splitlines()[0])
-    assert f"<|im_start|>user\n{first['question']}<|im_end|>\n<|im_start|>assistant" in printed
+    assert f"<|user|>{first['question']}<|end|><|assistant|>" in printed
 
 
 Change = Callable[[], list[str]]

@@ -102,9 +102,9 @@ def test_the_written_folder_loads_with_the_auto_classes_and_holds_no_weights(tmp
 
 
 def test_special_tokens_differ_and_no_bos_is_added(tokenizer: PreTrainedTokenizerBase) -> None:
-    marks = [tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>", "<|pad|>")]
+    marks = [tokenizer.convert_tokens_to_ids(mark) for mark in ("<|user|>", "<|end|>", "<|pad|>")]
     assert len({*marks, tokenizer.unk_token_id}) == 4
-    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("<|im_end|>", "<|pad|>", None)
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("<|end|>", "<|pad|>", None)
     assert tokenizer("").input_ids == []
 
 
