@@ -1,104 +1,36 @@
-"""Files of AlpacaEval 2, Arena-Hard and MT-Bench: read, answered, resumed, and read again by the tools themselves."""
+"""Files of AlpacaEval 2, Arena-Hard and MT-Bench: read, answered and resumed."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lion_lightning.commands.answers import main
-from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.evaluation.formats import FORMATS, write_answers
-from lion_lightning.evaluation.formats.writing import Asking
+from lion_lightning.evaluation.formats import FORMATS
 from lion_lightning.models.serving import Serving
-from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
-from lion_lightning.types import Answer, Prompt
-from tests import tiny
-
-ALPACA: list[dict[str, Any]] = [
-    {"instruction": "w3 w4", "output": "reference", "generator": "text_davinci_003", "dataset": "koala"},
-    {"instruction": "w5", "dataset": "vicuna"},
-    {"instruction": "w6 é\u2028w7", "dataset": "vicuna"},  # a line separator is no end of a row
-]
-MT: list[dict[str, Any]] = [
-    {"question_id": 81, "category": "writing", "turns": ["w3", "w4"]},
-    {"question_id": 101, "category": "stem", "turns": ["w5", "w6"], "reference": ["w7", "w8"]},
-    {"question_id": 82, "category": "roleplay", "turns": ["w7 é\u2028w3", "w8"]},
-    {"question_id": 999, "category": "of my own", "turns": ["w9"]},
-]
-ARENA: list[dict[str, Any]] = [
-    {"uid": "2ed", "category": "hard_prompt", "subcategory": "coding", "prompt": "w3"},
-    {"uid": "0af", "category": "creative_writing", "subcategory": "", "prompt": "w4"},
-]
-ARENA_OLD: list[dict[str, Any]] = [
-    {"question_id": "328", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "w3"}]},
-    {"question_id": "b43", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "w4"}]},
-]
-
-
-class Echo:
-    """Says what it was asked, after its number in the call; remembers everything, and dies at the call of a number."""
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        self.sampling = SamplingSettings(temperature=0.9)
-        self.calls: list[tuple[list[str], float, int]] = []
-        self.opened: list[Any] = []
-        self.closed = 0
-        self.dies_at = dies_at
-
-    def open(self, policy: Any) -> None:
-        self.opened.append(policy)
-
-    def close(self) -> None:
-        self.closed += 1
-
-    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
-        assert n == 1
-        if len(self.calls) == self.dies_at:
-            raise KeyboardInterrupt
-        self.calls.append(([prompt.text for prompt in prompts], self.sampling.temperature, seed))
-        return [[Answer(f" to {prompt.question}\n")] for prompt in prompts]
-
-    @property
-    def asked(self) -> list[str]:
-        return [text for texts, _, _ in self.calls for text in texts]
+from lion_lightning.types import Answer
+from tests.unit.evaluation.benchmark_files import (
+    ALPACA,
+    ARENA,
+    ARENA_OLD,
+    MT,
+    Echo,
+    lines,
+    listed,
+    read,
+    served_policy,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Serving:
-    folder = tiny.tokenizer_folder(tmp_path_factory.mktemp("model"))
-    served = Serving(tiny.policy(), TokenizerSpec(str(folder)).load())
-    served.write(folder)
-    return served
-
-
-def lines(path: Path, rows: Sequence[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return path
-
-
-def listed(path: Path, rows: Sequence[Any]) -> Path:
-    path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text("utf-8")
-    return list(json.loads(text)) if path.suffix == ".json" else [json.loads(line) for line in text.split("\n") if line]
-
-
-def write(
-    name: str, prompts: Path, out: Path, served: Serving, sampler: Any, save_every: int = 64, **options: Any
-) -> int:
-    asking = Asking(sampler, ChatEncoder(served.tokenizer, mask="completion"), **options)
-    return write_answers(FORMATS[name], prompts, out, served, asking, save_every)
+    return served_policy(tmp_path_factory.mktemp("model"))
 
 
 def test_alpaca_eval_gets_a_list_of_rows(tmp_path: Path, served: Serving) -> None:
@@ -313,82 +245,3 @@ def test_the_command_answers_by_any_sampler(tmp_path: Path, served: Serving, cap
     assert "0 questions asked" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'mtbench' is unknown; the formats are alpaca_eval, arena_hard, mt_bench"):
         main(["--format", "mtbench", *common[2:], "--out", str(out)])
-
-
-# --- the tools' own code reads what was written
-
-
-def test_alpaca_eval_itself_reads_and_merges_the_answers(tmp_path: Path, served: Serving) -> None:
-    utils = pytest.importorskip("alpaca_eval.utils", reason="needs AlpacaEval: pip install alpaca_eval")
-    annotators = pytest.importorskip("alpaca_eval.annotators")
-    questions = listed(tmp_path / "q.json", ALPACA)
-    for model in ("ours", "theirs"):
-        write("alpaca_eval", questions, tmp_path / f"{model}.json", served, Echo())
-    frame = utils.load_or_convert_to_dataframe(tmp_path / "ours.json")
-    assert utils.get_generator_name(None, frame) == "ours"
-    assert frame["instruction"].tolist() == [row["instruction"] for row in ALPACA]
-    seen: list[Any] = []
-
-    class Judge(annotators.PairwiseAnnotator):  # type: ignore[name-defined,misc]
-        """Everything but the call of the judging model."""
-
-        def __init__(self) -> None:
-            self.input_keys, self.output_keys = ["instruction"], ["output_1", "output_2"]
-
-        def __call__(self, to_annotate: Any, **options: Any) -> Any:
-            seen.append(to_annotate)
-            return to_annotate
-
-    theirs = utils.load_or_convert_to_dataframe(tmp_path / "theirs.json")
-    Judge().annotate_head2head(outputs_1=theirs, outputs_2=frame)
-    assert len(seen[0]) == 3
-    assert set(seen[0]["generator_2"]) == {"ours"}
-    assert seen[0]["output_2"].tolist() == [f"to {row['instruction']}" for row in ALPACA]
-
-
-def test_fastchat_itself_reads_the_questions_and_the_answers(tmp_path: Path, served: Serving) -> None:
-    common = pytest.importorskip(
-        "fastchat.llm_judge.common", reason="needs FastChat: pip install fschat openai anthropic"
-    )
-    questions = lines(tmp_path / "question.jsonl", MT)
-    out = tmp_path / "model_answer" / "ours.jsonl"
-    write("mt_bench", questions, out, served, Echo())
-    loaded = common.load_questions(str(questions), None, None)
-    answers = common.load_model_answers(str(out.parent))
-    assert answers.keys() == {"ours"}
-    two_turns = loaded[:3]
-    common.check_data(two_turns, answers, {}, ["ours"], {})
-    matches = [
-        common.MatchSingle(question, "ours", answers["ours"][question["question_id"]], None, multi_turn=True)
-        for question in two_turns
-    ]
-    assert [match.answer["choices"][0]["turns"][1] for match in matches] == ["to w4", "to w6", "to w8"]
-
-
-def test_fastchat_has_the_same_temperatures() -> None:
-    common = pytest.importorskip(
-        "fastchat.llm_judge.common", reason="needs FastChat: pip install fschat openai anthropic"
-    )
-    from lion_lightning.evaluation.formats.mt_bench import TEMPERATURES
-
-    assert {name: common.temperature_config[name] for name in TEMPERATURES} == TEMPERATURES
-
-
-def test_arena_hard_itself_reads_the_questions_and_the_answers(
-    tmp_path: Path, served: Serving, monkeypatch: Any
-) -> None:
-    """It is on no package index, so the test needs a checkout: ``LION_ARENA_HARD=.../arena-hard-auto``."""
-    if "LION_ARENA_HARD" not in os.environ:
-        pytest.skip("needs LION_ARENA_HARD, the folder of a checkout of lmarena/arena-hard-auto")
-    monkeypatch.syspath_prepend(os.environ["LION_ARENA_HARD"])
-    tool = pytest.importorskip("utils.completion", reason="Arena-Hard's own requirements are not all installed")
-    questions, out = lines(tmp_path / "question.jsonl", ARENA), tmp_path / "model_answer" / "ours.jsonl"
-    write("arena_hard", questions, out, served, Echo())
-    tool.reorg_answer_file(str(out))
-    answers = tool.load_model_answers(str(out.parent))
-    assert answers.keys() == {"ours"}
-    for question in tool.load_questions(str(questions)):  # what gen_judgment.py puts into the judge's prompt
-        answer = answers["ours"][question["uid"]]
-        assert answer["messages"][-1]["content"]["answer"] == f"to {question['prompt']}"
-        assert answer["model"] == "ours"
-    assert write("arena_hard", questions, out, served, Echo()) == 0  # sorted by the tool, and still whole
