@@ -3,7 +3,7 @@
 ``python -m lion_lightning.demo OUT`` writes:
 
 - ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, not all
-  that is trained on is right: a third of the answers are plausible mistakes.
+  that is trained on is right: a quarter of the answers are plausible mistakes.
 - ``preferences.jsonl`` and ``preferences_validation.jsonl``: to each prompt a right answer and a plausible mistake.
 - ``prompts.jsonl`` to train online, ``questions.jsonl`` to evaluate with: the right answer stands beside the question.
 - ``model``: a byte-level tokenizer with a ChatML template, and the config of a tiny Llama without weights: a policy
@@ -52,13 +52,13 @@ FILES = (
 
 def write_demo(
     out: str | Path,
-    train: int = 6000,
-    validation: int = 300,
+    train: int = 5000,
+    validation: int = 330,
     seed: int = 0,
-    preferences: int = 6000,
-    prompts: int = 4000,
-    questions: int = 600,
-    slips: float = 0.35,
+    preferences: int = 4000,
+    prompts: int = 3500,
+    questions: int = 1100,
+    slips: float = 0.25,
 ) -> None:
     """Write the task's data, tokenizer and model config.
 
