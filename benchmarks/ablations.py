@@ -1,0 +1,250 @@
+"""What each choice of the recipe is worth, on the made-up task: one change at a time, over the seeds of a run.
+
+    make demo                                   # or: lion run configs/pipeline.yaml
+    python benchmarks/ablations.py --run configs/pipeline.yaml --out runs/ablations
+
+Starts from the stages of a finished `lion run`: a change to SFT trains from scratch again, one to DPO starts from the
+run's SFT, one to online DPO from its DPO. All else is the run's. Stopped, it goes on with the same command. It prints
+a table (held-out accuracy, difference to the run's own stage seed by seed, both with 95% intervals over the seeds,
+held-out loss, speed) and writes table.md and ablations.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from lion_lightning.evaluation.intervals import Interval, mean_interval
+from lion_lightning.pipeline.configs import Config, merged, placed, starting_from
+from lion_lightning.pipeline.plan import Plan, StagePlan, read_plan
+from lion_lightning.pipeline.run import Runner
+from lion_lightning.report.logs import Stage, read_stage
+
+
+class Variant(NamedTuple):
+    """One change.
+
+    Attributes:
+        stage: The stage that is changed.
+        name: Of the change, and of its folder.
+        change: Laid over the stage's config.
+        start: The stage that it starts from; None for the one before.
+    """
+
+    stage: str
+    name: str
+    change: Config
+    start: str | None = None
+
+
+def _model(**arguments: Any) -> Config:
+    return {"model": {"init_args": arguments}}
+
+
+def _data(**arguments: Any) -> Config:
+    return {"data": {"init_args": arguments}}
+
+
+def _beta(beta: float) -> Config:
+    losses = [
+        {"class_path": "lion_lightning.losses.SigmoidLoss", "init_args": {"beta": beta}},
+        {"class_path": "lion_lightning.losses.ChosenNLLLoss"},
+    ]
+    return _model(loss={"init_args": {"losses": losses}})
+
+
+def _share(fraction: float) -> Config:
+    return _data(sources=[{"path": "runs/demo/preferences.jsonl", "fraction": fraction}])
+
+
+def _sampling(**arguments: Any) -> Config:
+    return {"sampling": arguments}
+
+
+ONLY_DPO = _model(loss={"class_path": "lion_lightning.losses.SigmoidLoss", "init_args": {"beta": 0.1}})
+ONLY_NLL = _model(loss={"class_path": "lion_lightning.losses.ChosenNLLLoss"})
+
+VARIANTS = (
+    Variant("sft", "padding, not packing", _model(policy={"attention": "sdpa"})),
+    Variant("sft", "loss on all tokens", _data(mask="none")),
+    Variant("sft", "rows of 64 tokens", _data(max_length=64, batch_size=6)),
+    Variant("sft", "rows of 384 tokens", _data(max_length=384, batch_size=1)),
+    Variant("dpo", "10% of the pairs", _share(0.1)),
+    Variant("dpo", "30% of the pairs", _share(0.3)),
+    Variant("dpo", "beta 0.01", _beta(0.01)),
+    Variant("dpo", "beta 0.5", _beta(0.5)),
+    Variant("dpo", "DPO's loss alone, lr 1e-4", merged(ONLY_DPO, _model(optimizer={"init_args": {"lr": 1e-4}}))),
+    Variant("dpo", "chosen answers' NLL alone", ONLY_NLL),
+    Variant("online_dpo", "offline: the pairs of DPO again", {}, "dpo"),
+    Variant("online_dpo", "online, straight from SFT", {}, "sft"),
+    Variant("online_dpo", "without the prompts' own answers", _sampling(original_chosen=0.0)),
+)
+
+
+def plan_of(base: Plan, out: Path, variants: Sequence[Variant]) -> Plan:
+    """The variants as stages that start from the stages of a run.
+
+    Args:
+        base: The run's plan.
+        out: Where the variants go.
+        variants: What to change.
+    """
+    chains = []
+    for chain in base.chains:
+        stages = {stage.name: stage for stage in chain}
+        chains += [[_stage(stages, variant, out / chain[0].folder.parent.name)] for variant in variants]
+    return Plan(out, chains, base.workers)
+
+
+def _stage(stages: dict[str, StagePlan], variant: Variant, out: Path) -> StagePlan:
+    offline = variant.name.startswith("offline")
+    own = stages["dpo" if offline else variant.stage]
+    config = _changed(own.config, dict(variant.change))
+    folder = out / variant.stage / variant.name.replace(" ", "-").replace(",", "").replace("%", "pc").replace("'", "")
+    start = stages[variant.start].folder if variant.start else own.start
+    if start:
+        config = starting_from(config, start / "export")
+    return StagePlan(variant.name, folder, placed(config, folder), start, own.evaluate)
+
+
+def _changed(config: Config, change: Config) -> Config:
+    sampling = change.pop("sampling", None)
+    changed: Config = merged(config, change)
+    for callback in changed["trainer"]["callbacks"]:
+        if sampling and callback["class_path"].endswith("OnPolicySampling"):
+            callback["init_args"] |= sampling
+    return changed
+
+
+# --- what came of it
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        stage: The stage that was changed.
+        name: The change; the stage's own name for the run's stage itself.
+        accuracy: Mean over the seeds.
+        gain: Difference to the run's stage, seed by seed; None for that itself.
+        loss: Held-out loss at the end, mean over the seeds.
+        speed: Tokens a second over those of the run's stage, mean over the seeds.
+    """
+
+    stage: str
+    name: str
+    accuracy: Interval
+    gain: Interval | None
+    loss: float
+    speed: float
+
+
+def rows(base: Plan, made: Plan, variants: Sequence[Variant]) -> list[Row]:
+    """Read what the stages left.
+
+    Args:
+        base: The run's plan.
+        made: The variants', as :func:`plan_of` gives it.
+        variants: The variants.
+    """
+    table = []
+    for name in dict.fromkeys(variant.stage for variant in variants):
+        own = [read_stage(stage.folder) for chain in base.chains for stage in chain if stage.name == name]
+        table.append(_row(name, "as it is", own, own))
+        for variant in (one for one in variants if one.stage == name):
+            found = [chain[0].folder for chain in made.chains if chain[0].name == variant.name]
+            table.append(_row(name, variant.name, [read_stage(folder) for folder in found], own))
+    return table
+
+
+def _row(stage: str, name: str, found: Sequence[Stage], own: Sequence[Stage]) -> Row:
+    right = [one.evaluation["accuracy"]["estimate"] for one in found]
+    base = [one.evaluation["accuracy"]["estimate"] for one in own]
+    gain = None if found is own else mean_interval([a - b for a, b in zip(right, base, strict=True)])
+    speed = fmean(_speed(a) / _speed(b) for a, b in zip(found, own, strict=True))
+    return Row(stage, name, mean_interval(right), gain, fmean(_last(one, "val/loss") for one in found), speed)
+
+
+def _speed(stage: Stage) -> float:
+    values = list(stage.curves["perf/tokens_per_second"].values())
+    return fmean(values[len(values) // 2 :])
+
+
+def _last(stage: Stage, key: str) -> float:
+    return list(stage.curves[key].values())[-1]
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """The table, in Markdown.
+
+    Args:
+        table: Its lines.
+    """
+    lines = ["| stage | change | accuracy | difference | held-out loss | tokens/s |", "|---|---|---|---|---|---|"]
+    for row in table:
+        gain = _interval(row.gain, "{:+.3f}") if row.gain else ""
+        figures = f"{_interval(row.accuracy, '{:.3f}')} | {gain} | {row.loss:.3f} | {row.speed:.2f}x"
+        lines.append(f"| {row.stage} | {row.name} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(found: Interval, form: str) -> str:
+    return f"{form.format(found.estimate)} [{form.format(found.low)}, {form.format(found.high)}]"
+
+
+def draw(table: Sequence[Row], path: Path) -> None:
+    """Draw the differences with their intervals.
+
+    Args:
+        table: The lines.
+        path: Where to.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    changed = [row for row in table if row.gain]
+    figure, axes = plt.subplots(figsize=(7.5, 0.36 * len(changed) + 1), layout="constrained")
+    colours = {"sft": "#8a8f98", "dpo": "#3b6fb6", "online_dpo": "#e07b1f"}
+    for place, row in enumerate(changed):
+        assert row.gain
+        mean, low, high = row.gain
+        axes.barh(-place, mean, color=colours.get(row.stage, "#3d9a6c"))
+        axes.errorbar(mean, -place, xerr=[[mean - low], [high - mean]], color="#222", capsize=3, linewidth=1)
+    axes.set_yticks(
+        [-place for place in range(len(changed))], [f"{row.stage}: {row.name}" for row in changed], fontsize=8
+    )
+    axes.axvline(0, color="#222", linewidth=0.8)
+    axes.set_xlabel("change of the held-out accuracy (95% over the seeds)", fontsize=8)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--run", type=Path, default=Path("configs/pipeline.yaml"), help="pipeline file of a finished run"
+    )
+    parser.add_argument("--run-out", help="that run's folder, if not the file's")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--only", nargs="+", help="stages to change")
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    base = read_plan(options.run, {"out": options.run_out} if options.run_out else None)
+    variants = [variant for variant in VARIANTS if not options.only or variant.stage in options.only]
+    made = plan_of(base, options.out, variants)
+    Runner(made).run()
+    table = rows(base, made, variants)
+    print(markdown(table))
+    (options.out / "table.md").write_text(markdown(table))
+    draw(table, options.out / "ablations.png")
+
+
+if __name__ == "__main__":
+    main()
