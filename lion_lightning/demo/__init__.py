@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -80,6 +80,7 @@ def write_demo(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     random, taken = Random(seed), set[str]()
+    makers: tuple[Callable[[int, Random, set[str]], list[Row]], ...]
     makers = (make_rows, partial(make_rows, slips=slips), make_pairs, make_pairs, make_prompts, make_prompts)
     counts = (validation, train, validation, preferences, prompts, questions)
     for name, make, count in zip(FILES, makers, counts, strict=True):

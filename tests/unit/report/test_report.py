@@ -1,0 +1,113 @@
+"""`lion report`: what the logs on disk say, and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lion_lightning.cli import main
+from lion_lightning.report.accuracy import accuracy_of
+from lion_lightning.report.logs import Chain, read_run, read_stage
+from lion_lightning.report.page import Cell, page, table
+
+PNG = b"\x89PNG\r\n"
+
+
+def log(folder: Path, rows: list[dict[str, float]], version: int = 0) -> None:
+    path = folder / "lightning_logs" / f"version_{version}" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def stage(folder: Path, right: float, kinds: dict[str, float], answer: str = "tako") -> None:
+    log(folder, [{"step": 9, "train/loss": 2.0}, {"step": 19, "train/loss": 1.0, "val/loss": 1.5}])
+    results = {"estimate": right, "low": 0.0, "high": 1.0, "count": 10}
+    by = {kind: {"estimate": value, "low": 0.0, "high": 1.0, "count": 5} for kind, value in kinds.items()}
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "results.json").write_text(json.dumps({"accuracy": {**results, "by": by}}))
+    scored = {"question": "Say <b>.", "answer": answer, "score": float(answer == "tako")}
+    (folder / "evaluation" / "scored.jsonl").write_text(json.dumps(scored) + "\n")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Three seeds of two stages; seed 10 comes after seed 2."""
+    for seed, sft, dpo in ((0, 0.4, 0.5), (2, 0.5, 0.7), (10, 0.6, 0.9)):
+        stage(tmp_path / f"seed-{seed}" / "sft", sft, {"spell": sft - 0.1, "sort": sft + 0.1}, "toka")
+        stage(tmp_path / f"seed-{seed}" / "dpo", dpo, {"spell": dpo - 0.1, "sort": dpo + 0.1})
+        dpo_folder = tmp_path / f"seed-{seed}" / "dpo"
+        log(dpo_folder, [{"step": 9, "train/rewards/margin": 0.5, "train/rewards/accuracy": 0.75}], version=1)
+    return tmp_path
+
+
+def test_accuracies_and_gains_are_means_over_the_seeds_with_t_intervals(run: Path) -> None:
+    accuracy = accuracy_of(read_run(run))
+    assert accuracy is not None
+    assert (accuracy.stages, accuracy.kinds, accuracy.seeds) == (["sft", "dpo"], ["spell", "sort"], 3)
+    assert accuracy.values("dpo") == [0.5, 0.7, 0.9]
+    # gains 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, and t is 4.303 with two degrees of freedom
+    gain = accuracy.gain("dpo")
+    assert gain is not None
+    assert gain.estimate == pytest.approx(0.2)
+    assert gain.high - gain.estimate == pytest.approx(4.3027 * 0.1 / 3**0.5, abs=1e-4)
+    assert accuracy.gain("sft") is None
+    assert accuracy.of_kind("dpo", "spell").estimate == pytest.approx(0.6)
+
+
+def test_seeds_are_in_the_order_of_numbers_and_stages_in_that_of_their_begin(run: Path) -> None:
+    chains = read_run(run)
+    assert [chain.name for chain in chains] == ["seed-0", "seed-2", "seed-10"]
+    assert all([stage.name for stage in chain.stages] == ["sft", "dpo"] for chain in chains)
+
+
+def test_where_a_resumed_run_logged_a_step_again_the_later_value_holds(tmp_path: Path) -> None:
+    log(tmp_path, [{"step": 9, "train/loss": 3.0}, {"step": 19, "train/loss": 2.5}], version=2)
+    log(tmp_path, [{"step": 19, "train/loss": 2.0}, {"step": 29, "train/loss": 1.0}], version=10)
+    assert read_stage(tmp_path).curves == {"train/loss": {9: 3.0, 19: 2.0, 29: 1.0}}
+
+
+def test_the_page_says_what_was_measured_and_shows_answers_as_text(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"wrote {run / 'report.html'}\n"
+    text = (run / "report.html").read_text()
+    assert "0.500 [0.252, 0.748]" in text  # SFT: 0.4, 0.5, 0.6
+    assert "+0.200 [-0.048, +0.448]" in text
+    assert "Say &lt;b&gt;." in text
+    assert '<td class="a wrong">toka</td><td class="a right">tako</td>' in text
+    assert len(re.findall("data:image/png;base64,", text)) == 2  # accuracies and curves; no rounds
+    assert "http" not in text  # one file: nothing is fetched
+    assert (run / "report.png").read_bytes()[:6] == PNG
+
+
+def test_a_single_fit_without_evaluation_gets_a_report_too(tmp_path: Path) -> None:
+    log(tmp_path / "run", [{"step": 1, "train/loss": 2.0}])
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert "Held-out accuracy" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_no_accuracy_is_claimed_if_a_seed_lacks_it(run: Path) -> None:
+    (run / "seed-2" / "dpo" / "evaluation" / "results.json").unlink()
+    assert accuracy_of(read_run(run)) is None
+
+
+def test_a_folder_without_logs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no stage has logged anything there (no metrics.csv)" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "none is no folder" in capsys.readouterr().err
+
+
+def test_cells_are_escaped() -> None:
+    assert table(["a<"], [["<script>", Cell("1 & 2", "n")]]) == (
+        '<table><tr><th>a&lt;</th></tr><tr><td>&lt;script&gt;</td><td class="n">1 &amp; 2</td></tr></table>'
+    )
+    assert "<title>a &amp; b</title>" in page("a & b", [Chain("run", [])], None, [])
