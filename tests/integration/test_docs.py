@@ -13,6 +13,7 @@ import yaml
 from lion_lightning.cli import main
 from lion_lightning.data.formats import recognise
 from lion_lightning.demo import write_demo
+from lion_lightning.pipeline.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,6 +65,26 @@ def test_yaml_examples_are_valid_configs(text: str, folder: Path, capsys: pytest
     printed = yaml.safe_load(capsys.readouterr().out)
     for section, expected in config.items():
         assert_holds(printed[section], expected)
+
+
+@pytest.mark.parametrize("text", blocks("yaml-pipeline"))
+def test_pipeline_examples_are_plans_of_valid_configs(
+    text: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "mine.yaml").write_text(text)
+    plan = read_plan(folder / "mine" / "mine.yaml")
+    assert [len(chain) for chain in plan.chains] == [3, 3, 3]
+    for stage in plan.chains[1]:
+        (folder / "stage.yaml").write_text(yaml.safe_dump(stage.config))
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "-c", "stage.yaml", "--print_config"])
+        assert stop.value.code in (0, None)
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["seed_everything"] == printed["data"]["init_args"]["seed"] == 1
+    assert printed["model"]["init_args"]["policy"]["path"] == "runs/mine/seed-1/dpo/export"
+    assert printed["trainer"]["default_root_dir"] == "runs/mine/seed-1/online_dpo"
 
 
 def assert_holds(actual: Any, expected: Any) -> None:
