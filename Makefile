@@ -18,12 +18,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lora]'
 	@touch $@
 
-demo: $(READY)  ## all stages with a small model on a made-up task: no network, no GPU, about three minutes
+demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task: no network, no GPU, under six minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m lion_lightning.demo $(DEMO)
-	HF_HUB_OFFLINE=1 $(BIN)/lion fit -c configs/sft.yaml
-	HF_HUB_OFFLINE=1 $(BIN)/lion fit -c configs/dpo.yaml
-	HF_HUB_OFFLINE=1 $(BIN)/lion fit -c configs/online_dpo.yaml
-	$(BIN)/lion rounds runs/online_dpo/rounds
+	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml
 
 test: $(READY)  ## the default tests: no network, no GPU, under three minutes
 	$(PYTEST) -n 2

@@ -8,12 +8,13 @@ from lion_lightning.report import figures
 from lion_lightning.report.accuracy import accuracy_of
 from lion_lightning.report.logs import read_run
 from lion_lightning.report.page import Picture, page
+from lion_lightning.report.terminal import show
 
 __all__ = ["write_report"]
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write ``report.html``, with all pictures in it, and ``report.png``, an overview.
+    """Write ``report.html``, with all pictures in it, and ``report.png``, an overview; print accuracies.
 
     Args:
         folder: Of ``lion run``, or a trainer's ``default_root_dir``.
@@ -37,5 +38,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.png").write_bytes(figures.overview(chains, accuracy))
     path = out / "report.html"
+    if accuracy:
+        show(accuracy)
     path.write_text(page(f"lion_lightning: {folder}", chains, accuracy, pictures), encoding="utf-8")
     return path

@@ -74,10 +74,13 @@ def test_where_a_resumed_run_logged_a_step_again_the_later_value_holds(tmp_path:
 
 
 def test_the_page_says_what_was_measured_and_shows_answers_as_text(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out == f"wrote {run / 'report.html'}\n"
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"wrote {run / 'report.html'}\n")
+    assert "+0.200 [-0.048, +0.448]" in printed
     text = (run / "report.html").read_text()
     assert "0.500 [0.252, 0.748]" in text  # SFT: 0.4, 0.5, 0.6
     assert "+0.200 [-0.048, +0.448]" in text
