@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
+    from lion_lightning.chat import require_model
     from lion_lightning.evaluation.run import RESULTS, Evaluation, evaluate
 
     parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, exit_on_error=False)
@@ -26,6 +27,8 @@ def main(arguments: list[str]) -> None:
     given = parser.instantiate(parser.parse_args(arguments))
     settings = {name: value for name, value in vars(given).items() if name != "config"}
     asked = Evaluation(**settings)
+    for model in filter(None, (asked.model, asked.reference, asked.against)):
+        require_model(model)
     show(evaluate(asked))
     print(f"wrote {asked.out / RESULTS}")
 
@@ -47,20 +50,29 @@ def show(results: dict[str, Any]) -> None:
 
 def _rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for part in ("loss", "rewards"):
-        for name, value in results.get(part, {}).items():
-            yield f"{part}: {name.removeprefix('rewards/')}", f"{value:.4g}", "", ""
+        yield from (_figure(f"{part}: {name}", value) for name, value in results.get(part, {}).items())
     if found := results.get("accuracy"):
-        yield _row("score", found)
-        yield from (_row(f"  {kind}", one) for kind, one in found["by"].items())
-        for name, form in (("length", "{:.1f} characters"), ("unfinished", "{:.1%}"), ("empty", "{:.1%}")):
-            yield f"answers: {name}", form.format(found[name]), "", ""
+        yield _interval("score", found)
+        yield from (_interval(f"  {kind}", one) for kind, one in found["by"].items())
+        yield "answers: length", f"{found['length']:.1f} characters", "", ""
+        yield from (_share(f"answers: {name}", found[name]) for name in ("unfinished", "empty"))
     if found := results.get("win_rate"):
-        yield _row(f"win rate against {found['against']}", found["win_rate"])
+        yield _interval(f"win rate against {found['against']}", found["win_rate"])
         if found["like_length"]:
-            yield _row("  answers of like length", found["like_length"])
-        for name in ("ties", "disagreements"):
-            yield f"  {name}", f"{found[name]:.1%}", "", ""
+            yield _interval("  answers of like length", found["like_length"])
+        yield from (_share(f"  {name}", found[name]) for name in ("ties", "disagreements"))
+        yield "  lengths", "{:.1f} and {:.1f} characters".format(*found["lengths"]), "", ""
 
 
-def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+def _figure(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, dict):
+        return _interval(name, value)
+    return name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", "", ""
+
+
+def _interval(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     return name, f"{found['estimate']:.3f}", f"[{found['low']:.3f}, {found['high']:.3f}]", str(found["count"])
+
+
+def _share(name: str, share: float) -> tuple[str, ...]:
+    return name, f"{share:.1%}", "", ""

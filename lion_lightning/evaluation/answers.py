@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from lion_lightning.cache import writing
+from lion_lightning.cache import replacing, writing
 from lion_lightning.data.readers import digest
 from lion_lightning.models.serving import Serving
 from lion_lightning.sampling.base import Following, Sampler
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
+
+KEY = "answers_of"
+"""Key of a file's first line, which says whose answers follow."""
 
 
 def answer(
@@ -36,42 +41,51 @@ def answer(
         seed: Of the draws; each chunk has its own, so that a resumed call draws what an unbroken one would have.
         keep: JSONL file to keep the answers in: a line that says whose they are, then one a prompt. If it holds those
             of another model, sampler, seed or prompts, it is written anew. None keeps nothing.
-        chunk_size: Prompts answered, and saved, together.
+        chunk_size: Prompts answered, and saved, together; a part of a chunk is answered again.
 
     Raises:
-        ValueError: If the sampler gives too few answers, or the file cannot be written.
+        ValueError: If the sampler gives too few answers, or the file cannot be written or holds something else.
     """
     identity = _identity(served, prompts, sampler, seed, chunk_size)
-    found = _found(keep, identity)[: len(prompts)] if keep else []
-    found = found[: len(found) // chunk_size * chunk_size] if len(found) < len(prompts) else found
+    found = _found(keep, identity) if keep else []
+    if len(found) < len(prompts):
+        found = found[: len(found) // chunk_size * chunk_size]
     if keep and found:
         logger.info("%s: %d of %d answers were there", keep, len(found), len(prompts))
     if len(found) == len(prompts):
         return found
     if keep:
         _begin(keep, identity, prompts, found)
-    starts = range(len(found), len(prompts), chunk_size)
-    if isinstance(sampler, Following):
-        sampler.open(served)
-    try:
-        for start in tqdm(starts, "answers", unit=" chunks", delay=2):
+    with _open(sampler, served), tqdm(desc="answers", total=len(prompts), initial=len(found)) as bar:
+        for start in range(len(found), len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
-            made = _asked(sampler, chunk, seed + start)
+            made = _asked(sampler, chunk, int(np.random.SeedSequence([seed, start]).generate_state(1)[0]))
             found += made
             if keep:
                 _append(keep, chunk, made)
-    finally:
-        if isinstance(sampler, Following):
-            sampler.close()
+            bar.update(len(chunk))
     return found
+
+
+@contextmanager
+def _open(sampler: Sampler, served: Serving) -> Iterator[None]:
+    if not isinstance(sampler, Following):
+        yield
+        return
+    sampler.open(served)
+    try:
+        yield
+    finally:
+        sampler.close()
 
 
 def _asked(sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> list[Answer]:
     given = list(sampler.sample(prompts, 1, seed))
     if len(given) != len(prompts) or not all(len(row) == 1 for row in given):
-        name = type(sampler).__name__
+        counts = sorted({len(row) for row in given})
         raise ValueError(
-            f"{name} was asked for one answer to each of {len(prompts)} prompts, and gave {len(given)} rows"
+            f"{type(sampler).__name__} was asked for one answer to each of {len(prompts)} prompts, and gave "
+            f"{len(given)} rows of {counts} answers; give a row of one answer to each"
         )
     return [_plain(row[0]) for row in given]
 
@@ -94,31 +108,47 @@ def _identity(served: Serving, prompts: Sequence[Prompt], sampler: Any, seed: in
 def _found(path: Path, identity: str) -> list[Answer]:
     if not path.exists():
         return []
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-    if not whole or whole[0].get("answers_of") != identity:
-        logger.info("%s: answers of another model, or to other prompts; asked anew", path)
+    whole = path.read_bytes().split(b"\n")[:-1]  # a killed run may leave half a line, and half a letter
+    if not whole:
         return []
-    return [
-        Answer(row["answer"], row["finish_reason"], tuple(row["token_ids"]) if row["token_ids"] else None)
-        for row in whole[1:]
-    ]
+    if not whole[0].startswith(f'{{"{KEY}"'.encode()):
+        raise ValueError(f"{path} holds no answers of an evaluation; give another `out`, or move the file away")
+    if json.loads(whole[0])[KEY] != identity:
+        logger.info("%s: answers of another model or sampler, or to other prompts; asked anew", path)
+        return []
+    return [_read(json.loads(line)) for line in whole[1:]]
+
+
+def _read(row: dict[str, Any]) -> Answer:
+    ids = row["token_ids"]
+    return Answer(row["answer"], row["finish_reason"], None if ids is None else tuple(ids))
 
 
 def _begin(path: Path, identity: str, prompts: Sequence[Prompt], found: Sequence[Answer]) -> None:
-    with writing(path, "answers", "give the evaluation another `out`"):
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"answers_of": identity}) + "\n", encoding="utf-8")
-    _append(path, prompts, found)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps({KEY: identity}) + "\n" + _lines(prompts, found), encoding="utf-8")
 
 
 def _append(path: Path, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> None:
-    lines = [_line(prompt, given) for prompt, given in zip(prompts, answers, strict=False)]
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
+    with _writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(_lines(prompts, answers))
 
 
-def _line(prompt: Prompt, given: Answer) -> str:
-    row = {"question": prompt.question, "answer": given.text, **given._asdict()}
-    del row["text"]
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _writing(path: Path) -> Any:
+    return writing(path, "answers", "give the evaluation another `out`")
+
+
+def _lines(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> str:
+    """A row for each answer that is there."""
+    rows = (
+        {
+            "question": prompt.question,
+            "answer": one.text,
+            "finish_reason": one.finish_reason,
+            "token_ids": one.token_ids,
+        }
+        for prompt, one in zip(prompts, answers, strict=False)
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources import Source
+from lion_lightning.evaluation.verdicts import summary
 from lion_lightning.losses.dpo import SigmoidLoss
-from lion_lightning.models.cached import CachedReference
-from lion_lightning.models.references import FrozenReference, Reference
+from lion_lightning.models.references import FrozenReference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.sft import SFTModule
+from lion_lightning.types import PairLogps
+
+logger = logging.getLogger(__name__)
 
 
 def conversation_loss(
@@ -32,53 +37,127 @@ def conversation_loss(
     Args:
         model: A Hugging Face folder or hub id.
         sources: Conversations.
-        max_length: Tokens of a row; longer conversations lose their end, and that is reported.
+        max_length: Tokens of a row; longer conversations lose their end, and that is counted.
         batch_size: Rows of a micro-batch.
+
+    Returns:
+        ``loss``, ``perplexity``, ``accuracy``; ``conversations`` that they come from, ``cut`` ones among them, and
+        those ``left_out`` (duplicates, say).
+
+    Raises:
+        ValueError: If the model or a source cannot be used, or the model has fewer positions than ``max_length``.
     """
     data = SFTDataModule(list(sources), TokenizerSpec(model), max_length=max_length, batch_size=batch_size)
-    return _validated(SFTModule(_policy(model)), data)
+    return {**_validated(SFTModule(PolicySpec(model)), data), **_counts(data, "conversations")}
 
 
 def preference_rewards(
     model: str,
     sources: Sequence[Source],
-    reference: str | None = None,
+    reference: str,
     beta: float = 0.1,
     max_length: int = 2048,
     batch_size: int = 1,
-) -> dict[str, float]:
-    """Share of pairs whose chosen answer has the higher reward, the mean margin, and the DPO loss.
+) -> dict[str, Any]:
+    """Share of pairs whose chosen answer has the higher reward, the margins, and the DPO loss.
+
+    A reward is ``beta`` times the log-ratio of model to reference, summed over the tokens of an answer.
 
     Args:
         model: A Hugging Face folder or hub id.
         sources: Preference pairs.
-        reference: The model that rewards are measured against; without one, all margins are those of the model with
-            itself, so the evaluation asks for it.
+        reference: The model that rewards are measured against, with the same tokenizer.
         beta: Scale of the rewards.
-        max_length: Tokens of a prompt and one answer.
+        max_length: Tokens of a prompt and one answer; longer answers lose their end, and that is counted.
         batch_size: Rows of a micro-batch.
+
+    Returns:
+        ``accuracy`` and ``margin``, each with its bootstrap interval over the pairs; what
+        :class:`~lion_lightning.modules.dpo.DPOModule` logs; ``pairs``, ``cut`` and ``left_out`` ones.
+
+    Raises:
+        ValueError: If a model or a source cannot be used, the model has fewer positions than ``max_length``, or the
+            reference has another tokenizer.
     """
+    _require_same_tokenizer(model, reference)
     data = PreferenceDataModule(list(sources), TokenizerSpec(model), max_length=max_length, batch_size=batch_size)
-    measured: Reference = FrozenReference(_policy(reference)) if reference else CachedReference()
-    return _validated(DPOModule(_policy(model), loss=SigmoidLoss(beta), reference=measured), data)
+    module = _Margins(PolicySpec(model), loss=SigmoidLoss(beta), reference=FrozenReference(PolicySpec(reference)))
+    means = {name.removeprefix("rewards/"): value for name, value in _validated(module, data).items()}
+    won = [(margin > 0) + (margin == 0) / 2 for margin in module.margins]
+    return {**means, "accuracy": summary(won), "margin": summary(module.margins), **_counts(data, "pairs")}
 
 
-def _policy(path: str) -> PolicySpec:
-    return PolicySpec(path=path)
+class _Margins(DPOModule):
+    """Remembers the margin of every pair: an interval needs more than their mean."""
+
+    margins: list[float]
+
+    def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
+        self.margins += self.loss.rewards(policy, reference).margin.tolist()
+        return super().pair_metrics(policy, reference)
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self.margins = []
 
 
 def _validated(module: AlignmentModule, data: PackedDataModule) -> dict[str, float]:
-    """Validate on all that the sources hold, quietly; nothing is written but caches."""
-    data.prepare_data()
-    data.setup()
-    assert data.train is not None
-    hushed = logging.getLogger("lightning.pytorch")
-    level = hushed.level
-    hushed.setLevel(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(logger=False, enable_checkpointing=False, default_root_dir=Path(folder), devices=1)
-            found: list[Any] = trainer.validate(module, data.loader(data.train, shuffle=False), verbose=False)
-    finally:
-        hushed.setLevel(level)
+    """Validate on all that the sources hold, quietly; nothing is written but the cache of tokens."""
+    _require_positions(module, data.max_length)
+    on_gpu = torch.cuda.is_available()
+    with _hushed("lightning.pytorch", "lion_lightning.data.base"), tempfile.TemporaryDirectory() as folder:
+        data.prepare_data()
+        data.setup()
+        assert data.train is not None
+        trainer = Trainer(
+            accelerator="cuda" if on_gpu else "cpu",
+            devices=1,
+            precision="bf16-mixed" if on_gpu else "32-true",
+            logger=False,
+            enable_checkpointing=False,
+            default_root_dir=folder,
+        )
+        found: list[Any] = trainer.validate(module, data.loader(data.train, shuffle=False), verbose=False)
+    for report in data.train.reports:
+        logger.info("evaluated on %s", report)
     return {name.removeprefix("val/"): float(value) for name, value in found[0].items()}
+
+
+def _counts(data: PackedDataModule, noun: str) -> dict[str, int]:
+    reports = data.train.reports if data.train else []
+    return {
+        noun: sum(report.kept.documents for report in reports),
+        "cut": sum(tally.documents for report in reports for tally in report.cut.values()),
+        "left_out": sum(tally.documents for report in reports for tally in report.lost.values()),
+    }
+
+
+def _require_positions(module: AlignmentModule, max_length: int) -> None:
+    positions = module.max_positions
+    if positions is not None and max_length > positions:
+        raise ValueError(
+            f"max_length is {max_length}, but {module.policy_spec.path} has positions for {positions} tokens; set "
+            f"max_length to {positions} or less"
+        )
+
+
+def _require_same_tokenizer(model: str, reference: str) -> None:
+    if TokenizerSpec(model).load().get_vocab() != TokenizerSpec(reference).load().get_vocab():
+        raise ValueError(
+            f"reference: {reference} has another tokenizer than {model}, so the same ids are other words to it; name "
+            "the model that training started from"
+        )
+
+
+@contextmanager
+def _hushed(*names: str) -> Iterator[None]:
+    """Only warnings of these loggers: they tell of training."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-
-Numbers = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):
@@ -27,18 +24,11 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(
-    values: Sequence[float],
-    statistic: Callable[[Numbers], Numbers] | None = None,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap over items: prompts of an evaluation, say (Efron, 1979).
+def bootstrap(values: Sequence[float], resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Percentile bootstrap of the mean over items: prompts of an evaluation, say (Efron, 1979).
 
     Args:
-        values: ``(items,)`` or ``(items, columns)``, one row an item.
-        statistic: From resampled rows, ``(resamples, items, ...)``, to ``(resamples,)``; None for the mean over items.
+        values: One an item.
         resamples: How many times to draw.
         level: Share of the resamples within the interval.
         seed: Of the draws.
@@ -49,10 +39,11 @@ def bootstrap(
     items = np.asarray(values, dtype=np.float64)
     if not len(items):
         raise ValueError("an interval over no items; evaluate at least one")
-    reckon = statistic or (lambda rows: rows.mean(axis=1))
-    draws = np.random.default_rng(seed).integers(len(items), size=(resamples, len(items)))
-    low, high = np.quantile(reckon(items[draws]), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(reckon(items[None])[0]), float(low), float(high))
+    draws = np.random.default_rng(seed)
+    # One resample at a time: all at once would be thousands of copies of the items.
+    means = [items[draws.integers(len(items), size=len(items))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(items.mean()), float(low), float(high))
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:

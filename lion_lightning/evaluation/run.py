@@ -9,13 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.sources import Source
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.held_out import conversation_loss, preference_rewards
-from lion_lightning.evaluation.verdicts import accuracy, scored, win_rate
+from lion_lightning.evaluation.verdicts import accuracy, kinds, scored, win_rate
 from lion_lightning.judges.base import Judge
+from lion_lightning.models.passes import Process
 from lion_lightning.models.serving import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -39,13 +44,15 @@ class Evaluation:
         preferences: Pairs that rewards are reckoned on; empty for none. They need ``reference``.
         reference: What rewards are measured against, e.g. the export of the stage before.
         prompts: What the model is asked; empty for nothing. They need ``judge``.
-        judge: What scores the answers.
+        judge: What scores each answer; None for nothing.
         sampler: What answers; None for greedy answers of at most 512 tokens by transformers.
         against: Another model, for a win rate on the same prompts.
+        against_judge: What compares the two models' answers; None for ``judge``.
         by: Column of the prompts' rows that names their kind.
         max_length: Tokens of a row of conversations, or of a prompt with one answer.
         beta: Scale of the rewards.
         seed: Of the draws.
+        save_every: Prompts that are answered, and saved, together.
     """
 
     model: str
@@ -57,10 +64,12 @@ class Evaluation:
     judge: Judge | None = None
     sampler: Sampler | None = None
     against: str | None = None
+    against_judge: Judge | None = None
     by: str | None = None
     max_length: int = 2048
     beta: float = 0.1
     seed: int = 0
+    save_every: int = 256
 
     def require_sense(self) -> None:
         """Refuse what cannot be answered, before anything is loaded.
@@ -72,10 +81,12 @@ class Evaluation:
             raise ValueError("nothing to evaluate on; give conversations, preferences or prompts")
         if self.preferences and not self.reference:
             raise ValueError("preferences need a reference to measure rewards against; give reference: FOLDER")
-        if self.prompts and self.judge is None:
+        if self.prompts and not (self.judge or (self.against and self.against_judge)):
             raise ValueError("prompts need a judge to score the answers, e.g. lion_lightning.judges.VerifierJudge")
         if self.against and not self.prompts:
             raise ValueError("against needs prompts, which both models answer")
+        if self.save_every < 1:
+            raise ValueError(f"save_every is {self.save_every}; give at least 1")
 
 
 def evaluate(asked: Evaluation) -> dict[str, Any]:
@@ -94,7 +105,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     results: dict[str, Any] = {"model": asked.model}
     if asked.conversations:
         results["loss"] = conversation_loss(asked.model, asked.conversations, asked.max_length)
-    if asked.preferences:
+    if asked.preferences and asked.reference:
         results["rewards"] = preference_rewards(
             asked.model, asked.preferences, asked.reference, asked.beta, asked.max_length
         )
@@ -108,28 +119,46 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
 
 
 def _answers(asked: Evaluation) -> dict[str, Any]:
-    assert asked.judge is not None
     sampler = asked.sampler or TransformersSampler(SamplingSettings(temperature=0.0))
     prompts, ours = _ask(asked.model, asked, sampler, ANSWERS)
-    scores = [row[0] for row in scored(asked.judge, prompts, [[one] for one in ours])]
-    _keep_scores(asked.out / SCORED, prompts, ours, scores)
-    results = {"accuracy": {**accuracy(scores, prompts, asked.by), **_shape(ours)}}
-    if asked.against:
+    results: dict[str, Any] = {}
+    if asked.judge:
+        scores = [row[0] for row in scored(asked.judge, prompts, [[one] for one in ours])]
+        _keep_scores(asked.out / SCORED, prompts, ours, scores)
+        results["accuracy"] = {**accuracy(scores, prompts, asked.by), **_shape(ours)}
+    judge = asked.against_judge or asked.judge
+    if asked.against and judge:
         # The other model's template may write the same prompts otherwise; what is judged is what was asked.
         _, theirs = _ask(asked.against, asked, sampler, AGAINST)
-        compared = win_rate(asked.judge, prompts, ours, theirs)
-        results["win_rate"] = {"against": asked.against, **compared}
+        results["win_rate"] = {"against": asked.against, **win_rate(judge, prompts, ours, theirs)}
     return results
 
 
 def _ask(model: str, asked: Evaluation, sampler: Sampler, name: str) -> tuple[list[Prompt], list[Answer]]:
     tokenizer = TokenizerSpec(model).load()
-    pool = PromptPool(asked.prompts, tokenizer)
+    prompts = _prompts(asked.prompts, tokenizer)
+    if asked.by:
+        kinds(prompts, asked.by)  # a missing column is found before the work, not after it
+    served = _served(model, tokenizer)
+    return prompts, answer(served, prompts, sampler, asked.seed, asked.out / name, asked.save_every)
+
+
+def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    pool = PromptPool(sources, tokenizer)
     for cause, count in pool.left_out.items():
         logger.info("prompts left out, %s: %d", cause, count)
-    prompts = [one.prompt for one in pool.take(range(len(pool)))]
-    served = Serving(PolicySpec(model).build().eval(), tokenizer)
-    return prompts, answer(served, prompts, sampler, asked.seed, asked.out / name)
+    chunks = range(0, len(pool), 1000)
+    places = (range(start, min(start + 1000, len(pool))) for start in chunks)
+    bar = tqdm(places, "reading prompts", len(chunks), unit="k", delay=2)
+    return [one.prompt for part in bar for one in pool.take(part)]
+
+
+def _served(model: str, tokenizer: PreTrainedTokenizerBase) -> Serving:
+    """The model on the GPU in bf16 where there is one, else on the CPU in fp32, as `lion chat` has it."""
+    on_gpu = torch.cuda.is_available()
+    policy = PolicySpec(model, dtype="bfloat16" if on_gpu else "float32").build()
+    device = "cuda" if on_gpu else "cpu"
+    return Serving(policy.to(device).eval(), tokenizer, Process(device))
 
 
 def _shape(answers: Sequence[Answer]) -> dict[str, float]:
@@ -147,5 +176,5 @@ def _keep_scores(path: Path, prompts: Sequence[Prompt], answers: Sequence[Answer
         {"question": prompt.question, "answer": one.text, "score": score, "row": dict(prompt.row)}
         for prompt, one, score in zip(prompts, answers, scores, strict=True)
     )
-    with replacing(path) as draft:
+    with writing(path, "scores", "give another `out`"), replacing(path) as draft:
         draft.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), "utf-8")

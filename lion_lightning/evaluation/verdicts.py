@@ -27,11 +27,29 @@ def accuracy(scores: Sequence[float], prompts: Sequence[Prompt], by: str | None 
     Raises:
         ValueError: If a row has no such column.
     """
-    kinds: dict[str, list[float]] = {}
-    for prompt, score in zip(prompts, scores, strict=True):
-        if by is not None:
-            kinds.setdefault(_kind(prompt, by), []).append(score)
-    return {**summary(scores), "by": {kind: summary(found) for kind, found in kinds.items()}}
+    found: dict[str, list[float]] = {}
+    if by is not None:
+        for kind, score in zip(kinds(prompts, by), scores, strict=True):
+            found.setdefault(kind, []).append(score)
+    return {**summary(scores), "by": {kind: summary(values) for kind, values in found.items()}}
+
+
+def kinds(prompts: Sequence[Prompt], by: str) -> list[str]:
+    """What kind each prompt is of.
+
+    Args:
+        prompts: What is asked.
+        by: Column of the prompts' rows that names their kind.
+
+    Raises:
+        ValueError: If a row has no such column; the message names its place.
+    """
+    for prompt in prompts:
+        if by not in prompt.row:
+            raise ValueError(
+                f"{prompt.where}: there is no column {by!r} to group by; the row has {', '.join(prompt.row) or 'none'}"
+            )
+    return [str(prompt.row[by]) for prompt in prompts]
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -78,8 +96,10 @@ def win_rate(
         changes with the order), as shares of the prompts; mean ``lengths`` in characters; ``like_length``.
     """
     pairs = list(zip(ours, theirs, strict=True))
-    forward = [_preferred(*row) for row in scored(judge, prompts, pairs)]
-    backward = [-_preferred(*row) for row in scored(judge, prompts, [(b, a) for a, b in pairs])]
+    # In one call, so that a judge that holds a model loads it once.
+    both = scored(judge, [*prompts, *prompts], [*pairs, *((b, a) for a, b in pairs)])
+    forward = [_preferred(*row) for row in both[: len(pairs)]]
+    backward = [-_preferred(*row) for row in both[len(pairs) :]]
     worth = [0.5 + (one + other) / 4 for one, other in zip(forward, backward, strict=True)]
     like = [value for value, (a, b) in zip(worth, pairs, strict=True) if _alike(a, b)]
     return {
@@ -108,9 +128,3 @@ def _preferred(ours: float, theirs: float) -> int:
 def _alike(a: Answer, b: Answer) -> bool:
     short, long = sorted((len(a.text), len(b.text)))
     return long == 0 or short / long > 0.8
-
-
-def _kind(prompt: Prompt, column: str) -> str:
-    if column not in prompt.row:
-        raise ValueError(f"{prompt.where}: no column {column!r} to group by; it has {', '.join(sorted(prompt.row))}")
-    return str(prompt.row[column])
