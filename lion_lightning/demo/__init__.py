@@ -56,7 +56,7 @@ def write_demo(
     validation: int = 330,
     seed: int = 0,
     preferences: int = 4000,
-    prompts: int = 3500,
+    prompts: int = 3000,
     questions: int = 1100,
     slips: float = 0.25,
 ) -> None:
