@@ -1,0 +1,154 @@
+"""Held-out losses and rewards against plain forwards of transformers, and what is said of data that does not fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lion_lightning import PolicySpec, Source, TokenizerSpec
+from lion_lightning.demo import make_tokenizer
+from lion_lightning.evaluation.held_out import conversation_loss, preference_rewards
+from lion_lightning.models.serving import Serving
+from tests import tiny
+
+TALKS = (("w3 w4", "w5 w6 w7"), ("w8", "w9"), ("w10 w11 w12", "w13 w14 w15 w16 w17"))
+PAIRS = (("w3 w4", "w5 w6 w7", "w8"), ("w9", "w10", "w11 w12 w13"), ("w20", "w21 w22", "w23 w24"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of one tokenizer, conversations, and pairs."""
+    made = tmp_path_factory.mktemp("held")
+    for seed, name in enumerate(("model", "reference")):
+        tiny.tokenizer_folder(made / name)
+        torch.manual_seed(seed)
+        policy = PolicySpec(config=tiny.config()).build()
+        Serving(policy, TokenizerSpec(str(made / name)).load()).write(made / name)
+    write(made / "talks.jsonl", [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in TALKS])
+    write(
+        made / "pairs.jsonl",
+        [
+            {"prompt": [turn("user", p)], "chosen": [turn("assistant", c)], "rejected": [turn("assistant", r)]}
+            for p, c, r in PAIRS
+        ],
+    )
+    return made
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def source(folder: Path, file: str, **options: Any) -> Source:
+    return Source(str(folder / file), **options)
+
+
+def encoded(folder: Path, question: str, answer: str) -> tuple[Tensor, int]:
+    """Ids of a chat, and how many at its end are trained: the answer's words and the token that ends the turn."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]), len(answer.split()) + 1
+
+
+def plain(folder: Path, name: str, chats: list[tuple[str, str]]) -> list[Tensor]:
+    """Log-probs ``(tokens, vocabulary)`` at the places that predict the trained tokens: one padded forward."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+    ids = [encoded(folder, *chat) for chat in chats]
+    rows = [row for row, _ in ids]
+    with torch.no_grad():
+        logits = model(
+            input_ids=pad_sequence(rows, batch_first=True),
+            attention_mask=pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        ).logits.log_softmax(-1)
+    return [logits[number, len(row) - count - 1 : len(row) - 1] for number, (row, count) in enumerate(ids)]
+
+
+def targets(folder: Path, chats: list[tuple[str, str]]) -> list[Tensor]:
+    return [row[-count:] for row, count in (encoded(folder, *chat) for chat in chats)]
+
+
+def sums(folder: Path, name: str, chats: list[tuple[str, str]]) -> Tensor:
+    """Log-prob of each answer."""
+    both = zip(plain(folder, name, chats), targets(folder, chats), strict=True)
+    return torch.stack([logps.gather(1, wanted[:, None]).sum() for logps, wanted in both])
+
+
+def test_the_loss_is_the_mean_over_all_trained_tokens(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = conversation_loss(str(folder / "model"), [source(folder, "talks.jsonl")], max_length=24)
+    chats = list(TALKS)
+    logps, wanted = torch.cat(plain(folder, "model", chats)), torch.cat(targets(folder, chats))
+    assert len(wanted) == 3 + 1 + 5 + 3  # words, and an end of turn each
+    loss = -logps.gather(1, wanted[:, None]).mean()
+    assert found["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert found["perplexity"] == pytest.approx(loss.exp().item(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx((logps.argmax(1) == wanted).float().mean().item())
+    assert (found["conversations"], found["cut"], found["left_out"]) == (3, 0, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rewards_are_scaled_log_ratios(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, reference = str(folder / "model"), str(folder / "reference")
+    found = preference_rewards(model, [source(folder, "pairs.jsonl")], reference, beta=0.3, max_length=24)
+    sides = [[(prompt, chosen) for prompt, chosen, _ in PAIRS], [(prompt, other) for prompt, _, other in PAIRS]]
+    chosen, rejected = (0.3 * (sums(folder, "model", side) - sums(folder, "reference", side)) for side in sides)
+    margins = chosen - rejected
+    assert found["chosen"] == pytest.approx(chosen.mean().item(), abs=1e-5)
+    assert found["rejected"] == pytest.approx(rejected.mean().item(), abs=1e-5)
+    assert found["margin"]["estimate"] == pytest.approx(margins.mean().item(), abs=1e-5)
+    assert found["accuracy"]["estimate"] == pytest.approx((margins > 0).float().mean().item())
+    assert 0 < found["accuracy"]["estimate"] < 1, "the models should disagree with some pairs"
+    assert found["accuracy"]["count"] == found["pairs"] == 3
+    assert found["loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), abs=1e-5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_measured_against_itself_wins_half(folder: Path) -> None:
+    model = str(folder / "model")
+    found = preference_rewards(model, [source(folder, "pairs.jsonl")], model, max_length=24)
+    assert found["accuracy"]["estimate"] == 0.5
+    assert found["margin"]["low"] == found["margin"]["high"] == 0.0
+
+
+def test_cut_and_doubled_conversations_are_counted(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    twice = [source(folder, "talks.jsonl"), source(folder, "talks.jsonl", name="again")]
+    caplog.set_level(logging.INFO, "lion_lightning")
+    longest = len(encoded(folder, *TALKS[2])[0])
+    found = conversation_loss(str(folder / "model"), twice, max_length=longest - 2)
+    assert (found["conversations"], found["cut"], found["left_out"]) == (3, 1, 3)
+    # The last of the talks has lost its last word and the end of its turn.
+    logps, wanted = plain(folder, "model", list(TALKS)), targets(folder, list(TALKS))
+    kept = [row.gather(1, ids[:, None]) for row, ids in zip(logps, wanted, strict=True)]
+    kept[2] = kept[2][:-2]
+    assert found["loss"] == pytest.approx(-torch.cat(kept).mean().item(), abs=1e-5)
+    assert "evaluated on" in caplog.text
+    assert "duplicate: 3" in caplog.text
+    assert "train" not in caplog.text
+
+
+def test_a_model_of_few_positions_is_told_with_the_fix(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_length is 65, but .* has positions for 64 tokens; set max_length to 64"):
+        conversation_loss(str(folder / "model"), [source(folder, "talks.jsonl")], max_length=65)
+
+
+def test_a_reference_of_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^reference: .* has another tokenizer than .*name the model that training"):
+        preference_rewards(str(folder / "model"), [source(folder, "pairs.jsonl")], str(tmp_path))
