@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from lion_lightning.models.serving import Serving
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.types import Answer, Prompt
 from tests import tiny
+from tests.integration.test_docs import assert_holds
 
-CONFIG = Path(__file__).parents[2] / "configs" / "evaluate.yaml"
+ROOT = Path(__file__).parents[2]
+CONFIG, PAGE = ROOT / "configs" / "evaluate.yaml", ROOT / "docs" / "evaluation.md"
 SHORT = TransformersSampler(SamplingSettings(temperature=0.0, max_new_tokens=3))
 
 
@@ -106,9 +109,22 @@ def test_the_shipped_config_runs_leaves_nothing_about_and_goes_on(
         "results.json",
         "scored.jsonl",
     ]
-    assert main(arguments) == 0
+    assert main([*arguments, "--conversations=[]", "--preferences=[]"]) == 0
     assert capsys.readouterr().err.count("22 of 22 answers were there") == 2
-    assert json.loads((out / "results.json").read_text()) == results
+    again = json.loads((out / "results.json").read_text())
+    assert again == {name: results[name] for name in ("model", "accuracy", "win_rate")}
+
+
+def test_the_example_of_the_docs_is_a_valid_config(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(demo)
+    (example,) = re.findall(r"^```yaml-evaluate\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (demo / "runs" / "example.yaml").write_text(example)
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "-c", "runs/example.yaml", "--print_config"])
+    assert not stop.value.code
+    assert_holds(yaml.safe_load(capsys.readouterr().out), yaml.safe_load(example))
 
 
 def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
