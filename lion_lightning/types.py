@@ -70,7 +70,7 @@ class Sample:
         return sum(len(piece.input_ids) for piece in self.pieces)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's precision plugins (bf16-true, FSDP) make a copy and set its fields
 class PackedBatch:
     """Samples laid end to end in one flat row, with no padding.
 

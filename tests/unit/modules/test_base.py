@@ -147,6 +147,15 @@ def test_bf16_mixed_precision_trains_fp32_weights(tokenizer: TokenizerSpec) -> N
     assert_equal(made.seen[0], exact.seen[0], 0.1)
 
 
+def test_bf16_true_takes_packed_batches_through_lightnings_conversion(tokenizer: TokenizerSpec) -> None:
+    made = module(tokenizer, spec=PolicySpec(config=config(), dtype="bfloat16"))
+    run = fit(made, ROWS[:STEP], accumulate_grad_batches=STEP, precision="bf16-true")
+    assert {p.dtype for p in made.policy_model.parameters()} == {torch.bfloat16}
+    exact = fit(module(tokenizer), ROWS[:STEP], accumulate_grad_batches=STEP)
+    losses = [result.callback_metrics["train/loss"].item() for result in (run, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
 def test_norms_and_biases_take_no_weight_decay(tokenizer: TokenizerSpec) -> None:
     made = module(tokenizer, spec=PolicySpec(config=config("qwen2")), optimizer=lambda g: AdamW(g, weight_decay=0.5))
     groups = made.configure_optimizers().param_groups
