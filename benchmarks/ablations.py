@@ -129,15 +129,15 @@ class Row(NamedTuple):
     Attributes:
         stage: The stage that was changed.
         name: The change; the stage's own name for the run's stage itself.
-        accuracy: Mean over the seeds.
+        accuracy: Mean over the seeds; None if the run's evaluation asks no questions.
         gain: Difference to the run's stage, seed by seed; None for that itself.
-        loss: Held-out loss at the end, mean over the seeds.
+        loss: Held-out loss at the end, mean over the seeds: the evaluation's, on answers alone, if it reckons one.
         speed: Tokens a second over those of the run's stage, mean over the seeds.
     """
 
     stage: str
     name: str
-    accuracy: Interval
+    accuracy: Interval | None
     gain: Interval | None
     loss: float
     speed: float
@@ -162,11 +162,19 @@ def rows(base: Plan, made: Plan, variants: Sequence[Variant]) -> list[Row]:
 
 
 def _row(stage: str, name: str, found: Sequence[Stage], own: Sequence[Stage]) -> Row:
-    right = [one.evaluation["accuracy"]["estimate"] for one in found]
-    base = [one.evaluation["accuracy"]["estimate"] for one in own]
-    gain = None if found is own else mean_interval([a - b for a, b in zip(right, base, strict=True)])
+    right, base = _accuracies(found), _accuracies(own)
+    gain = mean_interval([a - b for a, b in zip(right, base, strict=True)]) if right and found is not own else None
     speed = fmean(_speed(a) / _speed(b) for a, b in zip(found, own, strict=True))
-    return Row(stage, name, mean_interval(right), gain, fmean(_last(one, "val/loss") for one in found), speed)
+    return Row(stage, name, mean_interval(right) if right else None, gain, fmean(map(_loss, found)), speed)
+
+
+def _accuracies(stages: Sequence[Stage]) -> list[float]:
+    return [one.evaluation["accuracy"]["estimate"] for one in stages if "accuracy" in one.evaluation]
+
+
+def _loss(stage: Stage) -> float:
+    evaluated = stage.evaluation.get("loss")
+    return evaluated["loss"] if evaluated else _last(stage, "val/loss")
 
 
 def _speed(stage: Stage) -> float:
@@ -187,7 +195,8 @@ def markdown(table: Sequence[Row]) -> str:
     lines = ["| stage | change | accuracy | difference | held-out loss | tokens/s |", "|---|---|---|---|---|---|"]
     for row in table:
         gain = _interval(row.gain, "{:+.3f}") if row.gain else ""
-        figures = f"{_interval(row.accuracy, '{:.3f}')} | {gain} | {row.loss:.3f} | {row.speed:.2f}x"
+        accuracy = _interval(row.accuracy, "{:.3f}") if row.accuracy else ""
+        figures = f"{accuracy} | {gain} | {row.loss:.4f} | {row.speed:.2f}x"
         lines.append(f"| {row.stage} | {row.name} | {figures} |")
     return "\n".join(lines) + "\n"
 
@@ -233,17 +242,18 @@ def main() -> None:
     )
     parser.add_argument("--run-out", help="that run's folder, if not the file's")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--only", nargs="+", help="stages to change")
+    parser.add_argument("--only", nargs="+", help="stages to change, or names of changes")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     base = read_plan(options.run, {"out": options.run_out} if options.run_out else None)
-    variants = [variant for variant in VARIANTS if not options.only or variant.stage in options.only]
+    variants = [variant for variant in VARIANTS if not options.only or {variant.stage, variant.name} & {*options.only}]
     made = plan_of(base, options.out, variants)
     Runner(made).run()
     table = rows(base, made, variants)
     print(markdown(table))
     (options.out / "table.md").write_text(markdown(table))
-    draw(table, options.out / "ablations.png")
+    if any(row.gain for row in table):
+        draw(table, options.out / "ablations.png")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lion_lightning.callbacks.asking import greedy_answers, log_text
 from lion_lightning.callbacks.folders import require_writable
-from lion_lightning.models.generation import generate_answers
 from lion_lightning.modules.base import AlignmentModule
 
 
@@ -132,15 +131,7 @@ class BeforeAfter(Callback):
 
     def _snapshot(self, trainer: Trainer, module: AlignmentModule) -> Snapshot:
         validated = self._validated or _NOTHING._replace(step=trainer.global_step)
-        return validated._replace(answers=self._answers(trainer, module))
-
-    def _answers(self, trainer: Trainer, module: AlignmentModule) -> dict[str, str]:
-        # Subclasses may shard (DeepSpeed's does); that all ranks generate is right for every strategy, if wasteful.
-        whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-        if whole and not trainer.is_global_zero:
-            return {}
-        answers = generate_answers(module, self.prompts, self.max_new_tokens)
-        return dict(zip(self.prompts, answers, strict=True))
+        return validated._replace(answers=greedy_answers(trainer, module, self.prompts, self.max_new_tokens))
 
     def _write(self, trainer: Trainer) -> None:
         before, after = self.before or _NOTHING, self.after or _NOTHING
@@ -156,21 +147,13 @@ class BeforeAfter(Callback):
         }
         path = Path(trainer.default_root_dir) / self.filename
         path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _log_text(trainer, _as_markdown(answers))
+        log_text(trainer, "before_after", _as_markdown(answers))
 
 
 def _as_markdown(answers: list[dict[str, str | None]]) -> str:
     return "\n\n---\n\n".join(
         f"**{answer['prompt']}**\n\nbefore: {answer['before']}\n\nafter: {answer['after']}" for answer in answers
     )
-
-
-def _log_text(trainer: Trainer, text: str) -> None:
-    """Give a text to the loggers that take one: those whose experiment is TensorBoard's writer, or like it."""
-    for logger in trainer.loggers if text else ():
-        add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
-        if callable(add_text):
-            add_text("before_after", text, trainer.global_step)
 
 
 def _print_table(before: Snapshot, after: Snapshot) -> None:

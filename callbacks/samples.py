@@ -1,0 +1,91 @@
+"""A table of answers in the logger, as training goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lion_lightning.callbacks.asking import greedy_answers, log_text
+from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.modules.base import AlignmentModule
+
+
+class SampleTable(Callback):
+    """Logs the policy's greedy answers to some prompts after each validation, the one before training included.
+
+    They go to every logger that takes tables (Weights & Biases, by its ``log_text``) or texts (TensorBoard, as a
+    Markdown table), and, a line a validation, to ``samples.jsonl`` under ``default_root_dir``. Asking changes nothing:
+    random state and training mode stay as they were.
+
+    Args:
+        prompts: What a user says, one turn each.
+        max_new_tokens: Length limit of an answer.
+        every_n_validations: How often; 1 for every validation.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+        MisconfigurationException: Before training, if the file cannot be written or the module has no policy.
+    """
+
+    filename = "samples.jsonl"
+
+    def __init__(self, prompts: list[str], max_new_tokens: int = 64, every_n_validations: int = 1) -> None:
+        if not prompts:
+            raise ValueError("SampleTable.prompts is empty; give something to ask")
+        for name, value in (("max_new_tokens", max_new_tokens), ("every_n_validations", every_n_validations)):
+            if value < 1:
+                raise ValueError(f"SampleTable.{name} is {value}; give at least 1")
+        self.prompts, self.max_new_tokens = list(prompts), max_new_tokens
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before training what would fail later (Lightning calls this)."""
+        if not isinstance(pl_module, AlignmentModule):
+            raise MisconfigurationException(
+                f"SampleTable: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to ask; subclass "
+                "one (e.g. SFTModule), or take the callback out of trainer.callbacks."
+            )
+        require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
+        """Ask, and log the answers (Lightning calls this)."""
+        self._validations += 1
+        if (self._validations - 1) % self.every_n_validations:
+            return
+        answers = greedy_answers(trainer, pl_module, self.prompts, self.max_new_tokens)
+        if trainer.is_global_zero:
+            self._log(trainer, list(answers.items()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations there were (Lightning calls this)."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting (Lightning calls this)."""
+        self._validations = state_dict["validations"]
+
+    def _log(self, trainer: Trainer, rows: Sequence[tuple[str, str]]) -> None:
+        line = {"step": trainer.global_step, "answers": dict(rows)}
+        with (Path(trainer.default_root_dir) / self.filename).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for logger in trainer.loggers:
+            log_table = getattr(logger, "log_text", None)
+            if callable(log_table):
+                log_table(key="samples", columns=["prompt", "answer"], data=[list(row) for row in rows])
+        log_text(trainer, "samples", as_table(rows))
+
+
+def as_table(rows: Sequence[tuple[str, str]]) -> str:
+    """A Markdown table; what would end a cell or a line is escaped.
+
+    Args:
+        rows: Prompt and answer.
+    """
+    lines = ("| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) + " |" for row in rows)
+    return "\n".join(["| prompt | answer |", "|---|---|", *lines])
