@@ -150,13 +150,18 @@ def by_kind(accuracy: Accuracy) -> Panel:
             found = [accuracy.of_kind(stage, kind) for kind in accuracy.kinds]
             places = [place + (number - (len(accuracy.stages) - 1) / 2) * width for place in range(len(found))]
             means = [one.estimate for one in found]
-            spread = [[one.estimate - one.low for one in found], [one.high - one.estimate for one in found]]
+            ends = [
+                (max(one.low, 0.0), min(one.high, 1.0)) for one in found
+            ]  # the mean of a share lies between 0 and 1
+            spread = [[m - low for m, (low, _) in zip(means, ends, strict=True)]]
+            spread.append([high - m for m, (_, high) in zip(means, ends, strict=True)])
             axes.bar(places, means, width, color=colour, label=_title(stage))
             axes.errorbar(places, means, spread, fmt="none", color="#222", linewidth=0.6)
         axes.set_xticks(range(len(accuracy.kinds)), accuracy.kinds, fontsize=7, rotation=40, ha="right")
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0, 1.2)  # room for the legend above the bars
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_title("held-out accuracy by kind of prompt", fontsize=10)
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, ncols=len(accuracy.stages), loc="upper center")
 
     return draw
 

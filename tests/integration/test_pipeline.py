@@ -51,6 +51,7 @@ def stamp(path: str) -> tuple[int, bytes]:
     return Path(path).stat().st_mtime_ns, Path(path).read_bytes()
 
 
+@pytest.mark.slow
 def test_stages_are_chained_and_one_that_is_done_is_not_repeated(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_wrong_pipeline_file_gets_one_line(
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_names_its_log_and_the_cause(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stage = {"config": str(ROOT / "configs" / "sft.yaml"), "data": {"init_args": {"sources": [{"path": "none.jsonl"}]}}}
     write_pipeline(folder, stages={"sft": stage}, seeds=[3], workers=2)
