@@ -1,0 +1,145 @@
+"""What the progress bar says, on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+import rich
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from lion_lightning.callbacks import LionProgressBar, TokenThroughput
+from lion_lightning.callbacks.progress import readable
+from tests import tiny
+from tests.unit.callbacks.conftest import Bench
+
+
+@pytest.fixture(autouse=True)
+def console() -> Iterator[None]:
+    yield
+    rich.reconfigure()  # Lightning's bar changes the console of the whole process
+
+
+class Few(LionProgressBar):
+    """Shows what a test can know."""
+
+    metrics: ClassVar[dict[str, str]] = {"train/loss": "loss", "val/loss": "val loss", "lr": "lr"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.69314, "0.6931"),
+        (123.456, "123.5"),
+        (5e-7, "5e-07"),
+        (1000.0, "1k"),
+        (12_345.0, "12.3k"),
+        (999_800.0, "1000k"),
+        (-2_500_000.0, "-2.5M"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+    ],
+)
+def test_numbers_are_readable(value: float, text: str) -> None:
+    assert readable(value) == text
+
+
+def lines(text: str) -> list[str]:
+    return re.sub(r"\d+:\d\d:\d\d", "T", text).splitlines()
+
+
+def test_a_pipe_gets_plain_lines_with_the_figures_that_the_run_logged(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses: list[float] = []
+
+    class Watch(TokenThroughput):
+        def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:  # type: ignore[override]
+            losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    bar = Few(every_seconds=1e9, every_steps=4)
+    trainer = bench.trainer(bar, Watch(), enable_progress_bar=True)
+    bench.fit(trainer)
+    printed = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in printed)
+    said = lines(printed)
+    # six batches, one step each: the first, the fourth (every_steps), the last; Lightning validates before and after
+    starts = [f"epoch 1/1, batch {n}/6, step {n} (T, T left): loss {readable(losses[n - 1])}" for n in (1, 4, 6)]
+    sanity, *steps, validation = said
+    assert re.fullmatch(r"sanity check: val loss [\d.]+", sanity)
+    assert [line[: len(start)] for line, start in zip(steps, starts, strict=True)] == starts
+    assert all(line.endswith(", lr 0.01") for line in steps)
+    assert "val loss" not in steps[0]  # a sanity check is not a result
+    assert validation == f"validation at step 6: val loss {readable(float(trainer.callback_metrics['val/loss']))}"
+
+
+def test_a_line_is_due_by_time_too_and_only_where_a_step_was_made(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = Few(every_seconds=0)
+    bench.fit(bench.trainer(bar, enable_progress_bar=True, accumulate_grad_batches=2, limit_val_batches=0))
+    said = [re.sub(r" \(.*", "", line) for line in lines(capsys.readouterr().out)]
+    assert said == [f"epoch 1/1, batch {2 * step}/6, step {step}" for step in (1, 2, 3)]
+
+
+def test_a_terminal_gets_the_bar_with_short_names_and_nothing_else(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = io.StringIO()
+    bar = LionProgressBar(console_kwargs={"force_terminal": True, "file": screen, "width": 150, "color_system": None})
+    trainer = bench.trainer(TokenThroughput(peak_flops=1e6), bar, enable_progress_bar=True)
+    bench.fit(trainer)
+    assert capsys.readouterr().out == ""
+    drawn = screen.getvalue()
+    assert "\x1b[" in drawn  # it is drawn in place
+    metrics = trainer.callback_metrics
+    last = drawn[drawn.rindex("loss:") :]
+    expected = {
+        "loss": metrics["train/loss"],
+        "accuracy": metrics["train/accuracy"],
+        "val loss": metrics["val/loss"],
+        "lr": 0.01,
+    }
+    shown = bar.get_metrics(trainer, trainer.lightning_module)
+    assert {name: shown[name] for name in expected} == {name: readable(float(v)) for name, v in expected.items()}
+    assert shown.keys() - expected.keys() == {"tok/s"}
+    assert "v_num" not in drawn
+    assert "train/" not in drawn
+    assert f"lr: {shown['lr']}" in last
+
+
+def test_only_rank_zero_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    class Second(Few):
+        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+            super().setup(trainer, pl_module, stage)
+            self.disable()  # what Lightning's bar does on other ranks
+
+    tiny.trainer(callbacks=[Second(every_seconds=0)], enable_progress_bar=True, max_steps=2).fit(BoringModel())
+    assert "step" not in capsys.readouterr().out
+
+
+def test_any_module_may_show_a_figure_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    class Own(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("agreement", torch.tensor(0.25), prog_bar=True)
+            return super().training_step(batch, batch_idx)
+
+    bar = LionProgressBar(every_seconds=1e9)
+    tiny.trainer(callbacks=[bar], enable_progress_bar=True, max_steps=2, limit_val_batches=0).fit(Own())
+    assert lines(capsys.readouterr().out) == [  # the second for the end, which max_steps brings early
+        f"epoch 1, batch {n}/64, step {n} (T, T left): lr 0.1, agreement 0.25" for n in (1, 2)
+    ]
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"every_seconds: -1 is negative"):
+        LionProgressBar(every_seconds=-1)
+    with pytest.raises(ValueError, match=r"every_steps: 0 is no number of steps"):
+        LionProgressBar(every_steps=0)
