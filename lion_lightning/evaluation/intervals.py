@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+AT_ONCE = 1 << 18
+"""Draws that are in memory at the same time."""
+
 
 class Interval(NamedTuple):
     """A figure, and where it may lie.
@@ -40,9 +43,10 @@ def bootstrap(values: Sequence[float], resamples: int = 2000, level: float = 0.9
     if not len(items):
         raise ValueError("an interval over no items; evaluate at least one")
     draws = np.random.default_rng(seed)
-    # One resample at a time: all at once would be thousands of copies of the items.
-    means = [items[draws.integers(len(items), size=len(items))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    step = max(1, AT_ONCE // len(items))  # all at once would be thousands of copies of the items
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
+    means = [items[draws.integers(len(items), size=(size, len(items)))].mean(axis=1) for size in sizes]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(items.mean()), float(low), float(high))
 
 

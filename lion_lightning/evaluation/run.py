@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -147,10 +148,9 @@ def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[
     pool = PromptPool(sources, tokenizer)
     for cause, count in pool.left_out.items():
         logger.info("prompts left out, %s: %d", cause, count)
-    chunks = range(0, len(pool), 1000)
-    places = (range(start, min(start + 1000, len(pool))) for start in chunks)
-    bar = tqdm(places, "reading prompts", len(chunks), unit="k", delay=2)
-    return [one.prompt for part in bar for one in pool.take(part)]
+    parts = np.array_split(np.arange(len(pool)), 1 + min(len(pool) // 1000, 20))  # each reads its file anew
+    bar = tqdm(parts, "reading prompts", unit=" parts", delay=2)
+    return [one.prompt for part in bar for one in pool.take(part.tolist())]
 
 
 def _served(model: str, tokenizer: PreTrainedTokenizerBase) -> Serving:

@@ -43,10 +43,8 @@ def logged(folder: Path) -> list[dict[str, float]]:
 def test_the_shipped_config_trains_reports_and_exports(folder: Path) -> None:
     assert main(["fit", "-c", str(DPO), *SMALL, *CSV, "--trainer.max_epochs=4"]) == 0
     steps = [row for row in logged(folder) if "train/loss" in row]
-    assert steps[0]["train/loss"] == pytest.approx(0.6931472, abs=1e-4)
-    assert steps[-1]["train/loss"] < 0.692
+    assert steps[-1]["train/loss"] < steps[0]["train/loss"] - 0.1
     report = json.loads((folder / "runs/dpo/before_after.json").read_text())
-    assert report["before"]["metrics"]["val/loss"] == pytest.approx(0.6931472, abs=1e-4)
     assert report["before"]["metrics"]["val/rewards/margin"] == pytest.approx(0, abs=1e-4)
     assert abs(report["after"]["metrics"]["val/rewards/margin"]) > 1e-3
     exported = AutoModelForCausalLM.from_pretrained(folder / "runs/dpo/export")
@@ -122,14 +120,14 @@ BAD = {
         ["bad.jsonl:1", "scores"],
     ),
     "conversations for pairs": (rows({"messages": GOOD["prompt"] + GOOD["chosen"]}), ["bad.jsonl:1", "unknown format"]),
-    "beta below zero": (options("--model.loss.init_args.beta=-1"), ["SigmoidLoss", "beta is -1"]),
+    "beta below zero": (options(f"--model.loss={LOSS}SigmoidLoss", "--model.loss.init_args.beta=-1"), ["SigmoidLoss", "beta is -1"]),
     "label smoothing out of range": (
-        options("--model.loss.init_args.label_smoothing=0.7"),
+        options(f"--model.loss={LOSS}SigmoidLoss", "--model.loss.init_args.label_smoothing=0.7"),
         ["SigmoidLoss", "label_smoothing is 0.7"],
     ),
     "a loss that needs a reference without one": (
         options("--model.reference=lion_lightning.NoReference"),
-        ["SigmoidLoss", "NoReference", "model.reference"],
+        ["WeightedSum", "NoReference", "model.reference"],
     ),
     "a typo in a loss": (options(f"--model.loss={LOSS}SigmodLoss"), ["SigmodLoss"]),
     "a row too short for a pair": (options("--data.row_length=20"), ["row_length"]),

@@ -78,7 +78,7 @@ def test_a_config_that_changed_is_refused_with_the_key(folder: Path, capfd: pyte
     write_pipeline(folder, stages={"sft": stage})
     assert run() == 2
     error = capfd.readouterr().err
-    assert "runs/all/sft: the config has changed since (trainer.max_epochs: 3 -> 7)" in error
+    assert "runs/all/sft: the config has changed since (trainer.max_epochs: 2 -> 7)" in error
     assert "remove runs/all/sft" in error
 
 

@@ -1,6 +1,7 @@
 """From files to packed batches, in plain Python and under a Trainer."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,6 +158,7 @@ def test_the_description_is_plain_data_before_and_after_reading(write: Write, mo
     data = module([source])
     assert data.description()["train"] == []
     described = json.loads(json.dumps(ready(data).description()))
+    assert re.fullmatch("[0-9a-f]{32}", described["sources"][0].pop("digest"))
     assert described["sources"] == [
         {"path": source.path, "split": "train", "name": "sums", "fraction": 2, "transform": f"{__name__}.double"}
     ]

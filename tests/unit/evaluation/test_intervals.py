@@ -50,6 +50,13 @@ def test_bootstrap_of_a_constant_is_the_constant() -> None:
     assert bootstrap([0.25] * 7) == Interval(0.25, 0.25, 0.25)
 
 
+def test_bootstrap_of_many_items_draws_what_it_would_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.linspace(0.0, 1.0, 30).tolist()
+    whole = bootstrap(values, resamples=100)
+    monkeypatch.setattr("lion_lightning.evaluation.intervals.AT_ONCE", 7 * 30)  # 15 blocks, the last of them short
+    assert bootstrap(values, resamples=100) == pytest.approx(whole, rel=1e-12)
+
+
 def test_bootstrap_of_two_items_by_hand() -> None:
     # Means of resamples: 0 in a quarter of them, 1/2 in half, 1 in a quarter.
     assert bootstrap([0.0, 1.0]) == Interval(0.5, 0.0, 1.0)
