@@ -1,0 +1,162 @@
+"""Every message that the page on troubleshooting quotes is one that the library gives."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lion_lightning import (
+    AdapterOffReference,
+    DPOModule,
+    NoReference,
+    PolicySpec,
+    PreferenceDataModule,
+    SFTDataModule,
+    Source,
+    TokenizerSpec,
+)
+from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing import BestFit
+from lion_lightning.functional import pair_logps
+from lion_lightning.losses import ChosenNLLLoss, SigmoidLoss, WeightedSum
+from lion_lightning.sampling.base import SamplingSettings
+from lion_lightning.types import Piece, Sample
+from tests.tiny import config, pairs, policy, row
+from tests.unit.data.letters import byte_tokenizer
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+QUOTES = [line for block in re.findall(r"^```text\n(.*?)^```$", PAGE, re.M | re.S) for line in block.splitlines()]
+HOLE = re.compile(r"%(?:\.\d)?[sdrgf]")
+LEAST = 14
+"""Fixed characters of a text that identifies a message; `{where}: {error}` alone would match everything."""
+
+
+@cache
+def templates() -> list[re.Pattern[str]]:
+    """Each string of the package as a pattern, with what is filled in left open."""
+    files = [*(ROOT / "lion_lightning").rglob("*.py"), *(ROOT / "callbacks").rglob("*.py")]
+    parts = [parts for file in files for parts in strings(ast.parse(file.read_text("utf-8")))]
+    return [pattern(part) for part in parts if sum(map(len, part)) >= LEAST]
+
+
+def strings(tree: ast.AST) -> Iterator[list[str]]:
+    """The fixed parts of each string: f-strings between their fields, others between % fields."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield fixed_parts(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield HOLE.split(node.value)
+        else:
+            yield from strings(node)
+
+
+def fixed_parts(text: ast.JoinedStr) -> list[str]:
+    parts = [""]
+    for value in text.values:
+        if isinstance(value, ast.Constant):
+            parts[-1] += str(value.value)
+        else:
+            parts.append("")
+    return parts
+
+
+def pattern(parts: list[str]) -> re.Pattern[str]:
+    return re.compile(r"(?:.*: )?" + ".+".join(map(re.escape, parts)), re.DOTALL)
+
+
+def is_given(quote: str) -> bool:
+    return any(template.fullmatch(quote) for template in templates())
+
+
+def test_the_page_has_messages_enough() -> None:
+    assert len(QUOTES) > 30
+    assert len(set(QUOTES)) == len(QUOTES)
+
+
+@pytest.mark.parametrize("quote", [quote for quote in QUOTES if "is not accepted" not in quote])
+def test_every_quoted_message_stands_in_the_code(quote: str) -> None:
+    assert is_given(quote)
+
+
+def test_a_message_that_nobody_gives_is_found_out() -> None:
+    assert not is_given("chats.jsonl:1: unknown shape: the row's keys are query, reply; known: messages")
+    assert not is_given("WeightedSum: 2 losses but 1 weights; give two for each")
+    assert not is_given("the policy has no adapters to switch off")
+
+
+def read(text: str, kind: type[SFTDataModule | PreferenceDataModule] = SFTDataModule, **options: Any) -> None:
+    """Write a file of rows and set up the data module that is to train on it."""
+    name = "pairs.jsonl" if kind is PreferenceDataModule else "chats.jsonl"
+    Path(name).write_text(text, "utf-8")
+    tokenizer = options.pop("tokenizer", byte_tokenizer())
+    data: Any = kind([Source(name)], tokenizer, max_length=64, cache_dir=Path("cache"), **options)
+    data.prepare_data()
+    data.setup("fit")
+
+
+def template(text: str | None) -> Any:
+    """A tokenizer with this chat template."""
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.name_or_path, tokenizer.chat_template = "my-tokenizer", text
+    return tokenizer
+
+
+def against_nothing() -> None:
+    losses = [SigmoidLoss(), ChosenNLLLoss()]
+    DPOModule(
+        PolicySpec(config=config()),
+        TokenizerSpec("my-model"),
+        loss=WeightedSum(losses, [1.0, 1.0]),
+        reference=NoReference(),
+    )
+
+
+def other_batch_size() -> None:
+    samples = [Sample((Piece(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.bool_)),), n) for n in range(9)]
+    loaders = [PackedLoader(samples, np.full(9, 3), capacity=6, batch_size=size) for size in (1, 2)]
+    batches = iter(loaders[0])
+    next(batches), next(batches)
+    loaders[1].load_state_dict(loaders[0].state_dict())
+    next(iter(loaders[1]))
+
+
+CHAT = '{"question": "2+2?", "answer": "4"}\n'
+TURN = '{"role": "user", "content": "2+2?"}'
+EMPTY_TAGS = "{% for turn in messages %}{{ turn.content }}{% generation %}{% endgeneration %}{% endfor %}"
+CAUSES: dict[str, Callable[[], Any]] = {
+    "unknown form": lambda: read('{"query": "2+2?", "reply": "4"}\n'),
+    "missing side": lambda: read('{"prompt": "2+2?", "chosen": "4"}\n', PreferenceDataModule),
+    "broken line": lambda: read(CHAT + '{"question": \n'),
+    "two user turns": lambda: read(f'{{"messages": [{TURN}, {TURN}]}}\n'),
+    "nothing supervised": lambda: read(CHAT, tokenizer=template(EMPTY_TAGS)),
+    "too long a pair": lambda: read(
+        '{"question": "2+2?", "chosen": "4", "rejected": "5"}\n', PreferenceDataModule, row_length=20
+    ),
+    "no such file": lambda: Source("chats.jsonl").open(),
+    "no chat template": lambda: read(CHAT, tokenizer=template(None)),
+    "no folder of a tokenizer": TokenizerSpec("./smollm").load,
+    "no folder of a model": PolicySpec("runs/sft/export").build,
+    "no adapters": lambda: AdapterOffReference()(pairs((3, 2, 2)), policy()),
+    "a loss with a reference, and none": against_nothing,
+    "weights of a sum": lambda: WeightedSum([SigmoidLoss(), ChosenNLLLoss()], [1.0]),
+    "documents where pairs belong": lambda: pair_logps(policy()(row()), row()),
+    "a document longer than a row": lambda: BestFit().rows(np.array([9]), 8, np.random.default_rng(0)),
+    "another batch size": other_batch_size,
+    "greedy draws": lambda: SamplingSettings(temperature=0.0).require_draws(4),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_its_cause_brings_a_message_of_the_page(cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quoted = "|".join(pattern(quote.split("...")).pattern for quote in QUOTES)
+    with pytest.raises(ValueError, match=rf"\A(?:{quoted})\Z"):
+        CAUSES[cause]()
