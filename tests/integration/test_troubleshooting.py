@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
 QUOTES = [line for block in re.findall(r"^```text\n(.*?)^```$", PAGE, re.M | re.S) for line in block.splitlines()]
 HOLE = re.compile(r"%(?:\.\d)?[sdrgf]")
-LEAST = 20
+LEAST = 19
 """Fixed characters of a text that identifies a message; `{where}: {error}` alone would match everything."""
 
 
