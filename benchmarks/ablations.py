@@ -5,7 +5,7 @@
 
 Starts from the stages of a finished `lion run`: a change to SFT trains from scratch again, one to DPO starts from the
 run's SFT, one to online DPO from its DPO. All else is the run's. Stopped, it goes on with the same command. It prints
-a table (held-out accuracy, difference to the run's own stage seed by seed, both with 95% intervals over the seeds,
+a table (held-out accuracy, difference to the unchanged stage seed by seed, both with 95% intervals over the seeds,
 held-out loss, speed) and writes table.md and ablations.png.
 """
 
@@ -68,7 +68,13 @@ def _sampling(**arguments: Any) -> Config:
 ONLY_DPO = _model(loss={"class_path": "lion_lightning.losses.SigmoidLoss", "init_args": {"beta": 0.1}})
 ONLY_NLL = _model(loss={"class_path": "lion_lightning.losses.ChosenNLLLoss"})
 
+STAGES = ("sft", "dpo", "online_dpo")
+
+AS_IT_IS = "as it is"
+"""Nothing changed, run again beside the others: the same weights on a CPU, and a speed to compare theirs with."""
+
 VARIANTS = (
+    *(Variant(stage, AS_IT_IS, {}) for stage in STAGES),
     Variant("sft", "padding, not packing", _model(policy={"attention": "sdpa"})),
     Variant("sft", "loss on all tokens", _data(mask="none")),
     Variant("sft", "rows of 64 tokens", _data(max_length=64, batch_size=6)),
@@ -82,6 +88,7 @@ VARIANTS = (
     Variant("online_dpo", "offline: the pairs of DPO again", {}, "dpo"),
     Variant("online_dpo", "online, straight from SFT", {}, "sft"),
     Variant("online_dpo", "without the prompts' own answers", _sampling(original_chosen=0.0)),
+    Variant("online_dpo", "chosen answers' NLL alone", ONLY_NLL),
 )
 
 
@@ -98,6 +105,17 @@ def plan_of(base: Plan, out: Path, variants: Sequence[Variant]) -> Plan:
         stages = {stage.name: stage for stage in chain}
         chains += [[_stage(stages, variant, out / chain[0].folder.parent.name)] for variant in variants]
     return Plan(out, chains, base.workers)
+
+
+def chosen(only: Sequence[str] | None) -> list[Variant]:
+    """The variants of some stages, or of these names, with what they are compared with.
+
+    Args:
+        only: Stages and names; None for all.
+    """
+    picked = [variant for variant in VARIANTS if only is None or {variant.stage, variant.name} & {*only}]
+    stages = {variant.stage for variant in picked}
+    return [one for one in VARIANTS if one in picked or (one.stage in stages and one.name == AS_IT_IS)]
 
 
 def _stage(stages: dict[str, StagePlan], variant: Variant, out: Path) -> StagePlan:
@@ -128,11 +146,11 @@ class Row(NamedTuple):
 
     Attributes:
         stage: The stage that was changed.
-        name: The change; the stage's own name for the run's stage itself.
+        name: The change.
         accuracy: Mean over the seeds; None if the run's evaluation asks no questions.
-        gain: Difference to the run's stage, seed by seed; None for that itself.
+        gain: Difference to the unchanged stage, seed by seed; None for that itself.
         loss: Held-out loss at the end, mean over the seeds: the evaluation's, on answers alone, if it reckons one.
-        speed: Tokens a second over those of the run's stage, mean over the seeds.
+        speed: Tokens a second over those of the unchanged stage, mean over the seeds.
     """
 
     stage: str
@@ -143,22 +161,24 @@ class Row(NamedTuple):
     speed: float
 
 
-def rows(base: Plan, made: Plan, variants: Sequence[Variant]) -> list[Row]:
+def rows(made: Plan, variants: Sequence[Variant]) -> list[Row]:
     """Read what the stages left.
 
     Args:
-        base: The run's plan.
-        made: The variants', as :func:`plan_of` gives it.
-        variants: The variants.
+        made: The variants' plan, as :func:`plan_of` gives it.
+        variants: The variants, stage by stage, each stage's :data:`AS_IT_IS` first.
     """
-    table = []
-    for name in dict.fromkeys(variant.stage for variant in variants):
-        own = [read_stage(stage.folder) for chain in base.chains for stage in chain if stage.name == name]
-        table.append(_row(name, "as it is", own, own))
-        for variant in (one for one in variants if one.stage == name):
-            found = [chain[0].folder for chain in made.chains if chain[0].name == variant.name]
-            table.append(_row(name, variant.name, [read_stage(folder) for folder in found], own))
+    table, own = [], list[Stage]()
+    for variant in variants:
+        folders = [chain[0].folder for chain in made.chains if _is(chain[0], variant)]
+        found = [read_stage(folder) for folder in folders]
+        own = found if variant.name == AS_IT_IS else own
+        table.append(_row(variant.stage, variant.name, found, own))
     return table
+
+
+def _is(stage: StagePlan, variant: Variant) -> bool:
+    return (stage.folder.parent.name, stage.name) == (variant.stage, variant.name)
 
 
 def _row(stage: str, name: str, found: Sequence[Stage], own: Sequence[Stage]) -> Row:
@@ -246,10 +266,10 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     base = read_plan(options.run, {"out": options.run_out} if options.run_out else None)
-    variants = [variant for variant in VARIANTS if not options.only or {variant.stage, variant.name} & {*options.only}]
+    variants = sorted(chosen(options.only), key=lambda variant: STAGES.index(variant.stage))
     made = plan_of(base, options.out, variants)
     Runner(made).run()
-    table = rows(base, made, variants)
+    table = rows(made, variants)
     print(markdown(table))
     (options.out / "table.md").write_text(markdown(table))
     if any(row.gain for row in table):

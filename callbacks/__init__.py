@@ -9,6 +9,17 @@ from lion_lightning.callbacks.export import HuggingFaceExport
 from lion_lightning.callbacks.on_policy import OnPolicySampling
 from lion_lightning.callbacks.progress import LionProgressBar
 from lion_lightning.callbacks.provenance import Provenance
+from lion_lightning.callbacks.samples import SampleTable
+from lion_lightning.callbacks.startup import StartupSummary
 from lion_lightning.callbacks.throughput import TokenThroughput
 
-__all__ = ["BeforeAfter", "HuggingFaceExport", "LionProgressBar", "OnPolicySampling", "Provenance", "TokenThroughput"]
+__all__ = [
+    "BeforeAfter",
+    "HuggingFaceExport",
+    "LionProgressBar",
+    "OnPolicySampling",
+    "Provenance",
+    "SampleTable",
+    "StartupSummary",
+    "TokenThroughput",
+]

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import json
-from math import ceil, inf, isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lion_lightning.callbacks.folders import require_writable
-from lion_lightning.callbacks.memory import (
-    MemoryEstimate,
-    causal_lm,
-    device_memory,
-    estimate_memory,
-    local_bytes,
-    references,
-)
+from lion_lightning.callbacks.memory import causal_lm, device_memory, estimate_memory, references
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.loader import PackedLoader
 
 GIB = 2**30
 
-Summary = dict[str, dict[str, Any]]
-"""Section to figures, in plain data; bytes and counts are whole numbers."""
+Figures = dict[str, Any]
 
 
 class StartupSummary(Callback):
-    """Says what is about to happen before the first step: policy, reference, data, steps, batch, devices, memory.
+    """Says before the first step what is about to happen: policy, reference, data, steps, memory.
 
-    Rank 0 prints a table and writes the same figures to ``startup.json`` under ``default_root_dir``, bytes as bytes.
-    The memory is an estimate for one device (:func:`~lion_lightning.callbacks.memory.estimate_memory` says how it is
-    reckoned; docs/logging.md how far it was off where it was measured); a warning says so if it is more than there is.
-    What frameworks take for themselves (Python, libraries, CUDA's context, fragments) comes on top.
+    Rank 0 prints five lines and writes the same figures to ``startup.json`` under ``default_root_dir``, memory in
+    bytes. The memory is an estimate for one device (:func:`~lion_lightning.callbacks.memory.estimate_memory`; how far
+    it was off where it was measured: docs/logging.md); a warning says so if it is more than the device has. What
+    frameworks take for themselves (Python, libraries, CUDA's context, fragments) comes on top.
 
-    Works with any module; what a module or a loader does not tell is left out.
+    Works with any module and any loader; of a loader that is no :class:`~lion_lightning.data.loader.PackedLoader`
+    nothing is known but its steps.
 
     Raises:
         MisconfigurationException: Before training, if the file cannot be written.
@@ -58,11 +49,11 @@ class StartupSummary(Callback):
         """
         if not trainer.is_global_zero:
             return
-        summary = summarise(trainer, pl_module)
+        figures = summarise(trainer, pl_module)
         path = Path(trainer.default_root_dir) / self.filename
-        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        _print(summary)
-        needed, there = summary["memory"]["total"], summary["memory"]["device"]
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        rank_zero_info("\n".join(lines(figures)))
+        needed, there = figures["memory"]["total"], figures["memory"]["device"]
         if needed > there:
             rank_zero_warn(
                 f"StartupSummary: the run needs about {needed / GIB:.1f} GiB a device, which has {there / GIB:.1f}: "
@@ -71,27 +62,53 @@ class StartupSummary(Callback):
             )
 
 
-def summarise(trainer: Trainer, module: LightningModule) -> Summary:
-    """The figures. Call it when training starts, not before.
+def summarise(trainer: Trainer, module: LightningModule) -> dict[str, Figures]:
+    """The figures, section by section, as plain data. Call it when training starts, not before.
 
     Args:
         trainer: The trainer.
         module: The module that it trains.
     """
     loader = trainer.train_dataloader
-    data = _data(trainer, loader) if isinstance(loader, PackedLoader) else {}
-    tokens = loader.capacity * loader.batch_size if isinstance(loader, PackedLoader) else 0
-    memory = estimate_memory(trainer, module, tokens)
+    packed = loader if isinstance(loader, PackedLoader) else None
+    memory = estimate_memory(trainer, module, packed.capacity * packed.batch_size if packed else 0)
     return {
         "policy": _policy(module),
         "reference": _reference(module),
-        "data": data,
-        "run": _run(trainer, data),
+        "data": _data(packed) if packed else {},
+        "run": _run(trainer, packed),
         "memory": {**memory._asdict(), "total": memory.total, "device": device_memory(trainer)},
     }
 
 
-def _policy(module: LightningModule) -> dict[str, Any]:
+def lines(figures: dict[str, Figures]) -> list[str]:
+    """The figures for a person, a line a section; sections of which nothing is known are left out.
+
+    Args:
+        figures: What :func:`summarise` gives.
+    """
+    told = {
+        "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}",
+        "reference": "{kind}, {parameters} parameters",
+        "data": "{samples} samples of {tokens} tokens in {rows} rows of {row_tokens}, {full} full",
+        "run": "{epochs} epochs, {steps} optimizer steps; a step: {accumulate} accumulated x {devices} device(s)"
+        + (", up to {step_tokens} tokens" if "step_tokens" in figures["run"] else ""),
+    }
+    known = {name: text for name, text in told.items() if figures[name]}
+    texts = {
+        name: text.format(**{key: _count(value) for key, value in figures[name].items()})
+        for name, text in known.items()
+    }
+    return [f"{name:<10} {text}" for name, text in {**texts, "memory": _memory(figures["memory"])}.items()]
+
+
+def _memory(figures: Figures) -> str:
+    parts = {name: size for name, size in figures.items() if size and name not in ("total", "device")}
+    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
+    return f"about {_bytes(figures['total'])} of the {_bytes(figures['device'])} of a device: {listed}"
+
+
+def _policy(module: LightningModule) -> Figures:
     others = {id(parameter) for part in references(module) for parameter in part.parameters()}
     own = [parameter for parameter in module.parameters() if id(parameter) not in others]
     return {
@@ -102,22 +119,47 @@ def _policy(module: LightningModule) -> dict[str, Any]:
     }
 
 
+def _reference(module: nn.Module) -> Figures:
+    kind = getattr(module, "reference", None)
+    if kind is None:
+        return {}
+    size = sum(_size(parameter) for part in references(module) for parameter in part.parameters())
+    return {"kind": type(kind).__name__, "parameters": size}
+
+
+def _data(loader: PackedLoader) -> Figures:
+    tokens = int(loader.lengths.sum())
+    return {
+        "samples": len(loader.lengths),
+        "tokens": tokens,
+        "rows": len(loader.rows),
+        "row_tokens": loader.capacity,
+        "full": f"{tokens / (len(loader.rows) * loader.capacity):.1%}",
+    }
+
+
+def _run(trainer: Trainer, loader: PackedLoader | None) -> Figures:
+    steps = trainer.estimated_stepping_batches
+    figures: Figures = {
+        "epochs": trainer.max_epochs if (trainer.max_epochs or -1) >= 0 else "unlimited",
+        "steps": "unlimited" if steps in (float("inf"), -1) else int(steps),
+        "accumulate": trainer.accumulate_grad_batches,
+        "devices": trainer.world_size,
+    }
+    if loader:
+        batches = trainer.accumulate_grad_batches * loader.world_size
+        figures["step_tokens"] = loader.capacity * loader.batch_size * batches
+    return figures
+
+
 def _size(parameter: Tensor) -> int:
     """Elements of the whole parameter; FSDP's flat ones know it under a name of their own, DTensors say it."""
     return int(getattr(parameter, "_unpadded_unsharded_size", parameter.shape).numel())
 
 
-def _reference(module: nn.Module) -> dict[str, Any]:
-    kind = getattr(module, "reference", None)
-    if kind is None:
-        return {}
-    return {"kind": type(kind).__name__, "parameters": sum(_size(p) for part in references(module) for p in part.parameters())}
+def _count(value: Any) -> str:
+    return readable(value) if isinstance(value, int) and value >= 10_000 else str(value)
 
 
-def _data(trainer: Trainer, loader: PackedLoader) -> dict[str, Any]:
-    settings, rows = loader.settings(), len(loader.rows)
-    return {}
-
-
-def _run(trainer: Trainer, data: dict[str, Any]) -> dict[str, Any]:
-    return {}
+def _bytes(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

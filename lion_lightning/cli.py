@@ -7,16 +7,18 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from lion_lightning.callbacks import LionProgressBar, StartupSummary
 from lion_lightning.cli_errors import explain
 from lion_lightning.modules.base import AlignmentModule
 
@@ -55,10 +57,12 @@ class LionCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log to CSV and to TensorBoard where the config names no logger (Lightning calls this)."""
+        """Log, show progress and sum up the start, where the config does not say otherwise (Lightning calls this)."""
         given = self._get(self.config_init, "trainer", default={})
         if given.get("logger") in (None, True):
             kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
+        kwargs["callbacks"] = [*(given.get("callbacks") or ()), *default_callbacks(given)]
+        kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
@@ -73,6 +77,22 @@ def default_loggers(folder: str) -> list[Logger]:
     """
     table = CSVLogger(folder)
     return [table, TensorBoardLogger(folder, version=table.version)]
+
+
+def default_callbacks(trainer: Mapping[str, Any]) -> list[Callback]:
+    """A progress bar and a start-up summary, unless the config has its own or switches them off.
+
+    Args:
+        trainer: The config's ``trainer``, its callbacks made: ``enable_progress_bar: false`` leaves out the bar,
+            ``enable_model_summary`` the summary: ``false`` for none, ``true`` for Lightning's instead.
+    """
+    given = trainer.get("callbacks") or ()
+    made: list[Callback] = []
+    if trainer.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
+        made.append(LionProgressBar())
+    if trainer.get("enable_model_summary") is None and not any(isinstance(one, StartupSummary) for one in given):
+        made.append(StartupSummary())
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:

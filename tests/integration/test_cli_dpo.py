@@ -120,7 +120,10 @@ BAD = {
         ["bad.jsonl:1", "scores"],
     ),
     "conversations for pairs": (rows({"messages": GOOD["prompt"] + GOOD["chosen"]}), ["bad.jsonl:1", "unknown format"]),
-    "beta below zero": (options(f"--model.loss={LOSS}SigmoidLoss", "--model.loss.init_args.beta=-1"), ["SigmoidLoss", "beta is -1"]),
+    "beta below zero": (
+        options(f"--model.loss={LOSS}SigmoidLoss", "--model.loss.init_args.beta=-1"),
+        ["SigmoidLoss", "beta is -1"],
+    ),
     "label smoothing out of range": (
         options(f"--model.loss={LOSS}SigmoidLoss", "--model.loss.init_args.label_smoothing=0.7"),
         ["SigmoidLoss", "label_smoothing is 0.7"],

@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "evaluation": _MODELS | {"modules", "data"},
     "strategies": _MODELS | {"modules", "data"},
 }
-TOP = {"chat", "cli", "cli_errors", "commands", "demo", "pipeline", "report", "__main__", "__init__"}  # what a person runs; these may import all of the above
+# What a person runs; these may import all of the above.
+TOP = {"chat", "cli", "cli_errors", "commands", "demo", "pipeline", "report", "__main__", "__init__"}
 
 HEAVY = ("datasets", "lightning", "peft", "torch", "transformers", "vllm")
 

@@ -79,7 +79,7 @@ def test_temperature_zero_is_greedy_and_takes_one_answer(tmp_path: Path) -> None
     policy = served(tmp_path)
     greedy = [given[0].token_ids for given in drawn(policy, PROMPTS, 2, temperature=1e-4)]
     assert [given[0].token_ids for given in drawn(policy, PROMPTS, 1, temperature=0.0)] == greedy
-    with pytest.raises(ValueError, match="sampling.temperature is 0, so 2 answers to a prompt would be the same"):
+    with pytest.raises(ValueError, match=r"sampling\.temperature is 0, so 2 answers to a prompt would be the same"):
         drawn(policy, PROMPTS, 2, temperature=0.0)
 
 
