@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -87,8 +88,10 @@ VARIANTS = (
     Variant("dpo", "chosen answers' NLL alone", ONLY_NLL),
     Variant("online_dpo", "offline: the pairs of DPO again", {}, "dpo"),
     Variant("online_dpo", "online, straight from SFT", {}, "sft"),
-    Variant("online_dpo", "without the prompts' own answers", _sampling(original_chosen=0.0)),
+    Variant("online_dpo", "4 answers a prompt", _sampling(num_samples=4)),
+    Variant("online_dpo", "the prompts' own answers ranked too", _sampling(original_chosen=1.0)),
     Variant("online_dpo", "chosen answers' NLL alone", ONLY_NLL),
+    Variant("online_dpo", "DPO's loss alone, lr 1e-4", merged(ONLY_DPO, _model(optimizer={"init_args": {"lr": 1e-4}}))),
 )
 
 
@@ -121,7 +124,7 @@ def chosen(only: Sequence[str] | None) -> list[Variant]:
 def _stage(stages: dict[str, StagePlan], variant: Variant, out: Path) -> StagePlan:
     offline = variant.name.startswith("offline")
     own = stages["dpo" if offline else variant.stage]
-    config = _changed(own.config, dict(variant.change))
+    config = _changed(deepcopy(own.config), dict(variant.change))
     folder = out / variant.stage / variant.name.replace(" ", "-").replace(",", "").replace("%", "pc").replace("'", "")
     start = stages[variant.start].folder if variant.start else own.start
     if start:

@@ -72,7 +72,7 @@ def test_the_shipped_config_is_valid(folder: Path, capsys: pytest.CaptureFixture
         main(["fit", "-c", str(ONLINE), "--print_config"])
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["trainer"]["callbacks"][0]["init_args"]["num_samples"] == 4
+    assert printed["trainer"]["callbacks"][0]["init_args"]["num_samples"] == 8
 
 
 def test_it_trains_reports_exports_and_is_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
