@@ -156,3 +156,55 @@ def kill_after_a_checkpoint(stage: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not exported(stage)
+
+
+# --- the file that a person edits for a model and data of their own
+
+OWN = ROOT / "configs" / "own.yaml"
+
+
+def mine() -> dict[str, Any]:
+    """The shipped file with its marked lines edited, and steps, lengths and precision for a test."""
+    given: dict[str, Any] = yaml.safe_load(OWN.read_text())
+    sft, dpo, online = (given["stages"][name] for name in ("sft", "dpo", "online_dpo"))
+    sft["model"]["init_args"] |= {"policy": {"config": "runs/demo/model"}, "tokenizer": {"path": "runs/demo/model"}}
+    sft["data"]["init_args"]["sources"] = [{"path": "runs/demo/train.jsonl"}]
+    dpo["data"]["init_args"]["sources"] = [{"path": "runs/demo/preferences.jsonl"}]
+    online["data"]["init_args"]["prompts"] = [{"path": "runs/demo/prompts.jsonl"}]
+    sampling = online["trainer"]["callbacks"][0]["init_args"]
+    sampling["sampler"]["init_args"]["sampling"]["max_new_tokens"] = 4
+    sampling |= {"num_samples": 3, "monitor_prompts": 4, "judge": {"class_path": "my_judges.Longest"}}
+    sampling["keep_unfinished"] = True
+    for stage in (sft, dpo):
+        stage["data"]["init_args"]["validation_share"] = 0.2
+    for stage in (sft, dpo, online):
+        stage["trainer"] |= {"precision": "32-true", "accelerator": "cpu", "accumulate_grad_batches": 1}
+        stage["data"]["init_args"] |= {"max_length": 128} | (
+            {} if stage is sft else {"row_length": 256, "max_prompt_length": 64}
+        )
+    return given
+
+
+def test_the_file_for_a_run_of_ones_own_is_valid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage in read_plan(OWN).chains[0]:
+        Path("stage.yaml").write_text(yaml.safe_dump(stage.config))
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "-c", "stage.yaml", "--print_config"])
+        assert stop.value.code in (0, None)
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["model"]["class_path"] == stage.config["model"]["class_path"]
+
+
+@pytest.mark.slow
+def test_the_file_for_a_run_of_ones_own_runs_with_its_marked_lines_edited(folder: Path) -> None:
+    Path("my_judges.py").write_text(
+        "class Longest:\n"
+        "    def score(self, prompts, answers):\n"
+        "        return [[float(len(text)) for text in texts] for texts in answers]\n"
+    )
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(mine(), sort_keys=False))
+    assert run() == 0
+    for name in ("sft", "dpo", "online_dpo"):
+        assert Path(f"runs/own/{name}/export/model.safetensors").exists()
+        assert json.loads(Path(f"runs/own/{name}/startup.json").read_text())["run"]["steps"] > 0
+    assert len(list(Path("runs/own/online_dpo/rounds").glob("round-*.json"))) == 2
