@@ -7,7 +7,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 
-_NOISE = re.compile(r"^(Does not validate against any|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>)")
+_NOISE = re.compile(
+    r"^(- )?(Does not validate against any|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>)"
+)
 _CALLABLE = re.compile(r"^- Type .* expects a function or a callable class: ")
 _GIVEN = re.compile(r"\. Got value: Namespace\(.*")
 _CLASS = re.compile(r"class_path[ =]'([\w.]+)'")

@@ -132,6 +132,7 @@ BAD = {
         options("--model.reference=lion_lightning.NoReference"),
         ["WeightedSum", "NoReference", "model.reference"],
     ),
+    "fewer weights than losses": (options("--model.loss.init_args.weights=[1.0]"), ["error: WeightedSum: 2 losses"]),
     "a typo in a loss": (options(f"--model.loss={LOSS}SigmodLoss"), ["SigmodLoss"]),
     "a row too short for a pair": (options("--data.row_length=20"), ["row_length"]),
     "a pair longer than the model": (options("--data.max_length=5000"), ["data.max_length", "1024"]),
