@@ -61,7 +61,7 @@ def test_a_pipe_gets_plain_lines_with_the_figures_that_the_run_logged(
     losses: list[float] = []
 
     class Watch(TokenThroughput):
-        def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:  # type: ignore[override]
+        def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
             losses.append(float(trainer.callback_metrics["train/loss"]))
 
     bar = Few(every_seconds=1e9, every_steps=4)
@@ -101,7 +101,7 @@ def test_a_terminal_gets_the_bar_with_short_names_and_nothing_else(
     assert "\x1b[" in drawn  # it is drawn in place
     metrics = trainer.callback_metrics
     last = drawn[drawn.rindex("loss:") :]
-    expected = {
+    expected: dict[str, Any] = {
         "loss": metrics["train/loss"],
         "accuracy": metrics["train/accuracy"],
         "val loss": metrics["val/loss"],
