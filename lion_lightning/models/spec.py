@@ -94,7 +94,10 @@ class PolicySpec:
             ValueError: If neither or both of ``path`` and ``config`` are given, or there is no config to be found.
         """
         if (self.path is None) == (self.config is None):
-            raise ValueError("policy: give either `path` (load weights) or `config` (start from random weights).")
+            raise ValueError(
+                "policy: give either `path` (load weights) or `config` (start from random weights), and null for the "
+                "other; on a command line both at once: --model.policy='{path: DIR, config: null}'."
+            )
         if isinstance(self.config, dict):
             settings = dict(self.config)
             if "model_type" not in settings:
