@@ -18,6 +18,7 @@ from lion_lightning.demo import make_tokenizer, write_demo
 ROOT = Path(__file__).parents[2]
 DPO = ROOT / "configs" / "dpo.yaml"
 SMALL = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+ONE_STEP = [*SMALL, "--trainer.max_steps=1", "--trainer.callbacks=[]", "--trainer.enable_checkpointing=false"]
 CSV = ['--trainer.logger={"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs/dpo"}}']
 
 
@@ -41,7 +42,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
 
 
 def test_the_shipped_config_trains_reports_and_exports(folder: Path) -> None:
-    assert main(["fit", "-c", str(DPO), *SMALL, *CSV, "--trainer.max_epochs=4"]) == 0
+    assert main(["fit", "-c", str(DPO), *SMALL, *CSV, "--trainer.max_epochs=2"]) == 0
     steps = [row for row in logged(folder) if "train/loss" in row]
     assert steps[-1]["train/loss"] < steps[0]["train/loss"] - 0.1
     report = json.loads((folder / "runs/dpo/before_after.json").read_text())
@@ -76,7 +77,7 @@ def test_a_loss_of_ones_own_is_picked_by_class_path(folder: Path) -> None:
     code = text.split("```python\n")[1].split("```")[0]
     (folder / "my_losses.py").write_text(code)
     loss = ["--model.loss=my_losses.FocalDPOLoss", "--model.loss.init_args.beta=0.2"]
-    assert main(["fit", "-c", str(DPO), *SMALL, *CSV, *loss, "--trainer.max_steps=1"]) == 0
+    assert main(["fit", "-c", str(DPO), *ONE_STEP, *CSV, *loss]) == 0
     first = next(row for row in logged(folder) if "train/loss" in row)
     assert first["train/loss"] == pytest.approx(0.25 * 0.6931472, rel=1e-4)  # (1 - 1/2)^2 ln 2
 
@@ -157,10 +158,10 @@ def test_a_reference_cache_of_another_model_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LION_CACHE", str(folder / "cache"))
-    assert main(["fit", "-c", str(DPO), *SMALL, "--trainer.max_steps=1"]) == 0
+    assert main(["fit", "-c", str(DPO), *ONE_STEP]) == 0
     (identity,) = folder.glob("cache/references/*/identity.json")
     identity.write_text(identity.read_text().replace('"weights": "', '"weights": "0'))
-    assert main(["fit", "-c", str(DPO), *SMALL, "--trainer.max_steps=1"]) == 2
+    assert main(["fit", "-c", str(DPO), *ONE_STEP]) == 2
     assert "belong to another model" in capsys.readouterr().err
 
 
@@ -168,8 +169,8 @@ def test_a_reference_cache_cut_short_is_computed_again(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LION_CACHE", str(folder / "cache"))
-    assert main(["fit", "-c", str(DPO), *SMALL, "--trainer.max_steps=1"]) == 0
+    assert main(["fit", "-c", str(DPO), *ONE_STEP]) == 0
     for file in folder.glob("cache/references/*/*.safetensors"):
         file.write_bytes(file.read_bytes()[:-9])
-    assert main(["fit", "-c", str(DPO), *SMALL, "--trainer.max_steps=1"]) == 0
+    assert main(["fit", "-c", str(DPO), *ONE_STEP]) == 0
     assert "is damaged" in capsys.readouterr().err

@@ -470,6 +470,7 @@ def real_rows() -> Iterator[dict[str, Any]]:
     yield from json.loads((SHARED / "data/fastchat/sharegpt_sample.json").read_text("utf-8"))[:150]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [None, "chatml"])
 def test_masks_of_real_conversations_are_exact(smollm2: PreTrainedTokenizerBase, template: str | None) -> None:
     if not (SHARED / "data").is_dir():

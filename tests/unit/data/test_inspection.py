@@ -191,6 +191,7 @@ def ranked_solutions(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"question": row["question"], "answers": answers, "scores": scores}] if 0 < sum(scores) < 4 else []
 
 
+@pytest.mark.slow
 @real
 def test_right_and_wrong_solutions_of_gsm8k_are_561_pairs(printed: Printed) -> None:
     path = SHARED / "gsm8k" / "example_model_solutions.jsonl"
@@ -202,6 +203,7 @@ def test_right_and_wrong_solutions_of_gsm8k_are_561_pairs(printed: Printed) -> N
     assert len(re.findall(r"\[\[.*?<\|im_end\|>\]\]", output, re.DOTALL)) == 2
 
 
+@pytest.mark.slow
 @real
 def test_gsm8k_as_it_lies(printed: Printed) -> None:
     output = printed(Source(str(SHARED / "gsm8k" / "train.jsonl"), split="train[:300]", name="gsm8k"), rows=1)
@@ -221,6 +223,7 @@ def seed_task(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"instruction": row["instruction"], **instance}
 
 
+@pytest.mark.slow
 @real
 def test_self_instruct_with_a_transform_of_two_lines(printed: Printed) -> None:
     source = Source(str(SHARED / "self_instruct" / "seed_tasks.jsonl"), name="seeds", transform=seed_task)
@@ -229,6 +232,7 @@ def test_self_instruct_with_a_transform_of_two_lines(printed: Printed) -> None:
     assert "[[Yes, you can have 1 oatmeal banana protein shake and 4 strips of bacon." in output
 
 
+@pytest.mark.slow
 @real
 def test_sharegpt_conversations_as_they_lie(printed: Printed) -> None:
     output = printed(Source(str(SHARED / "fastchat" / "sharegpt_sample.json"), name="sharegpt"))

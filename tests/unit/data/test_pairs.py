@@ -314,6 +314,7 @@ def right_against_wrong() -> Iterator[dict[str, Any]]:
                 yield {"question": row["question"], "chosen": right[0], "rejected": wrong[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [None, "chatml"])
 def test_real_pairs_are_exact(template: str | None) -> None:
     folder = os.environ.get("LION_SMOLLM2", "")
