@@ -50,6 +50,7 @@ def test_the_shipped_sft_config_trains_reports_and_exports(folder: Path, capsys:
     assert "runs/demo/train.jsonl" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(folder: Path) -> None:
     def fit(run: str, *more: str) -> Path:
         checkpoints = {"dirpath": f"{run}/checkpoints", "every_n_train_steps": 2, "save_last": True, "save_top_k": -1}

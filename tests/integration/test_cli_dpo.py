@@ -154,6 +154,7 @@ def test_adapters_off_without_adapters_is_one_line(folder: Path, capsys: pytest.
     assert "set policy.lora" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reference_cache_of_another_model_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_reference_cache_of_another_model_is_refused(
     assert "belong to another model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reference_cache_cut_short_is_computed_again(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

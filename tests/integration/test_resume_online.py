@@ -66,6 +66,7 @@ def test_killed_while_training(online: Online, whole: dict[str, Tensor], place: 
     assert len(sampler.asked) == (2 - place[0]) * 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [FrozenReference, RefreshedReference])
 def test_killed_under_other_references(online: Online, reference: Any) -> None:
     def module() -> Any:

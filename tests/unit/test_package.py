@@ -75,6 +75,7 @@ def test_import_callbacks_from_the_root_says_the_right_name() -> None:
     assert "ImportError: import this package as lion_lightning.callbacks" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_bare_checkout_resolves_callbacks_through_the_link(checkout: Path, tmp_path: Path) -> None:
     found = file_of(sys.executable, "lion_lightning.callbacks", tmp_path, PYTHONPATH=str(checkout))
     assert found == checkout / "lion_lightning" / "callbacks" / "__init__.py"
