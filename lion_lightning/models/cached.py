@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain
@@ -18,6 +17,7 @@ from lion_lightning.cache import cache_folder
 from lion_lightning.models.generation import evaluating
 from lion_lightning.models.pair_store import PairStore, pair_keys
 from lion_lightning.models.passes import Process, missing, score
+from lion_lightning.models.pieces import is_sharded, whole
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.references import Build, Reference
 from lion_lightning.models.spec import PolicySpec
@@ -110,16 +110,17 @@ class CachedReference(Reference):
         """The model with the weights of this reference: the policy where it still has them, else built for the pass."""
         with evaluating(policy):
             if self.spec is not None or self._digest(policy) != self.weights:
-                yield self._rebuilt().to(process.device)
+                yield self._rebuilt(process)
             elif has_adapters(policy):
                 with policy.adapters_off():
                     yield policy
             else:
                 yield policy
 
-    def _rebuilt(self) -> PolicyModel:
+    def _rebuilt(self, process: Process) -> PolicyModel:
         assert self._build is not None, "call attach() first"
         model = self._build(self.spec).eval()
+        model = model if is_sharded(model) else model.to(process.device)
         if self._digest(model) != self.weights:
             raise ValueError(
                 "the reference log-probs of some pairs are missing, and the model that they come from is gone: the "
@@ -159,7 +160,7 @@ class RefreshedReference(CachedReference):
     @contextmanager
     def _model(self, policy: PolicyModel, process: Process) -> Iterator[PolicyModel]:
         with evaluating(policy):  # adapters stay on: they are what has been trained
-            yield policy if self._digest(policy) == self.weights else self._rebuilt().to(process.device)
+            yield policy if self._digest(policy) == self.weights else self._rebuilt(process)
 
 
 def weights_digest(parameters: Mapping[str, Tensor]) -> str:
@@ -168,11 +169,9 @@ def weights_digest(parameters: Mapping[str, Tensor]) -> str:
     Args:
         parameters: By name.
     """
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-        digests = pool.map(_tensor_digest, parameters.values())
-        state = blake2b(digest_size=20)
-        for name, digest in zip(parameters, digests, strict=True):
-            state.update(f"{name} {digest}".encode())
+    state = blake2b(digest_size=20)
+    for name, parameter in parameters.items():
+        state.update(f"{name} {_tensor_digest(whole(parameter))}".encode())
     return state.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from lion_lightning.models.pieces import local, rows_held
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 
@@ -19,6 +20,12 @@ def token_embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
     modules: tuple[Any, ...] = (model.get_input_embeddings(), output_head(model))
     weights: list[nn.Parameter] = [module.weight for module in modules if module is not None]
     return list({id(weight): weight for weight in weights}.values())
+
+
+def embedding_names(model: PreTrainedModel) -> list[str]:
+    """Names of those weights among the model's parameters."""
+    weights = {id(weight) for weight in token_embeddings(model)}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in weights]
 
 
 def output_head(model: PreTrainedModel) -> Any:
@@ -44,15 +51,44 @@ def add_token_rows(model: PreTrainedModel, vocabulary: int, new_ids: Iterable[in
         new_ids: Ids of the tokens that the base model was not trained on.
     """
     rows = vocabulary_rows(model)
-    new = sorted({*new_ids, *range(rows, vocabulary)})
-    if not new:
-        return
+    new = new_rows(rows, vocabulary, new_ids)
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
-    for weight in token_embeddings(model):
-        known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
-        known[new] = False
-        weight[new] = weight[known].float().mean(0).to(weight.dtype)
+    for weight in token_embeddings(model) if new else ():
+        set_to_mean(weight, new)
+
+
+def new_rows(rows: int, vocabulary: int, new_ids: Iterable[int]) -> list[int]:
+    """Rows of the embeddings that the base model was not trained on.
+
+    Args:
+        rows: How many the base model has.
+        vocabulary: Number of tokens of the tokenizer.
+        new_ids: Ids of new tokens, which may lie in the base model's padding.
+    """
+    return sorted({*new_ids, *range(rows, vocabulary)})
+
+
+@torch.no_grad()
+def set_to_mean(weight: Tensor, rows: Sequence[int]) -> Tensor:
+    """Set rows of a weight, which may be sharded, to the mean of its other rows; all ranks that share it call this.
+
+    Args:
+        weight: ``(rows, width)``, changed in place.
+        rows: Which to set.
+
+    Returns:
+        The mean, ``(width,)``.
+    """
+    part, held = local(weight), rows_held(weight)
+    known = torch.ones(len(held), dtype=torch.bool, device=part.device)
+    known[[row - held.start for row in rows if row in held]] = False
+    total = part[known].float().sum(0)
+    if isinstance(weight, DTensor):
+        torch.distributed.all_reduce(total, group=weight.device_mesh.get_group())
+    mean = (total / (weight.shape[0] - len(rows))).to(weight.dtype)
+    part[~known] = mean
+    return mean
 
 
 def new_token_ids(spec: TokenizerSpec) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
-from lion_lightning.models.embeddings import token_embeddings
+from lion_lightning.models.embeddings import embedding_names
 
 
 @dataclass
@@ -56,8 +56,6 @@ class LoRASpec:
 
     def _token_rows(self, model: PreTrainedModel, new_ids: list[int]) -> dict[str, list[int]] | None:
         """Rows to train by layer: the embedding and an untied head, but for layers that are trained whole."""
-        weights = token_embeddings(model)  # peft finds a tied head by itself
-        names = [name for name, p in model.named_parameters() if any(p is weight for weight in weights)]
-        layers = [name.removesuffix(".weight") for name in names]
+        layers = [name.removesuffix(".weight") for name in embedding_names(model)]  # peft finds a tied head by itself
         rows = {layer: new_ids for layer in layers if layer.rpartition(".")[2] not in self.modules_to_save}
         return rows if new_ids and rows else None

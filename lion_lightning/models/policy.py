@@ -42,8 +42,8 @@ class PolicyModel(nn.Module):
         self.transform = logit_transform(self.causal_lm.config)
         attention = getattr(self.causal_lm.config, "_attn_implementation", None)
         self.packed = packed and attention in PATHS
-        if not self._is_meta:
-            self._probe()
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            self.probe()
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -121,13 +121,15 @@ class PolicyModel(nn.Module):
         backbone: nn.Module = self.causal_lm.base_model
         return backbone
 
-    @property
-    def _is_meta(self) -> bool:
-        return any(parameter.is_meta for parameter in self.parameters())
-
     @torch.no_grad()
-    def _probe(self) -> None:
-        """Run two five-token documents both ways, once, so that a model that would silently differ never trains."""
+    def probe(self) -> None:
+        """Run two five-token documents both ways, so that a model that would silently differ never trains.
+
+        Done at construction, but for a model on the meta device: call it then when its weights are there.
+
+        Raises:
+            ValueError: See the class.
+        """
         training = self.training
         self.eval()
         try:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from lion_lightning.functional import pair_logps
 from lion_lightning.models.passes import Process
+from lion_lightning.models.pieces import is_sharded, local
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.types import PackedBatch, PairLogps, TokenLogps
@@ -131,7 +133,8 @@ class FrozenReference(Reference):
     def attach(self, policy: PolicyModel, build: Build) -> None:
         """See the base class."""
         if self.model is None:
-            self.model = (deepcopy(policy) if self.spec is None else build(self.spec)).requires_grad_(False).eval()
+            made = _copy(policy, build) if self.spec is None else build(self.spec)
+            self.model = made.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
@@ -167,5 +170,22 @@ class MixedReference(FrozenReference):
         """See the base class."""
         assert self.model is not None, "call attach() first"
         if step % self.every_n_steps == 0:
-            own: list[Tensor] = list(self.model.parameters())
-            torch._foreach_lerp_(own, [p.detach() for p in policy.parameters()], self.alpha)
+            own, theirs = (_pieces(model) for model in (self.model, policy))
+            torch._foreach_lerp_(own, theirs, self.alpha)
+
+
+@torch.no_grad()
+def _copy(policy: PolicyModel, build: Build) -> PolicyModel:
+    """A model with the policy's weights, sharded as the policy is; a sharded module cannot be copied as such."""
+    if not is_sharded(policy):
+        return deepcopy(policy)
+    copy = build(None)
+    torch._foreach_copy_(_pieces(copy), _pieces(policy))
+    return copy
+
+
+def _pieces(model: PolicyModel) -> list[Tensor]:
+    """What this rank holds of each weight."""
+    if isinstance(model, FSDPModule):
+        model.reshard()  # a forward without a backward leaves its embedding and head whole
+    return [local(parameter.detach()) for parameter in model.parameters()]

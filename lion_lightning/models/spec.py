@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -11,9 +12,19 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lion_lightning.models.embeddings import add_token_rows, vocabulary_rows
+from lion_lightning.models.embeddings import add_token_rows, embedding_names, new_rows, vocabulary_rows
+from lion_lightning.models.loading import (
+    PiecesError,
+    WeightFiles,
+    hollow,
+    read_rows,
+    sources_of,
+    start_new_rows,
+    to_meta,
+)
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel, without_dropout
+from lion_lightning.models.sharding import Sharding
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -64,20 +75,64 @@ class PolicySpec:
             return cls(path=model)
         return cls(**model) if isinstance(model, dict) else model
 
-    def build(self, tokenizer: PreTrainedTokenizerBase | None = None, new_ids: list[int] | None = None) -> PolicyModel:
+    def build(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        new_ids: list[int] | None = None,
+        sharding: Sharding | None = None,
+    ) -> PolicyModel:
         """Load or create the model and set it up for training on packed rows.
 
         Args:
             tokenizer: If given, the embeddings grow to hold all its tokens.
             new_ids: Ids of tokens that the base model has not seen.
+            sharding: How it is split over ranks, which must all call this; None to have it whole. Weights from
+                ``path`` are then read in pieces; random ones are made whole on every rank, alike, before the split.
 
         Raises:
             ValueError: If the model is not there, has no safetensors weights, or cannot be built.
         """
-        new_ids = new_ids or []
+        vocabulary = len(tokenizer) if tokenizer is not None else 0
+        if sharding is None:
+            return self._built_whole(vocabulary, new_ids or [])
+        if self.path is not None:
+            try:
+                return self._built_in_pieces(self.path, vocabulary, new_ids or [], sharding)
+            except PiecesError as error:
+                log.warning("%s cannot be read in pieces (%s), so every rank loads it whole first.", self.path, error)
+        policy = self._built_whole(vocabulary, new_ids or [])
+        sharding.apply(policy)
+        return policy
+
+    def _built_whole(self, vocabulary: int, new_ids: list[int]) -> PolicyModel:
         model = self._load()
-        if tokenizer is not None:
-            add_token_rows(model, len(tokenizer), new_ids)
+        if vocabulary:
+            add_token_rows(model, vocabulary, new_ids)
+        return self._prepared(model, new_ids)
+
+    def _built_in_pieces(self, path: str, vocabulary: int, new_ids: list[int], sharding: Sharding) -> PolicyModel:
+        """The same model, of which no rank ever holds more than its rows and one layer."""
+        with self._weight_files(path) as files:
+            known = self.load_config().get_text_config().vocab_size
+            model = self._load(rows=max(vocabulary, known))
+            embeddings = embedding_names(model)
+            policy = self._prepared(model, new_ids)
+            sources = sources_of(model, files)
+            to_meta(model, sources)
+            sharding.apply(policy)
+            read_rows(model, files, sources, sharding.device)
+        start_new_rows(model, embeddings, new_rows(known, vocabulary, new_ids))
+        policy.probe()
+        return policy
+
+    def _weight_files(self, path: str) -> WeightFiles:
+        _require_safetensors(Path(path))
+        try:
+            return WeightFiles.find(path, self.revision)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(_not_loadable(path, error)) from error
+
+    def _prepared(self, model: PreTrainedModel, new_ids: list[int]) -> PolicyModel:
         if self.liger:
             _apply_liger(model)
         if self.gradient_checkpointing:
@@ -122,19 +177,23 @@ class PolicySpec:
             return list(range(self.trainable_rows, vocabulary_rows(model)))
         return new_ids
 
-    def _load(self) -> PreTrainedModel:
+    def _load(self, rows: int | None = None) -> PreTrainedModel:
+        """The model; hollow, with so many rows of the embeddings, where their number is given."""
         try:
-            return self._create(attn_implementation=self.attention)
+            return self._create(rows, attn_implementation=self.attention)
         except KeyError as error:
             if error.args != (self.attention,):
                 raise
             log.warning("%s has attention code of its own, so policy.attention is ignored.", self.path or self.config)
-            return self._create()
+            return self._create(rows)
 
-    def _create(self, **options: Any) -> PreTrainedModel:
+    def _create(self, rows: int | None, **options: Any) -> PreTrainedModel:
         auto: Any = AutoModelForCausalLM
         config = self.load_config()
         options |= {"dtype": getattr(torch, self.dtype), "trust_remote_code": self.trust_remote_code}
+        if rows is not None:
+            config.get_text_config().vocab_size = rows
+            return hollow(partial(auto.from_config, config, **options))
         if self.path is None:
             return cast(PreTrainedModel, auto.from_config(config, **options))
         options |= {"config": config, "revision": self.revision, "use_safetensors": True}

@@ -24,7 +24,7 @@ from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.meters import StageMeter, StepTotals
-from lion_lightning.modules.process import require_sharding
+from lion_lightning.modules.process import require_sharding, sharding_of
 from lion_lightning.modules.resume import mend_progress, restore_loader, rewind
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
@@ -109,12 +109,20 @@ class AlignmentModule(LightningModule, ABC):
         """Build the policy, once, however often Lightning calls this."""
         if self.policy is not None:
             return
-        tokenizer = self.tokenizer_spec.load()
         self._new_ids = new_token_ids(self.tokenizer_spec)
-        self.policy = self.policy_spec.build(tokenizer, self._new_ids)
+        self.policy = self.build(self.policy_spec)
         rows = self.policy_spec.rows_to_train(self.policy.causal_lm, self._new_ids)
         if rows is not None:
             self._trainable_rows = TrainableRows(self.policy.causal_lm, rows)
+
+    def build(self, spec: PolicySpec) -> PolicyModel:
+        """A model with the policy's tokenizer, split over ranks where the trainer's strategy says so.
+
+        Args:
+            spec: How to build it.
+        """
+        sharding = sharding_of(self.trainer) if self._trainer is not None else None
+        return spec.build(self.tokenizer_spec.load(), self._new_ids, sharding)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """Total loss of a micro-batch; ``optimizer_step`` normalises the gradients (Lightning calls this)."""

@@ -144,7 +144,7 @@ class DPOModule(AlignmentModule):
         self.reference.restore(checkpoint.get("lion", {}).get("reference", {}))
 
     def _build(self, spec: PolicySpec | None) -> PolicyModel:
-        return (spec or self.policy_spec).build(self.tokenizer_spec.load(), self._new_ids)
+        return self.build(spec or self.policy_spec)
 
     def _add_up(self, values: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(values, reduce_op="sum")

@@ -7,14 +7,17 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
 from lion_lightning.models.passes import Process
+from lion_lightning.models.pieces import is_sharded
+from lion_lightning.models.sharding import Sharding
 from lion_lightning.types import PackedBatch
 
 Batches = Iterable[PackedBatch]
@@ -49,22 +52,57 @@ class TrainerProcess(Process):
         self.trainer.strategy.barrier()
 
 
+PRECISIONS = {
+    "32-true": MixedPrecisionPolicy(),
+    "bf16-true": MixedPrecisionPolicy(reduce_dtype=torch.float32),
+    "bf16-mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+}
+"""What FSDP2 does under each precision of the Trainer; gradients are added up in fp32."""
+
+
+def sharding_of(trainer: Trainer) -> Sharding | None:
+    """How a trainer wants models to be split; None where its strategy keeps them whole, or splits them itself.
+
+    Args:
+        trainer: In ``configure_model``, or later.
+
+    Raises:
+        MisconfigurationException: The strategy or the precision cannot be followed.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return None
+    if strategy.device_mesh["tensor_parallel"].size() > 1:
+        raise MisconfigurationException(
+            f"{type(strategy).__name__}: tensor parallelism is not supported, and `auto` sizes mean just that; use "
+            f"lion_lightning.strategies.FSDP2Strategy, or set data_parallel_size: {strategy.world_size} and "
+            "tensor_parallel_size: 1"
+        )
+    precision = str(trainer.precision)
+    if precision not in PRECISIONS:
+        raise MisconfigurationException(
+            f"trainer.precision: {precision} cannot be trained under {type(strategy).__name__}; "
+            f"choose one of {', '.join(PRECISIONS)}"
+        )
+    offload = CPUOffloadPolicy() if getattr(strategy, "cpu_offload", False) else OffloadPolicy()
+    device = torch.device("cpu") if isinstance(offload, CPUOffloadPolicy) else strategy.root_device
+    return Sharding(strategy.device_mesh["data_parallel"], device, PRECISIONS[precision], offload)
+
+
 def require_sharding(strategy: Strategy, policy: nn.Module) -> None:
-    """Refuse to train a policy that is sharded in name only.
+    """Refuse to train a policy that is sharded in name only: each rank would train weights of its own, without a word.
 
     Args:
         strategy: The trainer's.
         policy: As ``configure_model`` left it.
 
     Raises:
-        MisconfigurationException: The strategy leaves sharding to ``configure_model``, and nothing did it: each rank
-            would train weights of its own, without a word.
+        MisconfigurationException: The strategy leaves sharding to ``configure_model``, and nothing did it.
     """
-    sharded = any(isinstance(module, FSDPModule) for module in policy.modules())
-    if isinstance(strategy, ModelParallelStrategy) and strategy.world_size > 1 and not sharded:
+    if isinstance(strategy, ModelParallelStrategy) and strategy.world_size > 1 and not is_sharded(policy):
         raise MisconfigurationException(
-            "ModelParallelStrategy shards what configure_model() shards, and this module's shards nothing yet: "
-            "override configure_model() and call fully_shard there, or use trainer.strategy: ddp"
+            f"{type(strategy).__name__} shards what configure_model() shards, and this module's shards nothing: build "
+            "models there with AlignmentModule.build, or use trainer.strategy: ddp"
         )
 
 

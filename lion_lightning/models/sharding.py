@@ -1,0 +1,68 @@
+"""A model in pieces (FSDP2): each rank holds its rows of every weight, gradient and optimizer state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lion_lightning.models.policy import PolicyModel
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How models are split over ranks with ``fully_shard`` (PyTorch's FSDP2; the method: ZeRO-3, arXiv 1910.02054).
+
+    Attributes:
+        mesh: The ranks that share the weights, one dimension.
+        device: Where this rank keeps its pieces: its own device, or the host's memory with ``CPUOffloadPolicy``.
+        precision: Dtypes of gathered weights and of reduced gradients; the weights themselves keep theirs.
+        offload: ``CPUOffloadPolicy()`` keeps weights, gradients and optimizer state in the memory of the host.
+    """
+
+    mesh: DeviceMesh
+    device: torch.device
+    precision: MixedPrecisionPolicy = field(default_factory=MixedPrecisionPolicy)
+    offload: OffloadPolicy = field(default_factory=OffloadPolicy)
+
+    def apply(self, policy: PolicyModel) -> None:
+        """Split a model, in place: a unit for each decoder layer, one for the rest. Weights may be on the meta device.
+
+        Args:
+            policy: The model; every rank must have the same.
+
+        Raises:
+            ValueError: If no decoder layers are to be found in it.
+        """
+        for unit in (*decoder_layers(policy.causal_lm), policy):
+            fully_shard(unit, mesh=self.mesh, mp_policy=self.precision, offload_policy=self.offload)
+        register_fsdp_forward_method(policy, "probe")
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers that a causal LM is a stack of, as its own code marks them.
+
+    Args:
+        model: A causal LM of transformers.
+
+    Raises:
+        ValueError: If it marks none.
+    """
+    named = set(model._no_split_modules or ())
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in named]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} cannot be sharded: its code marks no decoder layers (GradientCheckpointingLayer, "
+            "_no_split_modules); use trainer.strategy: ddp, or one of transformers' own model classes"
+        )
+    return layers
