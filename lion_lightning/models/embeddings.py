@@ -53,7 +53,8 @@ def add_token_rows(model: PreTrainedModel, vocabulary: int, new_ids: Iterable[in
     rows = vocabulary_rows(model)
     new = new_rows(rows, vocabulary, new_ids)
     if vocabulary > rows:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        with torch.random.fork_rng(devices=[]):  # what is drawn for the new rows is written over
+            model.resize_token_embeddings(vocabulary, mean_resizing=False)
     for weight in token_embeddings(model) if new else ():
         set_to_mean(weight, new)
 
