@@ -187,5 +187,6 @@ def _without_adapters(policy: PolicyModel) -> dict[str, nn.Parameter]:
 
 
 def _tensor_digest(tensor: Tensor) -> str:
-    raw: Any = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+    # A copy: numpy would hold on to memory that a sharded model frees between its forwards.
+    raw: Any = tensor.detach().to("cpu", copy=True).reshape(-1).view(torch.uint8).numpy()
     return f"{tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"

@@ -7,12 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether this rank holds only pieces of a module's weights."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of the embedding and the head, which a sharded model keeps whole after a forward without a backward."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
