@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 
+from lion_lightning.agreement import require_agreement
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token_embeddings
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
@@ -28,6 +29,19 @@ from lion_lightning.modules.process import require_sharding, sharding_of
 from lion_lightning.modules.resume import mend_progress, restore_loader, rewind
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
+
+AGREED = (
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+    "limit_val_batches",
+    "max_epochs",
+    "max_steps",
+    "precision",
+    "val_check_interval",
+)
+"""What of a Trainer must be the same on all ranks: its steps, and what is done in them."""
 
 
 class AlignmentModule(LightningModule, ABC):
@@ -104,6 +118,11 @@ class AlignmentModule(LightningModule, ABC):
         """Micro-batches that make one optimizer step, over accumulation and data-parallel ranks."""
         replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
         return self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
+
+    def setup(self, stage: str) -> None:
+        """Refuse ranks that were started with different settings (Lightning calls this)."""
+        require_agreement("model", self.hparams)
+        require_agreement("trainer", {name: getattr(self.trainer, name) for name in AGREED})
 
     def configure_model(self) -> None:
         """Build the policy, once, however often Lightning calls this."""

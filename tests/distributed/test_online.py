@@ -110,7 +110,9 @@ def train(rank: int, world: int, folder: Path, name: str, lora: LoRASpec | None)
     online = opened(folder)
     os.environ["LION_CACHE"] = str(folder / "cache" / name)
     torch.manual_seed(0)
-    module = online.module(optimizer=partial(SGD, lr=0.1, momentum=0.9), policy=PolicySpec(str(online.start), lora=lora))
+    module = online.module(
+        optimizer=partial(SGD, lr=0.1, momentum=0.9), policy=PolicySpec(str(online.start), lora=lora)
+    )
     ranks: dict[str, Any] = {"strategy": FSDP2Strategy(), "devices": world} if world > 1 else {}
     run = online.trainer(name, [online.sampling()], accumulate_grad_batches=2 // world, gradient_clip_val=1.0, **ranks)
     run.fit(module, datamodule=online.data())
