@@ -134,18 +134,10 @@ class TrainableRows:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradients of all other rows.
-
-        Raises:
-            ValueError: If a gradient has been flattened (FSDP1), so that its rows are no longer to be seen.
-        """
+        """Zero the gradients of all other rows."""
         for parameter in token_embeddings(self.model):
             if parameter.grad is None:
                 continue
-            if parameter.grad.dim() != 2:
-                raise ValueError(
-                    "trainable_rows: FSDPStrategy flattens gradients, which hides rows; use ModelParallelStrategy."
-                )
             if self._mask is None:
                 self._mask = self._mask_like(parameter.grad)
             parameter.grad.mul_(self._mask)

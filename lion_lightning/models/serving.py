@@ -19,6 +19,7 @@ from lion_lightning.models.cached import has_adapters, weights_digest
 from lion_lightning.models.export import generation_config
 from lion_lightning.models.generation import evaluating, unsharded
 from lion_lightning.models.passes import Process
+from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.tokenizer import end_of_turn_ids
 
@@ -57,7 +58,7 @@ class Serving:
 
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
-        return weights_digest({name: _whole(value) for name, value in self.policy.named_parameters()})
+        return weights_digest(whole_parameters(self.policy))
 
     def weights(self) -> Mapping[str, Tensor]:
         """All weights, whole and merged, by Hugging Face's names."""

@@ -13,12 +13,13 @@ from torch.optim import SGD
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.cached import CachedReference
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.pieces import whole
+from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.references import AdapterOffReference, FrozenReference, MixedReference, Reference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.strategies import FSDP2Strategy
+from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
 from tests.tiny import Rows, config, pairs, tokenizer_folder, trainer
 
@@ -37,7 +38,7 @@ REFERENCES: dict[str, dict[str, Any]] = {
     "mixed": {"reference": MixedReference},
     "adapter off": {"reference": AdapterOffReference, "lora": LoRASpec(r=4)},
 }
-STRATEGIES = {"ddp": lambda: "ddp", "fsdp2": FSDP2Strategy}
+STRATEGIES = {"ddp": lambda: "ddp", "fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
 
 
 class Counting(DPOModule):
@@ -69,7 +70,7 @@ def fit(
     run = trainer(**settings, **ranks)
     run.fit(module, Rows(BATCHES, rank, world), Rows(BATCHES, rank, world))
     metrics = {name: value.item() for name, value in run.callback_metrics.items()}
-    weights = {name: whole(p).detach() for name, p in module.policy_model.named_parameters()}
+    weights = {name: tensor.clone() for name, tensor in whole_parameters(module.policy_model)}
     return {"weights": weights, "metrics": metrics, "forwards": module.forwards}
 
 

@@ -39,8 +39,8 @@ CASES: dict[str, dict[str, Any]] = {
 MODELS = {"tied": True, "untied": False}
 
 
-def module(folder: Path, model: str, momentum: float = 0.0, **how: Any) -> SFTModule:
-    torch.manual_seed(0)
+def module(folder: Path, model: str, momentum: float = 0.0, rank: int = 0, **how: Any) -> SFTModule:
+    torch.manual_seed(rank)  # ranks that draw unequal weights must not train a patchwork of them
     tokenizer = TokenizerSpec(str(folder), **how.pop("tokenizer", {}))
     spec = PolicySpec(**({"path": str(folder / model)} | how))
     return SFTModule(spec, tokenizer, optimizer=lambda p: SGD(p, lr=0.1, momentum=momentum))
@@ -61,7 +61,7 @@ def outcome(run: Any, trained: SFTModule) -> dict[str, Any]:
 
 
 def fit(rank: int, world: int, folder: Path, model: str, **how: Any) -> dict[str, Any]:
-    trained = module(folder, model, **how)
+    trained = module(folder, model, rank=rank, **how)
     run = trainer(max_epochs=1, **ranks(world if world > 1 else 0))
     run.fit(trained, Rows(ROWS, rank, world), Rows(ROWS, rank, world))
     return outcome(run, trained)
