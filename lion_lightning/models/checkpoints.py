@@ -15,7 +15,7 @@ PREFIX = "policy.model."
 """Where a module's ``state_dict`` keeps the policy's weights."""
 
 _META = "meta.pt"  # Lightning's name for what is no tensor of model or optimizer
-_STATE = "state_dict."
+_STATES = {f"{name}.{PREFIX}": name for name in ("state_dict", "model")}  # as FSDP2 and FSDPStrategy write it
 
 
 def is_folder(path: Path) -> bool:
@@ -47,10 +47,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _policy_weights(folder: Path) -> dict[str, Tensor]:
     reader = FileSystemReader(folder)
+    entries = reader.read_metadata().state_dict_metadata
+    state = next(state for prefix, state in _STATES.items() if any(name.startswith(prefix) for name in entries))
     weights = {
-        name.removeprefix(_STATE): torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(_STATE + PREFIX) and isinstance(entry, TensorStorageMetadata)
+        name.removeprefix(f"{state}."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if name.startswith(f"{state}.{PREFIX}") and isinstance(entry, TensorStorageMetadata)
     }
-    load({"state_dict": weights}, storage_reader=reader, no_dist=True)
+    load({state: weights}, storage_reader=reader, no_dist=True)
     return weights
