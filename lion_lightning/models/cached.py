@@ -10,14 +10,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lion_lightning.cache import cache_folder
+from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.generation import evaluating
 from lion_lightning.models.pair_store import PairStore, pair_keys
 from lion_lightning.models.passes import Process, missing, score
-from lion_lightning.models.pieces import is_sharded, whole
+from lion_lightning.models.pieces import is_sharded
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.references import Build, Reference
 from lion_lightning.models.spec import PolicySpec
@@ -163,18 +163,6 @@ class RefreshedReference(CachedReference):
             yield policy if self._digest(policy) == self.weights else self._rebuilt(process)
 
 
-def weights_digest(parameters: Mapping[str, Tensor]) -> str:
-    """Hash of names, dtypes, shapes and bytes of weights.
-
-    Args:
-        parameters: By name.
-    """
-    state = blake2b(digest_size=20)
-    for name, parameter in parameters.items():
-        state.update(f"{name} {_tensor_digest(whole(parameter))}".encode())
-    return state.hexdigest()
-
-
 def has_adapters(policy: PolicyModel) -> bool:
     """Whether the policy is a model with LoRA adapters on it."""
     return policy.model is not policy.causal_lm
@@ -184,8 +172,3 @@ def _without_adapters(policy: PolicyModel) -> dict[str, nn.Parameter]:
     """The weights that the policy has with its adapters off: those that are frozen, where there are adapters."""
     adapted = has_adapters(policy)
     return {name: p for name, p in policy.named_parameters() if not (adapted and p.requires_grad)}
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    raw: Any = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -23,6 +22,7 @@ from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.adapters import AdapterCheckpoints
 from lion_lightning.modules.meters import StageMeter, StepTotals
 from lion_lightning.modules.process import require_sharding, sharding_of
 from lion_lightning.modules.resume import mend_progress, restore_loader, rewind
@@ -30,7 +30,7 @@ from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
 
 
-class AlignmentModule(LightningModule, ABC):
+class AlignmentModule(AdapterCheckpoints, ABC):
     """Trains a policy on packed rows. Subclass it and say what the loss of a micro-batch is; the rest is here.
 
     A micro-batch returns totals over its items; gradients are divided by the number of items of the whole global step,
@@ -154,6 +154,7 @@ class AlignmentModule(LightningModule, ABC):
         The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
         """
+        super().on_train_start()
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         self._endless = [s for s in schedules if isinstance(s, WarmupSchedule) and s.total_steps is None]
         if self._endless:
@@ -181,19 +182,6 @@ class AlignmentModule(LightningModule, ABC):
         plain = [p for p in trainable if p.dim() <= 1 or id(p) in frozen_rows]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
-
-    @property
-    def policy_model(self) -> PolicyModel:
-        """The policy.
-
-        Raises:
-            RuntimeError: If it has not been built yet.
-        """
-        if self.policy is None:
-            raise RuntimeError(
-                "the policy is built in configure_model(); call that first when you run without a Trainer."
-            )
-        return self.policy
 
     def optimizer_step(
         self,
@@ -228,12 +216,14 @@ class AlignmentModule(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
         checkpoint["lion"] = self.provenance()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
         if "loops" in checkpoint:
             rewind(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take in what an exact resume needs beyond Lightning (Lightning calls this)."""
+        super().on_load_checkpoint(checkpoint)
         if "loops" in checkpoint:
             mend_progress(checkpoint)
             self._resumed = checkpoint["loops"]
