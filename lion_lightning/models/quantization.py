@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -67,6 +67,19 @@ class NF4Spec:
             bnb_4bit_use_double_quant=self.double_quant,
             bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype) if self.compute_dtype else dtype,
         )
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking weights in evaluation mode, as it does on some CPUs.
+
+    That rounds the scales to bfloat16 for good: a reference pass would change the weights in the middle of a run.
+
+    Args:
+        model: A model that was loaded in four bits.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def product_dtype(config: Any) -> torch.dtype | None:

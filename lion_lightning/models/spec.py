@@ -24,7 +24,7 @@ from lion_lightning.models.loading import (
 )
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel, without_dropout
-from lion_lightning.models.quantization import NF4Spec
+from lion_lightning.models.quantization import NF4Spec, keep_layout
 from lion_lightning.models.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ class PolicySpec:
             new_ids: Ids of tokens that it has not seen.
         """
         model = self._load()
+        if self.quantization is not None:
+            keep_layout(model)
         if vocabulary:
             add_token_rows(model, vocabulary, new_ids)
         return model

@@ -54,6 +54,7 @@ class AdapterCheckpoints(LightningModule):
             return
         self._base = self._base or base_digest(self.policy_spec)
         checkpoint["lion"]["base"] = self._base
+        checkpoint["lion"]["config"].pop("quantization_config", None)  # not plain data; the policy's entry says it
         state = checkpoint["state_dict"]  # names only: the tensors may be sharded
         for name in self._base_names(state):
             del state[name]
