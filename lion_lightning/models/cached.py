@@ -19,6 +19,7 @@ from lion_lightning.models.pair_store import PairStore, pair_keys
 from lion_lightning.models.passes import Process, missing, score
 from lion_lightning.models.pieces import is_sharded
 from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.quantization import product_dtype
 from lion_lightning.models.references import Build, Reference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.types import PackedBatch, PairLogps
@@ -97,6 +98,8 @@ class CachedReference(Reference):
                 "precision": process.precision,
                 "attention": str(policy.causal_lm.config._attn_implementation) if policy.packed else "padded",
             }
+            if products := product_dtype(policy.causal_lm.config):
+                identity["products"] = str(products)
             name = blake2b(repr(sorted(identity.items())).encode(), digest_size=20).hexdigest()
             self._store = PairStore(cache_folder("references", self.cache_dir) / name, identity)
         return self._store

@@ -27,6 +27,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+SLOW = pytest.mark.slow
 PREFIX = "policy.model."
 # r * inputs + outputs * r of q, k, v, o, gate, up and down, with r = 4, in two layers
 ADAPTER_ELEMENTS = 2 * 4 * sum((32 + 32, 32 + 16, 32 + 16, 32 + 32, 32 + 48, 32 + 48, 48 + 32))
@@ -120,11 +121,14 @@ KINDS: dict[str, Callable[[Bench, int], AlignmentModule]] = {
 }
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
-    "kind", ["sft", pytest.param("adapters off", marks=SLOW), "frozen", pytest.param("mixed", marks=SLOW)]
+    "kind",
+    [
+        "sft",
+        pytest.param("adapters off", marks=SLOW),
+        pytest.param("frozen", marks=SLOW),
+        pytest.param("mixed", marks=SLOW),
+    ],
 )
 def test_a_run_resumed_from_adapters_ends_as_one_that_was_not_stopped(bench: Bench, kind: str) -> None:
     whole = read(bench.fit(KINDS[kind](bench, 7), "whole", 4))
@@ -150,6 +154,7 @@ def test_load_from_checkpoint_gives_the_trained_model_and_warns_of_nothing(
     torch.testing.assert_close(logits(loaded.policy_model.model), logits(module.policy_model.model), rtol=0, atol=0)
 
 
+@SLOW
 def test_an_older_checkpoint_that_holds_its_base_still_loads(bench: Bench) -> None:
     module = bench.sft()
     path = bench.fit(module, "run", 2)
@@ -210,9 +215,20 @@ def trained(
     return bench.fit(module, name, 2), module
 
 
-@pytest.mark.parametrize("new_tokens", [(), ("<a>", "<b>")], ids=["no new tokens", "new tokens"])
-@pytest.mark.parametrize("whole", [[], ["lm_head"]], ids=["linear layers", "head"])
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+NEW = ("<a>", "<b>")
+
+
+@pytest.mark.parametrize(
+    ("tied", "whole", "new_tokens"),
+    [
+        (False, [], ()),
+        (True, [], NEW),
+        (True, ["lm_head"], NEW),
+        pytest.param(False, [], NEW, marks=SLOW),
+        pytest.param(False, ["lm_head"], NEW, marks=SLOW),
+        pytest.param(True, ["embed_tokens"], (), marks=SLOW),
+    ],
+)
 def test_merged_logits_equal_the_trained_models(
     bench: Bench, tied: bool, whole: list[str], new_tokens: tuple[str, ...]
 ) -> None:
@@ -242,8 +258,15 @@ def test_a_half_precision_base_is_merged_in_fp32_and_rounded_once(bench: Bench) 
     assert torch.equal(merged.get_submodule(layer).weight, expected.bfloat16())
 
 
-@pytest.mark.parametrize("whole", [[], ["lm_head"]], ids=["linear layers", "head"])
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("tied", "whole"),
+    [
+        (True, ["lm_head"]),
+        pytest.param(True, [], marks=SLOW),
+        pytest.param(False, [], marks=SLOW),
+        pytest.param(False, ["lm_head"], marks=SLOW),
+    ],
+)
 def test_a_peft_folder_loads_onto_the_base_with_equal_logits(bench: Bench, tied: bool, whole: list[str]) -> None:
     from peft import PeftModel
 
@@ -255,6 +278,7 @@ def test_a_peft_folder_loads_onto_the_base_with_equal_logits(bench: Bench, tied:
     torch.testing.assert_close(logits(loaded), logits(module.policy_model.model), rtol=1e-5, atol=1e-5)
 
 
+@SLOW
 def test_a_peft_folder_holds_the_rows_of_new_tokens_where_the_base_has_room_for_them(bench: Bench) -> None:
     from peft import PeftModel
 
@@ -265,6 +289,7 @@ def test_a_peft_folder_holds_the_rows_of_new_tokens_where_the_base_has_room_for_
     torch.testing.assert_close(logits(loaded), logits(module.policy_model.model), rtol=1e-5, atol=1e-5)
 
 
+@SLOW
 def test_adapters_that_cannot_stand_alone_are_refused(bench: Bench) -> None:
     path, _ = trained(bench, PolicySpec(path=str(bench.base), lora=LoRASpec(r=4)), ("<a>", "<b>"), "grown")
     with pytest.raises(ValueError, match="the base model has 101 rows of embeddings and needs 103"):

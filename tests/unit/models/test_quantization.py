@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -162,20 +163,42 @@ def test_a_run_resumes_bit_for_bit_and_exports_into_the_whole_base(
     assert not hasattr(merged.config, "quantization_config")
 
 
+def with_the_same_weights(policy: PolicyModel, path: str) -> PolicyModel:
+    """The policy with its weights brought back from four bits once and for all, and multiplied by torch alone."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    whole = built(path, None)
+    with torch.no_grad():
+        for name, weight in policy.causal_lm.named_parameters():
+            if (state := getattr(weight, "quant_state", None)) is not None:
+                whole.causal_lm.get_parameter(name).copy_(dequantize_4bit(weight.data, state))
+    return whole
+
+
+@real
+def test_log_probs_are_those_of_the_rounded_weights(tmp_path: Path) -> None:
+    path = stored(tmp_path / "base", tied=True)
+    policy, batch = built(path, NF4Spec()), tiny.row()
+    with torch.no_grad():
+        expected = with_the_same_weights(policy, path)(batch).values
+        torch.testing.assert_close(policy(batch).values, expected, rtol=1e-4, atol=1e-4)
+
+
 @real
 @pytest.mark.slow
 @pytest.mark.skipif(not SMOLLM2, reason="set LION_SMOLLM2 to a folder with SmolLM2-135M-Instruct")
-def test_smollm2_in_four_bits_stays_close_and_learns() -> None:
-    tokenizer = TokenizerSpec(SMOLLM2).load()
-    ids = tokenizer("The capital of France is Paris, and that of Italy is Rome.").input_ids
-    batch = tiny.row((len(ids),), (-1,), vocabulary=tiny.VOCABULARY)
-    batch = type(batch)(**(vars(batch) | {"input_ids": torch.tensor(ids), "targets": torch.tensor(ids)[1:]}))
+def test_smollm2_in_four_bits_is_its_rounded_self_and_learns() -> None:
+    text = (Path(__file__).parents[3] / "LICENSE").read_text("utf-8")
+    ids = torch.tensor(TokenizerSpec(SMOLLM2).load()(text).input_ids[:512])
+    batch = replace(tiny.row((512,), (-1,)), input_ids=ids, targets=ids[1:])
     policy, whole = built(SMOLLM2, NF4Spec()), built(SMOLLM2, None)
     with torch.no_grad():
-        gap = (policy(batch).values - whole(batch).values).abs()
-    print("log-probs off by", gap.mean(), gap.max())
-    assert gap.mean() < 0.5
+        own, original = policy(batch).values, whole(batch).values
+        rounded = with_the_same_weights(policy, SMOLLM2)(batch).values
     del whole
+    print("off by", (own - original).abs().mean(), "loss", -own.mean(), -original.mean())
+    torch.testing.assert_close(own, rounded, rtol=1e-3, atol=1e-3)
+    assert 0 < (original - own).mean() < 0.4  # nats a token: 0.30 measured, so small a model suffers
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(4):
@@ -184,5 +207,5 @@ def test_smollm2_in_four_bits_stays_close_and_learns() -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss))
-    print(losses)
-    assert losses[-1] < losses[0]
+    print("losses", losses)
+    assert losses[-1] < losses[0] - 0.1
