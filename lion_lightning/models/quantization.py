@@ -77,6 +77,7 @@ def keep_layout(model: nn.Module) -> None:
     Args:
         model: A model that was loaded in four bits.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -61,7 +64,7 @@ class Bench:
         adam = partial(torch.optim.AdamW, lr=1e-2)
         return DPOModule(spec, self.tokenizer, reference=reference, optimizer=adam)
 
-    def fit(self, module: AlignmentModule, name: str, steps: int, resume: str | None = None) -> Path:
+    def fit(self, module: AlignmentModule, name: str, steps: int, resume: Path | None = None) -> Path:
         """Train up to a step, and save there."""
         saver = ModelCheckpoint(self.folder / name, save_last=True, every_n_train_steps=2)
         trainer = tiny.trainer(max_steps=steps, max_epochs=-1, callbacks=[saver], enable_checkpointing=True)
@@ -134,7 +137,7 @@ def test_a_run_resumed_from_adapters_ends_as_one_that_was_not_stopped(bench: Ben
     whole = read(bench.fit(KINDS[kind](bench, 7), "whole", 4))
     path = bench.fit(KINDS[kind](bench, 7), "stopped", 2)
     module = KINDS[kind](bench, 8)  # other adapters, until it loads those of the checkpoint
-    resumed = read(bench.fit(module, "stopped", 4, resume=str(path)))
+    resumed = read(bench.fit(module, "stopped", 4, resume=path))
     copies = 2 if kind in ("frozen", "mixed") else 1
     assert len(whole["state_dict"]) == copies * ADAPTER_KEYS
     assert all(torch.equal(resumed["state_dict"][name], tensor) for name, tensor in whole["state_dict"].items())
@@ -186,7 +189,7 @@ def test_a_base_that_has_changed_or_gone_is_one_line_with_the_fix(bench: Bench) 
             doing()
     assert main(["export", str(path), str(bench.folder / "out"), "--base", str(moved)]) == 0
     bench.base = moved
-    assert read(bench.fit(bench.sft(), "run", 4, resume=str(path)))["global_step"] == 4
+    assert read(bench.fit(bench.sft(), "run", 4, resume=path))["global_step"] == 4
 
 
 def test_weights_that_are_missing_beside_the_base_are_refused(bench: Bench) -> None:
@@ -298,3 +301,38 @@ def test_adapters_that_cannot_stand_alone_are_refused(bench: Bench) -> None:
         path, _ = trained(bench, spec, name="no base" if spec.path is None else "no lora")
         with pytest.raises(ValueError, match="no adapters on a model of its own folder"):
             export_checkpoint(path, bench.folder / "out", adapter=True)
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora",
+        pytest.param("qlora", marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")),
+    ],
+)
+def test_the_fragments_train_resume_and_export_from_the_command_line(bench: Bench, name: str) -> None:
+    turns = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4 w5"}]
+    (bench.folder / "rows.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(4)))
+    model = {"policy": {"path": str(bench.base)}, "tokenizer": {"path": bench.tokenizer.path}}
+    data = {"sources": [{"path": str(bench.folder / "rows.jsonl")}], "max_length": 16, "deduplicate": False}
+    saver = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    saver["init_args"] = {"dirpath": str(bench.folder / "ckpt"), "every_n_train_steps": 1, "save_last": True}  # type: ignore[assignment]
+    quiet = {"accelerator": "cpu", "logger": False, "default_root_dir": str(bench.folder), "callbacks": [saver]}
+    config = {
+        "model": {"class_path": "lion_lightning.SFTModule", "init_args": model},
+        "data": {"class_path": "lion_lightning.SFTDataModule", "init_args": data},
+        "trainer": quiet | {"max_epochs": 3, "enable_progress_bar": False},
+    }
+    (bench.folder / "stage.yaml").write_text(yaml.safe_dump(config))
+    fragment = Path(__file__).parents[2] / "configs" / "model" / f"{name}.yaml"
+    command = ["fit", "-c", str(bench.folder / "stage.yaml"), "-c", str(fragment), "--ckpt_path", "last"]
+    assert main([*command, "--trainer.max_steps", "1"]) == 0
+    assert main([*command, "--trainer.max_steps", "2"]) == 0
+    last = bench.folder / "ckpt" / "last.ckpt"
+    content = read(last)
+    assert content["global_step"] == 2
+    assert len(content["state_dict"]) == ADAPTER_KEYS
+    assert content["lion"]["policy"]["lora"]["r"] == 16
+    assert main(["export", str(last), str(bench.folder / "out")]) == 0
+    assert main(["export", str(last), str(bench.folder / "adapter"), "--adapter"]) == 0
