@@ -312,12 +312,12 @@ def test_adapters_that_cannot_stand_alone_are_refused(bench: Bench) -> None:
     ],
 )
 def test_the_fragments_train_resume_and_export_from_the_command_line(bench: Bench, name: str) -> None:
-    turns = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4 w5"}]
-    (bench.folder / "rows.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(4)))
+    rows = [{"instruction": "w3", "output": f"w4 w{number}"} for number in range(5, 9)]
+    (bench.folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     model = {"policy": {"path": str(bench.base)}, "tokenizer": {"path": bench.tokenizer.path}}
-    data = {"sources": [{"path": str(bench.folder / "rows.jsonl")}], "max_length": 16, "deduplicate": False}
-    saver = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
-    saver["init_args"] = {"dirpath": str(bench.folder / "ckpt"), "every_n_train_steps": 1, "save_last": True}  # type: ignore[assignment]
+    data = {"sources": [{"path": str(bench.folder / "rows.jsonl")}], "max_length": 16}
+    every = {"dirpath": str(bench.folder / "ckpt"), "every_n_train_steps": 1, "save_last": True}
+    saver = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": every}
     quiet = {"accelerator": "cpu", "logger": False, "default_root_dir": str(bench.folder), "callbacks": [saver]}
     config = {
         "model": {"class_path": "lion_lightning.SFTModule", "init_args": model},
