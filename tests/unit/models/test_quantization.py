@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lion_lightning import AdapterOffReference, DPOModule, PolicySpec, TokenizerSpec
+from lion_lightning import AdapterOffReference, DPOModule, PolicySpec, SFTModule, TokenizerSpec
+from lion_lightning.callbacks import HuggingFaceExport
 from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
@@ -209,3 +210,17 @@ def test_smollm2_in_four_bits_is_its_rounded_self_and_learns() -> None:
         losses.append(float(loss))
     print("losses", losses)
     assert losses[-1] < losses[0] - 0.1
+
+
+@real
+def test_the_export_at_the_end_of_a_fit_needs_no_checkpoint(tmp_path: Path) -> None:
+    path, tokenizer = stored(tmp_path / "base"), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path / "tokenizer")))
+    spec = PolicySpec(path=path, lora=LoRASpec(r=4), quantization=NF4Spec())
+    module = SFTModule(spec, tokenizer, optimizer=partial(torch.optim.SGD, lr=0.1))
+    trainer = tiny.trainer(max_steps=2, callbacks=[HuggingFaceExport(str(tmp_path / "out"))])
+    trainer.fit(module, tiny.Rows([tiny.row(), tiny.row(seed=1)]))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = AutoModelForCausalLM.from_pretrained(export_checkpoint(tmp_path / "last.ckpt", tmp_path / "again"))
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for (name, one), other in zip(written.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other), name
