@@ -13,6 +13,9 @@ _NOISE = re.compile(
 _CALLABLE = re.compile(r"^- Type .* expects a function or a callable class: ")
 _GIVEN = re.compile(r"\. Got value: Namespace\(.*")
 _CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
+_ABSENT = re.compile(r"No module named '(\w+)'")
+_EXTRAS = {"bitsandbytes": "qlora"}
+"""Optional packages whose classes configs name, and the extra that brings them."""
 _UNKNOWN = re.compile(r"Option '(\w+)' is not accepted")
 
 
@@ -26,7 +29,7 @@ def explain(error: Exception) -> str:
         return f"{error.filename}: {error.strerror.lower()}; name a place that exists and can be used"
     lines = [_CALLABLE.sub("", line.strip()) for line in str(error).splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if line and not _NOISE.match(line))
-    return _GIVEN.sub("", text) + _suggestion(text)
+    return _GIVEN.sub("", text) + _suggestion(text) + _remedy(text)
 
 
 def _suggestion(text: str) -> str:
@@ -39,3 +42,9 @@ def _suggestion(text: str) -> str:
     names = list(signature(getattr(import_module(module), name)).parameters)
     close = get_close_matches(key, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(names)}"
+
+
+def _remedy(text: str) -> str:
+    """How to install a package that a config names a class of."""
+    absent = [name for name in _ABSENT.findall(text) if name in _EXTRAS]
+    return f"; pip install 'lion-lightning[{_EXTRAS[absent[0]]}]'" if absent else ""

@@ -16,5 +16,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="lion export", description="Write a checkpoint as a Hugging Face folder.")
     parser.add_argument("checkpoint", help="a .ckpt file, e.g. runs/sft/checkpoints/last.ckpt")
     parser.add_argument("out", help="folder to write")
+    parser.add_argument("--adapter", action="store_true", help="write the LoRA adapters in PEFT's format, unmerged")
+    parser.add_argument("--base", help="folder of the model that the adapters were trained on, if it has moved")
     options = parser.parse_args(arguments)
-    print(f"wrote {export_checkpoint(options.checkpoint, options.out)}")
+    print(f"wrote {export_checkpoint(options.checkpoint, options.out, options.adapter, options.base)}")

@@ -10,15 +10,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lion_lightning.cache import cache_folder
+from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.generation import evaluating
 from lion_lightning.models.pair_store import PairStore, pair_keys
 from lion_lightning.models.passes import Process, missing, score
 from lion_lightning.models.pieces import is_sharded, unwrapped, whole_parameters
 from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.quantization import product_dtype
 from lion_lightning.models.references import Build, Reference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.types import PackedBatch, PairLogps
@@ -97,6 +98,8 @@ class CachedReference(Reference):
                 "precision": process.precision,
                 "attention": str(policy.causal_lm.config._attn_implementation) if policy.packed else "padded",
             }
+            if products := product_dtype(policy.causal_lm.config):
+                identity["products"] = str(products)
             name = blake2b(repr(sorted(identity.items())).encode(), digest_size=20).hexdigest()
             self._store = PairStore(cache_folder("references", self.cache_dir) / name, identity)
         return self._store
@@ -163,16 +166,6 @@ class RefreshedReference(CachedReference):
             yield policy if self._digest(policy) == self.weights else self._rebuilt(process)
 
 
-def weights_digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash of names, dtypes, shapes and bytes of weights, in whatever order they come.
-
-    Args:
-        parameters: Whole, with their names.
-    """
-    digests = sorted(f"{name} {_tensor_digest(tensor)}" for name, tensor in parameters)
-    return blake2b("\n".join(digests).encode(), digest_size=20).hexdigest()
-
-
 def has_adapters(policy: PolicyModel) -> bool:
     """Whether the policy is a model with LoRA adapters on it."""
     return policy.model is not policy.causal_lm
@@ -182,9 +175,3 @@ def _without_adapters(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     """The weights that the policy has with its adapters off: those that are frozen, where there are adapters."""
     trained = {unwrapped(name) for name, p in policy.named_parameters() if p.requires_grad and has_adapters(policy)}
     return ((name, tensor) for name, tensor in whole_parameters(policy) if name not in trained)
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    # A copy: numpy would hold on to memory that a sharded model frees between its forwards.
-    raw: Any = tensor.detach().to("cpu", copy=True).reshape(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"

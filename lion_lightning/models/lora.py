@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lion_lightning.models.embeddings import embedding_names
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+_EMBEDDINGS = {"embed_tokens", "lm_head"}
+"""What peft knows as embedding and head."""
 
 
 @dataclass
@@ -19,7 +31,8 @@ class LoRASpec:
         alpha: Scale of the update; it is multiplied by ``alpha / r``.
         dropout: Dropout on the adapter's input, in training only.
         target_modules: Names (or one regular expression) of the layers to adapt; ``all-linear`` for all but the head.
-        modules_to_save: Layers that are trained whole beside the adapters.
+        modules_to_save: Layers that are trained whole beside the adapters. ``embed_tokens`` or ``lm_head`` of a model
+            that ties them means both, and they stay tied.
     """
 
     r: int = 16
@@ -48,14 +61,52 @@ class LoRASpec:
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number does
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
-            modules_to_save=self.modules_to_save or None,
+            modules_to_save=[*self.modules_to_save] or None,  # peft adds to the list that it is given
             trainable_token_indices=self._token_rows(model, new_ids),
+            ensure_weight_tying=self._trains_tied(model),
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)
 
+    def _trains_tied(self, model: PreTrainedModel) -> bool:
+        """Whether a layer that is trained whole shares its weight with another; alone, it would be lost in a merge."""
+        tied = bool(model.config.get_text_config().tie_word_embeddings)
+        return tied and bool(_EMBEDDINGS & set(self.modules_to_save))
+
     def _token_rows(self, model: PreTrainedModel, new_ids: list[int]) -> dict[str, list[int]] | None:
         """Rows to train by layer: the embedding and an untied head, but for layers that are trained whole."""
+        if self._trains_tied(model):
+            return None
         layers = [name.removesuffix(".weight") for name in embedding_names(model)]  # peft finds a tied head by itself
         rows = {layer: new_ids for layer in layers if layer.rpartition(".")[2] not in self.modules_to_save}
         return rows if new_ids and rows else None
+
+
+def adapter_weights(model: PeftModel) -> Mapping[str, Tensor]:
+    """What was trained, by the names of PEFT's files: what engines that serve adapters read.
+
+    Args:
+        model: A model with adapters on it. Its tensors are given as they are, sharded ones too.
+    """
+    from peft import get_peft_model_state_dict
+
+    weights: dict[str, Tensor] = get_peft_model_state_dict(
+        model, state_dict=model.state_dict(), save_embedding_layers=False
+    )
+    return weights
+
+
+def write_adapter(model: PeftModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write a folder that ``PeftModel.from_pretrained(base, folder)`` loads: adapter_model.safetensors and its config.
+
+    Args:
+        model: A model with adapters on it.
+        folder: Where to; made if needed.
+        weights: From :func:`adapter_weights`, gathered if they were sharded; None to take the model's own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in (weights or adapter_weights(model)).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = deepcopy(model.peft_config["default"])
+    settings.inference_mode = True
+    settings.save_pretrained(str(folder))

@@ -51,6 +51,7 @@ def share(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
             dist.broadcast(parameter.data, group=group, group_src=0)
 
 
+@torch.no_grad()
 def whole_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters one at a time, whole, by the names that they have in an unsharded module; no order is promised.
 
@@ -59,7 +60,7 @@ def whole_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     units = {name: unit for name, unit in module.named_modules() if isinstance(unit, FullyShardedDataParallel)}
     if not units:
-        yield from ((name, whole(parameter.detach())) for name, parameter in module.named_parameters())
+        yield from ((name, whole(parameter)) for name, parameter in module.named_parameters())
     for prefix, unit in units.items():
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
             own = ((name, p) for name, p in unit.module.named_parameters() if _UNIT not in name)

@@ -16,6 +16,7 @@ from lion_lightning.models.attention import PATHS
 from lion_lightning.models.embeddings import output_head, vocabulary_rows
 from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.padding import pad_row
+from lion_lightning.models.quantization import product_dtype
 from lion_lightning.types import PackedBatch, Segment, TokenLogps
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class PolicyModel(nn.Module):
         except (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError) as error:
             log.info("packed probe failed: %s", error)
             return False
-        return _close(packed, expected)
+        return _close(packed, expected, self.causal_lm.config)
 
     def _probe_head(self) -> None:
         ids, _, _ = _probe_row(self.causal_lm)
@@ -164,7 +165,7 @@ class PolicyModel(nn.Module):
         hidden = self._backbone(input_ids=row, use_cache=False).last_hidden_state[0]
         weight, bias = self.head()
         own = hidden @ weight.T if bias is None else hidden @ weight.T + bias
-        if not _close(self.transform.apply(own.float().clone()), logits.float()):
+        if not _close(self.transform.apply(own.float().clone()), logits.float(), self.causal_lm.config):
             raise ValueError(
                 f"{type(self.causal_lm).__name__}: its logits are not its head times its last hidden state under any "
                 "post-processing known here (scale, soft cap); log-probs would be wrong. Please report the model."
@@ -223,7 +224,8 @@ def _probe_row(model: PreTrainedModel) -> tuple[Tensor, Tensor, RowLayout]:
     return ids, positions, RowLayout([Segment(0, 5), Segment(5, 5)], device)
 
 
-def _close(actual: Tensor, expected: Tensor) -> bool:
-    tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
+def _close(actual: Tensor, expected: Tensor, config: Any) -> bool:
+    exact = {expected.dtype, product_dtype(config) or expected.dtype} == {torch.float32}
+    tolerance = 1e-4 if exact else 3e-2
     difference = (actual.float() - expected.float()).abs().max()
     return bool(difference <= tolerance * expected.float().abs().max())

@@ -15,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.models.cached import has_adapters, weights_digest
+from lion_lightning.models.cached import has_adapters
+from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.export import generation_config
 from lion_lightning.models.generation import evaluating, unsharded
 from lion_lightning.models.passes import Process

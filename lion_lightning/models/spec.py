@@ -25,6 +25,7 @@ from lion_lightning.models.loading import (
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.pieces import reshard
 from lion_lightning.models.policy import PolicyModel, without_dropout
+from lion_lightning.models.quantization import NF4Spec, keep_layout
 from lion_lightning.models.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class PolicySpec:
         gradient_checkpointing: Recompute each layer in backward: less memory, about a third more time.
         liger: Swap in Liger's fused GPU kernels where liger-kernel is installed.
         lora: Train adapters instead of the weights.
+        quantization: Hold the weights that the adapters are put on in 4 bits (QLoRA); needs ``lora`` and ``path``.
         trainable_rows: Which rows of the embedding and head learn: None for all, ``new`` for the tokens that were
             added, a number for all rows from it up, or a list of rows. (LIONs: 128000 for Llama 3.)
         trust_remote_code: Run code that comes with the model. Off: such a model is refused.
@@ -61,13 +63,16 @@ class PolicySpec:
     gradient_checkpointing: bool = False
     liger: bool = False
     lora: LoRASpec | None = None
+    quantization: NF4Spec | None = None
     trainable_rows: Literal["new"] | int | list[int] | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Accept ``lora`` as a mapping, as it comes back from a checkpoint."""
+        """Accept ``lora`` and ``quantization`` as mappings, as they come back from a checkpoint."""
         if isinstance(self.lora, dict):
             self.lora = LoRASpec(**self.lora)
+        if isinstance(self.quantization, dict):
+            self.quantization = NF4Spec(**self.quantization)
 
     @classmethod
     def of(cls, model: PolicySpec | str | dict[str, Any]) -> PolicySpec:
@@ -93,6 +98,8 @@ class PolicySpec:
         Raises:
             ValueError: If the model is not there, has no safetensors weights, or cannot be built.
         """
+        if self.quantization is not None:
+            self.quantization.require(adapted=self.lora is not None, stored=self.path is not None, split=sharding)
         vocabulary = len(tokenizer) if tokenizer is not None else 0
         if sharding is None:
             return self._built_whole(vocabulary, new_ids or [])
@@ -105,11 +112,22 @@ class PolicySpec:
         sharding.apply(policy)
         return policy
 
-    def _built_whole(self, vocabulary: int, new_ids: list[int]) -> PolicyModel:
+    def build_base(self, vocabulary: int, new_ids: list[int]) -> PreTrainedModel:
+        """The model before any adapters.
+
+        Args:
+            vocabulary: Tokens that the embeddings must hold at least.
+            new_ids: Ids of tokens that it has not seen.
+        """
         model = self._load()
+        if self.quantization is not None:
+            keep_layout(model)
         if vocabulary:
             add_token_rows(model, vocabulary, new_ids)
-        return self._prepared(model, new_ids)
+        return model
+
+    def _built_whole(self, vocabulary: int, new_ids: list[int]) -> PolicyModel:
+        return self._prepared(self.build_base(vocabulary, new_ids), new_ids)
 
     def _built_in_pieces(self, path: str, vocabulary: int, new_ids: list[int], sharding: Sharding) -> PolicyModel:
         """The same model, of which no rank ever holds more than its rows and one layer."""
@@ -199,6 +217,8 @@ class PolicySpec:
         if self.path is None:
             return cast(PreTrainedModel, auto.from_config(config, **options))
         options |= {"config": config, "revision": self.revision, "use_safetensors": True}
+        if self.quantization is not None:
+            options["quantization_config"] = self.quantization.config(options["dtype"])
         _require_safetensors(Path(self.path))
         try:
             return cast(PreTrainedModel, auto.from_pretrained(self.path, **options))

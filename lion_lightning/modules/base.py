@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from lion_lightning.models.pieces import share, unwrapped
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.adapters import AdapterCheckpoints
 from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm
 from lion_lightning.modules.meters import StageMeter, StepTotals
 from lion_lightning.modules.process import require_rows_of, require_sharding, sharding_of
@@ -46,7 +46,7 @@ AGREED = (
 """What of a Trainer must be the same on all ranks: its steps, and what is done in them."""
 
 
-class AlignmentModule(LightningModule, ABC):
+class AlignmentModule(AdapterCheckpoints, ABC):
     """Trains a policy on packed rows. Subclass it and say what the loss of a micro-batch is; the rest is here.
 
     A micro-batch returns totals over its items; gradients are divided by the number of items of the whole global step,
@@ -181,6 +181,7 @@ class AlignmentModule(LightningModule, ABC):
         The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
         """
+        super().on_train_start()
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         self._endless = [s for s in schedules if isinstance(s, WarmupSchedule) and s.total_steps is None]
         if self._endless:
@@ -208,19 +209,6 @@ class AlignmentModule(LightningModule, ABC):
         decayed, plain = ([p for _, p in trainable if (id(p) in matrices) is wanted] for wanted in (True, False))
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
-
-    @property
-    def policy_model(self) -> PolicyModel:
-        """The policy.
-
-        Raises:
-            RuntimeError: If it has not been built yet.
-        """
-        if self.policy is None:
-            raise RuntimeError(
-                "the policy is built in configure_model(); call that first when you run without a Trainer."
-            )
-        return self.policy
 
     def optimizer_step(
         self,
@@ -266,12 +254,14 @@ class AlignmentModule(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
         checkpoint["lion"] = self.provenance()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
         if "loops" in checkpoint:
             rewind(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take in what an exact resume needs beyond Lightning (Lightning calls this)."""
+        super().on_load_checkpoint(checkpoint)
         if "loops" in checkpoint:
             mend_progress(checkpoint)
             self._resumed = checkpoint["loops"]

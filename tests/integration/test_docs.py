@@ -104,4 +104,6 @@ def test_every_shipped_config_is_run_by_a_test() -> None:
     recipes = {name for name in shipped if name.startswith("recipes/")}  # by test_recipes.py
     tested = {"sft.yaml", "dpo.yaml", "online_dpo.yaml", "pipeline.yaml"}  # by test_cli*.py and test_pipeline.py
     tested |= {"evaluate.yaml", "logger/wandb.yaml", "own.yaml"}  # by test_evaluate.py, test_cli.py and below
+    tested |= {"model/lora.yaml", "model/qlora.yaml"}  # by test_lora.py
+    tested |= {"optimizer/adamw8bit.yaml", "optimizer/paged_adamw8bit.yaml"}  # by test_optimizers.py
     assert shipped - recipes == tested, "add a run of the new config to the tests, then its name here"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lion_lightning.functional import pair_logps
 from lion_lightning.models import passes
-from lion_lightning.models.cached import CachedReference, RefreshedReference, weights_digest
+from lion_lightning.models.cached import CachedReference, RefreshedReference
+from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.references import FrozenReference, MixedReference, NoReference
