@@ -10,16 +10,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lion_lightning.callbacks.folders import require_writable
-from lion_lightning.models.export import export_policy
+from lion_lightning.models.export import PREFIX, export_policy
+from lion_lightning.models.gathering import whole_tensors
 
 
 class HuggingFaceExport(Callback):
     """Writes the trained policy as a Hugging Face folder when the fit is over: see :func:`export_policy`.
 
-    The weights are gathered on all ranks and written by global rank 0. A run that ends in an exception or is
+    The weights are gathered by all ranks, a tensor at a time, and kept and written by global rank 0. A run that ends in an exception or is
     interrupted writes nothing; ``lion export CKPT OUT`` makes the same folder from a checkpoint.
 
     Args:
@@ -55,7 +55,7 @@ class HuggingFaceExport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the folder (Lightning calls this, and not after an exception)."""
-        state = {name: _whole(value) for name, value in trainer.strategy.lightning_module_state_dict().items()}
+        state = _policy(trainer)
         if trainer.is_global_zero:
             with isolate_rng():  # the model to fill is created with random weights
                 self._written = export_policy(
@@ -69,7 +69,8 @@ class HuggingFaceExport(Callback):
             rank_zero_info(f"HuggingFaceExport: wrote the policy to {self._written}")
 
 
-def _whole(value: Any) -> Any:
-    """A sharded tensor gathered from all ranks (distributed checkpoints leave them sharded), on the CPU."""
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.cpu() if isinstance(whole, Tensor) else whole
+def _policy(trainer: Trainer) -> dict[str, Tensor]:
+    """The policy's weights on the CPU of the first rank, nothing on the others (who hold only one tensor at a time)."""
+    state = trainer.strategy.lightning_module_state_dict().items()  # distributed checkpoints leave weights sharded
+    weights = whole_tensors((name, tensor) for name, tensor in state if name.startswith(PREFIX))
+    return {name: tensor.cpu() for name, tensor in weights if trainer.is_global_zero}

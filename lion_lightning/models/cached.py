@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lion_lightning.cache import cache_folder
+from lion_lightning.models.gathering import whole_tensors
 from lion_lightning.models.generation import evaluating
 from lion_lightning.models.pair_store import PairStore, pair_keys
 from lion_lightning.models.passes import Process, missing, score
-from lion_lightning.models.pieces import is_sharded, whole
+from lion_lightning.models.pieces import is_sharded
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.references import Build, Reference
 from lion_lightning.models.spec import PolicySpec
@@ -164,14 +165,14 @@ class RefreshedReference(CachedReference):
 
 
 def weights_digest(parameters: Mapping[str, Tensor]) -> str:
-    """Hash of names, dtypes, shapes and bytes of weights.
+    """Hash of names, dtypes, shapes and bytes of weights; the same whether they are whole or sharded.
 
     Args:
-        parameters: By name.
+        parameters: By name. Where they are sharded, all ranks must call this.
     """
     state = blake2b(digest_size=20)
-    for name, parameter in parameters.items():
-        state.update(f"{name} {_tensor_digest(whole(parameter))}".encode())
+    for name, tensor in whole_tensors(parameters.items()):
+        state.update(f"{name} {_tensor_digest(tensor)}".encode())
     return state.hexdigest()
 
 
@@ -187,5 +188,5 @@ def _without_adapters(policy: PolicyModel) -> dict[str, nn.Parameter]:
 
 
 def _tensor_digest(tensor: Tensor) -> str:
-    raw: Any = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+    raw: Any = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
     return f"{tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"

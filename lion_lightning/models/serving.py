@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.models.cached import has_adapters, weights_digest
+from lion_lightning.models.adapters import ServedAdapters, only_linear_adapters
+from lion_lightning.models.cached import weights_digest
+from lion_lightning.models.embeddings import still_tied
 from lion_lightning.models.export import generation_config
+from lion_lightning.models.gathering import merged, plain_weights
 from lion_lightning.models.generation import evaluating
 from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.tokenizer import end_of_turn_ids
+from lion_lightning.models.writing import save_weights
 from lion_lightning.types import PackedBatch, Segment
 
 
@@ -56,31 +58,39 @@ class Serving:
         """Tokens that end an answer."""
         return end_of_turn_ids(self.tokenizer)
 
+    @property
+    def adapters(self) -> ServedAdapters | None:
+        """The adapters apart from the rest, where they are all that is trained and an engine can put them on itself."""
+        return ServedAdapters(self.policy, self.process) if only_linear_adapters(self.policy) else None
+
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
-        return weights_digest({name: _whole(value) for name, value in self.policy.named_parameters()})
+        return weights_digest(dict(self.policy.named_parameters()))
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """All weights, whole and merged, by Hugging Face's names."""
-        if not has_adapters(self.policy):
-            return {name: _whole(value.detach()) for name, value in self.model.state_dict().items()}
-        if any(isinstance(module, FSDPModule) for module in self.policy.modules()):
-            raise ValueError("sharded LoRA weights cannot be merged for an engine yet; use TransformersSampler or DDP")
-        # A copy: merging in place and taking it back leaves rounding in the frozen weights.
-        merged: Any = deepcopy(self.policy.model)
-        with torch.no_grad():
-            return dict(merged.merge_and_unload().state_dict())
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See :class:`~lion_lightning.sampling.base.ServedPolicy`; a layer is merged when its turn comes."""
+        return plain_weights(self.model, merged)
 
-    def write(self, folder: Path) -> None:
-        """Write a Hugging Face folder with these weights; a tied head is in it under both of its names."""
+    def write(self, folder: Path | None) -> None:
+        """See :class:`~lion_lightning.sampling.base.ServedPolicy`.
+
+        Raises:
+            OSError: The folder cannot be written, here or by another process.
+        """
+        with self.process.together():
+            if folder is not None:
+                self.write_settings(folder)
+            save_weights(self.weights(), folder)
+
+    def write_settings(self, folder: Path) -> None:
+        """See :class:`~lion_lightning.sampling.base.ServedPolicy`."""
         folder.mkdir(parents=True, exist_ok=True)
         config = deepcopy(self.model.config)
         config.architectures = [type(self.model).__name__]
+        config.tie_word_embeddings = bool(config.tie_word_embeddings) and still_tied(self.model)
         config.save_pretrained(folder)
         generation_config(self.tokenizer).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        weights = {name: tensor.contiguous().cpu().clone() for name, tensor in self.weights().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -105,10 +115,6 @@ class Serving:
 def _shortest_row() -> PackedBatch:
     zeros = torch.zeros(1, dtype=torch.int64)
     return PackedBatch(zeros.repeat(2), torch.arange(2), (Segment(0, 2),), zeros, zeros, zeros)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
