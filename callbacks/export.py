@@ -19,8 +19,8 @@ from lion_lightning.models.gathering import whole_tensors
 class HuggingFaceExport(Callback):
     """Writes the trained policy as a Hugging Face folder when the fit is over: see :func:`export_policy`.
 
-    The weights are gathered by all ranks, a tensor at a time, and kept and written by global rank 0. A run that ends in an exception or is
-    interrupted writes nothing; ``lion export CKPT OUT`` makes the same folder from a checkpoint.
+    The weights are gathered by all ranks, a tensor at a time, and kept and written by global rank 0. A run that ends in
+    an exception or is interrupted writes nothing; ``lion export CKPT OUT`` makes the same folder from a checkpoint.
 
     Args:
         dirpath: Folder to write; None for ``export`` under the trainer's ``default_root_dir``.

@@ -30,7 +30,7 @@ class ServedAdapters:
     @property
     def rank(self) -> int:
         """Rank of the largest adapter."""
-        return max(layer.r[_active(self.policy)] for layer in peft_layers(self.policy.causal_lm).values())
+        return int(max(layer.r[_active(self.policy)] for layer in peft_layers(self.policy.causal_lm).values()))
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
         """The weights below the adapters, as :meth:`ServedPolicy.weights` gives those of the policy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def merged(layer: Any) -> nn.Module:
 
 @torch.no_grad()
 def _whole_copy(module: nn.Module) -> nn.Module:
-    """A copy with whole weights of its own. (Merging in place and taking it back would leave rounding in the weights.)"""
+    """A copy with whole weights of its own: merging in place and taking it back would leave rounding in the weights."""
     memo: dict[int, Any] = {id(p): nn.Parameter(whole(p.detach()).clone(), False) for p in module.parameters()}
     memo |= {id(buffer): whole(buffer).clone() for buffer in module.buffers()}
     return deepcopy(module, memo)

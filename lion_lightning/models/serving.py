@@ -87,7 +87,8 @@ class Serving:
         folder.mkdir(parents=True, exist_ok=True)
         config = deepcopy(self.model.config)
         config.architectures = [type(self.model).__name__]
-        config.tie_word_embeddings = bool(config.tie_word_embeddings) and still_tied(self.model)
+        if getattr(config, "tie_word_embeddings", False) and not still_tied(self.model):
+            config.tie_word_embeddings = False
         config.save_pretrained(folder)
         generation_config(self.tokenizer).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
