@@ -10,17 +10,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.models.checkpoints import PREFIX
 from lion_lightning.models.export import export_policy
+from lion_lightning.models.gathering import whole_tensors
+from lion_lightning.models.pieces import unwrapped
+from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.unsharding import with_shapes
 
 
 class HuggingFaceExport(Callback):
     """Writes the trained policy as a Hugging Face folder when the fit is over: see :func:`export_policy`.
 
-    The weights are gathered on all ranks and written by global rank 0. A run that ends in an exception or is
-    interrupted writes nothing; ``lion export CKPT OUT`` makes the same folder from a checkpoint.
+    The weights are gathered by all ranks, a tensor at a time, and kept and written by global rank 0. A run that ends in
+    an exception or is interrupted writes nothing; ``lion export CKPT OUT`` makes the same folder from a checkpoint.
 
     Args:
         dirpath: Folder to write; None for ``export`` under the trainer's ``default_root_dir``.
@@ -55,7 +59,7 @@ class HuggingFaceExport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the folder (Lightning calls this, and not after an exception)."""
-        state = {name: _whole(value) for name, value in trainer.strategy.lightning_module_state_dict().items()}
+        state = _weights(pl_module.policy_model, kept=trainer.is_global_zero)
         if trainer.is_global_zero:
             with isolate_rng():  # the model to fill is created with random weights
                 self._written = export_policy(
@@ -69,7 +73,8 @@ class HuggingFaceExport(Callback):
             rank_zero_info(f"HuggingFaceExport: wrote the policy to {self._written}")
 
 
-def _whole(value: Any) -> Any:
-    """A sharded tensor gathered from all ranks (distributed checkpoints leave them sharded), on the CPU."""
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.cpu() if isinstance(whole, Tensor) else whole
+def _weights(policy: PolicyModel, kept: bool) -> dict[str, Tensor]:
+    """The policy's weights on the CPU where they are kept; all ranks must call this, each holds a tensor at a time."""
+    with with_shapes(policy):
+        weights = whole_tensors((unwrapped(name), tensor) for name, tensor in policy.model.state_dict().items())
+        return {f"{PREFIX}{name}": tensor.to("cpu", copy=True) for name, tensor in weights if kept}

@@ -64,6 +64,15 @@ class Endpoint:
         """
         return self._retried(lambda: self._once(route, {} if body is None else body))
 
+    def tell(self, route: str, body: Any) -> None:
+        """POST where the answer does not matter, whatever it is written in; see :meth:`post`.
+
+        Args:
+            route: Path with a leading slash.
+            body: What is sent as JSON.
+        """
+        self._retried(lambda: self._read(route, body))
+
     def post_all(self, route: str, bodies: Sequence[Any], title: str) -> list[Any]:
         """Answers to many requests, in their order, ``concurrency`` at once; see :meth:`post`.
 
@@ -103,11 +112,15 @@ class Endpoint:
         )
 
     def _once(self, route: str, body: Any) -> Any:
+        text = self._read(route, body)
+        return json.loads(text) if text else None
+
+    def _read(self, route: str, body: Any) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         request = Request(self.url + route, data, {"Content-Type": "application/json", **self._authorization()})
         with urlopen(request, timeout=self.timeout) as response:
-            text = response.read()
-        return json.loads(text) if text else None
+            text: bytes = response.read()
+        return text
 
     def _authorization(self) -> dict[str, str]:
         if self.api_key_env is None:

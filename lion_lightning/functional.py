@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -232,3 +233,19 @@ def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """
     tensors = [torch.tensor(row) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left")
+
+
+@contextmanager
+def to_the_end(items: Iterator[Any]) -> Iterator[Iterator[Any]]:
+    """Go through an iterator to its end, also where its reader stops early or fails.
+
+    Tensors that come out of it may be gathered from all ranks one by one, and the others would wait for this one.
+
+    Args:
+        items: Left at its end.
+    """
+    try:
+        yield items
+    finally:
+        for _ in items:
+            pass

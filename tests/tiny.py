@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -200,3 +201,34 @@ class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = result if isinstance(result, tuple | list) else (result,)
         self.numel = max([self.numel, *(item.numel() for item in made if isinstance(item, Tensor))])
         return result
+
+
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the most elements that tensors made inside, and still there, have held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = 0
+        self._made: list[weakref.ref[Tensor]] = []
+        self._before: set[int] = set()
+
+    def count(self, *before: torch.nn.Module) -> LiveTensors:
+        """Leave out what these modules hold, and views of it."""
+        tensors = [tensor for module in before for tensor in (*module.parameters(), *module.buffers())]
+        self._before = {local.untyped_storage()._cdata for local in map(_local, tensors)}
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else (result,)
+        self._made += [weakref.ref(item) for item in made if isinstance(item, Tensor)]
+        alive = [tensor for made in self._made if (tensor := made()) is not None]
+        self._made = [weakref.ref(tensor) for tensor in alive]
+        sizes = {(s := _local(t).untyped_storage())._cdata: s.nbytes() // t.element_size() for t in alive}
+        self.most = max(self.most, sum(size for place, size in sizes.items() if place not in self._before))
+        return result
+
+
+def _local(tensor: Tensor) -> Tensor:
+    held: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return held

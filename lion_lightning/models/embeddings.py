@@ -33,6 +33,16 @@ def output_head(model: PreTrainedModel) -> Any:
     return model.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
+def still_tied(model: PreTrainedModel) -> bool:
+    """Whether a tied embedding and head are still one: peft may train a copy of one of them in its place.
+
+    Args:
+        model: A model whose config ties them.
+    """
+    tables: list[Any] = [model.get_input_embeddings(), output_head(model)]
+    return not any(hasattr(table, "modules_to_save") for table in tables) or tables[0].weight is tables[1].weight
+
+
 def vocabulary_rows(model: PreTrainedModel) -> int:
     """Rows of the embedding: the vocabulary, with whatever padding the model has."""
     embedding: Any = model.get_input_embeddings()

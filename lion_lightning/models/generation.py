@@ -8,14 +8,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lion_lightning.functional import pad_left
 from lion_lightning.models.export import generation_config
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.types import PackedBatch, Segment
+from lion_lightning.models.unsharding import unsharded
 
 
 class HasPolicy(Protocol):
@@ -69,32 +68,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-@contextmanager
-def unsharded(policy: PolicyModel) -> Iterator[None]:
-    """Hold all weights for as long as it lasts, so that ranks may run unequally many forwards without waiting.
-
-    Args:
-        policy: Sharded, in which case all ranks must call this, or whole.
-    """
-    parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]
-    if parts:  # FSDP takes the first module that runs for its root, and generation does not run the whole policy
-        policy(_shortest_row().to(next(policy.parameters()).device))
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for number, part in enumerate(parts):  # the first is the root, which stays whole between forward and backward
-            part.set_reshard_after_forward(number > 0, recurse=False)
-            part.reshard()
-
-
-def _shortest_row() -> PackedBatch:
-    zeros = torch.zeros(1, dtype=torch.int64)
-    return PackedBatch(zeros.repeat(2), torch.arange(2), (Segment(0, 2),), zeros, zeros, zeros)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +45,21 @@ class Process:
 
     def wait(self) -> None:
         """Wait for the others."""
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait for the others at the end, and fail where one of them does, so that none goes on alone.
+
+        Raises:
+            OSError: Another process has failed, and tells itself why.
+        """
+        try:
+            yield
+        except Exception:
+            self.all_agree(False)
+            raise
+        if not self.all_agree(True):
+            raise OSError("another process has failed; its own message says why")
 
 
 def missing(store: PairStore, batches: Iterable[PackedBatch], process: Process, title: str) -> Iterator[Any]:

@@ -101,3 +101,29 @@ def scales(tensor: Tensor) -> list[Tensor]:
     state = getattr(tensor, "quant_state", None)
     nested = getattr(state, "state2", None)
     return [part.absmax for part in (state, nested) if part is not None]
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether a layer's weight is in four bits.
+
+    Args:
+        layer: Any module.
+    """
+    return hasattr(layer._parameters.get("weight"), "quant_state")  # peft computes a `weight` that is no parameter
+
+
+@torch.no_grad()
+def dequantised(layer: Any) -> nn.Module:
+    """A layer with the values that its four bits stand for, in the dtype that they were rounded from.
+
+    Args:
+        layer: A linear layer. One that is not quantised is given back as it is.
+    """
+    if not is_quantised(layer):
+        return layer  # type: ignore[no-any-return]
+    from bitsandbytes.functional import dequantize_4bit
+
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight = nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state), requires_grad=False)
+    plain.bias = layer.bias
+    return plain

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.models.cached import has_adapters
+from lion_lightning.functional import to_the_end
+from lion_lightning.models.adapters import ServedAdapters, only_linear_adapters
 from lion_lightning.models.digests import weights_digest
+from lion_lightning.models.embeddings import still_tied
 from lion_lightning.models.export import generation_config
-from lion_lightning.models.generation import evaluating, unsharded
+from lion_lightning.models.gathering import merged, plain_weights
+from lion_lightning.models.generation import evaluating
 from lion_lightning.models.passes import Process
 from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.tokenizer import end_of_turn_ids
+from lion_lightning.models.unsharding import unsharded, with_shapes
+from lion_lightning.models.writing import save_weights
 
 
 class Serving:
@@ -32,14 +34,9 @@ class Serving:
         policy: The policy, on its device.
         tokenizer: Its tokenizer.
         process: This process's place among the others, its device and precision.
-
-    Raises:
-        ValueError: If the policy is sharded in a way that it cannot be sampled from.
     """
 
     def __init__(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, process: Process | None = None) -> None:
-        if any(isinstance(module, FullyShardedDataParallel) for module in policy.modules()):
-            raise ValueError("answers cannot be sampled under FSDPStrategy; use ModelParallelStrategy (FSDP2) or DDP")
         self.policy, self.tokenizer, self.process = policy, tokenizer, process or Process()
 
     @property
@@ -57,31 +54,42 @@ class Serving:
         """Tokens that end an answer."""
         return end_of_turn_ids(self.tokenizer)
 
+    @property
+    def adapters(self) -> ServedAdapters | None:
+        """The adapters apart from the rest, where they are all that is trained and an engine can put them on itself."""
+        return ServedAdapters(self.policy, self.process) if only_linear_adapters(self.policy) else None
+
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
         return weights_digest(whole_parameters(self.policy))
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """All weights, whole and merged, by Hugging Face's names."""
-        if not has_adapters(self.policy):
-            return {name: _whole(value.detach()) for name, value in self.model.state_dict().items()}
-        if any(isinstance(module, FSDPModule) for module in self.policy.modules()):
-            raise ValueError("sharded LoRA weights cannot be merged for an engine yet; use TransformersSampler or DDP")
-        # A copy: merging in place and taking it back leaves rounding in the frozen weights.
-        merged: Any = deepcopy(self.policy.model)
-        with torch.no_grad():
-            return dict(merged.merge_and_unload().state_dict())
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See :class:`~lion_lightning.sampling.base.ServedPolicy`; a layer is merged when its turn comes."""
+        with with_shapes(self.policy):
+            yield from plain_weights(self.model, merged)
 
-    def write(self, folder: Path) -> None:
-        """Write a Hugging Face folder with these weights; a tied head is in it under both of its names."""
+    def write(self, folder: Path | None) -> None:
+        """See :class:`~lion_lightning.sampling.base.ServedPolicy`.
+
+        Raises:
+            OSError: The folder cannot be written, here or by another process.
+        """
+        with self.process.together(), to_the_end(self.weights()) as weights:
+            if folder is not None:
+                self.write_settings(folder)
+            save_weights(weights, folder)
+
+    def write_settings(self, folder: Path) -> None:
+        """See :class:`~lion_lightning.sampling.base.ServedPolicy`."""
         folder.mkdir(parents=True, exist_ok=True)
         config = deepcopy(self.model.config)
+        config.__dict__.pop("quantization_config", None)  # weights leave as they are multiplied, not in 4 bits
         config.architectures = [type(self.model).__name__]
+        if getattr(config, "tie_word_embeddings", False) and not still_tied(self.model):
+            config.tie_word_embeddings = False
         config.save_pretrained(folder)
         generation_config(self.tokenizer).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        weights = {name: tensor.contiguous().cpu().clone() for name, tensor in self.weights().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -101,7 +109,3 @@ class Serving:
         with self.generating():
             rows = [self.model(torch.tensor([list(ids)], device=self.device), use_cache=False) for ids in prompts]
             return torch.cat([row.logits[:, -1].float().log_softmax(-1).cpu() for row in rows])
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

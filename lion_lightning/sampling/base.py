@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,42 @@ class Sampler(Protocol):
         """
 
 
+class Ranks(Protocol):
+    """This process among those of the training."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes what all share."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Wait for the others at the end, and fail where one of them does."""
+
+
+class Adapters(Protocol):
+    """LoRA adapters on linear layers, apart from the base that they are on."""
+
+    @property
+    def rank(self) -> int:
+        """Rank of the largest."""
+
+    def base(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights without adapters, as :meth:`ServedPolicy.weights` gives those with them."""
+
+    def digest(self) -> str:
+        """Hash of the adapters."""
+
+    def write(self, folder: Path | None) -> None:
+        """Write a folder that peft and engines load adapters from; None to help others to write it."""
+
+
 class ServedPolicy(Protocol):
     """The policy as samplers see it. All ranks must call its methods together where the weights are sharded."""
 
     tokenizer: Any
+
+    @property
+    def process(self) -> Ranks:
+        """This process among the others."""
 
     @property
     def model(self) -> Any:
@@ -49,17 +81,49 @@ class ServedPolicy(Protocol):
     def end_ids(self) -> Sequence[int]:
         """Tokens that end an answer."""
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """All weights, whole, adapters merged, under Hugging Face's names; a tied head is there under both of its."""
+    @property
+    def adapters(self) -> Adapters | None:
+        """The adapters, where plain ones on linear layers are all that the policy has beside its base."""
 
-    def write(self, folder: Path) -> None:
-        """Write a Hugging Face folder that engines load: config, generation config, tokenizer, :meth:`weights`."""
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights, by Hugging Face's names, adapters merged; a tied head comes under both of its names.
+
+        Each is gathered, and merged, when its turn comes, so that the whole model is never there twice. Every rank must
+        go through to the end: see :func:`~lion_lightning.functional.to_the_end`.
+        """
+
+    def write(self, folder: Path | None) -> None:
+        """Write a Hugging Face folder that engines load: :meth:`write_settings` and :meth:`weights`.
+
+        Args:
+            folder: Where to; None on ranks that only help the others to gather. All return when it is written.
+        """
+
+    def write_settings(self, folder: Path) -> None:
+        """Write all of such a folder but the weights: config, generation config, tokenizer."""
 
     def generating(self) -> AbstractContextManager[None]:
         """Evaluation mode without gradients, weights whole on every rank, random state restored afterwards."""
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """``(prompts, vocabulary)`` fp32 log-probs of the token after each prompt."""
+
+
+def require_adapters(policy: ServedPolicy) -> Adapters:
+    """The adapters of a policy.
+
+    Args:
+        policy: What will be served.
+
+    Raises:
+        ValueError: It has none, or more than plain adapters on linear layers.
+    """
+    if policy.adapters is None:
+        raise ValueError(
+            "adapters alone can be served only of a policy with plain LoRA on linear layers: no modules_to_save, no "
+            "rows of new tokens; push all weights (VLLMSampler: MergedWeights, ServerSampler: VLLMRoutes)"
+        )
+    return policy.adapters
 
 
 @runtime_checkable

@@ -6,11 +6,9 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from lion_lightning.endpoint import Endpoint
 from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
@@ -25,13 +23,15 @@ class ServerSampler:
     """Samples from a server (vLLM, SGLang, ...) by ``/v1/completions``: ``n`` answers a request, many requests at once.
 
     Prompts are sent as token ids, so the server's own chat template plays no part. Before each round the policy's
-    weights are written to a folder and the server is told to load them, by the first rank alone; then a :class:`Probe`
-    compares its log-probs with the policy's.
+    weights, or its adapters, are written to a folder and the server is told to load them, by the first rank alone; then
+    a :class:`Probe` compares its log-probs with the policy's.
 
     Args:
         url: Address of the server: ``http://127.0.0.1:8000``.
-        weights: How weights reach the server, e.g. :class:`~lion_lightning.sampling.VLLMRoutes`; None to leave the
-            server's model as it is, which after the first epoch is not the policy any more.
+        weights: How weights reach the server: :class:`~lion_lightning.sampling.VLLMRoutes` (all of them),
+            :class:`~lion_lightning.sampling.AdapterRoutes` (LoRA's adapters alone), or
+            :class:`~lion_lightning.sampling.SGLangRoutes`; None to leave the server's model as it is, which after the
+            first epoch is not the policy any more.
         sampling: How answers are drawn; None for the defaults.
         model: The model's name on the server; None to ask for it.
         tolerance: Of the probe; None to push without a probe, for servers that give no log-probs.
@@ -86,7 +86,7 @@ class ServerSampler:
                     "this round on its answers are not on-policy"
                 )
             return
-        self._push(policy, self.weights)
+        self._named = self.weights.push(policy, self.endpoint) or self._named
         if self._probe is not None:
             self._probe.check(policy, self.next_logps)
 
@@ -133,15 +133,6 @@ class ServerSampler:
             )
         return {int(match[1]): float(value) for match, value in found.items() if match}
 
-    def _push(self, policy: ServedPolicy, weights: WeightRoute) -> None:
-        if _rank() == 0:
-            policy.write(Path(weights.folder))
-            weights.load(self.endpoint)
-        else:
-            policy.weights()  # ranks that hold pieces gather them together
-        if dist.is_available() and dist.is_initialized():
-            dist.barrier()
-
     def _body(self, prompt: Prompt, n: int, seed: int) -> dict[str, Any]:
         own = self.sampling
         body = {
@@ -165,7 +156,3 @@ def _answer(choice: Any) -> Answer:
     return Answer(
         choice["text"], reason, tuple(ids) if ids and not isinstance(choice.get("stop_reason"), str) else None
     )
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
+from lion_lightning.sampling.engine_weights import AdapterWeights, EngineWeights, MergedWeights
 from lion_lightning.sampling.probe import Probe
 from lion_lightning.types import Answer, Prompt
 
@@ -24,8 +25,8 @@ ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 class VLLMSampler:
     """Samples with vLLM's engine in this process, one engine a rank.
 
-    The engine starts in the first round from the policy's own weights. Before every later round the weights are pushed
-    into it (adapters merged) and its prefix cache is emptied; then a :class:`Probe` compares its log-probs with the
+    The engine starts in the first round, empty. Before every round the weights are pushed into it, one after the other,
+    without a detour over a disk, and its prefix cache is emptied; then a :class:`Probe` compares its log-probs with the
     policy's. On a GPU the engine sleeps between rounds and gives its memory back to training.
 
     Args:
@@ -34,6 +35,9 @@ class VLLMSampler:
         max_model_len: Most tokens of a prompt with its answer; None for the model's positions.
         gpu_memory_utilization: Share of a GPU's memory that the engine may take while it is awake.
         tolerance: Of the probe; None for 1e-3 in fp32 and 0.2 otherwise.
+        weights: What is pushed: :class:`~lion_lightning.sampling.MergedWeights` (all weights), or
+            :class:`~lion_lightning.sampling.AdapterWeights` (the base once, then LoRA's adapters alone); None for the
+            latter where the policy is LoRA with nothing but adapters on linear layers, else for the former.
         engine: Further arguments of ``vllm.LLM``.
     """
 
@@ -44,11 +48,12 @@ class VLLMSampler:
         max_model_len: int | None = None,
         gpu_memory_utilization: float = 0.4,
         tolerance: float | None = None,
+        weights: EngineWeights | None = None,
         engine: dict[str, Any] | None = None,
     ) -> None:
         self.sampling, self.dtype, self.max_model_len = sampling or SamplingSettings(), dtype, max_model_len
         self.gpu_memory_utilization, self.engine = gpu_memory_utilization, engine or {}
-        self.tolerance = tolerance
+        self.tolerance, self.weights = tolerance, weights
         self._probe: Probe | None = None
         self._llm: Any = None
         self._folder: Any = None
@@ -64,28 +69,21 @@ class VLLMSampler:
             EngineError: The engine does not start, or does not serve the policy's weights.
             ModuleNotFoundError: vLLM is not installed.
         """
-        if self._llm is None:
-            self._start(policy)
-        else:
-            self._wake()
-            with _engine_errors("takes no weights"):
-                self.push(policy.weights())
+        with policy.process.together():
+            if self._llm is None:
+                self._start(policy)
+            else:
+                self._wake()
         assert self._probe is not None
+        assert self.weights is not None
+        with policy.process.together(), _engine_errors("takes no weights"):
+            self.weights.push(self._llm, policy)
         self._probe.check(policy, self.next_logps)
 
     def close(self) -> None:
         """See :class:`~lion_lightning.sampling.base.Following`."""
-        if self._llm is not None and torch.cuda.is_available():
-            self._llm.sleep(level=2)  # weights are dropped too: they are stale after the next step anyhow
-
-    def push(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Give the engine weights.
-
-        Args:
-            weights: All of them, by Hugging Face's names; the head by its own, also where it is tied.
-        """
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(list(weights.items()))})
-        self._llm.reset_prefix_cache()  # else what was cached of a prompt still comes from the weights before
+        if self._llm is not None and self.weights is not None and torch.cuda.is_available():
+            self._llm.sleep(level=self.weights.sleep_level)
 
     def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
         """See :class:`~lion_lightning.sampling.base.Sampler`.
@@ -101,7 +99,7 @@ class VLLMSampler:
         with _engine_errors("died"), _own_random_state():
             torch.manual_seed(seed)
             tokens = _tokens(prompt.input_ids for prompt in prompts)
-            outputs = self._llm.generate(tokens, self._settings(n), use_tqdm=False)
+            outputs = self._generate(tokens, self._settings(n))
         return [[_answer(completion) for completion in output.outputs] for output in outputs]
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
@@ -110,8 +108,12 @@ class VLLMSampler:
 
         one = SamplingParams(max_tokens=1, temperature=0.0, logprobs=5)
         with _engine_errors("died"):
-            outputs = self._llm.generate(_tokens(prompts), one, use_tqdm=False)
+            outputs = self._generate(_tokens(prompts), one)
         return [{token: entry.logprob for token, entry in out.outputs[0].logprobs[0].items()} for out in outputs]
+
+    def _generate(self, tokens: list[dict[str, list[int]]], settings: Any) -> Any:
+        assert self.weights is not None
+        return self._llm.generate(tokens, settings, use_tqdm=False, lora_request=self.weights.request)
 
     def _start(self, policy: ServedPolicy) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -122,12 +124,15 @@ class VLLMSampler:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("VLLMSampler needs vLLM: pip install 'lion-lightning[vllm]'") from error
         self._folder = tempfile.TemporaryDirectory(prefix="lion-vllm-")
-        policy.write(Path(self._folder.name))
+        policy.write_settings(Path(self._folder.name))
+        self.weights = self.weights or (MergedWeights() if policy.adapters is None else AdapterWeights())
         dtype = self.dtype or str(policy.model.dtype).removeprefix("torch.")
         options: dict[str, Any] = {
             "model": self._folder.name,
             "dtype": dtype,
             "max_model_len": self.max_model_len,
+            "load_format": "dummy",  # weights are pushed
+            **self.weights.options(policy),
             **(self._on_gpu() if torch.cuda.is_available() else {"enforce_eager": True}),
             **self.engine,
         }

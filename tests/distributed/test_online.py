@@ -138,14 +138,14 @@ def test_online_training_sharded_over_two_ranks_is_that_of_one_process(online: O
 def sharded(rank: int, world: int, folder: Path) -> Any:
     torch.distributed.init_process_group("gloo")
     served = policy(folder)
-    whole = {name: tensor.clone() for name, tensor in served.weights().items()}
+    whole = {name: tensor.clone() for name, tensor in served.weights()}
     prompts = [Prompt("", tuple(range(3, 6 + number))) for number in range(1 + 4 * rank)]
     expected = answers(served, prompts)
     for layer in served.model.model.layers:
         fully_shard(layer)
     fully_shard(served.policy)
     given = answers(served, prompts)  # five prompts on one rank, one on the other
-    gathered = served.weights()
+    gathered = dict(served.weights())
     torch.autograd.backward(served.policy(tiny.row()).values.sum())
     gradient = served.model.lm_head.weight.grad.full_tensor()
     return {

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lion_lightning import PolicySpec
 from lion_lightning.models.serving import Serving
-from lion_lightning.sampling import EngineError, SamplingSettings, ServerSampler, VLLMRoutes, VLLMSampler
+from lion_lightning.sampling import (
+    AdapterWeights,
+    EngineError,
+    MergedWeights,
+    SamplingSettings,
+    ServerSampler,
+    VLLMRoutes,
+    VLLMSampler,
+)
+from lion_lightning.sampling.base import ServedPolicy
 from tests import tiny
 from tests.integration.online import Judge, Online, Watch, pairs_of
 from tests.vllm.engines import PROMPTS, move, server, tiny_policy
@@ -96,35 +104,55 @@ def test_a_prompt_without_room_is_named(tmp_path: Path) -> None:
         sampler.sample(PROMPTS, 1, 0)
 
 
-class Deaf(VLLMSampler):
-    """Takes no weights."""
+class Deaf(MergedWeights):
+    """Takes no weights but the first."""
 
-    def push(self, weights: Mapping[str, Tensor]) -> None:
-        pass
+    pushed = False
+
+    def push(self, llm: Any, policy: ServedPolicy) -> None:
+        if not self.pushed:
+            super().push(llm, policy)
+        self.pushed = True
 
 
-class Headless(VLLMSampler):
+class Headless(MergedWeights):
     """Leaves out the tied head, as a state dict without duplicates does."""
 
-    def push(self, weights: Mapping[str, Tensor]) -> None:
-        super().push({name: value for name, value in weights.items() if name != "lm_head.weight"})
+    def push(self, llm: Any, policy: ServedPolicy) -> None:
+        weights = ((name, value) for name, value in policy.weights() if name != "lm_head.weight")
+        llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        llm.reset_prefix_cache()
 
 
-class Remembering(VLLMSampler):
+class Remembering(MergedWeights):
     """Keeps its prefix cache."""
 
-    def push(self, weights: Mapping[str, Tensor]) -> None:
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(list(weights.items()))})
+    def push(self, llm: Any, policy: ServedPolicy) -> None:
+        llm.collective_rpc("reload_weights", kwargs={"weights_iterator": policy.weights()})
 
 
-@pytest.mark.parametrize("kind", [Deaf, Headless, Remembering])
-def test_stale_weights_head_or_cache_are_found_out(kind: type[VLLMSampler], tmp_path: Path) -> None:
-    served = tiny_policy(tmp_path / "tokenizer", tied=True)
-    sampler = kind(SamplingSettings(max_new_tokens=4))
-    sampler.open(served)
-    move(served)
-    with pytest.raises(EngineError, match="after the push of weights the engine"):
-        sampler.open(served)
+class Clinging(AdapterWeights):
+    """Goes on asking for the first adapters."""
+
+    def push(self, llm: Any, policy: ServedPolicy) -> None:
+        first = self.request
+        if first is None:
+            super().push(llm, policy)
+        self.request = first or self.request
+
+
+@pytest.mark.parametrize("kind", [Deaf, Headless, Remembering, Clinging])
+def test_stale_weights_head_cache_or_adapters_are_found_out(kind: Any, tmp_path: Path) -> None:
+    served = tiny_policy(tmp_path / "tokenizer", tied=True, lora=kind is Clinging)
+    sampler = engine(weights=kind())
+
+    def rounds() -> None:
+        for _ in range(2):
+            sampler.open(served)
+            move(served)
+
+    with pytest.raises(EngineError, match="after the push of weights the engine"):  # without a head in the first round
+        rounds()
 
 
 def test_an_online_run_in_one_process(tmp_path: Path) -> None:

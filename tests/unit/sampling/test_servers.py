@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lion_lightning.endpoint import Endpoint
+from lion_lightning.models.passes import Process
 from lion_lightning.sampling import EngineError, Probe, SamplingSettings, ServerSampler, SGLangRoutes, VLLMRoutes
+from lion_lightning.sampling.base import Adapters
 from lion_lightning.types import Answer, Prompt
 from tests.unit.chat_server import serving
 
@@ -29,6 +31,8 @@ class Policy:
         self.tokenizer = range(VOCABULARY)
         self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=None))
         self.device = torch.device("cpu")
+        self.process = Process()
+        self.adapters: Adapters | None = None
         self.end_ids = (2,)
 
     def tables(self, weight: float, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -38,10 +42,14 @@ class Policy:
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         return self.tables(self.weight, prompts)
 
-    def weights(self) -> dict[str, Tensor]:
-        return {"weight": torch.tensor(self.weight)}
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield "weight", torch.tensor(self.weight)
 
-    def write(self, folder: Path) -> None:
+    def write_settings(self, folder: Path) -> None:
+        pass
+
+    def write(self, folder: Path | None) -> None:
+        assert folder is not None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weight").write_text(str(self.weight))
 

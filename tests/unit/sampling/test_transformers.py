@@ -154,7 +154,7 @@ def test_adapters_are_merged_in_a_copy(tmp_path: Path) -> None:
     policy = served(tmp_path, lora=True)
     before = {name: value.clone() for name, value in policy.policy.state_dict().items()}
     plain = PolicySpec(config=tiny.config()).build().causal_lm
-    plain.load_state_dict(policy.weights())
+    plain.load_state_dict(dict(policy.weights()))
     ids = torch.tensor([[3, 4, 5]])
     policy.policy.eval()
     assert torch.allclose(plain(ids).logits, policy.model(ids).logits, atol=1e-5)

@@ -1,0 +1,87 @@
+"""A LoRA policy as engines want it that put adapters on by themselves: the base once, then adapters alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lion_lightning.models.cached import has_adapters
+from lion_lightning.models.digests import weights_digest
+from lion_lightning.models.gathering import bare, peft_layers, plain_weights, whole_tensors
+from lion_lightning.models.lora import adapter_weights, write_adapter
+from lion_lightning.models.passes import Process
+from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.unsharding import with_shapes
+
+
+class ServedAdapters:
+    """The active adapter of a policy; see :class:`~lion_lightning.sampling.base.Adapters`.
+
+    Args:
+        policy: With adapters on linear layers and no other changes.
+        process: This process's place among the others.
+    """
+
+    def __init__(self, policy: PolicyModel, process: Process) -> None:
+        self.policy, self.process = policy, process
+
+    @property
+    def rank(self) -> int:
+        """Rank of the largest adapter."""
+        return int(max(layer.r[_active(self.policy)] for layer in peft_layers(self.policy.causal_lm).values()))
+
+    def base(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights below the adapters, as :meth:`ServedPolicy.weights` gives those of the policy."""
+        with with_shapes(self.policy):
+            yield from plain_weights(self.policy.causal_lm, bare)
+
+    def digest(self) -> str:
+        """Hash of the adapters; all ranks must call this where they are sharded."""
+        with with_shapes(self.policy):
+            return weights_digest(self._tensors())
+
+    def write(self, folder: Path | None) -> None:
+        """Write peft's folder of an adapter: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+        Args:
+            folder: Where to; None on ranks that only help to gather.
+
+        Raises:
+            OSError: The folder cannot be written, here or by another process.
+        """
+        model: Any = self.policy.model
+        with self.process.together(), with_shapes(self.policy):
+            held = {name: tensor.cpu() for name, tensor in self._tensors() if folder is not None}
+            if folder is not None:
+                write_adapter(model, folder, held)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        model: Any = self.policy.model
+        return whole_tensors(adapter_weights(model).items())
+
+
+def only_linear_adapters(policy: PolicyModel) -> bool:
+    """Whether a policy is its base and plain low-rank adapters on linear layers, which engines know.
+
+    Args:
+        policy: With or without adapters.
+    """
+    if not has_adapters(policy):
+        return False
+    config = _config(policy)
+    plain = not getattr(config, "use_dora", False) and getattr(config, "bias", "none") == "none"
+    layers = peft_layers(policy.causal_lm).values()
+    return plain and all(hasattr(layer, "lora_A") and isinstance(bare(layer), nn.Linear) for layer in layers)
+
+
+def _active(policy: PolicyModel) -> str:
+    model: Any = policy.model
+    return str(model.active_adapter)
+
+
+def _config(policy: PolicyModel) -> Any:
+    model: Any = policy.model
+    return model.peft_config[_active(policy)]
