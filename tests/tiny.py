@@ -204,7 +204,7 @@ class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the most elements that tensors made inside, and still there, have held at once."""
+    """Records the most bytes that tensors made inside, and still there, have held at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -224,7 +224,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made += [weakref.ref(item) for item in made if isinstance(item, Tensor)]
         alive = [tensor for made in self._made if (tensor := made()) is not None]
         self._made = [weakref.ref(tensor) for tensor in alive]
-        sizes = {(s := _local(t).untyped_storage())._cdata: s.nbytes() // t.element_size() for t in alive}
+        sizes = {(s := _local(t).untyped_storage())._cdata: s.nbytes() for t in alive}
         self.most = max(self.most, sum(size for place, size in sizes.items() if place not in self._before))
         return result
 

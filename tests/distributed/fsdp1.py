@@ -13,10 +13,13 @@ from lion_lightning.strategies import WrapLayers
 
 
 class FSDPOnCPU(FSDPStrategy):
-    """A subclass passes Lightning's check of the accelerator; torch then wants to be told the device."""
+    """A subclass passes Lightning's check of the accelerator; torch then wants to be told the device.
+
+    Checkpoints are sharded: torch's gathering of a full one reads freed memory where the device is the CPU itself.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(auto_wrap_policy=WrapLayers(), **options)
+        super().__init__(auto_wrap_policy=WrapLayers(), state_dict_type="sharded", **options)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
         return FullyShardedDataParallel(

@@ -24,7 +24,7 @@ NAMES = ("from a folder", "random weights", "new tokens", "lora")
 
 def fit(rank: int, world: int, folder: Path, name: str) -> dict[str, Any]:
     trained = module(folder, "tied", rank=rank, **CASES[name])
-    ranks = {"strategy": FSDPOnCPU(state_dict_type="sharded"), "devices": world} if world > 1 else {}
+    ranks = {"strategy": FSDPOnCPU(), "devices": world} if world > 1 else {}
     run = trainer(max_epochs=1, accumulate_grad_batches=4 // world, gradient_clip_val=0.5, **ranks)
     run.fit(trained, Rows(ROWS, rank, world), Rows(ROWS, rank, world))
     if name == "from a folder":

@@ -17,7 +17,7 @@ from torch.optim import SGD
 from lion_lightning.data.rounds import find_rounds
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.passes import Process
-from lion_lightning.models.pieces import whole
+from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.serving import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -26,6 +26,7 @@ from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.strategies import FSDP2Strategy
 from lion_lightning.types import Answer, Prompt
 from tests import tiny
+from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
 from tests.integration.online import Judge, Online, Sampler, Watch, pairs_of
 
@@ -105,6 +106,9 @@ def test_a_rank_that_fails_stops_all_and_what_was_finished_is_kept(online: Onlin
     assert len(again[1]["asked"]) > 0
 
 
+SHARDED = {"fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
+
+
 def train(rank: int, world: int, folder: Path, name: str, lora: LoRASpec | None) -> dict[str, Any]:
     """Three rounds, sharded where there are ranks; weights and logged figures at the end."""
     online = opened(folder)
@@ -113,18 +117,21 @@ def train(rank: int, world: int, folder: Path, name: str, lora: LoRASpec | None)
     module = online.module(
         optimizer=partial(SGD, lr=0.1, momentum=0.9), policy=PolicySpec(str(online.start), lora=lora)
     )
-    ranks: dict[str, Any] = {"strategy": FSDP2Strategy(), "devices": world} if world > 1 else {}
+    ranks: dict[str, Any] = {"strategy": SHARDED[name](), "devices": world} if world > 1 else {}
     run = online.trainer(name, [online.sampling()], accumulate_grad_batches=2 // world, gradient_clip_val=1.0, **ranks)
     run.fit(module, datamodule=online.data())
     metrics = {key: value.item() for key, value in run.callback_metrics.items()}
-    return {"metrics": metrics, "weights": {n: whole(p).detach() for n, p in module.policy_model.named_parameters()}}
+    return {"metrics": metrics, "weights": {n: p.clone() for n, p in whole_parameters(module.policy_model)}}
 
 
+@pytest.mark.parametrize("strategy", SHARDED)
 @pytest.mark.parametrize("lora", [None, LoRASpec(r=4)], ids=["weights", "lora"])
-def test_online_training_sharded_over_two_ranks_is_that_of_one_process(online: Online, lora: LoRASpec | None) -> None:
+def test_online_training_sharded_over_two_ranks_is_that_of_one_process(
+    online: Online, lora: LoRASpec | None, strategy: str
+) -> None:
     one = train(0, 1, online.folder, "one", lora)
-    both = run_ranks(train, online.folder, online.folder, "two", lora)
-    rounds = [find_rounds(online.folder / name / "rounds") for name in ("one", "two")]
+    both = run_ranks(train, online.folder, online.folder, strategy, lora)
+    rounds = [find_rounds(online.folder / name / "rounds") for name in ("one", strategy)]
     assert len(rounds[0]) == len(rounds[1]) == 3
     for ours, theirs in zip(*rounds, strict=True):
         assert [made.answers for made in ours.rollouts] == [made.answers for made in theirs.rollouts]

@@ -147,12 +147,12 @@ def run(weights: Iterator[Any]) -> None:
 def test_nobody_holds_more_than_a_few_tensors(tmp_path: Path) -> None:
     tiny.tokenizer_folder(tmp_path)
     model = policy("plain", tied=False, layers=12)
-    largest = max(p.numel() for p in model.parameters())
+    largest = max(p.nbytes for p in model.parameters())
     results = run_ranks(peaks, tmp_path, tmp_path)
     for result in results:
         assert len(result["most"]) == 4
-        assert max(result["most"].values()) <= 3 * largest
-    assert sum(p.numel() for p in model.parameters()) > 20 * largest
+        assert max(result["most"].values()) <= 6 * largest  # the tensor, what it is gathered from, copies
+    assert sum(p.nbytes for p in model.parameters()) > 20 * largest
     assert [result["kept"] for result in results] == [results[0]["all"], 0]
 
 
