@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.loading import WeightFiles
+from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.spec import PolicySpec
 
 
@@ -60,8 +61,8 @@ def trained_names(policy: nn.Module) -> set[str]:
     Args:
         policy: A model with its adapters on (peft marks them as frozen while they are off).
     """
-    learning = {name for name, p in policy.named_parameters(remove_duplicate=False) if p.requires_grad}
-    return learning | {name for name, _ in policy.named_buffers()}
+    learning = {unwrapped(name) for name, p in policy.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return learning | {unwrapped(name) for name, _ in policy.named_buffers()}
 
 
 def base_names(names: Iterable[str], prefix: str, trained: set[str]) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -10,16 +10,24 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from lion_lightning.models.bases import base_digest, base_names, has_base, require_base, trained_names
 from lion_lightning.models.cached import has_adapters
+from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 
 
 class AdapterCheckpoints(LightningModule):
-    """A module whose checkpoints leave out what it does not train, where that can be had again from ``policy.path``."""
+    """A module whose checkpoints leave out what it does not train, where that can be had again from ``policy.path``.
+
+    Its ``state_dict()`` does: what each strategy asks for when it saves, and again when it loads.
+    """
 
     policy_spec: PolicySpec
     policy: PolicyModel | None
     _base: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_post_hook(_leave_base_out)  # type: ignore[no-untyped-call]
 
     @property
     def policy_model(self) -> PolicyModel:
@@ -49,15 +57,12 @@ class AdapterCheckpoints(LightningModule):
             self._base = base_digest(self.policy_spec)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the base out, also of copies of the policy that a reference holds (Lightning calls this)."""
+        """Say which base the adapters are on (Lightning calls this)."""
         if not has_base(self.policy_spec):
             return
         self._base = self._base or base_digest(self.policy_spec)
         checkpoint["lion"]["base"] = self._base
         checkpoint["lion"]["config"].pop("quantization_config", None)  # not plain data; the policy's entry says it
-        state = checkpoint["state_dict"]  # names only: the tensors may be sharded
-        for name in self._base_names(state):
-            del state[name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another base than the checkpoint's adapters were trained on (Lightning calls this)."""
@@ -75,7 +80,7 @@ class AdapterCheckpoints(LightningModule):
         if not has_base(self.policy_spec):
             return super().load_state_dict(state_dict, strict, assign)
         missing, unexpected = super().load_state_dict(state_dict, False, assign)
-        missing = sorted(set(missing) - self._base_names(missing))
+        missing = sorted(set(missing) - self.base_names(missing))
         if missing or unexpected:
             raise ValueError(
                 f"the checkpoint's weights do not fit the module: missing {missing[:3]}, unexpected {unexpected[:3]}; "
@@ -83,12 +88,19 @@ class AdapterCheckpoints(LightningModule):
             )
         return _IncompatibleKeys([], [])
 
-    def _base_names(self, names: Iterable[str]) -> set[str]:
-        trained = trained_names(self.policy_model)
-        return set().union(*(base_names(names, prefix, trained) for prefix in self._adapted()))
+    def base_names(self, names: Iterable[str], prefix: str = "") -> set[str]:
+        """Those of a state dict's names that belong to the base, also of copies of the policy that a reference holds.
 
-    def _adapted(self) -> Iterator[str]:
-        """Where the policy is, and copies of it."""
-        for name, part in self.named_modules():
-            if isinstance(part, PolicyModel) and has_adapters(part):
-                yield f"{name}."
+        Args:
+            names: Of the state dict.
+            prefix: Of this module in them.
+        """
+        trained = trained_names(self.policy_model)  # its copies have the same names, and learn nothing
+        adapted = (name for name, part in self.named_modules() if isinstance(part, PolicyModel) and has_adapters(part))
+        return set().union(*(base_names(names, f"{prefix}{unwrapped(f'{name}.')}", trained) for name in adapted))
+
+
+def _leave_base_out(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    if has_base(module.policy_spec) and module.policy is not None:
+        for name in module.base_names(state, prefix):
+            del state[name]

@@ -20,15 +20,16 @@ from tests.tiny import Rows, policy, tokenizer_folder, trainer
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
 NAMES = ("from a folder", "random weights", "new tokens", "lora")
+SAVED = ("from a folder", "lora")
 
 
-def fit(rank: int, world: int, folder: Path, name: str) -> dict[str, Any]:
-    trained = module(folder, "tied", rank=rank, **CASES[name])
+def fit(rank: int, world: int, folder: Path, name: str, epochs: int = 1, start: Path | None = None) -> dict[str, Any]:
+    trained = module(folder, "tied", momentum=0.9, rank=rank, **CASES[name])
     ranks = {"strategy": FSDPOnCPU(), "devices": world} if world > 1 else {}
-    run = trainer(max_epochs=1, accumulate_grad_batches=4 // world, gradient_clip_val=0.5, **ranks)
-    run.fit(trained, Rows(ROWS, rank, world), Rows(ROWS, rank, world))
-    if name == "from a folder":
-        run.save_checkpoint(folder / f"{world}.ckpt")
+    run = trainer(max_epochs=epochs, accumulate_grad_batches=4 // world, gradient_clip_val=0.5, **ranks)
+    run.fit(trained, Rows(ROWS, rank, world), Rows(ROWS, rank, world), ckpt_path=start)
+    if name in SAVED and start is None:
+        run.save_checkpoint(checkpoint(folder, world, name))
     return {
         "metrics": {key: value.item() for key, value in run.callback_metrics.items()},
         "weights": {key: tensor.clone() for key, tensor in whole_parameters(trained.policy_model)},
@@ -36,24 +37,35 @@ def fit(rank: int, world: int, folder: Path, name: str) -> dict[str, Any]:
     }
 
 
+def checkpoint(folder: Path, world: int, name: str) -> Path:
+    return folder / f"{name} {world}.ckpt"
+
+
 def fit_all(rank: int, world: int, folder: Path) -> dict[str, dict[str, Any]]:
-    return {name: fit(rank, world, folder, name) for name in NAMES}
+    made = {name: fit(rank, world, folder, name) for name in NAMES}
+    again = {f"{name}, 2 epochs": fit(rank, world, folder, name, 2, checkpoint(folder, world, name)) for name in SAVED}
+    return made | again
 
 
-def test_two_ranks_train_as_one_process_and_write_what_is_exported(tmp_path: Path) -> None:
+def logits(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        made: torch.Tensor = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ROWS[0].input_ids[None, :12]).logits
+        return made
+
+
+def test_two_ranks_train_as_one_process_and_write_what_is_resumed_and_exported(tmp_path: Path) -> None:
     tokenizer_folder(tmp_path)
     policy(tie_word_embeddings=True).causal_lm.save_pretrained(tmp_path / "tied")
     one, two = fit_all(0, 1, tmp_path), run_ranks(fit_all, tmp_path, tmp_path)
     for rank in two:
-        for name in NAMES:
+        for name in one:
             assert_same(rank[name], one[name])
             assert rank[name]["decayed"] == one[name]["decayed"]  # flat pieces have one dimension, matrices had two
-    assert (
-        read_checkpoint(tmp_path / "2.ckpt")["state_dict"].keys()
-        <= read_checkpoint(tmp_path / "1.ckpt")["state_dict"].keys()
-    )
-    ids = ROWS[0].input_ids[None, :12]
-    exported = [export_checkpoint(tmp_path / f"{world}.ckpt", tmp_path / f"export {world}") for world in (1, 2)]
-    with torch.no_grad():
-        logits = [AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits for folder in exported]
-    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-5)
+    for name in SAVED:
+        kept = [read_checkpoint(checkpoint(tmp_path, world, name))["state_dict"].keys() for world in (1, 2)]
+        assert kept[1] <= kept[0]
+        assert name != "lora" or all("lora_" in key for key in kept[1])
+        exported = [
+            export_checkpoint(checkpoint(tmp_path, world, name), tmp_path / f"{name} {world}") for world in (1, 2)
+        ]
+        torch.testing.assert_close(logits(exported[1]), logits(exported[0]), rtol=1e-5, atol=1e-5)

@@ -162,7 +162,7 @@ def test_an_older_checkpoint_that_holds_its_base_still_loads(bench: Bench) -> No
     module = bench.sft()
     path = bench.fit(module, "run", 2)
     content = read(path)
-    content["state_dict"] = module.state_dict()
+    content["state_dict"] = {f"policy.{name}": value for name, value in module.policy_model.state_dict().items()}
     content["lion"].pop("base")
     torch.save(content, path)
     store(bench.base, seed=1)  # another base is then of no matter
