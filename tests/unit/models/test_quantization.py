@@ -21,6 +21,7 @@ from lion_lightning.models.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec, scales
+from lion_lightning.models.serving import Serving
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -224,3 +225,24 @@ def test_the_export_at_the_end_of_a_fit_needs_no_checkpoint(tmp_path: Path) -> N
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for (name, one), other in zip(written.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+@real
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]], ids=["all layers", "some layers"])
+def test_samplers_get_the_values_that_four_bits_stand_for(tmp_path: Path, targets: Any) -> None:
+    base = stored(tmp_path / "base")
+    torch.manual_seed(1)
+    policy = PolicySpec(path=base, lora=LoRASpec(r=4, target_modules=targets), quantization=NF4Spec()).build()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    served = Serving(policy.eval(), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path / "tokenizer"))).load())
+    served.write(tmp_path / "merged")
+    plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ids = torch.tensor([[3, 4, 5, 6]])
+    torch.testing.assert_close(plain(ids).logits, policy.causal_lm(ids).logits, rtol=1e-4, atol=1e-4)
+    assert served.adapters is not None
+    plain.load_state_dict(dict(served.adapters.base()))
+    with policy.model.disable_adapter():  # type: ignore[operator]
+        torch.testing.assert_close(plain(ids).logits, policy.causal_lm(ids).logits, rtol=1e-4, atol=1e-4)
