@@ -7,7 +7,6 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,11 +23,11 @@ from lion_lightning.models.pieces import share, unwrapped
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.modules.adapters import AdapterCheckpoints
+from lion_lightning.modules.checkpoints import PolicyCheckpoints
 from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm
 from lion_lightning.modules.meters import StageMeter, StepTotals
 from lion_lightning.modules.process import require_rows_of, require_sharding, sharding_of
-from lion_lightning.modules.resume import mend_progress, restore_loader, rewind
+from lion_lightning.modules.resume import restore_loader
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
 
@@ -46,7 +45,7 @@ AGREED = (
 """What of a Trainer must be the same on all ranks: its steps, and what is done in them."""
 
 
-class AlignmentModule(AdapterCheckpoints, ABC):
+class AlignmentModule(PolicyCheckpoints, ABC):
     """Trains a policy on packed rows. Subclass it and say what the loss of a micro-batch is; the rest is here.
 
     A micro-batch returns totals over its items; gradients are divided by the number of items of the whole global step,
@@ -85,12 +84,9 @@ class AlignmentModule(AdapterCheckpoints, ABC):
         self.tokenizer_spec = _as_tokenizer_spec(tokenizer, self.policy_spec)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
-        self.policy: PolicyModel | None = None
-        self._new_ids: list[int] = []
         self._dims: dict[str, int] = {}  # of parameters, before FSDPStrategy flattens them
         self._trainable_rows: TrainableRows | None = None
         self._step = StepTotals()
-        self._resumed: dict[str, Any] | None = None
         self._draws = False
         self._endless: list[WarmupSchedule] = []
         self._meters = nn.ModuleDict({stage: StageMeter(self.finishers) for stage in ("val", "test")})
@@ -251,34 +247,6 @@ class AlignmentModule(AdapterCheckpoints, ABC):
             entropy = [int(os.environ.get("PL_GLOBAL_SEED", "0")), self.current_epoch, batch_idx, self.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
-        checkpoint["lion"] = self.provenance()
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
-        if "loops" in checkpoint:
-            rewind(checkpoint, self.trainer)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take in what an exact resume needs beyond Lightning (Lightning calls this)."""
-        super().on_load_checkpoint(checkpoint)
-        if "loops" in checkpoint:
-            mend_progress(checkpoint)
-            self._resumed = checkpoint["loops"]
-
-    def provenance(self) -> dict[str, Any]:
-        """What the policy is and was trained on, in plain data: enough to rebuild it without the original model."""
-        data: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
-        return {
-            "module": type(self).__name__,
-            "policy": asdict(self.policy_spec),
-            "tokenizer": asdict(self.tokenizer_spec),
-            "config": self.policy_model.causal_lm.config.to_dict(),
-            "new_ids": self._new_ids,
-            "data": data.description() if hasattr(data, "description") else {},
-            "steps": self.global_step if self._trainer is not None else 0,
-        }
-
     def _evaluation_step(self, batch: PackedBatch, stage: str) -> None:
         meter = self._meters[stage]
         assert isinstance(meter, StageMeter)
@@ -298,14 +266,6 @@ class AlignmentModule(AdapterCheckpoints, ABC):
                 parameter.grad.mul_(scale)
         if self._trainable_rows is not None:
             self._trainable_rows.mask_gradients()
-
-
-def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Specs as mappings; without injected objects and factories, which ``load_from_checkpoint`` takes as arguments."""
-    plain = {
-        name: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for name, v in hyper_parameters.items()
-    }
-    return {key: value for key, value in plain.items() if not isinstance(value, nn.Module) and not callable(value)}
 
 
 def _finite(steps: float) -> int:

@@ -1,11 +1,13 @@
-"""Checkpoints of a LoRA run hold what was trained; the base comes from its path again, and is known by a digest."""
+"""What checkpoints of a module hold: enough to resume exactly and to export; of a LoRA run, no base model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from lion_lightning.models.bases import base_digest, base_names, has_base, require_base, trained_names
@@ -13,20 +15,26 @@ from lion_lightning.models.cached import has_adapters
 from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.resume import mend_progress, rewind
 
 
-class AdapterCheckpoints(LightningModule):
-    """A module whose checkpoints leave out what it does not train, where that can be had again from ``policy.path``.
+class PolicyCheckpoints(LightningModule):
+    """A module with a policy, whose checkpoints resume exactly and are exported.
 
-    Its ``state_dict()`` does: what each strategy asks for when it saves, and again when it loads.
+    Of a LoRA run they leave out what it does not train, where that can be had again from ``policy.path``, and known by
+    a digest. The module's ``state_dict()`` does: what each strategy asks for when it saves, and again when it loads.
     """
 
     policy_spec: PolicySpec
-    policy: PolicyModel | None
-    _base: str | None = None
+    tokenizer_spec: TokenizerSpec
 
     def __init__(self) -> None:
         super().__init__()
+        self.policy: PolicyModel | None = None
+        self._new_ids: list[int] = []
+        self._base: str | None = None
+        self._resumed: dict[str, Any] | None = None
         self.register_state_dict_post_hook(_leave_base_out)  # type: ignore[no-untyped-call]
 
     @property
@@ -57,19 +65,43 @@ class AdapterCheckpoints(LightningModule):
             self._base = base_digest(self.policy_spec)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which base the adapters are on (Lightning calls this)."""
-        if not has_base(self.policy_spec):
-            return
-        self._base = self._base or base_digest(self.policy_spec)
-        checkpoint["lion"]["base"] = self._base
-        checkpoint["lion"]["config"].pop("quantization_config", None)  # not plain data; the policy's entry says it
+        """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
+        checkpoint["lion"] = self.provenance()
+        if has_base(self.policy_spec):
+            self._base = self._base or base_digest(self.policy_spec)
+            checkpoint["lion"]["base"] = self._base
+        checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
+        if "loops" in checkpoint:
+            rewind(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another base than the checkpoint's adapters were trained on (Lightning calls this)."""
+        """Take in what an exact resume needs beyond Lightning (Lightning calls this).
+
+        Raises:
+            ValueError: The checkpoint's adapters were trained on another base.
+        """
         wanted = checkpoint.get("lion", {}).get("base")
         if wanted is not None and wanted != self._base:
             require_base(self.policy_spec, wanted)
             self._base = wanted
+        if "loops" in checkpoint:
+            mend_progress(checkpoint)
+            self._resumed = checkpoint["loops"]
+
+    def provenance(self) -> dict[str, Any]:
+        """What the policy is and was trained on, in plain data: enough to rebuild it without the original model."""
+        data: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        config = self.policy_model.causal_lm.config.to_dict()
+        config.pop("quantization_config", None)  # not plain data; the policy's entry says it
+        return {
+            "module": type(self).__name__,
+            "policy": asdict(self.policy_spec),
+            "tokenizer": asdict(self.tokenizer_spec),
+            "config": config,
+            "new_ids": self._new_ids,
+            "data": data.description() if hasattr(data, "description") else {},
+            "steps": self.global_step if self._trainer is not None else 0,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; those of the base may be missing.
@@ -104,3 +136,11 @@ def _leave_base_out(module: Any, state: dict[str, Any], prefix: str, _: Any) -> 
     if has_base(module.policy_spec) and module.policy is not None:
         for name in module.base_names(state, prefix):
             del state[name]
+
+
+def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Specs as mappings; without injected objects and factories, which ``load_from_checkpoint`` takes as arguments."""
+    plain = {
+        name: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for name, v in hyper_parameters.items()
+    }
+    return {key: value for key, value in plain.items() if not isinstance(value, nn.Module) and not callable(value)}
