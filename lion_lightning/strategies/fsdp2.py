@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.constants import default_pg_timeout
 
-from lion_lightning.models.checkpoints import is_folder
+from lion_lightning.models.checkpoints import is_folder, stored_names
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -74,8 +73,7 @@ def _require_readable(path: Path) -> None:
         return
     if not is_folder(path):
         raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a folder that a sharded run wrote")
-    names = FileSystemReader(path).read_metadata().state_dict_metadata
-    if not any(name.startswith("state_dict.") for name in names):
+    if not any(name.startswith("state_dict.") for name in stored_names(path)):
         raise ValueError(
             f"{path}: written by FSDPStrategy, whose pieces fit only that strategy; go on with it, or let it write a "
             "single file (state_dict_type: full)"
