@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lion_lightning.callbacks.flops import TrainingFlops, training_flops
+from lion_lightning.planning.flops import TrainingFlops, training_flops
 from lion_lightning.types import PackedBatch
 
 
@@ -26,7 +26,7 @@ class TokenThroughput(Callback):
     - ``perf/samples_per_second``: documents, or preference pairs.
     - ``perf/supervised_tokens_per_second``: targets, the tokens that the loss is over.
     - ``perf/packing_efficiency``: tokens over the tokens that the rows could have held.
-    - ``perf/mfu``: FLOPs that the model asks for (:class:`~lion_lightning.callbacks.flops.TrainingFlops`) over those
+    - ``perf/mfu``: FLOPs that the model asks for (:class:`~lion_lightning.planning.flops.TrainingFlops`) over those
       that the devices could do. Left out where the module holds no transformers model or the device's peak is unknown.
 
     What counts as time: each micro-batch with its callbacks, and the wait for its data. Not validation, checkpoints and

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lion_lightning.models.embeddings import add_token_rows, embedding_names, new_rows, vocabulary_rows
@@ -152,7 +153,13 @@ class PolicySpec:
         except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(_not_loadable(path, error)) from error
 
-    def _prepared(self, model: PreTrainedModel, new_ids: list[int]) -> PolicyModel:
+    def adapted(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
+        """Set a model up for training: kernels, gradient checkpointing, adapters.
+
+        Args:
+            model: Changed in place.
+            new_ids: Ids of tokens that the base model has not seen.
+        """
         if self.liger:
             _apply_liger(model)
         if self.gradient_checkpointing:
@@ -160,7 +167,11 @@ class PolicySpec:
         wrapped = self.lora.apply(model, new_ids) if self.lora else model
         if self.lora and self.gradient_checkpointing:
             model.enable_input_require_grads()  # type: ignore[no-untyped-call]
-        return PolicyModel(wrapped).train()  # transformers loads in evaluation mode, where nothing is checkpointed
+        return wrapped
+
+    def _prepared(self, model: PreTrainedModel, new_ids: list[int]) -> PolicyModel:
+        # transformers loads in evaluation mode, where nothing is checkpointed
+        return PolicyModel(self.adapted(model, new_ids)).train()
 
     def load_config(self) -> PretrainedConfig:
         """The transformers config, dropout off.

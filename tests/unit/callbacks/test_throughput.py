@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lion_lightning.callbacks import TokenThroughput, throughput
-from lion_lightning.callbacks.flops import training_flops
+from lion_lightning.planning.flops import training_flops
 from lion_lightning.types import PackedBatch
 from tests.unit.callbacks.conftest import CAPACITY, Bench, batches
 

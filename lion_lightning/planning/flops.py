@@ -37,8 +37,18 @@ class TrainingFlops(NamedTuple):
         Args:
             batch: Packed rows.
         """
-        attention = sum(cost * visible_pairs(batch.segments, window) for window, cost in self.per_pair.items())
-        return len(batch.input_ids) * self.per_token + len(batch.targets) * self.per_target + attention
+        return self.on(batch.segments, len(batch.input_ids), len(batch.targets))
+
+    def on(self, segments: Sequence[Segment], tokens: int, targets: int) -> float:
+        """FLOPs of a batch that nobody has made yet.
+
+        Args:
+            segments: Its segments.
+            tokens: Its tokens.
+            targets: Its targets.
+        """
+        attention = sum(cost * visible_pairs(segments, window) for window, cost in self.per_pair.items())
+        return tokens * self.per_token + targets * self.per_target + attention
 
 
 def training_flops(model: PreTrainedModel) -> TrainingFlops:
@@ -51,13 +61,16 @@ def training_flops(model: PreTrainedModel) -> TrainingFlops:
     Args:
         model: The model; with FSDP1, before or after its weights are flattened.
     """
-    config = model.config.get_text_config()
-    head_trains = any(parameter.requires_grad for parameter in output_head(model).parameters())
-    return TrainingFlops(
-        per_token=sum(size * _flops_per_weight(trains) for size, trains in _matrices(model)),
-        per_target=vocabulary_rows(model) * config.hidden_size * _flops_per_weight(head_trains),
-        per_pair=_attention(config),
-    )
+    return _flops(model, trained=6.0, frozen=4.0, attention=12.0)
+
+
+def forward_flops(model: PreTrainedModel) -> TrainingFlops:
+    """FLOPs of a forward pass alone: 2 for each weight and token.
+
+    Args:
+        model: The model.
+    """
+    return _flops(model, trained=2.0, frozen=2.0, attention=4.0)
 
 
 def visible_pairs(segments: Sequence[Segment], window: int | None = None) -> int:
@@ -82,8 +95,15 @@ def _causal_pairs(tokens: int, window: int | None) -> int:
     return narrow * (narrow + 1) // 2 + (tokens - narrow) * narrow
 
 
-def _flops_per_weight(trains: bool) -> float:
-    return 6.0 if trains else 4.0
+def _flops(model: PreTrainedModel, trained: float, frozen: float, attention: float) -> TrainingFlops:
+    """FLOPs at so many for each weight that is trained or not, and for each pair and dimension of a head."""
+    config = model.config.get_text_config()
+    head_trains = any(parameter.requires_grad for parameter in output_head(model).parameters())
+    return TrainingFlops(
+        per_token=sum(size * (trained if trains else frozen) for size, trains in _matrices(model)),
+        per_target=vocabulary_rows(model) * config.hidden_size * (trained if head_trains else frozen),
+        per_pair=_attention(config, attention),
+    )
 
 
 def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, bool]]:
@@ -109,11 +129,11 @@ def _stacked(module: nn.Module, config: Any) -> Iterator[tuple[float, bool]]:
             yield parameter.numel(), parameter.requires_grad
 
 
-def _attention(config: Any) -> dict[int | None, float]:
-    """By window, 12 FLOPs for each pair and each dimension of each head: two products, forward and twice backward."""
+def _attention(config: Any, cost: float) -> dict[int | None, float]:
+    """By window, FLOPs for each pair: two products forward cost 4 for each dimension of each head, backward twice that."""
     heads = getattr(config, "num_attention_heads", None) or 0
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    return {window: 12.0 * layers * heads * size for window, layers in _windows(config).items()}
+    return {window: cost * layers * heads * size for window, layers in _windows(config).items()}
 
 
 def _windows(config: Any) -> Counter[int | None]:
