@@ -125,7 +125,11 @@ def _batch(job: dict[str, Any]) -> Any:
     draw, tokens = np.random.default_rng(0), job["tokens"]
     lengths, parents = ((tokens,), (-1,)) if job["stage"] == "SFT" else ((tokens // 3,) * 3, (-1, 0, 0))
     pieces = [
-        Piece(draw.integers(3, 30000, length, dtype=np.int32), np.full(length, job["stage"] == "SFT" or parent == 0), parent)
+        Piece(
+            draw.integers(3, 30000, length, dtype=np.int32),
+            np.full(length, job["stage"] == "SFT" or parent == 0),
+            parent,
+        )
         for length, parent in zip(lengths, parents, strict=True)
     ]
     return collate([Sample(tuple(pieces), 0)], tokens)

@@ -26,6 +26,11 @@ class NF4Spec:
     double_quant: bool = True
     compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
+    @property
+    def bits(self) -> float:
+        """Bits that a weight takes: four, and of each 64 weights a scale in 32 bits, or in 8 with one of 32 for 256."""
+        return 4 + (8 + 32 / 256 if self.double_quant else 32) / 64
+
     def require(self, adapted: bool, stored: bool, split: object | None) -> None:
         """Refuse a policy that cannot be held in four bits.
 

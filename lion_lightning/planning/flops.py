@@ -130,7 +130,7 @@ def _stacked(module: nn.Module, config: Any) -> Iterator[tuple[float, bool]]:
 
 
 def _attention(config: Any, cost: float) -> dict[int | None, float]:
-    """By window, FLOPs for each pair: two products forward cost 4 for each dimension of each head, backward twice that."""
+    """By window, FLOPs for each pair: two products forward, 4 for each dimension of each head, backward twice that."""
     heads = getattr(config, "num_attention_heads", None) or 0
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return {window: cost * layers * heads * size for window, layers in _windows(config).items()}

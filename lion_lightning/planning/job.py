@@ -1,37 +1,105 @@
-"""What a module, a trainer or a config says about a step: the job that is reckoned."""
+"""What a module or a config says about a step: the job that is reckoned."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import Tensor, nn
 
 from lion_lightning.models.references import AdapterOffReference, FrozenReference
+from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.planning.memory import GIB, Job, pair_row
+from lion_lightning.planning.rehearsal import Factory, Rehearsal, sketch
 
-GPU_OVERHEAD = 2 * GIB
-"""Left for CUDA's context, libraries, communication buffers and fragments. A guess: no GPU was measured."""
+HALVES: dict[str, Literal["bfloat16", "float16"]] = {"bf16-true": "bfloat16", "16-true": "float16"}
+"""What Lightning makes of a model's weights under these precisions."""
 
 
-def job_of(module: AlignmentModule, tokens: int, longest: int, **settings: Any) -> Job:
+@dataclass(frozen=True)
+class Job:
+    """What decides the memory and the time of a step.
+
+    Attributes:
+        spec: The policy.
+        lengths: Tokens of each segment of a micro-batch.
+        parents: Parent of each segment.
+        precision: The trainer's.
+        optimizer: From parameter groups to an optimizer.
+        accumulate: Micro-batches of a step, on each device.
+        reference: A second model in memory; None for none.
+        reference_passes: Forward passes of a reference in each step: 1 for a second model, or adapters switched off.
+        on_gpu: Whether devices are GPUs.
+        overhead: Bytes that frameworks take for themselves.
+    """
+
+    spec: PolicySpec
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+    precision: str
+    optimizer: Factory
+    accumulate: int = 1
+    reference: PolicySpec | None = None
+    reference_passes: int = 0
+    on_gpu: bool = True
+    overhead: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return sum(self.lengths)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether products run in bf16 and weights are kept in fp32."""
+        return self.precision.endswith("-mixed") and self.spec.dtype == "float32"
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The policy on the meta device."""
+        return sketch(self.spec)
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """Parameters that learn."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def held(self, stays: str, gathered: str | None = None) -> dict[str, Counter[str]]:
+        """What a micro-batch holds beyond weights, state and earlier gradients, by moment and kind.
+
+        Args:
+            stays: See :class:`~lion_lightning.planning.rehearsal.Rehearsal`.
+            gathered: Likewise.
+        """
+        mixed = self.precision.endswith("-mixed")
+        own = (self.spec, self.lengths, self.parents, mixed, self.optimizer, self.on_gpu)
+        return Rehearsal(*own, stays=stays, gathered=gathered).held()
+
+
+def job_of(module: AlignmentModule, tokens: int, longest: int, precision: str, **settings: Any) -> Job:
     """What a module does with micro-batches of so many tokens.
 
     Args:
         module: Built or not; only its settings are read.
-        tokens: Tokens of a micro-batch. Documents for a module without a reference; else pairs, whose prompts and answers
-            are taken to be equally long.
+        tokens: Tokens of a micro-batch: documents for a module without a reference, else pairs, whose prompts and
+            answers are taken to be equally long.
         longest: Most tokens of a document, or of a prompt and one answer.
+        precision: The trainer's.
         settings: Further fields of the job.
     """
     reference = getattr(module, "reference", None)
-    lengths, parents = pair_row(tokens, longest) if reference is not None else documents(tokens, longest)
+    lengths, parents = pairs(tokens, longest) if reference is not None else documents(tokens, longest)
     frozen = reference if isinstance(reference, FrozenReference) else None
+    second = None if frozen is None else frozen.spec or module.policy_spec
     return Job(
-        spec=module.policy_spec,
+        spec=_in_precision(module.policy_spec, precision),
         lengths=lengths,
         parents=parents,
+        precision=precision,
         optimizer=module.optimizer_factory or module._default_optimizer,
-        reference=None if frozen is None else frozen.spec or module.policy_spec,
+        reference=None if second is None else _in_precision(second, precision),
         reference_passes=int(isinstance(reference, FrozenReference | AdapterOffReference)),
         **settings,
     )
@@ -49,9 +117,18 @@ def documents(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ..
     return tuple(lengths), (-1,) * count
 
 
-def library_memory() -> int:
-    """Bytes of this process, which has Python and the libraries loaded that training loads; 0 where that is not known."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    return int(status.read_text("ascii").partition("VmRSS:")[2].split()[0]) * 1024
+def pairs(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths and parents of preference pairs that fill a micro-batch, prompts and answers equally long.
+
+    Args:
+        tokens: Of the micro-batch.
+        longest: Most tokens of a prompt and one answer.
+    """
+    part = max(1, min(longest // 2, tokens // 3))
+    count = max(1, round(tokens / (3 * part)))
+    lengths = [tokens // (3 * count)] * (3 * count)
+    return tuple(lengths), tuple(parent for pair in range(count) for parent in (-1, 3 * pair, 3 * pair))
+
+
+def _in_precision(spec: PolicySpec, precision: str) -> PolicySpec:
+    return replace(spec, dtype=HALVES.get(precision, spec.dtype))

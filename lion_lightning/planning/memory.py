@@ -6,73 +6,20 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lion_lightning.models.sharding import decoder_layers
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.planning.rehearsal import Factory, Rehearsal, sketch
+from lion_lightning.planning.job import Job
+from lion_lightning.planning.rehearsal import sketch
 
 GIB = 2**30
 
-
-@dataclass(frozen=True)
-class Job:
-    """What decides the memory and the time of a step.
-
-    Attributes:
-        spec: The policy.
-        lengths: Tokens of each segment of a micro-batch.
-        parents: Parent of each segment.
-        precision: The trainer's.
-        optimizer: From parameter groups to an optimizer.
-        accumulate: Micro-batches of a step, on each device.
-        reference: A second model in memory; None for none.
-        reference_passes: Forward passes of a reference in each step: 1 for a second model, or adapters switched off.
-        sampler_share: Of a device's memory that an engine takes between rounds of sampling.
-        on_gpu: Whether devices are GPUs.
-        overhead: Bytes that frameworks take for themselves.
-    """
-
-    spec: PolicySpec
-    lengths: tuple[int, ...]
-    parents: tuple[int, ...]
-    precision: str
-    optimizer: Factory
-    accumulate: int = 1
-    reference: PolicySpec | None = None
-    reference_passes: int = 0
-    sampler_share: float = 0.0
-    on_gpu: bool = True
-    overhead: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a micro-batch."""
-        return sum(self.lengths)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether products run in bf16 and weights are kept in fp32."""
-        return self.precision.endswith("-mixed") and self.spec.dtype == "float32"
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """The policy on the meta device."""
-        return sketch(self.spec)
-
-    def rehearsed(self, stays: str, gathered: str | None = None) -> dict[str, Counter[str]]:
-        """What a micro-batch holds beyond weights, state and earlier gradients, by moment and kind.
-
-        Args:
-            stays: See :class:`~lion_lightning.planning.rehearsal.Rehearsal`.
-            gathered: Likewise.
-        """
-        mixed = self.precision.endswith("-mixed")
-        own = (self.spec, self.lengths, self.parents, mixed, self.optimizer, self.on_gpu)
-        return Rehearsal(*own, stays=stays, gathered=gathered).held()
+GPU_OVERHEAD = 2 * GIB
+"""Left for CUDA's context, libraries, communication buffers and fragments. A guess: no GPU was measured."""
 
 
 @dataclass(frozen=True)
@@ -172,14 +119,14 @@ class Whole(Placement):
 
     def moments(self, job: Job) -> list[MemoryEstimate]:
         """See the base class."""
-        gradients = size_of(trained(job.model))
+        gradients = size_of(job.trained)
         stand = job.accumulate > 1 or (self.devices > 1 and self.bucket_views)
         buckets = gradients if self.devices > 1 and not self.bucket_views else 0
-        held = job.rehearsed("none" if stand else "all")
+        held = job.held("none" if stand else "all")
         base = MemoryEstimate(
-            weights=size_of(tensors(job.model)),
+            weights=weight_bytes(job.spec, job.model),
             optimizer=state_bytes(held, gradients),
-            reference=size_of(tensors(sketch(job.reference))) if job.reference else 0,
+            reference=weight_bytes(job.reference, sketch(job.reference)) if job.reference else 0,
             overhead=job.overhead,
         )
         # Gradients of the step before live through the forward pass: Lightning drops them between it and the backward.
@@ -191,12 +138,12 @@ class Whole(Placement):
 
     def traffic(self, job: Job) -> float:
         """An all-reduce of the gradients, once a step."""
-        return 2 * (self.devices - 1) / self.devices * size_of(trained(job.model))
+        return 2 * (self.devices - 1) / self.devices * size_of(job.trained)
 
 
 @dataclass(frozen=True)
 class Sharded(Placement):
-    """FSDP2: weights, gradients and optimizer state in equal pieces, a unit for each decoder layer and one for the rest.
+    """FSDP: weights, gradients and optimizer state in equal pieces, a unit for each decoder layer and one for the rest.
 
     In flight at a time: the weights of two layers (the one that runs and the one that is gathered, or a layer and the
     buffer it comes in), in the backward pass a layer's gradients and the buffer that they are reduced in, and from the
@@ -207,13 +154,13 @@ class Sharded(Placement):
 
     def moments(self, job: Job) -> list[MemoryEstimate]:
         """See the base class."""
-        gradients, units = size_of(trained(job.model)), Units.of(job)
-        held = job.rehearsed("root", gathered="bfloat16" if job.mixed else None)
+        gradients, units = size_of(job.trained), Units.of(job)
+        held = job.held("root", gathered="bfloat16" if job.mixed else None)
         base = MemoryEstimate(
-            weights=self._piece(size_of(tensors(job.model))),
+            weights=self._piece(weight_bytes(job.spec, job.model)),
             gradients=self._piece(gradients),
             optimizer=self._piece(state_bytes(held, gradients)),
-            reference=self._piece(size_of(tensors(sketch(job.reference)))) if job.reference else 0,
+            reference=self._piece(weight_bytes(job.reference, sketch(job.reference))) if job.reference else 0,
             overhead=job.overhead,
         )
         forward = units.root + 2 * units.layer + (units.root if job.reference else 0)
@@ -232,12 +179,24 @@ class Sharded(Placement):
         size = 2 if job.mixed else 4 if job.spec.dtype == "float32" else 2
         own = sum(parameter.numel() for parameter in job.model.parameters())
         theirs = sum(p.numel() for p in sketch(job.reference).parameters()) if job.reference else 0
-        reduced = sum(parameter.numel() for parameter in trained(job.model))
+        reduced = sum(parameter.numel() for parameter in job.trained)
         sent = (2 * own + theirs) * size + 4 * reduced
         return job.accumulate * sent * (self.devices - 1) / self.devices
 
     def _piece(self, size: int) -> int:
         return -(-size // self.devices)
+
+
+@dataclass(frozen=True)
+class Offloaded(Sharded):
+    """FSDP2 with ``cpu_offload``: pieces stay in the host's memory, where the optimizer works too."""
+
+    name: ClassVar[str] = "fsdp2, offloaded"
+
+    def moments(self, job: Job) -> list[MemoryEstimate]:
+        """See the base class."""
+        *working, _ = super().moments(job)
+        return [replace(estimate, weights=0, gradients=0, optimizer=0, reference=0) for estimate in working]
 
 
 @dataclass(frozen=True)
@@ -278,14 +237,18 @@ class Units:
         )
 
 
-def tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers."""
-    return [*model.parameters(), *model.buffers()]
+def weight_bytes(spec: PolicySpec, model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, in four bits where they are quantised.
 
-
-def trained(model: nn.Module) -> list[Tensor]:
-    """Parameters that are trained."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    Args:
+        spec: What it is built from.
+        model: On the meta device.
+    """
+    size = size_of([*model.parameters(), *model.buffers()])
+    if spec.quantization is None:
+        return size
+    packed = [layer.weight for name, layer in model.named_modules() if _is_packed(name, layer)]
+    return size - size_of(packed) + round(_numel(packed) * spec.quantization.bits / 8)
 
 
 def size_of(parts: Iterable[Tensor]) -> int:
@@ -304,18 +267,16 @@ def state_bytes(held: dict[str, Counter[str]], gradients: int) -> int:
     return last["state"] * gradients // max(1, last["trained"])
 
 
-def pair_row(row: int, longest: int, rows: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths and parents of rows of preference pairs whose prompts and answers are equally long.
+def library_memory() -> int:
+    """Bytes of this process, which has Python and the libraries loaded; 0 where that is not known."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    return int(status.read_text("ascii").partition("VmRSS:")[2].split()[0]) * 1024
 
-    Args:
-        row: Tokens of a row.
-        longest: Most tokens of a prompt and one answer.
-        rows: Rows of a micro-batch.
-    """
-    part = max(1, min(longest // 2, row // 3))
-    pairs = max(1, round(row / (3 * part))) * rows
-    lengths = [row * rows // (3 * pairs)] * (3 * pairs)
-    return tuple(lengths), tuple(parent for pair in range(pairs) for parent in (-1, 3 * pair, 3 * pair))
+
+def _is_packed(name: str, layer: Any) -> bool:
+    return isinstance(layer, nn.Linear) and not layer.weight.requires_grad and not name.endswith("lm_head")
 
 
 def _numel(parameters: Iterable[Tensor]) -> int:

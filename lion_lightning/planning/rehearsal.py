@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM
 
-from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.sharding import decoder_layers
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.planning.tally import Tally
 from lion_lightning.types import PackedBatch, segment_table
 
 log = logging.getLogger(__name__)
@@ -138,81 +134,11 @@ class Rehearsal:
         return optimizer
 
 
-class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the memory that operations make, while it lives, by what it is for.
-
-    Args:
-        policy: Its weights and buffers do not count.
-    """
-
-    def __init__(self, policy: PolicyModel) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.vocabulary = vocabulary_rows(policy.causal_lm)
-        self.live: Counter[str] = Counter()
-        self.moment = ""
-        self.peaks: dict[str, Counter[str]] = {moment: Counter() for moment in MOMENTS}
-        self._kinds: dict[int, str] = {}
-        for tensor in (*policy.parameters(), *policy.buffers()):
-            self._kinds[_key(tensor)] = "weights"
-
-    @contextmanager
-    def at(self, moment: str) -> Iterator[None]:
-        """Note peaks under this name, until the end of the block or another name."""
-        self.turn(moment)
-        yield
-        self.moment = ""
-
-    def turn(self, moment: str) -> None:
-        """From here on, note peaks under this name."""
-        self.moment = moment
-        self._note()
-
-    def move(self, tensor: Tensor, kind: str) -> None:
-        """Count a tensor as another kind."""
-        size, key = tensor.untyped_storage().nbytes(), _key(tensor)
-        self.live[self._kinds[key]] -= size
-        self.live[kind] += size
-        self._kinds[key] = kind
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made."""
-        made = func(*args, **(kwargs or {}))
-        fresh = [tensor for tensor in tree_iter(made) if isinstance(tensor, Tensor)]
-        for tensor in fresh:
-            if _key(tensor) not in self._kinds:
-                self._follow(tensor, self._kind(func, args, tensor))
-        if fresh:
-            self._note()
-        return made
-
-    def _kind(self, func: Any, args: Any, made: Tensor) -> str:
-        if func is torch.ops.aten._to_copy.default and self._kinds.get(_key(args[0])) == "weights":
-            return "copies"
-        return "logits" if made.dim() == 2 and made.shape[1] == self.vocabulary else "activations"
-
-    def _follow(self, tensor: Tensor, kind: str) -> None:
-        storage, key = tensor.untyped_storage(), _key(tensor)
-        self._kinds[key] = kind
-        self.live[kind] += storage.nbytes()
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
-
-    def _forget(self, key: int, size: int) -> None:
-        self.live[self._kinds.pop(key)] -= size
-
-    def _note(self) -> None:
-        if self.moment and self.live.total() > self.peaks[self.moment].total():
-            self.peaks[self.moment] = self.live.copy()
-
-
 class _Unprobed(PolicyModel):
     """A policy whose numbers nobody can look at."""
 
     def probe(self) -> None:
         """Nothing."""
-
-
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -247,7 +173,7 @@ def sketch(spec: PolicySpec, depth: int | None = None) -> nn.Module:
 
 def _materialised(model: nn.Module) -> nn.Module:
     """Tensors of this place instead of the meta device's, ties kept."""
-    made: dict[int, Tensor] = {}
+    made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else torch.zeros(buffer.shape, dtype=buffer.dtype)
@@ -302,7 +228,7 @@ def _turning(tally: Tally, moment: str) -> Callable[[nn.Module, Any, Any], None]
     def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         if hidden.requires_grad:
-            hidden.register_hook(lambda gradient: tally.turn(moment))
+            hidden.register_hook(lambda gradient: tally.turn(moment))  # type: ignore[no-untyped-call]
 
     return hook
 
@@ -318,7 +244,7 @@ def _settle_gradients(policy: PolicyModel, tally: Tally, stays: str) -> None:
 
     for parameter in policy.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(settle)
+            parameter.register_post_accumulate_grad_hook(settle)  # type: ignore[no-untyped-call]
 
 
 def _optimizer(make: Factory, trained: Iterable[nn.Parameter], foreach: bool) -> Optimizer:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lion_lightning.planning.flops import TrainingFlops, forward_flops, training_flops
-from lion_lightning.planning.memory import Job, Placement
+from lion_lightning.planning.job import Job
+from lion_lightning.planning.memory import Placement
 from lion_lightning.types import segment_table
 
 

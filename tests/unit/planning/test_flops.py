@@ -9,9 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lion_lightning.planning.flops import training_flops, visible_pairs
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.planning.flops import training_flops, visible_pairs
 from lion_lightning.types import PackedBatch, segment_table
 from tests import tiny
 

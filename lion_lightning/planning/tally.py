@@ -1,0 +1,87 @@
+"""How much memory operations hold, counted as they run."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from lion_lightning.models.embeddings import vocabulary_rows
+from lion_lightning.models.policy import PolicyModel
+
+
+class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the memory that operations make, while it lives, by what it is for.
+
+    Args:
+        policy: Its weights and buffers do not count.
+    """
+
+    def __init__(self, policy: PolicyModel) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.vocabulary = vocabulary_rows(policy.causal_lm)
+        self.live: Counter[str] = Counter()
+        self.moment = ""
+        self.peaks: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._kinds: dict[int, str] = {}
+        for tensor in (*policy.parameters(), *policy.buffers()):
+            self._kinds[_key(tensor)] = "weights"
+
+    @contextmanager
+    def at(self, moment: str) -> Iterator[None]:
+        """Note peaks under this name, until the end of the block or another name."""
+        self.turn(moment)
+        yield
+        self.moment = ""
+
+    def turn(self, moment: str) -> None:
+        """From here on, note peaks under this name."""
+        self.moment = moment
+        self._note()
+
+    def move(self, tensor: Tensor, kind: str) -> None:
+        """Count a tensor as another kind."""
+        size, key = tensor.untyped_storage().nbytes(), _key(tensor)
+        self.live[self._kinds[key]] -= size
+        self.live[kind] += size
+        self._kinds[key] = kind
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        fresh = [tensor for tensor in tree_iter(made) if isinstance(tensor, Tensor)]
+        for tensor in fresh:
+            if _key(tensor) not in self._kinds:
+                self._follow(tensor, self._kind(func, args, tensor))
+        if fresh:
+            self._note()
+        return made
+
+    def _kind(self, func: Any, args: Any, made: Tensor) -> str:
+        if func is torch.ops.aten._to_copy.default and self._kinds.get(_key(args[0])) == "weights":
+            return "copies"
+        return "logits" if made.dim() == 2 and made.shape[1] == self.vocabulary else "activations"
+
+    def _follow(self, tensor: Tensor, kind: str) -> None:
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        self._kinds[key] = kind
+        self.live[kind] += storage.nbytes()
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self.live[self._kinds.pop(key)] -= size
+
+    def _note(self) -> None:
+        if self.moment and self.live.total() > self.peaks[self.moment].total():
+            self.peaks[self.moment] = self.live.copy()
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
