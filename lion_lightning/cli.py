@@ -31,6 +31,7 @@ COMMANDS = {
     "report": "draw what a run did, from its logs on disk",
     "evaluate": "losses, accuracies and win rates of a trained model",
     "chat": "talk to a trained model",
+    "plan": "reckon memory a GPU and time a step of a config, under each strategy, without any GPU",
     "inspect": "show what a config's mask, packing and filters do to its data, before any training",
     "export": "write a checkpoint as a Hugging Face folder",
     "rounds": "print and draw what happened in the rounds of on-policy sampling",
@@ -121,14 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_cli(arguments: list[str], run: bool = True) -> LionCLI:
+def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = LionCLI) -> LionCLI:
     """Parse arguments into a model, a data module and a trainer, and run the subcommand among them.
 
     Args:
         arguments: Command line, with a subcommand if ``run``.
         run: Whether to run it.
+        kind: What parses.
     """
-    return LionCLI(
+    return kind(
         AlignmentModule,
         LightningDataModule,
         subclass_mode_model=True,

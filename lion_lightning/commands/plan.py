@@ -1,0 +1,94 @@
+"""``lion plan -c CONFIG --gpus N``: what each GPU would hold and how long a step would take, before any is rented."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lion_lightning.cli import LionCLI, build_cli
+from lion_lightning.planning.job import Job, job_of
+from lion_lightning.planning.memory import GIB, Placement
+from lion_lightning.planning.placing import placements
+from lion_lightning.planning.report import Plan
+from lion_lightning.planning.step_time import Machine
+
+
+class SettingsCLI(LionCLI):
+    """Makes the model and the data module of a config, but no trainer: its devices are not on this machine."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """The trainer's settings (Lightning calls this)."""
+        return self._get(self.config_init, "trainer")
+
+
+def main(arguments: list[str]) -> None:
+    """Print it; nothing is loaded or trained.
+
+    Args:
+        arguments: Of the command line.
+
+    Raises:
+        ValueError: What is asked for cannot be reckoned.
+    """
+    options, rest = _parser().parse_known_args(arguments)
+    cli = build_cli(rest, run=False, kind=SettingsCLI)
+    settings: Any = cli.trainer
+    gpus = options.gpus or _devices(settings)
+    plan = Plan(
+        _job(cli, settings, options),
+        _placements(settings, gpus),
+        Machine(options.tflops, options.mfu, options.bandwidth),
+        memory=round(options.memory * GIB),
+        sampler=_sampler_share(settings),
+    )
+    print("\n".join(plan.lines()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    own = argparse.ArgumentParser(
+        prog="lion plan",
+        usage="lion plan -c CONFIG [--gpus N] [--memory GIB] [any option of lion fit]",
+        description="Reckon memory a GPU and time a step of a config, under each strategy; no GPU is needed for it.",
+    )
+    own.add_argument("--gpus", type=int, help="how many (devices x num_nodes of the config's trainer)")
+    own.add_argument("--tokens", type=int, help="of a micro-batch (rows x row_length of the config's data module)")
+    own.add_argument("--memory", type=float, default=80.0, help="GiB that a GPU has (80)")
+    own.add_argument("--overhead", type=float, default=2.0, help="GiB for CUDA, NCCL and fragments (2: a guess)")
+    own.add_argument("--tflops", type=float, default=989.0, help="peak TFLOP/s of a GPU in bf16 (989: H100)")
+    own.add_argument("--mfu", type=float, default=0.4, help="share of the peak that training reaches (0.4: a guess)")
+    own.add_argument("--bandwidth", type=float, default=50.0, help="GB/s from each GPU to the others (50: a guess)")
+    return own
+
+
+def _devices(settings: Any) -> int:
+    devices = settings.devices
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"trainer.devices is {devices}: say how many GPUs to plan for, with --gpus N")
+    return devices * int(settings.num_nodes or 1)
+
+
+def _placements(settings: Any, gpus: int) -> list[Placement]:
+    if gpus < 1:
+        raise ValueError(f"--gpus is {gpus}; give 1 or more")
+    return placements(settings.strategy, gpus)
+
+
+def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
+    data: Any = cli.datamodule
+    tokens = options.tokens or getattr(data, "row_length", 0) * getattr(data, "batch_size", 0)
+    if tokens < 1:
+        raise ValueError(f"{type(data).__name__} does not say how many tokens a micro-batch has; give --tokens N")
+    return job_of(
+        cli.model,
+        tokens,
+        getattr(data, "max_length", tokens),
+        str(settings.precision or "32-true"),
+        accumulate=int(settings.accumulate_grad_batches or 1),
+        overhead=round(options.overhead * GIB),
+    )
+
+
+def _sampler_share(settings: Any) -> float:
+    """Of a GPU's memory that an engine of this process takes between epochs."""
+    samplers = [getattr(callback, "sampler", None) for callback in settings.callbacks or ()]
+    return max((getattr(sampler, "gpu_memory_utilization", 0.0) for sampler in samplers), default=0.0)

@@ -1,0 +1,56 @@
+"""From a trainer's strategy to how it spreads a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    StrategyRegistry,
+)
+
+from lion_lightning.planning.memory import Offloaded, Placement, Sharded, Whole
+
+
+def placements(strategy: Any, gpus: int) -> list[Placement]:
+    """That of a strategy first, and then the others, to compare with.
+
+    Args:
+        strategy: A trainer's ``strategy``: an object, or a name that Lightning knows.
+        gpus: How many there are.
+
+    Raises:
+        ValueError: The strategy is not one whose memory is known here.
+    """
+    own = _placement(_made(strategy), gpus)
+    others = [Whole(gpus, bucket_views=True), Sharded(gpus), Offloaded(gpus)] if gpus > 1 else [Whole(1)]
+    return [own, *(other for other in others if type(other) is not type(own))]
+
+
+def _made(strategy: Any) -> Any:
+    if not isinstance(strategy, str) or strategy == "auto":
+        return strategy
+    if strategy not in StrategyRegistry.available_strategies():
+        raise ValueError(f"trainer.strategy: Lightning knows no {strategy!r}")
+    return StrategyRegistry.get(strategy)
+
+
+def _placement(strategy: Any, gpus: int) -> Placement:
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        return Offloaded(gpus) if _offloads(strategy) else Sharded(gpus)
+    if isinstance(strategy, DDPStrategy):
+        return Whole(gpus, bucket_views=bool(strategy._ddp_kwargs.get("gradient_as_bucket_view")))
+    if strategy in (None, "auto") or isinstance(strategy, SingleDeviceStrategy):
+        return Whole(gpus)
+    raise ValueError(
+        f"trainer.strategy: what {type(strategy).__name__} holds is not known here; plan with "
+        "--trainer.strategy ddp, or -c configs/strategy/fsdp2.yaml"
+    )
+
+
+def _offloads(strategy: Any) -> bool:
+    offload = strategy.cpu_offload if hasattr(strategy, "cpu_offload") else False
+    return bool(getattr(offload, "offload_params", offload))

@@ -1,0 +1,105 @@
+"""A plan as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from lion_lightning.planning.job import Job
+from lion_lightning.planning.memory import GIB, MemoryEstimate, Placement
+from lion_lightning.planning.step_time import Machine, step_time
+
+WIDTH = 18
+TITLES = {"in_flight": "gathered, copied", "activations": "activations, temps", "optimizer": "optimizer state"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job under several placements.
+
+    Attributes:
+        job: What is trained.
+        placements: How it may be spread; the first is the config's own.
+        machine: What a GPU is assumed to do.
+        memory: Bytes that a GPU has.
+        sampler: Share of them that an engine takes between epochs.
+    """
+
+    job: Job
+    placements: Sequence[Placement]
+    machine: Machine
+    memory: int
+    sampler: float = 0.0
+
+    @cached_property
+    def peaks(self) -> list[MemoryEstimate]:
+        """What a GPU holds when it holds most, under each placement."""
+        return [placement.peak(self.job) for placement in self.placements]
+
+    def lines(self) -> list[str]:
+        """The plan, line by line."""
+        return [*self._job(), *self._assumptions(), "", *self._memory(), "", *self._time()]
+
+    def fits(self, peak: MemoryEstimate) -> bool:
+        """Whether a GPU has memory enough to train, and to sample between epochs.
+
+        Args:
+            peak: One of :attr:`peaks`.
+        """
+        return max(peak.total, self._sampling(peak)) <= self.memory
+
+    def _job(self) -> Iterator[str]:
+        job, count = self.job, self.placements[0].devices
+        numbers = [sum(p.numel() for p in part) for part in (job.model.parameters(), job.trained)]
+        spec = job.spec
+        extras = [
+            "NF4" if spec.quantization else spec.dtype,
+            job.precision,
+            *(["LoRA"] if spec.lora else []),
+            *(["gradient checkpointing"] if spec.gradient_checkpointing else []),
+        ]
+        there, learn = (f"{number / 1e9:.3f} G" for number in numbers)
+        yield f"policy   {there} weights, {learn} of them trained; {', '.join(extras)}"
+        whole = job.tokens * job.accumulate * count
+        yield (
+            f"step     {job.tokens:,} tokens a micro-batch x {job.accumulate} accumulated x {count} GPUs: "
+            f"{whole:,} tokens at most"
+        )
+
+    def _assumptions(self) -> Iterator[str]:
+        own = self.machine
+        yield (
+            f"assumed  {self.memory / GIB:.0f} GiB a GPU, {self.job.overhead / GIB:.1f} of them for frameworks; "
+            f"{own.tflops:.0f} TFLOP/s at {own.mfu:.0%}; {own.bandwidth:.0f} GB/s to the others"
+        )
+
+    def _memory(self) -> Iterator[str]:
+        names = [placement.name for placement in self.placements]
+        yield _row("GiB a GPU", [f"{names[0]} (config's)", *names[1:]])
+        for part in self.peaks[0].parts:
+            yield _row(TITLES.get(part, part), [_gib(peak.parts[part]) for peak in self.peaks])
+        yield _row("at the peak", [_gib(peak.total) for peak in self.peaks])
+        if self.sampler:
+            yield _row("while vLLM is awake", [_gib(self._sampling(peak)) for peak in self.peaks])
+        yield _row("fits", ["yes" if self.fits(peak) else "NO" for peak in self.peaks])
+        yield _row("the peak is in", [peak.moment.removesuffix(" backward") for peak in self.peaks])
+
+    def _time(self) -> Iterator[str]:
+        times = [step_time(self.job, placement, self.machine) for placement in self.placements]
+        yield _row("seconds of products", [f"{time.compute:.2f}" for time in times])
+        yield _row("seconds of traffic", [f"{time.traffic:.2f}" for time in times])
+        yield _row("tokens/s at most", [f"{time.tokens / time.seconds:,.0f}" for time in times])
+
+    def _sampling(self, peak: MemoryEstimate) -> int:
+        """What a GPU holds between epochs: no gradients or activations, but an engine."""
+        held = peak.weights + peak.optimizer + peak.reference + peak.overhead
+        return held + round(self.sampler * self.memory) if self.sampler else 0
+
+
+def _row(title: str, cells: Sequence[str]) -> str:
+    return f"{title:<20}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
