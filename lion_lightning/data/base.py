@@ -4,6 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.cache import cache_folder
 from lion_lightning.data.documents import Selection
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
 from lion_lightning.data.packing import BestFit, Packing
+from lion_lightning.data.ranks import meet
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import Encoder, TokenTable, tokenise
+from lion_lightning.data.tokenising import ALONE, Encoder, tokenise
+from lion_lightning.data.tokenized import TokenTable
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ class PackedDataModule(LightningDataModule, ABC):
         max_length: Most tokens of one sequence, which the model needs positions for.
         train: Documents and reports of what is trained, after :meth:`setup`.
         held: The same of what validates; None where there is nothing.
+        meeting: The processes that share the work of preparing.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -81,6 +86,7 @@ class PackedDataModule(LightningDataModule, ABC):
         self._tokenizer = tokenizer
         self.train: Mixture | None = None
         self.held: Mixture | None = None
+        self.meeting = ALONE
         self._digests: dict[int, str] = {}
 
     @abstractmethod
@@ -112,25 +118,37 @@ class PackedDataModule(LightningDataModule, ABC):
     def prepare_data(self) -> None:
         """Tokenise every source that no earlier run has tokenised; Lightning calls this in one process of a machine.
 
+        Where there are several processes, they share that work in :meth:`setup`, which all of them are called for. Then
+        this only fetches what is on the hub, and leaves complaints to :meth:`setup` too, where all ranks make them.
+
         Raises:
             ValueError: A source or a row is wrong, or rows are longer than the model's positions.
         """
+        sources = [*self.sources, *(self.validation or ())]
+        if getattr(self.trainer, "world_size", 1) > 1:
+            _fetch(sources)
+            return
         self._refuse_rows_beyond_the_model()
-        for source in [*self.sources, *(self.validation or ())]:
+        for source in sources:
             self._tokenised(source)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the stores and choose the documents, alike on every rank.
+        """Make the stores with the other ranks, open them and choose the documents, alike on every rank.
 
         Raises:
-            ValueError: A source trains nothing, or nothing is left of the mixture.
+            ValueError: A source or a row is wrong, a source trains nothing, or nothing is left of the mixture.
         """
         if self.train is not None:
             return
+        self.meet()
         train, held = self.sides(self.sources)
         self.train = mix(train, self.rules)
         self.held = mix(held, self.validation_rules) if held else None
         self.log_reports()
+
+    def meet(self) -> None:
+        """Find out which other processes share the work; all of them must call this together."""
+        self.meeting = meet(self.trainer, cache_folder("", self.cache_dir))
 
     def sides(self, sources: Sequence[Source]) -> tuple[list[Selection], list[Selection]]:
         """The unique examples of each source that are trained on, and those that validate.
@@ -197,7 +215,7 @@ class PackedDataModule(LightningDataModule, ABC):
         return [_plain(source) | ({"digest": digest} if digest else {}) for source, digest in pairs]
 
     def _tokenised(self, source: Source) -> TokenTable:
-        return tokenise(source, self._encoder, self.cache_dir)
+        return tokenise(source, self._encoder, self.cache_dir, self.meeting)
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
         tables = [self._tokenised(source) for source in sources]
@@ -242,6 +260,12 @@ def _refuse_small(**arguments: tuple[int, int]) -> None:
     for name, (value, least) in arguments.items():
         if value < least:
             raise ValueError(f"data.{name} is {value}; give at least {least}")
+
+
+def _fetch(sources: Sequence[Source]) -> None:
+    for source in sources:
+        with suppress(ValueError):
+            source.open()
 
 
 def _plain(source: Source) -> dict[str, Any]:

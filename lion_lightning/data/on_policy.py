@@ -25,7 +25,7 @@ from lion_lightning.data.reports import SourceReport
 from lion_lightning.data.round_pairs import RoundEncoder, RoundSource
 from lion_lightning.data.rounds import Round
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import tokenise
+from lion_lightning.data.tokenising import tokenise
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         if self._prepared:
             return
         self._prepared = True
+        self.meet()
         _, held = self.sides(self.sources)
         self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
         if held:
@@ -197,7 +198,7 @@ class OnPolicyDataModule(PreferenceDataModule):
                 return []
             raise ValueError("no pair was made")
         source = RoundSource(str(made.path), name=f"round {made.number}")
-        return deduplicate([source], [tokenise(source, RoundEncoder(), self.cache_dir)])
+        return deduplicate([source], [tokenise(source, RoundEncoder(), self.cache_dir, self.meeting)])
 
     def _drawn(self, number: int) -> list[Selection]:
         """The pairs of the sources; a fraction below 1 is another draw in each round."""
