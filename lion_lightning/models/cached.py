@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lion_lightning.cache import cache_folder
 from lion_lightning.models.generation import evaluating
 from lion_lightning.models.pair_store import PairStore, pair_keys
 from lion_lightning.models.passes import Process, missing, score
-from lion_lightning.models.pieces import is_sharded, whole
+from lion_lightning.models.pieces import is_sharded, unwrapped, whole_parameters
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.references import Build, Reference
 from lion_lightning.models.spec import PolicySpec
@@ -155,7 +155,7 @@ class RefreshedReference(CachedReference):
         return due
 
     def _digest(self, policy: PolicyModel) -> str:
-        return weights_digest(dict(policy.named_parameters()))
+        return weights_digest(whole_parameters(policy))
 
     @contextmanager
     def _model(self, policy: PolicyModel, process: Process) -> Iterator[PolicyModel]:
@@ -163,16 +163,14 @@ class RefreshedReference(CachedReference):
             yield policy if self._digest(policy) == self.weights else self._rebuilt(process)
 
 
-def weights_digest(parameters: Mapping[str, Tensor]) -> str:
-    """Hash of names, dtypes, shapes and bytes of weights.
+def weights_digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of names, dtypes, shapes and bytes of weights, in whatever order they come.
 
     Args:
-        parameters: By name.
+        parameters: Whole, with their names.
     """
-    state = blake2b(digest_size=20)
-    for name, parameter in parameters.items():
-        state.update(f"{name} {_tensor_digest(whole(parameter))}".encode())
-    return state.hexdigest()
+    digests = sorted(f"{name} {_tensor_digest(tensor)}" for name, tensor in parameters)
+    return blake2b("\n".join(digests).encode(), digest_size=20).hexdigest()
 
 
 def has_adapters(policy: PolicyModel) -> bool:
@@ -180,12 +178,13 @@ def has_adapters(policy: PolicyModel) -> bool:
     return policy.model is not policy.causal_lm
 
 
-def _without_adapters(policy: PolicyModel) -> dict[str, nn.Parameter]:
+def _without_adapters(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     """The weights that the policy has with its adapters off: those that are frozen, where there are adapters."""
-    adapted = has_adapters(policy)
-    return {name: p for name, p in policy.named_parameters() if not (adapted and p.requires_grad)}
+    trained = {unwrapped(name) for name, p in policy.named_parameters() if p.requires_grad and has_adapters(policy)}
+    return ((name, tensor) for name, tensor in whole_parameters(policy) if name not in trained)
 
 
 def _tensor_digest(tensor: Tensor) -> str:
-    raw: Any = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+    # A copy: numpy would hold on to memory that a sharded model frees between its forwards.
+    raw: Any = tensor.detach().to("cpu", copy=True).reshape(-1).view(torch.uint8).numpy()
     return f"{tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"

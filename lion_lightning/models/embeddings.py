@@ -53,7 +53,8 @@ def add_token_rows(model: PreTrainedModel, vocabulary: int, new_ids: Iterable[in
     rows = vocabulary_rows(model)
     new = new_rows(rows, vocabulary, new_ids)
     if vocabulary > rows:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        with torch.random.fork_rng(devices=[]):  # what is drawn for the new rows is written over
+            model.resize_token_embeddings(vocabulary, mean_resizing=False)
     for weight in token_embeddings(model) if new else ():
         set_to_mean(weight, new)
 
@@ -133,18 +134,10 @@ class TrainableRows:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradients of all other rows.
-
-        Raises:
-            ValueError: If a gradient has been flattened (FSDP1), so that its rows are no longer to be seen.
-        """
+        """Zero the gradients of all other rows."""
         for parameter in token_embeddings(self.model):
             if parameter.grad is None:
                 continue
-            if parameter.grad.dim() != 2:
-                raise ValueError(
-                    "trainable_rows: FSDPStrategy flattens gradients, which hides rows; use ModelParallelStrategy."
-                )
             if self._mask is None:
                 self._mask = self._mask_like(parameter.grad)
             parameter.grad.mul_(self._mask)

@@ -19,11 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lion_lightning.models.checkpoints import PREFIX, read_checkpoint
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec, end_of_turn_ids
-
-PREFIX = "policy.model."
-"""Where a module's ``state_dict`` keeps the policy's weights."""
 
 
 def export_policy(checkpoint: Mapping[str, Any], out: str | Path) -> Path:
@@ -55,21 +53,16 @@ def export_policy(checkpoint: Mapping[str, Any], out: str | Path) -> Path:
 
 
 def export_checkpoint(path: str | Path, out: str | Path) -> Path:
-    """Export a checkpoint file; see :func:`export_policy`.
+    """Export a checkpoint; see :func:`export_policy`.
 
     Args:
-        path: A ``.ckpt`` file.
+        path: A ``.ckpt`` file, or a folder of that name that ranks wrote together.
         out: Folder to write.
 
     Raises:
-        ValueError: If the file is missing, cannot be read as plain tensors and data, or is not one of ours.
+        ValueError: If it is missing, cannot be read as plain tensors and data, or is not one of ours.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such checkpoint; give a .ckpt file, e.g. runs/sft/checkpoints/last.ckpt")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    checkpoint = read_checkpoint(Path(path))
     try:
         return export_policy(checkpoint, out)
     except ValueError as error:

@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lion_lightning.functional import pad_left
 from lion_lightning.models.export import generation_config
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.types import PackedBatch, Segment
 
 
 class HasPolicy(Protocol):
@@ -47,7 +49,8 @@ def generate_answers(module: HasPolicy, prompts: Sequence[str], max_new_tokens: 
     for prompt, ids in zip(prompts, encoded, strict=True):
         _require_room(model, prompt, len(ids) + max_new_tokens)
     devices = [model.device] if model.device.type == "cuda" else []
-    with evaluating(module.policy_model), torch.random.fork_rng(devices), torch.no_grad():
+    policy = module.policy_model
+    with evaluating(policy), torch.random.fork_rng(devices), torch.no_grad(), unsharded(policy):
         answers = _greedy(model, tokenizer, encoded, max_new_tokens)
     return [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
 
@@ -66,6 +69,32 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def unsharded(policy: PolicyModel) -> Iterator[None]:
+    """Hold all weights for as long as it lasts, so that ranks may run unequally many forwards without waiting.
+
+    Args:
+        policy: Sharded, in which case all ranks must call this, or whole.
+    """
+    parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    if parts:  # FSDP takes the first module that runs for its root, and generation does not run the whole policy
+        policy(_shortest_row().to(next(policy.parameters()).device))
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for number, part in enumerate(parts):  # the first is the root, which stays whole between forward and backward
+            part.set_reshard_after_forward(number > 0, recurse=False)
+            part.reshard()
+
+
+def _shortest_row() -> PackedBatch:
+    zeros = torch.zeros(1, dtype=torch.int64)
+    return PackedBatch(zeros.repeat(2), torch.arange(2), (Segment(0, 2),), zeros, zeros, zeros)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

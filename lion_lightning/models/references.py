@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from lion_lightning.functional import pair_logps
 from lion_lightning.models.passes import Process
-from lion_lightning.models.pieces import is_sharded, local
+from lion_lightning.models.pieces import is_sharded, local, reshard
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.types import PackedBatch, PairLogps, TokenLogps
@@ -186,6 +185,5 @@ def _copy(policy: PolicyModel, build: Build) -> PolicyModel:
 
 def _pieces(model: PolicyModel) -> list[Tensor]:
     """What this rank holds of each weight."""
-    if isinstance(model, FSDPModule):
-        model.reshard()  # a forward without a backward leaves its embedding and head whole
+    reshard(model)
     return [local(parameter.detach()) for parameter in model.parameters()]

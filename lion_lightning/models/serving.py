@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.models.cached import has_adapters, weights_digest
 from lion_lightning.models.export import generation_config
-from lion_lightning.models.generation import evaluating
+from lion_lightning.models.generation import evaluating, unsharded
 from lion_lightning.models.passes import Process
+from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.tokenizer import end_of_turn_ids
-from lion_lightning.types import PackedBatch, Segment
 
 
 class Serving:
@@ -58,7 +58,7 @@ class Serving:
 
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
-        return weights_digest({name: _whole(value) for name, value in self.policy.named_parameters()})
+        return weights_digest(whole_parameters(self.policy))
 
     def weights(self) -> Mapping[str, Tensor]:
         """All weights, whole and merged, by Hugging Face's names."""
@@ -91,7 +91,7 @@ class Serving:
             torch.random.fork_rng(devices),
             torch.no_grad(),
             self.process.autocast(),
-            _unsharded(self.policy),
+            unsharded(self.policy),
         ):
             yield
 
@@ -102,27 +102,5 @@ class Serving:
             return torch.cat([row.logits[:, -1].float().log_softmax(-1).cpu() for row in rows])
 
 
-def _shortest_row() -> PackedBatch:
-    zeros = torch.zeros(1, dtype=torch.int64)
-    return PackedBatch(zeros.repeat(2), torch.arange(2), (Segment(0, 2),), zeros, zeros, zeros)
-
-
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-@contextmanager
-def _unsharded(policy: PolicyModel) -> Iterator[None]:
-    """Hold all weights for as long as it lasts, so that ranks may run unequally many forwards without waiting."""
-    parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]
-    if parts:  # FSDP takes the first module that runs for its root, and generation does not run the whole policy
-        policy(_shortest_row().to(next(policy.parameters()).device))
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for number, part in enumerate(parts):  # the first is the root, which stays whole between forward and backward
-            part.set_reshard_after_forward(number > 0, recurse=False)
-            part.reshard()

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lion_lightning.models.pieces import share
 from lion_lightning.models.policy import PolicyModel
 
 
@@ -36,14 +37,17 @@ class Sharding:
     offload: OffloadPolicy = field(default_factory=OffloadPolicy)
 
     def apply(self, policy: PolicyModel) -> None:
-        """Split a model, in place: a unit for each decoder layer, one for the rest. Weights may be on the meta device.
+        """Split a model, in place: a unit for each decoder layer, one for the rest.
+
+        What is random in it becomes that of the first rank; ranks that were seeded apart would else train a patchwork.
 
         Args:
-            policy: The model; every rank must have the same.
+            policy: The model, as every rank has it. Weights may be on the meta device.
 
         Raises:
             ValueError: If no decoder layers are to be found in it.
         """
+        share(policy, self.mesh.get_group())
         for unit in (*decoder_layers(policy.causal_lm), policy):
             fully_shard(unit, mesh=self.mesh, mp_policy=self.precision, offload_policy=self.offload)
         register_fsdp_forward_method(policy, "probe")

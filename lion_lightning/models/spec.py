@@ -23,6 +23,7 @@ from lion_lightning.models.loading import (
     to_meta,
 )
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.pieces import reshard
 from lion_lightning.models.policy import PolicyModel, without_dropout
 from lion_lightning.models.sharding import Sharding
 
@@ -123,6 +124,7 @@ class PolicySpec:
             read_rows(model, files, sources, sharding.device)
         start_new_rows(model, embeddings, new_rows(known, vocabulary, new_ids))
         policy.probe()
+        reshard(policy)
         return policy
 
     def _weight_files(self, path: str) -> WeightFiles:

@@ -15,19 +15,35 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 
+from lion_lightning.agreement import require_agreement
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token_embeddings
+from lion_lightning.models.pieces import share, unwrapped
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm
 from lion_lightning.modules.meters import StageMeter, StepTotals
-from lion_lightning.modules.process import require_sharding, sharding_of
+from lion_lightning.modules.process import require_rows_of, require_sharding, sharding_of
 from lion_lightning.modules.resume import mend_progress, restore_loader, rewind
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
+
+AGREED = (
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+    "limit_val_batches",
+    "max_epochs",
+    "max_steps",
+    "precision",
+    "val_check_interval",
+)
+"""What of a Trainer must be the same on all ranks: its steps, and what is done in them."""
 
 
 class AlignmentModule(LightningModule, ABC):
@@ -71,6 +87,7 @@ class AlignmentModule(LightningModule, ABC):
         self.lr_scheduler_factory = lr_scheduler
         self.policy: PolicyModel | None = None
         self._new_ids: list[int] = []
+        self._dims: dict[str, int] = {}  # of parameters, before FSDPStrategy flattens them
         self._trainable_rows: TrainableRows | None = None
         self._step = StepTotals()
         self._resumed: dict[str, Any] | None = None
@@ -105,6 +122,11 @@ class AlignmentModule(LightningModule, ABC):
         replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
         return self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
 
+    def setup(self, stage: str) -> None:
+        """Refuse ranks that were started with different settings (Lightning calls this)."""
+        require_agreement("model", self.hparams)
+        require_agreement("trainer", {name: getattr(self.trainer, name) for name in AGREED})
+
     def configure_model(self) -> None:
         """Build the policy, once, however often Lightning calls this."""
         if self.policy is not None:
@@ -114,6 +136,7 @@ class AlignmentModule(LightningModule, ABC):
         rows = self.policy_spec.rows_to_train(self.policy.causal_lm, self._new_ids)
         if rows is not None:
             self._trainable_rows = TrainableRows(self.policy.causal_lm, rows)
+        self._dims = {name: parameter.dim() for name, parameter in self.named_parameters()}
 
     def build(self, spec: PolicySpec) -> PolicyModel:
         """A model with the policy's tokenizer, split over ranks where the trainer's strategy says so.
@@ -122,7 +145,10 @@ class AlignmentModule(LightningModule, ABC):
             spec: How to build it.
         """
         sharding = sharding_of(self.trainer) if self._trainer is not None else None
-        return spec.build(self.tokenizer_spec.load(), self._new_ids, sharding)
+        model = spec.build(self.tokenizer_spec.load(), self._new_ids, sharding)
+        if self._trainer is not None and isinstance(self.trainer.strategy, FSDPStrategy):
+            share(model)  # it is split as it is: ranks that were seeded apart would train a patchwork
+        return model
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """Total loss of a micro-batch; ``optimizer_step`` normalises the gradients (Lightning calls this)."""
@@ -142,6 +168,7 @@ class AlignmentModule(LightningModule, ABC):
         """Optimizer and schedule; norms, biases, row-masked embeddings take no weight decay (Lightning calls this)."""
         if self._trainer is not None:
             require_sharding(self.trainer.strategy, self.policy_model)
+            require_rows_of(self._trainable_rows, self.trainer.strategy)
         optimizer = (self.optimizer_factory or self._default_optimizer)(self.parameter_groups())
         if self.lr_scheduler_factory is None:
             return optimizer
@@ -176,9 +203,9 @@ class AlignmentModule(LightningModule, ABC):
         """Trainable parameters in two groups, the second free of weight decay."""
         masked = token_embeddings(self.policy_model.causal_lm) if self._trainable_rows else []
         frozen_rows = {id(parameter) for parameter in masked}
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        decayed = [p for p in trainable if p.dim() > 1 and id(p) not in frozen_rows]
-        plain = [p for p in trainable if p.dim() <= 1 or id(p) in frozen_rows]
+        trainable = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        matrices = {id(p) for name, p in trainable if self._dims.get(unwrapped(name), p.dim()) > 1} - frozen_rows
+        decayed, plain = ([p for _, p in trainable if (id(p) in matrices) is wanted] for wanted in (True, False))
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
@@ -215,9 +242,20 @@ class AlignmentModule(LightningModule, ABC):
         """Log the global step's loss, metrics and gradient norm, before clipping (Lightning calls this)."""
         for name, mean in self._step.means(self.finishers).items():
             self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = get_total_norm(gradients)
-        self.log("train/grad_norm", getattr(norm, "full_tensor", lambda: norm)(), batch_size=1)
+        self.log("train/grad_norm", gradient_norm(self, self.trainer.strategy), batch_size=1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of the whole gradient under every strategy (Lightning calls this)."""
+        if gradient_clip_val and clips_flat_pieces(self.trainer.strategy, gradient_clip_algorithm):
+            root: Any = self.trainer.strategy.model
+            root.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         """Seed the step where dropout is active (LoRA's), so that a resumed run draws what the first one would have."""

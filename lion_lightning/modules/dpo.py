@@ -112,6 +112,13 @@ class DPOModule(AlignmentModule):
         self._cover("training", train_batches(self.trainer))
         self._cover_evaluation()
 
+    def on_train_start(self) -> None:
+        """Cover anew what a checkpoint brought after the first cover, as sharded ones do (Lightning calls this)."""
+        restored = self._resumed is not None and self.trainer.strategy.restore_checkpoint_after_setup
+        super().on_train_start()
+        if restored:
+            self.on_fit_start()
+
     def on_validation_start(self) -> None:
         """Cover what validates outside of training (Lightning calls this)."""
         if self.trainer.state.fn != TrainerFn.FITTING:

@@ -65,6 +65,7 @@ class OnlineDPOModule(DPOModule):
 
     def setup(self, stage: str) -> None:
         """Refuse to train on pairs that are not sampled (Lightning calls this)."""
+        super().setup(stage)
         if stage != "fit":
             return
         data = getattr(self.trainer, "datamodule", None)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
+from lion_lightning.models.embeddings import TrainableRows
 from lion_lightning.models.passes import Process
 from lion_lightning.models.pieces import is_sharded
 from lion_lightning.models.sharding import Sharding
@@ -33,6 +34,9 @@ class TrainerProcess(Process):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer.strategy.root_device, str(trainer.precision))
         self.trainer = trainer
+        if isinstance(trainer.strategy, FSDPStrategy):  # else the first part of it that runs takes itself for the root
+            root: Any = trainer.strategy.model
+            root.check_is_root()
 
     @property
     def is_first(self) -> bool:
@@ -103,6 +107,23 @@ def require_sharding(strategy: Strategy, policy: nn.Module) -> None:
         raise MisconfigurationException(
             f"{type(strategy).__name__} shards what configure_model() shards, and this module's shards nothing: build "
             "models there with AlignmentModule.build, or use trainer.strategy: ddp"
+        )
+
+
+def require_rows_of(rows: TrainableRows | None, strategy: Strategy) -> None:
+    """Refuse to train chosen rows of the embeddings where rows are not to be seen.
+
+    Args:
+        rows: Those that learn, if they are chosen.
+        strategy: The trainer's.
+
+    Raises:
+        MisconfigurationException: FSDPStrategy flattens weights and gradients.
+    """
+    if rows is not None and isinstance(strategy, FSDPStrategy):
+        raise MisconfigurationException(
+            "policy.trainable_rows: FSDPStrategy flattens weights, which hides rows; use "
+            "lion_lightning.strategies.FSDP2Strategy"
         )
 
 

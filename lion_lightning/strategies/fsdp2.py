@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.constants import default_pg_timeout
+
+from lion_lightning.models.checkpoints import is_folder
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -42,3 +47,36 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Start the processes' group, with all of them in one mesh (Lightning calls this)."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Move what is whole to the device, and leave pieces where they are to stay (Lightning calls this)."""
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        assert self.model is not None
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = buffer if buffer is None else buffer.to(self.root_device)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint, each rank its pieces (Lightning calls this).
+
+        Raises:
+            ValueError: On every rank, if it is not one that this strategy can read.
+        """
+        _require_readable(Path(self.broadcast(checkpoint_path)))
+        return super().load_checkpoint(checkpoint_path, weights_only is not False)
+
+
+def _require_readable(path: Path) -> None:
+    """Refuse a folder that FSDPStrategy wrote: its tensors have other names, and a load would end in a KeyError."""
+    if path.is_file():
+        return
+    if not is_folder(path):
+        raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a folder that a sharded run wrote")
+    names = FileSystemReader(path).read_metadata().state_dict_metadata
+    if not any(name.startswith("state_dict.") for name in names):
+        raise ValueError(
+            f"{path}: written by FSDPStrategy, whose pieces fit only that strategy; go on with it, or let it write a "
+            "single file (state_dict_type: full)"
+        )

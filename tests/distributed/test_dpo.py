@@ -1,4 +1,4 @@
-"""DPO on two ranks: the reference pass is shared out, and gradients, weights and metrics are those of one."""
+"""DPO on two ranks, whole or sharded: the reference pass is shared out, and weights and metrics are those of one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from torch.optim import SGD
 
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.cached import CachedReference
-from lion_lightning.models.references import FrozenReference, MixedReference, Reference
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.pieces import whole_parameters
+from lion_lightning.models.references import AdapterOffReference, FrozenReference, MixedReference, Reference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.strategies import FSDP2Strategy
+from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
 from tests.tiny import Rows, config, pairs, tokenizer_folder, trainer
 
@@ -28,7 +32,13 @@ BATCHES = [
     pairs((2, 5, 5), (6, 3, 3), (2, 2, 2), seed=3),
     pairs((3, 3, 4), seed=4).without_targets(),
 ]
-REFERENCES = {"cached": CachedReference, "frozen": FrozenReference, "mixed": MixedReference}
+REFERENCES: dict[str, dict[str, Any]] = {
+    "cached": {"reference": CachedReference},
+    "frozen": {"reference": FrozenReference},
+    "mixed": {"reference": MixedReference},
+    "adapter off": {"reference": AdapterOffReference, "lora": LoRASpec(r=4)},
+}
+STRATEGIES = {"ddp": lambda: "ddp", "fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
 
 
 class Counting(DPOModule):
@@ -44,33 +54,37 @@ class Counting(DPOModule):
         self.forwards += not torch.is_grad_enabled()
 
 
-def fit(rank: int, world: int, folder: Path, reference: Reference) -> dict[str, Any]:
+def fit(
+    rank: int, world: int, folder: Path, strategy: Any, reference: type[Reference], lora: LoRASpec | None = None
+) -> dict[str, Any]:
     torch.manual_seed(0)
     module = Counting(
-        PolicySpec(config=config()),
+        PolicySpec(config=config(), lora=lora),
         TokenizerSpec(str(folder)),
         loss=SigmoidLoss(0.5),
-        reference=reference,
+        reference=reference(),
         optimizer=lambda groups: SGD(groups, lr=0.5),
     )
-    strategy = {"strategy": "ddp", "devices": world} if world > 1 else {}
+    ranks = {"strategy": strategy(), "devices": world} if world > 1 else {}
     settings = {"max_epochs": 2, "accumulate_grad_batches": 4 // world, "num_sanity_val_steps": 0}
-    run = trainer(**settings, **strategy)
+    run = trainer(**settings, **ranks)
     run.fit(module, Rows(BATCHES, rank, world), Rows(BATCHES, rank, world))
     metrics = {name: value.item() for name, value in run.callback_metrics.items()}
-    weights = {name: p.detach() for name, p in module.policy_model.named_parameters()}
+    weights = {name: tensor.clone() for name, tensor in whole_parameters(module.policy_model)}
     return {"weights": weights, "metrics": metrics, "forwards": module.forwards}
 
 
-def fit_all(rank: int, world: int, folder: Path) -> dict[str, dict[str, Any]]:
-    os.environ["LION_CACHE"] = str(folder / f"cache of {world}")
-    return {name: fit(rank, world, folder, kind()) for name, kind in REFERENCES.items()}
+def fit_all(rank: int, world: int, folder: Path, strategy: str = "ddp") -> dict[str, dict[str, Any]]:
+    os.environ["LION_CACHE"] = str(folder / f"cache of {world} {strategy}")
+    return {name: fit(rank, world, folder, STRATEGIES[strategy], **how) for name, how in REFERENCES.items()}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+@pytest.fixture(scope="module", params=STRATEGIES)
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     folder = tokenizer_folder(tmp_path_factory.mktemp("ranks"))
-    return fit_all(0, 1, folder), run_ranks(fit_all, folder, folder)
+    return fit_all(0, 1, folder), run_ranks(fit_all, folder, folder, request.param)
 
 
 @pytest.mark.parametrize("kind", REFERENCES)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed.fsdp import fully_shard
+from torch.optim import SGD
 
 from lion_lightning.data.rounds import find_rounds
+from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.passes import Process
+from lion_lightning.models.pieces import whole
 from lion_lightning.models.serving import Serving
+from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
+from lion_lightning.strategies import FSDP2Strategy
 from lion_lightning.types import Answer, Prompt
 from tests import tiny
 from tests.distributed.ranks import run_ranks
@@ -43,10 +50,14 @@ class Failing(Uneven):
         return super().sample(prompts, n, seed)
 
 
-def fit(rank: int, world: int, folder: Path, name: str, kind: type[Sampler], settings: dict[str, Any]) -> Any:
+def opened(folder: Path) -> Online:
     online = Online.__new__(Online)  # the folder is there already
     online.folder, online.start = folder, folder / "start"
-    watch, sampler = Watch(), kind()
+    return online
+
+
+def fit(rank: int, world: int, folder: Path, name: str, kind: type[Sampler], settings: dict[str, Any]) -> Any:
+    online, watch, sampler = opened(folder), Watch(), kind()
     ranks: dict[str, Any] = {"strategy": "ddp", "devices": world} if world > 1 else {}
     epochs = settings.pop("max_epochs", 3)
     try:
@@ -92,6 +103,36 @@ def test_a_rank_that_fails_stops_all_and_what_was_finished_is_kept(online: Onlin
     # rank 0 had finished its own chunks: only those of rank 1 are asked
     assert again[0]["asked"] == []
     assert len(again[1]["asked"]) > 0
+
+
+def train(rank: int, world: int, folder: Path, name: str, lora: LoRASpec | None) -> dict[str, Any]:
+    """Three rounds, sharded where there are ranks; weights and logged figures at the end."""
+    online = opened(folder)
+    os.environ["LION_CACHE"] = str(folder / "cache" / name)
+    torch.manual_seed(0)
+    module = online.module(
+        optimizer=partial(SGD, lr=0.1, momentum=0.9), policy=PolicySpec(str(online.start), lora=lora)
+    )
+    ranks: dict[str, Any] = {"strategy": FSDP2Strategy(), "devices": world} if world > 1 else {}
+    run = online.trainer(name, [online.sampling()], accumulate_grad_batches=2 // world, gradient_clip_val=1.0, **ranks)
+    run.fit(module, datamodule=online.data())
+    metrics = {key: value.item() for key, value in run.callback_metrics.items()}
+    return {"metrics": metrics, "weights": {n: whole(p).detach() for n, p in module.policy_model.named_parameters()}}
+
+
+@pytest.mark.parametrize("lora", [None, LoRASpec(r=4)], ids=["weights", "lora"])
+def test_online_training_sharded_over_two_ranks_is_that_of_one_process(online: Online, lora: LoRASpec | None) -> None:
+    one = train(0, 1, online.folder, "one", lora)
+    both = run_ranks(train, online.folder, online.folder, "two", lora)
+    rounds = [find_rounds(online.folder / name / "rounds") for name in ("one", "two")]
+    assert len(rounds[0]) == len(rounds[1]) == 3
+    for ours, theirs in zip(*rounds, strict=True):
+        assert [made.answers for made in ours.rollouts] == [made.answers for made in theirs.rollouts]
+        assert [made.pairs for made in ours.rollouts] == [made.pairs for made in theirs.rollouts]
+    for rank in both:
+        assert rank["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(rank["weights"][name], weight, rtol=1e-5, atol=1e-6)
 
 
 def sharded(rank: int, world: int, folder: Path) -> Any:

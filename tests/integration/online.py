@@ -119,7 +119,7 @@ class Online:
             "optimizer": partial(torch.optim.AdamW, lr=3e-3),
             "lr_scheduler": partial(LinearWithWarmup, warmup=0.2),
         }
-        return OnlineDPOModule(str(self.start), **{**settings, **changes})
+        return OnlineDPOModule(**{"policy": str(self.start), **settings, **changes})
 
     def sampling(self, sampler: Any = None, judge: Any = None, **changes: Any) -> OnPolicySampling:
         # Random weights hardly ever end an answer, so answers that are cut off make pairs too.

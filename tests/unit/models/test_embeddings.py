@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from lion_lightning.models.embeddings import TrainableRows, add_token_rows, new_token_ids, token_embeddings
+from lion_lightning.models.embeddings import TrainableRows, add_token_rows, new_token_ids
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
+from lion_lightning.modules.process import require_rows_of
 from tests.tiny import VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
 
 
@@ -84,15 +87,11 @@ def test_masking_zeroes_the_gradient_of_every_other_row_and_no_other_parameters(
         assert torch.equal(parameter.grad, expected), name
 
 
-def test_a_flattened_gradient_is_refused_rather_than_masked_wrongly() -> None:
-    model = policy().causal_lm
-    for weight in token_embeddings(model):
-        flat = torch.nn.Parameter(weight.detach().flatten())
-        flat.grad = torch.ones_like(flat)
-        model.set_output_embeddings(torch.nn.Identity())
-        model.get_output_embeddings().weight = flat
-    with pytest.raises(ValueError, match="FSDPStrategy flattens gradients"):
-        TrainableRows(model, [1]).mask_gradients()
+def test_rows_are_refused_under_the_strategy_that_flattens_them() -> None:
+    rows = TrainableRows(policy().causal_lm, [1])
+    with pytest.raises(MisconfigurationException, match="FSDPStrategy flattens weights"):
+        require_rows_of(rows, FSDPStrategy())
+    require_rows_of(None, FSDPStrategy())
 
 
 @pytest.mark.parametrize("tied", [True, False])

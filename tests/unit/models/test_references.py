@@ -205,10 +205,10 @@ def test_no_reference_is_zero() -> None:
 
 def test_a_digest_sees_one_changed_weight_its_dtype_and_its_name() -> None:
     weight = torch.ones(3)
-    same = weights_digest({"a": weight})
-    assert weights_digest({"a": weight.clone()}) == same
+    same = weights_digest([("a", weight)])
+    assert weights_digest([("a", weight.clone())]) == same
     changed = [{"b": weight}, {"a": weight.double()}, {"a": weight[None]}, {"a": torch.tensor([1.0, 1.0, 1.0001])}]
-    assert same not in [weights_digest(other) for other in changed]
+    assert same not in [weights_digest(other.items()) for other in changed]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""Norms of gradients that ranks hold in pieces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from lion_lightning.models.pieces import whole
+
+
+def gradient_norm(module: nn.Module, strategy: Strategy) -> Tensor:
+    """Norm of the gradient of all parameters, over all ranks' pieces.
+
+    Args:
+        module: After a backward pass.
+        strategy: The trainer's; all ranks must call this.
+    """
+    norm = whole(get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+    if not isinstance(strategy, FSDPStrategy):
+        return norm
+    total: Any = strategy.reduce(norm.to(strategy.root_device) ** 2, reduce_op="sum")  # flat pieces know only their own
+    return torch.sqrt(total)
+
+
+def clips_flat_pieces(strategy: Strategy, algorithm: str | None) -> bool:
+    """Whether only FSDP itself can clip: by a norm, over pieces that do not know of one another."""
+    return isinstance(strategy, FSDPStrategy) and algorithm in (None, "norm")

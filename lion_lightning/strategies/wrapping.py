@@ -1,0 +1,20 @@
+"""What Lightning's FSDPStrategy makes units of."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lion_lightning.models.policy import PolicyModel
+
+
+class WrapLayers:
+    """An ``auto_wrap_policy`` for any causal LM of transformers: units are its decoder layers, found by their class.
+
+    The rest of each model is a unit too, so that a frozen reference shares none with the policy. It serves as
+    ``activation_checkpointing_policy`` as well; ``policy.gradient_checkpointing`` does the same under any strategy.
+    """
+
+    def __call__(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+        """Whether a module is a unit, or is to be looked into (FSDP calls this)."""
+        return recurse or isinstance(module, GradientCheckpointingLayer | PolicyModel)

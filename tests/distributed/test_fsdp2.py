@@ -1,0 +1,166 @@
+"""SFT sharded by FSDP2 over 2 and 4 ranks: losses and weights of one process, checkpoints for any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD
+from transformers import AutoModelForCausalLM
+
+from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.pieces import is_sharded, whole
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules import SFTModule
+from lion_lightning.strategies import FSDP2Strategy
+from tests.distributed.ranks import run_ranks
+from tests.tiny import Rows, config, policy, row, tokenizer_folder, trainer
+
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
+
+# Twelve batches of 1 to 24 supervised tokens, the last two of none; four a step.
+ROWS = [row(seed=seed, supervised=range(25 - seed**2 // 4, 25) if seed > 1 else None) for seed in range(10)]
+ROWS += [ROWS[0].without_targets()] * 2
+NEW_TOKENS = {"special_tokens": ("<a>", "<b>", "<c>")}
+CASES: dict[str, dict[str, Any]] = {
+    "from a folder": {},
+    "random weights": {"path": None, "config": config()},
+    "checkpointing": {"gradient_checkpointing": True},
+    "new tokens": {"tokenizer": NEW_TOKENS},
+    "chosen rows": {"trainable_rows": [3, 60, 90]},
+    "lora": {"lora": LoRASpec(r=4), "gradient_checkpointing": True},
+    "lora, new tokens": {"lora": LoRASpec(r=4), "tokenizer": NEW_TOKENS},
+    "lora, embedding whole": {"lora": LoRASpec(r=4, modules_to_save=["embed_tokens"])},
+}
+MODELS = {"tied": True, "untied": False}
+
+
+def module(folder: Path, model: str, momentum: float = 0.0, rank: int = 0, **how: Any) -> SFTModule:
+    torch.manual_seed(rank)  # ranks that draw unequal weights must not train a patchwork of them
+    tokenizer = TokenizerSpec(str(folder), **how.pop("tokenizer", {}))
+    spec = PolicySpec(**({"path": str(folder / model)} | how))
+    return SFTModule(spec, tokenizer, optimizer=lambda p: SGD(p, lr=0.1, momentum=momentum))
+
+
+def ranks(world: int, **options: Any) -> dict[str, Any]:
+    sharded = {"strategy": FSDP2Strategy(**options), "devices": world} if world else {}
+    return {"accumulate_grad_batches": 4 // max(world, 1), "gradient_clip_val": 0.5, **sharded}
+
+
+def outcome(run: Any, trained: SFTModule) -> dict[str, Any]:
+    metrics = {name: value.item() for name, value in run.callback_metrics.items()}
+    return {
+        "metrics": metrics,
+        "weights": {name: whole(p).detach() for name, p in trained.policy_model.named_parameters()},
+        "sharded": is_sharded(trained.policy_model),
+    }
+
+
+def fit(rank: int, world: int, folder: Path, model: str, **how: Any) -> dict[str, Any]:
+    trained = module(folder, model, rank=rank, **how)
+    run = trainer(max_epochs=1, **ranks(world if world > 1 else 0))
+    run.fit(trained, Rows(ROWS, rank, world), Rows(ROWS, rank, world))
+    return outcome(run, trained)
+
+
+def fit_all(rank: int, world: int, folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        f"{model}, {name}": fit(rank, world, folder, model, **how) for model in MODELS for name, how in CASES.items()
+    }
+
+
+def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert actual["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+    assert actual["weights"].keys() == expected["weights"].keys()
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(actual["weights"][name], weight, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tokenizer_folder(tmp_path_factory.mktemp("models"))
+    for name, tied in MODELS.items():
+        policy(tie_word_embeddings=tied).causal_lm.save_pretrained(made / name)
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, dict[str, Any]]:
+    return fit_all(0, 1, folder)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_sharded_ranks_train_as_one_process(world: int, folder: Path, alone: dict[str, Any], tmp_path: Path) -> None:
+    for rank in run_ranks(fit_all, tmp_path, folder, world=world):
+        for name, expected in alone.items():
+            assert rank[name]["sharded"]
+            assert_same(rank[name], expected)
+
+
+# --- checkpoints
+
+
+def save(rank: int, world: int, folder: Path, out: Path, whole_file: bool, how: dict[str, Any]) -> None:
+    """One epoch, and a checkpoint at its end."""
+    run = trainer(max_epochs=1, **ranks(world, save_distributed_checkpoint=not whole_file))
+    run.fit(module(folder, "tied", momentum=0.9, **how), Rows(ROWS, rank, world))
+    run.save_checkpoint(out)
+
+
+def resume(rank: int, world: int, folder: Path, checkpoint: Path, how: dict[str, Any]) -> dict[str, Any]:
+    trained = module(folder, "tied", momentum=0.9, **how)
+    run = trainer(max_epochs=2, **ranks(world))
+    run.fit(trained, Rows(ROWS, rank, world), ckpt_path=checkpoint)
+    return outcome(run, trained)
+
+
+def without_stop(folder: Path, **how: Any) -> dict[str, Any]:
+    trained = module(folder, "tied", momentum=0.9, **how)
+    run = trainer(max_epochs=2, **ranks(0))
+    run.fit(trained, Rows(ROWS))
+    return outcome(run, trained)
+
+
+@pytest.fixture(scope="module", params=[{}, {"lora": LoRASpec(r=4)}], ids=["weights", "lora"])
+def how(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def two_epochs(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
+    return without_stop(folder, **how)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["folder", "file"])
+def checkpoint(
+    request: pytest.FixtureRequest, folder: Path, how: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Of two ranks, after an epoch."""
+    place = tmp_path_factory.mktemp("checkpoint")
+    run_ranks(save, place, folder, place / "epoch.ckpt", request.param, how)
+    assert (place / "epoch.ckpt").is_dir() != request.param
+    return place / "epoch.ckpt"
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_checkpoint_of_two_ranks_goes_on_with_another_number(
+    world: int, folder: Path, checkpoint: Path, how: dict[str, Any], two_epochs: dict[str, Any], tmp_path: Path
+) -> None:
+    for rank in run_ranks(resume, tmp_path, folder, checkpoint, how, world=world):
+        assert_same(rank, two_epochs)
+
+
+def test_a_checkpoint_is_exported_as_one_process_would(
+    folder: Path, checkpoint: Path, how: dict[str, Any], tmp_path: Path
+) -> None:
+    trained = module(folder, "tied", momentum=0.9, **how)
+    trainer(max_epochs=1, **ranks(0)).fit(trained, Rows(ROWS))
+    exported = AutoModelForCausalLM.from_pretrained(export_checkpoint(checkpoint, tmp_path / "export"))
+    ids = ROWS[0].input_ids[None, :12]
+    with torch.no_grad():
+        own = trained.policy_model.causal_lm(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(exported(input_ids=ids).logits, own, rtol=1e-5, atol=1e-5)
