@@ -132,12 +132,16 @@ def judge(
 
 
 def start(place: Place, chunks: Sequence[Chunk]) -> None:
-    """Make the folder of the pieces, on the first rank."""
-    if place.rank == 0:
-        with writing(place.folder, "sampled answers", WRITABLE):
-            place.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(place.folder / "plan.json") as draft:
-                draft.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
+    """Make the folder of the pieces, on the first rank; the others wait for that."""
+    if place.rank > 0:
+        place.wait_for([place.notes / "started"])
+        return
+    with writing(place.folder, "sampled answers", WRITABLE):
+        place.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(place.folder / "plan.json") as draft:
+            draft.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
+    if place.world > 1:
+        place.tell("started")
 
 
 def finished(place: Place, chunks: Sequence[Chunk]) -> list[Rollout]:

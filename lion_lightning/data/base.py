@@ -3,9 +3,8 @@
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,17 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.agreement import require_agreement
 from lion_lightning.cache import cache_folder
 from lion_lightning.data.documents import Selection
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
 from lion_lightning.data.packing import BestFit, Packing
-from lion_lightning.data.ranks import meet
+from lion_lightning.data.ranks import preparing
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenising import ALONE, Encoder, tokenise
+from lion_lightning.data.tokenising import Encoder, tokenise
 from lion_lightning.data.tokenized import TokenTable
+from lion_lightning.meeting import ALONE
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
@@ -137,18 +138,39 @@ class PackedDataModule(LightningDataModule, ABC):
 
         Raises:
             ValueError: A source or a row is wrong, a source trains nothing, or nothing is left of the mixture.
+            RuntimeError: Another rank failed.
         """
         if self.train is not None:
             return
-        self.meet()
-        train, held = self.sides(self.sources)
-        self.train = mix(train, self.rules)
-        self.held = mix(held, self.validation_rules) if held else None
+        with self.together():
+            train, held = self.sides(self.sources)
+            self.train = mix(train, self.rules)
+            self.held = mix(held, self.validation_rules) if held else None
         self.log_reports()
 
-    def meet(self) -> None:
-        """Find out which other processes share the work; all of them must call this together."""
-        self.meeting = meet(self.trainer, cache_folder("", self.cache_dir))
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Prepare data with the other ranks, which all must come here together: they share the work, and fail as one.
+
+        Raises:
+            ValueError: The ranks were started with different settings.
+            RuntimeError: Another rank failed.
+        """
+        require_agreement("data", self.agreed())
+        with preparing(self.trainer, cache_folder("meetings", self.cache_dir)) as self.meeting:
+            yield
+        self.meeting = ALONE
+
+    def agreed(self) -> dict[str, Any]:
+        """What decides the batches, and must be the same on all ranks."""
+        names = ("validation_share", "rules", "validation_rules", "row_length", "packing", "batch_size", "seed")
+        sides = {"sources": self.sources, "validation": self.validation or ()}
+        return {
+            "class_path": type(self),
+            **self.settings(),
+            **{name: getattr(self, name) for name in names},
+            **{side: [source.description() for source in sources] for side, sources in sides.items()},
+        }
 
     def sides(self, sources: Sequence[Source]) -> tuple[list[Selection], list[Selection]]:
         """The unique examples of each source that are trained on, and those that validate.
@@ -212,7 +234,7 @@ class PackedDataModule(LightningDataModule, ABC):
         """Settings of each source, with the digest of its examples once they are read."""
         digests = [self._digests.get(id(source)) for source in sources]
         pairs = zip(sources, digests, strict=True)
-        return [_plain(source) | ({"digest": digest} if digest else {}) for source, digest in pairs]
+        return [source.description() | ({"digest": digest} if digest else {}) for source, digest in pairs]
 
     def _tokenised(self, source: Source) -> TokenTable:
         return tokenise(source, self._encoder, self.cache_dir, self.meeting)
@@ -264,10 +286,5 @@ def _refuse_small(**arguments: tuple[int, int]) -> None:
 
 def _fetch(sources: Sequence[Source]) -> None:
     for source in sources:
-        with suppress(ValueError):
+        with suppress(Exception):  # setup opens them again, and complains on every rank
             source.open()
-
-
-def _plain(source: Source) -> dict[str, Any]:
-    transform = source.transform and f"{source.transform.__module__}.{source.transform.__qualname__}"
-    return {name: value for name, value in (asdict(source) | {"transform": transform}).items() if value}

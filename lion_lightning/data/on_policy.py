@@ -141,12 +141,12 @@ class OnPolicyDataModule(PreferenceDataModule):
         if self._prepared:
             return
         self._prepared = True
-        self.meet()
-        _, held = self.sides(self.sources)
-        self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
-        if held:
-            self.held = mix(held, self.validation_rules)
-            self.refuse_longer_than_a_row(self.held)
+        with self.together():
+            _, held = self.sides(self.sources)
+            self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
+            if held:
+                self.held = mix(held, self.validation_rules)
+                self.refuse_longer_than_a_row(self.held)
 
     def train_dataloader(self) -> PackedLoader:
         """Shuffled packed rows of the present epoch's pairs, for this rank.
@@ -157,7 +157,9 @@ class OnPolicyDataModule(PreferenceDataModule):
         """
         number = self.trainer.current_epoch if self.trainer is not None else 0
         if self.train is None or self._present != number:
-            self.train, self._present = self._mixture(self._pull(number)), number
+            made = self._pull(number)
+            with self.together():
+                self.train, self._present = self._mixture(made), number
         return super().train_dataloader()
 
     def report(self, made: Round) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import glob
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,6 +119,11 @@ class Source:
             return [_with_system(made, self.system) for values in rows for made in read(values, self.columns)]
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
+
+    def description(self) -> dict[str, Any]:
+        """What was asked for, as plain data, without what was left at nothing."""
+        transform = self.transform and f"{self.transform.__module__}.{self.transform.__qualname__}"
+        return {name: value for name, value in (asdict(self) | {"transform": transform}).items() if value}
 
     def identity(self) -> dict[str, Any]:
         """What decides the examples, besides the rows, as plain data: a part of cache keys."""

@@ -22,15 +22,13 @@ from lion_lightning.data.digests import content_digest, group_digest
 from lion_lightning.data.readers import Numbers, Row, Rows, digest
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenized import DAMAGE, SCHEMA, TokenTable, manifest_path, part_path, read_part
-from lion_lightning.meeting import Meeting
+from lion_lightning.meeting import ALONE, Meeting
 from lion_lightning.types import Piece
 
 logger = logging.getLogger(__name__)
 
 STORE_VERSION = 3
 """Raise it when the same input would give another store; older stores are then no longer found."""
-
-ALONE = Meeting()
 
 _BATCH_EXAMPLES = 512
 _PART_ROWS = 2048  # the fewest that are worth a file
@@ -55,30 +53,30 @@ def tokenise(
 ) -> TokenTable:
     """Tokenise a source, or open what an earlier run left of the same content.
 
-    Each rank of a meeting makes some of the parts and then waits for the others', so all of them must call this. The
-    store is the same, bit for bit, whatever their number; so is the error that a wrong row gives, on every rank. Parts
-    that were finished are kept when a run is stopped.
+    Each rank of a meeting makes some of the parts and then waits for the others', so all of them must call this while
+    they take part in it. The store is the same, bit for bit, whatever their number; so is the error that a wrong row
+    gives, on every rank. Parts that were finished are kept when a run is stopped.
 
     Args:
         source: What to read.
         encoder: How to read, tokenise and mask its rows.
         cache_dir: Folder of the stores; by default ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
-        meeting: This process among those that do it together; its folder does not matter.
+        meeting: This process among those that do it together.
 
     Raises:
-        ValueError: The source cannot be read, a row is wrong (the message names it), or the folder cannot be written.
-        RuntimeError: Another rank failed, for another reason than a row.
+        ValueError: The source cannot be read, a row is wrong (the message names it), the folder cannot be written, or
+            ranks see other rows or have another encoder.
+        RuntimeError: Another rank failed, for another reason than a row, or was lost.
     """
     rows = source.open()
     key = {"version": [STORE_VERSION, __version__], "rows": rows.fingerprint(), "encoder": encoder.fingerprint()}
     folder = cache_folder("tokens", cache_dir) / digest(key | source.identity())
+    meeting.require_same(f"{source.path}: files, tokenizer or transform", digest(source.description()), folder.name)
     if (table := _found(folder)) is not None:
         return table
     with writing(folder, "tokenised data"):
         folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(source, rows, encoder, meeting.at(folder))
-    with work.meeting.reporting():
-        work.make(_cut(source.choose(len(rows)), folder))
+    _Work(source, rows, encoder, meeting).make(_cut(source.choose(len(rows)), folder))
     return TokenTable(folder)
 
 
@@ -99,9 +97,10 @@ class _Part(NamedTuple):
     path: Path
     numbers: Numbers
 
-    def complaint(self, attempt: str) -> Path:
-        """Where the rank that makes it says which of its rows is wrong."""
-        return self.path.with_suffix(f".{attempt}.bad")
+    @property
+    def complaint(self) -> str:
+        """Name of the note in which the rank that makes it says which of its rows is wrong."""
+        return f"bad-{self.path.parent.name}-{self.path.stem}"
 
     def whole(self) -> bool:
         """Whether it is there, undamaged; while it is being replaced it is not."""
@@ -109,10 +108,6 @@ class _Part(NamedTuple):
             return bool(read_part(self.path))
         except (FileNotFoundError, *DAMAGE):
             return False
-
-    def settled(self, attempt: str) -> bool:
-        """Whether there is anything to wait for any more."""
-        return self.complaint(attempt).exists() or self.whole()
 
 
 def _cut(numbers: Numbers, folder: Path) -> list[_Part]:
@@ -137,11 +132,16 @@ class _Work:
         """
         self._make_mine(parts)
         for part in parts:
-            self.meeting.wait_until(partial(part.settled, self.meeting.attempt))
-            if (complaint := part.complaint(self.meeting.attempt)).exists():
+            self.meeting.wait_until(partial(self._settled, part))
+            if (complaint := self._complaint(part)).exists():
                 raise ValueError(complaint.read_text("utf-8"))
-        for stale in chain(self.meeting.folder.glob("*.bad"), self.meeting.folder.glob("failed-*")):
-            stale.unlink(missing_ok=True)
+
+    def _complaint(self, part: _Part) -> Path:
+        return self.meeting.notes / part.complaint
+
+    def _settled(self, part: _Part) -> bool:
+        """Whether there is anything to wait for any more."""
+        return self._complaint(part).exists() or part.whole()
 
     def _make_mine(self, parts: Sequence[_Part]) -> None:
         todo = [part for part in self.meeting.run_of(parts) if not part.whole()]
@@ -154,13 +154,12 @@ class _Work:
             except ValueError as error:
                 if self.meeting.world == 1:
                     raise
-                with replacing(part.complaint(self.meeting.attempt)) as draft:
-                    draft.write_text(str(error), "utf-8")
+                self.meeting.tell(part.complaint, str(error))
 
     def _given_up(self, parts: Sequence[_Part], part: _Part) -> bool:
         """Whether an earlier part cannot be made: then this one is of no use."""
         earlier = takewhile(lambda other: other is not part, parts)
-        return any(other.complaint(self.meeting.attempt).exists() for other in earlier)
+        return any(self._complaint(other).exists() for other in earlier)
 
     def _read(self, parts: Sequence[_Part]) -> Iterator[Row]:
         """The rows of these parts, in one pass."""
