@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -96,14 +95,12 @@ def _part_paths(folder: Path) -> list[Path]:
 class TokenTable:
     """Tokenised examples of one source, memory-mapped: a row costs no memory until it is read.
 
+    Columns of numbers are put together anew whenever they are asked for, so that none is kept as long as a training.
+
     Args:
         folder: The store, as :func:`~lion_lightning.data.tokenising.tokenise` made it: Arrow files with manifests.
 
     Attributes:
-        pieces: ``(examples, pieces)`` int32, tokens of each piece: of a document, or of prompt, chosen and rejected.
-        digests: ``(examples, 2)`` uint64, 128-bit hash of each example's content.
-        groups: ``(examples, 2)`` uint64, 128-bit hash that pairs of one prompt share; of a document its digest.
-        margins: ``(examples,)`` float64, by how much chosen scores above rejected; NaN where that is unknown.
         raw_rows: Rows of the source that were read.
         skipped_rows: How many of them a transform turned into no example.
 
@@ -124,23 +121,42 @@ class TokenTable:
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]
         self._masks = [batch["supervised"].values for batch in batches]
         self._places = [batch["where"] for batch in batches]
-        counts = [batch["pieces"].values.to_numpy().reshape(len(batch), -1) for batch in batches]
-        self.pieces = np.concatenate(counts) if counts else np.empty((0, 1), np.int32)
-        self.digests, self.groups = _words(batches, "digest"), _words(batches, "group")
-        self.margins = np.concatenate([np.empty(0), *(batch["margin"].to_numpy() for batch in batches)])
+        self._batches = batches
 
     def __len__(self) -> int:
         """Number of examples."""
-        return len(self.pieces)
+        return int(self._starts[-1])
 
     def __reduce__(self) -> tuple[type[TokenTable], tuple[Path]]:
         """Travel to worker processes as a path."""
         return TokenTable, (self.folder,)
 
     @property
+    def pieces(self) -> npt.NDArray[np.int32]:
+        """``(examples, pieces)`` tokens of each piece: of a document, or of prompt, chosen and rejected."""
+        counts = [batch["pieces"].values.to_numpy().reshape(len(batch), -1) for batch in self._batches]
+        return np.concatenate(counts) if counts else np.empty((0, 1), np.int32)
+
+    @property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """``(examples, 2)`` 128-bit hash of each example's content."""
+        return self._words("digest")
+
+    @property
+    def groups(self) -> npt.NDArray[np.uint64]:
+        """``(examples, 2)`` 128-bit hash that pairs of one prompt share; of a document its digest."""
+        return self._words("group")
+
+    @property
+    def margins(self) -> npt.NDArray[np.float64]:
+        """``(examples,)`` by how much chosen scores above rejected; NaN where that is unknown."""
+        return np.concatenate([np.empty(0), *(batch["margin"].to_numpy() for batch in self._batches)])
+
+    @property
     def longest(self) -> int:
         """Most tokens that one sequence has: a document, or a prompt with one of its answers."""
-        return int((self.pieces[:, 0] + self.pieces[:, 1:].max(axis=1, initial=0)).max(initial=0))
+        pieces = self.pieces
+        return int((pieces[:, 0] + pieces[:, 1:].max(axis=1, initial=0)).max(initial=0))
 
     @property
     def digest(self) -> str:
@@ -179,8 +195,7 @@ class TokenTable:
                 counts[low:high] = total[first + stops[low:high]] - total[first + trainable[low:high]]
         return counts
 
-
-def _words(batches: Sequence[Any], name: str) -> npt.NDArray[np.uint64]:
-    """128-bit hashes as two words each, ``(examples, 2)``."""
-    parts = [np.frombuffer(batch[name].buffers()[1], np.uint64, 2 * len(batch)) for batch in batches]
-    return np.concatenate([np.empty(0, np.uint64), *parts]).reshape(-1, 2)
+    def _words(self, name: str) -> npt.NDArray[np.uint64]:
+        """128-bit hashes as two words each, ``(examples, 2)``."""
+        parts = [np.frombuffer(batch[name].buffers()[1], np.uint64, 2 * len(batch)) for batch in self._batches]
+        return np.concatenate([np.empty(0, np.uint64), *parts]).reshape(-1, 2)

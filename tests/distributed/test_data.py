@@ -74,7 +74,9 @@ def prepare(
         cache_dir=folder / cache,
     )
     data.encoder = Recording(errors[rank])
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     settings: dict[str, Any] = {"strategy": "ddp", "devices": world} if world > 1 else {}
     trainer = Trainer(
         accelerator="cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_one_that_takes_long_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
 
     def work(place: Meeting) -> bool:
         if place.rank == 1:
-            module.time.sleep(0.4)
+            time.sleep(0.4)
             (tmp_path / "late").touch()
         place.wait_for([tmp_path / "late"])
         return True
