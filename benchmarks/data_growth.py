@@ -56,7 +56,7 @@ def _write(folder: Path, kind: str, rows: int) -> None:
     names = ("question", "answer") if kind == "documents" else ("question", "chosen", "rejected")
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for number in range(rows):
-            row = {name: "".join(draw.choices("abcdefgh ", k=draw.randint(5, 25))) for name in names}
+            row = {name: "a" + "".join(draw.choices("abcdefgh ", k=draw.randint(5, 25))) for name in names}
             row["question"] += str(number)
             file.write(json.dumps(row) + "\n")
 
@@ -103,9 +103,11 @@ def _peaks(tell: Callable[[float], None]) -> Any:
 
         thread = Thread(target=watch)
         thread.start()
-        yield
-        over.set()
-        thread.join()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
         tell(max(seen[0], _own()))
 
     return watched()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lion_lightning.data.packing import small
+from lion_lightning.data.packing import Integers, small
 from lion_lightning.data.readers import Numbers
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenized import TokenTable
@@ -41,16 +41,17 @@ class Spans(NamedTuple):
         numbers: ``(documents,)`` stable number of the example.
     """
 
-    rows: Numbers
-    starts: Numbers
-    stops: Numbers
-    numbers: Numbers
+    rows: Integers
+    starts: Integers
+    stops: Integers
+    numbers: Integers
 
     @classmethod
     def whole(cls, table: TokenTable, numbers: Numbers) -> Spans:
         """All examples of a table, uncut."""
-        stops = np.cumsum(table.pieces, axis=1, dtype=np.int64)
-        return cls(np.arange(len(table)), stops - table.pieces, stops, numbers)
+        pieces = table.pieces
+        stops = small(np.cumsum(pieces, axis=1, dtype=np.int64))
+        return cls(small(np.arange(len(table))), stops - pieces, stops, small(numbers))
 
     @property
     def pieces(self) -> Numbers:
@@ -95,6 +96,8 @@ class Selection:
 
     def only(self, keep: Choice, cause: str) -> Selection:
         """Leave out what is not kept, and account for it."""
+        if keep.all():
+            return self
         lost = self.spans.take(~keep).tally
         causes = self.lost | {cause: lost} if lost.documents else self.lost
         return replace(self, spans=self.spans.take(keep), lost=causes)

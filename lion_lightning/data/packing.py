@@ -14,7 +14,7 @@ Integers = npt.NDArray[np.signedinteger[Any]]
 
 def small(numbers: Integers) -> Integers:
     """The same numbers in 4 bytes each, if they fit: for arrays that are kept as long as a training lasts."""
-    return numbers.astype(np.int32) if numbers.max(initial=0) <= np.iinfo(np.int32).max else numbers
+    return numbers.astype(np.int32, copy=False) if numbers.max(initial=0) <= np.iinfo(np.int32).max else numbers
 
 
 class Span(NamedTuple):
