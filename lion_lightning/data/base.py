@@ -126,8 +126,10 @@ class PackedDataModule(LightningDataModule, ABC):
             ValueError: A source or a row is wrong, or rows are longer than the model's positions.
         """
         sources = [*self.sources, *(self.validation or ())]
-        if getattr(self.trainer, "world_size", 1) > 1:
-            _fetch(sources)
+        if self._shares:
+            for source in sources:
+                with suppress(Exception):  # setup opens it again, and then every rank complains
+                    source.fetch()
             return
         self._refuse_rows_beyond_the_model()
         for source in sources:
@@ -156,10 +158,13 @@ class PackedDataModule(LightningDataModule, ABC):
             ValueError: The ranks were started with different settings.
             RuntimeError: Another rank failed.
         """
-        require_agreement("data", self.agreed())
+        if self._shares:
+            require_agreement("data", self.agreed())
         with preparing(self.trainer, cache_folder("meetings", self.cache_dir)) as self.meeting:
-            yield
-        self.meeting = ALONE
+            try:
+                yield
+            finally:
+                self.meeting = ALONE
 
     def agreed(self) -> dict[str, Any]:
         """What decides the batches, and must be the same on all ranks."""
@@ -230,6 +235,11 @@ class PackedDataModule(LightningDataModule, ABC):
             },
         }
 
+    @property
+    def _shares(self) -> bool:
+        """Whether there are other ranks to share the work with."""
+        return getattr(self.trainer, "world_size", 1) > 1
+
     def _described(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
         """Settings of each source, with the digest of its examples once they are read."""
         digests = [self._digests.get(id(source)) for source in sources]
@@ -282,9 +292,3 @@ def _refuse_small(**arguments: tuple[int, int]) -> None:
     for name, (value, least) in arguments.items():
         if value < least:
             raise ValueError(f"data.{name} is {value}; give at least {least}")
-
-
-def _fetch(sources: Sequence[Source]) -> None:
-    for source in sources:
-        with suppress(Exception):  # setup opens them again, and complains on every rank
-            source.open()

@@ -91,6 +91,15 @@ class Source:
         """
         return open_rows(self.path, self.split, self.subset, self.revision)
 
+    def fetch(self) -> None:
+        """Bring a data set of the hub to this machine; with local data there is nothing to do.
+
+        Raises:
+            ValueError: It does not load.
+        """
+        if _local(self.path) is None:
+            self.open()
+
     def choose(self, count: int) -> Numbers:
         """Which of ``count`` raw rows a fraction below 1 reads, ascending; the same for the same seed.
 
