@@ -238,9 +238,8 @@ class OnPolicySampling(Callback):
         fitting = [rollout for rollout, good in zip(started, fits, strict=True) if good]
         chunks = work.cut(fitting, self.chunk_size, self.num_samples, [self.seed, number])
         chunks += work.cut(watched, self.chunk_size, 1, [self.seed, number], first=len(chunks))
-        work.start(place, chunks)
-        served.process.wait()
-        with place.reporting():
+        with place.taking_part():
+            work.start(place, chunks)
             work.sample(chunks, place, self.sampler, served, partial(self._finish, served.tokenizer))
             work.judge(
                 chunks,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +16,10 @@ from tqdm import tqdm
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.rounds import WRITABLE, Rollout, read_rollouts, write_rollouts
 from lion_lightning.judges.base import Judge, Loaded, judge_answers
+from lion_lightning.meeting import Meeting
 from lion_lightning.models.serving import Serving
 from lion_lightning.sampling.base import Following, Sampler
 from lion_lightning.types import Answer
-
-POLL_SECONDS = 0.1
-"""Between two looks for what another rank has written."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +40,8 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among those that make a round.
-
-    They meet in the folder, and only there while they work, so that none has to wait in a collective for one with more
-    to do.
-
-    Attributes:
-        folder: Of the round's pieces, the same for all ranks.
-        rank: This process.
-        world: Number of processes.
-        attempt: Name of this start, the same for all ranks.
-    """
-
-    folder: Path
-    rank: int = 0
-    world: int = 1
-    attempt: str = ""
+class Place(Meeting):
+    """This process among those that make a round; its folder holds the round's pieces."""
 
     def sampled(self, chunk: Chunk) -> Path:
         """Where the answers of a chunk lie."""
@@ -68,32 +50,6 @@ class Place:
     def judged(self, chunk: Chunk) -> Path:
         """Where they lie with their scores."""
         return self.folder / f"judged-{chunk.number:05}.arrow"
-
-    def mine(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """What this rank works on."""
-        return list(chunks[self.rank :: self.world])
-
-    @contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Tell the other ranks if this one fails, so that none waits for it in vain."""
-        try:
-            yield
-        except BaseException as error:
-            if self.world > 1:
-                (self.folder / f"failed-{self.attempt}-{self.rank}").write_text(f"{type(error).__name__}: {error}")
-            raise
-
-    def wait_for(self, paths: Iterable[Path]) -> None:
-        """Wait until files are there.
-
-        Raises:
-            RuntimeError: Another rank has failed.
-        """
-        for path in paths:
-            while not path.exists():
-                for failed in self.folder.glob(f"failed-{self.attempt}-*"):
-                    raise RuntimeError(f"rank {failed.name.rpartition('-')[2]} failed: {failed.read_text()}")
-                time.sleep(POLL_SECONDS)
 
 
 def cut(rollouts: Sequence[Rollout], size: int, samples: int, seed: Sequence[int], first: int = 0) -> list[Chunk]:
@@ -176,12 +132,16 @@ def judge(
 
 
 def start(place: Place, chunks: Sequence[Chunk]) -> None:
-    """Make the folder of the pieces, on the first rank."""
-    if place.rank == 0:
-        with writing(place.folder, "sampled answers", WRITABLE):
-            place.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(place.folder / "plan.json") as draft:
-                draft.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
+    """Make the folder of the pieces, on the first rank; the others wait for that."""
+    if place.rank > 0:
+        place.wait_for([place.notes / "started"])
+        return
+    with writing(place.folder, "sampled answers", WRITABLE):
+        place.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(place.folder / "plan.json") as draft:
+            draft.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
+    if place.world > 1:
+        place.tell("started")
 
 
 def finished(place: Place, chunks: Sequence[Chunk]) -> list[Rollout]:

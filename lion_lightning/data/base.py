@@ -3,8 +3,8 @@
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,17 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.agreement import require_agreement
+from lion_lightning.cache import cache_folder
 from lion_lightning.data.documents import Selection
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
 from lion_lightning.data.packing import BestFit, Packing
+from lion_lightning.data.ranks import preparing
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import Encoder, TokenTable, tokenise
+from lion_lightning.data.tokenising import Encoder, tokenise
+from lion_lightning.data.tokenized import TokenTable
+from lion_lightning.meeting import ALONE
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
@@ -47,6 +52,7 @@ class PackedDataModule(LightningDataModule, ABC):
         max_length: Most tokens of one sequence, which the model needs positions for.
         train: Documents and reports of what is trained, after :meth:`setup`.
         held: The same of what validates; None where there is nothing.
+        meeting: The processes that share the work of preparing.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -81,6 +87,7 @@ class PackedDataModule(LightningDataModule, ABC):
         self._tokenizer = tokenizer
         self.train: Mixture | None = None
         self.held: Mixture | None = None
+        self.meeting = ALONE
         self._digests: dict[int, str] = {}
 
     @abstractmethod
@@ -112,25 +119,63 @@ class PackedDataModule(LightningDataModule, ABC):
     def prepare_data(self) -> None:
         """Tokenise every source that no earlier run has tokenised; Lightning calls this in one process of a machine.
 
+        Where there are several processes, they share that work in :meth:`setup`, which all of them are called for. Then
+        this only fetches what is on the hub, and leaves complaints to :meth:`setup` too, where all ranks make them.
+
         Raises:
             ValueError: A source or a row is wrong, or rows are longer than the model's positions.
         """
+        sources = [*self.sources, *(self.validation or ())]
+        if self._shares:
+            for source in sources:
+                with suppress(Exception):  # setup opens it again, and then every rank complains
+                    source.fetch()
+            return
         self._refuse_rows_beyond_the_model()
-        for source in [*self.sources, *(self.validation or ())]:
+        for source in sources:
             self._tokenised(source)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the stores and choose the documents, alike on every rank.
+        """Make the stores with the other ranks, open them and choose the documents, alike on every rank.
 
         Raises:
-            ValueError: A source trains nothing, or nothing is left of the mixture.
+            ValueError: A source or a row is wrong, a source trains nothing, or nothing is left of the mixture.
+            RuntimeError: Another rank failed.
         """
         if self.train is not None:
             return
-        train, held = self.sides(self.sources)
-        self.train = mix(train, self.rules)
-        self.held = mix(held, self.validation_rules) if held else None
+        with self.together():
+            train, held = self.sides(self.sources)
+            self.train = mix(train, self.rules)
+            self.held = mix(held, self.validation_rules) if held else None
         self.log_reports()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Prepare data with the other ranks, which all must come here together: they share the work, and fail as one.
+
+        Raises:
+            ValueError: The ranks were started with different settings.
+            RuntimeError: Another rank failed.
+        """
+        if self._shares:
+            require_agreement("data", self.agreed())
+        with preparing(self.trainer, cache_folder("meetings", self.cache_dir)) as self.meeting:
+            try:
+                yield
+            finally:
+                self.meeting = ALONE
+
+    def agreed(self) -> dict[str, Any]:
+        """What decides the batches, and must be the same on all ranks."""
+        names = ("validation_share", "rules", "validation_rules", "row_length", "packing", "batch_size", "seed")
+        sides = {"sources": self.sources, "validation": self.validation or ()}
+        return {
+            "class_path": type(self),
+            **self.settings(),
+            **{name: getattr(self, name) for name in names},
+            **{side: [source.description() for source in sources] for side, sources in sides.items()},
+        }
 
     def sides(self, sources: Sequence[Source]) -> tuple[list[Selection], list[Selection]]:
         """The unique examples of each source that are trained on, and those that validate.
@@ -190,14 +235,19 @@ class PackedDataModule(LightningDataModule, ABC):
             },
         }
 
+    @property
+    def _shares(self) -> bool:
+        """Whether there are other ranks to share the work with."""
+        return getattr(self.trainer, "world_size", 1) > 1
+
     def _described(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
         """Settings of each source, with the digest of its examples once they are read."""
         digests = [self._digests.get(id(source)) for source in sources]
         pairs = zip(sources, digests, strict=True)
-        return [_plain(source) | ({"digest": digest} if digest else {}) for source, digest in pairs]
+        return [source.description() | ({"digest": digest} if digest else {}) for source, digest in pairs]
 
     def _tokenised(self, source: Source) -> TokenTable:
-        return tokenise(source, self._encoder, self.cache_dir)
+        return tokenise(source, self._encoder, self.cache_dir, self.meeting)
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
         tables = [self._tokenised(source) for source in sources]
@@ -242,8 +292,3 @@ def _refuse_small(**arguments: tuple[int, int]) -> None:
     for name, (value, least) in arguments.items():
         if value < least:
             raise ValueError(f"data.{name} is {value}; give at least {least}")
-
-
-def _plain(source: Source) -> dict[str, Any]:
-    transform = source.transform and f"{source.transform.__module__}.{source.transform.__qualname__}"
-    return {name: value for name, value in (asdict(source) | {"transform": transform}).items() if value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lion_lightning.data.packing import Integers, small
 from lion_lightning.data.readers import Numbers
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenized import TokenTable
@@ -39,16 +41,17 @@ class Spans(NamedTuple):
         numbers: ``(documents,)`` stable number of the example.
     """
 
-    rows: Numbers
-    starts: Numbers
-    stops: Numbers
-    numbers: Numbers
+    rows: Integers
+    starts: Integers
+    stops: Integers
+    numbers: Integers
 
     @classmethod
     def whole(cls, table: TokenTable, numbers: Numbers) -> Spans:
         """All examples of a table, uncut."""
-        stops = np.cumsum(table.pieces, axis=1, dtype=np.int64)
-        return cls(np.arange(len(table)), stops - table.pieces, stops, numbers)
+        pieces = table.pieces
+        stops = small(np.cumsum(pieces, axis=1, dtype=np.int64))
+        return cls(small(np.arange(len(table))), stops - pieces, stops, small(numbers))
 
     @property
     def pieces(self) -> Numbers:
@@ -93,6 +96,8 @@ class Selection:
 
     def only(self, keep: Choice, cause: str) -> Selection:
         """Leave out what is not kept, and account for it."""
+        if keep.all():
+            return self
         lost = self.spans.take(~keep).tally
         causes = self.lost | {cause: lost} if lost.documents else self.lost
         return replace(self, spans=self.spans.take(keep), lost=causes)
@@ -121,7 +126,7 @@ class Selection:
 
 
 class Documents:
-    """The documents of an epoch: random access, with nothing in memory but a few numbers a document.
+    """The documents of an epoch: random access, with nothing in memory but a few small numbers a document.
 
     Args:
         selections: The sources' final selections; their ``spans`` are the documents.
@@ -137,10 +142,9 @@ class Documents:
         self._names = [selection.source.label for selection in selections]
         sizes = [len(selection.spans.rows) for selection in selections]
         self.bounds = list(pairwise(np.cumsum([0, *sizes]).tolist()))
-        self._origins = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         columns = zip(*(selection.spans for selection in selections), strict=True)
-        self._spans = Spans(*(np.concatenate(column) for column in columns))
-        self.lengths = self._spans.lengths
+        self._spans = Spans(*(small(np.concatenate(column)) for column in columns))
+        self.lengths = small(self._spans.lengths)
 
     @property
     def shared(self) -> int:
@@ -150,11 +154,11 @@ class Documents:
 
     def __len__(self) -> int:
         """Number of documents."""
-        return len(self._origins)
+        return len(self.lengths)
 
     def __getitem__(self, position: int) -> Sample:
         """Read one document."""
-        origin, row = int(self._origins[position]), int(self._spans.rows[position])
+        origin, row = self._place(position)
         bounds = zip(self._spans.starts[position].tolist(), self._spans.stops[position].tolist(), strict=True)
         pieces = [self._tables[origin].piece(row, start, stop) for start, stop in bounds]
         answers = (piece._replace(parent=0) for piece in pieces[1:])
@@ -162,4 +166,10 @@ class Documents:
 
     def where(self, position: int) -> str:
         """Place of the raw row that a document was made from."""
-        return self._tables[int(self._origins[position])].where(int(self._spans.rows[position]))
+        origin, row = self._place(position)
+        return self._tables[origin].where(row)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Which source, and which row of its table. Sources without documents share a bound with the next one."""
+        origin = bisect_right(self.bounds, position, key=lambda bound: bound[0]) - 1
+        return origin, int(self._spans.rows[position])

@@ -38,8 +38,7 @@ class Mixture(NamedTuple):
 def deduplicate(sources: Sequence[Source], tables: Sequence[TokenTable]) -> list[Selection]:
     """Number the examples of all sources, and keep the first of those with the same content.
 
-    An example's number is its position among the unique examples of all sources, in order. Memory: some 40 bytes an
-    example; no text is held.
+    An example's number is its position among the unique examples of all sources, in order. No text is held.
     """
     sizes = [len(table) for table in tables]
     first = _first(np.concatenate([table.digests for table in tables]))
@@ -130,16 +129,26 @@ def _refuse_if_untrainable(selection: Selection) -> None:
 
 def _first(digests: npt.NDArray[np.uint64]) -> Choice:
     """Whether each digest is the first of its value."""
+    order, new = _ordered(digests)
     first = np.zeros(len(digests), dtype=bool)
-    first[np.unique(_labels(digests), return_index=True)[1]] = True
+    first[order] = new  # among equal ones the sort keeps the order
     return first
 
 
 def _labels(digests: npt.NDArray[np.uint64]) -> Numbers:
-    """A number for each digest, the same for equal ones; they are 128 bits in two words."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))
-    ordered = digests[order]
-    new = (ordered[1:] != ordered[:-1]).any(axis=1)
+    """A number for each digest, the same for equal ones."""
+    order, new = _ordered(digests)
     labels = np.zeros(len(digests), dtype=np.int64)
-    labels[order[1:]] = np.cumsum(new)
+    labels[order] = np.cumsum(new)
     return labels
+
+
+def _ordered(digests: npt.NDArray[np.uint64]) -> tuple[Numbers, Choice]:
+    """Positions of the digests, ascending, and whether each is another than the one before; 128 bits in two words."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    new = np.zeros(len(order), dtype=bool)
+    new[:1] = True
+    for word in digests.T:
+        ordered = word[order]
+        new[1:] |= ordered[1:] != ordered[:-1]
+    return order, new

@@ -25,7 +25,7 @@ from lion_lightning.data.reports import SourceReport
 from lion_lightning.data.round_pairs import RoundEncoder, RoundSource
 from lion_lightning.data.rounds import Round
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import tokenise
+from lion_lightning.data.tokenising import tokenise
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
@@ -141,11 +141,12 @@ class OnPolicyDataModule(PreferenceDataModule):
         if self._prepared:
             return
         self._prepared = True
-        _, held = self.sides(self.sources)
-        self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
-        if held:
-            self.held = mix(held, self.validation_rules)
-            self.refuse_longer_than_a_row(self.held)
+        with self.together():
+            _, held = self.sides(self.sources)
+            self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
+            if held:
+                self.held = mix(held, self.validation_rules)
+                self.refuse_longer_than_a_row(self.held)
 
     def train_dataloader(self) -> PackedLoader:
         """Shuffled packed rows of the present epoch's pairs, for this rank.
@@ -156,7 +157,9 @@ class OnPolicyDataModule(PreferenceDataModule):
         """
         number = self.trainer.current_epoch if self.trainer is not None else 0
         if self.train is None or self._present != number:
-            self.train, self._present = self._mixture(self._pull(number)), number
+            made = self._pull(number)
+            with self.together():
+                self.train, self._present = self._mixture(made), number
         return super().train_dataloader()
 
     def report(self, made: Round) -> dict[str, Any]:
@@ -197,7 +200,7 @@ class OnPolicyDataModule(PreferenceDataModule):
                 return []
             raise ValueError("no pair was made")
         source = RoundSource(str(made.path), name=f"round {made.number}")
-        return deduplicate([source], [tokenise(source, RoundEncoder(), self.cache_dir)])
+        return deduplicate([source], [tokenise(source, RoundEncoder(), self.cache_dir, self.meeting)])
 
     def _drawn(self, number: int) -> list[Selection]:
         """The pairs of the sources; a fraction below 1 is another draw in each round."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.signedinteger[Any]]
+
+
+def small(numbers: Integers) -> Integers:
+    """The same numbers in 4 bytes each, if they fit: for arrays that are kept as long as a training lasts."""
+    return numbers.astype(np.int32, copy=False) if numbers.max(initial=0) <= np.iinfo(np.int32).max else numbers
 
 
 class Span(NamedTuple):
@@ -85,7 +90,7 @@ class BestFit(Packing):
         _refuse_overlong(lengths, capacity)
         shuffled = rng.permutation(len(lengths))
         order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
-        return _whole_documents(lengths, order, _best_fit(lengths[order].tolist(), capacity))
+        return _whole_documents(lengths, order, _best_fit(lengths[order], capacity))
 
 
 class Unpacked(Packing):
@@ -115,10 +120,11 @@ class Wrapped(Packing):
         places = np.searchsorted(ends, firsts, side="right")
         begins = firsts - (ends - lengths[order])[places]
         offsets = np.searchsorted(firsts, np.arange(0, total, capacity))
-        return Rows(np.append(offsets, len(firsts)), order[places], begins, begins + lasts - firsts)
+        documents, ends_within = order[places], begins + lasts - firsts
+        return Rows(np.append(offsets, len(firsts)), small(documents), small(begins), small(ends_within))
 
 
-def _best_fit(lengths: list[int], capacity: int) -> Integers:
+def _best_fit(lengths: Integers, capacity: int) -> Integers:
     """Row of each document, taken in the order given.
 
     ``open_spaces`` has bit ``s`` set where some row has room for exactly ``s`` more tokens: the fullest row that fits
@@ -127,7 +133,7 @@ def _best_fit(lengths: list[int], capacity: int) -> Integers:
     rows = np.empty(len(lengths), dtype=np.int64)
     with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
     open_spaces = opened = 0
-    for index, length in enumerate(lengths):
+    for index, length in enumerate(lengths.data):  # no list of them is made
         fitting = open_spaces >> length
         if fitting:
             space = length + (fitting & -fitting).bit_length() - 1
@@ -145,10 +151,10 @@ def _best_fit(lengths: list[int], capacity: int) -> Integers:
 
 def _whole_documents(lengths: Integers, order: Integers, rows: Integers) -> Rows:
     by_row = np.argsort(rows, kind="stable")
-    documents = order[by_row].astype(np.int64)
+    documents = small(order[by_row])
     counts = np.bincount(rows) if len(rows) else np.zeros(0, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Rows(offsets, documents, np.zeros_like(documents), lengths[documents].astype(np.int64))
+    return Rows(offsets, documents, np.zeros_like(documents), small(lengths[documents]))
 
 
 def _refuse_overlong(lengths: Integers, capacity: int) -> None:

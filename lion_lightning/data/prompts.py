@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -122,6 +123,9 @@ class Asked(NamedTuple):
     group: bytes
 
 
+_HASH_BYTES = 16
+
+
 class _Place(NamedTuple):
     """Where a prompt is found again: source, raw row, which of the row's examples."""
 
@@ -153,14 +157,13 @@ class PromptPool:
         self.left_out: Counter[str] = Counter()
         self._rows = [source.open() for source in self.sources]
         self._encoder = ChatEncoder(tokenizer, mask="completion")
-        self._places: list[_Place] = []
-        self.groups: list[bytes] = []
-        self._seen: set[bytes] = set()
-        parts = []
+        self._places = array("q")  # of each prompt, one after the other, and so its hash: no object a prompt
+        self._hashes = bytearray()
+        parts, seen = [], dict.fromkeys(without, "validated on")
         for number, source in enumerate(self.sources):
-            first = len(self._places)
-            self._scan(number, source, set(without))
-            parts.append(first + repeats(len(self._places) - first, source))
+            first = len(self)
+            self._scan(number, source, seen)
+            parts.append(first + repeats(len(self) - first, source))
         self.order: Numbers = np.concatenate(parts)
         if not len(self.order):
             counts = ", ".join(f"{count} {cause}" for cause, count in self.left_out.items()) or "the sources are empty"
@@ -168,7 +171,15 @@ class PromptPool:
 
     def __len__(self) -> int:
         """Number of unique prompts."""
-        return len(self._places)
+        return len(self._hashes) // _HASH_BYTES
+
+    def group(self, position: int) -> bytes:
+        """Hash of a prompt."""
+        return bytes(self._hashes[position * _HASH_BYTES : (position + 1) * _HASH_BYTES])
+
+    def _place(self, position: int) -> _Place:
+        size = len(_Place._fields)
+        return _Place(*self._places[position * size : (position + 1) * size])
 
     def fingerprint(self) -> list[str]:
         """What decides which prompts there are, a hash a source."""
@@ -195,36 +206,36 @@ class PromptPool:
             ValueError: The chat template cannot render one.
         """
         found: dict[int, Asked] = {}
+        places = {position: self._place(position) for position in positions}
         for number, source in enumerate(self.sources):
-            mine = [position for position in positions if self._places[position].source == number]
-            rows = np.unique([self._places[position].row for position in mine]).astype(np.int64)
+            mine = [position for position, place in places.items() if place.source == number]
+            rows = np.unique([places[position].row for position in mine]).astype(np.int64)
             raw = dict(zip(rows.tolist(), self._rows[number].take(rows), strict=True)) if len(rows) else {}
             for position in mine:
-                place = self._places[position]
+                place = places[position]
                 reader = _Reader()
                 whole = source.examples(raw[place.row], reader)[place.example]
                 row = raw[place.row]._replace(values=reader.rows[place.example])
-                found[position] = Asked(self._prompt(whole, row), self.groups[position])
+                found[position] = Asked(self._prompt(whole, row), self.group(position))
         return [found[position] for position in positions]
 
-    def _scan(self, number: int, source: Source, without: Collection[bytes]) -> None:
+    def _scan(self, number: int, source: Source, seen: dict[bytes, str]) -> None:
+        """Take in a source's prompts but those that were seen, which are counted by the cause that ``seen`` gives."""
         rows = self._rows[number]
         chosen = source.choose(len(rows))
         for row_number, row in zip(
-            chosen.tolist(),
+            map(int, chosen),
             tqdm(rows.take(chosen), f"prompts of {source.label}", len(chosen), unit=" rows", delay=2),
             strict=True,
         ):
             for place, whole in enumerate(source.examples(row, _Reader())):
                 group = prompt_digest(prompt_of(whole))
-                if group in without:
-                    self.left_out["validated on"] += 1
-                elif group in self._seen:
-                    self.left_out["duplicate"] += 1
-                else:
-                    self._seen.add(group)
-                    self._places.append(_Place(number, row_number, place))
-                    self.groups.append(group)
+                if group in seen:
+                    self.left_out[seen[group]] += 1
+                    continue
+                seen[group] = "duplicate"
+                self._places.extend((number, row_number, place))
+                self._hashes += group
 
     def _prompt(self, whole: Whole, row: Any) -> Prompt:
         asked = prompt_of(whole)

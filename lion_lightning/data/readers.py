@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import blake2b
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,12 +77,11 @@ class JsonLines(FileRows):
 
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
-        wanted = np.zeros(len(self), dtype=bool)
+        wanted = np.zeros(int(numbers.max(initial=-1)) + 1, dtype=bool)  # nothing behind the last one is read
         wanted[numbers] = True
-        for (line, text), keep in zip(self._lines(), wanted.tolist(), strict=False):
-            if keep:
-                value = _parse(text.strip(), self.path, line, "each line must hold one whole JSON object")
-                yield _row(f"{self.path}:{line}", value)
+        for line, text in compress(self._lines(), wanted.tobytes()):
+            value = _parse(text.strip(), self.path, line, "each line must hold one whole JSON object")
+            yield _row(f"{self.path}:{line}", value)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         with self.path.open("rb") as file:
@@ -106,7 +106,7 @@ class JsonArray(FileRows):
 
 
 class Parquet(FileRows):
-    """A parquet file, read a batch at a time."""
+    """A parquet file, read a batch at a time; row groups of which no row is asked for are not read."""
 
     def __len__(self) -> int:
         """Number of rows, from the file's footer."""
@@ -125,7 +125,14 @@ class Parquet(FileRows):
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         start = 0
-        for batch in self._file.iter_batches(batch_size=1000):
+        for group in range(self._file.metadata.num_row_groups):
+            stop = start + self._file.metadata.row_group(group).num_rows
+            if len(_between(numbers, start, stop)):
+                yield from self._take_of(group, start, numbers)
+            start = stop
+
+    def _take_of(self, group: int, start: int, numbers: Numbers) -> Iterator[Row]:
+        for batch in self._file.iter_batches(batch_size=1000, row_groups=[group]):
             inside = _between(numbers, start, start + len(batch))
             for number, values in zip(inside.tolist(), batch.take(inside - start).to_pylist(), strict=True):
                 yield Row(f"{self.path}[{number}]", values)

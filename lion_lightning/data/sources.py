@@ -4,7 +4,7 @@ import glob
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +91,15 @@ class Source:
         """
         return open_rows(self.path, self.split, self.subset, self.revision)
 
+    def fetch(self) -> None:
+        """Bring a data set of the hub to this machine; with local data there is nothing to do.
+
+        Raises:
+            ValueError: It does not load.
+        """
+        if _local(self.path) is None:
+            self.open()
+
     def choose(self, count: int) -> Numbers:
         """Which of ``count`` raw rows a fraction below 1 reads, ascending; the same for the same seed.
 
@@ -119,6 +128,11 @@ class Source:
             return [_with_system(made, self.system) for values in rows for made in read(values, self.columns)]
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
+
+    def description(self) -> dict[str, Any]:
+        """What was asked for, as plain data, without what was left at nothing."""
+        transform = self.transform and f"{self.transform.__module__}.{self.transform.__qualname__}"
+        return {name: value for name, value in (asdict(self) | {"transform": transform}).items() if value}
 
     def identity(self) -> dict[str, Any]:
         """What decides the examples, besides the rows, as plain data: a part of cache keys."""

@@ -1,37 +1,22 @@
-"""The tokens of one source on disk: made once, found again by content, read without loading them."""
+"""The tokens of one source on disk, read without loading them."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
-from uuid import uuid4
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tqdm import tqdm
 
-from lion_lightning import __version__
-from lion_lightning.cache import cache_folder, replacing, writing
-from lion_lightning.data.digests import content_digest, group_digest
-from lion_lightning.data.readers import Numbers, Rows, digest
-from lion_lightning.data.sources import Source
+from lion_lightning.data.readers import Numbers
 from lion_lightning.types import Piece
 
-logger = logging.getLogger(__name__)
-
-STORE_VERSION = 2
-"""Raise it when the same input would give another store; older stores are then no longer found."""
-
-_BATCH = 512
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
@@ -42,72 +27,136 @@ _SCHEMA = pa.schema(
         ("where", pa.string()),
     ]
 )
+"""Columns of a part."""
+
+DAMAGE = (KeyError, ValueError, pa.ArrowException)
+"""What a part raises that is not what was written."""
 
 
-class Encoder(Protocol):
-    """What reads raw rows and tokenises them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
+class Part(NamedTuple):
+    """One file of a store.
 
-    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], /) -> Sequence[Any]:
-        """Examples that a raw row holds, under the names that ``columns`` maps known columns to."""
+    Attributes:
+        rows: Raw rows that it was made of.
+        skipped: How many of them a transform turned into no example.
+        batches: The examples, memory-mapped.
+    """
 
-    def pieces(self, examples: Sequence[Any], where: Sequence[str], /) -> Sequence[tuple[Piece, ...]]:
-        """The pieces of each example, equally many for all: the first is the root, and the parent of all others."""
+    rows: int
+    skipped: int
+    batches: list[Any]
 
-    def fingerprint(self) -> str:
-        """Hash of everything that decides what the other two return."""
+
+def part_path(folder: Path, number: int, count: int) -> Path:
+    """Where a part lies: its name says how many there are.
+
+    Args:
+        folder: The store.
+        number: Which part.
+        count: Parts of the store.
+    """
+    return folder / f"{number:05}-of-{count:05}.arrow"
+
+
+def manifest_path(path: Path) -> Path:
+    """Where a part's manifest lies; the part is whole once it is there."""
+    return path.with_suffix(".json")
+
+
+def read_part(path: Path) -> Part:
+    """Map a part, and check it against its manifest.
+
+    Args:
+        path: From :func:`part_path`.
+
+    Raises:
+        FileNotFoundError: It was not made yet.
+        ValueError: The file is not what its manifest says.
+    """
+    manifest = json.loads(manifest_path(path).read_text("utf-8"))
+    size = path.stat().st_size if path.exists() else 0
+    if size != manifest["bytes"]:
+        raise ValueError(f"{path}: {size} bytes, but the manifest says {manifest['bytes']}")
+    with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
+        batches = pa.ipc.open_stream(file).read_all().to_batches()
+    if sum(map(len, batches)) != manifest["examples"]:
+        raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
+    return Part(manifest["rows"], manifest["skipped"], batches)
+
+
+def _part_paths(folder: Path) -> list[Path]:
+    first = next(folder.glob("[0-9]*-of-*.json"), None)
+    if first is None:
+        raise FileNotFoundError(f"{folder}: no tokenised data")
+    count = int(first.stem.rpartition("-")[2])
+    return [part_path(folder, number, count) for number in range(count)]
 
 
 class TokenTable:
     """Tokenised examples of one source, memory-mapped: a row costs no memory until it is read.
 
+    Columns of numbers are put together anew whenever they are asked for, so that none is kept as long as a training.
+
     Args:
-        path: The Arrow file, as :func:`tokenise` wrote it, with its manifest beside it.
+        folder: The store, as :func:`~lion_lightning.data.tokenising.tokenise` made it: Arrow files with manifests.
 
     Attributes:
-        pieces: ``(examples, pieces)`` int32, tokens of each piece: of a document, or of prompt, chosen and rejected.
-        digests: ``(examples, 2)`` uint64, 128-bit hash of each example's content.
-        groups: ``(examples, 2)`` uint64, 128-bit hash that pairs of one prompt share; of a document its digest.
-        margins: ``(examples,)`` float64, by how much chosen scores above rejected; NaN where that is unknown.
         raw_rows: Rows of the source that were read.
         skipped_rows: How many of them a transform turned into no example.
 
     Raises:
-        ValueError: The file is not what its manifest says.
+        FileNotFoundError: Parts of it were not made yet.
+        ValueError: A file is not what its manifest says.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Map the file and check it against its manifest."""
-        self.path = path
-        manifest = json.loads(_manifest_path(path).read_text("utf-8"))
-        if path.stat().st_size != manifest["bytes"]:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes, but the manifest says {manifest['bytes']}")
-        batches = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches()
-        if sum(map(len, batches)) != manifest["examples"]:
-            raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
-        self.raw_rows: int = manifest["rows"]
-        self.skipped_rows: int = manifest["skipped"]
+    def __init__(self, folder: Path) -> None:
+        """Map the files and check them against their manifests."""
+        self.folder = folder
+        parts = [read_part(path) for path in _part_paths(folder)]
+        batches = [batch for part in parts for batch in part.batches]
+        self.raw_rows = sum(part.rows for part in parts)
+        self.skipped_rows = sum(part.skipped for part in parts)
         self._starts = [0, *np.cumsum([len(batch) for batch in batches]).tolist()]
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]
         self._masks = [batch["supervised"].values for batch in batches]
         self._places = [batch["where"] for batch in batches]
-        counts = [batch["pieces"].values.to_numpy().reshape(len(batch), -1) for batch in batches]
-        self.pieces = np.concatenate(counts) if counts else np.empty((0, 1), np.int32)
-        self.digests, self.groups = _words(batches, "digest"), _words(batches, "group")
-        self.margins = np.concatenate([np.empty(0), *(batch["margin"].to_numpy() for batch in batches)])
+        self._batches = batches
 
     def __len__(self) -> int:
         """Number of examples."""
-        return len(self.pieces)
+        return int(self._starts[-1])
 
     def __reduce__(self) -> tuple[type[TokenTable], tuple[Path]]:
         """Travel to worker processes as a path."""
-        return TokenTable, (self.path,)
+        return TokenTable, (self.folder,)
+
+    @property
+    def pieces(self) -> npt.NDArray[np.int32]:
+        """``(examples, pieces)`` tokens of each piece: of a document, or of prompt, chosen and rejected."""
+        counts = [batch["pieces"].values.to_numpy().reshape(len(batch), -1) for batch in self._batches]
+        return np.concatenate(counts) if counts else np.empty((0, 1), np.int32)
+
+    @property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """``(examples, 2)`` 128-bit hash of each example's content."""
+        return self._words("digest")
+
+    @property
+    def groups(self) -> npt.NDArray[np.uint64]:
+        """``(examples, 2)`` 128-bit hash that pairs of one prompt share; of a document its digest."""
+        return self._words("group")
+
+    @property
+    def margins(self) -> npt.NDArray[np.float64]:
+        """``(examples,)`` by how much chosen scores above rejected; NaN where that is unknown."""
+        return np.concatenate([np.empty(0), *(batch["margin"].to_numpy() for batch in self._batches)])
 
     @property
     def longest(self) -> int:
         """Most tokens that one sequence has: a document, or a prompt with one of its answers."""
-        return int((self.pieces[:, 0] + self.pieces[:, 1:].max(axis=1, initial=0)).max(initial=0))
+        pieces = self.pieces
+        return int((pieces[:, 0] + pieces[:, 1:].max(axis=1, initial=0)).max(initial=0))
 
     @property
     def digest(self) -> str:
@@ -146,104 +195,7 @@ class TokenTable:
                 counts[low:high] = total[first + stops[low:high]] - total[first + trainable[low:high]]
         return counts
 
-
-def tokenise(source: Source, encoder: Encoder, cache_dir: str | Path | None = None) -> TokenTable:
-    """Tokenise a source, or open what an earlier run left of the same content.
-
-    Args:
-        source: What to read.
-        encoder: How to read, tokenise and mask its rows.
-        cache_dir: Folder of the stores; by default ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
-
-    Raises:
-        ValueError: The source cannot be read, a row is wrong (the message names it), or the folder cannot be written.
-    """
-    rows = source.open()
-    key = {"version": [STORE_VERSION, __version__], "rows": rows.fingerprint(), "encoder": encoder.fingerprint()}
-    path = cache_folder("tokens", cache_dir) / f"{digest(key | source.identity())}.arrow"
-    return _found(path) or _written(path, source, rows, encoder)
-
-
-def _found(path: Path) -> TokenTable | None:
-    if not _manifest_path(path).exists():
-        return None
-    try:
-        return TokenTable(path)
-    except (OSError, KeyError, ValueError) as error:  # Arrow's own errors are OSErrors or ValueErrors
-        logger.warning("The tokenised store is damaged and is made again: %s", error)
-        return None
-
-
-def _written(path: Path, source: Source, rows: Rows, encoder: Encoder) -> TokenTable:
-    """Write under another name and rename: a killed run leaves no half store, and the last of two writers wins."""
-    draft = path.with_name(f".{path.stem}.{uuid4().hex}")
-    with writing(path.parent, "tokenised data"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = pa.OSFile(str(draft), "wb")
-    try:
-        counts = _write(file, source, rows, encoder)
-        with writing(path.parent, "tokenised data"):
-            os.replace(draft, path)
-            with replacing(_manifest_path(path)) as manifest:
-                manifest.write_text(json.dumps(counts | {"bytes": path.stat().st_size}), "utf-8")
-    finally:
-        draft.unlink(missing_ok=True)
-    return TokenTable(path)
-
-
-def _write(file: Any, source: Source, rows: Rows, encoder: Encoder) -> dict[str, int]:
-    counts = {"rows": 0, "skipped": 0, "examples": 0}
-    with file, pa.ipc.new_stream(file, _SCHEMA) as stream:
-        for places, examples in _batches(source, rows, encoder, counts):
-            batch = _record_batch(encoder.pieces(examples, places), examples, places)
-            with writing(source.label, "tokenised data"):
-                stream.write_batch(batch)
-    return counts
-
-
-def _batches(
-    source: Source, rows: Rows, encoder: Encoder, counts: dict[str, int]
-) -> Iterator[tuple[list[str], list[Any]]]:
-    chosen = source.choose(len(rows))
-    places: list[str] = []
-    examples: list[Any] = []
-    for row in tqdm(rows.take(chosen), desc=f"tokenise {source.label}", total=len(chosen), unit=" rows", delay=2):
-        made = source.examples(row, encoder.read)
-        counts["rows"] += 1
-        counts["skipped"] += not made
-        counts["examples"] += len(made)
-        places += [row.where] * len(made)
-        examples += made
-        if len(examples) >= _BATCH:
-            yield places, examples
-            places, examples = [], []
-    if examples:
-        yield places, examples
-
-
-def _record_batch(samples: Sequence[tuple[Piece, ...]], examples: Sequence[Any], places: Sequence[str]) -> Any:
-    lengths = [[len(piece.input_ids) for piece in pieces] for pieces in samples]
-    flat = list(chain.from_iterable(samples))
-    offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)
-    ids = np.concatenate([piece.input_ids for piece in flat]).astype(np.int32)
-    mask = np.concatenate([piece.supervised for piece in flat]).astype(bool)
-    margins = [getattr(example, "margin", None) for example in examples]
-    columns = [
-        *(pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, mask)),
-        pa.array(lengths, pa.list_(pa.int32())),
-        pa.array([content_digest(example) for example in examples], pa.binary(16)),
-        pa.array([group_digest(example) for example in examples], pa.binary(16)),
-        pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
-        pa.array(places, pa.string()),
-    ]
-    return pa.record_batch(columns, schema=_SCHEMA)
-
-
-def _manifest_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _words(batches: Sequence[Any], name: str) -> npt.NDArray[np.uint64]:
-    """128-bit hashes as two words each, ``(examples, 2)``."""
-    parts = [np.frombuffer(batch[name].buffers()[1], np.uint64, 2 * len(batch)) for batch in batches]
-    return np.concatenate([np.empty(0, np.uint64), *parts]).reshape(-1, 2)
+    def _words(self, name: str) -> npt.NDArray[np.uint64]:
+        """128-bit hashes as two words each, ``(examples, 2)``."""
+        parts = [np.frombuffer(batch[name].buffers()[1], np.uint64, 2 * len(batch)) for batch in self._batches]
+        return np.concatenate([np.empty(0, np.uint64), *parts]).reshape(-1, 2)

@@ -15,13 +15,14 @@ import lion_lightning
 PACKAGE = Path(lion_lightning.__file__).parent
 
 # What each layer may import besides itself. Single modules at the top count as layers of their own.
-_CORE = {"types", "functional", "cache", "endpoint", "agreement"}
+_CORE = {"types", "functional", "cache", "endpoint", "meeting", "agreement"}
 _MODELS = _CORE | {"losses", "sampling", "judges", "models"}
 MAY_IMPORT = {
     "types": set[str](),
     "functional": {"types"},
     "cache": set[str](),
     "endpoint": set[str](),
+    "meeting": {"cache"},
     "agreement": set[str](),
     "losses": _CORE,
     "sampling": _CORE,

@@ -16,7 +16,8 @@ from lion_lightning.data.mixture import Mixture, deduplicate, hold_out, mix, wit
 from lion_lightning.data.pair_rules import PairRules
 from lion_lightning.data.reports import PairReport
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import TokenTable, tokenise
+from lion_lightning.data.tokenising import tokenise
+from lion_lightning.data.tokenized import TokenTable
 from tests.unit.data.letters import LetterPairs, letters
 
 Made = tuple[list[Source], list[TokenTable]]

@@ -105,7 +105,7 @@ def test_what_a_transform_adds_reaches_the_judges(tmp_path: Path) -> None:
 
 def test_validated_prompts_are_left_out_and_nothing_left_is_an_error(tmp_path: Path) -> None:
     made = pool(tmp_path, [{"question": "w5"}, {"question": "w6"}])
-    without = PromptPool(made.sources, TokenizerSpec(str(tmp_path)).load(), [made.groups[0]])
+    without = PromptPool(made.sources, TokenizerSpec(str(tmp_path)).load(), [made.group(0)])
     assert [asked.prompt.question for asked in without.take([0])] == ["w6"]
     with pytest.raises(ValueError, match=r"nothing to ask \(2 validated on\)"):
-        PromptPool(made.sources, TokenizerSpec(str(tmp_path)).load(), made.groups)
+        PromptPool(made.sources, TokenizerSpec(str(tmp_path)).load(), [made.group(n) for n in range(len(made))])

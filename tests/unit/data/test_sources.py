@@ -64,6 +64,25 @@ def test_parquet_reads_across_batches(tmp_path: Path) -> None:
     assert taken[2].where == f"{tmp_path}/a.parquet[1000]"
 
 
+def test_of_parquet_only_row_groups_with_rows_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [str(n) for n in range(2500)]}), path, row_group_size=1000, compression="none")
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    first = chunk.dictionary_page_offset
+    content[first : first + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    rows = open_rows(str(path))
+    taken = list(rows.take(np.array([7, 999, 2000, 2499])))
+    assert [row.values["text"] for row in taken] == ["7", "999", "2000", "2499"]
+    assert taken[2].where == f"{path}[2000]"
+    with pytest.raises(OSError):  # noqa: PT011 - pyarrow's words; the damage is where it should be
+        list(rows.take(np.array([1000])))
+
+
 def test_a_glob_of_several_kinds_reads_in_the_order_of_names(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from lion_lightning.cache import cache_folder
-from lion_lightning.data import tokenized
+from lion_lightning.data import tokenising
 from lion_lightning.data.formats import Completion, Example, Text, recognise
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import tokenise
+from lion_lightning.data.tokenising import tokenise
 from lion_lightning.types import Piece
 from tests.unit.data.letters import LetterPairs
 
@@ -59,7 +59,7 @@ Write = Callable[..., Source]
 
 
 def stores(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "tokens").iterdir() if path.suffix == ".arrow"}
+    return {path.name for path in (folder / "tokens").iterdir()}
 
 
 def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
 
 
 def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenized, "_BATCH", 3)
+    monkeypatch.setattr(tokenising, "_BATCH_EXAMPLES", 3)
     words = ["a" * n for n in range(1, 11)]
     table = tokenise(write(*({"text": word} for word in words)), Letters(), tmp_path)
     assert [len(table.piece(row, 0, row + 1).input_ids) for row in range(10)] == list(range(1, 11))
@@ -88,7 +88,7 @@ def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monke
 def test_targets_leave_out_the_first_token_of_a_span(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenized, "_BATCH", 2)
+    monkeypatch.setattr(tokenising, "_BATCH_EXAMPLES", 2)
     table = tokenise(write({"text": "ab.cd"}, {"text": "."}, {"text": "x"}, {"text": "..yz"}), Letters(), tmp_path)
     rows = np.array([0, 0, 1, 2, 3])
     starts, stops = np.array([[0], [2], [0], [0], [0]]), np.array([[5], [5], [1], [1], [3]])
@@ -99,7 +99,7 @@ def test_targets_leave_out_the_first_token_of_a_span(
 def test_pairs_keep_their_pieces_their_margins_and_the_prompt_that_they_share(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenized, "_BATCH", 2)
+    monkeypatch.setattr(tokenising, "_BATCH_EXAMPLES", 2)
     source = write({"pairs": ["ab CD E 1.5", "ab F GhI"]}, {"pairs": ["xyz KL m 0"]})
     table = tokenise(source, LetterPairs(), tmp_path)
     assert table.pieces.tolist() == [[2, 2, 1], [2, 1, 3], [3, 2, 1]]
@@ -203,10 +203,11 @@ def test_a_transform_that_skips_all_gives_an_empty_table(write: Write, tmp_path:
     assert (len(table), table.digests.shape) == (0, (0, 2))
 
 
-def test_a_run_that_fails_leaves_nothing(write: Write, tmp_path: Path) -> None:
+def test_a_run_that_fails_leaves_no_half_part(write: Write, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl:2: .*format"):
         tokenise(write({"text": "a"}, {"nonsense": 1}), Letters(), tmp_path / "cache")
-    assert os.listdir(tmp_path / "cache" / "tokens") == []
+    (folder,) = (tmp_path / "cache" / "tokens").iterdir()
+    assert os.listdir(folder) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest"])
@@ -214,7 +215,7 @@ def test_a_damaged_store_is_made_again_with_a_warning(
     write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     source = write({"text": "ab"})
-    path = tokenise(source, Letters(), tmp_path).path
+    (path,) = tokenise(source, Letters(), tmp_path).folder.glob("*.arrow")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     if damage == "gone":
@@ -229,7 +230,7 @@ def test_a_damaged_store_is_made_again_with_a_warning(
 
 def test_a_folder_that_cannot_be_written_is_one_line(write: Write, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file/tokens: cannot write tokenised data .*LION_CACHE"):
+    with pytest.raises(ValueError, match=r"file/tokens/\w+: cannot write tokenised data .*LION_CACHE"):
         tokenise(write({"text": "ab"}), Letters(), tmp_path / "file")
 
 

@@ -1,0 +1,74 @@
+"""Which processes of a Trainer prepare data together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+
+from lion_lightning.meeting import ALONE, Meeting, RankLostError
+
+
+@contextmanager
+def preparing(trainer: Trainer | None, folder: Path) -> Iterator[Meeting]:
+    """The ranks that prepare data together: all where every machine sees one folder, else those of each machine.
+
+    Where one rank fails, all of them raise.
+
+    Args:
+        trainer: All of its ranks must call this together; None for a process alone.
+        folder: The cache, where they meet.
+
+    Raises:
+        RuntimeError: Another rank failed, or was lost.
+    """
+    if getattr(trainer, "world_size", 1) == 1:
+        yield ALONE
+        return
+    assert trainer is not None
+    meeting = _meet(trainer, folder)
+    mine: Exception | None = None
+    try:
+        with meeting.taking_part():
+            yield meeting
+    except RankLostError:
+        raise  # it will not answer any more
+    except Exception as error:
+        mine = error
+    said = _gather(f"{type(mine).__name__}: {mine}" if mine else None)
+    if meeting.rank == 0:
+        shutil.rmtree(meeting.notes, ignore_errors=True)
+    if mine is not None:
+        raise mine
+    for rank, text in enumerate(said):
+        if text is not None:
+            raise RuntimeError(f"rank {rank} failed: {text}")
+
+
+def _meet(trainer: Trainer, folder: Path) -> Meeting:
+    strategy = trainer.strategy
+    attempt: str = strategy.broadcast(uuid4().hex)
+    sign = folder / f"sign-{attempt}"
+    if trainer.is_global_zero:
+        with suppress(OSError):  # whoever writes there later says what is wrong, and how to mend it
+            folder.mkdir(parents=True, exist_ok=True)
+            sign.touch()
+    strategy.barrier()
+    shared = strategy.reduce_boolean_decision(sign.exists(), all=True)
+    if trainer.is_global_zero:
+        sign.unlink(missing_ok=True)
+    if shared:
+        return Meeting(folder, trainer.global_rank, trainer.world_size, attempt)
+    return Meeting(folder, trainer.local_rank, trainer.num_devices, attempt)
+
+
+def _gather(text: str | None) -> list[str | None]:
+    said: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, text)
+    return said

@@ -1,0 +1,232 @@
+"""Makes the tokens of one source, once for all runs: in parts, which ranks share, and which survive a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice, takewhile
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from lion_lightning import __version__
+from lion_lightning.cache import cache_folder, replacing, writing
+from lion_lightning.data.digests import content_digest, group_digest
+from lion_lightning.data.readers import Numbers, Row, Rows, digest
+from lion_lightning.data.sources import Source
+from lion_lightning.data.tokenized import DAMAGE, SCHEMA, TokenTable, manifest_path, part_path, read_part
+from lion_lightning.meeting import ALONE, Meeting
+from lion_lightning.types import Piece
+
+logger = logging.getLogger(__name__)
+
+STORE_VERSION = 3
+"""Raise it when the same input would give another store; older stores are then no longer found."""
+
+_BATCH_EXAMPLES = 512
+_PART_ROWS = 2048  # the fewest that are worth a file
+_MOST_PARTS = 256
+
+
+class Encoder(Protocol):
+    """What reads raw rows and tokenises them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
+
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], /) -> Sequence[Any]:
+        """Examples that a raw row holds, under the names that ``columns`` maps known columns to."""
+
+    def pieces(self, examples: Sequence[Any], where: Sequence[str], /) -> Sequence[tuple[Piece, ...]]:
+        """The pieces of each example, equally many for all: the first is the root, and the parent of all others."""
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what the other two return."""
+
+
+def tokenise(
+    source: Source, encoder: Encoder, cache_dir: str | Path | None = None, meeting: Meeting = ALONE
+) -> TokenTable:
+    """Tokenise a source, or open what an earlier run left of the same content.
+
+    Each rank of a meeting makes some of the parts and then waits for the others', so all of them must call this while
+    they take part in it. The store is the same, bit for bit, whatever their number; so is the error that a wrong row
+    gives, on every rank. Parts that were finished are kept when a run is stopped.
+
+    Args:
+        source: What to read.
+        encoder: How to read, tokenise and mask its rows.
+        cache_dir: Folder of the stores; by default ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
+        meeting: This process among those that do it together.
+
+    Raises:
+        ValueError: The source cannot be read, a row is wrong (the message names it), the folder cannot be written, or
+            ranks see other rows or have another encoder.
+        RuntimeError: Another rank failed, for another reason than a row, or was lost.
+    """
+    rows = source.open()
+    key = {"version": [STORE_VERSION, __version__], "rows": rows.fingerprint(), "encoder": encoder.fingerprint()}
+    folder = cache_folder("tokens", cache_dir) / digest(key | source.identity())
+    meeting.require_same(f"{source.path}: files, tokenizer or transform", digest(source.description()), folder.name)
+    if (table := _found(folder)) is not None:
+        return table
+    with writing(folder, "tokenised data"):
+        folder.mkdir(parents=True, exist_ok=True)
+    _Work(source, rows, encoder, meeting).make(_cut(source.choose(len(rows)), folder))
+    return TokenTable(folder)
+
+
+def _found(folder: Path) -> TokenTable | None:
+    """The whole store, if it is there."""
+    try:
+        return TokenTable(folder)
+    except FileNotFoundError:
+        return None
+    except DAMAGE as error:
+        logger.warning("The tokenised store is damaged, and what is missing of it is made again: %s", error)
+        return None
+
+
+class _Part(NamedTuple):
+    """Raw rows that lie in one file once they are tokenised. Which these are does not depend on the ranks."""
+
+    path: Path
+    numbers: Numbers
+
+    @property
+    def complaint(self) -> str:
+        """Name of the note in which the rank that makes it says which of its rows is wrong."""
+        return f"bad-{self.path.parent.name}-{self.path.stem}"
+
+    def whole(self) -> bool:
+        """Whether it is there, undamaged; while it is being replaced it is not."""
+        try:
+            return bool(read_part(self.path))
+        except (FileNotFoundError, *DAMAGE):
+            return False
+
+
+def _cut(numbers: Numbers, folder: Path) -> list[_Part]:
+    count = min(-(-len(numbers) // _PART_ROWS), _MOST_PARTS)
+    runs = np.array_split(numbers, count)
+    return [_Part(part_path(folder, number, count), run) for number, run in enumerate(runs)]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The making of a store, as far as this rank is concerned."""
+
+    source: Source
+    rows: Rows
+    encoder: Encoder
+    meeting: Meeting
+
+    def make(self, parts: Sequence[_Part]) -> None:
+        """Make this rank's parts, and wait for the others'.
+
+        They are looked at in order, so all ranks, and a single process, complain about the same row: the first.
+        """
+        self._make_mine(parts)
+        for part in parts:
+            self.meeting.wait_until(partial(self._settled, part))
+            if (complaint := self._complaint(part)).exists():
+                raise ValueError(complaint.read_text("utf-8"))
+
+    def _complaint(self, part: _Part) -> Path:
+        return self.meeting.notes / part.complaint
+
+    def _settled(self, part: _Part) -> bool:
+        """Whether there is anything to wait for any more."""
+        return self._complaint(part).exists() or part.whole()
+
+    def _make_mine(self, parts: Sequence[_Part]) -> None:
+        todo = [part for part in self.meeting.run_of(parts) if not part.whole()]
+        stream = self._read(todo)
+        for part in todo:
+            if self._given_up(parts, part):
+                return
+            try:
+                _write(part.path, self._batches(islice(stream, len(part.numbers))), self.encoder)
+            except ValueError as error:
+                if self.meeting.world == 1:
+                    raise
+                self.meeting.tell(part.complaint, str(error))
+
+    def _given_up(self, parts: Sequence[_Part], part: _Part) -> bool:
+        """Whether an earlier part cannot be made: then this one is of no use."""
+        earlier = takewhile(lambda other: other is not part, parts)
+        return any(self._complaint(other).exists() for other in earlier)
+
+    def _read(self, parts: Sequence[_Part]) -> Iterator[Row]:
+        """The rows of these parts, in one pass."""
+        numbers = np.concatenate([np.empty(0, np.int64), *(part.numbers for part in parts)])
+        rank, world = self.meeting.rank, self.meeting.world
+        whose = f", share of rank {rank} of {world}" if world > 1 else ""
+        what = f"tokenise {self.source.label}{whose}"
+        return iter(tqdm(self.rows.take(numbers), what, len(numbers), unit=" rows", delay=2, disable=rank > 0))
+
+    def _batches(self, rows: Iterable[Row]) -> Iterator[_Batch]:
+        batch = _Batch()
+        for row in rows:
+            made = self.source.examples(row, self.encoder.read)
+            batch.add(row.where, made)
+            if len(batch.examples) >= _BATCH_EXAMPLES:
+                yield batch
+                batch = _Batch()
+        yield batch
+
+
+@dataclass
+class _Batch:
+    """Examples that are encoded together, and the rows that they were made of."""
+
+    rows: int = 0
+    skipped: int = 0
+    places: list[str] = field(default_factory=list)
+    examples: list[Any] = field(default_factory=list)
+
+    def add(self, where: str, made: Sequence[Any]) -> None:
+        """Take in a row and the examples made of it."""
+        self.rows += 1
+        self.skipped += not made
+        self.places += [where] * len(made)
+        self.examples += made
+
+
+def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
+    """Write a part under another name and rename, the manifest last: a killed run leaves no half part."""
+    counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
+    with replacing(path) as draft:
+        with writing(path.parent, "tokenised data"):
+            file = pa.OSFile(str(draft), "wb")
+        with file, pa.ipc.new_stream(file, SCHEMA) as stream:
+            for batch in batches:
+                counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
+                if batch.examples:
+                    record = _record_batch(encoder.pieces(batch.examples, batch.places), batch)
+                    with writing(path.parent, "tokenised data"):
+                        stream.write_batch(record)
+    with writing(path.parent, "tokenised data"), replacing(manifest_path(path)) as manifest:
+        manifest.write_text(json.dumps(counts | {"bytes": path.stat().st_size}), "utf-8")
+
+
+def _record_batch(samples: Sequence[tuple[Piece, ...]], batch: _Batch) -> Any:
+    lengths = [[len(piece.input_ids) for piece in pieces] for pieces in samples]
+    flat = list(chain.from_iterable(samples))
+    offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)
+    ids = np.concatenate([piece.input_ids for piece in flat]).astype(np.int32)
+    mask = np.concatenate([piece.supervised for piece in flat]).astype(bool)
+    margins = [getattr(example, "margin", None) for example in batch.examples]
+    columns = [
+        *(pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, mask)),
+        pa.array(lengths, pa.list_(pa.int32())),
+        pa.array([content_digest(example) for example in batch.examples], pa.binary(16)),
+        pa.array([group_digest(example) for example in batch.examples], pa.binary(16)),
+        pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
+        pa.array(batch.places, pa.string()),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)
