@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     options, rest = _parser().parse_known_args(arguments)
     cli = build_cli(rest, run=False, kind=SettingsCLI)
     settings: Any = cli.trainer
-    gpus = options.gpus or _devices(settings)
+    gpus = _devices(settings) if options.gpus is None else options.gpus
     plan = Plan(
         _job(cli, settings, options),
         _placements(settings, gpus),

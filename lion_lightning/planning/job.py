@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class Job:
     reference_passes: int = 0
     on_gpu: bool = True
     overhead: int = 0
+    _rehearsed: dict[Any, dict[str, Counter[str]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -73,9 +74,11 @@ class Job:
             stays: See :class:`~lion_lightning.planning.rehearsal.Rehearsal`.
             gathered: Likewise.
         """
-        mixed = self.precision.endswith("-mixed")
-        own = (self.spec, self.lengths, self.parents, mixed, self.optimizer, self.on_gpu)
-        return Rehearsal(*own, stays=stays, gathered=gathered).held()
+        if (stays, gathered) not in self._rehearsed:
+            mixed = self.precision.endswith("-mixed")
+            own = (self.spec, self.lengths, self.parents, mixed, self.optimizer, self.on_gpu)
+            self._rehearsed[stays, gathered] = Rehearsal(*own, stays=stays, gathered=gathered).held()
+        return self._rehearsed[stays, gathered]
 
 
 def job_of(module: AlignmentModule, tokens: int, longest: int, precision: str, **settings: Any) -> Job:

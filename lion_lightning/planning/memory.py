@@ -165,11 +165,14 @@ class Sharded(Placement):
         )
         forward = units.root + 2 * units.layer + (units.root if job.reference else 0)
         backward = forward + units.layer_gradients + units.layer_buffer
-        update = Counter(activations=self._piece(held.pop("optimizer step")["activations"]))
-        flying = dict(zip(held, (forward, forward, backward, backward), strict=True))
+        update = Counter(activations=self._piece(held["optimizer step"]["activations"]))
+        flying = dict(zip(held, (forward, forward, backward, backward), strict=False))
         last = units.root + units.root_gradients + units.root_buffer
         return [
-            *(base.at(m, k, in_flight=flying[m] + k["copies"] + k["gradients"]) for m, k in held.items()),
+            *(
+                base.at(m, held[m], in_flight=size + held[m]["copies"] + held[m]["gradients"])
+                for m, size in flying.items()
+            ),
             base.at("embedding's gradients reduced", Counter(), in_flight=last),
             base.at("optimizer step", update),
         ]

@@ -1,0 +1,88 @@
+"""What fits where, by `lion plan`'s arithmetic: ``python benchmarks/plans.py`` prints the tables of docs/planning.md.
+
+Models of 2, 8 and 70 billion weights on 8, 64 and 512 GPUs of 80 GiB; nothing is trained, and nothing was measured on a
+GPU. About two minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from torch.optim import AdamW
+from tqdm import tqdm
+
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.quantization import NF4Spec
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.planning.job import Job, documents, pairs
+from lion_lightning.planning.memory import GIB, GPU_OVERHEAD, Offloaded, Placement, Sharded, Whole
+from lion_lightning.planning.step_time import Machine, step_time
+
+SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size")
+LLAMA = {"model_type": "llama", "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
+MODELS: dict[str, dict[str, Any]] = {
+    "2B": {
+        "model_type": "gemma",
+        "hidden_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": 16384,
+        "vocab_size": 256000,
+    },
+    "8B": LLAMA | dict(zip(SIZES, (32, 4096, 32, 14336), strict=True)),
+    "70B": LLAMA | dict(zip(SIZES, (64, 8192, 80, 28672), strict=True)),
+}
+GPUS = (8, 64, 512)
+MEMORY = 80 * GIB
+MACHINE = Machine(tflops=989, mfu=0.4, bandwidth=50)
+TOKENS = 8192
+"""Of a micro-batch on each GPU."""
+
+
+def main() -> None:
+    """Print the table, in Markdown."""
+    print("| model | stage | strategy |", " | ".join(f"{count} GPUs" for count in GPUS), "|")
+    print("|---|---|---|" + "---|" * len(GPUS))
+    for title, job, kinds in tqdm(list(_jobs()), "plans"):
+        for kind in kinds:
+            cells = [_cell(job, kind(count)) for count in GPUS]
+            print(f"| {title} | {kind.name} |", " | ".join(cells), "|", flush=True)
+
+
+def _jobs() -> Iterator[tuple[str, Job, tuple[type[Placement], ...]]]:
+    for model, config in MODELS.items():
+        spec = PolicySpec(config=config, gradient_checkpointing=True)
+        second = PolicySpec(config=config)
+        small = PolicySpec(
+            config=config, gradient_checkpointing=True, lora=LoRASpec(), quantization=NF4Spec(), dtype="bfloat16"
+        )
+        yield f"{model} | SFT", _job(spec, documents(TOKENS, 2048)), (Whole, Sharded, Offloaded)
+        yield f"{model} | DPO, frozen reference", _job(spec, pairs(TOKENS, 2048), second), (Whole, Sharded)
+        yield f"{model} | DPO, QLoRA, adapters off", _job(small, pairs(TOKENS, 2048), passes=1), (Whole,)
+
+
+def _job(spec: PolicySpec, rows: Any, reference: PolicySpec | None = None, passes: int = 0) -> Job:
+    return Job(
+        spec,
+        *rows,
+        precision="bf16-mixed",
+        optimizer=AdamW,
+        reference=reference,
+        reference_passes=1 if reference else passes,
+        overhead=GPU_OVERHEAD,
+    )
+
+
+def _cell(job: Job, placement: Placement) -> str:
+    peak = placement.peak(job).total
+    size = f"{peak / GIB:.0f} GiB"
+    return f"{size}, {step_time(job, placement, MACHINE).seconds:.1f} s" if peak <= MEMORY else f"{size}: too much"
+
+
+if __name__ == "__main__":
+    logging.getLogger("lion_lightning").setLevel(logging.ERROR)
+    main()

@@ -1,0 +1,172 @@
+"""What is reckoned of a step, against counts by hand and against the same step on real tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+from transformers import AutoModelForCausalLM
+
+from lion_lightning.cli import main
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.quantization import NF4Spec
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.planning.job import Job, documents, pairs
+from lion_lightning.planning.memory import Offloaded, Sharded, Whole, weight_bytes
+from lion_lightning.planning.placing import placements
+from lion_lightning.planning.rehearsal import Rehearsal, _batch, sketch
+from lion_lightning.planning.step_time import Machine, step_time
+from lion_lightning.planning.tally import Tally
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+WIDTH, INNER, KEYS = 32, 48, 16
+
+
+def sizes(vocabulary: int, layers: int = 2) -> tuple[int, int]:
+    """Weights of a layer (q and o, k and v, three of the MLP, two norms) and of the rest (embedding, head, norm)."""
+    layer = 2 * WIDTH * WIDTH + 2 * WIDTH * KEYS + 3 * WIDTH * INNER + 2 * WIDTH
+    return layer, 2 * vocabulary * WIDTH + WIDTH
+
+
+def job(**changes: Any) -> Job:
+    spec = PolicySpec(config=tiny.config(tie_word_embeddings=False))
+    plain = {"spec": spec, "precision": "32-true", "optimizer": AdamW, "on_gpu": False}
+    lengths, parents = documents(48, 16)
+    return Job(**{"lengths": lengths, "parents": parents, **plain, **changes})
+
+
+@pytest.fixture
+def total() -> int:
+    config = PolicySpec(config=tiny.config()).load_config()
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (WIDTH, INNER, 2)
+    layer, rest = sizes(config.vocab_size)
+    return 2 * layer + rest
+
+
+def test_weights_gradients_and_state_are_counted(total: int) -> None:
+    buffers = 4 * (WIDTH // 4) // 2 * 2  # rotary frequencies and their originals
+    peak = max(Whole().moments(job()), key=lambda moment: moment.gradients)
+    assert (peak.weights - 4 * total) in (0, buffers // 2, buffers)
+    assert peak.gradients == 4 * total
+    assert peak.optimizer == 8 * total
+    assert Whole().peak(job(optimizer=SGD)).optimizer == 0
+    piece = Sharded(8).peak(job())
+    assert piece.gradients == -(-4 * total // 8)
+    assert piece.optimizer == -(-8 * total // 8)
+    assert {(e.weights, e.gradients, e.optimizer) for e in Offloaded(8).moments(job())} == {(0, 0, 0)}
+
+
+def test_a_second_model_counts_as_reference(total: int) -> None:
+    second = PolicySpec(config=tiny.config(tie_word_embeddings=False), dtype="bfloat16")
+    assert Whole().peak(job(reference=second)).reference - 2 * total in range(128)
+
+
+def test_adapters_leave_the_base_without_gradients_and_four_bits_shrink_it() -> None:
+    spec = PolicySpec(config=tiny.config(tie_word_embeddings=False), lora=LoRASpec(r=2))
+    trained = sum(tensor.numel() for tensor in job(spec=spec).trained)
+    assert trained == 2 * 2 * (2 * 2 * WIDTH + 2 * (WIDTH + KEYS) + 3 * (WIDTH + INNER))
+    moment = max(Whole().moments(job(spec=spec)), key=lambda one: one.gradients)
+    assert (moment.gradients, moment.optimizer) == (4 * trained, 8 * trained)
+    linear = 2 * (sizes(0)[0] - 2 * WIDTH)
+    small = replace(spec, quantization=NF4Spec(double_quant=False))
+    saved = weight_bytes(spec, sketch(spec)) - weight_bytes(small, sketch(small))
+    assert saved == 4 * linear - round(linear * 4.5 / 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "checkpointing"),
+    [
+        pytest.param(documents(48, 16), False, id="documents"),
+        pytest.param(documents(48, 16), True, id="documents, checkpointed", marks=pytest.mark.slow),
+        pytest.param(pairs(48, 32), False, id="pairs", marks=pytest.mark.slow),
+        pytest.param(pairs(48, 32), True, id="pairs, checkpointed", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, checkpointing: bool) -> None:
+    """Of five layers, from rehearsals of two and of three; the real one on real tensors."""
+    shape = tiny.config(tie_word_embeddings=False, num_hidden_layers=5)
+    spec = PolicySpec(config=shape, gradient_checkpointing=checkpointing)
+    lengths, parents = rows
+    held = Rehearsal(spec, lengths, parents, autocast=False, optimizer=AdamW, foreach=False).held()
+    auto: Any = AutoModelForCausalLM
+    policy = PolicyModel(spec.adapted(auto.from_config(spec.load_config(), attn_implementation="lion"), [])).train()
+    batch, tally = _batch(lengths, parents), Tally(policy)
+    with tally:
+        with tally.at("forward"):
+            loss = policy(batch).values.sum()
+        with tally.at("backward"):
+            torch.autograd.backward(loss)
+    assert held["forward"].total() == pytest.approx(tally.peaks["forward"].total(), rel=0.02)
+    backward = max(held[moment].total() for moment in held if "backward" in moment)
+    assert backward == pytest.approx(tally.peaks["backward"].total(), rel=0.05)
+
+
+def test_time_is_the_longer_of_products_and_traffic(total: int) -> None:
+    slow = Machine(tflops=1e-6, mfu=0.5, bandwidth=1e9)
+    one = step_time(job(accumulate=3), Whole(4), slow)
+    assert one.traffic == pytest.approx(2 * 3 / 4 * 4 * total / 1e18)
+    assert one.seconds == one.compute == pytest.approx(3 * step_time(job(), Whole(1), slow).compute)
+    assert one.tokens == 48 * 3 * 4
+    halves = step_time(job(precision="bf16-mixed"), Sharded(4), slow)
+    assert halves.traffic == pytest.approx((2 * 2 + 4) * total * 3 / 4 / 1e18)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny.tokenizer_folder(tmp_path / "tokenizer")
+    (tmp_path / "my.yaml").write_text(
+        f"""
+model:
+  class_path: lion_lightning.SFTModule
+  init_args: {{policy: {{config: {tiny.config()}}}, tokenizer: {{path: {tmp_path / "tokenizer"}}}}}
+data:
+  class_path: lion_lightning.SFTDataModule
+  init_args: {{sources: [{{path: nothing.jsonl}}], max_length: 16, batch_size: 2}}
+trainer: {{accelerator: gpu, devices: auto, precision: bf16-mixed}}
+""".replace("'", '"')
+        .replace("True", "true")
+        .replace("False", "false")
+    )
+    return tmp_path / "my.yaml"
+
+
+def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fragment = Path(__file__).parents[3] / "configs" / "strategy" / "fsdp2.yaml"
+    assert main(["plan", "-c", str(config), "-c", str(fragment), "--gpus", "4", "--memory", "2.5"]) == 0
+    said = capsys.readouterr().out
+    assert "32 tokens a micro-batch x 1 accumulated x 4 GPUs: 128 tokens at most" in said
+    assert "fsdp2 (config's)" in said
+    assert [line.split()[1:] for line in said.splitlines() if line.startswith("fits")] == [["yes", "yes", "yes"]]
+    assert main(["plan", "-c", str(config), "--gpus", "1", "--memory", "2"]) == 0
+    assert "NO" in capsys.readouterr().out
+    assert not list(config.parent.glob("lightning_logs"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "trainer.devices is auto: say how many GPUs to plan for, with --gpus N"),
+        (["--gpus", "0"], "--gpus is 0; give 1 or more"),
+        (["--gpus", "2", "--trainer.strategy", "best"], "Lightning knows no 'best'"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(
+    given: list[str], said: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "-c", str(config), *given]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lion: error")]
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_a_strategy_that_is_not_known_is_said() -> None:
+    with pytest.raises(ValueError, match="what object holds is not known here"):
+        placements(object(), 2)
