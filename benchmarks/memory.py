@@ -1,11 +1,12 @@
 """Measured peaks of training on a CPU against what is reckoned: ``python benchmarks/memory.py --model FOLDER``.
 
-Three steps each of SFT and of DPO (with a second model as reference), fp32, with gradient checkpointing and without: of
-the model in FOLDER (SmolLM2-135M), and of a random Llama of another shape. Each case trains in a process of its own,
-whose peak is the largest resident set that the kernel saw (VmHWM); the reckoning is made in another, which trains
-nothing, as `lion plan` makes it. The C library is told to give freed blocks back (MALLOC_MMAP_THRESHOLD_): otherwise
-it keeps up to a quarter more than tensors ever held at once. ``--ranks 2`` trains over that many processes under FSDP2
-instead, ``--out`` writes the figures as JSON. The table is printed in Markdown; under five minutes on two cores.
+Two steps of each of CASES: of the model in FOLDER (SmolLM2-135M) and of random Llamas of other shapes. Each case trains
+in processes of its own, whose peak is the largest resident set that the kernel saw (VmHWM); the reckoning is made in
+another, which trains nothing, as `lion plan` makes it. The C library is told to give freed blocks back
+(MALLOC_MMAP_THRESHOLD_): otherwise it keeps up to a quarter more than tensors ever held at once. The time of a step is
+that of its processor (one thread a process), so that others on the machine count for little. The table is printed in
+Markdown, ``--out`` writes the figures as JSON, ``--only`` runs the cases with a word in their name. Some ten minutes on
+two cores.
 """
 
 from __future__ import annotations
@@ -18,122 +19,251 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-LLAMA: dict[str, Any] = {
+TOKENS = {
     "model_type": "llama",
-    "hidden_size": 512,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "intermediate_size": 1536,
-    "vocab_size": 32000,
     "max_position_embeddings": 4096,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-COLUMNS = ("model", "stage", "checkpointing", "measured_mib", "reckoned_mib")
-TIMEOUT = 240
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+)
+SHAPES: dict[str, dict[str, Any]] = {
+    "Llama, 512 wide": TOKENS | dict(zip(SIZES, (512, 8, 8, 4, 1536, 32000), strict=True)),
+    "Llama, 1,024 wide": TOKENS | dict(zip(SIZES, (1024, 8, 16, 8, 2816, 49152), strict=True)),
+}
+REAL = "SmolLM2-135M"
+TIMEOUT = 600
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained.
+
+    Attributes:
+        model: REAL or a name in SHAPES.
+        stage: SFT; DPO, with a second model as reference.
+        checkpointing: Whether each layer is run again in the backward pass.
+        lora: Whether adapters train, and the reference of DPO is the policy without them.
+        precision: The trainer's.
+        strategy: ``auto`` for one process; ``ddp`` and ``fsdp`` for two.
+        tokens: Of a micro-batch on each process.
+    """
+
+    model: str
+    stage: str = "SFT"
+    checkpointing: bool = False
+    lora: bool = False
+    precision: str = "32-true"
+    strategy: str = "auto"
+    tokens: int = 1024
+
+    @property
+    def ranks(self) -> int:
+        """Processes."""
+        return 1 if self.strategy == "auto" else 2
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        extras = {"checkpointed": self.checkpointing, "LoRA": self.lora, self.precision: self.precision != "32-true"}
+        return ", ".join([self.stage, *(name for name, there in extras.items() if there)])
+
+    @property
+    def spread(self) -> str:
+        """Over what."""
+        return "one" if self.ranks == 1 else f"{self.ranks}, {self.strategy}"
+
+
+SMALL, WIDE = SHAPES
+CASES = (
+    *(Case(REAL, stage, checkpointing) for stage in ("SFT", "DPO") for checkpointing in (False, True)),
+    *(Case(SMALL, stage, checkpointing) for stage in ("SFT", "DPO") for checkpointing in (False, True)),
+    Case(SMALL, precision="bf16-mixed"),
+    Case(SMALL, "DPO", lora=True),
+    Case(WIDE, "SFT", checkpointing=True, tokens=2048),
+    Case(WIDE, "DPO", checkpointing=True, lora=True, tokens=2048),
+    *(Case(SMALL, stage, strategy="ddp") for stage in ("SFT", "DPO")),
+    *(Case(SMALL, stage, c, strategy="fsdp") for stage in ("SFT", "DPO") for c in (False, True)),
+    Case(WIDE, "SFT", checkpointing=True, strategy="fsdp", tokens=2048),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Figures of a case.
+
+    Attributes:
+        measured: MiB at the peak, of the process that took most.
+        reckoned: MiB.
+        libraries: MiB of ``reckoned`` that a process has before it trains.
+        seconds: Processor seconds of the second step.
+        gflop: Reckoned 10^9 FLOPs of a step, on each process.
+    """
+
+    measured: float
+    reckoned: float
+    libraries: float
+    seconds: float
+    gflop: float
 
 
 def main() -> None:
     """Train and reckon every case, and print the table."""
     options = _options()
-    print("| model | stage | checkpointing | measured | reckoned | reckoned / measured |\n|---|---|---|---|---|---|")
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        _write_tokenizer(folder)
-        models = {"SmolLM2-135M": {"path": options.model}, "Llama, 512 wide": {"config": LLAMA}}
-        for name, policy in models.items():
-            for stage in ("SFT", "DPO"):
-                for checkpointing in (False, True):
-                    spec = {**policy, "gradient_checkpointing": checkpointing}
-                    job = {"policy": spec, "tokenizer": options.model if "path" in policy else folder, "stage": stage}
-                    found = compare({**job, "tokens": options.tokens, "ranks": options.ranks})
-                    row = [name, stage, "yes" if checkpointing else "no", *(f"{one:,.0f} MiB" for one in found)]
-                    print("|", " | ".join([*row, f"{found[1] / found[0]:.2f}"]), "|", flush=True)
-                    figures.append(dict(zip(COLUMNS, (name, stage, checkpointing, *found), strict=True)))
+        write_tokenizer(folder)
+        for case in CASES:
+            if options.only in f"{case.model}, {case.name}, {case.spread}":
+                found = compare(case, options.model if case.model == REAL else folder)
+                figures.append({**asdict(case), **asdict(found)})
+                print(rows(figures)[-1], flush=True)
+    print("\n".join(["", *HEADER, *rows(figures)]))
     if options.out:
-        Path(options.out).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def compare(job: dict[str, Any]) -> tuple[float, float]:
-    """MiB that a case took, the largest of its ranks, and that it was reckoned to take."""
+HEADER = (
+    "| model | tokens | stage | processes | measured | reckoned | ratio | without libraries | s a step | GFLOP/s |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def rows(figures: Sequence[dict[str, Any]]) -> list[str]:
+    """The table, without its header, in Markdown.
+
+    Args:
+        figures: As the JSON file has them.
+    """
+    made = []
+    for figure in figures:
+        found = Found(**{name: figure[name] for name in Found.__dataclass_fields__})
+        case = Case(**{name: figure[name] for name in Case.__dataclass_fields__})
+        beyond = (found.reckoned - found.libraries) / (found.measured - found.libraries)
+        cells = [case.model, f"{case.tokens:,}", case.name, case.spread]
+        cells += [f"{size:,.0f} MiB" for size in (found.measured, found.reckoned)]
+        cells += [f"{ratio:.2f}" for ratio in (found.reckoned / found.measured, beyond)]
+        made.append(f"| {' | '.join([*cells, f'{found.seconds:.1f}', f'{found.gflop / found.seconds:.0f}'])} |")
+    return made
+
+
+def compare(case: Case, folder: str) -> Found:
+    """Train a case and reckon it.
+
+    Args:
+        case: The case.
+        folder: Of the model, or of a tokenizer for one of SHAPES.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [_start("train", job, rank, port) for rank in range(job["ranks"])]
-    measured = max(_result(rank) for rank in ranks)
-    return measured, _result(_start("reckon", {**job}, 0, port))
+    ranks = [_start("train", case, folder, rank, port) for rank in range(case.ranks)]
+    trained = [_result(rank) for rank in ranks]
+    largest = {name: max(rank[name] for rank in trained) for name in trained[0]}
+    return Found(**largest, **_result(_start("reckon", case, folder, 0, port)))
 
 
-def train(job: dict[str, Any]) -> float:
-    """Train three steps; the peak of this process in MiB."""
-    from lightning.pytorch import Trainer
+def train(case: Case, folder: str) -> dict[str, float]:
+    """Train two steps; the peak of this process in MiB, and the second step's time."""
+    from lightning.pytorch import Callback, Trainer
     from torch.utils.data import DataLoader
 
-    from lion_lightning.strategies import FSDP2Strategy
-    from lion_lightning.types import PackedBatch
+    class Clock(Callback):
+        seconds = 0.0
 
-    module, batch = _module(job), _batch(job)
-    rows: Any = [batch] * 3
-    loader: Any = DataLoader(rows, batch_size=None)
-    assert isinstance(batch, PackedBatch)
+        def on_train_batch_start(self, *_: Any) -> None:
+            Clock.seconds -= time.process_time() if _[3] else 0.0
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            Clock.seconds += time.process_time() if _[4] else 0.0
+
+    steps: Any = [_batch(case)] * 2  # in the second, the optimizer has its state
+    loader: Any = DataLoader(steps, batch_size=None)
     trainer = Trainer(
         accelerator="cpu",
-        devices=job["ranks"],
-        strategy=FSDP2Strategy() if job["ranks"] > 1 else "auto",
+        devices=case.ranks,
+        strategy=_strategy(case),
+        precision=case.precision,  # type: ignore[arg-type]
         max_epochs=1,
+        callbacks=[Clock()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, loader)
-    return _status("VmHWM")
+    trainer.fit(_module(case, folder), loader)
+    return {"measured": _status("VmHWM"), "seconds": Clock.seconds}
 
 
-def reckon(job: dict[str, Any]) -> float:
-    """What the case is reckoned to take, in MiB."""
+def reckon(case: Case, folder: str) -> dict[str, float]:
+    """What the case is reckoned to take."""
     from lion_lightning.planning.job import job_of
-    from lion_lightning.planning.memory import Sharded, Whole, library_memory
+    from lion_lightning.planning.memory import library_memory
+    from lion_lightning.planning.placing import placements
+    from lion_lightning.planning.step_time import micro_batch_flops
 
-    module = _module(job)
-    plan = job_of(module, job["tokens"], job["tokens"], precision="32-true", on_gpu=False, overhead=library_memory())
-    placement = Sharded(job["ranks"]) if job["ranks"] > 1 else Whole()
-    for estimate in placement.moments(plan):
+    module = _module(case, folder)
+    libraries = library_memory()
+    job = job_of(module, case.tokens, case.tokens, case.precision, on_gpu=False, overhead=libraries)
+    moments = placements(_strategy(case), case.ranks)[0].moments(job)
+    for estimate in moments:
         print({name: size >> 20 for name, size in estimate.parts.items()}, estimate.moment, file=sys.stderr)
-    return placement.peak(plan).total / 2**20
+    peak = max(estimate.total for estimate in moments)
+    return {"reckoned": peak / 2**20, "libraries": libraries / 2**20, "gflop": micro_batch_flops(job) / 1e9}
 
 
-def _module(job: dict[str, Any]) -> Any:
-    from lion_lightning.models.references import FrozenReference
+def _strategy(case: Case) -> Any:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from lion_lightning.strategies import FSDP2Strategy
+
+    made = {"auto": lambda: "auto", "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True), "fsdp": FSDP2Strategy}
+    return made[case.strategy]()
+
+
+def _module(case: Case, folder: str) -> Any:
+    from lion_lightning.models.lora import LoRASpec
+    from lion_lightning.models.references import AdapterOffReference, FrozenReference
+    from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules import DPOModule, SFTModule
 
-    tokenizer = TokenizerSpec(job["tokenizer"])
-    if job["stage"] == "SFT":
-        return SFTModule(job["policy"], tokenizer)
-    return DPOModule(job["policy"], tokenizer, reference=FrozenReference())
+    source: dict[str, Any] = {"path": folder} if case.model == REAL else {"config": SHAPES[case.model]}
+    lora = LoRASpec() if case.lora else None
+    policy = PolicySpec(gradient_checkpointing=case.checkpointing, lora=lora, **source)
+    if case.stage == "SFT":
+        return SFTModule(policy, TokenizerSpec(folder))
+    return DPOModule(policy, TokenizerSpec(folder), reference=AdapterOffReference() if lora else FrozenReference())
 
 
-def _batch(job: dict[str, Any]) -> Any:
+def _batch(case: Case) -> Any:
     """A row of random tokens: one document, or one pair."""
     import numpy as np
 
     from lion_lightning.data.collate import collate
     from lion_lightning.types import Piece, Sample
 
-    draw, tokens = np.random.default_rng(0), job["tokens"]
-    lengths, parents = ((tokens,), (-1,)) if job["stage"] == "SFT" else ((tokens // 3,) * 3, (-1, 0, 0))
+    draw, tokens = np.random.default_rng(0), case.tokens
+    lengths, parents = ((tokens,), (-1,)) if case.stage == "SFT" else ((tokens // 3,) * 3, (-1, 0, 0))
     pieces = [
         Piece(
             draw.integers(3, 30000, length, dtype=np.int32),
-            np.full(length, job["stage"] == "SFT" or parent == 0),
+            np.full(length, case.stage == "SFT" or parent == 0),
             parent,
         )
         for length, parent in zip(lengths, parents, strict=True)
@@ -141,7 +271,8 @@ def _batch(job: dict[str, Any]) -> Any:
     return collate([Sample(tuple(pieces), 0)], tokens)
 
 
-def _write_tokenizer(folder: str) -> None:
+def write_tokenizer(folder: str) -> None:
+    """A tokenizer of two words, for models that have none."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -151,22 +282,21 @@ def _write_tokenizer(folder: str) -> None:
     made(tokenizer_object=words, eos_token="<end>", pad_token="<end>", unk_token="<unk>").save_pretrained(folder)
 
 
-def _start(what: str, job: dict[str, Any], rank: int, port: int) -> subprocess.Popen[str]:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"], "MASTER_PORT": port}
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
-    arguments = [sys.executable, __file__, "--run", what, "--job", json.dumps(job)]
-    own = dict(os.environ) if job["ranks"] == 1 else environment
-    return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, text=True, env=own | {"MALLOC_MMAP_THRESHOLD_": "131072"}
-    )
+def _start(what: str, case: Case, folder: str, rank: int, port: int) -> subprocess.Popen[str]:
+    own = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}
+    if case.ranks > 1:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_PORT": port}
+        own |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
+    arguments = [sys.executable, __file__, "--run", what, "--case", json.dumps([asdict(case), folder])]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=own)
 
 
-def _result(process: subprocess.Popen[str]) -> float:
+def _result(process: subprocess.Popen[str]) -> dict[str, float]:
     try:
         printed, _ = process.communicate(timeout=TIMEOUT)
     finally:
         process.kill()
-    return float(printed.strip().splitlines()[-1])
+    return dict(json.loads(printed.strip().splitlines()[-1]))
 
 
 def _status(field: str) -> float:
@@ -177,11 +307,10 @@ def _status(field: str) -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("LION_SMOLLM2"), help="folder of SmolLM2-135M")
-    parser.add_argument("--tokens", type=int, default=1024, help="of a micro-batch (1024)")
-    parser.add_argument("--ranks", type=int, default=1, help="processes; more than 1 under FSDP2 (1)")
-    parser.add_argument("--out", help="JSON file for the figures")
+    parser.add_argument("--only", default="", help="a word that the cases' names have, e.g. fsdp")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--run", choices=["train", "reckon"], help=argparse.SUPPRESS)
-    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.model is None and options.run is None:
         parser.error("--model: name the folder of SmolLM2-135M")
@@ -193,6 +322,7 @@ if __name__ == "__main__":
     if given.run:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore")
-        print({"train": train, "reckon": reckon}[given.run](given.job))
+        settings, place = given.case
+        print(json.dumps({"train": train, "reckon": reckon}[given.run](Case(**settings), place)))
     else:
         main()
