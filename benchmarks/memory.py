@@ -26,24 +26,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-TOKENS = {
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+COMMON = {
     "model_type": "llama",
     "max_position_embeddings": 4096,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "vocab_size",
-)
 SHAPES: dict[str, dict[str, Any]] = {
-    "Llama, 512 wide": TOKENS | dict(zip(SIZES, (512, 8, 8, 4, 1536, 32000), strict=True)),
-    "Llama, 1,024 wide": TOKENS | dict(zip(SIZES, (1024, 8, 16, 8, 2816, 49152), strict=True)),
+    "Llama, 512 wide": COMMON | {"vocab_size": 32000} | dict(zip(SIZES, (512, 8, 8, 4, 1536), strict=True)),
+    "Llama, 1,024 wide": COMMON | {"vocab_size": 49152} | dict(zip(SIZES, (1024, 8, 16, 8, 2816), strict=True)),
 }
 REAL = "SmolLM2-135M"
 TIMEOUT = 600
@@ -185,12 +178,13 @@ def train(case: Case, folder: str) -> dict[str, float]:
     class Clock(Callback):
         seconds = 0.0
 
-        def on_train_batch_start(self, *_: Any) -> None:
-            Clock.seconds -= time.process_time() if _[3] else 0.0
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            self.seconds = time.process_time()
 
-        def on_train_batch_end(self, *_: Any) -> None:
-            Clock.seconds += time.process_time() if _[4] else 0.0
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.seconds = time.process_time() - self.seconds  # the last step's stays
 
+    clock = Clock()
     steps: Any = [_batch(case)] * 2  # in the second, the optimizer has its state
     loader: Any = DataLoader(steps, batch_size=None)
     trainer = Trainer(
@@ -199,7 +193,7 @@ def train(case: Case, folder: str) -> dict[str, float]:
         strategy=_strategy(case),
         precision=case.precision,  # type: ignore[arg-type]
         max_epochs=1,
-        callbacks=[Clock()],
+        callbacks=[clock],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -207,14 +201,14 @@ def train(case: Case, folder: str) -> dict[str, float]:
         use_distributed_sampler=False,
     )
     trainer.fit(_module(case, folder), loader)
-    return {"measured": _status("VmHWM"), "seconds": Clock.seconds}
+    return {"measured": _status("VmHWM"), "seconds": clock.seconds}
 
 
 def reckon(case: Case, folder: str) -> dict[str, float]:
     """What the case is reckoned to take."""
     from lion_lightning.planning.job import job_of
-    from lion_lightning.planning.memory import library_memory
     from lion_lightning.planning.placing import placements
+    from lion_lightning.planning.sizes import library_memory
     from lion_lightning.planning.step_time import micro_batch_flops
 
     module = _module(case, folder)
@@ -232,7 +226,11 @@ def _strategy(case: Case) -> Any:
 
     from lion_lightning.strategies import FSDP2Strategy
 
-    made = {"auto": lambda: "auto", "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True), "fsdp": FSDP2Strategy}
+    made: dict[str, Any] = {
+        "auto": lambda: "auto",
+        "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),
+        "fsdp": FSDP2Strategy,
+    }
     return made[case.strategy]()
 
 

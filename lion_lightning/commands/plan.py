@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from lion_lightning.cli import LionCLI, build_cli
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB, Placement
-from lion_lightning.planning.placing import placements
+from lion_lightning.planning.placing import placements, recomputes
 from lion_lightning.planning.report import Plan
 from lion_lightning.planning.step_time import Machine
 
@@ -34,9 +35,10 @@ def main(arguments: list[str]) -> None:
     cli = build_cli(rest, run=False, kind=SettingsCLI)
     settings: Any = cli.trainer
     gpus = _devices(settings) if options.gpus is None else options.gpus
+    job = _job(cli, settings, options)
     plan = Plan(
-        _job(cli, settings, options),
-        _placements(settings, gpus),
+        job,
+        _placements(settings, gpus, packed=job.spec.quantization is not None),
         Machine(options.tflops, options.mfu, options.bandwidth),
         memory=round(options.memory * GIB),
         sampler=_sampler_share(settings),
@@ -67,10 +69,10 @@ def _devices(settings: Any) -> int:
     return devices * int(settings.num_nodes or 1)
 
 
-def _placements(settings: Any, gpus: int) -> list[Placement]:
+def _placements(settings: Any, gpus: int, packed: bool) -> list[Placement]:
     if gpus < 1:
         raise ValueError(f"--gpus is {gpus}; give 1 or more")
-    return placements(settings.strategy, gpus)
+    return placements(settings.strategy, gpus, packed)
 
 
 def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
@@ -78,7 +80,7 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
     tokens = options.tokens or getattr(data, "row_length", 0) * getattr(data, "batch_size", 0)
     if tokens < 1:
         raise ValueError(f"{type(data).__name__} does not say how many tokens a micro-batch has; give --tokens N")
-    return job_of(
+    job = job_of(
         cli.model,
         tokens,
         getattr(data, "max_length", tokens),
@@ -86,6 +88,9 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
         accumulate=int(settings.accumulate_grad_batches or 1),
         overhead=round(options.overhead * GIB),
     )
+    if not recomputes(settings.strategy):
+        return job
+    return replace(job, spec=replace(job.spec, gradient_checkpointing=True))
 
 
 def _sampler_share(settings: Any) -> float:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, ClassVar
 
-from torch import Tensor, nn
-
-from lion_lightning.models.sharding import decoder_layers
-from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.job import Job
-from lion_lightning.planning.rehearsal import sketch
+from lion_lightning.planning.sizes import Units, size_of, state_bytes, unpacked_bytes, weight_bytes
+from lion_lightning.planning.sketch import sketch
 
 GIB = 2**30
 
@@ -28,8 +22,8 @@ class MemoryEstimate:
 
     Attributes:
         weights: Parameters and buffers of all but the reference.
-        in_flight: 16-bit copies that autocast makes; or of a sharded model, layers that are gathered for the moment,
-            their gradients before they are reduced, and the buffers of both.
+        in_flight: 16-bit copies that autocast makes, a weight of four bits that is unpacked for its product; or of a
+            sharded model, layers gathered for the moment, their gradients before they are reduced, and buffers of both.
         gradients: Those that have been added up, with DDP's buckets.
         optimizer: State of the optimizer.
         reference: Weights of the model that the policy is compared with.
@@ -87,7 +81,11 @@ class Placement(ABC):
     """
 
     devices: int = 1
-    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """For a person."""
 
     def peak(self, job: Job) -> MemoryEstimate:
         """What a device holds when it holds most.
@@ -115,7 +113,11 @@ class Whole(Placement):
     """
 
     bucket_views: bool = False
-    name: ClassVar[str] = "ddp"
+
+    @property
+    def name(self) -> str:
+        """See the base class."""
+        return "ddp" if self.devices > 1 else "one GPU"
 
     def moments(self, job: Job) -> list[MemoryEstimate]:
         """See the base class."""
@@ -125,6 +127,7 @@ class Whole(Placement):
         held = job.held("none" if stand else "all")
         base = MemoryEstimate(
             weights=weight_bytes(job.spec, job.model),
+            in_flight=unpacked_bytes(job),
             optimizer=state_bytes(held, gradients),
             reference=weight_bytes(job.reference, sketch(job.reference)) if job.reference else 0,
             overhead=job.overhead,
@@ -150,7 +153,10 @@ class Sharded(Placement):
     forward pass to the end of the backward the unit of embedding and head, of whose gradients the same is true.
     """
 
-    name: ClassVar[str] = "fsdp2"
+    @property
+    def name(self) -> str:
+        """See the base class."""
+        return "fsdp"
 
     def moments(self, job: Job) -> list[MemoryEstimate]:
         """See the base class."""
@@ -194,93 +200,12 @@ class Sharded(Placement):
 class Offloaded(Sharded):
     """FSDP2 with ``cpu_offload``: pieces stay in the host's memory, where the optimizer works too."""
 
-    name: ClassVar[str] = "fsdp2, offloaded"
+    @property
+    def name(self) -> str:
+        """See the base class."""
+        return "fsdp, offloaded"
 
     def moments(self, job: Job) -> list[MemoryEstimate]:
         """See the base class."""
         *working, _ = super().moments(job)
         return [replace(estimate, weights=0, gradients=0, optimizer=0, reference=0) for estimate in working]
-
-
-@dataclass(frozen=True)
-class Units:
-    """Bytes of what is gathered and reduced at once, in the dtypes that it travels in.
-
-    Attributes:
-        layer: Weights of the largest decoder layer.
-        layer_gradients: Its gradients.
-        layer_buffer: The buffer in which they are reduced, fp32.
-        root: Weights outside of decoder layers: embedding, head, last norm.
-        root_gradients: Their gradients.
-        root_buffer: The buffer in which they are reduced.
-    """
-
-    layer: int
-    layer_gradients: int
-    layer_buffer: int
-    root: int
-    root_gradients: int
-    root_buffer: int
-
-    @classmethod
-    def of(cls, job: Job) -> Units:
-        """Of a job's policy."""
-        model: Any = job.model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        layers = [list(layer.parameters()) for layer in decoder_layers(base)]
-        inner = {id(parameter) for layer in layers for parameter in layer}
-        root = [parameter for parameter in model.parameters() if id(parameter) not in inner]
-        largest = max(layers, key=_numel)
-        size = 2 if job.mixed else largest[0].element_size()
-        counts = [(_numel(unit), _numel(p for p in unit if p.requires_grad)) for unit in (largest, root)]
-        (layer, layer_trained), (rest, rest_trained) = counts
-        return cls(
-            *(layer * size, layer_trained * size, layer_trained * 4),
-            *(rest * size, rest_trained * size, rest_trained * 4),
-        )
-
-
-def weight_bytes(spec: PolicySpec, model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, in four bits where they are quantised.
-
-    Args:
-        spec: What it is built from.
-        model: On the meta device.
-    """
-    size = size_of([*model.parameters(), *model.buffers()])
-    if spec.quantization is None:
-        return size
-    packed = [layer.weight for name, layer in model.named_modules() if _is_packed(name, layer)]
-    return size - size_of(packed) + round(_numel(packed) * spec.quantization.bits / 8)
-
-
-def size_of(parts: Iterable[Tensor]) -> int:
-    """Bytes of whole tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in parts)
-
-
-def state_bytes(held: dict[str, Counter[str]], gradients: int) -> int:
-    """Bytes of the optimizer's state, in proportion to the weights that it was seen with.
-
-    Args:
-        held: Of a rehearsal.
-        gradients: Bytes of the gradients of the whole model.
-    """
-    last = held["optimizer step"]
-    return last["state"] * gradients // max(1, last["trained"])
-
-
-def library_memory() -> int:
-    """Bytes of this process, which has Python and the libraries loaded; 0 where that is not known."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    return int(status.read_text("ascii").partition("VmRSS:")[2].split()[0]) * 1024
-
-
-def _is_packed(name: str, layer: Any) -> bool:
-    return isinstance(layer, nn.Linear) and not layer.weight.requires_grad and not name.endswith("lm_head")
-
-
-def _numel(parameters: Iterable[Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters)

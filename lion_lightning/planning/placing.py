@@ -15,19 +15,34 @@ from lightning.pytorch.strategies import (
 from lion_lightning.planning.memory import Offloaded, Placement, Sharded, Whole
 
 
-def placements(strategy: Any, gpus: int) -> list[Placement]:
+def placements(strategy: Any, gpus: int, packed: bool = False) -> list[Placement]:
     """That of a strategy first, and then the others, to compare with.
 
     Args:
         strategy: A trainer's ``strategy``: an object, or a name that Lightning knows.
         gpus: How many there are.
+        packed: Whether weights are held in four bits, which are not sharded.
 
     Raises:
-        ValueError: The strategy is not one whose memory is known here.
+        ValueError: The strategy is not one whose memory is known here, or not one for such weights.
     """
     own = _placement(_made(strategy), gpus)
+    if packed:
+        if isinstance(own, Sharded):
+            raise ValueError("policy.quantization: 4-bit weights are not sharded; plan with --trainer.strategy ddp")
+        return [own]
     others = [Whole(gpus, bucket_views=True), Sharded(gpus), Offloaded(gpus)] if gpus > 1 else [Whole(1)]
     return [own, *(other for other in others if type(other) is not type(own))]
+
+
+def recomputes(strategy: Any) -> bool:
+    """Whether a strategy has layers run again in the backward pass, whatever the policy says.
+
+    Args:
+        strategy: A trainer's ``strategy``.
+    """
+    made = _made(strategy)
+    return isinstance(made, FSDPStrategy) and bool(made._activation_checkpointing_kwargs)
 
 
 def _made(strategy: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,25 +13,23 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from lion_lightning.models.embeddings import vocabulary_rows
-from lion_lightning.models.policy import PolicyModel
-
 
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the memory that operations make, while it lives, by what it is for.
 
     Args:
-        policy: Its weights and buffers do not count.
+        weights: What is there already, and does not count.
+        vocabulary: Rows of the embedding, by which logits are known; None where there are none.
     """
 
-    def __init__(self, policy: PolicyModel) -> None:
+    def __init__(self, weights: Iterable[Tensor] = (), vocabulary: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.vocabulary = vocabulary_rows(policy.causal_lm)
+        self.vocabulary = vocabulary
         self.live: Counter[str] = Counter()
         self.moment = ""
         self.peaks: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._kinds: dict[int, str] = {}
-        for tensor in (*policy.parameters(), *policy.buffers()):
+        for tensor in weights:
             self._kinds[_key(tensor)] = "weights"
 
     @contextmanager

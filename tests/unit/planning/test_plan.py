@@ -17,9 +17,11 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.job import Job, documents, pairs
-from lion_lightning.planning.memory import Offloaded, Sharded, Whole, weight_bytes
+from lion_lightning.planning.memory import Offloaded, Sharded, Whole
 from lion_lightning.planning.placing import placements
-from lion_lightning.planning.rehearsal import Rehearsal, _batch, sketch
+from lion_lightning.planning.rehearsal import Rehearsal, _batch
+from lion_lightning.planning.sizes import weight_bytes
+from lion_lightning.planning.sketch import sketch
 from lion_lightning.planning.step_time import Machine, step_time
 from lion_lightning.planning.tally import Tally
 from tests import tiny
@@ -97,7 +99,7 @@ def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, checkpointing: bo
     held = Rehearsal(spec, lengths, parents, autocast=False, optimizer=AdamW, foreach=False).held()
     auto: Any = AutoModelForCausalLM
     policy = PolicyModel(spec.adapted(auto.from_config(spec.load_config(), attn_implementation="lion"), [])).train()
-    batch, tally = _batch(lengths, parents), Tally(policy)
+    batch, tally = _batch(lengths, parents), Tally((*policy.parameters(), *policy.buffers()))
     with tally:
         with tally.at("forward"):
             loss = policy(batch).values.sum()
@@ -143,7 +145,7 @@ def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFi
     assert main(["plan", "-c", str(config), "-c", str(fragment), "--gpus", "4", "--memory", "2.5"]) == 0
     said = capsys.readouterr().out
     assert "32 tokens a micro-batch x 1 accumulated x 4 GPUs: 128 tokens at most" in said
-    assert "fsdp2 (config's)" in said
+    assert "fsdp (config's)" in said
     assert [line.split()[1:] for line in said.splitlines() if line.startswith("fits")] == [["yes", "yes", "yes"]]
     assert main(["plan", "-c", str(config), "--gpus", "1", "--memory", "2"]) == 0
     assert "NO" in capsys.readouterr().out

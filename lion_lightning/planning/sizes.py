@@ -1,0 +1,105 @@
+"""Bytes that follow from shapes alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lion_lightning.models.sharding import decoder_layers
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.planning.job import Job
+from lion_lightning.planning.sketch import packed_layers
+
+
+@dataclass(frozen=True)
+class Units:
+    """Bytes of what is gathered and reduced at once, in the dtypes that it travels in.
+
+    Attributes:
+        layer: Weights of the largest decoder layer.
+        layer_gradients: Its gradients.
+        layer_buffer: The buffer in which they are reduced, fp32.
+        root: Weights outside of decoder layers: embedding, head, last norm.
+        root_gradients: Their gradients.
+        root_buffer: The buffer in which they are reduced.
+    """
+
+    layer: int
+    layer_gradients: int
+    layer_buffer: int
+    root: int
+    root_gradients: int
+    root_buffer: int
+
+    @classmethod
+    def of(cls, job: Job) -> Units:
+        """Of a job's policy."""
+        model: Any = job.model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        layers = [list(layer.parameters()) for layer in decoder_layers(base)]
+        inner = {id(parameter) for layer in layers for parameter in layer}
+        root = [parameter for parameter in model.parameters() if id(parameter) not in inner]
+        largest = max(layers, key=_numel)
+        size = 2 if job.mixed else largest[0].element_size()
+        counts = [(_numel(unit), _numel(p for p in unit if p.requires_grad)) for unit in (largest, root)]
+        (layer, layer_trained), (rest, rest_trained) = counts
+        return cls(
+            *(layer * size, layer_trained * size, layer_trained * 4),
+            *(rest * size, rest_trained * size, rest_trained * 4),
+        )
+
+
+def weight_bytes(spec: PolicySpec, model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, in four bits where they are quantised.
+
+    Args:
+        spec: What it is built from.
+        model: On the meta device.
+    """
+    size = size_of([*model.parameters(), *model.buffers()])
+    packed = [layer.weight for layer in packed_layers(spec, model)]
+    bits = spec.quantization.bits if spec.quantization else 0.0
+    return size - size_of(packed) + round(_numel(packed) * bits / 8)
+
+
+def unpacked_bytes(job: Job) -> int:
+    """Bytes of the largest weight of four bits, brought to the dtype of its product.
+
+    Args:
+        job: What is trained.
+    """
+    element = 2 if job.mixed or job.spec.dtype != "float32" else 4
+    return element * max((layer.weight.numel() for layer in packed_layers(job.spec, job.model)), default=0)
+
+
+def size_of(parts: Iterable[Tensor]) -> int:
+    """Bytes of whole tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in parts)
+
+
+def state_bytes(held: dict[str, Counter[str]], gradients: int) -> int:
+    """Bytes of the optimizer's state, in proportion to the weights that it was seen with.
+
+    Args:
+        held: Of a rehearsal.
+        gradients: Bytes of the gradients of the whole model.
+    """
+    last = held["optimizer step"]
+    return last["state"] * gradients // max(1, last["trained"])
+
+
+def library_memory() -> int:
+    """Bytes of this process, which has Python and the libraries loaded; 0 where that is not known."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    return int(status.read_text("ascii").partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def _numel(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

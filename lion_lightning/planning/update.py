@@ -1,0 +1,83 @@
+"""What an optimizer keeps, and what comes and goes while it steps: found out by letting it step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lion_lightning.planning.tally import Tally
+
+Factory = Callable[[Any], Optimizer]
+"""From parameter groups to an optimizer."""
+
+SAMPLE = (1024, 1024)
+"""Shape of the weight on which an optimizer is tried that will not step without values."""
+
+
+def update(make: Factory, shapes: Sequence[tuple[torch.Size, torch.dtype]], foreach: bool) -> Counter[str]:
+    """Bytes of a step: ``activations`` come and go, ``state`` is kept, and ``trained`` are those of the weights.
+
+    Of an optimizer that will not step without values they are those of one weight of SAMPLE, and nothing comes and
+    goes: kernels outside of PyTorch work in place.
+
+    Args:
+        make: Makes the optimizer.
+        shapes: Of the weights, each with its dtype.
+        foreach: Whether it works on all weights at once where it has the choice, as PyTorch's do on GPUs.
+
+    Raises:
+        ValueError: The optimizer does not step on a CPU at all.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _stepped(make, [torch.zeros(shape, dtype=dtype) for shape, dtype in shapes], foreach)
+    except Exception:  # such kernels fail in all kinds of ways
+        return _tried(make, shapes[0][1])
+
+
+def _tried(make: Factory, dtype: torch.dtype) -> Counter[str]:
+    try:
+        found = _stepped(make, [torch.zeros(SAMPLE, dtype=dtype)], foreach=False)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"model.optimizer: it does not step on a CPU ({reason}), so its state cannot be counted; plan with "
+            "--model.init_args.optimizer torch.optim.AdamW"
+        ) from error
+    return Counter(state=found["state"], trained=found["trained"])
+
+
+def _stepped(make: Factory, values: Iterable[Tensor], foreach: bool) -> Counter[str]:
+    """Step twice: the first makes the state, the second tells what comes and goes."""
+    trained = [nn.Parameter(value) for value in values]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = _optimizer(make, trained, foreach)
+    optimizer.step()
+    state = [part for parts in optimizer.state.values() for part in parts.values() if isinstance(part, Tensor)]
+    with Tally((*trained, *(p.grad for p in trained if p.grad is not None), *state)) as tally, tally.at("step"):
+        optimizer.step()
+    return Counter(
+        activations=tally.peaks["step"].total(),
+        state=_bytes(part for part in state if part.dim() > 0),
+        trained=_bytes(trained),
+    )
+
+
+def _optimizer(make: Factory, trained: list[nn.Parameter], foreach: bool) -> Optimizer:
+    optimizer = make([{"params": trained}])
+    for group in optimizer.param_groups:
+        if foreach and not group.get("fused") and group.get("foreach", False) is None:
+            group["foreach"] = True
+    return optimizer
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
