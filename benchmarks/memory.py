@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,6 +76,15 @@ class Case:
     def spread(self) -> str:
         """Over what."""
         return "one" if self.ranks == 1 else f"{self.ranks}, {self.strategy}"
+
+    def job(self, folder: str) -> dict[str, Any]:
+        """What ``memory_sides.py`` is told.
+
+        Args:
+            folder: Of the model, or of a tokenizer for one of SHAPES.
+        """
+        source = {"path": folder} if self.model == REAL else {"config": SHAPES[self.model]}
+        return {**asdict(self), "ranks": self.ranks, "source": source, "tokenizer": folder}
 
 
 SMALL, WIDE = SHAPES
@@ -170,105 +176,6 @@ def compare(case: Case, folder: str) -> Found:
     return Found(**largest, **_result(_start("reckon", case, folder, 0, port)))
 
 
-def train(case: Case, folder: str) -> dict[str, float]:
-    """Train two steps; the peak of this process in MiB, and the second step's time."""
-    from lightning.pytorch import Callback, Trainer
-    from torch.utils.data import DataLoader
-
-    class Clock(Callback):
-        seconds = 0.0
-
-        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-            self.seconds = time.process_time()
-
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.seconds = time.process_time() - self.seconds  # the last step's stays
-
-    clock = Clock()
-    steps: Any = [_batch(case)] * 2  # in the second, the optimizer has its state
-    loader: Any = DataLoader(steps, batch_size=None)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=case.ranks,
-        strategy=_strategy(case),
-        precision=case.precision,  # type: ignore[arg-type]
-        max_epochs=1,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(_module(case, folder), loader)
-    return {"measured": _status("VmHWM"), "seconds": clock.seconds}
-
-
-def reckon(case: Case, folder: str) -> dict[str, float]:
-    """What the case is reckoned to take."""
-    from lion_lightning.planning.job import job_of
-    from lion_lightning.planning.placing import placements
-    from lion_lightning.planning.sizes import library_memory
-    from lion_lightning.planning.step_time import micro_batch_flops
-
-    module = _module(case, folder)
-    libraries = library_memory()
-    job = job_of(module, case.tokens, case.tokens, case.precision, on_gpu=False, overhead=libraries)
-    moments = placements(_strategy(case), case.ranks)[0].moments(job)
-    for estimate in moments:
-        print({name: size >> 20 for name, size in estimate.parts.items()}, estimate.moment, file=sys.stderr)
-    peak = max(estimate.total for estimate in moments)
-    return {"reckoned": peak / 2**20, "libraries": libraries / 2**20, "gflop": micro_batch_flops(job) / 1e9}
-
-
-def _strategy(case: Case) -> Any:
-    from lightning.pytorch.strategies import DDPStrategy
-
-    from lion_lightning.strategies import FSDP2Strategy
-
-    made: dict[str, Any] = {
-        "auto": lambda: "auto",
-        "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),
-        "fsdp": FSDP2Strategy,
-    }
-    return made[case.strategy]()
-
-
-def _module(case: Case, folder: str) -> Any:
-    from lion_lightning.models.lora import LoRASpec
-    from lion_lightning.models.references import AdapterOffReference, FrozenReference
-    from lion_lightning.models.spec import PolicySpec
-    from lion_lightning.models.tokenizer import TokenizerSpec
-    from lion_lightning.modules import DPOModule, SFTModule
-
-    source: dict[str, Any] = {"path": folder} if case.model == REAL else {"config": SHAPES[case.model]}
-    lora = LoRASpec() if case.lora else None
-    policy = PolicySpec(gradient_checkpointing=case.checkpointing, lora=lora, **source)
-    if case.stage == "SFT":
-        return SFTModule(policy, TokenizerSpec(folder))
-    return DPOModule(policy, TokenizerSpec(folder), reference=AdapterOffReference() if lora else FrozenReference())
-
-
-def _batch(case: Case) -> Any:
-    """A row of random tokens: one document, or one pair."""
-    import numpy as np
-
-    from lion_lightning.data.collate import collate
-    from lion_lightning.types import Piece, Sample
-
-    draw, tokens = np.random.default_rng(0), case.tokens
-    lengths, parents = ((tokens,), (-1,)) if case.stage == "SFT" else ((tokens // 3,) * 3, (-1, 0, 0))
-    pieces = [
-        Piece(
-            draw.integers(3, 30000, length, dtype=np.int32),
-            np.full(length, case.stage == "SFT" or parent == 0),
-            parent,
-        )
-        for length, parent in zip(lengths, parents, strict=True)
-    ]
-    return collate([Sample(tuple(pieces), 0)], tokens)
-
-
 def write_tokenizer(folder: str) -> None:
     """A tokenizer of two words, for models that have none."""
     from tokenizers import Tokenizer
@@ -285,7 +192,7 @@ def _start(what: str, case: Case, folder: str, rank: int, port: int) -> subproce
     if case.ranks > 1:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_PORT": port}
         own |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
-    arguments = [sys.executable, __file__, "--run", what, "--case", json.dumps([asdict(case), folder])]
+    arguments = [sys.executable, str(Path(__file__).with_name("memory_sides.py")), what, json.dumps(case.job(folder))]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=own)
 
 
@@ -297,30 +204,16 @@ def _result(process: subprocess.Popen[str]) -> dict[str, float]:
     return dict(json.loads(printed.strip().splitlines()[-1]))
 
 
-def _status(field: str) -> float:
-    """A figure of this process in MiB."""
-    return int(Path("/proc/self/status").read_text(encoding="ascii").partition(f"{field}:")[2].split()[0]) / 1024
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("LION_SMOLLM2"), help="folder of SmolLM2-135M")
     parser.add_argument("--only", default="", help="a word that the cases' names have, e.g. fsdp")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    parser.add_argument("--run", choices=["train", "reckon"], help=argparse.SUPPRESS)
-    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.model is None and options.run is None:
+    if options.model is None:
         parser.error("--model: name the folder of SmolLM2-135M")
     return options
 
 
 if __name__ == "__main__":
-    given = _options()
-    if given.run:
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore")
-        settings, place = given.case
-        print(json.dumps({"train": train, "reckon": reckon}[given.run](Case(**settings), place)))
-    else:
-        main()
+    main()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim import SGD, AdamW
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from torch.optim import SGD, AdamW, Optimizer
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.cli import main
@@ -18,12 +19,14 @@ from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.job import Job, documents, pairs
 from lion_lightning.planning.memory import Offloaded, Sharded, Whole
-from lion_lightning.planning.placing import placements
+from lion_lightning.planning.placing import placements, recomputes
 from lion_lightning.planning.rehearsal import Rehearsal, _batch
 from lion_lightning.planning.sizes import weight_bytes
 from lion_lightning.planning.sketch import sketch
 from lion_lightning.planning.step_time import Machine, step_time
 from lion_lightning.planning.tally import Tally
+from lion_lightning.planning.update import update
+from lion_lightning.strategies import FSDP2Strategy, WrapLayers
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -63,6 +66,33 @@ def test_weights_gradients_and_state_are_counted(total: int) -> None:
     assert piece.gradients == -(-4 * total // 8)
     assert piece.optimizer == -(-8 * total // 8)
     assert {(e.weights, e.gradients, e.optimizer) for e in Offloaded(8).moments(job())} == {(0, 0, 0)}
+
+
+class Bytes(Optimizer):
+    """Keeps a byte for each weight, as 8-bit optimizers do, and looks at values."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            float(parameter.sum())
+            self.state[parameter]["moment"] = torch.zeros(parameter.shape, dtype=torch.uint8)
+
+
+class Broken(Bytes):
+    def step(self, closure: Any = None) -> None:
+        raise RuntimeError("no kernel")
+
+
+def test_an_optimizer_that_looks_at_values_is_tried_on_a_real_weight(total: int) -> None:
+    # AdamW, a weight at a time: the root of the second moment, and that root corrected for bias
+    shapes = [(torch.Size((3, 5)), torch.float32)]
+    assert update(AdamW, shapes, foreach=False) == {"activations": 2 * 4 * 15, "state": 8 * 15, "trained": 4 * 15}
+    assert update(Bytes, shapes, foreach=False) == {"state": 2**20, "trained": 2**22}
+    assert Whole().peak(job(optimizer=Bytes)).optimizer == total
+    with pytest.raises(ValueError, match=r"model.optimizer: it does not step on a CPU \(no kernel\)"):
+        update(Broken, shapes, foreach=False)
 
 
 def test_a_second_model_counts_as_reference(total: int) -> None:
@@ -167,6 +197,22 @@ def test_what_cannot_be_planned_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lion: error")]
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_strategies_say_how_they_spread_a_model() -> None:
+    views = DDPStrategy(gradient_as_bucket_view=True)
+    assert [type(one) for one in placements(views, 2)] == [Whole, Sharded, Offloaded]
+    assert (placements(views, 2)[0], placements("ddp", 2)[0]) == (Whole(2, bucket_views=True), Whole(2))
+    assert placements(FSDP2Strategy(cpu_offload=True), 2)[0] == Offloaded(2)
+    assert placements("auto", 1) == [Whole(1)]
+    assert recomputes(FSDPStrategy(activation_checkpointing_policy=WrapLayers()))
+    assert not recomputes(FSDPStrategy())
+
+
+def test_four_bits_are_not_sharded() -> None:
+    assert placements("ddp", 2, packed=True) == [Whole(2)]
+    with pytest.raises(ValueError, match="4-bit weights are not sharded"):
+        placements(FSDP2Strategy(), 2, packed=True)
 
 
 def test_a_strategy_that_is_not_known_is_said() -> None:

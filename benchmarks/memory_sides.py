@@ -1,0 +1,122 @@
+"""The two sides of ``memory.py``, each run in a process of its own: ``python memory_sides.py train|reckon JOB``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def train(job: dict[str, Any]) -> dict[str, float]:
+    """Train two steps; the peak of this process in MiB, and the second step's time."""
+    from lightning.pytorch import Callback, Trainer
+    from torch.utils.data import DataLoader
+
+    class Clock(Callback):
+        seconds = 0.0
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            self.seconds = time.process_time()
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.seconds = time.process_time() - self.seconds  # the last step's stays
+
+    clock = Clock()
+    steps: Any = [_batch(job)] * 2  # in the second, the optimizer has its state
+    loader: Any = DataLoader(steps, batch_size=None)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=job["ranks"],
+        strategy=_strategy(job),
+        precision=job["precision"],
+        max_epochs=1,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(_module(job), loader)
+    return {"measured": _status("VmHWM"), "seconds": clock.seconds}
+
+
+def reckon(job: dict[str, Any]) -> dict[str, float]:
+    """What the case is reckoned to take."""
+    from lion_lightning.planning.job import job_of
+    from lion_lightning.planning.placing import placements
+    from lion_lightning.planning.sizes import library_memory
+    from lion_lightning.planning.step_time import micro_batch_flops
+
+    module = _module(job)
+    libraries = library_memory()
+    planned = job_of(module, job["tokens"], job["tokens"], job["precision"], on_gpu=False, overhead=libraries)
+    moments = placements(_strategy(job), job["ranks"])[0].moments(planned)
+    for estimate in moments:
+        print({name: size >> 20 for name, size in estimate.parts.items()}, estimate.moment, file=sys.stderr)
+    peak = max(estimate.total for estimate in moments)
+    return {"reckoned": peak / 2**20, "libraries": libraries / 2**20, "gflop": micro_batch_flops(planned) / 1e9}
+
+
+def _strategy(job: dict[str, Any]) -> Any:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from lion_lightning.strategies import FSDP2Strategy
+
+    made: dict[str, Any] = {
+        "auto": lambda: "auto",
+        "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),
+        "fsdp": FSDP2Strategy,
+    }
+    return made[job["strategy"]]()
+
+
+def _module(job: dict[str, Any]) -> Any:
+    from lion_lightning.models.lora import LoRASpec
+    from lion_lightning.models.references import AdapterOffReference, FrozenReference
+    from lion_lightning.models.spec import PolicySpec
+    from lion_lightning.models.tokenizer import TokenizerSpec
+    from lion_lightning.modules import DPOModule, SFTModule
+
+    lora = LoRASpec() if job["lora"] else None
+    policy = PolicySpec(gradient_checkpointing=job["checkpointing"], lora=lora, **job["source"])
+    if job["stage"] == "SFT":
+        return SFTModule(policy, TokenizerSpec(job["tokenizer"]))
+    return DPOModule(
+        policy, TokenizerSpec(job["tokenizer"]), reference=AdapterOffReference() if lora else FrozenReference()
+    )
+
+
+def _batch(job: dict[str, Any]) -> Any:
+    """A row of random tokens: one document, or one pair."""
+    import numpy as np
+
+    from lion_lightning.data.collate import collate
+    from lion_lightning.types import Piece, Sample
+
+    draw, tokens = np.random.default_rng(0), job["tokens"]
+    lengths, parents = ((tokens,), (-1,)) if job["stage"] == "SFT" else ((tokens // 3,) * 3, (-1, 0, 0))
+    pieces = [
+        Piece(
+            draw.integers(3, 30000, length, dtype=np.int32),
+            np.full(length, job["stage"] == "SFT" or parent == 0),
+            parent,
+        )
+        for length, parent in zip(lengths, parents, strict=True)
+    ]
+    return collate([Sample(tuple(pieces), 0)], tokens)
+
+
+def _status(field: str) -> float:
+    """A figure of this process in MiB."""
+    return int(Path("/proc/self/status").read_text(encoding="ascii").partition(f"{field}:")[2].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    print(json.dumps({"train": train, "reckon": reckon}[sys.argv[1]](json.loads(sys.argv[2]))))
