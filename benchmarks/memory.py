@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Case:
         stage: SFT; DPO, with a second model as reference.
         checkpointing: Whether each layer is run again in the backward pass.
         lora: Whether adapters train, and the reference of DPO is the policy without them.
+        packed: Whether the weights under the adapters are held in four bits; such cases need bitsandbytes.
         precision: The trainer's.
         strategy: ``auto`` for one process; ``ddp`` and ``fsdp`` for two.
         tokens: Of a micro-batch on each process.
@@ -57,6 +59,7 @@ class Case:
     stage: str = "SFT"
     checkpointing: bool = False
     lora: bool = False
+    packed: bool = False
     precision: str = "32-true"
     strategy: str = "auto"
     tokens: int = 1024
@@ -69,7 +72,12 @@ class Case:
     @property
     def name(self) -> str:
         """For a person."""
-        extras = {"checkpointed": self.checkpointing, "LoRA": self.lora, self.precision: self.precision != "32-true"}
+        extras = {
+            "checkpointed": self.checkpointing,
+            "LoRA": self.lora,
+            "4 bits": self.packed,
+            self.precision: self.precision != "32-true",
+        }
         return ", ".join([self.stage, *(name for name, there in extras.items() if there)])
 
     @property
@@ -95,6 +103,7 @@ CASES = (
     Case(SMALL, "DPO", lora=True),
     Case(WIDE, "SFT", checkpointing=True, tokens=2048),
     Case(WIDE, "DPO", checkpointing=True, lora=True, tokens=2048),
+    Case(REAL, "DPO", lora=True, packed=True),
     *(Case(SMALL, stage, strategy="ddp") for stage in ("SFT", "DPO")),
     *(Case(SMALL, stage, c, strategy="fsdp") for stage in ("SFT", "DPO") for c in (False, True)),
     Case(WIDE, "SFT", checkpointing=True, strategy="fsdp", tokens=2048),
@@ -124,10 +133,11 @@ def main() -> None:
     """Train and reckon every case, and print the table."""
     options = _options()
     figures: list[dict[str, Any]] = []
+    bits = find_spec("bitsandbytes") is not None
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(folder)
         for case in CASES:
-            if options.only in f"{case.model}, {case.name}, {case.spread}":
+            if options.only in f"{case.model}, {case.name}, {case.spread}" and (bits or not case.packed):
                 found = compare(case, options.model if case.model == REAL else folder)
                 figures.append({**asdict(case), **asdict(found)})
                 print(rows(figures)[-1], flush=True)

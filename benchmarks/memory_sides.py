@@ -55,7 +55,7 @@ def reckon(job: dict[str, Any]) -> dict[str, float]:
     module = _module(job)
     libraries = library_memory()
     planned = job_of(module, job["tokens"], job["tokens"], job["precision"], on_gpu=False, overhead=libraries)
-    moments = placements(_strategy(job), job["ranks"])[0].moments(planned)
+    moments = placements(_strategy(job), job["ranks"], job["packed"])[0].moments(planned)
     for estimate in moments:
         print({name: size >> 20 for name, size in estimate.parts.items()}, estimate.moment, file=sys.stderr)
     peak = max(estimate.total for estimate in moments)
@@ -77,13 +77,15 @@ def _strategy(job: dict[str, Any]) -> Any:
 
 def _module(job: dict[str, Any]) -> Any:
     from lion_lightning.models.lora import LoRASpec
+    from lion_lightning.models.quantization import NF4Spec
     from lion_lightning.models.references import AdapterOffReference, FrozenReference
     from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules import DPOModule, SFTModule
 
     lora = LoRASpec() if job["lora"] else None
-    policy = PolicySpec(gradient_checkpointing=job["checkpointing"], lora=lora, **job["source"])
+    packed = NF4Spec() if job["packed"] else None
+    policy = PolicySpec(gradient_checkpointing=job["checkpointing"], lora=lora, quantization=packed, **job["source"])
     if job["stage"] == "SFT":
         return SFTModule(policy, TokenizerSpec(job["tokenizer"]))
     return DPOModule(
