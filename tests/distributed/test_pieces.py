@@ -1,0 +1,65 @@
+"""A stored model on two ranks: it is read from disk once, between them, and neither ever holds all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+
+from lion_lightning.models.loading import WeightFiles
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.sharding import Sharding
+from lion_lightning.models.spec import PolicySpec
+from tests.distributed.ranks import run_ranks
+from tests.tiny import LiveTensors, policy
+
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
+
+LAYERS = 12
+MODELS: dict[str, tuple[bool, LoRASpec | None]] = {
+    "tied": (True, None),
+    "untied": (False, None),
+    "lora": (True, LoRASpec(r=4)),
+}
+
+
+def build(rank: int, world: int, folder: Path) -> dict[str, dict[str, int]]:
+    """What this rank reads of each model, and the most bytes that it holds meanwhile."""
+    torch.distributed.init_process_group("gloo")
+    sharding = Sharding(init_device_mesh("cpu", (world,)), torch.device("cpu"))
+    read: list[int] = []
+    rows_of = WeightFiles.rows
+
+    def rows(files: WeightFiles, name: str, rows: range) -> torch.Tensor:
+        found = rows_of(files, name, rows)
+        read.append(found.numel())
+        return found
+
+    WeightFiles.rows = rows  # type: ignore[method-assign]
+    made = {}
+    for name, (tied, lora) in MODELS.items():
+        with LiveTensors() as live:
+            PolicySpec(path=str(folder / f"tied {tied}"), lora=lora).build(sharding=sharding)
+        made[name] = {"read": sum(read), "held": live.most}
+        read.clear()
+    return made
+
+
+def test_ranks_read_a_model_once_between_them_and_hold_their_rows_and_a_layer(tmp_path: Path) -> None:
+    stored: dict[bool, dict[str, Any]] = {}
+    for tied in (True, False):
+        whole = policy(tie_word_embeddings=tied, num_hidden_layers=LAYERS)
+        whole.causal_lm.save_pretrained(tmp_path / f"tied {tied}")
+        stored[tied] = load_file(tmp_path / f"tied {tied}" / "model.safetensors")
+    ranks = run_ranks(build, tmp_path, tmp_path)
+    for name, (tied, _) in MODELS.items():
+        sizes = {key: tensor.numel() for key, tensor in stored[tied].items()}
+        assert tied != ("lm_head.weight" in sizes)
+        assert sum(rank[name]["read"] for rank in ranks) == sum(sizes.values())
+        layer = sum(size for key, size in sizes.items() if ".layers.0." in key)
+        rest = sum(sizes.values()) - LAYERS * layer
+        print(name, [rank[name] for rank in ranks], 4 * sum(sizes.values()), 4 * layer, 4 * rest)
