@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lion_lightning.cli_errors import explain
 from lion_lightning.data.sft import SFTDataModule
+from lion_lightning.data.sources import Source
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
@@ -77,7 +78,7 @@ def fit(folder: Path, case: Case, rank: int, saved: str | None = None, world: in
     own = {key: value[rank] if isinstance(value, list) else value for key, value in case.options.items()}
     ranks = {"strategy": case.strategy(), "devices": world} if world > 1 else {}
     module = case.kind(PolicySpec(config=case.model), TokenizerSpec(str(folder)))
-    data = SFTDataModule(sources=[{"path": str(folder / "rows.jsonl")}], tokenizer=module.tokenizer_spec, max_length=16)  # type: ignore[list-item]
+    data = SFTDataModule([Source(str(folder / "rows.jsonl"))], module.tokenizer_spec, max_length=16)
     run = trainer(max_steps=1, **own, **ranks)
     run.fit(module, datamodule=data, ckpt_path=case.start and folder / case.start)
     if saved is not None:
