@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.constants import default_pg_timeout
+from torch.optim import Optimizer
 
 from lion_lightning.models.checkpoints import is_folder
 
@@ -64,8 +69,42 @@ class FSDP2Strategy(ModelParallelStrategy):
         Raises:
             ValueError: On every rank, if it is not one that this strategy can read.
         """
-        _require_readable(Path(self.broadcast(checkpoint_path)))
-        return super().load_checkpoint(checkpoint_path, weights_only is not False)
+        path = Path(self.broadcast(checkpoint_path))
+        _require_readable(path)
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only is not False)
+        optimizers, self.optimizers = self.optimizers, []
+        checkpoint = super().load_checkpoint(path, weights_only is not False)
+        self.optimizers = optimizers
+        self._load_states(checkpoint.get("optimizer_states", []))
+        return checkpoint
+
+    def _load_states(self, states: Sequence[dict[str, Any]]) -> None:
+        """Lightning takes numbers of an unsharded run for places in the module; they are places in the groups."""
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        for optimizer, state in zip(self.optimizers, states, strict=False):  # none, unless it is about to train
+            set_optimizer_state_dict(self.model, optimizer, _by_name(state, optimizer, self.model), options=options)
+
+
+def _by_name(state: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
+    """An optimizer's state with its parameters' names for keys, as a sharded run has saved it.
+
+    Raises:
+        ValueError: If it is of other parameters.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    saved, own = ([group["params"] for group in made] for made in (state["param_groups"], optimizer.param_groups))
+    if all(isinstance(key, str) for key in chain(*saved)):
+        return state
+    if [len(group) for group in saved] != [len(group) for group in own]:
+        raise ValueError(
+            "the checkpoint's optimizer trained other parameters than this run's; resume with the policy and the "
+            "optimizer that it was written with"
+        )
+    known = {key: names[id(p)] for key, p in zip(chain(*saved), chain(*own), strict=True)}
+    groups = [group | {"params": [known[key] for key in group["params"]]} for group in state["param_groups"]]
+    return {"state": {known[key]: entry for key, entry in state["state"].items()}, "param_groups": groups}
 
 
 def _require_readable(path: Path) -> None:
