@@ -227,7 +227,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = result if isinstance(result, tuple | list) else (result,)
         storages = [_storage(item) for item in made if isinstance(item, Tensor) and not item.is_meta]
         new = {s._cdata: s for s in storages if s._cdata not in self._before | self._made.keys()}
-        self._made |= {place: StorageWeakRef(storage) for place, storage in new.items()}
+        self._made |= {place: StorageWeakRef(storage) for place, storage in new.items()}  # type: ignore[no-untyped-call]
         self._made = {place: ref for place, ref in self._made.items() if not ref.expired()}  # type: ignore[no-untyped-call]
         self.most = max(self.most, sum(map(_bytes, self._made)))
         return result

@@ -37,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "lora, embedding whole": {"lora": LoRASpec(r=4, modules_to_save=["embed_tokens"])},
 }
 MODELS = {"tied": True, "untied": False}
+BY_ROWS = ("from a folder", "new tokens", "chosen rows", "lora, new tokens")
+"""Cases in which it matters how many rows a rank has: 101 or 104 of embeddings come out uneven on four ranks."""
 
 
 def module(folder: Path, model: str, momentum: float = 0.0, rank: int = 0, **how: Any) -> SFTModule:
@@ -68,9 +70,8 @@ def fit(rank: int, world: int, folder: Path, model: str, **how: Any) -> dict[str
 
 
 def fit_all(rank: int, world: int, folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        f"{model}, {name}": fit(rank, world, folder, model, **how) for model in MODELS for name, how in CASES.items()
-    }
+    names = BY_ROWS if world > 2 else CASES
+    return {f"{model}, {name}": fit(rank, world, folder, model, **CASES[name]) for model in MODELS for name in names}
 
 
 def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -96,9 +97,10 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("world", [2, 4])
 def test_sharded_ranks_train_as_one_process(world: int, folder: Path, alone: dict[str, Any], tmp_path: Path) -> None:
     for rank in run_ranks(fit_all, tmp_path, folder, world=world):
-        for name, expected in alone.items():
-            assert rank[name]["sharded"]
-            assert_same(rank[name], expected)
+        assert rank.keys() == alone.keys() or world > 2
+        for name, result in rank.items():
+            assert result["sharded"]
+            assert_same(result, alone[name])
 
 
 # --- checkpoints

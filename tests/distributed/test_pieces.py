@@ -38,8 +38,8 @@ def build(rank: int, world: int, folder: Path) -> dict[str, dict[str, int]]:
     read: list[int] = []
     rows_of = WeightFiles.rows
 
-    def rows(files: WeightFiles, name: str, rows: range) -> torch.Tensor:
-        found = rows_of(files, name, rows)
+    def rows(self: WeightFiles, name: str, rows: range) -> torch.Tensor:
+        found = rows_of(self, name, rows)
         read.append(found.numel())
         return found
 

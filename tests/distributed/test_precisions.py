@@ -105,4 +105,4 @@ def drift(dtype: str, moved: Tensor, all_weights: Tensor) -> Tensor:
     """
     updates = 2 * ERROR * moved
     grid = 2 * UNIT * all_weights.norm() if dtype == "bfloat16" else torch.zeros(())
-    return updates + (STEPS * grid * updates).sqrt()
+    return updates + torch.sqrt(STEPS * grid * updates)

@@ -79,7 +79,7 @@ def fit(folder: Path, case: Case, rank: int, saved: str | None = None, world: in
     ranks = {"strategy": case.strategy(), "devices": world} if world > 1 else {}
     module = case.kind(PolicySpec(config=case.model), TokenizerSpec(str(folder)))
     data = SFTDataModule([Source(str(folder / "rows.jsonl"))], module.tokenizer_spec, max_length=16)
-    run = trainer(max_steps=1, **own, **ranks)
+    run = trainer(max_steps=2 if case.start else 1, **own, **ranks)
     run.fit(module, datamodule=data, ckpt_path=case.start and folder / case.start)
     if saved is not None:
         run.save_checkpoint(folder / saved)
