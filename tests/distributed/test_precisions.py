@@ -105,4 +105,5 @@ def drift(dtype: str, moved: Tensor, all_weights: Tensor) -> Tensor:
     """
     updates = 2 * ERROR * moved
     grid = 2 * UNIT * all_weights.norm() if dtype == "bfloat16" else torch.zeros(())
-    return updates + torch.sqrt(STEPS * grid * updates)
+    apart: Tensor = updates + (STEPS * grid * updates).sqrt()
+    return apart

@@ -32,6 +32,14 @@ class Whole(SFTModule):
         self.policy = self.policy or self.policy_spec.build(self.tokenizer_spec.load())
 
 
+class OneGroup(SFTModule):
+    """Lets everything decay."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = super().parameter_groups()
+        return [{"params": [parameter for group in groups for parameter in group["params"]]}]
+
+
 def sizes(data: int = 2, tensor: int = 1) -> Callable[[], ModelParallelStrategy]:
     return lambda: ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor)
 
@@ -69,6 +77,7 @@ REFUSED = {
     "pieces of FSDPStrategy": Case("fsdp1.ckpt: written by FSDPStrategy", start="fsdp1.ckpt"),
     "pieces for DDP": Case("fsdp2.ckpt: a checkpoint that ranks wrote in pieces", lambda: "ddp", start="fsdp2.ckpt"),
     "no such checkpoint": Case("nope.ckpt: no such checkpoint", start="nope.ckpt"),
+    "other groups": Case("optimizer trained other parameters", kind=OneGroup, start="alone.ckpt"),
     "within an epoch": Case("number of ranks was 1, is 2", start="alone.ckpt"),
 }
 
