@@ -108,7 +108,8 @@ def refused(rank: int, world: int, folder: Path) -> dict[str, str]:
 
 def test_every_rank_says_why_in_a_line(tmp_path: Path) -> None:
     tokenizer_folder(tmp_path)
-    (tmp_path / "rows.jsonl").write_text('{"instruction": "w3 w4", "output": "w5 w6 w7"}\n' * 8)
+    rows = (f'{{"instruction": "w3 w4", "output": "w5 w{number}"}}\n' for number in range(8))
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
     fit(tmp_path, Case(""), 0, "alone.ckpt", world=1)
     for said in run_ranks(refused, tmp_path, tmp_path):
         for name, case in REFUSED.items():
