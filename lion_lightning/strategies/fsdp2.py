@@ -73,7 +73,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         _require_readable(path)
         if path.is_dir():
             return super().load_checkpoint(path, weights_only is not False)
-        optimizers, self.optimizers = self.optimizers, []
+        optimizers, self.optimizers = self.optimizers, []  # their states are ours to load: see below
         checkpoint = super().load_checkpoint(path, weights_only is not False)
         self.optimizers = optimizers
         self._load_states(checkpoint.get("optimizer_states", []))
