@@ -75,7 +75,7 @@ class Plan:
         )
 
     def _memory(self) -> Iterator[str]:
-        names = [placement.name for placement in self.placements]
+        names = [placement.name if placement.devices > 1 else "one GPU" for placement in self.placements]
         yield _row("GiB a GPU", [f"{names[0]} (config's)", *names[1:]])
         for part in self.peaks[0].parts:
             yield _row(TITLES.get(part, part), [_gib(peak.parts[part]) for peak in self.peaks])
