@@ -6,6 +6,9 @@ import re
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
+
+from lion_lightning.models.checkpoints import is_folder
 
 _NOISE = re.compile(
     r"^(- )?(Does not validate against any|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>)"
@@ -25,6 +28,11 @@ def explain(error: Exception) -> str:
     Args:
         error: What was raised.
     """
+    if isinstance(error, IsADirectoryError) and is_folder(Path(error.filename)):
+        return (
+            f"{error.filename}: a checkpoint that ranks wrote in pieces; resume with the strategy that wrote it "
+            "(configs/strategy/fsdp2.yaml or fsdp.yaml), or make a model of it with `lion export`"
+        )
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror.lower()}; name a place that exists and can be used"
     lines = [_CALLABLE.sub("", line.strip()) for line in str(error).splitlines()]

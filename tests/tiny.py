@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
@@ -204,31 +204,40 @@ class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the most bytes that tensors made inside, and still there, have held at once."""
+    """Records the most bytes that tensors made inside, and still there, have held at once.
+
+    It follows storages, not tensors: autograd keeps the former without the latter, and a tensor that something refers
+    to cannot be swapped for another, as happens to sharded parameters.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.most = 0
-        self._made: list[weakref.ref[Tensor]] = []
+        self._made: dict[int, StorageWeakRef] = {}
         self._before: set[int] = set()
 
     def count(self, *before: torch.nn.Module) -> LiveTensors:
         """Leave out what these modules hold, and views of it."""
         tensors = [tensor for module in before for tensor in (*module.parameters(), *module.buffers())]
-        self._before = {local.untyped_storage()._cdata for local in map(_local, tensors)}
+        self._before = {_storage(tensor)._cdata for tensor in tensors}
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         made = result if isinstance(result, tuple | list) else (result,)
-        self._made += [weakref.ref(item) for item in made if isinstance(item, Tensor)]
-        alive = [tensor for made in self._made if (tensor := made()) is not None]
-        self._made = [weakref.ref(tensor) for tensor in alive]
-        sizes = {(s := _local(t).untyped_storage())._cdata: s.nbytes() for t in alive}
-        self.most = max(self.most, sum(size for place, size in sizes.items() if place not in self._before))
+        storages = [_storage(item) for item in made if isinstance(item, Tensor) and not item.is_meta]
+        new = {s._cdata: s for s in storages if s._cdata not in self._before | self._made.keys()}
+        self._made |= {place: StorageWeakRef(storage) for place, storage in new.items()}  # type: ignore[no-untyped-call]
+        self._made = {place: ref for place, ref in self._made.items() if not ref.expired()}  # type: ignore[no-untyped-call]
+        self.most = max(self.most, sum(map(_bytes, self._made)))
         return result
 
 
-def _local(tensor: Tensor) -> Tensor:
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
     held: Tensor = getattr(tensor, "_local_tensor", tensor)
-    return held
+    return held.untyped_storage()
+
+
+def _bytes(weak: int) -> int:
+    storage: Any = torch.UntypedStorage._new_with_weak_ptr(weak)
+    return int(storage.nbytes())

@@ -56,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--tokens", type=int, help="of a micro-batch (rows x row_length of the config's data module)")
     own.add_argument("--memory", type=float, default=80.0, help="GiB that a GPU has (80)")
     own.add_argument("--overhead", type=float, default=2.0, help="GiB for CUDA, NCCL and fragments (2: a guess)")
-    own.add_argument("--tflops", type=float, default=989.0, help="peak TFLOP/s of a GPU in bf16 (989: H100)")
+    own.add_argument(
+        "--tflops",
+        type=float,
+        default=989.0,
+        help="peak TFLOP/s of a GPU in the run's precision (989: bf16 on an H100)",
+    )
     own.add_argument("--mfu", type=float, default=0.4, help="share of the peak that training reaches (0.4: a guess)")
     own.add_argument("--bandwidth", type=float, default=50.0, help="GB/s from each GPU to the others (50: a guess)")
     return own

@@ -67,6 +67,6 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     if not layers:
         raise ValueError(
             f"{type(model).__name__} cannot be sharded: its code marks no decoder layers (GradientCheckpointingLayer, "
-            "_no_split_modules); use trainer.strategy: ddp, or one of transformers' own model classes"
+            "_no_split_modules); use trainer.strategy: ddp, or a model whose code does"
         )
     return layers

@@ -7,6 +7,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -73,6 +74,7 @@ class PolicyCheckpoints(LightningModule):
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
         if "loops" in checkpoint:
             rewind(checkpoint, self.trainer)
+            self._name_optimizer_states(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take in what an exact resume needs beyond Lightning (Lightning calls this).
@@ -87,6 +89,17 @@ class PolicyCheckpoints(LightningModule):
         if "loops" in checkpoint:
             mend_progress(checkpoint)
             self._resumed = checkpoint["loops"]
+
+    def _name_optimizer_states(self, checkpoint: dict[str, Any]) -> None:
+        """Parameters by name: a number is a place in the groups to optimizers, and in the module to who shards it."""
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            return
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        for optimizer, state in zip(self.trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+            own = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+            state["state"] = {own[number]: entry for number, entry in state["state"].items()}
+            for group in state["param_groups"]:
+                group["params"] = [own[number] for number in group["params"]]
 
     def provenance(self) -> dict[str, Any]:
         """What the policy is and was trained on, in plain data: enough to rebuild it without the original model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,32 +75,39 @@ def fit(
     return {"weights": weights, "metrics": metrics, "forwards": module.forwards}
 
 
-def fit_all(rank: int, world: int, folder: Path, strategy: str = "ddp") -> dict[str, dict[str, Any]]:
-    os.environ["LION_CACHE"] = str(folder / f"cache of {world} {strategy}")
-    return {name: fit(rank, world, folder, STRATEGIES[strategy], **how) for name, how in REFERENCES.items()}
+def fit_all(rank: int, world: int, folder: Path, strategies: Iterable[str] = STRATEGIES) -> dict[str, dict[str, Any]]:
+    """Results by strategy and reference."""
+    results: dict[str, dict[str, Any]] = {}
+    for strategy in strategies:
+        os.environ["LION_CACHE"] = str(folder / f"cache of {world} {strategy}")
+        results[strategy] = {
+            name: fit(rank, world, folder, STRATEGIES[strategy], **how) for name, how in REFERENCES.items()
+        }
+    return results
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
-def results(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     folder = tokenizer_folder(tmp_path_factory.mktemp("ranks"))
-    return fit_all(0, 1, folder), run_ranks(fit_all, folder, folder, request.param)
+    return fit_all(0, 1, folder, ["ddp"])["ddp"], run_ranks(fit_all, folder, folder)
 
 
 @pytest.mark.parametrize("kind", REFERENCES)
-def test_two_ranks_train_as_one(results: Any, kind: str) -> None:
-    one, both = results
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_train_as_one(results: Any, strategy: str, kind: str) -> None:
+    one, both = results[0][kind], [rank[strategy][kind] for rank in results[1]]
     for rank in both:
-        assert rank[kind]["metrics"].keys() == one[kind]["metrics"].keys()
-        for name, value in one[kind]["metrics"].items():
-            assert rank[kind]["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
-        for name, weight in one[kind]["weights"].items():
-            torch.testing.assert_close(rank[kind]["weights"][name], weight, rtol=1e-5, atol=1e-6)
+        assert rank["metrics"].keys() == one["metrics"].keys()
+        for name, value in one["metrics"].items():
+            assert rank["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(rank["weights"][name], weight, rtol=1e-5, atol=1e-6)
 
 
-def test_the_reference_pass_is_shared_out(results: Any) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_reference_pass_is_shared_out(results: Any, strategy: str) -> None:
     one, both = results
     validation = 2 * len(BATCHES)  # two epochs
     assert one["cached"]["forwards"] == 3 + validation  # the batch without pairs needs no log-probs
-    assert [rank["cached"]["forwards"] for rank in both] == [2 + validation // 2] * 2  # ranks keep in step
+    ranks = [rank[strategy]["cached"]["forwards"] for rank in both]
+    assert ranks == [2 + validation // 2] * 2  # ranks keep in step

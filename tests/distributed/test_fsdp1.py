@@ -43,7 +43,12 @@ def checkpoint(folder: Path, world: int, name: str) -> Path:
 
 def fit_all(rank: int, world: int, folder: Path) -> dict[str, dict[str, Any]]:
     made = {name: fit(rank, world, folder, name) for name in NAMES}
-    again = {f"{name}, 2 epochs": fit(rank, world, folder, name, 2, checkpoint(folder, world, name)) for name in SAVED}
+    starts = {"2 epochs": world, "2 epochs, the first in one process": 1}
+    again = {
+        f"{name}, {title}": fit(rank, world, folder, name, 2, checkpoint(folder, of, name))
+        for name in SAVED
+        for title, of in starts.items()
+    }
     return made | again
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -156,49 +154,3 @@ def test_row_mask_on_sharded_embeddings_equals_the_unsharded_one(tmp_path: Path)
             assert len(tables) == (1 if tied else 2)
             for name in tables:
                 assert (weights[name] != start[name]).any(1).nonzero().flatten().tolist() == CHOSEN
-
-
-class Whole(SFTModule):
-    """Builds its policy itself, and does not shard it."""
-
-    def configure_model(self) -> None:
-        self.policy = self.policy or self.policy_spec.build(self.tokenizer_spec.load())
-
-
-REFUSED: dict[str, tuple[type[SFTModule], dict[str, Any], dict[str, Any], str]] = {
-    "nothing is sharded": (Whole, {}, {}, "this module's shards nothing"),
-    "tensor parallel": (
-        SFTModule,
-        {"data_parallel_size": 1, "tensor_parallel_size": 2},
-        {},
-        "tensor parallelism is not",
-    ),
-    "mixed precision": (SFTModule, {}, {"precision": "16-mixed"}, "does not support"),
-    "precision": (SFTModule, {}, {"precision": "16-true"}, "16-true cannot be trained"),
-    "unequal": (
-        SFTModule,
-        {},
-        {"gradient_clip_val": [1.0, 2.0]},
-        "trainer.gradient_clip_val is 2.0 there, 1.0 on rank 0",
-    ),
-}
-
-
-def refused(rank: int, world: int, folder: Path) -> dict[str, str]:
-    said = {}
-    for name, (kind, sizes, options, _) in REFUSED.items():
-        own = {key: value[rank] if isinstance(value, list) else value for key, value in options.items()}
-        strategy = ModelParallelStrategy(**({"data_parallel_size": world, "tensor_parallel_size": 1} | sizes))
-        module = kind(PolicySpec(config=config()), TokenizerSpec(str(folder)))
-        try:
-            trainer(max_steps=1, strategy=strategy, devices=world, **own).fit(module, Rows(ROWS, rank, world))
-        except (MisconfigurationException, ValueError) as error:
-            said[name] = str(error)
-    return said
-
-
-def test_what_cannot_be_trained_in_pieces_is_refused_on_every_rank(tmp_path: Path) -> None:
-    tokenizer_folder(tmp_path)
-    for said in run_ranks(refused, tmp_path, tmp_path):
-        for name, (*_, expected) in REFUSED.items():
-            assert expected in said[name], name

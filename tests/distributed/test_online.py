@@ -106,40 +106,43 @@ def test_a_rank_that_fails_stops_all_and_what_was_finished_is_kept(online: Onlin
     assert len(again[1]["asked"]) > 0
 
 
-SHARDED = {"fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
+SHARDED: dict[str, Any] = {"fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
+TRAINED = {"weights": None, "lora": LoRASpec(r=4)}
 
 
-def train(rank: int, world: int, folder: Path, name: str, lora: LoRASpec | None) -> dict[str, Any]:
+def train(rank: int, world: int, folder: Path, name: str, what: str) -> dict[str, Any]:
     """Three rounds, sharded where there are ranks; weights and logged figures at the end."""
-    online = opened(folder)
-    os.environ["LION_CACHE"] = str(folder / "cache" / name)
+    online, place = opened(folder), f"{name} {what}"
+    os.environ["LION_CACHE"] = str(folder / "cache" / place)
     torch.manual_seed(0)
     module = online.module(
-        optimizer=partial(SGD, lr=0.1, momentum=0.9), policy=PolicySpec(str(online.start), lora=lora)
+        optimizer=partial(SGD, lr=0.1, momentum=0.9), policy=PolicySpec(str(online.start), lora=TRAINED[what])
     )
     ranks: dict[str, Any] = {"strategy": SHARDED[name](), "devices": world} if world > 1 else {}
-    run = online.trainer(name, [online.sampling()], accumulate_grad_batches=2 // world, gradient_clip_val=1.0, **ranks)
+    run = online.trainer(place, [online.sampling()], accumulate_grad_batches=2 // world, gradient_clip_val=1.0, **ranks)
     run.fit(module, datamodule=online.data())
     metrics = {key: value.item() for key, value in run.callback_metrics.items()}
     return {"metrics": metrics, "weights": {n: p.clone() for n, p in whole_parameters(module.policy_model)}}
 
 
-@pytest.mark.parametrize("strategy", SHARDED)
-@pytest.mark.parametrize("lora", [None, LoRASpec(r=4)], ids=["weights", "lora"])
-def test_online_training_sharded_over_two_ranks_is_that_of_one_process(
-    online: Online, lora: LoRASpec | None, strategy: str
-) -> None:
-    one = train(0, 1, online.folder, "one", lora)
-    both = run_ranks(train, online.folder, online.folder, strategy, lora)
-    rounds = [find_rounds(online.folder / name / "rounds") for name in ("one", strategy)]
-    assert len(rounds[0]) == len(rounds[1]) == 3
-    for ours, theirs in zip(*rounds, strict=True):
-        assert [made.answers for made in ours.rollouts] == [made.answers for made in theirs.rollouts]
-        assert [made.pairs for made in ours.rollouts] == [made.pairs for made in theirs.rollouts]
-    for rank in both:
-        assert rank["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
-        for name, weight in one["weights"].items():
-            torch.testing.assert_close(rank["weights"][name], weight, rtol=1e-5, atol=1e-6)
+def train_all(rank: int, world: int, folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(name, what): train(rank, world, folder, name, what) for name in SHARDED for what in TRAINED}
+
+
+def test_online_training_sharded_over_two_ranks_is_that_of_one_process(online: Online) -> None:
+    alone = {what: train(0, 1, online.folder, "one", what) for what in TRAINED}
+    both = run_ranks(train_all, online.folder, online.folder)
+    for name, what in both[0]:
+        rounds = [find_rounds(online.folder / f"{place} {what}" / "rounds") for place in ("one", name)]
+        assert len(rounds[0]) == len(rounds[1]) == 3
+        for ours, theirs in zip(*rounds, strict=True):
+            assert [made.answers for made in ours.rollouts] == [made.answers for made in theirs.rollouts]
+            assert [made.pairs for made in ours.rollouts] == [made.pairs for made in theirs.rollouts]
+        one = alone[what]
+        for rank in both:
+            assert rank[name, what]["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
+            for key, weight in one["weights"].items():
+                torch.testing.assert_close(rank[name, what]["weights"][key], weight, rtol=1e-5, atol=1e-6)
 
 
 def sharded(rank: int, world: int, folder: Path) -> Any:

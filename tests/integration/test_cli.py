@@ -165,7 +165,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(
 
 def test_an_unknown_command_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fitt"]) == 2
-    assert "fit, validate, test, run, report, evaluate, chat, inspect, export" in capsys.readouterr().err
+    assert "fit, validate, test, run, report, evaluate, chat, plan, inspect, export" in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

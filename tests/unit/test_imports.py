@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "models": _MODELS,
     "data": _MODELS,
     "modules": _MODELS,  # never data: a module takes batches from anybody's data module
-    "callbacks": _MODELS | {"modules", "data"},
+    "planning": _MODELS | {"modules"},
+    "callbacks": _MODELS | {"modules", "data", "planning"},
     "evaluation": _MODELS | {"modules", "data"},
     "strategies": _MODELS | {"modules", "data"},
 }

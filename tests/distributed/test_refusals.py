@@ -1,0 +1,108 @@
+"""What cannot be trained or resumed in pieces is refused on every rank, in a line; no rank waits for another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lion_lightning.cli_errors import explain
+from lion_lightning.data.sft import SFTDataModule
+from lion_lightning.data.sources import Source
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules import SFTModule
+from lion_lightning.strategies import FSDP2Strategy
+from tests.distributed.fsdp1 import FSDPOnCPU
+from tests.distributed.ranks import run_ranks
+from tests.tiny import config, tokenizer_folder, trainer
+
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
+
+
+class Whole(SFTModule):
+    """Builds its policy itself, and does not shard it."""
+
+    def configure_model(self) -> None:
+        self.policy = self.policy or self.policy_spec.build(self.tokenizer_spec.load())
+
+
+def sizes(data: int = 2, tensor: int = 1) -> Callable[[], ModelParallelStrategy]:
+    return lambda: ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor)
+
+
+@dataclass
+class Case:
+    """A run that is refused.
+
+    Attributes:
+        said: What every rank says.
+        strategy: Makes the strategy.
+        kind: Of module.
+        model: Its config.
+        options: Of the Trainer; a list has one value for each rank.
+        start: Checkpoint to go on from, in the test's folder.
+    """
+
+    said: str
+    strategy: Callable[[], Any] = FSDP2Strategy
+    kind: type[SFTModule] = SFTModule
+    model: dict[str, Any] = field(default_factory=config)
+    options: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
+
+
+# Of all the models that transformers has, one of the few whose code does not say what its layers are.
+NO_LAYERS = {"model_type": "ctrl", "vocab_size": 101, "n_embd": 32, "dff": 48, "n_layer": 1, "n_head": 4}
+REFUSED = {
+    "nothing is sharded": Case("this module's shards nothing", kind=Whole),
+    "tensor parallel": Case("tensor parallelism is not", sizes(1, 2)),
+    "mixed precision": Case("does not support", options={"precision": "16-mixed"}),
+    "precision": Case("16-true cannot be trained", options={"precision": "16-true"}),
+    "unequal": Case("trainer.gradient_clip_val is 2.0 there, 1.0 on rank 0", options={"gradient_clip_val": [1.0, 2.0]}),
+    "no layers": Case("CTRLLMHeadModel cannot be sharded", model=NO_LAYERS),
+    "pieces of FSDPStrategy": Case("fsdp1.ckpt: written by FSDPStrategy", start="fsdp1.ckpt"),
+    "pieces for DDP": Case("fsdp2.ckpt: a checkpoint that ranks wrote in pieces", lambda: "ddp", start="fsdp2.ckpt"),
+    "no such checkpoint": Case("nope.ckpt: no such checkpoint", start="nope.ckpt"),
+    "within an epoch": Case("number of ranks was 1, is 2", start="alone.ckpt"),
+}
+
+
+def fit(folder: Path, case: Case, rank: int, saved: str | None = None, world: int = 2) -> None:
+    """Fit a step of the many that an epoch has, and save there."""
+    own = {key: value[rank] if isinstance(value, list) else value for key, value in case.options.items()}
+    ranks = {"strategy": case.strategy(), "devices": world} if world > 1 else {}
+    module = case.kind(PolicySpec(config=case.model), TokenizerSpec(str(folder)))
+    data = SFTDataModule([Source(str(folder / "rows.jsonl"))], module.tokenizer_spec, max_length=16)
+    run = trainer(max_steps=2 if case.start else 1, **own, **ranks)
+    run.fit(module, datamodule=data, ckpt_path=case.start and folder / case.start)
+    if saved is not None:
+        run.save_checkpoint(folder / saved)
+
+
+def refused(rank: int, world: int, folder: Path) -> dict[str, str]:
+    fit(folder, Case("", FSDP2Strategy), rank, "fsdp2.ckpt")
+    fit(folder, Case("", FSDPOnCPU), rank, "fsdp1.ckpt")
+    said = {}
+    for name, case in REFUSED.items():
+        try:
+            fit(folder, case, rank)
+        except (MisconfigurationException, ValueError, OSError) as error:
+            said[name] = explain(error)
+    return said
+
+
+def test_every_rank_says_why_in_a_line(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path)
+    rows = (f'{{"instruction": "w3 w4", "output": "w5 w{number}"}}\n' for number in range(8))
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    fit(tmp_path, Case(""), 0, "alone.ckpt", world=1)
+    for said in run_ranks(refused, tmp_path, tmp_path):
+        for name, case in REFUSED.items():
+            assert case.said in said[name], name
+            assert "\n" not in said[name]
