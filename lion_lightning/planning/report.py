@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from tqdm import tqdm
+
 from lion_lightning.planning.job import Job
 from lion_lightning.planning.memory import GIB, MemoryEstimate, Placement
 from lion_lightning.planning.step_time import Machine, step_time
@@ -35,7 +37,7 @@ class Plan:
     @cached_property
     def peaks(self) -> list[MemoryEstimate]:
         """What a GPU holds when it holds most, under each placement."""
-        return [placement.peak(self.job) for placement in self.placements]
+        return [placement.peak(self.job) for placement in tqdm(self.placements, "strategies", leave=False)]
 
     def lines(self) -> list[str]:
         """The plan, line by line."""

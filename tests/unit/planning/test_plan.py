@@ -21,6 +21,7 @@ from lion_lightning.planning.job import Job, documents, pairs
 from lion_lightning.planning.memory import Offloaded, Sharded, Whole
 from lion_lightning.planning.placing import placements, recomputes
 from lion_lightning.planning.rehearsal import Rehearsal, _batch
+from lion_lightning.planning.report import Plan
 from lion_lightning.planning.sizes import weight_bytes
 from lion_lightning.planning.sketch import sketch
 from lion_lightning.planning.step_time import Machine, step_time
@@ -148,6 +149,14 @@ def test_time_is_the_longer_of_products_and_traffic(total: int) -> None:
     assert one.tokens == 48 * 3 * 4
     halves = step_time(job(precision="bf16-mixed"), Sharded(4), slow)
     assert halves.traffic == pytest.approx((2 * 2 + 4) * total * 3 / 4 / 1e18)
+
+
+def test_a_sampler_takes_its_share_beside_weights_and_state(total: int) -> None:
+    plan = Plan(job(), [Whole(1)], Machine(1, 1, 1), memory=2**30, sampler=0.75)
+    [peak] = plan.peaks
+    assert plan.fits(peak)
+    assert not replace(plan, memory=round(12 * total / 0.25)).fits(peak)  # weights and AdamW's state are 12 bytes each
+    assert any(line.split()[:5] == ["while", "vLLM", "is", "awake", "0.75"] for line in plan.lines())
 
 
 @pytest.fixture
