@@ -114,7 +114,7 @@ def _batch(job: dict[str, Any]) -> Any:
 
 
 def _mapped_weights() -> float:
-    """MiB of model files that are still mapped into this process: the kernel may drop them, and on a GPU they are not."""
+    """MiB of model files that are still mapped: the kernel may drop them, and a GPU does not hold them."""
     held, ours = 0, False
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         name, *rest = line.split()
