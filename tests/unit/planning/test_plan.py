@@ -75,14 +75,14 @@ class Bytes(Optimizer):
     def __init__(self, params: Any) -> None:
         super().__init__(params, {})
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         for parameter in self.param_groups[0]["params"]:
             float(parameter.sum())
             self.state[parameter]["moment"] = torch.zeros(parameter.shape, dtype=torch.uint8)
 
 
 class Broken(Bytes):
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         raise RuntimeError("no kernel")
 
 
