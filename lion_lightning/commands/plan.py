@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> None:
         ValueError: What is asked for cannot be reckoned.
     """
     options, rest = _parser().parse_known_args(arguments)
+    _require_positive(options)
     cli = build_cli(rest, run=False, kind=SettingsCLI)
     settings: Any = cli.trainer
     gpus = _devices(settings) if options.gpus is None else options.gpus
@@ -65,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--mfu", type=float, default=0.4, help="share of the peak that training reaches (0.4: a guess)")
     own.add_argument("--bandwidth", type=float, default=50.0, help="GB/s from each GPU to the others (50: a guess)")
     return own
+
+
+def _require_positive(options: argparse.Namespace) -> None:
+    for name in ("memory", "tflops", "mfu", "bandwidth"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name} is {getattr(options, name)}; give a number above 0")
 
 
 def _devices(settings: Any) -> int:

@@ -196,6 +196,7 @@ def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFi
     [
         ([], "trainer.devices is auto: say how many GPUs to plan for, with --gpus N"),
         (["--gpus", "0"], "--gpus is 0; give 1 or more"),
+        (["--gpus", "2", "--mfu", "0"], "--mfu is 0.0; give a number above 0"),
         (["--gpus", "2", "--trainer.strategy", "best"], "Lightning knows no 'best'"),
     ],
 )
