@@ -58,15 +58,15 @@ def total() -> int:
 
 def test_weights_gradients_and_state_are_counted(total: int) -> None:
     buffers = 4 * (WIDTH // 4) // 2 * 2  # rotary frequencies and their originals
-    peak = max(Whole().moments(job()), key=lambda moment: moment.gradients)
+    own = job()
+    peak = max(Whole().moments(own), key=lambda moment: moment.gradients)
     assert (peak.weights - 4 * total) in (0, buffers // 2, buffers)
     assert peak.gradients == 4 * total
     assert peak.optimizer == 8 * total
-    assert Whole().peak(job(optimizer=SGD)).optimizer == 0
-    piece = Sharded(8).peak(job())
+    piece = Sharded(8).peak(own)
     assert piece.gradients == -(-4 * total // 8)
     assert piece.optimizer == -(-8 * total // 8)
-    assert {(e.weights, e.gradients, e.optimizer) for e in Offloaded(8).moments(job())} == {(0, 0, 0)}
+    assert {(e.weights, e.gradients, e.optimizer) for e in Offloaded(8).moments(own)} == {(0, 0, 0)}
 
 
 class Bytes(Optimizer):
@@ -90,6 +90,7 @@ def test_an_optimizer_that_looks_at_values_is_tried_on_a_real_weight(total: int)
     # AdamW, a weight at a time: the root of the second moment, and that root corrected for bias
     shapes = [(torch.Size((3, 5)), torch.float32)]
     assert update(AdamW, shapes, foreach=False) == {"activations": 2 * 4 * 15, "state": 8 * 15, "trained": 4 * 15}
+    assert update(SGD, shapes, foreach=False) == {"activations": 0, "state": 0, "trained": 4 * 15}
     assert update(Bytes, shapes, foreach=False) == {"state": 2**20, "trained": 2**22}
     assert Whole().peak(job(optimizer=Bytes)).optimizer == total
     with pytest.raises(ValueError, match=r"model.optimizer: it does not step on a CPU \(no kernel\)"):
@@ -181,13 +182,11 @@ trainer: {{accelerator: gpu, devices: auto, precision: bf16-mixed}}
 
 def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fragment = Path(__file__).parents[3] / "configs" / "strategy" / "fsdp2.yaml"
-    assert main(["plan", "-c", str(config), "-c", str(fragment), "--gpus", "4", "--memory", "2.5"]) == 0
+    assert main(["plan", "-c", str(config), "-c", str(fragment), "--gpus", "4", "--memory", "2"]) == 0
     said = capsys.readouterr().out
     assert "32 tokens a micro-batch x 1 accumulated x 4 GPUs: 128 tokens at most" in said
     assert "fsdp (config's)" in said
-    assert [line.split()[1:] for line in said.splitlines() if line.startswith("fits")] == [["yes", "yes", "yes"]]
-    assert main(["plan", "-c", str(config), "--gpus", "1", "--memory", "2"]) == 0
-    assert "NO" in capsys.readouterr().out
+    assert [line.split()[1:] for line in said.splitlines() if line.startswith("fits")] == [["NO", "NO", "NO"]]
     assert not list(config.parent.glob("lightning_logs"))
 
 
