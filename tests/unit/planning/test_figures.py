@@ -39,9 +39,9 @@ def test_every_measured_peak_is_met_within_15_percent() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_has_what_is_reckoned_of_2b_and_8b() -> None:
+def test_the_page_has_what_is_reckoned_of_2b() -> None:
     plans = benchmark("plans")
     for case in plans.cases():
-        if not case[0].startswith("70B"):
+        if case[0].startswith("2B"):
             for row in plans.rows(*case):
                 assert row in PAGE
