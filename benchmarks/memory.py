@@ -3,10 +3,10 @@
 Two steps of each of CASES: of the model in FOLDER (SmolLM2-135M) and of random Llamas of other shapes. Each case trains
 in processes of its own, whose peak is the largest resident set that the kernel saw (VmHWM); the reckoning is made in
 another, which trains nothing, as `lion plan` makes it. The C library is told to give freed blocks back
-(MALLOC_MMAP_THRESHOLD_): otherwise it was seen to keep up to a fifth more than tensors ever held at once. The time of a step is
-that of its processor (one thread a process), so that others on the machine count for little. The table is printed in
-Markdown, ``--out`` writes the figures as JSON, ``--only`` runs the cases with a word in their name. Some ten minutes on
-two cores.
+(MALLOC_MMAP_THRESHOLD_): otherwise it was seen to keep a fifth more than tensors ever held at once. The time of a step
+is that of its processor (one thread a process), so that others on the machine count for little. The table is printed in
+Markdown, ``--out`` writes the figures as JSON, ``--only`` runs the cases with a word in their name. Some twenty minutes
+on two cores; the case of 4 bits is left out without bitsandbytes.
 """
 
 from __future__ import annotations
