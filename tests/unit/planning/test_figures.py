@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.benchmarks import ROOT, benchmark
+
 FIGURES = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text())
 PAGE = (ROOT / "docs" / "planning.md").read_text().splitlines()
-
-
-def benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_page_has_the_measured_table() -> None:
