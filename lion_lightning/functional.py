@@ -13,8 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, TokenLogps
 
-LOGITS_PER_CHUNK = 2**24
-"""Logits that exist at once (64 MiB in fp32). Larger chunks cost memory and gain no speed."""
+LOGITS_PER_TILE = {"cpu": 2**22, "cuda": 2**26}
+"""Logits that exist at once, by kind of device: what the caches of a CPU hold, and what keeps a GPU busy."""
+
+TARGETS_AT_ONCE = 2**14
+"""More of them make the tiles of a CPU too narrow to be fast, and are taken in parts."""
 
 
 class LogitTransform(NamedTuple):
@@ -50,12 +53,13 @@ def token_logps(
     *,
     bias: Tensor | None = None,
     transform: LogitTransform | None = None,
-    logits_per_chunk: int = LOGITS_PER_CHUNK,
+    logits_per_tile: int | None = None,
 ) -> TokenLogps:
     """Log-probability of each target, from the hidden state that predicts it.
 
-    The head is applied to a few rows at a time and again in the backward pass, so that a ``[targets, vocabulary]``
-    tensor exists in neither. Products run in the dtype of ``hidden`` (or of autocast); the softmax is always fp32.
+    The head is applied to a part of the vocabulary at a time and again in the backward pass, so that a ``[targets,
+    vocabulary]`` tensor exists in neither. Products run in the dtype of ``hidden`` (or of autocast); the softmax is
+    always fp32.
 
     Args:
         hidden: ``(targets, hidden)`` last hidden states.
@@ -63,11 +67,20 @@ def token_logps(
         targets: ``(targets,)`` int64 token ids.
         bias: ``(vocabulary,)`` bias of the head, if it has one.
         transform: What the model does to its logits; None for nothing.
-        logits_per_chunk: How many logits may exist at once.
+        logits_per_tile: How many logits may exist at once; None for ``LOGITS_PER_TILE`` of the device.
     """
-    chunk = max(1, logits_per_chunk // weight.shape[0])
+    per_tile = logits_per_tile or tile_size(hidden.device)
     apply: Any = _HeadLogps.apply
-    return TokenLogps(*apply(hidden, weight, bias, targets, transform or LogitTransform(), chunk))
+    parts = [
+        apply(states, weight, bias, ids, transform or LogitTransform(), per_tile)
+        for states, ids in zip(*(torch.split(part, TARGETS_AT_ONCE) for part in (hidden, targets)), strict=True)
+    ]
+    return TokenLogps(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def tile_size(device: torch.device) -> int:
+    """How many logits exist at once on a device, unless :func:`token_logps` is told another number."""
+    return LOGITS_PER_TILE.get(device.type, LOGITS_PER_TILE["cuda"])
 
 
 def segment_sums(values: Tensor, target_segments: Tensor, segments: int) -> Tensor:
@@ -129,28 +142,54 @@ def _sides(batch: PackedBatch) -> tuple[Tensor, Tensor]:
 
 
 class _Head(NamedTuple):
-    """The output head in the dtype that products run in."""
+    """The output head, a tile of its vocabulary at a time, in the dtype that products run in."""
 
     weight: Tensor
     bias: Tensor | None
     transform: LogitTransform
+    dtype: torch.dtype
+
+    def part(self, columns: slice) -> _Head:
+        """The head of some tokens of the vocabulary."""
+        bias = None if self.bias is None else self.bias[columns]
+        return self._replace(weight=self.weight[columns].to(self.dtype), bias=bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Transformed fp32 logits, ``(rows, vocabulary)``."""
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = (hidden.to(self.weight.dtype) @ self.weight.T).float()
+            logits = (hidden @ self.weight.T).float()
         return self.transform.apply(logits if self.bias is None else logits.add_(self.bias.float()))
 
-    def logits_gradient(self, hidden: Tensor, targets: Tensor, normaliser: Tensor, gradient: Tensor) -> Tensor:
+    def logits_gradient(self, hidden: Tensor, local: Tensor, normaliser: Tensor, gradient: Tensor) -> Tensor:
         """Gradient of the raw logits: (onehot(target) - softmax) times the incoming gradient of the values."""
         logits = self.logits(hidden)
-        result = (logits - normaliser[:, None]).exp_().neg_()
-        result[torch.arange(len(targets), device=targets.device), targets] += 1
-        return self.transform.backward(result.mul_(gradient[:, None]), logits)
+        kept = logits.clone() if self.transform.softcap is not None else logits  # all that still needs them
+        result = logits.sub_(normaliser[:, None]).exp_().mul_(-gradient[:, None])
+        place, inside = _place(local, result.shape[1])
+        result.scatter_add_(1, place, (gradient * inside)[:, None])
+        return self.transform.backward(result, kept)
+
+
+class _Running:
+    """Softmax statistics of rows of logits that come a tile of the vocabulary at a time."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.largest = torch.full((rows,), -torch.inf, device=device)
+        self.target, self.total, self.squares = torch.zeros(3, rows, device=device)
+
+    def add(self, logits: Tensor, local: Tensor) -> None:
+        """Take in a tile, which is overwritten; ``local`` are the targets counted from its first column."""
+        place, inside = _place(local, logits.shape[1])
+        self.target = torch.where(inside, logits.gather(1, place).squeeze(1), self.target)
+        largest = torch.maximum(self.largest, logits.amax(1))
+        weights, shrink = logits.sub_(largest[:, None]).exp_(), (self.largest - largest).exp()
+        self.total.mul_(shrink).add_(weights.sum(1))
+        self.squares.mul_(shrink.square()).add_(torch.linalg.vector_norm(weights, dim=1).square())
+        self.largest = largest
 
 
 class _HeadLogps(torch.autograd.Function):
-    """log softmax(transform(hidden @ weight.T + bias))[target], chunked and recomputed."""
+    """log softmax(transform(hidden @ weight.T + bias))[target], in tiles, computed again in the backward pass."""
 
     @staticmethod
     def forward(
@@ -160,24 +199,18 @@ class _HeadLogps(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         transform: LogitTransform,
-        chunk: int,
+        per_tile: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.transform, ctx.chunk, ctx.dtype = transform, chunk, _compute_dtype(hidden)
-        head = _Head(weight.to(ctx.dtype), bias, transform)
-        values = hidden.new_empty(len(targets), dtype=torch.float32)
-        normaliser, collisions = torch.empty_like(values), torch.empty_like(values)
-        hits = torch.empty_like(values, dtype=torch.bool)
-        for rows in _chunks(len(targets), chunk):
-            logits = head.logits(hidden[rows])
-            target = logits.gather(1, targets[rows, None]).squeeze(1)
-            largest = logits.amax(1)
-            weights = logits.sub_(largest[:, None]).exp_()
-            total = weights.sum(1)
-            normaliser[rows] = total.log().add_(largest)
-            values[rows] = target - normaliser[rows]
-            collisions[rows] = torch.linalg.vector_norm(weights, dim=1).div_(total).log_().mul_(2)
-            hits[rows] = target >= largest
+        ctx.dtype, ctx.per_tile, ctx.transform = _compute_dtype(hidden), per_tile, transform
+        head = _Head(weight, bias, transform, ctx.dtype)
+        found = _Running(len(targets), hidden.device)
+        states = hidden.to(ctx.dtype)
+        for columns in _tiles(len(targets), len(weight), per_tile):
+            found.add(head.part(columns).logits(states), targets - columns.start)
+        normaliser = found.total.log().add_(found.largest)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        values, hits = found.target - normaliser, found.target >= found.largest
+        collisions = found.squares.log() - 2 * found.total.log()
         ctx.mark_non_differentiable(hits, collisions)
         return values, hits, collisions
 
@@ -185,26 +218,33 @@ class _HeadLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
-        head = _Head(weight.to(ctx.dtype), bias, ctx.transform)
+        head = _Head(weight, bias, ctx.transform, ctx.dtype)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
-        # fp32 even for bf16 weights: many chunks add up here.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        for rows in _chunks(len(targets), ctx.chunk):
-            grad_logits = head.logits_gradient(hidden[rows], targets[rows], normaliser[rows], gradient[rows])
+        states = hidden.to(ctx.dtype)
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias else None
+        for columns in _tiles(len(targets), len(weight), ctx.per_tile):
+            part = head.part(columns)
+            raw = part.logits_gradient(states, targets - columns.start, normaliser, gradient)
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(ctx.dtype)
+                grad_bias[columns] = raw.sum(0)
+            raw = raw.to(ctx.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = (grad_logits @ head.weight).to(hidden.dtype)
+                _accumulate_product(grad_hidden, raw, part.weight)
             if grad_weight is not None:
-                _accumulate_outer(grad_weight, grad_logits, hidden[rows].to(ctx.dtype))
-        return grad_hidden, _cast(grad_weight, weight), _cast(grad_bias, bias), None, None, None
+                grad_weight[columns] = raw.T @ states
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
 
 
-def _chunks(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+def _tiles(rows: int, vocabulary: int, per_tile: int) -> Iterator[slice]:
+    width = max(1, per_tile // max(1, rows))
+    return (slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width))
+
+
+def _place(local: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Columns ``(rows, 1)`` of targets in a tile, and which rows have theirs in it: the others' are any."""
+    return local.clamp(0, width - 1)[:, None], (local >= 0) & (local < width)
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -212,16 +252,12 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _accumulate_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left.T @ right`` to ``total``, without a temporary of its size where the dtypes allow."""
+def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` to an fp32 ``total``."""
     if total.dtype == left.dtype:
-        total.addmm_(left.T, right)
+        total.addmm_(left, right)
     else:
-        total += left.T @ right
-
-
-def _cast(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
-    return None if gradient is None or like is None else gradient.to(like.dtype)
+        total += left @ right
 
 
 def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lion_lightning import functional
 from lion_lightning.data.collate import collate
 from lion_lightning.functional import LogitTransform, pair_logps, segment_sums, token_logps
 from lion_lightning.types import PackedBatch, Piece, Sample, TokenLogps
@@ -39,10 +40,10 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, 
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-@pytest.mark.parametrize("chunk_rows", [1, 4, 13, 1000])
+@pytest.mark.parametrize("width", [1, 4, 13, 1000])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_chunked_values_and_all_gradients_equal_plain_log_softmax(
-    transform: LogitTransform, chunk_rows: int, with_bias: bool
+def test_values_of_tiles_and_all_gradients_equal_plain_log_softmax(
+    transform: LogitTransform, width: int, with_bias: bool
 ) -> None:
     hidden, weight, bias, targets = problem()
     parts = [hidden, weight, *([bias] if with_bias else [])]
@@ -50,7 +51,12 @@ def test_chunked_values_and_all_gradients_equal_plain_log_softmax(
     upstream = torch.linspace(-1, 2, len(targets))  # uneven, so that a misplaced row shows
 
     logps = token_logps(
-        hidden, weight, targets, bias=bias if with_bias else None, transform=transform, logits_per_chunk=37 * chunk_rows
+        hidden,
+        weight,
+        targets,
+        bias=bias if with_bias else None,
+        transform=transform,
+        logits_per_tile=len(targets) * width,
     )
     expected = plain(exact[0], exact[1], exact[2] if with_bias else None, targets, transform)
     torch.testing.assert_close(logps.values.double(), expected, rtol=1e-6, atol=2e-6)
@@ -61,10 +67,24 @@ def test_chunked_values_and_all_gradients_equal_plain_log_softmax(
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=2e-6)
 
 
-def test_a_chunk_smaller_than_the_vocabulary_still_takes_one_row_at_a_time() -> None:
+def test_a_tile_smaller_than_the_targets_still_takes_one_token_of_the_vocabulary() -> None:
     hidden, weight, _, targets = problem()
-    small, large = (token_logps(hidden, weight, targets, logits_per_chunk=size).values for size in (1, 10**6))
+    small, large = (token_logps(hidden, weight, targets, logits_per_tile=size).values for size in (1, 10**6))
     torch.testing.assert_close(small, large, rtol=1e-6, atol=1e-6)
+
+
+def test_more_targets_than_are_taken_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, bias, targets = problem()
+    whole = token_logps(hidden, weight, targets, bias=bias)
+    monkeypatch.setattr(functional, "TARGETS_AT_ONCE", 5)
+    parts = token_logps(hidden, weight, targets, bias=bias)
+    for got, want in zip(parts, whole, strict=True):
+        torch.testing.assert_close(got, want)
+    upstream = torch.linspace(-1, 2, len(targets))
+    wanted = torch.autograd.grad((whole.values * upstream).sum(), [hidden, weight, bias])
+    actual = torch.autograd.grad((parts.values * upstream).sum(), [hidden, weight, bias])
+    for got, want in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_hits_are_targets_that_are_the_most_probable_token() -> None:
@@ -120,12 +140,12 @@ def test_autocast_runs_products_in_bf16_and_gives_gradients_in_the_weights_own_d
         torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)  # a bf16 product has 8 bits
 
 
-def test_weight_gradient_of_a_bf16_head_is_summed_in_fp32_over_the_chunks() -> None:
+def test_weight_gradient_of_a_bf16_head_is_summed_in_fp32_over_the_targets() -> None:
     torch.manual_seed(0)
     # 4,096 equal rows of gradient: a running bf16 sum stops growing at 256 times the addend
     hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    values = token_logps(hidden, weight, torch.zeros(4096, dtype=torch.int64), logits_per_chunk=2).values
+    values = token_logps(hidden, weight, torch.zeros(4096, dtype=torch.int64), logits_per_tile=2).values
     torch.autograd.backward(values.sum())
     assert weight.grad is not None
     assert weight.grad.flatten().tolist() == [2048.0, -2048.0]  # 4,096 times (1 - softmax) = 1/2
@@ -137,14 +157,14 @@ def test_logits_of_a_thousand_do_not_overflow() -> None:
 
 
 def test_no_tensor_of_targets_by_vocabulary_exists_in_forward_or_backward() -> None:
-    targets, vocabulary, size, per_chunk = 2048, 32_000, 64, 2**22
+    targets, vocabulary, size, per_tile = 2048, 32_000, 64, 2**22
     hidden = torch.randn(targets, size, requires_grad=True)
     weight = torch.randn(vocabulary, size, requires_grad=True)
     ids = torch.randint(0, vocabulary, (targets,))
     with LargestTensor() as largest:
-        torch.autograd.backward(token_logps(hidden, weight, ids, logits_per_chunk=per_chunk).values.sum())
+        torch.autograd.backward(token_logps(hidden, weight, ids, logits_per_tile=per_tile).values.sum())
     whole = targets * vocabulary
-    assert vocabulary * size < largest.numel <= per_chunk < whole / 15
+    assert vocabulary * size < largest.numel <= per_tile < whole / 15
     with LargestTensor() as naive:
         plain(hidden, weight, None, ids, LogitTransform())
     assert naive.numel == whole  # the recorder does see such tensors
@@ -160,7 +180,7 @@ def test_segment_sums_count_only_their_own_targets() -> None:
 
 def test_collisions_are_the_log_of_the_summed_squares_of_all_probabilities() -> None:
     hidden, weight, _, targets = problem()
-    logps = token_logps(hidden, weight, targets, logits_per_chunk=100)
+    logps = token_logps(hidden, weight, targets, logits_per_tile=100)
     expected = (hidden @ weight.T).softmax(-1).square().sum(-1).log()
     torch.testing.assert_close(logps.collisions, expected, rtol=1e-5, atol=1e-5)
     assert not logps.collisions.requires_grad

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from lion_lightning.functional import token_logps
+from lion_lightning.functional import LOGITS_PER_TILE
 from lion_lightning.losses import DFTLoss, SFTLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -118,8 +118,7 @@ def test_the_loss_falls_and_moves_from_its_first_value(tokenizer: TokenizerSpec)
 def test_no_tensor_of_targets_by_vocabulary_exists_in_a_whole_training_step(
     tokenizer: TokenizerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defaults: Any = token_logps.__kwdefaults__
-    monkeypatch.setitem(defaults, "logits_per_chunk", 2**19)
+    monkeypatch.setitem(LOGITS_PER_TILE, "cpu", 2**19)
     vocabulary = 8_000
     documents = row((64,) * 8, (-1,) * 8, vocabulary=vocabulary)
     made = module(tokenizer, shape={"vocab_size": vocabulary})
@@ -127,7 +126,7 @@ def test_no_tensor_of_targets_by_vocabulary_exists_in_a_whole_training_step(
         torch.autograd.backward(made.compute_loss(documents).total)
     targets = len(documents.targets)
     assert targets == 8 * 63
-    # the largest tensors are a chunk of logits and the head's own gradient, at an eighth of the logits
+    # the largest tensors are a tile of logits and the head's own gradient, at an eighth of the logits
     assert vocabulary * 32 < largest.numel <= 2**19 < targets * vocabulary / 7
     with LargestTensor() as naive:
         made.policy_model.causal_lm(input_ids=documents.input_ids[None], use_cache=False)

@@ -1,0 +1,115 @@
+"""Token ids to train on: random, with the lengths of real documents, the same for every side."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+VOCABULARY = 49152
+
+
+class Item(NamedTuple):
+    """A prompt and the answers to learn from: one for a document, chosen and rejected for a pair."""
+
+    prompt: list[int]
+    answers: tuple[list[int], ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens, the prompt once."""
+        return len(self.prompt) + sum(map(len, self.answers))
+
+    @property
+    def targets(self) -> int:
+        """Supervised tokens."""
+        return sum(map(len, self.answers))
+
+
+@cache
+def real_lengths(kind: str) -> list[list[int]]:
+    """Lengths of ``documents`` (GSM8K and Self-Instruct, in equal shares) or ``pairs`` (GSM8K solutions).
+
+    Args:
+        kind: Which.
+    """
+    found: dict[str, list[list[int]]] = json.loads(Path(__file__).with_name("lengths.json").read_text(encoding="ascii"))
+    return found[kind]
+
+
+def documents(steps: int, tokens: int, by_length: bool = False) -> list[list[Item]]:
+    """Documents of each step: as many of them in turn as fit into ``tokens``.
+
+    Args:
+        steps: How many.
+        tokens: The most in a step.
+        by_length: Let the documents of all steps swap places, so that a step's are of like lengths.
+    """
+    draw = random.Random(0)
+    lengths = iter(real_lengths("documents") * 100)
+    found: list[list[Item]] = [[]]
+    while len(found) <= steps:
+        item = _item(draw, next(lengths))
+        if item.length <= tokens:
+            if sum(other.length for other in found[-1]) + item.length > tokens:
+                found.append([])
+            found[-1].append(item)
+    return _by_length(found[:steps]) if by_length else found[:steps]
+
+
+def gsm8k_pairs(steps: int, pairs: int) -> list[list[Item]]:
+    """Preference pairs of each step, with the lengths of right and wrong solutions.
+
+    Args:
+        steps: How many.
+        pairs: In each.
+    """
+    draw = random.Random(0)
+    lengths = iter(real_lengths("pairs") * 100)
+    return [[_item(draw, next(lengths)) for _ in range(pairs)] for _ in range(steps)]
+
+
+def chat_pairs(steps: int, pairs: int) -> list[list[Item]]:
+    """Preference pairs of each step: prompts of 30 to 300 tokens, answers of 100 to 700, all equally likely.
+
+    Args:
+        steps: How many.
+        pairs: In each.
+    """
+    draw = random.Random(0)
+
+    def lengths() -> list[int]:
+        return [draw.randint(30, 300), draw.randint(100, 700), draw.randint(100, 700)]
+
+    return [[_item(draw, lengths()) for _ in range(pairs)] for _ in range(steps)]
+
+
+def _by_length(steps: list[list[Item]]) -> list[list[Item]]:
+    items = iter(sorted((item for step in steps for item in step), key=lambda item: item.length))
+    share = sum(item.length for step in steps for item in step) / len(steps)
+    found: list[list[Item]] = [[] for _ in steps]
+    done = 0.0
+    for item in items:
+        found[min(int(done / share), len(steps) - 1)].append(item)
+        done += item.length
+    random.Random(0).shuffle(found)
+    return found
+
+
+def _item(draw: random.Random, lengths: list[int]) -> Item:
+    def tokens(count: int) -> list[int]:
+        return draw.choices(range(3, VOCABULARY), k=count)
+
+    return Item(tokens(lengths[0]), tuple(map(tokens, lengths[1:])))
+
+
+def flat(steps: list[list[Item]]) -> Iterator[Item]:
+    """All items in turn.
+
+    Args:
+        steps: Lists of them.
+    """
+    return (item for step in steps for item in step)

@@ -1,0 +1,105 @@
+"""Two or more processes that take turns: each does one step when told to, and sleeps while the others work.
+
+The parent holds ``Worker`` objects and calls ``turn()``; a worker's script holds a ``Turns`` and calls ``start()`` when
+it has loaded and ``end(figures)`` after each step. So sides are compared step by step on the same data, what each loads
+is loaded once, and a process's peak memory is its side's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Worker:
+    """A side in a process of its own.
+
+    Args:
+        script: What to run.
+        *arguments: Its arguments.
+        threads: Cores that it may use.
+
+    Raises:
+        SystemExit: From ``turn``: the process has failed; the end of what it printed is the message.
+    """
+
+    def __init__(self, script: Path, *arguments: str, threads: int = 2) -> None:
+        settings = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+        self.title = " ".join([script.stem, *arguments])[:200]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (close() does)
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | settings,
+        )
+
+    def turn(self) -> dict[str, Any]:
+        """Let it do one step; what it found."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+            figures: dict[str, Any] = json.loads(self._process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            self._errors.seek(0)
+            raise SystemExit(f"{self.title} failed:\n{self._errors.read()[-3000:]}") from None
+        return figures
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+class Turns:
+    """The worker's end. Whatever libraries print goes to standard error from now on."""
+
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self._loaded = 0.0
+        self._start = (0.0, 0.0)
+
+    def start(self) -> None:
+        """Everything is loaded: wait for the first turn."""
+        self._loaded = resident_mib()
+        self._wait()
+
+    def end(self, **figures: Any) -> None:
+        """A step has been done: tell its time, its memory and the figures given, and wait for the next turn.
+
+        Args:
+            **figures: What else there is to tell.
+        """
+        times = {"seconds": time.perf_counter() - self._start[0], "cpu_seconds": time.process_time() - self._start[1]}
+        memory = {"peak_mib": peak_mib(), "growth_mib": peak_mib() - self._loaded}
+        print(json.dumps({**times, **memory, **figures}), file=self._answers, flush=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        if not sys.stdin.readline():
+            os._exit(0)
+        self._start = (time.perf_counter(), time.process_time())
+
+
+def resident_mib() -> float:
+    """Memory that the process holds now."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def peak_mib() -> float:
+    """The most that it has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
