@@ -32,8 +32,8 @@ def test_packed_log_probs_of_a_real_model_equal_each_document_alone(attention: s
         packed = model(batch).values
         model.causal_lm.set_attn_implementation("eager")
         expected = alone(model.causal_lm, batch)
-    # transformers' own eager and SDPA differ by 2e-5 here: 30 layers of fp32 rounding on log-probs of about -15
-    torch.testing.assert_close(packed, expected, rtol=0, atol=4e-5)
+    # log-probs down to -29 after 30 layers in fp32: each side is up to 4e-5 away from the same model in fp64
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-4)
 
 
 def test_adapter_gradients_of_a_real_model_equal_each_document_alone() -> None:

@@ -112,7 +112,8 @@ def test_lora_log_probs_of_a_packed_row_equal_each_document_alone() -> None:
     expected = alone(model.model, batch)
     torch.testing.assert_close(packed, expected, rtol=0, atol=1e-5)
     for name, gradient in gradients(model, expected).items():
-        torch.testing.assert_close(adapted[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+        # sums of fp32 products of up to 1e2 in another order: 1.1e-5 of the largest on one of the CPUs that ran this
+        torch.testing.assert_close(adapted[name], gradient, rtol=1e-4, atol=5e-5 * float(gradient.abs().max()))
     with model.model.disable_adapter(), torch.no_grad():  # type: ignore[operator]
         assert not torch.allclose(model(batch).values, packed)
 
