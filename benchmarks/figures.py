@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
+
+HEADER = ("| what | against | ours | peer | ratio (rounds) | target | |", "|---|---|---|---|---|---|---|")
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,31 @@ class Figure:
         if self.least is None and self.most is None:
             return None
         return (self.least is None or self.ratio >= self.least) and (self.most is None or self.ratio <= self.most)
+
+    def row(self) -> str:
+        """A line of the table: medians, the median of the rounds' ratios with its range, target, whether it is met."""
+        peer = f"{_digits(median(self.peer))}" if self.peer else ""
+        spread = f"{_digits(min(self.ratios))}-{_digits(max(self.ratios))}"
+        target = (
+            f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}" if self.most is not None else ""
+        )
+        said = {True: "met", False: "missed", None: ""}[self.met]
+        cells = (f"{self.what}, {self.unit}", self.against, _digits(median(self.ours)), peer)
+        return f"| {' | '.join(cells)} | {_digits(self.ratio)} ({spread}) | {target} | {said} |"
+
+
+def show(figures: Iterable[Figure]) -> None:
+    """Print the table, and what else was found, below.
+
+    Args:
+        figures: Its lines.
+    """
+    figures = list(figures)
+    print(*HEADER, *(figure.row() for figure in figures), sep="\n")
+    for figure in figures:
+        for name, value in figure.extra.items():
+            print(f"{figure.what}: {name}: {_digits(value)}")
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Worker:
@@ -52,9 +52,18 @@ class Worker:
             self._process.stdin.flush()
             figures: dict[str, Any] = json.loads(self._process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
-            self._errors.seek(0)
-            raise SystemExit(f"{self.title} failed:\n{self._errors.read()[-3000:]}") from None
+            self._fail()
         return figures
+
+    def _fail(self) -> NoReturn:
+        self._errors.seek(0)
+        raise SystemExit(f"{self.title} failed:\n{self._errors.read()[-3000:]}") from None
+
+    def finish(self) -> None:
+        """Wait until it has done what it takes no turns for."""
+        if self._process.wait():
+            self._fail()
+        self.close()
 
     def close(self) -> None:
         """End the process."""

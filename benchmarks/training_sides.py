@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from batches import VOCABULARY, Item, chat_pairs, documents, flat, gsm8k_pairs
 from lockstep import Turns
+from torch.utils.flop_counter import FlopCounterMode
 
 LEARNING_RATE, BETA = 1e-5, 0.1
 
@@ -28,13 +29,22 @@ class Watch:
         self.turns = Turns()
         self.tokens = 0
         self.losses: list[float] = []
+        self.counter: FlopCounterMode | None = None
         embedding.register_forward_pre_hook(self._count)
+
+    def count(self) -> None:
+        """Count the matrix products' FLOPs of the step that comes: the first, which is not timed."""
+        self.counter = FlopCounterMode(display=False)
+        self.counter.__enter__()
 
     def step(self) -> None:
         """An optimizer step has ended."""
-        losses, tokens = self.losses, self.tokens
-        self.losses, self.tokens = [], 0
-        self.turns.end(loss=sum(losses), tokens=tokens)
+        found: dict[str, float] = {"loss": sum(self.losses), "tokens": self.tokens}
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            found["flops"] = self.counter.get_total_flops()
+        self.losses, self.tokens, self.counter = [], 0, None
+        self.turns.end(**found)
 
     def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.tokens += inputs[0].numel()
@@ -64,6 +74,7 @@ def ours(job: dict[str, Any]) -> None:
         def on_train_start(self, trainer: Trainer, module: Any) -> None:
             self.watch = Watch(module.policy_model.causal_lm.get_input_embeddings())
             self.watch.turns.start()
+            self.watch.count()
 
         def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             self.watch.losses.append(float(trainer.callback_metrics["train/loss"]))
@@ -153,6 +164,7 @@ def ours_reference(job: dict[str, Any]) -> None:
     process = Precise(precision=job["precision"])
     loaders = [list(_loader([step])) for step in steps_of(job)]
     watch.turns.start()
+    watch.count()
     for batches in loaders:
         with tempfile.TemporaryDirectory() as folder:
             reference = CachedReference(cache_dir=folder)
