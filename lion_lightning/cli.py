@@ -1,30 +1,26 @@
-"""The ``lion`` command: LightningCLI with further commands, and errors of one line."""
+"""The ``lion`` command: which commands there are, and errors of one line.
+
+Nothing here imports torch or Lightning before a command is known to need them, so that ``lion --help``, a mistyped
+command and ``lion report`` answer at once.
+"""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
 
-from jsonargparse import ArgumentError
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lion_lightning import __version__
 
-from lion_lightning.callbacks import LionProgressBar, StartupSummary
-from lion_lightning.cli_errors import explain
-from lion_lightning.modules.base import AlignmentModule
-
-USER_ERRORS = (ValueError, MisconfigurationException, ModuleNotFoundError, OSError, ArgumentError)
-"""What a person can mend: printed as one line, without a traceback. ``LION_DEBUG=1`` brings the traceback back."""
-
+TRAINING = {
+    "fit": "train, and validate meanwhile",
+    "validate": "one pass over the validation rows",
+    "test": "one pass over the test rows, to be made once",
+}
+"""Commands that a config drives: those of LightningCLI that an alignment module has steps for."""
 
 COMMANDS = {
     "run": "run the stages of a pipeline file, one from the other's export",
@@ -40,61 +36,6 @@ COMMANDS = {
 }
 """Commands that LightningCLI has not: modules of ``lion_lightning.commands``, and what they are for."""
 
-EPILOG = "\n".join(
-    ["further commands:", *(f"    {name:<18}  {what}" for name, what in COMMANDS.items()), "Each has its own --help."]
-)
-
-
-class LionCLI(LightningCLI):
-    """Runs any ``AlignmentModule`` with any data module; the tokenizer is written once, in the model."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Give the data module the model's tokenizer (Lightning calls this)."""
-        parser.link_arguments("model", "data.init_args.tokenizer", compute_fn=_tokenizer_spec, apply_on="instantiate")
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's subcommands but ``predict``, which an alignment module has no step for."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log, show progress and sum up the start, where the config does not say otherwise (Lightning calls this)."""
-        given = self._get(self.config_init, "trainer", default={})
-        if given.get("logger") in (None, True):
-            kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
-        kwargs["callbacks"] = [*(given.get("callbacks") or ()), *default_callbacks(given)]
-        kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
-        return super().instantiate_trainer(**kwargs)
-
-    def _parse_ckpt_path(self) -> None:
-        """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
-
-
-def default_loggers(folder: str) -> list[Logger]:
-    """Metrics as ``metrics.csv``, which `lion report` reads, and for TensorBoard: both in one folder a start.
-
-    Args:
-        folder: The trainer's ``default_root_dir``.
-    """
-    table = CSVLogger(folder)
-    return [table, TensorBoardLogger(folder, version=table.version)]
-
-
-def default_callbacks(trainer: Mapping[str, Any]) -> list[Callback]:
-    """A progress bar and a start-up summary, unless the config has its own or switches them off.
-
-    Args:
-        trainer: The config's ``trainer``, its callbacks made: ``enable_progress_bar: false`` leaves out the bar,
-            ``enable_model_summary`` the summary: ``false`` for none, ``true`` for Lightning's instead.
-    """
-    given = trainer.get("callbacks") or ()
-    made: list[Callback] = []
-    if trainer.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
-        made.append(LionProgressBar())
-    if trainer.get("enable_model_summary") is None and not any(isinstance(one, StartupSummary) for one in given):
-        made.append(StartupSummary())
-    return made
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
@@ -106,57 +47,67 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 after an error that the user can mend.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _prepare_process()
     name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(help_text())
+        return 0
+    if name == "--version":
+        print(f"lion_lightning {__version__}")
+        return 0
+    return _run(name, arguments)
+
+
+def help_text() -> str:
+    """What ``lion --help`` prints."""
+    return "\n".join(
+        [
+            "usage: lion COMMAND ...  (lion COMMAND --help for its arguments, lion --version)",
+            "",
+            "Align language models with PyTorch Lightning.",
+            "",
+            "driven by a config, as in `lion fit -c configs/sft.yaml`:",
+            *_listed(TRAINING),
+            "",
+            "further commands:",
+            *_listed(COMMANDS),
+        ]
+    )
+
+
+def _listed(commands: Mapping[str, str]) -> list[str]:
+    return [f"    {name:<10}  {what}" for name, what in commands.items()]
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Run a command; an error that a person can mend is printed as one line, ``LION_DEBUG=1`` brings the trace back."""
+    _prepare_process()
     try:
         if name in COMMANDS:
             import_module(f"lion_lightning.commands.{name}").main(arguments[1:])
         else:
             _refuse_unknown_command(name)
-            build_cli(arguments or [name])
-    except USER_ERRORS as error:
-        if os.environ.get("LION_DEBUG"):
+            import_module("lion_lightning.lightning_cli").build_cli(arguments)
+    except Exception as error:
+        if os.environ.get("LION_DEBUG") or not _can_be_mended(error):
             raise
-        print(f"lion: error: {explain(error)}", file=sys.stderr)
+        print(f"lion: error: {import_module('lion_lightning.cli_errors').explain(error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = LionCLI) -> LionCLI:
-    """Parse arguments into a model, a data module and a trainer, and run the subcommand among them.
-
-    Args:
-        arguments: Command line, with a subcommand if ``run``.
-        run: Whether to run it.
-        kind: What parses.
-    """
-    return kind(
-        AlignmentModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={
-            "description": "Align language models with PyTorch Lightning.",
-            "epilog": EPILOG,
-            "exit_on_error": False,
-            "formatter_class": argparse.RawDescriptionHelpFormatter,
-        },
-        auto_configure_optimizers=False,
-        run=run,
-        args=arguments,
-    )
-
-
 def _refuse_unknown_command(name: str) -> None:
-    known = [*LionCLI.subcommands(), *COMMANDS]
+    known = [*TRAINING, *COMMANDS]
     if not name.startswith("-") and name not in known:
         raise ValueError(f"unknown command {name!r}; the commands are {', '.join(known)}")
 
 
-def _tokenizer_spec(model: AlignmentModule) -> Any:
-    return model.tokenizer_spec
+def _can_be_mended(error: Exception) -> bool:
+    if isinstance(error, (ValueError, ModuleNotFoundError, OSError)):
+        return True
+    from jsonargparse import ArgumentError
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, (MisconfigurationException, ArgumentError))
 
 
 def _prepare_process() -> None:

@@ -8,8 +8,6 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
-from lion_lightning.models.checkpoints import is_folder
-
 _NOISE = re.compile(
     r"^(- )?(Does not validate against any|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>)"
 )
@@ -28,7 +26,7 @@ def explain(error: Exception) -> str:
     Args:
         error: What was raised.
     """
-    if isinstance(error, IsADirectoryError) and is_folder(Path(error.filename)):
+    if isinstance(error, IsADirectoryError) and _is_checkpoint(Path(error.filename)):
         return (
             f"{error.filename}: a checkpoint that ranks wrote in pieces; resume with the strategy that wrote it "
             "(configs/strategy/fsdp2.yaml or fsdp.yaml), or make a model of it with `lion export`"
@@ -38,6 +36,12 @@ def explain(error: Exception) -> str:
     lines = [_CALLABLE.sub("", line.strip()) for line in str(error).splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if line and not _NOISE.match(line))
     return _GIVEN.sub("", text) + _suggestion(text) + _remedy(text)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    from lion_lightning.models.checkpoints import is_folder  # imports torch, which most errors need not wait for
+
+    return is_folder(folder)
 
 
 def _suggestion(text: str) -> str:

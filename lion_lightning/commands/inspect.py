@@ -11,8 +11,8 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
-    from lion_lightning.cli import build_cli
     from lion_lightning.data.inspection import inspect
+    from lion_lightning.lightning_cli import build_cli
 
     own = argparse.ArgumentParser(
         prog="lion inspect",

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from lion_lightning.cli import LionCLI, build_cli
+from lion_lightning.lightning_cli import LionCLI, build_cli
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB, Placement
 from lion_lightning.planning.placing import placements, recomputes

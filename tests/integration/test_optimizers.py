@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
-from lion_lightning.cli import build_cli, main
+from lion_lightning.cli import main
+from lion_lightning.lightning_cli import build_cli
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -13,8 +13,9 @@ from lightning.pytorch import Trainer
 from transformers import AutoTokenizer
 
 from lion_lightning import PolicySpec
-from lion_lightning.cli import build_cli, main
+from lion_lightning.cli import main
 from lion_lightning.data.packing import Unpacked
+from lion_lightning.lightning_cli import build_cli
 from lion_lightning.models.tokenizer import read_template
 from tests import tiny
 from tests.integration.recipes import NAMES, PAPER, RECIPES, ROOT, arguments, name_of, numbers, read, sampling

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.cli import LightningCLI
 
 import lion_lightning
+from lion_lightning.cli import COMMANDS, TRAINING, help_text
+from lion_lightning.lightning_cli import LionCLI
 
 PACKAGE = Path(lion_lightning.__file__).parent
 
@@ -36,7 +39,7 @@ MAY_IMPORT = {
     "strategies": _MODELS | {"modules", "data"},
 }
 # What a person runs; these may import all of the above.
-TOP = {"chat", "cli", "cli_errors", "commands", "demo", "pipeline", "report", "__main__", "__init__"}
+TOP = {"chat", "cli", "cli_errors", "commands", "demo", "lightning_cli", "pipeline", "report", "__main__", "__init__"}
 
 HEAVY = ("datasets", "lightning", "peft", "torch", "transformers", "vllm")
 
@@ -90,6 +93,20 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_importing_the_package_loads_no_heavy_library() -> None:
     assert not loaded_by("import lion_lightning") & {*HEAVY}
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--version"], ["nosuchcommand"], ["report", "--nosuch"]]
+)
+def test_help_and_mistyped_commands_load_no_heavy_library(arguments: list[str]) -> None:
+    run = f"from lion_lightning.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass"
+    assert not loaded_by(run) & {*HEAVY}
+
+
+def test_the_listed_commands_are_those_that_there_are() -> None:
+    assert {*COMMANDS} == {path.stem for path in (PACKAGE / "commands").glob("[!_]*.py")}
+    assert {*LionCLI.subcommands()} == {*TRAINING} == {*LightningCLI.subcommands()} - {"predict"}
+    assert all(f"    {name} " in help_text() for name in {**COMMANDS, **TRAINING})
 
 
 def test_importing_the_modules_loads_no_optional_library() -> None:

@@ -1,0 +1,96 @@
+"""The commands that a config drives (``lion fit -c ...``): LightningCLI with this project's defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from lion_lightning.callbacks import LionProgressBar, StartupSummary
+from lion_lightning.cli import TRAINING
+from lion_lightning.modules.base import AlignmentModule
+
+
+class LionCLI(LightningCLI):
+    """Runs any ``AlignmentModule`` with any data module; the tokenizer is written once, in the model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give the data module the model's tokenizer (Lightning calls this)."""
+        parser.link_arguments("model", "data.init_args.tokenizer", compute_fn=_tokenizer_spec, apply_on="instantiate")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands but ``predict``, which an alignment module has no step for."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINING}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log, show progress and sum up the start, where the config does not say otherwise (Lightning calls this)."""
+        given = self._get(self.config_init, "trainer", default={})
+        if given.get("logger") in (None, True):
+            kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
+        kwargs["callbacks"] = [*(given.get("callbacks") or ()), *default_callbacks(given)]
+        kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
+        return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
+
+
+def default_loggers(folder: str) -> list[Logger]:
+    """Metrics as ``metrics.csv``, which `lion report` reads, and for TensorBoard: both in one folder a start.
+
+    Args:
+        folder: The trainer's ``default_root_dir``.
+    """
+    table = CSVLogger(folder)
+    return [table, TensorBoardLogger(folder, version=table.version)]
+
+
+def default_callbacks(trainer: Mapping[str, Any]) -> list[Callback]:
+    """A progress bar and a start-up summary, unless the config has its own or switches them off.
+
+    Args:
+        trainer: The config's ``trainer``, its callbacks made: ``enable_progress_bar: false`` leaves out the bar,
+            ``enable_model_summary`` the summary: ``false`` for none, ``true`` for Lightning's instead.
+    """
+    given = trainer.get("callbacks") or ()
+    made: list[Callback] = []
+    if trainer.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
+        made.append(LionProgressBar())
+    if trainer.get("enable_model_summary") is None and not any(isinstance(one, StartupSummary) for one in given):
+        made.append(StartupSummary())
+    return made
+
+
+def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = LionCLI) -> LionCLI:
+    """Parse arguments into a model, a data module and a trainer, and run the subcommand among them.
+
+    Args:
+        arguments: Command line, with a subcommand if ``run``.
+        run: Whether to run it.
+        kind: What parses.
+    """
+    return kind(
+        AlignmentModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={
+            "description": "Align language models with PyTorch Lightning.",
+            "exit_on_error": False,
+        },
+        auto_configure_optimizers=False,
+        run=run,
+        args=arguments,
+    )
+
+
+def _tokenizer_spec(model: AlignmentModule) -> Any:
+    return model.tokenizer_spec
