@@ -8,6 +8,7 @@ import time
 
 from figures import Figure, show
 
+COMMAND = "python benchmarks/startup.py"
 STARTS = {
     "start-up: `lion --help`": (["-m", "lion_lightning", "--help"], 2.5),
     "start-up: `import lion_lightning`": (["-c", "import lion_lightning"], 1.5),
@@ -21,7 +22,9 @@ def measure(rounds: int = 5) -> list[Figure]:
         rounds: Starts of each.
     """
     return [
-        Figure(what, "s", [seconds(arguments) for _ in range(rounds)], most=most, command="python benchmarks/startup.py")
+        Figure(
+            what, "s", [seconds(arguments) for _ in range(rounds)], most=most, command="python benchmarks/startup.py"
+        )
         for what, (arguments, most) in STARTS.items()
     ]
 

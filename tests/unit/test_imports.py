@@ -95,9 +95,7 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     assert not loaded_by("import lion_lightning") & {*HEAVY}
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["--version"], ["nosuchcommand"], ["report", "--nosuch"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["nosuchcommand"], ["report", "--nosuch"]])
 def test_help_and_mistyped_commands_load_no_heavy_library(arguments: list[str]) -> None:
     run = f"from lion_lightning.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass"
     assert not loaded_by(run) & {*HEAVY}
