@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,8 @@ def _rank(
     torch.save(result, folder / f"{rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Sharded models keep gloo's threads alive past the group. One that asks for the GIL while the interpreter goes down
+    # ends the process with SIGABRT, so the interpreter isn't taken down: all that the test wants is on the disk.
+    os._exit(0)
