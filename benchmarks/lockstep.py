@@ -31,7 +31,7 @@ class Worker:
     """
 
     def __init__(self, script: Path, *arguments: str, threads: int = 2) -> None:
-        settings = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+        settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self.title = " ".join([script.stem, *arguments])[:200]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (close() does)
         self._process = subprocess.Popen(

@@ -172,23 +172,20 @@ class ChatEncoder:
         return draft
 
     def _piece(self, draft: _Draft, encoding: Encoding, where: str, boundaries: list[_Boundary]) -> Piece:
-        ids, starts = encoding.ids, np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+        ids = encoding.ids
         supervised = np.zeros(len(ids), dtype=np.bool_)
         for start, end in draft.spans:
-            inside = (starts >= start) & (starts < end)
-            first = int(inside.argmax()) if inside.any() else len(ids)
-            boundaries.append(self._boundary(draft.text, ids, starts, first, start, where))
-            supervised |= inside
+            first = _first_token(encoding, start, len(draft.text))
+            supervised[first : _first_token(encoding, end, len(draft.text))] = True
+            boundaries.append(self._boundary(draft.text, encoding, ids[:first], start, where))
         if draft.bare:
             ids, supervised = self._closed(ids, supervised)
         return Piece(np.array(ids, dtype=np.int32), supervised)
 
-    def _boundary(
-        self, text: str, ids: list[int], starts: npt.NDArray[Any], first: int, start: int, where: str
-    ) -> _Boundary:
+    def _boundary(self, text: str, encoding: Encoding, before: list[int], start: int, where: str) -> _Boundary:
         # An added token cuts the text in two before it is tokenised, so nothing before the last one matters.
-        anchor = next((i for i in range(first - 1, 0, -1) if ids[i] in self._added), 0)
-        return _Boundary(text[int(starts[anchor]) if anchor else 0 : start], ids[anchor:first], where)
+        anchor = next((i for i in range(len(before) - 1, 0, -1) if before[i] in self._added), 0)
+        return _Boundary(text[_begin(encoding, anchor) if anchor else 0 : start], before[anchor:], where)
 
     def _check(self, boundaries: Sequence[_Boundary]) -> None:
         """Make sure that a model that is given the prompt alone sees the tokens that it was trained on."""
@@ -213,6 +210,22 @@ class ChatEncoder:
         after = [] if ids[-1:] == [eos] else [eos]
         whole = np.full(len(before), supervised.all())
         return [*before, *ids, *after], np.concatenate([whole, supervised, np.full(len(after), True)])
+
+
+# --- which tokens lie where. Offsets are asked for one by one: as a list they cost more than rendering does.
+
+
+def _begin(encoding: Encoding, token: int) -> int:
+    begin: int = encoding.token_to_chars(token)[0]
+    return begin
+
+
+def _first_token(encoding: Encoding, start: int, end: int) -> int:
+    """Number of the first token that begins at a character or after it; characters may have no token, or several."""
+    token = next((at for place in range(start, end) if (at := encoding.char_to_token(place)) is not None), None)
+    if token is None:
+        return len(encoding.ids)
+    return next((at for at in range(token, len(encoding.ids)) if _begin(encoding, at) >= start), len(encoding.ids))
 
 
 # --- the tokenizer
