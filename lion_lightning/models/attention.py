@@ -258,10 +258,23 @@ def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
         unknown = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
         if unknown:
             raise NotImplementedError(f"packed attention knows nothing of {unknown}")
-        output = attend(Heads(query[0], key[0], value[0], scaling, sliding_window, softcap), layout)
+        query, key, value = _as_autocast(query[0], key[0], value[0])
+        output = attend(Heads(query, key, value, scaling, sliding_window, softcap), layout)
         return output.transpose(0, 1)[None], None
 
     return attention
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in autocast's dtype, where that is on.
+
+    Rotary positions make queries and keys fp32 again, so that no half-precision kernel would be taken; and kernels that
+    are called by hand do not cast, as SDPA does.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
 
 for _name, _path in PATHS.items():

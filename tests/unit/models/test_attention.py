@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from lion_lightning.models import attention as attention_module
 from lion_lightning.models.attention import PATHS, Heads, attend_dense, attend_sdpa, attend_varlen
 from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.lora import LoRASpec
@@ -230,6 +231,21 @@ def test_attention_sinks_are_refused_rather_than_ignored() -> None:
     query, key, value = (tensor[None] for tensor in heads(layout))
     with pytest.raises(NotImplementedError, match="s_aux"):
         attend(torch.nn.Module(), query, key, value, None, layout=layout, s_aux=torch.ones(4))
+
+
+def test_under_mixed_precision_a_kernel_gets_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def watched(heads: Heads, layout: RowLayout) -> Tensor:
+        seen.extend(tensor.dtype for tensor in (heads.query, heads.key, heads.value))
+        return attend_dense(heads, layout)
+
+    model, batch = policy(), row()
+    monkeypatch.setattr(attention_module, "attend_sdpa", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        packed = model(batch).values
+    assert set(seen) == {torch.bfloat16}  # rotary positions would leave queries and keys in fp32, a kernel's refusal
+    gradients(model, packed)
 
 
 @pytest.mark.gpu
