@@ -5,10 +5,10 @@ READY := .venv/ready
 PYTEST := $(BIN)/python -m pytest
 DEMO := runs/demo
 
-.PHONY: help setup demo test slow distributed vllm gpu lint format types build clean
+.PHONY: help setup demo test slow distributed vllm gpu bench-gpu lint format types build clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## a virtual environment in .venv with the tested versions and this package, editable
 
@@ -33,6 +33,12 @@ distributed: $(READY)  ## the tests that start several processes
 
 gpu: $(READY)
 	$(PYTEST) -m $@ --timeout 600
+
+# A GPU machine often has a Python with its own torch: make bench-gpu PYTHON_GPU=python3
+PYTHON_GPU ?= $(BIN)/python
+
+bench-gpu:  ## parity, speed and memory on a GPU, against TRL where it is installed: under eight minutes
+	$(PYTHON_GPU) benchmarks/gpu.py
 
 # vLLM pins torch and much else, so it has an environment of its own. INSTALL_VLLM is a script that installs a build of it.
 INSTALL_VLLM ?= $(wildcard ../shared/tools/install_vllm_cpu.sh)

@@ -224,9 +224,10 @@ def test_gpu_kernels_give_the_dpo_loss_of_padded_sequences(attention: str) -> No
     if attention == "lion_flash" and find_spec("flash_attn") is None:
         pytest.skip("needs flash-attn")
     shape = {"head_dim": 64, "hidden_size": 256, "initializer_range": 0.05}
-    policy, reference = build(0, attention, shape), frozen(shape)
+    policy, reference = build(0, shape=shape), frozen(shape)
     expected, expected_gradients = plain(policy, reference, torch.float32)
     policy, reference, batch = policy.cuda().bfloat16(), reference.cuda().bfloat16(), BATCH.to("cuda")
+    policy.causal_lm.set_attn_implementation(attention)  # when it was built, its probe ran on the CPU: no kernel there
     assert policy.packed
     losses = SigmoidLoss(0.1)(pair_logps(policy(batch), batch), pair_logps(reference(batch), batch))
     gradients = backward(policy, losses.mean())
