@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lion_lightning.models.layout import RowLayout, SegmentAccess
+from lion_lightning.models.layout import RowLayout
 
 
 class Heads(NamedTuple):
@@ -50,7 +50,20 @@ Attend = Callable[[Heads, RowLayout], Tensor]
 
 def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
     """One SDPA call a segment: no mask tensor for documents, a small one (answer by context) for answers."""
-    return torch.cat([_attend_segment(heads, layout, access) for access in layout.accesses], dim=1)
+    query, key, value = (layout.split(tensor.transpose(0, 1)) for tensor in heads[:3])
+    outputs = [
+        _attend_segment(
+            heads._replace(
+                query=query[chain[-1]].transpose(0, 1),
+                key=_joined([key[index] for index in chain]),
+                value=_joined([value[index] for index in chain]),
+            ),
+            layout,
+            alone=len(chain) == 1,
+        )
+        for chain in layout.chains
+    ]
+    return _joined([output.transpose(0, 1) for output in outputs])
 
 
 def attend_dense(heads: Heads, layout: RowLayout) -> Tensor:
@@ -110,14 +123,9 @@ PATHS: dict[str, Attend] = {
 """Names for ``PolicySpec.attention`` (and any ``attn_implementation``) to their functions."""
 
 
-def _attend_segment(heads: Heads, layout: RowLayout, access: SegmentAccess) -> Tensor:
-    own = heads._replace(
-        query=heads.query[:, access.queries],
-        key=_take(heads.key, access.keys),
-        value=_take(heads.value, access.keys),
-    )
-    fits = heads.window is None or own.key.shape[1] <= heads.window
-    if fits and heads.softcap is None and len(access.keys) == 1:
+def _attend_segment(own: Heads, layout: RowLayout, alone: bool) -> Tensor:
+    fits = own.window is None or own.key.shape[1] <= own.window
+    if fits and own.softcap is None and alone:
         return _attend(own, None)
     return _attend(own, _segment_mask(own, layout))
 
@@ -132,9 +140,9 @@ def _segment_mask(own: Heads, layout: RowLayout) -> Tensor:
     return made[name]
 
 
-def _take(tensor: Tensor, spans: tuple[slice, ...]) -> Tensor:
-    parts = [tensor[:, span] for span in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Parts of ``(tokens, heads, head size)`` one after the other, heads first."""
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)
 
 
 def _lower_right(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:

@@ -58,13 +58,28 @@ class RowLayout:
         return self.segments[-1].stop if self.segments else 0
 
     @cached_property
+    def chains(self) -> tuple[tuple[int, ...], ...]:
+        """For every segment, the segments that it sees, from the oldest ancestor to itself."""
+        chains: list[tuple[int, ...]] = []
+        for index, segment in enumerate(self.segments):
+            chains.append((*(chains[segment.parent] if segment.parent >= 0 else ()), index))
+        return tuple(chains)
+
+    @cached_property
     def accesses(self) -> tuple[SegmentAccess, ...]:
         """Queries and keys of every segment."""
-        chains: list[tuple[slice, ...]] = []
-        for segment in self.segments:
-            own = slice(segment.start, segment.stop)
-            chains.append((*(chains[segment.parent] if segment.parent >= 0 else ()), own))
-        return tuple(SegmentAccess(chain[-1], chain) for chain in chains)
+        spans = [slice(segment.start, segment.stop) for segment in self.segments]
+        return tuple(SegmentAccess(spans[chain[-1]], tuple(spans[index] for index in chain)) for chain in self.chains)
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The segments' own parts of a tensor of the row's tokens.
+
+        By one operation, whose gradient is one pass over the row: that of a slice is as large as the row, for each.
+
+        Args:
+            rows: ``(tokens, ...)``.
+        """
+        return rows.split([segment.length for segment in self.segments])
 
     @cached_property
     def varlen(self) -> VarlenIndex:
