@@ -24,7 +24,7 @@ from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.checkpoints import PolicyCheckpoints
-from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm
+from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm, scale_gradients
 from lion_lightning.modules.meters import StageMeter, StepTotals
 from lion_lightning.modules.process import require_rows_of, require_sharding, sharding_of
 from lion_lightning.modules.resume import restore_loader
@@ -260,10 +260,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         self._step.reduce(self.trainer.strategy)
         divisor = float(self.normaliser(self._step.weight))
         # The strategy has averaged over ranks and Lightning over the window: both are undone here.
-        scale = self.global_batches / divisor if divisor else 0.0
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+        scale_gradients(self, self.global_batches / divisor if divisor else 0.0)
         if self._trainable_rows is not None:
             self._trainable_rows.mask_gradients()
 

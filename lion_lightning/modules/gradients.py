@@ -1,4 +1,4 @@
-"""Norms of gradients that ranks hold in pieces."""
+"""Scaling and norms of gradients, which ranks may hold in pieces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from lion_lightning.models.pieces import whole
+from lion_lightning.models.pieces import local, whole
+
+
+@torch.no_grad()
+def scale_gradients(module: nn.Module, factor: float) -> None:
+    """Multiply all gradients, or this rank's pieces of them: on a GPU in a few launches, not one a parameter.
+
+    Args:
+        module: After a backward pass.
+        factor: The same on all ranks.
+    """
+    gradients = [local(p.grad) for p in module.parameters() if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
 
 
 def gradient_norm(module: nn.Module, strategy: Strategy) -> Tensor:
