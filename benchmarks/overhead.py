@@ -93,7 +93,9 @@ def figure(what: str, turns: dict[str, list[dict[str, Any]]]) -> Figure:
     Raises:
         SystemExit: Their losses are not the same.
     """
-    apart = max(abs(one["loss"] - other["loss"]) for one, other in zip(turns["ours"], turns["plain"], strict=True))
+    apart = max(
+        abs(one["losses"][0] - other["losses"][0]) for one, other in zip(turns["ours"], turns["plain"], strict=True)
+    )
     if not apart <= APART:
         raise SystemExit(f"overhead, {what}: the sides' losses are {apart:.3g} apart, so they do not do the same")
     ours, plain = _steps(turns, "seconds")

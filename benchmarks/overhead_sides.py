@@ -95,7 +95,7 @@ def main(job: dict[str, Any]) -> None:
     turns = Turns()
     turns.start()
     for value in train(policy, loss, batches, job["precision"]):
-        turns.end(loss=value)
+        turns.end(losses=[value])
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return benchmark
 
 
-def turns(*seconds: float, loss: float = 1.0) -> list[dict[str, float]]:
-    return [{"seconds": each, "cpu_seconds": 2 * each, "loss": loss} for each in seconds]
+def turns(*seconds: float, loss: float = 1.0) -> list[dict[str, Any]]:
+    return [{"seconds": each, "cpu_seconds": 2 * each, "losses": [loss]} for each in seconds]
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
