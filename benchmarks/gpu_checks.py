@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from batches import Item
 from torch import Tensor
-from training_sides import _loader
+from training_sides import loader
 
 from lion_lightning import CachedReference, PolicySpec
 from lion_lightning.functional import token_logps
@@ -288,4 +288,4 @@ def _alone(policy: PolicyModel, rows: list[Item], device: str) -> Tensor:
 
 
 def _batch(rows: list[Item], device: str) -> Any:
-    return next(iter(_loader([rows]))).to(device)
+    return next(iter(loader([rows]))).to(device)

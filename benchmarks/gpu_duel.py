@@ -96,7 +96,9 @@ class Duel:
 
     def __init__(self, run: Run, stage: str, peer: str, settings: dict[str, dict[str, Any]]) -> None:
         self.run, self.stage, self.peer, self.settings = run, stage, peer, settings
-        self.job = STAGES[stage] | (SMALL[stage] if run.tiny else {}) | {"device": run.device}
+        precision = "bf16-mixed" if run.device == "cuda" else "32-true"
+        place = {"device": run.device, "precision": precision}
+        self.job: dict[str, Any] = STAGES[stage] | (SMALL[stage] if run.tiny else {}) | place
         self.turns: dict[str, list[dict[str, Any]]] = {}
         self.matmul: list[float] = []
         self.jobs: dict[str, dict[str, Any]] = {}
@@ -208,13 +210,13 @@ class Duel:
 
 
 def matmul_flops(device: str, size: int) -> float:
-    """FLOP/s of large bf16 matrix products, one after the other.
+    """FLOP/s of large matrix products, one after the other, in the precision that is trained in.
 
     Args:
         device: ``cuda`` or ``cpu``.
         size: Rows and columns.
     """
-    one = torch.randn(size, size, dtype=torch.bfloat16, device=device)
+    one = torch.randn(size, size, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
     for count in (3, 10):  # the first few warm up
         if device == "cuda":
             torch.cuda.synchronize()

@@ -1,8 +1,9 @@
 """The sides of ``gpu.py``, each a worker of ``lockstep``: ``python gpu_sides.py SIDE JOB``.
 
-Both load the same weights in fp32, train under bf16 autocast on the same token ids in the same micro-batches, with the
-same fused AdamW, and gradient checkpointing off. A turn is an optimizer step: reading its micro-batches, forward,
-backward, optimizer. Nothing is read off the device before the step has ended, so that neither side waits for itself.
+Both load the same weights in fp32, train under bf16 autocast (in fp32 on a CPU, where bf16 may be slow) on the same
+token ids in the same micro-batches, with the same fused AdamW, and gradient checkpointing off. A turn is an optimizer
+step: reading its micro-batches, forward, backward, optimizer. Nothing is read off the device before the step has
+ended, so that neither side waits for itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from batches import VOCABULARY, flat
 from lockstep import Turns, peak_mib
-from training_sides import BETA, LEARNING_RATE, _loader, _quiet, steps_of
+from training_sides import BETA, LEARNING_RATE, loader, quiet, steps_of
 
 MIB = 2**20
 
@@ -63,7 +64,7 @@ def ours(job: dict[str, Any]) -> None:
     from lion_lightning.losses import SigmoidLoss
     from lion_lightning.planning.flops import training_flops
 
-    _quiet()
+    quiet()
 
     class Follow(Callback):
         def on_train_start(self, trainer: Trainer, module: Any) -> None:
@@ -92,7 +93,7 @@ def ours(job: dict[str, Any]) -> None:
         trainer = Trainer(
             accelerator="gpu" if job["device"] == "cuda" else "cpu",
             devices=1,
-            precision="bf16-mixed",
+            precision=job["precision"],
             accumulate_grad_batches=job["accumulate"],
             max_epochs=1,
             callbacks=[Follow()],
@@ -101,7 +102,7 @@ def ours(job: dict[str, Any]) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(kinds[job["stage"]](), _loader(steps_of(job)))
+        trainer.fit(kinds[job["stage"]](), loader(steps_of(job)))
 
 
 def trl_sft(job: dict[str, Any]) -> None:
@@ -109,7 +110,7 @@ def trl_sft(job: dict[str, Any]) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-    _quiet()
+    quiet()
     steps = steps_of(job)
     rows = [
         {"input_ids": item.prompt + item.answers[0], "labels": [-100] * len(item.prompt) + item.answers[0]}
@@ -123,9 +124,9 @@ def trl_sft(job: dict[str, Any]) -> None:
         def get_train_dataloader(self) -> Any:
             ends = torch.tensor([0, *map(len, steps)]).cumsum(0).tolist()
             groups = [list(range(start, stop)) for start, stop in pairwise(ends)]
-            loader: Any = torch.utils.data.DataLoader
+            kind: Any = torch.utils.data.DataLoader
             return self.accelerator.prepare(
-                loader(self.train_dataset, batch_sampler=groups, collate_fn=self.data_collator)
+                kind(self.train_dataset, batch_sampler=groups, collate_fn=self.data_collator)
             )
 
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +141,7 @@ def trl_dpo(job: dict[str, Any]) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
-    _quiet()
+    quiet()
     rows = [
         {"prompt_ids": item.prompt, "chosen_ids": item.answers[0], "rejected_ids": item.answers[1]}
         for item in flat(steps_of(job))
@@ -226,7 +227,7 @@ def _trl_settings(job: dict[str, Any]) -> dict[str, Any]:
     """Gradient checkpointing, which is TRL's default, off; the rest as ours."""
     return {
         "use_cpu": job["device"] == "cpu",
-        "bf16": True,
+        "bf16": job["precision"] == "bf16-mixed",
         "gradient_checkpointing": False,
         "gradient_accumulation_steps": job["accumulate"],
         "max_steps": job["steps"] // job["accumulate"],
