@@ -64,6 +64,15 @@ class Figure:
         return f"| {' | '.join(cells)} | {_digits(self.ratio)} ({spread}) | {target} | {said} |"
 
 
+def table(figures: Iterable[Figure]) -> list[str]:
+    """Lines of a Markdown table.
+
+    Args:
+        figures: A line each.
+    """
+    return [*HEADER, *(figure.row() for figure in figures)]
+
+
 def show(figures: Iterable[Figure]) -> None:
     """Print the table, and what else was found, below.
 
@@ -71,7 +80,7 @@ def show(figures: Iterable[Figure]) -> None:
         figures: Its lines.
     """
     figures = list(figures)
-    print(*HEADER, *(figure.row() for figure in figures), sep="\n")
+    print(*table(figures), sep="\n")
     for figure in figures:
         for name, value in figure.extra.items():
             print(f"{figure.what}: {name}: {_digits(value)}")

@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --tiny --device cpu     # the same lines with a tiny model, to see that they run
 
 Four parts, each with a time budget: what the machine is, whether packed rows are exact there (``gpu_checks.py``), SFT
-and DPO against TRL's trainers (``gpu_duel.py``). Sides are processes of their own on the same device that take turns;
+and DPO against TRL's trainers (``duel.py``). Sides are processes of their own on the same device that take turns;
 where TRL is not installed, ours runs alone. Parts that fail print why, and the next one runs; the exit status is 1 if
 one has failed. A target that is missed is no failure.
 """
@@ -14,31 +14,80 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import results
 import torch
-from figures import show
-from gpu_checks import Place, checks, path_taken
-from gpu_duel import Duel, Run
+from duel import Duel, Stage, make_model
+from figures import Figure, show
+from gpu_checks import Check, Place, checks, path_taken
 
 OUT = Path(__file__).parent / "results" / "gpu.json"
 BUDGETS = {"machine": 60.0, "parity": 90.0, "sft": 165.0, "dpo": 150.0}
 """Seconds at most; together under eight minutes."""
 DENSE_BF16 = {"h200": 989.4e12, "h100 nvl": 835.5e12}
 """FLOP/s of devices whose entry in Lightning's table is missing, or counts sparsity."""
+LLAMA_1B = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+FLASH: dict[str, Any] = {"attention": "flash_attention_2"}
+
+
+@dataclass
+class Run:
+    """What is asked for, and what was found so far.
+
+    Attributes:
+        device: ``cuda`` or ``cpu``.
+        tiny: Whether the model and its rows are made small.
+        rounds: Turns of each side that count.
+        peak: Dense bf16 FLOP/s of the device; None where that is not known.
+    """
+
+    device: str
+    tiny: bool
+    rounds: int
+    peak: float | None
+    machine: dict[str, str] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write all of it.
+
+        Args:
+            path: A JSON file.
+        """
+        tested = [asdict(check) | {"passed": check.passed} for check in self.checks]
+        more = {"machine": self.machine, "parity": tested, "errors": self.errors, "seconds": self.seconds}
+        results.save(path, self.figures, **more)
 
 
 def machine(run: Run) -> None:
     """What the figures are from, and which attention ``lion`` takes there."""
-    packages = ("torch", "transformers", "lightning", "trl", "flash_attn", "liger_kernel")
-    run.machine |= {name: _version(name) for name in packages}
+    run.machine |= results.machine()
     run.machine["device"] = torch.cuda.get_device_name() if run.device == "cuda" else run.device
     run.machine["dense bf16 peak"] = f"{run.peak:.4g} FLOP/s" if run.peak else "not known"
     run.machine["model"] = "tiny" if run.tiny else "Llama 3.2 1B's shape, vocabulary 49,152, random"
@@ -69,23 +118,80 @@ def sft(run: Run) -> None:
         "padded, batches by length, SDPA": {"by_length": True},
     }
     if find_spec("flash_attn"):
-        flash = {"padding_free": True, "attention": "flash_attention_2"}
-        settings = {"padding-free, flash-attn": flash, **settings}
-    duel = Duel(run, "sft", "trl_sft", settings)
-    duel.fight()
-    what = f"SFT, {duel.job['tokens']:,}-token rows, {duel.job['accumulate']} a step"
-    duel.tell(what, "tokens/s", lambda items: sum(item.length for item in items), 1.1, None)
+        settings = {"padding-free, flash-attn": {"padding_free": True, **FLASH}, **settings}
+    tokens, each = (512, 2) if run.tiny else (8192, 4)
+    compare(
+        run,
+        Stage(
+            "sft",
+            f"SFT, {tokens:,}-token rows, {each} a step",
+            "tokens/s",
+            {"stage": "sft", "data": "documents", "tokens": tokens, "accumulate": each},
+            "ours",
+            "trl_sft",
+            settings,
+            lambda items: sum(item.length for item in items),
+            least=1.1,
+        ),
+    )
 
 
 def dpo(run: Run) -> None:
     """Pairs a second and peak memory of DPO with a cached reference."""
     settings: dict[str, dict[str, Any]] = {"padded, SDPA": {}}
     if find_spec("flash_attn"):
-        settings["padded, flash-attn"] = {"attention": "flash_attention_2"}
-    duel = Duel(run, "dpo", "trl_dpo", settings)
-    duel.fight()
-    what = f"DPO, cached reference, {duel.job['data']} pairs, {duel.job['pairs']} x {duel.job['accumulate']} a step"
-    duel.tell(what, "pairs/s", len, 1.8, 0.6)
+        settings["padded, flash-attn"] = FLASH
+    data, pairs = ("gsm8k", 1) if run.tiny else ("chat", 10)
+    compare(
+        run,
+        Stage(
+            "dpo",
+            f"DPO, cached reference, {data} pairs, {pairs} x 2 a step",
+            "pairs/s",
+            {"stage": "dpo", "data": data, "pairs": pairs, "accumulate": 2},
+            "ours",
+            "trl_dpo",
+            settings,
+            len,
+            least=1.8,
+            most=0.6,
+        ),
+    )
+
+
+def compare(run: Run, stage: Stage) -> None:
+    """Let both sides train, and keep the figures.
+
+    Args:
+        run: What is asked for; the figures are put there.
+        stage: What they do.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = {"device": run.device, "precision": "bf16-mixed" if run.device == "cuda" else "32-true"}
+        model = {"model": folder, "shape": TINY if run.tiny else LLAMA_1B, "dtype": "bfloat16"}
+        job = stage.job | place | model
+        make_model(job)
+        command = f"python benchmarks/gpu.py --only {stage.name}"
+        warm_up, trial, large = (1, 1, 512) if run.tiny else (2, 2, 8192)
+        duel = Duel(replace(stage, job=job, command=command), run.rounds, warm_up, trial, large)
+        duel.fight()
+    run.figures += [*duel.figures(), *_efficiency(run, duel)]
+    if find_spec("trl") is None:
+        print("TRL is not installed: ours alone")
+    elif "trl" not in duel.turns:
+        run.errors[f"{stage.name}: TRL"] = "; ".join(f"{name}: {error}" for name, error in duel.errors.items())
+    for name, error in duel.errors.items():
+        print(f"{name}, left out: {error}")
+
+
+def _efficiency(run: Run, duel: Duel) -> Iterator[Figure]:
+    """MFU, and the same over what a large matrix product reaches."""
+    what = duel.stage.what
+    if run.peak:
+        least = 0.5 if duel.stage.name == "sft" else None
+        shares = [rate / run.peak for rate in duel.rates]
+        yield Figure(f"{what}: MFU", "of the dense bf16 peak", shares, least=least)
+    yield Figure(f"{what}: FLOP/s", "of a large matmul's in the same round", duel.shares)
 
 
 PARTS: dict[str, Callable[[Run], None]] = {"machine": machine, "parity": parity, "sft": sft, "dpo": dpo}
@@ -122,13 +228,6 @@ def _budget(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def perform(run: Run, parts: Sequence[str], out: Path) -> None:

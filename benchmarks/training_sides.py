@@ -1,60 +1,69 @@
-"""The sides of the training measures, each a worker of ``lockstep``: ``python training_sides.py SIDE JOB``.
+"""Our sides of the training measures, each a worker of ``lockstep``: ``python training_sides.py SIDE JOB``.
 
-All sides get the same weights, the same token ids in the same steps and the same AdamW; every token of an answer is a
-target. A turn is a whole step: reading the batch, forward, backward, optimizer, what is logged.
+All sides (TRL's: ``trl_sides.py``) get the same weights, the same token ids in the same micro-batches and the same
+AdamW; every token of an answer is a target. A turn is an optimizer step: reading its micro-batches, forward, backward,
+optimizer, what is logged. Nothing is read off a GPU before the step has ended, so that no side waits for itself.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
-from batches import VOCABULARY, Item, chat_pairs, documents, flat, gsm8k_pairs
-from lockstep import Turns
-from torch.utils.flop_counter import FlopCounterMode
+from batches import VOCABULARY, Item, chat_pairs, documents, gsm8k_pairs
+from lockstep import Turns, peak_mib
+from torch.utils.data import DataLoader
 
 LEARNING_RATE, BETA = 1e-5, 0.1
+MIB = 2**20
 
 
 class Watch:
-    """Counts what goes through the embedding, and tells of each step when it ends."""
+    """Counts what goes through the embedding, and tells of each turn when the device has done it.
 
-    def __init__(self, embedding: torch.nn.Module) -> None:
+    Args:
+        embedding: What every token goes through.
+        device: ``cuda`` or ``cpu``.
+    """
+
+    def __init__(self, embedding: torch.nn.Module, device: str) -> None:
         self.turns = Turns()
+        self.on_gpu = device == "cuda"
         self.tokens = 0
-        self.losses: list[float] = []
-        self.counter: FlopCounterMode | None = None
+        self.flops = 0.0
+        self.losses: list[torch.Tensor] = []
+        self._first = True
         embedding.register_forward_pre_hook(self._count)
 
-    def count(self) -> None:
-        """Count the matrix products' FLOPs of the step that comes: the first, which is not timed."""
-        self.counter = FlopCounterMode(display=False)
-        self.counter.__enter__()
-
     def step(self) -> None:
-        """An optimizer step has ended."""
-        found: dict[str, float] = {"loss": sum(self.losses), "tokens": self.tokens}
-        if self.counter is not None:
-            self.counter.__exit__(None, None, None)
-            found["flops"] = self.counter.get_total_flops()
-        self.losses, self.tokens, self.counter = [], 0, None
-        self.turns.end(**found)
+        """A turn has been done, or asked of a GPU: wait for it. The first one warms up, and its peak does not count."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() / MIB if self.on_gpu else peak_mib()
+        if self._first and self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        found = {"losses": [float(loss) for loss in self.losses], "tokens": self.tokens, "flops": self.flops}
+        self.losses, self.tokens, self.flops, self._first = [], 0, 0.0, False
+        self.turns.end(peak_mib=peak, **found)
 
     def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.tokens += inputs[0].numel()
 
 
 def steps_of(job: dict[str, Any]) -> list[list[Item]]:
-    """What a job trains on.
+    """What a job trains on, a list a micro-batch.
 
     Args:
-        job: Its ``data``, ``steps``, and ``tokens`` or ``pairs`` a step.
+        job: Its ``data``, ``steps`` (micro-batches), and ``tokens`` or ``pairs`` in each.
     """
     if job["data"] == "documents":
         return documents(job["steps"], job["tokens"], job.get("by_length", False))
@@ -65,34 +74,41 @@ def ours(job: dict[str, Any]) -> None:
     """SFTModule, or DPOModule with a cached reference, under Lightning's Trainer."""
     from lightning.pytorch import Callback, Trainer
 
-    from lion_lightning import CachedReference, DPOModule, SFTModule
+    from lion_lightning import CachedReference, DPOModule, PolicySpec, SFTModule
     from lion_lightning.losses import SigmoidLoss
+    from lion_lightning.planning.flops import training_flops
 
-    _quiet()
+    quiet()
 
     class Follow(Callback):
         def on_train_start(self, trainer: Trainer, module: Any) -> None:
-            self.watch = Watch(module.policy_model.causal_lm.get_input_embeddings())
+            model = module.policy_model.causal_lm
+            self.needed = training_flops(model)
+            self.watch = Watch(model.get_input_embeddings(), job["device"])
             self.watch.turns.start()
-            self.watch.count()
 
         def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.watch.losses.append(float(trainer.callback_metrics["train/loss"]))
-            self.watch.step()
+            self.watch.flops += self.needed.of(batch)
+            if (batch_idx + 1) % job["accumulate"] == 0:
+                self.watch.losses.append(trainer.callback_metrics["train/loss"])
+                self.watch.step()
 
     def optimizer(groups: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
+    policy = PolicySpec(path=job["model"], **job.get("policy", {}))
     with tempfile.TemporaryDirectory() as folder:
         kinds: dict[str, Callable[[], Any]] = {
-            "sft": lambda: SFTModule(job["model"], optimizer=optimizer),
+            "sft": lambda: SFTModule(policy, optimizer=optimizer),
             "dpo": lambda: DPOModule(
-                job["model"], loss=SigmoidLoss(BETA), reference=CachedReference(cache_dir=folder), optimizer=optimizer
+                policy, loss=SigmoidLoss(BETA), reference=CachedReference(cache_dir=folder), optimizer=optimizer
             ),
         }
         trainer = Trainer(
-            accelerator="cpu",
+            accelerator="gpu" if job["device"] == "cuda" else "cpu",
+            devices=1,
             precision=job["precision"],
+            accumulate_grad_batches=job["accumulate"],
             max_epochs=1,
             callbacks=[Follow()],
             logger=False,
@@ -100,97 +116,39 @@ def ours(job: dict[str, Any]) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(kinds[job["stage"]](), _loader(steps_of(job)))
-
-
-def trl_sft(job: dict[str, Any]) -> None:
-    """TRL's SFTTrainer; ``padding_free`` as the job says."""
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
-
-    _quiet()
-    steps = steps_of(job)
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
-    rows = [
-        {"input_ids": item.prompt + item.answers[0], "labels": [-100] * len(item.prompt) + item.answers[0]}
-        for item in flat(steps)
-    ]
-
-    class OnIds(SFTTrainer):
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-        def get_train_dataloader(self) -> Any:
-            ends = torch.tensor([0, *map(len, steps)]).cumsum(0).tolist()
-            groups = [list(range(start, stop)) for start, stop in pairwise(ends)]
-            loader: Any = torch.utils.data.DataLoader
-            return self.accelerator.prepare(
-                loader(self.train_dataset, batch_sampler=groups, collate_fn=self.data_collator)
-            )
-
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = SFTConfig(
-            folder, max_length=None, padding_free=job.get("padding_free", False), **_trl_settings(job, len(steps))
-        )
-        trainer = _followed(OnIds)(
-            model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(job["model"]),
-        )
-        trainer.train()
-
-
-def trl_dpo(job: dict[str, Any]) -> None:
-    """TRL's DPOTrainer, its reference log-probs computed ahead."""
-    trainer = _dpo_trainer(job)
-    trainer.train()
+        trainer.fit(kinds[job["stage"]](), loader(steps_of(job)))
 
 
 def ours_reference(job: dict[str, Any]) -> None:
-    """The pass of ``CachedReference`` over the pairs of a step."""
+    """The pass of ``CachedReference`` over the pairs of a turn."""
     from lion_lightning import CachedReference, PolicySpec
     from lion_lightning.models.passes import Process
+    from lion_lightning.planning.flops import forward_flops
 
-    _quiet()
+    quiet()
     policy = PolicySpec(path=job["model"]).build().eval()
-    watch = Watch(policy.causal_lm.get_input_embeddings())
+    needed = forward_flops(policy.causal_lm)
+    watch = Watch(policy.causal_lm.get_input_embeddings(), job["device"])
 
     class Precise(Process):
         def autocast(self) -> Any:
             return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
     process = Precise(precision=job["precision"])
-    loaders = [list(_loader([step])) for step in steps_of(job)]
+    turns = grouped(list(loader(steps_of(job))), job["accumulate"])
     watch.turns.start()
-    watch.count()
-    for batches in loaders:
+    for batches in turns:
         with tempfile.TemporaryDirectory() as folder:
             reference = CachedReference(cache_dir=folder)
             reference.attach(policy, lambda _: policy)
             reference.cover(batches, policy, process, "training")
-            logps = reference(batches[0], policy)
-        watch.losses.append(float(logps.chosen.sums.sum()))
-        watch.step()
-
-
-def trl_reference(job: dict[str, Any]) -> None:
-    """What DPOTrainer does before training with ``precompute_ref_log_probs``, over the pairs of a step."""
-    trainer = _dpo_trainer(job | {"precompute": False})
-    pairs = job["pairs"]
-    watch = Watch(trainer.model.get_input_embeddings())
-    trainer._precompute_model_hash = "benchmark"
-    parts = [trainer.train_dataset.select(range(n * pairs, (n + 1) * pairs)) for n in range(job["steps"])]
-    watch.turns.start()
-    for number, part in enumerate(parts):
-        found = trainer._precompute_ref_logps(part, f"turn {number}", job["forward"])
-        watch.losses.append(sum(found["ref_chosen_logps"]))
+            watch.losses.append(sum(reference(batch, policy).chosen.sums.sum() for batch in batches))
+        watch.flops += sum(map(needed.of, batches))
         watch.step()
 
 
 def random_model(job: dict[str, Any]) -> None:
-    """Save a random model of SmolLM2's proportions, with a tokenizer that nobody asks anything of."""
+    """Save a random Llama of the job's shape, with a tokenizer that nobody asks anything of."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -198,11 +156,6 @@ def random_model(job: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        num_hidden_layers=job["layers"],
-        hidden_size=576,
-        intermediate_size=1536,
-        num_attention_heads=9,
-        num_key_value_heads=3,
         max_position_embeddings=8192,
         rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
         rms_norm_eps=1e-5,
@@ -210,97 +163,22 @@ def random_model(job: dict[str, Any]) -> None:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
+        **job["shape"],
     )
     models: Any = AutoModelForCausalLM
-    models.from_config(config).save_pretrained(job["model"])
+    with torch.device(job["device"]):
+        models.from_config(config, dtype=getattr(torch, job.get("dtype", "float32"))).save_pretrained(job["model"])
     words = Tokenizer(WordLevel({"<unk>": 0, "<end>": 2}, unk_token="<unk>"))
     tokenizer: Any = PreTrainedTokenizerFast
     tokenizer(tokenizer_object=words, eos_token="<end>", pad_token="<end>").save_pretrained(job["model"])
 
 
-def _dpo_trainer(job: dict[str, Any]) -> Any:
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
+def loader(steps: Sequence[Sequence[Item]]) -> Any:
+    """A packed batch a micro-batch.
 
-    _quiet()
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
-    rows = [
-        {"prompt_ids": item.prompt, "chosen_ids": item.answers[0], "rejected_ids": item.answers[1]}
-        for item in flat(steps_of(job))
-    ]
-
-    class OnIds(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-    arguments = DPOConfig(
-        tempfile.mkdtemp(),
-        precompute_ref_log_probs=job.get("precompute", True),
-        precompute_ref_batch_size=job["forward"],
-        beta=BETA,
-        max_length=None,
-        train_sampling_strategy="sequential",
-        **_trl_settings(job, job["steps"]) | {"per_device_train_batch_size": job["pairs"]},
-    )
-    return _followed(OnIds)(
-        model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(job["model"]),
-    )
-
-
-def _followed(kind: Any) -> Any:
-    """A trainer of TRL's that takes turns."""
-    from transformers import TrainerCallback
-
-    class Follow(TrainerCallback):
-        watch: Watch
-
-        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
-            self.watch = Watch(model.get_input_embeddings())
-            self.watch.turns.start()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.watch.step()
-
-    class Followed(kind):  # type: ignore[misc]
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            self.follow = Follow()
-            super().__init__(*arguments, callbacks=[self.follow], **options)
-
-        def compute_loss(self, *arguments: Any, **options: Any) -> Any:
-            loss = super().compute_loss(*arguments, **options)
-            self.follow.watch.losses.append(float(loss.detach()))
-            return loss
-
-    return Followed
-
-
-def _trl_settings(job: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Gradient checkpointing, which is TRL's default, off; the rest as ours."""
-    return {
-        "use_cpu": True,
-        "bf16": job["precision"] == "bf16-mixed",
-        "gradient_checkpointing": False,
-        "max_steps": steps,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "adamw_torch_fused",
-        "weight_decay": 0.0,
-        "max_grad_norm": 0.0,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-
-
-def _loader(steps: Sequence[Sequence[Item]]) -> Any:
-    import numpy as np
-    from torch.utils.data import DataLoader
-
+    Args:
+        steps: The micro-batches.
+    """
     from lion_lightning.data.collate import collate
     from lion_lightning.types import Piece, Sample
 
@@ -322,23 +200,33 @@ def _loader(steps: Sequence[Sequence[Item]]) -> Any:
     return DataLoader(dataset, batch_size=1, collate_fn=together)
 
 
-def _quiet() -> None:
-    import logging
-    import warnings
+def grouped(parts: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of so many parts.
 
+    Args:
+        parts: In their order.
+        size: Of a list.
+    """
+    rest = iter(parts)
+    return iter(lambda: list(islice(rest, size)), [])
+
+
+def quiet() -> None:
+    """Keep bars and warnings out of what is measured."""
     os.environ["TQDM_DISABLE"] = "1"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
 
-if __name__ == "__main__":
+def serve(sides: dict[str, Callable[[dict[str, Any]], None]]) -> None:
+    """Be the side that the command line names, on the job that it gives.
+
+    Args:
+        sides: By name.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    sides = {
-        "ours": ours,
-        "ours_reference": ours_reference,
-        "trl_sft": trl_sft,
-        "trl_dpo": trl_dpo,
-        "trl_reference": trl_reference,
-        "model": random_model,
-    }
     sides[sys.argv[1]](json.loads(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    serve({"ours": ours, "ours_reference": ours_reference, "model": random_model})

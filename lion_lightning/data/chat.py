@@ -216,8 +216,8 @@ class ChatEncoder:
 
 
 def _begin(encoding: Encoding, token: int) -> int:
-    begin: int = encoding.token_to_chars(token)[0]
-    return begin
+    place = encoding.token_to_chars(token)
+    return int(place[0]) if place is not None else 0  # a token that the tokenizer adds by itself has none
 
 
 def _first_token(encoding: Encoding, start: int, end: int) -> int:

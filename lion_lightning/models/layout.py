@@ -79,7 +79,8 @@ class RowLayout:
         Args:
             rows: ``(tokens, ...)``.
         """
-        return rows.split([segment.length for segment in self.segments])
+        parts: tuple[Tensor, ...] = torch.split(rows, [segment.length for segment in self.segments])
+        return parts
 
     @cached_property
     def varlen(self) -> VarlenIndex:

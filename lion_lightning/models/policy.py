@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lion_lightning.functional import LogitTransform, token_logps
+from lion_lightning.functional import token_logps
+from lion_lightning.head import LogitTransform
 from lion_lightning.models.attention import PATHS
 from lion_lightning.models.embeddings import output_head, vocabulary_rows
 from lion_lightning.models.layout import RowLayout

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lion_lightning import functional
 from lion_lightning.data.collate import collate
-from lion_lightning.functional import LogitTransform, pair_logps, segment_sums, token_logps
+from lion_lightning.functional import pair_logps, segment_sums, token_logps
+from lion_lightning.head import LogitTransform
 from lion_lightning.types import PackedBatch, Piece, Sample, TokenLogps
 from tests.tiny import LargestTensor
 

@@ -1,0 +1,133 @@
+"""TRL's sides of the training measures, each a worker of ``lockstep``: ``python trl_sides.py SIDE JOB``."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import pairwise
+from typing import Any
+
+import torch
+from batches import Item, flat
+from datasets import Dataset
+from training_sides import BETA, LEARNING_RATE, Watch, grouped, quiet, serve, steps_of
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+
+def trl_sft(job: dict[str, Any]) -> None:
+    """SFTTrainer; attention, and whether it pads, as the job says."""
+    steps = steps_of(job)
+    rows = [
+        {"input_ids": item.prompt + item.answers[0], "labels": [-100] * len(item.prompt) + item.answers[0]}
+        for item in flat(steps)
+    ]
+
+    class OnIds(SFTTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def get_train_dataloader(self) -> Any:
+            ends = torch.tensor([0, *map(len, steps)]).cumsum(0).tolist()
+            groups = [list(range(start, stop)) for start, stop in pairwise(ends)]
+            loader: Any = torch.utils.data.DataLoader
+            return self.accelerator.prepare(
+                loader(self.train_dataset, batch_sampler=groups, collate_fn=self.data_collator)
+            )
+
+    with tempfile.TemporaryDirectory() as folder:
+        padding = {"max_length": None, "padding_free": job.get("padding_free", False)}
+        _trainer(OnIds, job, SFTConfig(folder, **padding, **_settings(job)), rows).train()
+
+
+def trl_dpo(job: dict[str, Any]) -> None:
+    """DPOTrainer, its reference log-probs computed ahead."""
+    with tempfile.TemporaryDirectory() as folder:
+        _dpo_trainer(job, folder, ahead=True).train()
+
+
+def trl_reference(job: dict[str, Any]) -> None:
+    """What DPOTrainer does before training with ``precompute_ref_log_probs``, over the pairs of a turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _dpo_trainer(job, folder, ahead=False)
+        watch = Watch(trainer.model.get_input_embeddings(), job["device"])
+        trainer._precompute_model_hash = "benchmark"
+        pairs = list(range(job["steps"] * job["pairs"]))
+        parts = [trainer.train_dataset.select(part) for part in grouped(pairs, job["pairs"] * job["accumulate"])]
+        watch.turns.start()
+        for number, part in enumerate(parts):
+            found = trainer._precompute_ref_logps(part, f"turn {number}", job["pairs"])
+            watch.losses.append(torch.tensor(sum(found["ref_chosen_logps"])))
+            watch.step()
+
+
+def _dpo_trainer(job: dict[str, Any], folder: str, ahead: bool) -> Any:
+    class OnIds(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+    reference = {"precompute_ref_log_probs": ahead, "precompute_ref_batch_size": job["pairs"]}
+    sampling = {"max_length": None, "train_sampling_strategy": "sequential"}
+    batch = {"per_device_train_batch_size": job["pairs"]}
+    arguments = DPOConfig(folder, beta=BETA, **reference, **sampling, **batch, **_settings(job))
+    return _trainer(OnIds, job, arguments, list(map(_pair, flat(steps_of(job)))))
+
+
+def _pair(item: Item) -> dict[str, list[int]]:
+    return {"prompt_ids": item.prompt, "chosen_ids": item.answers[0], "rejected_ids": item.answers[1]}
+
+
+def _trainer(kind: Any, job: dict[str, Any], arguments: Any, rows: list[dict[str, list[int]]]) -> Any:
+    """A trainer of TRL's that takes turns when it trains."""
+    quiet()
+
+    class Follow(TrainerCallback):
+        watch: Watch
+
+        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+            self.watch = Watch(model.get_input_embeddings(), job["device"])
+            self.watch.turns.start()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.watch.step()
+
+    follow = Follow()
+
+    class Followed(kind):  # type: ignore[misc]
+        def compute_loss(self, *arguments: Any, **options: Any) -> Any:
+            loss = super().compute_loss(*arguments, **options)
+            follow.watch.losses.append(loss.detach())
+            return loss
+
+    models: Any = AutoModelForCausalLM
+    model = models.from_pretrained(job["model"], dtype=torch.float32, attn_implementation=job.get("attention", "sdpa"))
+    return Followed(
+        model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(job["model"]),
+        callbacks=[follow],
+    )
+
+
+def _settings(job: dict[str, Any]) -> dict[str, Any]:
+    """Gradient checkpointing, which is TRL's default, off; the rest as ours."""
+    return {
+        "use_cpu": job["device"] == "cpu",
+        "bf16": job["precision"] == "bf16-mixed",
+        "gradient_checkpointing": False,
+        "gradient_accumulation_steps": job["accumulate"],
+        "max_steps": job["steps"] // job["accumulate"],
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused",
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+if __name__ == "__main__":
+    serve({"trl_sft": trl_sft, "trl_dpo": trl_dpo, "trl_reference": trl_reference})

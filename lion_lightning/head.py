@@ -1,0 +1,180 @@
+"""The output head and its loss, a tile of the vocabulary at a time: no ``[targets, vocabulary]`` tensor ever exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class LogitTransform(NamedTuple):
+    """What some models do to the head's output: ``softcap * tanh(scale * x / softcap)`` (Gemma 2, Cohere, Granite).
+
+    Attributes:
+        scale: Factor on the raw logits.
+        softcap: Bound of the soft clipping, or None for none.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Transformed logits; may overwrite its argument."""
+        if self.scale != 1.0:
+            logits = logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def backward(self, gradient: Tensor, transformed: Tensor) -> Tensor:
+        """Gradient for the raw logits, from that for the transformed ones; may overwrite its arguments."""
+        if self.softcap is not None:
+            gradient = gradient.mul_(1 - transformed.div(self.softcap).square_())
+        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+
+
+def tile_width(rows: int, per_tile: int) -> int:
+    """Tokens of the vocabulary whose logits exist at once, for so many rows of targets."""
+    return max(1, per_tile // max(1, rows))
+
+
+class _Head(NamedTuple):
+    """The output head, a tile of its vocabulary at a time, in the dtype that products run in.
+
+    Products of all tiles are written to the same place: memory that is new for each would cost a CPU as much again.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    transform: LogitTransform
+    dtype: torch.dtype
+    place: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, transform: LogitTransform, states: Tensor, per_tile: int) -> _Head:
+        """The head for so many states, with a place for the products of a tile."""
+        size = len(states) * min(tile_width(len(states), per_tile), len(weight))
+        return cls(weight, bias, transform, states.dtype, states.new_empty(size))
+
+    def part(self, columns: slice) -> _Head:
+        """The head of some tokens of the vocabulary."""
+        bias = None if self.bias is None else self.bias[columns]
+        return self._replace(weight=self.weight[columns].to(self.dtype), bias=bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Transformed fp32 logits, ``(rows, vocabulary)``, which the next tile's overwrite."""
+        shape = (len(hidden), len(self.weight))
+        place = self.place[: shape[0] * shape[1]].view(shape)
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = torch.mm(hidden, self.weight.T, out=place).float()
+        return self.transform.apply(logits if self.bias is None else logits.add_(self.bias.float()))
+
+    def logits_gradient(self, hidden: Tensor, local: Tensor, normaliser: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient of the raw logits: (onehot(target) - softmax) times the incoming gradient of the values."""
+        logits = self.logits(hidden)
+        kept = logits.clone() if self.transform.softcap is not None else logits  # all that still needs them
+        result = logits.sub_(normaliser[:, None]).exp_().mul_(-gradient[:, None])
+        place, inside = _place(local, result.shape[1])
+        result.scatter_add_(1, place, (gradient * inside)[:, None])
+        return self.transform.backward(result, kept)
+
+
+class _Running:
+    """Softmax statistics of rows of logits that come a tile of the vocabulary at a time."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.largest = torch.full((rows,), -torch.inf, device=device)
+        self.target, self.total, self.squares = torch.zeros(3, rows, device=device)
+
+    def add(self, logits: Tensor, local: Tensor) -> None:
+        """Take in a tile, which is overwritten; ``local`` are the targets counted from its first column."""
+        place, inside = _place(local, logits.shape[1])
+        self.target = torch.where(inside, logits.gather(1, place).squeeze(1), self.target)
+        largest = torch.maximum(self.largest, logits.amax(1))
+        weights, shrink = logits.sub_(largest[:, None]).exp_(), (self.largest - largest).exp()
+        self.total.mul_(shrink).add_(weights.sum(1))
+        self.squares.mul_(shrink.square()).add_(torch.linalg.vector_norm(weights, dim=1).square())
+        self.largest = largest
+
+
+class HeadLogps(torch.autograd.Function):
+    """log softmax(transform(hidden @ weight.T + bias))[target], in tiles, computed again in the backward pass."""
+
+    @staticmethod
+    def forward(  # noqa: D102 (autograd's)
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        transform: LogitTransform,
+        per_tile: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.dtype, ctx.per_tile, ctx.transform = _compute_dtype(hidden), per_tile, transform
+        found = _Running(len(targets), hidden.device)
+        states = hidden.to(ctx.dtype)
+        head = _Head.of(weight, bias, transform, states, per_tile)
+        for columns in _tiles(len(targets), len(weight), per_tile):
+            found.add(head.part(columns).logits(states), targets - columns.start)
+        normaliser = found.total.log().add_(found.largest)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        values, hits = found.target - normaliser, found.target >= found.largest
+        collisions = found.squares.log() - 2 * found.total.log()
+        ctx.mark_non_differentiable(hits, collisions)
+        return values, hits, collisions
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        states = hidden.to(ctx.dtype)
+        head = _Head.of(weight, bias, ctx.transform, states, ctx.per_tile)
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias else None
+        for columns in _tiles(len(targets), len(weight), ctx.per_tile):
+            part = head.part(columns)
+            raw = part.logits_gradient(states, targets - columns.start, normaliser, gradient)
+            if grad_bias is not None:
+                grad_bias[columns] = raw.sum(0)
+            raw = raw.to(ctx.dtype)
+            if grad_hidden is not None:
+                _accumulate_product(grad_hidden, raw, part.weight)
+            if grad_weight is not None:
+                _write_product(grad_weight[columns], raw.T, states)
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
+
+
+def _tiles(rows: int, vocabulary: int, per_tile: int) -> Iterator[slice]:
+    width = tile_width(rows, per_tile)
+    return (slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width))
+
+
+def _place(local: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Columns ``(rows, 1)`` of targets in a tile, and which rows have theirs in it: the others' are any."""
+    return local.clamp(0, width - 1)[:, None], (local >= 0) & (local < width)
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _write_product(place: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write ``left @ right`` to its place, without a copy where the dtypes are the same."""
+    if place.dtype == left.dtype:
+        torch.mm(left, right, out=place)
+    else:
+        place.copy_(left @ right)
+
+
+def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` to an fp32 ``total``."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
