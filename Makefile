@@ -5,7 +5,7 @@ READY := .venv/ready
 PYTEST := $(BIN)/python -m pytest
 DEMO := runs/demo
 
-.PHONY: help setup demo test slow distributed vllm gpu bench-gpu lint format types build clean
+.PHONY: help setup demo test slow distributed vllm gpu bench bench-gpu lint format types build clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ distributed: $(READY)  ## the tests that start several processes
 
 gpu: $(READY)
 	$(PYTEST) -m $@ --timeout 600
+
+bench: $(READY)  ## the benchmarks against TRL on this CPU, under 15 minutes; leave the machine alone meanwhile
+	$(BIN)/python benchmarks/bench.py
 
 # A GPU machine often has a Python with its own torch: make bench-gpu PYTHON_GPU=python3
 PYTHON_GPU ?= $(BIN)/python

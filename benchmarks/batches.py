@@ -40,21 +40,23 @@ def real_lengths(kind: str) -> list[list[int]]:
     return found[kind]
 
 
-def documents(steps: int, tokens: int, by_length: bool = False) -> list[list[Item]]:
+def documents(steps: int, tokens: int, by_length: bool = False, first: int | None = None) -> list[list[Item]]:
     """Documents of each step: as many of them in turn as fit into ``tokens``.
 
     Args:
         steps: How many.
         tokens: The most in a step.
         by_length: Let the documents of all steps swap places, so that a step's are of like lengths.
+        first: The most in the first step, which warms up; None for as many as in the others.
     """
     draw = random.Random(0)
     lengths = iter(real_lengths("documents") * 100)
     found: list[list[Item]] = [[]]
     while len(found) <= steps:
         item = _item(draw, next(lengths))
-        if item.length <= tokens:
-            if sum(other.length for other in found[-1]) + item.length > tokens:
+        most = tokens if len(found) > 1 else first or tokens
+        if item.length <= most:
+            if sum(other.length for other in found[-1]) + item.length > most:
                 found.append([])
             found[-1].append(item)
     return _by_length(found[:steps]) if by_length else found[:steps]

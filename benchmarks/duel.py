@@ -19,8 +19,6 @@ from lockstep import Worker
 from training_sides import grouped, steps_of
 
 HERE = Path(__file__).parent
-MICRO_BATCHES = {"pairs", "accumulate"}
-"""What of TRL's fastest setting ours takes over: both sides go through a step in the same micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Stage:
         most: Target of the peaks' ratio; None if there is none.
         memory: Whether peaks are compared.
         command: What measures this stage alone.
+        trial: What the job has besides in the trial of TRL's settings, to be done sooner.
     """
 
     name: str
@@ -54,6 +53,7 @@ class Stage:
     most: float | None = None
     memory: bool = True
     command: str = ""
+    trial: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,11 +90,8 @@ class Duel:
         self.jobs["ours"] = self._lasting(self.stage.job, self.warm_up + self.rounds)
         setting = self._fastest() if find_spec("trl") is not None else None
         if setting is not None:
-            chosen = self.stage.settings[setting]
             self.against = f"TRL, {setting}"
-            self.jobs["trl"] = self._lasting(self.stage.job | chosen, self.warm_up + self.rounds)
-            micro = {name: chosen[name] for name in MICRO_BATCHES & chosen.keys()}
-            self.jobs["ours"] = self._lasting(self.stage.job | micro, self.warm_up + self.rounds)
+            self.jobs["trl"] = self._lasting(self.stage.job | self.stage.settings[setting], self.warm_up + self.rounds)
         self._take_turns()
 
     def figures(self) -> list[Figure]:
@@ -145,10 +142,9 @@ class Duel:
             extra[f"tokens a step through the model, {side}"] = median(turn["tokens"] for turn in turns)
             extra[f"seconds a step, {side}"] = median(turn["seconds"] for turn in turns)
         if "trl" in self.turns and "by_length" not in self.jobs["trl"]:
-            losses = zip(
-                *([self._loss(turn["losses"]) for turn in turns] for turns in self.turns.values()), strict=True
-            )
-            extra["largest difference of a step's losses"] = max(abs(one - other) for one, other in losses)
+            ours, theirs = ([self._loss(side, turn["losses"]) for turn in self.turns[side]] for side in ("ours", "trl"))
+            apart = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+            extra["largest difference of a step's losses"] = apart
         return extra | self.trials
 
     def _loss(self, side: str, parts: list[float]) -> float:
@@ -162,7 +158,7 @@ class Duel:
         speeds: dict[str, float] = {}
         for name, setting in self.stage.settings.items():
             turns = self.warm_up + self.trial
-            job = self._lasting(self.stage.job | setting, turns)
+            job = self._lasting(self.stage.job | self.stage.trial | setting, turns)
             try:
                 with _workers({name: _worker(self.stage.peer, job)}) as workers:
                     seconds = [workers[name].turn()["seconds"] for _ in range(turns)][self.warm_up :]

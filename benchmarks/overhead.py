@@ -22,8 +22,8 @@ COMMAND = "python benchmarks/overhead.py"
 SIDES = Path(__file__).with_name("training_sides.py")
 PLAIN = Path(__file__).with_name("overhead_sides.py")
 JOBS: dict[str, dict[str, Any]] = {
-    "SFT, 1,000 tokens a step": {"stage": "sft", "data": "documents", "tokens": 1000},
-    "DPO, cached reference, 3 pairs a step": {"stage": "dpo", "data": "gsm8k", "pairs": 3},
+    "SFT, 600 tokens a step": {"stage": "sft", "data": "documents", "tokens": 600},
+    "DPO, cached reference, 2 pairs a step": {"stage": "dpo", "data": "gsm8k", "pairs": 2},
 }
 SHAPE = {
     "hidden_size": 576,

@@ -66,7 +66,7 @@ def steps_of(job: dict[str, Any]) -> list[list[Item]]:
         job: Its ``data``, ``steps`` (micro-batches), and ``tokens`` or ``pairs`` in each.
     """
     if job["data"] == "documents":
-        return documents(job["steps"], job["tokens"], job.get("by_length", False))
+        return documents(job["steps"], job["tokens"], job.get("by_length", False), job.get("first"))
     return {"chat": chat_pairs, "gsm8k": gsm8k_pairs}[job["data"]](job["steps"], job["pairs"])
 
 
