@@ -139,7 +139,8 @@ class Duel:
             "share of the matmul's FLOP/s": median(self.shares),
         }
         for side, turns in self.turns.items():
-            extra[f"tokens a step through the model, {side}"] = median(turn["tokens"] for turn in turns)
+            if tokens := median(turn["tokens"] for turn in turns):  # TRL's reference pass goes around what counts
+                extra[f"tokens a step through the model, {side}"] = tokens
             extra[f"seconds a step, {side}"] = median(turn["seconds"] for turn in turns)
         if "trl" in self.turns and "by_length" not in self.jobs["trl"]:
             ours, theirs = ([self._loss(side, turn["losses"]) for turn in self.turns[side]] for side in ("ours", "trl"))
