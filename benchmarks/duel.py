@@ -128,9 +128,11 @@ class Duel:
         return [rate / large for rate, large in zip(self.rates, self.matmul, strict=True)]
 
     def _speeds(self, side: str) -> list[float]:
-        job = self.jobs[side]
-        work = [sum(map(self.stage.count, part)) for part in grouped(steps_of(job), job["accumulate"])][self.warm_up :]
-        return [n / turn["seconds"] for n, turn in zip(work, self.turns[side], strict=True)]
+        return [n / turn["seconds"] for n, turn in zip(self._work(self.jobs[side]), self.turns[side], strict=True)]
+
+    def _work(self, job: dict[str, Any]) -> list[int]:
+        """What is counted of each turn that does not warm up."""
+        return [sum(map(self.stage.count, part)) for part in grouped(steps_of(job), job["accumulate"])][self.warm_up :]
 
     def _extra(self) -> dict[str, float]:
         extra = {
@@ -166,8 +168,7 @@ class Duel:
             except SystemExit as error:
                 self.errors[f"TRL, {name}"] = str(error)[-600:]
                 continue
-            parts = list(grouped(steps_of(job), job["accumulate"]))[self.warm_up :]
-            speeds[name] = sum(self.stage.count(micro) for part in parts for micro in part) / sum(seconds)
+            speeds[name] = sum(self._work(job)) / sum(seconds)
         self.trials = {f"{self.stage.unit} in a trial, TRL, {name}": speed for name, speed in speeds.items()}
         return max(speeds, key=lambda name: speeds[name], default=None)
 

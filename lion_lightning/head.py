@@ -50,19 +50,18 @@ class _Head(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     transform: LogitTransform
-    dtype: torch.dtype
     place: Tensor
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, transform: LogitTransform, states: Tensor, per_tile: int) -> _Head:
         """The head for so many states, with a place for the products of a tile."""
         size = len(states) * min(tile_width(len(states), per_tile), len(weight))
-        return cls(weight, bias, transform, states.dtype, states.new_empty(size))
+        return cls(weight, bias, transform, states.new_empty(size))
 
     def part(self, columns: slice) -> _Head:
         """The head of some tokens of the vocabulary."""
         bias = None if self.bias is None else self.bias[columns]
-        return self._replace(weight=self.weight[columns].to(self.dtype), bias=bias)
+        return self._replace(weight=self.weight[columns].to(self.place.dtype), bias=bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Transformed fp32 logits, ``(rows, vocabulary)``, which the next tile's overwrite."""
@@ -104,7 +103,7 @@ class HeadLogps(torch.autograd.Function):
     """log softmax(transform(hidden @ weight.T + bias))[target], in tiles, computed again in the backward pass."""
 
     @staticmethod
-    def forward(  # noqa: D102 (autograd's)
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -113,6 +112,7 @@ class HeadLogps(torch.autograd.Function):
         transform: LogitTransform,
         per_tile: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, hits and collisions, as :class:`~lion_lightning.types.TokenLogps` has them."""
         ctx.dtype, ctx.per_tile, ctx.transform = _compute_dtype(hidden), per_tile, transform
         found = _Running(len(targets), hidden.device)
         states = hidden.to(ctx.dtype)
@@ -128,7 +128,8 @@ class HeadLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden states, weight and bias, as far as they are asked for; the logits are made again."""
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         states = hidden.to(ctx.dtype)
