@@ -114,7 +114,10 @@ class Duel:
             peaks = {side: [turns[-1]["peak_mib"]] for side, turns in self.turns.items()}
             most = stage.most if both else None
             what = f"{stage.what}: peak memory"
-            found.append(Figure(what, "MiB", peaks["ours"], peaks.get("trl", []), most=most, **common))
+            grown = {
+                f"MiB above the loaded model's, {side}": turns[-1]["growth_mib"] for side, turns in self.turns.items()
+            }
+            found.append(Figure(what, "MiB", peaks["ours"], peaks.get("trl", []), most=most, extra=grown, **common))
         return found
 
     @property

@@ -21,7 +21,7 @@ from lockstep import Worker
 
 SIDES = Path(__file__).with_name("preparation_sides.py")
 COMMAND = "python benchmarks/preparation.py"
-DOCUMENTS, CAPACITY = 3_000, 2048
+DOCUMENTS, CAPACITY = 2_000, 2048
 WORDS_A_TOKEN = 0.7
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"

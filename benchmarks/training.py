@@ -90,7 +90,7 @@ STAGES = (
         targets,
         least=2.0,
         most=0.5,
-        trial={"tokens": 1024, "first": 256},
+        trial={"tokens": 768, "first": 256},
     ),
     pairs("dpo-gsm8k", "six layers, GSM8K solutions", "gsm8k", SIX_LAYERS, 4),
     pairs("dpo-chat", "six layers, chat-like pairs", "chat", SIX_LAYERS, 2),

@@ -16,6 +16,7 @@ from lion_lightning.head import LogitTransform
 from lion_lightning.models.attention import PATHS
 from lion_lightning.models.embeddings import output_head, vocabulary_rows
 from lion_lightning.models.layout import RowLayout
+from lion_lightning.models.lean import keep_less
 from lion_lightning.models.padding import pad_row
 from lion_lightning.models.quantization import product_dtype
 from lion_lightning.types import PackedBatch, Segment, TokenLogps
@@ -44,6 +45,7 @@ class PolicyModel(nn.Module):
         self.transform = logit_transform(self.causal_lm.config)
         attention = getattr(self.causal_lm.config, "_attn_implementation", None)
         self.packed = packed and attention in PATHS
+        keep_less(self.causal_lm)
         if not any(parameter.is_meta for parameter in self.parameters()):
             self.probe()
 

@@ -213,7 +213,11 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Normalise and mask the gradients between the last backward and the step (Lightning calls this)."""
+        """Normalise and mask the gradients between the last backward and the step (Lightning calls this).
+
+        After the step they are let go. Lightning would keep them until the next backward, beside the activations of the
+        next forward. To look at them, there is ``on_before_optimizer_step``.
+        """
 
         def closure() -> Any:
             result = optimizer_closure() if optimizer_closure is not None else None
@@ -221,6 +225,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        optimizer.zero_grad()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the global step's loss, metrics and gradient norm, before clipping (Lightning calls this)."""

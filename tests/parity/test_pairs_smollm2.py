@@ -73,16 +73,23 @@ def plain_values(model: PolicyModel, samples: list[Sample]) -> torch.Tensor:
     return torch.cat([part for pair in range(pairs) for part in (rows[pair], rows[pair + pairs])])
 
 
+@pytest.fixture(scope="module")
+def padded(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs of padded sequences in fp32 and in fp64."""
+    model = PolicySpec(path=str(MODEL)).build()
+    with torch.no_grad():
+        return plain_values(model, samples), plain_values(model.double(), samples)
+
+
 @pytest.mark.parametrize("attention", ["lion", "lion_dense"])
 def test_log_probs_and_loss_of_real_pairs_equal_padded_sequences(
-    attention: str, samples: list[Sample], batch: PackedBatch
+    attention: str, samples: list[Sample], batch: PackedBatch, padded: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
+    plain, exact = padded
     model = PolicySpec(path=str(MODEL), attention=attention).build()
     assert model.packed
     with torch.no_grad():
         packed = model(batch)
-        plain = plain_values(model, samples)
-        exact = plain_values(model.double(), samples)
     # each is a few 1e-5 away from the same model in fp64 (see test_smollm2.py); ours must not be the worse of the two
     torch.testing.assert_close(packed.values.double(), exact, rtol=0, atol=1e-4)
     assert (packed.values - exact).norm() <= (plain - exact).norm()

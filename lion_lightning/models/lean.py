@@ -1,0 +1,91 @@
+"""Norms and feed-forward layers that keep less for the backward pass: what is cheap to compute again is not kept.
+
+Of a Llama layer's activations, its norms keep a normalised copy of what the residual stream has anyway, and its
+feed-forward layer keeps the activation function's output and the product with the other branch. Here both are computed
+again in the backward pass, elementwise work only, so that a layer of Llama's shape keeps a third less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+
+def keep_less(model: PreTrainedModel) -> None:
+    """Change, in place, the forwards of those modules whose code is that of Llama's norm or feed-forward layer.
+
+    Most models of transformers have a verbatim copy of one or both. What has been changed already (by Liger, say) is
+    left alone, and so are the feed-forward layers of a model that checkpoints whole layers.
+
+    Args:
+        model: A causal LM, without adapters or inside of them.
+    """
+    forwards: dict[type[nn.Module], Callable[..., Tensor]] = {LlamaRMSNorm: _norm}
+    if not model.is_gradient_checkpointing:
+        forwards[LlamaMLP] = _feed_forward
+    for module in model.modules():
+        for kind, forward in forwards.items():
+            if "forward" not in vars(module) and _code(type(module)) == _code(kind):
+                module.forward = MethodType(forward, module)
+
+
+class RMSNorm(torch.autograd.Function):
+    """``weight * hidden / rms(hidden)``, which keeps its input and a number for each token.
+
+    Its values are Llama's to the bit: in fp32, rounded to the input's dtype before the weight is multiplied in.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Normalised states, like ``hidden``, ``(..., size)``."""
+        states = hidden.float()
+        inverse = states.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(hidden, weight, inverse)
+        normalised = (states * inverse).to(hidden.dtype)
+        return normalised.mul_(weight) if weight.dtype == hidden.dtype else weight * normalised
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Gradients of hidden states and weight."""
+        hidden, weight, inverse = ctx.saved_tensors
+        gradient, states, scale = gradient.float(), hidden.float(), weight.float()
+        product = gradient * states
+        grad_weight = (product * inverse).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        along = product.mul_(scale).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(hidden.shape[-1])
+        grad_hidden = (gradient * scale).mul_(inverse).addcmul_(states, along, value=-1)
+        return grad_hidden.to(hidden.dtype), grad_weight, None
+
+
+def _norm(module: Any, hidden_states: Tensor) -> Tensor:
+    result: Tensor = RMSNorm.apply(hidden_states, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _feed_forward(module: Any, x: Tensor) -> Tensor:
+    gate, up = module.gate_proj(x), module.up_proj(x)
+
+    def down(gate: Tensor, up: Tensor) -> Tensor:
+        result: Tensor = module.down_proj(module.act_fn(gate) * up)
+        return result
+
+    # The backward pass runs this again as far as it takes to have what was not kept: so not the matrix product of a
+    # plain layer, but that of an adapter's.
+    if not torch.is_grad_enabled() or type(module.down_proj) is not nn.Linear:
+        return down(gate, up)
+    again: Tensor = checkpoint(down, gate, up, use_reentrant=False, preserve_rng_state=False)
+    return again
+
+
+def _code(kind: type[nn.Module]) -> tuple[Any, ...] | None:
+    """What a class's forward does, whatever the class is called."""
+    code = getattr(kind.forward, "__code__", None)
+    return None if code is None else (code.co_code, code.co_consts, code.co_names, code.co_varnames)
