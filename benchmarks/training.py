@@ -38,7 +38,6 @@ SIX_LAYERS = {
 """Of the prototype that the targets of DPO come from: its vocabulary, 49,152, is SmolLM2's."""
 PADDING: dict[str, dict[str, Any]] = {
     "padding-free": {"padding_free": True},
-    "padded": {},
     "padded, batches by length": {"by_length": True},
 }
 
@@ -90,7 +89,7 @@ STAGES = (
         targets,
         least=2.0,
         most=0.5,
-        trial={"tokens": 768, "first": 256},
+        trial={"tokens": 512, "first": 256},
     ),
     pairs("dpo-gsm8k", "six layers, GSM8K solutions", "gsm8k", SIX_LAYERS, 4),
     pairs("dpo-chat", "six layers, chat-like pairs", "chat", SIX_LAYERS, 2),

@@ -132,8 +132,8 @@ class Whole(Placement):
             reference=weight_bytes(job.reference, sketch(job.reference)) if job.reference else 0,
             overhead=job.overhead,
         )
-        # Gradients of the step before live through the forward pass: Lightning drops them between it and the backward.
-        old = {moment: gradients if stand or moment in ("forward", "optimizer step") else 0 for moment in held}
+        # Gradients of this micro-batch are among what is held; those of earlier ones stand, and all do in the step.
+        old = {moment: gradients if stand or moment == "optimizer step" else 0 for moment in held}
         return [
             base.at(moment, kinds, buckets + old[moment] + kinds["gradients"], kinds["copies"])
             for moment, kinds in held.items()
