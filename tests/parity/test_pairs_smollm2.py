@@ -91,7 +91,7 @@ def test_log_probs_and_loss_of_real_pairs_equal_padded_sequences(
     with torch.no_grad():
         packed = model(batch)
     # each is a few 1e-5 away from the same model in fp64 (see test_smollm2.py); ours must not be the worse of the two
-    torch.testing.assert_close(packed.values.double(), exact, rtol=0, atol=1e-4)
+    torch.testing.assert_close(packed.values.double(), exact, rtol=0, atol=4e-5)
     assert (packed.values - exact).norm() <= (plain - exact).norm()
     expected = exact.float()
 
