@@ -28,13 +28,13 @@ def keep_less(model: PreTrainedModel) -> None:
     Args:
         model: A causal LM, without adapters or inside of them.
     """
-    forwards: dict[type[nn.Module], Callable[..., Tensor]] = {LlamaRMSNorm: _norm}
+    forwards: dict[Any, Callable[..., Tensor]] = {_code(LlamaRMSNorm): _norm}
     if not model.is_gradient_checkpointing:
-        forwards[LlamaMLP] = _feed_forward
+        forwards[_code(LlamaMLP)] = _feed_forward
     for module in model.modules():
-        for kind, forward in forwards.items():
-            if "forward" not in vars(module) and _code(type(module)) == _code(kind):
-                module.forward = MethodType(forward, module)
+        forward = forwards.get(_code(type(module)))
+        if forward is not None and "forward" not in vars(module):
+            module.forward = MethodType(forward, module)
 
 
 class RMSNorm(torch.autograd.Function):
@@ -72,17 +72,17 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
 
 def _feed_forward(module: Any, x: Tensor) -> Tensor:
     gate, up = module.gate_proj(x), module.up_proj(x)
-
-    def down(gate: Tensor, up: Tensor) -> Tensor:
-        result: Tensor = module.down_proj(module.act_fn(gate) * up)
-        return result
-
-    # The backward pass runs this again as far as it takes to have what was not kept: so not the matrix product of a
+    # The backward pass runs _down again as far as it takes to have what was not kept: so not the matrix product of a
     # plain layer, but that of an adapter's.
     if not torch.is_grad_enabled() or type(module.down_proj) is not nn.Linear:
-        return down(gate, up)
-    again: Tensor = checkpoint(down, gate, up, use_reentrant=False, preserve_rng_state=False)
-    return again
+        return _down(module, gate, up)
+    result: Tensor = checkpoint(_down, module, gate, up, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _down(module: Any, gate: Tensor, up: Tensor) -> Tensor:
+    result: Tensor = module.down_proj(module.act_fn(gate) * up)
+    return result
 
 
 def _code(kind: type[nn.Module]) -> tuple[Any, ...] | None:

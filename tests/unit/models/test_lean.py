@@ -16,21 +16,15 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from lion_lightning.models.lean import keep_less
 from lion_lightning.models.lora import LoRASpec
+from tests import tiny
 
-TOKENS, HIDDEN, INNER, LAYERS = 7, 16, 24, 2
+SHAPE = tiny.config()
+TOKENS, HIDDEN, INNER, LAYERS = 7, 32, 48, 2  # the shape's, but for the tokens
 
 
 def llama() -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model: Any = LlamaForCausalLM(LlamaConfig(**SHAPE))  # type: ignore[no-untyped-call]
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.train()
