@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from lion_lightning.functional import tile_size
+from lion_lightning.functional import LOGITS_KEPT, tile_size
 
 HALF = {"bf16-mixed", "16-mixed", "bf16-true", "16-true", "bf16", "16"}
 """Precisions in which activations have two bytes."""
@@ -106,7 +106,7 @@ def activation_bytes(model: PreTrainedModel | None, tokens: int, precision: str)
     A token keeps of each layer: for each of two norms its input and the normalised value (in fp32) and the norm's
     output; queries, keys, values and the attention's output; gate, its activation, the other factor and their product.
     With gradient checkpointing: the layer's input, and all of one layer. Flash-like attention is assumed, so nothing
-    grows with the square of the length; of logits there is one tile, with its gradient.
+    grows with the square of the length; of logits there are one tile, with its gradient, and those that are kept.
 
     Args:
         model: The model; None gives 0.
@@ -125,8 +125,8 @@ def activation_bytes(model: PreTrainedModel | None, tokens: int, precision: str)
     layer = tokens * (norms + attention + 4 * _inner(config) * size)
     checkpointed = tokens * width * size * config.num_hidden_layers + layer
     layers = checkpointed if model.is_gradient_checkpointing else layer * config.num_hidden_layers
-    logits = min(tile_size(model.device), tokens * config.vocab_size) * 4
-    return int(layers + 2 * logits)
+    logits = tokens * config.vocab_size
+    return int(layers + 4 * (2 * min(tile_size(model.device), logits) + min(LOGITS_KEPT, logits)))
 
 
 def device_memory(trainer: Trainer) -> int:

@@ -16,6 +16,10 @@ from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, TokenLogps
 LOGITS_PER_TILE = {"cpu": 2**20, "cuda": 2**26}
 """Logits that exist at once, by kind of device: what the caches of a CPU hold, and what keeps a GPU busy."""
 
+LOGITS_KEPT = 2**25
+"""So many, 128 MiB, are kept for the backward pass, which makes only the rest again. Making them is most of the time of
+a small model's step; beside what a large one holds, these do not show."""
+
 TARGETS_AT_ONCE = 2**14
 """More of them make the tiles of a CPU too narrow to be fast, and are taken in parts."""
 
@@ -28,12 +32,13 @@ def token_logps(
     bias: Tensor | None = None,
     transform: LogitTransform | None = None,
     logits_per_tile: int | None = None,
+    logits_kept: int | None = None,
 ) -> TokenLogps:
     """Log-probability of each target, from the hidden state that predicts it.
 
-    The head is applied to a part of the vocabulary at a time and again in the backward pass, so that a ``[targets,
-    vocabulary]`` tensor exists in neither. Products run in the dtype of ``hidden`` (or of autocast); the softmax is
-    always fp32.
+    The head is applied to a part of the vocabulary at a time, so that a ``[targets, vocabulary]`` tensor never exists.
+    The backward pass applies it again, but for the parts whose logits the budget allowed to keep. Products run in the
+    dtype of ``hidden`` (or of autocast); the softmax is always fp32.
 
     Args:
         hidden: ``(targets, hidden)`` last hidden states.
@@ -42,12 +47,17 @@ def token_logps(
         bias: ``(vocabulary,)`` bias of the head, if it has one.
         transform: What the model does to its logits; None for nothing.
         logits_per_tile: How many logits may exist at once; None for ``LOGITS_PER_TILE`` of the device.
+        logits_kept: How many the backward pass may find as the forward left them; None for ``LOGITS_KEPT``.
     """
     per_tile = logits_per_tile or tile_size(hidden.device)
+    keep = LOGITS_KEPT if logits_kept is None else logits_kept
+    if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
+        keep = 0
     apply: Any = HeadLogps.apply
+    inputs = list(zip(*(torch.split(part, TARGETS_AT_ONCE) for part in (hidden, targets)), strict=True))
     parts = [
-        apply(states, weight, bias, ids, transform or LogitTransform(), per_tile)
-        for states, ids in zip(*(torch.split(part, TARGETS_AT_ONCE) for part in (hidden, targets)), strict=True)
+        apply(states, weight, bias, ids, transform or LogitTransform(), per_tile, keep // len(inputs))
+        for states, ids in inputs
     ]
     return TokenLogps(*map(torch.cat, zip(*parts, strict=True)))
 

@@ -1,4 +1,7 @@
-"""The output head and its loss, a tile of the vocabulary at a time: no ``[targets, vocabulary]`` tensor ever exists."""
+"""The output head and its loss, a tile of the vocabulary at a time: no ``[targets, vocabulary]`` tensor ever exists.
+
+The backward pass makes the logits again, but for the first tiles: what a budget of memory allows to keep of them.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,24 @@ class LogitTransform(NamedTuple):
 
 
 def tile_width(rows: int, per_tile: int) -> int:
-    """Tokens of the vocabulary whose logits exist at once, for so many rows of targets."""
-    return max(1, per_tile // max(1, rows))
+    """Tokens of the vocabulary whose logits exist at once, for so many rows of targets.
+
+    A multiple of 64 where there are as many: a CPU's products are slower where rows do not start where a vector does.
+    """
+    width = max(1, per_tile // max(1, rows))
+    return width - width % 64 if width > 64 else width
+
+
+class Exponentials(NamedTuple):
+    """What is kept of a tile: as good as its logits, and nearer to what the backward pass needs.
+
+    Attributes:
+        values: ``exp(logits - largest)``, ``(rows, tokens of the tile)``.
+        largest: ``(rows,)``, the largest logit of this tile and those before it.
+    """
+
+    values: Tensor
+    largest: Tensor
 
 
 class _Head(NamedTuple):
@@ -63,12 +82,11 @@ class _Head(NamedTuple):
         bias = None if self.bias is None else self.bias[columns]
         return self._replace(weight=self.weight[columns].to(self.place.dtype), bias=bias)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Transformed fp32 logits, ``(rows, vocabulary)``, which the next tile's overwrite."""
-        shape = (len(hidden), len(self.weight))
-        place = self.place[: shape[0] * shape[1]].view(shape)
+    def logits(self, hidden: Tensor, keep: bool = False) -> Tensor:
+        """Transformed fp32 logits, ``(rows, vocabulary)``, which the next tile's overwrite unless told to keep them."""
+        place = self._place(len(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = torch.mm(hidden, self.weight.T, out=place).float()
+            logits = torch.mm(hidden, self.weight.T, out=torch.empty_like(place) if keep else place).float()
         return self.transform.apply(logits if self.bias is None else logits.add_(self.bias.float()))
 
     def logits_gradient(self, hidden: Tensor, local: Tensor, normaliser: Tensor, gradient: Tensor) -> Tensor:
@@ -76,9 +94,17 @@ class _Head(NamedTuple):
         logits = self.logits(hidden)
         kept = logits.clone() if self.transform.softcap is not None else logits  # all that still needs them
         result = logits.sub_(normaliser[:, None]).exp_().mul_(-gradient[:, None])
-        place, inside = _place(local, result.shape[1])
-        result.scatter_add_(1, place, (gradient * inside)[:, None])
-        return self.transform.backward(result, kept)
+        return self.transform.backward(_add_at(local, result, gradient), kept)
+
+    def kept_gradient(self, kept: Exponentials, local: Tensor, normaliser: Tensor, gradient: Tensor) -> Tensor:
+        """The same, from what was kept of a head without soft clipping."""
+        factor = (kept.largest - normaliser).exp_().mul_(-gradient)[:, None]
+        place = self._place(len(local)) if self.place.dtype == kept.values.dtype else None
+        result = torch.mul(kept.values, factor, out=place)
+        return self.transform.backward(_add_at(local, result, gradient), result)
+
+    def _place(self, rows: int) -> Tensor:
+        return self.place[: rows * len(self.weight)].view(rows, len(self.weight))
 
 
 class _Running:
@@ -90,7 +116,7 @@ class _Running:
 
     def add(self, logits: Tensor, local: Tensor) -> None:
         """Take in a tile, which is overwritten; ``local`` are the targets counted from its first column."""
-        place, inside = _place(local, logits.shape[1])
+        place, inside = _columns(local, logits.shape[1])
         self.target = torch.where(inside, logits.gather(1, place).squeeze(1), self.target)
         largest = torch.maximum(self.largest, logits.amax(1))
         weights, shrink = logits.sub_(largest[:, None]).exp_(), (self.largest - largest).exp()
@@ -100,7 +126,7 @@ class _Running:
 
 
 class HeadLogps(torch.autograd.Function):
-    """log softmax(transform(hidden @ weight.T + bias))[target], in tiles, computed again in the backward pass."""
+    """log softmax(transform(hidden @ weight.T + bias))[target], in tiles."""
 
     @staticmethod
     def forward(
@@ -111,16 +137,20 @@ class HeadLogps(torch.autograd.Function):
         targets: Tensor,
         transform: LogitTransform,
         per_tile: int,
+        keep: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values, hits and collisions, as :class:`~lion_lightning.types.TokenLogps` has them."""
         ctx.dtype, ctx.per_tile, ctx.transform = _compute_dtype(hidden), per_tile, transform
-        found = _Running(len(targets), hidden.device)
+        found, kept = _Running(len(targets), hidden.device), list[Tensor]()
         states = hidden.to(ctx.dtype)
         head = _Head.of(weight, bias, transform, states, per_tile)
         for columns in _tiles(len(targets), len(weight), per_tile):
-            found.add(head.part(columns).logits(states), targets - columns.start)
+            fits = len(targets) * columns.stop <= keep and transform.softcap is None
+            logits = head.part(columns).logits(states, fits)
+            found.add(logits, targets - columns.start)
+            kept += Exponentials(logits, found.largest) if fits else ()
         normaliser = found.total.log().add_(found.largest)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, *kept)
         values, hits = found.target - normaliser, found.target >= found.largest
         collisions = found.squares.log() - 2 * found.total.log()
         ctx.mark_non_differentiable(hits, collisions)
@@ -129,17 +159,17 @@ class HeadLogps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden states, weight and bias, as far as they are asked for; the logits are made again."""
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        """Gradients of hidden states, weight and bias, as far as they are asked for."""
+        hidden, weight, bias, targets, normaliser, *kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        states = hidden.to(ctx.dtype)
+        states, tiles = hidden.to(ctx.dtype), map(Exponentials, kept[::2], kept[1::2])
         head = _Head.of(weight, bias, ctx.transform, states, ctx.per_tile)
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
         grad_weight = torch.empty_like(weight) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias else None
         for columns in _tiles(len(targets), len(weight), ctx.per_tile):
-            part = head.part(columns)
-            raw = part.logits_gradient(states, targets - columns.start, normaliser, gradient)
+            part, tile, known = head.part(columns), next(tiles, None), (targets - columns.start, normaliser, gradient)
+            raw = part.logits_gradient(states, *known) if tile is None else part.kept_gradient(tile, *known)
             if grad_bias is not None:
                 grad_bias[columns] = raw.sum(0)
             raw = raw.to(ctx.dtype)
@@ -147,7 +177,8 @@ class HeadLogps(torch.autograd.Function):
                 _accumulate_product(grad_hidden, raw, part.weight)
             if grad_weight is not None:
                 _write_product(grad_weight[columns], raw.T, states)
-        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _tiles(rows: int, vocabulary: int, per_tile: int) -> Iterator[slice]:
@@ -155,9 +186,15 @@ def _tiles(rows: int, vocabulary: int, per_tile: int) -> Iterator[slice]:
     return (slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width))
 
 
-def _place(local: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def _columns(local: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Columns ``(rows, 1)`` of targets in a tile, and which rows have theirs in it: the others' are any."""
     return local.clamp(0, width - 1)[:, None], (local >= 0) & (local < width)
+
+
+def _add_at(local: Tensor, tile: Tensor, values: Tensor) -> Tensor:
+    """Add a value a row, in place, at the column of its target, where that is in the tile."""
+    columns, inside = _columns(local, tile.shape[1])
+    return tile.scatter_add_(1, columns, (values * inside)[:, None])
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:

@@ -43,8 +43,9 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("width", [1, 4, 13, 1000])
 @pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("kept", [0, 13 * 20, 13 * 37])  # of 37 tokens of the vocabulary none, some tiles and all
 def test_values_of_tiles_and_all_gradients_equal_plain_log_softmax(
-    transform: LogitTransform, width: int, with_bias: bool
+    transform: LogitTransform, width: int, with_bias: bool, kept: int
 ) -> None:
     hidden, weight, bias, targets = problem()
     parts = [hidden, weight, *([bias] if with_bias else [])]
@@ -58,6 +59,7 @@ def test_values_of_tiles_and_all_gradients_equal_plain_log_softmax(
         bias=bias if with_bias else None,
         transform=transform,
         logits_per_tile=len(targets) * width,
+        logits_kept=kept,
     )
     expected = plain(exact[0], exact[1], exact[2] if with_bias else None, targets, transform)
     torch.testing.assert_close(logps.values.double(), expected, rtol=1e-6, atol=2e-6)
@@ -72,6 +74,41 @@ def test_a_tile_smaller_than_the_targets_still_takes_one_token_of_the_vocabulary
     hidden, weight, _, targets = problem()
     small, large = (token_logps(hidden, weight, targets, logits_per_tile=size).values for size in (1, 10**6))
     torch.testing.assert_close(small, large, rtol=1e-6, atol=1e-6)
+
+
+def kept_logits(budget: int) -> int:
+    """Numbers kept for the backward pass, the inputs and what is one a row left out."""
+    hidden, weight, _, targets = problem()
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() if tensor.dim() == 2 and tensor.shape[1] != 8 else 0)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        token_logps(hidden, weight, targets, logits_per_tile=13 * 5, logits_kept=budget)
+    return sum(sizes)
+
+
+def test_of_the_logits_whole_tiles_are_kept_as_far_as_the_budget_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [kept_logits(13 * columns) for columns in (0, 4, 5, 14, 36, 37)] == [0, 0, 65, 130, 455, 481]
+    monkeypatch.setattr(functional, "TARGETS_AT_ONCE", 7)  # two parts, with half of it each; tiles of 9 and 10 tokens
+    assert kept_logits(13 * 37) == 7 * 27 + 6 * 37
+
+
+def test_a_pass_without_gradients_keeps_no_tile_while_it_runs() -> None:
+    hidden, weight, _, targets = problem()
+    for kept, graph in ((2, True), (0, False)):  # tiles of 20 and 17 tokens
+        with torch.profiler.profile() as seen, torch.set_grad_enabled(graph):
+            token_logps(hidden, weight, targets, logits_per_tile=13 * 20, logits_kept=13 * 37)
+        assert sum(event.name == "aten::empty_like" for event in seen.events()) == kept
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
+    hidden, weight, _, targets = problem()
+    values = token_logps(hidden, weight, targets, logits_per_tile=13 * 5, logits_kept=13 * 20).values
+    first, again = (torch.autograd.grad(values.sum(), [hidden, weight], retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, again))
 
 
 def test_more_targets_than_are_taken_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +165,11 @@ def test_logits_of_a_bf16_head_are_fp32_before_the_logsumexp() -> None:
     assert (values - in_half).abs().max() > 1e-3  # a softmax in bf16 would differ by this much
 
 
-def test_autocast_runs_products_in_bf16_and_gives_gradients_in_the_weights_own_dtype() -> None:
+@pytest.mark.parametrize("kept", [0, 13 * 37])
+def test_autocast_runs_products_in_bf16_and_gives_gradients_in_the_weights_own_dtype(kept: int) -> None:
     hidden, weight, bias, targets = problem()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = token_logps(hidden, weight, targets, bias=bias).values
+        values = token_logps(hidden, weight, targets, bias=bias, logits_kept=kept).values
     logits = (hidden.bfloat16() @ weight.bfloat16().T).float() + bias
     expected = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-6)

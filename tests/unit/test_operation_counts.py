@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lion_lightning import functional
 from lion_lightning.functional import pair_logps
 from lion_lightning.models.attention import Heads, attend_sdpa
 from lion_lightning.models.layout import RowLayout
@@ -41,7 +42,11 @@ def train(model: Any, batch: PackedBatch) -> None:
     torch.autograd.backward((sides.chosen.sums - sides.rejected.sums).sum())
 
 
-def test_a_step_on_pairs_multiplies_each_prompt_once_and_pads_nothing() -> None:
+@pytest.mark.parametrize(("kept", "head"), [(functional.LOGITS_KEPT, 6), (0, 8)])
+def test_a_step_on_pairs_multiplies_each_prompt_once_and_pads_nothing(
+    kept: int, head: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functional, "LOGITS_KEPT", kept)
     batch = pairs(*PAIRS)
     tokens = sum(map(sum, PAIRS))  # a prompt once; padded pairs would be 4 sequences of 16
     targets = sum(chosen + rejected for _, chosen, rejected in PAIRS)
@@ -50,8 +55,8 @@ def test_a_step_on_pairs_multiplies_each_prompt_once_and_pads_nothing() -> None:
     model.causal_lm.get_input_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0].numel()))
     flops = products(lambda: train(model, batch))
     assert seen == [tokens] == [40]
-    # A weight costs 2 a token forward, 2 for its input's gradient, 2 for its own; the head is computed again for that.
-    assert flops == 6 * WEIGHTS * tokens + 8 * VOCABULARY * HIDDEN * targets
+    # A weight costs 2 a token forward, 2 for its input's gradient, 2 for its own; logits that are not kept, 2 again.
+    assert flops == 6 * WEIGHTS * tokens + head * VOCABULARY * HIDDEN * targets
 
 
 def test_a_reference_pass_costs_a_forward_and_the_head_on_answers_alone() -> None:
@@ -70,7 +75,7 @@ def test_a_step_on_documents_costs_the_same_packed_as_alone() -> None:
 
     alone = sum(cost(row((length,), (-1,))) for length in lengths)
     assert cost(row(lengths, (-1, -1, -1))) == alone
-    assert alone == 6 * WEIGHTS * 16 + 8 * VOCABULARY * HIDDEN * 13  # a document's first token is no target
+    assert alone == 6 * WEIGHTS * 16 + 6 * VOCABULARY * HIDDEN * 13  # a document's first token is no target
 
 
 class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from lion_lightning.callbacks import StartupSummary
 from lion_lightning.callbacks.memory import activation_bytes, optimizer_bytes
 from lion_lightning.callbacks.startup import lines, summarise
 from lion_lightning.data.loader import PackedLoader
-from lion_lightning.functional import LOGITS_PER_TILE
+from lion_lightning.functional import LOGITS_KEPT, LOGITS_PER_TILE
 from lion_lightning.models.lora import LoRASpec
 from tests import tiny
 from tests.unit.callbacks.conftest import Bench
@@ -118,7 +118,8 @@ def test_activations_by_hand_with_and_without_checkpointing() -> None:
     width, inner, depth = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     head = width // config.num_attention_heads
     kept = 2 * width * 12 + 2 * head * (config.num_attention_heads + config.num_key_value_heads) * 4 + 4 * inner * 4
-    logits = 2 * 4 * min(LOGITS_PER_TILE["cpu"], 10 * config.vocab_size)
+    assert 10 * config.vocab_size < min(LOGITS_PER_TILE["cpu"], LOGITS_KEPT)
+    logits = 3 * 4 * 10 * config.vocab_size  # a tile, its gradient, and what is kept
     assert activation_bytes(model, 10, "32-true") == 10 * kept * depth + logits
     model.gradient_checkpointing_enable()
     assert activation_bytes(model, 10, "32-true") == 10 * (width * 4 * depth + kept) + logits
