@@ -1,8 +1,9 @@
-"""Norms and feed-forward layers that keep less for the backward pass: what is cheap to compute again is not kept.
+"""Layers that keep less for the backward pass: what is cheap to compute again is not kept.
 
-Of a Llama layer's activations, its norms keep a normalised copy of what the residual stream has anyway, and its
-feed-forward layer keeps the activation function's output and the product with the other branch. Here both are computed
-again in the backward pass, elementwise work only, so that a layer of Llama's shape keeps a third less.
+Of a Llama layer's activations, its norms keep a normalised copy of what the residual stream has anyway, the linear
+layers behind them the norms' outputs, and its feed-forward layer the activation function's output and the product with
+the other branch. Here all of these are computed again in the backward pass, elementwise work only, so that a layer of
+Llama's shape keeps half as much.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
+from lion_lightning.models.remade import linear_forward, with_recipe
+
 
 def keep_less(model: PreTrainedModel) -> None:
-    """Change, in place, the forwards of those modules whose code is that of Llama's norm or feed-forward layer.
+    """Change, in place, the forwards of linear layers, and of what has the code of Llama's norm or feed-forward layer.
 
     Most models of transformers have a verbatim copy of one or both. What has been changed already (by Liger, say) is
-    left alone, and so are the feed-forward layers of a model that checkpoints whole layers.
+    left alone, and so are the linear and feed-forward layers of a model that checkpoints whole layers.
 
     Args:
         model: A causal LM, without adapters or inside of them.
     """
     forwards: dict[Any, Callable[..., Tensor]] = {_code(LlamaRMSNorm): _norm}
     if not model.is_gradient_checkpointing:
-        forwards[_code(LlamaMLP)] = _feed_forward
+        forwards |= {_code(LlamaMLP): _feed_forward, _code(nn.Linear): linear_forward}
     for module in model.modules():
         forward = forwards.get(_code(type(module)))
         if forward is not None and "forward" not in vars(module):
@@ -44,17 +47,16 @@ class RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Normalised states, like ``hidden``, ``(..., size)``."""
-        states = hidden.float()
-        inverse = states.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Normalised states, like ``hidden``, ``(..., size)``, and ``1 / rms(hidden)``, which has no gradient."""
+        inverse = hidden.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, inverse)
-        normalised = (states * inverse).to(hidden.dtype)
-        return normalised.mul_(weight) if weight.dtype == hidden.dtype else weight * normalised
+        ctx.mark_non_differentiable(inverse)
+        return _scaled(hidden, weight, inverse), inverse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """Gradients of hidden states and weight."""
         hidden, weight, inverse = ctx.saved_tensors
         gradient, states, scale = gradient.float(), hidden.float(), weight.float()
@@ -66,8 +68,14 @@ class RMSNorm(torch.autograd.Function):
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    result: Tensor = RMSNorm.apply(hidden_states, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
-    return result
+    apply: Any = RMSNorm.apply
+    result, inverse = apply(hidden_states, module.weight, module.variance_epsilon)
+    return with_recipe(result, _scaled, hidden_states, module.weight, inverse)
+
+
+def _scaled(hidden: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    normalised = (hidden.float() * inverse).to(hidden.dtype)
+    return normalised.mul_(weight) if weight.dtype == hidden.dtype else weight * normalised
 
 
 def _feed_forward(module: Any, x: Tensor) -> Tensor:
