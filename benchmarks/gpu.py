@@ -33,8 +33,6 @@ from gpu_checks import Check, Place, checks, path_taken
 OUT = Path(__file__).parent / "results" / "gpu.json"
 BUDGETS = {"machine": 60.0, "parity": 90.0, "sft": 165.0, "dpo": 150.0}
 """Seconds at most; together under eight minutes."""
-DENSE_BF16 = {"h200": 989.4e12, "h100 nvl": 835.5e12}
-"""FLOP/s of devices whose entry in Lightning's table is missing, or counts sparsity."""
 LLAMA_1B = {
     "hidden_size": 2048,
     "intermediate_size": 8192,
@@ -203,15 +201,9 @@ def dense_peak(device: str) -> float | None:
     Args:
         device: ``cuda`` or ``cpu``.
     """
-    if device != "cuda":
-        return None
-    name = torch.cuda.get_device_name().lower()
-    known = [flops for kind, flops in DENSE_BF16.items() if all(word in name for word in kind.split())]
-    if known:
-        return known[0]
-    from lightning.fabric.utilities.throughput import get_available_flops
+    from lion_lightning.callbacks.throughput import listed_peak
 
-    return get_available_flops(torch.device("cuda"), torch.bfloat16)
+    return listed_peak(torch.device("cuda"), torch.bfloat16) if device == "cuda" else None
 
 
 @contextmanager

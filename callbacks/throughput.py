@@ -18,6 +18,9 @@ from transformers import PreTrainedModel
 from lion_lightning.planning.flops import TrainingFlops, training_flops
 from lion_lightning.types import PackedBatch
 
+DENSE_HALF = {"h200": 989.4e12, "h100 nvl": 835.5e12}
+"""FLOP/s in bf16 and fp16, by words of a GPU's name: Lightning's table lacks it, or counts sparsity (twice as much)."""
+
 
 class TokenThroughput(Callback):
     """Logs how fast training goes: over a sliding window of optimizer steps, summed over ranks, at every step.
@@ -35,9 +38,8 @@ class TokenThroughput(Callback):
 
     Args:
         window: Optimizer steps to average over.
-        peak_flops: FLOPs a second that one device can do in the training dtype. None: for a GPU, Lightning's table of
-            known ones (some of its entries are the vendor's figures with sparsity, twice what dense training can
-            reach: give yours to be exact); on a CPU, the rate of a large fp32 matrix product, measured once when the
+        peak_flops: FLOPs a second that one device can do in the training dtype. None: for a GPU, what is listed
+            (:func:`listed_peak`; give yours to be exact); on a CPU, the rate of a large fp32 matrix product, measured once when the
             fit starts (about a second), so that MFU there is relative to what the machine did then.
 
     Raises:
@@ -122,7 +124,9 @@ class TokenThroughput(Callback):
     def _find_peak(self, trainer: Trainer, model: PreTrainedModel) -> float | None:
         """FLOPs a second of all devices; None, on every rank, where that of any is unknown."""
         device = trainer.strategy.root_device
-        known = self.peak_flops or (_matmul_rate() if device.type == "cpu" else _listed_peak(trainer, model))
+        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        dtype = half.get(str(trainer.precision), model.dtype)
+        known = self.peak_flops or (_matmul_rate() if device.type == "cpu" else listed_peak(device, dtype))
         peak = torch.tensor(known or math.nan, dtype=torch.float64, device=device)
         total = float(trainer.strategy.reduce(peak, reduce_op="sum"))
         if math.isnan(total):
@@ -131,6 +135,23 @@ class TokenThroughput(Callback):
             )
             return None
         return total
+
+
+def listed_peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that a device is said to do without sparsity: ``DENSE_HALF``, else Lightning's table; None if unknown.
+
+    Some entries of that table are its vendor's figures with sparsity, twice what dense products can reach.
+
+    Args:
+        device: Not a CPU.
+        dtype: Of the products.
+    """
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        name = torch.cuda.get_device_name(device).lower()
+        for words, flops in DENSE_HALF.items():
+            if all(word in name for word in words.split()):
+                return flops
+    return get_available_flops(device, dtype)
 
 
 class _Stopwatch:
@@ -168,11 +189,6 @@ def _over_ranks(trainer: Trainer, counts: Tensor) -> Tensor:
     total = strategy.reduce(counts.to(strategy.root_device), reduce_op="sum")
     assert isinstance(total, Tensor)
     return total.cpu().mul(replicas / trainer.world_size)
-
-
-def _listed_peak(trainer: Trainer, model: PreTrainedModel) -> float | None:
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    return get_available_flops(trainer.strategy.root_device, mixed.get(str(trainer.precision), model.dtype))
 
 
 def _matmul_rate(size: int = 2048, repeats: int = 3) -> float:

@@ -175,6 +175,23 @@ def test_the_peak_of_a_cpu_is_its_best_matrix_product(clock: Clock, monkeypatch:
     assert throughput._matmul_rate(size=10) == 2 * 10**3 / 2.0
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA H200", torch.bfloat16, 989.4e12),
+        ("NVIDIA H100 NVL", torch.float16, 835.5e12),
+        ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312e12),  # from Lightning's table
+        ("NVIDIA Something New", torch.bfloat16, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_listed_peak_of_a_gpu_is_that_without_sparsity(
+    name: str, dtype: torch.dtype, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    assert throughput.listed_peak(torch.device("cuda"), dtype) == peak
+
+
 def test_rows_without_a_capacity_have_no_known_efficiency(bench: Bench, clock: Clock) -> None:
     recorder = Recorder()
     trainer = bench.trainer(TokenThroughput(1, 1e6), Turns(clock), recorder)
