@@ -73,7 +73,7 @@ class Duel:
     rounds: int
     warm_up: int = 1
     trial: int = 1
-    large: int = 4096
+    large: int = 2048
     against: str = ""
     errors: dict[str, str] = field(default_factory=dict)
     trials: dict[str, float] = field(default_factory=dict)
@@ -161,19 +161,28 @@ class Duel:
         """TRL's setting that is fastest here; the only one without a trial, None if none runs."""
         if len(self.stage.settings) == 1:
             return next(iter(self.stage.settings))
-        speeds: dict[str, float] = {}
-        for name, setting in self.stage.settings.items():
-            turns = self.warm_up + self.trial
-            job = self._lasting(self.stage.job | self.stage.trial | setting, turns)
-            try:
-                with _workers({name: _worker(self.stage.peer, job)}) as workers:
-                    seconds = [workers[name].turn()["seconds"] for _ in range(turns)][self.warm_up :]
-            except SystemExit as error:
-                self.errors[f"TRL, {name}"] = str(error)[-600:]
-                continue
-            speeds[name] = sum(self._work(job)) / sum(seconds)
+        # On a CPU they load side by side, which takes half the time; a GPU's memory is for one at a time.
+        names = list(self.stage.settings)
+        groups = [[name] for name in names] if self.stage.job["device"] == "cuda" else [names]
+        speeds = {name: speed for group in groups for name, speed in self._tried(group).items()}
         self.trials = {f"{self.stage.unit} in a trial, TRL, {name}": speed for name, speed in speeds.items()}
         return max(speeds, key=lambda name: speeds[name], default=None)
+
+    def _tried(self, names: list[str]) -> dict[str, float]:
+        """What is counted a second by TRL in some settings, those left out that do not run."""
+        common, turns = self.stage.job | self.stage.trial, self.warm_up + self.trial
+        jobs = {name: self._lasting(common | self.stage.settings[name], turns) for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        with _workers({name: _worker(self.stage.peer, job) for name, job in jobs.items()}) as workers:
+            for name in names * turns:
+                if f"TRL, {name}" in self.errors:
+                    continue
+                try:
+                    seconds[name].append(workers[name].turn()["seconds"])
+                except SystemExit as error:
+                    self.errors[f"TRL, {name}"] = str(error)[-600:]
+        fit = [name for name in names if f"TRL, {name}" not in self.errors]
+        return {name: sum(self._work(jobs[name])) / sum(seconds[name][self.warm_up :]) for name in fit}
 
     def _take_turns(self) -> None:
         peers = {"ours": self.stage.ours, "trl": self.stage.peer}
@@ -215,7 +224,7 @@ def matmul_flops(device: str, precision: str, size: int) -> float:
     """
     half = precision.startswith("bf16")
     one = torch.randn(size, size, dtype=torch.bfloat16 if half else torch.float32, device=device)
-    for count in (3, 10) if device == "cuda" else (1, 1):  # the first few warm up
+    for count in (3, 10) if device == "cuda" else (1, 4):  # the first few warm up
         if device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()

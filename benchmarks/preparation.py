@@ -48,7 +48,7 @@ def measure(rounds: int = 5) -> list[Figure]:
         texts.write_text(json.dumps(list(documents(DOCUMENTS))), encoding="utf-8")
         make_tokenizer(folder)
         job = {"tokenizer": folder, "texts": str(texts), "capacity": CAPACITY}
-        trials = {name: _trial(job | way) for name, way in WAYS.items()}
+        trials = _trials(job)
         best = max(trials, key=lambda name: trials[name])
         sides = {
             "ours": Worker(SIDES, "ours", json.dumps(job)),
@@ -117,11 +117,16 @@ def _text(words: list[str], draw: random.Random, tokens: int) -> str:
     return " ".join(words[start : start + count]).strip() or "so"
 
 
-def _trial(job: dict[str, Any]) -> float:
-    worker = Worker(SIDES, "trl", json.dumps(job))
-    seconds: float = [worker.turn()["seconds"] for _ in range(2)][1]
-    worker.close()
-    return DOCUMENTS / seconds
+def _trials(job: dict[str, Any]) -> dict[str, float]:
+    """Documents a second of TRL in each way, after a turn that warms up and waits until all have loaded."""
+    workers = {name: Worker(SIDES, "trl", json.dumps(job | way)) for name, way in WAYS.items()}
+    try:
+        for worker in workers.values():
+            worker.turn()
+        return {name: DOCUMENTS / worker.turn()["seconds"] for name, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.close()
 
 
 if __name__ == "__main__":

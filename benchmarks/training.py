@@ -14,6 +14,7 @@ import argparse
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from batches import Item
@@ -113,11 +114,14 @@ def measure(rounds: int = ROUNDS, names: Iterable[str] = QUICK, precision: str =
         precision: ``bf16-mixed`` or ``32-true``; the faster by default.
     """
     precision = precision or fastest_precision()
-    found = []
-    for stage in (stage for stage in STAGES if stage.name in set(names)):
-        with tempfile.TemporaryDirectory() as folder:
-            job = stage.job | {"model": folder, "device": "cpu", "precision": precision}
-            make_model(job)
+    found, models = [], dict[str, str]()
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in (stage for stage in STAGES if stage.name in set(names)):
+            shape = str(stage.job["shape"])
+            job = stage.job | {"device": "cpu", "precision": precision}
+            job["model"] = models.setdefault(shape, f"{folder}/{len(models)}")
+            if not Path(job["model"]).exists():
+                make_model(job)
             command = f"python benchmarks/training.py --only {stage.name}"
             duel = Duel(replace(stage, job=job, command=command), rounds)
             duel.fight()

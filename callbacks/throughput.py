@@ -39,8 +39,8 @@ class TokenThroughput(Callback):
     Args:
         window: Optimizer steps to average over.
         peak_flops: FLOPs a second that one device can do in the training dtype. None: for a GPU, what is listed
-            (:func:`listed_peak`; give yours to be exact); on a CPU, the rate of a large fp32 matrix product, measured once when the
-            fit starts (about a second), so that MFU there is relative to what the machine did then.
+            (:func:`listed_peak`; give yours to be exact); on a CPU, the rate of a large fp32 matrix product, measured
+            once when the fit starts (about a second), so that MFU there is relative to what the machine did then.
 
     Raises:
         ValueError: If an argument is not positive.
