@@ -111,4 +111,7 @@ def _whole_copy(module: nn.Module) -> nn.Module:
     """A copy with whole weights of its own: merging in place and taking it back would leave rounding in the weights."""
     memo: dict[int, Any] = {id(p): nn.Parameter(whole(p.detach()).clone(), False) for p in module.parameters()}
     memo |= {id(buffer): whole(buffer).clone() for buffer in module.buffers()}
-    return deepcopy(module, memo)
+    copy = deepcopy(module, memo)
+    for part in copy.modules():
+        vars(part).pop("forward", None)  # one that is bound to its module would keep it until somebody looks for cycles
+    return copy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP,
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from lion_lightning.models.gathering import merged, peft_layers
 from lion_lightning.models.lean import keep_less
 from lion_lightning.models.lora import LoRASpec
 from tests import tiny
@@ -167,3 +170,16 @@ def test_a_layer_keeps_four_hidden_states_and_two_inner_states_a_token_less() ->
     # Of two norms the normalised states and, in the linear layers, the output; the activation, and the product.
     layers = LAYERS * (4 * HIDDEN + 2 * INNER)
     assert kept[0] - kept[1] == TOKENS * (layers + 2 * HIDDEN)  # and of the norm at the end
+
+
+def test_a_merged_layer_is_gone_as_soon_as_nobody_has_it() -> None:
+    model = llama()
+    adapted: Any = LoRASpec(r=2, target_modules=["down_proj"]).apply(model, [])
+    keep_less(model)
+    layer = next(iter(peft_layers(adapted).values()))
+    gc.disable()  # it must not need to look for cycles: a large model's merged layers would pile up until then
+    try:
+        weight = weakref.ref(merged(layer).weight)
+        assert weight() is None
+    finally:
+        gc.enable()
