@@ -14,7 +14,6 @@ import argparse
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from batches import Item
@@ -118,9 +117,10 @@ def measure(rounds: int = ROUNDS, names: Iterable[str] = QUICK, precision: str =
     with tempfile.TemporaryDirectory() as folder:
         for stage in (stage for stage in STAGES if stage.name in set(names)):
             shape = str(stage.job["shape"])
-            job = stage.job | {"device": "cpu", "precision": precision}
-            job["model"] = models.setdefault(shape, f"{folder}/{len(models)}")
-            if not Path(job["model"]).exists():
+            known = shape in models
+            model = models.setdefault(shape, f"{folder}/{len(models)}")
+            job = stage.job | {"model": model, "device": "cpu", "precision": precision}
+            if not known:
                 make_model(job)
             command = f"python benchmarks/training.py --only {stage.name}"
             duel = Duel(replace(stage, job=job, command=command), rounds)

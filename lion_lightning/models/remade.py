@@ -48,6 +48,10 @@ def linear_forward(module: Any, input: Tensor) -> Tensor:
     """``nn.Linear.forward``, which keeps the sources of an input that has a recipe.
 
     Under autocast, a copy of the input in half precision is what the layer needs: then it is as it always was.
+
+    Args:
+        module: The layer.
+        input: ``(..., in_features)``.
     """
     recipe = _recipe(input) if torch.is_grad_enabled() and module.weight.requires_grad else None
     # How a DTensor is multiplied is its own affair.
@@ -60,6 +64,7 @@ def linear_forward(module: Any, input: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe) -> Tensor:
+        """``hidden @ weight.T + bias``, for which the sources of ``hidden`` are kept."""
         ctx.make = recipe.make
         ctx.save_for_backward(weight, *recipe.sources)
         return linear(hidden, weight, bias)
@@ -67,6 +72,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+        """Gradients of input, weight and bias; the input is made again for the weight's."""
         weight, *sources = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
         grad_hidden = gradient @ weight if ctx.needs_input_grad[0] else None
