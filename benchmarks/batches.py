@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,26 +40,27 @@ def real_lengths(kind: str) -> list[list[int]]:
     return found[kind]
 
 
-def documents(steps: int, tokens: int, by_length: bool = False, first: int | None = None) -> list[list[Item]]:
+def documents(steps: int, tokens: int, by_length: bool = False, first: Sequence[int] = ()) -> list[list[Item]]:
     """Documents of each step: as many of them in turn as fit into ``tokens``.
 
     Args:
         steps: How many.
         tokens: The most in a step.
-        by_length: Let the documents of all steps swap places, so that a step's are of like lengths.
-        first: The most in the first step, which warms up; None for as many as in the others.
+        by_length: Let the documents of steps swap places, so that a step's are of like lengths.
+        first: The most in each of the first steps, which do not count; their documents stay among themselves.
     """
     draw = random.Random(0)
     lengths = iter(real_lengths("documents") * 100)
     found: list[list[Item]] = [[]]
     while len(found) <= steps:
         item = _item(draw, next(lengths))
-        most = tokens if len(found) > 1 else first or tokens
+        most = first[len(found) - 1] if len(found) <= len(first) else tokens
         if item.length <= most:
             if sum(other.length for other in found[-1]) + item.length > most:
                 found.append([])
             found[-1].append(item)
-    return _by_length(found[:steps]) if by_length else found[:steps]
+    small, others = found[: len(first)], found[len(first) : steps]
+    return _by_length(small) + _by_length(others) if by_length else small + others
 
 
 def gsm8k_pairs(steps: int, pairs: int) -> list[list[Item]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 from batches import Item
 from figures import Figure
-from lockstep import Worker
+from lockstep import Worker, ended
 from training_sides import grouped, steps_of
 
 HERE = Path(__file__).parent
+OURS = "ours"
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Stage:
         job: What the sides are told; ``accumulate`` micro-batches are a turn.
         ours: Our side, in ``training_sides.py``.
         peer: TRL's, in ``trl_sides.py``.
-        settings: Of TRL's side, what its job has besides: the fastest is kept.
+        settings: Of TRL's side, by name, what its job has besides: the fastest is kept.
         count: What is counted, of a micro-batch.
         least: Target of the speeds' ratio.
         most: Target of the peaks' ratio; None if there is none.
         memory: Whether peaks are compared.
         command: What measures this stage alone.
-        trial: What the job has besides in the trial of TRL's settings, to be done sooner.
+        before: A side of ``training_sides.py`` that is run first, alone: it makes what the others read.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Stage:
     most: float | None = None
     memory: bool = True
     command: str = ""
-    trial: dict[str, Any] = field(default_factory=dict)
+    before: str = ""
 
 
 @dataclass
@@ -64,9 +64,14 @@ class Duel:
         stage: What they do; its job names the model.
         rounds: Turns that count.
         warm_up: Turns that do not: kernels are chosen and memory is claimed in them.
-        trial: Turns, after the warm-up, that tell which of TRL's settings is fastest.
+        trial: Turns after the warm-up that tell which of TRL's settings is fastest, and do not count either.
         large: Rows of the matrix product that the speeds are compared with.
-        errors: What kept TRL's side from running.
+        against: TRL in the setting that was fastest.
+        errors: What kept TRL's side from running, by setting.
+        trials: What is counted a second in the trial, by TRL's setting.
+        jobs: What each is told: ours, TRL in each setting, and as ``trl`` in the one that was kept.
+        turns: What ``ours`` and ``trl`` tell of the turns that count.
+        matmul: FLOP/s of a large matrix product in each round.
     """
 
     stage: Stage
@@ -87,12 +92,18 @@ class Duel:
         Raises:
             SystemExit: If ours fails; where TRL cannot run, ours goes on alone.
         """
-        self.jobs["ours"] = self._lasting(self.stage.job, self.warm_up + self.rounds)
-        setting = self._fastest() if find_spec("trl") is not None else None
-        if setting is not None:
-            self.against = f"TRL, {setting}"
-            self.jobs["trl"] = self._lasting(self.stage.job | self.stage.settings[setting], self.warm_up + self.rounds)
-        self._take_turns()
+        names = list(self.stage.settings) if find_spec("trl") is not None else []
+        self.jobs = {name: self._job(name) for name in (OURS, *names)}
+        if self.stage.before:
+            _worker(self.stage.before, self.jobs[OURS]).finish()
+        # On a CPU all load side by side, which takes half the time; a GPU's memory is for two at a time.
+        alone = self.stage.job["device"] == "cuda"
+        with ended({}) as workers:
+            for group in [*([name] for name in names), [OURS]] if alone else [[OURS, *names]]:
+                workers.update({name: _worker(self._side(name), self.jobs[name]) for name in group})
+                self._warm_up(workers, group)
+                self._keep_fastest(workers)
+            self._take_turns(workers)
 
     def figures(self) -> list[Figure]:
         """Speed, and peak memory where the stage has it."""
@@ -131,11 +142,13 @@ class Duel:
         return [rate / large for rate, large in zip(self.rates, self.matmul, strict=True)]
 
     def _speeds(self, side: str) -> list[float]:
-        return [n / turn["seconds"] for n, turn in zip(self._work(self.jobs[side]), self.turns[side], strict=True)]
+        work = self._work(side)[-self.rounds :]
+        return [count / turn["seconds"] for count, turn in zip(work, self.turns[side], strict=True)]
 
-    def _work(self, job: dict[str, Any]) -> list[int]:
-        """What is counted of each turn that does not warm up."""
-        return [sum(map(self.stage.count, part)) for part in grouped(steps_of(job), job["accumulate"])][self.warm_up :]
+    def _work(self, name: str) -> list[int]:
+        """What is counted of each turn."""
+        job = self.jobs[name]
+        return [sum(map(self.stage.count, part)) for part in grouped(steps_of(job), job["accumulate"])]
 
     def _extra(self) -> dict[str, float]:
         extra = {
@@ -151,52 +164,55 @@ class Duel:
             ours, theirs = ([self._loss(side, turn["losses"]) for turn in self.turns[side]] for side in ("ours", "trl"))
             apart = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
             extra["largest difference of a step's losses"] = apart
-        return extra | self.trials
+        trials = {f"{self.stage.unit} in a trial, TRL, {name}": speed for name, speed in self.trials.items()}
+        return extra | trials
 
     def _loss(self, side: str, parts: list[float]) -> float:
         """Of a step: ours is told once; TRL's SFT loss is a part a micro-batch, its DPO loss the mean of one."""
         return sum(parts) / (len(parts) if side == "trl" and self.stage.peer == "trl_dpo" else 1)
 
-    def _fastest(self) -> str | None:
-        """TRL's setting that is fastest here; the only one without a trial, None if none runs."""
-        if len(self.stage.settings) == 1:
-            return next(iter(self.stage.settings))
-        # On a CPU they load side by side, which takes half the time; a GPU's memory is for one at a time.
-        names = list(self.stage.settings)
-        groups = [[name] for name in names] if self.stage.job["device"] == "cuda" else [names]
-        speeds = {name: speed for group in groups for name, speed in self._tried(group).items()}
-        self.trials = {f"{self.stage.unit} in a trial, TRL, {name}": speed for name, speed in speeds.items()}
-        return max(speeds, key=lambda name: speeds[name], default=None)
+    def _side(self, name: str) -> str:
+        return self.stage.ours if name == OURS else self.stage.peer
 
-    def _tried(self, names: list[str]) -> dict[str, float]:
-        """What is counted a second by TRL in some settings, those left out that do not run."""
-        common, turns = self.stage.job | self.stage.trial, self.warm_up + self.trial
-        jobs = {name: self._lasting(common | self.stage.settings[name], turns) for name in names}
+    def _job(self, name: str) -> dict[str, Any]:
+        job = self.stage.job | self.stage.settings.get(name, {})
+        return job | {"steps": (self.warm_up + self.trial + self.rounds) * job["accumulate"]}
+
+    def _warm_up(self, workers: dict[str, Worker], names: list[str]) -> None:
+        """Turns that do not count; TRL's settings are held against each other by the last of them."""
         seconds: dict[str, list[float]] = {name: [] for name in names}
-        with _workers({name: _worker(self.stage.peer, job) for name, job in jobs.items()}) as workers:
-            for name in names * turns:
-                if f"TRL, {name}" in self.errors:
-                    continue
-                try:
-                    seconds[name].append(workers[name].turn()["seconds"])
-                except SystemExit as error:
-                    self.errors[f"TRL, {name}"] = str(error)[-600:]
-        fit = [name for name in names if f"TRL, {name}" not in self.errors]
-        return {name: sum(self._work(jobs[name])) / sum(seconds[name][self.warm_up :]) for name in fit}
+        for name in names * (self.warm_up + self.trial):
+            if name not in self.errors:
+                seconds[name] += self._turn(workers, name)
+        for name in set(names) - {OURS} - set(self.errors):
+            work = self._work(name)[self.warm_up :][: self.trial]
+            self.trials[name] = sum(work) / sum(seconds[name][self.warm_up :])
 
-    def _take_turns(self) -> None:
-        peers = {"ours": self.stage.ours, "trl": self.stage.peer}
-        with _workers({side: _worker(peers[side], job) for side, job in self.jobs.items()}) as workers:
-            for worker in list(workers.values()) * self.warm_up:
-                worker.turn()
-            self.turns = {side: [] for side in workers}
-            for number in range(self.rounds):
-                for side in sorted(workers, reverse=number % 2 == 1):
-                    self.turns[side].append(workers[side].turn())
-                self.matmul.append(matmul_flops(self.stage.job["device"], self.stage.job["precision"], self.large))
+    def _turn(self, workers: dict[str, Worker], name: str) -> list[float]:
+        """Seconds of a turn, none of one that fails: TRL's setting is left out then."""
+        try:
+            return [workers[name].turn()["seconds"]]
+        except SystemExit as error:
+            if name == OURS:
+                raise
+            self.errors[name] = str(error)[-600:]
+            workers.pop(name).close()
+            return []
 
-    def _lasting(self, job: dict[str, Any], turns: int) -> dict[str, Any]:
-        return job | {"steps": turns * job["accumulate"]}
+    def _keep_fastest(self, workers: dict[str, Worker]) -> None:
+        """End TRL's sides but the one that was fastest so far."""
+        for name in sorted(workers.keys() & self.trials.keys(), key=lambda name: self.trials[name])[:-1]:
+            workers.pop(name).close()
+
+    def _take_turns(self, workers: dict[str, Worker]) -> None:
+        sides = {OURS if name == OURS else "trl": worker for name, worker in workers.items()}
+        for setting in workers.keys() - {OURS}:
+            self.against, self.jobs["trl"] = f"TRL, {setting}", self.jobs[setting]
+        self.turns = {side: [] for side in sides}
+        for number in range(self.rounds):
+            for side in sorted(sides, reverse=number % 2 == 1):
+                self.turns[side].append(sides[side].turn())
+            self.matmul.append(matmul_flops(self.stage.job["device"], self.stage.job["precision"], self.large))
 
 
 def make_model(job: dict[str, Any]) -> None:
@@ -238,13 +254,3 @@ def matmul_flops(device: str, precision: str, size: int) -> float:
 def _worker(side: str, job: dict[str, Any]) -> Worker:
     script = "trl_sides.py" if side.startswith("trl") else "training_sides.py"
     return Worker(HERE / script, side, json.dumps(job))
-
-
-@contextmanager
-def _workers(workers: dict[str, Worker]) -> Iterator[dict[str, Worker]]:
-    """Workers that are ended whatever happens: they hold most of the device's memory."""
-    try:
-        yield workers
-    finally:
-        for worker in workers.values():
-            worker.close()

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,6 +72,20 @@ class Worker:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+
+
+@contextmanager
+def ended(workers: dict[str, Worker]) -> Iterator[dict[str, Worker]]:
+    """Workers, by name, that are ended whatever happens; so are those that are put there later.
+
+    Args:
+        workers: What there is so far.
+    """
+    try:
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
 
 
 class Turns:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from figures import Figure, show
-from lockstep import Worker
+from lockstep import Worker, ended
 
 COMMAND = "python benchmarks/overhead.py"
 SIDES = Path(__file__).with_name("training_sides.py")
@@ -61,12 +61,8 @@ def compare(what: str, job: dict[str, Any], threads: int = 2) -> Figure:
     """
     told = json.dumps(job)
     sides = {"ours": Worker(SIDES, "ours", told, threads=threads), "plain": Worker(PLAIN, told, threads=threads)}
-    try:
-        turns = in_turn(sides, job["steps"])
-    finally:
-        for worker in sides.values():
-            worker.close()
-    return figure(what, turns)
+    with ended(sides) as workers:
+        return figure(what, in_turn(workers, job["steps"]))
 
 
 def in_turn(sides: dict[str, Any], steps: int) -> dict[str, list[dict[str, Any]]]:

@@ -17,11 +17,12 @@ from typing import Any
 
 from batches import real_lengths
 from figures import Figure, show
-from lockstep import Worker
+from lockstep import Worker, ended
 
 SIDES = Path(__file__).with_name("preparation_sides.py")
 COMMAND = "python benchmarks/preparation.py"
 DOCUMENTS, CAPACITY = 2_000, 2048
+OURS, COUNTED = "ours", ("rows", "tokens", "targets")
 WORDS_A_TOKEN = 0.7
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -44,31 +45,24 @@ def measure(rounds: int = 5) -> list[Figure]:
         rounds: Times that each prepares the rows, after one that warms up.
     """
     with tempfile.TemporaryDirectory() as folder:
-        texts = Path(folder) / "texts.json"
-        texts.write_text(json.dumps(list(documents(DOCUMENTS))), encoding="utf-8")
         make_tokenizer(folder)
-        job = {"tokenizer": folder, "texts": str(texts), "capacity": CAPACITY}
-        trials = _trials(job)
-        best = max(trials, key=lambda name: trials[name])
-        sides = {
-            "ours": Worker(SIDES, "ours", json.dumps(job)),
-            "trl": Worker(SIDES, "trl", json.dumps(job | WAYS[best])),
-        }
-        try:
-            first = {side: worker.turn() for side, worker in sides.items()}
-            speeds = [
-                {side: DOCUMENTS / worker.turn()["seconds"] for side, worker in sides.items()} for _ in range(rounds)
-            ]
-        finally:
-            for worker in sides.values():
-                worker.close()
-    counted = {f"{what}, {side}": first[side][what] for side in sides for what in ("rows", "tokens", "targets")}
+        files = write(Path(folder), list(documents(DOCUMENTS)), turns=rounds + 2)
+        job = {"tokenizer": folder, "files": files, "capacity": CAPACITY}
+        jobs = {OURS: job} | {name: job | way for name, way in WAYS.items()}
+        with ended({name: _worker(name, job) for name, job in jobs.items()}) as workers:
+            # The first turns warm up, after all have loaded; TRL's next ones are the trial.
+            first = {name: worker.turn() for name, worker in workers.items()}
+            trials = {name: _speed(workers[name]) for name in WAYS}
+            best = max(trials, key=lambda name: trials[name])
+            speeds = [{name: _speed(workers[name]) for name in (OURS, best)} for _ in range(rounds)]
+    sides = {"ours": OURS, "trl": best}
+    counted = {f"{what}, {side}": first[name][what] for side, name in sides.items() for what in COUNTED}
     return [
         Figure(
             f"data: {DOCUMENTS:,} documents of GSM8K's and Self-Instruct's lengths, from a file to packed rows",
             "documents/s",
-            [speed["ours"] for speed in speeds],
-            [speed["trl"] for speed in speeds],
+            [speed[OURS] for speed in speeds],
+            [speed[best] for speed in speeds],
             f"TRL, {best}",
             least=2.0,
             command=COMMAND,
@@ -87,6 +81,27 @@ def documents(number: int) -> list[tuple[str, str]]:
     draw = random.Random(0)
     lengths = (real_lengths("documents") * (number // len(real_lengths("documents")) + 1))[:number]
     return [(_text(words, draw, prompt), _text(words, draw, answer)) for prompt, answer in lengths]
+
+
+def write(folder: Path, texts: list[tuple[str, str]], turns: int) -> dict[str, list[str]]:
+    """The documents as files, other ones each turn, lest a library finds what it has done before.
+
+    Args:
+        folder: Where to.
+        texts: Prompts and answers.
+        turns: How many files.
+
+    Returns:
+        Their paths: rows of ``messages``, and rows of a ``prompt`` and a completion.
+    """
+    found: dict[str, list[str]] = {"messages": [], "prompt": []}
+    for turn, columns in product(range(turns), found):
+        path = folder / f"{columns}{turn}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for prompt, answer in texts:
+                print(json.dumps(_row(columns, f"{turn}: {prompt}", answer)), file=file)
+        found[columns].append(str(path))
+    return found
 
 
 def make_tokenizer(folder: str) -> None:
@@ -111,22 +126,25 @@ def make_tokenizer(folder: str) -> None:
     saved.save_pretrained(folder)
 
 
+def _row(columns: str, prompt: str, answer: str) -> dict[str, Any]:
+    asked, said = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
+    return {"messages": [asked, said]} if columns == "messages" else {"prompt": [asked], "completion": [said]}
+
+
 def _text(words: list[str], draw: random.Random, tokens: int) -> str:
     count = max(1, round(tokens * WORDS_A_TOKEN))
     start = draw.randrange(len(words) - count)
     return " ".join(words[start : start + count]).strip() or "so"
 
 
-def _trials(job: dict[str, Any]) -> dict[str, float]:
-    """Documents a second of TRL in each way, after a turn that warms up and waits until all have loaded."""
-    workers = {name: Worker(SIDES, "trl", json.dumps(job | way)) for name, way in WAYS.items()}
-    try:
-        for worker in workers.values():
-            worker.turn()
-        return {name: DOCUMENTS / worker.turn()["seconds"] for name, worker in workers.items()}
-    finally:
-        for worker in workers.values():
-            worker.close()
+def _worker(name: str, job: dict[str, Any]) -> Worker:
+    return Worker(SIDES, "ours" if name == OURS else "trl", json.dumps(job))
+
+
+def _speed(worker: Worker) -> float:
+    """Documents a second of a turn."""
+    speed: float = DOCUMENTS / worker.turn()["seconds"]
+    return speed
 
 
 if __name__ == "__main__":

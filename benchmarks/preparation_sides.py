@@ -10,8 +10,6 @@ import json
 import os
 import sys
 import tempfile
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 from lockstep import Turns
@@ -24,9 +22,9 @@ def ours(job: dict[str, Any]) -> None:
     tokenizer = TokenizerSpec(path=job["tokenizer"]).load()
     turns = Turns()
     turns.start()
-    for turn in count():
+    for turn, path in enumerate(job["files"]["messages"]):
         with tempfile.TemporaryDirectory() as folder:
-            source = Source(path=write(job, turn, folder, "messages"))
+            source = Source(path=path)
             data = SFTDataModule([source], tokenizer, max_length=job["capacity"], cache_dir=folder)
             data.prepare_data()
             data.setup()
@@ -47,9 +45,8 @@ def trl(job: dict[str, Any]) -> None:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
     turns = Turns()
     turns.start()
-    for turn in count():
+    for turn, path in enumerate(job["files"][job["columns"]]):
         with tempfile.TemporaryDirectory() as folder:
-            path = write(job, turn, folder, job["columns"])
             rows = load_dataset("json", data_files=path, split="train", cache_dir=folder)
             arguments = SFTConfig(
                 folder,
@@ -69,25 +66,6 @@ def trl(job: dict[str, Any]) -> None:
             tokens = sum(len(row["input_ids"]) for row in counted)
             targets = sum(label != -100 for row in counted for label in row["labels"])
         turns.end(rows=len(packed), tokens=tokens, targets=targets)
-
-
-def write(job: dict[str, Any], turn: int, folder: str, columns: str) -> str:
-    """The documents as a file, other ones each turn, lest a library finds what it has done before.
-
-    Args:
-        job: With ``texts``, a file of [prompt, answer] pairs.
-        turn: Number of the turn.
-        folder: Where to.
-        columns: ``messages``, or ``prompt`` for a prompt and a completion.
-    """
-    path = Path(folder) / f"rows{turn}.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for prompt, answer in json.loads(Path(job["texts"]).read_text(encoding="utf-8")):
-            asked = {"role": "user", "content": f"{turn}: {prompt}"}
-            said = {"role": "assistant", "content": answer}
-            row = {"messages": [asked, said]} if columns == "messages" else {"prompt": [asked], "completion": [said]}
-            print(json.dumps(row), file=file)
-    return str(path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from figures import Figure, show
-from lockstep import Worker
+from lockstep import Worker, ended
 
 COMMAND = "python benchmarks/rollout.py"
 SIDES = Path(__file__).with_name("rollout_sides.py")
@@ -51,10 +51,8 @@ def told(engine: str, job: dict[str, Any], threads: int) -> list[dict[str, Any]]
     """
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(SIDES, json.dumps(job | {"engine": engine, "folder": folder}), threads=threads)
-        try:
+        with ended({engine: worker}):
             return [worker.turn() for _ in range(job["rounds"])][1:]
-        finally:
-            worker.close()
 
 
 def figure(engine: str, job: dict[str, Any], turns: list[dict[str, Any]]) -> Figure:

@@ -74,6 +74,7 @@ def pairs(name: str, what: str, data: str, shape: dict[str, int], number: int, r
         least=3.0 if reference else 5.0,
         most=None if reference else 0.4,
         memory=not reference,
+        before="" if reference else "references",
     )
 
 
@@ -82,14 +83,13 @@ STAGES = (
         "sft",
         "SFT, SmolLM2's shape, lengths of GSM8K and Self-Instruct, 2,048 tokens a step",
         "supervised tokens/s",
-        {"stage": "sft", "data": "documents", "tokens": 2048, "first": 512, "accumulate": 1, "shape": SMOLLM2},
+        {"stage": "sft", "data": "documents", "tokens": 2048, "first": [512, 512], "accumulate": 1, "shape": SMOLLM2},
         "ours",
         "trl_sft",
         PADDING,
         targets,
         least=2.0,
         most=0.5,
-        trial={"tokens": 512, "first": 256},
     ),
     pairs("dpo-gsm8k", "six layers, GSM8K solutions", "gsm8k", SIX_LAYERS, 4),
     pairs("dpo-chat", "six layers, chat-like pairs", "chat", SIX_LAYERS, 2),
@@ -119,7 +119,8 @@ def measure(rounds: int = ROUNDS, names: Iterable[str] = QUICK, precision: str =
             shape = str(stage.job["shape"])
             known = shape in models
             model = models.setdefault(shape, f"{folder}/{len(models)}")
-            job = stage.job | {"model": model, "device": "cpu", "precision": precision}
+            place = {"device": "cpu", "precision": precision, "references": f"{folder}/{stage.name}"}
+            job = stage.job | {"model": model} | place
             if not known:
                 make_model(job)
             command = f"python benchmarks/training.py --only {stage.name}"

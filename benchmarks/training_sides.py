@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from torch.utils.data import DataLoader
 
 LEARNING_RATE, BETA = 1e-5, 0.1
 MIB = 2**20
+SUMS = "sums.json"
+"""In the folder of a job's ``references``: sums of log-probs of the chosen and the rejected answers, in their order."""
 
 
 class Watch:
@@ -66,7 +69,7 @@ def steps_of(job: dict[str, Any]) -> list[list[Item]]:
         job: Its ``data``, ``steps`` (micro-batches), and ``tokens`` or ``pairs`` in each.
     """
     if job["data"] == "documents":
-        return documents(job["steps"], job["tokens"], job.get("by_length", False), job.get("first"))
+        return documents(job["steps"], job["tokens"], job.get("by_length", False), job.get("first", ()))
     return {"chat": chat_pairs, "gsm8k": gsm8k_pairs}[job["data"]](job["steps"], job["pairs"])
 
 
@@ -101,7 +104,10 @@ def ours(job: dict[str, Any]) -> None:
         kinds: dict[str, Callable[[], Any]] = {
             "sft": lambda: SFTModule(policy, optimizer=optimizer),
             "dpo": lambda: DPOModule(
-                policy, loss=SigmoidLoss(BETA), reference=CachedReference(cache_dir=folder), optimizer=optimizer
+                policy,
+                loss=SigmoidLoss(BETA),
+                reference=CachedReference(cache_dir=job.get("references", folder)),
+                optimizer=optimizer,
             ),
         }
         trainer = Trainer(
@@ -122,7 +128,6 @@ def ours(job: dict[str, Any]) -> None:
 def ours_reference(job: dict[str, Any]) -> None:
     """The pass of ``CachedReference`` over the pairs of a turn."""
     from lion_lightning import CachedReference, PolicySpec
-    from lion_lightning.models.passes import Process
     from lion_lightning.planning.flops import forward_flops
 
     quiet()
@@ -130,17 +135,13 @@ def ours_reference(job: dict[str, Any]) -> None:
     needed = forward_flops(policy.causal_lm)
     watch = Watch(policy.causal_lm.get_input_embeddings(), job["device"])
 
-    class Precise(Process):
-        def autocast(self) -> Any:
-            return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16-mixed")
-
     class Known(CachedReference):
         """The weights' digest is left out: it is made once a data set, not once a turn; and so is TRL's."""
 
         def _digest(self, policy: Any) -> str:
             return "benchmark"
 
-    process = Precise(precision=job["precision"])
+    process = _process(job)
     turns = grouped(list(loader(steps_of(job))), job["accumulate"])
     watch.turns.start()
     for batches in turns:
@@ -151,6 +152,30 @@ def ours_reference(job: dict[str, Any]) -> None:
             watch.losses.append(sum(reference(batch, policy).chosen.sums.sum() for batch in batches))
         watch.flops += sum(map(needed.of, batches))
         watch.step()
+
+
+def references(job: dict[str, Any]) -> None:
+    """The reference's log-probs, for both sides of DPO: our cache is left where ours looks, TRL gets a file of sums."""
+    from lion_lightning import CachedReference, PolicySpec
+
+    quiet()
+    policy = PolicySpec(path=job["model"]).build().eval()
+    reference, batches = CachedReference(cache_dir=job["references"]), list(loader(steps_of(job)))
+    reference.attach(policy, lambda _: policy)
+    reference.cover(batches, policy, _process(job), "training")
+    found = [reference(batch, policy) for batch in batches]
+    sums = [torch.cat([getattr(logps, side).sums for logps in found]).tolist() for side in ("chosen", "rejected")]
+    Path(job["references"], SUMS).write_text(json.dumps(sums), encoding="ascii")
+
+
+def _process(job: dict[str, Any]) -> Any:
+    from lion_lightning.models.passes import Process
+
+    class Precise(Process):
+        def autocast(self) -> Any:
+            return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
+    return Precise(precision=job["precision"])
 
 
 def random_model(job: dict[str, Any]) -> None:
@@ -235,4 +260,4 @@ def serve(sides: dict[str, Callable[[dict[str, Any]], None]]) -> None:
 
 
 if __name__ == "__main__":
-    serve({"ours": ours, "ours_reference": ours_reference, "model": random_model})
+    serve({"ours": ours, "ours_reference": ours_reference, "references": references, "model": random_model})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from functools import reduce
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from batches import Item, flat
 from datasets import Dataset
-from training_sides import BETA, LEARNING_RATE, Watch, grouped, quiet, serve, steps_of
+from training_sides import BETA, LEARNING_RATE, SUMS, Watch, grouped, quiet, serve, steps_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
@@ -40,7 +43,7 @@ def trl_sft(job: dict[str, Any]) -> None:
 
 
 def trl_dpo(job: dict[str, Any]) -> None:
-    """DPOTrainer, its reference log-probs computed ahead."""
+    """DPOTrainer, its reference log-probs computed ahead, by itself where they are not there."""
     with tempfile.TemporaryDirectory() as folder:
         _dpo_trainer(job, folder, ahead=True).train()
 
@@ -64,6 +67,13 @@ def _dpo_trainer(job: dict[str, Any], folder: str, ahead: bool) -> Any:
     class OnIds(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, *arguments: Any) -> Any:
+            if not ahead or "references" not in job:
+                return super()._precompute_ref_logps(dataset, *arguments)
+            sums = json.loads(Path(job["references"], SUMS).read_text(encoding="ascii"))
+            columns = zip(("ref_chosen_logps", "ref_rejected_logps"), sums, strict=True)
+            return reduce(lambda rows, column: rows.add_column(*column), columns, dataset)
 
     reference = {"precompute_ref_log_probs": ahead, "precompute_ref_batch_size": job["pairs"]}
     sampling = {"max_length": None, "train_sampling_strategy": "sequential"}

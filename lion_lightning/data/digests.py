@@ -10,6 +10,12 @@ from lion_lightning.data.formats import Completion, Conversation, Example
 from lion_lightning.data.preferences import Preference, SampledPair, Whole
 
 
+def digests(example: Example | Preference | SampledPair) -> tuple[bytes, bytes]:
+    """Both digests of an example, of its content and of its group."""
+    content = content_digest(example)
+    return content, group_digest(example) if isinstance(example, Preference | SampledPair) else content
+
+
 def content_digest(example: Example | Preference | SampledPair) -> bytes:
     """16 bytes that two examples share if, and only if, their content is equal.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -115,7 +116,7 @@ class ChatRenderer:
 
     def _tagged_spans(self, conversation: Conversation, template: str, text: str, first: int) -> list[Span]:
         """Spans under a template with ``{% generation %}`` tags."""
-        marking = _TAG.sub(_mark, template)
+        marking = _with_marks(template)
         before = self._render(conversation, conversation.messages[:first], marking) if first else ""
         marked = self._render(conversation, conversation.messages, marking)
         if _MARK.sub("", marked) != text:
@@ -135,6 +136,11 @@ class ChatRenderer:
 
 _MARK = re.compile("\ufdd0")  # Unicode guarantees that this code point is never a character
 _TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+
+
+@lru_cache(maxsize=16)
+def _with_marks(template: str) -> str:
+    return _TAG.sub(_mark, template)
 
 
 def _mark(tag: re.Match[str]) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lion_lightning import __version__
 from lion_lightning.cache import cache_folder, replacing, writing
-from lion_lightning.data.digests import content_digest, group_digest
+from lion_lightning.data.digests import digests
 from lion_lightning.data.readers import Numbers, Row, Rows, digest
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenized import DAMAGE, SCHEMA, TokenTable, manifest_path, part_path, read_part
@@ -224,8 +224,7 @@ def _record_batch(samples: Sequence[tuple[Piece, ...]], batch: _Batch) -> Any:
     columns = [
         *(pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, mask)),
         pa.array(lengths, pa.list_(pa.int32())),
-        pa.array([content_digest(example) for example in batch.examples], pa.binary(16)),
-        pa.array([group_digest(example) for example in batch.examples], pa.binary(16)),
+        *(pa.array(column, pa.binary(16)) for column in zip(*map(digests, batch.examples), strict=True)),
         pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
         pa.array(batch.places, pa.string()),
     ]

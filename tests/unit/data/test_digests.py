@@ -1,6 +1,6 @@
 """Which examples count as equal, and which pairs as of one prompt."""
 
-from lion_lightning.data.digests import content_digest, group_digest
+from lion_lightning.data.digests import content_digest, digests, group_digest
 from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text
 from lion_lightning.data.preferences import Preference
 
@@ -55,3 +55,9 @@ def test_pairs_of_one_prompt_are_one_group_whatever_is_answered() -> None:
 def test_the_group_of_anything_but_a_pair_is_itself() -> None:
     example = chat("Hello", *ASKED)
     assert group_digest(example) == content_digest(example)
+
+
+def test_both_digests_at_once_are_those_of_each() -> None:
+    one, other = chat("a", *ASKED), chat("b", *ASKED)
+    for example in (one, Preference(one, other, 1.0), Preference(Completion("Hi", "a"), Completion("Hi", "b"))):
+        assert digests(example) == (content_digest(example), group_digest(example))
