@@ -23,7 +23,7 @@ demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task:
 	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml
 
 test: $(READY)  ## the default tests: no network, no GPU, under three minutes
-	$(PYTEST) -n 2
+	$(PYTEST) -n 2 --dist worksteal
 
 slow: $(READY)  ## the tests that build and install the package, and other long ones
 	$(PYTEST) -m 'slow and not distributed and not vllm and not gpu' --timeout 600

@@ -54,7 +54,8 @@ def measure(rounds: int = 5) -> list[Figure]:
             first = {name: worker.turn() for name, worker in workers.items()}
             trials = {name: _speed(workers[name]) for name in WAYS}
             best = max(trials, key=lambda name: trials[name])
-            speeds = [{name: _speed(workers[name]) for name in (OURS, best)} for _ in range(rounds)]
+            orders = [(OURS, best), (best, OURS)]
+            speeds = [{name: _speed(workers[name]) for name in orders[turn % 2]} for turn in range(rounds)]
     sides = {"ours": OURS, "trl": best}
     counted = {f"{what}, {side}": first[name][what] for side, name in sides.items() for what in COUNTED}
     return [

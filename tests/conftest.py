@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -31,6 +32,11 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "vllm": (lambda: find_spec("vllm") is not None, "needs vLLM: pip install 'lion-lightning[vllm]'"),
     "distributed": (torch.distributed.is_available, "needs a torch build with torch.distributed"),
 }
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # libraries and tests are never garbage, and going through them again and again takes time
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -193,6 +193,7 @@ def tiny_arguments(name: str) -> list[str]:
     return ["-c", f"configs/recipes/{name}.yaml", *(f"--{swap}" for swap in swaps)]
 
 
+@pytest.mark.slow  # those that build or train below have been parsed
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_parses(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lion_lightning import FrozenReference, RefreshedReference
 from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
+from tests.marks import slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,7 +37,7 @@ def same_rounds(online: Online, name: str) -> bool:
 
 
 # A round has 10 prompts in 3 chunks, and 4 monitor prompts in another: calls 0-3 are round 0, 4-7 round 1, and so on.
-@pytest.mark.parametrize("call", [0, 2, 5, 11])
+@pytest.mark.parametrize("call", [2, *slow(0, 5, 11)])
 @pytest.mark.parametrize("killed", ["sampling", "judging"])
 def test_killed_while_a_round_is_made(online: Online, whole: dict[str, Tensor], killed: str, call: int) -> None:
     name = f"{killed} {call}"
@@ -54,16 +55,16 @@ def test_killed_while_a_round_is_made(online: Online, whole: dict[str, Tensor], 
     assert len(sampler.asked) == (3 - number) * 14 - (done if killed == "sampling" else 14)
 
 
-@pytest.mark.parametrize("place", [(0, 2), (1, 0), (1, 1), (2, 2)])
-def test_killed_while_training(online: Online, whole: dict[str, Tensor], place: tuple[int, int]) -> None:
-    name = f"training {place}"
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 0), *slow((0, 2), (1, 1), (2, 2))])
+def test_killed_while_training(online: Online, whole: dict[str, Tensor], epoch: int, batch: int) -> None:
+    name = f"training {epoch} {batch}"
     with pytest.raises(KilledError):
-        online.fit(name, watch=Watch(place))
+        online.fit(name, watch=Watch((epoch, batch)))
     sampler = Sampler()
     resumed = online.fit(name, online.sampling(sampler))
     assert same_rounds(online, name)
     assert same(resumed, whole)
-    assert len(sampler.asked) == (2 - place[0]) * 14
+    assert len(sampler.asked) == (2 - epoch) * 14
 
 
 @pytest.mark.slow

@@ -108,6 +108,7 @@ def test_the_listed_commands_are_those_that_there_are() -> None:
     assert all(f"    {name} " in help_text() for name in {**COMMANDS, **TRAINING})
 
 
+@pytest.mark.slow
 def test_importing_the_modules_loads_no_optional_library() -> None:
     loaded = loaded_by("from lion_lightning import SFTDataModule, SFTModule")
     assert "lightning" in loaded

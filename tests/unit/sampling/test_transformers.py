@@ -19,6 +19,7 @@ from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.types import Prompt
 from tests import tiny
+from tests.marks import slow
 
 PROMPTS = [
     Prompt("", (5, 6, 7), where="f:1"),
@@ -48,7 +49,7 @@ def drawn(policy: Serving, prompts: list[Prompt], n: int, seed: int = 0, size: i
         sampler.close()
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.5)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.5), *slow((5, 1.0))])
 def test_a_padded_prompt_is_drawn_from_its_own_distribution(tmp_path: Path, top_k: int, top_p: float) -> None:
     policy = served(tmp_path)
     logps = policy.next_logps([prompt.input_ids for prompt in PROMPTS]) / 0.7  # temperature
