@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +49,7 @@ def documents(steps: int, tokens: int, by_length: bool = False, first: Sequence[
         steps: How many.
         tokens: The most in a step.
         by_length: Let the documents of steps swap places, so that a step's are of like lengths.
-        first: The most in each of the first steps, which do not count; their documents stay among themselves.
+        first: The most in each of the first steps, which do not count.
     """
     draw = random.Random(0)
     lengths = iter(real_lengths("documents") * 100)
@@ -59,8 +61,7 @@ def documents(steps: int, tokens: int, by_length: bool = False, first: Sequence[
             if sum(other.length for other in found[-1]) + item.length > most:
                 found.append([])
             found[-1].append(item)
-    small, others = found[: len(first)], found[len(first) : steps]
-    return _by_length(small) + _by_length(others) if by_length else small + others
+    return _by_length(found[:steps]) if by_length else found[:steps]
 
 
 def gsm8k_pairs(steps: int, pairs: int) -> list[list[Item]]:
@@ -91,14 +92,15 @@ def chat_pairs(steps: int, pairs: int) -> list[list[Item]]:
 
 
 def _by_length(steps: list[list[Item]]) -> list[list[Item]]:
-    items = iter(sorted((item for step in steps for item in step), key=lambda item: item.length))
-    share = sum(item.length for step in steps for item in step) / len(steps)
+    """The documents of all steps, those of like lengths together; each step keeps its size."""
+    order = list(range(len(steps)))
+    random.Random(0).shuffle(order)
+    ends = list(accumulate(sum(item.length for item in steps[number]) for number in order))
     found: list[list[Item]] = [[] for _ in steps]
-    done = 0.0
-    for item in items:
-        found[min(int(done / share), len(steps) - 1)].append(item)
+    done = 0
+    for item in sorted((item for step in steps for item in step), key=lambda item: item.length):
+        found[order[bisect(ends, done)]].append(item)
         done += item.length
-    random.Random(0).shuffle(found)
     return found
 
 

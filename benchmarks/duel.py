@@ -68,7 +68,7 @@ class Duel:
         large: Rows of the matrix product that the speeds are compared with.
         against: TRL in the setting that was fastest.
         errors: What kept TRL's side from running, by setting.
-        trials: What is counted a second in the trial, by TRL's setting.
+        trials: Tokens a second in the trial, a prompt counted once, by TRL's setting.
         jobs: What each is told: ours, TRL in each setting, and as ``trl`` in the one that was kept.
         turns: What ``ours`` and ``trl`` tell of the turns that count.
         matmul: FLOP/s of a large matrix product in each round.
@@ -142,13 +142,16 @@ class Duel:
         return [rate / large for rate, large in zip(self.rates, self.matmul, strict=True)]
 
     def _speeds(self, side: str) -> list[float]:
-        work = self._work(side)[-self.rounds :]
-        return [count / turn["seconds"] for count, turn in zip(work, self.turns[side], strict=True)]
+        """Of each round. What is counted in a step is its tokens' share of the whole: by length, others are in it."""
+        counts, sizes = self._work(side, self.stage.count), self._work(side, tokens)
+        share = sum(counts) / sum(sizes)
+        rounds = zip(sizes[-self.rounds :], self.turns[side], strict=True)
+        return [size * share / turn["seconds"] for size, turn in rounds]
 
-    def _work(self, name: str) -> list[int]:
+    def _work(self, name: str, count: Callable[[list[Item]], int]) -> list[int]:
         """What is counted of each turn."""
         job = self.jobs[name]
-        return [sum(map(self.stage.count, part)) for part in grouped(steps_of(job), job["accumulate"])]
+        return [sum(map(count, part)) for part in grouped(steps_of(job), job["accumulate"])]
 
     def _extra(self) -> dict[str, float]:
         extra = {
@@ -164,7 +167,7 @@ class Duel:
             ours, theirs = ([self._loss(side, turn["losses"]) for turn in self.turns[side]] for side in ("ours", "trl"))
             apart = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
             extra["largest difference of a step's losses"] = apart
-        trials = {f"{self.stage.unit} in a trial, TRL, {name}": speed for name, speed in self.trials.items()}
+        trials = {f"tokens/s in a trial, TRL, {name}": speed for name, speed in self.trials.items()}
         return extra | trials
 
     def _loss(self, side: str, parts: list[float]) -> float:
@@ -185,7 +188,7 @@ class Duel:
             if name not in self.errors:
                 seconds[name] += self._turn(workers, name)
         for name in set(names) - {OURS} - set(self.errors):
-            work = self._work(name)[self.warm_up :][: self.trial]
+            work = self._work(name, tokens)[self.warm_up :][: self.trial]
             self.trials[name] = sum(work) / sum(seconds[name][self.warm_up :])
 
     def _turn(self, workers: dict[str, Worker], name: str) -> list[float]:
@@ -213,6 +216,11 @@ class Duel:
             for side in sorted(sides, reverse=number % 2 == 1):
                 self.turns[side].append(sides[side].turn())
             self.matmul.append(matmul_flops(self.stage.job["device"], self.stage.job["precision"], self.large))
+
+
+def tokens(items: list[Item]) -> int:
+    """Of a micro-batch, a prompt counted once."""
+    return sum(item.length for item in items)
 
 
 def make_model(job: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import results
 import torch
-from duel import Duel, Stage, make_model
+from duel import Duel, Stage, make_model, tokens
 from figures import Figure, show
 from gpu_checks import Check, Place, checks, path_taken
 
@@ -117,18 +117,18 @@ def sft(run: Run) -> None:
     }
     if find_spec("flash_attn"):
         settings = {"padding-free, flash-attn": {"padding_free": True, **FLASH}, **settings}
-    tokens, each = (512, 2) if run.tiny else (8192, 4)
+    length, each = (512, 2) if run.tiny else (8192, 4)
     compare(
         run,
         Stage(
             "sft",
-            f"SFT, {tokens:,}-token rows, {each} a step",
+            f"SFT, {length:,}-token rows, {each} a step",
             "tokens/s",
-            {"stage": "sft", "data": "documents", "tokens": tokens, "accumulate": each},
+            {"stage": "sft", "data": "documents", "tokens": length, "accumulate": each},
             "ours",
             "trl_sft",
             settings,
-            lambda items: sum(item.length for item in items),
+            tokens,
             least=1.1,
         ),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,21 +49,9 @@ def measure(rounds: int = 5, threads: int = 2, **changes: Any) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         shared = SHARED | {"model": folder, "steps": rounds + 1} | changes
         Worker(SIDES, "model", json.dumps(shared)).finish()
-        return [compare(what, job | shared, threads) for what, job in JOBS.items()]
-
-
-def compare(what: str, job: dict[str, Any], threads: int = 2) -> Figure:
-    """The figure of a stage.
-
-    Args:
-        what: It in words.
-        job: What both sides do.
-        threads: Of each side.
-    """
-    told = json.dumps(job)
-    sides = {"ours": Worker(SIDES, "ours", told, threads=threads), "plain": Worker(PLAIN, told, threads=threads)}
-    with ended(sides) as workers:
-        return figure(what, in_turn(workers, job["steps"]))
+        with ExitStack() as stack:  # all load side by side, and sleep while it is not their turn
+            sides = {what: stack.enter_context(ended(_sides(job | shared, threads))) for what, job in JOBS.items()}
+            return [figure(what, in_turn(workers, shared["steps"])) for what, workers in sides.items()]
 
 
 def in_turn(sides: dict[str, Any], steps: int) -> dict[str, list[dict[str, Any]]]:
@@ -102,6 +91,11 @@ def figure(what: str, turns: dict[str, list[dict[str, Any]]]) -> Figure:
     }
     step = f"overhead of a step: {what}"
     return Figure(step, "s", ours, plain, "a hand-written loop", most=1.03, command=COMMAND, extra=extra)
+
+
+def _sides(job: dict[str, Any], threads: int) -> dict[str, Worker]:
+    told = json.dumps(job)
+    return {"ours": Worker(SIDES, "ours", told, threads=threads), "plain": Worker(PLAIN, told, threads=threads)}
 
 
 def _steps(turns: dict[str, list[dict[str, Any]]], name: str) -> list[list[float]]:

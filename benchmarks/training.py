@@ -83,7 +83,7 @@ STAGES = (
         "sft",
         "SFT, SmolLM2's shape, lengths of GSM8K and Self-Instruct, 2,048 tokens a step",
         "supervised tokens/s",
-        {"stage": "sft", "data": "documents", "tokens": 2048, "first": [512, 512], "accumulate": 1, "shape": SMOLLM2},
+        {"stage": "sft", "data": "documents", "tokens": 2048, "first": [512, 1400], "accumulate": 1, "shape": SMOLLM2},
         "ours",
         "trl_sft",
         PADDING,
@@ -116,6 +116,7 @@ def measure(rounds: int = ROUNDS, names: Iterable[str] = QUICK, precision: str =
     found, models = [], dict[str, str]()
     with tempfile.TemporaryDirectory() as folder:
         for stage in (stage for stage in STAGES if stage.name in set(names)):
+            print(stage.name, end=" ", flush=True)
             shape = str(stage.job["shape"])
             known = shape in models
             model = models.setdefault(shape, f"{folder}/{len(models)}")
