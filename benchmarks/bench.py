@@ -27,9 +27,9 @@ HERE = Path(__file__).parent
 Measure = Callable[[int], list[Figure]]
 MEASURES: dict[str, Measure] = {
     "training": training.measure,
-    "overhead": lambda rounds: overhead.measure(2 * rounds),  # their turns are short, and a machine's noise is not
+    "overhead": overhead.measure,
     "rollout": rollout.measure,
-    "preparation": lambda rounds: preparation.measure(2 * rounds),
+    "preparation": preparation.measure,
     "packing": packing.measure,
     "startup": startup.measure,
 }

@@ -23,7 +23,7 @@ COMMAND = "python benchmarks/rollout.py"
 SIDES = Path(__file__).with_name("rollout_sides.py")
 MODEL = {"layers": 4, "hidden": 512, "vocabulary": 8192}
 DRAWN = {"samples": 4, "new_tokens": 32, "batch_size": 64}
-PROMPTS = {"transformers": 20, "vllm": 64}
+PROMPTS = {"transformers": 16, "vllm": 64}
 """Of a round, by engine: each takes some seconds. A round is one chunk of the callback's, whose default is 64."""
 PEERS = {"transformers": "bare generate", "vllm": "bare LLM.generate"}
 
