@@ -1,4 +1,4 @@
-"""Peak memory and time of the head and its loss, chunked and plain: ``python benchmarks/head_memory.py``.
+"""Peak memory and time of the head and its loss, in tiles and plain: ``python benchmarks/head_memory.py``.
 
 Each way runs in a process of its own, so that a peak is its own; ways alternate, and medians of the rounds are printed.
 """
@@ -24,7 +24,7 @@ def measure(way: str) -> None:
     weight = (torch.randn(VOCABULARY, HIDDEN) * 0.02).requires_grad_()
     targets = torch.randint(0, VOCABULARY, (TARGETS,))
     ways = {
-        "chunked": lambda: -token_logps(hidden, weight, targets).values.sum(),
+        "tiled": lambda: -token_logps(hidden, weight, targets).values.sum(),
         "plain": lambda: torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum"),
     }
     torch.autograd.backward(token_logps(hidden[:8], weight, targets[:8]).values.sum())  # gradients exist before
@@ -38,7 +38,7 @@ def measure(way: str) -> None:
 
 def main() -> None:
     """Alternate the two ways and print medians and their ratio."""
-    figures: dict[str, list[tuple[float, float]]] = {"chunked": [], "plain": []}
+    figures: dict[str, list[tuple[float, float]]] = {"tiled": [], "plain": []}
     for _ in range(ROUNDS):
         for way, found in figures.items():
             printed = subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True).stdout
@@ -50,8 +50,8 @@ def main() -> None:
     }
     for way, (mib, seconds) in medians.items():
         print(f"{way:8} {mib:7.0f} MiB  {seconds:6.2f} s")
-    ratios = [one / other for one, other in zip(medians["chunked"], medians["plain"], strict=True)]
-    print(f"chunked over plain: memory {ratios[0]:.2f}, time {ratios[1]:.2f}")
+    ratios = [one / other for one, other in zip(medians["tiled"], medians["plain"], strict=True)]
+    print(f"tiled over plain: memory {ratios[0]:.2f}, time {ratios[1]:.2f}")
 
 
 def _peak_mib() -> float:
