@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from lion_lightning.functional import LOGITS_KEPT, tile_size
+from lion_lightning.models.lean import keeps_less
 
 HALF = {"bf16-mixed", "16-mixed", "bf16-true", "16-true", "bf16", "16"}
 """Precisions in which activations have two bytes."""
@@ -101,10 +102,12 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
 
 
 def activation_bytes(model: PreTrainedModel | None, tokens: int, precision: str) -> int:
-    """Bytes that the backward pass needs of the forward, for a decoder as transformers write them (Llama's layer).
+    """Bytes that the backward pass needs of the forward, for a decoder of Llama's layers.
 
-    A token keeps of each layer: for each of two norms its input and the normalised value (in fp32) and the norm's
-    output; queries, keys, values and the attention's output; gate, its activation, the other factor and their product.
+    As transformers write them, a token keeps of each layer: for each of two norms its input and the normalised value
+    (in fp32) and the norm's output; queries, keys, values and the attention's output; gate, its activation, the other
+    factor and their product. Where layers keep less (:mod:`~lion_lightning.models.lean`): the norms' inputs, the former
+    four of attention, gate and the other factor; under autocast the norms' outputs too, in half precision.
     With gradient checkpointing: the layer's input, and all of one layer. Flash-like attention is assumed, so nothing
     grows with the square of the length; of logits there are one tile, with its gradient, and those that are kept.
 
@@ -120,9 +123,11 @@ def activation_bytes(model: PreTrainedModel | None, tokens: int, precision: str)
     width = config.hidden_size
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    norms = 2 * width * (4 + 4 + size)
+    less = keeps_less(model)
+    outputs = 0 if less and not precision.endswith("-mixed") else size
+    norms = 2 * width * (4 + (0 if less else 4) + outputs)
     attention = 2 * head * (config.num_attention_heads + keys) * size
-    layer = tokens * (norms + attention + 4 * _inner(config) * size)
+    layer = tokens * (norms + attention + (2 if less else 4) * _inner(config) * size)
     checkpointed = tokens * width * size * config.num_hidden_layers + layer
     layers = checkpointed if model.is_gradient_checkpointing else layer * config.num_hidden_layers
     logits = tokens * config.vocab_size

@@ -40,6 +40,16 @@ def keep_less(model: PreTrainedModel) -> None:
             module.forward = MethodType(forward, module)
 
 
+def keeps_less(model: PreTrainedModel) -> bool:
+    """Whether a model's feed-forward layers, and so its norms and linear layers, have been changed.
+
+    Args:
+        model: A causal LM.
+    """
+    forwards = (vars(module).get("forward") for module in model.modules())
+    return any(getattr(forward, "__func__", None) is _feed_forward for forward in forwards)
+
+
 class RMSNorm(torch.autograd.Function):
     """``weight * hidden / rms(hidden)``, which keeps its input and a number for each token.
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from lion_lightning import PolicySpec
 from lion_lightning.callbacks import StartupSummary
@@ -112,14 +114,29 @@ def test_the_optimizers_states_are_foretold_as_they_come(optimizer: Any, ratio: 
     assert optimizer_bytes(made) == ratio * 32 * 8 * 4
 
 
+def parts(model: Any) -> tuple[int, int, int]:
+    """Numbers of a token and layer: as wide as the model, of attention, as wide as the feed-forward layer."""
+    config = model.config
+    heads = config.num_attention_heads + config.num_key_value_heads
+    return config.hidden_size, 2 * heads * config.hidden_size // config.num_attention_heads, config.intermediate_size
+
+
 def test_activations_by_hand_with_and_without_checkpointing() -> None:
-    model = PolicySpec(config=tiny.config()).build().causal_lm
-    config: Any = model.config
-    width, inner, depth = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    head = width // config.num_attention_heads
-    kept = 2 * width * 12 + 2 * head * (config.num_attention_heads + config.num_key_value_heads) * 4 + 4 * inner * 4
-    assert 10 * config.vocab_size < min(LOGITS_PER_TILE["cpu"], LOGITS_KEPT)
-    logits = 3 * 4 * 10 * config.vocab_size  # a tile, its gradient, and what is kept
+    model: Any = LlamaForCausalLM(LlamaConfig(**tiny.config()))  # type: ignore[no-untyped-call]
+    (width, attention, inner), depth = parts(model), model.config.num_hidden_layers
+    kept = 2 * width * 12 + attention * 4 + 4 * inner * 4
+    assert 10 * model.config.vocab_size < min(LOGITS_PER_TILE["cpu"], LOGITS_KEPT)
+    logits = 3 * 4 * 10 * model.config.vocab_size  # a tile, its gradient, and what is kept
     assert activation_bytes(model, 10, "32-true") == 10 * kept * depth + logits
     model.gradient_checkpointing_enable()
     assert activation_bytes(model, 10, "32-true") == 10 * (width * 4 * depth + kept) + logits
+
+
+@pytest.mark.parametrize(
+    ("precision", "size", "outputs"), [("32-true", 4, 0), ("bf16-true", 2, 0), ("bf16-mixed", 2, 2)]
+)
+def test_activations_by_hand_of_layers_that_keep_less(precision: str, size: int, outputs: int) -> None:
+    model: Any = PolicySpec(config=tiny.config()).build().causal_lm
+    (width, attention, inner), depth = parts(model), model.config.num_hidden_layers
+    kept = 2 * width * (4 + outputs) + (attention + 2 * inner) * size
+    assert activation_bytes(model, 10, precision) == 10 * kept * depth + 3 * 4 * 10 * model.config.vocab_size
