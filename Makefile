@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lora]'
 	@touch $@
 
-demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task: no network, no GPU, under six minutes
+demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task: no network, no GPU, six to eight minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m lion_lightning.demo $(DEMO)
 	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml
 
