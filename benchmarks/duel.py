@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from batches import Item
+from batches import Item, flat
 from figures import Figure
 from lockstep import Worker, ended
 from training_sides import grouped, steps_of
@@ -33,7 +33,7 @@ class Stage:
         ours: Our side, in ``training_sides.py``.
         peer: TRL's, in ``trl_sides.py``.
         settings: Of TRL's side, by name, what its job has besides: the fastest is kept.
-        count: What is counted, of a micro-batch.
+        count: What is counted, of some items.
         least: Target of the speeds' ratio.
         most: Target of the peaks' ratio; None if there is none.
         memory: Whether peaks are compared.
@@ -114,7 +114,7 @@ class Duel:
             Figure(
                 stage.what,
                 stage.unit,
-                speed["ours"],
+                speed[OURS],
                 speed.get("trl", []),
                 least=stage.least if both else None,
                 extra=self._extra(),
@@ -128,13 +128,13 @@ class Duel:
             grown = {
                 f"MiB above the loaded model's, {side}": turns[-1]["growth_mib"] for side, turns in self.turns.items()
             }
-            found.append(Figure(what, "MiB", peaks["ours"], peaks.get("trl", []), most=most, extra=grown, **common))
+            found.append(Figure(what, "MiB", peaks[OURS], peaks.get("trl", []), most=most, extra=grown, **common))
         return found
 
     @property
     def rates(self) -> list[float]:
         """FLOP/s of ours, a round each: those that the model asks for, none that are done to save memory."""
-        return [turn["flops"] / turn["seconds"] for turn in self.turns["ours"]]
+        return [turn["flops"] / turn["seconds"] for turn in self.turns[OURS]]
 
     @property
     def shares(self) -> list[float]:
@@ -143,15 +143,15 @@ class Duel:
 
     def _speeds(self, side: str) -> list[float]:
         """Of each round. What is counted in a step is its tokens' share of the whole: by length, others are in it."""
-        counts, sizes = self._work(side, self.stage.count), self._work(side, tokens)
-        share = sum(counts) / sum(sizes)
-        rounds = zip(sizes[-self.rounds :], self.turns[side], strict=True)
-        return [size * share / turn["seconds"] for size, turn in rounds]
+        items = self._items(side)
+        share = sum(map(self.stage.count, items)) / sum(map(tokens, items))
+        rounds = zip(items[-self.rounds :], self.turns[side], strict=True)
+        return [tokens(part) * share / turn["seconds"] for part, turn in rounds]
 
-    def _work(self, name: str, count: Callable[[list[Item]], int]) -> list[int]:
-        """What is counted of each turn."""
+    def _items(self, name: str) -> list[list[Item]]:
+        """What each turn trains on."""
         job = self.jobs[name]
-        return [sum(map(count, part)) for part in grouped(steps_of(job), job["accumulate"])]
+        return [list(flat(part)) for part in grouped(steps_of(job), job["accumulate"])]
 
     def _extra(self) -> dict[str, float]:
         extra = {
@@ -160,11 +160,11 @@ class Duel:
             "share of the matmul's FLOP/s": median(self.shares),
         }
         for side, turns in self.turns.items():
-            if tokens := median(turn["tokens"] for turn in turns):  # TRL's reference pass goes around what counts
-                extra[f"tokens a step through the model, {side}"] = tokens
+            if seen := median(turn["tokens"] for turn in turns):  # TRL's reference pass goes around what counts
+                extra[f"tokens a step through the model, {side}"] = seen
             extra[f"seconds a step, {side}"] = median(turn["seconds"] for turn in turns)
         if "trl" in self.turns and "by_length" not in self.jobs["trl"]:
-            ours, theirs = ([self._loss(side, turn["losses"]) for turn in self.turns[side]] for side in ("ours", "trl"))
+            ours, theirs = ([self._loss(side, turn["losses"]) for turn in self.turns[side]] for side in (OURS, "trl"))
             apart = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
             extra["largest difference of a step's losses"] = apart
         trials = {f"tokens/s in a trial, TRL, {name}": speed for name, speed in self.trials.items()}
@@ -188,8 +188,8 @@ class Duel:
             if name not in self.errors:
                 seconds[name] += self._turn(workers, name)
         for name in set(names) - {OURS} - set(self.errors):
-            work = self._work(name, tokens)[self.warm_up :][: self.trial]
-            self.trials[name] = sum(work) / sum(seconds[name][self.warm_up :])
+            work = self._items(name)[self.warm_up :][: self.trial]
+            self.trials[name] = sum(map(tokens, work)) / sum(seconds[name][self.warm_up :])
 
     def _turn(self, workers: dict[str, Worker], name: str) -> list[float]:
         """Seconds of a turn, none of one that fails: TRL's setting is left out then."""
@@ -219,7 +219,7 @@ class Duel:
 
 
 def tokens(items: list[Item]) -> int:
-    """Of a micro-batch, a prompt counted once."""
+    """Of some items, a prompt counted once."""
     return sum(item.length for item in items)
 
 

@@ -179,7 +179,7 @@ def compare(run: Run, stage: Stage) -> None:
     elif "trl" not in duel.turns:
         run.errors[f"{stage.name}: TRL"] = "; ".join(f"{name}: {error}" for name, error in duel.errors.items())
     for name, error in duel.errors.items():
-        print(f"{name}, left out: {error}")
+        print(f"TRL, {name}, left out: {error}")
 
 
 def _efficiency(run: Run, duel: Duel) -> Iterator[Figure]:

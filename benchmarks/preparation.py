@@ -56,7 +56,7 @@ def measure(rounds: int = 5) -> list[Figure]:
             best = max(trials, key=lambda name: trials[name])
             orders = [(OURS, best), (best, OURS)]
             speeds = [{name: _speed(workers[name]) for name in orders[turn % 2]} for turn in range(rounds)]
-    sides = {"ours": OURS, "trl": best}
+    sides = {OURS: OURS, "trl": best}
     counted = {f"{what}, {side}": first[name][what] for side, name in sides.items() for what in COUNTED}
     return [
         Figure(
@@ -139,7 +139,7 @@ def _text(words: list[str], draw: random.Random, tokens: int) -> str:
 
 
 def _worker(name: str, job: dict[str, Any]) -> Worker:
-    return Worker(SIDES, "ours" if name == OURS else "trl", json.dumps(job))
+    return Worker(SIDES, OURS if name == OURS else "trl", json.dumps(job))
 
 
 def _speed(worker: Worker) -> float:

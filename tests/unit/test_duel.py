@@ -23,14 +23,7 @@ class Side:
         if self.seconds is None:
             raise SystemExit("no memory")
         self.turns += 1
-        return {
-            "seconds": self.seconds,
-            "flops": 10.0,
-            "losses": [0.5],
-            "tokens": 7,
-            "peak_mib": 3.0,
-            "growth_mib": 1.0,
-        }
+        return {"seconds": self.seconds, "flops": 10.0, "losses": [0.5], "tokens": 7, **MEMORY}
 
     def close(self) -> None:
         self.closed = True
