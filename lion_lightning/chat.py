@@ -186,6 +186,7 @@ class _Pieces(TextStreamer):
         self._show = show
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Show and keep a piece of the answer (transformers calls this)."""
         self.pieces.append(text)
         self._show(text)
 

@@ -93,10 +93,12 @@ class _Margins(DPOModule):
     margins: list[float]
 
     def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
+        """See the base class; margins are kept besides, one a pair."""
         self.margins += self.loss.rewards(policy, reference).margin.tolist()
         return super().pair_metrics(policy, reference)
 
     def on_validation_start(self) -> None:
+        """Begin without margins (Lightning calls this)."""
         super().on_validation_start()
         self.margins = []
 

@@ -60,6 +60,7 @@ class FolderReader(FileSystemReader):
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        """A class that torch writes there, or a dtype; anything else is refused (pickle calls this)."""
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not dtype and (module, name) not in _CLASSES:
             raise pickle.UnpicklingError(f"its .metadata asks for {module}.{name}, which torch does not write there")

@@ -45,12 +45,14 @@ class _Files:
         self.places: dict[str, str] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor; files are written as they fill."""
         if self.held and self.size + tensor.nbytes > self.file_bytes:
             self._flush()
         self.held[name] = tensor.detach().to("cpu", copy=True).contiguous()
         self.size += tensor.nbytes
 
     def close(self) -> None:
+        """Write the rest, and the index where there are several files."""
         self._flush()
         files = sorted(set(self.places.values()))
         if len(files) == 1:
