@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
-_NOISE = re.compile(
-    r"^(- )?(Does not validate against any|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>)"
+_KEY = re.compile(r'Parser key "(.+?)":')
+_CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
+_CALLABLE = re.compile(r"Type .* expects a function or a callable class: ")
+_MADE = re.compile(r"class_path='([\w.]+)'")
+_VALUE = re.compile(r"(?:Given value|Got value): ?(.*)")
+_STRUCTURE = re.compile(
+    r"Does not validate against any|Subtypes:|Errors:$|Given value type:|Subclass types expect one of:"
+    r"|a class path \(str\)|a dict with(out)? |Expected a <class 'NoneType'>"
 )
-_CALLABLE = re.compile(r"^- Type .* expects a function or a callable class: ")
-_GIVEN = re.compile(r"\. Got value: Namespace\(.*")
-_CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
+_ALTERNATIVE = re.compile(r"Expected a path but|Expected a dot import path|Not a valid subclass of|Expected an? ")
+_EXPECTED = re.compile(r"Expected an? (?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal\[(.+)\]|(.+))")
+_SUBCLASS = re.compile(r"Not a valid subclass of (\w+)")
+_NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
 _ABSENT = re.compile(r"No module named '(\w+)'")
+_NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted")
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: (--[\w.]+)")
+_PARTS = ("--model.", "--data.", "--trainer.")
 _EXTRAS = {"bitsandbytes": "qlora"}
 """Optional packages whose classes configs name, and the extra that brings them."""
-_UNKNOWN = re.compile(r"Option '(\w+)' is not accepted")
+_LONGEST_VALUE = 80
 
 
 def explain(error: Exception) -> str:
@@ -26,16 +38,116 @@ def explain(error: Exception) -> str:
     Args:
         error: What was raised.
     """
-    if isinstance(error, IsADirectoryError) and _is_checkpoint(Path(error.filename)):
+    if isinstance(error, IsADirectoryError) and error.filename and _is_checkpoint(Path(error.filename)):
         return (
             f"{error.filename}: a checkpoint that ranks wrote in pieces; resume with the strategy that wrote it "
             "(configs/strategy/fsdp2.yaml or fsdp.yaml), or make a model of it with `lion export`"
         )
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}; name a place that exists and can be used"
-    lines = [_CALLABLE.sub("", line.strip()) for line in str(error).splitlines()]
-    text = " ".join(line.removeprefix("- ") for line in lines if line and not _NOISE.match(line))
-    return _GIVEN.sub("", text) + _suggestion(text) + _remedy(text)
+        place = error.filename2 or error.filename  # of a copy or a rename, what it was to become
+        return f"{place}: {error.strerror.lower()}; name a place that exists and can be used"
+    text = str(error) or type(error).__name__
+    line = _Report.of(text).line() if _is_report(text) else " ".join(text.split())
+    return line + _remedy(line)
+
+
+def _is_report(text: str) -> bool:
+    return any(mark in text for mark in ('Parser key "', "Does not validate against any", "is not accepted"))
+
+
+@dataclass
+class _Report:
+    """What a report of the parser says: where it was, and what each way to read the value came to.
+
+    The parser reports a tree: a key, the class that its value names, a key of that class, and at the leaves one
+    complaint for every type that the value could have had. The path to the leaves is one; of the leaves, those that
+    say why a class or a setting was refused matter more than those that say that the value is no class at all.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    leaves: list[str] = field(default_factory=list)
+    value: str = ""
+    depth: int = -1  # indentation of the last key
+
+    @classmethod
+    def of(cls, text: str) -> _Report:
+        """Read a report."""
+        report = cls()
+        for depth, line in _lines(text):
+            report._add(depth, line)
+        return report
+
+    def _add(self, depth: int, line: str) -> None:
+        if found := _VALUE.match(line):
+            self.value = self.value or found[1]
+        elif found := _KEY.fullmatch(line):
+            self.keys.append(found[1])
+            self.depth = depth
+        elif found := _CLASS.fullmatch(line):
+            self.classes.append(found[1])
+        elif line not in self.leaves and depth > self.depth:  # else it is of a value around the last key's
+            self.leaves.append(line)
+
+    def line(self) -> str:
+        """The report in one line."""
+        causes = [leaf for leaf in self.leaves if not _ALTERNATIVE.match(leaf)]
+        message = " ".join(causes) or self._expectation()
+        where = ".".join(key for key in self.keys if key != "class_path")
+        refused = _NOT_ACCEPTED.search(message)
+        if refused and self.classes:
+            message = (
+                f"{self.classes[-1].rpartition('.')[2]} has no setting {refused[1]!r}{self._suggestion(refused[1])}"
+            )
+        return f"{where}: {message}" if where else message
+
+    def _expectation(self) -> str:
+        """What the value could have been, where all that is wrong is its kind."""
+        kinds = [_SUBCLASS.match(leaf) for leaf in self.leaves]
+        wanted = [f"a class_path of {kind[1]}" for kind in kinds if kind]
+        wanted += [kind for leaf in self.leaves if (kind := _kind(leaf)) and kind not in wanted]
+        if not wanted:
+            wanted = ["a class_path"] if any("dot import" in leaf for leaf in self.leaves) else self.leaves
+        if nested := _NESTED.match(self.value):  # a setting of a class that nothing has named yet
+            return f"no class_path is given before --{'.'.join(self.keys)}.{nested[1]}; put -c FILE before it"
+        given = f", got {self.value[:_LONGEST_VALUE]}" if self.value else ""
+        return f"expected {' or '.join(wanted)}{given}{_sources_hint(self.keys, self.value)}"
+
+    def _suggestion(self, key: str) -> str:
+        """The nearest setting that the class does have."""
+        module, _, name = self.classes[-1].rpartition(".")
+        names = list(signature(getattr(import_module(module), name)).parameters)
+        close = get_close_matches(key, names, n=1)
+        return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(names)}"
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Depth and text of each line that says something, a callable's complaint split into its class and itself."""
+    for raw in text.splitlines():
+        line = _CALLABLE.sub("", raw.strip().removeprefix("- "))
+        depth = len(raw) - len(raw.lstrip())
+        complaint, got, value = line.partition(". Got value: ")
+        made = _MADE.search(value)
+        if made:
+            yield depth, f"Problem with given class_path '{made[1]}':"
+        if complaint and not _STRUCTURE.match(complaint):
+            yield depth, complaint
+        if got and not made:
+            yield depth, f"Got value: {value}"
+
+
+def _kind(leaf: str) -> str:
+    """``int``, ``'16-true' | 'bf16-true'``: what a leaf says was expected."""
+    found = _EXPECTED.fullmatch(leaf)
+    if found is None or leaf.startswith(("Expected a path but", "Expected a dot import")):
+        return ""
+    return found[1] or (found[2].replace(", ", " | ") if found[2] else found[3])
+
+
+def _sources_hint(keys: list[str], value: str) -> str:
+    if keys and keys[-1] in ("sources", "validation", "prompts") and re.fullmatch(r"[\w./-]+", value):
+        return f"; for one file write [{{path: {value}}}]"
+    return ""
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -44,19 +156,14 @@ def _is_checkpoint(folder: Path) -> bool:
     return is_folder(folder)
 
 
-def _suggestion(text: str) -> str:
-    """The nearest name that the class does take, for a mistyped one."""
-    classes, keys = _CLASS.findall(text), _UNKNOWN.findall(text)
-    if not classes or not keys:
-        return ""
-    path, key = classes[-1], keys[-1]
-    module, _, name = path.rpartition(".")
-    names = list(signature(getattr(import_module(module), name)).parameters)
-    close = get_close_matches(key, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(names)}"
-
-
-def _remedy(text: str) -> str:
-    """How to install a package that a config names a class of."""
-    absent = [name for name in _ABSENT.findall(text) if name in _EXTRAS]
-    return f"; pip install 'lion-lightning[{_EXTRAS[absent[0]]}]'" if absent else ""
+def _remedy(line: str) -> str:
+    """What to do about an absent package, or an option without the part that it belongs to."""
+    for name in _ABSENT.findall(line):
+        if name in _EXTRAS:
+            return f"; pip install 'lion-lightning[{_EXTRAS[name]}]'"
+    if line.startswith("the following arguments are required"):
+        return "; give a config with -c FILE"
+    if (found := _UNRECOGNIZED.search(line)) and not found[1].startswith(_PARTS):
+        rest = found[1].removeprefix("--")
+        return f"; options of a run begin with {', '.join(_PARTS)} (such as --model.{rest}): see --help"
+    return ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from inspect import signature
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -13,7 +14,19 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lion_lightning.callbacks import LionProgressBar, StartupSummary
 from lion_lightning.cli import TRAINING
+from lion_lightning.config_file import check_config_files
 from lion_lightning.modules.base import AlignmentModule
+
+CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
+    "seed_everything": None,
+    "trainer": tuple(signature(Trainer).parameters),
+    "model": None,
+    "data": None,
+    "verbose": None,
+    "ckpt_path": None,
+    "weights_only": None,
+}
+"""What a config file may hold at the top; of ``trainer``, what it may hold below."""
 
 
 class LionCLI(LightningCLI):
@@ -75,6 +88,7 @@ def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = Lion
         run: Whether to run it.
         kind: What parses.
     """
+    check_config_files(arguments, CONFIG_KEYS)
     return kind(
         AlignmentModule,
         LightningDataModule,

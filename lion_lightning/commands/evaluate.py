@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 from jsonargparse import ArgumentParser
+
+from lion_lightning.config_file import check_config_files
 
 DESCRIPTION = """Loss on held-out conversations, rewards on held-out preference pairs, what a judge says of a model's
 answers, and its win rate against another model: as much of that as is asked for. Answers are kept in --out, so that a
@@ -21,6 +24,7 @@ def main(arguments: list[str]) -> None:
     from lion_lightning.chat import require_model
     from lion_lightning.evaluation.run import RESULTS, Evaluation, evaluate
 
+    check_config_files(arguments, dict.fromkeys(signature(Evaluation).parameters))
     parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="a config file with these keys")
     parser.add_class_arguments(Evaluation)

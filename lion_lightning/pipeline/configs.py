@@ -7,8 +7,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 Config = dict[str, Any]
 
 CHECKPOINT = {
@@ -21,26 +19,6 @@ ALWAYS = ("lion_lightning.callbacks.HuggingFaceExport", "lion_lightning.callback
 """Callbacks that every stage of a pipeline has: what the next stage starts from, and where this one came from."""
 
 _OWN_FOLDERS = ("dirpath", "rounds_dir", "save_dir")
-
-
-def read_config(path: Path) -> Config:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: If it can't be read, or holds something else.
-    """
-    try:
-        config = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}; name a config file") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: a config is a mapping of keys to values, and this is {type(config).__name__}")
-    return config
 
 
 def merged(base: Any, over: Any) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lion_lightning.pipeline.configs import Config, merged, placed, read_config, starting_from
+from lion_lightning.config_file import read_config_file
+from lion_lightning.pipeline.configs import Config, merged, placed, starting_from
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
 STAGE_KEYS = {"config", "seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler"}
@@ -54,7 +55,7 @@ def read_plan(path: Path, changes: Config | None = None) -> Plan:
     Raises:
         ValueError: If a file can't be read, or a key is unknown, missing or makes no sense.
     """
-    given = {**read_config(path), **(changes or {})}
+    given = {**read_config_file(path), **(changes or {})}
     _refuse_unknown(str(path), given, KEYS)
     stages = given.get("stages")
     if not isinstance(stages, Mapping) or not stages:
@@ -79,7 +80,7 @@ def _stage_config(path: Path, name: str, stage: Any) -> Config:
     config: Config = {}
     files = stage.get("config") or []
     for file in [files] if isinstance(files, str) else files:
-        config = merged(config, read_config(path.parent / str(file)))
+        config = merged(config, read_config_file(path.parent / str(file)))
     return dict(merged(config, {key: value for key, value in stage.items() if key != "config"}))
 
 

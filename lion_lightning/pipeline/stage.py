@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from lion_lightning.cache import replacing
-from lion_lightning.pipeline.configs import Config, differences, read_config
+from lion_lightning.config_file import read_config_file
+from lion_lightning.pipeline.configs import Config, differences
 from lion_lightning.pipeline.plan import StagePlan
 
 CONFIG, EVALUATION, DONE = "stage.yaml", "evaluate.yaml", "done.json"
@@ -33,7 +34,7 @@ def begin(stage: StagePlan) -> bool:
     path = stage.folder / CONFIG
     fix = f"remove {stage.folder} to do the stage again, or give the run another `out`"
     if path.exists():
-        changed = list(differences(read_config(path), stage.config))
+        changed = list(differences(read_config_file(path), stage.config))
         if changed:
             raise ValueError(f"{stage.folder}: the config has changed since ({'; '.join(changed[:3])}); {fix}")
     done = _read(stage.folder / DONE)

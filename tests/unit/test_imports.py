@@ -40,7 +40,10 @@ MAY_IMPORT = {
     "strategies": _MODELS | {"modules", "data"},
 }
 # What a person runs; these may import all of the above.
-TOP = {"chat", "cli", "cli_errors", "commands", "demo", "lightning_cli", "pipeline", "report", "__main__", "__init__"}
+TOP = {
+    *("chat", "cli", "cli_errors", "commands", "config_file", "demo", "lightning_cli", "pipeline", "report"),
+    *("__main__", "__init__"),
+}
 
 HEAVY = ("datasets", "lightning", "peft", "torch", "transformers", "vllm")
 

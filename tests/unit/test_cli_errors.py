@@ -1,0 +1,90 @@
+"""The parser's long reports become one line that names the key, the value and the fix."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from jsonargparse import ArgumentError
+
+from lion_lightning.cli_errors import explain
+from lion_lightning.lightning_cli import build_cli
+
+BASE = ["--model=lion_lightning.SFTModule", "--data=lion_lightning.SFTDataModule"]
+NEEDED = ["--model.policy=gpt2", "--data.sources=[{path: x.jsonl}]"]
+CHECKPOINT = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {%s: x}}]"
+ADAM = "{class_path: torch.optim.AdamW, init_args: {lr: x}}"
+REFUSED = {
+    "a setting that a callback lacks": (
+        [CHECKPOINT % "dirpat"],
+        "trainer.callbacks: ModelCheckpoint has no setting 'dirpat'; did you mean 'dirpath'?",
+    ),
+    "a callback's setting of another kind": (
+        [CHECKPOINT % "every_n_train_steps"],
+        "trainer.callbacks.every_n_train_steps: expected int, got x",
+    ),
+    "a class that is not there": (
+        ["--trainer.callbacks=[lightning.pytorch.callbacks.ModelCheckpt]"],
+        "trainer.callbacks: module 'lightning.pytorch.callbacks' has no attribute 'ModelCheckpt'",
+    ),
+    "an optimizer's setting of another kind": (
+        [f"--model.optimizer={ADAM}"],
+        "model.optimizer.lr: expected float, got x",
+    ),
+    "a setting that an optimizer lacks": (
+        [f"--model.optimizer={ADAM.replace('lr', 'lrr')}"],
+        "model.optimizer: AdamW has no setting 'lrr'; did you mean 'lr'?",
+    ),
+    "a number that is text": (["--trainer.max_steps=abc"], "trainer.max_steps: expected int, got abc"),
+    "a file where sources are a list": (
+        ["--data.sources=foo.jsonl"],
+        "data.sources: expected list, got foo.jsonl; for one file write [{path: foo.jsonl}]",
+    ),
+    "a source's unknown key": (
+        ['--data.sources=[{"pth": "a"}]'],
+        "data.sources: Source has no setting 'pth'; did you mean 'path'?",
+    ),
+    "an option without its part": (
+        ["--lr", "1e-4"],
+        "unrecognized arguments: --lr 1e-4; options of a run begin with --model., --data., --trainer. "
+        "(such as --model.lr): see --help",
+    ),
+}
+
+
+def line(arguments: list[str]) -> str:
+    """What is said of a command line that is refused."""
+    try:
+        build_cli(arguments, run=False)
+    except (ValueError, ArgumentError) as error:
+        return explain(error)
+    pytest.fail("it was taken")
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_report_of_the_parser_is_one_line(case: str) -> None:
+    arguments, said = REFUSED[case]
+    assert line([*BASE, *arguments]) == said
+
+
+def test_a_setting_before_the_config_says_so() -> None:
+    said = "model: no class_path is given before --model.policy.path; put -c FILE before it"
+    assert line(["--model.policy.path=x", *BASE]) == said
+
+
+def test_a_missing_package_is_told_without_the_settings_around_it() -> None:
+    loggers = "[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: x}}, {class_path: %s}]"
+    said = line([*BASE, *NEEDED, "--trainer.logger=" + loggers % "lightning.pytorch.loggers.CometLogger"])
+    assert "comet" in said
+    assert "Namespace" not in said
+    assert len(said) < 400
+
+
+def test_a_full_disk_is_told_by_the_place_that_is_full_and_not_by_the_draft() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "/tmp/draft", None, "runs/last.ckpt")
+    assert explain(error) == "runs/last.ckpt: no space left on device; name a place that exists and can be used"
+
+
+def test_an_error_without_words_is_told_by_its_name() -> None:
+    assert explain(ValueError()) == "ValueError"
+    assert explain(ValueError("two\n  lines")) == "two lines"

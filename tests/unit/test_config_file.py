@@ -1,0 +1,79 @@
+"""Config files that are wrong are named, with the line or the key, before anything is parsed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+from lion_lightning.config_file import check_config_files, read_config_file
+from lion_lightning.lightning_cli import CONFIG_KEYS, LionCLI, build_cli
+
+WRONG = {
+    "empty": (b"", "the file is empty"),
+    "comments alone": (b"# nothing\n", "the file is empty"),
+    "a list": (b"- a\n- b\n", "and this is a list"),
+    "a text": (b"hello", "and this is a str"),
+    "binary": (bytes(range(256)), "not UTF-8 text (byte 128)"),
+    "UTF-16": ("model: x\n".encode("utf-16"), "not UTF-8 text (byte 0)"),
+    "a tab": (b"model:\n\tpolicy: x\n", "cannot start any token, line 2"),
+    "a tag": (b"a: 1\nmodel: !!python/object/apply:os.system ['true']\n", "python/object/apply:os.system', line 2"),
+    "a key twice": (b"seed_everything: 1\nmodel: {}\nseed_everything: 2\n", "'seed_everything' is given twice, line 3"),
+    "a nested key twice": (b"trainer:\n  max_steps: 1\n  max_steps: 2\n", "'max_steps' is given twice, line 3"),
+    "an impossible date": (b"a: 2026-99-99\n", "no valid YAML"),
+    "too deep": (b"[" * 100_000, "nested too deep"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_file_that_is_no_config_is_named_with_what_is_wrong(case: str, tmp_path: Path) -> None:
+    content, said = WRONG[case]
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}: ") as caught:
+        read_config_file(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.yaml"):
+        with pytest.raises(ValueError, match=f"{path}: .*; name a config file"):
+            read_config_file(path)
+
+
+def test_anchors_merge_keys_and_a_byte_order_mark_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xef\xbb\xbfa: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert read_config_file(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("modell: {}\n", "unknown key 'modell'; did you mean 'model'?"),
+        ("trainer: {max_step: {}}\n", "unknown key 'trainer.max_step'; did you mean 'trainer.max_steps'?"),
+        ("stages: {}\n", "run it with `lion run"),
+        ("1: 2\n", "unknown key '1'; known are"),
+    ],
+)
+@pytest.mark.parametrize("option", ["-c {}", "--config {}", "-c={}", "--config={}"])
+def test_a_key_that_nothing_reads_is_refused_even_where_it_is_empty(
+    text: str, said: str, option: str, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    arguments = option.format(tmp_path / "c.yaml").split(" ")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_config_files(arguments, CONFIG_KEYS)
+
+
+def test_the_known_keys_are_those_that_a_saved_config_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_cli(["fit", "--model=lion_lightning.SFTModule", "--print_config"])
+    saved = yaml.safe_load(capsys.readouterr().out)
+    assert set(saved) <= set(CONFIG_KEYS)
+    assert set(saved["trainer"]) == set(CONFIG_KEYS["trainer"] or ())
+    assert issubclass(LionCLI, LightningCLI)
