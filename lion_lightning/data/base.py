@@ -19,6 +19,7 @@ from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
 from lion_lightning.data.packing import BestFit, Packing
 from lion_lightning.data.ranks import preparing
+from lion_lightning.data.reports import SourceReport
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenising import Encoder, tokenise
 from lion_lightning.data.tokenized import TokenTable
@@ -89,6 +90,7 @@ class PackedDataModule(LightningDataModule, ABC):
         self.held: Mixture | None = None
         self.meeting = ALONE
         self._digests: dict[int, str] = {}
+        self._warned: set[str] = set()
 
     @abstractmethod
     def make_encoder(self) -> Encoder:
@@ -275,6 +277,18 @@ class PackedDataModule(LightningDataModule, ABC):
         for side, mixture in (("train", self.train), ("validation", self.held)):
             for report in mixture.reports if mixture else ():
                 logger.info("%s: %s", side, report)
+            self.warn_of_rows(mixture.reports if mixture else ())
+
+    def warn_of_rows(self, reports: Sequence[SourceReport]) -> None:
+        """Write to the log what was noticed about a source's rows; once, though both sides and every round report it.
+
+        Args:
+            reports: Those of the sources.
+        """
+        lines = {f"source {report.name}: {text}" for report in reports for text in report.warned()}
+        for line in sorted(lines - self._warned):
+            logger.warning("%s", line)
+        self._warned |= lines
 
 
 def _refuse_nonsense(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:

@@ -47,7 +47,11 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     for title, mixture in (("Training", datamodule.train), ("Validation", datamodule.held)):
         if mixture is not None:
             console.print(_table(title, mixture.reports))
-            changes = [f"{report.name}: {change}" for report in mixture.reports for change in report.changes()]
+            changes = [
+                f"{report.name}: {change}"
+                for report in mixture.reports
+                for change in [*report.changes(), *report.warned()]
+            ]
             console.print("\n".join([*_packing(datamodule, mixture), *changes]), highlight=False, markup=False)
             console.print()
     if datamodule.train is not None:

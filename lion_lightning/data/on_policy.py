@@ -147,6 +147,7 @@ class OnPolicyDataModule(PreferenceDataModule):
             if held:
                 self.held = mix(held, self.validation_rules)
                 self.refuse_longer_than_a_row(self.held)
+                self.warn_of_rows(self.held.reports)
 
     def train_dataloader(self) -> PackedLoader:
         """Shuffled packed rows of the present epoch's pairs, for this rank.
@@ -188,6 +189,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         self.refuse_longer_than_a_row(mixture)
         for report in mixture.reports:
             logger.info("%s", report)
+        self.warn_of_rows(mixture.reports)
         if not made.pairs():
             logger.warning("%s; this epoch trains on data.sources alone", _fruitless(made))
         else:

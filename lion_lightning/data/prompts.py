@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,8 +33,11 @@ from lion_lightning.data.mixture import repeats
 from lion_lightning.data.preference_formats import FORMS as PREFERENCE_FORMS
 from lion_lightning.data.preferences import BestWorst, Whole
 from lion_lightning.data.readers import Numbers
+from lion_lightning.data.row_warnings import row_warnings
 from lion_lightning.data.sources import Source
 from lion_lightning.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 # --- from a raw row to its prompt
 
@@ -162,7 +166,10 @@ class PromptPool:
         parts, seen = [], dict.fromkeys(without, "validated on")
         for number, source in enumerate(self.sources):
             first = len(self)
-            self._scan(number, source, seen)
+            with row_warnings() as warnings:
+                self._scan(number, source, seen)
+            for text, count in warnings.items():
+                logger.warning("prompts of %s: %s (%s times)", source.label, text, f"{count:,}")
             parts.append(first + repeats(len(self) - first, source))
         self.order: Numbers = np.concatenate(parts)
         if not len(self.order):

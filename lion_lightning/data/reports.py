@@ -27,6 +27,7 @@ class SourceReport:
         kept: Documents of one epoch.
         supervised: Tokens trained in one epoch.
         longest: Tokens of the longest sequence read: a document, or a prompt with one of its answers.
+        warnings: What was noticed about the rows, and how often.
     """
 
     noun: ClassVar[str] = "documents"
@@ -43,6 +44,7 @@ class SourceReport:
     kept: Tally
     supervised: int
     longest: int
+    warnings: dict[str, int]
 
     @classmethod
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
@@ -67,6 +69,7 @@ class SourceReport:
             kept=kept,
             supervised=int(once.targets[order].sum()),
             longest=table.longest,
+            warnings=dict(table.warnings),
             **more,
         )
 
@@ -95,6 +98,10 @@ class SourceReport:
     def __str__(self) -> str:
         """The source on one line, for logs."""
         return "; ".join([f"{self.name}: {self.summary()}", *self.changes()])
+
+    def warned(self) -> list[str]:
+        """What was noticed about the rows, an item each."""
+        return [f"{text} ({count:,} times)" for text, count in self.warnings.items()]
 
     def changes(self) -> list[str]:
         """What makes the kept documents differ from the rows, an item each."""

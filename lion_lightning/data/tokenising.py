@@ -20,6 +20,7 @@ from lion_lightning import __version__
 from lion_lightning.cache import cache_folder, replacing, writing
 from lion_lightning.data.digests import digests
 from lion_lightning.data.readers import Numbers, Row, Rows, digest
+from lion_lightning.data.row_warnings import row_warnings
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenized import DAMAGE, SCHEMA, TokenTable, manifest_path, part_path, read_part
 from lion_lightning.meeting import ALONE, Meeting
@@ -27,7 +28,7 @@ from lion_lightning.types import Piece
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 3
+STORE_VERSION = 4
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _BATCH_EXAMPLES = 512
@@ -203,7 +204,7 @@ def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
     with replacing(path) as draft:
         with writing(path.parent, "tokenised data"):
             file = pa.OSFile(str(draft), "wb")
-        with file, pa.ipc.new_stream(file, SCHEMA) as stream:
+        with file, pa.ipc.new_stream(file, SCHEMA) as stream, row_warnings() as warnings:
             for batch in batches:
                 counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
                 if batch.examples:
@@ -211,7 +212,7 @@ def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
                     with writing(path.parent, "tokenised data"):
                         stream.write_batch(record)
     with writing(path.parent, "tokenised data"), replacing(manifest_path(path)) as manifest:
-        manifest.write_text(json.dumps(counts | {"bytes": path.stat().st_size}), "utf-8")
+        manifest.write_text(json.dumps({**counts, "bytes": path.stat().st_size, "warnings": warnings}), "utf-8")
 
 
 def _record_batch(samples: Sequence[tuple[Piece, ...]], batch: _Batch) -> Any:

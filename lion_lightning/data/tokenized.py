@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import Counter
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -40,11 +41,13 @@ class Part(NamedTuple):
         rows: Raw rows that it was made of.
         skipped: How many of them a transform turned into no example.
         batches: The examples, memory-mapped.
+        warnings: What was noticed about the rows, and how often.
     """
 
     rows: int
     skipped: int
     batches: list[Any]
+    warnings: dict[str, int]
 
 
 def part_path(folder: Path, number: int, count: int) -> Path:
@@ -81,7 +84,7 @@ def read_part(path: Path) -> Part:
         batches = pa.ipc.open_stream(file).read_all().to_batches()
     if sum(map(len, batches)) != manifest["examples"]:
         raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
-    return Part(manifest["rows"], manifest["skipped"], batches)
+    return Part(manifest["rows"], manifest["skipped"], batches, manifest["warnings"])
 
 
 def _part_paths(folder: Path) -> list[Path]:
@@ -103,6 +106,7 @@ class TokenTable:
     Attributes:
         raw_rows: Rows of the source that were read.
         skipped_rows: How many of them a transform turned into no example.
+        warnings: What was noticed about the rows, and how often; see :mod:`~lion_lightning.data.row_warnings`.
 
     Raises:
         FileNotFoundError: Parts of it were not made yet.
@@ -116,6 +120,7 @@ class TokenTable:
         batches = [batch for part in parts for batch in part.batches]
         self.raw_rows = sum(part.rows for part in parts)
         self.skipped_rows = sum(part.skipped for part in parts)
+        self.warnings: Counter[str] = sum((Counter(part.warnings) for part in parts), Counter())
         self._starts = [0, *np.cumsum([len(batch) for batch in batches]).tolist()]
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]

@@ -13,6 +13,7 @@ import pytest
 from lion_lightning.cache import cache_folder
 from lion_lightning.data import tokenising
 from lion_lightning.data.formats import Completion, Example, Text, recognise
+from lion_lightning.data.row_warnings import warn_of_row
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenising import tokenise
 from lion_lightning.types import Piece
@@ -74,6 +75,18 @@ def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
     assert part.supervised.tolist() == [False, True]
     assert part.input_ids.dtype == np.int32
     assert table.where(1) == f"{tmp_path}/a.jsonl:2"
+
+
+def test_what_is_warned_of_is_counted_by_its_text_and_said_again_by_a_later_run(write: Write, tmp_path: Path) -> None:
+    class Doubtful(Letters):
+        def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
+            warn_of_row("short" if len(row["text"]) < 3 else "long")
+            return super().read(row, columns)
+
+    source = write({"text": "a"}, {"text": "bb"}, {"text": "ccc"})
+    assert tokenise(source, Doubtful(), tmp_path).warnings == {"short": 2, "long": 1}
+    warn_of_row("nobody collects this")
+    assert tokenise(source, Doubtful(), tmp_path).warnings == {"short": 2, "long": 1}
 
 
 def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
