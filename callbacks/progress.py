@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from rich.console import Console
 from rich.progress import BarColumn
+from torch.optim import Optimizer
 
 
 class LionProgressBar(RichProgressBar):
@@ -52,7 +53,8 @@ class LionProgressBar(RichProgressBar):
         "perf/tokens_per_second": "tok/s",
         "lr": "lr",
     }
-    """Log key to short name, in the order in which they are shown; ``lr`` is the first parameter group's."""
+    """Log key to short name, in the order in which they are shown; ``lr`` is the first parameter group's rate in the
+    step that was made last, not the one that a schedule has set for the next."""
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class LionProgressBar(RichProgressBar):
         self._due = 0.0  # when the next line is, on the monotonic clock
         self._said = 0  # optimizer steps at the last line
         self._began: tuple[float, int] | None = None  # when this epoch was joined, and at which of its batches
+        self._rate: float | None = None  # of the step that was made last
 
     @property
     def is_enabled(self) -> bool:
@@ -83,11 +86,13 @@ class LionProgressBar(RichProgressBar):
         super().setup(trainer, pl_module, stage)
         console = Console(**self._console_kwargs)
         self._animated = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-        self._due, self._said, self._began = 0.0, trainer.global_step, None
+        self._due, self._said, self._began, self._rate = 0.0, trainer.global_step, None, None
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The figures of this moment, readable, by short name."""
-        logged: dict[str, Any] = {**trainer.callback_metrics, **_learning_rate(trainer)}
+        logged: dict[str, Any] = {**trainer.callback_metrics}
+        if self._rate is not None:
+            logged["lr"] = self._rate
         figures = {short: logged[key] for key, short in self.metrics.items() if key in logged}
         others = {key: value for key, value in trainer.progress_bar_metrics.items() if key not in self.metrics}
         return {name: readable(float(value)) for name, value in (figures | others).items()}
@@ -108,6 +113,10 @@ class LionProgressBar(RichProgressBar):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the first batch, which is not the epoch's where a run is resumed (Lightning calls this)."""
         self._began = self._began or (time.monotonic(), batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Remember the rate of this step: a schedule changes it before the batch ends (Lightning calls this)."""
+        self._rate = float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -167,10 +176,6 @@ def _ahead(trainer: Trainer, done: int) -> float:
     if trainer.max_steps < 0:
         return rest
     return min(rest, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
-
-
-def _learning_rate(trainer: Trainer) -> dict[str, float]:
-    return {"lr": float(trainer.optimizers[0].param_groups[0]["lr"])} if trainer.optimizers else {}
 
 
 def _clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from lion_lightning.callbacks.folders import require_writable
 from lion_lightning.callbacks.memory import causal_lm, device_memory, estimate_memory, references
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.loader import PackedLoader
+from lion_lightning.modules.run_length import run_length
 
 GIB = 2**30
+
+FEW_STEPS = 10
+"""With fewer, a warmup and a few examples decide the whole run."""
 
 Figures = dict[str, Any]
 
@@ -53,6 +58,7 @@ class StartupSummary(Callback):
         path = Path(trainer.default_root_dir) / self.filename
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         rank_zero_info("\n".join(lines(figures)))
+        _warn_of_few_steps(trainer, figures["run"]["steps"])
         needed, there = figures["memory"]["total"], figures["memory"]["device"]
         if needed > there:
             rank_zero_warn(
@@ -60,6 +66,17 @@ class StartupSummary(Callback):
                 "lower data.batch_size (and raise trainer.accumulate_grad_batches), shorten the rows, set "
                 "policy.gradient_checkpointing or lora, or shard the model."
             )
+
+
+def _warn_of_few_steps(trainer: Trainer, steps: int | str) -> None:
+    """Say so where the data came out as few steps, and nobody asked for just so many."""
+    asked = trainer.max_steps >= 0 or trainer.limit_train_batches != 1.0
+    if isinstance(steps, int) and steps < FEW_STEPS and not asked:
+        rank_zero_warn(
+            f"StartupSummary: the run makes {steps} optimizer step{'s' * (steps != 1)}, which is few: raise "
+            "trainer.max_epochs, or lower trainer.accumulate_grad_batches, data.batch_size or the length of a row "
+            "(data.max_length, data.row_length)"
+        )
 
 
 def summarise(trainer: Trainer, module: LightningModule) -> dict[str, Figures]:
@@ -139,10 +156,10 @@ def _data(loader: PackedLoader) -> Figures:
 
 
 def _run(trainer: Trainer, loader: PackedLoader | None) -> Figures:
-    steps = trainer.estimated_stepping_batches
+    steps = run_length(trainer)
     figures: Figures = {
         "epochs": trainer.max_epochs if (trainer.max_epochs or -1) >= 0 else "unlimited",
-        "steps": "unlimited" if steps in (float("inf"), -1) else int(steps),
+        "steps": "unlimited" if math.isinf(steps) else int(steps),
         "accumulate": trainer.accumulate_grad_batches,
         "devices": trainer.world_size,
     }

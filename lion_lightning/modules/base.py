@@ -27,7 +27,9 @@ from lion_lightning.modules.checkpoints import PolicyCheckpoints
 from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm, scale_gradients
 from lion_lightning.modules.meters import StageMeter, StepTotals
 from lion_lightning.modules.process import require_rows_of, require_sharding, sharding_of
+from lion_lightning.modules.rates import RateWatch
 from lion_lightning.modules.resume import restore_loader
+from lion_lightning.modules.run_length import accumulation, run_length
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
 
@@ -89,6 +91,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         self._step = StepTotals()
         self._draws = False
         self._endless: list[WarmupSchedule] = []
+        self._rates = RateWatch()
         self._meters = nn.ModuleDict({stage: StageMeter(self.finishers) for stage in ("val", "test")})
 
     @abstractmethod
@@ -178,23 +181,25 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
         """
         super().on_train_start()
+        # A run that is resumed within an epoch does not start it, which is where Lightning's callback would set this.
+        self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         self._endless = [s for s in schedules if isinstance(s, WarmupSchedule) and s.total_steps is None]
-        if self._endless:
-            self.begin_schedules(_finite(self.trainer.estimated_stepping_batches))
+        self.begin_schedules()
+        self._rates.begin(self.trainer)
         self._draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
         if self._resumed is not None:
             restore_loader(self.trainer, self._resumed)
             self._resumed = None
 
-    def begin_schedules(self, steps: int) -> None:
-        """Tell the schedules that were given no length how long the run is.
+    def on_train_end(self) -> None:
+        """Say so where nothing was trained (Lightning calls this)."""
+        self._rates.end()
 
-        Args:
-            steps: Optimizer steps of the whole run.
-        """
+    def begin_schedules(self) -> None:
+        """Tell the schedules that were given no length how long the run is, as far as that is known now."""
         for schedule in self._endless:
-            schedule.total_steps = steps
+            schedule.begin(_finite(run_length(self.trainer)))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters in two groups, the second free of weight decay."""
@@ -224,14 +229,16 @@ class AlignmentModule(PolicyCheckpoints, ABC):
             self._normalise_gradients()
             return result
 
+        self._rates.step(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         optimizer.zero_grad()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the global step's loss, metrics and gradient norm, before clipping (Lightning calls this)."""
+        """Log the global step's loss, metrics, rate, and gradient norm before clipping (Lightning calls this)."""
         for name, mean in self._step.means(self.finishers).items():
             self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
         self.log("train/grad_norm", gradient_norm(self, self.trainer.strategy), batch_size=1)
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]), batch_size=1)
 
     def configure_gradient_clipping(
         self,

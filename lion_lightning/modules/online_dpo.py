@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import islice
-from math import ceil
 from typing import Any
 
 import torch
@@ -96,13 +95,11 @@ class OnlineDPOModule(DPOModule):
         super().on_train_start()
         loop = self.trainer.fit_loop
         if loop.restarted_mid_epoch or loop.restarted_on_epoch_end:
-            batches = loop.epoch_loop.batch_progress.current.ready  # of the epoch, those that are done
-            self.begin_schedules(self._length(self.global_step - batches // self.trainer.accumulate_grad_batches))
             self._cover_epoch()
 
     def on_train_epoch_start(self) -> None:
         """Cover the epoch's pairs, by a new reference where it changes (Lightning calls this)."""
-        self.begin_schedules(self._length(self.global_step))
+        self.begin_schedules()  # as if all epochs to come were as long as this one
         if self.reference.before_epoch(self.current_epoch, self.policy_model):
             self._cover_evaluation()
         self._cover_epoch()
@@ -121,18 +118,6 @@ class OnlineDPOModule(DPOModule):
 
     def _cover_epoch(self) -> None:
         self._cover(f"round {self.current_epoch}", epoch_batches(self.trainer))
-
-    def _length(self, before: int) -> int:
-        """Optimizer steps of the run, if all epochs to come are as long as the present one.
-
-        Args:
-            before: Steps before the present epoch.
-        """
-        trainer = self.trainer
-        steps = ceil(int(trainer.fit_loop.max_batches) / trainer.accumulate_grad_batches)
-        epochs = (trainer.max_epochs or 0) - self.current_epoch
-        ends = [before + steps * epochs] if epochs > 0 else []
-        return min([*ends, *([trainer.max_steps] if trainer.max_steps > 0 else [])], default=0)
 
     @torch.no_grad()
     def _kl(self) -> torch.Tensor:

@@ -12,7 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupSchedule(LRScheduler):
-    """A linear warmup from zero, then a decay that a subclass defines. Steps are optimizer steps.
+    """A linear warmup, then a decay that a subclass defines. Steps are optimizer steps.
+
+    A warmup of ``w`` steps has the rates ``1, 2, ..., w`` over ``w + 1`` of the peak, which the step after it has: no
+    step is spent at a rate of zero, neither the first nor the last. These are the rates of transformers' schedules of
+    the same name, begun a step later and ended a step earlier.
 
     In YAML the length is left out: ``AlignmentModule`` fills in the number of optimizer steps of the run.
 
@@ -22,14 +26,14 @@ class WarmupSchedule(LRScheduler):
         total_steps: Length of the run; None to have the module fill it in.
 
     Raises:
-        ValueError: If ``warmup`` is negative.
+        ValueError: If an argument makes no sense.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.1, total_steps: int | None = None) -> None:
-        if warmup < 0:
-            raise ValueError(
-                f"lr_scheduler.warmup: {warmup} is negative; give a share of the run or a number of steps."
-            )
+        if not 0 <= warmup < math.inf:
+            raise ValueError(f"lr_scheduler.warmup is {warmup}; give a share of the run or a number of steps, from 0")
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"lr_scheduler.total_steps is {total_steps}; give at least 1, or leave it out")
         self.warmup = warmup
         self.total_steps = total_steps
         super().__init__(optimizer)
@@ -43,12 +47,40 @@ class WarmupSchedule(LRScheduler):
         """
 
     def factor(self, step: int) -> float:
-        """Learning rate over its peak, at a step counted from 0."""
+        """Learning rate over its peak, at a step counted from 0.
+
+        Raises:
+            ValueError: If nobody has said how long the run is by the time that it goes on.
+        """
+        if self.total_steps is None and step > 0:  # as when another schedule runs this one
+            raise ValueError(f"lr_scheduler: {type(self).__name__} was not told how long the run is; set total_steps")
         total = self.total_steps or 1
-        warmup = self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)
+        warmup = self.warmup_steps(total)
         if step < warmup:
-            return step / warmup
+            return (step + 1) / (warmup + 1)
         return self.decay(min(1.0, (step - warmup) / max(1, total - warmup)))
+
+    def warmup_steps(self, total: int) -> float:
+        """Steps of the warmup in a run of so many."""
+        return self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)
+
+    def begin(self, total_steps: int) -> None:
+        """Take in how long the run is, which changes the present rate too.
+
+        Args:
+            total_steps: Optimizer steps of the whole run, those that are done included.
+        """
+        self.total_steps = total_steps
+        self.set_rates()
+
+    def set_rates(self) -> None:
+        """Give the optimizer the rates of the present step anew, after a change of what they follow from."""
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each parameter group (torch calls this)."""
@@ -67,11 +99,16 @@ class CosineWithWarmup(WarmupSchedule):
         warmup: See :class:`WarmupSchedule`.
         minimum: Learning rate at the end, over the peak.
         total_steps: See :class:`WarmupSchedule`.
+
+    Raises:
+        ValueError: If an argument makes no sense.
     """
 
     def __init__(
         self, optimizer: Optimizer, warmup: float = 0.1, minimum: float = 0.0, total_steps: int | None = None
     ) -> None:
+        if not 0 <= minimum <= 1:
+            raise ValueError(f"lr_scheduler.minimum is {minimum}; give a share of the peak, from 0 to 1")
         self.minimum = minimum
         super().__init__(optimizer, warmup, total_steps)
 

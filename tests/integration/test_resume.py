@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.data.loader import PackedLoader
@@ -82,6 +82,7 @@ class Runs:
         kill: int | None = None,
         lora: LoRASpec | None = None,
         workers: int = 0,
+        windows: dict[int, int] | None = None,
         **options: Any,
     ) -> Run:
         torch.manual_seed(0)
@@ -92,7 +93,13 @@ class Runs:
             lr_scheduler=CosineWithWarmup,
         )
         record = Record(kill)
-        callbacks = [ModelCheckpoint(self.folder / folder, save_last=True, save_top_k=-1, **save), record]
+        callbacks: list[Callback] = [
+            ModelCheckpoint(self.folder / folder, save_last=True, save_top_k=-1, **save),
+            record,
+        ]
+        if windows is not None:
+            callbacks.append(GradientAccumulationScheduler(windows))
+            options["accumulate_grad_batches"] = 1
         settings = {"max_epochs": 2, "num_sanity_val_steps": 0, "limit_val_batches": 1, "accumulate_grad_batches": 2}
         trainer = tiny.trainer(callbacks=callbacks, **({"enable_checkpointing": True} | settings | options))
         try:
@@ -181,6 +188,14 @@ def test_a_checkpoint_within_an_accumulation_window(
     """Validation after batch 3 or 5 saves one; Lightning keeps no gradients in it."""
     options = {"val_check_interval": interval, "accumulate_grad_batches": accumulate}
     killed(runs, tmp_path, [epoch * EPOCH + interval], AFTER_VALIDATION, **options)
+
+
+@pytest.mark.parametrize("kill", [EPOCH + 3, *slow(3, EPOCH)])
+def test_accumulation_that_changes_with_the_epoch_is_the_epochs_own_after_a_resume_within_it(
+    runs: Runs, tmp_path: Path, kill: int
+) -> None:
+    """Lightning sets it where an epoch starts, which one that is resumed does not."""
+    killed(runs, tmp_path, [kill], EVERY_STEP, windows={0: 2, 1: 3})
 
 
 @pytest.mark.parametrize("kill", [2, EPOCH, *slow(3, EPOCH - 1, EPOCH + 3)])

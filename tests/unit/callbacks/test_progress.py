@@ -115,6 +115,19 @@ def test_a_terminal_gets_the_bar_with_short_names_and_nothing_else(
     assert f"lr: {shown['lr']}" in last
 
 
+def test_the_rate_that_is_shown_is_the_one_that_the_step_had(capsys: pytest.CaptureFixture[str]) -> None:
+    class Falling(BoringModel):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 2)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    bar = LionProgressBar(every_seconds=0)
+    tiny.trainer(callbacks=[bar], enable_progress_bar=True, max_steps=2, limit_val_batches=0).fit(Falling())
+    said = [line.rpartition("lr ")[2] for line in lines(capsys.readouterr().out)]
+    assert said == ["0.5", "0.25"]  # and not 0.25 and 0, which the schedule has set for the step after
+
+
 def test_only_rank_zero_speaks(capsys: pytest.CaptureFixture[str]) -> None:
     class Second(Few):
         def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -62,7 +62,7 @@ def test_a_packed_loader_is_told_by_rows_and_tokens(bench: Bench, monkeypatch: p
     loader = PackedLoader(Unread(), np.full(6, 12), capacity=32, batch_size=2)  # two documents of 12 a row
     monkeypatch.setattr("lightning.pytorch.Trainer.train_dataloader", property(lambda trainer: loader))
     trainer = bench.trainer(accumulate_grad_batches=3)
-    monkeypatch.setattr("lightning.pytorch.Trainer.estimated_stepping_batches", property(lambda trainer: 7))
+    monkeypatch.setattr("lion_lightning.callbacks.startup.run_length", lambda trainer: 7)
     found = summarise(trainer, bench.module())
     assert found["data"] == {"samples": 6, "tokens": 72, "rows": 3, "row_tokens": 32, "full": "75.0%"}
     assert found["run"] == {"epochs": 1, "steps": 7, "accumulate": 3, "devices": 1, "step_tokens": 2 * 32 * 3}
@@ -83,6 +83,22 @@ def test_more_than_the_device_has_is_a_warning(bench: Bench, monkeypatch: pytest
     monkeypatch.setattr(DEVICE, lambda trainer: 1000)
     with pytest.warns(UserWarning, match=r"needs about .* GiB a device, which has 0\.0: lower data\.batch_size"):
         bench.fit(bench.trainer(StartupSummary(), max_steps=1))
+
+
+FEW = r"the run makes 3 optimizer steps, which is few: raise trainer\.max_epochs, or lower"
+
+
+def test_a_run_of_few_steps_is_told_so(bench: Bench) -> None:
+    with pytest.warns(UserWarning, match=FEW):
+        bench.fit(bench.trainer(StartupSummary(), accumulate_grad_batches=2))
+
+
+@pytest.mark.parametrize("asked", [{"max_steps": 3}, {"limit_train_batches": 3}, {"overfit_batches": 3}])
+def test_a_run_that_was_asked_for_few_steps_is_not(
+    bench: Bench, asked: dict[str, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    bench.fit(bench.trainer(StartupSummary(), **asked))
+    assert not [warning for warning in recwarn if "which is few" in str(warning.message)]
 
 
 def test_any_module_is_told(bench: Bench) -> None:
