@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from lion_lightning import __version__
+from lion_lightning.stopping import STOP, stop_code
 
 TRAINING = {
     "fit": "train, and validate meanwhile",
@@ -44,17 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for the process's own.
 
     Returns:
-        0, or 2 after an error that the user can mend.
+        0; 2 after an error that the user can fix; 128 plus its number after a signal: 130 for Ctrl-C, 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(help_text())
-        return 0
-    if name == "--version":
-        print(f"lion_lightning {__version__}")
-        return 0
-    return _run(name, arguments)
+    return _run(arguments[0] if arguments else "--help", arguments)
 
 
 def help_text() -> str:
@@ -82,17 +79,62 @@ def _run(name: str, arguments: list[str]) -> int:
     """Run a command; an error that a person can mend is printed as one line, ``LION_DEBUG=1`` brings the trace back."""
     _prepare_process()
     try:
-        if name in COMMANDS:
-            import_module(f"lion_lightning.commands.{name}").main(arguments[1:])
-        else:
-            _refuse_unknown_command(name)
-            import_module("lion_lightning.lightning_cli").build_cli(arguments)
-    except Exception as error:
-        if os.environ.get("LION_DEBUG") or not _can_be_mended(error):
+        with STOP.listening(), _flushed():
+            _command(name, arguments)
+    except BaseException as error:
+        code = stop_code(error)
+        if code is not None:
+            return _stopped(code)
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return 128 + signal.SIGPIPE
+        if os.environ.get("LION_DEBUG") or not isinstance(error, Exception) or not _can_be_mended(error):
             raise
         print(f"lion: error: {import_module('lion_lightning.cli_errors').explain(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _command(name: str, arguments: list[str]) -> None:
+    if name in ("-h", "--help"):
+        print(help_text())
+    elif name == "--version":
+        print(f"lion_lightning {__version__}")
+    elif name in COMMANDS:
+        import_module(f"lion_lightning.commands.{name}").main(arguments[1:])
+    else:
+        _refuse_unknown_command(name)
+        with STOP.interrupts():
+            import_module("lion_lightning.lightning_cli").build_cli(arguments)
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Write out what was printed while errors are looked for: the interpreter would do it when it is too late."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def _stopped(code: int) -> int:
+    if STOP.told_by_parent:
+        return 0
+    print(f"lion: stopped by {signal.Signals(code - 128).name}", file=sys.stderr)
+    return code
+
+
+def _reader_gone() -> bool:
+    """Whether the output goes to a program that reads no more, as in ``lion inspect ... | head``; the rest is lost."""
+    try:
+        place = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file of the system's
+        return False
+    poll = select.poll()
+    poll.register(place, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place)  # the interpreter flushes at its end
+    return gone
 
 
 def _refuse_unknown_command(name: str) -> None:

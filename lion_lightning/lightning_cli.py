@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lion_lightning.callbacks import LionProgressBar, StartupSummary
+from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.cli import TRAINING
 from lion_lightning.config_file import check_config_files
 from lion_lightning.modules.base import AlignmentModule
@@ -46,7 +47,10 @@ class LionCLI(LightningCLI):
         given = self._get(self.config_init, "trainer", default={})
         if given.get("logger") in (None, True):
             kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
-        kwargs["callbacks"] = [*(given.get("callbacks") or ()), *default_callbacks(given)]
+        lock = (
+            [FolderInUse()] if given.get("default_root_dir") else []
+        )  # without one, many runs share the working folder
+        kwargs["callbacks"] = [StopBetweenSteps(), *lock, *(given.get("callbacks") or ()), *default_callbacks(given)]
         kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
         return super().instantiate_trainer(**kwargs)
 

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lion_lightning.cache import writing
+from lion_lightning.cache import replacing, writing
 from lion_lightning.data.rounds import Round
 
 BLUE, ORANGE, GRAY = "#1f77b4", "#ff7f0e", "#888888"
@@ -48,8 +48,8 @@ def draw(
     _lengths(next(panels), numbers, values)
     _diversity(next(panels), numbers, values)
     _left_out(next(panels), numbers, kept, causes)
-    with writing(png, "the picture", "give another place with --png"):
-        figure.savefig(png, dpi=110)
+    with writing(png, "the picture", "give another place with --png"), replacing(png) as draft:
+        figure.savefig(draft, dpi=110)
 
 
 Values = Callable[[str], list[float]]

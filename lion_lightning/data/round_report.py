@@ -174,10 +174,7 @@ def _literal(text: str, most: int = 400) -> Any:
 
 
 def _draw(console: Console, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]], png: Path) -> None:
-    try:
-        from lion_lightning.data.round_picture import draw
-    except ModuleNotFoundError:
-        console.print("no picture: it needs matplotlib, pip install 'lion-lightning[plot]'", markup=False)
-        return
+    from lion_lightning.data.round_picture import draw
+
     draw(rounds, figures, [kept(made) for made in rounds], [causes(made) for made in rounds], png)
     console.print(f"wrote {png}", highlight=False, markup=False)

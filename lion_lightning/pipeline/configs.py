@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ CHECKPOINT = {
 
 ALWAYS = ("lion_lightning.callbacks.HuggingFaceExport", "lion_lightning.callbacks.Provenance")
 """Callbacks that every stage of a pipeline has: what the next stage starts from, and where this one came from."""
+
+SHOWN = 60
+"""Characters of a value in a message about a change."""
 
 _OWN_FOLDERS = ("dirpath", "rounds_dir", "save_dir")
 
@@ -52,6 +56,8 @@ def placed(config: Config, folder: Path) -> Config:
     for given in callbacks:
         if _is(given, "ModelCheckpoint"):
             given["init_args"] = {**given.get("init_args", {}), "dirpath": str(folder / "checkpoints")}
+    if "logger" in trainer:
+        trainer["logger"] = _logging_to(trainer["logger"], folder)
     return {**config, "trainer": {**trainer, "default_root_dir": str(folder), "callbacks": callbacks}}
 
 
@@ -79,14 +85,33 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
         key: Where in the whole they stand.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in sorted({*old, *new}):
+        for name in sorted({*old, *new}, key=str):
             yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif isinstance(old, list) and isinstance(new, list):
+        for number, (one, other) in enumerate(zip_longest(old, new)):
+            yield from differences(one, other, f"{key}[{number}]")
     elif old != new:
-        yield f"{key}: {old} -> {new}"
+        yield f"{key}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    """A value on a part of a line; of a class with arguments, its name."""
+    text = str(value["class_path"] if isinstance(value, Mapping) and "class_path" in value else value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _callback(given: Any) -> Config:
     return {"class_path": given} if isinstance(given, str) else deepcopy(dict(given))
+
+
+def _logging_to(given: Any, folder: Path) -> Any:
+    """Loggers with the stage's folder where they name one."""
+    if isinstance(given, list):
+        return [_logging_to(one, folder) for one in given]
+    arguments = given.get("init_args") if isinstance(given, Mapping) else None
+    if not arguments or "save_dir" not in arguments:
+        return given
+    return {**given, "init_args": {**arguments, "save_dir": str(folder)}}
 
 
 def _is(given: Config, name: str) -> bool:

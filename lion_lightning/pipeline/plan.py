@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,10 @@ from lion_lightning.pipeline.configs import Config, merged, placed, starting_fro
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
 STAGE_KEYS = {"config", "seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler"}
+
+FOLDER_NAME = re.compile(r"\w([\w.-]{0,62}[\w-])?")
+RESERVED = re.compile(r"seed-.*|report\..*|lightning_logs|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names in a run's folder that no stage can have: those of seeds, reports and logs, and of devices on some systems."""
 
 
 class StagePlan(NamedTuple):
@@ -60,15 +66,52 @@ def read_plan(path: Path, changes: Config | None = None) -> Plan:
     stages = given.get("stages")
     if not isinstance(stages, Mapping) or not stages:
         raise ValueError(f"{path}: `stages` is missing; name the stages in order, e.g. stages: {{sft: {{config: F}}}}")
+    _require_folder_names(path, list(stages))
     configs = {str(name): _stage_config(path, str(name), stage) for name, stage in stages.items()}
-    out = Path(str(given.get("out") or Path("runs") / path.stem))
-    evaluate = given.get("evaluate")
+    out = _out(path, given.get("out"))
+    evaluate = _evaluation(path, given.get("evaluate"))
     seeds = _seeds(path, given.get("seeds"))
     if seeds is None:
         chains = [_chain(out, configs, evaluate)]
     else:
         chains = [_chain(out / f"seed-{seed}", _seeded(configs, seed), evaluate) for seed in seeds]
     return Plan(out, chains, _workers(path, given.get("workers", 1)))
+
+
+def _require_folder_names(path: Path, names: Sequence[Any]) -> None:
+    """A stage's name is that of its folder in ``out``, which nothing of a run may leave."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str) or not FOLDER_NAME.fullmatch(name) or RESERVED.fullmatch(name):
+            raise ValueError(
+                f"{path}: stages: {str(name)[:60]!r} cannot be a stage's name, which names its folder; give one of "
+                "letters, digits, `_`, `-` and dots within it, at most 64, and not one that is kept, such as seed-0"
+            )
+        same = unicodedata.normalize("NFKC", name).casefold()
+        if same in seen:
+            raise ValueError(
+                f"{path}: stages: {seen[same]!r} and {name!r} are one folder where case does not count; rename one"
+            )
+        seen[same] = name
+
+
+def _out(path: Path, out: Any) -> Path:
+    if out is None:
+        return Path("runs") / path.stem
+    if not isinstance(out, str | Path) or not str(out).strip():
+        raise ValueError(f"{path}: out is {out!r}; give the path of a folder")
+    return Path(out).expanduser()
+
+
+def _evaluation(path: Path, evaluate: Any) -> Config | None:
+    if evaluate is None:
+        return None
+    if not isinstance(evaluate, Mapping):
+        raise ValueError(f"{path}: evaluate is {evaluate!r}; give a mapping with keys of `lion evaluate`")
+    for key, what in (("model", "export"), ("out", "folder `evaluation`")):
+        if key in evaluate:
+            raise ValueError(f"{path}: evaluate.{key} is each stage's own {what}; leave it out")
+    return dict(evaluate)
 
 
 def _stage_config(path: Path, name: str, stage: Any) -> Config:

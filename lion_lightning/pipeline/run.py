@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
 
+from lion_lightning.folder_lock import FolderLock
 from lion_lightning.pipeline.plan import Plan, StagePlan
-from lion_lightning.pipeline.stage import begin
+from lion_lightning.pipeline.stage import DONE, begin
+from lion_lightning.stopping import Stopped
 
 LOG = "log.txt"
+
+PATIENCE_SECONDS = 30.0
+"""How long a run waits for the stages of one that was killed itself: they stop when they notice."""
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StageError(ValueError):
@@ -27,7 +35,7 @@ class Runner:
 
     Chains wait for a free worker stage by stage, so that all of them come forward alike. With several workers each
     stage writes to ``log.txt`` in its folder, and has its share of the machine's cores; a single one writes to the
-    terminal.
+    terminal. A signal that stops the run is passed on to its stages, and waits for them.
 
     Args:
         plan: What to run.
@@ -35,6 +43,7 @@ class Runner:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._folder = FolderLock(plan.out, "`lion run`", "another `out`")
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._stopped = Event()
         self._lock = Lock()
@@ -44,14 +53,26 @@ class Runner:
 
         Raises:
             StageError: If a stage failed; no further stage is begun then.
-            ValueError: If a folder holds the work of another config.
+            Stopped: If a stage was stopped by a signal.
+            ValueError: If a folder holds the work of another config, or another process works there.
         """
-        with ThreadPoolExecutor(self.plan.workers) as pool, self._stopping():
+        self._folder.acquire(PATIENCE_SECONDS)
+        try:
+            with self._stages_stopped_on_errors():
+                self._run_chains()
+        finally:
+            self._folder.release()
+
+    def _run_chains(self) -> None:
+        pool = ThreadPoolExecutor(self.plan.workers)
+        try:
             pending = {pool.submit(self._stage, chain[0]): chain[1:] for chain in self.plan.chains}
             while pending:
                 finished, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in finished:
                     self._next(pool, pending, future)
+        finally:
+            pool.shutdown(wait=False)
 
     def _next(self, pool: ThreadPoolExecutor, pending: dict[Future[None], list[StagePlan]], done: Future[None]) -> None:
         rest = pending.pop(done)
@@ -69,21 +90,35 @@ class Runner:
         code = self._process(stage)
         if self._stopped.is_set():
             return None
-        if code:
-            raise StageError(f"{stage.folder}: the stage failed{self._log_end(stage)}; mend it and run the same again")
+        self._require_done(stage, code)
         return self._say(stage, f"done in {time.monotonic() - began:.0f} s")
+
+    def _require_done(self, stage: StagePlan, code: int) -> None:
+        """Believe no exit code alone: a stage is done when it has said so in its folder."""
+        if code in [128 + signum for signum in STOPS] or -code in STOPS:
+            self._say(stage, "was stopped; the same command goes on with it")
+            raise Stopped(code - 128 if code > 0 else -code)
+        if code < 0:
+            name = signal.Signals(-code).name
+            raise StageError(f"{stage.folder}: the stage was ended by {name}{self._log_end(stage)}; run the same again")
+        if code or not (stage.folder / DONE).exists():
+            raise StageError(f"{stage.folder}: the stage failed{self._log_end(stage)}; fix it and run the same again")
 
     def _process(self, stage: StagePlan) -> int:
         command = [sys.executable, "-m", "lion_lightning.pipeline", str(stage.folder)]
         command += [str(stage.start)] if stage.start else []
         log = open(self._log(stage), "ab") if self._quiet else None  # noqa: SIM115 (None is no file to close)
+        held = (
+            self._folder.inherited
+        )  # the stage holds the lock too: if it outlives this process, nobody trains beside it
         try:
             with self._lock:
-                process = subprocess.Popen(command, env=self._environment(), stdout=log, stderr=log)
+                if self._stopped.is_set():
+                    return 0
+                process = subprocess.Popen(command, env=self._environment(), stdout=log, stderr=log, pass_fds=held)
                 self._processes.add(process)
             return process.wait()
         finally:
-            self._processes.discard(process)
             if log:
                 log.close()
 
@@ -109,13 +144,32 @@ class Runner:
         print(f"{stage.folder}: {what}", flush=True)
 
     @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """End what runs when something goes wrong, so that nothing trains on unseen."""
+    def _stages_stopped_on_errors(self) -> Iterator[None]:
+        """Stop what runs when something goes wrong, and wait for it, so that nothing trains on unseen."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._stopped.set()
-                for process in self._processes:
-                    process.terminate()
+                running = [process for process in self._processes if process.poll() is None]
+            _stop(running, _signal_of(error))
             raise
+
+
+def _signal_of(error: BaseException) -> int:
+    if isinstance(error, Stopped):
+        return error.signum
+    return signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+
+
+def _stop(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
+    """Pass a signal on and wait; further ones that come meanwhile are passed on too, and a stage does not wait then."""
+    for process in processes:
+        process.send_signal(signum)
+    for process in processes:
+        while process.poll() is None:
+            try:
+                process.wait()
+            except (Stopped, KeyboardInterrupt) as again:
+                for other in processes:
+                    other.send_signal(_signal_of(again))

@@ -31,21 +31,61 @@ def begin(stage: StagePlan) -> bool:
     Raises:
         ValueError: If its folder holds the work of another config, or of another start.
     """
-    path = stage.folder / CONFIG
-    fix = f"remove {stage.folder} to do the stage again, or give the run another `out`"
-    if path.exists():
-        changed = list(differences(read_config_file(path), stage.config))
-        if changed:
-            raise ValueError(f"{stage.folder}: the config has changed since ({'; '.join(changed[:3])}); {fix}")
-    done = _read(stage.folder / DONE)
-    if done and done["start"] != _digest(stage.start):
-        raise ValueError(f"{stage.folder}: it is done, but started from another model than {stage.start}; {fix}")
+    require_same_work(stage)
+    done = (stage.folder / DONE).exists()
     if not done:
         stage.folder.mkdir(parents=True, exist_ok=True)
-        _write(path, stage.config)
+        if changes(stage):  # nothing was trained with the old config, but steps without a checkpoint may be logged
+            _set_logs_aside(stage.folder)
+        _write(stage.folder / CONFIG, stage.config)
     if stage.evaluate:
         _write(stage.folder / EVALUATION, stage.evaluate)
     return not done
+
+
+def require_same_work(stage: StagePlan) -> None:
+    """Refuse to go on in a folder where something else was trained. A stage that never trained may change.
+
+    Args:
+        stage: The stage.
+
+    Raises:
+        ValueError: If its folder holds the work of another config, or of another start.
+    """
+    fix = f"remove {stage.folder} to do the stage again, or give the run another `out`"
+    changed = changes(stage)
+    if changed and trained(stage.folder):
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ValueError(f"{stage.folder}: the config has changed since ({'; '.join(changed[:3])}{more}); {fix}")
+    done = _read(stage.folder / DONE)
+    if done and (stage.start is None or (stage.start / DONE).exists()) and done["start"] != _digest(stage.start):
+        raise ValueError(f"{stage.folder}: it is done, but started from another model than {stage.start}; {fix}")
+
+
+def changes(stage: StagePlan) -> list[str]:
+    """Keys of the config that differ from those that the stage was begun with, each with both values.
+
+    Args:
+        stage: The stage.
+    """
+    path = stage.folder / CONFIG
+    return list(differences(read_config_file(path), stage.config)) if path.exists() else []
+
+
+def trained(folder: Path) -> bool:
+    """Whether a stage has something to go on from: a checkpoint, or all that it was to do.
+
+    Args:
+        folder: The stage's folder.
+    """
+    return (folder / DONE).exists() or exported(folder) or any(folder.glob("checkpoints/*.ckpt"))
+
+
+def _set_logs_aside(folder: Path) -> None:
+    logs = folder / "lightning_logs"
+    if logs.exists():
+        number = 1 + len(list(folder.glob("lightning_logs.before-*")))
+        logs.rename(folder / f"lightning_logs.before-{number}")
 
 
 def run_stage(folder: Path, start: Path | None) -> int:
@@ -56,7 +96,7 @@ def run_stage(folder: Path, start: Path | None) -> int:
         start: Folder of the stage that it starts from.
 
     Returns:
-        0, or 2 after an error that the user can mend, which is printed.
+        0; 2 after an error that the user can fix, which is printed; 128 plus its number after a signal.
     """
     from lion_lightning.cli import main
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lion_lightning.cache import replacing, writing
 from lion_lightning.report import figures
 from lion_lightning.report.accuracy import accuracy_of
 from lion_lightning.report.logs import read_run
@@ -24,8 +25,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
         The page.
 
     Raises:
-        ValueError: If nothing was logged there.
-        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If nothing was logged there, or the report cannot be written.
     """
     folder, out = Path(folder), Path(out or folder)
     chains = read_run(folder)
@@ -35,10 +35,16 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
         pictures.insert(0, Picture("By kind of prompt", figures.accuracies(accuracy), "lines: 95% over the seeds"))
     if drawn := figures.rounds(chains):
         pictures.append(Picture("Rounds of on-policy sampling", drawn, "a line for each seed"))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.png").write_bytes(figures.overview(chains, accuracy))
-    path = out / "report.html"
     if accuracy:
         show(accuracy)
-    path.write_text(page(f"lion_lightning: {folder}", chains, accuracy, pictures), encoding="utf-8")
+    _write(out / "report.png", figures.overview(chains, accuracy))
+    path = out / "report.html"
+    _write(path, page(f"lion_lightning: {folder}", chains, accuracy, pictures).encode())
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    with writing(path, "the report", "give another folder in --out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
+            draft.write_bytes(content)

@@ -37,15 +37,9 @@ Panel = Callable[["Axes"], Any]
 
 @contextmanager
 def figure(rows: int, columns: int, height: float = 3.0) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """A figure of equal panels, closed afterwards.
+    """A figure of equal panels, closed afterwards."""
+    import matplotlib
 
-    Raises:
-        ModuleNotFoundError: matplotlib is missing; the message says what to install.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("a report needs matplotlib: pip install 'lion-lightning[plot]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -16,10 +16,29 @@ import yaml
 
 from lion_lightning.cli import main
 from lion_lightning.demo import write_demo
+from lion_lightning.pipeline.configs import differences, merged
 from lion_lightning.pipeline.plan import read_plan
 from lion_lightning.pipeline.stage import begin, exported, finish
 
 ROOT = Path(__file__).parents[2]
+BAD_NAMES = [
+    "../../escape",
+    "/tmp/escape",
+    "a/b",
+    "a\\b",
+    ".",
+    "..",
+    "",
+    " ",
+    ".hidden",
+    "a.",
+    "-x",
+    "a b",
+    "a\0b",
+    1,
+    None,
+]
+BAD_NAMES += ["seed-0", "report.html", "nul", "x" * 65]
 QUICK = {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
 
 
@@ -71,15 +90,48 @@ def test_stages_are_chained_and_one_that_is_done_is_not_repeated(
     assert [stamp(f"runs/all/{name}/export/model.safetensors") for name in ("sft", "dpo")] == before
 
 
-def test_a_config_that_changed_is_refused_with_the_key(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_config_that_changed_is_refused_with_the_keys_where_something_was_trained(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_pipeline(folder, stages={"sft": str(ROOT / "configs" / "sft.yaml")})
-    assert begin(read_plan(folder / "pipeline.yaml").chains[0][0])
-    stage = {"config": str(ROOT / "configs" / "sft.yaml"), "trainer": {"max_epochs": 7}}
-    write_pipeline(folder, stages={"sft": stage})
+    stage = read_plan(folder / "pipeline.yaml").chains[0][0]
+    assert begin(stage)
+    (stage.folder / "checkpoints").mkdir()
+    (stage.folder / "checkpoints" / "last.ckpt").touch()
+    callbacks = stage.config["trainer"]["callbacks"]
+    one = {"config": str(ROOT / "configs" / "sft.yaml"), "trainer": {"max_epochs": 7, "callbacks": callbacks[:-1]}}
+    write_pipeline(folder, stages={"sft": one})
     assert run() == 2
-    error = capfd.readouterr().err
-    assert "runs/all/sft: the config has changed since (trainer.max_epochs: 2 -> 7)" in error
+    error = capfd.readouterr().err.strip()
+    assert "runs/all/sft: the config has changed since (" in error
+    assert "trainer.max_epochs: 2 -> 7" in error
     assert "remove runs/all/sft" in error
+    assert len(error.splitlines()) == 1
+    assert len(error) < 500
+
+
+def test_a_stage_that_never_trained_begins_again_with_a_config_that_changed(folder: Path) -> None:
+    (before,) = read_plan(folder / "pipeline.yaml").chains[0][:1]
+    assert begin(before)
+    logs = before.folder / "lightning_logs" / "version_0"
+    logs.mkdir(parents=True)
+    (logs / "metrics.csv").write_text("step,train/loss\n40,1.0\n")  # ended before its first checkpoint
+    config = merged(before.config, {"trainer": {"max_steps": 5}})
+    assert begin(before._replace(config=config))
+    assert yaml.safe_load((before.folder / "stage.yaml").read_text())["trainer"]["max_steps"] == 5
+    assert not list(before.folder.glob("lightning_logs/*/metrics.csv"))  # or the report would show its steps
+    assert list(before.folder.glob("lightning_logs.before-1/*/metrics.csv"))
+
+
+def test_differences_name_the_key_within_a_list_and_are_short() -> None:
+    old = {"trainer": {"callbacks": [{"class_path": "A", "init_args": {"n": 32, "text": "x" * 900}}]}}
+    new = {
+        "trainer": {"callbacks": [{"class_path": "A", "init_args": {"n": 4, "text": "x" * 900}}, {"class_path": "B"}]}
+    }
+    found = list(differences(old, new))
+    assert found == ["trainer.callbacks[0].init_args.n: 32 -> 4", "trainer.callbacks[1]: None -> B"]
+    (long,) = differences({"a": "x" * 900}, {"a": "y"})
+    assert len(long) < 80
 
 
 def test_a_stage_done_from_another_start_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +156,11 @@ def test_a_stage_done_from_another_start_is_refused(folder: Path, capfd: pytest.
         ({"stages": {"sft": 3}}, "stages.sft is 3"),
         ({"seeds": [0, 0]}, "seeds is [0, 0]; give a list of different whole numbers"),
         ({"workers": 0}, "workers is 0"),
+        ({"out": ""}, "out is ''; give the path of a folder"),
+        ({"evaluate": 3}, "evaluate is 3; give a mapping"),
+        ({"evaluate": {"model": "x"}}, "evaluate.model is each stage's own export"),
+        *(({"stages": {name: "x.yaml"}}, "cannot be a stage's name") for name in BAD_NAMES),
+        ({"stages": {"SFT": "x.yaml", "sft": "x.yaml"}}, "'SFT' and 'sft' are one folder where case does not count"),
         ({"speed": 3}, "unknown key 'speed'"),
     ],
 )

@@ -18,7 +18,7 @@ from lion_lightning.lightning_cli import LionCLI
 PACKAGE = Path(lion_lightning.__file__).parent
 
 # What each layer may import besides itself. Single modules at the top count as layers of their own.
-_CORE = {"types", "head", "functional", "cache", "endpoint", "meeting", "agreement"}
+_CORE = {"types", "head", "functional", "cache", "endpoint", "meeting", "agreement", "stopping", "folder_lock"}
 _MODELS = _CORE | {"losses", "sampling", "judges", "models"}
 MAY_IMPORT = {
     "types": set[str](),
@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "endpoint": set[str](),
     "meeting": {"cache"},
     "agreement": set[str](),
+    "stopping": set[str](),
+    "folder_lock": set[str](),
     "losses": _CORE,
     "sampling": _CORE,
     "judges": _CORE,

@@ -1,0 +1,115 @@
+"""What a fit of the command line does when it is told to stop, and what it keeps others from doing meanwhile."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lion_lightning.folder_lock import FolderLock
+from lion_lightning.stopping import STOP
+
+
+class StopBetweenSteps(Callback):
+    """Lets a signal wait for the end of the step that it comes in; at any other moment it stops the fit at once.
+
+    Lightning looks at its own mark of SIGTERM when a batch is over. What is saved in an exception's handler is then
+    never half a step.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the signal known to the trainer's other processes, too (Lightning calls this)."""
+        note_sigterm_without_collectives(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A step begins (Lightning calls this)."""
+        STOP.in_step = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation may take long, and trains nothing (Lightning calls this)."""
+        STOP.in_step = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What follows still belongs to the batch before: its schedule and its counters (Lightning calls this)."""
+        STOP.in_step = trainer.training and not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The epoch's last step is over (Lightning calls this)."""
+        STOP.in_step = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop the ranks that this process has started (Lightning calls this)."""
+        STOP.in_step = False
+        launcher = trainer.strategy.launcher
+        if STOP.signum is not None and launcher is not None:
+            launcher.kill(signal.SIGTERM)
+        STOP.told_by_parent = trainer.local_rank > 0 and isinstance(_environment(trainer), LightningEnvironment)
+
+
+def _environment(trainer: Trainer) -> Any:
+    return getattr(trainer.strategy, "cluster_environment", None)
+
+
+def note_sigterm_without_collectives(trainer: Trainer) -> None:
+    """Replace Lightning 2.6's note of a SIGTERM, which broadcasts from within the signal's handler.
+
+    A rank in the middle of another collective would wait for ever, or take one's numbers for the other's.
+
+    Args:
+        trainer: Before it registers its handlers.
+    """
+    trainer._signal_connector._sigterm_notifier_fn = partial(_note, trainer)  # type: ignore[method-assign]
+
+
+def _note(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
+    connector, launcher = trainer._signal_connector, trainer.strategy.launcher
+    if not connector.received_sigterm and launcher is not None:
+        launcher.kill(signal.SIGTERM)
+    connector.received_sigterm = True
+
+
+class FolderInUse(Callback):
+    """Holds a lock on the trainer's root folder while it trains, so that no other fit writes to the same files.
+
+    Raises:
+        MisconfigurationException: Another process trains there.
+    """
+
+    def __init__(self) -> None:
+        self._lock: FolderLock | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the lock on rank 0; all ranks raise where it is taken (Lightning calls this)."""
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        reason = trainer.strategy.broadcast(self._taken(trainer) if trainer.is_global_zero else None)
+        if reason is not None:
+            raise MisconfigurationException(reason)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give it back (Lightning calls this)."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give it back (Lightning calls this)."""
+        self._release()
+
+    def _taken(self, trainer: Trainer) -> str | None:
+        lock = FolderLock(Path(trainer.default_root_dir), "`lion fit`", "another trainer.default_root_dir")
+        try:
+            lock.acquire()
+        except ValueError as error:
+            return str(error)
+        self._lock = lock
+        return None
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
