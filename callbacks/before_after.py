@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lion_lightning.cache import replacing
 from lion_lightning.callbacks.asking import greedy_answers, log_text
 from lion_lightning.callbacks.folders import require_writable
 from lion_lightning.modules.base import AlignmentModule
@@ -146,7 +147,8 @@ class BeforeAfter(Callback):
             "answers": answers,
         }
         path = Path(trainer.default_root_dir) / self.filename
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         log_text(trainer, "before_after", _as_markdown(answers))
 
 

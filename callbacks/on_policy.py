@@ -196,13 +196,16 @@ class OnPolicySampling(Callback):
         """The round that a checkpoint was in the middle of: its policy is gone, so it can only be found."""
         if self._restored.get("round") != number:
             return None
-        if not path.exists() or Round(path).metadata["identity"] != self._restored["identity"]:
-            what = "is another now" if path.exists() else "is gone"
-            raise ValueError(
-                f"{path}: the checkpoint stands within this round, which {what}; bring it back, or resume from a "
-                "checkpoint of the end of an epoch before"
-            )
-        return Round(path)
+        if not path.exists():
+            what = "is gone"
+        elif (identity := _identity_of(path)) != self._restored["identity"]:
+            what = "is another now" if identity else "is damaged"
+        else:
+            return Round(path)
+        raise ValueError(
+            f"{path}: the checkpoint stands within this round, which {what}; bring it back, or resume from a "
+            "checkpoint of the end of the epoch before: the round is then made again"
+        )
 
     def _found_or_made(self, trainer: Trainer, module: AlignmentModule, path: Path, number: int) -> Round:
         data = on_policy_data(trainer)
@@ -210,7 +213,7 @@ class OnPolicySampling(Callback):
         asked, monitors = self._choose(trainer, data.pool, number)
         identity = self._identity(served, number, data, [*asked, *monitors])
         key = trainer.strategy.broadcast(digest(identity))
-        if path.exists() and Round(path).metadata["identity"] == key:
+        if path.exists() and _identity_of(path) == key:
             logger.info("round %d: found in %s", number, path)
             return Round(path)
         if trainer.is_global_zero:
@@ -291,3 +294,11 @@ class OnPolicySampling(Callback):
         }
         plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
         return plain
+
+
+def _identity_of(path: Path) -> str | None:
+    """What decided a round; None if its file is damaged, or no round."""
+    try:
+        return str(Round(path).metadata["identity"])
+    except ValueError:
+        return None

@@ -11,10 +11,13 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from lion_lightning.cache import read_json, replacing
 from lion_lightning.callbacks.folders import require_writable
 
 PACKAGES = (
@@ -55,9 +58,25 @@ class Provenance(Callback):
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / self.filename
-        earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
         entry = {**surroundings(), **_run(trainer, pl_module)}
-        path.write_text(json.dumps([*earlier, entry], indent=2, default=str) + "\n", encoding="utf-8")
+        with replacing(path) as draft:
+            draft.write_text(json.dumps([*_earlier(path), entry], indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _earlier(path: Path) -> list[Any]:
+    """The entries of earlier starts; a file that holds none is moved out of the way."""
+    if not path.exists():
+        return []
+    try:
+        found = read_json(path, "a list of starts", "")
+    except ValueError:
+        found = None
+    if isinstance(found, list):
+        return found
+    aside = path.with_suffix(f".{uuid4().hex[:8]}.json")
+    rank_zero_warn(f"Provenance: {path} is no list of starts, and is now {aside}.")
+    path.replace(aside)
+    return []
 
 
 def surroundings() -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lion_lightning.cache import replacing, writing
-from lion_lightning.data.rounds import WRITABLE, Rollout, read_rollouts, write_rollouts
+from lion_lightning.cache import remove_drafts, replacing, writing
+from lion_lightning.data.rounds import WRITABLE, Rollout, lies_at, read_rollouts, write_rollouts
 from lion_lightning.judges.base import Judge, Loaded, judge_answers
 from lion_lightning.meeting import Meeting
 from lion_lightning.models.serving import Serving
@@ -87,7 +87,7 @@ def sample(
         served: The policy.
         finish: Puts what was answered into a rollout.
     """
-    todo = [chunk for chunk in place.mine(chunks) if not place.sampled(chunk).exists()]
+    todo = [chunk for chunk in place.mine(chunks) if not lies_at(place.sampled(chunk))]
     if served.process.all_agree(not todo):
         return
     with _opened(sampler, Following, served):
@@ -112,7 +112,7 @@ def judge(
         device: Where that model goes.
         complete: Adds to a rollout what its answers are compared with.
     """
-    todo = [chunk for chunk in place.mine(chunks) if not place.judged(chunk).exists()]
+    todo = [chunk for chunk in place.mine(chunks) if not lies_at(place.judged(chunk))]
     if not todo:
         return
     with _opened(judge, Loaded, device):
@@ -138,6 +138,7 @@ def start(place: Place, chunks: Sequence[Chunk]) -> None:
         return
     with writing(place.folder, "sampled answers", WRITABLE):
         place.folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(place.folder, place.folder.parent)
         with replacing(place.folder / "plan.json") as draft:
             draft.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
     if place.world > 1:

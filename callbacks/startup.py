@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lion_lightning.cache import replacing
 from lion_lightning.callbacks.folders import require_writable
 from lion_lightning.callbacks.memory import causal_lm, device_memory, estimate_memory, references
 from lion_lightning.callbacks.progress import readable
@@ -56,7 +57,8 @@ class StartupSummary(Callback):
             return
         figures = summarise(trainer, pl_module)
         path = Path(trainer.default_root_dir) / self.filename
-        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         rank_zero_info("\n".join(lines(figures)))
         _warn_of_few_steps(trainer, figures["run"]["steps"])
         needed, there = figures["memory"]["total"], figures["memory"]["device"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lion_lightning.cache import read_object
 from lion_lightning.data.round_figures import round_figures
 from lion_lightning.data.rounds import Rollout, Round, find_rounds
 
@@ -90,7 +90,8 @@ def _under_way(folder: Path) -> list[str]:
     lines = []
     for parts in sorted(folder.glob("round-*.parts-*")):
         plan = parts / "plan.json"
-        total = json.loads(plan.read_text("utf-8"))["chunks"] if plan.exists() else "?"
+        known = read_object(plan, "the plan of a round", "remove it") if plan.exists() else {}
+        total = known.get("chunks", "?")
         done = [len(list(parts.glob(f"{what}-*.arrow"))) for what in ("sampled", "judged")]
         lines.append(f"{parts.name}: under way, {done[0]} of {total} chunks sampled and {done[1]} judged")
     return lines

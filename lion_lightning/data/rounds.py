@@ -1,11 +1,11 @@
-"""A round of on-policy sampling on disk: one Arrow file, whole or not there, with everything that was made in it."""
+"""A round of on-policy sampling on disk: one Arrow file with everything that was made in it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import read_object, replacing, writing
+from lion_lightning.data.round_files import DamagedFileError, read_table, write_table
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
@@ -86,14 +87,16 @@ class Round:
         """Number, identity (what decided the answers: policy, sampler, judge, prompts, seed) and time of the round.
 
         Raises:
-            ValueError: The file is no round, or is damaged.
+            ValueError: The file is no round, or is damaged (:class:`DamagedFileError`).
         """
-        with opened(self.path) as reader:
-            text = (reader.schema.metadata or {}).get(b"lion")
-        if text is None:
+        made: Any = self._content[1]
+        if not isinstance(made, dict) or not isinstance(made.get("round"), int) or "identity" not in made:
             raise ValueError(f"{self.path}: not a round of on-policy sampling; name a folder of rounds")
-        made: dict[str, Any] = json.loads(text)
         return made
+
+    @cached_property
+    def _content(self) -> tuple[Any, Any]:
+        return read_table(self.path, _SCHEMA)
 
     @property
     def number(self) -> int:
@@ -103,7 +106,7 @@ class Round:
     @cached_property
     def rollouts(self) -> list[Rollout]:
         """All that was sampled, in order."""
-        return list(read_rollouts(self.path))
+        return _rollouts(self.path, self._content[0])
 
     @property
     def summary_path(self) -> Path:
@@ -119,7 +122,10 @@ class Round:
         """
         if not self.summary_path.exists():
             return {}
-        made: dict[str, Any] = json.loads(self.summary_path.read_text("utf-8"))
+        made = read_object(self.summary_path, "the summary of a round", "remove it, the round itself needs none")
+        for part in (made, made.get("metrics", {}), made.get("report", {})):
+            if not isinstance(part, dict):
+                raise ValueError(f"{self.summary_path}: not the summary of a round; remove it")
         return made
 
     def pairs(self) -> int:
@@ -138,21 +144,29 @@ def find_rounds(folder: Path) -> list[Round]:
 
 
 def set_aside(folder: Path, number: int) -> None:
-    """Make room for a round where another run's lies, and keep that, with all rounds that followed it.
+    """Make room for a round where another run's, or a damaged one, lies; keep that, and all rounds that followed it.
 
     Args:
         folder: Folder of the rounds.
         number: The round that is going to be made.
     """
     for other in find_rounds(folder):
-        if other.number < number:
+        if other.path < round_path(folder, number):
             continue
-        aside = folder / "set_aside" / f"{other.path.stem}-{other.metadata['identity'][:12]}.arrow"
+        why, name = _set_aside_as(other)
+        aside = folder / "set_aside" / f"{other.path.stem}-{name}.arrow"
         aside.parent.mkdir(exist_ok=True)
-        logger.warning("%s is of another policy or other settings, and is now %s", other.path, aside)
+        logger.warning("%s is %s, and is now %s", other.path, why, aside)
         if other.summary_path.exists():
             other.summary_path.replace(aside.with_suffix(".json"))
         other.path.replace(aside)
+
+
+def _set_aside_as(other: Round) -> tuple[str, str]:
+    try:
+        return "of another policy or other settings", str(other.metadata["identity"])[:12]
+    except ValueError:
+        return "damaged", "damaged"
 
 
 def write_summary(made: Round, summary: Mapping[str, Any]) -> None:
@@ -167,7 +181,7 @@ def write_summary(made: Round, summary: Mapping[str, Any]) -> None:
 
 
 def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write rollouts as one file, which is there whole or not at all.
+    """Write rollouts as one file, which is there in full or not at all.
 
     Args:
         path: The file.
@@ -177,35 +191,36 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[st
     Raises:
         ValueError: The file cannot be written.
     """
-    schema = _SCHEMA.with_metadata({"lion": json.dumps(metadata)}) if metadata is not None else _SCHEMA
-    table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=schema)
+    table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=_SCHEMA)
     with writing(path, "sampled answers", WRITABLE):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft, pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            writer.write_table(table)
+        write_table(path, table, metadata)
 
 
-def read_rollouts(path: Path) -> Iterator[Rollout]:
+def read_rollouts(path: Path) -> list[Rollout]:
     """Read what :func:`write_rollouts` wrote.
 
     Raises:
-        ValueError: The file is damaged.
+        ValueError: The file is damaged (:class:`DamagedFileError`), or is of another kind.
     """
-    with opened(path) as reader:
-        for row in reader.read_all().to_pylist():
-            yield _from_row(row)
+    return _rollouts(path, read_table(path, _SCHEMA)[0])
 
 
-def opened(path: Path) -> Any:
-    """An Arrow file reader, which is a context manager.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
+def lies_at(path: Path) -> bool:
+    """Whether rollouts lie there as they were written; what is damaged is removed, to be made again."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+        return path.exists() and bool(read_table(path, _SCHEMA))
+    except ValueError as error:
+        logger.warning("%s: removed, and made again (%s)", path, str(error).partition(": ")[2].partition(";")[0])
+        path.unlink(missing_ok=True)
+        return False
+
+
+def _rollouts(path: Path, table: Any) -> list[Rollout]:
+    try:
+        return [_from_row(row) for row in table.to_pylist()]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path}: damaged (a row is no rollout: {error})") from error
 
 
 def _to_row(rollout: Rollout) -> dict[str, Any]:

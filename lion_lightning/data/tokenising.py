@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, takewhile
@@ -17,7 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from lion_lightning import __version__
-from lion_lightning.cache import cache_folder, replacing, writing
+from lion_lightning.cache import cache_folder, checksum, remove_drafts, replacing, writing
 from lion_lightning.data.digests import digests
 from lion_lightning.data.readers import Numbers, Row, Rows, digest
 from lion_lightning.data.row_warnings import row_warnings
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 STORE_VERSION = 4
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
+_WHAT = "tokenised data"
 _BATCH_EXAMPLES = 512
 _PART_ROWS = 2048  # the fewest that are worth a file
 _MOST_PARTS = 256
@@ -75,8 +77,9 @@ def tokenise(
     meeting.require_same(f"{source.path}: files, tokenizer or transform", digest(source.description()), folder.name)
     if (table := _found(folder)) is not None:
         return table
-    with writing(folder, "tokenised data"):
+    with writing(folder, _WHAT):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(*folder.parent.iterdir())
     _Work(source, rows, encoder, meeting).make(_cut(source.choose(len(rows)), folder))
     return TokenTable(folder)
 
@@ -84,7 +87,7 @@ def tokenise(
 def _found(folder: Path) -> TokenTable | None:
     """The whole store, if it is there."""
     try:
-        return TokenTable(folder)
+        return TokenTable(folder, check=True)
     except FileNotFoundError:
         return None
     except DAMAGE as error:
@@ -106,7 +109,7 @@ class _Part(NamedTuple):
     def whole(self) -> bool:
         """Whether it is there, undamaged; while it is being replaced it is not."""
         try:
-            return bool(read_part(self.path))
+            return bool(read_part(self.path, check=True))
         except (FileNotFoundError, *DAMAGE):
             return False
 
@@ -201,18 +204,36 @@ class _Batch:
 def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
     """Write a part under another name and rename, the manifest last: a killed run leaves no half part."""
     counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
-    with replacing(path) as draft:
-        with writing(path.parent, "tokenised data"):
-            file = pa.OSFile(str(draft), "wb")
-        with file, pa.ipc.new_stream(file, SCHEMA) as stream, row_warnings() as warnings:
-            for batch in batches:
-                counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
-                if batch.examples:
-                    record = _record_batch(encoder.pieces(batch.examples, batch.places), batch)
-                    with writing(path.parent, "tokenised data"):
-                        stream.write_batch(record)
-    with writing(path.parent, "tokenised data"), replacing(manifest_path(path)) as manifest:
-        manifest.write_text(json.dumps({**counts, "bytes": path.stat().st_size, "warnings": warnings}), "utf-8")
+    with replacing(path) as draft, _stream(draft, path.parent) as write, row_warnings() as warnings:
+        for batch in batches:
+            counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
+            if batch.examples:
+                write(_record_batch(encoder.pieces(batch.examples, batch.places), batch))
+    manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "warnings": warnings}
+    with writing(path.parent, _WHAT), replacing(manifest_path(path)) as draft:
+        draft.write_text(json.dumps(manifest), "utf-8")
+
+
+@contextmanager
+def _stream(path: Path, folder: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that adds a record batch to a file.
+
+    Only what it meets is said to be of the folder: what goes wrong in between, where rows are read, has another cause.
+    """
+    with writing(folder, _WHAT):
+        file = pa.OSFile(str(path), "wb")
+        stream = pa.ipc.new_stream(file, SCHEMA)
+
+    def write(batch: Any) -> None:
+        with writing(folder, _WHAT):
+            stream.write_batch(batch)
+
+    try:
+        yield write
+    finally:
+        with writing(folder, _WHAT):
+            stream.close()
+            file.close()
 
 
 def _record_batch(samples: Sequence[tuple[Piece, ...]], batch: _Batch) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import Counter
 from hashlib import blake2b
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lion_lightning.cache import checksum, read_object
 from lion_lightning.data.readers import Numbers
 from lion_lightning.types import Piece
 
@@ -30,7 +30,10 @@ SCHEMA = pa.schema(
 )
 """Columns of a part."""
 
-DAMAGE = (KeyError, ValueError, pa.ArrowException)
+_MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "warnings": dict}
+"""What a manifest says of its part: counts, size, checksum, and what was noticed about the rows."""
+
+DAMAGE = (ValueError, pa.ArrowException)
 """What a part raises that is not what was written."""
 
 
@@ -66,25 +69,38 @@ def manifest_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def read_part(path: Path) -> Part:
-    """Map a part, and check it against its manifest.
+def read_part(path: Path, check: bool = False) -> Part:
+    """Map a part, and compare it with its manifest.
 
     Args:
         path: From :func:`part_path`.
+        check: Whether to read the file once, to see that its bytes are those that were written; else its size tells.
 
     Raises:
         FileNotFoundError: It was not made yet.
         ValueError: The file is not what its manifest says.
     """
-    manifest = json.loads(manifest_path(path).read_text("utf-8"))
+    manifest = _manifest(manifest_path(path))
     size = path.stat().st_size if path.exists() else 0
     if size != manifest["bytes"]:
         raise ValueError(f"{path}: {size} bytes, but the manifest says {manifest['bytes']}")
+    if check and checksum(path) != manifest["crc32"]:
+        raise ValueError(f"{path}: its bytes are not those that were written")
     with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
         batches = pa.ipc.open_stream(file).read_all().to_batches()
     if sum(map(len, batches)) != manifest["examples"]:
         raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
     return Part(manifest["rows"], manifest["skipped"], batches, manifest["warnings"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest = read_object(path, "the manifest of a part", "remove the store's folder")
+    missing = [name for name in _MANIFEST if not isinstance(manifest.get(name), _MANIFEST[name])]
+    if missing:
+        raise ValueError(f"{path}: the manifest of a part has no {missing[0]}; remove the store's folder")
+    if not all(isinstance(count, int) for count in manifest["warnings"].values()):
+        raise ValueError(f"{path}: the manifest of a part counts no warnings; remove the store's folder")
+    return manifest
 
 
 def _part_paths(folder: Path) -> list[Path]:
@@ -102,6 +118,7 @@ class TokenTable:
 
     Args:
         folder: The store, as :func:`~lion_lightning.data.tokenising.tokenise` made it: Arrow files with manifests.
+        check: Whether to read all files once, to see that they are what was written.
 
     Attributes:
         raw_rows: Rows of the source that were read.
@@ -113,10 +130,10 @@ class TokenTable:
         ValueError: A file is not what its manifest says.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Map the files and check them against their manifests."""
+    def __init__(self, folder: Path, check: bool = False) -> None:
+        """Map the files and compare them with their manifests."""
         self.folder = folder
-        parts = [read_part(path) for path in _part_paths(folder)]
+        parts = [read_part(path, check) for path in _part_paths(folder)]
         batches = [batch for part in parts for batch in part.batches]
         self.raw_rows = sum(part.rows for part in parts)
         self.skipped_rows = sum(part.skipped for part in parts)

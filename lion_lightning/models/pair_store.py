@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import read_object, remove_drafts, replacing, writing
 from lion_lightning.functional import pair_segments
+from lion_lightning.models.writing import disk_errors
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 
 log = logging.getLogger(__name__)
@@ -111,9 +112,10 @@ class PairStore:
         metadata = {"digest": _digest(keys, values)}
         with writing(self.folder, "reference log-probs"):
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_drafts(self.folder)
             with replacing(self.folder / "identity.json") as draft:
                 draft.write_text(json.dumps(self.identity, indent=1), "utf-8")
-            with replacing(self.folder / f"{uuid4().hex}.safetensors") as draft:
+            with replacing(self.folder / f"{uuid4().hex}.safetensors") as draft, disk_errors():
                 save_file({"keys": keys, "values": values}, draft, metadata)
         self._pending = []
 
@@ -138,10 +140,10 @@ class PairStore:
     def _refuse_another_identity(self) -> None:
         manifest = self.folder / "identity.json"
         if not manifest.exists():
-            if any(self.folder.glob("*.safetensors")):
+            if any(self.folder.glob("[!.]*.safetensors")):
                 raise ValueError(f"{self.folder}: log-probs of an unknown model (no identity.json); delete the folder")
             return
-        theirs = json.loads(manifest.read_text("utf-8"))
+        theirs = read_object(manifest, "what the log-probs come from", "delete the folder, they are computed again")
         ours = json.loads(json.dumps(self.identity))
         changed = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
         if changed:

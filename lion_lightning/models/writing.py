@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -33,6 +37,22 @@ def save_weights(weights: Iterator[tuple[str, Tensor]], folder: Path | None, fil
         for name, tensor in weights:
             files.add(name, tensor)
         files.close()
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """What the disk refuses to safetensors, as the OSError that it is.
+
+    Raises:
+        OSError: In place of a ``SafetensorError`` that has one as its cause.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 class _Files:
@@ -64,7 +84,8 @@ class _Files:
 
     def _flush(self) -> None:
         file = f"model-{len(set(self.places.values())) + 1:05}.safetensors"
-        save_file(self.held, self.folder / file, metadata={"format": "pt"})
+        with disk_errors():
+            save_file(self.held, self.folder / file, metadata={"format": "pt"})
         self.places |= dict.fromkeys(self.held, file)
         self.written += self.size
         self.held, self.size = {}, 0

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lion_lightning.cache import read_json
+
 Curve = dict[int, float]
 """Values by optimizer step."""
 
@@ -145,7 +147,7 @@ def _values(row: dict[str, str]) -> Iterator[tuple[str, int, float]]:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    return read_json(path, "what a run wrote", "remove it, the report goes without") if path.exists() else None
 
 
 def _samples(path: Path) -> dict[str, Sample]:

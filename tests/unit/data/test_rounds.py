@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from lion_lightning.data.round_figures import distinct, round_figures, self_bleu
+from lion_lightning.data.round_files import DamagedFileError
 from lion_lightning.data.round_pairs import RoundEncoder, RoundRows, RoundSource
 from lion_lightning.data.round_picture import wilson
 from lion_lightning.data.round_report import report
-from lion_lightning.data.rounds import Rollout, Round, find_rounds, round_path, set_aside, write_rollouts, write_summary
+from lion_lightning.data.rounds import (
+    Rollout,
+    Round,
+    find_rounds,
+    lies_at,
+    round_path,
+    set_aside,
+    write_rollouts,
+    write_summary,
+)
 from lion_lightning.types import Answer, Prompt
 
 PROMPT = Prompt(
@@ -49,13 +60,66 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     one = made(tmp_path, 0, ONE)
     one.path.write_bytes(one.path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"round-0000.arrow: damaged .*delete it"):
+    with pytest.raises(DamagedFileError, match=r"round-0000.arrow: damaged .*; bring it back, or resume from"):
         _ = Round(one.path).metadata
+    assert not lies_at(one.path)
+    assert not one.path.exists()  # it is made again
     table = pa.table({"x": [1]})
     with pa.OSFile(str(one.path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(ValueError, match="not a round of on-policy sampling"):
         _ = Round(one.path).metadata
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    """A score's last bit is as good a score; offsets of another row would be read beyond the file's end."""
+    path = made(tmp_path, 0, ONE, MONITOR).path
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedFileError, match=r"round-0000.arrow: damaged"):
+            _ = Round(path).rollouts
+
+
+def test_a_text_that_looks_like_a_checksum_comes_back(tmp_path: Path) -> None:
+    odd = replace(ONE, prompt=replace(PROMPT, text="lion crc-32 -------- lion crc-32 12345678"))
+    assert made(tmp_path, 0, odd).rollouts == [odd]
+
+
+def test_a_round_of_an_earlier_version_has_no_checksum_and_is_read(tmp_path: Path) -> None:
+    path = made(tmp_path, 0, ONE).path
+    table = pa.ipc.open_file(str(path)).read_all()
+    plain = table.replace_schema_metadata({"lion": table.schema.metadata[b"lion"]})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, plain.schema) as writer:
+        writer.write_table(plain)
+    assert Round(path).rollouts == [ONE]
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "{", '{"metrics": []}', '{"report": 1}', "\x00"])
+def test_a_summary_that_is_other_json_is_one_line(tmp_path: Path, text: str) -> None:
+    one = made(tmp_path, 0, ONE)
+    one.summary_path.write_text(text)
+    with pytest.raises(ValueError, match=r"round-0000\.json: .*summary of a round.*remove it") as caught:
+        _ = one.summary
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("about", [None, [1], {"round": "0", "identity": "x"}, {"round": 0}])
+def test_a_file_that_does_not_say_which_round_it_is(tmp_path: Path, about: Any) -> None:
+    write_rollouts(round_path(tmp_path, 0), [ONE], about)
+    with pytest.raises(ValueError, match=r"round-0000\.arrow: not a round of on-policy sampling"):
+        _ = Round(round_path(tmp_path, 0)).number
+
+
+def test_a_damaged_round_is_set_aside_like_one_of_another_run(tmp_path: Path) -> None:
+    made(tmp_path, 0, ONE)
+    path = made(tmp_path, 1, ONE).path
+    path.write_bytes(path.read_bytes()[:-1])
+    set_aside(tmp_path, 1)
+    assert [other.number for other in find_rounds(tmp_path)] == [0]
+    assert [kept.name for kept in (tmp_path / "set_aside").iterdir()] == ["round-0001-damaged.arrow"]
 
 
 def test_pairs_are_the_sampled_tokens_and_only_answers_are_trained(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from lion_lightning.cache import cache_folder
+from lion_lightning import cache
+from lion_lightning.cache import cache_folder, replacing
 from lion_lightning.data import tokenising
 from lion_lightning.data.formats import Completion, Example, Text, recognise
 from lion_lightning.data.row_warnings import warn_of_row
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenising import tokenise
+from lion_lightning.data.tokenized import TokenTable
 from lion_lightning.types import Piece
 from tests.unit.data.letters import LetterPairs
 
@@ -223,7 +225,7 @@ def test_a_run_that_fails_leaves_no_half_part(write: Write, tmp_path: Path) -> N
     assert os.listdir(folder) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "manifest"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "flipped", "list", "null", "other"])
 def test_a_damaged_store_is_made_again_with_a_warning(
     write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -233,12 +235,59 @@ def test_a_damaged_store_is_made_again_with_a_warning(
         path.write_bytes(path.read_bytes()[:-100])
     if damage == "gone":
         path.unlink()
-    if damage == "manifest":
-        path.with_suffix(".json").write_text("{")
+    if damage == "flipped":  # a token, which nothing but a checksum can know
+        content = bytearray(path.read_bytes())
+        content[content.index(np.array([97, 98], np.int32).tobytes())] ^= 1
+        path.write_bytes(content)
+    manifests = {"manifest": "{", "list": "[1]", "null": "null", "other": '{"rows": 1, "bytes": null}'}
+    if damage in manifests:
+        path.with_suffix(".json").write_text(manifests[damage])
     again = Letters()
     assert tokenise(source, again, tmp_path).pieces.tolist() == [[2]]
     assert again.calls == 1
     assert "damaged" in caplog.text
+    assert str(path.parent) in caplog.text
+
+
+def test_a_table_in_a_worker_does_not_read_all_files_again(write: Write, tmp_path: Path) -> None:
+    (path,) = tokenise(write({"text": "ab"}), Letters(), tmp_path).folder.glob("*.arrow")
+    path.with_suffix(".json").write_text(path.with_suffix(".json").read_text().replace('"crc32": "', '"crc32": "0'))
+    assert len(TokenTable(path.parent)) == 1
+    with pytest.raises(ValueError, match="its bytes are not those that were written"):
+        TokenTable(path.parent, check=True)
+
+
+def test_drafts_of_killed_runs_are_removed_by_the_next_that_makes_a_store(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_GRACE", -1.0)
+    with replacing(tokenise(write({"text": "a"}), Letters(), tmp_path).folder / "x") as draft:
+        name = draft.name
+        other = draft.with_name(name[:-1] + "y")
+        other.write_text("of a killed run")
+        tokenise(write({"text": "b"}, name="b"), Letters(), tmp_path)
+        assert draft.exists()  # this one's writer lives
+        assert not other.exists()
+
+
+@pytest.mark.parametrize("stage", ["write_batch", "close"])
+def test_a_full_disk_names_the_store(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    class Full:
+        def __init__(self, *_: Any) -> None: ...
+
+        def write_batch(self, _: Any) -> None:
+            self.fail("write_batch")
+
+        def close(self) -> None:
+            self.fail("close")
+
+        def fail(self, at: str) -> None:
+            if at == stage:
+                raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.ipc.new_stream", Full)
+    with pytest.raises(ValueError, match=r"tokens/\w+: cannot write tokenised data \(No space left on device\)"):
+        tokenise(write({"text": "a"}), Letters(), tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(write: Write, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from lion_lightning.models import pair_store
 from lion_lightning.models.pair_store import PairStore, pair_keys
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 from tests.tiny import merge, pairs
@@ -91,6 +94,24 @@ def test_a_changed_byte_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture
     file.write_bytes(bytes(content))
     assert len(PairStore(tmp_path, MODEL)) == 0
     assert "not what was written" in caplog.text
+
+
+def test_a_full_disk_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(pair_store, "save_file", full)
+    with pytest.raises(ValueError, match=r"cannot write reference log-probs \(No space left on device\); name"):
+        filled(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "null"])
+def test_an_identity_that_is_other_json_is_one_line(tmp_path: Path, text: str) -> None:
+    filled(tmp_path)
+    (tmp_path / "identity.json").write_text(text)
+    with pytest.raises(ValueError, match=r"identity\.json: .*; delete the folder"):
+        PairStore(tmp_path, MODEL)
 
 
 def test_a_store_of_another_model_is_refused(tmp_path: Path) -> None:
