@@ -83,7 +83,7 @@ def _reason(error: Exception) -> str:
     return f"{problem}, line {mark.line + 1}" if mark is not None else problem
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """Plain data only; a key that stands twice in a mapping is an error, where YAML libraries keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -97,4 +97,5 @@ class _StrictLoader(yaml.SafeLoader):
                     problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
