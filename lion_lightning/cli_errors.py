@@ -30,6 +30,7 @@ _PARTS = ("--model.", "--data.", "--trainer.")
 _EXTRAS = {"bitsandbytes": "qlora"}
 """Optional packages whose classes configs name, and the extra that brings them."""
 _LONGEST_VALUE = 80
+_LONG_WORD = re.compile(r"\S{300,}")
 
 
 def explain(error: Exception) -> str:
@@ -46,7 +47,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         place = error.filename2 or error.filename  # of a copy or a rename, what it was to become
         return f"{place}: {error.strerror.lower()}; name a place that exists and can be used"
-    text = str(error) or type(error).__name__
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_VALUE]}...", str(error)) or type(error).__name__
     line = _Report.of(text).line() if _is_report(text) else " ".join(text.split())
     return line + _remedy(line)
 

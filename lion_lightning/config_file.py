@@ -83,8 +83,8 @@ def _reason(error: Exception) -> str:
     return f"{problem}, line {mark.line + 1}" if mark is not None else problem
 
 
-class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Plain data only; a key that stands twice in a mapping is an error, where YAML libraries keep the last."""
+class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types; the C one crashes on deep nesting
+    """Plain data only; a key that stands twice is an error, where others keep the last, and so is half a character."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -99,3 +99,8 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no typ
             seen.add(key)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return mapping
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise yaml.constructor.ConstructorError(problem="half a character", problem_mark=node.start_mark)
+        return super().construct_scalar(node)

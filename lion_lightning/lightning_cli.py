@@ -29,6 +29,8 @@ CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
 }
 """What a config file may hold at the top; of ``trainer``, what it may hold below."""
 
+_EXAMPLES = {"model": "lion_lightning.SFTModule", "data": "lion_lightning.SFTDataModule"}
+
 
 class LionCLI(LightningCLI):
     """Runs any ``AlignmentModule`` with any data module; the tokenizer is written once, in the model."""
@@ -41,6 +43,12 @@ class LionCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's subcommands but ``predict``, which an alignment module has no step for."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINING}
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a config that names no class: the parser would make an empty base class (Lightning calls this)."""
+        for part, base in (("model", AlignmentModule), ("data", LightningDataModule)):
+            if str(self._get(self.config, f"{part}.class_path")).rpartition(".")[2] == base.__name__:
+                raise ValueError(f"{part}: no class_path is given; name the class, e.g. {_EXAMPLES[part]}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log, show progress and sum up the start, where the config does not say otherwise (Lightning calls this)."""

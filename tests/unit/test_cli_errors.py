@@ -72,6 +72,11 @@ def test_a_setting_before_the_config_says_so() -> None:
     assert line(["--model.policy.path=x", *BASE]) == said
 
 
+def test_data_without_a_class_is_no_empty_data_module() -> None:
+    said = "data: no class_path is given; name the class, e.g. lion_lightning.SFTDataModule"
+    assert line([BASE[0], "--model.policy=gpt2", "--data={}"]) == said
+
+
 def test_a_missing_package_is_told_without_the_settings_around_it() -> None:
     loggers = "[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: x}}, {class_path: %s}]"
     said = line([*BASE, *NEEDED, "--trainer.logger=" + loggers % "lightning.pytorch.loggers.CometLogger"])

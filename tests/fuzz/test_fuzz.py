@@ -1,0 +1,20 @@
+"""Three minutes of fuzz break no rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.__main__ import fuzz
+
+SECONDS = 180.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_mutated_input_is_taken_or_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table, broken = fuzz(SECONDS, seed=0)
+    print(table)
+    assert not broken, "\n".join([*broken, table])
