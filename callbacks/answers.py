@@ -11,23 +11,28 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.rounds import Rollout, Round, round_path
 from lion_lightning.models.tokenizer import end_of_turn_ids
+from lion_lightning.sampling.answers import as_answer
+from lion_lightning.sampling.base import ServedPolicy
 from lion_lightning.types import Answer, Prompt
 
 
-def answered(rollout: Rollout, answers: Sequence[Any], tokenizer: PreTrainedTokenizerBase, original: bool) -> Rollout:
+def answered(rollout: Rollout, answers: Sequence[Any], served: ServedPolicy, original: bool) -> Rollout:
     """A rollout with its answers, each with tokens.
 
     Args:
         rollout: The prompt.
         answers: What a sampler gave: answers, anything with their attributes, or bare texts.
-        tokenizer: The policy's, for answers that came without tokens.
+        served: The policy, whose tokenizer is for answers that came without tokens.
         original: Whether the row's own answer joins the sampled ones.
+
+    Raises:
+        ValueError: An answer is none, or has tokens that the policy has not.
     """
-    made = [_as_answer(answer) for answer in answers]
+    made = [as_answer(answer, rollout.prompt.where, served) for answer in answers]
     own = rollout.prompt.original
     if original and own is not None:
         made.append(Answer(own, "original"))
-    return replace(rollout, answers=tuple(_with_tokens(answer, rollout.prompt, tokenizer) for answer in made))
+    return replace(rollout, answers=tuple(_with_tokens(answer, rollout.prompt, served.tokenizer) for answer in made))
 
 
 def first_answers(folder: Path, number: int) -> dict[bytes, Answer]:
@@ -69,14 +74,6 @@ def paired(
     answers, scores = [rollout.answers[place] for place in places], [rollout.scores[place] for place in places]
     found = [(places[chosen], places[rejected]) for chosen, rejected in make_pairs(rollout.prompt, answers, scores)]
     return replace(rollout, pairs=tuple(found), left_out="" if found else "the pairing made no pair")
-
-
-def _as_answer(answer: Any) -> Answer:
-    """What a sampler gave: an answer, anything with its attributes, or the bare text."""
-    if isinstance(answer, str):
-        return Answer(answer)
-    ids = getattr(answer, "token_ids", None)
-    return Answer(str(answer.text), str(getattr(answer, "finish_reason", "stop")), ids and tuple(ids))
 
 
 def _with_tokens(answer: Answer, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Answer:

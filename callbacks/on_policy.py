@@ -15,7 +15,6 @@ from uuid import uuid4
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.callbacks import rollout as work
 from lion_lightning.callbacks.answers import answered, beside_first, first_answers, paired
@@ -243,7 +242,7 @@ class OnPolicySampling(Callback):
         chunks += work.cut(watched, self.chunk_size, 1, [self.seed, number], first=len(chunks))
         with place.taking_part():
             work.start(place, chunks)
-            work.sample(chunks, place, self.sampler, served, partial(self._finish, served.tokenizer))
+            work.sample(chunks, place, self.sampler, served, partial(self._finish, served))
             work.judge(
                 chunks,
                 place,
@@ -262,9 +261,9 @@ class OnPolicySampling(Callback):
         if place.rank == 0:
             work.clear(place)
 
-    def _finish(self, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
+    def _finish(self, served: Serving, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
         drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen
-        return answered(rollout, answers, tokenizer, original=drawn and not rollout.monitor)
+        return answered(rollout, answers, served, original=drawn and not rollout.monitor)
 
     # --- which prompts, and what decides a round
 

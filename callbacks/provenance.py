@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lion_lightning.cache import read_json, replacing
 from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.printing import redacted_arguments
 
 PACKAGES = (
     "lion-lightning",
@@ -39,8 +40,8 @@ class Provenance(Callback):
     """Writes ``provenance.json`` under ``default_root_dir`` when a fit starts: one entry a start, resumed ones too.
 
     An entry has the time, the command line, the git commit of the working folder (and whether files differ from it),
-    versions of packages, the machine, the seed, the module's account of itself and of its
-    data, with a digest of each source's examples. Values of environment variables are never in it.
+    versions of packages, the machine, the seed, the module's account of itself and of its data, with a digest of each
+    source's examples. Values of environment variables are never in it, nor keys and passwords of the command line.
 
     Raises:
         MisconfigurationException: Before training, if the file cannot be written.
@@ -83,7 +84,7 @@ def surroundings() -> dict[str, Any]:
     """Time, command line, code, packages and machine, as plain data."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": redacted_arguments(sys.argv),
         "git": git_state(),
         "python": platform.python_version(),
         "packages": _versions(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -162,19 +161,6 @@ class Chat:
         drawn = {"temperature": self.temperature, "top_k": 0, "top_p": 1.0} if self.temperature else {}
         config.update(do_sample=bool(drawn), max_new_tokens=most, **drawn)  # type: ignore[no-untyped-call]
         return config
-
-
-def harmless(text: str) -> str:
-    """Text that says nothing to a terminal: what controls one, or turns the direction of writing, becomes a mark.
-
-    Args:
-        text: What a model wrote.
-    """
-    # Joiners are control characters by category, but Persian and many an emoji fall apart without them.
-    return "".join(
-        char if char in "\n\t\u200c\u200d" or unicodedata.category(char)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
-        for char in text
-    )
 
 
 class _Pieces(TextStreamer):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from lion_lightning import __version__
+from lion_lightning.printing import PrintableFormatter, printable
 from lion_lightning.stopping import STOP, stop_code
 
 TRAINING = {
@@ -89,7 +90,8 @@ def _run(name: str, arguments: list[str]) -> int:
             return 128 + signal.SIGPIPE
         if os.environ.get("LION_DEBUG") or not isinstance(error, Exception) or not _can_be_mended(error):
             raise
-        print(f"lion: error: {import_module('lion_lightning.cli_errors').explain(error)}", file=sys.stderr)
+        line = import_module("lion_lightning.cli_errors").explain(error)
+        print(f"lion: error: {printable(line)}", file=sys.stderr)
         return 2
     return 0
 
@@ -157,7 +159,7 @@ def _prepare_process() -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     handler = logging.StreamHandler()  # a new one each time: it holds on to the stderr of its making
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     package = logging.getLogger("lion_lightning")
     package.handlers = [handler]
     package.setLevel(logging.INFO)

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from lion_lightning.printing import require_no_secrets
+
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
@@ -17,7 +19,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        ValueError: It can't be read, is no YAML, gives a key twice, or holds something other than a mapping.
+        ValueError: It can't be read, is no YAML, gives a key twice, holds something other than a mapping, or a secret.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
@@ -32,6 +34,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the file is empty; a config is a mapping of keys to values")
     if not isinstance(config, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values, and this is a {type(config).__name__}")
+    require_no_secrets(config, f"{path}: ")
     return config
 
 

@@ -17,6 +17,7 @@ from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.cli import TRAINING
 from lion_lightning.config_file import check_config_files
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.printing import require_no_secrets
 
 CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
     "seed_everything": None,
@@ -45,7 +46,12 @@ class LionCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINING}
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a config that names no class: the parser would make an empty base class (Lightning calls this)."""
+        """Refuse a config that names no class, or holds a secret (Lightning calls this).
+
+        Without a class the parser would make an empty base class. Of secrets, config files are searched when they are
+        read; here come those of the command line.
+        """
+        require_no_secrets(self.config.as_dict())
         for part, base in (("model", AlignmentModule), ("data", LightningDataModule)):
             if str(self._get(self.config, f"{part}.class_path")).rpartition(".")[2] == base.__name__:
                 raise ValueError(f"{part}: no class_path is given; name the class, e.g. {_EXAMPLES[part]}")
@@ -55,9 +61,8 @@ class LionCLI(LightningCLI):
         given = self._get(self.config_init, "trainer", default={})
         if given.get("logger") in (None, True):
             kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
-        lock = (
-            [FolderInUse()] if given.get("default_root_dir") else []
-        )  # without one, many runs share the working folder
+        # Without a folder of its own, many runs share the working folder.
+        lock = [FolderInUse()] if given.get("default_root_dir") else []
         kwargs["callbacks"] = [StopBetweenSteps(), *lock, *(given.get("callbacks") or ()), *default_callbacks(given)]
         kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
         return super().instantiate_trainer(**kwargs)

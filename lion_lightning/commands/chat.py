@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lion_lightning.printing import harmless
+
 if TYPE_CHECKING:
     from lion_lightning.chat import Chat
 
@@ -67,8 +69,6 @@ def _reply(chat: Chat, line: str) -> None:
 
 
 def _answer(chat: Chat, line: str) -> None:
-    from lion_lightning.chat import harmless
-
     try:
         answer = chat.say(line, lambda piece: print(harmless(piece), end="", flush=True))
     except ValueError as error:  # no room: what to do about it is the user's choice

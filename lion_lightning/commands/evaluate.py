@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lion_lightning.config_file import check_config_files
+from lion_lightning.printing import require_no_secrets
 
 DESCRIPTION = """Loss on held-out conversations, rewards on held-out preference pairs, what a judge says of a model's
 answers, and its win rate against another model: as much of that as is asked for. Answers are kept in --out, so that a
@@ -28,7 +29,9 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="a config file with these keys")
     parser.add_class_arguments(Evaluation)
-    given = parser.instantiate(parser.parse_args(arguments))
+    parsed = parser.parse_args(arguments)
+    require_no_secrets(parsed.as_dict())
+    given = parser.instantiate(parsed)
     settings = {name: value for name, value in vars(given).items() if name != "config"}
     asked = Evaluation(**settings)
     for model in filter(None, (asked.model, asked.reference, asked.against)):

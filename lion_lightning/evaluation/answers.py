@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.readers import digest
 from lion_lightning.models.serving import Serving
+from lion_lightning.sampling.answers import one_each
 from lion_lightning.sampling.base import Following, Sampler
 from lion_lightning.types import Answer, Prompt
 
@@ -59,7 +60,8 @@ def answer(
     with _open(sampler, served), tqdm(desc="answers", total=len(prompts), initial=len(found)) as bar:
         for start in range(len(found), len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
-            made = _asked(sampler, chunk, int(np.random.SeedSequence([seed, start]).generate_state(1)[0]))
+            drawn = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
+            made = one_each(sampler, chunk, drawn, served)
             found += made
             if keep:
                 _append(keep, chunk, made)
@@ -77,25 +79,6 @@ def _open(sampler: Sampler, served: Serving) -> Iterator[None]:
         yield
     finally:
         sampler.close()
-
-
-def _asked(sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> list[Answer]:
-    given = list(sampler.sample(prompts, 1, seed))
-    if len(given) != len(prompts) or not all(len(row) == 1 for row in given):
-        counts = sorted({len(row) for row in given})
-        raise ValueError(
-            f"{type(sampler).__name__} was asked for one answer to each of {len(prompts)} prompts, and gave "
-            f"{len(given)} rows of {counts} answers; give a row of one answer to each"
-        )
-    return [_plain(row[0]) for row in given]
-
-
-def _plain(given: Any) -> Answer:
-    """An answer of any class with an answer's attributes, or a bare text."""
-    if isinstance(given, str):
-        return Answer(given)
-    ids = getattr(given, "token_ids", None)
-    return Answer(given.text, getattr(given, "finish_reason", "stop"), None if ids is None else tuple(map(int, ids)))
 
 
 def _identity(served: Serving, prompts: Sequence[Prompt], sampler: Any, seed: int, chunk_size: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from lion_lightning.types import Prompt
 
@@ -36,6 +38,27 @@ def check_template(template: str, fields: Collection[str], owner: str) -> None:
         raise ValueError(f"{owner}: the template has no place for {places}; write it where the text shall stand")
 
 
+def as_question(template: str, prompt: Prompt, answers: Mapping[str, str], words: Mapping[str, str]) -> str:
+    """What a judge is asked about answers, none of which can pretend to be a part of the question.
+
+    Prompt and answers stand between tags with a code that is in none of them, so that no text ends itself. The code
+    follows from the texts: the same question is asked in the same words, and its reply found again.
+
+    Args:
+        template: Text with ``{field}`` where a field goes.
+        prompt: What was asked, for ``{prompt}``.
+        answers: Text of each field that holds an answer.
+        words: Of each other field.
+    """
+    turns = [(str(turn["role"]), str(turn["content"])) for turn in prompt.messages]
+    turns = turns if len(turns) > 1 else [("user", prompt.question)]
+    code = _code([*(text for _, text in turns), *answers.values()])
+    asked = "\n".join(_tagged(role, text, code) for role, text in turns)
+    return fill(
+        template, {"prompt": asked, **{name: _tagged("answer", text, code) for name, text in answers.items()}, **words}
+    )
+
+
 def fill(template: str, fields: Mapping[str, str]) -> str:
     """Put fields in their places, in one pass: braces in an answer are text, and never a place.
 
@@ -45,3 +68,36 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
     """
     places = "|".join(map(re.escape, fields))
     return re.sub(rf"\{{({places})\}}", lambda place: fields[place[1]], template)
+
+
+def broken(text: str, tokens: Collection[str] = ()) -> str:
+    """A text in which nothing is read as a token that begins or ends a turn: a space parts what would be one.
+
+    Args:
+        text: What somebody wrote.
+        tokens: Special tokens of the model that reads it; those of well-known templates are known.
+    """
+    for token in tokens:
+        text = text.replace(token, f"{token[:1]} {token[1:]}")
+    return _TURNS.sub(r"\g<0> ", text)
+
+
+_TURNS = re.compile(
+    r"<(?=\|[^<>|\n]{1,40}\|>|\uff5c[^<>\uff5c\n]{1,40}\uff5c>|/?s>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
+)
+"""The first character of what ChatML, Llama, Mistral, Gemma, DeepSeek and their like write between turns."""
+
+
+def _tagged(name: str, text: str, code: str) -> str:
+    return f"<{name} {code}>\n{broken(text)}\n</{name} {code}>"
+
+
+def _code(texts: Iterable[str]) -> str:
+    """Sixteen hexadecimal digits that are in none of the texts."""
+    key = json.dumps(list(texts))
+    while True:
+        code = hashlib.sha256(key.encode()).hexdigest()[:16]
+        if code not in key:
+            return code
+        key += code

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
+from importlib.util import find_spec
 from typing import Any
 
+from lion_lightning.judges.apart import Apart
 from lion_lightning.judges.verifier import right_answer
 from lion_lightning.types import Prompt
 
@@ -41,6 +41,7 @@ class MathAnswer:
 
     def __init__(self, column: str = "answer") -> None:
         self.column = column
+        self._check = Apart("has_value")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Whether the values are the same.
@@ -49,22 +50,12 @@ class MathAnswer:
             ModuleNotFoundError: math-verify is not installed.
             ValueError: The column holds no value.
         """
+        if find_spec("math_verify") is None:
+            raise ModuleNotFoundError("MathAnswer needs math-verify: pip install 'lion-lightning[judges]'")
         try:
-            from math_verify import parse, verify
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("MathAnswer needs math-verify: pip install 'lion-lightning[judges]'") from error
-        gold = str(right_answer(prompt, self.column))
-        # Its timeouts are signals, which work in the main thread only; without one a power tower takes for ever.
-        seconds = 5 if threading.current_thread() is threading.main_thread() else None
-        wanted = parse(_final(gold), parsing_timeout=seconds)
-        if not wanted:
-            raise ValueError(f"the column {self.column!r} holds no value that math-verify reads: {gold[-40:]!r}")
-        return bool(verify(wanted, parse(_final(answer), parsing_timeout=seconds), timeout_seconds=seconds))
-
-
-def _final(text: str) -> str:
-    """What stands behind the last ``####``; the whole text where there is none."""
-    return text.rpartition("####")[2].strip() if "####" in text else text
+            return self._check(_place(prompt), str(right_answer(prompt, self.column)), answer)
+        except ValueError as error:
+            raise ValueError(f"column {self.column!r}: {error}") from error
 
 
 class Regex:
@@ -79,18 +70,19 @@ class Regex:
 
     def __init__(self, pattern: str) -> None:
         try:
-            self._compiled = re.compile(pattern, re.DOTALL)
+            re.compile(pattern, re.DOTALL)
         except re.error as error:
             raise ValueError(f"Regex: {pattern!r} is no pattern ({error})") from error
         self.pattern = pattern
+        self._check = Apart("matches")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Whether it matches."""
-        return self._compiled.search(answer) is not None
+        return self._check(_place(prompt), self.pattern, answer)
 
 
 class JSONSchema:
-    """The answer is JSON that fits a schema; a code fence around it does not count.
+    """The answer is JSON that fits a schema; a code fence around it does not count. Nothing is fetched for ``$ref``.
 
     Args:
         schema: The schema; None to take it from the prompt's row.
@@ -104,6 +96,7 @@ class JSONSchema:
         if (schema is None) == (column is None):
             raise ValueError("JSONSchema: give either `schema` or `column`")
         self.schema, self.column = schema, column
+        self._check = Apart("fits")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Whether it fits.
@@ -112,25 +105,14 @@ class JSONSchema:
             ModuleNotFoundError: jsonschema is not installed.
             ValueError: The schema is none.
         """
-        try:
-            import jsonschema
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("JSONSchema needs jsonschema: pip install 'lion-lightning[judges]'") from error
+        if find_spec("jsonschema") is None:
+            raise ModuleNotFoundError("JSONSchema needs jsonschema: pip install 'lion-lightning[judges]'")
         schema = self.schema if self.column is None else right_answer(prompt, self.column)
-        try:
-            jsonschema.validate(
-                json.loads(_unfenced(answer)), json.loads(schema) if isinstance(schema, str) else schema
-            )
-        except jsonschema.SchemaError as error:
-            raise ValueError(f"the JSON schema is none: {error.message}") from error
-        except (json.JSONDecodeError, jsonschema.ValidationError):
-            return False
-        return True
+        return self._check(_place(prompt), schema, answer)
 
 
-def _unfenced(text: str) -> str:
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", text, re.DOTALL)
-    return fenced[1] if fenced else text
+def _place(prompt: Prompt) -> str:
+    return prompt.where or repr(prompt.question[:40])
 
 
 class Length:

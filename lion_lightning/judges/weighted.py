@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
@@ -41,6 +42,9 @@ class WeightedJudge:
         for what, values in (("weights", self.weights), ("names", set(self.names))):
             if len(values) != len(judges):
                 raise ValueError(f"WeightedJudge: {len(judges)} judges and {len(values)} {what}; give one to each")
+
+        if not all(math.isfinite(weight) for weight in self.weights):
+            raise ValueError(f"WeightedJudge: weights are {self.weights}; give finite numbers")
 
     def identity(self) -> dict[str, Any]:
         """What decides the scores."""

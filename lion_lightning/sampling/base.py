@@ -126,6 +126,17 @@ def require_adapters(policy: ServedPolicy) -> Adapters:
     return policy.adapters
 
 
+def vocabulary_size(policy: ServedPolicy) -> int:
+    """Tokens that the policy has rows for: an engine can name no others.
+
+    Args:
+        policy: What is served.
+    """
+    config = policy.model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return max(len(policy.tokenizer), getattr(text, "vocab_size", 0))
+
+
 @runtime_checkable
 class Following(Protocol):
     """A sampler that follows the policy: opened before each round, closed after it."""
@@ -161,7 +172,7 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         """Check the settings."""
         for name, good, range_ in (
-            ("temperature", self.temperature >= 0, "of at least 0"),
+            ("temperature", 0 <= self.temperature < float("inf"), "of at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),

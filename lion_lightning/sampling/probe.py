@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -46,6 +47,7 @@ class Probe:
         """
         self._prompts = self._prompts or probe_prompts(policy, self.longest)
         now, said = policy.next_logps(self._prompts), engine(self._prompts)
+        _require_tokens(said, now.shape[1])
         worst = _distance(said, now)
         if not worst <= self.tolerance:
             raise EngineError(
@@ -94,12 +96,22 @@ def probe_prompts(policy: ServedPolicy, longest: int | None = None) -> list[list
 
 
 def _distance(said: Sequence[Mapping[int, float]], logps: Tensor) -> float:
-    """Largest difference over the tokens that the engine names; infinite where it names none."""
-    return max(
-        (
-            abs(value - float(row[token]))
-            for row, tops in zip(logps, said, strict=True)
-            for token, value in tops.items()
-        ),
-        default=float("inf"),
-    )
+    """Largest difference over the tokens that the engine names; infinite where it names none, or what is no number."""
+    pairs = [(row[token], value) for row, tops in zip(logps, said, strict=True) for token, value in tops.items()]
+    if not pairs or not all(math.isfinite(value) for _, value in pairs):  # of NaN no maximum is to be had
+        return math.inf
+    return max(abs(value - float(own)) for own, value in pairs)
+
+
+def _require_tokens(said: Sequence[Mapping[int, float]], vocabulary: int) -> None:
+    """Refuse an engine of another vocabulary.
+
+    Raises:
+        EngineError: It names a token that the policy has not.
+    """
+    foreign = [token for tops in said for token in tops if not 0 <= token < vocabulary]
+    if foreign:
+        raise EngineError(
+            f"the engine names the token {foreign[0]}, and the policy has {vocabulary}: it serves another model; "
+            "start it from the policy's"
+        )

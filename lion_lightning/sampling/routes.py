@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lion_lightning.endpoint import Endpoint
+from lion_lightning.printing import printable
 from lion_lightning.sampling.base import ServedPolicy, require_adapters
 
 
@@ -95,9 +96,11 @@ class SGLangRoutes(FolderRoute):
         Raises:
             ValueError: The server cannot load the folder.
         """
-        said = endpoint.post("/update_weights_from_disk", {"model_path": self.seen_as})
-        if not said.get("success", True):
-            raise ValueError(f"{endpoint.url} cannot load {self.seen_as}: {said.get('message', said)}")
+        route = "/update_weights_from_disk"
+        said = endpoint.said(route, endpoint.post(route, {"model_path": self.seen_as}))
+        if said["success"].value is False:
+            reason = printable(str(said["message"].value))[:300]
+            raise ValueError(f"{endpoint.url} cannot load {self.seen_as}: {reason}")
         endpoint.post("/flush_cache")
 
 
@@ -133,7 +136,7 @@ class AdapterRoutes:
         return name
 
     def _replace(self, endpoint: Endpoint, name: str, rank: int) -> None:
-        known = {model["id"] for model in endpoint.get("/v1/models")["data"]}
+        known = set(endpoint.models())
         try:
             if name not in known:
                 body = {"lora_name": name, "lora_path": f"{self.seen_as}/{name}"}

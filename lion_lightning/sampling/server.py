@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 
 from lion_lightning.endpoint import Endpoint
-from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
+from lion_lightning.replies import Reply
+from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy, vocabulary_size
 from lion_lightning.sampling.probe import Probe
 from lion_lightning.sampling.routes import WeightRoute
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
+
+ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence"})
+"""What servers call the reason of an answer that the model ended itself."""
 
 
 class ServerSampler:
@@ -63,6 +67,7 @@ class ServerSampler:
         self.seeded = seeded
         self._probe = Probe(tolerance) if tolerance is not None else None
         self._named: str | None = model
+        self._vocabulary = 2**31
         self._opened = 0
 
     def identity(self) -> dict[str, Any]:
@@ -77,7 +82,8 @@ class ServerSampler:
             EngineError: It does not serve the policy's weights.
             ValueError: It cannot be given weights.
         """
-        self._named = self._named or str(self.endpoint.get("/v1/models")["data"][0]["id"])
+        self._named = self._named or self.endpoint.models()[0]
+        self._vocabulary = vocabulary_size(policy)
         self._opened += 1
         if self.weights is None:
             if self._opened == 2:
@@ -98,19 +104,33 @@ class ServerSampler:
 
         Raises:
             ConnectionError: The server does not answer, after all tries.
-            ValueError: It refuses a request.
+            ValueError: It refuses a request, or its reply cannot be used.
         """
         self.sampling.require_draws(n)
         seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
         bodies = [self._body(prompt, n, one) for prompt, one in zip(prompts, seeds, strict=True)]
-        replies = self.endpoint.post_all("/v1/completions", bodies, "sample")
-        for prompt, reply in zip(prompts, replies, strict=True):
-            if len(reply.get("choices", ())) != n:
-                raise EngineError(
-                    f"{self.endpoint.url} gave {len(reply.get('choices', ()))} answers of {n} to {prompt.where}; use a "
-                    "server that knows `n`"
-                )
-        return [[_answer(choice) for choice in reply["choices"]] for reply in replies]
+        replies = self._completions(bodies, "sample")
+        return [self._answers(prompt, reply, n) for prompt, reply in zip(prompts, replies, strict=True)]
+
+    def _answers(self, prompt: Prompt, reply: Reply, n: int) -> list[Answer]:
+        choices = reply["choices"].items()
+        if len(choices) != n:
+            raise EngineError(
+                f"{self.endpoint.url} gave {len(choices)} answers of {n} to {prompt.where}; use a server that knows `n`"
+            )
+        return [self._answer(choice) for choice in choices]
+
+    def _answer(self, choice: Reply) -> Answer:
+        """A stop string is cut off the text but not off the tokens, so those are left out then."""
+        text, reason, ids = choice["text"].text(), choice["finish_reason"].text(), choice["token_ids"]
+        by_string = isinstance(choice["stop_reason"].value, str)
+        known = not ids.absent and ids.token_ids(self._vocabulary, self.sampling.max_new_tokens)
+        # Whatever else an answer may end for (aborted, filtered, ...), it is not whole.
+        return Answer(text, "stop" if reason in ENDED else "length", (known or None) if not by_string else None)
+
+    def _completions(self, bodies: Sequence[Any], title: str) -> list[Reply]:
+        route = "/v1/completions"
+        return [self.endpoint.said(route, one) for one in self.endpoint.post_all(route, bodies, title)]
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
         """Log-probs of the server's five most probable next tokens, for each prompt.
@@ -120,18 +140,20 @@ class ServerSampler:
         """
         common = {"model": self._named, "max_tokens": 1, "temperature": 0.0, "logprobs": 5}
         bodies = [{**common, "prompt": list(ids), "return_tokens_as_token_ids": True} for ids in prompts]
-        replies = self.endpoint.post_all("/v1/completions", bodies, "probe")
-        return [self._tops(reply["choices"][0]) for reply in replies]
+        return [self._tops(reply["choices"].items()[0]) for reply in self._completions(bodies, "probe")]
 
-    def _tops(self, choice: Any) -> dict[int, float]:
-        tops = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
-        found = {re.fullmatch(r"token_id:(\d+)", name): value for name, value in tops.items()}
-        if not found or None in found:
+    def _tops(self, choice: Reply) -> dict[int, float]:
+        logprobs = choice["logprobs"]
+        listed = None if logprobs.absent else logprobs["top_logprobs"]
+        tops = listed.items()[0] if listed and listed.value else None
+        names = list(tops.value) if tops and isinstance(tops.value, dict) else []
+        found = {name: re.fullmatch(r"token_id:(\d{1,10})", name) for name in names}
+        if tops is None or not found or None in found.values():
             raise EngineError(
                 f"{self.endpoint.url} gives no log-probs by token id, so nothing proves that it serves the policy's "
                 "weights; set `tolerance: null` to go without proof"
             )
-        return {int(match[1]): float(value) for match, value in found.items() if match}
+        return {int(match[1]): tops[name].number() for name, match in found.items() if match}
 
     def _body(self, prompt: Prompt, n: int, seed: int) -> dict[str, Any]:
         own = self.sampling
@@ -147,12 +169,3 @@ class ServerSampler:
         more: dict[str, Any] = {"seed": seed % 2**31 if self.seeded else None}
         more |= {"top_k": own.top_k or None, "stop": list(own.stop) or None}
         return body | {name: value for name, value in more.items() if value is not None}
-
-
-def _answer(choice: Any) -> Answer:
-    """A stop string is cut off the text but not off the tokens, so those are left out then."""
-    reason = "length" if choice.get("finish_reason") == "length" else "stop"
-    ids = choice.get("token_ids")
-    return Answer(
-        choice["text"], reason, tuple(ids) if ids and not isinstance(choice.get("stop_reason"), str) else None
-    )

@@ -18,14 +18,21 @@ from lion_lightning.lightning_cli import LionCLI
 PACKAGE = Path(lion_lightning.__file__).parent
 
 # What each layer may import besides itself. Single modules at the top count as layers of their own.
-_CORE = {"types", "head", "functional", "cache", "endpoint", "meeting", "agreement", "stopping", "folder_lock"}
+_CORE = {
+    *("types", "head", "functional", "cache", "endpoint", "replies", "printing", "meeting", "agreement"),
+    *("stopping", "folder_lock"),
+}
 _MODELS = _CORE | {"losses", "sampling", "judges", "models"}
 MAY_IMPORT = {
     "types": set[str](),
     "head": set[str](),
     "functional": {"types", "head"},
     "cache": set[str](),
-    "endpoint": set[str](),
+    "endpoint": {"printing", "replies", "transfer"},
+    "transfer": set[str](),
+    "replies": {"printing"},
+    "printing": set[str](),
+    "checking": set[str](),  # a process of its own: nothing of the package, and no torch
     "meeting": {"cache"},
     "agreement": set[str](),
     "stopping": set[str](),

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.formats import Conversation, Message
 from lion_lightning.evaluation.formats.base import Finished, Format, Question
+from lion_lightning.sampling.answers import one_each
 from lion_lightning.sampling.base import Following, Sampler, SamplingSettings, ServedPolicy
 from lion_lightning.types import Prompt
 
@@ -78,9 +79,9 @@ class Asking:
 
     def _sample(self, prompts: Sequence[Prompt], *draw: int) -> list[str]:
         seed = int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0])
-        answers = [answer for (answer,) in self.sampler.sample(prompts, 1, seed)]
-        self.cut_off += sum(getattr(answer, "finish_reason", "stop") == "length" for answer in answers)
-        return [str(getattr(answer, "text", answer)).strip() for answer in answers]
+        answers = one_each(self.sampler, prompts, seed, None)
+        self.cut_off += sum(answer.finish_reason == "length" for answer in answers)
+        return [answer.text.strip() for answer in answers]
 
     @contextmanager
     def _temperature(self, usual: float | None) -> Iterator[None]:

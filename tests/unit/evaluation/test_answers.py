@@ -17,7 +17,8 @@ from lion_lightning.types import Answer, Prompt
 from tests.unit.chat_server import serving
 
 PROMPTS = [Prompt(f"q{number}", (number, 7), where=f"f:{number}") for number in range(10)]
-MODEL: Any = SimpleNamespace(digest=lambda: "a model")
+LM = SimpleNamespace(config=SimpleNamespace(vocab_size=1000))
+MODEL: Any = SimpleNamespace(digest=lambda: "a model", model=LM, tokenizer=range(1000))
 
 
 class KilledError(BaseException):
@@ -88,7 +89,7 @@ def test_a_finished_call_asks_and_opens_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"model": SimpleNamespace(digest=lambda: "another")},
+        {"model": SimpleNamespace(**{**vars(MODEL), "digest": lambda: "another"})},
         {"sampler": Drawing(setting=1)},
         {"seed": 1},
         {"prompts": PROMPTS[::-1]},

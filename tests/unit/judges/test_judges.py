@@ -276,7 +276,7 @@ def test_ratings_are_read_cached_and_never_invented(tmp_path: Path) -> None:
 
     def reply(route: str, body: Any) -> tuple[int, Any]:
         question = body["messages"][0]["content"]
-        answer = re.search(r"\[Answer\]\n(.*)\n\[End", question)
+        answer = re.search(r"<answer \w+>\n(.*)\n</answer", question)
         assert answer is not None
         seen.append(answer[1])
         return chat(f"Fine.\nRating: {answer[1]}" if answer[1] != "odd" else "I would rather not say.")
@@ -297,7 +297,7 @@ def test_ratings_are_read_cached_and_never_invented(tmp_path: Path) -> None:
 def test_a_verdict_that_changes_with_the_order_is_a_tie(tmp_path: Path) -> None:
     def reply(route: str, body: Any) -> tuple[int, Any]:
         question = body["messages"][0]["content"]
-        first, second = re.findall(r"\[Answer [AB]\]\n(.*)\n\[End", question)
+        first, second = re.findall(r"<answer \w+>\n(.*)\n</answer", question)
         if "shy" in (first, second):
             return chat("Verdict: A")  # always the first: the order decides
         return chat(f"Verdict: {'A' if first < second else 'B'}")

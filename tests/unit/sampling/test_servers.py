@@ -315,3 +315,121 @@ def test_an_unreachable_server_is_one_clear_error() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"sampling.{next(iter(wrong))} is"):
         SamplingSettings(**wrong)  # type: ignore[arg-type]
+
+
+# --- replies that are none
+
+
+ODD_COMPLETIONS: list[tuple[Any, str]] = [
+    (None, "the reply is null or missing, and must be an object"),
+    ([], r"the reply is a list of 0 .*, and must be an object"),
+    ([1, 2], r"the reply is a list of 2 \(\[1, 2\]\), and must be an object"),
+    ("done", "the reply is 'done', and must be an object"),
+    ({}, "choices is null or missing, and must be a list"),
+    ({"choices": None}, "choices is null or missing, and must be a list"),
+    ({"choices": {"0": "x"}}, "choices is an object with '0', and must be a list"),
+    ({"choices": [None]}, r"choices\[0\] is null or missing, and must be an object"),
+    ({"choices": ["x"]}, r"choices\[0\] is 'x', and must be an object"),
+    ({"choices": [{}]}, r"choices\[0\]\.text is null or missing, and must be a text"),
+    ({"choices": [{"text": None}]}, r"choices\[0\]\.text is null or missing"),
+    ({"choices": [{"text": ["x"]}]}, r"choices\[0\]\.text is a list of 1"),
+    ({"choices": [{"text": "half \ud83d"}]}, r"choices\[0\]\.text is 'half \\ud83d', and must be a text"),
+    ({"choices": [{"text": "x"}]}, r"choices\[0\]\.finish_reason is null or missing"),
+    (
+        {"choices": [{"text": "\x1b[2J" * 30, "finish_reason": 3}]},
+        r"choices\[0\]\.finish_reason is 3, and must be a text",
+    ),
+]
+
+
+@pytest.mark.parametrize(("reply", "why"), ODD_COMPLETIONS)
+def test_a_reply_that_is_none_names_the_place_in_it(reply: Any, why: str) -> None:
+    with serving(lambda route, body: (200, reply if body else {"data": [{"id": "m"}]})) as url:
+        made = sampler(url)
+        made.open(Policy())
+        with pytest.raises(ValueError, match=rf"^{url}/v1/completions: {why}") as error:
+            made.sample(PROMPTS[:1], 1, 0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "why"),
+    [
+        ([-3], r"token_ids\[0\] is -3, and must be a token id from 0 to 10"),
+        ([1, 11], r"token_ids\[1\] is 11, and must be a token id from 0 to 10"),
+        ([1, 2.0], r"token_ids\[1\] is 2\.0"),
+        ([True], r"token_ids\[0\] is True"),
+        ([None], r"token_ids\[0\] is null"),
+        (["3"], r"token_ids\[0\] is '3'"),
+        ([[1]], r"token_ids\[0\] is a list of 1"),
+        ({"0": 1}, "token_ids is an object"),
+        ([3] * 13, "token_ids is a list of 13 .*, and must be a list of at most 12 token ids"),
+    ],
+)
+def test_tokens_that_are_none_of_the_policy_s_are_named(ids: Any, why: str) -> None:
+    choice = {"text": "x", "finish_reason": "stop", "token_ids": ids}
+    with serving(lambda route, body: (200, {"choices": [choice]} if body else {"data": [{"id": "m"}]})) as url:
+        made = sampler(url)
+        made.open(Policy())
+        with pytest.raises(ValueError, match=rf"^{url}/v1/completions: choices\[0\]\.{why}"):
+            made.sample(PROMPTS[:1], 1, 0)
+
+
+@pytest.mark.parametrize("reason", ["abort", "content_filter", "error", ""])
+def test_an_answer_that_ended_for_another_reason_is_not_whole(reason: str) -> None:
+    choice = {"text": "x", "finish_reason": reason}
+    with serving(lambda route, body: (200, {"choices": [choice]} if body else {"data": [{"id": "m"}]})) as url:
+        made = sampler(url)
+        made.open(Policy())
+        assert made.sample(PROMPTS[:1], 1, 0) == [[Answer("x", "length", None)]]
+
+
+@pytest.mark.parametrize("reply", [None, [], {}, {"data": None}, {"data": []}, {"data": [{}]}, {"data": [{"id": 3}]}])
+def test_a_list_of_models_that_is_none_names_the_server(reply: Any) -> None:
+    with serving(lambda *_: (200, reply)) as url, pytest.raises(ValueError, match=rf"^{url}/v1/models: .*must be"):
+        sampler(url).open(Policy())
+
+
+@pytest.mark.parametrize(
+    ("tops", "why"),
+    [
+        ({"token_id:3": None}, "is null or missing, and must be a finite number"),
+        ({"token_id:3": float("nan")}, "is nan, and must be a finite number"),
+        ({"token_id:3": float("-inf")}, "is -inf, and must be a finite number"),
+        ({"token_id:3": "0.5"}, "is '0.5', and must be a finite number"),
+        ({"token_id:99": -0.5}, "names the token 99, and the policy has 11"),
+        ({"token_id:99999999999999": -0.5}, "gives no log-probs by token id"),
+        ({"Paris": -0.5}, "gives no log-probs by token id"),
+        ([], "gives no log-probs by token id"),
+        ("x", "must be a list|no log-probs"),
+    ],
+)
+def test_log_probs_that_are_none_prove_nothing(tops: Any, why: str, tmp_path: Path) -> None:
+    policy = Policy()
+
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        if route == "/v1/models":
+            return 200, {"data": [{"id": "m"}]}
+        return 200, {"choices": [{"text": "", "logprobs": {"top_logprobs": [tops]}}]}
+
+    with serving(reply) as url:
+        made = sampler(url, weights=VLLMRoutes(str(tmp_path)), tolerance=1e9)
+        with pytest.raises((ValueError, EngineError), match=why):
+            made.open(policy)
+
+
+def test_a_nan_among_log_probs_does_not_hide_behind_the_others() -> None:
+    policy = Policy()
+    said = engine(policy, 0.0)
+
+    def with_nan(prompts: Sequence[Sequence[int]]) -> Any:
+        return [{**tops, min(tops): float("nan")} for tops in said(prompts)]
+
+    with pytest.raises(EngineError, match="off by inf"):
+        Probe(0.2).check(policy, with_nan)
+
+
+@pytest.mark.parametrize("reply", [None, [], "ok"])
+def test_sglang_s_reply_that_is_none_is_one_line(reply: Any, tmp_path: Path) -> None:
+    with serving(lambda *_: (200, reply)) as url, pytest.raises(ValueError, match=f"^{url}/update_weights_from_disk: "):
+        SGLangRoutes(str(tmp_path)).load(Endpoint(url))

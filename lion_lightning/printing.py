@@ -1,0 +1,107 @@
+"""Text on its way to a person or a file: what controls a terminal, and what nobody else may read, is taken out."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+HIDDEN = "***"
+
+_SECRET = r"api[_-]?(?:key|token)|access[_-]?(?:key|token)|(?:auth|hf)[_-]?token|passw(?:or)?d|passphrase|secret"
+_USER = re.compile(r"(?<=://)(?:[^\s'\"<>/]*|[^\s'\"<>/@:]*:[^\s'\"<>]*)@")
+_QUERY = re.compile(r"([?&;][\w.%-]*(?:key|token|secret|passw|sig|auth|credential)[\w.%-]*=)[^&\s'\"#]+", re.IGNORECASE)
+_GIVEN = re.compile(rf"((?:{_SECRET})(?:\s*=\s*|['\"]\s*[:=]\s*)['\"]?)[^\s'\",;&}}]+", re.IGNORECASE)
+_BEARER = re.compile(r"(\bBearer\s+)[\w.~+/=-]{8,}")
+_KNOWN = re.compile(r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,})")
+_NAMED = re.compile(rf"(?:.*[._-])?(?:{_SECRET})", re.IGNORECASE)
+_LOGIN = re.compile(r"\bhttps?://[^/\s@?#]*@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]*:[^/\s@?#]*@", re.IGNORECASE)
+
+
+def harmless(text: str) -> str:
+    """Text that says nothing to a terminal: what controls one, or turns the direction of writing, becomes a mark.
+
+    Args:
+        text: What a model, a file or a server says.
+    """
+    # Joiners are control characters by category, but Persian and many an emoji fall apart without them.
+    return "".join(
+        char if char in "\n\t\u200c\u200d" or unicodedata.category(char)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
+        for char in text
+    )
+
+
+def redacted(text: str) -> str:
+    """Text without user names and passwords in addresses, and without what looks like a key.
+
+    Args:
+        text: What is going to be shown or written.
+    """
+    text = _USER.sub(f"{HIDDEN}@", text)
+    for pattern in (_QUERY, _GIVEN, _BEARER):
+        text = pattern.sub(rf"\1{HIDDEN}", text)
+    return _KNOWN.sub(HIDDEN, text)
+
+
+def printable(text: str) -> str:
+    """Both :func:`redacted` and :func:`harmless`.
+
+    Args:
+        text: What is going to be shown.
+    """
+    return harmless(redacted(text))
+
+
+def redacted_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line in which no option has a key or a password as its value.
+
+    Args:
+        arguments: Of a process.
+    """
+    before = ["", *arguments]
+    named = (one.startswith("--") and _NAMED.fullmatch(one) is not None for one in before)
+    return [HIDDEN if secret else redacted(one) for secret, one in zip(named, arguments, strict=False)]
+
+
+def require_no_secrets(config: Any, owner: str = "") -> None:
+    """Refuse settings that would write a password or a key into every file that keeps the config.
+
+    Args:
+        config: Settings: mappings, lists, plain values; others are passed over.
+        owner: What the message begins with, e.g. a file's name and a colon.
+
+    Raises:
+        ValueError: One is an address with a user name, a password or a key in it, or is named like a secret. The
+            message has its name, and not its value.
+    """
+    for place, what in _secrets(config, ""):
+        raise ValueError(
+            f"{owner}{place}: {what}, which would be copied into the run's files; leave it out, and keep it in an "
+            "environment variable: servers have `api_key_env` for its name, the hub reads HF_TOKEN, loggers have "
+            "variables of their own"
+        )
+
+
+def _secrets(config: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Where a secret stands, and what it is."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            inner = f"{place}.{name}" if place else str(name)
+            if isinstance(value, str) and value and _NAMED.fullmatch(str(name)):
+                yield inner, "this is a key or a password"
+            yield from _secrets(value, inner)
+    elif isinstance(config, list | tuple):
+        for number, value in enumerate(config):
+            yield from _secrets(value, f"{place}[{number}]")
+    elif isinstance(config, str) and (_LOGIN.search(config) or ("://" in config and _QUERY.search(config))):
+        yield place, "there is a user name, a password or a key in this address"
+
+
+class PrintableFormatter(logging.Formatter):
+    """A log's lines as :func:`printable` has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line (logging calls this)."""
+        return printable(super().format(record))

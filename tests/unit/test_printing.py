@@ -1,0 +1,77 @@
+"""Secrets and control characters in text on its way out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from lion_lightning.printing import PrintableFormatter, redacted, redacted_arguments, require_no_secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://ann:pw@host:80/v1: no answer", "http://***@host:80/v1: no answer"),
+        ("http://ann:p/w@host", "http://***@host"),
+        ("https://tok@host/x", "https://***@host/x"),
+        ("http://h/v1?api-key=abc&n=2", "http://h/v1?api-key=***&n=2"),
+        ("http://h/b?sv=1&sig=aB%3D", "http://h/b?sv=1&sig=***"),
+        ("CometLogger(api_key='abcd', name='x')", "CometLogger(api_key='***', name='x')"),
+        ("{'api_key': 'abcd', 'n': 1}", "{'api_key': '***', 'n': 1}"),
+        ("b'Bearer abcdefghijkl'", "b'Bearer ***'"),
+        ("key sk-abcdefghijklmnop12 and hf_abcdefghijklmnopqr", "key *** and ***"),
+    ],
+)
+def test_secrets_in_text_are_hidden(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:8000: no answer after 3 tries",
+        "see https://medium.com/@ann/post",
+        "api_key_env: the environment variable OPENAI_API_KEY is not set",
+        "write to ann@example.org",
+        "max_new_tokens=5, eos_token='<|end|>'",
+        "the bearer of news",
+    ],
+)
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert redacted(text) == text
+    require_no_secrets({"prompt": text})
+
+
+def test_options_named_like_secrets_lose_their_values_in_either_spelling() -> None:
+    given = ["lion", "fit", "--trainer.logger.api_key=abc", "--my-secret", "abc", "--seed", "3", "--url=http://a:b@h"]
+    shown = ["lion", "fit", "--trainer.logger.api_key=***", "--my-secret", "***", "--seed", "3", "--url=http://***@h"]
+    assert redacted_arguments(given) == shown
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ({"a": [{"url": "http://ann:hunter2@host"}]}, r"a\[0\]\.url"),
+        ({"a": {"uri": "postgresql://ann:hunter2@db/x"}}, "a.uri"),
+        ({"path": "https://x/y.jsonl?token=hunter2"}, "path"),
+        ({"logger": {"init_args": {"api_key": "hunter2"}}}, "logger.init_args.api_key"),
+        ({"password": "hunter2"}, "password"),
+    ],
+)
+def test_a_config_with_a_secret_is_refused_by_the_name_alone(config: Any, place: str) -> None:
+    with pytest.raises(ValueError, match=rf"^c\.yaml: {place}: .*environment variable") as error:
+        require_no_secrets(config, "c.yaml: ")
+    assert "hunter2" not in str(error.value)
+
+
+def test_names_of_tokens_and_variables_are_no_secrets() -> None:
+    require_no_secrets(
+        {"eos_token": "<|end|>", "max_new_tokens": 4, "api_key_env": "OPENAI_API_KEY", "api_key": None, "n": {"k": 1}}
+    )
+
+
+def test_a_log_line_neither_shows_a_secret_nor_moves_the_terminal() -> None:
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "at %s: \x1b[2J", ("http://a:b@h",), None)
+    assert PrintableFormatter("%(message)s").format(record) == "at http://***@h: \ufffd[2J"
