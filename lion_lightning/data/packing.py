@@ -90,7 +90,8 @@ class BestFit(Packing):
         _refuse_overlong(lengths, capacity)
         shuffled = rng.permutation(len(lengths))
         order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
-        return _whole_documents(lengths, order, _best_fit(lengths[order], capacity))
+        room = min(capacity, int(lengths.sum()))  # more is never filled, and the search keeps a list for each token
+        return _whole_documents(lengths, order, _best_fit(lengths[order], room))
 
 
 class Unpacked(Packing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ class SamplingSettings:
     """How answers are drawn.
 
     Attributes:
-        temperature: The paper's is 0.8; 0 is greedy, for one answer to a prompt.
+        temperature: The paper's is 0.8; 0 is greedy, for one answer to a prompt. What lies between 0 and 0.01 would
+            overflow in fp32, and is refused.
         top_p: Draw from the smallest set of tokens with this probability; 1 for all.
         top_k: Draw from so many of the most probable tokens; 0 for all.
         max_new_tokens: Most tokens of an answer; one that is longer is cut off, with finish reason ``length``.

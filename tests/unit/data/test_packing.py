@@ -190,3 +190,9 @@ def test_memory_stays_within_a_few_numbers_a_document(count: int) -> None:
         tracemalloc.stop()
     assert rows.tokens == int(lengths.sum())
     assert peak < 12 * 8 * count + capacity * 200  # the second term: a list for each possible space
+
+
+def test_a_row_far_larger_than_all_documents_costs_no_more_than_they_do() -> None:
+    rows = BestFit().rows(np.array([3, 5, 2]), 10**12, np.random.default_rng(0))
+    assert len(rows) == 1
+    assert sorted(rows.documents.tolist()) == [0, 1, 2]
