@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -174,7 +173,7 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         """Check the settings."""
         for name, good, range_ in (
-            ("temperature", 0 <= self.temperature < float("inf"), "of at least 0"),
+            ("temperature", self.temperature == 0 or 0.01 <= self.temperature < float("inf"), "of at least 0.01, or 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
