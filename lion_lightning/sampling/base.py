@@ -153,7 +153,7 @@ class SamplingSettings:
     """How answers are drawn.
 
     Attributes:
-        temperature: The paper's is 0.8; 0 is greedy, for one answer to a prompt. What lies between 0 and 0.01 would
+        temperature: The paper's is 0.8; 0 is greedy, for one answer to a prompt. What lies between 0 and 1e-5 would
             overflow in fp32, and is refused.
         top_p: Draw from the smallest set of tokens with this probability; 1 for all.
         top_k: Draw from so many of the most probable tokens; 0 for all.
@@ -173,7 +173,7 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         """Check the settings."""
         for name, good, range_ in (
-            ("temperature", self.temperature == 0 or 0.01 <= self.temperature < float("inf"), "of at least 0.01, or 0"),
+            ("temperature", self.temperature == 0 or 1e-5 <= self.temperature < float("inf"), "of at least 1e-5, or 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),

@@ -181,3 +181,9 @@ def test_next_logps_are_a_plain_forwards(tmp_path: Path) -> None:
     for row, prompt in zip(policy.next_logps(ids), ids, strict=True):
         plain = policy.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
         assert torch.allclose(row, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6, float("inf"), float("nan"), -1.0])
+def test_a_temperature_that_overflows_in_fp32_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"sampling.temperature is .*; give a number of at least 1e-5, or 0"):
+        SamplingSettings(temperature=temperature)
