@@ -19,20 +19,30 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.data.answer_spans import Span
 from lion_lightning.data.formats import Completion, Conversation, Example, Row, Text, recognise
-from lion_lightning.data.rendering import ChatRenderer, Span
+from lion_lightning.data.rendering import ChatRenderer
+from lion_lightning.data.row_warnings import warn_of_row
 from lion_lightning.types import Piece
 
 Mask = Literal["assistant", "completion", "none"]
 
-_VERSION = 1  # part of the fingerprint; raise it whenever the same input gives other pieces
+_VERSION = 2  # part of the fingerprint; raise it whenever the same input gives other pieces
 
 
 class _Draft(NamedTuple):
-    """Text to tokenise, the character spans of it to train, and whether BOS and EOS are still to be added."""
+    """Text to tokenise.
+
+    Attributes:
+        text: All of it.
+        spans: The characters to train.
+        start: Where the answer begins.
+        bare: Whether BOS and EOS are still to be added: no chat template has written the text.
+    """
 
     text: str
     spans: Sequence[Span]
+    start: int
     bare: bool
 
 
@@ -82,6 +92,18 @@ class ChatEncoder:
         Raises:
             ValueError: An example cannot be rendered or masked exactly; the message starts with its place.
         """
+        return [piece for piece, _ in self.encode_answers(examples, where)]
+
+    def encode_answers(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece, int]]:
+        """Encode a batch, and count the tokens that stand before each example's answer.
+
+        Args:
+            examples: See :meth:`encode`.
+            where: See :meth:`encode`.
+
+        Raises:
+            ValueError: See :meth:`encode`.
+        """
         drafts = []
         for example, place in zip(examples, where, strict=True):
             with _naming(place):
@@ -106,7 +128,8 @@ class ChatEncoder:
         """
         bare = isinstance(prompt, Completion)
         text = prompt.prompt if isinstance(prompt, Completion) else self._renderer.prompt(prompt)
-        ids = self._backend.encode(self._encodable(_Draft(text, (), bare)).text, add_special_tokens=False).ids
+        ids = self._backend.encode(self._encodable(_Draft(text, (), 0, bare)).text, add_special_tokens=False).ids
+        self._warn_of_bos(bare, ids)
         return text, [*self._bos, *ids] if bare and ids[: len(self._bos)] != self._bos else ids
 
     def read(self, row: Row, columns: Mapping[str, str]) -> list[Example]:
@@ -137,22 +160,23 @@ class ChatEncoder:
 
     @_draft.register
     def _(self, example: Text) -> _Draft:
-        return _Draft(example.text, [(0, len(example.text))], bare=True)
+        return _Draft(example.text, [(0, len(example.text))], 0, bare=True)
 
     @_draft.register
     def _(self, example: Completion) -> _Draft:
         text = example.prompt + example.completion
-        return _Draft(text, [(0 if self.mask == "none" else len(example.prompt), len(text))], bare=True)
+        start = 0 if self.mask == "none" else len(example.prompt)
+        return _Draft(text, [(start, len(text))], start, bare=True)
 
     @_draft.register
     def _(self, example: Conversation) -> _Draft:
         if self.mask == "none":
+            if not all(turn.trained for turn in example.messages):
+                raise ValueError("the row says that a turn is not trained, and mask: none trains all of it")
             text = self._renderer.render(example)
-            return _Draft(text, [(0, len(text))], bare=False)
-        text, spans = self._renderer.answers(example, self._first_trained(example))
-        if not spans:
-            raise ValueError("no assistant turn to train; give the row an answer, or set mask: none")
-        return _Draft(text, spans, bare=False)
+            return _Draft(text, [(0, len(text))], 0, bare=False)
+        rendered = self._renderer.answers(example, self._first_trained(example))
+        return _Draft(*rendered, bare=False)
 
     def _first_trained(self, conversation: Conversation) -> int:
         if self.mask == "assistant":
@@ -171,16 +195,20 @@ class ChatEncoder:
             raise ValueError(f"the text is not valid Unicode ({error.reason}); mend the row's escapes") from None
         return draft
 
-    def _piece(self, draft: _Draft, encoding: Encoding, where: str, boundaries: list[_Boundary]) -> Piece:
+    def _piece(self, draft: _Draft, encoding: Encoding, where: str, boundaries: list[_Boundary]) -> tuple[Piece, int]:
         ids = encoding.ids
         supervised = np.zeros(len(ids), dtype=np.bool_)
+        firsts = {start: _first_token(encoding, start, len(draft.text)) for start in (draft.start, *_starts(draft))}
         for start, end in draft.spans:
-            first = _first_token(encoding, start, len(draft.text))
-            supervised[first : _first_token(encoding, end, len(draft.text))] = True
+            supervised[firsts[start] : _first_token(encoding, end, len(draft.text))] = True
+        for start, first in firsts.items():
             boundaries.append(self._boundary(draft.text, encoding, ids[:first], start, where))
+        before = firsts[draft.start]
         if draft.bare:
-            ids, supervised = self._closed(ids, supervised)
-        return Piece(np.array(ids, dtype=np.int32), supervised)
+            ids, supervised, added = self._closed(ids, supervised)
+            before += added
+        self._warn_of_bos(draft.bare, ids)
+        return Piece(np.array(ids, dtype=np.int32), supervised), before
 
     def _boundary(self, text: str, encoding: Encoding, before: list[int], start: int, where: str) -> _Boundary:
         # An added token cuts the text in two before it is tokenised, so nothing before the last one matters.
@@ -199,8 +227,15 @@ class ChatEncoder:
                     "space where they meet (with a `transform`), choose another chat template, or set mask: none"
                 )
 
-    def _closed(self, ids: list[int], supervised: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[Any]]:
-        """Add BOS and EOS where the text does not hold them yet."""
+    def _warn_of_bos(self, bare: bool, ids: Sequence[int]) -> None:
+        if not bare and ids[: len(self._bos)] != self._bos:
+            warn_of_row(
+                f"the tokenizer starts texts with {self.tokenizer.bos_token} and the chat template does not write it: "
+                "use a tokenizer.chat_template that begins with bos_token, as configs/recipes/chatml_with_bos.jinja"
+            )
+
+    def _closed(self, ids: list[int], supervised: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[Any], int]:
+        """Add BOS and EOS where the text does not hold them yet, and count what comes before it."""
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise ValueError(
@@ -209,10 +244,14 @@ class ChatEncoder:
         before = [] if ids[: len(self._bos)] == self._bos else self._bos
         after = [] if ids[-1:] == [eos] else [eos]
         whole = np.full(len(before), supervised.all())
-        return [*before, *ids, *after], np.concatenate([whole, supervised, np.full(len(after), True)])
+        return [*before, *ids, *after], np.concatenate([whole, supervised, np.full(len(after), True)]), len(before)
 
 
 # --- which tokens lie where. Offsets are asked for one by one: as a list they cost more than rendering does.
+
+
+def _starts(draft: _Draft) -> list[int]:
+    return [start for start, _ in draft.spans]
 
 
 def _begin(encoding: Encoding, token: int) -> int:

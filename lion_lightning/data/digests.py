@@ -6,7 +6,7 @@ import json
 from hashlib import blake2b
 from typing import Any
 
-from lion_lightning.data.formats import Completion, Conversation, Example
+from lion_lightning.data.formats import Completion, Conversation, Example, Message
 from lion_lightning.data.preferences import Preference, SampledPair, Whole
 
 
@@ -49,8 +49,13 @@ def _content(example: Example | Preference | SampledPair) -> list[Any]:
     elif isinstance(example, Preference):
         content = [_content(example.chosen), _content(example.rejected)]
     elif isinstance(example, Conversation):
-        content = example._replace(prompt_turns=None)
+        content = [*map(_turn, example.messages)], None, example.tools, *filter(None, [example.chat_template_kwargs])
     return [type(example).__name__, content]
+
+
+def _turn(message: Message) -> list[Any]:
+    """A turn's content; the mark of one that is not trained is written only where there is one."""
+    return [*message[:3], *([] if message.trained else ["not trained"])]
 
 
 def prompt_of(side: Whole) -> Whole:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
-
-class Message(NamedTuple):
-    """One turn of a conversation.
-
-    Attributes:
-        role: ``system``, ``user``, ``assistant`` or ``tool``.
-        content: Its text; empty only for a system or tool turn, or an assistant turn that does nothing but call tools.
-        extra: Every other key of the row's message (``tool_calls``, ``name``, ...), for the chat template to use.
-    """
-
-    role: str
-    content: str
-    extra: dict[str, Any] | None = None
+from lion_lightning.data.tool_calls import read_tools as read_tools
+from lion_lightning.data.turns import Message as Message
+from lion_lightning.data.turns import read_text as read_text
+from lion_lightning.data.turns import read_turns as read_turns
 
 
 class Conversation(NamedTuple):
@@ -29,11 +19,13 @@ class Conversation(NamedTuple):
         prompt_turns: How many leading messages are prompt when only the completion is trained; None for all that stand
             before the last assistant message.
         tools: Tool definitions (JSON schemas) handed to the chat template, or None.
+        chat_template_kwargs: More that is handed to it (``{"enable_thinking": False}``), or None.
     """
 
     messages: tuple[Message, ...]
     prompt_turns: int | None = None
     tools: tuple[Any, ...] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class Completion(NamedTuple):
@@ -178,22 +170,6 @@ FORMS: tuple[Form[Callable[[Row], Example]], ...] = (
 
 # --- turns
 
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-}
-
 _FOLLOWERS = {
     "": {"system", "user", "assistant"},
     "system": {"user", "assistant"},
@@ -233,60 +209,3 @@ def read_system(row: Row) -> tuple[Message, ...]:
     """The row's ``system`` column as a turn; none where it is empty or absent."""
     content = read_text(row.get("system", ""), "system", may_be_empty=True)
     return (Message("system", content),) if content else ()
-
-
-def read_turns(value: Any, name: str, may_be_empty: bool = False) -> tuple[Message, ...]:
-    """Read a list of messages; ``name`` is its place in the row, for errors, and the messages' text may be empty."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(f"{name} is {type(value).__name__}, not a list of messages")
-    if not value:
-        raise ValueError(f"{name} is empty; remove the row or give it messages")
-    return tuple(_message(turn, f"{name}[{number}]", may_be_empty) for number, turn in enumerate(value))
-
-
-def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
-    """Read ``{role, content}`` and ShareGPT's ``{from, value}`` alike: sets of either kind hold both."""
-    if not isinstance(turn, Mapping):
-        raise ValueError(f"{name} is {type(turn).__name__}, not an object with role and content")
-    own = {key: value for key, value in turn.items() if value is not None}
-    spoken = own.pop("role", own.pop("from", None))
-    role = _ROLES.get(spoken) if isinstance(spoken, str) else None
-    if role is None:
-        raise ValueError(f"{name} has the role {spoken!r}; known roles are {', '.join(_ROLES)}")
-    content = own.pop("content", own.pop("value", "" if "tool_calls" in own else None))
-    silent = may_be_empty or role in ("system", "tool") or "tool_calls" in own
-    return Message(role, read_text(_joined(content, name), f"{name} ({role})", may_be_empty=silent), own or None)
-
-
-def _joined(content: Any, name: str) -> Any:
-    """Join OpenAI's list of text parts, with nothing between them; leave anything else as it is."""
-    if isinstance(content, str) or not isinstance(content, Sequence):
-        return content
-    for part in content:
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
-    return "".join(part["text"] for part in content)
-
-
-def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
-    """Make sure that a value is text; ``name`` is its place in the row, for errors."""
-    if value is None:
-        raise ValueError(f"{name} has no content; remove the row or fill it in")
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {type(value).__name__}, not text; convert it with a `transform`")
-    if not (may_be_empty or value.strip()):
-        raise ValueError(f"{name} is empty; remove the row or fill it in")
-    return value
-
-
-def read_tools(row: Row) -> tuple[Any, ...] | None:
-    """Read tool definitions, a list or (as Arrow tables need it) its JSON text."""
-    tools = row.get("tools") or None
-    try:
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-    except json.JSONDecodeError as error:
-        raise ValueError(f"tools is not valid JSON ({error}); give a list of JSON schemas") from None
-    if tools is not None and not isinstance(tools, Sequence):
-        raise ValueError(f"tools is {type(tools).__name__}, not a list of JSON schemas")
-    return tuple(tools) if tools else None

@@ -16,7 +16,7 @@ from lion_lightning.data.preference_formats import recognise_preferences
 from lion_lightning.data.preferences import BestWorst, Pairing, Preference, Whole
 from lion_lightning.types import Piece
 
-_VERSION = 2  # part of the fingerprint; raise it whenever the same input gives other pieces
+_VERSION = 3  # part of the fingerprint; raise it whenever the same input gives other pieces
 
 Triple = tuple[Piece, Piece, Piece]
 
@@ -59,7 +59,7 @@ class PairEncoder:
                 tokens on one side than on the other; the message starts with the pair's place.
         """
         sides = [side for example in examples for side in (example.chosen, example.rejected)]
-        encoded = self._chat.encode(sides, [place for place in where for _ in range(2)])
+        encoded = self._chat.encode_answers(sides, [place for place in where for _ in range(2)])
         triples = [self._triple(*pair) for pair in zip(encoded[::2], encoded[1::2], where, strict=True)]
         return [_without_blanks(triple, example) for triple, example in zip(triples, examples, strict=True)]
 
@@ -68,8 +68,8 @@ class PairEncoder:
         parts = [_VERSION, self._chat.fingerprint(), self.pairing.identity()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _triple(self, chosen: Piece, rejected: Piece, where: str) -> Triple:
-        first, second = self._answer_start(chosen), self._answer_start(rejected)
+    def _triple(self, better: tuple[Piece, int], worse: tuple[Piece, int], where: str) -> Triple:
+        (chosen, first), (rejected, second) = better, worse
         if not (first and second):
             raise ValueError(
                 f"{where}: the prompt is empty, so nothing stands before the first token of the answers; give the row "
@@ -82,10 +82,6 @@ class PairEncoder:
                 "renders it by what follows; set a tokenizer.chat_template that does not"
             )
         return Piece(prompt, np.zeros(first, dtype=np.bool_)), _answer(chosen, first), _answer(rejected, second)
-
-    def _answer_start(self, piece: Piece) -> int:
-        # A text without a prompt is supervised from its BOS on; that is context all the same.
-        return int(piece.supervised.argmax()) or int(piece.input_ids[0] == self.tokenizer.bos_token_id)
 
 
 def _answer(piece: Piece, start: int) -> Piece:

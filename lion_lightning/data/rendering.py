@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import takewhile
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.data.answer_spans import AnswerFinder, Span, TaggedAnswers
 from lion_lightning.data.formats import Conversation, Message
+from lion_lightning.data.row_warnings import warn_of_row
+from lion_lightning.data.shown import missing_of_answer, missing_tool, missing_turn
+from lion_lightning.data.turns import unread_keys
+from lion_lightning.models.chat_template import MARK, ChatTemplate
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, end_of_turn_ids
 
-Span = tuple[int, int]
+NO_END = (
+    "an answer ends in no token that generation stops at, so a model does not learn to stop: use a "
+    "tokenizer.chat_template that ends a turn with EOS or an added token, or add its marker to tokenizer.special_tokens"
+)
+
+
+class Rendered(NamedTuple):
+    """The text of a conversation.
+
+    Attributes:
+        text: All of it.
+        spans: The answers to train.
+        start: Where the first answer that counts begins, trained or not.
+    """
+
+    text: str
+    spans: list[Span]
+    start: int
 
 
 class ChatRenderer:
     """Renders conversations through a tokenizer's chat template and finds the answers in the text.
 
-    Answers are spans of characters in the one text of the whole conversation. They come from the template's own
-    ``{% generation %}`` tags; without tags, from rendering the turns before each answer with the generation prompt,
-    which is exactly what a model is given when it is to answer. A span includes the token that ends the turn, and no
-    white space after it.
+    Answers are spans of characters in the one text of the whole conversation. An answer begins where the generation
+    prompt ends, which is exactly what a model is given when it is to answer. The template's own ``{% generation %}``
+    tags say what else is part of it, but nothing of the generation prompt is. A span includes the token that ends the
+    turn, and no white space after it.
 
     Args:
         tokenizer: A tokenizer; its chat template is needed as soon as something is rendered.
@@ -32,6 +52,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._closers = tuple(map(str, tokenizer.convert_ids_to_tokens(list(end_of_turn_ids(tokenizer)))))
+        self._templates: dict[str, ChatTemplate] = {}
 
     def render(self, conversation: Conversation) -> str:
         """Text of a conversation.
@@ -39,7 +60,11 @@ class ChatRenderer:
         Raises:
             ValueError: There is no chat template, or it cannot show the conversation.
         """
-        return self._render(conversation, conversation.messages, self._template(conversation))
+        text = self._complete(conversation, self._render(conversation, conversation.messages))
+        for turn, message in enumerate(conversation.messages):
+            if message.role == "assistant":
+                _require_shown(turn, message, text)
+        return text
 
     def prompt(self, conversation: Conversation) -> str:
         """Text that a model is given to answer a conversation that ends before the answer.
@@ -47,9 +72,9 @@ class ChatRenderer:
         Raises:
             ValueError: There is no chat template, or it cannot show the conversation.
         """
-        return self._render(conversation, conversation.messages, self._template(conversation), prompt=True)
+        return self._complete(conversation, self._render(conversation, conversation.messages, prompt=True))
 
-    def answers(self, conversation: Conversation, first: int = 0) -> tuple[str, list[Span]]:
+    def answers(self, conversation: Conversation, first: int = 0) -> Rendered:
         """Text of a conversation, and the spans of its assistant turns.
 
         Args:
@@ -57,101 +82,99 @@ class ChatRenderer:
             first: Index of the message from which on assistant turns count.
 
         Raises:
-            ValueError: There is no chat template, it cannot show the conversation, or it leaves no exact span.
+            ValueError: There is no chat template, it cannot show the conversation, it leaves no exact span, or no
+                assistant turn counts.
         """
-        template = self._template(conversation)
-        text = self._render(conversation, conversation.messages, template)
-        find = self._tagged_spans if _TAG.search(template) else self._prefix_spans
-        spans = [(start, self._turn_end(text, start, end)) for start, end in find(conversation, template, text, first)]
-        return text, [(start, end) for start, end in spans if start < end]
+        messages = conversation.messages
+        turns = [turn for turn in range(first, len(messages)) if messages[turn].role == "assistant"]
+        if not turns:
+            raise ValueError("no assistant turn to train; give the row an answer, or set mask: none")
+        finder = self._finder(conversation)
+        found = {turn: finder.spans(turn) for turn in turns if messages[turn].trained}
+        for turn, spans in found.items():
+            _require_shown(turn, messages[turn], "\n".join(finder.text[start:end] for start, end in spans))
+            spans[-1] = self._closed(finder.text, *spans[-1])
+        start = found[turns[0]][0][0] if turns[0] in found else finder.start(turns[0])
+        spans = [span for spans in found.values() for span in spans if span[0] < span[1]]
+        return Rendered(finder.text, spans, start)
 
-    def _template(self, conversation: Conversation) -> str:
+    def _finder(self, conversation: Conversation) -> AnswerFinder:
+        """The whole text, and what finds the answers in it."""
+        render, messages = partial(self._render, conversation), conversation.messages
+        if not self._template(conversation).tagged:
+            text = self._complete(conversation, render(messages))
+            return AnswerFinder(conversation, render, text, self._closers)
+        marked = render(messages, marked=True)
+        text = self._complete(conversation, marked.replace(MARK, ""))
+        if not self._template(conversation).text_is_written and text != render(messages):
+            raise ValueError("the chat template alters what it renders inside {% generation %}; move the tags outwards")
+        return TaggedAnswers(conversation, render, text, self._closers, _marked_spans(marked))
+
+    def _template(self, conversation: Conversation) -> ChatTemplate:
         if self.tokenizer.chat_template is None:
             raise ValueError(
                 f"tokenizer {self.tokenizer.name_or_path} has no chat template; set tokenizer.chat_template: "
                 f"{' | '.join(CHAT_TEMPLATES)} or a jinja file"
             )
-        template = str(self.tokenizer.get_chat_template(tools=_tools(conversation)))
-        called = any("tool_calls" in (message.extra or {}) for message in conversation.messages)
-        for name, given in (("tools", conversation.tools), ("tool_calls", called)):
-            if given and name not in template:
-                raise ValueError(f"the chat template leaves out the row's {name}; set one that shows them")
-        return template
+        text = str(self.tokenizer.get_chat_template(tools=list(conversation.tools) if conversation.tools else None))
+        if text not in self._templates:
+            self._templates[text] = ChatTemplate(self.tokenizer, text)
+        return self._templates[text]
 
-    def _render(
-        self, conversation: Conversation, messages: Sequence[Message], template: str, prompt: bool = False
-    ) -> str:
-        turns = [{**(turn.extra or {}), "role": turn.role, "content": turn.content} for turn in messages]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tools=_tools(conversation), chat_template=template, add_generation_prompt=prompt, tokenize=False
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"the chat template cannot render the row: {reason}") from error
-        return str(text)
+    def _render(self, conversation: Conversation, messages: Sequence[Message], **how: bool) -> str:
+        turns = [turn.spoken() for turn in messages]
+        variables = conversation.chat_template_kwargs
+        return self._template(conversation).render(turns, conversation.tools, variables, **how)
 
-    def _prefix_spans(self, conversation: Conversation, template: str, text: str, first: int) -> Iterator[Span]:
-        """Spans under a template without tags: from the end of the generation prompt to the end of the turn."""
-        for i, message in enumerate(conversation.messages):
-            if message.role != "assistant" or i < first:
-                continue
-            prompt = self._prompt(conversation, template, i)
-            turn = self._render(conversation, conversation.messages[: i + 1], template)
-            if not (text.startswith(prompt) and text.startswith(turn)):
-                raise ValueError(
-                    f"the chat template renders the turns up to message {i} differently when more turns follow, so its "
-                    "answer cannot be told apart; use a template with {% generation %} tags, e.g. "
-                    "tokenizer.chat_template: chatml"
-                )
-            yield len(prompt), len(turn)
+    def _complete(self, conversation: Conversation, text: str) -> str:
+        """Make sure that a text shows all that was said before the answers, and that nothing else is left unread."""
+        template = self._template(conversation)
+        unread_keys(conversation.messages, template.reads)
+        for name in conversation.chat_template_kwargs or ():
+            if not re.search(rf"\b{re.escape(name)}\b", template.text):
+                warn_of_row(f"not used: {name!r} of chat_template_kwargs, which the chat template does not read")
+        if missing := missing_turn(conversation.messages, text):
+            raise ValueError(_left_out(missing))
+        if conversation.tools and not re.search(r"\btools\b", template.text):
+            raise ValueError(_left_out("tools"))
+        if missing := missing_tool(conversation.tools, text):
+            raise ValueError(_left_out(f"tools ({missing!r})"))
+        return text
 
-    def _prompt(self, conversation: Conversation, template: str, turn: int) -> str:
-        if turn:
-            return self._render(conversation, conversation.messages[:turn], template, prompt=True)
-        # Templates rarely render an empty list as they render a prompt. The header of an answer that opens the
-        # conversation is what two such answers share.
-        openings = [self._render(conversation, [Message("assistant", word)], template) for word in ("a", "b")]
-        return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*openings, strict=False)))
-
-    def _tagged_spans(self, conversation: Conversation, template: str, text: str, first: int) -> list[Span]:
-        """Spans under a template with ``{% generation %}`` tags."""
-        marking = _with_marks(template)
-        before = self._render(conversation, conversation.messages[:first], marking) if first else ""
-        marked = self._render(conversation, conversation.messages, marking)
-        if _MARK.sub("", marked) != text:
-            raise ValueError("the chat template alters what it renders inside {% generation %}; move the tags outwards")
-        return _marked_spans(marked)[len(_marked_spans(before)) :]
-
-    def _turn_end(self, text: str, start: int, end: int) -> int:
-        """Put the end of a turn right behind the token that closes it."""
+    def _closed(self, text: str, start: int, end: int) -> Span:
+        """An answer up to the token that closes it, or else up to its last word."""
         turn = text[start:end].rstrip()
-        if turn.endswith(self._closers):
-            return start + len(turn)
-        # Tags that leave this token out would train a model that never stops.
-        return end + next((len(closer) for closer in self._closers if text.startswith(closer, end)), 0)
+        if not turn.endswith(self._closers):
+            # Tags that leave this token out would train a model that never stops.
+            behind = next((len(closer) for closer in self._closers if text.startswith(closer, end)), 0)
+            if behind:
+                return start, end + behind
+            warn_of_row(NO_END)
+            return start, start + len(turn)
+        while (shorter := self._without_closer(turn)).endswith(self._closers):
+            turn = shorter  # EOS behind the end of the last turn: generation stops before it
+        return start, start + len(turn)
 
-
-# --- the marks that stand for {% generation %} and {% endgeneration %} in the rendered text
-
-_MARK = re.compile("\ufdd0")  # Unicode guarantees that this code point is never a character
-_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
-
-
-@lru_cache(maxsize=16)
-def _with_marks(template: str) -> str:
-    return _TAG.sub(_mark, template)
-
-
-def _mark(tag: re.Match[str]) -> str:
-    # A block, like the tag that it replaces, so that jinja trims the white space around it in the same way.
-    return "{%" + tag[1] + " if true %}{{ '\ufdd0' }}{% endif " + tag[2] + "%}"
+    def _without_closer(self, turn: str) -> str:
+        closer = next(closer for closer in self._closers if turn.endswith(closer))
+        return turn.removesuffix(closer).rstrip()
 
 
 def _marked_spans(marked: str) -> list[Span]:
-    edges = [mark.start() - number for number, mark in enumerate(_MARK.finditer(marked))]
+    edges = [mark.start() - number for number, mark in enumerate(re.finditer(MARK, marked))]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _tools(conversation: Conversation) -> list[Any] | None:
-    return list(conversation.tools) if conversation.tools else None
+# --- whether the text says what the row does
+
+
+def _require_shown(turn: int, message: Message, text: str) -> None:
+    if missing := missing_of_answer(message, text):
+        raise ValueError(_left_out(f"{missing} of message {turn}"))
+
+
+def _left_out(what: str) -> str:
+    return (
+        f"the chat template leaves out the row's {what}; use a tokenizer.chat_template that shows it, or take it out "
+        "of the row (with a `transform`)"
+    )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lion_lightning.models.chat_template import ChatTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +127,10 @@ def _closing_text(tokenizer: PreTrainedTokenizerBase) -> str:
         return ""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
     try:
-        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
-    except (TemplateError, TypeError, ValueError):  # whoever encodes a row learns of it, with the row's name
+        rendered = ChatTemplate(tokenizer, str(tokenizer.get_chat_template())).render(turns)
+    except ValueError:  # whoever encodes a row learns of it, with the row's name
         return ""
-    return str(rendered).rpartition(_PROBE)[2].strip()
+    return rendered.rpartition(_PROBE)[2].strip()
 
 
 def _first_added_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lion_lightning.data.chat import ChatEncoder, Mask
 from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text, recognise
+from lion_lightning.data.rendering import NO_END
+from lion_lightning.data.row_warnings import row_warnings
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
 from lion_lightning.types import Piece
 
@@ -28,9 +30,10 @@ CORPUS = (
     "naïve café 🦁",
 )
 
+ASKING = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 PLAIN_CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    + ASKING
 )
 
 
@@ -153,11 +156,13 @@ def test_white_space_after_the_end_of_turn_is_not_trained() -> None:
     assert piece.supervised[-2:].tolist() == [True, False]
 
 
-def test_words_end_a_turn_where_the_template_has_no_end_token() -> None:
+def test_an_answer_without_an_end_token_ends_with_its_words_and_is_warned_of() -> None:
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     tokenizer = byte_level(template)
-    assert trained(tokenizer, encode(tokenizer, chat("Hello", "world"))) == [" world\n"]  # the line end is the end sign
+    with row_warnings() as warned:
+        assert trained(tokenizer, encode(tokenizer, chat("Hello", "world"))) == [" world"]
+    assert warned == {NO_END: 1}
 
 
 @TOKENIZERS
@@ -196,7 +201,7 @@ def test_tags_inside_a_macro_are_placed_right() -> None:
         "{% macro turn(m) %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
         "{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '\n' }}{% endmacro %}"
-        "{% for m in messages %}{{ turn(m) }}{% endfor %}"
+        "{% for m in messages %}{{ turn(m) }}{% endfor %}" + ASKING
     )
     tokenizer = byte_level(template)
     assert trained(tokenizer, encode(tokenizer, chat("Hello", "world"))) == ["world<|im_end|>"]
@@ -208,6 +213,7 @@ def test_tags_that_leave_out_the_end_of_turn_token_still_train_it() -> None:
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
         + inner
         + "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        + ASKING
     )
     tokenizer = byte_level(template)
     assert trained(tokenizer, encode(tokenizer, chat("Hello", "world", "a", "b"))) == ["world<|im_end|>", "b<|im_end|>"]
@@ -291,22 +297,22 @@ def test_a_marker_that_swallows_white_space_is_no_merge() -> None:
 # --- templates that cannot be used
 
 
-def test_a_template_that_rewrites_earlier_turns_is_an_error_that_names_the_row() -> None:
-    template = PLAIN_CHATML.replace(
-        "m['content']", "(m['content'] if loop.last else m['content'].split('</think>')[-1])"
-    )
-    with pytest.raises(ValueError, match=r"data\.jsonl:1: .* message 1 differently .*generation"):
-        encode(byte_level(template), chat("a", "hm</think>b", "c", "d"))
+LAST_THOUGHTS = "(m['content'] if loop.last else m['content'].split('</think>')[-1])"
+THOUGHTLESS = [
+    PLAIN_CHATML.replace("m['content']", LAST_THOUGHTS),
+    read_template("chatml").replace(
+        "{{- message['content'] +", "{{- " + LAST_THOUGHTS.replace("m[", "message[") + " +", 1
+    ),
+]
 
 
-def test_the_same_template_with_tags_is_masked() -> None:
-    answer = "(m['content'] if loop.last else m['content'].split('</think>')[-1])"
-    template = read_template("chatml").replace(
-        "{{- message['content'] +", "{{- " + answer.replace("m[", "message[") + " +", 1
-    )
+@pytest.mark.parametrize("template", THOUGHTLESS, ids=["untagged", "tagged"])
+def test_thoughts_that_a_template_drops_are_an_error_where_they_were_to_be_trained(template: str) -> None:
     tokenizer = byte_level(template)
-    piece = encode(tokenizer, chat("a", "hm</think>b", "c", "d"))
-    assert trained(tokenizer, piece) == ["b<|im_end|>", "d<|im_end|>"]
+    talk = chat("a", "hm</think>b", "c", "so</think>d")
+    with pytest.raises(ValueError, match=r"data\.jsonl:1: .*leaves out the row's content \('hm'\) of message 1"):
+        encode(tokenizer, talk)
+    assert trained(tokenizer, encode(tokenizer, talk, "completion")) == ["so</think>d<|im_end|>"]
 
 
 def test_a_role_that_the_template_lacks_is_an_error_that_names_the_row() -> None:
@@ -324,7 +330,8 @@ def test_a_tokenizer_without_a_template_is_an_error_with_the_fix() -> None:
 def test_tools_that_the_template_would_leave_out_are_an_error() -> None:
     with pytest.raises(ValueError, match="leaves out the row's tools"):
         encode(byte_level(), chat("a", "b", tools=({"type": "function"},)))
-    called = Conversation((Message("user", "a"), Message("assistant", "b", {"tool_calls": [{}]})))
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    called = Conversation((Message("user", "a"), Message("assistant", "b", {"tool_calls": [call]})))
     with pytest.raises(ValueError, match="leaves out the row's tool_calls"):
         encode(byte_level(), called)
 

@@ -170,11 +170,15 @@ def test_a_tool_call_against_words() -> None:
     )
     tokenizer = byte_level(template)
     asked = Message("user", "Hello")
-    call = Message("assistant", "", {"tool_calls": [{"name": "add"}]})
+    call = Message(
+        "assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
+    )
     example = Preference(Conversation((asked, call), 1), Conversation((asked, Message("assistant", "world")), 1))
     prompt, chosen, rejected = encode(tokenizer, example)
     assert tokenizer.decode(prompt.input_ids) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
-    assert trained(tokenizer, chosen) == ['[{"name": "add"}]<|im_end|>']
+    assert trained(tokenizer, chosen) == [
+        '[{"type": "function", "function": {"name": "add", "arguments": {}}}]<|im_end|>'
+    ]
     assert trained(tokenizer, rejected) == ["world<|im_end|>"]
 
 

@@ -146,9 +146,15 @@ def test_tools_go_along_with_both_sides() -> None:
 
 
 def test_a_tool_call_can_be_the_answer() -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}],
+    }
     preference = recognise({"prompt": "Hi", "chosen": [call], "rejected": answer("No.")})
-    assert preference.chosen.messages[1] == Message("assistant", "", {"tool_calls": [{"type": "function"}]})  # type: ignore[union-attr]
+    assert preference.chosen.messages[1] == Message(  # type: ignore[union-attr]
+        "assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
+    )
 
 
 # --- an implicit prompt

@@ -1,0 +1,228 @@
+"""Where in the text of a conversation an answer begins and ends, under any chat template.
+
+An answer begins where the generation prompt ends: there, and only there, a model starts to write. Mostly the turns
+before an answer, rendered with the generation prompt, are what the whole text begins with; and so are the turns up to
+the answer. But some templates render earlier turns differently when more turns follow: tools before the last user
+turn, EOS behind the last turn, thoughts in the last turn only. Then a turn is found by what becomes of the text when
+its words are replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from lion_lightning.data.formats import Conversation
+from lion_lightning.data.turns import Message
+from lion_lightning.models.chat_template import REASONING
+
+Span = tuple[int, int]
+Render = Callable[..., str]
+"""From messages, and ``prompt=True`` for the generation prompt behind them, to text."""
+
+
+class AnswerFinder:
+    """Finds the answers in the text of one conversation.
+
+    Args:
+        conversation: The turns.
+        render: Renders messages as the whole text was.
+        text: The whole text.
+        closers: Tokens that end an answer.
+    """
+
+    def __init__(self, conversation: Conversation, render: Render, text: str, closers: Sequence[str]) -> None:
+        self.messages, self.render, self.text, self.closers = conversation.messages, render, text, closers
+
+    def spans(self, turn: int) -> list[Span]:
+        """The answer of a turn, with what the template writes behind it.
+
+        Args:
+            turn: Its index.
+
+        Raises:
+            ValueError: It does not stand behind the generation prompt, or its end cannot be told.
+        """
+        return [(self.start(turn), self._end(turn))]
+
+    def start(self, turn: int) -> int:
+        """Where the answer of a turn begins: behind the generation prompt.
+
+        Args:
+            turn: Its index.
+
+        Raises:
+            ValueError: It does not stand there.
+        """
+        if turn == 0:
+            return self._opening()
+        prompt = self.render(self.messages[:turn], prompt=True)
+        return len(prompt) if self.text.startswith(prompt) else self._start_behind_words(turn, prompt)
+
+    def _end(self, turn: int) -> int:
+        if turn == len(self.messages) - 1:
+            return len(self.text)
+        until = self.render(self.messages[: turn + 1])
+        return len(until) if self.text.startswith(until) else self._end_behind_words(turn, until)
+
+    def _opening(self) -> int:
+        """The start of an answer that opens the conversation.
+
+        Templates rarely render an empty list as they render a prompt. The header is what two such answers share.
+        """
+        openings = [self.render([Message("assistant", word)]) for word in ("a", "b")]
+        header = openings[0][: _shared(*openings)]
+        if self.text.startswith(header):
+            return len(header)
+        return min(_shared(header, self.text), _shared(self.text, self.render(self._without_words(0))))
+
+    def _start_behind_words(self, turn: int, prompt: str) -> int:
+        """The start found by the words before it: what the prompt has behind them, the whole text has too."""
+        others = self._without_words(turn - 1)
+        asked, whole = self.render(others[:turn], prompt=True), self.render(others)
+        header = prompt[len(prompt) - _shared_end(prompt, asked) :]
+        place = len(self.text) - _shared_end(self.text, whole)
+        if prompt == asked or self.text == whole:
+            raise ValueError(f"the chat template leaves out message {turn - 1}, so that the answer to it is not found")
+        if not self.text.startswith(header, place):
+            raise ValueError(self._parted(turn, prompt, header, self.text[place:]))
+        return place + len(header)
+
+    def _end_behind_words(self, turn: int, until: str) -> int:
+        """The end found by the words before it: what follows them in the last turn, as far as it follows them here."""
+        others = self._without_words(turn)
+        short, whole = self.render(others[: turn + 1]), self.render(others)
+        if until == short or self.text == whole:
+            raise ValueError(f"the chat template leaves out the words of message {turn}")
+        closing = until[len(until) - _shared_end(until, short) :]
+        place = len(self.text) - _shared_end(self.text, whole)
+        shared = closing[: _shared(closing, self.text[place : place + len(closing)])]
+        # Two markers may begin alike, as <|end|> and <|user|> do: then the first of them was cut in two.
+        return place + (len(shared) if shared == closing else self._last_border(shared))
+
+    def _last_border(self, text: str) -> int:
+        closed = [text.rfind(closer) + len(closer) for closer in self.closers if closer in text]
+        borders = [border.end() for border in re.finditer(r"[\s>\])}]", text)]
+        return max([*closed, *borders], default=0)
+
+    def _without_words(self, turn: int) -> list[Message]:
+        messages = list(self.messages)
+        messages[turn] = _wordless(messages[turn])
+        return messages
+
+    def _parted(self, turn: int, prompt: str, header: str, there: str) -> str:
+        """What to say of an answer that does not stand behind the generation prompt."""
+        part = _shared(header, there)
+        asked, written = header[part : part + 30], there[part : part + 30]
+        last = self.render(self.messages[: turn + 1])
+        fix = "use a tokenizer.chat_template that renders an answer as it asks for it"
+        if last.startswith(prompt):
+            fix = "it does so for the last turn only: set mask: completion, or give each answer a row of its own"
+        return (
+            f"the generation prompt of the chat template goes on with {asked!r} where the answer (message {turn}) is "
+            f"rendered with {written!r}, so a model would be asked with what it was not trained on; {fix}"
+        )
+
+
+class TaggedAnswers(AnswerFinder):
+    """Finds the answers under a template whose ``{% generation %}`` tags say what the assistant wrote.
+
+    The tags are held against the generation prompt all the same. What they take in of it is no part of the answer;
+    where they begin behind it, words that a model has to write would not be trained.
+
+    Args:
+        conversation: The turns.
+        render: Renders messages as the whole text was.
+        text: The whole text.
+        closers: Tokens that end an answer.
+        tagged: What stands between tags, in order.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        render: Render,
+        text: str,
+        closers: Sequence[str],
+        tagged: Sequence[Span],
+    ) -> None:
+        super().__init__(conversation, render, text, closers)
+        self.tagged = tagged
+        self._turns = [turn for turn, message in enumerate(self.messages) if message.role == "assistant"]
+        self._headers: dict[str, str] = {}
+
+    def spans(self, turn: int) -> list[Span]:
+        """The answer of a turn: what its tags hold, less what they take in of the generation prompt."""
+        found = self._of(turn)
+        start = self._start_of(turn, found[0][0]) if found else 0
+        kept = [(max(first, start), end) for first, end in found if end > start]
+        if not kept:
+            raise ValueError(f"the {{% generation %}} tags of the chat template leave out the answer (message {turn})")
+        return kept
+
+    def _of(self, turn: int) -> list[Span]:
+        """What the tags hold of a turn; by its number where each has one pair of tags, else by its place."""
+        number = self._turns.index(turn)
+        if len(self.tagged) == len(self._turns):
+            return [self.tagged[number]]
+        later = self._turns[number + 1 :]
+        start, stop = self.start(turn), self.start(later[0]) if later else len(self.text)
+        return [span for span in self.tagged if start < span[1] <= stop]
+
+    def _start_of(self, turn: int, place: int) -> int:
+        """Where the answer begins: at ``place``, where its first tag stands, or behind it.
+
+        What one turn has between the words before it and its answer, the others of the conversation have too.
+        """
+        before = self.messages[turn - 1] if turn else Message("", "")
+        header = self._headers.get(before.role)
+        if header and self.text.endswith(header, 0, place):
+            return place
+        start = self.start(turn)
+        if start < place:
+            raise ValueError(
+                f"the {{% generation %}} tag of the chat template begins behind {self.text[start:place][:40]!r}, which "
+                f"a model has to write in its answer (message {turn}) and would not learn to; move the tag"
+            )
+        words = before.content.strip()
+        if len(words) > _CLEAR and words in self.text[:start]:
+            self._headers[before.role] = self.text[:start].rpartition(words)[2]
+        return start
+
+
+_CLEAR = 20
+"""Words of more characters are not a part of a header by chance."""
+
+_STAND_IN = "\ufdd1"
+"""Never a character, as Unicode guarantees: it differs from whatever it stands for, at both ends."""
+
+
+def _wordless(message: Message) -> Message:
+    """A turn of the same make that says something else."""
+    extra: dict[str, Any] = dict(message.extra or {})
+    for key in REASONING:
+        if key in extra:
+            extra[key] = _STAND_IN
+    calls = extra.get("tool_calls")
+    if calls:
+        extra["tool_calls"] = [_other_call(call) for call in calls]
+    content = _STAND_IN if message.content or not calls else ""
+    return message._replace(content=content, extra=extra or None)
+
+
+def _other_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {**call, "function": {**call["function"], "name": _STAND_IN, "arguments": {_STAND_IN: _STAND_IN}}}
+
+
+def _shared(one: str, other: str) -> int:
+    """Number of characters that two texts begin with."""
+    if one.startswith(other):
+        return len(other)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _shared_end(one: str, other: str) -> int:
+    """Number of characters that two texts end with."""
+    return _shared(one[::-1], other[::-1])

@@ -1,0 +1,98 @@
+"""Tool calls and tool definitions as rows spell them: as structures or as JSON text, with the nulls of Arrow's structs.
+
+The same call gives the same tokens in every spelling. A null in a structure counts as absent, since Arrow gives every
+struct the keys of all others; JSON text is taken as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def read_tools(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Read tool definitions, a list or (as Arrow tables need it) its JSON text.
+
+    Raises:
+        ValueError: They are neither.
+    """
+    tools = _parsed(row.get("tools") or None, "tools", "a list of JSON schemas")
+    if isinstance(tools, Mapping):
+        tools = [tools]
+    if tools is not None and not isinstance(tools, Sequence):
+        raise ValueError(f"tools is {type(tools).__name__}, not a list of JSON schemas")
+    return tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools or ())) or None
+
+
+def _tool(tool: Any, name: str) -> Any:
+    schema = without_nulls(_parsed(tool, name, "a JSON schema"))
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"{name} is {type(schema).__name__}, not a JSON schema")
+    # Templates look for the function inside of a tool, where most sets have it.
+    bare = "function" not in schema and "name" in schema and "input_schema" not in schema
+    return {"type": "function", "function": schema} if bare else schema
+
+
+def read_calls(extra: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Take the tool calls out of a message: a list of them, or the one ``function_call`` of older sets.
+
+    Args:
+        extra: What a message says besides its role and content; loses its calls.
+        name: Its place in the row, for errors.
+
+    Returns:
+        The calls, their arguments as a mapping.
+
+    Raises:
+        ValueError: A call cannot be read.
+    """
+    calls = _parsed(extra.pop("tool_calls", []), f"{name}.tool_calls", "a list of calls")
+    if (legacy := extra.pop("function_call", None)) is not None:
+        if calls:
+            raise ValueError(f"{name} has both tool_calls and function_call; keep one of them (with a `transform`)")
+        return [_call(legacy, f"{name}.function_call")]
+    if not isinstance(calls, Sequence):
+        raise ValueError(f"{name}.tool_calls is {type(calls).__name__}, not a list of calls")
+    return [_call(call, f"{name}.tool_calls[{number}]") for number, call in enumerate(calls)]
+
+
+def _call(call: Any, name: str) -> dict[str, Any]:
+    """A call as templates read it: ``{"type": "function", "function": {"name", "arguments"}}``, and its id."""
+    own = without_nulls(_parsed(call, name, "an object"))
+    if not isinstance(own, dict):
+        raise ValueError(f"{name} is {type(own).__name__}, not an object with a function and its arguments")
+    function = _parsed(own.get("function"), f"{name}.function", "an object")
+    if not isinstance(function, Mapping):
+        function = {key: own.pop(key) for key in ("name", "arguments") if key in own}
+    if not isinstance(function.get("name"), str):
+        raise ValueError(f"{name} names no function; give it a function with a name and arguments")
+    arguments = _arguments(function.get("arguments"), f"{name}.function.arguments")
+    kind = {} if "type" in own else {"type": "function"}
+    return {**kind, **own, "function": {**function, "arguments": arguments}}
+
+
+def _arguments(value: Any, name: str) -> dict[str, Any]:
+    parsed = _parsed(value or {}, name, "a JSON object")
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name} is {type(parsed).__name__}, not a JSON object; no parser would read such a call")
+    return parsed
+
+
+def _parsed(value: Any, name: str, what: str) -> Any:
+    """What JSON text holds; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{name} is not valid JSON ({error}); give {what}") from None
+
+
+def without_nulls(value: Any) -> Any:
+    """A structure without the keys whose value is null, at any depth; lists keep their nulls."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(inner) for inner in value]
+    return value

@@ -1,0 +1,244 @@
+"""The turns of a conversation: what a row's message says, in one spelling, whichever the row used.
+
+Every key of a message is used, is known to change nothing, or is named to whoever reads the log: the chat template gets
+what is not read here, and :mod:`~lion_lightning.data.rendering` warns of keys that it does not read either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lion_lightning.data.row_warnings import warn_of_row
+from lion_lightning.data.tool_calls import read_calls
+from lion_lightning.models.chat_template import REASONING
+
+
+class Message(NamedTuple):
+    """One turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
+        content: Its text; empty only for a system or tool turn, or an assistant turn that does nothing but call tools.
+        extra: Every other key of the row's message (``tool_calls``, ``name``, ...), for the chat template to use.
+        trained: False where the row says that this turn is context and no target.
+    """
+
+    role: str
+    content: str
+    extra: dict[str, Any] | None = None
+    trained: bool = True
+
+    def spoken(self) -> dict[str, Any]:
+        """All that is said, as chat templates take it."""
+        return {**(self.extra or {}), "role": self.role, "content": self.content}
+
+
+HARMLESS = frozenset(
+    """
+    id message_id parent_id uuid index turn rank name tool_call_id type object ts time timestamp date created
+    created_at create_time updated_at update_time model language lang tokens token_count num_tokens finish_reason
+    stop_reason usage user_name username author status end_turn annotations metadata source
+    """.split()  # noqa: SIM905
+)
+"""Keys of a message that say nothing about its words: a template that does not read them loses nothing."""
+
+_CHANGING = frozenset(
+    """
+    image images image_url audio audios video videos file files attachments refusal reasoning_details
+    thinking_blocks thought thoughts train_detail training_detail prefix partial tool_responses documents citations
+    """.split()  # noqa: SIM905
+)
+"""Keys that change what a message means, so that leaving them out is no small thing."""
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+}
+
+
+def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
+    """Make sure that a value is text; ``name`` is its place in the row, for errors."""
+    if value is None:
+        raise ValueError(f"{name} has no content; remove the row or fill it in")
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {type(value).__name__}, not text; convert it with a `transform`")
+    if not (may_be_empty or value.strip()):
+        raise ValueError(f"{name} is empty; remove the row or fill it in")
+    return value
+
+
+def read_turns(value: Any, name: str, may_be_empty: bool = False) -> tuple[Message, ...]:
+    """Read a list of messages, or its JSON text.
+
+    Args:
+        value: What the row holds.
+        name: Its place in the row, for errors.
+        may_be_empty: Whether the messages' text may be empty.
+
+    Raises:
+        ValueError: It is no such list, or says something that cannot be read.
+    """
+    if isinstance(value, str):
+        value = _parsed(value, name)
+    if not isinstance(value, Sequence):
+        raise ValueError(f"{name} is {type(value).__name__}, not a list of messages")
+    if not value:
+        raise ValueError(f"{name} is empty; remove the row or give it messages")
+    return tuple(_message(turn, f"{name}[{number}]", may_be_empty) for number, turn in enumerate(value))
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        value = None
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is str, not a list of messages")
+    return value
+
+
+def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
+    """Read ``{role, content}`` and ShareGPT's ``{from, value}`` alike: sets of either kind hold both."""
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"{name} is {type(turn).__name__}, not an object with role and content")
+    own = {key: value for key, value in turn.items() if value is not None}
+    spoken = _either(own, "role", "from", name)
+    role = _ROLES.get(spoken) if isinstance(spoken, str) else None
+    if role is None:
+        raise ValueError(f"{name} has the role {spoken!r}; known roles are {', '.join(_ROLES)}")
+    content = _joined(_either(own, "content", "value", name), name)
+    if not own:  # most messages have nothing else
+        return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
+    trained = _trained(own, role, name)
+    extra = _extra(own, role, name)
+    silent = may_be_empty or role in ("system", "tool") or "tool_calls" in extra
+    text = read_text("" if content is None and "tool_calls" in extra else content, f"{name} ({role})", silent)
+    return Message(role, text, extra or None, trained)
+
+
+def _either(own: dict[str, Any], key: str, other: str, name: str) -> Any:
+    """Take one thing that goes by two names out of a message."""
+    first, second = own.pop(key, None), own.pop(other, None)
+    if first and second and _ROLES.get(str(first), first) != _ROLES.get(str(second), second):
+        raise ValueError(f"{name} has both {key} and {other}, which differ; keep one of them (with a `transform`)")
+    return second if first is None else first or second or first
+
+
+def _joined(content: Any, name: str) -> Any:
+    """Join OpenAI's list of text parts, with nothing between them; leave anything else as it is."""
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return content
+    return "".join(_part(part, name) for part in content)
+
+
+def _part(part: Any, name: str) -> str:
+    own = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
+    kind = own.pop("type", "text" if "text" in own else type(part).__name__)
+    text = own.pop("text", None)
+    if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
+        raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
+    for key in _telling(own):
+        if key in _CHANGING and own[key]:
+            raise ValueError(f"{name} has a text part with {key}, which cannot be trained on; take it out")
+        if key not in HARMLESS:
+            warn_of_row(f"not used: key {key!r} of content parts")
+    return text
+
+
+# --- which turns are trained
+
+_FLAGS = frozenset(
+    """
+    weight loss_weight loss_scale loss loss_mask train training trainable is_trainable train_on_turn supervised
+    """.split()  # noqa: SIM905
+)
+_YES_OR_NO = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def _trained(own: dict[str, Any], role: str, name: str) -> bool:
+    """Take the flags that say whether a turn is trained out of a message."""
+    asked = {key: _yes_or_no(own.pop(key), f"{name}.{key}") for key in sorted(_FLAGS & own.keys())}
+    if "masked" in own:
+        asked["masked"] = not _yes_or_no(own.pop("masked"), f"{name}.masked")
+    if "mask" in own:
+        raise ValueError(f"{name}.mask could mean that the turn is trained or that it is not; call it `train`")
+    if len(set(asked.values())) > 1:
+        raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(asked)}); keep one")
+    if role != "assistant" and any(asked.values()):
+        raise ValueError(
+            f"{name}.{next(iter(asked))} asks to train a {role} turn, and only assistant turns can be trained; set it "
+            "to false, or remove it (with a `transform`)"
+        )
+    return all(asked.values())
+
+
+def _yes_or_no(value: Any, name: str) -> bool:
+    asked = _YES_OR_NO.get(str(value).strip().lower())
+    if asked is None:
+        raise ValueError(f"{name} is {value!r}; a turn is trained (1 or true) or not (0 or false), and no share of it")
+    return asked
+
+
+# --- everything else
+
+
+def _extra(own: dict[str, Any], role: str, name: str) -> dict[str, Any]:
+    """Everything else that a message says, for the template. What is empty says nothing."""
+    extra = {key: own[key] for key in _telling(own)}
+    calls = read_calls(extra, name)
+    if calls and role != "assistant":
+        raise ValueError(f"{name} is a {role} turn with tool calls, which only an assistant turn makes")
+    if calls:
+        extra["tool_calls"] = calls
+    _one_reasoning(extra, name)
+    return extra
+
+
+def _telling(own: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in own.items() if value is not None and value not in ("", [], {}, ())]
+
+
+def _one_reasoning(extra: dict[str, Any], name: str) -> None:
+    """Make sure that there is one text that was thought, if any."""
+    given = [key for key in REASONING if key in extra]
+    for key in given:
+        read_text(extra[key], f"{name}.{key}", may_be_empty=True)
+        if extra[key] != extra[given[0]]:
+            raise ValueError(f"{name} has both {given[0]} and {key}, which differ; keep one of them")
+    for key in given[1:]:
+        del extra[key]
+
+
+def unread_keys(messages: Sequence[Message], read: Any) -> None:
+    """Refuse, or warn of, what messages say besides their words that a chat template does not read.
+
+    Args:
+        messages: The turns.
+        read: Whether the template reads a key of a message.
+
+    Raises:
+        ValueError: The key changes what the message means.
+    """
+    for number, message in enumerate(messages):
+        for key, value in (message.extra or {}).items():
+            if key in REASONING or key == "tool_calls" or key in HARMLESS or read(key):
+                continue
+            if key in _CHANGING and value:
+                raise ValueError(
+                    f"the chat template leaves out the row's {key} of message {number}, which changes what it says; "
+                    "take it out of the row (with a `transform`), or use a template that shows it"
+                )
+            warn_of_row(f"not used: key {key!r} of messages, which the chat template does not read")

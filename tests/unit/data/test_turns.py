@@ -1,0 +1,177 @@
+"""What a message of a row says: all of it is read, refused by name, or warned of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lion_lightning.data.row_warnings import row_warnings
+from lion_lightning.data.tool_calls import read_tools, without_nulls
+from lion_lightning.data.turns import Message, read_turns, unread_keys
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+
+
+def answer(**said: Any) -> Message:
+    """The assistant turn that a row's message is read as."""
+    return read_turns([{"role": "user", "content": "?"}, {"role": "assistant", **said}], "messages")[1]
+
+
+# --- which turns are trained
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight"])
+@pytest.mark.parametrize(
+    ("value", "trained"),
+    [(0, False), (0.0, False), (False, False), ("false", False), (1, True), (1.0, True), (True, True), (None, True)],
+)
+def test_a_flag_of_a_turn_says_whether_it_is_trained_and_is_not_for_the_template(
+    key: str, value: Any, trained: bool
+) -> None:
+    assert answer(content="four", **{key: value}) == Message("assistant", "four", None, trained)
+
+
+def test_masked_means_the_opposite_of_trained() -> None:
+    assert not answer(content="four", masked=True).trained
+    assert answer(content="four", masked=False).trained
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"weight": 0.5}, r"messages\[1\]\.weight is 0\.5; a turn is trained \(1 or true\) or not \(0 or false\)"),
+        ({"loss": 2}, r"messages\[1\]\.loss is 2; "),
+        ({"loss_mask": [0, 1]}, r"messages\[1\]\.loss_mask is \[0, 1\]; "),
+        ({"mask": 1}, r"messages\[1\]\.mask could mean .* call it `train`"),
+        ({"weight": 1, "train": False}, r"messages\[1\] says both .*\(train, weight\)"),
+    ],
+)
+def test_a_flag_that_cannot_be_followed_is_refused_by_name(said: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        answer(content="four", **said)
+
+
+def test_a_turn_of_the_user_that_is_to_be_trained_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"messages\[0\]\.train asks to train a user turn, and only assistant turns"):
+        read_turns([{"role": "user", "content": "?", "train": True}], "messages")
+    assert read_turns([{"role": "user", "content": "?", "weight": 0}], "messages")[0] == Message(
+        "user", "?", None, False
+    )
+
+
+# --- content
+
+
+def test_text_parts_are_joined_and_every_other_kind_is_refused_by_name() -> None:
+    parts = [{"type": "text", "text": "He", "image_url": None}, {"type": "output_text", "text": "llo"}, {"text": "!"}]
+    assert answer(content=parts).content == "Hello!"
+    for kind in ("reasoning", "thinking", "image_url", "audio", "refusal"):
+        with pytest.raises(ValueError, match=f"content part of the kind '{kind}'; only text parts"):
+            answer(content=[{"type": kind, "text": "secret"}, {"type": "text", "text": "four"}])
+
+
+def test_a_text_part_that_holds_a_picture_too_is_refused_and_other_keys_are_counted() -> None:
+    with pytest.raises(ValueError, match="text part with image_url"):
+        answer(content=[{"type": "text", "text": "four", "image_url": {"url": "a.png"}}])
+    with row_warnings() as warned:
+        answer(content=[{"type": "text", "text": "four", "cache": {"type": "short"}, "id": 3}])
+    assert warned == {"not used: key 'cache' of content parts": 1}
+
+
+def test_the_two_names_of_one_thing_may_not_differ() -> None:
+    assert answer(**{"from": "gpt"}, content="four", value="four").content == "four"
+    with pytest.raises(ValueError, match=r"messages\[1\] has both content and value, which differ"):
+        answer(content="four", value="five")
+    with pytest.raises(ValueError, match=r"messages\[1\] has both role and from, which differ"):
+        answer(**{"from": "human"}, content="four")
+
+
+def test_messages_may_be_json_text() -> None:
+    assert read_turns('[{"role": "user", "content": "Hi"}]', "messages") == (Message("user", "Hi"),)
+    for text in ("Hi", "{", '{"role": "user"}', "[" * 100_000):
+        with pytest.raises(ValueError, match="messages is str, not a list of messages"):
+            read_turns(text, "messages")
+
+
+# --- calls and tools
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"tool_calls": [CALL]},
+        {"tool_calls": [{"function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}]},
+        {"tool_calls": [{"name": "weather", "arguments": '{"city": "Oslo"}'}]},
+        {"tool_calls": '[{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]'},
+        {"tool_calls": [{**CALL, "function": {**CALL["function"], "arguments": {"city": "Oslo", "unit": None}}}]},  # type: ignore[dict-item]
+        {"function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+        {"function_call": '{"name": "weather", "arguments": {"city": "Oslo"}}', "tool_calls": None},
+    ],
+    ids=["mapping", "arguments as text", "flat", "all as text", "nulls of arrow", "legacy", "legacy as text"],
+)
+def test_the_same_call_in_any_spelling_is_the_same_message(said: dict[str, Any]) -> None:
+    assert answer(content=None, **said) == Message("assistant", "", {"tool_calls": [CALL]})
+
+
+def test_a_null_in_json_text_is_kept_as_it_was_written_on_purpose() -> None:
+    call = answer(content=None, function_call={"name": "weather", "arguments": '{"unit": null}'})
+    assert (call.extra or {})["tool_calls"][0]["function"]["arguments"] == {"unit": None}
+
+
+def test_nulls_of_structs_go_at_any_depth_and_those_of_lists_stay() -> None:
+    assert without_nulls({"a": None, "b": [{"c": None, "d": [None, 1]}]}) == {"b": [{"d": [None, 1]}]}
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"tool_calls": [{"type": "function"}]}, r"messages\[1\]\.tool_calls\[0\] names no function"),
+        ({"tool_calls": [{"function": {"name": "a", "arguments": "{city: Oslo}"}}]}, r"arguments is not valid JSON"),
+        ({"tool_calls": [{"function": {"name": "a", "arguments": "[1]"}}]}, r"arguments is list, not a JSON object"),
+        ({"tool_calls": "call it"}, r"messages\[1\]\.tool_calls is not valid JSON"),
+        ({"tool_calls": [CALL], "function_call": {"name": "a"}}, "has both tool_calls and function_call"),
+    ],
+)
+def test_a_call_that_cannot_be_read_is_refused_by_name(said: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        answer(content=None, **said)
+
+
+def test_a_user_turn_makes_no_calls() -> None:
+    with pytest.raises(ValueError, match=r"messages\[0\] is a user turn with tool calls"):
+        read_turns([{"role": "user", "content": "?", "tool_calls": [CALL]}], "messages")
+
+
+def test_an_empty_list_of_calls_is_no_call() -> None:
+    assert answer(content="four", tool_calls=[], name="") == Message("assistant", "four")
+
+
+def test_the_same_tools_in_any_spelling_are_the_same() -> None:
+    schema = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    tool = {"type": "function", "function": schema}
+    text = '[{"type": "function", "function": {"name": "weather", "parameters": '
+    text += '{"type": "object", "properties": {"city": {"type": "string"}}}}}]'
+    arrow = {**tool, "function": {**schema, "strict": None, "parameters": {**schema["parameters"], "required": None}}}  # type: ignore[dict-item]
+    for tools in ([tool], text, [text[1:-1]], [schema], [arrow], tool):
+        assert read_tools({"tools": tools}) == (tool,)
+    assert read_tools({"tools": []}) is read_tools({}) is None
+
+
+# --- everything else
+
+
+def test_thoughts_have_three_names_and_may_not_differ() -> None:
+    assert answer(content="four", thinking="hm", reasoning="hm").extra == {"reasoning": "hm"}
+    with pytest.raises(ValueError, match=r"messages\[1\] has both reasoning_content and thinking, which differ"):
+        answer(content="four", thinking="hm", reasoning_content="so")
+    with pytest.raises(ValueError, match=r"messages\[1\]\.reasoning is list, not text"):
+        answer(content="four", reasoning=["hm"])
+
+
+def test_keys_that_no_template_reads_are_harmless_counted_or_refused() -> None:
+    turn = Message("assistant", "four", {"id": 7, "name": "Ann", "mood": "good", "images": ["a.png"], "prefix": False})
+    with row_warnings() as warned, pytest.raises(ValueError, match="leaves out the row's images of message 0"):
+        unread_keys([turn], lambda key: False)
+    assert warned == {"not used: key 'mood' of messages, which the chat template does not read": 1}
+    unread_keys([turn], lambda key: key in ("images", "mood"))
