@@ -3,9 +3,10 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 BIN := .venv/bin
 READY := .venv/ready
 PYTEST := $(BIN)/python -m pytest
+TWO := -n 2 --dist worksteal
 DEMO := runs/demo
 
-.PHONY: help setup demo test slow distributed vllm gpu bench bench-gpu lint format types build clean
+.PHONY: help setup demo test slow distributed exhaustive vllm vllm-setup gpu bench bench-gpu lint format types build clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,14 +23,17 @@ demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task:
 	HF_HUB_OFFLINE=1 $(BIN)/python -m lion_lightning.demo $(DEMO)
 	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml
 
-test: $(READY)  ## the default tests: no network, no GPU, under three minutes
-	$(PYTEST) -n 2 --dist worksteal
+test: $(READY)  ## the default tests: no network, no GPU, under 100 seconds
+	$(PYTEST) $(TWO)
 
-slow: $(READY)  ## the tests that build and install the package, and other long ones
-	$(PYTEST) -m 'slow and not distributed and not vllm and not gpu' --timeout 600
+slow: $(READY)  ## what takes long or starts processes: packaging, pipelines, kills, a real model
+	$(PYTEST) $(TWO) -m 'slow and not exhaustive and not distributed and not vllm and not gpu' --timeout 600
 
-distributed: $(READY)  ## the tests that start several processes
-	$(PYTEST) -m 'distributed and not vllm and not gpu' --timeout 300 || test $$? -eq 5  # 5: there are none
+distributed: $(READY)  ## two ranks and more, over gloo
+	$(PYTEST) -n 2 --dist loadfile -m 'distributed and not exhaustive and not vllm and not gpu' --timeout 300
+
+exhaustive: $(READY)  ## more cases of the kinds that the other tests show; CI runs them once a week
+	$(PYTEST) $(TWO) -m 'exhaustive and not vllm and not gpu' --timeout 900
 
 gpu: $(READY)
 	$(PYTEST) -m $@ --timeout 600
@@ -53,12 +57,13 @@ INSTALL_VLLM ?= $(wildcard ../shared/tools/install_vllm_cpu.sh)
 	PATH="$(CURDIR)/.venv-vllm/bin:$$PATH" bash '$(INSTALL_VLLM)'
 	@touch $@
 
-vllm:  ## the tests with a real vLLM, in an environment of its own
+vllm-setup: $(if $(INSTALL_VLLM),.venv-vllm/ready)
+
+vllm: vllm-setup  ## the tests with a real vLLM, in an environment of its own
 ifeq ($(INSTALL_VLLM),)
 	@echo 'make vllm: no script to install vLLM with; name one: make vllm INSTALL_VLLM=script.sh'
 else
-	$(MAKE) .venv-vllm/ready
-	.venv-vllm/bin/python -m pytest -m vllm --timeout 600
+	.venv-vllm/bin/python -m pytest -m 'vllm and not exhaustive' --timeout 600
 endif
 
 lint: $(READY)  ## ruff's rules and its formatting

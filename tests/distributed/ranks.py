@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
+
+from tests.processes import forking, set_environment
 
 
 def run_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, world: int = 2) -> list[Any]:
@@ -25,13 +27,22 @@ def run_ranks(function: Callable[..., Any], folder: Path, *arguments: Any, world
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawn(_rank, (function, world, port, folder, arguments), nprocs=world)  # type: ignore[no-untyped-call]
+    forking()
+    given = (function, world, port, folder, arguments, dict(os.environ))
+    start_processes(_rank, given, nprocs=world, start_method="forkserver")  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def _rank(
-    rank: int, function: Callable[..., Any], world: int, port: int, folder: Path, arguments: tuple[Any, ...]
+    rank: int,
+    function: Callable[..., Any],
+    world: int,
+    port: int,
+    folder: Path,
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
 ) -> None:
+    set_environment(environment)
     # What a cluster's launcher sets, so that Lightning starts no processes of its own.
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in ranks.items()})

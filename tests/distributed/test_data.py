@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Sequence
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from lion_lightning.data.sources import Source
 from lion_lightning.meeting import Meeting
 from lion_lightning.types import Piece
 from tests.distributed.ranks import run_ranks
+from tests.processes import forking
 from tests.unit.data.letters import byte_tokenizer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
@@ -149,7 +149,7 @@ class Dying(Recording):
 
 
 def share(rank: int, folder: Path) -> None:
-    tokenising._PART_ROWS, meeting.PATIENCE_SECONDS = 8, 5.0
+    tokenising._PART_ROWS, meeting.PATIENCE_SECONDS = 8, 2.0
     place = Meeting(folder, rank, 2, "now")
     encoder = Dying(None) if rank else Recording(None)
     try:
@@ -161,10 +161,10 @@ def share(rank: int, folder: Path) -> None:
 
 def test_a_rank_that_is_killed_stops_the_other(tmp_path: Path) -> None:
     write(tmp_path)
-    processes = [get_context("spawn").Process(target=share, args=(rank, tmp_path)) for rank in range(2)]
+    processes = [forking().Process(target=share, args=(rank, tmp_path)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert processes[1].exitcode == -signal.SIGKILL
-    assert (tmp_path / "said").read_text().startswith("rank 1 was lost: no sign of life for 5 seconds")
+    assert (tmp_path / "said").read_text().startswith("rank 1 was lost: no sign of life for 2 seconds")

@@ -13,8 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.cli import main
-from lion_lightning.demo import write_demo
 from lion_lightning.models.checkpoints import read_checkpoint
+from tests.demo import copy_demo
 
 pytestmark = pytest.mark.distributed
 
@@ -26,7 +26,7 @@ SAVES = {"ddp": Path.is_file, "fsdp2": Path.is_dir}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a small demo task where the configs look for it."""
-    write_demo(tmp_path / "runs" / "demo", train=64, validation=8)
+    copy_demo(tmp_path / "runs" / "demo", train=64)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_lightning.cli import main
-from lion_lightning.demo import write_demo
+from tests.demo import copy_demo
 
 ROOT = Path(__file__).parents[2]
 SFT = ROOT / "configs" / "sft.yaml"
@@ -26,7 +26,7 @@ SMALL = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--tra
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a small demo task where the configs look for it."""
-    write_demo(tmp_path / "runs" / "demo", train=96, validation=16)
+    copy_demo(tmp_path / "runs" / "demo", train=96, validation=16)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lion_lightning import PolicySpec
 from lion_lightning.cli import main
-from lion_lightning.demo import make_tokenizer, write_demo
+from tests.demo import copy_demo, copy_start
 
 ROOT = Path(__file__).parents[2]
 DPO = ROOT / "configs" / "dpo.yaml"
@@ -25,11 +24,8 @@ CSV = ['--trainer.logger={"class_path": "lightning.pytorch.loggers.CSVLogger", "
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a small demo task, and random weights where the config expects those of stage 1."""
-    write_demo(tmp_path / "runs" / "demo", train=10, validation=10, preferences=60)
-    torch.manual_seed(0)
-    start = tmp_path / "runs" / "sft" / "export"
-    PolicySpec(config=str(tmp_path / "runs" / "demo" / "model")).build().causal_lm.save_pretrained(start)
-    make_tokenizer().save_pretrained(start)
+    copy_demo(tmp_path / "runs" / "demo", preferences=60)
+    copy_start(tmp_path / "runs" / "sft" / "export")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

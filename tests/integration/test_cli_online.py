@@ -12,10 +12,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from lion_lightning import PolicySpec
 from lion_lightning.cli import main
 from lion_lightning.data.rounds import find_rounds
-from lion_lightning.demo import make_tokenizer, write_demo
+from tests.demo import copy_demo, copy_start
 
 ROOT = Path(__file__).parents[2]
 ONLINE = ROOT / "configs" / "online_dpo.yaml"
@@ -29,11 +28,8 @@ SMALL = [
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a small demo task, and random weights where the config expects those of stage 2."""
-    write_demo(tmp_path / "runs" / "demo", train=10, validation=10, preferences=10, prompts=40)
-    torch.manual_seed(0)
-    start = tmp_path / "runs" / "dpo" / "export"
-    PolicySpec(config=str(tmp_path / "runs" / "demo" / "model")).build().causal_lm.save_pretrained(start)
-    make_tokenizer().save_pretrained(start)
+    copy_demo(tmp_path / "runs" / "demo", prompts=40)
+    copy_start(tmp_path / "runs" / "dpo" / "export")
     (tmp_path / "my_judges.py").write_text(JUDGE)
     monkeypatch.chdir(tmp_path)
     return tmp_path

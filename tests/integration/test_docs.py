@@ -12,8 +12,8 @@ import yaml
 
 from lion_lightning.cli import main
 from lion_lightning.data.formats import recognise
-from lion_lightning.demo import write_demo
 from lion_lightning.pipeline.plan import read_plan
+from tests.demo import copy_demo
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +32,7 @@ def blocks(language: str) -> list[Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_demo(tmp_path / "runs" / "demo", train=64, validation=16)
+    copy_demo(tmp_path / "runs" / "demo", train=64, questions=33)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -15,13 +15,14 @@ import yaml
 
 from lion_lightning import PolicySpec, Source, TokenizerSpec
 from lion_lightning.cli import main
-from lion_lightning.demo import FAMILIES, write_demo
+from lion_lightning.demo import FAMILIES
 from lion_lightning.evaluation.run import Evaluation, evaluate
 from lion_lightning.judges import Length, VerifierJudge
 from lion_lightning.models.serving import Serving
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.types import Answer, Prompt
 from tests import tiny
+from tests.demo import copy_demo
 from tests.integration.test_docs import assert_holds
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo task in little, and exports of random weights where the stages' own would be."""
     folder = tmp_path_factory.mktemp("demo")
     shape = str(folder / "runs" / "demo" / "model")
-    write_demo(folder / "runs" / "demo", train=11, validation=11, preferences=11, prompts=11, questions=22)
+    copy_demo(folder / "runs" / "demo", questions=22)
     for seed, stage in enumerate(("sft", "dpo")):
         torch.manual_seed(seed)
         policy = PolicySpec(config=shape).build()

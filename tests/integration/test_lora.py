@@ -30,7 +30,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SLOW = pytest.mark.slow
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 PREFIX = "policy.model."
 # r * inputs + outputs * r of q, k, v, o, gate, up and down, with r = 4, in two layers
 ADAPTER_ELEMENTS = 2 * 4 * sum((32 + 32, 32 + 16, 32 + 16, 32 + 32, 32 + 48, 32 + 48, 48 + 32))
@@ -129,8 +129,8 @@ KINDS: dict[str, Callable[[Bench, int], AlignmentModule]] = {
     [
         "sft",
         pytest.param("adapters off", marks=SLOW),
-        pytest.param("frozen", marks=SLOW),
-        pytest.param("mixed", marks=SLOW),
+        pytest.param("frozen", marks=EXHAUSTIVE),
+        pytest.param("mixed", marks=EXHAUSTIVE),
     ],
 )
 def test_a_run_resumed_from_adapters_ends_as_one_that_was_not_stopped(bench: Bench, kind: str) -> None:
@@ -227,8 +227,8 @@ NEW = ("<a>", "<b>")
         (False, [], ()),
         (True, [], NEW),
         (True, ["lm_head"], NEW),
-        pytest.param(False, [], NEW, marks=SLOW),
-        pytest.param(False, ["lm_head"], NEW, marks=SLOW),
+        pytest.param(False, [], NEW, marks=EXHAUSTIVE),
+        pytest.param(False, ["lm_head"], NEW, marks=EXHAUSTIVE),
         pytest.param(True, ["embed_tokens"], (), marks=SLOW),
     ],
 )
@@ -266,8 +266,8 @@ def test_a_half_precision_base_is_merged_in_fp32_and_rounded_once(bench: Bench) 
     [
         (True, ["lm_head"]),
         pytest.param(True, [], marks=SLOW),
-        pytest.param(False, [], marks=SLOW),
-        pytest.param(False, ["lm_head"], marks=SLOW),
+        pytest.param(False, [], marks=EXHAUSTIVE),
+        pytest.param(False, ["lm_head"], marks=EXHAUSTIVE),
     ],
 )
 def test_a_peft_folder_loads_onto_the_base_with_equal_logits(bench: Bench, tied: bool, whole: list[str]) -> None:

@@ -28,7 +28,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.sampling.base import EngineError
 from lion_lightning.types import Answer, Prompt
 from tests.integration.online import Judge, Online, Sampler, Watch, pairs_of
-from tests.marks import slow
+from tests.marks import exhaustive
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -38,7 +38,7 @@ def online(tmp_path: Path) -> Online:
     return Online(tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, *slow(2)])
+@pytest.mark.parametrize("workers", [0, *exhaustive(2)])
 def test_every_epoch_trains_on_its_own_round_the_first_one_too(online: Online, workers: int) -> None:
     watch = Watch()
     online.fit("run", watch=watch, data=online.data(num_workers=workers))
@@ -152,7 +152,7 @@ def test_kl_is_the_log_ratio_of_the_policy_to_the_start_on_the_rounds_pairs(onli
     assert made.summary["metrics"]["on_policy/kl"] == pytest.approx(sum(ratios) / len(ratios), abs=1e-5)
 
 
-@pytest.mark.parametrize("reference", [RefreshedReference, *slow(FrozenReference)])
+@pytest.mark.parametrize("reference", [RefreshedReference, *exhaustive(FrozenReference)])
 def test_other_references_are_a_switch(online: Online, reference: Any) -> None:
     watch = Watch()
     online.fit("run", watch=watch, module=online.module(reference=reference()))
@@ -350,7 +350,7 @@ class Wrong(Judge):
     [
         (float("nan"), r"Wrong gave the score nan to an answer to .*prompts.jsonl:\d+; a score is a finite number"),
         (RuntimeError("out of memory"), r"Wrong failed \(RuntimeError: out of memory\)"),
-        *slow(
+        *exhaustive(
             (lambda answers: [row[1:] for row in answers], r"Wrong gave 3 scores for the 4 answers to .*\.jsonl:\d+"),
             (lambda answers: [[1.0] * 4], "Wrong scored 1 of 4 prompts"),
         ),

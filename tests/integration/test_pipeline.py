@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
-from lion_lightning.demo import write_demo
 from lion_lightning.pipeline.configs import differences, merged
 from lion_lightning.pipeline.plan import read_plan
 from lion_lightning.pipeline.stage import begin, exported, finish
+from tests.demo import copy_demo
 
 ROOT = Path(__file__).parents[2]
 BAD_NAMES = [
@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    write_demo("runs/demo", train=60, validation=12, preferences=60, prompts=60, questions=12)
+    copy_demo("runs/demo", train=60, validation=12, preferences=60, prompts=60, questions=12)
     write_pipeline(tmp_path)
     return tmp_path
 

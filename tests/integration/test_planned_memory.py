@@ -15,9 +15,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak 
 @pytest.mark.parametrize(
     ("stage", "checkpointing", "strategy"),
     [
-        pytest.param("SFT", False, "auto", marks=pytest.mark.slow),
+        pytest.param("SFT", False, "auto", marks=pytest.mark.exhaustive),
         pytest.param("DPO", True, "auto", marks=pytest.mark.slow),
-        pytest.param("SFT", True, "ddp", marks=pytest.mark.distributed),
+        pytest.param("SFT", True, "ddp", marks=[pytest.mark.distributed, pytest.mark.exhaustive]),
         pytest.param("DPO", False, "fsdp", marks=pytest.mark.distributed),
     ],
 )

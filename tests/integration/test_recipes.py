@@ -136,7 +136,12 @@ def test_what_does_not_fit_a_gpu_is_sharded(name: str) -> None:
 
 
 TRAINED = ("lion_gemma_2b/sft",)
-"""All are built by default, and this one is trained; the others are trained among the slow tests."""
+"""All are built by default, and this one is trained."""
+MARKS: dict[str, Any] = {
+    **dict.fromkeys(TRAINED, ()),
+    **dict.fromkeys(("lion_gemma_2b/dpo", "lion_gemma_2b/online_dpo", "tulu3/dpo"), pytest.mark.slow),
+}
+"""When a recipe trains; one that is not named differs from these in numbers alone."""
 
 
 def say(role: str, text: str) -> dict[str, str]:
@@ -193,7 +198,7 @@ def tiny_arguments(name: str) -> list[str]:
     return ["-c", f"configs/recipes/{name}.yaml", *(f"--{swap}" for swap in swaps)]
 
 
-@pytest.mark.slow  # those that build or train below have been parsed
+@pytest.mark.exhaustive  # those that build or train below have been parsed
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_parses(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -237,7 +242,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
     return trainers
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in TRAINED else pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, pytest.mark.exhaustive)) for n in NAMES])
 def test_a_recipe_trains_a_step(name: str, folder: Path, fits: list[Trainer]) -> None:
     swapped = tiny_arguments(name)
     if "online" in name:

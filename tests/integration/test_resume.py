@@ -19,7 +19,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.modules.schedules import CosineWithWarmup
 from lion_lightning.types import PackedBatch, Piece, Sample
 from tests import tiny
-from tests.marks import slow
+from tests.marks import exhaustive
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -149,12 +149,12 @@ def killed(runs: Runs, folder: Path, kills: Sequence[int], save: dict[str, Any],
     assert_same_end(resumed, whole)
 
 
-@pytest.mark.parametrize("kill", [3, EPOCH, *slow(EPOCH - 1, EPOCH + 1, 2 * EPOCH - 1)])
+@pytest.mark.parametrize("kill", [3, EPOCH, *exhaustive(EPOCH - 1, EPOCH + 1, 2 * EPOCH - 1)])
 def test_a_killed_run_ends_as_one_that_was_not(runs: Runs, tmp_path: Path, kill: int) -> None:
     killed(runs, tmp_path, [kill], EVERY_STEP)
 
 
-@pytest.mark.parametrize("kill", [EPOCH + 3, *slow(3, EPOCH)])
+@pytest.mark.parametrize("kill", [EPOCH + 3, *exhaustive(3, EPOCH)])
 def test_dropout_of_a_resumed_lora_draws_what_it_would_have_drawn(runs: Runs, tmp_path: Path, kill: int) -> None:
     killed(runs, tmp_path, [kill], EVERY_STEP, lora=LoRASpec(r=4, dropout=0.3))
 
@@ -169,19 +169,19 @@ def test_what_workers_had_read_ahead_is_not_lost(runs: Runs, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "kills", [[EPOCH, EPOCH + 1], *slow([3, 5], [EPOCH, EPOCH + 1, EPOCH + 4], [EPOCH + 1, EPOCH + 3])]
+    "kills", [[EPOCH, EPOCH + 1], *exhaustive([3, 5], [EPOCH, EPOCH + 1, EPOCH + 4], [EPOCH + 1, EPOCH + 3])]
 )
 def test_a_run_killed_again_and_again(runs: Runs, tmp_path: Path, kills: Sequence[int]) -> None:
     killed(runs, tmp_path, kills, EVERY_STEP)
 
 
 @pytest.mark.parametrize("save", [EVERY_STEP, EPOCH_END, AFTER_VALIDATION], ids=["step", "epoch", "validation"])
-@pytest.mark.parametrize("kills", [[EPOCH, EPOCH + 1], *slow([EPOCH + 4])])
+@pytest.mark.parametrize("kills", [[EPOCH, EPOCH + 1], *exhaustive([EPOCH + 4])])
 def test_a_run_that_counts_steps(runs: Runs, tmp_path: Path, save: dict[str, Any], kills: Sequence[int]) -> None:
     killed(runs, tmp_path, kills, save, max_epochs=-1, max_steps=EPOCH)
 
 
-@pytest.mark.parametrize(("accumulate", "interval", "epoch"), [(2, 3, 0), (3, 5, 1), *slow((2, 3, 1), (4, 5, 0))])
+@pytest.mark.parametrize(("accumulate", "interval", "epoch"), [(2, 3, 0), (3, 5, 1), *exhaustive((2, 3, 1), (4, 5, 0))])
 def test_a_checkpoint_within_an_accumulation_window(
     runs: Runs, tmp_path: Path, accumulate: int, interval: int, epoch: int
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_checkpoint_within_an_accumulation_window(
     killed(runs, tmp_path, [epoch * EPOCH + interval], AFTER_VALIDATION, **options)
 
 
-@pytest.mark.parametrize("kill", [EPOCH + 3, *slow(3, EPOCH)])
+@pytest.mark.parametrize("kill", [EPOCH + 3, *exhaustive(3, EPOCH)])
 def test_accumulation_that_changes_with_the_epoch_is_the_epochs_own_after_a_resume_within_it(
     runs: Runs, tmp_path: Path, kill: int
 ) -> None:
@@ -198,14 +198,16 @@ def test_accumulation_that_changes_with_the_epoch_is_the_epochs_own_after_a_resu
     killed(runs, tmp_path, [kill], EVERY_STEP, windows={0: 2, 1: 3})
 
 
-@pytest.mark.parametrize("kill", [2, EPOCH, *slow(3, EPOCH - 1, EPOCH + 3)])
+@pytest.mark.parametrize("kill", [2, EPOCH, *exhaustive(3, EPOCH - 1, EPOCH + 3)])
 def test_a_checkpoint_that_an_exception_saved_in_the_middle_of_a_batch(runs: Runs, tmp_path: Path, kill: int) -> None:
     """The batch was handed out and not trained; and where it is the second of a window, the first is lost too."""
     killed(runs, tmp_path, [kill], EPOCH_END | {"save_on_exception": True})
 
 
 @pytest.mark.parametrize("save", [EVERY_STEP, EPOCH_END, AFTER_VALIDATION], ids=["step", "epoch", "validation"])
-@pytest.mark.parametrize("more", [{"max_epochs": -1, "max_steps": EPOCH}, *slow({"max_epochs": 2, "max_steps": -1})])
+@pytest.mark.parametrize(
+    "more", [{"max_epochs": -1, "max_steps": EPOCH}, *exhaustive({"max_epochs": 2, "max_steps": -1})]
+)
 def test_a_run_that_ended_within_an_epoch_goes_on_within_it_when_it_is_given_more(
     runs: Runs, tmp_path: Path, save: dict[str, Any], more: dict[str, Any]
 ) -> None:
@@ -215,7 +217,7 @@ def test_a_run_that_ended_within_an_epoch_goes_on_within_it_when_it_is_given_mor
 
 
 @pytest.mark.parametrize("save", [EPOCH_END, AFTER_VALIDATION], ids=["epoch", "validation"])
-@pytest.mark.parametrize("more", [{"max_epochs": 2}, *slow({"max_epochs": -1, "max_steps": EPOCH})])
+@pytest.mark.parametrize("more", [{"max_epochs": 2}, *exhaustive({"max_epochs": -1, "max_steps": EPOCH})])
 def test_a_finished_epoch_is_followed_by_the_next(
     runs: Runs, tmp_path: Path, save: dict[str, Any], more: dict[str, Any]
 ) -> None:

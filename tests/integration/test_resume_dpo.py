@@ -30,7 +30,7 @@ from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.types import PairLogps, Piece, Sample
 from tests import tiny
-from tests.marks import slow
+from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -145,7 +145,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.mark.parametrize("kind", ["cached", "mixed", "adapters off", *slow("frozen", "refreshed")])
-@pytest.mark.parametrize("kill", [4, *slow(2, 9)])
+@pytest.mark.parametrize("kill", [4, *exhaustive(2, 9)])
 def test_a_killed_run_ends_as_the_one_that_nobody_stopped(runs: Runs, kind: str, kill: int) -> None:
     whole, losses = runs.whole(kind)
     assert len(losses) == EPOCHS * BATCHES

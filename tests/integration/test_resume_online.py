@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lion_lightning import FrozenReference, RefreshedReference
 from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
-from tests.marks import slow
+from tests.marks import exhaustive
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -37,7 +37,7 @@ def same_rounds(online: Online, name: str) -> bool:
 
 
 # A round has 10 prompts in 3 chunks, and 4 monitor prompts in another: calls 0-3 are round 0, 4-7 round 1, and so on.
-@pytest.mark.parametrize("call", [2, *slow(0, 5, 11)])
+@pytest.mark.parametrize("call", [2, *exhaustive(0, 5, 11)])
 @pytest.mark.parametrize("killed", ["sampling", "judging"])
 def test_killed_while_a_round_is_made(online: Online, whole: dict[str, Tensor], killed: str, call: int) -> None:
     name = f"{killed} {call}"
@@ -55,7 +55,7 @@ def test_killed_while_a_round_is_made(online: Online, whole: dict[str, Tensor], 
     assert len(sampler.asked) == (3 - number) * 14 - (done if killed == "sampling" else 14)
 
 
-@pytest.mark.parametrize(("epoch", "batch"), [(1, 0), *slow((0, 2), (1, 1), (2, 2))])
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 0), *exhaustive((0, 2), (1, 1), (2, 2))])
 def test_killed_while_training(online: Online, whole: dict[str, Tensor], epoch: int, batch: int) -> None:
     name = f"training {epoch} {batch}"
     with pytest.raises(KilledError):
@@ -68,17 +68,17 @@ def test_killed_while_training(online: Online, whole: dict[str, Tensor], epoch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reference", [FrozenReference, RefreshedReference])
-def test_killed_under_other_references(online: Online, reference: Any) -> None:
+@pytest.mark.parametrize("reference", [RefreshedReference, *exhaustive(FrozenReference)])
+@pytest.mark.parametrize("place", [(2, 1), *exhaustive([(1, 0)])])
+def test_killed_under_other_references(online: Online, reference: Any, place: tuple[int, int]) -> None:
     def module() -> Any:
         return online.module(reference=reference())
 
-    expected = online.fit(f"whole {reference}", module=module())
-    for place in [(1, 0), (2, 1)]:
-        name = f"{reference} {place}"
-        with pytest.raises(KilledError):
-            online.fit(name, watch=Watch(place), module=module())
-        assert same(online.fit(name, module=module()), expected)
+    name = f"{reference.__name__} {place}"
+    expected = online.fit(f"whole {name}", module=module())
+    with pytest.raises(KilledError):
+        online.fit(name, watch=Watch(place), module=module())
+    assert same(online.fit(name, module=module()), expected)
 
 
 def test_a_checkpoint_before_a_round_replays_the_steps_and_finds_the_round(

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.types import PackedBatch, Piece, Sample
 from tests import tiny
-from tests.marks import slow
+from tests.marks import exhaustive
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -111,7 +111,7 @@ AFTER_VALIDATION = {"save_on_train_epoch_end": False}
         ({"every_n_train_steps": 2}, {"val_check_interval": 3}),
         (EPOCH_END, {"accumulate_grad_batches": 2}),
         (AFTER_VALIDATION, {"val_check_interval": 2, "accumulate_grad_batches": 2}),
-        *slow(
+        *exhaustive(
             (EVERY_STEP, {"accumulate_grad_batches": 2}),
             (EVERY_STEP, {"max_epochs": -1, "max_steps": 12}),
             (EPOCH_END, {"limit_train_batches": 5, "limit_val_batches": 0}),
@@ -134,7 +134,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
         )  # Lightning knows an epoch's last batch
 
 
-@pytest.mark.parametrize("kill", [6, *slow(2, 9)])
+@pytest.mark.parametrize("kill", [6, *exhaustive(2, 9)])
 def test_batches_that_workers_had_read_ahead_are_not_lost(tmp_path: Path, kill: int) -> None:
     whole = fit(tmp_path / "whole", EVERY_STEP)
     fit(tmp_path / "cut", EVERY_STEP, kill, workers=2)

@@ -118,8 +118,8 @@ def test_adapters_leave_the_base_without_gradients_and_four_bits_shrink_it() -> 
     ("rows", "checkpointing"),
     [
         pytest.param(documents(48, 16), False, id="documents"),
-        pytest.param(documents(48, 16), True, id="documents, checkpointed", marks=pytest.mark.slow),
-        pytest.param(pairs(48, 32), False, id="pairs", marks=pytest.mark.slow),
+        pytest.param(documents(48, 16), True, id="documents, checkpointed", marks=pytest.mark.exhaustive),
+        pytest.param(pairs(48, 32), False, id="pairs", marks=pytest.mark.exhaustive),
         pytest.param(pairs(48, 32), True, id="pairs, checkpointed", marks=pytest.mark.slow),
     ],
 )
