@@ -15,6 +15,7 @@ from lion_lightning.cache import replacing
 from lion_lightning.callbacks.asking import greedy_answers, log_text
 from lion_lightning.callbacks.folders import require_writable
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.printing import literal
 
 
 class Snapshot(NamedTuple):
@@ -167,17 +168,9 @@ def _print_table(before: Snapshot, after: Snapshot) -> None:
         table.add_row(name, _number(before.metrics, name), _number(after.metrics, name))
     table.add_section()
     for prompt, answer in after.answers.items():
-        table.add_row(*map(_literal, (prompt, before.answers.get(prompt, "-"), answer)))
+        table.add_row(*map(literal, (prompt, before.answers.get(prompt, "-"), answer)))
     Console().print(table)
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:
     return f"{metrics[name]:.4g}" if name in metrics else "-"
-
-
-def _literal(text: str) -> Any:
-    """A text in which brackets are no markup, of which nothing is cut off, and which says nothing to the terminal."""
-    from rich.text import Text
-
-    shown = (char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
-    return Text("".join(shown), overflow="fold")

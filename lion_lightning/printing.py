@@ -6,7 +6,10 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 HIDDEN = "***"
 
@@ -52,6 +55,21 @@ def printable(text: str) -> str:
         text: What is going to be shown.
     """
     return harmless(redacted(text))
+
+
+def literal(text: str, most: int | None = None, style: str = "") -> Text:
+    """A text for a rich table or console, in which brackets are no markup and which says nothing to the terminal.
+
+    Args:
+        text: What a model, a file or a server says.
+        most: Characters of it; a longer one loses its middle. None for all.
+        style: Of rich.
+    """
+    from rich.text import Text
+
+    cut = most is not None and len(text) > most
+    shown = f"{text[: (most or 0) // 2]} [...] {text[-(most or 0) // 2 :]}" if cut else text
+    return Text(harmless(shown), style, overflow="fold")
 
 
 def redacted_arguments(arguments: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lion_lightning.config_file import check_config_files
-from lion_lightning.printing import require_no_secrets
+from lion_lightning.printing import literal, require_no_secrets
 
 DESCRIPTION = """Loss on held-out conversations, rewards on held-out preference pairs, what a judge says of a model's
 answers, and its win rate against another model: as much of that as is asked for. Answers are kept in --out, so that a
@@ -49,9 +49,9 @@ def show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "value", "95% interval", "n", title=results["model"], title_justify="left")
+    table = Table("", "value", "95% interval", "n", title=literal(results["model"]), title_justify="left")
     for row in _rows(results):
-        table.add_row(*row)
+        table.add_row(*map(literal, row))
     Console().print(table)
 
 

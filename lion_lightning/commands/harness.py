@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lion_lightning.printing import literal
+
 if TYPE_CHECKING:
     from lion_lightning.evaluation.harness import Figure
 
@@ -38,12 +40,11 @@ def main(arguments: list[str]) -> None:
 def _print(model: str, figures: Sequence[Figure]) -> None:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table("task", "shots", "metric", "filter", "value", "± error", "questions", title=Text(model))
+    table = Table("task", "shots", "metric", "filter", "value", "± error", "questions", title=literal(model))
     for figure in figures:
         cells = (figure.task, figure.shots, figure.metric, figure.filter, figure.value, figure.error, figure.questions)
-        table.add_row(*map(_cell, cells))
+        table.add_row(*(literal(_cell(cell)) for cell in cells))
     Console().print(table)
 
 

@@ -13,6 +13,7 @@ from lion_lightning.data.mixture import Mixture
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports import SourceReport
+from lion_lightning.printing import harmless, literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +53,7 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
                 for report in mixture.reports
                 for change in [*report.changes(), *report.warned()]
             ]
-            console.print("\n".join([*_packing(datamodule, mixture), *changes]), highlight=False, markup=False)
+            console.print(literal("\n".join([*_packing(datamodule, mixture), *changes])))
             console.print()
     if datamodule.train is not None:
         _show(console, datamodule.tokenizer, datamodule.train, rows)
@@ -62,10 +63,12 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
 
 def _show_prompts(console: Console, pool: PromptPool, rows: int) -> None:
     left_out = "".join(f"; left out, {cause}: {count:,}" for cause, count in pool.left_out.items())
-    console.print(f"Prompts: {len(pool):,}{left_out}. Their answers come with each round; see `lion rounds`.\n")
+    console.print(
+        literal(f"Prompts: {len(pool):,}{left_out}. Their answers come with each round; see `lion rounds`.\n")
+    )
     for asked in pool.take(np.linspace(0, len(pool), rows, endpoint=False, dtype=int).tolist()):
         heading = f"--- {asked.prompt.where}, {len(asked.prompt.input_ids):,} tokens"
-        console.print(f"{heading}\n{asked.prompt.text}", highlight=False, markup=False)
+        console.print(literal(f"{heading}\n{asked.prompt.text}"))
 
 
 def _table(title: str, reports: Sequence[SourceReport]) -> Table:
@@ -76,7 +79,7 @@ def _table(title: str, reports: Sequence[SourceReport]) -> Table:
     for name in figures[0]:
         table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
     for cells in figures:
-        table.add_row(*cells.values())
+        table.add_row(*map(literal, cells.values()))
     return table
 
 
@@ -96,7 +99,7 @@ def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture
     for position in _spread(documents, rows):
         sample = documents[position]
         heading = f"--- {sample.source} ({documents.where(position)}), {sample.length:,} tokens"
-        console.print(heading, highlight=False, markup=False)
+        console.print(literal(heading))
         for piece, name in zip(sample.pieces, ("", "chosen", "rejected"), strict=False):
             if name:
                 console.print(f"--- {name}, {len(piece.input_ids):,} tokens", highlight=False, markup=False)
@@ -124,5 +127,5 @@ def _marked(tokenizer: PreTrainedTokenizerBase, piece: Piece, plain: bool) -> Te
     ):
         words = str(tokenizer.decode([token for _, token in run], clean_up_tokenization_spaces=False))
         marked = f"{_OPEN}{words}{_CLOSE}" if supervised and plain else words
-        text.append(marked, style="bold green" if supervised else "dim")
+        text.append(harmless(marked), style="bold green" if supervised else "dim")
     return text

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.rounds import Round
+from lion_lightning.printing import harmless
 
 BLUE, ORANGE, GRAY = "#1f77b4", "#ff7f0e", "#888888"
 
@@ -35,6 +37,17 @@ def draw(
     Raises:
         ValueError: The file cannot be written.
     """
+    with rc_context({"text.parse_math": False}):  # a cause that names something of the data is no formula
+        _draw(rounds, figures, kept, causes, png)
+
+
+def _draw(
+    rounds: Sequence[Round],
+    figures: Sequence[Mapping[str, float]],
+    kept: Sequence[float],
+    causes: Sequence[Mapping[str, int]],
+    png: Path,
+) -> None:
     figure = Figure(figsize=(13, 7), layout="constrained")
     panels = figure.subplots(2, 3).flat
     numbers = [made.number for made in rounds]
@@ -125,7 +138,7 @@ def _left_out(axes: Any, numbers: Sequence[int], kept: Sequence[float], causes: 
     bottom = [0.0] * len(numbers)
     for place, name in enumerate(names):
         heights = [float(column.get(name, 0)) for column in columns]
-        axes.bar(numbers, heights, bottom=bottom, label=name, color=f"C{place}", width=0.7)
+        axes.bar(numbers, heights, bottom=bottom, label=harmless(name), color=f"C{place}", width=0.7)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     _finish(axes, "what became of prompts and pairs", "number", legend=False)
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # causes are long: below the bars

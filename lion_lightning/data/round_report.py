@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lion_lightning.cache import read_object
 from lion_lightning.data.round_figures import round_figures
 from lion_lightning.data.rounds import Rollout, Round, find_rounds
+from lion_lightning.printing import literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,9 @@ ANSWERS = {
     "self_bleu": "{:.3f}",
 }
 """The figures that are printed, in two tables, and how."""
+
+SHOWN = 400
+"""Characters of a prompt or an answer that are printed."""
 
 
 def report(folder: Path, samples: int = 3, png: Path | None = None, console: Console | None = None) -> None:
@@ -104,7 +108,7 @@ def _figures_table(
 
     table = Table(title=title, title_justify="left")
     for name in ("round", *forms):
-        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+        table.add_column(literal(name.replace("_", " ")), justify="right", overflow="fold")
     for made, known in zip(rounds, figures, strict=True):
         table.add_row(str(made.number), *(_cell(known.get(name), form) for name, form in forms.items()))
     return table
@@ -127,7 +131,9 @@ def _causes_table(rounds: Sequence[Round]) -> Table | str:
     names = sorted({name for found in counts for name in found})
     if not names:
         return "nothing was left out\n"
-    table = Table("round", *names, title="Left out", title_justify="left")
+    table = Table("round", title="Left out", title_justify="left")
+    for name in names:
+        table.add_column(literal(name))
     for made, found in zip(rounds, counts, strict=True):
         table.add_row(str(made.number), *(f"{found.get(name, 0):,}" for name in names))
     return table
@@ -154,7 +160,8 @@ def _answers_table(
 
     table = Table("prompt", *names, title=title, title_justify="left", show_lines=True)
     for rollout, answers in rows:
-        table.add_row(_literal(rollout.prompt.question), *(_literal(_answer(one, place)) for one, place in answers))
+        said = [_answer(one, place) for one, place in answers]
+        table.add_row(*(literal(text, SHOWN) for text in (rollout.prompt.question, *said)))
     return table
 
 
@@ -163,15 +170,6 @@ def _answer(rollout: Rollout, place: int) -> str:
     several = f" ({', '.join(f'{name} {score:g}' for name, score in parts.items())})" if len(parts) > 1 else ""
     cut = ", cut off" if rollout.answers[place].finish_reason == "length" else ""
     return f"{rollout.answers[place].text}\n= {rollout.scores[place]:g}{several}{cut}"
-
-
-def _literal(text: str, most: int = 400) -> Any:
-    """A text in which brackets are no markup, and which says nothing to the terminal; long ones lose their middle."""
-    from rich.text import Text
-
-    whole = text if len(text) <= most else f"{text[: most // 2]} [...] {text[-most // 2 :]}"
-    shown = (char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in whole)
-    return Text("".join(shown), overflow="fold")
 
 
 def _draw(console: Console, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]], png: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from lion_lightning.printing import harmless
 from lion_lightning.report.accuracy import Accuracy
 from lion_lightning.report.logs import Chain, Curve, Stage
 
@@ -43,18 +44,19 @@ def figure(rows: int, columns: int, height: float = 3.0) -> Iterator[tuple[Figur
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    made, axes = plt.subplots(
-        rows, columns, figsize=(4.4 * columns, height * rows), layout="constrained", squeeze=False
-    )
-    for one in axes.flat:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(axis="y", color="#e4e6ea", linewidth=0.8)
-        one.set_axisbelow(True)
-        one.tick_params(labelsize=8)
-    try:
-        yield made, list(axes.flat)
-    finally:
-        plt.close(made)
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name from the data is no formula
+        made, axes = plt.subplots(
+            rows, columns, figsize=(4.4 * columns, height * rows), layout="constrained", squeeze=False
+        )
+        for one in axes.flat:
+            one.spines[["top", "right"]].set_visible(False)
+            one.grid(axis="y", color="#e4e6ea", linewidth=0.8)
+            one.set_axisbelow(True)
+            one.tick_params(labelsize=8)
+        try:
+            yield made, list(axes.flat)
+        finally:
+            plt.close(made)
 
 
 def overview(chains: Sequence[Chain], accuracy: Accuracy | None) -> bytes:
@@ -151,7 +153,9 @@ def by_kind(accuracy: Accuracy) -> Panel:
             spread.append([high - m for m, (_, high) in zip(means, ends, strict=True)])
             axes.bar(places, means, width, color=colour, label=_title(stage))
             axes.errorbar(places, means, spread, fmt="none", color="#222", linewidth=0.6)
-        axes.set_xticks(range(len(accuracy.kinds)), accuracy.kinds, fontsize=7, rotation=40, ha="right")
+        axes.set_xticks(
+            range(len(accuracy.kinds)), [*map(harmless, accuracy.kinds)], fontsize=7, rotation=40, ha="right"
+        )
         axes.set_ylim(0, 1.2)  # room for the legend above the bars
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_title("held-out accuracy by kind of prompt", fontsize=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lion_lightning.printing import literal
 from lion_lightning.report.accuracy import Accuracy
 
 
@@ -18,7 +19,8 @@ def show(accuracy: Accuracy) -> None:
     table = Table("stage", "accuracy", "gain over the stage before", "each seed", title=title, title_justify="left")
     for stage in accuracy.stages:
         gain = accuracy.gain(stage)
-        gained = "{:+.3f} \\[{:+.3f}, {:+.3f}]".format(*gain) if gain else ""
+        gained = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else ""
         seeds = ", ".join(f"{value:.3f}" for value in accuracy.values(stage))
-        table.add_row(stage, "{:.3f} \\[{:.3f}, {:.3f}]".format(*accuracy.overall(stage)), gained, seeds)
+        cells = (stage, "{:.3f} [{:.3f}, {:.3f}]".format(*accuracy.overall(stage)), gained, seeds)
+        table.add_row(*map(literal, cells))
     Console().print(table)
