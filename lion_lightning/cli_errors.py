@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
-from pathlib import Path
 
 _KEY = re.compile(r'Parser key "(.+?)":')
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
@@ -39,11 +38,6 @@ def explain(error: Exception) -> str:
     Args:
         error: What was raised.
     """
-    if isinstance(error, IsADirectoryError) and error.filename and _is_checkpoint(Path(error.filename)):
-        return (
-            f"{error.filename}: a checkpoint that ranks wrote in pieces; resume with the strategy that wrote it "
-            "(configs/strategy/fsdp2.yaml or fsdp.yaml), or make a model of it with `lion export`"
-        )
     if isinstance(error, OSError) and error.filename and error.strerror:
         place = error.filename2 or error.filename  # of a copy or a rename, what it was to become
         return f"{place}: {error.strerror.lower()}; name a place that exists and can be used"
@@ -149,12 +143,6 @@ def _sources_hint(keys: list[str], value: str) -> str:
     if keys and keys[-1] in ("sources", "validation", "prompts") and re.fullmatch(r"[\w./-]+", value):
         return f"; for one file write [{{path: {value}}}]"
     return ""
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    from lion_lightning.models.checkpoints import is_folder  # imports torch, which most errors need not wait for
-
-    return is_folder(folder)
 
 
 def _remedy(line: str) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from lion_lightning.callbacks import LionProgressBar, StartupSummary
 from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.cli import TRAINING
 from lion_lightning.config_file import check_config_files
+from lion_lightning.models.checkpoint_files import newest_checkpoint
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.printing import require_no_secrets
 
@@ -67,8 +70,48 @@ class LionCLI(LightningCLI):
         kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
         return super().instantiate_trainer(**kwargs)
 
+    def before_fit(self) -> None:
+        """Find what `--ckpt_path last` means (Lightning calls this)."""
+        self._choose_checkpoint()
+
+    def before_validate(self) -> None:
+        """The same (Lightning calls this)."""
+        self._choose_checkpoint()
+
+    def before_test(self) -> None:
+        """The same (Lightning calls this)."""
+        self._choose_checkpoint()
+
+    def _choose_checkpoint(self) -> None:
+        """The newest whole one for ``last``: Lightning takes ``last*.ckpt`` as they are, or starts anew without any."""
+        given = self.config_init[self.subcommand]
+        if given.get("ckpt_path") == "last":
+            found = newest_checkpoint(*checkpoint_places(self.trainer))
+            if found is None:
+                rank_zero_info("There is no checkpoint yet: starting from the beginning.")
+            given["ckpt_path"] = found and str(found)
+
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
+
+
+def checkpoint_places(trainer: Trainer) -> list[Path]:
+    """Folders and files that a trainer's checkpoints may lie in; earlier starts' where each start has its own.
+
+    Args:
+        trainer: With its callbacks.
+    """
+    places = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))  # what Lightning writes under SLURM
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            places.append(Path(callback.dirpath))
+        elif isinstance(callback, ModelCheckpoint):
+            logged = [Path(logger.save_dir or trainer.default_root_dir, str(logger.name)) for logger in trainer.loggers]
+            places += [folder for logs in logged for folder in sorted(logs.glob("*/checkpoints"))]
+            places.append(Path(trainer.default_root_dir, "checkpoints"))
+        elif isinstance(callback, OnExceptionCheckpoint):
+            places.append(Path(callback.ckpt_path))
+    return places
 
 
 def default_loggers(folder: str) -> list[Logger]:

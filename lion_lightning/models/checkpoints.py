@@ -2,89 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
+
+from lion_lightning.models.checkpoint_files import require_whole, said
+from lion_lightning.models.checkpoint_folders import META, FolderReader
 
 PREFIX = "policy.model."
 """Where a module's ``state_dict`` keeps the policy's weights."""
 
-_META = "meta.pt"  # Lightning's name for what is no tensor of model or optimizer
 _STATES = {f"{name}.{PREFIX}": name for name in ("state_dict", "model")}  # as FSDP2 and FSDPStrategy write it
-
-
-_CLASSES = {
-    *(("pathlib", name) for name in ("PosixPath", "WindowsPath")),
-    *(("pathlib._local", name) for name in ("PosixPath", "WindowsPath")),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    *(("torch.distributed.checkpoint.filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")),
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
-}
-"""What torch writes into a folder's ``.metadata``, beside dtypes."""
-
-
-class FolderReader(FileSystemReader):
-    """Reads a folder that ranks wrote together; its ``.metadata`` is a pickle, of which nothing else is let in."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What is in the folder (torch calls this).
-
-        Raises:
-            pickle.UnpicklingError: There is more in it than torch writes, e.g. code to run.
-        """
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata: Metadata = _PlainUnpickler(file).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """A class that torch writes there, or a dtype; anything else is refused (pickle calls this)."""
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and (module, name) not in _CLASSES:
-            raise pickle.UnpicklingError(f"its .metadata asks for {module}.{name}, which torch does not write there")
-        return super().find_class(module, name)
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a path is a checkpoint of Lightning's that each rank wrote its part of."""
-    return (path / _META).is_file() and (path / ".metadata").is_file()
-
-
-def stored_names(folder: Path) -> list[str]:
-    """Names of what a folder holds, after ``state_dict.`` or ``model.``.
-
-    Args:
-        folder: See :func:`is_folder`.
-
-    Raises:
-        ValueError: Its list cannot be read.
-    """
-    try:
-        return list(FolderReader(folder).read_metadata().state_dict_metadata)
-    except Exception as error:
-        raise ValueError(f"{folder}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -96,17 +28,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If there is none, or it cannot be read as plain tensors and data.
     """
-    if not path.is_file() and not is_folder(path):
-        raise ValueError(
-            f"{path}: no such checkpoint; give a .ckpt file or folder, e.g. runs/sft/checkpoints/last.ckpt"
-        )
+    require_whole(path)
     try:
-        checkpoint: dict[str, Any] = torch.load(
-            path if path.is_file() else path / _META, map_location="cpu", weights_only=True, mmap=path.is_file()
+        checkpoint: Any = torch.load(
+            path if path.is_file() else path / META, map_location="cpu", weights_only=True, mmap=path.is_file()
         )
-        return checkpoint if path.is_file() else checkpoint | {"state_dict": _policy_weights(path)}
+        if path.is_dir():
+            checkpoint = checkpoint | {"state_dict": _policy_weights(path)}
     except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: not a readable checkpoint ({said(error)})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"{path}: not a checkpoint of Lightning's: it holds no `state_dict`")
+    return checkpoint
 
 
 def _policy_weights(folder: Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from lion_lightning.agreement import require_agreement
+from lion_lightning.models.checkpoint_io import use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token_embeddings
 from lion_lightning.models.pieces import share, unwrapped
 from lion_lightning.models.policy import PolicyModel, position_limit
@@ -122,7 +123,8 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         return self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
 
     def setup(self, stage: str) -> None:
-        """Refuse ranks that were started with different settings (Lightning calls this)."""
+        """Refuse ranks that were started with different settings, and bad checkpoints (Lightning calls this)."""
+        use_checked_checkpoints(self.trainer.strategy)
         require_agreement("model", self.hparams)
         require_agreement("trainer", {name: getattr(self.trainer, name) for name in AGREED})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -13,6 +15,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from lion_lightning.models.bases import base_digest, base_names, has_base, require_base, trained_names
 from lion_lightning.models.cached import has_adapters
+from lion_lightning.models.checkpoint_files import require_whole
 from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
@@ -67,7 +70,7 @@ class PolicyCheckpoints(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
-        checkpoint["lion"] = self.provenance()
+        checkpoint["lion"] = {**self.provenance(), "written": time.time()}
         if has_base(self.policy_spec):
             self._base = self._base or base_digest(self.policy_spec)
             checkpoint["lion"]["base"] = self._base
@@ -89,6 +92,17 @@ class PolicyCheckpoints(LightningModule):
         if "loops" in checkpoint:
             mend_progress(checkpoint)
             self._resumed = checkpoint["loops"]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
+        """A module with the weights of a checkpoint, which is checked before; see Lightning's own.
+
+        Raises:
+            ValueError: It is an address, not there, or damaged.
+        """
+        if isinstance(checkpoint_path, str | Path):
+            require_whole(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
 
     def _name_optimizer_states(self, checkpoint: dict[str, Any]) -> None:
         """Parameters by name: a number is a place in the groups to optimizers, and in the module to who shards it."""

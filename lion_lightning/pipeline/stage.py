@@ -78,7 +78,7 @@ def trained(folder: Path) -> bool:
     Args:
         folder: The stage's folder.
     """
-    return (folder / DONE).exists() or exported(folder) or any(folder.glob("checkpoints/*.ckpt"))
+    return (folder / DONE).exists() or exported(folder) or any(folder.glob("checkpoints/[!.]*.ckpt"))
 
 
 def _set_logs_aside(folder: Path) -> None:
@@ -101,22 +101,28 @@ def run_stage(folder: Path, start: Path | None) -> int:
     from lion_lightning.cli import main
 
     began = time.time()
-    arguments = ["fit", "-c", str(folder / CONFIG)]
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.exists():
-        arguments += ["--ckpt_path", "last"]
-    if code := main(arguments):
+    if code := main(["fit", "-c", str(folder / CONFIG), "--ckpt_path", "last"]):
         return code
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) > 0:
         return 0  # the first process does the rest
     trained = time.time() - began
     # Killed between its last checkpoint and its export: Lightning finds nothing left to train, so nothing exports.
-    if not exported(folder) and (code := main(["export", str(last), str(folder / "export")])):
+    if not exported(folder) and (code := _export(folder)):
         return code
     if (folder / EVALUATION).exists() and (code := _evaluate(folder)):
         return code
     finish(folder, start, {"train_seconds": round(trained, 1), "seconds": round(time.time() - began, 1)})
     return 0
+
+
+def _export(folder: Path) -> int:
+    from lion_lightning.cli import main
+    from lion_lightning.models.checkpoint_files import newest_checkpoint
+
+    newest = newest_checkpoint(folder / "checkpoints")
+    if newest is None:
+        raise ValueError(f"{folder}: neither an export nor a checkpoint to make one of; remove it to train anew")
+    return main(["export", str(newest), str(folder / "export")])
 
 
 def exported(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.constants import default_pg_timeout
 
-from lion_lightning.models.checkpoints import is_folder, stored_names
+from lion_lightning.models.checkpoint_folders import is_folder, stored_names
 
 
 class FSDP2Strategy(ModelParallelStrategy):

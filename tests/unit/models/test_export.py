@@ -121,7 +121,7 @@ def test_the_model_card_holds_policy_tokenizer_data_and_steps(tmp_path: Path) ->
 
 def test_a_missing_checkpoint_is_one_line_that_names_it(tmp_path: Path) -> None:
     refused(tmp_path / "no.ckpt", tmp_path / "out", "no such checkpoint")
-    refused(tmp_path, tmp_path / "out", "no such checkpoint")  # a folder
+    refused(tmp_path, tmp_path / "out", "a folder that holds no checkpoint")
 
 
 def test_a_truncated_checkpoint_is_one_line_that_names_it(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_somebody_elses_checkpoint_is_refused(tmp_path: Path) -> None:
     for number, content in enumerate(({"state_dict": {}}, torch.zeros(3), {"lion": None})):
         path = tmp_path / f"{number}.ckpt"
         torch.save(content, path)
-        refused(path, tmp_path / "out", "not written by lion_lightning")
+        refused(path, tmp_path / "out", "not (written by lion_lightning|a checkpoint of Lightning's)")
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
