@@ -10,7 +10,8 @@ import torch
 from transformers import TextStreamer
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Conversation, Message
+from lion_lightning.data.formats import Conversation
+from lion_lightning.data.turns import Message
 from lion_lightning.models.export import generation_config
 from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import position_limit

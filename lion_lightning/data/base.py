@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.agreement import require_agreement
 from lion_lightning.cache import cache_folder
+from lion_lightning.data.advice import warnings
 from lion_lightning.data.documents import Selection
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
 from lion_lightning.data.packing import BestFit, Packing
 from lion_lightning.data.ranks import preparing
-from lion_lightning.data.reports import SourceReport
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenising import Encoder, tokenise
 from lion_lightning.data.tokenized import TokenTable
@@ -249,7 +249,10 @@ class PackedDataModule(LightningDataModule, ABC):
         return [source.description() | ({"digest": digest} if digest else {}) for source, digest in pairs]
 
     def _tokenised(self, source: Source) -> TokenTable:
-        return tokenise(source, self._encoder, self.cache_dir, self.meeting)
+        table = tokenise(source, self._encoder, self.cache_dir, self.meeting)
+        source.require_columns(table.notes)
+        self.warn(warnings(source, table.notes, table.raw_rows, self.tokenizer.chat_template is not None))
+        return table
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
         tables = [self._tokenised(source) for source in sources]
@@ -258,9 +261,11 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def _held_out(self, selections: Sequence[Selection]) -> tuple[list[Selection], list[Selection]]:
         train, held = hold_out(selections, self.validation_share)
-        if not any(len(selection.spans.rows) for selection in held):
-            count = sum(len(selection.spans.rows) for selection in selections)
-            raise ValueError(f"data.validation_share {self.validation_share} of {count} examples is none; raise it")
+        if not any(len(selection.spans.rows) for selection in train):
+            raise ValueError(
+                f"data.validation_share {self.validation_share} leaves nothing to train on; lower it, or give "
+                "data.validation sources of its own"
+            )
         return train, held
 
     def _refuse_rows_beyond_the_model(self) -> None:
@@ -277,18 +282,17 @@ class PackedDataModule(LightningDataModule, ABC):
         for side, mixture in (("train", self.train), ("validation", self.held)):
             for report in mixture.reports if mixture else ():
                 logger.info("%s: %s", side, report)
-            self.warn_of_rows(mixture.reports if mixture else ())
 
-    def warn_of_rows(self, reports: Sequence[SourceReport]) -> None:
-        """Write to the log what was noticed about a source's rows; once, though both sides and every round report it.
+    def warn(self, told: Sequence[str]) -> None:
+        """Write to the log what was found in the rows of a source: each thing once, and on one rank.
 
         Args:
-            reports: Those of the sources.
+            told: What to say.
         """
-        lines = {f"source {report.name}: {text}" for report in reports for text in report.warned()}
-        for line in sorted(lines - self._warned):
-            logger.warning("%s", line)
-        self._warned |= lines
+        if getattr(self.trainer, "global_rank", 0) == 0:
+            for line in [line for line in told if line not in self._warned]:
+                logger.warning("%s", line)
+        self._warned.update(told)
 
 
 def _refuse_nonsense(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:

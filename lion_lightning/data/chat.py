@@ -20,9 +20,10 @@ from tokenizers import Encoding, Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.answer_spans import Span
-from lion_lightning.data.formats import Completion, Conversation, Example, Row, Text, recognise
+from lion_lightning.data.columns import Row
+from lion_lightning.data.formats import Completion, Conversation, Example, Text, recognise
 from lion_lightning.data.rendering import ChatRenderer
-from lion_lightning.data.row_warnings import warn_of_row
+from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.types import Piece
 
 Mask = Literal["assistant", "completion", "none"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from lion_lightning.data.tool_calls import read_tools as read_tools
-from lion_lightning.data.turns import Message as Message
-from lion_lightning.data.turns import read_text as read_text
-from lion_lightning.data.turns import read_turns as read_turns
+from lion_lightning.data.columns import Form, Row, read_row
+from lion_lightning.data.json_text import read_json, read_list
+from lion_lightning.data.tool_calls import read_tools, without_nulls
+from lion_lightning.data.turns import Message, read_text, read_turns
 
 
 class Conversation(NamedTuple):
@@ -42,22 +43,12 @@ class Text(NamedTuple):
 
 
 Example = Conversation | Completion | Text
-Row = Mapping[str, Any]
-Parse = TypeVar("Parse")
 
+CHAT = ("system", "tools", "chat_template_kwargs")
+"""Columns that may stand beside the turns of a chat."""
 
-class Form(NamedTuple, Generic[Parse]):
-    """A known form.
-
-    Attributes:
-        required: The columns that a row of this form has.
-        optional: The columns that it may have besides; ``columns`` can name these too.
-        parse: The function that reads such a row.
-    """
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    parse: Parse
+ASKED = ("input", "history", *CHAT)
+"""Columns that may stand beside an ``instruction`` or a ``question``."""
 
 
 def recognise(row: Row, columns: Mapping[str, str] | None = None) -> Example:
@@ -79,69 +70,19 @@ def recognise(row: Row, columns: Mapping[str, str] | None = None) -> Example:
         ValueError: The row has no known form, or breaks the rules of its form. The message is one line without the
             row's place; the caller puts ``path:line`` before it.
     """
-    parse, named = select(row, columns or {}, FORMS)
-    return parse(named)
-
-
-def select(row: Row, columns: Mapping[str, str], forms: Sequence[Form[Parse]]) -> tuple[Parse, dict[str, Any]]:
-    """Find the form of a row: how to parse it, and the row under the names that the form knows, without nulls.
-
-    Args:
-        row: The raw row.
-        columns: The row's own name for a known column.
-        forms: Known forms; of several that fit, the one that uses most of ``columns``, then the first, is taken.
-
-    Raises:
-        ValueError: No form fits, or ``columns`` names something that does not exist.
-    """
-    named = _rename(row, columns, {column for form in forms for column in form.required + form.optional})
-    fitting = [form for form in forms if named.keys() >= set(form.required)]
-    if not fitting:
-        raise ValueError(_unknown_format(row, named, forms))
-    form = max(fitting, key=lambda form: len(columns.keys() & {*form.required, *form.optional}))
-    return form.parse, named
-
-
-def _rename(row: Row, columns: Mapping[str, str], known: Set[str]) -> dict[str, Any]:
-    if unknown := sorted(columns.keys() - known):
-        raise ValueError(f"columns names the unknown column {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    for name, own in columns.items():
-        if own not in row:
-            raise ValueError(f"columns maps {name} to {own!r}, but the row only has the keys {', '.join(row)}")
-    renamed = {name: row[own] for name, own in columns.items()}
-    rest = {key: value for key, value in row.items() if key not in columns.values()}
-    return {key: value for key, value in (rest | renamed).items() if value is not None}
-
-
-def _unknown_format(row: Row, named: Row, forms: Sequence[Form[Any]]) -> str:
-    keys = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in row.items()) or "none"
-    nearest = max(forms, key=lambda form: len(named.keys() & set(form.required)))
-    lacking = ", ".join(name for name in nearest.required if name not in named)
-    near = f"; {' + '.join(nearest.required)} lacks {lacking}" if named.keys() & set(nearest.required) else ""
-    known = "; ".join(" + ".join(form.required) for form in forms)
-    fix = "rename keys with `columns` or give a `transform`"
-    return f"unknown format: the row's keys are {keys}; known: {known}{near}; {fix}"
+    return read_row(row, columns or {}, FORMS)
 
 
 # --- one small function a form
 
 
-def _messages(row: Row) -> Example:
-    return conversation(read_turns(row["messages"], "messages"), tools=read_tools(row))
+def _messages(column: str, row: Row) -> Example:
+    return conversation(with_system(row, read_turns(row[column], column)), **read_settings(row))
 
 
-def _sharegpt(row: Row) -> Example:
-    return conversation(read_system(row) + read_turns(row["conversations"], "conversations"), tools=read_tools(row))
-
-
-def _alpaca(row: Row) -> Example:
-    request = read_text(row["instruction"], "instruction")
-    detail = read_text(row.get("input", ""), "input", may_be_empty=True)
-    return _exchange(row, f"{request}\n\n{detail}" if detail.strip() else request, read_text(row["output"], "output"))
-
-
-def _question_answer(row: Row) -> Example:
-    return _exchange(row, read_text(row["question"], "question"), read_text(row["answer"], "answer"))
+def _exchange(request: str, answer: str, row: Row) -> Example:
+    turns = (*read_request(row, request), Message("assistant", read_text(row[answer], answer)))
+    return conversation(with_system(row, turns), **read_settings(row))
 
 
 def _prompt_completion(row: Row) -> Example:
@@ -150,20 +91,20 @@ def _prompt_completion(row: Row) -> Example:
         return Completion(read_text(prompt, "prompt", may_be_empty=True), read_text(completion, "completion"))
     if isinstance(prompt, str) or isinstance(completion, str):
         raise ValueError("prompt and completion differ in kind; make both of them text or both lists of messages")
-    turns = read_turns(prompt, "prompt")
-    return conversation(turns + read_turns(completion, "completion"), prompt_turns=len(turns), tools=read_tools(row))
+    turns = with_system(row, read_turns(prompt, "prompt"))
+    return conversation(turns + read_turns(completion, "completion"), len(turns), **read_settings(row))
 
 
 def _raw_text(row: Row) -> Example:
     return Text(read_text(row["text"], "text"))
 
 
-FORMS: tuple[Form[Callable[[Row], Example]], ...] = (
-    Form(("messages",), ("tools",), _messages),
-    Form(("conversations",), ("system", "tools"), _sharegpt),
-    Form(("instruction", "output"), ("input", "system"), _alpaca),
-    Form(("prompt", "completion"), ("tools",), _prompt_completion),
-    Form(("question", "answer"), ("system",), _question_answer),
+FORMS: tuple[Form[Example], ...] = (
+    Form(("messages",), CHAT, partial(_messages, "messages")),
+    Form(("conversations",), CHAT, partial(_messages, "conversations")),
+    Form(("instruction", "output"), ASKED, partial(_exchange, "instruction", "output")),
+    Form(("prompt", "completion"), CHAT, _prompt_completion),
+    Form(("question", "answer"), ASKED, partial(_exchange, "question", "answer")),
     Form(("text",), (), _raw_text),
 )
 
@@ -180,7 +121,10 @@ _FOLLOWERS = {
 
 
 def conversation(
-    messages: tuple[Message, ...], prompt_turns: int | None = None, tools: tuple[Any, ...] | None = None
+    messages: tuple[Message, ...],
+    prompt_turns: int | None = None,
+    tools: tuple[Any, ...] | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Conversation:
     """Make a conversation of messages whose roles come in order.
 
@@ -198,14 +142,56 @@ def conversation(
         before = message.role
     if not any(message.role == "assistant" for message in messages[prompt_turns or 0 :]):
         raise ValueError("no assistant turn to learn from; remove the row or give it an answer")
-    return Conversation(messages, prompt_turns, tools)
+    return Conversation(messages, prompt_turns, tools, chat_template_kwargs)
 
 
-def _exchange(row: Row, question: str, answer: str) -> Conversation:
-    return conversation((*read_system(row), Message("user", question), Message("assistant", answer)))
+def read_settings(row: Row) -> dict[str, Any]:
+    """What the chat template is given besides the turns: tools, and the ``chat_template_kwargs`` of the row.
+
+    Raises:
+        ValueError: They cannot be read.
+    """
+    more = row.get("chat_template_kwargs")
+    more = read_json(more, "chat_template_kwargs") if isinstance(more, str) else more
+    if more is not None and not isinstance(more, Mapping):
+        raise ValueError(f"chat_template_kwargs is {type(more).__name__}, not an object of settings; fix the row")
+    return {"tools": read_tools(row), "chat_template_kwargs": without_nulls(more) or None}
 
 
-def read_system(row: Row) -> tuple[Message, ...]:
-    """The row's ``system`` column as a turn; none where it is empty or absent."""
+def with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Turns behind the row's ``system`` column; that may repeat the system turn that they begin with.
+
+    Raises:
+        ValueError: The two differ.
+    """
     content = read_text(row.get("system", ""), "system", may_be_empty=True)
-    return (Message("system", content),) if content else ()
+    own = turns[0].content.strip() if turns and turns[0].role == "system" else None
+    if content.strip() in ("", own):
+        return turns
+    if own is not None:
+        raise ValueError("the column 'system' and the first message differ; keep one of them, with a `transform`")
+    return (Message("system", content), *turns)
+
+
+def read_request(row: Row, column: str) -> tuple[Message, ...]:
+    """A user turn: a request with its ``input`` behind it, after the rounds of the row's ``history``."""
+    request = read_text(row[column], column)
+    detail = read_text(row.get("input", ""), "input", may_be_empty=True)
+    asked = f"{request}\n\n{detail}" if detail.strip() else request
+    return (*_read_history(row), Message("user", asked))
+
+
+def _read_history(row: Row) -> tuple[Message, ...]:
+    """Earlier rounds: ``[[user, assistant], ...]``, or messages."""
+    rounds = read_list(row.get("history", ()), "history")
+    if rounds and isinstance(rounds[0], Mapping):
+        return read_turns(rounds, "history")
+    turns: list[Message] = []
+    for number, said in enumerate(rounds):
+        if isinstance(said, str) or not isinstance(said, Sequence) or len(said) != 2:
+            raise ValueError(f"history[{number}] is not a round of two texts, [user, assistant]; fix the row")
+        turns += (
+            Message(role, read_text(text, f"history[{number}] ({role})"))
+            for role, text in zip(("user", "assistant"), said, strict=True)
+        )
+    return tuple(turns)

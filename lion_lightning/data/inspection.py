@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lion_lightning.data.advice import findings
 from lion_lightning.data.documents import Documents
 from lion_lightning.data.mixture import Mixture
 from lion_lightning.data.on_policy import OnPolicyDataModule
@@ -48,11 +49,7 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     for title, mixture in (("Training", datamodule.train), ("Validation", datamodule.held)):
         if mixture is not None:
             console.print(_table(title, mixture.reports))
-            changes = [
-                f"{report.name}: {change}"
-                for report in mixture.reports
-                for change in [*report.changes(), *report.warned()]
-            ]
+            changes = [f"{report.name}: {change}" for report in mixture.reports for change in report.changes()]
             console.print(literal("\n".join([*_packing(datamodule, mixture), *changes])))
             console.print()
     if datamodule.train is not None:
@@ -63,9 +60,9 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
 
 def _show_prompts(console: Console, pool: PromptPool, rows: int) -> None:
     left_out = "".join(f"; left out, {cause}: {count:,}" for cause, count in pool.left_out.items())
-    console.print(
-        literal(f"Prompts: {len(pool):,}{left_out}. Their answers come with each round; see `lion rounds`.\n")
-    )
+    console.print(literal(f"Prompts: {len(pool):,}{left_out}. Their answers come with each round; see `lion rounds`."))
+    found = [f"{name}: {line}" for name, notes in pool.notes.items() for line in findings(notes, pool.sizes[name])]
+    console.print(literal("\n".join([*found, ""])))
     for asked in pool.take(np.linspace(0, len(pool), rows, endpoint=False, dtype=int).tolist()):
         heading = f"--- {asked.prompt.where}, {len(asked.prompt.input_ids):,} tokens"
         console.print(literal(f"{heading}\n{asked.prompt.text}"))

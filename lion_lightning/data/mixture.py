@@ -66,11 +66,14 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
 
     Args:
         selections: Unique examples.
-        share: Share to hold out, between 0 and 1. Chosen by hash, so the number comes out near it, not at it.
+        share: Share to hold out, between 0 and 1. Chosen by hash, so the number comes out near it, not at it; but what
+            comes first by hash is held out in any case.
     """
+    firsts = [selection.groups[:, 0].min() for selection in selections if len(selection.groups)]
     train, held = [], []
     for selection in selections:
-        chosen = selection.groups[:, 0] < np.uint64(share * 2.0**64)
+        hashes = selection.groups[:, 0]
+        chosen = (hashes < np.uint64(share * 2.0**64)) | (hashes == min(firsts, default=0))
         train.append(selection.only(~chosen, "held out for validation"))
         once = replace(selection.source, fraction=min(selection.source.fraction, 1.0))
         held.append(replace(selection.only(chosen, "used for training"), source=once))
@@ -117,9 +120,9 @@ def repeats(count: int, source: Source) -> Numbers:
 def _refuse_if_untrainable(selection: Selection) -> None:
     table, name = selection.table, selection.source.label
     if len(table) == 0:
-        raise ValueError(
-            f"source {name}: the transform made no example of its {table.raw_rows} rows; mend the transform"
-        )
+        causes = {"skipped by the transform": table.skipped_rows, **table.notes["left out"]}
+        counts = "; ".join(f"{count} {cause}" for cause, count in causes.items() if count)
+        raise ValueError(f"source {name}: no example is made of its {table.raw_rows} rows ({counts})")
     if not replace(selection, spans=Spans.whole(table, np.arange(len(table)))).targets.any():
         raise ValueError(
             f"source {name}: no token of its {len(table)} examples is supervised, so it would train nothing; "

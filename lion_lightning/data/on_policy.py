@@ -126,7 +126,9 @@ class OnPolicyDataModule(PreferenceDataModule):
     @cached_property
     def pool(self) -> PromptPool:
         """All prompts, read on first use after :meth:`setup`."""
-        return PromptPool(self.prompts, self.tokenizer, self._validated)
+        pool = PromptPool(self.prompts, self.tokenizer, self._validated)
+        self.warn(pool.warnings())
+        return pool
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain data."""
@@ -147,7 +149,6 @@ class OnPolicyDataModule(PreferenceDataModule):
             if held:
                 self.held = mix(held, self.validation_rules)
                 self.refuse_longer_than_a_row(self.held)
-                self.warn_of_rows(self.held.reports)
 
     def train_dataloader(self) -> PackedLoader:
         """Shuffled packed rows of the present epoch's pairs, for this rank.
@@ -189,7 +190,6 @@ class OnPolicyDataModule(PreferenceDataModule):
         self.refuse_longer_than_a_row(mixture)
         for report in mixture.reports:
             logger.info("%s", report)
-        self.warn_of_rows(mixture.reports)
         if not made.pairs():
             logger.warning("%s; this epoch trains on data.sources alone", _fruitless(made))
         else:

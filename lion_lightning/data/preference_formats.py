@@ -11,20 +11,21 @@ from itertools import takewhile
 from numbers import Real
 from typing import Any
 
+from lion_lightning.data.columns import Form, Row, read_row
 from lion_lightning.data.formats import (
+    ASKED,
+    CHAT,
     Completion,
     Conversation,
-    Form,
-    Message,
-    Row,
     conversation,
-    read_system,
-    read_text,
-    read_tools,
-    read_turns,
-    select,
+    read_request,
+    read_settings,
+    with_system,
 )
+from lion_lightning.data.json_text import read_list, spelled_out
 from lion_lightning.data.preferences import Pairing, Preference, Whole
+from lion_lightning.data.row_notes import note
+from lion_lightning.data.turns import Message, read_text, read_turns
 
 
 def recognise_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[Preference]:
@@ -36,11 +37,15 @@ def recognise_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
     - ``prompt``, ``chosen``, ``rejected``. Three texts are plain text without a template. Otherwise it is a chat: a
       text as prompt is the user turn, a text as answer to messages is the assistant turn. Answers may be whole
       conversations that hold the prompt, which the prompt column then only repeats (UltraFeedback).
-    - ``question``, ``chosen``, ``rejected``: a chat, also where all of them are text.
-    - ``prompt`` or ``question``, ``answers``, ``scores``: ranked answers, of any kind above, that ``pairing`` pairs.
-    - ``chosen``, ``rejected``: whole, the prompt is what they share. Of conversations those are the first messages. Of
-      texts it is what stands before the last ``\n\nAssistant:`` that both have, that included; without one it ends
-      with the last whole word that both have, and the white space behind it belongs to the answers.
+    - ``question`` or ``instruction`` (with its ``input`` and ``history``), ``chosen``, ``rejected``: a chat, also where
+      all of them are text.
+    - ``messages`` or ``conversations``, ``chosen``, ``rejected``: a chat; the messages are the prompt, or the chosen
+      conversation once more.
+    - any of these prompts with ``answers``, ``scores``: ranked answers, of any kind above, that ``pairing`` pairs.
+    - ``chosen``, ``rejected``: the prompt is what they share. Of conversations those are the first messages. Of texts
+      it is what stands before the last ``\n\nAssistant:`` that both have, that included; without one it ends with the
+      last whole word that both have, and the white space behind it belongs to the answers. Dialogues that part before
+      the last answer are left out: a user's words are no answer.
 
     A ``system`` column becomes the system turn of a chat, ``tools`` go to its template. ``score_chosen`` and
     ``score_rejected`` give the margin. Equal answers, equal scores and answers without text are no error here.
@@ -54,8 +59,7 @@ def recognise_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
         ValueError: The row has no known form, or breaks the rules of its form. The message is one line without the
             row's place; the caller puts ``path:line`` before it.
     """
-    parse, named = select(row, columns or {}, FORMS)
-    return parse(named, pairing)
+    return read_row(row, columns or {}, FORMS, pairing)
 
 
 Answers = Mapping[str, Any]
@@ -68,18 +72,22 @@ Reader = Callable[[Row, Answers], list[Whole]]
 
 
 def _pair(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
-    chosen, rejected = reader(row, {"chosen": row["chosen"], "rejected": row["rejected"]})
-    return [Preference(chosen, rejected, _margin(row))]
+    margin = _margin(row)
+    wholes = reader(row, {"chosen": row["chosen"], "rejected": row["rejected"]})
+    return [Preference(wholes[0], wholes[1], margin)] if wholes else []
 
 
 def _ranked(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
-    answers, scores = _list(row["answers"], "answers"), _list(row["scores"], "scores")
+    answers, scores = read_list(row["answers"], "answers"), read_list(row["scores"], "scores")
     if len(answers) != len(scores):
         raise ValueError(f"answers has {len(answers)} entries and scores {len(scores)}; give each answer its score")
     if len(answers) < 2:
         raise ValueError(f"a pair needs two answers, and answers has {len(answers)}; skip the row with a `transform`")
     values = [_number(score, f"scores[{place}]") for place, score in enumerate(scores)]
-    wholes = reader(row, {f"answers[{place}]": answer for place, answer in enumerate(answers)})
+    named = {f"answers[{place}]": answer for place, answer in enumerate(answers)}
+    wholes = reader(row, {name: spelled_out(answer, name) for name, answer in named.items()})
+    if not wholes:
+        return []
     key = json.dumps(wholes, sort_keys=True, default=str)
     return [Preference(wholes[i], wholes[j], values[i] - values[j]) for i, j in pairing.pairs(values, key)]
 
@@ -93,33 +101,32 @@ def _margin(row: Row) -> float | None:
     return _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
 
 
-def _list(value: Any, name: str) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(f"{name} is {type(value).__name__}, not a list; convert it with a `transform`")
-    return value
-
-
 def _number(value: Any, name: str) -> float:
-    if not isinstance(value, Real):
+    """A score; CSV files have it as text."""
+    if not isinstance(value, Real | str):
         raise ValueError(f"{name} is {type(value).__name__}, not a number; convert it with a `transform`")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {float(value)}, not a finite number; skip the row with a `transform`")
-    return float(value)
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not a number; convert it with a `transform`") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}, not a finite number; skip the row with a `transform`")
+    return number
 
 
-# --- one reader for each way to give the prompt
+# --- one reader for each way to give the prompt; of an answer to leave out it makes nothing
 
 
-def _asked(row: Row, answers: Answers) -> list[Whole]:
-    return _chats(row, (Message("user", read_text(row["question"], "question")),), answers)
+def _requested(column: str, row: Row, answers: Answers) -> list[Whole]:
+    return _chats(row, read_request(row, column), answers)
 
 
 def _prompted(row: Row, answers: Answers) -> list[Whole]:
     prompt = row["prompt"]
     if not isinstance(prompt, str):
-        return _chats(row, read_turns(prompt, "prompt"), answers)
+        return _continued("prompt", row, answers)
     if _are_text(answers):
-        return _texts(row, prompt, answers)
+        return _texts(prompt, answers)
     asked = Message("user", read_text(prompt, "prompt"))
     if all(_answer_turns(value, name)[0].role == "assistant" for name, value in answers.items()):
         return _chats(row, (asked,), answers)
@@ -128,13 +135,27 @@ def _prompted(row: Row, answers: Answers) -> list[Whole]:
     return wholes
 
 
-def _implied(row: Row, answers: Answers) -> list[Whole]:
-    if _are_text(answers):
-        texts = [read_text(value, name) for name, value in answers.items()]
-        cut = _text_cut(texts)
-        return _texts(row, texts[0][:cut], {name: value[cut:] for name, value in answers.items()})
+def _continued(column: str, row: Row, answers: Answers) -> list[Whole]:
+    """Messages as prompt; with an answer behind them, they repeat one of the conversations, or a prompt's answer."""
+    turns = read_turns(row[column], column)
     sides = [_answer_turns(value, name) for name, value in answers.items()]
-    return _chats(row, sides[0][: _turn_cut(sides)], answers)
+    if turns in sides and turns[-1].role == "assistant":
+        return _implied(row, answers)
+    repeated = next((side for side in sides if side[0].role == "assistant" and turns[-len(side) :] == side), ())
+    return _chats(row, turns[: len(turns) - len(repeated)], answers)
+
+
+def _implied(row: Row, answers: Answers) -> list[Whole]:
+    if not _are_text(answers):
+        sides = [_answer_turns(value, name) for name, value in answers.items()]
+        return _chats(row, sides[0][: _turn_cut(sides)], answers)
+    texts = list(answers.values())
+    if not all(text.strip() for text in texts):
+        note("left out", "an answer has no text")
+        return []
+    shared = texts[0][: _shared(texts)]
+    cut = _dialogue_cut(shared) if any(map(_ANSWER_MARK.search, texts)) else _word_cut(shared, texts)
+    return _texts(shared[:cut], {name: text[cut:] for name, text in answers.items()}) if cut else []
 
 
 def _are_text(answers: Answers) -> bool:
@@ -146,22 +167,21 @@ def _are_text(answers: Answers) -> bool:
     return bool(text)
 
 
-def _texts(row: Row, prompt: str, answers: Answers) -> list[Whole]:
-    if beside := [name for name in ("system", "tools") if row.get(name)]:
-        raise ValueError(
-            f"{beside[0]} stands beside plain text, which has no template to show it; make the prompt a list of "
-            'messages, or a chat\'s question with `columns: {"question": "prompt"}`'
-        )
-    start = read_text(prompt, "prompt", may_be_empty=True)
-    return [Completion(start, read_text(value, name, may_be_empty=True)) for name, value in answers.items()]
+def _texts(prompt: str, answers: Answers) -> list[Whole]:
+    if _ANSWER_MARK.search(prompt) and any(map(_USER_MARK.search, answers.values())):
+        note("left out", _PARTED)
+        return []
+    return [Completion(prompt, read_text(value, name, may_be_empty=True)) for name, value in answers.items()]
 
 
 def _chats(row: Row, prompt: tuple[Message, ...], answers: Answers) -> list[Whole]:
-    start, tools = read_system(row) + prompt, read_tools(row)
+    if not prompt:
+        raise ValueError("no message stands before the answers to be the prompt; give the row one")
+    start, settings = with_system(row, prompt), read_settings(row)
     wholes: list[Whole] = []
     for name, value in answers.items():
         answer = _after(prompt, _answer_turns(value, name), name)
-        wholes.append(conversation(start + answer, len(start), tools))
+        wholes.append(conversation(start + answer, len(start), **settings))
     return wholes
 
 
@@ -209,18 +229,26 @@ def _turn_cut(sides: Sequence[tuple[Message, ...]]) -> int:
     return shared
 
 
-def _text_cut(texts: Sequence[str]) -> int:
-    """Number of characters that are prompt. White space stays with the answer: most tokenizers join it to the word."""
-    shared = texts[0][: _shared(texts)]
+def _dialogue_cut(shared: str) -> int:
+    """Where the answers of two dialogues begin: behind the last mark of an answer in what they share; 0 for none."""
     marks = [mark.end() for mark in _ANSWER_MARK.finditer(shared)]
-    cuts = marks or [gap.start() for gap in re.finditer(r"\s+", shared)]
-    for cut in reversed(cuts):
-        if cut > 0 and all(text[cut:].strip() for text in texts):
+    if not marks:
+        note("left out", _PARTED)
+    return marks[-1] if marks else 0
+
+
+def _word_cut(shared: str, texts: Sequence[str]) -> int:
+    """Number of characters that are prompt. White space stays with the answer: most tokenizers join it to the word."""
+    note("warning", "without a prompt column, the first words that both answers share are taken for the prompt")
+    for gap in reversed(list(re.finditer(r"\s+", shared))):
+        if (cut := gap.start()) > 0 and all(text[cut:].strip() for text in texts):
             return cut
     raise ValueError("the texts share no first words to be the prompt; give the row a prompt column")
 
 
 _ANSWER_MARK = re.compile("\n\nAssistant:")
+_USER_MARK = re.compile("\n\nHuman:")
+_PARTED = "the dialogues part before the last answer, so that a user's words would be trained"
 
 
 def _check_repeated(prompt: str, whole: Whole) -> None:
@@ -234,10 +262,18 @@ def _check_repeated(prompt: str, whole: Whole) -> None:
 
 
 _SCORES = ("score_chosen", "score_rejected")
-FORMS: tuple[Form[Callable[[Row, Pairing], list[Preference]]], ...] = (
-    Form(("prompt", "chosen", "rejected"), ("system", "tools", *_SCORES), partial(_pair, _prompted)),
-    Form(("question", "chosen", "rejected"), ("system", "tools", *_SCORES), partial(_pair, _asked)),
-    Form(("prompt", "answers", "scores"), ("system", "tools"), partial(_ranked, _prompted)),
-    Form(("question", "answers", "scores"), ("system", "tools"), partial(_ranked, _asked)),
-    Form(("chosen", "rejected"), ("system", "tools", *_SCORES), partial(_pair, _implied)),
+_PROMPTS: tuple[tuple[str, tuple[str, ...], Reader], ...] = (
+    ("prompt", CHAT, _prompted),
+    ("question", ASKED, partial(_requested, "question")),
+    ("instruction", ASKED, partial(_requested, "instruction")),
+    ("messages", CHAT, partial(_continued, "messages")),
+    ("conversations", CHAT, partial(_continued, "conversations")),
+)
+FORMS: tuple[Form[list[Preference]], ...] = (
+    *(
+        Form((name, "chosen", "rejected"), (*beside, *_SCORES), partial(_pair, reader))
+        for name, beside, reader in _PROMPTS
+    ),
+    *(Form((name, "answers", "scores"), beside, partial(_ranked, reader)) for name, beside, reader in _PROMPTS),
+    Form(("chosen", "rejected"), (*CHAT, *_SCORES), partial(_pair, _implied)),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,41 +12,40 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.data.advice import warnings
 from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.columns import Form, Row, read_row
 from lion_lightning.data.digests import prompt_digest, prompt_of
 from lion_lightning.data.formats import (
+    ASKED,
+    CHAT,
     FORMS,
     Completion,
     Conversation,
-    Form,
-    Message,
-    Row,
     conversation,
-    read_system,
-    read_text,
-    read_tools,
-    read_turns,
-    select,
+    read_request,
+    read_settings,
+    with_system,
 )
 from lion_lightning.data.mixture import repeats
 from lion_lightning.data.preference_formats import FORMS as PREFERENCE_FORMS
-from lion_lightning.data.preferences import BestWorst, Whole
+from lion_lightning.data.preferences import BestWorst, Preference, Whole
 from lion_lightning.data.readers import Numbers
-from lion_lightning.data.row_warnings import row_warnings
+from lion_lightning.data.row_notes import RowNotes, one_row, row_notes
 from lion_lightning.data.sources import Source
+from lion_lightning.data.turns import Message, read_text, read_turns
 from lion_lightning.types import Prompt
-
-logger = logging.getLogger(__name__)
 
 # --- from a raw row to its prompt
 
 
-def recognise_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Whole:
+def recognise_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Whole | None:
     """Read the prompt of a raw row, with the row's own answer behind it if it has one.
 
     Known are all forms of preference pairs (the answer is the chosen one) and of SFT rows but plain ``text``; and,
     without an answer, ``messages`` or ``conversations`` that end before it, ``prompt`` (messages, or plain text that is
-    continued without a template), ``question`` and ``instruction`` (a user's turn). Other columns are kept for judges.
+    continued without a template), ``question`` and ``instruction`` (a user's turn). Other columns are kept for judges,
+    but for those that change what is asked.
 
     Args:
         row: The raw row, keys to values.
@@ -55,20 +53,21 @@ def recognise_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Whol
 
     Returns:
         A conversation with ``prompt_turns`` set, or a completion; the answer is missing or empty if there is none.
+        None for a pair that would be left out.
 
     Raises:
-        ValueError: The row has no known form, or breaks the rules of its form.
+        ValueError: The row has no known form, breaks the rules of its form, or has a column that changes what is asked
+            and that the form has no place for.
     """
-    parse, named = select(row, columns or {}, PROMPT_FORMS)
-    return parse(named)
+    return read_row(row, columns or {}, PROMPT_FORMS, only_prompt=True)
 
 
-def _preferred(parse: Callable[..., Any], row: Row) -> Whole:
-    whole: Whole = parse(row, BestWorst())[0].chosen
-    return whole
+def _preferred(parse: Callable[..., list[Preference]], row: Row) -> Whole | None:
+    pairs = parse(row, BestWorst())
+    return pairs[0].chosen if pairs else None
 
 
-def _answered(parse: Callable[[Row], Any], row: Row) -> Whole:
+def _answered(parse: Callable[..., Any], row: Row) -> Whole | None:
     example: Whole = parse(row)
     if isinstance(example, Completion) or example.prompt_turns is not None:
         return example
@@ -76,10 +75,10 @@ def _answered(parse: Callable[[Row], Any], row: Row) -> Whole:
 
 
 def _turns(column: str, row: Row) -> Whole:
-    turns = (*read_system(row), *read_turns(row[column], column))
+    turns = with_system(row, read_turns(row[column], column))
     asked = turns[:-1] if turns[-1].role == "assistant" else turns
     conversation((*asked, Message("assistant", "?")))  # are the roles in order?
-    return Conversation(turns, len(asked), read_tools(row))
+    return Conversation(turns, len(asked), **read_settings(row))
 
 
 def _prompt(row: Row) -> Whole:
@@ -89,26 +88,23 @@ def _prompt(row: Row) -> Whole:
 
 
 def _asked(column: str, row: Row) -> Whole:
-    request = read_text(row[column], column)
-    detail = read_text(row.get("input", ""), "input", may_be_empty=True)
-    question = f"{request}\n\n{detail}" if detail.strip() else request
-    turns = (*read_system(row), Message("user", question))
-    return Conversation(turns, len(turns))
-
-
-def _known(form: Form[Any], parse: Callable[[Row], Whole]) -> Form[Callable[[Row], Whole]]:
-    return Form(form.required, form.optional, parse)
+    turns = with_system(row, read_request(row, column))
+    return Conversation(turns, len(turns), **read_settings(row))
 
 
 _READ_HERE = ({"messages"}, {"conversations"}, {"text"})
-PROMPT_FORMS: tuple[Form[Callable[[Row], Whole]], ...] = (
-    *(_known(form, partial(_preferred, form.parse)) for form in PREFERENCE_FORMS),
-    Form(("messages",), ("tools",), partial(_turns, "messages")),
-    Form(("conversations",), ("system", "tools"), partial(_turns, "conversations")),
-    *(_known(form, partial(_answered, form.parse)) for form in FORMS if set(form.required) not in _READ_HERE),
-    Form(("prompt",), ("tools", "system"), _prompt),
-    Form(("question",), ("system",), partial(_asked, "question")),
-    Form(("instruction",), ("input", "system"), partial(_asked, "instruction")),
+PROMPT_FORMS: tuple[Form[Whole | None], ...] = (
+    *(Form(form.required, form.optional, partial(_preferred, form.parse)) for form in PREFERENCE_FORMS),
+    Form(("messages",), CHAT, partial(_turns, "messages")),
+    Form(("conversations",), CHAT, partial(_turns, "conversations")),
+    *(
+        Form(form.required, form.optional, partial(_answered, form.parse))
+        for form in FORMS
+        if set(form.required) not in _READ_HERE
+    ),
+    Form(("prompt",), CHAT, _prompt),
+    Form(("question",), ASKED, partial(_asked, "question")),
+    Form(("instruction",), ASKED, partial(_asked, "instruction")),
 )
 
 
@@ -149,6 +145,8 @@ class PromptPool:
     Attributes:
         order: ``(asked,)`` position of each prompt, in the order of the sources, as often as their fractions say.
         left_out: Prompts left out, by cause.
+        sizes: Rows read, by the source's name.
+        notes: What else was found in them, by the source's name.
 
     Raises:
         ValueError: A source or a row is wrong, or nothing is left.
@@ -159,6 +157,9 @@ class PromptPool:
     ) -> None:
         self.sources = list(sources)
         self.left_out: Counter[str] = Counter()
+        self.sizes: dict[str, int] = {}
+        self.notes: dict[str, RowNotes] = {}
+        self._has_chat_template = tokenizer.chat_template is not None
         self._rows = [source.open() for source in self.sources]
         self._encoder = ChatEncoder(tokenizer, mask="completion")
         self._places = array("q")  # of each prompt, one after the other, and so its hash: no object a prompt
@@ -166,10 +167,10 @@ class PromptPool:
         parts, seen = [], dict.fromkeys(without, "validated on")
         for number, source in enumerate(self.sources):
             first = len(self)
-            with row_warnings() as warnings:
+            with row_notes() as self.notes[source.label]:
                 self._scan(number, source, seen)
-            for text, count in warnings.items():
-                logger.warning("prompts of %s: %s (%s times)", source.label, text, f"{count:,}")
+            source.require_columns(self.notes[source.label])
+            self.left_out.update(self.notes[source.label]["left out"])
             parts.append(first + repeats(len(self) - first, source))
         self.order: Numbers = np.concatenate(parts)
         if not len(self.order):
@@ -179,6 +180,11 @@ class PromptPool:
     def __len__(self) -> int:
         """Number of unique prompts."""
         return len(self._hashes) // _HASH_BYTES
+
+    def warnings(self) -> list[str]:
+        """What is likely not meant in the rows of each source."""
+        counted = [(source, self.notes[source.label], self.sizes[source.label]) for source in self.sources]
+        return [line for each in counted for line in warnings(*each, self._has_chat_template)]
 
     def group(self, position: int) -> bytes:
         """Hash of a prompt."""
@@ -230,12 +236,15 @@ class PromptPool:
         """Take in a source's prompts but those that were seen, which are counted by the cause that ``seen`` gives."""
         rows = self._rows[number]
         chosen = source.choose(len(rows))
+        self.sizes[source.label] = len(chosen)
         for row_number, row in zip(
             map(int, chosen),
             tqdm(rows.take(chosen), f"prompts of {source.label}", len(chosen), unit=" rows", delay=2),
             strict=True,
         ):
-            for place, whole in enumerate(source.examples(row, _Reader())):
+            with one_row():
+                prompts = source.examples(row, _Reader())
+            for place, whole in enumerate(prompts):
                 group = prompt_digest(prompt_of(whole))
                 if group in seen:
                     self.left_out[seen[group]] += 1
@@ -262,8 +271,10 @@ class _Reader:
         self.rows: list[Row] = []
 
     def __call__(self, row: Row, columns: Mapping[str, str]) -> list[Whole]:
+        if (whole := recognise_prompt(row, columns)) is None:
+            return []
         self.rows.append(row)
-        return [recognise_prompt(row, columns)]
+        return [whole]
 
 
 def _original(whole: Whole) -> str | None:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.answer_spans import AnswerFinder, Span, TaggedAnswers
-from lion_lightning.data.formats import Conversation, Message
-from lion_lightning.data.row_warnings import warn_of_row
+from lion_lightning.data.formats import Conversation
+from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.shown import missing_of_answer, missing_tool, missing_turn
-from lion_lightning.data.turns import unread_keys
+from lion_lightning.data.turns import Message, unread_keys
 from lion_lightning.models.chat_template import MARK, ChatTemplate
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, end_of_turn_ids
 

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from lion_lightning.data.advice import findings
 from lion_lightning.data.documents import Selection, Tally
 from lion_lightning.data.readers import Numbers
+from lion_lightning.data.row_notes import RowNotes
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class SourceReport:
     Attributes:
         name: The source's name.
         rows: Raw rows read.
-        skipped: How many of them gave no example.
+        skipped: How many of them the transform skipped.
         read: Examples made of the rows.
         lost: Documents left out, by cause.
         cut: Documents shortened, and the tokens cut off them, by what was done.
@@ -27,7 +29,7 @@ class SourceReport:
         kept: Documents of one epoch.
         supervised: Tokens trained in one epoch.
         longest: Tokens of the longest sequence read: a document, or a prompt with one of its answers.
-        warnings: What was noticed about the rows, and how often.
+        notes: What was found in the rows, and how often.
     """
 
     noun: ClassVar[str] = "documents"
@@ -44,7 +46,7 @@ class SourceReport:
     kept: Tally
     supervised: int
     longest: int
-    warnings: dict[str, int]
+    notes: RowNotes
 
     @classmethod
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
@@ -69,7 +71,7 @@ class SourceReport:
             kept=kept,
             supervised=int(once.targets[order].sum()),
             longest=table.longest,
-            warnings=dict(table.warnings),
+            notes=table.notes,
             **more,
         )
 
@@ -99,10 +101,6 @@ class SourceReport:
         """The source on one line, for logs."""
         return "; ".join([f"{self.name}: {self.summary()}", *self.changes()])
 
-    def warned(self) -> list[str]:
-        """What was noticed about the rows, an item each."""
-        return [f"{text} ({count:,} times)" for text, count in self.warnings.items()]
-
     def changes(self) -> list[str]:
         """What makes the kept documents differ from the rows, an item each."""
         lines = [f"left out, {cause}: {tally}" for cause, tally in self.lost.items()]
@@ -113,7 +111,7 @@ class SourceReport:
             lines.append(f"split: {self.split:,}")
         if self.repeated.documents:
             lines.append(f"repeated: {self.repeated}")
-        return lines
+        return lines + findings(self.notes, self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for YAML and JSON."""

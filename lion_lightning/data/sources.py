@@ -5,12 +5,14 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from lion_lightning.data.formats import Conversation, Message
+from lion_lightning.data.formats import Completion, Conversation
+from lion_lightning.data.json_text import spelled_out
 from lion_lightning.data.preferences import Preference
 from lion_lightning.data.readers import (
     Chain,
@@ -24,6 +26,8 @@ from lion_lightning.data.readers import (
     Slice,
     first_line,
 )
+from lion_lightning.data.row_notes import RowNotes, note
+from lion_lightning.data.turns import Message
 
 Transform = Callable[[dict[str, Any]], Iterable[dict[str, Any]] | dict[str, Any]]
 Made = TypeVar("Made")
@@ -52,9 +56,13 @@ class Source:
         transform: Import path of a function that turns a raw row into one row, or several, of a known form. Returning
             ``[]`` skips the row; skipped rows are counted.
         system: System message put before every conversation that has none.
+        format: What a plain text is that stands in ``prompt`` (and ``completion``): ``chat`` reads it as ``question``
+            (and ``answer``), so that the chat template shows it; ``text`` trains it as it stands. None is ``text``,
+            with a warning where the tokenizer has a chat template.
+        ignore: Columns that are of no use, though they may look so.
 
     Raises:
-        ValueError: The path is empty, or the fraction is not a positive number.
+        ValueError: The path is empty, the fraction is not a positive number, or the transform cannot be imported.
     """
 
     path: str
@@ -67,9 +75,13 @@ class Source:
     columns: dict[str, str] = field(default_factory=dict)
     transform: Transform | None = None
     system: str | None = None
+    format: Literal["chat", "text"] | None = None
+    ignore: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without reading."""
+        """Check what can be checked without reading, and import a transform that is given by its name."""
+        if isinstance(self.transform, str):
+            object.__setattr__(self, "transform", _imported(self.transform))
         if not self.path:
             raise ValueError("a source has an empty path; name a file, a glob, a saved data set or a hub id")
         if not 0 < self.fraction < math.inf:
@@ -125,20 +137,58 @@ class Source:
         """
         rows = [row.values] if self.transform is None else _transformed(self.transform, row)
         try:
-            return [_with_system(made, self.system) for values in rows for made in read(values, self.columns)]
+            return [made for values in rows for made in self._read(values, read)]
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
 
+    def _read(self, values: Mapping[str, Any], read: Read[Made]) -> list[Made]:
+        """Examples of a row that a transform has made, if there is one."""
+        kept = {name: value for name, value in values.items() if name not in self.ignore}
+        for name, own in self.columns.items():
+            if kept.get(own) is not None:
+                note("mapped", name)
+        columns = as_chat(kept, self.columns) if self.format == "chat" else self.columns
+        return [self._finished(made) for made in read(kept, columns)]
+
+    def _finished(self, example: Made) -> Made:
+        """An example with the system message, plain text noted, or refused where the source is a chat."""
+        if _is_plain(example):
+            if self.format == "chat":
+                raise ValueError(
+                    "`format: chat` is set, but this row is plain text without a prompt of its own; give it a prompt "
+                    "or messages, with a `transform`, or set `format: text`"
+                )
+            note("plain text")
+        finished: Made = _with_system(example, self.system)
+        return finished
+
+    def require_columns(self, notes: RowNotes) -> None:
+        """Make sure that some row had what ``columns`` names.
+
+        Args:
+            notes: What was found in the rows.
+
+        Raises:
+            ValueError: None had.
+        """
+        for name, own in self.columns.items():
+            if name not in notes["mapped"]:
+                raise ValueError(
+                    f"source {self.label}: columns maps {name} to {own!r}, which no row has; correct the name, or "
+                    "leave it out"
+                )
+
     def description(self) -> dict[str, Any]:
         """What was asked for, as plain data, without what was left at nothing."""
-        transform = self.transform and f"{self.transform.__module__}.{self.transform.__qualname__}"
+        transform = self.transform and _name(self.transform)
         return {name: value for name, value in (asdict(self) | {"transform": transform}).items() if value}
 
     def identity(self) -> dict[str, Any]:
         """What decides the examples, besides the rows, as plain data: a part of cache keys."""
         subsample = [self.fraction, self.seed] if self.fraction < 1 else None
         transform = _code(self.transform) if self.transform else None
-        return {"subsample": subsample, "columns": self.columns, "system": self.system, "transform": transform}
+        read = {"columns": self.columns, "system": self.system, "format": self.format, "ignore": self.ignore}
+        return {"subsample": subsample, "transform": transform, **read}
 
 
 def open_rows(path: str, split: str = "train", subset: str | None = None, revision: str | None = None) -> Rows:
@@ -235,8 +285,44 @@ def _from_hub(path: str, split: str, subset: str | None, revision: str | None) -
     return DatasetRows(dataset, path)
 
 
+def as_chat(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """``columns`` that read a plain text prompt as the user's turn, and its completion as the assistant's."""
+    named = dict(columns)
+    for plain, turn in (("prompt", "question"), ("completion", "answer")):
+        own = named.get(plain, plain)
+        if isinstance(row.get(own), str) and spelled_out(row[own], own) is row[own]:
+            named.pop(plain, None)
+            named[turn] = own
+    return named
+
+
+def _is_plain(example: Any) -> bool:
+    """Whether an example is plain text with a prompt."""
+    return isinstance(example.chosen if isinstance(example, Preference) else example, Completion)
+
+
+def _imported(path: str) -> Transform:
+    module, _, name = path.rpartition(".")
+    try:
+        found: Transform = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"transform {path!r} cannot be imported ({first_line(error)}); give MODULE.FUNCTION"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"transform {path!r} is {type(found).__name__}, not a function; give MODULE.FUNCTION")
+    return found
+
+
+def _name(transform: Any) -> str:
+    """What a transform is called; one that is a partial or an object is called as what it is made of."""
+    made_of = getattr(transform, "func", transform)
+    named = made_of if hasattr(made_of, "__qualname__") else type(made_of)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def _transformed(transform: Transform, row: Row) -> list[dict[str, Any]]:
-    name = getattr(transform, "__qualname__", repr(transform))
+    name = _name(transform).rpartition(".")[2]
     try:
         made = transform(dict(row.values))
         rows = [made] if isinstance(made, dict) else list(made)

@@ -21,7 +21,7 @@ from lion_lightning import __version__
 from lion_lightning.cache import cache_folder, checksum, remove_drafts, replacing, writing
 from lion_lightning.data.digests import digests
 from lion_lightning.data.readers import Numbers, Row, Rows, digest
-from lion_lightning.data.row_warnings import row_warnings
+from lion_lightning.data.row_notes import one_row, row_notes
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenized import DAMAGE, SCHEMA, TokenTable, manifest_path, part_path, read_part
 from lion_lightning.meeting import ALONE, Meeting
@@ -29,7 +29,7 @@ from lion_lightning.types import Piece
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 4
+STORE_VERSION = 5
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _WHAT = "tokenised data"
@@ -176,8 +176,9 @@ class _Work:
     def _batches(self, rows: Iterable[Row]) -> Iterator[_Batch]:
         batch = _Batch()
         for row in rows:
-            made = self.source.examples(row, self.encoder.read)
-            batch.add(row.where, made)
+            with one_row() as notes:
+                made = self.source.examples(row, self.encoder.read)
+            batch.add(row.where, made, skipped=not made and "left out" not in notes)
             if len(batch.examples) >= _BATCH_EXAMPLES:
                 yield batch
                 batch = _Batch()
@@ -193,10 +194,10 @@ class _Batch:
     places: list[str] = field(default_factory=list)
     examples: list[Any] = field(default_factory=list)
 
-    def add(self, where: str, made: Sequence[Any]) -> None:
-        """Take in a row and the examples made of it."""
+    def add(self, where: str, made: Sequence[Any], skipped: bool) -> None:
+        """Take in a row and the examples made of it, or that its transform skipped it."""
         self.rows += 1
-        self.skipped += not made
+        self.skipped += skipped
         self.places += [where] * len(made)
         self.examples += made
 
@@ -204,12 +205,12 @@ class _Batch:
 def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
     """Write a part under another name and rename, the manifest last: a killed run leaves no half part."""
     counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
-    with replacing(path) as draft, _stream(draft, path.parent) as write, row_warnings() as warnings:
+    with replacing(path) as draft, _stream(draft, path.parent) as write, row_notes() as notes:
         for batch in batches:
             counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
             if batch.examples:
                 write(_record_batch(encoder.pieces(batch.examples, batch.places), batch))
-    manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "warnings": warnings}
+    manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "notes": notes}
     with writing(path.parent, _WHAT), replacing(manifest_path(path)) as draft:
         draft.write_text(json.dumps(manifest), "utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from lion_lightning.cache import checksum, read_object
 from lion_lightning.data.readers import Numbers
+from lion_lightning.data.row_notes import RowNotes
 from lion_lightning.types import Piece
 
 SCHEMA = pa.schema(
@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
 )
 """Columns of a part."""
 
-_MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "warnings": dict}
+_MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "notes": dict}
 """What a manifest says of its part: counts, size, checksum, and what was noticed about the rows."""
 
 DAMAGE = (ValueError, pa.ArrowException)
@@ -44,13 +44,13 @@ class Part(NamedTuple):
         rows: Raw rows that it was made of.
         skipped: How many of them a transform turned into no example.
         batches: The examples, memory-mapped.
-        warnings: What was noticed about the rows, and how often.
+        notes: What was found in the rows, and how often.
     """
 
     rows: int
     skipped: int
     batches: list[Any]
-    warnings: dict[str, int]
+    notes: RowNotes
 
 
 def part_path(folder: Path, number: int, count: int) -> Path:
@@ -90,7 +90,7 @@ def read_part(path: Path, check: bool = False) -> Part:
         batches = pa.ipc.open_stream(file).read_all().to_batches()
     if sum(map(len, batches)) != manifest["examples"]:
         raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
-    return Part(manifest["rows"], manifest["skipped"], batches, manifest["warnings"])
+    return Part(manifest["rows"], manifest["skipped"], batches, RowNotes.of(manifest["notes"]))
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -98,8 +98,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     missing = [name for name in _MANIFEST if not isinstance(manifest.get(name), _MANIFEST[name])]
     if missing:
         raise ValueError(f"{path}: the manifest of a part has no {missing[0]}; remove the store's folder")
-    if not all(isinstance(count, int) for count in manifest["warnings"].values()):
-        raise ValueError(f"{path}: the manifest of a part counts no warnings; remove the store's folder")
+    counts = [texts.values() if isinstance(texts, dict) else [None] for texts in manifest["notes"].values()]
+    if not all(isinstance(count, int) for texts in counts for count in texts):
+        raise ValueError(f"{path}: the manifest of a part counts no notes; remove the store's folder")
     return manifest
 
 
@@ -123,7 +124,7 @@ class TokenTable:
     Attributes:
         raw_rows: Rows of the source that were read.
         skipped_rows: How many of them a transform turned into no example.
-        warnings: What was noticed about the rows, and how often; see :mod:`~lion_lightning.data.row_warnings`.
+        notes: What was found in the rows, and how often.
 
     Raises:
         FileNotFoundError: Parts of it were not made yet.
@@ -137,7 +138,9 @@ class TokenTable:
         batches = [batch for part in parts for batch in part.batches]
         self.raw_rows = sum(part.rows for part in parts)
         self.skipped_rows = sum(part.skipped for part in parts)
-        self.warnings: Counter[str] = sum((Counter(part.warnings) for part in parts), Counter())
+        self.notes = RowNotes()
+        for part in parts:
+            self.notes.add(part.notes)
         self._starts = [0, *np.cumsum([len(batch) for batch in batches]).tolist()]
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]

@@ -6,9 +6,10 @@ struct the keys of all others; JSON text is taken as it stands.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from lion_lightning.data.json_text import BrokenJSONError, parse_json
 
 
 def read_tools(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
@@ -84,8 +85,8 @@ def _parsed(value: Any, name: str, what: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(value)
+    except BrokenJSONError as error:
         raise ValueError(f"{name} is not valid JSON ({error}); give {what}") from None
 
 

@@ -6,11 +6,11 @@ what is not read here, and :mod:`~lion_lightning.data.rendering` warns of keys t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lion_lightning.data.row_warnings import warn_of_row
+from lion_lightning.data.json_text import read_json
+from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.tool_calls import read_calls
 from lion_lightning.models.chat_template import REASONING
 
@@ -101,10 +101,7 @@ def read_turns(value: Any, name: str, may_be_empty: bool = False) -> tuple[Messa
 
 
 def _parsed(text: str, name: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        value = None
+    value = read_json(text, name) if text.lstrip().startswith("[") else None
     if not isinstance(value, list):
         raise ValueError(f"{name} is str, not a list of messages")
     return value

@@ -148,6 +148,8 @@ def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[
     pool = PromptPool(sources, tokenizer)
     for cause, count in pool.left_out.items():
         logger.info("prompts left out, %s: %d", cause, count)
+    for line in pool.warnings():
+        logger.warning("%s", line)
     parts = np.array_split(np.arange(len(pool)), 1 + min(len(pool) // 1000, 20))  # each reads its file anew
     bar = tqdm(parts, "reading prompts", unit=" parts", delay=2)
     return [one.prompt for part in bar for one in pool.take(part.tolist())]

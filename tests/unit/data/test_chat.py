@@ -14,9 +14,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lion_lightning.data.chat import ChatEncoder, Mask
-from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text, recognise
+from lion_lightning.data.formats import Completion, Conversation, Example, Text, recognise
 from lion_lightning.data.rendering import NO_END
-from lion_lightning.data.row_warnings import row_warnings
+from lion_lightning.data.row_notes import row_notes
+from lion_lightning.data.turns import Message
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
 from lion_lightning.types import Piece
 
@@ -160,9 +161,9 @@ def test_an_answer_without_an_end_token_ends_with_its_words_and_is_warned_of() -
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     tokenizer = byte_level(template)
-    with row_warnings() as warned:
+    with row_notes() as noted:
         assert trained(tokenizer, encode(tokenizer, chat("Hello", "world"))) == [" world"]
-    assert warned == {NO_END: 1}
+    assert noted["warning"] == {NO_END: 1}
 
 
 @TOKENIZERS

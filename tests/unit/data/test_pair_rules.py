@@ -152,7 +152,7 @@ def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make
     assert report.mean_lengths == (3.0, 3.0)
     assert str(report) == (
         "a: 2 pairs, 20 tokens, 45.0% supervised, 40.0% prompt, answers of 3.0 (chosen) and 3.0 (rejected) tokens on "
-        "average; left out, identical answers: 1 (3 tokens)"
+        "average; left out, identical answers: 1 (3 tokens); plain text, without a chat template: 1 rows"
     )
     assert json.loads(json.dumps(report.to_dict())) == {
         "name": "a",
@@ -166,7 +166,7 @@ def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make
         "kept": {"pairs": 2, "tokens": 20},
         "supervised": 3 + 2 + 2 + 2,
         "longest": 10,
-        "warnings": {},
+        "notes": {"plain text": {"": 1}},
         "prompt": 8,
         "chosen": 6,
         "rejected": 6,

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.formats import Completion, Conversation, Message
+from lion_lightning.data.formats import Completion, Conversation
 from lion_lightning.data.preference_formats import recognise_preferences
 from lion_lightning.data.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
+from lion_lightning.data.turns import Message
 
 Turns = list[dict[str, Any]]
 
@@ -193,7 +194,8 @@ HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Really?\n\nAssistant:"
     [
         (f"{HH} I think so", f"{HH} I doubt it", HH),  # the shared "I" is answer, not prompt
         (f"{HH} yes", f"{HH} yes", HH),
-        (f"{HH} I am\n\nHuman: ok\n\nAssistant: b", f"{HH} I was\n\nHuman: ok\n\nAssistant: b", HH),
+        (f"{HH}", f"{HH} no", HH),  # the empty answer is left out later, by the rules for pairs
+        (f"{HH} no", f"{HH} ", HH),
         ("Q: 1+1\nA: two", "Q: 1+1\nA: three", "Q: 1+1\nA:"),  # not "A: t"
         ("Q: 1+1\nA: two", "Q: 1+1\nA: two", "Q: 1+1\nA:"),
         ("Sum:\n\n  2", "Sum:\n\n  3", "Sum:"),  # all white space between goes with the answer
@@ -281,6 +283,7 @@ def test_identities_tell_pairings_and_their_settings_apart() -> None:
 
 # --- bad rows
 
+TEXTS = {"prompt": "a", "chosen": "b", "rejected": "c"}
 PAIR = {"chosen": turns("a", "b"), "rejected": turns("a", "c")}
 LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
 
@@ -308,13 +311,20 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
         ({"prompt": "a", "chosen": turns("a", "b"), "rejected": answer("c")}, "share no first message"),
         ({"chosen": "one", "rejected": "two"}, "share no first words to be the prompt; give the row a prompt column"),
         ({"chosen": " a", "rejected": " b"}, "share no first words"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "system": "d"}, "system stands beside plain text.*question"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{}]}, "tools stands beside plain text"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "system": "d"},
+            "column 'system' .*would be lost.*format: chat",
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{"type": "function"}]},
+            "column 'tools' .*would be lost",
+        ),
         (PAIR | {"score_chosen": 1}, "only score_chosen is given"),
-        (PAIR | {"score_chosen": 1, "score_rejected": "2"}, "score_rejected is str, not a number"),
+        (PAIR | {"score_chosen": 1, "score_rejected": "two"}, "score_rejected is 'two', not a number"),
         (PAIR | {"score_chosen": math.nan, "score_rejected": 2}, "score_chosen is nan, not a finite number"),
         (LISTED | {"scores": [1]}, "answers has 2 entries and scores 1; give each answer its score"),
-        (LISTED | {"scores": [1, "2"]}, r"scores\[1\] is str, not a number"),
+        (LISTED | {"scores": [1, []]}, r"scores\[1\] is list, not a number"),
+        (LISTED | {"scores": [10**400, 2]}, r"scores\[0\] is '1000.*, not a number"),
         (LISTED | {"scores": [math.inf, 2]}, r"scores\[0\] is inf, not a finite number"),
         (LISTED | {"scores": [None, 2]}, r"scores\[0\] is NoneType, not a number"),
         (LISTED | {"scores": 3}, "scores is int, not a list"),
@@ -331,5 +341,5 @@ def test_a_bad_row_gets_one_line_that_says_what_is_wrong(row: dict[str, Any], co
 
 
 def test_a_misspelt_known_column_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown column 'choosen'; known are answers, chosen, prompt"):
+    with pytest.raises(ValueError, match="unknown column 'choosen'; known are answers, chat_template_kwargs, chosen"):
         recognise({"prompt": "a"}, {"choosen": "good"})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Completion
+from lion_lightning.data.formats import Completion, Conversation
 from lion_lightning.data.prompts import PromptPool, recognise_prompt
 from lion_lightning.data.sources import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -37,7 +37,7 @@ OTHER = {"role": "assistant", "content": "b"}
 )
 def test_every_form_of_chat(row: dict[str, Any], asked: list[str], answer: str | None) -> None:
     whole = recognise_prompt(row)
-    assert not isinstance(whole, Completion)
+    assert isinstance(whole, Conversation)
     turns = [turn.content for turn in whole.messages]
     assert turns == asked + ([answer] if answer else [])
     assert whole.prompt_turns == len(asked)
@@ -65,9 +65,9 @@ def test_prompts_are_the_tokens_before_a_trained_answer(tmp_path: Path) -> None:
     made = pool(tmp_path, [{"question": "w5 w6", "answer": "w7", "id": 4}])
     (asked,) = made.take([0])
     tokenizer = TokenizerSpec(str(tmp_path)).load()
-    piece = ChatEncoder(tokenizer, mask="completion").encode(
-        [recognise_prompt({"question": "w5 w6", "answer": "w7"})], [""]
-    )[0]
+    whole = recognise_prompt({"question": "w5 w6", "answer": "w7"})
+    assert whole is not None
+    (piece,) = ChatEncoder(tokenizer, mask="completion").encode([whole], [""])
     first = int(piece.supervised.argmax())
     assert asked.prompt.input_ids == tuple(piece.input_ids[:first].tolist())
     assert asked.prompt.original == "w7"

@@ -144,9 +144,16 @@ def test_arguments_that_make_no_sense(options: dict[str, Any], message: str) -> 
         SFTDataModule(**{"sources": [Source("a.jsonl")], "tokenizer": byte_tokenizer()} | options)
 
 
-def test_a_share_too_small_to_hold_out_anything_is_refused(write: Write, module: Module) -> None:
-    with pytest.raises(ValueError, match=r"^data\.validation_share 1e-06 of 5 examples is none"):
-        ready(module([write("sums", sums(5))], validation_share=1e-6))
+def test_a_share_drawn_by_hash_holds_out_one_prompt_at_least(write: Write, module: Module) -> None:
+    data = ready(module([write("sums", sums(5))], validation_share=1e-6))
+    assert data.train is not None
+    assert data.held is not None
+    assert (len(data.train.documents), len(data.held.documents)) == (4, 1)
+
+
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(write: Write, module: Module) -> None:
+    with pytest.raises(ValueError, match=r"^data\.validation_share 0\.1 leaves nothing to train on"):
+        ready(module([write("sums", sums(1))], validation_share=0.1))
 
 
 def double(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.formats import Completion, Conversation, Example, Message, Text, recognise
+from lion_lightning.data.formats import Completion, Conversation, Example, Text, recognise
 from lion_lightning.data.preferences import Preference
 from lion_lightning.data.readers import Row
 from lion_lightning.data.sources import Source, open_rows
+from lion_lightning.data.turns import Message
 
 
 def lines(path: Path, *rows: Any) -> str:

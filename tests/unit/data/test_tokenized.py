@@ -14,7 +14,7 @@ from lion_lightning import cache
 from lion_lightning.cache import cache_folder, replacing
 from lion_lightning.data import tokenising
 from lion_lightning.data.formats import Completion, Example, Text, recognise
-from lion_lightning.data.row_warnings import warn_of_row
+from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenising import tokenise
 from lion_lightning.data.tokenized import TokenTable
@@ -86,9 +86,9 @@ def test_what_is_warned_of_is_counted_by_its_text_and_said_again_by_a_later_run(
             return super().read(row, columns)
 
     source = write({"text": "a"}, {"text": "bb"}, {"text": "ccc"})
-    assert tokenise(source, Doubtful(), tmp_path).warnings == {"short": 2, "long": 1}
+    assert tokenise(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
     warn_of_row("nobody collects this")
-    assert tokenise(source, Doubtful(), tmp_path).warnings == {"short": 2, "long": 1}
+    assert tokenise(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
 
 
 def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,144 @@
+"""JSON, read strictly: as files hold it, and as the text of a column."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_DEPTH = 100
+"""Deepest nesting of lists and objects in a row; what reads them later is recursive."""
+
+
+class BrokenJSONError(ValueError):
+    """Text that is no JSON that can be used.
+
+    Attributes:
+        line: Line of the text where that shows, counted from 0.
+    """
+
+    def __init__(self, reason: str, line: int = 0) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; an object that has a key twice is refused, since one of the values would be lost.
+
+    Raises:
+        BrokenJSONError: It is broken, or nested too deeply.
+    """
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise BrokenJSONError(f"broken JSON ({error.msg})", error.lineno - 1) from error
+    except RecursionError:
+        raise BrokenJSONError(_TOO_DEEP) from None
+    except ValueError as error:  # a key that is there twice, or a number of thousands of digits
+        raise BrokenJSONError(f"broken JSON ({error})") from error
+
+
+def require_shallow(value: Any) -> None:
+    """Refuse a row that is nested too deeply.
+
+    Raises:
+        BrokenJSONError: It is.
+    """
+    layer, depth = [value], 0
+    while layer := [inner for outer in layer if isinstance(outer, dict | list) for inner in _items(outer)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise BrokenJSONError(_TOO_DEEP)
+
+
+def read_json(text: str, name: str) -> Any:
+    """What a column holds as JSON text; ``name`` is its place, for errors.
+
+    Raises:
+        ValueError: It is broken, or nested too deeply.
+    """
+    try:
+        value = parse_json(text)
+        require_shallow(value)
+    except BrokenJSONError as error:
+        raise ValueError(f"{name} is text that is {error}; fix it with a `transform`") from error
+    return value
+
+
+def read_list(value: Any, name: str) -> Sequence[Any]:
+    """A list, or the JSON text of one, as CSV files and many tables have it; ``name`` is its place, for errors.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        value = read_json(value, name)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{name} is {type(value).__name__}, not a list; convert it with a `transform`")
+    return value
+
+
+def spelled_out(value: Any, name: str) -> Any:
+    """Messages that stand in a column as JSON text, or as a list a key, as lists of messages; all else as it is.
+
+    A text is taken for messages only if all of it is a JSON list of objects that have a role and a content, or one such
+    object; an answer that merely begins with a bracket stays text.
+
+    Raises:
+        ValueError: The text is such a list as Python prints it, which is not JSON.
+    """
+    if isinstance(value, Mapping):
+        return _transposed(value)
+    if not isinstance(value, str):
+        return value
+    if _PRINTED.match(value):
+        raise ValueError(
+            f"{name} is a list of messages as Python prints it, not JSON; write it with json.dumps, or save the rows "
+            "as JSON lines or parquet"
+        )
+    if not _MAY_BE_MESSAGES.match(value):
+        return value
+    try:
+        parsed = read_json(value, name)
+    except ValueError:
+        return value
+    turns = parsed if isinstance(parsed, list) else [parsed]
+    return parsed if turns and all(map(is_message, turns)) else value
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value looks like a turn: an object that says who speaks, and what is said or called."""
+    return isinstance(value, Mapping) and bool(value.keys() & _SPEAKER) and bool(value.keys() & _SAID)
+
+
+_SPEAKER = {"role", "from"}
+_SAID = {"content", "value", "tool_calls", "function_call"}
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep, as no row of text is"
+_MAY_BE_MESSAGES = re.compile(r'\s*(\[\s*)?\{\s*"')
+_PRINTED = re.compile(r"\s*\[\s*\{\s*'(role|from|content|value)'\s*:.*\}\s*\]\s*$", re.DOTALL)
+
+
+def _transposed(value: Mapping[str, Any]) -> Any:
+    """Turns of ``{"from": [...], "value": [...]}``: so ``datasets`` gives a sequence of objects."""
+    if not is_message(value) or not all(isinstance(column, list) for column in value.values()):
+        return value
+    if len({len(column) for column in value.values()}) > 1:
+        return value
+    return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

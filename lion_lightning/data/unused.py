@@ -1,0 +1,241 @@
+"""What becomes of columns that a form does not read: harmless, counted, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lion_lightning.data.row_notes import note
+
+if TYPE_CHECKING:
+    from lion_lightning.data.columns import Fields
+
+PROMPTS = ("prompt", "question", "instruction", "messages", "conversations")
+"""Columns that say what is asked; of several, those that are not read must say the same."""
+
+# fmt: off
+HARMLESS = frozenset((
+    # names and places
+    "id", "ids", "idx", "index", "key", "uid", "uuid", "guid", "hash", "md5", "sha", "sha1", "sha256",
+    "row_idx", "row_index", "row_number", "conversation_hash", "source", "sources", "data_source", "origin",
+    "dataset", "dataset_name", "dataset_source", "subset", "split", "config", "file", "filename", "file_name",
+    "file_path", "filepath", "path", "url", "urls", "uri", "link", "license", "licence", "copyright", "version",
+    # people and times
+    "author", "authors", "creator", "annotator", "annotators", "username", "user_name", "date", "datetime",
+    "day", "time", "timestamp", "timestamps", "tstamp", "created", "created_at", "created_on", "updated",
+    "updated_at", "modified", "year",
+    # languages, models, sizes, kinds
+    "lang", "langs", "language", "languages", "locale", "model", "models", "model_name", "generator",
+    "generation_model", "chosen_model", "rejected_model", "engine", "token_count", "tokens", "num_tokens",
+    "n_tokens", "token_length", "length", "lengths", "len", "num_turns", "n_turns", "turns_count", "word_count",
+    "num_words", "num_chars", "char_count", "category", "categories", "subcategory", "tag", "tags", "topic",
+    "topics", "domain", "task_type", "difficulty", "redacted", "openai_moderation", "parallel_tool_calls",
+    # the index of a table, as pandas writes it
+    "", "unnamed: 0", "__index_level_0__",
+))
+# fmt: on
+"""Names of columns that describe a row and say nothing that could be trained on; so do names that end in ``_id``."""
+
+
+class Meaning(NamedTuple):
+    """What columns of a kind change.
+
+    Attributes:
+        names: Their names.
+        what: What is lost if they are not read.
+        fix: What to do.
+        is_lost: Whether a value that is not empty changes anything.
+        of_prompt: Whether it changes what is asked, and not only the answer.
+    """
+
+    names: tuple[str, ...]
+    what: str
+    fix: str
+    is_lost: Callable[[Any], bool] = lambda value: True
+    of_prompt: bool = True
+
+
+_WITHOUT = "leave such rows out with a `transform` that returns []"
+
+
+def _is_yes(value: Any) -> bool:
+    """Whether a value says yes, or 1, throughout."""
+    return all(_truth(one) is True for one in _leaves(value))
+
+
+def _has_no(value: Any) -> bool:
+    """Whether a value says no, or 0, anywhere."""
+    return any(_truth(one) is False for one in _leaves(value))
+
+
+MEANINGS = (
+    Meaning(
+        (
+            "image",
+            "images",
+            "image_path",
+            "image_paths",
+            "image_url",
+            "image_urls",
+            "video",
+            "videos",
+            "audio",
+            "audios",
+        ),
+        "what is asked about",
+        f"only text can be trained on; {_WITHOUT}",
+    ),
+    Meaning(("history",), "earlier rounds of the conversation", "put them before the prompt with a `transform`"),
+    Meaning(
+        ("input", "inputs", "context", "contexts", "documents"),
+        "a part of what is asked",
+        "put it into the prompt with a `transform`; behind an instruction or a question `columns: {input: ...}` does",
+    ),
+    Meaning(
+        ("system", "system_prompt", "system_message"),
+        "the system message",
+        "`columns: {system: ...}` reads it in a chat, and `format: chat` makes a chat of plain text",
+    ),
+    Meaning(
+        ("tools", "functions", "tool_definitions"),
+        "tools that the template shows",
+        "`columns: {tools: ...}` reads JSON schemas in a chat",
+    ),
+    Meaning(
+        ("chat_template_kwargs",),
+        "settings of the chat template",
+        "plain text has no template; make it a chat with `format: chat`",
+    ),
+    Meaning(
+        ("reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "chain_of_thought", "rationale"),
+        "a part of the answer",
+        "put it into the answer with a `transform`",
+        of_prompt=False,
+    ),
+    Meaning(
+        ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "train", "loss_mask", "completion_mask"),
+        "how much of the row is trained",
+        f"all rows count alike here; {_WITHOUT}, or repeat a source with `fraction`",
+        is_lost=lambda value: not _is_yes(value),
+        of_prompt=False,
+    ),
+    Meaning(
+        ("label", "labels", "desirable", "kto_tag"),
+        "an answer that is not wanted, and it would be trained as if it were",
+        f"{_WITHOUT}; single answers with labels (KTO) cannot be trained",
+        is_lost=_has_no,
+        of_prompt=False,
+    ),
+)
+"""Well-known columns that change what a row means. Where no form reads them, they are refused by name."""
+
+_BY_NAME = {name: meaning for meaning in MEANINGS for name in meaning.names}
+
+
+def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
+    """Refuse a row if a column that changes its meaning was not read; note every other column that was not.
+
+    Args:
+        fields: The row, after a form has read it.
+        form: That form, for errors.
+        only_prompt: Whether only the prompt is wanted, so that columns of answers may remain.
+
+    Raises:
+        ValueError: A column would be lost.
+    """
+    for name in [name for name in fields.unread if not _is_empty(fields.peek(name))]:
+        own, value = printed(fields.own(name)), fields.peek(name)
+        meaning = _meaning(name, fields.own(name))
+        if name in PROMPTS:
+            _require_repeated(fields, name, form)
+        elif meaning is None or (only_prompt and not meaning.of_prompt):
+            note("kept" if only_prompt else "unused", own)
+        elif meaning.is_lost(value):
+            raise ValueError(
+                f"the column {own!r} ({meaning.what}) would be lost, since {form} has no place for it; "
+                f"{meaning.fix}, or give the source `ignore: [{own}]`"
+            )
+        elif not _is_yes(value):
+            note("unused", own)
+
+
+def printed(name: str) -> str:
+    """The name of a column as a line can show it."""
+    return (name if name.isprintable() else ascii(name)[1:-1])[:80]
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a column of this name only describes a row."""
+    plain = name.lower()
+    return plain in HARMLESS or plain.endswith(("_id", "_ids", "-id"))
+
+
+def _meaning(*names: str) -> Meaning | None:
+    return next((_BY_NAME[name.lower()] for name in names if name.lower() in _BY_NAME), None)
+
+
+def _require_repeated(fields: Fields, name: str, form: str) -> None:
+    """Make sure that a second prompt says nothing that was not read, or repeats in other words all that was asked."""
+    read = [other for other in fields if other not in fields.unread]
+    said = [text for other in read for text in _texts(fields.peek(other))]
+    asked = [text for other in read if other in PROMPTS for text in _asked(fields.peek(other))]
+    second = list(_asked(fields.peek(name)))
+    if all(any(text in other for other in said) for text in second):
+        return
+    if asked and all(text in "\n".join(second) for text in asked):
+        return
+    own = printed(fields.own(name))
+    if any(fields.is_mapped(other) for other in read if other in PROMPTS):
+        note("unused", own)  # `columns` says which of them is the prompt
+        return
+    raise ValueError(
+        f"the column {own!r} asks something else than {form}, which is read; say with `columns` which of them is the "
+        f"prompt, or give the source `ignore: [{own}]`"
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that is said in a value, without the names of who says it."""
+    if isinstance(value, Mapping):
+        value = [inner for key, inner in value.items() if key not in ("role", "from")]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str) and value.strip():
+        yield value.strip()
+
+
+def _asked(value: Any) -> Iterator[str]:
+    """What a value asks: a text, or what messages say that are not the assistant's."""
+    for turn in value if isinstance(value, list | tuple) else [value]:
+        speaker = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
+        if speaker not in ("assistant", "gpt"):
+            yield from _texts(turn)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a column says nothing."""
+    return all(leaf is None or (isinstance(leaf, str) and not leaf.strip()) for leaf in _leaves(value))
+
+
+def _truth(value: Any) -> bool | None:
+    """Whether a value is a yes (or 1), a no (or 0 and less), or neither; CSV files have them as text."""
+    if isinstance(value, str):
+        return _WORDS.get(value.strip().lower())
+    if isinstance(value, Real):
+        return True if value == 1 else False if value <= 0 else None
+    return None
+
+
+_WORDS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0", "-1"), False)

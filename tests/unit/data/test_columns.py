@@ -1,0 +1,428 @@
+"""No column of a row is dropped without a word: it is read, known to be harmless, counted, or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lion_lightning.data.advice import warnings
+from lion_lightning.data.formats import Completion, Conversation, recognise
+from lion_lightning.data.preference_formats import recognise_preferences
+from lion_lightning.data.preferences import BestWorst, Preference
+from lion_lightning.data.prompts import recognise_prompt
+from lion_lightning.data.readers import Row
+from lion_lightning.data.row_notes import RowNotes, one_row, row_notes
+from lion_lightning.data.sources import Source
+from lion_lightning.data.turns import Message
+
+
+def chat(*contents: str, prompt_turns: int | None = None) -> Conversation:
+    roles = ("user", "assistant") * len(contents)
+    return Conversation(tuple(map(Message, roles, contents)), prompt_turns)
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in chat(*contents).messages]
+
+
+def pairs(row: dict[str, Any], columns: dict[str, str] | None = None) -> list[Preference]:
+    return recognise_preferences(row, columns, BestWorst())
+
+
+READERS = (recognise, lambda row: recognise_preferences(row, None, BestWorst()), recognise_prompt)
+ROWS: tuple[dict[str, Any], ...] = (
+    {"messages": turns("Hi", "Hello")},
+    {"instruction": "Hi", "output": "Hello"},
+    {"question": "Hi", "answer": "Hello"},
+    {"prompt": "Hi", "completion": "Hello"},
+    {"prompt": turns("Hi"), "completion": turns("Hi", "Hello")[1:]},
+)
+PAIRS: tuple[dict[str, Any], ...] = (
+    {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+    {"question": "Hi", "answers": ["a", "b"], "scores": [1, 0]},
+    {"chosen": turns("Hi", "a"), "rejected": turns("Hi", "b")},
+)
+EVERY = [(recognise, row) for row in ROWS] + [(pairs, row) for row in PAIRS]
+PROMPT_ROWS = [*ROWS, *PAIRS, {"prompt": "Hi"}, {"question": "Hi"}, {"messages": turns("Hi")}]
+
+
+def noted(read: Any, row: dict[str, Any]) -> RowNotes:
+    with row_notes() as notes, one_row():
+        read(row)
+    return notes
+
+
+# --- columns that change what a row means
+
+CHANGING: dict[str, Any] = {
+    "image": "a.png",
+    "images": ["a.png"],
+    "videos": [{"path": "a.mp4"}],
+    "audio": {"path": "a.wav"},
+    "context": "Norway is in Europe.",
+    "documents": [{"text": "a"}],
+    "functions": [{"name": "add"}],
+    "reasoning": "First, ...",
+    "weight": 0.5,
+    "label": False,
+    "desirable": "false",
+}
+OF_THE_ANSWER = {"reasoning", "weight", "label", "desirable"}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_column_that_changes_the_meaning_is_refused_by_name_in_every_form(name: str) -> None:
+    for read, row in EVERY:
+        with pytest.raises(ValueError, match=rf"^the column '{name}' .* would be lost, .*`ignore: \[{name}\]`$"):
+            read(row | {name: CHANGING[name]})
+    for row in PROMPT_ROWS:
+        if name in OF_THE_ANSWER:
+            recognise_prompt(row | {name: CHANGING[name]})  # answers are not trained here
+        else:
+            with pytest.raises(ValueError, match=f"^the column '{name}'"):
+                recognise_prompt(row | {name: CHANGING[name]})
+
+
+@pytest.mark.parametrize("name", CHANGING)
+@pytest.mark.parametrize("value", [None, "", " ", [], {}, [None]])
+def test_a_column_that_says_nothing_changes_nothing(name: str, value: Any) -> None:
+    for read, row in EVERY:
+        assert noted(read, row | {name: value}) == noted(read, row)
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0, "true", "1"])
+def test_a_wanted_answer_and_a_weight_of_one_are_what_they_are_trained_as(value: Any) -> None:
+    assert recognise({"prompt": "2+2=", "completion": "4", "label": value}) == Completion("2+2=", "4")
+    assert recognise({"question": "Hi", "answer": "Hello", "weight": value}) == chat("Hi", "Hello")
+
+
+@pytest.mark.parametrize("value", [False, 0, 0.0, -1, "false", "False", "0", [True, False]])
+def test_an_answer_that_is_not_wanted_is_no_target(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"the column 'label' .an answer that is not wanted"):
+        recognise({"prompt": "2+2=", "completion": "5", "label": value})
+
+
+def test_a_class_that_is_no_yes_or_no_is_counted() -> None:
+    assert noted(recognise, {"text": "Oslo is wet.", "label": "weather"}) == {"unused": {"label": 1}}
+
+
+def test_history_becomes_the_turns_before_the_instruction() -> None:
+    row = {
+        "instruction": "And three?",
+        "input": "",
+        "output": "six",
+        "history": [["Double one.", "two"], ["Double two.", "four"]],
+    }
+    talk = chat("Double one.", "two", "Double two.", "four", "And three?", "six")
+    assert recognise(row) == talk
+    assert recognise(row | {"history": '[["Double one.", "two"], ["Double two.", "four"]]'}) == talk
+    assert recognise(row | {"history": turns("Double one.", "two", "Double two.", "four")}) == talk
+    assert recognise(row | {"history": []}) == chat("And three?", "six")
+    pair = {"chosen": "six", "rejected": "five"}
+    asked = {key: value for key, value in row.items() if key != "output"}
+    assert pairs(asked | pair)[0].chosen == talk._replace(prompt_turns=5)
+    assert recognise_prompt(asked) == Conversation(talk.messages[:5], 5)
+
+
+def test_a_broken_round_of_the_history_is_named() -> None:
+    with pytest.raises(ValueError, match=r"history\[1\] is not a round of two texts"):
+        recognise({"instruction": "a", "output": "b", "history": [["c", "d"], ["e"]]})
+
+
+def test_the_system_column_is_read_in_every_chat_and_may_repeat_the_first_turn() -> None:
+    system = Message("system", "Be kind.")
+    for row in (*ROWS[:3], ROWS[4]):
+        read = recognise(row | {"system": "Be kind."})
+        assert isinstance(read, Conversation)
+        assert read.messages == (system, *chat("Hi", "Hello").messages)
+    own = {"messages": [{"role": "system", "content": "Be kind."}, *turns("Hi", "Hello")]}
+    assert recognise(own | {"system": "Be kind. "}) == recognise(own)
+    with pytest.raises(ValueError, match="the column 'system' and the first message differ"):
+        recognise(own | {"system": "Be brief."})
+    with pytest.raises(ValueError, match=r"the column 'system' .*`format: chat` makes a chat of plain text"):
+        recognise(ROWS[3] | {"system": "Be kind."})
+
+
+def test_tools_are_read_beside_a_question_too() -> None:
+    read = recognise({"question": "Hi", "answer": "Hello", "tools": [{"type": "function"}]})
+    assert isinstance(read, Conversation)
+    assert read.tools == ({"type": "function"},)
+
+
+# --- several prompts
+
+
+def test_a_prompt_in_another_column_is_the_prompt_of_a_pair() -> None:
+    answers = {"chosen": "The capital is Oslo.", "rejected": "The capital is Bergen."}
+    expected = Preference(
+        chat("Name it.", answers["chosen"], prompt_turns=1), chat("Name it.", answers["rejected"], prompt_turns=1)
+    )
+    for prompt in (
+        {"instruction": "Name it.", "input": ""},
+        {"messages": turns("Name it.")},
+        {"conversations": [{"from": "human", "value": "Name it."}]},
+    ):
+        assert pairs(prompt | answers) == [expected]
+        assert recognise_prompt(prompt | answers) == expected.chosen
+    longer = pairs({"instruction": "Name it.", "input": "Norway"} | answers)[0].chosen
+    assert isinstance(longer, Conversation)
+    assert longer.messages[0].content == "Name it.\n\nNorway"
+
+
+def test_messages_beside_a_pair_may_repeat_its_chosen_side() -> None:
+    whole = {"chosen": turns("Hi", "a"), "rejected": turns("Hi", "b")}
+    assert pairs(whole | {"messages": turns("Hi", "a")}) == pairs(whole)
+    assert pairs(whole | {"messages": turns("Hi")}) == pairs(whole)
+    assert pairs({"messages": turns("Hi", "a"), "chosen": "a", "rejected": "b"}) == pairs(whole)
+    with pytest.raises(ValueError, match="chosen holds, after the prompt, the turns user, assistant"):
+        pairs(whole | {"messages": turns("Bye")})
+
+
+@pytest.mark.parametrize(
+    ("read", "row"),
+    [
+        (recognise, {"messages": turns("Hi", "Hello"), "prompt": "Bye"}),
+        (recognise, {"question": "Hi", "answer": "Hello", "instruction": "Answer in French."}),
+        (pairs, {"prompt": "Hi", "chosen": "a", "rejected": "b", "question": "Bye"}),
+        (pairs, {"prompt": "Hi", "chosen": "a", "rejected": "b", "messages": turns("Bye", "a")}),
+        (recognise_prompt, {"question": "Hi", "prompt": "Bye"}),
+    ],
+)
+def test_two_prompts_that_differ_are_refused(read: Any, row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"asks something else than .*`columns` which of them"):
+        read(row)
+
+
+def test_a_second_prompt_may_repeat_the_first_or_render_it() -> None:
+    talk = {"messages": turns("Hi", "Hello", "So?", "Well.")}
+    for prompt in ("Hi", "So?", "<|user|>Hi<|end|><|assistant|>Hello<|end|><|user|>So?<|end|>"):
+        assert recognise(talk | {"prompt": prompt}) == chat("Hi", "Hello", "So?", "Well.")
+
+
+def test_columns_say_which_of_two_prompts_is_meant() -> None:
+    row = {"question": "Hi", "answer": "Hello", "prompt": "Bye"}
+    assert recognise(row, {"question": "question"}) == chat("Hi", "Hello")
+    assert noted(lambda row: recognise(row, {"question": "question"}), row) == {"unused": {"prompt": 1}}
+
+
+# --- all other columns
+
+
+def test_what_is_not_used_is_counted_once_a_row_and_what_is_harmless_is_not_warned_of() -> None:
+    rows = [
+        {"question": "1+1?", "answer": "2", "id": 7, "source": "s", "hint": "Count.", "user_id": "a"},
+        {"question": "2+2?", "answer": "4", "id": 8, "source": "s", "hint": None},
+        {"question": "3+3?", "answer": "6", "id": 9, "source": "s", "hint": "Count."},
+    ]
+    with row_notes() as notes:
+        for row in rows:
+            with one_row():
+                recognise(row)
+    assert notes == {"unused": {"id": 3, "source": 3, "hint": 2, "user_id": 1}}
+    assert notes.listed("unused", 3) == "id, source, hint (2 of 3 rows), user_id (1 of 3 rows)"
+    (told,) = warnings(Source("a.jsonl", name="sums"), notes, 3, has_chat_template=True)
+    assert told.startswith("source sums: not used: hint (2 of 3 rows). If a column matters, say with `columns`")
+
+
+def test_other_columns_of_a_prompt_are_kept_for_judges() -> None:
+    notes = noted(recognise_prompt, {"question": "1+1?", "answer": "2", "solution": "1+1=2"})
+    assert notes == {"kept": {"solution": 1}}
+    assert warnings(Source("a.jsonl"), notes, 1, has_chat_template=True) == []
+
+
+def test_columns_beside_a_pair_are_told_from_those_of_its_form() -> None:
+    row = {"prompt": "Hi", "chosen": turns("Hi", "a"), "rejected": turns("Hi", "b"), "prompt_id": "7", "messages": []}
+    assert noted(pairs, row | {"score_chosen": 2, "score_rejected": 1, "margin": 1}) == {
+        "unused": {"prompt_id": 1, "margin": 1}
+    }
+
+
+def test_a_name_that_columns_gives_away_is_not_used() -> None:
+    row = {"prompt": "rendered", "completion": "b", "request": "a"}
+    assert recognise(row, {"prompt": "request"}) == Completion("a", "b")
+    assert noted(lambda row: recognise(row, {"prompt": "request"}), row) == {"unused": {"prompt": 1}}
+    with pytest.raises(ValueError, match="columns maps prompt to 'request', but the row only has the keys prompt"):
+        recognise({"prompt": "rendered", "completion": "b"}, {"prompt": "request"})
+
+
+def test_a_column_that_only_some_rows_have_may_be_named() -> None:
+    columns = {"input": "context"}
+    assert recognise({"question": "a", "answer": "b"}, columns) == chat("a", "b")
+    assert recognise({"question": "a", "answer": "b", "context": "c"}, columns) == chat("a\n\nc", "b")
+
+
+def test_a_column_that_no_row_has_is_told_with_the_source() -> None:
+    source = Source("a.jsonl", name="sums", columns={"question": "q", "system": "sys"})
+    with row_notes() as notes:
+        source.examples(Row("a:1", {"q": "a", "answer": "b"}), lambda row, columns: [recognise(row, columns)])
+    with pytest.raises(ValueError, match=r"^source sums: columns maps system to 'sys', which no row has"):
+        source.require_columns(notes)
+
+
+def test_ignored_columns_are_not_seen() -> None:
+    source = Source("a.jsonl", ignore=["image", "prompt"])
+    row = {"question": "a", "answer": "b", "image": "a.png", "prompt": "c"}
+    with row_notes() as notes:
+        assert source.examples(Row("a:1", row), lambda row, columns: [recognise(row, columns)]) == [chat("a", "b")]
+    assert notes == {}
+
+
+def test_thousands_of_keys_and_odd_ones_make_one_short_line() -> None:
+    with pytest.raises(ValueError, match=r"keys are a\\nb, k0, .* and 1981 more;") as raised:
+        recognise({"a\nb": 1, **{f"k{n}": n for n in range(2000)}})
+    assert len(str(raised.value)) < 1000
+
+
+# --- spellings
+
+
+def test_messages_as_json_text_are_messages() -> None:
+    import json
+
+    text = json.dumps(turns("Hi", "Hello"))
+    for column in ("messages", "conversations"):
+        assert recognise({column: text}) == chat("Hi", "Hello")
+    assert recognise({"prompt": json.dumps(turns("Hi")), "completion": json.dumps(turns("Hi", "Hello")[1:])}) == chat(
+        "Hi", "Hello", prompt_turns=1
+    )
+    sides = {"chosen": turns("Hi", "a"), "rejected": turns("Hi", "b")}
+    assert pairs({side: json.dumps(value) for side, value in sides.items()}) == pairs(sides)
+    lone = {"prompt": "Hi", "chosen": json.dumps(turns("Hi", "a")[1]), "rejected": json.dumps(turns("Hi", "b")[1:])}
+    assert pairs(lone) == pairs(sides)
+    ranked = {"prompt": json.dumps(turns("Hi")), "answers": json.dumps(["b", "a"]), "scores": "[0, 1.5]"}
+    assert pairs(ranked) == [pairs(sides)[0]._replace(margin=1.5)]
+
+
+def test_messages_as_a_list_a_key_are_messages() -> None:
+    columns = {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}  # so `datasets` gives a sequence of objects
+    assert recognise({"conversations": columns}) == chat("Hi", "Hello")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[1, 2]",
+        "[",
+        '[{"role": "user", "content": "Hi"}] is how it begins.',
+        '[{"role": "Neo", "actor": "Keanu Reeves"}]',
+        '[{"from": "Oslo", "to": "Bergen"}]',
+        '{"name": "add", "content": "1"}',
+        "[]",
+    ],
+)
+def test_a_text_that_begins_with_a_bracket_stays_text(answer: str) -> None:
+    assert recognise({"question": "Hi", "answer": answer}) == chat("Hi", answer)
+    assert pairs({"question": "Hi", "chosen": answer, "rejected": "b"})[0].chosen == chat("Hi", answer, prompt_turns=1)
+
+
+def test_messages_as_python_prints_them_are_refused() -> None:
+    with pytest.raises(ValueError, match="chosen is a list of messages as Python prints it, not JSON"):
+        pairs({"prompt": "Hi", "chosen": str(turns("Hi", "a")), "rejected": str(turns("Hi", "b"))})
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 500 + "]" * 500])
+def test_json_text_that_is_nested_too_deeply_is_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match=r"history is text that is (nested more than 100 levels|broken JSON)"):
+        recognise({"instruction": "a", "output": "b", "history": text})
+
+
+# --- dialogues as plain text (HH)
+
+ASKED = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Really?\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        (ASKED, f"{ASKED} no"),  # an empty answer does not move the cut to the turn before
+        (f"{ASKED} no", ASKED),
+        (f"{ASKED} ", f"{ASKED} no"),
+    ],
+)
+def test_dialogues_are_cut_at_the_last_assistant_turn_though_an_answer_is_empty(chosen: str, rejected: str) -> None:
+    sides = Completion(ASKED, chosen.removeprefix(ASKED)), Completion(ASKED, rejected.removeprefix(ASKED))
+    assert pairs({"chosen": chosen, "rejected": rejected}) == [Preference(*sides)]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        (f"{ASKED} I am\n\nHuman: ok\n\nAssistant: b", f"{ASKED} I was\n\nHuman: ok\n\nAssistant: b"),
+        (f"{ASKED} yes\n\nHuman: thanks", f"{ASKED} no"),
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: c\n\nAssistant: d"),
+    ],
+)
+def test_dialogues_that_part_before_the_last_answer_are_left_out_and_counted(chosen: str, rejected: str) -> None:
+    notes = noted(pairs, {"chosen": chosen, "rejected": rejected})
+    assert pairs({"chosen": chosen, "rejected": rejected}) == []
+    assert notes == {
+        "left out": {"the dialogues part before the last answer, so that a user's words would be trained": 1}
+    }
+    assert recognise_prompt({"chosen": chosen, "rejected": rejected}) is None
+
+
+def test_a_users_words_behind_a_given_prompt_are_left_out_too() -> None:
+    assert pairs({"prompt": ASKED, "chosen": " yes\n\nHuman: thanks", "rejected": " no"}) == []
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [("", f"{ASKED} no"), (f"{ASKED} no", " "), ("", "")])
+def test_a_side_without_any_text_is_left_out_and_counted(chosen: str, rejected: str) -> None:
+    assert noted(pairs, {"chosen": chosen, "rejected": rejected}) == {"left out": {"an answer has no text": 1}}
+
+
+def test_a_prompt_that_is_guessed_from_shared_words_is_told() -> None:
+    notes = noted(pairs, {"chosen": "The sky is blue.", "rejected": "The sky is green."})
+    assert notes["warning"].total() == 1
+
+
+# --- plain text
+
+
+def test_format_chat_makes_turns_of_plain_prompts_and_text_keeps_them() -> None:
+    def read(source: Source, row: dict[str, Any], reader: Any) -> Any:
+        (made,) = source.examples(Row("a:1", row), reader)
+        return made
+
+    def prompted(row: Any, columns: Any) -> list[Any]:
+        return [recognise_prompt(row, columns)]
+
+    def paired(row: Any, columns: Any) -> list[Preference]:
+        return recognise_preferences(row, columns, BestWorst())
+
+    def documents(row: Any, columns: Any) -> list[Any]:
+        return [recognise(row, columns)]
+
+    as_chat, as_text = Source("a", format="chat"), Source("a", format="text")
+    pair = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    both = Preference(chat("Hi", "a", prompt_turns=1), chat("Hi", "b", prompt_turns=1))
+    assert read(as_chat, pair, paired) == both
+    assert read(as_text, pair, paired) == Preference(Completion("Hi", "a"), Completion("Hi", "b"))
+    assert read(as_chat, {"prompt": "Hi"}, prompted) == Conversation((Message("user", "Hi"),), 1)
+    assert read(as_chat, {"prompt": "Hi", "completion": "a"}, documents) == chat("Hi", "a")
+    assert read(as_chat, {"prompt": turns("Hi"), "chosen": "a", "rejected": "b"}, paired) == both
+    renamed = Source("a", format="chat", columns={"prompt": "query"})
+    assert read(renamed, {"query": "Hi", "chosen": "a", "rejected": "b"}, paired) == both
+    system = read(as_chat, pair | {"system": "Be kind."}, paired).chosen
+    assert [message.content for message in system.messages] == ["Be kind.", "Hi", "a"]
+    with pytest.raises(ValueError, match="`format: chat` is set, but this row is plain text"):
+        read(as_chat, {"chosen": "The sky is blue.", "rejected": "The sky is green."}, paired)
+
+
+def test_plain_text_under_a_chat_template_is_told_once_unless_it_is_chosen() -> None:
+    def notes_of(source: Source) -> RowNotes:
+        with row_notes() as notes:
+            source.examples(
+                Row("a:1", {"prompt": "a", "completion": "b"}), lambda row, columns: [recognise(row, columns)]
+            )
+        return notes
+
+    source = Source("a.jsonl", name="sums")
+    (told,) = warnings(source, notes_of(source), 1, has_chat_template=True)
+    assert told.startswith(
+        "source sums: 1 of 1 rows are plain text, which is read without the tokenizer's chat template"
+    )
+    assert "`format: chat`" in told
+    assert warnings(source, notes_of(source), 1, has_chat_template=False) == []
+    chosen = Source("a.jsonl", format="text")
+    assert warnings(chosen, notes_of(chosen), 1, has_chat_template=True) == []
