@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.rounds import Rollout, Round, round_path
-from lion_lightning.models.tokenizer import end_of_turn_ids
+from lion_lightning.models.tokenizer import end_of_turn_id
 from lion_lightning.sampling.answers import as_answer
 from lion_lightning.sampling.base import ServedPolicy
 from lion_lightning.types import Answer, Prompt
@@ -79,8 +79,7 @@ def paired(
 def _with_tokens(answer: Answer, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Answer:
     if answer.token_ids:
         return answer
-    ends = end_of_turn_ids(tokenizer)
     ids = tokenizer.encode(answer.text, add_special_tokens=False)
-    # The template's own end of turn comes after the tokenizer's EOS; plain text ends in EOS.
-    end = ends[-1:] if prompt.messages else ends[:1]
-    return answer._replace(token_ids=(*ids, *(() if answer.finish_reason == "length" else end)))
+    end = end_of_turn_id(tokenizer) if prompt.messages else tokenizer.eos_token_id
+    closed = end is not None and answer.finish_reason != "length"
+    return answer._replace(token_ids=(*ids, *((end,) if closed else ())))

@@ -23,6 +23,13 @@ Render = Callable[..., str]
 """From messages, and ``prompt=True`` for the generation prompt behind them, to text."""
 
 
+LAST_ONLY = (
+    "it does so for the last turn of a conversation only: set mask: completion, or give each answer a row of its own "
+    "with `transform: lion_lightning.data.transforms.each_answer`"
+)
+"""What to do where a template renders a last answer as it should, and an earlier one not."""
+
+
 class AnswerFinder:
     """Finds the answers in the text of one conversation.
 
@@ -100,7 +107,13 @@ class AnswerFinder:
         place = len(self.text) - _shared_end(self.text, whole)
         shared = closing[: _shared(closing, self.text[place : place + len(closing)])]
         # Two markers may begin alike, as <|end|> and <|user|> do: then the first of them was cut in two.
-        return place + (len(shared) if shared == closing else self._last_border(shared))
+        end = place + (len(shared) if shared == closing else self._last_border(shared))
+        if _shared(self.text, self.render(self._without_words(turn + 1))) < end:
+            raise ValueError(
+                f"the chat template writes words of message {turn + 1} into the answer (message {turn}), so it cannot "
+                "be told apart; use another tokenizer.chat_template"
+            )
+        return end
 
     def _last_border(self, text: str) -> int:
         closed = [text.rfind(closer) + len(closer) for closer in self.closers if closer in text]
@@ -118,11 +131,10 @@ class AnswerFinder:
         asked, written = header[part : part + 30], there[part : part + 30]
         last = self.render(self.messages[: turn + 1])
         fix = "use a tokenizer.chat_template that renders an answer as it asks for it"
-        if last.startswith(prompt):
-            fix = "it does so for the last turn only: set mask: completion, or give each answer a row of its own"
         return (
             f"the generation prompt of the chat template goes on with {asked!r} where the answer (message {turn}) is "
-            f"rendered with {written!r}, so a model would be asked with what it was not trained on; {fix}"
+            f"rendered with {written!r}, so a model would be asked with what it was not trained on; "
+            f"{LAST_ONLY if last.startswith(prompt) and turn < len(self.messages) - 1 else fix}"
         )
 
 

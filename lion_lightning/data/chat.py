@@ -6,7 +6,6 @@ trained. That a model which is given the prompt alone sees the same tokens is ch
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.answer_spans import Span
@@ -24,6 +22,7 @@ from lion_lightning.data.columns import Row
 from lion_lightning.data.formats import Completion, Conversation, Example, Text, recognise
 from lion_lightning.data.rendering import ChatRenderer
 from lion_lightning.data.row_notes import warn_of_row
+from lion_lightning.data.token_boundaries import TokenBoundaries, Tokens, first_token
 from lion_lightning.types import Piece
 
 Mask = Literal["assistant", "completion", "none"]
@@ -46,13 +45,10 @@ class _Draft(NamedTuple):
     start: int
     bare: bool
 
-
-class _Boundary(NamedTuple):
-    """Tokens found before a trained span, and the text that must give the same tokens when it stands alone."""
-
-    text: str
-    ids: list[int]
-    where: str
+    @property
+    def starts(self) -> list[int]:
+        """Where a model begins to write."""
+        return sorted({self.start, *(start for start, _ in self.spans)})
 
 
 class ChatEncoder:
@@ -78,8 +74,7 @@ class ChatEncoder:
             raise ValueError(f"mask: {mask!r} is unknown; choose assistant, completion or none")
         self.tokenizer = tokenizer
         self.mask = mask
-        self._backend = _backend(tokenizer)
-        self._added = frozenset(self._backend.get_added_tokens_decoder())
+        self._tokens = TokenBoundaries(tokenizer)
         self._bos = _leading_ids(tokenizer)
         self._renderer = ChatRenderer(tokenizer)
 
@@ -109,14 +104,12 @@ class ChatEncoder:
         for example, place in zip(examples, where, strict=True):
             with _naming(place):
                 drafts.append(self._encodable(self._draft(example)))
-        encodings = self._backend.encode_batch([draft.text for draft in drafts], add_special_tokens=False)
-        boundaries: list[_Boundary] = []
-        pieces = []
+        encodings = self._encodings(drafts, where)
+        answers = []
         for draft, encoding, place in zip(drafts, encodings, where, strict=True):
             with _naming(place):
-                pieces.append(self._piece(draft, encoding, place, boundaries))
-        self._check(boundaries)
-        return pieces
+                answers.append(self._piece(draft, encoding))
+        return answers
 
     def prompt(self, prompt: Conversation | Completion) -> tuple[str, list[int]]:
         """Text and tokens that a model is given to answer a prompt: the tokens that stand before a trained answer.
@@ -129,7 +122,7 @@ class ChatEncoder:
         """
         bare = isinstance(prompt, Completion)
         text = prompt.prompt if isinstance(prompt, Completion) else self._renderer.prompt(prompt)
-        ids = self._backend.encode(self._encodable(_Draft(text, (), 0, bare)).text, add_special_tokens=False).ids
+        ids = self._tokens.encode([self._encodable(_Draft(text, (), 0, bare)).text])[0].ids
         self._warn_of_bos(bare, ids)
         return text, [*self._bos, *ids] if bare and ids[: len(self._bos)] != self._bos else ids
 
@@ -146,7 +139,7 @@ class ChatEncoder:
         parts = {
             "version": _VERSION,
             "mask": self.mask,
-            "backend": self._backend.to_str(),
+            "backend": self._tokens.backend.to_str(),
             "bos": self._bos,
             "chat_template": self.tokenizer.chat_template,
             "special_tokens": {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
@@ -196,37 +189,39 @@ class ChatEncoder:
             raise ValueError(f"the text is not valid Unicode ({error.reason}); mend the row's escapes") from None
         return draft
 
-    def _piece(self, draft: _Draft, encoding: Encoding, where: str, boundaries: list[_Boundary]) -> tuple[Piece, int]:
-        ids = encoding.ids
+    def _encodings(self, drafts: Sequence[_Draft], where: Sequence[str]) -> list[Tokens]:
+        """Tokens of each text; a model that is given the prompt alone sees the same before the answer.
+
+        Some templates ask with a space at the end that would melt into the answer's first word. Nothing in the row can
+        be done about it, and a model meets the two apart; so they are tokenised apart.
+        """
+        texts = [draft.text for draft in drafts]
+        encodings: list[Tokens] = [*self._tokens.encode(texts)]
+        starts = [draft.starts for draft in drafts]
+        for number, boundary in self._tokens.differing(texts, encodings, starts):
+            text, start = texts[number], boundary.start
+            by_template = not drafts[number].bare and not text[start : start + 1].isspace()
+            apart = self._tokens.encode_parts(text, starts[number]) if by_template else None
+            if apart is None or self._tokens.differing([text], [apart], [starts[number]]):
+                raise ValueError(
+                    f"{where[number]}: the end of the prompt ({boundary.text[-20:]!r}) gives other tokens before the "
+                    "answer than alone, so a model would be asked with tokens it was not trained on; strip the white "
+                    "space where they meet (with a `transform`), choose another chat template, or set mask: none"
+                )
+            encodings[number] = apart
+        return encodings
+
+    def _piece(self, draft: _Draft, encoding: Tokens) -> tuple[Piece, int]:
+        ids, length = encoding.ids, len(draft.text)
         supervised = np.zeros(len(ids), dtype=np.bool_)
-        firsts = {start: _first_token(encoding, start, len(draft.text)) for start in (draft.start, *_starts(draft))}
         for start, end in draft.spans:
-            supervised[firsts[start] : _first_token(encoding, end, len(draft.text))] = True
-        for start, first in firsts.items():
-            boundaries.append(self._boundary(draft.text, encoding, ids[:first], start, where))
-        before = firsts[draft.start]
+            supervised[first_token(encoding, start, length) : first_token(encoding, end, length)] = True
+        before = first_token(encoding, draft.start, length)
         if draft.bare:
             ids, supervised, added = self._closed(ids, supervised)
             before += added
         self._warn_of_bos(draft.bare, ids)
         return Piece(np.array(ids, dtype=np.int32), supervised), before
-
-    def _boundary(self, text: str, encoding: Encoding, before: list[int], start: int, where: str) -> _Boundary:
-        # An added token cuts the text in two before it is tokenised, so nothing before the last one matters.
-        anchor = next((i for i in range(len(before) - 1, 0, -1) if before[i] in self._added), 0)
-        return _Boundary(text[_begin(encoding, anchor) if anchor else 0 : start], before[anchor:], where)
-
-    def _check(self, boundaries: Sequence[_Boundary]) -> None:
-        """Make sure that a model that is given the prompt alone sees the tokens that it was trained on."""
-        texts = list({boundary.text for boundary in boundaries})
-        alone = dict(zip(texts, self._backend.encode_batch(texts, add_special_tokens=False), strict=True))
-        for boundary in boundaries:
-            if alone[boundary.text].ids != boundary.ids:
-                raise ValueError(
-                    f"{boundary.where}: the end of the prompt ({boundary.text[-20:]!r}) gives other tokens before the "
-                    "answer than alone, so a model would be asked with tokens it was not trained on; strip the white "
-                    "space where they meet (with a `transform`), choose another chat template, or set mask: none"
-                )
 
     def _warn_of_bos(self, bare: bool, ids: Sequence[int]) -> None:
         if not bare and ids[: len(self._bos)] != self._bos:
@@ -248,38 +243,7 @@ class ChatEncoder:
         return [*before, *ids, *after], np.concatenate([whole, supervised, np.full(len(after), True)]), len(before)
 
 
-# --- which tokens lie where. Offsets are asked for one by one: as a list they cost more than rendering does.
-
-
-def _starts(draft: _Draft) -> list[int]:
-    return [start for start, _ in draft.spans]
-
-
-def _begin(encoding: Encoding, token: int) -> int:
-    place = encoding.token_to_chars(token)
-    return int(place[0]) if place is not None else 0  # a token that the tokenizer adds by itself has none
-
-
-def _first_token(encoding: Encoding, start: int, end: int) -> int:
-    """Number of the first token that begins at a character or after it; characters may have no token, or several."""
-    token = next((at for place in range(start, end) if (at := encoding.char_to_token(place)) is not None), None)
-    if token is None:
-        return len(encoding.ids)
-    return next((at for at in range(token, len(encoding.ids)) if _begin(encoding, at) >= start), len(encoding.ids))
-
-
 # --- the tokenizer
-
-
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy with whole offsets: the post-processor adds special tokens and cuts white space off the offsets."""
-    if not isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
-        raise ValueError(f"tokenizer {tokenizer.name_or_path} is not a fast tokenizer; masks need one with offsets")
-    own = copy.deepcopy(backend)
-    own.post_processor = processors.Sequence([])
-    own.no_truncation()
-    own.no_padding()
-    return own
 
 
 def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.answer_spans import AnswerFinder, Span, TaggedAnswers
+from lion_lightning.data.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers
 from lion_lightning.data.formats import Conversation
 from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.shown import missing_of_answer, missing_tool, missing_turn
 from lion_lightning.data.turns import Message, unread_keys
 from lion_lightning.models.chat_template import MARK, ChatTemplate
-from lion_lightning.models.tokenizer import CHAT_TEMPLATES, end_of_turn_ids
+from lion_lightning.models.tokenizer import CHAT_TEMPLATES, closing_tokens
 
 NO_END = (
     "an answer ends in no token that generation stops at, so a model does not learn to stop: use a "
@@ -51,7 +51,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._closers = tuple(map(str, tokenizer.convert_ids_to_tokens(list(end_of_turn_ids(tokenizer)))))
+        self._closers = closing_tokens(tokenizer)
         self._templates: dict[str, ChatTemplate] = {}
 
     def render(self, conversation: Conversation) -> str:
@@ -62,8 +62,8 @@ class ChatRenderer:
         """
         text = self._complete(conversation, self._render(conversation, conversation.messages))
         for turn, message in enumerate(conversation.messages):
-            if message.role == "assistant":
-                _require_shown(turn, message, text)
+            if message.role == "assistant" and (missing := missing_of_answer(message, text)):
+                raise ValueError(_left_out(f"{missing} of message {turn}"))
         return text
 
     def prompt(self, conversation: Conversation) -> str:
@@ -92,11 +92,17 @@ class ChatRenderer:
         finder = self._finder(conversation)
         found = {turn: finder.spans(turn) for turn in turns if messages[turn].trained}
         for turn, spans in found.items():
-            _require_shown(turn, messages[turn], "\n".join(finder.text[start:end] for start, end in spans))
+            shown = "\n".join(finder.text[start:end] for start, end in spans)
+            if missing := missing_of_answer(messages[turn], shown):
+                last = finder.render(messages[: turn + 1])
+                raise ValueError(_left_out(f"{missing} of message {turn}", not missing_of_answer(messages[turn], last)))
             spans[-1] = self._closed(finder.text, *spans[-1])
-        start = found[turns[0]][0][0] if turns[0] in found else finder.start(turns[0])
-        spans = [span for spans in found.values() for span in spans if span[0] < span[1]]
-        return Rendered(finder.text, spans, start)
+        kept = [span for spans in found.values() for span in spans if span[0] < span[1]]
+        # Context or not, the first turn behind a prompt ends it; elsewhere nobody asks.
+        start = kept[0][0] if kept else len(finder.text)
+        if conversation.prompt_turns is not None and turns[0] not in found:
+            start = finder.start(turns[0])
+        return Rendered(finder.text, kept, start)
 
     def _finder(self, conversation: Conversation) -> AnswerFinder:
         """The whole text, and what finds the answers in it."""
@@ -122,9 +128,12 @@ class ChatRenderer:
         return self._templates[text]
 
     def _render(self, conversation: Conversation, messages: Sequence[Message], **how: bool) -> str:
-        turns = [turn.spoken() for turn in messages]
-        variables = conversation.chat_template_kwargs
-        return self._template(conversation).render(turns, conversation.tools, variables, **how)
+        template, turns = self._template(conversation), [turn.spoken() for turn in messages]
+        if conversation.tools and not re.search(r"\btools\b", template.text):
+            raise ValueError(_left_out("tools"))
+        if not template.reads("tool_calls") and any("tool_calls" in turn for turn in turns):
+            raise ValueError(_left_out("tool_calls"))
+        return template.render(turns, conversation.tools, conversation.chat_template_kwargs, **how)
 
     def _complete(self, conversation: Conversation, text: str) -> str:
         """Make sure that a text shows all that was said before the answers, and that nothing else is left unread."""
@@ -135,8 +144,6 @@ class ChatRenderer:
                 warn_of_row(f"not used: {name!r} of chat_template_kwargs, which the chat template does not read")
         if missing := missing_turn(conversation.messages, text):
             raise ValueError(_left_out(missing))
-        if conversation.tools and not re.search(r"\btools\b", template.text):
-            raise ValueError(_left_out("tools"))
         if missing := missing_tool(conversation.tools, text):
             raise ValueError(_left_out(f"tools ({missing!r})"))
         return text
@@ -151,13 +158,11 @@ class ChatRenderer:
                 return start, end + behind
             warn_of_row(NO_END)
             return start, start + len(turn)
-        while (shorter := self._without_closer(turn)).endswith(self._closers):
-            turn = shorter  # EOS behind the end of the last turn: generation stops before it
-        return start, start + len(turn)
-
-    def _without_closer(self, turn: str) -> str:
         closer = next(closer for closer in self._closers if turn.endswith(closer))
-        return turn.removesuffix(closer).rstrip()
+        before = turn.removesuffix(closer)
+        if before != before.rstrip() and before.rstrip().endswith(self._closers):
+            turn = before.rstrip()  # EOS behind all turns: generation stops before it
+        return start, start + len(turn)
 
 
 def _marked_spans(marked: str) -> list[Span]:
@@ -165,16 +170,7 @@ def _marked_spans(marked: str) -> list[Span]:
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-# --- whether the text says what the row does
-
-
-def _require_shown(turn: int, message: Message, text: str) -> None:
-    if missing := missing_of_answer(message, text):
-        raise ValueError(_left_out(f"{missing} of message {turn}"))
-
-
-def _left_out(what: str) -> str:
-    return (
-        f"the chat template leaves out the row's {what}; use a tokenizer.chat_template that shows it, or take it out "
-        "of the row (with a `transform`)"
-    )
+def _left_out(what: str, shown_last: bool = False) -> str:
+    """What to say of something that is not in the text; some templates show it in the last turn only."""
+    fix = "use a tokenizer.chat_template that shows it, or take it out of the row (with a `transform`)"
+    return f"the chat template leaves out the row's {what}; {LAST_ONLY if shown_last else fix}"

@@ -189,6 +189,24 @@ def _yes_or_no(value: Any, name: str) -> bool:
     return asked
 
 
+def is_answer(turn: Mapping[str, Any]) -> bool:
+    """Whether a row's message is an assistant turn.
+
+    Args:
+        turn: The message, in any spelling.
+    """
+    return _ROLES.get(turn.get("role") or turn.get("from") or "") == "assistant"
+
+
+def context(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's message that is not trained, whatever it says of that itself.
+
+    Args:
+        turn: The message.
+    """
+    return {key: value for key, value in turn.items() if key not in (*_FLAGS, "masked", "mask")} | {"train": False}
+
+
 # --- everything else
 
 

@@ -74,6 +74,21 @@ class ChatTemplate:
         return _reads(self.text, key)
 
     @cached_property
+    def behind_words(self) -> str:
+        """What is written behind the words of a last answer, without the spaces around it; empty if that fails."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE_WORDS[-1]}]
+        return self._behind([self._parts(turn) for turn in turns])
+
+    @cached_property
+    def behind_calls(self) -> str:
+        """The same of a tool call; empty for a template that shows none."""
+        return self._behind(_probe(self._beside_calls)[:2], [_PROBE_TOOL]) if self.reads("tool_calls") else ""
+
+    def _behind(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> str:
+        _, word, behind = self._tried(turns, tools).rpartition(_PROBE_WORDS[-1])
+        return behind.strip() if word else ""
+
+    @cached_property
     def text_is_written(self) -> bool:
         """Whether text inside of ``{% generation %}`` goes to the output as it is, so that marks change nothing else.
 
@@ -94,17 +109,19 @@ class ChatTemplate:
         if calls := own.get("tool_calls"):
             own["content"] = own["content"] or self._beside_calls.content
             own["tool_calls"] = [_with_text(call) for call in calls] if self._beside_calls.as_text else calls
-        if self._takes_parts and isinstance(own["content"], str):
-            own["content"] = [{"type": "text", "text": own["content"]}]
-        return own
+        return self._parts(own)
+
+    def _parts(self, turn: Turn) -> dict[str, Any]:
+        parts = [{"type": "text", "text": turn["content"]}]
+        return {**turn, "content": parts} if turn["content"] and self._takes_parts else dict(turn)
 
     @cached_property
     def _takes_parts(self) -> bool:
         """Whether content is read as a list of parts only."""
         words = ("probeuser", "probeanswer")
         turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant"), words, strict=True)]
-        parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
-        as_text, as_parts = self._tried(turns), self._tried(parts)
+        as_text = self._tried(turns)
+        as_parts = self._tried([{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns])
         return not all(word in as_text for word in words) and all(word in as_parts for word in words)
 
     @cached_property

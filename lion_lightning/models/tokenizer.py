@@ -79,8 +79,8 @@ class TokenizerSpec:
         tokenizer.eos_token = token
 
     def _warn_of_split_marker(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        marker = _closing_text(tokenizer)
-        if marker and _first_added_id(tokenizer, marker) is None:
+        marker, _ = _closings(tokenizer)
+        if marker and not _added_ids(tokenizer, marker):
             logger.warning(
                 "Chat template %s ends a turn with %r, which is no token of %s and gets split; add its markers with "
                 "tokenizer.special_tokens.",
@@ -110,30 +110,62 @@ def read_template(name_or_path: str) -> str:
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids of the tokens that end an assistant turn, for the generation config.
 
-    These are the tokenizer's EOS, and the special token that the chat template puts after an assistant's words, which
-    is another one for e.g. Llama-3 (``<|eot_id|>``) and Gemma (``<end_of_turn>``). Empty where there is neither.
+    These are the tokenizer's EOS, the special token that the chat template puts after an assistant's words, which is
+    another one for e.g. Llama-3 (``<|eot_id|>``) and Gemma (``<end_of_turn>``), and the last one that it puts after a
+    tool call, which may be a third (GPT-OSS's ``<|call|>``). Empty where there is none.
     """
-    closing = _closing_text(tokenizer)
-    ids = (tokenizer.eos_token_id, _first_added_id(tokenizer, closing) if closing else None)
+    behind_words, behind_calls = _closings(tokenizer)
+    ids = (tokenizer.eos_token_id, *_added_ids(tokenizer, behind_words)[:1], *_last_added_id(tokenizer, behind_calls))
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
-_PROBE = "probe"
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the token that the chat template puts after an assistant's words; EOS where it puts none, if there is one.
+
+    Args:
+        tokenizer: A tokenizer.
+    """
+    return next(iter(_added_ids(tokenizer, _closings(tokenizer)[0])), tokenizer.eos_token_id)
 
 
-def _closing_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes after the last assistant turn's content, without the spaces around it."""
+def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Every token that may stand at the end of an assistant turn: those that end it, and those that follow them.
+
+    Args:
+        tokenizer: A tokenizer.
+    """
+    ids = [*end_of_turn_ids(tokenizer), *_added_ids(tokenizer, _closings(tokenizer)[0])]
+    return tuple(map(str, tokenizer.convert_ids_to_tokens(list(dict.fromkeys(ids)))))
+
+
+def _closings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template writes behind an answer's words, and behind a call; empty without a template."""
     if tokenizer.chat_template is None:
-        return ""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-    try:
-        rendered = ChatTemplate(tokenizer, str(tokenizer.get_chat_template())).render(turns)
-    except ValueError:  # whoever encodes a row learns of it, with the row's name
-        return ""
-    return rendered.rpartition(_PROBE)[2].strip()
+        return "", ""
+    template = ChatTemplate(tokenizer, str(tokenizer.get_chat_template()))
+    return template.behind_words, template.behind_calls
 
 
-def _first_added_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    first = tokenizer.encode(text, add_special_tokens=False)[0]
-    token = tokenizer.added_tokens_decoder.get(first)
-    return first if token is not None and text.startswith(token.content) else None  # an unknown marker may become <unk>
+def _added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The added tokens that a text begins with; an unknown marker may become ``<unk>``, which is none."""
+    ids = []
+    while text:
+        first = tokenizer.encode(text, add_special_tokens=False)[0]
+        content = _content(tokenizer, first)
+        if not (content and text.startswith(content)):
+            break
+        ids.append(first)
+        text = text.removeprefix(content).lstrip()
+    return ids
+
+
+def _last_added_id(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The added token that a text ends in, if it does."""
+    last = tokenizer.encode(text, add_special_tokens=False)[-1:]
+    return [token for token in last if (content := _content(tokenizer, token)) and text.endswith(content)]
+
+
+def _content(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """What an added token stands for; empty for any other."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    return added.content if added is not None else ""

@@ -259,10 +259,36 @@ def test_an_answer_that_merges_with_the_end_of_its_prompt_is_an_error_that_names
     assert trained(tokenizer, encode(tokenizer, chat("Hello", "yes"))) == ["yes<|im_end|>"]
 
 
-def test_a_header_that_splits_otherwise_before_an_answer_is_an_error() -> None:
+def test_a_header_that_splits_otherwise_before_an_answer_is_tokenised_as_a_model_is_asked() -> None:
     # this tokenizer's pattern leaves the last of several line ends to the word behind them, unless no word is there
-    with pytest.raises(ValueError, match=r"data\.jsonl:1: .*other tokens .*another chat template"):
-        encode(byte_level(read_template("llama3"), corpus=("\n\n\n\n",)), chat("Hello", "world"))
+    tokenizer = byte_level(read_template("llama3"), corpus=("\n\n\n\n",))
+    talk = chat("Hello", "world", "how", "yes")
+    piece = encode(tokenizer, talk)
+    assert trained(tokenizer, piece) == ["world<|eot_id|>", "yes<|eot_id|>"]
+    assert piece.input_ids[: runs(piece)[0][0]].tolist() == prompt_ids(tokenizer, talk, 1)
+    assert ChatEncoder(tokenizer).prompt(chat("Hello"))[1] == prompt_ids(tokenizer, talk, 1)
+
+
+SPACED = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %} [INST] {{ m.content }} [/INST] {% else %}"
+    "{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_header_that_ends_in_a_space_is_not_melted_into_the_answer() -> None:
+    tokenizer = byte_level(SPACED)  # " world" is one token, and so is " "
+    talk = chat("Hello", "world", "how", "42", "Hello", "!")
+    piece = encode(tokenizer, talk)
+    assert trained(tokenizer, piece) == ["world</s>", "42</s>", "!</s>"]
+    assert tokenizer.decode(piece.input_ids) == tokenizer.apply_chat_template(
+        [turn.spoken() for turn in talk.messages], tokenize=False
+    )
+    assert piece.input_ids[: runs(piece)[0][0]].tolist() == prompt_ids(tokenizer, talk, 1)
+
+
+def test_a_space_that_melts_is_an_error_where_the_tokenizer_puts_one_before_every_part() -> None:
+    with pytest.raises(ValueError, match=r"data\.jsonl:1: the end of the prompt \('\] '\) gives other tokens"):
+        encode(metaspace(SPACED), chat("Hello", "world"))
 
 
 def test_trimmed_offsets_do_not_hide_a_merged_space() -> None:

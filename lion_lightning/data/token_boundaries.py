@@ -1,0 +1,156 @@
+"""Where answers begin among the tokens of a text: what stands before one must be what its prompt alone gives."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple, Protocol
+
+from tokenizers import Encoding, Tokenizer, processors
+from transformers import PreTrainedTokenizerBase
+
+
+class Tokens(Protocol):
+    """Tokens of a text, and where they lie in it: what ``tokenizers.Encoding`` gives."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens."""
+
+    def char_to_token(self, char_pos: int, /) -> int | None:
+        """Number of the token that a character is a part of."""
+
+    def token_to_chars(self, token_index: int, /) -> tuple[int, int] | None:
+        """The characters of a token."""
+
+
+class Boundary(NamedTuple):
+    """Tokens found before an answer, and the text that must give the same tokens when it stands alone.
+
+    Attributes:
+        start: Where the answer begins, in characters of the whole text.
+        text: The end of what stands before it.
+        ids: The tokens of that.
+    """
+
+    start: int
+    text: str
+    ids: list[int]
+
+
+class TokenBoundaries:
+    """Tokenises texts as they are, and looks at the tokens before answers.
+
+    Args:
+        tokenizer: A fast tokenizer.
+
+    Raises:
+        ValueError: It is no fast tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.backend = _backend(tokenizer)
+        self._added = frozenset(self.backend.get_added_tokens_decoder())
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Tokenise each text as a whole, without special tokens around it."""
+        return list(self.backend.encode_batch(list(texts), add_special_tokens=False))
+
+    def encode_parts(self, text: str, starts: Sequence[int]) -> Tokens | None:
+        """Tokenise the parts of a text one by one, as a model meets them that is given a prompt and writes an answer.
+
+        Args:
+            text: The whole text.
+            starts: Where answers begin.
+
+        Returns:
+            Its tokens; None if they stand for another text, as with tokenizers that put a space before each part.
+        """
+        edges = [0, *starts, len(text)]
+        parts = _Parts(self.encode([text[start:stop] for start, stop in pairwise(edges)]), edges)
+        whole = self.encode([text])[0]
+        same = self.backend.decode(parts.ids, False) == self.backend.decode(whole.ids, False)
+        return parts if same else None
+
+    def differing(
+        self, texts: Sequence[str], encodings: Sequence[Tokens], starts: Sequence[Sequence[int]]
+    ) -> list[tuple[int, Boundary]]:
+        """Boundaries before which a model that is given the prompt alone would see other tokens.
+
+        Args:
+            texts: Texts.
+            encodings: Their tokens.
+            starts: Where answers begin in each.
+
+        Returns:
+            Each with the number of its text.
+        """
+        boundaries = [
+            (number, _boundary(texts[number], encodings[number], start, self._added))
+            for number, places in enumerate(starts)
+            for start in places
+        ]
+        before = list({boundary.text for _, boundary in boundaries})
+        alone = dict(zip(before, self.encode(before), strict=True))
+        return [(number, boundary) for number, boundary in boundaries if alone[boundary.text].ids != boundary.ids]
+
+
+class _Parts:
+    """Tokens of a text that was tokenised in parts; those of the library forget where they lie when they are merged."""
+
+    def __init__(self, parts: Sequence[Encoding], edges: Sequence[int]) -> None:
+        self._parts, self._edges = parts, edges
+        self._firsts = [0, *accumulate(len(part.ids) for part in parts)]
+        self.ids = [token for part in parts for token in part.ids]
+
+    def char_to_token(self, char_pos: int) -> int | None:
+        part = bisect_right(self._edges, char_pos) - 1
+        token = self._parts[part].char_to_token(char_pos - self._edges[part])
+        return None if token is None else token + self._firsts[part]
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
+        part = bisect_right(self._firsts, token_index) - 1
+        place = self._parts[part].token_to_chars(token_index - self._firsts[part])
+        return None if place is None else (place[0] + self._edges[part], place[1] + self._edges[part])
+
+
+def _boundary(text: str, encoding: Tokens, start: int, added: frozenset[int]) -> Boundary:
+    before = encoding.ids[: first_token(encoding, start, len(text))]
+    # An added token cuts the text in two before it is tokenised, so nothing before the last one matters.
+    anchor = next((i for i in range(len(before) - 1, 0, -1) if before[i] in added), 0)
+    return Boundary(start, text[_begin(encoding, anchor) if anchor else 0 : start], before[anchor:])
+
+
+# --- which tokens lie where. Offsets are asked for one by one: as a list they cost more than rendering does.
+
+
+def first_token(encoding: Tokens, start: int, end: int) -> int:
+    """Number of the first token that begins at a character or after it; characters may have no token, or several.
+
+    Args:
+        encoding: Tokens of a text.
+        start: The character.
+        end: Length of the text.
+    """
+    token = next((at for place in range(start, end) if (at := encoding.char_to_token(place)) is not None), None)
+    if token is None:
+        return len(encoding.ids)
+    return next((at for at in range(token, len(encoding.ids)) if _begin(encoding, at) >= start), len(encoding.ids))
+
+
+def _begin(encoding: Tokens, token: int) -> int:
+    place = encoding.token_to_chars(token)
+    return int(place[0]) if place is not None else 0  # a token that the tokenizer adds by itself has none
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy with whole offsets: the post-processor adds special tokens and cuts white space off the offsets."""
+    if not isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise ValueError(f"tokenizer {tokenizer.name_or_path} is not a fast tokenizer; masks need one with offsets")
+    own = copy.deepcopy(backend)
+    own.post_processor = processors.Sequence([])
+    own.no_truncation()
+    own.no_padding()
+    return own

@@ -1,0 +1,28 @@
+"""Transforms of raw rows that come with the package, for a source's ``transform``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lion_lightning.data.turns import context, is_answer
+
+
+def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each answer of a conversation, which ends with it; the answers before it are context.
+
+    For templates that show an answer wholly only where it is the last turn, as those that drop earlier thoughts. Each
+    answer is then trained behind exactly what a model is given when it writes it, at the price of more tokens.
+
+    Args:
+        row: With ``messages``, or ShareGPT's ``conversations``; any other row stays as it is.
+    """
+    column = next((name for name in ("messages", "conversations") if isinstance(row.get(name), list)), None)
+    turns = row[column] if column else []
+    if column is None or not all(isinstance(turn, Mapping) for turn in turns):
+        yield row
+        return
+    for number, turn in enumerate(turns):
+        if is_answer(turn):
+            before = [context(other) if is_answer(other) else other for other in turns[:number]]
+            yield {**row, column: [*before, turn]}
