@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lion_lightning.cache import replacing
 from lion_lightning.callbacks.asking import greedy_answers, log_text
-from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.callbacks.folders import require_writable, writes_files
+from lion_lightning.callbacks.order import run_last
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.printing import literal
 
@@ -38,10 +39,13 @@ _NOTHING = Snapshot(0, {}, {})
 class BeforeAfter(Callback):
     """Shows what a fit changed: prints a table and writes ``before_after.json`` under ``default_root_dir``.
 
+    Under ``fast_dev_run`` it prints, and writes nothing.
+
     *Before* is the sanity check, which must see the whole validation set (``trainer.num_sanity_val_steps: -1``), and
     greedy answers to the prompts; it is kept in checkpoints, so that a resumed run compares with the first run's start.
-    *After* is the last validation, and the answers at the end. The answers also go to every logger whose experiment
-    takes text (TensorBoard). Watching changes nothing: random state and training mode stay as they were.
+    *After* is the last validation, and the answers of the run's result (of averaged weights, where they are averaged).
+    The answers also go to every logger whose experiment takes text (TensorBoard). Watching changes nothing: random
+    state and training mode stay as they were.
 
     On one device or under DDP, rank 0 alone generates while the others wait; under any other strategy all ranks do,
     since each holds only a piece of the weights.
@@ -79,6 +83,7 @@ class BeforeAfter(Callback):
                 f"BeforeAfter: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to ask; subclass "
                 "one (e.g. SFTModule), or take the callback out of trainer.callbacks."
             )
+        run_last(trainer, self)
         require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,9 +152,9 @@ class BeforeAfter(Callback):
             "after": {"step": after.step, "metrics": after.metrics},
             "answers": answers,
         }
-        path = Path(trainer.default_root_dir) / self.filename
-        with replacing(path) as draft:
-            draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if writes_files(trainer):
+            with replacing(Path(trainer.default_root_dir) / self.filename) as draft:
+                draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         log_text(trainer, "before_after", _as_markdown(answers))
 
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.callbacks.folders import require_writable, writes_files
+from lion_lightning.callbacks.order import run_last
 from lion_lightning.models.checkpoints import PREFIX
-from lion_lightning.models.export import export_policy
+from lion_lightning.models.export import export_policy, refuse_own_base
 from lion_lightning.models.gathering import whole_tensors
+from lion_lightning.models.lion_entry import read_entry
 from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.unsharding import with_shapes
@@ -23,14 +25,17 @@ from lion_lightning.models.unsharding import with_shapes
 class HuggingFaceExport(Callback):
     """Writes the trained policy as a Hugging Face folder when the fit is over: see :func:`export_policy`.
 
-    The weights are gathered by all ranks, a tensor at a time, and kept and written by global rank 0. A run that ends in
-    an exception or is interrupted writes nothing; ``lion export CKPT OUT`` makes the same folder from a checkpoint.
+    The weights are gathered by all ranks, a tensor at a time, and kept and written by global rank 0. They are the run's
+    result, after every callback that changes them (weight averaging), wherever it is listed. A run that ends in an
+    exception or is interrupted writes nothing, nor does ``fast_dev_run``; ``lion export CKPT OUT`` makes the same
+    folder from a checkpoint.
 
     Args:
         dirpath: Folder to write; None for ``export`` under the trainer's ``default_root_dir``.
 
     Raises:
-        MisconfigurationException: Before training, if the folder cannot be written or the module cannot be exported.
+        MisconfigurationException: Before training, if the folder cannot be written or the module cannot be exported;
+            after it, if a weight is not finite.
     """
 
     def __init__(self, dirpath: str | None = None) -> None:
@@ -54,23 +59,60 @@ class HuggingFaceExport(Callback):
                 f"HuggingFaceExport: {type(pl_module).__name__} has no provenance() method, which says what to export; "
                 "subclass AlignmentModule, or take the callback out of trainer.callbacks."
             )
+        run_last(trainer, self)
         fix = "give HuggingFaceExport another dirpath, or the trainer another default_root_dir."
         require_writable(trainer, self.folder(trainer), fix)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Find out what only a module that is built can say (Lightning calls this)."""
+        try:
+            entry = read_entry({"lion": pl_module.provenance()}, trust_remote_code=False)
+            refuse_own_base(entry, self.folder(trainer))
+        except ValueError as error:
+            raise MisconfigurationException(f"HuggingFaceExport: {type(pl_module).__name__}: {error}") from error
+        if not isinstance(getattr(pl_module, "policy_model", None), PolicyModel):
+            raise MisconfigurationException(
+                f"HuggingFaceExport: {type(pl_module).__name__}.policy_model is no PolicyModel, so there is nothing to "
+                "export; subclass AlignmentModule, or take the callback out of trainer.callbacks."
+            )
+        if left_out := [name for name, p in pl_module.named_parameters() if p.requires_grad and not _exported(name)]:
+            rank_zero_warn(
+                f"HuggingFaceExport writes the policy alone; trained, and not in it: {', '.join(left_out[:3])}."
+            )
+
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the folder (Lightning calls this, and not after an exception)."""
+        """Write the folder (Lightning calls this, and not after an exception).
+
+        Raises:
+            MisconfigurationException: On all ranks, if it cannot be written or a weight is not finite.
+        """
+        if not writes_files(trainer):
+            return
         state = _weights(pl_module.policy_model, kept=trainer.is_global_zero)
-        if trainer.is_global_zero:
-            with isolate_rng():  # the model to fill is created with random weights
-                self._written = export_policy(
-                    {"state_dict": state, "lion": pl_module.provenance()}, self.folder(trainer)
-                )
-        trainer.strategy.barrier("HuggingFaceExport")
+        reason = self._write(trainer, pl_module, state) if trainer.is_global_zero else None
+        if reason := trainer.strategy.broadcast(reason):  # a rank that went on alone would wait for the others
+            raise MisconfigurationException(f"HuggingFaceExport: nothing was exported: {reason}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where it is, below the progress bar (Lightning calls this)."""
         if self._written is not None:
             rank_zero_info(f"HuggingFaceExport: wrote the policy to {self._written}")
+
+    def _write(self, trainer: Trainer, module: Any, state: dict[str, Tensor]) -> str | None:
+        """Write it, and return why it could not be done."""
+        provenance = module.provenance()
+        checkpoint = {"state_dict": state, "lion": provenance}
+        code = bool(provenance["policy"].get("trust_remote_code"))  # said by this run's config, not by a file
+        try:
+            with isolate_rng():  # the model to fill is created with random weights
+                self._written = export_policy(checkpoint, self.folder(trainer), trust_remote_code=code)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+
+def _exported(name: str) -> bool:
+    return unwrapped(name).startswith(PREFIX)
 
 
 def _weights(policy: PolicyModel, kept: bool) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lion_lightning.cache import read_json, replacing
-from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.printing import redacted_arguments
 
 PACKAGES = (
@@ -42,6 +42,7 @@ class Provenance(Callback):
     An entry has the time, the command line, the git commit of the working folder (and whether files differ from it),
     versions of packages, the machine, the seed, the module's account of itself and of its data, with a digest of each
     source's examples. Values of environment variables are never in it, nor keys and passwords of the command line.
+    Under ``fast_dev_run`` nothing is written.
 
     Raises:
         MisconfigurationException: Before training, if the file cannot be written.
@@ -56,7 +57,7 @@ class Provenance(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the entry (Lightning calls this)."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not writes_files(trainer):
             return
         path = Path(trainer.default_root_dir) / self.filename
         entry = {**surroundings(), **_run(trainer, pl_module)}

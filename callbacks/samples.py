@@ -11,7 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lion_lightning.callbacks.asking import greedy_answers, log_text
-from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.callbacks.folders import require_writable, writes_files
+from lion_lightning.callbacks.order import run_first
 from lion_lightning.modules.base import AlignmentModule
 
 
@@ -19,7 +20,8 @@ class SampleTable(Callback):
     """Logs the policy's greedy answers to some prompts after each validation, the one before training included.
 
     They go to every logger that takes tables (Weights & Biases, by its ``log_text``) or texts (TensorBoard, as a
-    Markdown table), and, a line a validation, to ``samples.jsonl`` under ``default_root_dir``. Asking changes nothing:
+    Markdown table), and, a line a validation, to ``samples.jsonl`` under ``default_root_dir`` (not under
+    ``fast_dev_run``). The weights that answer are those that were validated, averaged ones too. Asking changes nothing:
     random state and training mode stay as they were.
 
     Args:
@@ -51,9 +53,10 @@ class SampleTable(Callback):
                 f"SampleTable: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to ask; subclass "
                 "one (e.g. SFTModule), or take the callback out of trainer.callbacks."
             )
+        run_first(trainer, self)
         require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
         """Ask, and log the answers (Lightning calls this)."""
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
@@ -72,8 +75,9 @@ class SampleTable(Callback):
 
     def _log(self, trainer: Trainer, rows: Sequence[tuple[str, str]]) -> None:
         line = {"step": trainer.global_step, "answers": dict(rows)}
-        with (Path(trainer.default_root_dir) / self.filename).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if writes_files(trainer):
+            with (Path(trainer.default_root_dir) / self.filename).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         for logger in trainer.loggers:
             log_table = getattr(logger, "log_text", None)
             if callable(log_table):

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lion_lightning.cache import replacing
-from lion_lightning.callbacks.folders import require_writable
+from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.callbacks.memory import causal_lm, device_memory, estimate_memory, references
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.loader import PackedLoader
@@ -30,9 +30,10 @@ class StartupSummary(Callback):
     """Says before the first step what is about to happen: policy, reference, data, steps, memory.
 
     Rank 0 prints five lines and writes the same figures to ``startup.json`` under ``default_root_dir``, memory in
-    bytes. The memory is an estimate for one device (:func:`~lion_lightning.callbacks.memory.estimate_memory`; how far
-    it was off where it was measured: docs/logging.md); a warning says so if it is more than the device has. What
-    frameworks take for themselves (Python, libraries, CUDA's context, fragments) comes on top.
+    bytes; under ``fast_dev_run`` nothing is written. The memory is an estimate for one device
+    (:func:`~lion_lightning.callbacks.memory.estimate_memory`; how far it was off where it was measured:
+    docs/logging.md); a warning says so if it is more than the device has. What frameworks take for themselves (Python,
+    libraries, CUDA's context, fragments) comes on top.
 
     Works with any module and any loader; of a loader that is no :class:`~lion_lightning.data.loader.PackedLoader`
     nothing is known but its steps.
@@ -56,9 +57,9 @@ class StartupSummary(Callback):
         if not trainer.is_global_zero:
             return
         figures = summarise(trainer, pl_module)
-        path = Path(trainer.default_root_dir) / self.filename
-        with replacing(path) as draft:
-            draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        if writes_files(trainer):
+            with replacing(Path(trainer.default_root_dir) / self.filename) as draft:
+                draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         rank_zero_info("\n".join(lines(figures)))
         _warn_of_few_steps(trainer, figures["run"]["steps"])
         needed, there = figures["memory"]["total"], figures["memory"]["device"]

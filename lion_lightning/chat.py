@@ -12,7 +12,7 @@ from transformers import TextStreamer
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.formats import Conversation
 from lion_lightning.data.turns import Message
-from lion_lightning.models.export import generation_config
+from lion_lightning.models.generation_settings import generation_config, without_settings
 from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import position_limit
 from lion_lightning.models.serving import Serving
@@ -146,12 +146,13 @@ class Chat:
         row = torch.tensor([ids], device=self.policy.device)
         model: Any = self.policy.model
         try:
-            output = model.generate(
-                input_ids=row,
-                attention_mask=torch.ones_like(row),
-                generation_config=self._config(most),
-                streamer=shown,
-            )
+            with without_settings(model):
+                output = model.generate(
+                    input_ids=row,
+                    attention_mask=torch.ones_like(row),
+                    generation_config=self._config(most),
+                    streamer=shown,
+                )
         except KeyboardInterrupt:
             shown.end()  # type: ignore[no-untyped-call]
             return "interrupted"
@@ -160,7 +161,8 @@ class Chat:
     def _config(self, most: int) -> Any:
         config = generation_config(self.policy.tokenizer)
         drawn = {"temperature": self.temperature, "top_k": 0, "top_p": 1.0} if self.temperature else {}
-        config.update(do_sample=bool(drawn), max_new_tokens=most, **drawn)  # type: ignore[no-untyped-call]
+        stops = list(self.policy.end_ids) or None
+        config.update(do_sample=bool(drawn), max_new_tokens=most, eos_token_id=stops, **drawn)  # type: ignore[no-untyped-call]
         return config
 
 

@@ -18,5 +18,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--adapter", action="store_true", help="write the LoRA adapters in PEFT's format, unmerged")
     parser.add_argument("--base", help="folder of the model that the adapters were trained on, if it has moved")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     options = parser.parse_args(arguments)
-    print(f"wrote {export_checkpoint(options.checkpoint, options.out, options.adapter, options.base)}")
+    folder = export_checkpoint(
+        options.checkpoint, options.out, options.adapter, options.base, options.trust_remote_code
+    )
+    print(f"wrote {folder}")

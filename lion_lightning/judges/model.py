@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from lion_lightning.models.model_configs import first_line
+from lion_lightning.models.stored_weights import WrongWeightsError, all_tensors, load_complete, require_finite
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """What a model computes in; ``auto`` is what its files are in."""
 
@@ -40,6 +43,25 @@ class ModelJudge(ABC):
     @abstractmethod
     def load(self) -> nn.Module:
         """Read model and tokenizer from disk."""
+
+    def weights_of(self, load: Callable[..., Any], **options: Any) -> nn.Module:
+        """Read a model whose files hold all its weights and no others, all of them finite.
+
+        Args:
+            load: A ``from_pretrained`` of transformers.
+            **options: Further arguments of it.
+
+        Raises:
+            ValueError: They do not; it is another model than the judge needs.
+        """
+        try:
+            model: nn.Module = load_complete(load, self.path, dtype=self.dtype, use_safetensors=True, **options)
+        except (WrongWeightsError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # transformers and its models raise of any kind where a config makes no sense
+            raise ValueError(f"{self.path}: cannot be loaded as a judge: {first_line(error)}") from error
+        require_finite(self.path, all_tensors(model))
+        return model
 
     def open(self, device: torch.device) -> None:
         """See :class:`~lion_lightning.judges.base.Loaded`."""

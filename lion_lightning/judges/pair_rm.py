@@ -13,6 +13,7 @@ from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right
 from lion_lightning.judges.pairwise import distinct, standings
 from lion_lightning.judges.text import conversation
+from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Prompt
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
@@ -96,23 +97,13 @@ class PairRMJudge(ModelJudge):
         Raises:
             ValueError: The folder holds another kind of model.
         """
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision)
+        self.tokenizer = TokenizerSpec(self.path, revision=self.revision).load()
         unknown = [mark for mark in MARKS if mark not in self.tokenizer.get_vocab()]
         if unknown:
             raise ValueError(
                 f"{self.path}: its tokenizer lacks {', '.join(unknown)}; name a PairRM in the layout of PairRM-hf"
             )
-        kind: Any = PairRanker
-        model, info = kind.from_pretrained(
-            self.path, revision=self.revision, dtype=self.dtype, use_safetensors=True, output_loading_info=True
-        )
-        if info["missing_keys"]:
-            names = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ValueError(f"{self.path}: there are no weights for {names}; name a PairRM in the layout of PairRM-hf")
-        ranker: nn.Module = model
-        return ranker
+        return self.weights_of(PairRanker.from_pretrained, revision=self.revision)
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """See :class:`~lion_lightning.judges.base.Judge`."""

@@ -10,6 +10,8 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right
+from lion_lightning.models.model_configs import stored_config
+from lion_lightning.models.tokenizer import TokenizerSpec, read_template
 from lion_lightning.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -28,11 +30,13 @@ class RewardModelJudge(ModelJudge):
         batch_tokens: Most tokens of a batch, padding included.
         max_length: Most tokens of a text. A longer one loses its beginning, never its answer, and there is a warning.
             None for the longest that the model takes.
-        chat_template: In place of the tokenizer's.
+        chat_template: In place of the tokenizer's: what ``tokenizer.chat_template`` takes, so a built-in name, the path
+            of a jinja file, or jinja itself.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ValueError: From ``open``: the model has not exactly one logit, or there is no chat template for conversations.
+        ValueError: The template is none; from ``open``: the model has not exactly one logit, its weights are not
+            complete, or the template leaves answers out.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class RewardModelJudge(ModelJudge):
         super().__init__(model, revision, dtype, batch_tokens)
         if max_length is not None and max_length < 2:
             raise ValueError(f"RewardModelJudge: max_length is {max_length}; give at least 2")
-        self.max_length, self.chat_template, self.trust_remote_code = max_length, chat_template, trust_remote_code
+        self.max_length, self.trust_remote_code = max_length, trust_remote_code
+        setting = "RewardModelJudge.chat_template"
+        self.chat_template = None if chat_template is None else read_template(chat_template, setting)
         self.tokenizer: Any = None
 
     def identity(self) -> dict[str, Any]:
@@ -57,23 +63,19 @@ class RewardModelJudge(ModelJudge):
 
     def load(self) -> nn.Module:
         """See :class:`~lion_lightning.judges.model.ModelJudge`."""
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        config = AutoConfig.from_pretrained(self.path, **options)
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        config = stored_config(self.path, **options)
         if config.num_labels != 1:
             raise ValueError(
                 f"{self.path}: the model has {config.num_labels} logits, so it is no reward model; name one that was "
                 "trained with num_labels=1"
             )
-        self.tokenizer = AutoTokenizer.from_pretrained(self.path, **options)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            self.path, dtype=self.dtype, use_safetensors=True, output_loading_info=True, **options
-        )
-        if info["missing_keys"]:
-            names = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ValueError(f"{self.path}: there are no weights for {names}; name a model that was trained to score")
-        return model  # type: ignore[no-any-return]
+        self.tokenizer = TokenizerSpec(self.path, **options).load()
+        model = self.weights_of(AutoModelForSequenceClassification.from_pretrained, config=config, **options)
+        self._require_answers()
+        return model
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """See :class:`~lion_lightning.judges.base.Judge`."""
@@ -101,16 +103,34 @@ class RewardModelJudge(ModelJudge):
             text, bos = prompt.text + answer, self.tokenizer.bos_token
             once = not (bos and text.startswith(bos))
             return self.tokenizer(text, add_special_tokens=once, verbose=False).input_ids  # type: ignore[no-any-return]
+        # The template writes whatever special tokens the model was trained with: adding them would double the BOS.
+        text = self._rendered(prompt, answer)
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # type: ignore[no-any-return]
+
+    def _rendered(self, prompt: Prompt, answer: str) -> str:
         turns = [*prompt.messages, {"role": "assistant", "content": answer}]
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, chat_template=self.chat_template)
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, chat_template=self.chat_template))
         except (TemplateError, ValueError) as error:
             raise ValueError(
                 f"{prompt.where or self.path}: the chat template of {self.path} cannot write this conversation "
                 f"({error}); give RewardModelJudge a chat_template that can"
             ) from error
-        # The template writes whatever special tokens the model was trained with: adding them would double the BOS.
-        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # type: ignore[no-any-return]
+
+    def _require_answers(self) -> None:
+        """Refuse a template that leaves answers out: all of them would tie, and nobody would hear of it."""
+        if self.chat_template is None and self.tokenizer.chat_template is None:
+            return  # plain texts need none
+        prompt = Prompt("", (), ({"role": "user", "content": "?"},))
+        try:
+            same = self._rendered(prompt, "one") == self._rendered(prompt, "another")
+        except ValueError:  # it wants other turns, and says so when it gets none
+            return
+        if same:
+            raise ValueError(
+                f"{self.path}: its chat template leaves the assistant's answer out, so all answers would score the "
+                "same; give RewardModelJudge another chat_template"
+            )
 
     def _cut(self, ids: list[int]) -> tuple[tuple[int, ...], bool]:
         limit = self.max_length or self._longest()

@@ -43,6 +43,27 @@ def still_tied(model: PreTrainedModel) -> bool:
     return not any(hasattr(table, "modules_to_save") for table in tables) or tables[0].weight is tables[1].weight
 
 
+def untied(model: PreTrainedModel) -> bool:
+    """Whether embedding and head are two weights although the config ties them: its files hold two that differ.
+
+    Args:
+        model: As transformers has loaded it.
+    """
+    ties = bool(model.config.get_text_config().tie_word_embeddings) and bool(model._tied_weights_keys)
+    return ties and len(token_embeddings(model)) > 1
+
+
+def train_padding_row(model: PreTrainedModel) -> None:
+    """Let the padding token's embedding learn as any other: no row is padding here, and the token may end turns.
+
+    Args:
+        model: Changed in place.
+    """
+    embedding: Any = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is not None:
+        embedding.padding_idx = None
+
+
 def vocabulary_rows(model: PreTrainedModel) -> int:
     """Rows of the embedding: the vocabulary, with whatever padding the model has."""
     embedding: Any = model.get_input_embeddings()

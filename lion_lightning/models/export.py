@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Container, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     PretrainedConfig,
@@ -22,48 +21,67 @@ from transformers import (
 )
 
 from lion_lightning.models.bases import require_base, trained_names
-from lion_lightning.models.checkpoints import PREFIX, read_checkpoint
+from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.embeddings import vocabulary_rows
+from lion_lightning.models.generation_settings import agree_with, generation_config, plain_settings, write_settings
+from lion_lightning.models.lion_entry import LionEntry, other_weights, policy_weights, read_entry
 from lion_lightning.models.lora import write_adapter
-from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.tokenizer import TokenizerSpec, end_of_turn_ids
+from lion_lightning.models.model_configs import config_from
+from lion_lightning.models.stored_weights import refuse_misfits, require_finite
 
 log = logging.getLogger(__name__)
 
 
-def export_policy(checkpoint: Mapping[str, Any], out: str | Path, adapter: bool = False) -> Path:
+def export_policy(
+    checkpoint: Mapping[str, Any], out: str | Path, adapter: bool = False, trust_remote_code: bool = False
+) -> Path:
     """Write weights, tokenizer, chat template, generation config and a model card. Adapters are merged.
 
     The merge is done in fp32 and rounded once, to the policy's dtype. Where the checkpoint does not hold the base model
-    of the adapters, that is loaded again from ``policy.path``, and whole where it was trained on in 4 bits.
+    of the adapters, that is loaded again from ``policy.path``, and whole where it was trained on in 4 bits. The base's
+    generation settings stay; the tokens that end a turn join its stops. What an earlier export left in the folder goes.
 
     Args:
         checkpoint: A loaded Lightning checkpoint of an ``AlignmentModule``: its ``state_dict`` and its ``lion`` entry.
         out: Folder to write; made if needed.
         adapter: Write the adapters as they are, in PEFT's format, in place of the whole model.
+        trust_remote_code: Run code that comes with the model or its tokenizer. What the checkpoint says of it does not
+            count.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: If the checkpoint is not one of ours, the folder cannot be written, the base model has changed or is
-            gone, or there are no adapters that could be written apart from it.
+            gone, there are no adapters that could be written apart from it, or a weight is not finite.
     """
     folder = Path(out)
+    entry = read_entry(checkpoint, trust_remote_code)
+    refuse_own_base(entry, folder)
     if reason := obstacle(folder):
         raise ValueError(f"cannot write to {folder}: {reason}; give another output folder.")
-    provenance = checkpoint.get("lion") if isinstance(checkpoint, Mapping) else None
-    if provenance is None:
-        raise ValueError("this checkpoint was not written by lion_lightning: it has no `lion` entry.")
-    tokenizer = TokenizerSpec(**provenance["tokenizer"]).load()
-    write = _write_adapter if adapter else _write_model
-    write(provenance, checkpoint["state_dict"], folder, generation_config(tokenizer))
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(provenance), encoding="utf-8")
+    weights = policy_weights(checkpoint)
+    if left_out := other_weights(checkpoint["state_dict"]):
+        log.warning("The export holds the policy alone; not in it: %s.", ", ".join(left_out[:3]))
+    tokenizer = entry.tokenizer.load()
+    settings = generation_config(tokenizer, plain_settings(entry.generation))
+    with TemporaryDirectory(prefix=".draft-", dir=folder) as draft:
+        write = _write_adapter if adapter else _write_model
+        write(entry, weights, Path(draft), tokenizer)
+        write_settings(settings, Path(draft))
+        tokenizer.save_pretrained(draft)
+        (Path(draft) / "README.md").write_text(model_card(entry), encoding="utf-8")
+        _move(Path(draft), folder)
     return folder
 
 
-def export_checkpoint(path: str | Path, out: str | Path, adapter: bool = False, base: str | Path | None = None) -> Path:
+def export_checkpoint(
+    path: str | Path,
+    out: str | Path,
+    adapter: bool = False,
+    base: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
     """Export a checkpoint; see :func:`export_policy`.
 
     Args:
@@ -71,77 +89,101 @@ def export_checkpoint(path: str | Path, out: str | Path, adapter: bool = False, 
         out: Folder to write.
         adapter: See there.
         base: Where the base model of the adapters is now; None for where it was.
+        trust_remote_code: See there.
 
     Raises:
         ValueError: If it is missing, cannot be read as plain tensors and data, or is not one of ours.
     """
     checkpoint = read_checkpoint(Path(path))
-    if base is not None and isinstance(checkpoint, dict) and checkpoint.get("lion"):
-        checkpoint["lion"]["policy"]["path"] = str(base)
     try:
-        return export_policy(checkpoint, out, adapter)
+        if base is not None:
+            checkpoint["lion"] = _moved(checkpoint, str(base))
+        return export_policy(checkpoint, out, adapter, trust_remote_code)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Generation config that stops where an assistant's turn ends.
-
-    Args:
-        tokenizer: The policy's tokenizer, with its chat template.
-    """
-    stops = list(end_of_turn_ids(tokenizer))
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops[0] if stops else None)
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=stops or None, pad_token_id=padding
-    )
-
-
-def model_card(provenance: Mapping[str, Any]) -> str:
+def model_card(entry: LionEntry) -> str:
     """Text of the model card: what was trained, from what, on what.
 
     Args:
-        provenance: The ``lion`` entry of a checkpoint.
+        entry: The ``lion`` entry of a checkpoint.
     """
-    policy = provenance["policy"]
-    base = policy.get("path")
+    base = entry.policy.path
     header = ["---", "library_name: transformers", "tags: [lion-lightning]"]
-    header += [f"base_model: {base}"] if base else []
-    sections = {"Policy": policy, "Tokenizer": provenance["tokenizer"], "Data": provenance["data"]}
-    body = [
-        f"# {base or 'A model'}, trained with {provenance['module']}",
-        "",
-        f"Optimizer steps: {provenance['steps']}.",
-    ]
+    header += [f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []
+    sections = {"Policy": asdict(entry.policy), "Tokenizer": asdict(entry.tokenizer), "Data": entry.data}
+    body = [f"# {base or 'A model'}, trained with {entry.module}", "", f"Optimizer steps: {entry.steps}."]
     for title, content in sections.items():
-        body += [
-            "",
-            f"## {title}",
-            "",
-            "```json",
-            json.dumps(content, indent=2, default=str, ensure_ascii=False),
-            "```",
-        ]
+        shown = json.dumps(content, indent=2, default=str, ensure_ascii=False)
+        body += ["", f"## {title}", "", "```json", shown, "```"]
     return "\n".join([*header, "---", "", *body, ""])
 
 
+def refuse_own_base(entry: LionEntry, folder: Path) -> None:
+    """Refuse to write over the model that training started from: resuming and exporting may need it again.
+
+    Args:
+        entry: The ``lion`` entry.
+        folder: Where an export is to go.
+
+    Raises:
+        ValueError: It is the folder of the base model.
+    """
+    base = entry.policy.path
+    if base is not None and Path(base).is_dir() and Path(base).resolve() == folder.resolve():
+        raise ValueError(f"{folder} is the model that training started from; give another output folder.")
+
+
+def _moved(checkpoint: Any, base: str) -> Any:
+    """The ``lion`` entry with another base model, if it is one that can have it."""
+    entry = checkpoint.get("lion") if isinstance(checkpoint, Mapping) else None
+    policy = entry.get("policy") if isinstance(entry, Mapping) else None
+    return {**entry, "policy": {**policy, "path": base}} if isinstance(policy, Mapping) else entry  # type: ignore[dict-item]
+
+
+def _move(draft: Path, folder: Path) -> None:
+    """Put an export in its place, and take away what an earlier one had and this one has not."""
+    new = {file.name for file in draft.iterdir()}
+    for file in sorted(draft.iterdir()):
+        file.replace(folder / file.name)
+    for pattern in _EXPORTED:
+        for old in folder.glob(pattern):
+            if old.name not in new and old.is_file():
+                old.unlink()
+
+
+_EXPORTED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "adapter_config.json",
+    "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+"""What exports hold, and loaders would mix with another's."""
+
+
 def _write_model(
-    provenance: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, stops: GenerationConfig
+    entry: LionEntry, weights: Mapping[str, Tensor], folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    spec = PolicySpec(**provenance["policy"])
-    model = _rebuild(spec, provenance, state)
+    spec = entry.policy
+    model = _rebuild(entry, weights)
     plain = (model.merge_and_unload() if spec.lora is not None else model).to(getattr(torch, spec.dtype))
-    plain.generation_config = stops
+    require_finite("the policy", plain.state_dict())
+    for config in {id(one): one for one in (plain.config, plain.config.get_text_config())}.values():
+        agree_with(config, tokenizer)
+    plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # its own file is written apart
     plain.save_pretrained(folder)
 
 
-def _write_adapter(
-    provenance: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, _: GenerationConfig
-) -> None:
-    spec = PolicySpec(**provenance["policy"])
+def _write_adapter(entry: LionEntry, weights: Mapping[str, Tensor], folder: Path, _: PreTrainedTokenizerBase) -> None:
+    spec = entry.policy
     if spec.lora is None or spec.path is None:
         raise ValueError("it has no adapters on a model of its own folder or hub id; export the whole model instead.")
-    model = _rebuild(spec, provenance, state)
+    model = _rebuild(entry, weights)
     grown = vocabulary_rows(model.get_base_model())
     rows = spec.load_config().get_text_config().vocab_size
     if grown > rows:
@@ -149,54 +191,76 @@ def _write_adapter(
             f"its adapters cannot stand alone: the base model has {rows} rows of embeddings and needs {grown}, for new "
             "tokens; export the whole model instead."
         )
+    require_finite("the policy", model.state_dict())
     write_adapter(model, folder)
 
 
-def _rebuild(spec: PolicySpec, provenance: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
+def _rebuild(entry: LionEntry, weights: Mapping[str, Tensor]) -> Any:
     """The trained model in fp32, adapters on."""
-    again = "base" in provenance or spec.quantization is not None
-    model: Any = _load_base(spec, provenance) if again else _hollow(spec, provenance)
-    if spec.lora is not None:
-        model = spec.lora.apply(model, provenance["new_ids"])
+    again = entry.base is not None or entry.policy.quantization is not None
+    if not again and not entry.policy.trust_remote_code:  # before a wrong config takes memory and time
+        _refuse_misfits(_adapted(entry, _sketch(entry, weights)), weights)
+    model = _adapted(entry, _load_base(entry) if again else _random(entry))
     wanted = trained_names(model) if again else None
-    names = {key.removeprefix(PREFIX): key for key in state if key.startswith(PREFIX)}
-    weights = {name: state[key] for name, key in names.items() if wanted is None or name in wanted}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if wanted is None or name in wanted]
-    if missing or unexpected:
-        raise ValueError(f"its weights do not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}.")
+    given = {name: tensor for name, tensor in weights.items() if wanted is None or name in wanted}
+    _refuse_misfits(model, given, wanted)
+    model.load_state_dict(given, strict=False)
     return model
 
 
-def _hollow(spec: PolicySpec, provenance: Mapping[str, Any]) -> Any:
+def _refuse_misfits(model: Any, given: Mapping[str, Tensor], wanted: Container[str] | None = None) -> None:
+    state = model.state_dict()
+    missing = [name for name in state if name not in given and (wanted is None or name in wanted)]
+    shapes = [(n, given[n].shape, state[n].shape) for n in given if n in state and given[n].shape != state[n].shape]
+    refuse_misfits("its", missing, given.keys() - state.keys(), shapes)
+
+
+def _adapted(entry: LionEntry, model: PreTrainedModel) -> Any:
+    return entry.policy.lora.apply(model, entry.new_ids) if entry.policy.lora is not None else model
+
+
+def _sketch(entry: LionEntry, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The model on the meta device: shapes alone."""
+    layers = _config(entry).get_text_config().num_hidden_layers
+    if layers > len(weights):
+        raise ValueError(f"its weights do not fit the model: {len(weights)} tensors for {layers} layers")
+    with torch.device("meta"):
+        return _random(entry)
+
+
+def _random(entry: LionEntry) -> PreTrainedModel:
     """The model, all of whose weights are in the checkpoint."""
     auto: Any = AutoModelForCausalLM
-    return auto.from_config(_config(spec, provenance["config"]), trust_remote_code=spec.trust_remote_code)
+    made: PreTrainedModel = auto.from_config(_config(entry), trust_remote_code=entry.policy.trust_remote_code)
+    return made
 
 
-def _load_base(spec: PolicySpec, provenance: Mapping[str, Any]) -> PreTrainedModel:
+def _load_base(entry: LionEntry) -> PreTrainedModel:
     """The model that the adapters were put on, as it was built for training, but for its quantisation."""
-    if "base" in provenance:
-        require_base(spec, provenance["base"])
+    spec = entry.policy
+    if entry.base is not None:
+        require_base(spec, entry.base)
     if spec.quantization is not None:
         log.warning(
             "The adapters were trained on %s in 4 bits; they go onto its whole weights (%s) here.",
             spec.path,
             spec.dtype,
         )
-    vocabulary = _config(spec, provenance["config"]).get_text_config().vocab_size
+    vocabulary = _config(entry).get_text_config().vocab_size
     plain = replace(spec, lora=None, quantization=None, liger=False)
-    model: Any = plain.build_base(vocabulary, provenance["new_ids"])
+    model: Any = plain.build_base(vocabulary, entry.new_ids)
     return cast(PreTrainedModel, model.float())
 
 
-def _config(spec: PolicySpec, settings: Mapping[str, Any]) -> PretrainedConfig:
+def _config(entry: LionEntry) -> PretrainedConfig:
     """The trained model's config; only a model with code of its own needs its source again."""
-    if spec.trust_remote_code:
-        return spec.load_config()
-    rest = {key: value for key, value in settings.items() if key != "model_type"}
-    config: PretrainedConfig = AutoConfig.for_model(settings["model_type"], **rest)
-    return config
+    if entry.policy.trust_remote_code:
+        return entry.policy.load_config()
+    try:
+        return config_from(entry.config, "its `lion` entry: config")
+    except ValueError as error:
+        hint = "; if the model has code of its own, read it, then give --trust-remote-code"
+        raise ValueError(f"{error}{hint if entry.asked_for_code else ''}") from error
 
 
 def obstacle(folder: Path) -> str | None:

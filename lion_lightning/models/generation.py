@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lion_lightning.functional import pad_left
-from lion_lightning.models.export import generation_config
+from lion_lightning.models.generation_settings import generation_config, stop_ids, without_settings
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.unsharding import unsharded
@@ -92,9 +92,11 @@ def _greedy(
 ) -> Tensor:
     """New tokens, ``(prompts, at most max_new_tokens)``; the prompts are padded on the left."""
     config = generation_config(tokenizer)
-    config.update(max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[no-untyped-call]
+    stops = list(stop_ids(tokenizer, model.generation_config))
+    config.update(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None)  # type: ignore[no-untyped-call]
     ids = pad_left(prompts, config.pad_token_id or 0).to(model.device)
     mask = pad_left([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
     generate: Any = model.generate
-    output: Tensor = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    with without_settings(model):
+        output: Tensor = generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return output[:, ids.shape[1] :]

@@ -75,6 +75,13 @@ class WeightFiles:
         found: Tensor = self._file(name).get_slice(name)[rows.start : rows.stop]
         return found
 
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two tensors are equal; they are read a thousand rows at a time."""
+        if self.shape(name) != self.shape(other):
+            return False
+        blocks = (range(start, start + 1024) for start in range(0, self.shape(name)[0], 1024))
+        return all(torch.equal(self.rows(name, rows), self.rows(other, rows)) for rows in blocks)
+
     def _file(self, name: str) -> Any:
         path = self.names[name]
         if path not in self._open:
@@ -99,9 +106,9 @@ def sources_of(model: PreTrainedModel, files: WeightFiles) -> dict[str, str]:
         files: Of the base model; names there may lack the prefix of the headless model.
 
     Raises:
-        PiecesError: They do not hold a parameter of the base model as it is.
+        PiecesError: They do not hold a parameter of the base model as it is, or hold what is none of its parameters.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, parameter in model.named_parameters():
         plain = plain_name(name)
         known = [key for key in (plain, plain.removeprefix(f"{model.base_model_prefix}.")) if key in files.names]
@@ -109,7 +116,25 @@ def sources_of(model: PreTrainedModel, files: WeightFiles) -> dict[str, str]:
             found[name] = known[0]
         elif _is_hollow(parameter):
             raise PiecesError(f"the files have no {name}")
+    for name in files.names.keys() - set(found.values()):
+        if not _is_harmless(model, name) and not _is_copy(model, files, name, found):
+            raise PiecesError(f"the files have {name}, which is no parameter")
     return found
+
+
+def _is_harmless(model: PreTrainedModel, name: str) -> bool:
+    """Whether transformers itself lets such a tensor be left over."""
+    buffers = [buffer for buffer, _ in model.named_buffers()]
+    old = [r"rotary_emb\.inv_freq"] if any(buffer.endswith("rotary_emb.inv_freq") for buffer in buffers) else []
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), *old]
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _is_copy(model: PreTrainedModel, files: WeightFiles, name: str, found: Mapping[str, str]) -> bool:
+    """Whether a tensor is a tied weight's other name, with the same values."""
+    plain = {plain_name(own): parameter for own, parameter in model.named_parameters(remove_duplicate=False)}
+    twins = [source for own, source in found.items() if plain[plain_name(own)] is plain.get(name)]
+    return bool(twins) and files.equal(name, twins[0])
 
 
 def hollow(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:

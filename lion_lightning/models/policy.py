@@ -19,6 +19,7 @@ from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.lean import keep_less
 from lion_lightning.models.padding import pad_row
 from lion_lightning.models.quantization import product_dtype
+from lion_lightning.models.stored_weights import all_tensors, require_finite
 from lion_lightning.types import PackedBatch, Segment, TokenLogps
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class PolicyModel(nn.Module):
         Raises:
             ValueError: See the class.
         """
+        require_finite(type(self.causal_lm).__name__, all_tensors(self.causal_lm))
         training = self.training
         self.eval()
         try:
@@ -166,6 +168,11 @@ class PolicyModel(nn.Module):
         row = ids[:5][None]
         logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
         hidden = self._backbone(input_ids=row, use_cache=False).last_hidden_state[0]
+        if not bool(logits.isfinite().all()):
+            raise ValueError(
+                f"{type(self.causal_lm).__name__}: its logits are not finite, although its weights are: its config "
+                f"makes no sense, or {str(logits.dtype).removeprefix('torch.')} is too narrow for it (policy.dtype)"
+            )
         weight, bias = self.head()
         own = hidden @ weight.T if bias is None else hidden @ weight.T + bias
         if not _close(self.transform.apply(own.float().clone()), logits.float(), self.causal_lm.config):

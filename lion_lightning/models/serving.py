@@ -16,13 +16,18 @@ from lion_lightning.functional import to_the_end
 from lion_lightning.models.adapters import ServedAdapters, only_linear_adapters
 from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.embeddings import still_tied
-from lion_lightning.models.export import generation_config
 from lion_lightning.models.gathering import merged, plain_weights
 from lion_lightning.models.generation import evaluating
+from lion_lightning.models.generation_settings import (
+    agree_with,
+    generation_config,
+    stop_ids,
+    without_settings,
+    write_settings,
+)
 from lion_lightning.models.passes import Process
 from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.tokenizer import end_of_turn_ids
 from lion_lightning.models.unsharding import unsharded, with_shapes
 from lion_lightning.models.writing import save_weights
 
@@ -34,10 +39,14 @@ class Serving:
         policy: The policy, on its device.
         tokenizer: Its tokenizer.
         process: This process's place among the others, its device and precision.
+
+    Attributes:
+        end_ids: Tokens that end an answer.
     """
 
     def __init__(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, process: Process | None = None) -> None:
         self.policy, self.tokenizer, self.process = policy, tokenizer, process or Process()
+        self.end_ids = stop_ids(tokenizer, policy.causal_lm.generation_config)
 
     @property
     def model(self) -> Any:
@@ -48,11 +57,6 @@ class Serving:
     def device(self) -> torch.device:
         """Where the policy is."""
         return torch.device(self.process.device)
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
-        return end_of_turn_ids(self.tokenizer)
 
     @property
     def adapters(self) -> ServedAdapters | None:
@@ -87,8 +91,9 @@ class Serving:
         config.architectures = [type(self.model).__name__]
         if getattr(config, "tie_word_embeddings", False) and not still_tied(self.model):
             config.tie_word_embeddings = False
+        agree_with(config, self.tokenizer)
         config.save_pretrained(folder)
-        generation_config(self.tokenizer).save_pretrained(folder)
+        write_settings(generation_config(self.tokenizer, self.model.generation_config), folder)
         self.tokenizer.save_pretrained(folder)
 
     @contextmanager
@@ -100,6 +105,7 @@ class Serving:
             torch.random.fork_rng(devices),
             torch.no_grad(),
             self.process.autocast(),
+            without_settings(self.model),
             unsharded(self.policy),
         ):
             yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from lion_lightning.models.embeddings import add_token_rows, embedding_names, new_rows, vocabulary_rows
+from lion_lightning.models.embeddings import (
+    add_token_rows,
+    embedding_names,
+    new_rows,
+    train_padding_row,
+    untied,
+    vocabulary_rows,
+)
+from lion_lightning.models.generation_settings import stored_settings
 from lion_lightning.models.loading import (
     PiecesError,
     WeightFiles,
@@ -24,10 +34,13 @@ from lion_lightning.models.loading import (
     to_meta,
 )
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.model_configs import config_from, not_loadable, require_safetensors, stored_config
 from lion_lightning.models.pieces import reshard
 from lion_lightning.models.policy import PolicyModel, without_dropout
 from lion_lightning.models.quantization import NF4Spec, keep_layout
+from lion_lightning.models.settings import asked_spec, check_types, spec_from
 from lion_lightning.models.sharding import Sharding
+from lion_lightning.models.stored_weights import WrongWeightsError, load_complete
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -69,18 +82,25 @@ class PolicySpec:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Accept ``lora`` and ``quantization`` as mappings, as they come back from a checkpoint."""
+        """Check the settings; ``lora`` and ``quantization`` may be mappings, as they come back from a checkpoint."""
+        self.path = os.fspath(self.path) if isinstance(self.path, os.PathLike) else self.path
+        self.config = os.fspath(self.config) if isinstance(self.config, os.PathLike) else self.config
+        check_types(PolicySpec, vars(self), "policy")
         if isinstance(self.lora, dict):
-            self.lora = LoRASpec(**self.lora)
+            self.lora = spec_from(LoRASpec, self.lora, "policy.lora")
         if isinstance(self.quantization, dict):
-            self.quantization = NF4Spec(**self.quantization)
+            self.quantization = spec_from(NF4Spec, self.quantization, "policy.quantization")
 
     @classmethod
     def of(cls, model: PolicySpec | str | dict[str, Any]) -> PolicySpec:
-        """A spec as it may be given: a string is short for its ``path``, a mapping is what checkpoints hold."""
+        """A spec as it may be given: a string is short for its ``path``, a mapping is what checkpoints hold.
+
+        Raises:
+            ValueError: If a mapping has unknown settings, or asks for code to run: only a spec is asked on purpose.
+        """
         if isinstance(model, str):
             return cls(path=model)
-        return cls(**model) if isinstance(model, dict) else model
+        return asked_spec(cls, model, "policy")
 
     def build(
         self,
@@ -147,11 +167,11 @@ class PolicySpec:
         return policy
 
     def _weight_files(self, path: str) -> WeightFiles:
-        _require_safetensors(Path(path))
+        require_safetensors(Path(path))
         try:
             return WeightFiles.find(path, self.revision)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(_not_loadable(path, error)) from error
+            raise ValueError(not_loadable(path, error)) from error
 
     def adapted(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
         """Set a model up for training: kernels, gradient checkpointing, adapters.
@@ -184,21 +204,11 @@ class PolicySpec:
                 "policy: give either `path` (load weights) or `config` (start from random weights), and null for the "
                 "other; on a command line both at once: --model.policy='{path: DIR, config: null}'."
             )
-        if isinstance(self.config, dict):
-            settings = dict(self.config)
-            if "model_type" not in settings:
-                raise ValueError(
-                    "policy.config: a mapping needs `model_type`, e.g. {model_type: llama, hidden_size: 64}."
-                )
-            return cast(
-                "PretrainedConfig", without_dropout(AutoConfig.for_model(settings.pop("model_type"), **settings))
-            )
-        source = str(self.path or self.config)
-        options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        try:
-            return cast("PretrainedConfig", without_dropout(AutoConfig.from_pretrained(source, **options)))
-        except (OSError, ValueError) as error:
-            raise ValueError(_not_loadable(source, error)) from error
+        if isinstance(self.config, Mapping):
+            config = config_from(self.config, "policy.config")
+        else:
+            config = stored_config(str(self.path or self.config), self.revision, self.trust_remote_code)
+        return cast("PretrainedConfig", without_dropout(config))
 
     def rows_to_train(self, model: PreTrainedModel, new_ids: list[int]) -> list[int] | None:
         """Rows of the embeddings that learn, or None for all."""
@@ -211,30 +221,57 @@ class PolicySpec:
     def _load(self, rows: int | None = None) -> PreTrainedModel:
         """The model; hollow, with so many rows of the embeddings, where their number is given."""
         try:
-            return self._create(rows, attn_implementation=self.attention)
+            model = self._create(rows, attn_implementation=self.attention)
         except KeyError as error:
             if error.args != (self.attention,):
                 raise
             log.warning("%s has attention code of its own, so policy.attention is ignored.", self.path or self.config)
-            return self._create(rows)
+            model = self._create(rows)
+        train_padding_row(model)
+        return model
 
     def _create(self, rows: int | None, **options: Any) -> PreTrainedModel:
-        auto: Any = AutoModelForCausalLM
         config = self.load_config()
         options |= {"dtype": getattr(torch, self.dtype), "trust_remote_code": self.trust_remote_code}
-        if rows is not None:
-            config.get_text_config().vocab_size = rows
-            return hollow(partial(auto.from_config, config, **options))
-        if self.path is None:
-            return cast(PreTrainedModel, auto.from_config(config, **options))
-        options |= {"config": config, "revision": self.revision, "use_safetensors": True}
+        if self.path is not None:
+            require_safetensors(Path(self.path))
+        settings = self._generation_settings()
+        try:
+            if self.path is None or rows is not None:
+                model = _made(config, rows, options)
+            else:
+                model = self._stored(self.path, config, {**options, "generation_config": settings})
+        except (PiecesError, WrongWeightsError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # transformers and its models raise of any kind where a config makes no sense
+            if isinstance(error, KeyError) and error.args == (self.attention,):
+                raise
+            raise ValueError(not_loadable(str(self.path or self.config), error)) from error
+        model.generation_config = settings
+        return model
+
+    def _generation_settings(self) -> GenerationConfig:
+        """Those of the folder that the model or its config comes from; none where that is a mapping."""
+        source = self.path or self.config
+        if isinstance(source, str):
+            return stored_settings(source, self.revision)
+        return GenerationConfig()  # type: ignore[no-untyped-call]
+
+    def _stored(self, path: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+        """The model with the weights of its files."""
+        auto: Any = AutoModelForCausalLM
+        options = {**options, "config": config, "revision": self.revision, "use_safetensors": True}
         if self.quantization is not None:
             options["quantization_config"] = self.quantization.config(options["dtype"])
-        _require_safetensors(Path(self.path))
-        try:
-            return cast(PreTrainedModel, auto.from_pretrained(self.path, **options))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(_not_loadable(self.path, error)) from error
+        model: PreTrainedModel = load_complete(auto.from_pretrained, path, **options)
+        if untied(model):
+            log.warning(
+                "%s: its config.json ties embedding and head, and its files hold two that differ; both are kept, and "
+                "trained apart.",
+                path,
+            )
+            model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+        return model
 
 
 def _apply_liger(model: PreTrainedModel) -> None:
@@ -250,17 +287,10 @@ def _apply_liger(model: PreTrainedModel) -> None:
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def _require_safetensors(folder: Path) -> None:
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"policy.path: {folder} has no safetensors weights; convert them, or use `policy.config` for random ones."
-        )
-
-
-def _not_loadable(source: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
-    if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        return f"policy: {source} does not exist; give the folder of a Hugging Face model or a hub id."
-    if "trust_remote_code" in str(error):
-        return f"policy: {source} comes with code of its own; read it, then set `trust_remote_code` to run it."
-    return f"policy: cannot load {source}: {reason}"
+def _made(config: PretrainedConfig, rows: int | None, options: dict[str, Any]) -> PreTrainedModel:
+    """A model with random weights; hollow, with so many rows of the embeddings, where their number is given."""
+    auto: Any = AutoModelForCausalLM
+    if rows is None:
+        return cast(PreTrainedModel, auto.from_config(config, **options))
+    config.get_text_config().vocab_size = rows
+    return hollow(partial(auto.from_config, config, **options))

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template  # by which transformers renders
 
 from lion_lightning.models.chat_template import ChatTemplate
 
@@ -24,8 +26,8 @@ class TokenizerSpec:
 
     Attributes:
         path: Folder or hub id.
-        chat_template: None for the tokenizer's own, a built-in name (one of :data:`CHAT_TEMPLATES`) or the path of a
-            jinja file.
+        chat_template: None for the tokenizer's own, a built-in name (one of :data:`CHAT_TEMPLATES`), the path of a
+            jinja file, or jinja itself.
         special_tokens: Special tokens to add where the tokenizer lacks them. The model's embeddings grow with them.
         eos_token: Token that ends a generation, in place of the tokenizer's own; it must be in the vocabulary or in
             ``special_tokens``.
@@ -90,21 +92,41 @@ class TokenizerSpec:
             )
 
 
-def read_template(name_or_path: str) -> str:
-    """Text of a built-in chat template, by name, or of a jinja file, by path.
+def read_template(given: str, setting: str = "tokenizer.chat_template") -> str:
+    """Text of a built-in chat template, by name, or of a jinja file, by path; text that holds jinja is itself one.
+
+    Args:
+        given: What the setting says.
+        setting: Its name, for messages.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is none of them, or no jinja that can be read.
     """
+    text = given if _is_jinja(given) else _stored_template(given, setting)
+    try:
+        _compile_jinja_template(text)
+    except TemplateError as error:
+        raise ValueError(f"{setting}: {given[:60]!r} is no jinja that can be read: {error}") from error
+    return text
+
+
+def _stored_template(name_or_path: str, setting: str) -> str:
     if name_or_path in CHAT_TEMPLATES:
         return (resources.files("lion_lightning.models") / "templates" / f"{name_or_path}.jinja").read_text("utf-8")
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"tokenizer.chat_template: {name_or_path!r} is neither a built-in template ({', '.join(CHAT_TEMPLATES)}) "
-            "nor a jinja file"
+            f"{setting}: {name_or_path[:60]!r} is neither a built-in template ({', '.join(CHAT_TEMPLATES)}) "
+            "nor a jinja file, nor jinja itself"
         )
-    return path.read_text("utf-8")
+    text = path.read_text("utf-8")
+    if not _is_jinja(text):
+        raise ValueError(f"{setting}: {name_or_path} holds no jinja, so all conversations would be the same text")
+    return text
+
+
+def _is_jinja(text: str) -> bool:
+    return "{{" in text or "{%" in text
 
 
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

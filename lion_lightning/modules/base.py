@@ -22,12 +22,14 @@ from lion_lightning.models.checkpoint_io import use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token_embeddings
 from lion_lightning.models.pieces import share, unwrapped
 from lion_lightning.models.policy import PolicyModel, position_limit
+from lion_lightning.models.settings import asked_spec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.averaging import refuse_averaging
 from lion_lightning.modules.checkpoints import PolicyCheckpoints
 from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm, scale_gradients
 from lion_lightning.modules.meters import StageMeter, StepTotals
-from lion_lightning.modules.process import require_rows_of, require_sharding, sharding_of
+from lion_lightning.modules.process import require_rows_of, require_sharded, sharding_of
 from lion_lightning.modules.rates import RateWatch
 from lion_lightning.modules.resume import restore_loader
 from lion_lightning.modules.run_length import accumulation, run_length
@@ -129,7 +131,9 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         require_agreement("trainer", {name: getattr(self.trainer, name) for name in AGREED})
 
     def configure_model(self) -> None:
-        """Build the policy, once, however often Lightning calls this."""
+        """Build the policy, once, however often Lightning (or a callback that averages weights) calls this."""
+        if self._trainer is not None:
+            refuse_averaging(self.trainer)
         if self.policy is not None:
             return
         self._new_ids = new_token_ids(self.tokenizer_spec)
@@ -168,7 +172,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule; norms, biases, row-masked embeddings take no weight decay (Lightning calls this)."""
         if self._trainer is not None:
-            require_sharding(self.trainer.strategy, self.policy_model)
+            require_sharded(self.trainer.strategy, self)
             require_rows_of(self._trainable_rows, self.trainer.strategy)
         optimizer = (self.optimizer_factory or self._default_optimizer)(self.parameter_groups())
         if self.lr_scheduler_factory is None:
@@ -289,7 +293,7 @@ def _finite(steps: float) -> int:
 
 def _as_tokenizer_spec(tokenizer: TokenizerSpec | dict[str, Any] | None, policy: PolicySpec) -> TokenizerSpec:
     if tokenizer is not None:
-        return TokenizerSpec(**tokenizer) if isinstance(tokenizer, dict) else tokenizer
+        return asked_spec(TokenizerSpec, tokenizer, "tokenizer")
     source = policy.path or (policy.config if isinstance(policy.config, str) else None)
     if source is None:
         raise ValueError(

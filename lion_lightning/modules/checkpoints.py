@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
@@ -40,6 +41,7 @@ class PolicyCheckpoints(LightningModule):
         self._base: str | None = None
         self._resumed: dict[str, Any] | None = None
         self.register_state_dict_post_hook(_leave_base_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_miss_no_base)  # type: ignore[no-untyped-call]
 
     @property
     def policy_model(self) -> PolicyModel:
@@ -126,6 +128,7 @@ class PolicyCheckpoints(LightningModule):
             "tokenizer": asdict(self.tokenizer_spec),
             "config": config,
             "new_ids": self._new_ids,
+            "generation": json.loads(self.policy_model.causal_lm.generation_config.to_json_string()),
             "data": data.description() if hasattr(data, "description") else {},
             "steps": self.global_step if self._trainer is not None else 0,
         }
@@ -139,7 +142,6 @@ class PolicyCheckpoints(LightningModule):
         if not has_base(self.policy_spec):
             return super().load_state_dict(state_dict, strict, assign)
         missing, unexpected = super().load_state_dict(state_dict, False, assign)
-        missing = sorted(set(missing) - self.base_names(missing))
         if missing or unexpected:
             raise ValueError(
                 f"the checkpoint's weights do not fit the module: missing {missing[:3]}, unexpected {unexpected[:3]}; "
@@ -163,6 +165,14 @@ def _leave_base_out(module: Any, state: dict[str, Any], prefix: str, _: Any) -> 
     if has_base(module.policy_spec) and module.policy is not None:
         for name in module.base_names(state, prefix):
             del state[name]
+
+
+def _miss_no_base(module: Any, found: Any) -> None:
+    """What of the base is not in a state is no loss, also where a copy of the module is loaded (an average's)."""
+    if has_base(module.policy_spec) and module.policy is not None:
+        own = {name: name.removeprefix("module.") for name in found.missing_keys}  # in torch's AveragedModel
+        base = module.base_names(own.values())
+        found.missing_keys[:] = sorted(name for name, plain in own.items() if plain not in base)
 
 
 def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
+from torch.distributed.tensor import DTensor
 
 from lion_lightning.models.embeddings import TrainableRows
 from lion_lightning.models.passes import Process
-from lion_lightning.models.pieces import is_sharded
 from lion_lightning.models.sharding import Sharding
 from lion_lightning.types import PackedBatch
 
@@ -93,20 +93,24 @@ def sharding_of(trainer: Trainer) -> Sharding | None:
     return Sharding(strategy.device_mesh["data_parallel"], device, PRECISIONS[precision], offload)
 
 
-def require_sharding(strategy: Strategy, policy: nn.Module) -> None:
-    """Refuse to train a policy that is sharded in name only: each rank would train weights of its own, without a word.
+def require_sharded(strategy: Strategy, module: nn.Module | None) -> None:
+    """Refuse to train what is sharded in name only: each rank would train weights of its own, without a word.
 
     Args:
         strategy: The trainer's.
-        policy: As ``configure_model`` left it.
+        module: As ``configure_model`` left it.
 
     Raises:
-        MisconfigurationException: The strategy leaves sharding to ``configure_model``, and nothing did it.
+        MisconfigurationException: The strategy leaves sharding to ``configure_model``, and that left some whole.
     """
-    if isinstance(strategy, ModelParallelStrategy) and strategy.world_size > 1 and not is_sharded(policy):
+    if not isinstance(strategy, ModelParallelStrategy) or strategy.world_size < 2 or module is None:
+        return
+    alone = [name for name, p in module.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    if alone:
         raise MisconfigurationException(
-            f"{type(strategy).__name__} shards what configure_model() shards, and this module's shards nothing: build "
-            "models there with AlignmentModule.build, or use trainer.strategy: ddp"
+            f"{type(strategy).__name__} shards what configure_model() shards, and {type(module).__name__}'s leaves "
+            f"{', '.join(alone[:3])} whole on each rank, where nothing keeps ranks alike: shard all that is trained "
+            "there (AlignmentModule.build does, or torch's fully_shard), or use trainer.strategy: ddp"
         )
 
 

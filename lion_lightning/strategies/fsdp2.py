@@ -6,17 +6,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.constants import default_pg_timeout
 
 from lion_lightning.models.checkpoint_folders import is_folder, stored_names
+from lion_lightning.modules.process import require_sharded
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy, with the weights split over all ranks.
 
     The sizes that Lightning chooses by itself mean tensor parallelism within a machine, which no module here does. Any
-    ``AlignmentModule`` trains under this strategy, one process a device.
+    ``AlignmentModule`` trains under this strategy, one process a device, and so does any module whose
+    ``configure_model`` shards all that it trains; others are refused.
 
     Args:
         save_distributed_checkpoint: Whether each rank saves its own pieces: a checkpoint is then a folder, which any
@@ -46,6 +50,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Start the processes' group, with all of them in one mesh (Lightning calls this)."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Set optimizers up, and refuse to train what is not sharded (Lightning calls this).
+
+        Raises:
+            MisconfigurationException: Each rank would train weights of its own, without a word.
+        """
+        if trainer.state.fn == TrainerFn.FITTING:
+            require_sharded(self, self.lightning_module)
+        super().setup(trainer)
 
     def model_to_device(self) -> None:
         """Move what is whole to the device, and leave pieces where they are to stay (Lightning calls this)."""

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lion_lightning.cli_errors import explain
@@ -30,6 +33,14 @@ class Whole(SFTModule):
 
     def configure_model(self) -> None:
         self.policy = self.policy or self.policy_spec.build(self.tokenizer_spec.load())
+
+
+class WithHead(SFTModule):
+    """Shards its policy, and not what it trains beside it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.head = torch.nn.Linear(2, 2)
 
 
 def sizes(data: int = 2, tensor: int = 1) -> Callable[[], ModelParallelStrategy]:
@@ -60,7 +71,11 @@ class Case:
 # Of all the models that transformers has, one of the few whose code does not say what its layers are.
 NO_LAYERS = {"model_type": "ctrl", "vocab_size": 101, "n_embd": 32, "dff": 48, "n_layer": 1, "n_head": 4}
 REFUSED = {
-    "nothing is sharded": Case("this module's shards nothing", kind=Whole),
+    "nothing is sharded": Case("Whole's leaves policy.model.model.embed_tokens.weight, policy.", kind=Whole),
+    "a head is left whole": Case("WithHead's leaves head.weight, head.bias whole on each rank", kind=WithHead),
+    "averaging": Case(
+        "EMAWeightAveraging does not work with weights that", options={"callbacks": EMAWeightAveraging()}
+    ),
     "tensor parallel": Case("tensor parallelism is not", sizes(1, 2)),
     "mixed precision": Case("does not support", options={"precision": "16-mixed"}),
     "precision": Case("16-true cannot be trained", options={"precision": "16-true"}),
@@ -88,7 +103,7 @@ def fit(folder: Path, case: Case, rank: int, saved: str | None = None, world: in
 def refused(rank: int, world: int, folder: Path) -> dict[str, str]:
     fit(folder, Case("", FSDP2Strategy), rank, "fsdp2.ckpt")
     fit(folder, Case("", FSDPOnCPU), rank, "fsdp1.ckpt")
-    said = {}
+    said = {"somebody else's module": foreign()}
     for name, case in REFUSED.items():
         try:
             fit(folder, case, rank)
@@ -97,12 +112,20 @@ def refused(rank: int, world: int, folder: Path) -> dict[str, str]:
     return said
 
 
+def foreign() -> str:
+    """What is said of a module that knows nothing of this package: its ranks would train two models."""
+    with pytest.raises(MisconfigurationException) as caught:
+        trainer(max_steps=1, strategy=FSDP2Strategy(), devices=2).fit(BoringModel())
+    return explain(caught.value)
+
+
 def test_every_rank_says_why_in_a_line(tmp_path: Path) -> None:
     tokenizer_folder(tmp_path)
     rows = (f'{{"instruction": "w3 w4", "output": "w5 w{number}"}}\n' for number in range(8))
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     fit(tmp_path, Case(""), 0, "alone.ckpt", world=1)
     for said in run_ranks(refused, tmp_path, tmp_path):
+        assert "BoringModel's leaves layer.weight, layer.bias whole" in said["somebody else's module"]
         for name, case in REFUSED.items():
             assert case.said in said[name], name
             assert "\n" not in said[name]

@@ -22,7 +22,8 @@ _CORE = {
     *("types", "head", "functional", "cache", "endpoint", "replies", "printing", "meeting", "agreement"),
     *("stopping", "folder_lock"),
 }
-_MODELS = _CORE | {"losses", "sampling", "judges", "models"}
+_MODELS = _CORE | {"losses", "sampling", "models"}
+_PARTS = _MODELS | {"judges"}
 MAY_IMPORT = {
     "types": set[str](),
     "head": set[str](),
@@ -39,14 +40,14 @@ MAY_IMPORT = {
     "folder_lock": set[str](),
     "losses": _CORE,
     "sampling": _CORE,
-    "judges": _CORE,
     "models": _MODELS,
-    "data": _MODELS,
-    "modules": _MODELS,  # never data: a module takes batches from anybody's data module
-    "planning": _MODELS | {"modules"},
-    "callbacks": _MODELS | {"modules", "data", "planning"},
-    "evaluation": _MODELS | {"modules", "data"},
-    "strategies": _MODELS | {"modules", "data"},
+    "judges": _CORE | {"models"},  # some are models, which are loaded as a policy is
+    "data": _PARTS,
+    "modules": _PARTS,  # never data: a module takes batches from anybody's data module
+    "planning": _PARTS | {"modules"},
+    "callbacks": _PARTS | {"modules", "data", "planning"},
+    "evaluation": _PARTS | {"modules", "data"},
+    "strategies": _PARTS | {"modules", "data"},
 }
 # What a person runs; these may import all of the above.
 TOP = {

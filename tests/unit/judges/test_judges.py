@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -176,6 +177,76 @@ def test_a_batch_scores_each_answer_as_alone(reward_model: Path) -> None:
     last = max(place for place, token in enumerate(ids.input_ids[0].tolist()) if token != pad)
     assert together[0][1] == pytest.approx(float(model.score(hidden[last])), abs=1e-5)
     judge.close()
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
+
+
+def test_a_template_is_a_built_in_name_a_jinja_file_or_jinja_itself(reward_model: Path) -> None:
+    (reward_model / "own.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+    def ids(template: str, answer: str) -> list[int]:
+        judge = RewardModelJudge(str(reward_model), chat_template=template)
+        judge.open(torch.device("cpu"))
+        return judge._tokens(asked(), answer)
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(reward_model)
+    for template, text in (
+        ("chatml", "<|im_start|>user\nw5 w6<|im_end|>\n<|im_start|>assistant\nw7<|im_end|>\n"),
+        (str(reward_model / "own.jinja"), "user w5 w6 <|im_end|> assistant w7 <|im_end|> "),
+        (TEMPLATE, "user w5 w6 <|im_end|> assistant w7 <|im_end|> "),
+    ):
+        assert ids(template, "w7") == tokenizer(text, add_special_tokens=False).input_ids
+        assert ids(template, "w7") != ids(template, "w8")
+
+
+@pytest.mark.parametrize("given", ["chatmll", "no/such.jinja", "", "You are a judge.", "{% for m in messages %}", "{{"])
+def test_what_is_no_template_is_refused_when_the_judge_is_made(given: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"RewardModelJudge\.chat_template: ") as caught:
+        RewardModelJudge(str(tmp_path), chat_template=given)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "text.jinja").write_text("all the same", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no jinja, so all conversations would be the same text"):
+        RewardModelJudge(str(tmp_path), chat_template=str(tmp_path / "text.jinja"))
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{% if messages %}yes{% endif %}"])
+def test_a_template_that_leaves_answers_out_would_tie_them_all(template: str, reward_model: Path) -> None:
+    with pytest.raises(ValueError, match="its chat template leaves the assistant's answer out"):
+        RewardModelJudge(str(reward_model), chat_template=template).open(torch.device("cpu"))
+
+
+WRONG_JUDGES: dict[str, tuple[Any, str]] = {
+    "no score head": (lambda weights: weights.pop("score.weight"), r"missing score\.weight"),
+    "a layer less": (lambda weights: weights.pop("model.norm.weight"), r"missing model\.norm\.weight"),
+    "another head": (
+        lambda weights: weights.update({"lm_head.weight": torch.ones(2, 2)}),
+        r"unexpected lm_head\.weight",
+    ),
+    "shape": (lambda weights: weights.update({"score.weight": torch.ones(1, 3)}), r"of another shape score\.weight"),
+    "NaN": (lambda weights: weights["score.weight"].fill_(float("nan")), r"score\.weight holds NaN"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_JUDGES)
+def test_a_judge_with_other_weights_than_its_own_is_refused(name: str, tmp_path: Path) -> None:
+    reward_head(num_labels=1, pad_token_id=0).save_pretrained(tmp_path)
+    tiny.tokenizer_folder(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    how, said = WRONG_JUDGES[name]
+    how(weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=said) as caught:
+        RewardModelJudge(str(tmp_path)).open(torch.device("cpu"))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_language_model_is_no_judge(tmp_path: Path) -> None:
+    tiny.policy(num_labels=1).causal_lm.save_pretrained(tmp_path)
+    tiny.tokenizer_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"missing score\.weight; unexpected lm_head\.weight"):
+        RewardModelJudge(str(tmp_path)).open(torch.device("cpu"))
 
 
 def test_a_model_with_several_logits_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,129 @@
+"""Generation settings of a base model: they stay when it is trained, and the tokens that end a turn join its stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
+
+from lion_lightning.models.tokenizer import end_of_turn_ids
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def stored_settings(source: str, revision: str | None = None) -> GenerationConfig:
+    """Settings of a model's ``generation_config.json``; where it has none, the token ids of its ``config.json``.
+
+    Args:
+        source: Folder or hub id.
+        revision: Hub revision.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    for name, kept in ((GENERATION_CONFIG_NAME, None), (CONFIG_NAME, _IDS)):
+        file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            return _read(Path(file), kept)
+    return plain_settings({})
+
+
+def plain_settings(settings: Mapping[str, Any]) -> GenerationConfig:
+    """Settings from plain data, of which what transformers does not know is left out.
+
+    Args:
+        settings: By name.
+
+    Raises:
+        ValueError: If a stop is no token id, or transformers refuses a value.
+    """
+    stops = settings.get("eos_token_id")
+    if not all(isinstance(token, int) for token in (stops if isinstance(stops, list) else [stops or 0])):
+        raise ValueError(f"eos_token_id is {stops!r}; it must be a token id, or a list of them")
+    known = GenerationConfig().to_dict().keys()  # type: ignore[no-untyped-call]
+    try:
+        return GenerationConfig(**{name: settings[name] for name in known & settings.keys()})  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"these generation settings are refused: {str(error).splitlines()[0]}") from error
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None = None) -> tuple[int, ...]:
+    """Tokens at which generation stops: those of the base model, and those that end an assistant's turn.
+
+    Args:
+        tokenizer: The policy's tokenizer, with its chat template.
+        base: Settings of the model that training started from.
+    """
+    own = base.eos_token_id if base is not None else None
+    stops = own if isinstance(own, list) else [own]
+    return tuple(dict.fromkeys(token for token in (*stops, *end_of_turn_ids(tokenizer)) if token is not None))
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None = None) -> GenerationConfig:
+    """Generation config that stops where an assistant's turn ends, and otherwise says what the base's says.
+
+    Args:
+        tokenizer: The policy's tokenizer, with its chat template.
+        base: Settings of the model that training started from; None for none.
+    """
+    settings = plain_settings(base.to_dict() if base is not None else {})
+    stops = list(stop_ids(tokenizer, base))
+    settings.eos_token_id = stops or None
+    agree_with(settings, tokenizer, ("bos_token_id", "pad_token_id"))
+    if settings.pad_token_id is None and stops:
+        settings.pad_token_id = stops[0]
+    return settings
+
+
+def agree_with(config: Any, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...] = _IDS) -> None:
+    """Give a config the tokenizer's ids of special tokens, where the tokenizer has them.
+
+    Args:
+        config: Of a model or of generation; changed in place. A list of ids that holds the tokenizer's stays.
+        tokenizer: The policy's tokenizer.
+        names: Which ids.
+    """
+    for name in names:
+        own, theirs = getattr(config, name, None), getattr(tokenizer, name)
+        if theirs is not None and not (isinstance(own, list) and theirs in own):
+            setattr(config, name, theirs)
+
+
+def write_settings(settings: GenerationConfig, folder: Path) -> None:
+    """Write ``generation_config.json``, also where transformers would find fault with what the base's authors wrote.
+
+    Args:
+        settings: From :func:`generation_config`.
+        folder: Where to.
+    """
+    settings.to_json_file(folder / GENERATION_CONFIG_NAME)
+
+
+@contextmanager
+def without_settings(model: Any) -> Iterator[None]:
+    """Have a model generate by what it is asked alone: transformers fills in what is not said from the model's own.
+
+    Args:
+        model: A causal LM of transformers.
+    """
+    kept, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
+def _read(file: Path, kept: tuple[str, ...] | None) -> GenerationConfig:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return plain_settings(content if kept is None else {name: content.get(name) for name in kept})
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: {error}; put the model's own file there, or remove it") from error

@@ -1,0 +1,152 @@
+"""The transformers config of a model, from its folder or from a mapping; what no model can be built by is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
+
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+"""What every model has at least one of; transformers builds a model without layers of ``num_hidden_layers: -1``."""
+
+
+def stored_config(source: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """The config in a model's folder.
+
+    Args:
+        source: Folder or hub id.
+        revision: Hub revision.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        ValueError: There is none, it makes no sense, or the folder holds adapters instead of a model.
+    """
+    refuse_adapters(source, revision)
+    try:
+        require_sizes(PretrainedConfig.get_config_dict(source, revision=revision)[0], source)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (ModuleNotFoundError, SizeError):
+        raise
+    except Exception as error:  # transformers raises of any kind where a config makes no sense
+        raise ValueError(not_loadable(source, error)) from error
+    require_sizes(config.get_text_config().to_dict(), source)
+    return config  # type: ignore[no-any-return]
+
+
+def config_from(settings: Mapping[str, Any], where: str) -> PretrainedConfig:
+    """A config from plain data.
+
+    Args:
+        settings: ``model_type``, and what that kind of model takes.
+        where: Where they come from, for messages.
+
+    Raises:
+        ValueError: There is no such kind of model, or it does not take these settings.
+    """
+    kind = settings.get("model_type")
+    if kind is None:
+        raise ValueError(f"{where}: a mapping needs `model_type`, e.g. {{model_type: llama, hidden_size: 64}}.")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ValueError(f"{where}: {_unknown(kind)}")
+    require_sizes(settings, where)
+    try:
+        config = AutoConfig.for_model(**settings)
+    except Exception as error:
+        raise ValueError(f"{where}: cannot be used for a model of type {kind}: {first_line(error)}") from error
+    require_sizes(config.get_text_config().to_dict(), where)
+    return config
+
+
+class SizeError(ValueError):
+    """A model without layers, heads, width or words."""
+
+
+def require_sizes(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse a model without layers, heads, width or words.
+
+    Args:
+        settings: A config as plain data.
+        where: Where it comes from, for the message.
+
+    Raises:
+        SizeError: A size is below 1.
+    """
+    for name in _SIZES:
+        value = settings.get(name)
+        if isinstance(value, int) and value < 1:
+            raise SizeError(f"{where}: {name} is {value}, which no model has; give at least 1")
+
+
+def refuse_adapters(source: str, revision: str | None) -> None:
+    """Refuse adapters where a model is wanted: transformers would load another model, which their config names.
+
+    Args:
+        source: Folder or hub id.
+        revision: Hub revision.
+
+    Raises:
+        ValueError: It has an ``adapter_config.json``.
+    """
+    try:
+        found = find_adapter_config_file(source, revision=revision)
+    except (OSError, ValueError):  # there is no such folder or hub id, which is said where the config is read
+        return
+    if found is not None:
+        raise ValueError(
+            f"{source} holds adapters (adapter_config.json), not a model of its own; export the whole model with "
+            "`lion export` (without --adapter), or name the base model"
+        )
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a folder that has no safetensors; what is no folder is a hub id.
+
+    Args:
+        folder: Of a model.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"policy.path: {folder} has no safetensors weights; convert them, or use `policy.config` for random ones."
+        )
+
+
+def not_loadable(source: str, error: Exception) -> str:
+    """Why a model cannot be loaded, in one line.
+
+    Args:
+        source: Folder or hub id.
+        error: What transformers said.
+    """
+    if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        return f"policy: {source} does not exist; give the folder of a Hugging Face model or a hub id."
+    if "trust_remote_code" in str(error):
+        return f"policy: {source} comes with code of its own; read it, then set `trust_remote_code` to run it."
+    if unknown := re.search(r"has model type `(.*?)` but Transformers does not", str(error)):
+        return f"policy: cannot load {source}: {_unknown(unknown[1])}"
+    if "Should have a `model_type` key" in str(error):
+        return f"policy: cannot load {source}: its config.json has no `model_type` that transformers knows."
+    return f"policy: cannot load {source}: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for one line of ours.
+
+    Args:
+        error: Of any kind; one that says nothing is named.
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def _unknown(kind: object) -> str:
+    close = get_close_matches(str(kind), list(CONFIG_MAPPING), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "; see transformers' list of models"
+    return f"transformers knows no model_type {str(kind)[:60]!r}{hint}"

@@ -1,0 +1,34 @@
+"""Lightning's callbacks that average weights, and which of them fit a policy that is built when training starts."""
+
+from __future__ import annotations
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+def refuse_averaging(trainer: Trainer) -> None:
+    """Refuse averaging that would average nothing, or pieces of weights.
+
+    Args:
+        trainer: About to run. Only a fit averages.
+
+    Raises:
+        MisconfigurationException: One of its callbacks does.
+    """
+    if trainer.state.fn != TrainerFn.FITTING:
+        return
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            raise MisconfigurationException(
+                "StochasticWeightAveraging copies the module before configure_model() has built the policy, so it "
+                "would average nothing; use lightning.pytorch.callbacks.WeightAveraging (equal weights, as SWA) or "
+                "EMAWeightAveraging"
+            )
+        if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} does not work with weights that are split over ranks, as "
+                f"{type(trainer.strategy).__name__} splits them; use trainer.strategy: ddp, or leave it out"
+            )

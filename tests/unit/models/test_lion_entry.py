@@ -1,0 +1,230 @@
+"""A checkpoint is a file from anywhere: its `lion` entry is checked in each part, and never makes code run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lion_lightning.judges import PairRMJudge, RewardModelJudge
+from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules import SFTModule
+from tests.tiny import config, policy, tokenizer_folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """As a run writes it, as far as exports read it."""
+    tokenizer_folder(tmp_path / "tokenizer")
+    made = policy()
+    spec = PolicySpec(config=config())
+    entry = {
+        "module": "SFTModule",
+        "policy": asdict(spec),
+        "tokenizer": asdict(TokenizerSpec(str(tmp_path / "tokenizer"))),
+        "config": made.causal_lm.config.to_dict(),
+        "new_ids": [],
+        "data": {},
+        "steps": 2,
+    }
+    state = {f"policy.model.{name}": tensor for name, tensor in made.model.state_dict().items()}
+    torch.save({"lion": entry, "state_dict": state}, tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
+
+
+def change(checkpoint: Path, how: Callable[[dict[str, Any]], Any]) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    how(content)
+    torch.save(content, checkpoint)
+
+
+def refused(checkpoint: Path, said: str, **options: Any) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        export_checkpoint(checkpoint, checkpoint.parent / "out", **options)
+    assert str(caught.value).startswith(f"{checkpoint}: ")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert not list((checkpoint.parent / "out").glob("*"))
+
+
+def hostile(folder: Path) -> Path:
+    """A folder of a model whose code leaves a file named `ran` there, whoever runs it: model, tokenizer, generation."""
+    code = f"open({str(folder / 'ran')!r}, 'w')\nclass Made: pass\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("made.py", "custom_generate/generate.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(code, encoding="utf-8")
+    autos = ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    settings = {"model_type": "homemade", "auto_map": dict.fromkeys(autos, "made.Made"), "num_labels": 1}
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = {"tokenizer_class": "Made", "auto_map": {"AutoTokenizer": ["made.Made", "made.Made"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (folder / "generation_config.json").write_text('{"custom_generate": "."}', encoding="utf-8")
+    return folder
+
+
+TRUSTING: dict[str, Callable[[dict[str, Any], Path], Any]] = {
+    "policy.path": lambda lion, evil: lion["policy"].update(path=str(evil), config=None, trust_remote_code=True),
+    "policy.config": lambda lion, evil: lion["policy"].update(config=str(evil), trust_remote_code=True),
+    "model_type": lambda lion, evil: (
+        lion["policy"].update(path=str(evil), config=None, trust_remote_code=True),
+        lion["config"].update(json.loads((evil / "config.json").read_text("utf-8"))),
+    ),
+    "tokenizer": lambda lion, evil: lion["tokenizer"].update(path=str(evil), trust_remote_code=True),
+    "auto_map": lambda lion, evil: (
+        lion["policy"].update(trust_remote_code=True),
+        lion["config"].update(auto_map={"AutoModelForCausalLM": f"{evil}--made.Made"}),
+    ),
+    "base": lambda lion, evil: (
+        lion["policy"].update(path=str(evil), config=None, lora={"r": 2}, trust_remote_code=True),
+        lion.update(base="0" * 40),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRUSTING)
+def test_a_checkpoint_that_says_its_code_may_run_is_not_believed(name: str, checkpoint: Path) -> None:
+    evil = hostile(checkpoint.parent / "evil")
+    change(checkpoint, lambda content: TRUSTING[name](content["lion"], evil))
+    try:
+        export_checkpoint(checkpoint, checkpoint.parent / "out")
+    except ValueError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - where the model is plain, there is nothing to refuse
+    assert not (evil / "ran").exists()
+
+
+def test_whoever_asks_for_the_code_gets_it(checkpoint: Path) -> None:
+    evil = hostile(checkpoint.parent / "evil")
+    change(checkpoint, lambda content: TRUSTING["policy.path"](content["lion"], evil))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - what such code is worth is its own affair
+        export_checkpoint(checkpoint, checkpoint.parent / "out", trust_remote_code=True)
+    assert (evil / "ran").exists()
+
+
+def test_hyper_parameters_in_a_checkpoint_cannot_ask_for_code_either(tmp_path: Path) -> None:
+    evil = hostile(tmp_path / "evil")
+    asked = {"path": str(evil), "trust_remote_code": True}
+    plain = {"policy": str(evil), "tokenizer": {"path": str(evil)}}
+    for wrong in ({"policy": asked}, {"tokenizer": asked}):
+        content = {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "hyper_parameters": plain | wrong}
+        torch.save(content, tmp_path / "evil.ckpt")
+        with pytest.raises(ValueError, match="a mapping, which may come from a checkpoint, cannot set"):
+            SFTModule.load_from_checkpoint(tmp_path / "evil.ckpt")
+    assert not (evil / "ran").exists()
+
+
+def test_no_folder_makes_code_run_or_asks_whether_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks on the terminal where nobody has said no."""
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    evil = str(hostile(tmp_path / "evil"))
+    for read in (
+        lambda: PolicySpec(evil).build(),
+        lambda: PolicySpec(config=evil).build(),
+        lambda: TokenizerSpec(evil).load(),
+        lambda: RewardModelJudge(evil).open(torch.device("cpu")),
+        lambda: PairRMJudge(evil).open(torch.device("cpu")),
+    ):
+        with pytest.raises(ValueError, match=r"evil|code"):
+            read()
+    policy().causal_lm.save_pretrained(evil)  # a plain model, with code for its generation beside it
+    PolicySpec(evil).build()
+    assert not (tmp_path / "evil" / "ran").exists()
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "a list": ([1], "its `lion` entry is a list, not a mapping"),
+    "text": ("policy", "its `lion` entry is a str"),
+    "empty": ({}, "'policy' is missing"),
+    "policy": ({"policy": [1]}, r"policy: \[1\] cannot be used; give a mapping"),
+    "unknown": ({"policy": {"pathh": "x"}}, "there is no setting 'pathh'; did you mean 'path'"),
+    "dtype": ({"policy": {"dtype": "float8"}}, r"policy.dtype: 'float8' cannot be used; give float32, bfloat16"),
+    "lora": ({"policy": {"lora": {"rank": 1}}}, "policy.lora: there is no setting 'rank'"),
+    "rank": ({"policy": {"lora": {"r": "big"}}}, "policy.lora.r: 'big' cannot be used; give a whole number"),
+    "tokenizer": ({"tokenizer": None}, "tokenizer: None cannot be used"),
+    "no path": ({"tokenizer": {"eos_token": "x"}}, "tokenizer: 'path' is missing"),
+    "config": ({"config": "llama"}, "config: 'llama' cannot be used"),
+    "model type": ({"config": {"model_type": "lama"}}, "did you mean 'llama'"),
+    "ids": ({"new_ids": ["a"]}, "new_ids: .* a list of a whole number"),
+    "stops": ({"generation": {"eos_token_id": "x"}}, "eos_token_id is 'x'"),
+    "layers": ({"config": {"model_type": "llama", "num_hidden_layers": 10**9}}, "do not fit the model"),
+    "width": ({"config": config(hidden_size=2**24)}, r"of another shape lm_head\.weight"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_entry_is_one_line_that_names_what_is_odd(name: str, checkpoint: Path) -> None:
+    wrong, said = ODD[name]
+    keeps = name not in ("a list", "text", "empty")
+    change(checkpoint, lambda content: content.update(lion={**content["lion"], **wrong} if keeps else wrong))
+    refused(checkpoint, said)
+
+
+@pytest.mark.parametrize("state", [None, [1], {}, {"policy.model.lm_head.weight": "text"}])
+def test_a_checkpoint_without_weights_is_one_line(state: Any, checkpoint: Path) -> None:
+    change(checkpoint, lambda content: content.update(state_dict=state))
+    refused(checkpoint, "weight|state_dict")
+
+
+def test_weights_of_another_shape_are_named(checkpoint: Path) -> None:
+    name = "policy.model.model.norm.weight"
+    change(checkpoint, lambda content: content["state_dict"].update({name: torch.ones(31)}))
+    refused(checkpoint, r"of another shape model\.norm\.weight \(stored \[31\], needed \[32\]\)")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_exported(value: float, checkpoint: Path) -> None:
+    change(checkpoint, lambda content: content["state_dict"]["policy.model.model.norm.weight"].fill_(value))
+    refused(checkpoint, r"model\.norm\.weight holds (NaN|an infinity)")
+
+
+def test_weights_that_overflow_when_they_are_rounded_are_not_exported(checkpoint: Path) -> None:
+    change(
+        checkpoint,
+        lambda content: (
+            content["lion"]["policy"].update(dtype="float16"),
+            content["state_dict"]["policy.model.model.norm.weight"].fill_(1e6),
+        ),
+    )
+    refused(checkpoint, r"model\.norm\.weight holds an infinity")
+
+
+def test_a_head_that_no_export_holds_is_said_to_be_left_out(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change(checkpoint, lambda content: content["state_dict"].update({"value_head.weight": torch.ones(1)}))
+    with caplog.at_level("WARNING"):
+        export_checkpoint(checkpoint, checkpoint.parent / "out")
+    assert "the policy alone; not in it: value_head.weight" in caplog.text
+
+
+def test_another_exports_files_are_not_mixed_with_this_ones(checkpoint: Path) -> None:
+    out = checkpoint.parent / "out"
+    out.mkdir()
+    stale = (
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "added_tokens.json",
+    )
+    for name in (*stale, "notes.txt"):
+        (out / name).write_text("{}", encoding="utf-8")
+    export_checkpoint(checkpoint, out)
+    assert not [name for name in stale if (out / name).exists()]
+    assert (out / "notes.txt").exists()
+    PolicySpec(str(out)).build()
+
+
+def test_the_model_that_training_started_from_is_not_written_over(checkpoint: Path) -> None:
+    base = checkpoint.parent / "base"
+    policy().causal_lm.save_pretrained(base)
+    change(checkpoint, lambda content: content["lion"]["policy"].update(path=str(base), config=None))
+    before = {file.name: file.read_bytes() for file in base.iterdir()}
+    with pytest.raises(ValueError, match="is the model that training started from"):
+        export_checkpoint(checkpoint, base / ".." / "base")
+    assert {file.name: file.read_bytes() for file in base.iterdir()} == before
