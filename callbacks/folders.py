@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +18,27 @@ def writes_files(trainer: Trainer) -> bool:
         trainer: The trainer.
     """
     return not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+
+def scratch_or(trainer: Trainer, folder: Path) -> Path:
+    """A folder for files that the run itself needs: under ``fast_dev_run`` another one, beside a real run's.
+
+    Args:
+        trainer: The trainer.
+        folder: Where a real run has them.
+    """
+    return folder if writes_files(trainer) else folder.with_name(f"{folder.name}.fast_dev_run")
+
+
+def remove_scratch(trainer: Trainer, folder: Path) -> None:
+    """Take that other folder away, if this is a ``fast_dev_run``.
+
+    Args:
+        trainer: The trainer.
+        folder: From :func:`scratch_or`.
+    """
+    if not writes_files(trainer) and trainer.is_global_zero:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_writable(trainer: Trainer, folder: Path, fix: str) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lion_lightning.callbacks import rollout as work
 from lion_lightning.callbacks.answers import answered, beside_first, first_answers, paired
+from lion_lightning.callbacks.folders import remove_scratch, scratch_or
 from lion_lightning.callbacks.round_plan import identity_of, on_policy_data, refuse_nonsense, round_part, round_size
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.preferences import BestWorst, Pairing
@@ -135,6 +136,7 @@ class OnPolicySampling(Callback):
                 f"OnPolicySampling: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to sample "
                 "from; use OnlineDPOModule, or subclass one"
             )
+        remove_scratch(trainer, self.folder(trainer))
         data.rounds = partial(self.pull, trainer, pl_module)
         self.present, self._restored = None, {}  # an earlier run may have left its own
 
@@ -159,6 +161,10 @@ class OnPolicySampling(Callback):
             logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("on_policy/")}
             write_summary(self.present, {**summary, "metrics": {**metrics, **logged}})
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep nothing of a ``fast_dev_run`` (Lightning calls this)."""
+        remove_scratch(trainer, self.folder(trainer))
+
     def state_dict(self) -> dict[str, Any]:
         """Which round is being trained on (Lightning calls this)."""
         present = self.present
@@ -171,8 +177,8 @@ class OnPolicySampling(Callback):
     # --- a round
 
     def folder(self, trainer: Trainer) -> Path:
-        """Where the rounds lie."""
-        return Path(self.rounds_dir or Path(trainer.default_root_dir) / "rounds")
+        """Where the rounds lie. Those of a ``fast_dev_run`` are not kept."""
+        return scratch_or(trainer, Path(self.rounds_dir or Path(trainer.default_root_dir) / "rounds"))
 
     def pull(self, trainer: Trainer, module: AlignmentModule, epoch: int) -> Round:
         """The round of an epoch: from disk where it is there, else made with the policy of this moment.

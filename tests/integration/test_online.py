@@ -198,6 +198,18 @@ def test_another_runs_rounds_are_set_aside_and_kept(online: Online, caplog: pyte
     assert [path.read_bytes() for path in kept] == before[1:]
 
 
+def test_a_fast_dev_run_leaves_a_real_runs_rounds_as_they_are(online: Online) -> None:
+    online.fit("run")
+    files = {file: file.read_bytes() for file in (online.folder / "run").rglob("*") if file.is_file()}
+    sampling, sampler = online.sampling(), Sampler()
+    sampling.sampler = sampler
+    trainer = online.trainer("run", [sampling], fast_dev_run=True)
+    trainer.fit(online.module(optimizer=lambda g: torch.optim.SGD(g, lr=0.5)), datamodule=online.data())
+    assert sampler.asked  # a round of its own was made
+    assert {file: file.read_bytes() for file in (online.folder / "run").rglob("*") if file.is_file()} == files
+    assert [path.name for path in online.folder.glob("run*/rounds*")] == ["rounds"]
+
+
 class EveryOther(OnPolicySampling):
     def should_sample(self, epoch: int) -> bool:
         return epoch % 2 == 0
