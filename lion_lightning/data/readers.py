@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import blake2b
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,6 +151,12 @@ class DatasetRows(Rows):
     dataset: Any
     name: str
 
+    def __post_init__(self) -> None:
+        """Leave pictures, sounds and so on as they are stored: decoding one opens any path or address that it names."""
+        for feature in _features(self.dataset.info.features):
+            if getattr(feature, "decode", False) and type(feature).__name__ != "Json":
+                feature.decode = False
+
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.dataset)
@@ -237,6 +243,18 @@ def _row(where: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: a row must be a JSON object with named columns, not {type(value).__name__}")
     return Row(where, value)
+
+
+def _features(feature: Any) -> Iterator[Any]:
+    """The features of a data set's columns, those within lists and structs, too."""
+    if isinstance(feature, Mapping):
+        yield from chain.from_iterable(map(_features, feature.values()))
+    elif isinstance(feature, list | tuple):
+        yield from chain.from_iterable(map(_features, feature))
+    elif hasattr(feature, "feature"):
+        yield from _features(feature.feature)
+    else:
+        yield feature
 
 
 def _between(numbers: Numbers, start: int, stop: int) -> Numbers:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from lion_lightning.cache import read_object
 from lion_lightning.data.formats import Completion, Conversation
 from lion_lightning.data.json_text import spelled_out
 from lion_lightning.data.preferences import Preference
@@ -251,12 +252,25 @@ def _saved(folder: Path) -> dict[str, Rows]:
     from datasets import DatasetDict, load_from_disk
 
     try:
+        _refuse_other_places(folder)
         saved = load_from_disk(str(folder))
     except FileNotFoundError as error:
         fix = f"to read files in it give a glob such as {folder}/*.jsonl"
         raise ValueError(f"{folder}: not a data set saved with save_to_disk; {fix}") from error
+    except Exception as error:  # datasets raises of any kind where its files are not what it wrote
+        raise ValueError(f"{folder}: not a whole saved data set ({first_line(error)}); save it again") from error
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved, str(saved.split or "train"): saved}
     return {name: DatasetRows(dataset, str(folder)) for name, dataset in splits.items()}
+
+
+def _refuse_other_places(folder: Path) -> None:
+    """Refuse a saved set whose own lists name files outside of it."""
+    for listing in (folder / "dataset_dict.json", *folder.glob("state.json"), *folder.glob("*/state.json")):
+        known = read_object(listing, "a list of a saved set's parts", "save it again") if listing.exists() else {}
+        names = [*known.get("splits", ()), *(file["filename"] for file in known.get("_data_files", ()))]
+        for name in names:
+            if name == ".." or Path(name).name != name:
+                raise ValueError(f"{listing.name} names {name!r}, which is outside of the folder")
 
 
 def _split(splits: Mapping[str, Rows], spec: str, path: str) -> Rows:

@@ -86,8 +86,11 @@ def read_part(path: Path, check: bool = False) -> Part:
         raise ValueError(f"{path}: {size} bytes, but the manifest says {manifest['bytes']}")
     if check and checksum(path) != manifest["crc32"]:
         raise ValueError(f"{path}: its bytes are not those that were written")
-    with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
-        batches = pa.ipc.open_stream(file).read_all().to_batches()
+    try:
+        with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
+            batches = pa.ipc.open_stream(file).read_all().to_batches()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: no token store ({str(error).splitlines()[0]})") from error
     if sum(map(len, batches)) != manifest["examples"]:
         raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
     return Part(manifest["rows"], manifest["skipped"], batches, RowNotes.of(manifest["notes"]))

@@ -9,11 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lion_lightning.cache import read_json
+from lion_lightning.cache import read_json, read_object
 
 Curve = dict[int, float]
 """Values by optimizer step."""
 
+
+_FIX = "remove it, the report goes without"
 
 SAMPLES = 24
 """Prompts whose answers are shown side by side: the first of the evaluation's, so that stages show the same ones."""
@@ -106,16 +108,15 @@ def read_stage(folder: Path) -> Stage:
     Args:
         folder: That folder.
     """
-    starts = _json(folder / "provenance.json") or [{}]
     return Stage(
         name=folder.name,
         folder=folder,
         curves=_curves(folder),
-        rounds=[_json(path) for path in sorted(folder.glob("rounds/round-*.json"))],
-        evaluation=_json(folder / "evaluation" / "results.json") or {},
+        rounds=[_object(path) for path in sorted(folder.glob("rounds/round-*.json"))],
+        evaluation=_object(folder / "evaluation" / "results.json"),
         samples=_samples(folder / "evaluation" / "scored.jsonl"),
-        provenance=starts[-1],
-        seconds=(_json(folder / "done.json") or {}).get("seconds"),
+        provenance=_last_start(folder / "provenance.json"),
+        seconds=_object(folder / "done.json").get("seconds"),
     )
 
 
@@ -132,10 +133,13 @@ def _curves(folder: Path) -> dict[str, Curve]:
     """All versions in one: where a resumed run logged a step again, what it logged holds."""
     curves: dict[str, Curve] = {}
     for path in _logs(folder):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for key, step, value in _values(row):
-                    curves.setdefault(key, {})[step] = value
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    for key, step, value in _values(row):
+                        curves.setdefault(key, {})[step] = value
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f"{path}: damaged, or no metrics ({error}); {_FIX}") from error
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
 
 
@@ -146,13 +150,23 @@ def _values(row: dict[str, str]) -> Iterator[tuple[str, int, float]]:
             yield key, step, float(value)
 
 
-def _json(path: Path) -> Any:
-    return read_json(path, "what a run wrote", "remove it, the report goes without") if path.exists() else None
+def _object(path: Path) -> dict[str, Any]:
+    return read_object(path, "what a run wrote", _FIX) if path.exists() else {}
+
+
+def _last_start(path: Path) -> dict[str, Any]:
+    starts = read_json(path, "what a run wrote", _FIX) if path.exists() else [{}]
+    if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
+        raise ValueError(f"{path}: no list of starts; {_FIX}")
+    return starts[-1]
 
 
 def _samples(path: Path) -> dict[str, Sample]:
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in islice(file, SAMPLES)]
-    return {row["question"]: Sample(row["answer"], row["score"]) for row in rows}
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in islice(file, SAMPLES)]
+        return {str(row["question"]): Sample(str(row["answer"]), float(row["score"])) for row in rows}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, or no answers with scores; {_FIX}") from error

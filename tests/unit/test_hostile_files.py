@@ -1,0 +1,251 @@
+"""Every reader of a file is given files that would run code: nothing runs, and what is said is one line that names one.
+
+docs/security.md lists the readers, and which of these tests each of them has.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lion_lightning.cache import read_json
+from lion_lightning.cli_errors import explain
+from lion_lightning.config_file import read_config_file
+from lion_lightning.data.rounds import Round, round_path
+from lion_lightning.data.sources import Source
+from lion_lightning.data.tokenized import part_path, read_part
+from lion_lightning.evaluation.answers import answer
+from lion_lightning.evaluation.formats import FORMATS
+from lion_lightning.folder_lock import FolderLock
+from lion_lightning.models.checkpoints import read_checkpoint
+from lion_lightning.models.pair_store import PairStore
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.pipeline.plan import read_plan
+from lion_lightning.report.logs import read_stage
+from tests import hostile, tiny
+from tests.unit.chat_server import serving
+
+
+@pytest.fixture(params=hostile.KINDS)
+def content(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
+    return hostile.KINDS[request.param](tmp_path / "canary")
+
+
+@pytest.fixture
+def reads(tmp_path: Path, content: bytes) -> Any:
+    """Writes the file, reads it, and sees that nothing ran."""
+
+    def reads(path: Path, read: Callable[[], Any], named: str | None = None, fails: bool = True) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        said = _said(read)
+        assert bool(said) or not fails
+        if said:
+            assert (named or path.name) in said
+        assert not (tmp_path / "canary").exists()
+
+    return reads
+
+
+def _said(read: Callable[[], Any]) -> str:
+    """The one line that the command line would print; empty where there is no error."""
+    try:
+        read()
+    except (ValueError, OSError) as error:
+        line = explain(error)
+        assert len(line.splitlines()) == 1
+        assert len(line) < 600
+        return line
+    return ""
+
+
+def test_the_files_do_run_code_in_a_careless_reader(tmp_path: Path) -> None:
+    pickle.loads(hostile.KINDS["pickle"](tmp_path / "canary"))
+    assert (tmp_path / "canary").is_dir()
+
+
+# --- data
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.parquet", "x.pkl", "x.pt", "x.npz", "x.tar", "x.csv", "x"])
+def test_a_source_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> None:
+    reads(tmp_path / name, lambda: list(Source(str(tmp_path / name)).open().take(np.arange(1))))
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_saved_set_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    folder = tmp_path / "saved"
+    Dataset.from_dict({"text": ["a"]}).save_to_disk(str(folder))
+    reads(folder / name, lambda: list(Source(str(folder)).open().take(np.arange(1))), "saved")
+
+
+@pytest.mark.parametrize("name", ["00000-of-00001.arrow", "00000-of-00001.json"])
+def test_a_token_store_is_read_as_data(name: str, reads: Any, content: bytes, tmp_path: Path) -> None:
+    part = part_path(tmp_path, 0, 1)
+    sizes = {"rows": 1, "skipped": 0, "examples": 1, "bytes": len(content), "crc32": f"{zlib.crc32(content):08x}"}
+    (tmp_path / "00000-of-00001.json").write_text(json.dumps({**sizes, "warnings": {}}))
+    part.write_bytes(content)
+    reads(tmp_path / name, lambda: read_part(part, check=True), "00000-of-00001")
+
+
+@pytest.mark.parametrize("name", ["round-0000.arrow", "round-0000.json"])
+def test_a_round_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> None:
+    made = round_path(tmp_path, 0)
+    reads(tmp_path / name, lambda: Round(made).rollouts if name.endswith("arrow") else Round(made).summary)
+
+
+# --- configs
+
+
+def test_a_config_is_read_as_plain_yaml(reads: Any, tmp_path: Path) -> None:
+    reads(tmp_path / "c.yaml", lambda: read_config_file(tmp_path / "c.yaml"))
+    reads(tmp_path / "p.yaml", lambda: read_plan(tmp_path / "p.yaml"))
+
+
+# --- models
+
+
+def model_folder(folder: Path) -> Path:
+    PolicySpec(config=tiny.config()).build().causal_lm.save_pretrained(folder)
+    tiny.tokenizer_folder(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "generation_config.json", "model.safetensors.index.json", "pytorch_model.bin"],
+)
+def test_a_model_is_read_as_tensors_and_data(name: str, reads: Any, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    if name not in ("model.safetensors", "config.json", "generation_config.json"):
+        (folder / "model.safetensors").unlink()
+    reads(folder / name, lambda: PolicySpec(path=str(folder)).build(), "model", fails=name != "generation_config.json")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_tokenizer_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> None:
+    folder = tiny.tokenizer_folder(tmp_path / "tok")
+    load = TokenizerSpec(str(folder)).load
+    reads(folder / name, lambda: load(), "tok", fails=name != "chat_template.jinja")
+
+
+def test_a_checkpoint_is_read_as_tensors_and_data(reads: Any, tmp_path: Path) -> None:
+    reads(tmp_path / "x.ckpt", lambda: read_checkpoint(tmp_path / "x.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["identity.json", "a.safetensors"])
+def test_stored_log_probs_are_read_as_tensors_and_data(name: str, reads: Any, tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_text(json.dumps(PairStore(tmp_path / "new", {"model": "m"}).identity))
+    reads(tmp_path / name, lambda: PairStore(tmp_path, {"model": "m"}).reload(), fails=name == "identity.json")
+
+
+# --- what runs leave
+
+
+def test_what_a_run_left_is_read_as_data(reads: Any, tmp_path: Path) -> None:
+    for name in ("provenance.json", "done.json", "evaluation/results.json", "evaluation/scored.jsonl", "metrics.csv"):
+        folder = tmp_path / name.replace("/", "-")
+        reads(folder / name, partial(read_stage, folder), Path(name).name, fails=not name.endswith("csv"))
+    reads(tmp_path / "any.json", lambda: read_json(tmp_path / "any.json", "what it is", "remove it"))
+
+
+def test_a_lock_is_read_as_data(reads: Any, tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path, "a run", "another")
+    reads(tmp_path / ".lock", lock.acquire, fails=False)
+    lock.release()
+
+
+def test_answers_of_an_evaluation_are_read_as_data(reads: Any, tmp_path: Path) -> None:
+    served: Any = type("Served", (), {"digest": lambda self: "x"})()
+    sampler: Any = object()
+    reads(tmp_path / "answers.jsonl", lambda: answer(served, [], sampler, keep=tmp_path / "answers.jsonl"), fails=False)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_questions_and_answers_of_a_benchmark_are_read_as_data(name: str, reads: Any, tmp_path: Path) -> None:
+    reads(tmp_path / "q.json", lambda: FORMATS[name].questions(tmp_path / "q.json"))
+    reads(tmp_path / "a.json", lambda: FORMATS[name].answered(tmp_path / "a.json"), fails=False)
+
+
+# --- lists of files in files, and what rows name
+
+
+def saved(folder: Path, **columns: Any) -> Path:
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": ["a"], **columns}).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../other/data-00000-of-00001.arrow", "/etc/passwd", "sub/x.arrow", ".."])
+def test_a_saved_set_names_no_file_outside_of_its_folder(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "saved")
+    saved(tmp_path / "other")
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "_data_files": [{"filename": name}]}))
+    with pytest.raises(ValueError, match=r"^\S*saved: .*state\.json names .*outside of the folder"):
+        Source(str(folder)).open()
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(ValueError, match=r"^\S*saved: .*dataset_dict\.json names .*outside of the folder"):
+        Source(str(folder)).open()
+
+
+@pytest.mark.parametrize("kind", ["Image", "Audio", "Video", "Pdf", "Nifti"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_row_that_names_an_address_is_not_followed(kind: str, nested: bool, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        calls.append(route)
+        return 404, None
+
+    from datasets import Dataset, Features, List, Value
+
+    plain: Any = {"bytes": Value("binary"), "path": Value("string")}
+    with serving(reply) as url:
+        stored = {"bytes": None, "path": f"{url}/x.png"}
+        features = Features({"media": List(plain) if nested else plain})
+        folder = tmp_path / "saved"
+        Dataset.from_dict({"media": [[stored] if nested else stored]}, features=features).save_to_disk(str(folder))
+        info = json.loads((folder / "dataset_info.json").read_text())
+        feature = {"_type": kind}
+        info["features"]["media"] = {"feature": feature, "_type": "List"} if nested else feature
+        (folder / "dataset_info.json").write_text(json.dumps(info))
+        row = next(Source(str(folder)).open().take(np.arange(1)))
+    assert row.values["media"] == ([stored] if nested else stored)
+    assert calls == []
+
+
+def test_what_datasets_stores_as_json_is_still_read(tmp_path: Path) -> None:
+    from datasets import Dataset, Features, Json, Value
+
+    features = Features({"text": Value("string"), "more": Json()})
+    Dataset.from_dict({"text": ["a"], "more": [{"b": 1}]}, features=features).save_to_disk(str(tmp_path / "s"))
+    assert next(Source(str(tmp_path / "s")).open().take(np.arange(1))).values == {"text": "a", "more": {"b": 1}}
+
+
+def test_a_pickled_type_in_a_parquet_file_is_not_unpickled(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    mark = {b"ARROW:extension:name": b"arrow.py_extension_type"}
+    mark[b"ARROW:extension:metadata"] = hostile.KINDS["pickle"](tmp_path / "canary")
+    schema = pa.schema([pa.field("text", pa.string(), metadata=mark)])
+    pa.parquet.write_table(pa.table({"text": ["a"]}, schema=schema), tmp_path / "x.parquet")
+    assert next(Source(str(tmp_path / "x.parquet")).open().take(np.arange(1))).values == {"text": "a"}
+    with pa.ipc.new_file(str(tmp_path / "round-0000.arrow"), schema) as writer:
+        writer.write_table(pa.table({"text": ["a"]}, schema=schema))
+    with pytest.raises(ValueError, match="not a round"):
+        assert Round(tmp_path / "round-0000.arrow").rollouts
+    assert not (tmp_path / "canary").exists()
