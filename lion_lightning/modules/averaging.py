@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 def refuse_averaging(trainer: Trainer) -> None:
@@ -31,4 +32,19 @@ def refuse_averaging(trainer: Trainer) -> None:
             raise MisconfigurationException(
                 f"{type(callback).__name__} does not work with weights that are split over ranks, as "
                 f"{type(trainer.strategy).__name__} splits them; use trainer.strategy: ddp, or leave it out"
+            )
+
+
+def warn_of_no_average(trainer: Trainer) -> None:
+    """Say so if nothing was ever averaged: Lightning then ends a run with the weights that it began with.
+
+    Args:
+        trainer: Whose training has ended.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        average = getattr(callback, "_average_model", None) if isinstance(callback, WeightAveraging) else None
+        if average is not None and int(average.n_averaged) == 0:
+            rank_zero_warn(
+                f"{type(callback).__name__} has never updated its average, so the run ends with the weights that it "
+                "began with, and so do its checkpoints and export: let it start at an earlier step or epoch"
             )

@@ -200,6 +200,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
 
     def on_train_end(self) -> None:
         """Say so where nothing was trained (Lightning calls this)."""
+        super().on_train_end()
         self._rates.end()
 
     def begin_schedules(self) -> None:

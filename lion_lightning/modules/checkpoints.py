@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
@@ -21,6 +22,8 @@ from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.averaging import warn_of_no_average
+from lion_lightning.modules.dev_run import restore_last, suspend_last
 from lion_lightning.modules.resume import mend_progress, rewind
 
 
@@ -40,6 +43,7 @@ class PolicyCheckpoints(LightningModule):
         self._new_ids: list[int] = []
         self._base: str | None = None
         self._resumed: dict[str, Any] | None = None
+        self._suspended: dict[ModelCheckpoint, Any] = {}
         self.register_state_dict_post_hook(_leave_base_out)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_miss_no_base)  # type: ignore[no-untyped-call]
 
@@ -67,8 +71,14 @@ class PolicyCheckpoints(LightningModule):
 
     def on_train_start(self) -> None:
         """Know the base before anybody can change it (Lightning calls this)."""
+        self._suspended = suspend_last(self.trainer)
         if has_base(self.policy_spec) and self._base is None:
             self._base = base_digest(self.policy_spec)
+
+    def on_train_end(self) -> None:
+        """Say where averaging came to nothing (Lightning calls this)."""
+        restore_last(self._suspended)
+        warn_of_no_average(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""

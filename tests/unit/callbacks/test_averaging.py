@@ -109,6 +109,21 @@ def test_averaging_that_would_average_nothing_is_refused(bench: Bench) -> None:
         bench.fit(bench.trainer(StochasticWeightAveraging(swa_lrs=0.1)))
 
 
+def test_an_average_that_never_begins_is_said_to_undo_the_run(bench: Bench) -> None:
+    averaging = EMAWeightAveraging(decay=DECAY, update_starting_at_step=100)
+    before = {name: p.detach().clone() for name, p in _policy(bench).named_parameters()}
+    with pytest.warns(UserWarning, match="EMAWeightAveraging has never updated its average"):
+        module = bench.fit(bench.trainer(averaging))
+    assert all(torch.equal(p, before[name]) for name, p in module.policy_model.named_parameters())
+
+
+def _policy(bench: Bench) -> Any:
+    torch.manual_seed(0)
+    module = bench.module()
+    module.configure_model()
+    return module.policy_model
+
+
 @pytest.mark.parametrize("kept", ["all weights", "adapters alone"])
 def test_a_run_with_averages_resumes_to_the_same_export(kept: str, bench: Bench) -> None:
     def module() -> SFTModule:
