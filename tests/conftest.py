@@ -8,6 +8,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -41,6 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    import_module("lightning.pytorch")  # its log goes to the stderr of this moment; a test's is closed after the test
     gc.collect()
     # Libraries and tests are never garbage. Going through them again and again took a tenth of the time of all tests.
     gc.freeze()

@@ -207,13 +207,15 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the most bytes that tensors made inside, and still there, have held at once.
 
     It follows storages, not tensors: autograd keeps the former without the latter, and a tensor that something refers
-    to cannot be swapped for another, as happens to sharded parameters.
+    to cannot be swapped for another, as happens to sharded parameters. Which storages are still there is looked up
+    only where all that were known together are more than there ever were.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.most = 0
-        self._made: dict[int, StorageWeakRef] = {}
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._held = 0
         self._before: set[int] = set()
 
     def count(self, *before: torch.nn.Module) -> LiveTensors:
@@ -225,12 +227,27 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         made = result if isinstance(result, tuple | list) else (result,)
-        storages = [_storage(item) for item in made if isinstance(item, Tensor) and not item.is_meta]
-        new = {s._cdata: s for s in storages if s._cdata not in self._before | self._made.keys()}
-        self._made |= {place: StorageWeakRef(storage) for place, storage in new.items()}  # type: ignore[no-untyped-call]
-        self._made = {place: ref for place, ref in self._made.items() if not ref.expired()}  # type: ignore[no-untyped-call]
-        self.most = max(self.most, sum(map(_bytes, self._made)))
+        for item in made:
+            if isinstance(item, Tensor) and not item.is_meta:
+                self._note(_storage(item))
+        if self._held > self.most:
+            self._look()
         return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        """A storage that is new, or whose size may have changed."""
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._before:
+            ref, known = self._made.get(key) or (StorageWeakRef(storage), 0)  # type: ignore[no-untyped-call]
+            self._made[key] = ref, size
+            self._held += size - known
+
+    def _look(self) -> None:
+        """Forget what is gone."""
+        there = {key: ref for key, (ref, _) in self._made.items() if not ref.expired()}  # type: ignore[no-untyped-call]
+        self._made = {key: (ref, _bytes(key)) for key, ref in there.items()}
+        self._held = sum(size for _, size in self._made.values())
+        self.most = max(self.most, self._held)
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:

@@ -1,4 +1,4 @@
-"""The fragments of configs/strategy on two CPU processes, as the command line starts them: train, resume, export."""
+"""The fragments of configs/strategy on two CPU processes: train, resume, export; and the command line starts both."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from lion_lightning.cli import main
 from lion_lightning.models.checkpoints import read_checkpoint
 from tests.demo import copy_demo
+from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -36,24 +37,16 @@ def command(name: str, *more: str) -> list[str]:
     return ["fit", *configs, *ON_CPU, "--trainer.enable_progress_bar=false", *more]
 
 
-def lion(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "lion_lightning", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
+def ranks(rank: int, world: int, arguments: list[str]) -> int:
+    return main(arguments)
 
 
 @pytest.mark.parametrize("name", SAVES)
 def test_a_fragment_trains_resumes_and_its_checkpoint_is_exported(name: str, folder: Path) -> None:
     last = folder / "runs" / "sft" / "checkpoints" / "last.ckpt"
     for steps in (1, 2):  # the schedule follows max_steps, which is of no matter here
-        run = lion(*command(name, f"--trainer.max_steps={steps}", *["--ckpt_path=last"] * (steps - 1)))
-        assert run.returncode == 0, run.stderr
+        arguments = command(name, f"--trainer.max_steps={steps}", *["--ckpt_path=last"] * (steps - 1))
+        assert run_ranks(ranks, folder, arguments) == [0, 0]
         assert SAVES[name](last)
         assert read_checkpoint(last)["global_step"] == steps
     assert main(["export", str(last), "by hand"]) == 0
@@ -62,6 +55,15 @@ def test_a_fragment_trains_resumes_and_its_checkpoint_is_exported(name: str, fol
         AutoModelForCausalLM.from_pretrained(made)(ids).logits for made in ("runs/sft/export", "by hand")
     )
     assert torch.equal(at_end, by_hand)
+
+
+def test_the_command_line_starts_the_second_process(folder: Path) -> None:
+    lion = [sys.executable, "-m", "lion_lightning", *command("ddp", "--trainer.max_steps=1")]
+    started = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(lion, env=started, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    assert read_checkpoint(folder / "runs" / "sft" / "checkpoints" / "last.ckpt")["global_step"] == 1
 
 
 def test_fsdp_is_for_gpus_and_says_so_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
