@@ -54,7 +54,7 @@ class Failing(Uneven):
 
 def opened(folder: Path) -> Online:
     online = Online.__new__(Online)  # the folder is there already
-    online.folder, online.start = folder, folder / "start"
+    online.folder, online.start, online.every = folder, folder / "start", 100
     return online
 
 
@@ -63,7 +63,7 @@ def fit(rank: int, world: int, folder: Path, name: str, kind: type[Sampler], set
     ranks: dict[str, Any] = {"strategy": "ddp", "devices": world} if world > 1 else {}
     epochs = settings.pop("max_epochs", 3)
     try:
-        online.fit(name, online.sampling(sampler, Judge(), **settings), watch, max_epochs=epochs, every=100, **ranks)
+        online.fit(name, online.sampling(sampler, Judge(), **settings), watch, max_epochs=epochs, **ranks)
     except (RuntimeError, ValueError) as error:
         return str(error)
     return {"asked": sampler.asked, "trained": watch.trained}
@@ -121,7 +121,7 @@ def train(rank: int, world: int, folder: Path, name: str, what: str) -> dict[str
     )
     ranks: dict[str, Any] = {"strategy": SHARDED[name](), "devices": world} if world > 1 else {}
     options: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2 // world, "gradient_clip_val": 1.0}
-    run = online.trainer(place, [online.sampling()], every=100, **options, **ranks)
+    run = online.trainer(place, [online.sampling()], **options, **ranks)
     run.fit(module, datamodule=online.data())
     metrics = {key: value.item() for key, value in run.callback_metrics.items()}
     return {"metrics": metrics, "weights": {n: p.clone() for n, p in whole_parameters(module.policy_model)}}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +99,26 @@ def pairs_of(made: Round) -> set[tuple[int, ...]]:
     return found
 
 
-class Online:
-    """A folder with prompts and a starting model, and runs in it."""
+@cache
+def _start() -> Path:
+    """A model of random weights, made once."""
+    made = Path(tempfile.mkdtemp(dir=os.environ["LION_TESTS"]))
+    torch.manual_seed(0)
+    PolicySpec(config=tiny.config()).build().causal_lm.save_pretrained(made)
+    return tiny.tokenizer_folder(made)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.start = folder / "start"
-        torch.manual_seed(0)
-        model = PolicySpec(config=tiny.config()).build().causal_lm
-        model.save_pretrained(self.start)
-        tiny.tokenizer_folder(self.start)
+
+class Online:
+    """A folder with prompts and a starting model, and runs in it.
+
+    Args:
+        folder: The folder.
+        every: Steps from one checkpoint to the next.
+    """
+
+    def __init__(self, folder: Path, every: int = 100) -> None:
+        self.folder, self.every = folder, every
+        self.start = Path(shutil.copytree(_start(), folder / "start"))
         rows = [{"question": f"w{3 + number} w{40 + number}", "row": number} for number in range(PROMPTS)]
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -126,8 +139,9 @@ class Online:
         settings = {"num_samples": 4, "monitor_prompts": 4, "chunk_size": 4, "keep_unfinished": True}
         return OnPolicySampling(sampler or Sampler(), judge or Judge(), **{**settings, **changes})
 
-    def trainer(self, name: str, callbacks: Sequence[Callback], every: int = 1, **changes: Any) -> Trainer:
-        saver = ModelCheckpoint(self.folder / name, save_last=True, save_top_k=-1, every_n_train_steps=every)
+    def trainer(self, name: str, callbacks: Sequence[Callback], every: int = 0, **changes: Any) -> Trainer:
+        steps = every or self.every
+        saver = ModelCheckpoint(self.folder / name, save_last=True, save_top_k=-1, every_n_train_steps=steps)
         options = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1, "enable_checkpointing": True, **changes}
         return tiny.trainer(default_root_dir=self.folder / name, callbacks=[*callbacks, saver], **options)
 

@@ -38,23 +38,40 @@ def online(tmp_path: Path) -> Online:
     return Online(tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, *exhaustive(2)])
-def test_every_epoch_trains_on_its_own_round_the_first_one_too(online: Online, workers: int) -> None:
-    watch = Watch()
-    online.fit("run", watch=watch, data=online.data(num_workers=workers))
-    rounds = online.rounds("run")
+class Standard:
+    """A run of three rounds, at which several tests look."""
+
+    def __init__(self, folder: Path) -> None:
+        self.online, self.sampler, self.watch = Online(folder), Sampler(), Watch()
+        self.module = self.online.module()
+        self.end = self.online.fit("run", self.online.sampling(self.sampler), self.watch, self.module)
+        self.rounds = self.online.rounds("run")
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory: pytest.TempPathFactory) -> Standard:
+    return Standard(tmp_path_factory.mktemp("standard"))
+
+
+def test_every_epoch_trains_on_its_own_round_the_first_one_too(standard: Standard) -> None:
+    rounds = standard.rounds
     assert [made.number for made in rounds] == [0, 1, 2]
     for made in rounds:
-        assert watch.trained[made.number] == pairs_of(made)
+        assert standard.watch.trained[made.number] == pairs_of(made)
         assert len(pairs_of(made)) > 10
     policies = [made.metadata["policy"] for made in rounds]
     assert len(set(policies)) == 3
 
 
-def test_no_prompt_is_asked_twice_and_monitor_prompts_are_never_trained_on(online: Online) -> None:
-    sampler = Sampler()
-    online.fit("run", online.sampling(sampler))
-    rounds = online.rounds("run")
+@pytest.mark.exhaustive
+def test_every_epoch_trains_on_its_own_round_with_workers_too(online: Online) -> None:
+    watch = Watch()
+    online.fit("run", watch=watch, data=online.data(num_workers=2))
+    assert [watch.trained[made.number] == pairs_of(made) for made in online.rounds("run")] == [True, True, True]
+
+
+def test_no_prompt_is_asked_twice_and_monitor_prompts_are_never_trained_on(standard: Standard) -> None:
+    sampler, rounds = standard.sampler, standard.rounds
     asked = [r.prompt.question for made in rounds for r in made.rollouts if not r.monitor]
     assert len(asked) == len(set(asked)) == 30
     watched = [[r.prompt.question for r in made.rollouts if r.monitor] for made in rounds]
@@ -106,16 +123,12 @@ def test_unfinished_and_empty_answers_make_no_pair(online: Online, keep: bool, p
     assert made.rollouts[0].answers[1].token_ids == (50, 2)
 
 
-def test_figures_of_a_round_are_logged_and_stored(online: Online) -> None:
-    module = online.module()
-    sampling = online.sampling()
-    trainer = online.trainer("run", [sampling])
-    trainer.fit(module, datamodule=online.data())
+def test_figures_of_a_round_are_logged_and_stored(standard: Standard) -> None:
+    trainer, rounds = standard.module.trainer, standard.rounds
     logged = {name for name in trainer.callback_metrics if name.startswith("on_policy/")}
     assert {
         f"on_policy/{name}" for name in ("score", "score_spread", "win_rate", "kl", "length", "pairs_kept")
     } <= logged
-    rounds = online.rounds("run")
     assert rounds[0].summary["metrics"]["on_policy/kl"] == 0
     assert rounds[0].summary["metrics"]["on_policy/win_rate"] == 0.5
     assert rounds[2].summary["metrics"]["on_policy/kl"] > 1e-3
@@ -127,7 +140,7 @@ def test_figures_of_a_round_are_logged_and_stored(online: Online) -> None:
 def test_kl_is_the_log_ratio_of_the_policy_to_the_start_on_the_rounds_pairs(online: Online) -> None:
     torch.manual_seed(0)
     module = online.module(kl_batches=100)
-    online.fit("run", module=module, max_epochs=2, limit_train_batches=2)
+    online.fit("run", module=module, max_epochs=2, limit_train_batches=2, every=1)
     made = online.rounds("run")[1]
     start = AutoModelForCausalLM.from_pretrained(online.start)
     policy = AutoModelForCausalLM.from_pretrained(online.start)
@@ -159,10 +172,9 @@ def test_other_references_are_a_switch(online: Online, reference: Any) -> None:
     assert [made.summary["metrics"]["on_policy/kl"] > 0 for made in online.rounds("run")] == [False, True, True]
 
 
-def test_the_cached_reference_trains_like_the_frozen_one(online: Online) -> None:
-    cached = online.fit("cached")
-    frozen = online.fit("frozen", module=online.module(reference=FrozenReference()))
-    for name, value in cached.items():
+def test_the_cached_reference_trains_like_the_frozen_one(standard: Standard) -> None:
+    frozen = standard.online.fit("frozen", module=standard.online.module(reference=FrozenReference()))
+    for name, value in standard.end.items():
         assert torch.allclose(value, frozen[name], atol=1e-5), name
 
 
@@ -175,16 +187,16 @@ def test_adapters_are_sampled_from_and_trained(online: Online) -> None:
     assert rounds[2].summary["metrics"]["on_policy/kl"] > 1e-3
 
 
-def test_the_schedule_ends_with_the_last_epoch_however_long_rounds_are(online: Online) -> None:
-    watch = Watch()
-    online.fit("run", watch=watch)
+def test_the_schedule_ends_with_the_last_epoch_however_long_rounds_are(standard: Standard) -> None:
+    watch = standard.watch
     assert watch.steps > 6
-    assert watch.rates[0] == 0
-    assert watch.rates[-1] == pytest.approx(3e-3 / (watch.steps - -(-watch.steps * 0.2 // 1)), rel=0.3)
+    warmup = -(-watch.steps * 0.2 // 1)
+    assert watch.rates[0] == pytest.approx(3e-3 / warmup)
+    assert watch.rates[-1] == pytest.approx(3e-3 / (watch.steps - warmup), rel=0.3)
 
 
 def test_another_runs_rounds_are_set_aside_and_kept(online: Online, caplog: pytest.LogCaptureFixture) -> None:
-    online.fit("run")
+    online.fit("run", every=1)
     before = [made.path.read_bytes() for made in online.rounds("run")]
     for checkpoint in (online.folder / "run").glob("*.ckpt"):
         checkpoint.unlink()

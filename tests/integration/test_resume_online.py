@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory: pytest.TempPathFactory) -> Online:
-    return Online(tmp_path_factory.mktemp("online"))
+    return Online(tmp_path_factory.mktemp("online"), every=1)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
+from tests.marks import exhaustive
 from tests.tiny import VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
 
 TURNS = [{"role": "user", "content": "w3 w4"}, {"role": "assistant", "content": "w5"}]
@@ -53,8 +54,18 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("new_tokens", [(), ("<a>", "<b>")], ids=["no_new_tokens", "new_tokens"])
-@pytest.mark.parametrize("name", SPECS)
+NEW = ("<a>", "<b>")
+
+
+@pytest.mark.parametrize(
+    ("name", "new_tokens"),
+    [
+        *(("plain", ()), ("plain", NEW), ("tied", NEW), ("lora", NEW), ("lora_tied", ())),
+        *(("whole_head", NEW), ("padded_attention", ()), ("checkpointed", ())),
+        *exhaustive(("tied", ()), ("lora", ()), ("lora_tied", NEW)),
+        *exhaustive(("whole_head", ()), ("padded_attention", NEW), ("checkpointed", NEW)),
+    ],
+)
 def test_exported_logits_equal_the_trained_models(name: str, new_tokens: tuple[str, ...], tmp_path: Path) -> None:
     checkpoint, module = trained(tmp_path, SPECS[name], new_tokens)
     vocabulary = VOCABULARY + len(new_tokens)

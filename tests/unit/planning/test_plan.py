@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def job(**changes: Any) -> Job:
     return Job(**{"lengths": lengths, "parents": parents, **plain, **changes})
 
 
+@cache
+def plain() -> Job:
+    """The same one for all tests, since it is rehearsed when it is first asked."""
+    return job()
+
+
 @pytest.fixture
 def total() -> int:
     config = PolicySpec(config=tiny.config()).load_config()
@@ -58,7 +65,7 @@ def total() -> int:
 
 def test_weights_gradients_and_state_are_counted(total: int) -> None:
     buffers = 4 * (WIDTH // 4) // 2 * 2  # rotary frequencies and their originals
-    own = job()
+    own = plain()
     peak = max(Whole().moments(own), key=lambda moment: moment.gradients)
     assert (peak.weights - 4 * total) in (0, buffers // 2, buffers)
     assert peak.gradients == 4 * total
@@ -146,14 +153,14 @@ def test_time_is_the_longer_of_products_and_traffic(total: int) -> None:
     slow = Machine(tflops=1e-6, mfu=0.5, bandwidth=1e9)
     one = step_time(job(accumulate=3), Whole(4), slow)
     assert one.traffic == pytest.approx(2 * 3 / 4 * 4 * total / 1e18)
-    assert one.seconds == one.compute == pytest.approx(3 * step_time(job(), Whole(1), slow).compute)
+    assert one.seconds == one.compute == pytest.approx(3 * step_time(plain(), Whole(1), slow).compute)
     assert one.tokens == 48 * 3 * 4
     halves = step_time(job(precision="bf16-mixed"), Sharded(4), slow)
     assert halves.traffic == pytest.approx((2 * 2 + 4) * total * 3 / 4 / 1e18)
 
 
 def test_a_sampler_takes_its_share_beside_weights_and_state(total: int) -> None:
-    plan = Plan(job(), [Whole(1)], Machine(1, 1, 1), memory=2**30, sampler=0.75)
+    plan = Plan(plain(), [Whole(1)], Machine(1, 1, 1), memory=2**30, sampler=0.75)
     [peak] = plan.peaks
     assert plan.fits(peak)
     assert not replace(plan, memory=round(12 * total / 0.25)).fits(peak)  # weights and AdamW's state are 12 bytes each

@@ -49,11 +49,14 @@ def drawn(policy: Serving, prompts: list[Prompt], n: int, seed: int = 0, size: i
         sampler.close()
 
 
+DRAWS = 1000
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.5), *slow((5, 1.0))])
 def test_a_padded_prompt_is_drawn_from_its_own_distribution(tmp_path: Path, top_k: int, top_p: float) -> None:
     policy = served(tmp_path)
     logps = policy.next_logps([prompt.input_ids for prompt in PROMPTS]) / 0.7  # temperature
-    answers = drawn(policy, PROMPTS, 3000, size=20000, temperature=0.7, max_new_tokens=1, top_k=top_k, top_p=top_p)
+    answers = drawn(policy, PROMPTS, DRAWS, size=20000, temperature=0.7, max_new_tokens=1, top_k=top_k, top_p=top_p)
     for row, given in zip(logps.softmax(-1), answers, strict=True):
         order = row.argsort(descending=True)
         before = row[order].cumsum(0) - row[order]
@@ -63,8 +66,8 @@ def test_a_padded_prompt_is_drawn_from_its_own_distribution(tmp_path: Path, top_
         counts = Counter(answer.token_ids[0] for answer in given)
         assert set(counts) <= set(kept.tolist())
         for token in kept[:3].tolist():
-            spread = (3000 * expected[token] * (1 - expected[token])).sqrt()
-            assert abs(counts[token] - 3000 * expected[token]) < 4.5 * spread + 1
+            spread = (DRAWS * expected[token] * (1 - expected[token])).sqrt()
+            assert abs(counts[token] - DRAWS * expected[token]) < 4.5 * spread + 1
 
 
 def test_near_zero_temperature_is_the_greedy_answer_of_the_prompt_alone(tmp_path: Path) -> None:
