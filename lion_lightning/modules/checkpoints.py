@@ -9,6 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -18,6 +19,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from lion_lightning.models.bases import base_digest, base_names, has_base, require_base, trained_names
 from lion_lightning.models.cached import has_adapters
 from lion_lightning.models.checkpoint_files import require_whole
+from lion_lightning.models.checkpoint_io import require_training
 from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
@@ -25,6 +27,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.averaging import warn_of_no_average
 from lion_lightning.modules.dev_run import restore_last, suspend_last
 from lion_lightning.modules.resume import mend_progress, rewind
+from lion_lightning.modules.stored_settings import require_known_classes, require_own_paths
 
 
 class PolicyCheckpoints(LightningModule):
@@ -95,8 +98,10 @@ class PolicyCheckpoints(LightningModule):
         """Take in what an exact resume needs beyond Lightning (Lightning calls this).
 
         Raises:
-            ValueError: The checkpoint's adapters were trained on another base.
+            ValueError: The checkpoint's adapters were trained on another base, or it names files of others as its own.
         """
+        if self._trainer is not None:
+            require_own_paths(checkpoint, self.trainer)
         wanted = checkpoint.get("lion", {}).get("base")
         if wanted is not None and wanted != self._base:
             require_base(self.policy_spec, wanted)
@@ -109,11 +114,17 @@ class PolicyCheckpoints(LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
         """A module with the weights of a checkpoint, which is checked before; see Lightning's own.
 
+        Classes of this package, of the module's own and of ``torch.optim`` are made as the checkpoint says. Others, and
+        models with code of their own, are arguments to be given: a file decides about no code.
+
         Raises:
-            ValueError: It is an address, not there, or damaged.
+            ValueError: It is an address, not there, or damaged, or names other code.
         """
         if isinstance(checkpoint_path, str | Path):
-            require_whole(checkpoint_path)
+            path = require_whole(checkpoint_path)
+            if path.is_file():
+                stored = torch.load(path, "cpu", weights_only=True, mmap=True)
+                require_known_classes(require_training(path, stored), options, cls)
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
 
     def _name_optimizer_states(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,95 @@
+"""What a checkpoint says of how a module was made, and of files, is checked: it comes from a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+_KEYS = ("hparams", "module_arguments", "hyper_parameters")
+"""Where Lightning looks for the arguments that a module was made with."""
+
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+_KNOWN = ("lion_lightning.", "torch.optim.", "bitsandbytes.optim.")
+"""Of what a checkpoint may name classes, without anybody's asking."""
+
+
+def require_known_classes(checkpoint: Mapping[str, Any], given: Collection[str], kind: type) -> None:
+    """Refuse a checkpoint whose arguments would import what the caller has not named, or ask for code of a model.
+
+    Args:
+        checkpoint: As it was loaded.
+        given: Arguments that the caller gives, in place of the checkpoint's.
+        kind: The module's class; what its own module holds is known.
+
+    Raises:
+        ValueError: One would; the message names the argument.
+    """
+    known = (*_KNOWN, f"{kind.__module__}.")
+    stored = [dict(checkpoint.get(key) or {}) for key in _KEYS]
+    for name, value in (entry for settings in stored for entry in settings.items() if entry[0] not in given):
+        if name == "_instantiator":
+            if value not in (None, _INSTANTIATOR):
+                raise ValueError(f"the checkpoint names {value!r} to be run, which is not done")
+            continue
+        leaves = list(_leaves(value, name))
+        if any(key == "trust_remote_code" and leaf for key, leaf in leaves):
+            raise ValueError(
+                f"the checkpoint says that code which comes with the model may run ({name}.trust_remote_code), and a "
+                f"file is not believed; give {name}=... to load_from_checkpoint"
+            )
+        for _, path in leaves if name not in ("policy", "tokenizer") else ():
+            if isinstance(path, str) and _IMPORT_PATH.fullmatch(path) and not path.startswith(known):
+                raise ValueError(
+                    f"the checkpoint's {name} is {path!r}, and what a file names is not imported; give {name}=... to "
+                    "load_from_checkpoint"
+                )
+
+
+def require_own_paths(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
+    """Refuse a checkpoint that names files elsewhere as checkpoints of the run: Lightning removes such when they age.
+
+    Args:
+        checkpoint: As it was loaded.
+        trainer: What resumes.
+
+    Raises:
+        ValueError: It names one that leaves its folder, or an address.
+    """
+    own = [
+        str(getattr(callback, "dirpath", None)) for callback in trainer.callbacks if isinstance(callback, Checkpoint)
+    ]
+    states = [state for state in dict(checkpoint.get("callbacks") or {}).values() if isinstance(state, Mapping)]
+    for path in (path for state in states for path in _checkpoints(state)):
+        elsewhere = "://" in path and not path.startswith(tuple(f"{folder}/" for folder in own))
+        if elsewhere or ".." in Path(path).parts:
+            raise ValueError(
+                f"the checkpoint takes {path!r} for one of the run's, which Lightning would remove in time; resume "
+                "from a checkpoint of your own"
+            )
+
+
+def _checkpoints(state: Mapping[str, Any]) -> Iterator[str]:
+    """Paths in the state of a ``ModelCheckpoint``."""
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        if isinstance(state.get(name), str | Path):
+            yield str(state[name])
+    if isinstance(state.get("best_k_models"), Mapping):
+        yield from map(str, state["best_k_models"])
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Plain values within mappings and lists, each with the name that it is under."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner, name)
+    else:
+        yield name, value
