@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
@@ -19,8 +18,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lion_lightning.callbacks import rollout as work
 from lion_lightning.callbacks.answers import answered, beside_first, first_answers, paired
 from lion_lightning.callbacks.folders import remove_scratch, scratch_or
-from lion_lightning.callbacks.round_plan import identity_of, on_policy_data, refuse_nonsense, round_part, round_size
-from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.callbacks.round_plan import (
+    RoundPrompts,
+    epochs_of,
+    last_epoch,
+    on_policy_data,
+    refuse_nonsense,
+    share_out,
+    what_decides,
+)
 from lion_lightning.data.preferences import BestWorst, Pairing
 from lion_lightning.data.prompts import Asked, PromptPool
 from lion_lightning.data.readers import digest
@@ -30,6 +36,7 @@ from lion_lightning.judges.base import Judge
 from lion_lightning.models.serving import Serving
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.process import TrainerProcess
+from lion_lightning.readiness import require_ready
 from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer, Prompt
 
@@ -62,7 +69,8 @@ class OnPolicySampling(Callback):
         original_chosen: Share of the prompts whose own (chosen) answer is judged and paired along with the sampled
             ones (the paper's p_ori).
         keep_unfinished: Whether answers that were cut off may be in a pair; if so, a policy may learn not to end.
-        monitor_prompts: Prompts set aside, never trained on, that every round answers once, to compare rounds by.
+        monitor_prompts: Prompts set aside, never trained on, that every round answers once, to compare rounds by; None
+            for 32, or a quarter of all prompts where there are fewer than 128.
         chunk_size: Prompts that are answered, and saved, together: what a killed run has to do again at most.
         seed: Of the order of the prompts and of the draws.
         rounds_dir: Folder of the rounds, the same for all ranks; None for ``rounds`` in the trainer's root folder.
@@ -81,7 +89,7 @@ class OnPolicySampling(Callback):
         pairing: Pairing | None = None,
         original_chosen: float = 0.0,
         keep_unfinished: bool = False,
-        monitor_prompts: int = 32,
+        monitor_prompts: int | None = None,
         chunk_size: int = 64,
         seed: int = 0,
         rounds_dir: str | Path | None = None,
@@ -125,20 +133,33 @@ class OnPolicySampling(Callback):
         """Check that everything fits, and offer the rounds to the data module (Lightning calls this)."""
         if stage != "fit":
             return
-        data = on_policy_data(trainer)
+        self.require_fitting(trainer, pl_module)
+        assert isinstance(pl_module, AlignmentModule)
+        on_policy_data(trainer).rounds = partial(self.pull, trainer, pl_module)
+        self.present, self._restored = None, {}  # an earlier run may have left its own
+        remove_scratch(trainer, self.folder(trainer))
+
+    def require_fitting(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse a trainer, module or data module that this callback can't work with.
+
+        Args:
+            trainer: Of the run, with its data module.
+            module: What it trains.
+
+        Raises:
+            MisconfigurationException: One of them does not fit.
+        """
+        on_policy_data(trainer)
         if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "OnPolicySampling: each epoch trains on pairs of its own, so its loader has to be made anew; add the "
                 "line `reload_dataloaders_every_n_epochs: 1` under `trainer:`"
             )
-        if not isinstance(pl_module, AlignmentModule):
+        if not isinstance(module, AlignmentModule):
             raise MisconfigurationException(
-                f"OnPolicySampling: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to sample "
+                f"OnPolicySampling: {type(module).__name__} is no AlignmentModule, so it has no policy to sample "
                 "from; use OnlineDPOModule, or subclass one"
             )
-        remove_scratch(trainer, self.folder(trainer))
-        data.rounds = partial(self.pull, trainer, pl_module)
-        self.present, self._restored = None, {}  # an earlier run may have left its own
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the round came to (Lightning calls this)."""
@@ -191,7 +212,7 @@ class OnPolicySampling(Callback):
         Raises:
             ValueError: There are no prompts left, or sampling or judging failed.
         """
-        number = max(e for e in range(epoch + 1) if e == 0 or self.should_sample(e))
+        number = self._round_of(epoch)
         if self.present is None or self.present.number != number:
             path = round_path(self.folder(trainer), number)
             self.present = self._resumed(path, number) or self._found_or_made(trainer, module, path, number)
@@ -216,7 +237,7 @@ class OnPolicySampling(Callback):
         data = on_policy_data(trainer)
         served = Serving(module.policy_model, data.tokenizer, TrainerProcess(trainer))
         asked, monitors = self._choose(trainer, data.pool, number)
-        identity = self._identity(served, number, data, [*asked, *monitors])
+        identity = what_decides(self, served, data, [*asked, *monitors])
         key = trainer.strategy.broadcast(digest(identity))
         if path.exists() and _identity_of(path) == key:
             logger.info("round %d: found in %s", number, path)
@@ -247,6 +268,7 @@ class OnPolicySampling(Callback):
         chunks = work.cut(fitting, self.chunk_size, self.num_samples, [self.seed, number])
         chunks += work.cut(watched, self.chunk_size, 1, [self.seed, number], first=len(chunks))
         with place.taking_part():
+            require_ready([self.sampler, self.judge], [rollout.prompt for rollout in started])
             work.start(place, chunks)
             work.sample(chunks, place, self.sampler, served, partial(self._finish, served))
             work.judge(
@@ -273,32 +295,34 @@ class OnPolicySampling(Callback):
 
     # --- which prompts, and what decides a round
 
+    def require_prompts(self, trainer: Trainer, pool: PromptPool) -> None:
+        """Refuse a run that would come to a round without prompts.
+
+        Args:
+            trainer: Whose epochs are counted; a run that steps or time may end sooner is checked for the first alone.
+            pool: The prompts.
+
+        Raises:
+            ValueError: There are too few.
+        """
+        last = self._round_of(last_epoch(trainer))
+        self._shared_out(trainer, pool).require(self._rounds_before(last), last)
+
     def _choose(self, trainer: Trainer, pool: PromptPool, number: int) -> tuple[list[Asked], list[Asked]]:
-        watched, rest = pool.split(self.monitor_prompts, self.seed)
-        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        self.require_prompts(trainer, pool)
+        prompts = self._shared_out(trainer, pool)
+        return pool.take(prompts.of_round(self._rounds_before(number), number)), pool.take(prompts.monitors)
+
+    def _shared_out(self, trainer: Trainer, pool: PromptPool) -> RoundPrompts:
+        epochs = epochs_of(trainer)
         rounds = None if epochs is None else self._rounds_before(epochs)
-        size = round_size(self.prompts_per_round, len(rest), rounds)
-        return pool.take(round_part(rest, size, self._rounds_before(number), number)), pool.take(watched)
+        return share_out(pool, self.prompts_per_round, self.monitor_prompts, rounds, self.seed)
+
+    def _round_of(self, epoch: int) -> int:
+        return max(e for e in range(epoch + 1) if e == 0 or self.should_sample(e))
 
     def _rounds_before(self, epoch: int) -> int:
         return sum(1 for earlier in range(epoch) if earlier == 0 or self.should_sample(earlier))
-
-    def _identity(
-        self, served: Serving, number: int, data: OnPolicyDataModule, asked: Sequence[Asked]
-    ) -> dict[str, Any]:
-        names = ("num_samples", "original_chosen", "keep_unfinished", "chunk_size", "seed")
-        identity = {
-            "policy": served.digest(),
-            "sampler": identity_of(self.sampler),
-            "judge": identity_of(self.judge),
-            "pairing": self.pairing.identity(),
-            "callback": type(self).__qualname__,
-            "prompts": digest([[a.prompt.text, a.prompt.input_ids, dict(a.prompt.row)] for a in asked]),
-            "longest": data.max_prompt_length or data.max_length - 1,
-            **{name: getattr(self, name) for name in names},
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
-        return plain
 
 
 def _identity_of(path: Path) -> str | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.data.prompts import Asked, PromptPool
+from lion_lightning.data.readers import digest
+from lion_lightning.models.serving import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -34,31 +39,94 @@ def round_size(wanted: float | None, count: int, rounds: int | None) -> int:
     return max(1, count // rounds)
 
 
-def round_part(positions: Sequence[int], size: int, turn: int, number: int) -> list[int]:
-    """The prompts of a round, which no other round asks.
+MONITORS = 32
+"""Prompts that rounds are compared by, unless that is more than a quarter of all."""
+
+
+class RoundPrompts(NamedTuple):
+    """Which prompts each round of a run asks; positions in the pool.
+
+    Attributes:
+        monitors: What every round asks, and nothing is trained on.
+        rest: All others, in the order in which they are asked.
+        size: Prompts of a round.
+    """
+
+    monitors: list[int]
+    rest: list[int]
+    size: int
+
+    def of_round(self, turn: int, number: int) -> list[int]:
+        """The prompts of a round, which no other round asks.
+
+        Args:
+            turn: Rounds before this one.
+            number: The round's own number, for messages.
+
+        Raises:
+            ValueError: None are left.
+        """
+        self.require(turn, number)
+        chosen = self.rest[turn * self.size : (turn + 1) * self.size]
+        if len(chosen) < self.size:
+            logger.warning("round %d: only %d prompts are left of %d a round", number, len(chosen), self.size)
+        return chosen
+
+    def require(self, turn: int, number: int) -> None:
+        """Refuse a round without prompts; see :meth:`of_round`."""
+        if len(self.rest) <= turn * self.size:
+            raise ValueError(f"no prompts left for round {number}: {self._cause()}")
+
+    def _cause(self) -> str:
+        more = "or data.prompts more sources, or a `fraction` above 1 to ask prompts again"
+        if not self.rest:
+            count = len(self.monitors)
+            return f"monitor_prompts sets aside all {count} prompts there are; give OnPolicySampling fewer, {more}"
+        aside = f" ({len(self.monitors)} more are set aside by monitor_prompts)" if self.monitors else ""
+        return (
+            f"{len(self.rest)} prompts{aside} make {-(-len(self.rest) // self.size)} rounds of {self.size}; lower "
+            f"trainer.max_epochs, give OnPolicySampling a smaller prompts_per_round, {more}"
+        )
+
+
+def share_out(
+    pool: PromptPool, wanted: float | None, monitors: int | None, rounds: int | None, seed: int
+) -> RoundPrompts:
+    """Share the prompts of a pool out over the rounds of a run.
 
     Args:
-        positions: All prompts, in the order in which they are asked.
-        size: Prompts of a round.
-        turn: Rounds before this one.
-        number: The round's own number, for messages.
-
-    Raises:
-        ValueError: None are left.
+        pool: The prompts.
+        wanted: Prompts of a round, see :func:`round_size`.
+        monitors: Prompts to set aside; None for :data:`MONITORS`, or a quarter of all where they are few.
+        rounds: Rounds of the run; None if it has no known number.
+        seed: Of their order.
     """
-    chosen = list(positions[turn * size : (turn + 1) * size])
-    if not chosen:
-        raise ValueError(
-            f"no prompts left for round {number}: {len(positions)} prompts make {len(positions) // size} rounds of "
-            f"{size}; give OnPolicySampling a smaller prompts_per_round, or data.prompts more sources, or a `fraction` "
-            "above 1 to ask prompts again"
-        )
-    if len(chosen) < size:
-        logger.warning("round %d: only %d prompts are left of %d a round", number, len(chosen), size)
-    return chosen
+    apart = min(MONITORS, len(pool) // 4) if monitors is None else monitors
+    watched, rest = pool.split(apart, seed)
+    return RoundPrompts(watched, rest, round_size(wanted, len(rest), rounds))
 
 
-def refuse_nonsense(samples: int, prompts: float | None, original: float, monitors: int, chunk: int) -> None:
+def epochs_of(trainer: Trainer) -> int | None:
+    """Epochs of a run; None if it has no known number.
+
+    Args:
+        trainer: The trainer.
+    """
+    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+
+
+def last_epoch(trainer: Trainer) -> int:
+    """The last epoch that a run will come to, as far as that is known: steps or time may end it sooner.
+
+    Args:
+        trainer: The trainer.
+    """
+    callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    sooner = trainer.max_steps >= 0 or any(isinstance(each, Timer | EarlyStopping) for each in callbacks)
+    return 0 if sooner else (epochs_of(trainer) or 1) - 1
+
+
+def refuse_nonsense(samples: int, prompts: float | None, original: float, monitors: int | None, chunk: int) -> None:
     """Check the arguments of ``OnPolicySampling``.
 
     Raises:
@@ -68,12 +136,36 @@ def refuse_nonsense(samples: int, prompts: float | None, original: float, monito
         (samples >= 2, f"num_samples is {samples}; a pair needs 2 answers at least"),
         (prompts is None or prompts > 0, f"prompts_per_round is {prompts}; give a share below 1 or a number above 0"),
         (0 <= original <= 1, f"original_chosen is {original}; give a share of the prompts, 0 to 1"),
-        (monitors >= 0, f"monitor_prompts is {monitors}; give 0 or more"),
+        (monitors is None or monitors >= 0, f"monitor_prompts is {monitors}; give 0 or more"),
         (chunk >= 1, f"chunk_size is {chunk}; give at least 1"),
     )
     for good, complaint in checks:
         if not good:
             raise ValueError(f"OnPolicySampling: {complaint}")
+
+
+def what_decides(callback: Any, served: Serving, data: OnPolicyDataModule, asked: Sequence[Asked]) -> dict[str, Any]:
+    """What decides what comes of a round, as plain data.
+
+    Args:
+        callback: The ``OnPolicySampling``.
+        served: The policy.
+        data: Where prompts come from.
+        asked: The prompts.
+    """
+    names = ("num_samples", "original_chosen", "keep_unfinished", "chunk_size", "seed")
+    identity = {
+        "policy": served.digest(),
+        "sampler": identity_of(callback.sampler),
+        "judge": identity_of(callback.judge),
+        "pairing": callback.pairing.identity(),
+        "callback": type(callback).__qualname__,
+        "prompts": digest([[a.prompt.text, a.prompt.input_ids, dict(a.prompt.row)] for a in asked]),
+        "longest": data.max_prompt_length or data.max_length - 1,
+        **{name: getattr(callback, name) for name in names},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+    return plain
 
 
 def identity_of(part: Any) -> Any:

@@ -78,7 +78,7 @@ def _listed(commands: Mapping[str, str]) -> list[str]:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Run a command; an error that a person can mend is printed as one line, ``LION_DEBUG=1`` brings the trace back."""
-    _prepare_process()
+    prepare_process()
     try:
         with STOP.listening(), _flushed():
             _command(name, arguments)
@@ -90,8 +90,9 @@ def _run(name: str, arguments: list[str]) -> int:
             return 128 + signal.SIGPIPE
         if os.environ.get("LION_DEBUG") or not isinstance(error, Exception) or not _can_be_mended(error):
             raise
-        line = import_module("lion_lightning.cli_errors").explain(error)
-        print(f"lion: error: {printable(line)}", file=sys.stderr)
+        for each in _single(error):
+            line = import_module("lion_lightning.cli_errors").explain(each)
+            print(f"lion: error: {printable(line)}", file=sys.stderr)
         return 2
     return 0
 
@@ -145,7 +146,18 @@ def _refuse_unknown_command(name: str) -> None:
         raise ValueError(f"unknown command {name!r}; the commands are {', '.join(known)}")
 
 
+def _single(error: Exception) -> Iterator[Exception]:
+    """The errors of a group, of which each gets a line."""
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            yield from _single(each)
+    else:
+        yield error
+
+
 def _can_be_mended(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):
+        return all(map(_can_be_mended, error.exceptions))
     if isinstance(error, (ValueError, ModuleNotFoundError, OSError)):
         return True
     from jsonargparse import ArgumentError
@@ -154,7 +166,7 @@ def _can_be_mended(error: Exception) -> bool:
     return isinstance(error, (MisconfigurationException, ArgumentError))
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Let configs name modules of the working folder, show our log, and hush what nobody can act on."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -180,6 +180,14 @@ class Endpoint:
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
         return self._without_key(ask(self.url + route, data, headers, self.timeout))
 
+    def require_key(self) -> None:
+        """Find out whether the key is there, without asking the server.
+
+        Raises:
+            ValueError: It is not, or cannot be one.
+        """
+        self._key()
+
     def _key(self) -> str:
         if self.api_key_env is None:
             return ""

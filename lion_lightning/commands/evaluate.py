@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
 from lion_lightning.config_file import check_config_files
 from lion_lightning.printing import literal, require_no_secrets
+
+if TYPE_CHECKING:
+    from lion_lightning.evaluation.run import Evaluation
 
 DESCRIPTION = """Loss on held-out conversations, rewards on held-out preference pairs, what a judge says of a model's
 answers, and its win rate against another model: as much of that as is asked for. Answers are kept in --out, so that a
@@ -23,7 +26,22 @@ def main(arguments: list[str]) -> None:
         arguments: Of the command line.
     """
     from lion_lightning.chat import require_model
-    from lion_lightning.evaluation.run import RESULTS, Evaluation, evaluate
+    from lion_lightning.evaluation.run import RESULTS, evaluate
+
+    asked = asked_for(arguments)
+    for model in filter(None, (asked.model, asked.reference, asked.against)):
+        require_model(model)
+    show(evaluate(asked))
+    print(f"wrote {asked.out / RESULTS}")
+
+
+def asked_for(arguments: list[str]) -> Evaluation:
+    """What a command line asks for.
+
+    Args:
+        arguments: Of the command line.
+    """
+    from lion_lightning.evaluation.run import Evaluation
 
     check_config_files(arguments, dict.fromkeys(signature(Evaluation).parameters))
     parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, exit_on_error=False)
@@ -33,11 +51,7 @@ def main(arguments: list[str]) -> None:
     require_no_secrets(parsed.as_dict())
     given = parser.instantiate(parsed)
     settings = {name: value for name, value in vars(given).items() if name != "config"}
-    asked = Evaluation(**settings)
-    for model in filter(None, (asked.model, asked.reference, asked.against)):
-        require_model(model)
-    show(evaluate(asked))
-    print(f"wrote {asked.out / RESULTS}")
+    return Evaluation(**settings)
 
 
 def show(results: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from lion_lightning.pipeline.plan import read_plan
 from lion_lightning.pipeline.run import Runner
@@ -16,6 +15,17 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
+    options = _parser().parse_args(arguments)
+    given = {"out": options.out, "seeds": options.seeds, "workers": options.workers}
+    plan = read_plan(options.pipeline, {key: value for key, value in given.items() if value is not None})
+    Runner(plan).run()
+    if not options.no_report:
+        from lion_lightning.report import write_report
+
+        print(f"wrote {write_report(plan.out)}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lion run",
         description="Run the stages of a pipeline file, each from the export of the one before. The same command goes "
@@ -26,12 +36,4 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="a chain of stages for each of these seeds")
     parser.add_argument("--workers", type=int, help="chains that run at the same time")
     parser.add_argument("--no-report", action="store_true", help="leave the report at the end to `lion report`")
-    options = parser.parse_args(arguments)
-    given = {"out": options.out, "seeds": options.seeds, "workers": options.workers}
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    plan = read_plan(options.pipeline, changes)
-    Runner(plan).run()
-    if not options.no_report:
-        from lion_lightning.report import write_report
-
-        print(f"wrote {write_report(plan.out)}")
+    return parser

@@ -25,6 +25,7 @@ from lion_lightning.models.passes import Process
 from lion_lightning.models.serving import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.readiness import require_ready
 from lion_lightning.sampling.base import Sampler, SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.types import Answer, Prompt
@@ -140,6 +141,7 @@ def _ask(model: str, asked: Evaluation, sampler: Sampler, name: str) -> tuple[li
     prompts = _prompts(asked.prompts, tokenizer)
     if asked.by:
         kinds(prompts, asked.by)  # a missing column is found before the work, not after it
+    require_ready([sampler, asked.judge, asked.against_judge], prompts)  # likewise
     served = _served(model, tokenizer)
     return prompts, answer(served, prompts, sampler, asked.seed, asked.out / name, asked.save_every)
 

@@ -87,6 +87,10 @@ class _LLM(ABC):
         names = ("model", "template", "temperature", "max_tokens")
         return {"judge": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
+    def check_ready(self, prompts: Sequence[Prompt]) -> None:
+        """See :class:`~lion_lightning.readiness.ChecksReady`: the server's key is there."""
+        self.endpoint.require_key()
+
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """See :class:`~lion_lightning.judges.base.Judge`."""

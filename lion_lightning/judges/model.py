@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lion_lightning.models.model_configs import first_line
 from lion_lightning.models.stored_weights import WrongWeightsError, all_tensors, load_complete, require_finite
+from lion_lightning.types import Prompt
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """What a model computes in; ``auto`` is what its files are in."""
@@ -69,6 +70,18 @@ class ModelJudge(ABC):
             with torch.random.fork_rng(devices=[]):  # building a model may draw numbers that training would have drawn
                 self._model = self.load().eval().requires_grad_(False)
         self._model.to(device)
+
+    def check_ready(self, prompts: Sequence[Prompt]) -> None:
+        """See :class:`~lion_lightning.readiness.ChecksReady`: the model's config is on disk, or comes from the hub."""
+        from transformers.utils.hub import cached_file
+
+        try:
+            cached_file(self.path, "config.json", revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{type(self).__name__}: there is no model {self.path!r} ({first_line(error)}); give a folder with a "
+                "config.json or a hub id"
+            ) from error
 
     def close(self) -> None:
         """See :class:`~lion_lightning.judges.base.Loaded`."""

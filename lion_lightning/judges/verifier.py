@@ -40,6 +40,10 @@ class VerifierJudge:
             [self._score(prompt, answer) for answer in given] for prompt, given in zip(prompts, answers, strict=True)
         ]
 
+    def check_ready(self, prompts: Sequence[Prompt]) -> None:
+        """See :class:`~lion_lightning.readiness.ChecksReady`: any score shows what is missing."""
+        self.score(prompts, [["?"]] * len(prompts))
+
     def _score(self, prompt: Prompt, answer: str) -> float:
         try:
             said = self.verifier(prompt, answer)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lion_lightning.judges.base import Judge, Loaded, Scores
+from lion_lightning.readiness import require_ready
 from lion_lightning.types import Prompt
 
 
@@ -63,6 +64,10 @@ class WeightedJudge:
         for judge in self.judges:
             if isinstance(judge, Loaded):
                 judge.close()
+
+    def check_ready(self, prompts: Sequence[Prompt]) -> None:
+        """See :class:`~lion_lightning.readiness.ChecksReady`."""
+        require_ready(self.judges, prompts)
 
     def parts(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> dict[str, Scores]:
         """Scores of each judge, by its name."""

@@ -76,6 +76,27 @@ def starting_from(config: Config, export: Path) -> Config:
     return {**config, "model": {**model, "init_args": arguments}}
 
 
+def standing_in(config: Config, before: Config) -> Config:
+    """The config of a stage whose start is still to be made, with the model that the stage before it starts from.
+
+    Args:
+        config: Of the stage.
+        before: Of the stage before, with a model that is there.
+    """
+    model, earlier = (_callback(each.get("model") or {}) for each in (config, before))
+    arguments, given = (dict(each.get("init_args") or {}) for each in (model, earlier))
+    base = given.get("policy")
+    base = {"path": base} if isinstance(base, str) else dict(base or {})
+    source = {key: value for key, value in base.items() if key in ("path", "config", "revision", "trust_remote_code")}
+    kept = {key: value for key, value in dict(arguments["policy"]).items() if key != "path"}
+    arguments["policy"] = {**kept, **source}
+    # An export has the tokenizer that its model was trained with.
+    tokenizer = arguments.get("tokenizer") or given.get("tokenizer")
+    if tokenizer:
+        arguments["tokenizer"] = tokenizer
+    return {**config, "model": {**model, "init_args": arguments}}
+
+
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
     """Where two configs differ, as ``trainer.max_epochs: 1 -> 2``.
 

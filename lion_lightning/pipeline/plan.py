@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from lion_lightning.config_file import read_config_file
 from lion_lightning.pipeline.configs import Config, merged, placed, starting_from
 
@@ -76,6 +78,37 @@ def read_plan(path: Path, changes: Config | None = None) -> Plan:
     else:
         chains = [_chain(out / f"seed-{seed}", _seeded(configs, seed), evaluate) for seed in seeds]
     return Plan(out, chains, _workers(path, given.get("workers", 1)))
+
+
+def dumped(plan: Plan) -> str:
+    """A plan as a text, which :func:`loaded` reads in another process.
+
+    Args:
+        plan: The plan.
+    """
+    chains = [[_plain(stage) for stage in chain] for chain in plan.chains]
+    text: str = yaml.safe_dump({"out": str(plan.out), "chains": chains, "workers": plan.workers})
+    return text
+
+
+def loaded(text: str) -> Plan:
+    """What :func:`dumped` wrote.
+
+    Args:
+        text: The text.
+    """
+    given = yaml.safe_load(text)
+    return Plan(Path(given["out"]), [[_stage(each) for each in chain] for chain in given["chains"]], given["workers"])
+
+
+def _plain(stage: StagePlan) -> Config:
+    start = None if stage.start is None else str(stage.start)
+    return {**stage._asdict(), "folder": str(stage.folder), "start": start}
+
+
+def _stage(given: Config) -> StagePlan:
+    start = given["start"]
+    return StagePlan(**{**given, "folder": Path(given["folder"]), "start": None if start is None else Path(start)})
 
 
 def _require_folder_names(path: Path, names: Sequence[Any]) -> None:

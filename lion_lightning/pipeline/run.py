@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
+from typing import Any
 
 from lion_lightning.folder_lock import FolderLock
-from lion_lightning.pipeline.plan import Plan, StagePlan
+from lion_lightning.pipeline.plan import Plan, StagePlan, dumped
 from lion_lightning.pipeline.stage import DONE, begin
 from lion_lightning.stopping import Stopped
 
@@ -53,15 +56,37 @@ class Runner:
 
         Raises:
             StageError: If a stage failed; no further stage is begun then.
+            ExceptionGroup: If something would go wrong later, as far as that can be known; nothing is begun then.
             Stopped: If a stage was stopped by a signal.
             ValueError: If a folder holds the work of another config, or another process works there.
         """
         self._folder.acquire(PATIENCE_SECONDS)
         try:
             with self._stages_stopped_on_errors():
+                self._check()
                 self._run_chains()
         finally:
             self._folder.release()
+
+    def _check(self) -> None:
+        """Find out what would fail in hours, in a process that gives its memory back."""
+        if all((stage.folder / DONE).exists() for chain in self.plan.chains for stage in chain):
+            return
+        print(f"{self.plan.out}: looking at configs, data and disk", flush=True)
+        command = [sys.executable, "-m", "lion_lightning.pipeline.checks"]
+        with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
+            question.write(dumped(self.plan).encode())
+            question.seek(0)
+            code = self._process(command, stdin=question, stdout=answer)
+            _raise_if_stopped(code)
+            answer.seek(0)
+            found = json.load(answer) if code == 0 else []
+        if code:
+            raise StageError(
+                f"{self.plan.out}: the look at the stages failed before anything trained (exit code {code})"
+            )
+        if found:
+            raise ExceptionGroup("before anything trained", [ValueError(line) for line in found])
 
     def _run_chains(self) -> None:
         pool = ThreadPoolExecutor(self.plan.workers)
@@ -87,7 +112,7 @@ class Runner:
             return self._say(stage, "done before")
         self._say(stage, "begins")
         began = time.monotonic()
-        code = self._process(stage)
+        code = self._stage_process(stage)
         if self._stopped.is_set():
             return None
         self._require_done(stage, code)
@@ -95,32 +120,31 @@ class Runner:
 
     def _require_done(self, stage: StagePlan, code: int) -> None:
         """Believe no exit code alone: a stage is done when it has said so in its folder."""
-        if code in [128 + signum for signum in STOPS] or -code in STOPS:
+        if _stopped_by(code):
             self._say(stage, "was stopped; the same command goes on with it")
-            raise Stopped(code - 128 if code > 0 else -code)
+        _raise_if_stopped(code)
         if code < 0:
             name = signal.Signals(-code).name
             raise StageError(f"{stage.folder}: the stage was ended by {name}{self._log_end(stage)}; run the same again")
         if code or not (stage.folder / DONE).exists():
             raise StageError(f"{stage.folder}: the stage failed{self._log_end(stage)}; fix it and run the same again")
 
-    def _process(self, stage: StagePlan) -> int:
+    def _stage_process(self, stage: StagePlan) -> int:
         command = [sys.executable, "-m", "lion_lightning.pipeline", str(stage.folder)]
         command += [str(stage.start)] if stage.start else []
-        log = open(self._log(stage), "ab") if self._quiet else None  # noqa: SIM115 (None is no file to close)
-        held = (
-            self._folder.inherited
-        )  # the stage holds the lock too: if it outlives this process, nobody trains beside it
-        try:
-            with self._lock:
-                if self._stopped.is_set():
-                    return 0
-                process = subprocess.Popen(command, env=self._environment(), stdout=log, stderr=log, pass_fds=held)
-                self._processes.add(process)
-            return process.wait()
-        finally:
-            if log:
-                log.close()
+        if not self._quiet:
+            return self._process(command)
+        with self._log(stage).open("ab") as log:
+            return self._process(command, stdout=log, stderr=log)
+
+    def _process(self, command: list[str], **streams: Any) -> int:
+        held = self._folder.inherited  # a child holds the lock, too, should it outlive this process
+        with self._lock:
+            if self._stopped.is_set():
+                return 0
+            process = subprocess.Popen(command, env=self._environment(), pass_fds=held, **streams)
+            self._processes.add(process)
+        return process.wait()
 
     @property
     def _quiet(self) -> bool:
@@ -154,6 +178,17 @@ class Runner:
                 running = [process for process in self._processes if process.poll() is None]
             _stop(running, _signal_of(error))
             raise
+
+
+def _stopped_by(code: int) -> int | None:
+    """The signal that told a process to stop; None for another end."""
+    return next((signum for signum in STOPS if code in (128 + signum, -signum)), None)
+
+
+def _raise_if_stopped(code: int) -> None:
+    signum = _stopped_by(code)
+    if signum is not None:
+        raise Stopped(signum)
 
 
 def _signal_of(error: BaseException) -> int:

@@ -74,6 +74,10 @@ class ServerSampler:
         """What decides the answers."""
         return {"sampler": type(self).__name__, "model": self.model, **asdict(self.sampling)}
 
+    def check_ready(self, prompts: Sequence[Prompt]) -> None:
+        """See :class:`~lion_lightning.readiness.ChecksReady`: the server's key is there."""
+        self.endpoint.require_key()
+
     def open(self, policy: ServedPolicy) -> None:
         """See :class:`~lion_lightning.sampling.base.Following`.
 

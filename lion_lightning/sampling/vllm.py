@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lion_lightning.readiness import require_package
 from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
 from lion_lightning.sampling.engine_weights import AdapterWeights, EngineWeights, MergedWeights
 from lion_lightning.sampling.probe import Probe
@@ -61,6 +62,10 @@ class VLLMSampler:
     def identity(self) -> dict[str, Any]:
         """What decides the answers."""
         return {"sampler": type(self).__name__, "dtype": self.dtype, **asdict(self.sampling)}
+
+    def check_ready(self, prompts: Sequence[Prompt]) -> None:
+        """See :class:`~lion_lightning.readiness.ChecksReady`: vLLM is installed."""
+        require_package("vllm", "VLLMSampler", "vLLM", "vllm")
 
     def open(self, policy: ServedPolicy) -> None:
         """See :class:`~lion_lightning.sampling.base.Following`.
@@ -119,10 +124,9 @@ class VLLMSampler:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if not torch.cuda.is_available():
             os.environ.update({name: value for name, value in ON_CPU.items() if name not in os.environ})
-        try:
-            from vllm import LLM
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("VLLMSampler needs vLLM: pip install 'lion-lightning[vllm]'") from error
+        require_package("vllm", "VLLMSampler", "vLLM", "vllm")
+        from vllm import LLM
+
         self._folder = tempfile.TemporaryDirectory(prefix="lion-vllm-")
         policy.write_settings(Path(self._folder.name))
         self.weights = self.weights or (MergedWeights() if policy.adapters is None else AdapterWeights())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,6 +23,8 @@ from lion_lightning import (
     TokenizerSpec,
 )
 from lion_lightning.callbacks import OnPolicySampling
+from lion_lightning.callbacks.round_plan import share_out
+from lion_lightning.data.prompts import PromptPool
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.sampling.base import EngineError
@@ -338,9 +340,48 @@ def test_arguments_that_make_no_sense_are_refused(online: Online, wrong: dict[st
 
 
 def test_prompts_that_run_out_are_an_error_with_the_numbers(online: Online) -> None:
-    with pytest.raises(ValueError, match=r"no prompts left for round 2: 30 prompts make 2 rounds of 15"):
+    """And before the first round, not after the second."""
+    with pytest.raises(
+        ValueError, match=r"no prompts left for round 2: 30 prompts \(4 more are .* make 2 rounds of 15"
+    ):
         online.fit("run", online.sampling(prompts_per_round=15))
-    assert [made.number for made in online.rounds("run")] == [0, 1]
+    assert list(online.rounds("run")) == []
+
+
+def test_a_run_that_steps_may_end_sooner_is_not_refused_for_rounds_it_may_not_come_to(online: Online) -> None:
+    online.fit("run", online.sampling(prompts_per_round=15), max_epochs=3, max_steps=1)
+    assert [made.number for made in online.rounds("run")] == [0]
+
+
+class Pool:
+    """So many prompts."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def split(self, count: int, seed: int) -> tuple[list[int], list[int]]:
+        positions = list(range(self.count))
+        return positions[:count], positions[count:]
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "monitors", "size"), [(10, None, 2, 4), (128, None, 32, 48), (500, None, 32, 234), (10, 5, 5, 2)]
+)
+def test_monitor_prompts_are_a_quarter_of_few_prompts_unless_their_number_is_given(
+    count: int, given: int | None, monitors: int, size: int
+) -> None:
+    shared = share_out(cast(PromptPool, Pool(count)), None, given, 2, 0)
+    assert (len(shared.monitors), shared.size) == (monitors, size)
+    assert len(shared.of_round(1, 1)) == size
+
+
+def test_monitor_prompts_that_leave_none_are_named() -> None:
+    shared = share_out(cast(PromptPool, Pool(10)), None, 32, 2, 0)
+    with pytest.raises(ValueError, match="no prompts left for round 0: monitor_prompts sets aside all 10 prompts"):
+        shared.of_round(0, 0)
 
 
 def test_the_last_round_may_be_short(online: Online, caplog: pytest.LogCaptureFixture) -> None:

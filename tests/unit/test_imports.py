@@ -20,7 +20,7 @@ PACKAGE = Path(lion_lightning.__file__).parent
 # What each layer may import besides itself. Single modules at the top count as layers of their own.
 _CORE = {
     *("types", "head", "functional", "cache", "endpoint", "replies", "printing", "meeting", "agreement"),
-    *("stopping", "folder_lock"),
+    *("stopping", "folder_lock", "readiness"),
 }
 _MODELS = _CORE | {"losses", "sampling", "models"}
 _PARTS = _MODELS | {"judges"}
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "agreement": set[str](),
     "stopping": set[str](),
     "folder_lock": set[str](),
+    "readiness": {"types"},
     "losses": _CORE,
     "sampling": _CORE,
     "models": _MODELS,

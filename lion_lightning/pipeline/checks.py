@@ -1,0 +1,213 @@
+"""What can be found wrong with a run before its first stage trains; ``lion run`` calls it in a process of its own.
+
+Each stage is made from its config as it will be, and asked for its tokenizer, data, prompts, judge and evaluation. A
+stage that starts from an export that is still to be made is looked at with the model that its chain starts from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+
+from lion_lightning.cli import prepare_process
+from lion_lightning.cli_errors import explain
+from lion_lightning.data.base import PackedDataModule
+from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.lightning_cli import LionCLI, build_cli
+from lion_lightning.models.references import FrozenReference
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.pipeline.configs import Config, merged, standing_in
+from lion_lightning.pipeline.disk import GIB, Space, free_space, space_of
+from lion_lightning.pipeline.evaluation import check_evaluation
+from lion_lightning.pipeline.plan import Plan, StagePlan, loaded
+from lion_lightning.pipeline.sources import check_data, check_rounds
+from lion_lightning.pipeline.stage import DONE, exported, require_same_work
+
+logger = logging.getLogger(__name__)
+
+
+class Checks:
+    """Looks at every stage of a plan that is still to be done.
+
+    Args:
+        plan: The plan.
+
+    Attributes:
+        found: What is wrong, a line each.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.found: list[str] = []
+        self._chains = 1  # that are like the one that is looked at
+        self._least = self._most = 0  # bytes
+
+    def run(self) -> list[str]:
+        """Look at all of it; the result is :attr:`found`."""
+        for stage in (stage for chain in self.plan.chains for stage in chain):
+            with self._noting(""):
+                require_same_work(stage)
+        for chain, count in _different(self.plan.chains):
+            self._chains = count
+            self._check_chain(chain)
+        self._check_disk()
+        return self.found
+
+    def _check_chain(self, chain: Sequence[StagePlan]) -> None:
+        before: Config | None = None
+        for number, stage in enumerate(chain):
+            coming = stage.start is not None and not exported(stage.start)
+            before = standing_in(stage.config, before) if coming and before else stage.config
+            if not (stage.folder / DONE).exists():
+                exports = {(each.folder / "export").absolute() for each in chain[: number + 1]}
+                self._check_stage(stage, before, exports)
+
+    def _check_stage(self, stage: StagePlan, config: Config, exports: set[Path]) -> None:
+        """Look at a stage.
+
+        Args:
+            stage: The stage.
+            config: With a model that is there.
+            exports: Folders that will hold a model when it is evaluated.
+        """
+        name = f"stages.{stage.name}"
+        with _named_warnings(name, logging.WARNING if stage.start else logging.ERROR):  # the first one says its own
+            cli = None
+            with self._noting(name):
+                cli = _made(config)
+            if cli is None:
+                return
+            policy = None
+            with self._noting(name):
+                policy = _readable_policy(cli)
+            if policy is not None:
+                with self._noting(name):
+                    self._count(space_of(policy, cli.trainer))
+            with self._noting(name):
+                tokenizer: TokenizerSpec = cli.model.tokenizer_spec
+                tokenizer.load()
+                self._check_data(name, cli)
+                if stage.evaluate:
+                    with self._noting("evaluate"):
+                        check_evaluation(stage, tokenizer, cli.model.policy_spec, exports)
+
+    def _check_data(self, name: str, cli: LionCLI) -> None:
+        data = cli.datamodule
+        if not isinstance(data, PackedDataModule):
+            return
+        with self._noting(name):
+            trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[])
+            trainer.strategy.connect(cli.model)
+            data.trainer = trainer
+            check_data(data)
+            if isinstance(data, OnPolicyDataModule):
+                check_rounds(cli.trainer, cli.model, data)
+
+    def _count(self, space: Space) -> None:
+        self._least += self._chains * space.least
+        self._most += self._chains * space.most
+
+    def _check_disk(self) -> None:
+        free = free_space(self.plan.out)
+        text = f"{self.plan.out}: {free / GIB:.1f} GiB are free, and the stages"
+        if free < self._least:
+            self.found.append(f"{text} write at least {self._least / GIB:.1f} GiB; make room, or give another `out`")
+        elif free < self._most:
+            logger.warning("%s may write up to %.1f GiB.", text, self._most / GIB)
+
+    @contextmanager
+    def _noting(self, where: str) -> Iterator[None]:
+        """Take an error down as a line, and go on."""
+        try:
+            yield
+        except Exception as error:
+            if os.environ.get("LION_DEBUG"):
+                raise
+            text = explain(error) if str(error) else type(error).__name__
+            line = f"{where}: {text}" if where else text
+            if line not in self.found:
+                self.found.append(line)
+
+
+def _different(chains: Sequence[Sequence[StagePlan]]) -> list[tuple[Sequence[StagePlan], int]]:
+    """Chains of which none is like another but for its seed, the least done first, and how many there are of each."""
+    kinds: dict[str, list[Sequence[StagePlan]]] = {}
+    for chain in sorted(chains, key=lambda chain: sum((stage.folder / DONE).exists() for stage in chain)):
+        kinds.setdefault(json.dumps([_seedless(stage) for stage in chain], default=str), []).append(chain)
+    return [(alike[0], len(alike)) for alike in kinds.values()]
+
+
+def _seedless(stage: StagePlan) -> Any:
+    config = merged(stage.config, {"seed_everything": 0, "data": {"init_args": {"seed": 0}}})
+    return [json.dumps(config, default=str).replace(str(stage.folder.parent), ""), stage.evaluate]
+
+
+def _made(config: Config) -> LionCLI:
+    """Module, data module and trainer of a stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stage.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        try:
+            return build_cli(["-c", str(path)], run=False)
+        except Exception as error:
+            text = explain(error).replace(f"{path}: ", "")
+            raise ValueError(text) from error
+
+
+def _readable_policy(cli: LionCLI) -> PolicySpec:
+    """The policy's spec; its files, and those of a reference of its own, are there."""
+    from lion_lightning.chat import require_model
+
+    reference = getattr(cli.model, "reference", None)
+    second = reference.spec if isinstance(reference, FrozenReference) else None
+    for spec in (cli.model.policy_spec, *([second] if second else [])):
+        if spec.path is not None:
+            require_model(spec.path)
+        spec.load_config()
+    policy: PolicySpec = cli.model.policy_spec
+    return policy
+
+
+@contextmanager
+def _named_warnings(name: str, level: int) -> Iterator[None]:
+    """Put the stage's name before what is logged meanwhile, from a level on."""
+    package = logging.getLogger("lion_lightning")
+    handlers, usual = package.handlers, package.level
+    package.setLevel(level)
+    before = [handler.formatter for handler in handlers]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    try:
+        yield
+    finally:
+        package.setLevel(usual)
+        for handler, formatter in zip(handlers, before, strict=True):
+            handler.setFormatter(formatter)
+
+
+def main() -> None:
+    """Read a plan, and write what was found as a JSON list; all else that is printed goes to the error output."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    prepare_process()
+    logging.getLogger("lion_lightning").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    found = Checks(loaded(sys.stdin.read())).run()
+    with answer:
+        json.dump(found, answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Data of a stage, looked at before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+
+from lion_lightning.callbacks import OnPolicySampling
+from lion_lightning.data.base import PackedDataModule
+from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.data.prompts import PromptPool
+from lion_lightning.data.sources import Source
+from lion_lightning.data.tokenising import Encoder
+from lion_lightning.readiness import SHOWN, require_ready
+from lion_lightning.types import Prompt
+
+ALL_ROWS = 20_000
+"""So many rows are tokenised to the last, which is kept for the stage. Of more, the first ones of each source are."""
+
+FIRST_ROWS = 1000
+
+
+def check_data(data: PackedDataModule) -> None:
+    """Read the sources, as far as that is quick, and mix them where all of them were read.
+
+    Args:
+        data: Attached to a trainer of a single process, if to any.
+
+    Raises:
+        ValueError: A source or a row is wrong, or nothing is left to train on or to validate on.
+    """
+    sources = [*data.sources, *(data.validation or ())]
+    if sum(len(source.open()) for source in sources) <= ALL_ROWS:
+        data.prepare_data()
+        data.setup()
+        return
+    encoder = data.make_encoder()
+    for source in sources:
+        check_first_rows(source, encoder)
+
+
+def check_first_rows(source: Source, encoder: Encoder) -> None:
+    """Tokenise the first rows of a source, and keep nothing.
+
+    Args:
+        source: The source.
+        encoder: What reads its rows.
+
+    Raises:
+        ValueError: A row is wrong.
+    """
+    rows = source.open()
+    for row in rows.take(np.asarray(source.choose(len(rows))[:FIRST_ROWS])):
+        examples = source.examples(row, encoder.read)
+        encoder.pieces(examples, [row.where] * len(examples))
+
+
+def check_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any]) -> list[Prompt]:
+    """Read prompts, and show some of them to what will answer or judge them.
+
+    Args:
+        sources: Where they come from.
+        tokenizer: The policy's.
+        parts: Samplers and judges.
+
+    Returns:
+        The first prompts.
+
+    Raises:
+        ValueError: A row is wrong, or a part says that it cannot do its work.
+    """
+    return _shown(PromptPool(sources, tokenizer), parts)
+
+
+def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> None:
+    """See that every round of a run has prompts, and that its sampler and judge can do their work.
+
+    Args:
+        trainer: Of the run, with its callbacks.
+        module: Its module.
+        data: Its data, after ``setup``.
+
+    Raises:
+        ValueError: Prompts run out, or a part says that it cannot do its work.
+        MisconfigurationException: Trainer, module and data do not fit.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.datamodule = data  # type: ignore[attr-defined]  # as Lightning attaches it
+    for callback in callbacks:
+        if isinstance(callback, OnPolicySampling):
+            callback.require_fitting(trainer, module)
+            callback.require_prompts(trainer, data.pool)
+            _shown(data.pool, [callback.sampler, callback.judge])
+
+
+def _shown(pool: PromptPool, parts: Sequence[Any]) -> list[Prompt]:
+    prompts = [asked.prompt for asked in pool.take(range(min(SHOWN, len(pool))))]
+    require_ready(parts, prompts)
+    return prompts

@@ -1,0 +1,241 @@
+"""What `lion run` finds out before the first stage trains: all that is wrong, a line each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lion_lightning import PolicySpec, SFTDataModule, Source, TokenizerSpec
+from lion_lightning.cli import main
+from lion_lightning.demo import write_demo
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.pipeline import checks, sources
+from lion_lightning.pipeline.checks import Checks
+from lion_lightning.pipeline.configs import standing_in
+from lion_lightning.pipeline.disk import space_of
+from lion_lightning.pipeline.evaluation import check_evaluation
+from lion_lightning.pipeline.plan import Plan, StagePlan, dumped, loaded, read_plan
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+JUDGE = {
+    "class_path": "lion_lightning.judges.VerifierJudge",
+    "init_args": {"verifier": {"class_path": "lion_lightning.judges.ExactMatch", "init_args": {"column": "answer"}}},
+}
+ASKED = {"prompts": [{"path": "runs/demo/questions.jsonl"}], "judge": JUDGE, "by": "family"}
+STAGES = {name: {"config": str(ROOT / "configs" / f"{name}.yaml")} for name in ("sft", "dpo", "online_dpo")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(str(folder), train=60, validation=12, preferences=60, prompts=60, questions=12)
+    return folder
+
+
+@pytest.fixture
+def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LION_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(data, "runs/demo")
+    return tmp_path
+
+
+def found(**changes: Any) -> list[str]:
+    """What is wrong with the shipped stages, changed."""
+    return Checks(planned(**changes)).run()
+
+
+def planned(**changes: Any) -> Plan:
+    pipeline = {"out": "runs/all", "stages": STAGES, "evaluate": ASKED} | changes
+    Path("pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    return read_plan(Path("pipeline.yaml"))
+
+
+def changed(name: str, **parts: Any) -> dict[str, Any]:
+    return STAGES[name] | parts
+
+
+def test_the_shipped_stages_are_right_though_two_of_them_start_from_models_that_are_still_to_be_made(
+    folder: Path,
+) -> None:
+    assert found() == []
+    assert not Path("runs/all").exists()
+
+
+def test_all_that_is_wrong_is_found_at_once(folder: Path) -> None:
+    Path("pairs.jsonl").write_text(
+        Path("runs/demo/preferences.jsonl").read_text() + json.dumps({"prompt": "?", "chosen": "x"}) + "\n"
+    )
+    pairs = {"init_args": {"sources": [{"path": "pairs.jsonl"}]}}
+    stages = {
+        "sft": changed("sft", data={"init_args": {"sources": [{"path": "none.jsonl"}]}}),
+        "dpo": changed("dpo", data=pairs),
+        "typo": changed("dpo", data={"init_args": {"max_lenght": 1}}),
+        "online_dpo": changed("online_dpo", trainer={"max_epochs": 100}),
+        "tokenizer": changed("dpo", model={"init_args": {"tokenizer": {"path": "./none"}}}),
+    }
+    lines = found(stages=stages)
+    assert [line.partition(": ")[0] for line in lines] == [f"stages.{name}" for name in stages]
+    for line, said in zip(
+        lines,
+        (
+            "none.jsonl: no such file",
+            "pairs.jsonl:61: ",
+            "has no setting 'max_lenght'; did you mean 'max_length'?",
+            "no prompts left for round 99: 45 prompts (15 more are set aside by monitor_prompts) make 45 rounds of 1",
+            "there is no folder './none'",
+        ),
+        strict=True,
+    ):
+        assert said in line
+        assert "\n" not in line
+
+
+def test_a_config_that_changed_is_found_before_an_earlier_stage_trains_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = planned().chains[0][1]
+    (stage.folder / "checkpoints").mkdir(parents=True)
+    (stage.folder / "checkpoints" / "last.ckpt").touch()
+    (stage.folder / "stage.yaml").write_text(yaml.safe_dump(stage.config))
+    monkeypatch.setattr(Checks, "_check_chain", lambda self, chain: None)
+    (line,) = found(stages=STAGES | {"dpo": changed("dpo", trainer={"max_epochs": 7})})
+    assert line.startswith("runs/all/dpo: the config has changed since (trainer.max_epochs: ")
+
+
+def test_too_little_disk_is_found_and_a_tight_one_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = {"sft": STAGES["sft"]}
+    monkeypatch.setattr(checks, "free_space", lambda folder: 1000)
+    (line,) = found(stages=stages)
+    assert line.startswith("runs/all: 0.0 GiB are free, and the stages write at least 0.0 GiB; make room")
+    monkeypatch.setattr(checks, "free_space", lambda folder: 14_000_000)  # 0.8 M weights: 3.3 MB, 9.9 MB a checkpoint
+    assert found(stages=stages) == []
+    assert "may write up to" in caplog.text
+
+
+# --- the parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"judg": JUDGE}, "unknown key 'judg'; did you mean 'judge'?"),
+        ({"judge": {"class_path": "lion_lightning.judges.Verifier"}}, '"judge"'),
+        ({"prompts": []}, "nothing to evaluate on"),
+        ({"prompts": [{"path": "none.jsonl"}]}, "none.jsonl: no such file"),
+        ({"judge": None}, "prompts need a judge"),
+        ({"by": "kind"}, "there is no column 'kind' to group by"),
+        ({"against": "runs/other/export"}, "runs/other/export does not exist"),
+        ({"against": "./runs/all/dpo/export"}, "does not exist"),  # of a stage that comes later
+        ({"conversations": [{"path": "runs/demo/validation.jsonl"}], "max_length": 4096}, "has positions for 1024"),
+        ({"conversations": [{"path": "runs/demo/preferences.jsonl"}], "max_length": 128}, "preferences.jsonl:1: "),
+        (
+            {"judge": {"class_path": "lion_lightning.judges.RewardModelJudge", "init_args": {"model": "./none"}}},
+            "RewardModelJudge: there is no model './none'",
+        ),
+        (
+            {
+                "judge": {
+                    "class_path": "lion_lightning.judges.RubricLLMJudge",
+                    "init_args": {
+                        "url": "http://127.0.0.1:1",
+                        "model": "m",
+                        "endpoint": {"api_key_env": "NO_SUCH_KEY"},
+                    },
+                }
+            },
+            "the environment variable NO_SUCH_KEY is not set",
+        ),
+    ],
+)
+def test_an_evaluation_that_would_fail_after_training_fails_before(
+    folder: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises((ValueError, ArgumentError)) as error:
+        evaluated(changes)
+    assert said in str(error.value)
+
+
+def test_an_evaluation_against_an_export_that_is_still_to_be_made_is_right(folder: Path) -> None:
+    evaluated({"against": "runs/all/sft/export", "preferences": [{"path": "runs/demo/preferences_validation.jsonl"}]})
+
+
+def evaluated(changes: dict[str, Any]) -> None:
+    asked = {"reference": "runs/all/sft/export", "max_length": 128} | ASKED | changes
+    stage = StagePlan("sft", Path("runs/all/sft"), {}, None, asked)
+    tokenizer = TokenizerSpec("runs/demo/model", chat_template="chatml")
+    exports = {Path("runs/all/sft/export").absolute()}
+    check_evaluation(stage, tokenizer, PolicySpec(config="runs/demo/model"), exports)
+
+
+def test_of_many_rows_the_first_ones_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "ALL_ROWS", 5)
+    monkeypatch.setattr(sources, "FIRST_ROWS", 3)
+    tokenizer = TokenizerSpec("runs/demo/model", chat_template="chatml")
+    lines = Path("runs/demo/train.jsonl").read_text().splitlines()
+    Path("rows.jsonl").write_text("\n".join([*lines[:3], '{"a": 1}', *lines[3:6]]))
+    sources.check_data(SFTDataModule([Source("rows.jsonl")], tokenizer, max_length=128))
+    monkeypatch.setattr(sources, "FIRST_ROWS", 4)
+    with pytest.raises(ValueError, match=r"rows.jsonl:4: "):
+        sources.check_data(SFTDataModule([Source("rows.jsonl")], tokenizer, max_length=128))
+    assert not Path("cache/tokens").exists()
+
+
+def test_a_stage_is_looked_at_with_the_model_and_the_tokenizer_that_its_chain_starts_from() -> None:
+    first = {"model": {"init_args": {"policy": {"config": "a", "dtype": "bfloat16"}, "tokenizer": {"path": "b"}}}}
+    later = {"model": {"init_args": {"policy": {"path": "sft/export", "lora": {"r": 4}}, "loss": 1}}}
+    assert standing_in(later, first)["model"]["init_args"] == {
+        "policy": {"config": "a", "lora": {"r": 4}},
+        "tokenizer": {"path": "b"},
+        "loss": 1,
+    }
+    named = {"model": {"init_args": {"policy": "hub/model"}}}
+    assert standing_in(later, named)["model"]["init_args"]["policy"] == {"path": "hub/model", "lora": {"r": 4}}
+
+
+def test_a_plan_is_the_same_in_another_process(folder: Path) -> None:
+    plan = planned(seeds=[0, 1], workers=2)
+    assert loaded(dumped(plan)) == plan
+
+
+def test_bytes_on_disk_are_those_of_weights_and_two_moments() -> None:
+    """A model of 10,400 weights (embedding 101 * 32, as the head; two layers; norms)."""
+    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48 + 2 * 32
+    weights = 2 * 101 * 32 + 2 * layer + 32
+    spec = PolicySpec(config=tiny.config())
+    once = space_of(spec, tiny.trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint()]))
+    assert once == (4 * (3 * weights + weights), 4 * (2 * 3 * weights + weights))
+    last = space_of(spec, tiny.trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint(save_last=True)]))
+    assert last.most - once.most == 4 * 3 * weights
+    none = space_of(PolicySpec(config=tiny.config(), dtype="bfloat16"), tiny.trainer())
+    assert none == (2 * weights, 2 * weights)
+
+
+def test_a_lora_checkpoint_takes_what_it_trains(tmp_path: Path) -> None:
+    tiny.policy().causal_lm.save_pretrained(tmp_path)
+    spec = PolicySpec(path=str(tmp_path), lora=LoRASpec(r=2, target_modules=["q_proj"]))
+    space = space_of(spec, tiny.trainer(enable_checkpointing=True, callbacks=[ModelCheckpoint()]))
+    trained = 2 * 2 * (32 + 32)  # layers, rank, both factors
+    assert space.most - space.least == 4 * 3 * trained
+
+
+@pytest.mark.slow
+def test_nothing_is_begun_where_something_is_wrong(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stages = {"sft": STAGES["sft"], "dpo": changed("dpo", data={"init_args": {"sources": [{"path": "none.jsonl"}]}})}
+    planned(stages=stages, evaluate=ASKED | {"by": "kind"})
+    assert main(["run", "pipeline.yaml"]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("lion: error: ")]
+    assert len(lines) == 2
+    assert "evaluate: runs/demo/questions.jsonl:1: there is no column 'kind'" in lines[0]
+    assert "stages.dpo: none.jsonl: no such file" in lines[1]
+    assert not Path("runs/all/sft").exists()

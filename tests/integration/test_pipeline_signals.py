@@ -1,0 +1,127 @@
+"""`lion run` and its stage under real signals: one small run that is stopped in each way, and goes on after each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lion_lightning.cli import main
+from tests import tiny
+
+STAGE = {
+    "model": {
+        "class_path": "lion_lightning.SFTModule",
+        "init_args": {"policy": {"config": tiny.config()}, "tokenizer": {"path": "tokenizer"}},
+    },
+    "data": {
+        "class_path": "lion_lightning.SFTDataModule",
+        "init_args": {"sources": [{"path": "rows.jsonl"}], "max_length": 16, "mask": "none"},
+    },
+    "trainer": {
+        "accelerator": "cpu",
+        "max_epochs": 100000,
+        "enable_progress_bar": False,
+        "callbacks": [
+            {
+                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                "init_args": {"save_last": True, "every_n_train_steps": 1},
+            }
+        ],
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LION_CACHE", str(tmp_path / "cache"))
+    tiny.tokenizer_folder(tmp_path / "tokenizer")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"w{n} w{n + 1} w9"}) + "\n" for n in range(8)))
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"out": "runs", "stages": {"one": STAGE, "two": STAGE}}))
+    return tmp_path
+
+
+def start() -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lion_lightning", "run", "pipeline.yaml", "--no-report"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_until(reached: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process is None or process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def steps() -> int:
+    """Optimizer steps of the newest checkpoint."""
+    found = [int(path.stem.rpartition("step=")[2]) for path in Path("runs/one/checkpoints").glob("*step=*.ckpt")]
+    return max(found, default=0)
+
+
+def stages_of(run: int) -> list[int]:
+    found = subprocess.run(["ps", "-eo", "pid=,sid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in found.splitlines()]
+    return [int(pid) for pid, session, command in rows if int(session) == run and "lion_lightning.pipeline" in command]
+
+
+def stopped(signum: int, whole_group: bool = False) -> tuple[int, str]:
+    """Start the run, wait until it trains further than before, and send it a signal."""
+    before, process = steps(), start()
+    wait_until(lambda: steps() > before, process)
+    (os.killpg if whole_group else os.kill)(process.pid, signum)
+    text, _ = process.communicate(timeout=60)
+    wait_until(lambda: not stages_of(process.pid))
+    return process.returncode, text
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_stops_its_stage_and_goes_on_with_it(folder: Path) -> None:
+    process = start()
+    wait_until(steps, process)
+    second = subprocess.run(
+        [sys.executable, "-m", "lion_lightning", "run", "pipeline.yaml"], capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"lion: error: runs: `lion run` is at work there (process {process.pid} on ")
+    assert len(second.stderr.splitlines()) == 1
+    (stage,) = stages_of(process.pid)
+    os.kill(stage, signal.SIGTERM)  # of a stage alone: the run says so, and begins no other
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "runs/one: was stopped; the same command goes on with it" in text
+    for signum, group, code in [
+        (signal.SIGTERM, False, 143),
+        (signal.SIGINT, True, 130),
+        (signal.SIGKILL, False, -9),
+    ]:
+        returned, text = stopped(signum, group)
+        assert returned == code, text
+        assert "Traceback" not in text
+    assert not Path("runs/two").exists()
+    assert not Path("runs/one/done.json").exists()
+    assert not list(Path("runs/one").glob("export/*"))
+
+
+def test_a_stage_without_done_is_never_taken_for_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its process says."""
+    monkeypatch.setattr("lion_lightning.pipeline.run.Runner._stage_process", lambda self, stage: 0)
+    assert main(["run", "pipeline.yaml", "--no-report"]) == 2
+    said = capfd.readouterr()
+    assert "runs/one: the stage failed" in said.err
+    assert "runs/two" not in said.out
