@@ -24,7 +24,7 @@ Render = Callable[..., str]
 
 
 LAST_ONLY = (
-    "it does so for the last turn of a conversation only: set mask: completion, or give each answer a row of its own "
+    "in the last turn of a conversation it is otherwise: set mask: completion, or give each answer a row of its own "
     "with `transform: lion_lightning.data.transforms.each_answer`"
 )
 """What to do where a template renders a last answer as it should, and an earlier one not."""
@@ -130,7 +130,7 @@ class AnswerFinder:
         part = _shared(header, there)
         asked, written = header[part : part + 30], there[part : part + 30]
         last = self.render(self.messages[: turn + 1])
-        fix = "use a tokenizer.chat_template that renders an answer as it asks for it"
+        fix = "use a tokenizer.chat_template, or chat_template_kwargs, that render an answer as it is asked for"
         return (
             f"the generation prompt of the chat template goes on with {asked!r} where the answer (message {turn}) is "
             f"rendered with {written!r}, so a model would be asked with what it was not trained on; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,9 @@ class Tokens(Protocol):
     @property
     def ids(self) -> list[int]:
         """The tokens."""
+
+    def __len__(self) -> int:
+        """How many there are; less work than to list them."""
 
     def char_to_token(self, char_pos: int, /) -> int | None:
         """Number of the token that a character is a part of."""
@@ -88,13 +91,21 @@ class TokenBoundaries:
             Each with the number of its text.
         """
         boundaries = [
-            (number, _boundary(texts[number], encodings[number], start, self._added))
-            for number, places in enumerate(starts)
-            for start in places
+            (number, boundary)
+            for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
+            for boundary in self._boundaries(text, encoding, starts[number])
         ]
         before = list({boundary.text for _, boundary in boundaries})
         alone = dict(zip(before, self.encode(before), strict=True))
         return [(number, boundary) for number, boundary in boundaries if alone[boundary.text].ids != boundary.ids]
+
+    def _boundaries(self, text: str, encoding: Tokens, starts: Sequence[int]) -> Iterator[Boundary]:
+        ids = encoding.ids
+        for start in starts:
+            first = first_token(encoding, start, len(text))
+            # An added token cuts the text in two before it is tokenised, so nothing before the last one matters.
+            anchor = next((i for i in range(first - 1, 0, -1) if ids[i] in self._added), 0)
+            yield Boundary(start, text[_begin(encoding, anchor) if anchor else 0 : start], ids[anchor:first])
 
 
 class _Parts:
@@ -105,6 +116,9 @@ class _Parts:
         self._firsts = [0, *accumulate(len(part.ids) for part in parts)]
         self.ids = [token for part in parts for token in part.ids]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     def char_to_token(self, char_pos: int) -> int | None:
         part = bisect_right(self._edges, char_pos) - 1
         token = self._parts[part].char_to_token(char_pos - self._edges[part])
@@ -114,13 +128,6 @@ class _Parts:
         part = bisect_right(self._firsts, token_index) - 1
         place = self._parts[part].token_to_chars(token_index - self._firsts[part])
         return None if place is None else (place[0] + self._edges[part], place[1] + self._edges[part])
-
-
-def _boundary(text: str, encoding: Tokens, start: int, added: frozenset[int]) -> Boundary:
-    before = encoding.ids[: first_token(encoding, start, len(text))]
-    # An added token cuts the text in two before it is tokenised, so nothing before the last one matters.
-    anchor = next((i for i in range(len(before) - 1, 0, -1) if before[i] in added), 0)
-    return Boundary(start, text[_begin(encoding, anchor) if anchor else 0 : start], before[anchor:])
 
 
 # --- which tokens lie where. Offsets are asked for one by one: as a list they cost more than rendering does.
@@ -136,8 +143,8 @@ def first_token(encoding: Tokens, start: int, end: int) -> int:
     """
     token = next((at for place in range(start, end) if (at := encoding.char_to_token(place)) is not None), None)
     if token is None:
-        return len(encoding.ids)
-    return next((at for at in range(token, len(encoding.ids)) if _begin(encoding, at) >= start), len(encoding.ids))
+        return len(encoding)
+    return next((at for at in range(token, len(encoding)) if _begin(encoding, at) >= start), len(encoding))
 
 
 def _begin(encoding: Tokens, token: int) -> int:

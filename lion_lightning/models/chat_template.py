@@ -61,8 +61,11 @@ class ChatTemplate:
             marked: Whether :data:`MARK` stands where ``{% generation %}`` begins and ends.
 
         Raises:
-            ValueError: The template cannot show these turns; the message says why.
+            ValueError: The template cannot show these turns, or a variable is not for rows to set; the message says
+                why.
         """
+        if taken := sorted(_TAKEN & (variables or {}).keys()):
+            raise ValueError(f"chat_template_kwargs sets {taken[0]!r}, which is decided elsewhere; take it out")
         return self._rendered([self._spelled(turn) for turn in turns], tools, variables, prompt, marked)
 
     def reads(self, key: str) -> bool:
@@ -174,6 +177,15 @@ class ChatTemplate:
         fix = "set tokenizer.eos_token" if token[1] == "eos_token" else "use another tokenizer.chat_template"
         return f"it writes {token[1]}, which tokenizer {self._tokenizer.name_or_path} does not have; {fix}"
 
+
+# fmt: off
+_TAKEN = frozenset((
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages",
+    "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs",
+    "tools", "truncation",
+))
+# fmt: on
+"""What ``apply_chat_template`` takes for itself."""
 
 # --- what a template is tried with
 
