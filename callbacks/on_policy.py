@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,6 +102,7 @@ class OnPolicySampling(Callback):
         self.rounds_dir = rounds_dir
         self.present: Round | None = None
         self._restored: dict[str, Any] = {}
+        self._summary: dict[str, Any] = {}
 
     # --- what a subclass may decide
 
@@ -136,7 +137,7 @@ class OnPolicySampling(Callback):
         self.require_fitting(trainer, pl_module)
         assert isinstance(pl_module, AlignmentModule)
         on_policy_data(trainer).rounds = partial(self.pull, trainer, pl_module)
-        self.present, self._restored = None, {}  # an earlier run may have left its own
+        self.present, self._restored, self._summary = None, {}, {}  # an earlier run may have left its own
         remove_scratch(trainer, self.folder(trainer))
 
     def require_fitting(self, trainer: Trainer, module: LightningModule) -> None:
@@ -161,8 +162,22 @@ class OnPolicySampling(Callback):
                 "from; use OnlineDPOModule, or subclass one"
             )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log it again in an epoch that a checkpoint stands within: that starts no more (Lightning calls this)."""
+        if trainer.fit_loop.restarted_mid_epoch:
+            self._log_round(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the round came to (Lightning calls this)."""
+        self._log_round(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add to the round's summary what the module logged of it (Lightning calls this)."""
+        if self.present is not None and self._summary:
+            logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("on_policy/")}
+            self._write_summary(trainer, logged)
+
+    def _log_round(self, trainer: Trainer, module: LightningModule) -> None:
         if self.present is None:
             return
         report = on_policy_data(trainer).report(self.present)
@@ -170,17 +185,14 @@ class OnPolicySampling(Callback):
         kept = report["kept"]["pairs"] if report else 0
         figures["pairs_kept"] = kept / max(figures["pairs"], 1)
         for name in (*LOGGED, "pairs", "pairs_kept"):
-            pl_module.log(f"on_policy/{name}", figures[name], on_step=False, on_epoch=True, batch_size=1)
-        if trainer.is_global_zero:
-            metrics = {f"on_policy/{name}": value for name, value in figures.items()}
-            write_summary(self.present, {"report": report, "metrics": metrics})
+            module.log(f"on_policy/{name}", figures[name], on_step=False, on_epoch=True, batch_size=1)
+        self._summary = {"report": report, "metrics": {f"on_policy/{name}": v for name, v in figures.items()}}
+        self._write_summary(trainer, _known_metrics(self.present))
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add to the round's summary what the module logged of it (Lightning calls this)."""
-        if trainer.is_global_zero and self.present is not None and (summary := self.present.summary):
-            metrics = {name: math.nan if value is None else value for name, value in summary["metrics"].items()}
-            logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("on_policy/")}
-            write_summary(self.present, {**summary, "metrics": {**metrics, **logged}})
+    def _write_summary(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        self._summary["metrics"].update(metrics)
+        if trainer.is_global_zero and self.present is not None:
+            write_summary(self.present, self._summary)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep nothing of a ``fast_dev_run`` (Lightning calls this)."""
@@ -331,3 +343,12 @@ def _identity_of(path: Path) -> str | None:
         return str(Round(path).metadata["identity"])
     except ValueError:
         return None
+
+
+def _known_metrics(made: Round) -> dict[str, float]:
+    """What an earlier process has logged of a round, as far as its summary can be read."""
+    try:
+        metrics = made.summary.get("metrics", {})
+    except ValueError:
+        return {}
+    return {name: math.nan if value is None else value for name, value in metrics.items()}

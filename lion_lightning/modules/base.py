@@ -31,7 +31,6 @@ from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm, s
 from lion_lightning.modules.meters import StageMeter, StepTotals
 from lion_lightning.modules.process import require_rows_of, require_sharded, sharding_of
 from lion_lightning.modules.rates import RateWatch
-from lion_lightning.modules.resume import restore_loader
 from lion_lightning.modules.run_length import accumulation, run_length
 from lion_lightning.modules.schedules import WarmupSchedule
 from lion_lightning.types import LossOutput, PackedBatch
@@ -187,6 +186,9 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
         """
         super().on_train_start()
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.begin(self.trainer)
         # A run that is resumed within an epoch does not start it, which is where Lightning's callback would set this.
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
@@ -194,9 +196,8 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         self.begin_schedules()
         self._rates.begin(self.trainer)
         self._draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
-        if self._resumed is not None:
-            restore_loader(self.trainer, self._resumed)
-            self._resumed = None
+        if resumed is not None:
+            resumed.finish(self.trainer)
 
     def on_train_end(self) -> None:
         """Say so where nothing was trained (Lightning calls this)."""

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -26,7 +27,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.averaging import warn_of_no_average
 from lion_lightning.modules.dev_run import restore_last, suspend_last
-from lion_lightning.modules.resume import mend_progress, rewind
+from lion_lightning.modules.resume import Resumption, resumption, rewind, unlogged
 from lion_lightning.modules.stored_settings import require_known_classes, require_own_paths
 
 
@@ -45,7 +46,7 @@ class PolicyCheckpoints(LightningModule):
         self.policy: PolicyModel | None = None
         self._new_ids: list[int] = []
         self._base: str | None = None
-        self._resumed: dict[str, Any] | None = None
+        self._resumed: Resumption | None = None
         self._suspended: dict[ModelCheckpoint, Any] = {}
         self.register_state_dict_post_hook(_leave_base_out)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_miss_no_base)  # type: ignore[no-untyped-call]
@@ -91,7 +92,8 @@ class PolicyCheckpoints(LightningModule):
             checkpoint["lion"]["base"] = self._base
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
         if "loops" in checkpoint:
-            rewind(checkpoint, self.trainer)
+            checkpoint["lion"]["rewound"] = rewind(checkpoint, self.trainer)
+            checkpoint["lion"]["unlogged"] = None if checkpoint["lion"]["rewound"] else unlogged(self.trainer)
             self._name_optimizer_states(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -106,9 +108,8 @@ class PolicyCheckpoints(LightningModule):
         if wanted is not None and wanted != self._base:
             require_base(self.policy_spec, wanted)
             self._base = wanted
-        if "loops" in checkpoint:
-            mend_progress(checkpoint)
-            self._resumed = checkpoint["loops"]
+        if "loops" in checkpoint and self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._resumed = resumption(checkpoint, self.trainer)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:

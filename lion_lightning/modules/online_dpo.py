@@ -60,6 +60,7 @@ class OnlineDPOModule(DPOModule):
         if kl_batches < 0:
             raise ValueError(f"model.kl_batches is {kl_batches}; give 0 or more")
         self.kl_batches = kl_batches
+        self._epoch_kl: float | None = None
         self.start: Reference = self.reference if _is_start(self.reference) else CachedReference()
 
     def setup(self, stage: str) -> None:
@@ -92,8 +93,10 @@ class OnlineDPOModule(DPOModule):
 
     def on_train_start(self) -> None:
         """Cover the epoch that a checkpoint stands within, since it starts no more (Lightning calls this)."""
-        super().on_train_start()
         loop = self.trainer.fit_loop
+        if loop.restarted_mid_epoch and self._epoch_kl is not None:  # an epoch that starts no more
+            self.log("on_policy/kl", self._epoch_kl, on_step=False, on_epoch=True, batch_size=1)
+        super().on_train_start()
         if loop.restarted_mid_epoch or loop.restarted_on_epoch_end:
             self._cover_epoch()
 
@@ -104,7 +107,14 @@ class OnlineDPOModule(DPOModule):
             self._cover_evaluation()
         self._cover_epoch()
         if self.kl_batches:
-            self.log("on_policy/kl", self._kl(), on_step=False, on_epoch=True, batch_size=1)
+            kl = self._kl()
+            self._epoch_kl = float(kl)
+            self.log("on_policy/kl", kl, on_step=False, on_epoch=True, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was logged when the epoch began: its policy is gone by now (Lightning calls this)."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lion"]["epoch_kl"] = self._epoch_kl
 
     def provenance(self) -> dict[str, Any]:
         """What the policy is and was trained on, and what it was compared with."""
@@ -113,6 +123,7 @@ class OnlineDPOModule(DPOModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare with what the checkpoint was compared with (Lightning calls this)."""
         super().on_load_checkpoint(checkpoint)
+        self._epoch_kl = checkpoint.get("lion", {}).get("epoch_kl")
         if self.start is not self.reference:
             self.start.restore(checkpoint.get("lion", {}).get("start", {}))
 

@@ -2,37 +2,144 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 
-def mend_progress(checkpoint: dict[str, Any]) -> None:
-    """Let a checkpoint of an epoch's last batch, or of its end, resume at the start of the next epoch.
+@dataclass
+class Resumption:
+    """What a checkpoint leaves to be done of the batch or the epoch that it was saved in.
 
-    Lightning's counters say there that the epoch is neither running nor over. It then counts an epoch too many under
-    ``max_steps``, or repeats batches when a run that was resumed there is resumed once more.
+    Lightning goes on with the next batch instead: it skips the log's row of the batch, the validation behind it and the
+    end of the epoch, and all of the end of a run that has no batch left to train, the callbacks' ``on_train_end`` too.
+
+    Attributes:
+        loops: Entry of the checkpoint.
+        row: What Lightning was about to log; None for nothing.
+        within_batch: Whether it was saved in ``on_train_batch_end``, so that validation is still to come.
+        ends: Whether the epoch ends with the batch that it stands behind.
+        over: Whether the epoch itself was over, and the run with it.
+        steps: Optimizer steps that the counters were set back by, so that Lightning does not skip the end of the run.
+    """
+
+    loops: dict[str, Any]
+    row: Mapping[str, Any] | None = None
+    within_batch: bool = False
+    ends: bool = False
+    over: bool = False
+    steps: int = 0
+
+    def begin(self, trainer: Trainer) -> None:
+        """Give back the steps, and the loader its place, at the start of training."""
+        steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        steps.total.completed += self.steps
+        restore_loader(trainer, self.loops)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Do what is left, by Lightning's own methods, before training goes on.
+
+        Args:
+            trainer: In the module's ``on_train_start``.
+        """
+        if self.row is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(dict(self.row["metrics"]), self.row["step"])
+                logger.save()
+        fit: Any = trainer.fit_loop
+        loop = fit.epoch_loop
+        if self.over:
+            for counts in (fit.epoch_progress.total, fit.epoch_progress.current):
+                counts.processed = counts.completed = counts.started
+            _as_if_never_stopped(fit)
+        elif self.ends:
+            _as_if_never_stopped(fit)
+            loop._skip_next_val = not self.within_batch
+            loop.on_advance_end(fit._data_fetcher)
+            fit.on_advance_end()
+        elif self.within_batch and loop._should_check_val_fx(fit._data_fetcher):
+            loop.batch_progress.increment_completed()
+            loop.update_restart_stage()  # Lightning's name for this place: validation is done, the batch's end is not
+            _validate(trainer)
+
+
+def _as_if_never_stopped(loop: Any) -> None:
+    for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
+        part.on_iteration_done()
+
+
+def _validate(trainer: Any) -> None:
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.on_iteration_done()
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+
+
+def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
+    """What a checkpoint leaves to be done; its counters are changed so that Lightning comes to the place in between.
+
+    Lightning's counters say of an epoch's last batch, or of its end, that the epoch is neither running nor over. It
+    then counts an epoch too many under ``max_steps``, or repeats batches when a resumed run is resumed there again.
 
     Args:
         checkpoint: A loaded checkpoint, before Lightning restores its loops from it; changed in place.
+        trainer: That is going to train, or to validate.
     """
-    loops = _fit_loop(checkpoint)
+    loops, said = _fit_loop(checkpoint), checkpoint.get("lion", {})
+    left = Resumption(checkpoint["loops"], row=said.get("unlogged"))
     if loops is None:
-        return
+        return left
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
-    within_hook = batches["total"]["completed"] < batches["total"]["processed"]  # saved in on_train_batch_end
+    steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+    enough = 0 <= trainer.max_steps <= steps["completed"]
     ended = epochs["current"]["processed"] == epochs["current"]["started"]  # saved in on_train_epoch_end, or later
-    if ended and not batches["is_last_batch"] and batches["current"]["processed"]:
+    within_hook = batches["total"]["completed"] < batches["total"]["processed"]  # saved in on_train_batch_end
+    left.within_batch = within_hook and not said.get("rewound", False)
+    left.over = ended and (enough or 0 <= _last_epoch(trainer) <= epochs["current"]["processed"])
+    left.ends = not ended and batches["current"]["processed"] > 0 and (batches["is_last_batch"] or enough)
+    left.steps = int(enough)
+    steps["completed"] -= left.steps
+    if left.ends and within_hook:
+        for counts in (batches["total"], batches["current"]):
+            counts["completed"] = counts["processed"]
+    elif left.over or (ended and not batches["is_last_batch"] and batches["current"]["processed"]):
         _reopen_epoch(epochs)
-    if not batches["is_last_batch"] or not (within_hook or ended):
-        return
-    for counts in (epochs["total"], epochs["current"]):
-        counts["processed"] = counts["completed"] = counts["started"]
-    batches["total"]["completed"] = batches["total"]["processed"]
-    batches["current"] = dict.fromkeys(batches["current"], 0)
-    batches["is_last_batch"] = False
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] += within_hook
+    elif ended and batches["is_last_batch"]:
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
+        for counts in (epochs["total"], epochs["current"]):
+            counts["processed"] = counts["completed"] = counts["started"]
+    return left
+
+
+def _last_epoch(trainer: Trainer) -> int:
+    """Epochs of the whole run; -1 for no limit."""
+    return -1 if trainer.max_epochs is None else trainer.max_epochs
+
+
+def unlogged(trainer: Trainer) -> dict[str, Any] | None:
+    """The row of metrics that Lightning 2.6 logs right after the hook that a checkpoint is saved in; None for none.
+
+    Args:
+        trainer: In ``on_save_checkpoint``, its counters those of the checkpoint.
+    """
+    fit: Any = trainer.fit_loop
+    connector = trainer._logger_connector
+    batches, epochs = fit.epoch_loop.batch_progress, fit.epoch_progress
+    step = fit.epoch_loop._batches_that_stepped
+    if not trainer.training or not trainer.loggers:
+        return None
+    if batches.total.completed < batches.total.processed:
+        due = connector.should_update_logs and not fit._should_accumulate()
+    else:  # at the end of an epoch, where the step is that of its last batch
+        due, step = epochs.total.completed < epochs.total.processed, step - 1
+    metrics = connector.metrics["log"] if due else {}
+    plain = {name: float(value) for name, value in metrics.items()}
+    return {"step": step, "metrics": {**plain, "epoch": trainer.current_epoch}} if plain else None
 
 
 def _fit_loop(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
@@ -65,7 +172,7 @@ def restore_loader(trainer: Trainer, loops: dict[str, Any]) -> None:
         loader.load_state_dict(states[0])
 
 
-def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> bool:
     """Let a checkpoint that is saved within an accumulation window, or within a batch, stand right after the last step.
 
     Lightning saves neither a half-filled window's gradients nor that a batch was handed out but not trained. Weights
@@ -75,13 +182,16 @@ def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     Args:
         checkpoint: What is about to be saved; changed in place.
         trainer: Whose checkpoint it is.
+
+    Returns:
+        Whether anything was undone. What follows the last step, its row in the log and validation, was then done.
     """
     loops = _fit_loop(checkpoint)
     if loops is None:
-        return
+        return False
     batches, places = loops["epoch_loop.batch_progress"], loops["state_dict"].get("combined_loader", [])
     if any("batches" not in place for place in places):
-        return  # a loader of another make, which cannot be told to go back
+        return False  # a loader of another make, which cannot be told to go back
     current = batches["current"]
     ended = batches["is_last_batch"] and current["processed"] == current["ready"]
     kept = current["processed"] - (0 if ended else current["processed"] % trainer.accumulate_grad_batches)
@@ -93,3 +203,4 @@ def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> None:
             counts.update(ready=ready, started=ready, processed=ready, completed=ready - 1)
         batches["is_last_batch"] = False
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    return bool(undone)

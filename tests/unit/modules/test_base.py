@@ -17,7 +17,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import AlignmentModule, CosineWithWarmup, SFTModule
-from lion_lightning.modules.resume import mend_progress
+from lion_lightning.modules.resume import resumption
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.tiny import Rows, config, merge, row, tokenizer_folder, trainer
 
@@ -261,5 +261,5 @@ def test_a_policy_from_a_mapping_needs_a_tokenizer_and_says_so() -> None:
 def test_a_checkpoint_of_another_lightning_is_left_alone_with_a_warning() -> None:
     checkpoint = {"loops": {"fit_loop": {"counters": {"batch": 3}}}}
     with pytest.warns(UserWarning, match="may be inexact"):
-        mend_progress(checkpoint)
+        resumption(checkpoint, trainer())
     assert checkpoint == {"loops": {"fit_loop": {"counters": {"batch": 3}}}}
