@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
+from inspect import signature
+from itertools import islice
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -17,14 +21,14 @@ def require_agreement(part: str, settings: Mapping[str, Any]) -> None:
 
     Args:
         part: What the settings are of, e.g. ``model``: it begins their names in the message.
-        settings: Any objects by name; of objects, what they are and their public plain attributes count.
+        settings: Any objects by name; of objects, what :func:`flat` says counts.
 
     Raises:
         ValueError: On every rank, if they differ.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
-    own = dict(_flat(part, settings))
+    own = {name: repr(value) for name, value in flat(part, settings)}
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, own)
     for rank, theirs in enumerate(ranks):
@@ -37,25 +41,60 @@ def require_agreement(part: str, settings: Mapping[str, Any]) -> None:
             )
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Names and texts of the plain values within a value."""
+def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Names and plain values within a value, as a config would have them.
+
+    Of an object that is what it is (``class_path``), the arguments of its constructor that it keeps under their names,
+    and specs that it holds; not what it has come to since. Models are left out.
+
+    Args:
+        name: Begins the names.
+        value: Any object.
+    """
     if isinstance(value, PLAIN):
-        yield name, repr(value)
+        yield name, value
         return
     for key, part in _parts(value):
-        yield from _flat(f"{name}.{key}", part)
+        yield from flat(f"{name}.{key}", part)
 
 
 def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, Mapping):
         return value.items()
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset | nn.ModuleList):
         return enumerate(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in fields(value)]
-    if isinstance(value, partial):
-        return [("class_path", value.func), *value.keywords.items()]
-    public = getattr(value, "__dict__", {}) if not isinstance(value, type) and not callable(value) else {}
-    kind = value if isinstance(value, type) or callable(value) else type(value)
-    plain = [(key, item) for key, item in public.items() if key[0] != "_" and isinstance(item, PLAIN)]
-    return [("class_path", getattr(kind, "__qualname__", type(kind).__qualname__)), *plain]
+    if isinstance(value, partial):  # jsonargparse's has the class for its first argument
+        made = value.args[0] if value.args and isinstance(value.args[0], type) else value.func
+        return [("class_path", _name(made)), *value.keywords.items()]
+    if isinstance(value, type) or (callable(value) and not isinstance(value, nn.Module)):
+        return [("class_path", _name(value))]
+    return [("class_path", type(value).__qualname__), *_arguments(value).items()]
+
+
+def _arguments(value: Any) -> dict[str, Any]:
+    """The arguments of an object's constructors that it keeps, and its specs."""
+    known = dict(vars(value)) if hasattr(value, "__dict__") else {}
+    kept = {name: getattr(value, name) for name in sorted(argument_names(type(value))) if hasattr(value, name)}
+    specs = {name: part for name, part in known.items() if is_dataclass(part) and not isinstance(part, type)}
+    return {name: part for name, part in (specs | kept).items() if name[0] != "_" and not _is_model(part)}
+
+
+def argument_names(kind: type) -> set[str]:
+    """Names of the arguments of a class's constructor, and of those that it may pass others on to.
+
+    Args:
+        kind: The class.
+    """
+    made = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one)]
+    return {name for one in made if inspect.isfunction(one) for name in signature(one).parameters} - {"self"}
+
+
+def _is_model(value: Any) -> bool:
+    """Whether a part is a network rather than a setting: a module with parts of its own that learn."""
+    return isinstance(value, nn.Module) and len(list(islice(value.parameters(), 9))) > 8
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.agreement import require_agreement
+from lion_lightning.agreement import flat, require_agreement
 from lion_lightning.cache import cache_folder
 from lion_lightning.data.advice import warnings
 from lion_lightning.data.documents import Selection
@@ -27,6 +27,9 @@ from lion_lightning.meeting import ALONE
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
+
+KNOWN = ("data.rules", "data.validation_rules", "data.row_length", "data.batch_size", "data.seed")
+"""What the loader knows by itself, or follows from other settings."""
 
 
 class PackedDataModule(LightningDataModule, ABC):
@@ -60,6 +63,7 @@ class PackedDataModule(LightningDataModule, ABC):
     """
 
     max_length: int
+    loader_class: ClassVar[type[PackedLoader]] = PackedLoader
 
     def __init__(
         self,
@@ -173,7 +177,7 @@ class PackedDataModule(LightningDataModule, ABC):
         names = ("validation_share", "rules", "validation_rules", "row_length", "packing", "batch_size", "seed")
         sides = {"sources": self.sources, "validation": self.validation or ()}
         return {
-            "class_path": type(self),
+            "class_path": type(self).__name__,
             **self.settings(),
             **{name: getattr(self, name) for name in names},
             **{side: [source.description() for source in sources] for side, sources in sides.items()},
@@ -208,7 +212,7 @@ class PackedDataModule(LightningDataModule, ABC):
     def loader(self, mixture: Mixture, shuffle: bool) -> PackedLoader:
         """Packed rows of a mixture, for this rank where a trainer is attached."""
         place = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
-        return PackedLoader(
+        return self.loader_class(
             mixture.documents,
             mixture.documents.lengths,
             capacity=self.row_length,
@@ -219,6 +223,7 @@ class PackedDataModule(LightningDataModule, ABC):
             rank=place["rank"],
             world_size=place["num_replicas"],
             num_workers=self.num_workers,
+            settings={name: value for name, value in flat("data", self.agreed()) if not name.startswith(KNOWN)},
         )
 
     def description(self) -> dict[str, Any]:

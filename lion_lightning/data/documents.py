@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -151,6 +153,15 @@ class Documents:
         """Tokens of prompts that answers have in common: what sequences of one answer each would hold besides."""
         pieces = self._spans.pieces
         return int(pieces[:, 0].sum() * max(pieces.shape[1] - 2, 0))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all tokens and targets of all documents, in their order."""
+        found = blake2b("".join(table.tokens for table in self._tables).encode(), digest_size=16)
+        found.update(np.array(self.bounds, dtype=np.int64).tobytes())
+        for numbers in (self._spans.rows, self._spans.starts, self._spans.stops):
+            found.update(numbers.astype(np.int64).tobytes())
+        return found.hexdigest()
 
     def __len__(self) -> int:
         """Number of documents."""

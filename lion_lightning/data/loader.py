@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from hashlib import blake2b
 from math import ceil
 from typing import Any, Protocol
@@ -15,9 +17,11 @@ from lion_lightning.data.collate import collate
 from lion_lightning.data.packing import BestFit, Integers, Packing, Rows, Span
 from lion_lightning.types import PackedBatch, Piece, Sample
 
+logger = logging.getLogger(__name__)
+
 
 class Samples(Protocol):
-    """Random access to samples."""
+    """Random access to samples. A ``digest`` of all their tokens and targets, if there is one, spares reading them."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -52,6 +56,7 @@ class PackedLoader:
         world_size: Number of data-parallel processes.
         num_workers: Processes that read ahead.
         pin_memory: Whether batches are put into page-locked memory for a faster copy to a GPU.
+        settings: What the samples follow from, by name: what a message names when they are no longer the same.
 
     Raises:
         ValueError: If there are no samples, or one does not fit.
@@ -74,6 +79,7 @@ class PackedLoader:
         world_size: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if not len(lengths):
             raise ValueError("there are no samples to load.")
@@ -82,8 +88,10 @@ class PackedLoader:
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.settings = dict(settings or {})
         self.epoch = 0
         self._yielded = self._resume_at = 0
+        self._noted = False
         self._rows = self._plan()
 
     @property
@@ -138,19 +146,54 @@ class PackedLoader:
         """
         self.set_epoch(state["epoch"])
         finished = state["batches"] >= state["length"]
-        if state["batches"] and not finished:
+        changes, same = self.changes(state), state["fingerprint"] == self.fingerprint()
+        if not same and state["batches"] and not finished:
             self._refuse_other_batches(state)
+        if changes or not same:
+            self.note_changes(state)
         self._yielded = self._resume_at = len(self) if finished else state["batches"]
 
     def fingerprint(self) -> str:
-        """Hash of which samples each batch of the present epoch holds, and of the tokens of a few of them."""
+        """Hash of which samples each batch of the present epoch holds, and of all their tokens and targets."""
         rows = self._rows
-        digest = blake2b(f"{self.batch_size} {self.world_size}".encode(), digest_size=16)
+        digest = blake2b(f"{self.batch_size} {self.world_size} {self._content}".encode(), digest_size=16)
         for numbers in (rows.offsets, rows.documents, rows.starts, rows.stops):
             digest.update(numbers.astype(np.int64).tobytes())
-        for position in np.linspace(0, len(self.lengths) - 1, 16).astype(int).tolist():
+        return digest.hexdigest()
+
+    def note_changes(self, state: Mapping[str, Any]) -> None:
+        """Say, once, what is taken from this run and not from the checkpoint: where that ends an epoch, all of it.
+
+        Args:
+            state: The checkpoint's.
+        """
+        if self.rank == 0 and not self._noted:
+            what = "; ".join(self.changes(state)) or "another order of the documents"
+            logger.warning("goes on with other data or settings of it than the checkpoint's, from here on: %s", what)
+        self._noted = True
+
+    def changes(self, state: Mapping[str, Any]) -> list[str]:
+        """What decides the batches and is no longer what it was, with both values.
+
+        Args:
+            state: A checkpoint's.
+        """
+        then, now = state["settings"], self._settings()
+        names = [name for name in now | then if then.get(name) != now.get(name)]
+        return [f"{name} was {then.get(name, 'nothing')}, is {now.get(name, 'nothing')}" for name in names]
+
+    @cached_property
+    def _content(self) -> str:
+        """Hash of all samples' tokens and targets; read once, unless the samples know it."""
+        known = getattr(self.samples, "digest", None)
+        if isinstance(known, str):
+            return known
+        digest = blake2b(digest_size=16)
+        for position in range(len(self.lengths)):
             for piece in self.samples[position].pieces:
+                digest.update(np.array([len(piece.input_ids), piece.parent], dtype=np.int64).tobytes())
                 digest.update(piece.input_ids.astype(np.int64).tobytes())
+                digest.update(piece.supervised.astype(np.bool_).tobytes())
         return digest.hexdigest()
 
     def _settings(self) -> dict[str, Any]:
@@ -162,19 +205,18 @@ class PackedLoader:
             "packing": type(self.packing).__name__,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "shuffled": self.shuffle,
             "number of ranks": self.world_size,
+            "content of the documents": self._content[:12],
+            **self.settings,
         }
 
     def _refuse_other_batches(self, state: Mapping[str, Any]) -> None:
-        if state["fingerprint"] == self.fingerprint():
-            return
-        then, now = state["settings"], self._settings()
-        changes = [f"{name} was {then[name]}, is {now[name]}" for name in now if then[name] != now[name]]
+        what = "; ".join(self.changes(state)) or "another order of the documents"
         raise ValueError(
             f"the checkpoint stands after batch {state['batches']} of {state['length']} of epoch {state['epoch']}, and "
-            f"that epoch's batches have changed ({'; '.join(changes) or 'other documents or another order of them'}): "
-            "samples would be repeated or skipped. Resume with the old settings, or from a checkpoint of the end "
-            "of an epoch."
+            f"that epoch's batches have changed ({what}): samples would be repeated or skipped. Resume with the old "
+            "settings and data, or from a checkpoint of the end of an epoch."
         )
 
     def _reader(self, turns: range) -> DataLoader[PackedBatch]:

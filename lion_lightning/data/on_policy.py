@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,16 @@ from lion_lightning.data.tokenising import tokenise
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
+
+
+class RoundLoader(PackedLoader):
+    """A loader of a round's pairs: those of another round are others, which is no change that anybody made."""
+
+    def note_changes(self, state: Mapping[str, Any]) -> None:
+        """See the base class; here, of what the rounds to come are made by."""
+        made_by = {name: state["settings"].get(name) for name in self.settings}
+        if made_by != self.settings:
+            super().note_changes({**state, "settings": {**self._settings(), **made_by}})
 
 
 class OnPolicyDataModule(PreferenceDataModule):
@@ -68,6 +78,8 @@ class OnPolicyDataModule(PreferenceDataModule):
     Raises:
         ValueError: An argument makes no sense.
     """
+
+    loader_class = RoundLoader
 
     def __init__(
         self,
@@ -133,6 +145,10 @@ class OnPolicyDataModule(PreferenceDataModule):
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain data."""
         return {**super().settings(), "prompts": [source.path for source in self.prompts]}
+
+    def agreed(self) -> dict[str, Any]:
+        """What decides the batches, and must be the same on all ranks."""
+        return {**super().agreed(), "prompts": [source.description() for source in self.prompts]}
 
     def setup(self, stage: str | None = None) -> None:
         """Choose what validates, alike on every rank; what trains comes with each epoch.

@@ -23,13 +23,22 @@ from lion_lightning.data.digests import digests
 from lion_lightning.data.readers import Numbers, Row, Rows, digest
 from lion_lightning.data.row_notes import one_row, row_notes
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import DAMAGE, SCHEMA, TokenTable, manifest_path, part_path, read_part
+from lion_lightning.data.tokenized import (
+    DAMAGE,
+    SCHEMA,
+    TokenTable,
+    manifest_path,
+    part_path,
+    read_batches,
+    read_part,
+    tokens_digest,
+)
 from lion_lightning.meeting import ALONE, Meeting
 from lion_lightning.types import Piece
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 5
+STORE_VERSION = 6
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _WHAT = "tokenised data"
@@ -210,7 +219,8 @@ def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
             counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
             if batch.examples:
                 write(_record_batch(encoder.pieces(batch.examples, batch.places), batch))
-    manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "notes": notes}
+    tokens = tokens_digest(read_batches(path))
+    manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "notes": notes}
     with writing(path.parent, _WHAT), replacing(manifest_path(path)) as draft:
         draft.write_text(json.dumps(manifest), "utf-8")
 

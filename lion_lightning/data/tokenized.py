@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -30,8 +31,8 @@ SCHEMA = pa.schema(
 )
 """Columns of a part."""
 
-_MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "notes": dict}
-"""What a manifest says of its part: counts, size, checksum, and what was noticed about the rows."""
+_MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "tokens": str, "notes": dict}
+"""What a manifest says of its part: counts, size, checksum, a hash of its tokens, what was noticed about the rows."""
 
 DAMAGE = (ValueError, pa.ArrowException)
 """What a part raises that is not what was written."""
@@ -44,12 +45,14 @@ class Part(NamedTuple):
         rows: Raw rows that it was made of.
         skipped: How many of them a transform turned into no example.
         batches: The examples, memory-mapped.
+        tokens: Hash of their tokens and targets.
         notes: What was found in the rows, and how often.
     """
 
     rows: int
     skipped: int
     batches: list[Any]
+    tokens: str
     notes: RowNotes
 
 
@@ -86,14 +89,37 @@ def read_part(path: Path, check: bool = False) -> Part:
         raise ValueError(f"{path}: {size} bytes, but the manifest says {manifest['bytes']}")
     if check and checksum(path) != manifest["crc32"]:
         raise ValueError(f"{path}: its bytes are not those that were written")
-    try:
-        with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
-            batches = pa.ipc.open_stream(file).read_all().to_batches()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: no token store ({str(error).splitlines()[0]})") from error
+    batches = read_batches(path)
     if sum(map(len, batches)) != manifest["examples"]:
         raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
-    return Part(manifest["rows"], manifest["skipped"], batches, RowNotes.of(manifest["notes"]))
+    return Part(manifest["rows"], manifest["skipped"], batches, manifest["tokens"], RowNotes.of(manifest["notes"]))
+
+
+def read_batches(path: Path) -> list[Any]:
+    """The record batches of a part, memory-mapped.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    try:
+        with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
+            return list(pa.ipc.open_stream(file).read_all().to_batches())
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: no token store ({str(error).splitlines()[0]})") from error
+
+
+def tokens_digest(batches: Iterable[Any]) -> str:
+    """Hash of all that is trained on of a part: tokens, which of them are targets, and where pieces begin.
+
+    Args:
+        batches: Its record batches.
+    """
+    ids, targets, pieces = (blake2b(digest_size=16) for _ in range(3))
+    for batch in batches:
+        ids.update(batch["input_ids"].values.to_numpy())
+        targets.update(batch["supervised"].values.to_numpy(zero_copy_only=False))
+        pieces.update(batch["pieces"].values.to_numpy())
+    return blake2b(ids.digest() + targets.digest() + pieces.digest(), digest_size=16).hexdigest()
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -127,6 +153,7 @@ class TokenTable:
     Attributes:
         raw_rows: Rows of the source that were read.
         skipped_rows: How many of them a transform turned into no example.
+        tokens: Hash of all tokens and targets, in their order.
         notes: What was found in the rows, and how often.
 
     Raises:
@@ -141,6 +168,7 @@ class TokenTable:
         batches = [batch for part in parts for batch in part.batches]
         self.raw_rows = sum(part.rows for part in parts)
         self.skipped_rows = sum(part.skipped for part in parts)
+        self.tokens = blake2b("".join(part.tokens for part in parts).encode(), digest_size=16).hexdigest()
         self.notes = RowNotes()
         for part in parts:
             self.notes.add(part.notes)

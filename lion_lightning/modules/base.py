@@ -125,6 +125,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
 
     def setup(self, stage: str) -> None:
         """Refuse ranks that were started with different settings, and bad checkpoints (Lightning calls this)."""
+        super().setup(stage)
         use_checked_checkpoints(self.trainer.strategy)
         require_agreement("model", self.hparams)
         require_agreement("trainer", {name: getattr(self.trainer, name) for name in AGREED})
@@ -192,8 +193,11 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         # A run that is resumed within an epoch does not start it, which is where Lightning's callback would set this.
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        self._endless = [s for s in schedules if isinstance(s, WarmupSchedule) and s.total_steps is None]
+        own = [schedule for schedule in schedules if isinstance(schedule, WarmupSchedule)]
+        self._endless = [schedule for schedule in own if schedule.total_steps is None]
         self.begin_schedules()
+        for schedule in own:
+            schedule.set_rates()  # of this run's settings, where a checkpoint brought others
         self._rates.begin(self.trainer)
         self._draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
         if resumed is not None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,15 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.averaging import warn_of_no_average
 from lion_lightning.modules.dev_run import restore_last, suspend_last
-from lion_lightning.modules.resume import Resumption, resumption, rewind, unlogged
+from lion_lightning.modules.resume import Resumption, require_same_shapes, resumption, rewind, unlogged
+from lion_lightning.modules.resumed_settings import RunSettings
+from lion_lightning.modules.settings import Settings, plain, tokenizer_settings
 from lion_lightning.modules.stored_settings import require_known_classes, require_own_paths
+
+MADE = ("policy", "tokenizer", "optimizer", "lr_scheduler")
+"""Arguments that others are made from, which are asked instead."""
+
+BASE_PLACES = ("model.policy.path", "model.policy.revision")
 
 
 class PolicyCheckpoints(LightningModule):
@@ -48,6 +56,7 @@ class PolicyCheckpoints(LightningModule):
         self._base: str | None = None
         self._resumed: Resumption | None = None
         self._suspended: dict[ModelCheckpoint, Any] = {}
+        self._run_settings = RunSettings()
         self.register_state_dict_post_hook(_leave_base_out)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_miss_no_base)  # type: ignore[no-untyped-call]
 
@@ -73,8 +82,22 @@ class PolicyCheckpoints(LightningModule):
     def strict_loading(self, strict_loading: bool) -> None:
         self._strict_loading = strict_loading
 
+    def setup(self, stage: str) -> None:
+        """Take in the run's settings before anything is restored (Lightning calls this)."""
+        if stage == "fit":
+            self._run_settings.begin(self.trainer)
+
+    def on_fit_start(self) -> None:
+        """Take in the optimizer's settings before anything of it is restored (Lightning calls this).
+
+        Raises:
+            ValueError: If the checkpoint was of others, which its state is bound to.
+        """
+        self._run_settings.add_stepping(self.trainer, getattr(self, "lr_scheduler_factory", None))
+
     def on_train_start(self) -> None:
-        """Know the base before anybody can change it (Lightning calls this)."""
+        """Let the run's own settings be used, and know the base before anybody changes it (Lightning calls this)."""
+        self._run_settings.apply(self.trainer)
         self._suspended = suspend_last(self.trainer)
         if has_base(self.policy_spec) and self._base is None:
             self._base = base_digest(self.policy_spec)
@@ -90,20 +113,24 @@ class PolicyCheckpoints(LightningModule):
         if has_base(self.policy_spec):
             self._base = self._base or base_digest(self.policy_spec)
             checkpoint["lion"]["base"] = self._base
+        checkpoint["lion"]["settings"] = self._run_settings.values | self.model_settings
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
         if "loops" in checkpoint:
             checkpoint["lion"]["rewound"] = rewind(checkpoint, self.trainer)
             checkpoint["lion"]["unlogged"] = None if checkpoint["lion"]["rewound"] else unlogged(self.trainer)
+        if "optimizer_states" in checkpoint:  # left out by ModelCheckpoint(save_weights_only=True)
             self._name_optimizer_states(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take in what an exact resume needs beyond Lightning (Lightning calls this).
 
         Raises:
-            ValueError: The checkpoint's adapters were trained on another base, or it names files of others as its own.
+            ValueError: The checkpoint is of another module, or of settings that its state is bound to, or names files
+                of others as its own.
         """
         if self._trainer is not None:
             require_own_paths(checkpoint, self.trainer)
+            self._refuse_other(checkpoint)
         wanted = checkpoint.get("lion", {}).get("base")
         if wanted is not None and wanted != self._base:
             require_base(self.policy_spec, wanted)
@@ -127,6 +154,41 @@ class PolicyCheckpoints(LightningModule):
                 stored = torch.load(path, "cpu", weights_only=True, mmap=True)
                 require_known_classes(require_training(path, stored), options, cls)
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
+
+    def _refuse_other(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what cannot be gone on from, before any weights are loaded."""
+        lion, own, fits = checkpoint.get("lion") or {}, type(self).__name__, self.trainer.state.fn == TrainerFn.FITTING
+        if lion.get("module", own) != own:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} is a checkpoint of {lion['module']}, and the config's module is {own}: a "
+                "stage starts from the model of the one before; write that with `lion export CHECKPOINT FOLDER`, set "
+                "model.policy.path: FOLDER, and leave --ckpt_path out"
+            )
+        if fits and "optimizer_states" not in checkpoint:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} holds the weights alone (ModelCheckpoint.save_weights_only), so training "
+                "cannot go on from it; begin anew with its model: `lion export CHECKPOINT FOLDER`, then "
+                "model.policy.path: FOLDER"
+            )
+        if fits and "settings" in lion:
+            self._run_settings.compare(lion["settings"], self.model_settings)
+        whole = not self.trainer.strategy.restore_checkpoint_after_setup  # else weights are in pieces, or there already
+        if whole and self.policy is not None:
+            then, now = lion.get("config", {}), self.policy_model.causal_lm.config.to_dict()
+            require_same_shapes(checkpoint.get("state_dict", {}), self.state_dict(), then, now)
+
+    @property
+    def model_settings(self) -> Settings:
+        """What the model, its objective and its tokenizer are, as plain data by dotted name."""
+        given = {name: getattr(self, name, value) for name, value in self.hparams.items() if name not in MADE}
+        found = plain({"model": {"class_path": type(self).__name__, "policy": self.policy_spec, **given}})
+        if has_base(self.policy_spec):  # known by its digest, wherever it lies
+            found = {name: value for name, value in found.items() if name not in BASE_PLACES}
+        return found | self._tokenizer_settings
+
+    @cached_property
+    def _tokenizer_settings(self) -> Settings:
+        return tokenizer_settings(self.tokenizer_spec)
 
     def _name_optimizer_states(self, checkpoint: dict[str, Any]) -> None:
         """Parameters by name: a number is a place in the groups to optimizers, and in the module to who shards it."""

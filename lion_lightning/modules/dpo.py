@@ -109,15 +109,15 @@ class DPOModule(AlignmentModule):
 
     def on_fit_start(self) -> None:
         """Cover all pairs that are trained on or validate (Lightning calls this)."""
-        self._cover("training", train_batches(self.trainer))
-        self._cover_evaluation()
+        super().on_fit_start()
+        self._cover_all()
 
     def on_train_start(self) -> None:
         """Cover anew what a checkpoint brought after the first cover, as sharded ones do (Lightning calls this)."""
         restored = self._resumed is not None and self.trainer.strategy.restore_checkpoint_after_setup
         super().on_train_start()
         if restored:
-            self.on_fit_start()
+            self._cover_all()
 
     def on_validation_start(self) -> None:
         """Cover what validates outside of training (Lightning calls this)."""
@@ -131,7 +131,7 @@ class DPOModule(AlignmentModule):
     def on_train_epoch_start(self) -> None:
         """Cover everything anew where the reference changes with the epoch (Lightning calls this)."""
         if self.reference.before_epoch(self.current_epoch, self.policy_model):
-            self.on_fit_start()
+            self._cover_all()
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -157,6 +157,10 @@ class DPOModule(AlignmentModule):
         total = self.trainer.strategy.reduce(values, reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
+
+    def _cover_all(self) -> None:
+        self._cover("training", train_batches(self.trainer))
+        self._cover_evaluation()
 
     def _cover_evaluation(self) -> None:
         for number, batches in enumerate(evaluation_batches(self.trainer)):

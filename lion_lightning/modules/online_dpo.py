@@ -87,10 +87,6 @@ class OnlineDPOModule(DPOModule):
         if self.start is not self.reference and self.kl_batches:
             self.start.attach(self.policy_model, self._build)
 
-    def on_fit_start(self) -> None:
-        """Cover what validates; pairs to train on come with each epoch (Lightning calls this)."""
-        self._cover_evaluation()
-
     def on_train_start(self) -> None:
         """Cover the epoch that a checkpoint stands within, since it starts no more (Lightning calls this)."""
         loop = self.trainer.fit_loop
@@ -126,6 +122,9 @@ class OnlineDPOModule(DPOModule):
         self._epoch_kl = checkpoint.get("lion", {}).get("epoch_kl")
         if self.start is not self.reference:
             self.start.restore(checkpoint.get("lion", {}).get("start", {}))
+
+    def _cover_all(self) -> None:
+        self._cover_evaluation()  # pairs to train on come with each epoch
 
     def _cover_epoch(self) -> None:
         self._cover(f"round {self.current_epoch}", epoch_batches(self.trainer))

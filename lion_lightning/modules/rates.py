@@ -27,7 +27,7 @@ class RateWatch:
         if length - trainer.global_step == 1 and not any(map(_rate, trainer.optimizers)):
             rank_zero_warn(
                 "lr_scheduler: the run makes one optimizer step, and its learning rate is 0, so nothing is trained; "
-                "begin the schedule above 0 (lion_lightning.modules has such ones), or make more steps"
+                "give the optimizer a rate, or a schedule that begins above 0, or make more steps"
             )
         for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
             if isinstance(schedule, WarmupSchedule):

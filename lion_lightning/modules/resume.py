@@ -113,7 +113,36 @@ def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
         batches["is_last_batch"] = False
         for counts in (epochs["total"], epochs["current"]):
             counts["processed"] = counts["completed"] = counts["started"]
+        for place in loops["state_dict"].get("combined_loader", []):  # a limit ends it before the loader's end
+            if "batches" in place:
+                place["batches"] = max(place["batches"], place.get("length", 0))
     return left
+
+
+def require_same_shapes(
+    stored: Mapping[str, Any], own: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Refuse weights of other shapes in one line, where torch has one for each tensor.
+
+    Args:
+        stored: A checkpoint's weights.
+        own: The module's.
+        then: Config of the checkpoint's model.
+        now: Config of the module's.
+
+    Raises:
+        ValueError: If any differ; the message names the settings of the model that do, and the first of the tensors.
+    """
+    wrong = [name for name, tensor in stored.items() if name in own and own[name].shape != tensor.shape]
+    if not wrong:
+        return
+    keys = [key for key in then.keys() & now.keys() if isinstance(now[key], int) and then[key] != now[key]]
+    named = "; ".join(f"policy.config.{key} was {then[key]}, is {now[key]}" for key in sorted(keys))
+    first = f"{wrong[0]} is {tuple(stored[wrong[0]].shape)} there and {tuple(own[wrong[0]].shape)} here"
+    raise ValueError(
+        f"the checkpoint's weights are of another shape than the model's ({named or first}; {len(wrong)} tensors): "
+        "give the policy and the tokenizer that it was written with"
+    )
 
 
 def _last_epoch(trainer: Trainer) -> int:

@@ -86,6 +86,10 @@ class WarmupSchedule(LRScheduler):
         """Learning rate of each parameter group (torch calls this)."""
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at a checkpoint's step, with the peak, the warmup and the length of this run."""
+        super().load_state_dict({name: state_dict[name] for name in ("last_epoch", "_step_count")})
+
     def state_dict(self) -> dict[str, Any]:
         """State without the length of the run, which is the new run's when a checkpoint is resumed."""
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}

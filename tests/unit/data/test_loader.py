@@ -260,9 +260,9 @@ def test_a_new_epoch_starts_at_its_first_batch_whatever_was_restored() -> None:
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "one more document": ({"lengths": [*LENGTHS.tolist(), 4]}, "documents was 61, is 62"),
-    "same lengths, other documents": ({"lengths": LENGTHS[::-1].tolist()}, "other documents or another order of them"),
+    "same lengths, other documents": ({"lengths": LENGTHS[::-1].tolist()}, "content of the documents was"),
     "seed": ({"seed": 4}, "seed was 3, is 4"),
-    "no shuffling": ({"shuffle": False}, "other documents or another order of them"),
+    "no shuffling": ({"shuffle": False}, "shuffled was True, is False"),
     "batch size": ({"batch_size": 2}, "batch_size was 1, is 2"),
     "length": ({"capacity": 13}, "tokens of a row was 12, is 13"),
     "packing": ({"packing": Unpacked()}, "packing was BestFit, is Unpacked"),
@@ -276,15 +276,72 @@ def test_other_batches_are_refused_in_the_middle_of_an_epoch(change: dict[str, A
         resumed(state_after(loader(), 5), **change)
 
 
-def test_other_tokens_of_documents_as_long_as_before_are_refused() -> None:
-    class Shifted(Documents):
-        def __getitem__(self, position: int, /) -> Sample:
-            sample = super().__getitem__(position)
-            return Sample((sample.pieces[0]._replace(input_ids=sample.pieces[0].input_ids + 1),), sample.index)
+class Changed(Documents):
+    """The same but for one token, or one target, of one document."""
 
-    made = PackedLoader(Shifted(LENGTHS.tolist()), LENGTHS, capacity=12, shuffle=True, seed=3)
-    with pytest.raises(ValueError, match="other documents"):
-        made.load_state_dict(state_after(loader(), 5))
+    def __init__(self, lengths: Sequence[int], position: int, what: str) -> None:
+        super().__init__(lengths)
+        self.position, self.what = position, what
+
+    def __getitem__(self, position: int, /) -> Sample:
+        (piece,) = super().__getitem__(position).pieces
+        if position == self.position and self.what == "token":
+            piece.input_ids[-1] += 1
+        elif position == self.position:
+            piece.supervised[-1] = False
+        return Sample((piece,), index=position)
+
+
+def changed(position: int, what: str) -> PackedLoader:
+    return PackedLoader(Changed(LENGTHS.tolist(), position, what), LENGTHS, capacity=12, shuffle=True, seed=3)
+
+
+@pytest.mark.parametrize("what", ["token", "target"])
+@pytest.mark.parametrize("position", [0, 1, 7, 30, 59])  # and not only every fourth
+def test_one_other_token_or_target_of_documents_as_long_as_before_is_found(position: int, what: str) -> None:
+    with pytest.raises(ValueError, match=r"epoch's batches have changed \(content of the documents was"):
+        changed(position, what).load_state_dict(state_after(loader(), 5))
+
+
+def test_other_data_after_an_epoch_is_said_once_and_gone_on_with(caplog: pytest.LogCaptureFixture) -> None:
+    made = changed(7, "token")
+    state = state_after(loader(batch_size=2), len(loader(batch_size=2)))
+    for _ in range(2):
+        made.load_state_dict(state)
+    (line,) = [record.message for record in caplog.records if "goes on with" in record.message]
+    assert "batch_size was 2, is 1; content of the documents was " in line
+    made.set_epoch(1)
+    assert len(list(made)) == len(made)
+
+
+def test_a_setting_that_changed_no_batch_is_gone_on_with_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    first, other = (loader(packing=Unpacked(), capacity=capacity) for capacity in (12, 13))
+    other.load_state_dict(state_after(first, 5))
+    assert "tokens of a row was 12, is 13" in caplog.text
+    assert len(list(other)) == len(other) - 5
+
+
+def test_the_same_data_is_gone_on_with_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    loader().load_state_dict(state_after(loader(), len(loader())))
+    loader().load_state_dict(state_after(loader(), 5))
+    assert not caplog.records
+
+
+def test_settings_that_the_data_follows_from_are_named() -> None:
+    made = loader(settings={"data.mask": "completion"}, lengths=LENGTHS[::-1].tolist())
+    with pytest.raises(ValueError, match=r"data\.mask was assistant, is completion"):
+        made.load_state_dict(state_after(loader(settings={"data.mask": "assistant"}), 5))
+
+
+def test_samples_that_know_their_digest_are_not_read_for_it() -> None:
+    class Known(Documents):
+        digest = "of all tokens"
+
+        def __getitem__(self, position: int, /) -> Sample:
+            raise AssertionError(position)
+
+    made = PackedLoader(Known(LENGTHS.tolist()), LENGTHS, capacity=12)
+    assert made.state_dict()["settings"]["content of the documents"] == "of all token"
 
 
 @pytest.mark.parametrize("change", [change for change, _ in CHANGES.values()], ids=CHANGES)

@@ -1,0 +1,200 @@
+"""Which settings a resumed run may change: one rule, and nothing that is written down and not used.
+
+The rule, which docs/training.md has for users: what the checkpoint's state is made of stays the same (the module, its
+policy and tokenizer, and within the model all classes and names); numbers, and what belongs to the run alone, are taken
+from the run that resumes, and said. Data is for the loader to compare.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
+
+from lion_lightning.modules.schedules import WarmupSchedule
+from lion_lightning.modules.settings import (
+    GROUP,
+    Settings,
+    arguments,
+    optimizer_settings,
+    run_settings,
+    schedule_settings,
+)
+
+logger = logging.getLogger(__name__)
+
+COMPUTED = ("attention", "gradient_checkpointing", "liger")
+"""Of a policy, how it is computed: to rounding the same numbers."""
+
+STEPPING = ("model.optimizer", "model.lr_scheduler")
+"""What is known once the optimizers are made, later than the rest."""
+
+
+class Change(NamedTuple):
+    """A setting that differs from the checkpoint's; None where there is none of the name."""
+
+    name: str
+    then: Any
+    now: Any
+
+    @property
+    def alike(self) -> bool:
+        """Whether it is the same after all: a folder by whichever path, a text (with its digest) of whichever name."""
+        if self.name.startswith("model.tokenizer.") and self.then and self.now:
+            return str(self.then).rpartition(" ")[2] == str(self.now).rpartition(" ")[2]
+        if self.name.endswith((".path", ".config")) and isinstance(self.then, str) and isinstance(self.now, str):
+            return self.then == self.now or os.path.realpath(self.then) == os.path.realpath(self.now)
+        return repr(self.then) == repr(self.now)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the checkpoint's state is that of the old value."""
+        if self.name.startswith(tuple(f"model.policy.{name}" for name in COMPUTED)):
+            return False
+        if self.name.startswith(("model.policy.", "model.tokenizer.")):
+            return True
+        return self.name.startswith("model.") and not (_is_number(self.then) and _is_number(self.now))
+
+
+def changes(then: Settings, now: Settings) -> list[Change]:
+    """What differs, by name. That one has no such setting, and that it has None, is the same.
+
+    Args:
+        then: The checkpoint's.
+        now: This run's.
+    """
+    found = {name: Change(name, then.get(name), now.get(name)) for name in sorted(then.keys() | now.keys())}
+    differing = {name: change for name, change in found.items() if not change.alike}
+    return [change for change in differing.values() if not _follows(change, differing)]
+
+
+def _follows(change: Change, others: Mapping[str, Change]) -> bool:
+    """Whether a change goes without saying: another class has other arguments; a further parameter group has the first.
+
+    Args:
+        change: The change.
+        others: All changes by name.
+    """
+    if change.name.startswith(GROUP):
+        first = others.get(f"model.optimizer.{change.name.removeprefix(GROUP).partition('.')[2]}")
+        return first is not None and first[1:] == change[1:]
+    whole, _, argument = change.name.rpartition(".")
+    while whole:
+        if f"{whole}.class_path" in others and argument != "class_path":
+            return True
+        whole = whole.rpartition(".")[0]
+    return False
+
+
+class RunSettings:
+    """The settings of a run, as they are given and before a checkpoint is restored, which brings some of its own."""
+
+    def __init__(self) -> None:
+        self.values: Settings = {}
+        self._stored: Settings | None = None
+        self._groups: list[list[Settings]] = []
+        self._patience: list[tuple[EarlyStopping, int]] = []
+        self._foreign = False
+
+    def begin(self, trainer: Trainer) -> None:
+        """Take in what is known when the run is set up.
+
+        Args:
+            trainer: The trainer, set up.
+        """
+        self.values, self._stored, self._groups, self._foreign = run_settings(trainer), None, [], False
+        stops = [one for one in getattr(trainer, "callbacks", ()) if isinstance(one, EarlyStopping)]
+        self._patience = [(one, one.patience) for one in stops]
+
+    def add_stepping(self, trainer: Trainer, factory: Any) -> None:
+        """Take in optimizers and schedules, before anything of them is restored.
+
+        Args:
+            trainer: The trainer, with its optimizers.
+            factory: What the module makes schedules with.
+
+        Raises:
+            ValueError: If the checkpoint was of others.
+        """
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._groups = [[dict(arguments(one, group)) for group in one.param_groups] for one in trainer.optimizers]
+        self.values |= optimizer_settings(trainer.optimizers) | schedule_settings(schedules, factory)
+        self._foreign = any(not isinstance(schedule, WarmupSchedule) for schedule in schedules)
+        self._refuse()
+
+    def compare(self, stored: Settings, model: Settings) -> None:
+        """Take in a checkpoint's.
+
+        Args:
+            stored: What :attr:`values` and the model's settings were when it was saved.
+            model: What the module is made of.
+
+        Raises:
+            ValueError: If what must stay has changed; the message names it.
+        """
+        self._stored, self.values = stored, self.values | model
+        self._refuse()
+
+    def apply(self, trainer: Trainer) -> None:
+        """Let this run's settings be used where the checkpoint brought others, and say which they are.
+
+        Args:
+            trainer: At the start of training, all restored.
+        """
+        if self._stored is None:
+            return
+        for callback, patience in self._patience:
+            callback.patience = patience
+        for optimizer, wanted in zip(trainer.optimizers, self._groups, strict=False):
+            for group, own in zip(optimizer.param_groups, wanted, strict=False):
+                _take(group, own)
+        if trainer.is_global_zero and (found := self._changes()):
+            logger.warning("goes on with other settings than the checkpoint's, from here on: %s", _listed(found))
+        self._stored = None
+
+    def _changes(self) -> list[Change]:
+        """What differs, as far as both sides are known yet."""
+        if self._stored is None:
+            return []
+        if self._groups:
+            return changes(self._stored, self.values)
+        return [change for change in changes(self._stored, self.values) if not change.name.startswith(STEPPING)]
+
+    def _refuse(self) -> None:
+        refused = [change for change in self._changes() if change.refused or self._keeps(change)]
+        if refused:
+            raise ValueError(
+                f"the checkpoint's state is of other settings: {_listed(refused)}; resume with the old ones, or begin "
+                "anew with its model: `lion export CHECKPOINT FOLDER`, then model.policy.path: FOLDER"
+            )
+
+    def _keeps(self, change: Change) -> bool:
+        """Whether the state of a schedule of another make holds a setting, in a form that only it knows."""
+        return self._foreign and change.name.startswith(("model.lr_scheduler.", "model.optimizer.lr"))
+
+
+def _take(group: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Write arguments into a parameter group; the rate is the schedule's peak where there is one."""
+    for name, value in own.items():
+        place = "initial_lr" if name == "lr" and "initial_lr" in group else name
+        if isinstance(group[place], Tensor):
+            group[place].fill_(value)
+        else:
+            group[place] = value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _listed(found: Iterable[Change]) -> str:
+    return "; ".join(f"{one.name} was {_shown(one.then)}, is {_shown(one.now)}" for one in found)
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
