@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lion_lightning.models.model_configs import first_line
+from lion_lightning.models.model_configs import first_line, require_safetensors
 from lion_lightning.models.stored_weights import WrongWeightsError, all_tensors, load_complete, require_finite
 from lion_lightning.types import Prompt
 
@@ -55,6 +55,7 @@ class ModelJudge(ABC):
         Raises:
             ValueError: They do not; it is another model than the judge needs.
         """
+        require_safetensors(Path(self.path))
         try:
             model: nn.Module = load_complete(load, self.path, dtype=self.dtype, use_safetensors=True, **options)
         except (WrongWeightsError, ModuleNotFoundError):
@@ -129,6 +130,16 @@ class ModelJudge(ABC):
                 for place, value in zip(group, forward(group).float().tolist(), strict=True):
                     values[place] = value
         return values
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Texts that a tokenizer reads as tokens of its template, and not as text.
+
+    Args:
+        tokenizer: The judge's.
+    """
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 
-from lion_lightning.judges.model import Dtype, ModelJudge, pad_right
+from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
 from lion_lightning.judges.pairwise import distinct, standings
-from lion_lightning.judges.text import conversation
+from lion_lightning.judges.text import broken, conversation
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Prompt
 
@@ -103,7 +103,8 @@ class PairRMJudge(ModelJudge):
             raise ValueError(
                 f"{self.path}: its tokenizer lacks {', '.join(unknown)}; name a PairRM in the layout of PairRM-hf"
             )
-        return self.weights_of(PairRanker.from_pretrained, revision=self.revision)
+        # Named here, so that no config names another, which may be code of the hub.
+        return self.weights_of(PairRanker.from_pretrained, revision=self.revision, attn_implementation="eager")
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """See :class:`~lion_lightning.judges.base.Judge`."""
@@ -135,8 +136,7 @@ class PairRMJudge(ModelJudge):
         return source + [i for mark, place in sides for i in self._piece(mark, texts[place], self.candidate_length)]
 
     def _piece(self, mark: str, text: str, most: int) -> list[int]:
-        """A part as LLM-Blender encodes it, with its own special tokens; a mark in the text itself is none."""
-        for other in MARKS:
-            text = text.replace(other, other.strip("<|>"))
+        """A part as LLM-Blender encodes it, with its own special tokens; one in the text itself is none."""
+        text = broken(text, [*MARKS, *special_tokens(self.tokenizer)])
         ids: list[int] = self.tokenizer.encode(mark + text, truncation=True, max_length=most)
         return ids

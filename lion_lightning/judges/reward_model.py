@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from torch import Tensor, nn
 
-from lion_lightning.judges.model import Dtype, ModelJudge, pad_right
+from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
+from lion_lightning.judges.text import broken
+from lion_lightning.models.chat_template import ChatTemplate
 from lion_lightning.models.model_configs import stored_config
 from lion_lightning.models.tokenizer import TokenizerSpec, read_template
 from lion_lightning.types import Prompt
@@ -21,7 +23,8 @@ class RewardModelJudge(ModelJudge):
     """The logit of any of transformers' sequence classifiers that has just one.
 
     The model reads a conversation under its own tokenizer's chat template, and a plain text as prompt and answer in one
-    piece. Each text is scored as it would be alone; equal texts are computed once and tie exactly.
+    piece. Special tokens that an answer or a turn spells out are text to it: no answer adds turns of its own. Each text
+    is scored as it would be alone; equal texts are computed once and tie exactly.
 
     Args:
         model: Hugging Face folder, or a name on the hub; safetensors only.
@@ -100,7 +103,7 @@ class RewardModelJudge(ModelJudge):
 
     def _tokens(self, prompt: Prompt, answer: str) -> list[int]:
         if not prompt.messages:
-            text, bos = prompt.text + answer, self.tokenizer.bos_token
+            text, bos = prompt.text + broken(answer, special_tokens(self.tokenizer)), self.tokenizer.bos_token
             once = not (bos and text.startswith(bos))
             return self.tokenizer(text, add_special_tokens=once, verbose=False).input_ids  # type: ignore[no-any-return]
         # The template writes whatever special tokens the model was trained with: adding them would double the BOS.
@@ -108,14 +111,20 @@ class RewardModelJudge(ModelJudge):
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # type: ignore[no-any-return]
 
     def _rendered(self, prompt: Prompt, answer: str) -> str:
-        turns = [*prompt.messages, {"role": "assistant", "content": answer}]
+        special = special_tokens(self.tokenizer)
+        turns = [{**turn, "content": broken(str(turn["content"]), special)} for turn in prompt.messages]
+        turns.append({"role": "assistant", "content": broken(answer, special)})
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, chat_template=self.chat_template))
-        except (TemplateError, ValueError) as error:
+            return self._template.render(turns)
+        except ValueError as error:
             raise ValueError(
                 f"{prompt.where or self.path}: the chat template of {self.path} cannot write this conversation "
                 f"({error}); give RewardModelJudge a chat_template that can"
             ) from error
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, self.chat_template or str(self.tokenizer.get_chat_template()))
 
     def _require_answers(self) -> None:
         """Refuse a template that leaves answers out: all of them would tie, and nobody would hear of it."""

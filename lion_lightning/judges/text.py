@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from lion_lightning.types import Prompt
 
@@ -18,7 +19,13 @@ def conversation(prompt: Prompt) -> str:
     """
     if len(prompt.messages) < 2:
         return prompt.question
-    return "\n\n".join(f"{turn['role'].upper()}: {turn['content']}" for turn in prompt.messages)
+    return "\n\n".join(f"{turn['role'].upper()}: {_said(turn)}" for turn in prompt.messages)
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """What a turn says, and what tools it calls."""
+    calls = turn.get("tool_calls")
+    return f"{turn['content']}\n{json.dumps(calls, ensure_ascii=False)}".lstrip() if calls else str(turn["content"])
 
 
 def check_template(template: str, fields: Collection[str], owner: str) -> None:
@@ -50,7 +57,7 @@ def as_question(template: str, prompt: Prompt, answers: Mapping[str, str], words
         answers: Text of each field that holds an answer.
         words: Of each other field.
     """
-    turns = [(str(turn["role"]), str(turn["content"])) for turn in prompt.messages]
+    turns = [(str(turn["role"]), _said(turn)) for turn in prompt.messages]
     turns = turns if len(turns) > 1 else [("user", prompt.question)]
     code = _code([*(text for _, text in turns), *answers.values()])
     asked = "\n".join(_tagged(role, text, code) for role, text in turns)
@@ -70,16 +77,16 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
     return re.sub(rf"\{{({places})\}}", lambda place: fields[place[1]], template)
 
 
-def broken(text: str, tokens: Collection[str] = ()) -> str:
-    """A text in which nothing is read as a token that begins or ends a turn: a space parts what would be one.
+def broken(text: str, tokens: Iterable[str]) -> str:
+    """A text that a tokenizer reads no special token in: a space parts what would be one.
 
     Args:
         text: What somebody wrote.
-        tokens: Special tokens of the model that reads it; those of well-known templates are known.
+        tokens: The tokenizer's special tokens.
     """
     for token in tokens:
         text = text.replace(token, f"{token[:1]} {token[1:]}")
-    return _TURNS.sub(r"\g<0> ", text)
+    return text
 
 
 _TURNS = re.compile(
@@ -90,7 +97,8 @@ _TURNS = re.compile(
 
 
 def _tagged(name: str, text: str, code: str) -> str:
-    return f"<{name} {code}>\n{broken(text)}\n</{name} {code}>"
+    parted = _TURNS.sub(r"\g<0> ", text)  # the server's tokenizer is not known
+    return f"<{name} {code}>\n{parted}\n</{name} {code}>"
 
 
 def _code(texts: Iterable[str]) -> str:

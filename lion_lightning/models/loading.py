@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from lion_lightning.models.embeddings import set_to_mean
+from lion_lightning.models.model_configs import weight_files
 from lion_lightning.models.pieces import local, materialise, rows_held
 
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
@@ -50,7 +50,7 @@ class WeightFiles:
             source, SAFE_WEIGHTS_INDEX_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         if index is not None:
-            places: dict[str, str] = json.loads(Path(index).read_text("utf-8"))["weight_map"]
+            places = weight_files(Path(index))
             files = {file: Path(str(cached_file(source, file, revision=revision))) for file in set(places.values())}
             return cls({name: files[file] for name, file in places.items()})
         path = Path(str(cached_file(source, SAFE_WEIGHTS_NAME, revision=revision)))

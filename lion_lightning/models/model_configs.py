@@ -11,6 +11,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from lion_lightning.cache import read_object
+
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 """What every model has at least one of; transformers builds a model without layers of ``num_hidden_layers: -1``."""
 
@@ -35,6 +37,7 @@ def stored_config(source: str, revision: str | None, trust_remote_code: bool) ->
     except Exception as error:  # transformers raises of any kind where a config makes no sense
         raise ValueError(not_loadable(source, error)) from error
     require_sizes(config.get_text_config().to_dict(), source)
+    _refuse_kernels(config, source)
     return config  # type: ignore[no-any-return]
 
 
@@ -59,7 +62,20 @@ def config_from(settings: Mapping[str, Any], where: str) -> PretrainedConfig:
     except Exception as error:
         raise ValueError(f"{where}: cannot be used for a model of type {kind}: {first_line(error)}") from error
     require_sizes(config.get_text_config().to_dict(), where)
+    _refuse_kernels(config, where)
     return config
+
+
+def _refuse_kernels(config: PretrainedConfig, where: str) -> None:
+    """Refuse a config that names kernels of the hub: transformers would bring that code here and run it."""
+    for part in (config, config.get_text_config()):
+        for name in ("_attn_implementation", "_experts_implementation"):
+            asked = getattr(part, name, None)
+            if "/" in str(asked):
+                raise ValueError(
+                    f"{where}: the config asks for code of the hub ({name.removeprefix('_')}: {asked!r}), and a file "
+                    "decides about no code; take the entry out"
+                )
 
 
 class SizeError(ValueError):
@@ -104,18 +120,38 @@ def refuse_adapters(source: str, revision: str | None) -> None:
 
 
 def require_safetensors(folder: Path) -> None:
-    """Refuse a folder that has no safetensors; what is no folder is a hub id.
+    """Refuse a folder that has no safetensors, or names some outside of it; what is no folder is a hub id.
 
     Args:
         folder: Of a model.
 
     Raises:
-        ValueError: It has none.
+        ValueError: It has none, or its index names a file elsewhere.
     """
+    for index in folder.glob("*.safetensors.index.json"):
+        weight_files(index)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         raise ValueError(
             f"policy.path: {folder} has no safetensors weights; convert them, or use `policy.config` for random ones."
         )
+
+
+def weight_files(index: Path) -> dict[str, str]:
+    """Name of each tensor's file, by the tensor's name.
+
+    Args:
+        index: A model's ``model.safetensors.index.json``.
+
+    Raises:
+        ValueError: It is no such list, or names a file outside of its folder.
+    """
+    named = read_object(index, "an index of weights", "bring the file back").get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise ValueError(f"{index}: no index of weights, it has no `weight_map`; bring the file back")
+    for file in named.values():
+        if file == ".." or Path(file).name != file:
+            raise ValueError(f"{index}: it names {file!r}, which is outside of the folder")
+    return named
 
 
 def not_loadable(source: str, error: Exception) -> str:

@@ -61,9 +61,8 @@ def require_own_paths(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
     Raises:
         ValueError: It names one that leaves its folder, or an address.
     """
-    own = [
-        str(getattr(callback, "dirpath", None)) for callback in trainer.callbacks if isinstance(callback, Checkpoint)
-    ]
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    own = [str(getattr(callback, "dirpath", None)) for callback in callbacks if isinstance(callback, Checkpoint)]
     states = [state for state in dict(checkpoint.get("callbacks") or {}).values() if isinstance(state, Mapping)]
     for path in (path for state in states for path in _checkpoints(state)):
         elsewhere = "://" in path and not path.startswith(tuple(f"{folder}/" for folder in own))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from lion_lightning.cache import read_json
+from lion_lightning.chat import load_served
 from lion_lightning.cli_errors import explain
 from lion_lightning.config_file import read_config_file
 from lion_lightning.data.rounds import Round, round_path
@@ -25,7 +26,9 @@ from lion_lightning.data.tokenized import part_path, read_part
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.formats import FORMATS
 from lion_lightning.folder_lock import FolderLock
+from lion_lightning.judges import PairRMJudge, RewardModelJudge
 from lion_lightning.models.checkpoints import read_checkpoint
+from lion_lightning.models.loading import WeightFiles
 from lion_lightning.models.pair_store import PairStore
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -248,4 +251,47 @@ def test_a_pickled_type_in_a_parquet_file_is_not_unpickled(tmp_path: Path) -> No
         writer.write_table(pa.table({"text": ["a"]}, schema=schema))
     with pytest.raises(ValueError, match="not a round"):
         assert Round(tmp_path / "round-0000.arrow").rollouts
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/other/model.safetensors", ".."])
+def test_an_index_of_weights_names_no_file_outside_of_its_folder(name: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    index = {"weight_map": {"model.embed_tokens.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json: it names .*, which is outside of the folder"):
+        PolicySpec(path=str(folder)).build()
+    with pytest.raises(ValueError, match=r"index\.json: it names .*, which is outside of the folder"):
+        WeightFiles.find(str(folder))
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_asks_for_no_code_of_the_hub(key: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: "evil/kernel"}))
+    with pytest.raises(ValueError, match=r"model: the config asks for code of the hub \(attn_implementation: 'evil"):
+        PolicySpec(path=str(folder)).load_config()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "evil"])
+def test_code_in_a_model_s_folder_is_not_run_unasked(model_type: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    (folder / "evil.py").write_bytes(hostile.KINDS["python"](tmp_path / "canary"))
+    names = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoModelForSequenceClassification": "evil.M"}
+    for file, more in (
+        ("config.json", {"auto_map": names, "model_type": model_type}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}),
+    ):
+        known = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**known, **more}))
+    for load in (
+        PolicySpec(path=str(folder)).build,
+        TokenizerSpec(str(folder)).load,
+        lambda: RewardModelJudge(str(folder)).load(),
+        lambda: PairRMJudge(str(folder)).load(),
+        lambda: load_served(str(folder)),
+    ):
+        said = _said(load)
+        assert not said or str(folder) in said
     assert not (tmp_path / "canary").exists()

@@ -112,7 +112,8 @@ def test_tokens_that_part_turns_are_no_tokens_in_what_a_judge_reads(token: str) 
 
 def test_other_brackets_stay_as_they_were_written() -> None:
     text = "a < b | c > d, <b>bold</b> <|> <| x\n|> [INSTALL] if (a<|b|>c d) {x}"
-    assert broken("a < b | c > d, <b>bold</b> <|> <| x\n|> [INSTALL] {x}") == text.replace(" if (a<|b|>c d)", "")
+    kept = text.replace(" if (a<|b|>c d)", "")
+    assert kept in as_question("{prompt}{answer}", asked("w5"), {"answer": kept}, {})
     assert broken("say <END> now", ("<END>",)) == "say < END> now"
 
 
