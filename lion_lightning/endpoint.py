@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from http.client import HTTPException
 from numbers import Real
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from lion_lightning.printing import printable
 from lion_lightning.replies import Reply
+from lion_lightning.threads import in_threads
 from lion_lightning.transfer import ask
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -130,12 +130,13 @@ class Endpoint:
         def one(body: Any) -> Any:
             return self._retried(route, body, _json, stop)
 
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            try:
-                return list(tqdm(pool.map(one, bodies), title, total=len(bodies), delay=2))
-            except BaseException:
-                stop.set()
-                raise
+        try:
+            answers = in_threads(one, bodies, self.concurrency)
+            found = dict(tqdm(answers, title, total=len(bodies), delay=2))
+        except BaseException:
+            stop.set()
+            raise
+        return [found[place] for place in range(len(bodies))]
 
     def said(self, route: str, answer: Any) -> Reply:
         """An answer for reading, which names server and route where there is something else than is read.

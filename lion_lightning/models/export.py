@@ -7,7 +7,7 @@ import logging
 from collections.abc import Container, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,7 @@ from transformers import (
 from lion_lightning.models.bases import require_base, trained_names
 from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.embeddings import vocabulary_rows
+from lion_lightning.models.export_files import drafted
 from lion_lightning.models.generation_settings import agree_with, generation_config, plain_settings, write_settings
 from lion_lightning.models.lion_entry import LionEntry, other_weights, policy_weights, read_entry
 from lion_lightning.models.lora import write_adapter
@@ -65,13 +66,12 @@ def export_policy(
         log.warning("The export holds the policy alone; not in it: %s.", ", ".join(left_out[:3]))
     tokenizer = entry.tokenizer.load()
     settings = generation_config(tokenizer, plain_settings(entry.generation))
-    with TemporaryDirectory(prefix=".draft-", dir=folder) as draft:
+    with drafted(folder) as draft:
         write = _write_adapter if adapter else _write_model
-        write(entry, weights, Path(draft), tokenizer)
-        write_settings(settings, Path(draft))
+        write(entry, weights, draft, tokenizer)
+        write_settings(settings, draft)
         tokenizer.save_pretrained(draft)
-        (Path(draft) / "README.md").write_text(model_card(entry), encoding="utf-8")
-        _move(Path(draft), folder)
+        (draft / "README.md").write_text(model_card(entry), encoding="utf-8")
     return folder
 
 
@@ -140,30 +140,6 @@ def _moved(checkpoint: Any, base: str) -> Any:
     entry = checkpoint.get("lion") if isinstance(checkpoint, Mapping) else None
     policy = entry.get("policy") if isinstance(entry, Mapping) else None
     return {**entry, "policy": {**policy, "path": base}} if isinstance(policy, Mapping) else entry  # type: ignore[dict-item]
-
-
-def _move(draft: Path, folder: Path) -> None:
-    """Put an export in its place, and take away what an earlier one had and this one has not."""
-    new = {file.name for file in draft.iterdir()}
-    for file in sorted(draft.iterdir()):
-        file.replace(folder / file.name)
-    for pattern in _EXPORTED:
-        for old in folder.glob(pattern):
-            if old.name not in new and old.is_file():
-                old.unlink()
-
-
-_EXPORTED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "adapter_config.json",
-    "config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
-"""What exports hold, and loaders would mix with another's."""
 
 
 def _write_model(

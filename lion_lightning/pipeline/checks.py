@@ -32,7 +32,7 @@ from lion_lightning.pipeline.disk import GIB, Space, free_space, space_of
 from lion_lightning.pipeline.evaluation import check_evaluation
 from lion_lightning.pipeline.plan import Plan, StagePlan, loaded
 from lion_lightning.pipeline.sources import check_data, check_rounds
-from lion_lightning.pipeline.stage import DONE, exported, require_same_work
+from lion_lightning.pipeline.stage import DONE, require_same_work, require_start
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,12 @@ class Checks:
     def _check_chain(self, chain: Sequence[StagePlan]) -> None:
         before: Config | None = None
         for number, stage in enumerate(chain):
-            coming = stage.start is not None and not exported(stage.start)
+            coming = stage.start is not None and not (stage.start / DONE).exists()
             before = standing_in(stage.config, before) if coming and before else stage.config
             if not (stage.folder / DONE).exists():
+                if stage.start and not coming:
+                    with self._noting(f"stages.{stage.name}"):
+                        require_start(stage.start)
                 exports = {(each.folder / "export").absolute() for each in chain[: number + 1]}
                 self._check_stage(stage, before, exports)
 

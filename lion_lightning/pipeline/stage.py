@@ -13,6 +13,7 @@ import yaml
 
 from lion_lightning.cache import replacing
 from lion_lightning.config_file import read_config_file
+from lion_lightning.models.export_files import is_export
 from lion_lightning.pipeline.configs import Config, differences
 from lion_lightning.pipeline.plan import StagePlan
 
@@ -126,12 +127,30 @@ def _export(folder: Path) -> int:
 
 
 def exported(folder: Path) -> bool:
-    """Whether a stage's model is there, whole: its weights are written under another name first.
+    """Whether a stage's model is there, whole.
 
     Args:
         folder: The stage's folder.
     """
-    return any((folder / "export").glob("*.safetensors"))
+    return is_export(folder / "export")
+
+
+def require_start(folder: Path) -> None:
+    """Refuse to start from a stage whose export is not the one that it was done with.
+
+    Args:
+        folder: Of the stage to start from; one that is still to be done is not looked at.
+
+    Raises:
+        ValueError: The export is gone, or has changed.
+    """
+    done = _read(folder / DONE)
+    if done and (not exported(folder) or _weights(folder / "export") != done["export"]):
+        what = "has changed" if exported(folder) else "is gone"
+        raise ValueError(
+            f"{folder / 'export'}: the stage is done, and its export {what} since; bring it back, or remove "
+            f"{folder / 'export'} and {folder / DONE} to export it again from its checkpoint"
+        )
 
 
 def finish(folder: Path, start: Path | None, figures: dict[str, Any]) -> None:
@@ -141,7 +160,12 @@ def finish(folder: Path, start: Path | None, figures: dict[str, Any]) -> None:
         folder: The stage's folder.
         start: Folder of the stage that it started from.
         figures: What else to note.
+
+    Raises:
+        ValueError: There is no whole export.
     """
+    if not exported(folder):
+        raise ValueError(f"{folder / 'export'}: there is no whole export, so the stage is not done")
     known = {"start": _digest(start), "export": _weights(folder / "export"), **figures}
     with replacing(folder / DONE) as draft:
         draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from lion_lightning.cli import main
 from lion_lightning.pipeline.configs import differences, merged
 from lion_lightning.pipeline.plan import read_plan
 from lion_lightning.pipeline.run import Runner
-from lion_lightning.pipeline.stage import begin, exported, finish
+from lion_lightning.pipeline.stage import begin, exported, finish, require_start
 from tests.demo import copy_demo
 
 ROOT = Path(__file__).parents[2]
@@ -134,14 +134,47 @@ def test_differences_name_the_key_within_a_list_and_are_short() -> None:
     assert len(long) < 80
 
 
+def export(folder: Path, weights: bytes) -> None:
+    (folder / "export").mkdir(exist_ok=True)
+    (folder / "export" / "config.json").touch()
+    (folder / "export" / "model.safetensors").write_bytes(weights)
+
+
+def test_a_stage_without_a_whole_export_is_never_done(folder: Path) -> None:
+    (sft,) = read_plan(folder / "pipeline.yaml").chains[0][:1]
+    assert begin(sft)
+    export(sft.folder, b"weights")
+    (sft.folder / "export" / "config.json").unlink()  # which comes last
+    with pytest.raises(ValueError, match="there is no whole export, so the stage is not done"):
+        finish(sft.folder, None, {})
+    assert begin(sft)
+
+
+def test_an_export_that_changed_or_is_gone_is_no_start(folder: Path) -> None:
+    (sft,) = read_plan(folder / "pipeline.yaml").chains[0][:1]
+    require_start(sft.folder)  # still to be done
+    assert begin(sft)
+    export(sft.folder, b"weights")
+    finish(sft.folder, None, {})
+    require_start(sft.folder)
+    export(sft.folder, b"weighty")
+    with pytest.raises(ValueError, match="runs/all/sft/export: the stage is done, and its export has changed since"):
+        require_start(sft.folder)
+    (sft.folder / "export" / "config.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"its export is gone since; bring it back, or remove runs/all/sft/export and "
+    ):
+        require_start(sft.folder)
+
+
 def test_a_stage_done_from_another_start_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sft, dpo = read_plan(folder / "pipeline.yaml").chains[0]
     for stage in (sft, dpo):
         assert begin(stage)
-        (stage.folder / "export").mkdir()
+        export(stage.folder, b"weights")
         finish(stage.folder, stage.start, {})
     assert not begin(dpo)
-    (sft.folder / "export" / "model.safetensors").write_bytes(b"other weights")
+    export(sft.folder, b"other weights")
     finish(sft.folder, None, {})
     with pytest.raises(ValueError, match="started from another model than runs/all/sft"):
         begin(dpo)

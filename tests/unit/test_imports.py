@@ -20,7 +20,7 @@ PACKAGE = Path(lion_lightning.__file__).parent
 # What each layer may import besides itself. Single modules at the top count as layers of their own.
 _CORE = {
     *("types", "head", "functional", "cache", "endpoint", "replies", "printing", "meeting", "agreement"),
-    *("stopping", "folder_lock", "readiness"),
+    *("stopping", "folder_lock", "readiness", "threads"),
 }
 _MODELS = _CORE | {"losses", "sampling", "models"}
 _PARTS = _MODELS | {"judges"}
@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "head": set[str](),
     "functional": {"types", "head"},
     "cache": set[str](),
-    "endpoint": {"printing", "replies", "transfer"},
+    "endpoint": {"printing", "replies", "transfer", "threads"},
     "transfer": set[str](),
     "replies": {"printing"},
     "printing": set[str](),
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "stopping": set[str](),
     "folder_lock": set[str](),
     "readiness": {"types"},
+    "threads": set[str](),
     "losses": _CORE,
     "sampling": _CORE,
     "models": _MODELS,
