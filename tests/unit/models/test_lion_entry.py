@@ -115,7 +115,7 @@ def test_hyper_parameters_in_a_checkpoint_cannot_ask_for_code_either(tmp_path: P
     for wrong in ({"policy": asked}, {"tokenizer": asked}):
         content = {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "hyper_parameters": plain | wrong}
         torch.save(content, tmp_path / "evil.ckpt")
-        with pytest.raises(ValueError, match="a mapping, which may come from a checkpoint, cannot set"):
+        with pytest.raises(ValueError, match=r"trust_remote_code\), and a file is not believed"):
             SFTModule.load_from_checkpoint(tmp_path / "evil.ckpt")
     assert not (evil / "ran").exists()
 
