@@ -96,6 +96,7 @@ def summarise(trainer: Trainer, module: LightningModule) -> dict[str, Figures]:
         "policy": _policy(module),
         "reference": _reference(module),
         "data": _data(packed) if packed else {},
+        "rows": _rows(trainer),
         "run": _run(trainer, packed),
         "memory": {**memory._asdict(), "total": memory.total, "device": device_memory(trainer)},
     }
@@ -119,7 +120,15 @@ def lines(figures: dict[str, Figures]) -> list[str]:
         name: text.format(**{key: _count(value) for key, value in figures[name].items()})
         for name, text in known.items()
     }
-    return [f"{name:<10} {text}" for name, text in {**texts, "memory": _memory(figures["memory"])}.items()]
+    found = [f"{'rows':<10} {source}: {'; '.join(said)}" for source, said in figures["rows"].items() if said]
+    sections = {**texts, "memory": _memory(figures["memory"])}
+    return [*(f"{name:<10} {text}" for name, text in sections.items()), *found]
+
+
+def _rows(trainer: Trainer) -> Figures:
+    """What was found in the rows of each source: columns that are not used, rows left out."""
+    found: Figures = getattr(getattr(trainer, "datamodule", None), "row_findings", dict)()
+    return found
 
 
 def _memory(figures: Figures) -> str:

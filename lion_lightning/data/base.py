@@ -2,7 +2,6 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -14,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.agreement import flat, require_agreement
 from lion_lightning.cache import cache_folder
-from lion_lightning.data.advice import warnings
+from lion_lightning.data.advice import findings, warnings
+from lion_lightning.data.arguments import require_least, require_sense
 from lion_lightning.data.documents import Selection
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
@@ -83,8 +83,8 @@ class PackedDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.require_sources(sources)
-        _refuse_nonsense(sources, validation, validation_share)
-        _refuse_small(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
+        require_sense(sources, validation, validation_share)
+        require_least(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
         self.sources, self.validation, self.validation_share = sources, validation, validation_share
         self.rules, self.validation_rules = rules, validation_rules
         self.row_length, self.packing = row_length, packing or BestFit()
@@ -194,7 +194,7 @@ class PackedDataModule(LightningDataModule, ABC):
         held = self._unique(self.validation) if self.validation else []
         if held:
             return without(train, held, "in a validation source"), held
-        return self._held_out(train) if self.validation_share else (train, held)
+        return hold_out(train, self.validation_share) if self.validation_share else (train, held)
 
     def train_dataloader(self) -> PackedLoader:
         """Shuffled packed rows of this rank."""
@@ -264,15 +264,6 @@ class PackedDataModule(LightningDataModule, ABC):
         self._digests |= {id(source): table.digest for source, table in zip(sources, tables, strict=True)}
         return deduplicate(sources, tables)
 
-    def _held_out(self, selections: Sequence[Selection]) -> tuple[list[Selection], list[Selection]]:
-        train, held = hold_out(selections, self.validation_share)
-        if not any(len(selection.spans.rows) for selection in train):
-            raise ValueError(
-                f"data.validation_share {self.validation_share} leaves nothing to train on; lower it, or give "
-                "data.validation sources of its own"
-            )
-        return train, held
-
     def _refuse_rows_beyond_the_model(self) -> None:
         module = getattr(self.trainer, "lightning_module", None)
         positions = getattr(module, "max_positions", None)
@@ -288,6 +279,11 @@ class PackedDataModule(LightningDataModule, ABC):
             for report in mixture.reports if mixture else ():
                 logger.info("%s: %s", side, report)
 
+    def row_findings(self) -> dict[str, list[str]]:
+        """What was found in the rows of each source, for whoever sums up the start."""
+        reports = [report for mixture in (self.train, self.held) if mixture for report in mixture.reports]
+        return {report.name: findings(report.notes, report.rows) for report in reports}
+
     def warn(self, told: Sequence[str]) -> None:
         """Write to the log what was found in the rows of a source: each thing once, and on one rank.
 
@@ -298,20 +294,3 @@ class PackedDataModule(LightningDataModule, ABC):
             for line in [line for line in told if line not in self._warned]:
                 logger.warning("%s", line)
         self._warned.update(told)
-
-
-def _refuse_nonsense(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:
-    for side in (sources, validation or ()):
-        label, count = Counter(source.label for source in side).most_common(1)[0] if side else ("", 0)
-        if count > 1:
-            raise ValueError(f"{count} sources are called {label!r}; give each a `name` of its own")
-    if not 0 <= validation_share < 1:
-        raise ValueError(f"data.validation_share is {validation_share}; give a share of at least 0 and below 1")
-    if validation and validation_share:
-        raise ValueError("data.validation and data.validation_share are both set; leave one of them out")
-
-
-def _refuse_small(**arguments: tuple[int, int]) -> None:
-    for name, (value, least) in arguments.items():
-        if value < least:
-            raise ValueError(f"data.{name} is {value}; give at least {least}")

@@ -39,17 +39,17 @@ def parse_json(text: str) -> Any:
         raise BrokenJSONError(f"broken JSON ({error})") from error
 
 
-def require_shallow(value: Any) -> None:
+def require_shallow(value: Any, depth: int = 0) -> None:
     """Refuse a row that is nested too deeply.
 
     Raises:
         BrokenJSONError: It is.
     """
-    layer, depth = [value], 0
-    while layer := [inner for outer in layer if isinstance(outer, dict | list) for inner in _items(outer)]:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise BrokenJSONError(_TOO_DEEP)
+    if depth > MAX_DEPTH:
+        raise BrokenJSONError(_TOO_DEEP)
+    for inner in value.values() if type(value) is dict else value if type(value) is list else ():
+        if type(inner) is dict or type(inner) is list:
+            require_shallow(inner, depth + 1)
 
 
 def read_json(text: str, name: str) -> Any:
@@ -126,10 +126,6 @@ def _transposed(value: Mapping[str, Any]) -> Any:
     if len({len(column) for column in value.values()}) > 1:
         return value
     return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
-
-
-def _items(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

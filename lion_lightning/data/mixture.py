@@ -68,6 +68,9 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
         selections: Unique examples.
         share: Share to hold out, between 0 and 1. Chosen by hash, so the number comes out near it, not at it; but what
             comes first by hash is held out in any case.
+
+    Raises:
+        ValueError: Nothing is left to train on.
     """
     firsts = [selection.groups[:, 0].min() for selection in selections if len(selection.groups)]
     train, held = [], []
@@ -77,6 +80,10 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
         train.append(selection.only(~chosen, "held out for validation"))
         once = replace(selection.source, fraction=min(selection.source.fraction, 1.0))
         held.append(replace(selection.only(chosen, "used for training"), source=once))
+    if not any(len(selection.spans.rows) for selection in train):
+        raise ValueError(
+            f"data.validation_share {share} leaves nothing to train on; lower it, or give data.validation sources"
+        )
     return train, held
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.data.advice import findings
 from lion_lightning.data.documents import Selection, Tally
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, deduplicate, mix
@@ -141,6 +142,11 @@ class OnPolicyDataModule(PreferenceDataModule):
         pool = PromptPool(self.prompts, self.tokenizer, self._validated)
         self.warn(pool.warnings())
         return pool
+
+    def row_findings(self) -> dict[str, list[str]]:
+        """See the base class; the sources of prompts too."""
+        notes = self.pool.notes.items()
+        return {**super().row_findings(), **{name: findings(each, self.pool.sizes[name]) for name, each in notes}}
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain data."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import blake2b
-from itertools import chain, compress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,47 +64,6 @@ class FileRows(Rows):
         return digest([str(self.path), _file_digest(self.path, status.st_size, status.st_mtime_ns)])
 
 
-class JsonLines(FileRows):
-    """A file with one JSON object a line; blank lines are skipped, and lines that are not asked for are not parsed."""
-
-    def __len__(self) -> int:
-        """Number of lines that are not blank."""
-        return self._count
-
-    @cached_property
-    def _count(self) -> int:
-        return sum(1 for _ in self._lines())
-
-    def take(self, numbers: Numbers) -> Iterator[Row]:
-        """Read the rows of these numbers."""
-        wanted = np.zeros(int(numbers.max(initial=-1)) + 1, dtype=bool)  # nothing behind the last one is read
-        wanted[numbers] = True
-        for line, text in compress(self._lines(), wanted.tobytes()):
-            value = _parse(text.strip(), self.path, line, "each line must hold one whole JSON object")
-            yield _row(f"{self.path}:{line}", value)
-
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        with self.path.open("rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-
-
-class JsonArray(FileRows):
-    """A file that is one JSON array of objects; it is held in memory whole."""
-
-    def __len__(self) -> int:
-        """Number of elements."""
-        return len(self._values)
-
-    @cached_property
-    def _values(self) -> list[Any]:
-        values: list[Any] = _parse(self.path.read_bytes(), self.path, 1, "the file must hold one array of objects")
-        return values
-
-    def take(self, numbers: Numbers) -> Iterator[Row]:
-        """Read the rows of these numbers."""
-        return (_row(f"{self.path}[{number}]", self._values[number]) for number in numbers.tolist())
-
-
 class Parquet(FileRows):
     """A parquet file, read a batch at a time; row groups of which no row is asked for are not read."""
 
@@ -118,9 +77,13 @@ class Parquet(FileRows):
         import pyarrow.parquet
 
         try:
-            return pa.parquet.ParquetFile(self.path)
+            file = pa.parquet.ParquetFile(self.path)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{self.path}: not a whole parquet file ({first_line(error)}); write it again") from error
+        names = file.schema_arrow.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{self.path}: two columns are called {twice[0]!r}; give each a name of its own")
+        return file
 
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
@@ -164,7 +127,7 @@ class DatasetRows(Rows):
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         # In memory: without it `select` writes a file of indices beside the data, which may be read-only.
-        chosen = self.dataset.select(numbers, keep_in_memory=True)
+        chosen = self.dataset.with_format(None).select(numbers, keep_in_memory=True)
         for number, values in zip(numbers.tolist(), chosen, strict=True):
             yield Row(f"{self.name}[{number}]", values)
 
@@ -226,23 +189,6 @@ def digest(value: Any) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _parse(text: bytes, path: Path, line: int, fix: str) -> Any:
-    """Parse JSON that starts on this line of the file."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{line + error.lineno - 1}: broken JSON ({error.msg}); {fix}") from error
-    except UnicodeDecodeError as error:
-        line += text.count(b"\n", 0, error.start)
-        raise ValueError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-
-
-def _row(where: str, value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: a row must be a JSON object with named columns, not {type(value).__name__}")
-    return Row(where, value)
 
 
 def _features(feature: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lion_lightning.data.json_text import spelled_out
 from lion_lightning.data.turns import context, is_answer
 
 
@@ -17,8 +18,9 @@ def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     Args:
         row: With ``messages``, or ShareGPT's ``conversations``; any other row stays as it is.
     """
-    column = next((name for name in ("messages", "conversations") if isinstance(row.get(name), list)), None)
-    turns = row[column] if column else []
+    spelled = {name: spelled_out(row[name], name) for name in ("messages", "conversations") if name in row}
+    column = next((name for name, value in spelled.items() if isinstance(value, list)), None)
+    turns = spelled[column] if column else []
     if column is None or not all(isinstance(turn, Mapping) for turn in turns):
         yield row
         return

@@ -160,6 +160,25 @@ def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
             note("unused", own)
 
 
+def require_prompt_kept(row: Mapping[str, Any], where: str) -> None:
+    """Refuse a benchmark's question with a column that changes what is asked; benchmarks ask texts alone.
+
+    Args:
+        row: The row of the question.
+        where: Its place, for errors.
+
+    Raises:
+        ValueError: There is such a column.
+    """
+    for name, value in row.items():
+        meaning = _meaning(name)
+        if meaning is not None and meaning.of_prompt and not _is_empty(value):
+            raise ValueError(
+                f"{where}: the column {printed(name)!r} ({meaning.what}) would be lost, since a benchmark's question "
+                "is a text alone; take it out of the file"
+            )
+
+
 def printed(name: str) -> str:
     """The name of a column as a line can show it."""
     return (name if name.isprintable() else ascii(name)[1:-1])[:80]

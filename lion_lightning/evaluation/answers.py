@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.readers import digest
+from lion_lightning.data.text_files import parse_line
 from lion_lightning.models.serving import Serving
 from lion_lightning.sampling.answers import one_each
 from lion_lightning.sampling.base import Following, Sampler
@@ -96,15 +97,18 @@ def _found(path: Path, identity: str) -> list[Answer]:
         return []
     if not whole[0].startswith(f'{{"{KEY}"'.encode()):
         raise ValueError(f"{path} holds no answers of an evaluation; give another `out`, or move the file away")
-    if json.loads(whole[0])[KEY] != identity:
+    if parse_line(whole[0], path, 1).get(KEY) != identity:
         logger.info("%s: answers of another model or sampler, or to other prompts; asked anew", path)
         return []
-    return [_read(json.loads(line)) for line in whole[1:]]
+    return [_read(parse_line(line, path, number), path, number) for number, line in enumerate(whole[1:], start=2)]
 
 
-def _read(row: dict[str, Any]) -> Answer:
-    ids = row["token_ids"]
-    return Answer(row["answer"], row["finish_reason"], None if ids is None else tuple(ids))
+def _read(row: dict[str, Any], path: Path, number: int) -> Answer:
+    text, reason, ids = row.get("answer"), row.get("finish_reason"), row.get("token_ids")
+    tokens = ids is None or (isinstance(ids, list) and all(isinstance(one, int) and one >= 0 for one in ids))
+    if not (isinstance(text, str) and isinstance(reason, str) and tokens):
+        raise ValueError(f"{path}:{number}: no answer of an evaluation; remove the file, and all is asked again")
+    return Answer(text, reason, None if ids is None else tuple(ids))
 
 
 def _begin(path: Path, identity: str, prompts: Sequence[Prompt], found: Sequence[Answer]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_lightning.cache import replacing, writing
+from lion_lightning.data.json_text import BrokenJSONError, parse_json
 from lion_lightning.evaluation.formats.base import Finished, Question, read_text, require_same_model, unique
 
 
@@ -55,9 +56,9 @@ def _record(finished: Finished, model: str) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
     try:
-        rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); AlpacaEval's files are JSON lists") from error
+        rows = parse_json(read_text(path))
+    except BrokenJSONError as error:
+        raise ValueError(f"{path}:{error.line + 1}: {error}; AlpacaEval's files are JSON lists") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: not a list of objects; AlpacaEval's files are")
     return [(row, f"{path}[{number}]") for number, row in enumerate(rows)]

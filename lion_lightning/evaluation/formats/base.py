@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lion_lightning.cache import writing
+from lion_lightning.data.json_text import BrokenJSONError, parse_json
+from lion_lightning.data.unused import require_prompt_kept
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ def unique(questions: Iterable[Question]) -> list[Question]:
     """The questions, if no two have the same id.
 
     Raises:
-        ValueError: Two have, or there are no questions.
+        ValueError: Two have, one asks more than its text says, or there are no questions.
     """
     seen: dict[Hashable, str] = {}
     found = []
@@ -165,6 +167,7 @@ def unique(questions: Iterable[Question]) -> list[Question]:
         if question.id in seen:
             raise ValueError(f"{question.where}: the same question as {seen[question.id]} ({question.id!r}); drop one")
         seen[question.id] = question.where
+        require_prompt_kept(question.row, question.where)
         found.append(question)
     if not found:
         raise ValueError("the file of prompts is empty; name the benchmark's question file")
@@ -227,9 +230,9 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}); each line has to be one object") from error
+        row = parse_json(line)
+    except BrokenJSONError as error:
+        raise ValueError(f"{where}: {error}; each line has to be one object") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a {type(row).__name__} where an object is expected; each line has to be one")
     return row

@@ -200,12 +200,17 @@ def test_a_cut_off_parquet_file_is_named(tmp_path: Path) -> None:
     [
         ("missing.jsonl", "no such file; check the path"),
         ("missing/*.jsonl", "no file matches"),
-        ("a.csv", r"cannot read \.csv files; convert it to \.jsonl, \.json, \.parquet"),
-        ("folder", r"not a data set saved with save_to_disk; .*folder/\*\.jsonl"),
+        (
+            "a.txt",
+            r"cannot read \.txt files; known are \.jsonl, \.ndjson, \.json, \.parquet, \.csv, .*compressed \(\.gz",
+        ),
+        ("a.parquet.gz", r"cannot read \.parquet\.gz files"),
+        ("folder", r"not a data set saved with save_to_disk, and no file in it can be read; .*folder/\*\.jsonl"),
     ],
 )
 def test_paths_that_cannot_be_read(tmp_path: Path, path: str, message: str) -> None:
-    (tmp_path / "a.csv").write_text("text\na\n")
+    for name in ("a.txt", "a.parquet.gz"):
+        (tmp_path / name).write_text("text\na\n")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=message):
         Source(str(tmp_path / path)).open()

@@ -121,6 +121,16 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == '{"question": "mine"}\n'
 
 
+@pytest.mark.parametrize("line", ["{", "[" * 100_000, "3", "{}", '{"answer": 1, "finish_reason": "stop"}'])
+def test_a_line_that_is_no_answer_is_named(line: str, tmp_path: Path) -> None:
+    keep = tmp_path / "answers.jsonl"
+    asked(keep)
+    head, _, rest = keep.read_text().partition("\n")
+    keep.write_text(f"{head}\n{line}\n{rest.partition(chr(10))[2]}")
+    with pytest.raises(ValueError, match=r"answers\.jsonl:2: "):
+        asked(keep)
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ValueError, match=r"cannot write answers .*give the evaluation another `out`"):

@@ -180,6 +180,8 @@ def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path: Path, served: Se
         ("arena_hard", MT, r"q.jsonl:1: `turns` is no list of texts"),
         ("arena_hard", [], r"the file of prompts is empty"),
         ("arena_hard", [[1]], r"q.jsonl:1: a list where an object is expected"),
+        ("mt_bench", [{**MT[0], "images": ["a.png"]}], r"q.jsonl:1: the column 'images' .* would be lost"),
+        ("arena_hard", [{"uid": "a", "prompt": "w3", "system": "s"}], r"q.jsonl:1: the column 'system'"),
     ],
 )
 def test_a_wrong_row_is_named(name: str, rows: Any, message: str, tmp_path: Path) -> None:
@@ -193,6 +195,7 @@ def test_a_wrong_row_is_named(name: str, rows: Any, message: str, tmp_path: Path
         ([{"instruction": "w3"}, {"instruction": ""}], r"q.json\[1\]: no text in `instruction`"),
         ([{"instruction": "w3"}, {"instruction": "w3"}], r"q.json\[1\]: the same question as .*q.json\[0\]"),
         ({"instruction": "w3"}, r"q.json: not a list of objects"),
+        ([{"instruction": "w3", "input": "w4"}], r"q.json\[0\]: the column 'input' .a part of what is asked"),
     ],
 )
 def test_a_wrong_row_of_alpaca_eval_is_named(rows: Any, message: str, tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_a_file_that_is_none_or_not_json_is_named(name: str, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"nowhere.jsonl: no such file"):
         FORMATS[name].questions(tmp_path / "nowhere.jsonl")
     (tmp_path / "q.jsonl").write_text('{"a": 1}\nnot json\n')
-    with pytest.raises(ValueError, match=r"q.jsonl:[12]: (not JSON|no question_id|no uid)"):
+    with pytest.raises(ValueError, match=r"q.jsonl:[12]: (broken JSON|no question_id|no uid)"):
         FORMATS[name].questions(tmp_path / "q.jsonl")
     (tmp_path / "q.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"q.jsonl: not a text file"):

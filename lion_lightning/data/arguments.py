@@ -1,0 +1,35 @@
+"""Checks of the arguments that all data modules take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from lion_lightning.data.sources import Source
+
+
+def require_sense(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:
+    """Refuse sources that cannot be told apart, and what cannot be held out.
+
+    Raises:
+        ValueError: An argument makes no sense.
+    """
+    for side in (sources, validation or ()):
+        label, count = Counter(source.label for source in side).most_common(1)[0] if side else ("", 0)
+        if count > 1:
+            raise ValueError(f"{count} sources are called {label!r}; give each a `name` of its own")
+    if not 0 <= validation_share < 1:
+        raise ValueError(f"data.validation_share is {validation_share}; give a share of at least 0 and below 1")
+    if validation and validation_share:
+        raise ValueError("data.validation and data.validation_share are both set; leave one of them out")
+
+
+def require_least(**arguments: tuple[int, int]) -> None:
+    """Refuse values below the least of each.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, (value, least) in arguments.items():
+        if value < least:
+            raise ValueError(f"data.{name} is {value}; give at least {least}")

@@ -1,0 +1,297 @@
+"""Rows of text files: JSON lines, JSON documents and tables, compressed or not."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BufferedReader
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lion_lightning.data.json_text import BrokenJSONError, is_message, parse_json, require_shallow
+from lion_lightning.data.readers import FileRows, Numbers, Row, first_line
+from lion_lightning.data.unused import is_harmless
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""What splits are called in names of files and folders, as ``datasets`` reads them, and in JSON documents."""
+
+csv.field_size_limit(2**31 - 1)  # a cell may hold a long conversation; 128 KiB are Python's own limit
+
+
+# --- bytes
+
+
+def _open_plain(path: Path) -> Any:
+    return path.open("rb")
+
+
+def _open_zstd(path: Path) -> Any:
+    import pyarrow as pa
+
+    return BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+
+
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+"""How a compressed file is opened, by the last ending of its name."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The bytes of a file as they were before it was compressed.
+
+    Raises:
+        ValueError: It is cut off, not compressed as its name says, or not UTF-8.
+    """
+    opener = COMPRESSIONS.get(path.suffix.lower(), _open_plain)
+    try:
+        with opener(path) as file:
+            _require_utf8(path, file.peek(4)[:4])
+            yield file
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk, and not of the decompression
+            raise
+        raise ValueError(f"{path}: not a complete {path.suffix} file ({first_line(error)}); write it again") from error
+
+
+def _require_utf8(path: Path, start: bytes) -> None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        raise ValueError(f"{path}: not UTF-8 but, by its first bytes, UTF-16 or binary; save the file as UTF-8")
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        number += line.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+# --- JSON
+
+
+class JsonLines(FileRows):
+    """A file with one JSON object a line; blank lines are skipped, and lines that are not asked for are not parsed."""
+
+    def __len__(self) -> int:
+        """Number of lines that are not blank."""
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
+        return sum(1 for _ in _lines(self.path))
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers."""
+        for line, text in compress(_lines(self.path), _wanted(numbers)):
+            value = _parse(text.strip(), self.path, line, "each line must hold one complete JSON object")
+            yield _row(f"{self.path}:{line}", value)
+
+
+@dataclass(frozen=True)
+class JsonDocument(FileRows):
+    """Rows of a file that is one JSON value; it is held in memory.
+
+    Attributes:
+        split: Which of the document's splits these are.
+        values: The rows.
+    """
+
+    split: str = "train"
+    values: list[Any] = field(default_factory=list, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.values)
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers."""
+        for number in numbers.tolist():  # a copy each, which a transform may change
+            yield _row(f"{self.path}[{number}]", deepcopy(self.values[number]))
+
+
+def read_json(path: Path) -> dict[str, FileRows]:
+    """The splits of a ``.json`` file, which holds an object a line or one value.
+
+    The value is an array of rows, ``{"data": [...]}``, arrays by split (``{"train": [...], "test": [...]}``), or one
+    row.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if _holds_lines(path):
+        return {"train": JsonLines(path)}
+    with opened(path) as file:
+        value = _parse(file.read(), path, 1, "the file must hold one array of objects, or one object a line")
+    splits = _rows_by_split(value, path)
+    return {split: JsonDocument(path, split, values) for split, values in splits.items()}
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether there are several lines, and the first is a value by itself."""
+    lines = _lines(path)
+    first, second = next(lines, None), next(lines, None)
+    if first is None or second is None:
+        return first is None
+    try:
+        return isinstance(parse_json(first[1].decode()), dict | list)
+    except ValueError:
+        return False
+
+
+def _rows_by_split(value: Any, path: Path) -> dict[str, list[Any]]:
+    if isinstance(value, list):
+        return {"train": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: the file must hold one array of objects, not {type(value).__name__}")
+    if isinstance(value.get("data"), list):
+        _require_harmless(value, path)
+        return {"train": value["data"]}
+    if value and all(name in SPLITS and isinstance(rows, list) for name, rows in value.items()):
+        return value
+    return {"train": [value]}
+
+
+def _require_harmless(document: dict[str, Any], path: Path) -> None:
+    """Make sure that what stands in a document beside its rows says nothing about them."""
+    for name in document:
+        if not (name in ("data", *_ABOUT) or is_harmless(name)):
+            raise ValueError(
+                f"{path}: {name!r} stands beside the rows in `data` and would be lost; put it into the rows"
+            )
+
+
+_ABOUT = ("name", "title", "description", "info", "meta", "metadata", "count", "total", "status")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers."""
+    with opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if text.strip():
+                yield number, text
+
+
+def _text(path: Path) -> Iterator[str]:
+    """All lines, as text."""
+    with opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            yield _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, path, number)
+
+
+def _parse(text: bytes, path: Path, line: int, fix: str) -> Any:
+    """Parse JSON that starts on this line of the file."""
+    try:
+        return parse_json(_decoded(text.removeprefix(codecs.BOM_UTF8), path, line))
+    except BrokenJSONError as error:
+        raise ValueError(f"{path}:{line + error.line}: {error}; {fix}") from error
+
+
+def parse_line(text: bytes, path: Path, line: int) -> dict[str, Any]:
+    """The object on a line of a file.
+
+    Args:
+        text: The line.
+        path: Of the file, for errors.
+        line: Its number.
+
+    Raises:
+        ValueError: It is none.
+    """
+    value = _parse(text, path, line, "each line must hold one complete JSON object")
+    return dict(_row(f"{path}:{line}", value).values)
+
+
+def _row(where: str, value: Any) -> Row:
+    try:
+        require_shallow(value)
+    except BrokenJSONError as error:
+        raise ValueError(f"{where}: {error}; fix the row") from error
+    if isinstance(value, list) and value and all(map(is_message, value)):
+        value = {"messages": value}  # ShareGPT as a list of conversations
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: a row must be a JSON object with named columns, not {type(value).__name__}")
+    return Row(where, value)
+
+
+def _wanted(numbers: Numbers) -> bytes:
+    """Whether each row is asked for, up to the last one that is: nothing behind it is read."""
+    wanted = np.zeros(int(numbers.max(initial=-1)) + 1, dtype=bool)
+    wanted[numbers] = True
+    return wanted.tobytes()
+
+
+# --- tables
+
+
+@dataclass(frozen=True)
+class Table(FileRows):
+    """A file of cells under a line of names. All cells are text; an empty one is null.
+
+    Attributes:
+        delimiter: What stands between two cells.
+    """
+
+    delimiter: str = ","
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
+        return sum(1 for _ in self._records())
+
+    def take(self, numbers: Numbers) -> Iterator[Row]:
+        """Read the rows of these numbers."""
+        for line, values in compress(self._records(), _wanted(numbers)):
+            yield Row(f"{self.path}:{line}", values)
+
+    def _records(self) -> Iterator[tuple[int, dict[str, str | None]]]:
+        """Line and cells of each row."""
+        reader, line = csv.reader(_text(self.path), delimiter=self.delimiter, strict=True), 1
+        try:
+            names = self._names(next(reader, []))
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:  # no blank line
+                    yield line, self._row(line, names, cells)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{self.path}:{line}: {error}; quote cells as CSV files do") from error
+
+    def _names(self, names: list[str]) -> list[str]:
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{self.path}:1: two columns are called {twice!r}; give each a name of its own")
+        if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+            raise ValueError(
+                f"{self.path}:1: the cells are separated by {other!r}; write commas, or tabs in a .tsv file"
+            )
+        return names
+
+    def _row(self, line: int, names: list[str], cells: list[str]) -> dict[str, str | None]:
+        if len(cells) != len(names):
+            raise ValueError(f"{self.path}:{line}: {len(cells)} cells, but {len(names)} columns are named; fix the row")
+        return {name: cell or None for name, cell in zip(names, cells, strict=True)}
