@@ -6,11 +6,15 @@ A process that is spawned imports torch, Lightning and transformers first, which
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from contextlib import chdir
 from functools import cache
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +27,23 @@ def forking() -> ForkServerContext:
     with chdir(ROOT):  # where it finds `tests`
         forkserver.ensure_running()
     return context
+
+
+def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Start a process that calls a function; its exit code is what the function returns.
+
+    Args:
+        function: Importable by name.
+        arguments: Passed on.
+    """
+    process = forking().Process(target=_run, args=(dict(os.environ), function, arguments))
+    process.start()
+    return process
+
+
+def _run(environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    set_environment(environment)
+    sys.exit(function(*arguments))
 
 
 def set_environment(environment: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from lion_lightning.data.sources import Source
 from lion_lightning.meeting import Meeting
 from lion_lightning.types import Piece
 from tests.distributed.ranks import run_ranks
-from tests.processes import forking
+from tests.processes import start
 from tests.unit.data.letters import byte_tokenizer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
@@ -161,9 +161,7 @@ def share(rank: int, folder: Path) -> None:
 
 def test_a_rank_that_is_killed_stops_the_other(tmp_path: Path) -> None:
     write(tmp_path)
-    processes = [forking().Process(target=share, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
+    processes = [start(share, rank, tmp_path) for rank in range(2)]
     for process in processes:
         process.join()
     assert processes[1].exitcode == -signal.SIGKILL

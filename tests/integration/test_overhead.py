@@ -69,7 +69,7 @@ def test_sides_that_do_not_do_the_same_are_not_compared(scripts: Any) -> None:
         scripts("overhead").figure("SFT", {"ours": turns(1, 1), "plain": turns(1, 1, loss=1.5)})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_measure_runs(scripts: Any) -> None:
     overhead = scripts("overhead")
     shape = overhead.SHAPE | {"hidden_size": 36, "intermediate_size": 48, "num_hidden_layers": 1}
