@@ -20,9 +20,11 @@ from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.types import segment_table
+from tests.marks import exhaustive
 from tests.tiny import DOCUMENTS, TREE, alone, config, gradients, policy, row
 
-HERE = ("lion", "lion_sdpa", "lion_dense", "eager")  # the paths that run on CPU; "eager" runs padded
+# The paths that run on a CPU, where `lion` takes `lion_sdpa`; "eager" runs padded.
+HERE = ("lion", "lion_dense", "eager", *exhaustive("lion_sdpa"))
 SHAPES: dict[str, Any] = {
     "grouped_heads": {},
     "sliding_window_shorter_than_documents": {"model_type": "mistral", "sliding_window": 4},

@@ -20,6 +20,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.types import PackedBatch
+from tests.marks import exhaustive
 from tests.plain_pairs import PAIRS, padded_sides, pair_samples, plain_dpo, plain_logps, plain_logps_one_by_one
 from tests.tiny import config
 
@@ -106,7 +107,7 @@ def assert_equals_plain(policy: PolicyModel, reference: PolicyModel, dtypes: tup
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("attention", ["lion", "lion_sdpa", "lion_dense", "eager"])
+@pytest.mark.parametrize("attention", ["lion", "lion_dense", "eager", *exhaustive("lion_sdpa")])
 def test_dpo_loss_and_gradients_of_shared_prompts_equal_padded_sequences(attention: str, shape: str) -> None:
     policy = build(0, attention, SHAPES[shape])
     assert policy.packed == (attention != "eager")
