@@ -53,7 +53,7 @@ def piece(ids: list[int], parent: int) -> Piece:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return right_and_wrong(4)
+    return right_and_wrong(2)
 
 
 @pytest.fixture(scope="module")
