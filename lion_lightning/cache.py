@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -72,17 +74,34 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written; the error names ``path``, not the draft.
     """
-    draft, old = _draft_of(path), _draft_of(path)
+    old = _draft_of(path)
+    try:
+        with draft_folder(path) as draft:
+            yield draft
+            replace_folder(draft, path, old)
+    finally:
+        if path.exists():  # else the old one is all that there is
+            remove(old)
+
+
+@contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """Give a hidden folder next to ``path`` to write to; what is left of it at the end is removed.
+
+    Args:
+        path: What it is a draft of.
+
+    Raises:
+        OSError: It cannot be written; the error names ``path``, not the draft.
+    """
+    draft = _draft_of(path)
     try:
         with _naming(path, draft):
             draft.mkdir(parents=True)
             with _locked(draft):
                 yield draft
-                replace_folder(draft, path, old)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        if path.exists():  # else the old one is all that there is
-            remove(old)
 
 
 def replace_folder(draft: Path, path: Path, old: Path | None = None) -> None:
@@ -194,6 +213,22 @@ def writing(
         yield
     except OSError as error:
         raise ValueError(f"{place}: cannot write {what} ({error.strerror or error}); {fix}") from error
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """What the disk refuses to safetensors, as the OSError that it is.
+
+    Raises:
+        OSError: In place of a ``SafetensorError`` that has one as its cause.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def _draft_of(path: Path) -> Path:

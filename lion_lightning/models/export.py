@@ -23,7 +23,7 @@ from transformers import (
 from lion_lightning.models.bases import require_base, trained_names
 from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.embeddings import vocabulary_rows
-from lion_lightning.models.export_files import drafted
+from lion_lightning.models.export_files import new_export
 from lion_lightning.models.generation_settings import agree_with, generation_config, plain_settings, write_settings
 from lion_lightning.models.lion_entry import LionEntry, other_weights, policy_weights, read_entry
 from lion_lightning.models.lora import write_adapter
@@ -41,6 +41,7 @@ def export_policy(
     The merge is done in fp32 and rounded once, to the policy's dtype. Where the checkpoint does not hold the base model
     of the adapters, that is loaded again from ``policy.path``, and whole where it was trained on in 4 bits. The base's
     generation settings stay; the tokens that end a turn join its stops. What an earlier export left in the folder goes.
+    ``lion_export.json``, the list of the files with their checksums, comes last: without it an export is not all there.
 
     Args:
         checkpoint: A loaded Lightning checkpoint of an ``AlignmentModule``: its ``state_dict`` and its ``lion`` entry.
@@ -66,7 +67,7 @@ def export_policy(
         log.warning("The export holds the policy alone; not in it: %s.", ", ".join(left_out[:3]))
     tokenizer = entry.tokenizer.load()
     settings = generation_config(tokenizer, plain_settings(entry.generation))
-    with drafted(folder) as draft:
+    with new_export(folder) as draft:
         write = _write_adapter if adapter else _write_model
         write(entry, weights, draft, tokenizer)
         write_settings(settings, draft)

@@ -17,9 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lion_lightning.cache import read_object, remove_drafts, replacing, writing
+from lion_lightning.cache import disk_errors, read_object, remove_drafts, replacing, writing
 from lion_lightning.functional import pair_segments
-from lion_lightning.models.writing import disk_errors
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 
 log = logging.getLogger(__name__)

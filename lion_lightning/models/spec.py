@@ -23,6 +23,7 @@ from lion_lightning.models.embeddings import (
     untied,
     vocabulary_rows,
 )
+from lion_lightning.models.export_files import require_intact
 from lion_lightning.models.generation_settings import stored_settings
 from lion_lightning.models.loading import (
     PiecesError,
@@ -168,6 +169,7 @@ class PolicySpec:
 
     def _weight_files(self, path: str) -> WeightFiles:
         require_safetensors(Path(path))
+        require_intact(Path(path))
         try:
             return WeightFiles.find(path, self.revision)
         except (OSError, ValueError, SafetensorError) as error:
@@ -235,6 +237,7 @@ class PolicySpec:
         options |= {"dtype": getattr(torch, self.dtype), "trust_remote_code": self.trust_remote_code}
         if self.path is not None:
             require_safetensors(Path(self.path))
+            require_intact(Path(self.path))
         settings = self._generation_settings()
         try:
             if self.path is None or rows is not None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from lion_lightning.cache import disk_errors
 from lion_lightning.functional import to_the_end
 
 FILE_BYTES = 2**30
@@ -37,22 +34,6 @@ def save_weights(weights: Iterator[tuple[str, Tensor]], folder: Path | None, fil
         for name, tensor in weights:
             files.add(name, tensor)
         files.close()
-
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """What the disk refuses to safetensors, as the OSError that it is.
-
-    Raises:
-        OSError: In place of a ``SafetensorError`` that has one as its cause.
-    """
-    try:
-        yield
-    except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None:
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 class _Files:

@@ -13,7 +13,7 @@ import yaml
 
 from lion_lightning.cache import replacing
 from lion_lightning.config_file import read_config_file
-from lion_lightning.models.export_files import is_export
+from lion_lightning.models.export_files import is_export, missing_of
 from lion_lightning.pipeline.configs import Config, differences
 from lion_lightning.pipeline.plan import StagePlan
 
@@ -127,10 +127,13 @@ def _export(folder: Path) -> int:
 
 
 def exported(folder: Path) -> bool:
-    """Whether a stage's model is there, whole.
+    """Whether all of a stage's model is there, by the list of its files that an export ends with.
 
     Args:
         folder: The stage's folder.
+
+    Raises:
+        ValueError: The list cannot be read.
     """
     return is_export(folder / "export")
 
@@ -144,12 +147,14 @@ def require_start(folder: Path) -> None:
     Raises:
         ValueError: The export is gone, or has changed.
     """
-    done = _read(folder / DONE)
-    if done and (not exported(folder) or _weights(folder / "export") != done["export"]):
-        what = "has changed" if exported(folder) else "is gone"
+    done, export = _read(folder / DONE), folder / "export"
+    if not done:
+        return
+    what = f"is not all there ({problem})" if (problem := missing_of(export)) else "has changed since"
+    if problem or _weights(export) != done["export"]:
         raise ValueError(
-            f"{folder / 'export'}: the stage is done, and its export {what} since; bring it back, or remove "
-            f"{folder / 'export'} and {folder / DONE} to export it again from its checkpoint"
+            f"{export}: the stage is done, and its export {what}; bring it back, or remove {export} and "
+            f"{folder / DONE} to export it again from its checkpoint"
         )
 
 

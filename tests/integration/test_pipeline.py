@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
+from lion_lightning.models.export_files import new_export
 from lion_lightning.pipeline.configs import differences, merged
 from lion_lightning.pipeline.plan import read_plan
 from lion_lightning.pipeline.run import Runner
@@ -136,15 +137,16 @@ def test_differences_name_the_key_within_a_list_and_are_short() -> None:
 
 def export(folder: Path, weights: bytes) -> None:
     (folder / "export").mkdir(exist_ok=True)
-    (folder / "export" / "config.json").touch()
-    (folder / "export" / "model.safetensors").write_bytes(weights)
+    with new_export(folder / "export") as draft:
+        (draft / "config.json").touch()
+        (draft / "model.safetensors").write_bytes(weights)
 
 
 def test_a_stage_without_a_whole_export_is_never_done(folder: Path) -> None:
     (sft,) = read_plan(folder / "pipeline.yaml").chains[0][:1]
     assert begin(sft)
     export(sft.folder, b"weights")
-    (sft.folder / "export" / "config.json").unlink()  # which comes last
+    (sft.folder / "export" / "lion_export.json").unlink()  # which comes last
     with pytest.raises(ValueError, match="there is no whole export, so the stage is not done"):
         finish(sft.folder, None, {})
     assert begin(sft)
@@ -162,7 +164,8 @@ def test_an_export_that_changed_or_is_gone_is_no_start(folder: Path) -> None:
         require_start(sft.folder)
     (sft.folder / "export" / "config.json").unlink()
     with pytest.raises(
-        ValueError, match=r"its export is gone since; bring it back, or remove runs/all/sft/export and "
+        ValueError,
+        match=r"its export is not all there \(config.json is gone\); bring it back, or remove runs/all/sft/export",
     ):
         require_start(sft.folder)
 
