@@ -163,7 +163,11 @@ def _can_be_mended(error: Exception) -> bool:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    return isinstance(error, (MisconfigurationException, ArgumentError))
+    if isinstance(error, (MisconfigurationException, ArgumentError)):
+        return True
+    from lion_lightning.cli_errors import checkpoint_being_restored
+
+    return checkpoint_being_restored(error) is not None
 
 
 def prepare_process() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from traceback import walk_tb
 
 _KEY = re.compile(r'Parser key "(.+?)":')
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
@@ -43,7 +44,34 @@ def explain(error: Exception) -> str:
         return f"{place}: {error.strerror.lower()}; name a place that exists and can be used"
     text = _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_VALUE]}...", str(error)) or type(error).__name__
     line = _Report.of(text).line() if _is_report(text) else " ".join(text.split())
-    return line + _remedy(line)
+    return _of_checkpoint(error, line) + _remedy(line)
+
+
+def checkpoint_being_restored(error: BaseException) -> str | None:
+    """The checkpoint that was being restored when an error arose, as Lightning 2.6 restores; None if none was.
+
+    What torch and Lightning raise over an entry that is not what it was when it was saved is of any kind, and names
+    no file.
+
+    Args:
+        error: What was raised.
+    """
+    for frame, _ in walk_tb(error.__traceback__):
+        code = frame.f_code
+        if code.co_filename.endswith("checkpoint_connector.py") and code.co_name.lstrip("_").startswith("restore"):
+            return str(frame.f_locals["self"].trainer.ckpt_path)
+    return None
+
+
+def _of_checkpoint(error: Exception, line: str) -> str:
+    path = checkpoint_being_restored(error)
+    if path is None or path in line:
+        return line
+    if isinstance(error, ValueError):
+        return f"{path}: {line}"
+    return (
+        f"{path}: it cannot be restored, since it is damaged or was written otherwise ({type(error).__name__}: {line})"
+    )
 
 
 def _is_report(text: str) -> bool:

@@ -56,7 +56,7 @@ def main() -> int:
         os.chdir(folder)
         os.environ["LION_CACHE"] = str(Path(folder) / "lion")
         table, broken = fuzz(options.seconds, options.seed, options.only)
-    print("\n".join([*broken, table]))
+    print("\n".join([*broken, table]).encode("utf-8", "replace").decode("utf-8"))
     return 1 if broken else 0
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
+import torch
 from jsonargparse import ArgumentError
 
-from lion_lightning.cli_errors import explain
+from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
+from lion_lightning.cli_errors import checkpoint_being_restored, explain
 from lion_lightning.lightning_cli import build_cli
+from tests import tiny
 
 BASE = ["--model=lion_lightning.SFTModule", "--data=lion_lightning.SFTDataModule"]
 NEEDED = ["--model.policy=gpt2", "--data.sources=[{path: x.jsonl}]"]
@@ -93,3 +97,18 @@ def test_a_full_disk_is_told_by_the_place_that_is_full_and_not_by_the_draft() ->
 def test_an_error_without_words_is_told_by_its_name() -> None:
     assert explain(ValueError()) == "ValueError"
     assert explain(ValueError("two\n  lines")) == "two lines"
+
+
+def test_an_entry_of_a_checkpoint_that_cannot_be_restored_is_told_with_the_file(tmp_path: Path) -> None:
+    module = SFTModule(PolicySpec(config=tiny.config()), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path))))
+    trainer = tiny.trainer(max_steps=1)
+    trainer.fit(module, tiny.Rows([tiny.row()]))
+    trainer.save_checkpoint(tmp_path / "good.ckpt")
+    checkpoint = torch.load(tmp_path / "good.ckpt", weights_only=True)
+    checkpoint["optimizer_states"][0]["param_groups"] = 3
+    torch.save(checkpoint, tmp_path / "odd.ckpt")
+    with pytest.raises(TypeError) as caught:
+        tiny.trainer(max_steps=2).fit(module, tiny.Rows([tiny.row()]), ckpt_path=tmp_path / "odd.ckpt")
+    assert checkpoint_being_restored(caught.value) == str(tmp_path / "odd.ckpt")
+    assert explain(caught.value).startswith(f"{tmp_path / 'odd.ckpt'}: it cannot be restored, since it is damaged")
+    assert checkpoint_being_restored(TypeError("elsewhere")) is None
