@@ -127,7 +127,7 @@ class Meeting:
         self.tell(f"{name}-{self.rank}", value)
         notes = [self.notes / f"{name}-{rank}" for rank in range(self.world)]
         self.wait_for(notes)
-        texts = [note.read_text("utf-8") for note in notes]
+        texts = [note.read_text("utf-8", "replace") for note in notes]
         for rank, text in enumerate(texts):
             if text != texts[0]:
                 raise ValueError(f"{what}: rank {rank} has another than rank 0; give all ranks the same")
@@ -168,7 +168,7 @@ class _Watch:
         if time.monotonic() < self.next:
             return
         for note in sorted(self.meeting.notes.glob("failed-*")):
-            raise RuntimeError(f"rank {note.name.rpartition('-')[2]} failed: {note.read_text('utf-8')}")
+            raise RuntimeError(f"rank {note.name.rpartition('-')[2]} failed: {note.read_text('utf-8', 'replace')}")
         for rank in range(self.meeting.world):
             self._listen(rank)
         self.next = time.monotonic() + min(BEAT_SECONDS, PATIENCE_SECONDS / 2)

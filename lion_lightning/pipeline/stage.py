@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lion_lightning.cache import replacing
+from lion_lightning.cache import read_object, replacing
 from lion_lightning.config_file import read_config_file
 from lion_lightning.models.export_files import is_export, missing_of
 from lion_lightning.pipeline.configs import Config, differences
@@ -200,7 +200,11 @@ def _weights(export: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+    return (
+        read_object(path, "what a stage was done with", "remove it, and the stage is done again")
+        if path.exists()
+        else None
+    )
 
 
 def _write(path: Path, config: Config) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,39 +21,38 @@ from lion_lightning.cli_errors import explain
 from lion_lightning.config_file import read_config_file
 from lion_lightning.data.rounds import Round, round_path
 from lion_lightning.data.sources import Source
-from lion_lightning.data.tokenized import part_path, read_part
+from lion_lightning.data.tokenized import manifest_path, part_path, read_batches, read_part
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.formats import FORMATS
 from lion_lightning.folder_lock import FolderLock
-from lion_lightning.judges import PairRMJudge, RewardModelJudge
+from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
+from lion_lightning.meeting import Meeting
+from lion_lightning.models.chat_template import ChatTemplate
 from lion_lightning.models.checkpoints import read_checkpoint
+from lion_lightning.models.generation_settings import stored_settings
 from lion_lightning.models.loading import WeightFiles
 from lion_lightning.models.pair_store import PairStore
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.pipeline.plan import read_plan
+from lion_lightning.pipeline.plan import StagePlan, read_plan
+from lion_lightning.pipeline.stage import require_start
 from lion_lightning.report.logs import read_stage
 from tests import hostile, tiny
 from tests.unit.chat_server import serving
 
 
-@pytest.fixture(params=hostile.KINDS)
-def content(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
-    return hostile.KINDS[request.param](tmp_path / "canary")
-
-
 @pytest.fixture
-def reads(tmp_path: Path, content: bytes) -> Any:
-    """Writes the file, reads it, and sees that nothing ran."""
+def reads(tmp_path: Path) -> Any:
+    """Writes files of all kinds to a place, reads each, and sees that nothing ran."""
 
     def reads(path: Path, read: Callable[[], Any], named: str | None = None, fails: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        said = _said(read)
-        assert bool(said) or not fails
-        if said:
-            assert (named or path.name) in said
-        assert not (tmp_path / "canary").exists()
+        for kind, content in hostile.KINDS.items():
+            path.write_bytes(content(tmp_path / "canary"))
+            said = _said(read)
+            assert bool(said) or not fails, kind
+            assert not said or (named or path.name) in said, f"{kind}: {said}"
+            assert not (tmp_path / "canary").exists(), kind
 
     return reads
 
@@ -93,13 +91,10 @@ def test_a_saved_set_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> N
     reads(folder / name, lambda: list(Source(str(folder)).open().take(np.arange(1))), "saved")
 
 
-@pytest.mark.parametrize("name", ["00000-of-00001.arrow", "00000-of-00001.json"])
-def test_a_token_store_is_read_as_data(name: str, reads: Any, content: bytes, tmp_path: Path) -> None:
+def test_a_token_store_is_read_as_data(reads: Any, tmp_path: Path) -> None:
     part = part_path(tmp_path, 0, 1)
-    sizes = {"rows": 1, "skipped": 0, "examples": 1, "bytes": len(content), "crc32": f"{zlib.crc32(content):08x}"}
-    (tmp_path / "00000-of-00001.json").write_text(json.dumps({**sizes, "warnings": {}}))
-    part.write_bytes(content)
-    reads(tmp_path / name, lambda: read_part(part, check=True), "00000-of-00001")
+    reads(part, lambda: read_batches(part))
+    reads(manifest_path(part), lambda: read_part(part, check=True))
 
 
 @pytest.mark.parametrize("name", ["round-0000.arrow", "round-0000.json"])
@@ -163,10 +158,35 @@ def test_what_a_run_left_is_read_as_data(reads: Any, tmp_path: Path) -> None:
     reads(tmp_path / "any.json", lambda: read_json(tmp_path / "any.json", "what it is", "remove it"))
 
 
+def test_what_a_stage_was_done_with_is_read_as_data(reads: Any, tmp_path: Path) -> None:
+    stage = StagePlan("sft", tmp_path / "sft", {}, None, None)
+    reads(tmp_path / "sft" / "done.json", lambda: require_start(stage.folder), "done.json")
+
+
+def test_notes_of_other_ranks_are_read_as_text(reads: Any, tmp_path: Path) -> None:
+    meeting = Meeting(tmp_path, 0, 2, "name")
+    meeting.notes.mkdir(parents=True, exist_ok=True)
+    reads(meeting.notes / "x-1", lambda: meeting.require_same("data", "x", "own"), "rank 1 has another than rank 0")
+
+
+def test_a_kept_reply_of_a_judge_is_read_as_text(reads: Any, tmp_path: Path) -> None:
+    judge = RubricLLMJudge("http://127.0.0.1:9", "m", cache_dir=tmp_path)
+    file = judge._file(judge._body("?", 0))
+    reads(file, lambda: judge._replies(["?"], 0), fails=False)
+
+
+def test_generation_settings_are_read_as_data(reads: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    reads(tmp_path / "generation_config.json", lambda: stored_settings(str(tmp_path)), tmp_path.name)
+
+
 def test_a_lock_is_read_as_data(reads: Any, tmp_path: Path) -> None:
-    lock = FolderLock(tmp_path, "a run", "another")
-    reads(tmp_path / ".lock", lock.acquire, fails=False)
-    lock.release()
+    def take() -> None:
+        lock = FolderLock(tmp_path, "a run", "another")
+        lock.acquire()
+        lock.release()
+
+    reads(tmp_path / ".lock", take, fails=False)
 
 
 def test_answers_of_an_evaluation_are_read_as_data(reads: Any, tmp_path: Path) -> None:
@@ -294,4 +314,28 @@ def test_code_in_a_model_s_folder_is_not_run_unasked(model_type: str, tmp_path: 
     ):
         said = _said(load)
         assert not said or str(folder) in said
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.mkdir('CANARY') }}",
+        "{{ lipsum.__globals__['os'].mkdir('CANARY') }}",
+        "{{ self.__init__.__globals__.__builtins__.__import__('os').mkdir('CANARY') }}",
+        "{% include 'CANARY' %}",
+        "{% import 'os' as os %}{{ os.mkdir('CANARY') }}",
+        "{{ messages.append(1) }}",
+        "{{ tools.__reduce__() }}",
+    ],
+)
+def test_a_template_reaches_nothing_outside_of_its_sandbox(template: str, tmp_path: Path) -> None:
+    folder = tiny.tokenizer_folder(tmp_path / "tok")
+    text = template.replace("CANARY", str(tmp_path / "canary"))
+    (folder / "chat_template.jinja").write_text(text)
+    tokenizer = TokenizerSpec(str(folder)).load()
+    with pytest.raises(ValueError, match="the chat template cannot render the row") as error:
+        ChatTemplate(tokenizer, text).render([{"role": "user", "content": "w5"}])
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "canary").exists()
