@@ -63,7 +63,9 @@ def prompt_of(side: Whole) -> Whole:
     """The prompt alone, of a prompt with an answer."""
     if isinstance(side, Completion):
         return side._replace(completion="")
-    return side._replace(messages=side.messages[: side.prompt_turns])
+    turns = side.messages[: side.prompt_turns]
+    # None of them is trained, whatever the row says of that: it is one prompt.
+    return side._replace(messages=tuple(turn if turn.trained else turn._replace(trained=True) for turn in turns))
 
 
 def _digest(content: list[Any]) -> bytes:

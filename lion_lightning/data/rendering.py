@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lion_lightning.data.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers
 from lion_lightning.data.formats import Conversation
 from lion_lightning.data.row_notes import warn_of_row
-from lion_lightning.data.shown import missing_of_answer, missing_tool, missing_turn
+from lion_lightning.data.shown import missing_function, missing_of_answer, missing_turn
 from lion_lightning.data.turns import Message, unread_keys
 from lion_lightning.models.chat_template import MARK, ChatTemplate
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, closing_tokens
@@ -142,10 +142,11 @@ class ChatRenderer:
         for name in conversation.chat_template_kwargs or ():
             if not re.search(rf"\b{re.escape(name)}\b", template.text):
                 warn_of_row(f"not used: {name!r} of chat_template_kwargs, which the chat template does not read")
-        if missing := missing_turn(conversation.messages, text):
+        missing = missing_turn(conversation.messages, text) or (
+            missing_function(conversation.messages, conversation.tools, text)
+        )
+        if missing:
             raise ValueError(_left_out(missing))
-        if missing := missing_tool(conversation.tools, text):
-            raise ValueError(_left_out(f"tools ({missing!r})"))
         return text
 
     def _closed(self, text: str, start: int, end: int) -> Span:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.turns import Message
 from lion_lightning.models.chat_template import REASONING
+
+CHANGED = "the chat template shows only a part of what a turn says that is not trained"
 
 
 def missing_of_answer(turn: Message, shown: str) -> str:
@@ -36,42 +40,60 @@ def missing_of_answer(turn: Message, shown: str) -> str:
 
 
 def missing_turn(messages: Sequence[Message], shown: str) -> str:
-    """The first turn whose words, or the names of whose calls, a text does not hold; empty where there is none.
+    """The first turn whose words a text does not hold; empty where there is none.
 
     Of answers the thoughts may be left out: most templates do so in earlier turns, and a model that is asked does not
-    see them. Whether an answer to train is shown wholly is for :func:`missing_of_answer` to say.
+    see them. A template that cuts a word or two out of a turn, a switch that turns thinking off say, is warned of.
+    Whether an answer to train is shown wholly is for :func:`missing_of_answer` to say.
 
     Args:
         messages: The turns.
         shown: The text of all of them.
     """
+    return "" if _all_in_order(messages, shown) else _missing_words(messages, shown)
+
+
+def _all_in_order(messages: Sequence[Message], shown: str) -> bool:
+    """Whether each turn's words stand behind those of the turn before, as nearly always."""
     place = 0
-    for number, message in enumerate(messages):
+    for message in messages:
         words = message.content.strip()
-        found = shown.find(words, place)
-        if found >= 0:
-            place = found + len(words)
-        elif not _holds(shown, words if message.role != "assistant" else words.rpartition("</think>")[2]):
+        if (found := shown.find(words, place)) < 0:
+            return False
+        place = found + len(words)
+    return True
+
+
+def _missing_words(messages: Sequence[Message], shown: str) -> str:
+    """The first turn whose words stand nowhere in a text, each in a place of its own."""
+    rest = _squeezed(shown)
+    for number, message in sorted(enumerate(messages), key=lambda item: -len(item[1].content)):
+        words = message.content if message.role != "assistant" else message.content.rpartition("</think>")[2]
+        found = next((spelling for spelling in _spellings(words) if spelling in rest), None)
+        if found:
+            rest = rest.replace(found, "\0", 1)
+        elif found is None and 2 * sum(word in rest for word in words.split()) > len(words.split()):
+            warn_of_row(CHANGED)
+        elif found is None:
             return f"content of message {number} ({message.role})"
-        for call in (message.extra or {}).get("tool_calls", ()):
-            if call["function"]["name"] not in shown:
-                return f"tool_calls of message {number}"
     return ""
 
 
-def missing_tool(tools: Sequence[Any] | None, shown: str) -> str:
-    """The first tool that a text does not name; empty where there is none.
+def missing_function(messages: Sequence[Message], tools: Sequence[Any] | None, shown: str) -> str:
+    """The first function that a text does not name as often as it is defined and called; empty where there is none.
 
     Args:
+        messages: The turns.
         tools: Tool definitions.
         shown: The text.
     """
-    names = (str(tool["function"].get("name", "")) for tool in tools or () if "function" in tool)
-    return next((name for name in names if name not in shown), "")
-
-
-def _holds(shown: str, words: str) -> bool:
-    return words.strip() in shown or any(spelling in _squeezed(shown) for spelling in _spellings(words))
+    defined = Counter(str(tool["function"].get("name", "")) for tool in tools or () if "function" in tool)
+    calls = [call for message in messages for call in (message.extra or {}).get("tool_calls", ())]
+    called = Counter(call["function"]["name"] for call in calls)
+    for name, count in (defined + called).items():
+        if (found := shown.count(name)) < count:
+            return f"{'tool_calls' if found and name in called else 'tools'} ({name!r})"
+    return ""
 
 
 def _said(turn: Message) -> Iterator[tuple[str, list[str]]]:

@@ -130,6 +130,18 @@ def test_only_assistant_turns_of_an_answer_of_several_turns_are_trained(template
     assert trained(tokenizer, rejected) == ["three<|im_end|>"]
 
 
+def test_a_turn_of_an_answer_that_is_not_to_be_trained_is_a_part_of_it_without_targets() -> None:
+    tokenizer = byte_level()
+    example = pair(["a"], ["one", "user", "two"], ["three"])
+    assert isinstance(example.chosen, Conversation)
+    asked, first, *rest = example.chosen.messages
+    chosen = example.chosen._replace(messages=(asked, first._replace(trained=False), *rest))
+    half = example._replace(chosen=chosen)
+    triple = encode(tokenizer, half)
+    assert_exact(tokenizer, half, triple)
+    assert trained(tokenizer, triple[1]) == ["two<|im_end|>"]
+
+
 def test_assistant_turns_of_the_prompt_are_not_trained() -> None:
     tokenizer = byte_level()
     prompt, chosen, _ = encode(tokenizer, pair(["a", "world", "c"], ["yes"], ["no"]))
