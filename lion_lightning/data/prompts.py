@@ -31,7 +31,7 @@ from lion_lightning.data.mixture import repeats
 from lion_lightning.data.preference_formats import FORMS as PREFERENCE_FORMS
 from lion_lightning.data.preferences import BestWorst, Preference, Whole
 from lion_lightning.data.readers import Numbers
-from lion_lightning.data.row_notes import RowNotes, one_row, row_notes
+from lion_lightning.data.row_notes import RowNotes, one_row, row_notes, warning_once
 from lion_lightning.data.sources import Source
 from lion_lightning.data.turns import Message, read_text, read_turns
 from lion_lightning.types import Prompt
@@ -164,6 +164,7 @@ class PromptPool:
         self._encoder = ChatEncoder(tokenizer, mask="completion")
         self._places = array("q")  # of each prompt, one after the other, and so its hash: no object a prompt
         self._hashes = bytearray()
+        self._warned: set[str] = set()
         parts, seen = [], dict.fromkeys(without, "validated on")
         for number, source in enumerate(self.sources):
             first = len(self)
@@ -256,11 +257,12 @@ class PromptPool:
     def _prompt(self, whole: Whole, row: Any) -> Prompt:
         asked = prompt_of(whole)
         try:
-            text, ids = self._encoder.prompt(asked)
+            with warning_once(self._warned, "prompts"):
+                text, ids = self._encoder.prompt(asked)
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
         turns = asked.messages if isinstance(asked, Conversation) else ()
-        messages = tuple({**(turn.extra or {}), "role": turn.role, "content": turn.content} for turn in turns)
+        messages = tuple(turn.spoken() for turn in turns)
         return Prompt(text, tuple(ids), messages, dict(row.values), _original(whole), row.where)
 
 

@@ -15,7 +15,7 @@ from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.shown import missing_function, missing_of_answer, missing_turn
 from lion_lightning.data.turns import Message, unread_keys
 from lion_lightning.models.chat_template import MARK, ChatTemplate
-from lion_lightning.models.tokenizer import CHAT_TEMPLATES, closing_tokens
+from lion_lightning.models.tokenizer import CHAT_TEMPLATES, closing_tokens, ends_turns
 
 NO_END = (
     "an answer ends in no token that generation stops at, so a model does not learn to stop: use a "
@@ -51,7 +51,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._closers = closing_tokens(tokenizer)
+        self._closers, self._ends_turns = closing_tokens(tokenizer), ends_turns(tokenizer)
         self._templates: dict[str, ChatTemplate] = {}
 
     def render(self, conversation: Conversation) -> str:
@@ -72,7 +72,10 @@ class ChatRenderer:
         Raises:
             ValueError: There is no chat template, or it cannot show the conversation.
         """
-        return self._complete(conversation, self._render(conversation, conversation.messages, prompt=True))
+        text = self._complete(conversation, self._render(conversation, conversation.messages, prompt=True))
+        if not self._ends_turns:
+            warn_of_row(NO_END)
+        return text
 
     def answers(self, conversation: Conversation, first: int = 0) -> Rendered:
         """Text of a conversation, and the spans of its assistant turns.

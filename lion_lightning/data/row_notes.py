@@ -5,11 +5,14 @@ Whoever reads a row notes it, however deep in the reading it is; whoever reads m
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["warning", "left out", "plain text", "unused", "kept", "mapped"]
 """Something not done as a row asks; why a row gave no example; that it is plain text; a column that nothing was made
@@ -87,3 +90,18 @@ def one_row() -> Iterator[RowNotes]:
     for kind, texts in notes.items():
         for text in texts:
             note(kind, text)
+
+
+@contextmanager
+def warning_once(warned: set[str], what: str) -> Iterator[None]:
+    """Log what is warned of inside, each text once, for whoever reads the same rows again and again.
+
+    Args:
+        warned: The texts that were logged before; grows.
+        what: What the rows are, before each text.
+    """
+    with row_notes() as notes:
+        yield
+    for text in notes["warning"].keys() - warned:
+        logger.warning("%s: %s", what, text)
+        warned.add(text)

@@ -150,6 +150,16 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next(iter(_added_ids(tokenizer, _closings(tokenizer)[0])), tokenizer.eos_token_id)
 
 
+def ends_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template puts a token that generation stops at right after an assistant's words.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+    """
+    behind, eos = _closings(tokenizer)[0], tokenizer.eos_token
+    return bool(_added_ids(tokenizer, behind)) or (eos is not None and behind.startswith(str(eos)))
+
+
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Every token that may stand at the end of an assistant turn: those that end it, and those that follow them.
 

@@ -76,6 +76,28 @@ def test_prompts_are_the_tokens_before_a_trained_answer(tmp_path: Path) -> None:
     assert asked.prompt.where.endswith("rows.jsonl:1")
 
 
+def test_a_policy_that_is_taught_no_end_by_its_template_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = pool(tmp_path, [{"question": "w5"}, {"question": "w6"}])
+    made.take([0, 1])
+    assert "generation stops at" not in caplog.text
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    tokenizer = TokenizerSpec(str(tmp_path), template).load()
+    endless = PromptPool(made.sources, tokenizer)
+    endless.take([0, 1])
+    endless.take([1])
+    assert caplog.text.count("prompts: an answer ends in no token that generation stops at") == 1
+
+
+def test_settings_of_the_template_reach_what_is_asked(tmp_path: Path) -> None:
+    row = {"question": "w5", "chat_template_kwargs": {"mood": "w9"}}
+    made = pool(tmp_path, [row, {"question": "w5"}])
+    template = "{% for m in messages %}{{ m.content }} <|im_end|>{% endfor %}{{ ' ' + mood | default('') }}"
+    asked = PromptPool(made.sources, TokenizerSpec(str(tmp_path), template).load()).take([0, 1])
+    assert [one.prompt.text for one in asked] == ["w5 <|im_end|> w9", "w5 <|im_end|> "]
+
+
 def test_duplicates_are_counted_and_repeats_are_asked_for(tmp_path: Path) -> None:
     rows = [{"question": f"w{5 + n % 4}"} for n in range(6)]
     made = pool(tmp_path, rows, fraction=1.5)
