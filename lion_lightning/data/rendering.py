@@ -52,6 +52,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._closers, self._ends_turns = closing_tokens(tokenizer), ends_turns(tokenizer)
+        self._closing = re.compile(rf"\s*({'|'.join(map(re.escape, self._closers))})")
         self._templates: dict[str, ChatTemplate] = {}
 
     def render(self, conversation: Conversation) -> str:
@@ -64,6 +65,8 @@ class ChatRenderer:
         for turn, message in enumerate(conversation.messages):
             if message.role == "assistant" and (missing := missing_of_answer(message, text)):
                 raise ValueError(_left_out(f"{missing} of message {turn}"))
+        if not self._ends_turns:
+            warn_of_row(NO_END)
         return text
 
     def prompt(self, conversation: Conversation) -> str:
@@ -157,9 +160,8 @@ class ChatRenderer:
         turn = text[start:end].rstrip()
         if not turn.endswith(self._closers):
             # Tags that leave this token out would train a model that never stops.
-            behind = next((len(closer) for closer in self._closers if text.startswith(closer, end)), 0)
-            if behind:
-                return start, end + behind
+            if self._closers and (behind := self._closing.match(text, end)):
+                return start, behind.end()
             warn_of_row(NO_END)
             return start, start + len(turn)
         closer = next(closer for closer in self._closers if turn.endswith(closer))

@@ -32,7 +32,12 @@ def _tool(tool: Any, name: str) -> Any:
         raise ValueError(f"{name} is {type(schema).__name__}, not a JSON schema")
     # Templates look for the function inside of a tool, where most sets have it.
     bare = "function" not in schema and "name" in schema and "input_schema" not in schema
-    return {"type": "function", "function": schema} if bare else schema
+    made = {"type": "function", "function": schema} if bare else schema
+    function = made.get("function")
+    if isinstance(function, Mapping) and isinstance(function.get("parameters"), str):
+        parameters = _parsed(function["parameters"], f"{name}.parameters", "a JSON schema")
+        return {**made, "function": {**function, "parameters": parameters}}
+    return made
 
 
 def read_calls(extra: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -65,12 +70,20 @@ def _call(call: Any, name: str) -> dict[str, Any]:
         raise ValueError(f"{name} is {type(own).__name__}, not an object with a function and its arguments")
     function = _parsed(own.get("function"), f"{name}.function", "an object")
     if not isinstance(function, Mapping):
-        function = {key: own.pop(key) for key in ("name", "arguments") if key in own}
+        function = {key: own.pop(key) for key in ("name", *_ARGUMENTS) if key in own}
     if not isinstance(function.get("name"), str):
         raise ValueError(f"{name} names no function; give it a function with a name and arguments")
-    arguments = _arguments(function.get("arguments"), f"{name}.function.arguments")
+    given = [key for key in _ARGUMENTS if key in function]
+    if len(given) > 1:
+        raise ValueError(f"{name} has both {given[0]} and {given[1]}; keep one of them (with a `transform`)")
+    arguments = _arguments(function.get(given[0]) if given else None, f"{name}.{given[0] if given else ''}")
+    rest = {key: value for key, value in function.items() if key not in _ARGUMENTS}
     kind = {} if "type" in own else {"type": "function"}
-    return {**kind, **own, "function": {**function, "arguments": arguments}}
+    return {**kind, **own, "function": {**rest, "arguments": arguments}}
+
+
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+"""Names of what a function is called with; templates read the first."""
 
 
 def _arguments(value: Any, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ what is not read here, and :mod:`~lion_lightning.data.rendering` warns of keys t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -162,6 +163,7 @@ _FLAGS = frozenset(
     weight loss_weight loss_scale loss loss_mask train training trainable is_trainable train_on_turn supervised
     """.split()  # noqa: SIM905
 )
+_MAY_BE_A_FLAG = re.compile("loss|train|mask|weight|supervis|learn|target")
 _YES_OR_NO = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
@@ -170,8 +172,9 @@ def _trained(own: dict[str, Any], role: str, name: str) -> bool:
     asked = {key: _yes_or_no(own.pop(key), f"{name}.{key}") for key in sorted(_FLAGS & own.keys())}
     if "masked" in own:
         asked["masked"] = not _yes_or_no(own.pop("masked"), f"{name}.masked")
-    if "mask" in own:
-        raise ValueError(f"{name}.mask could mean that the turn is trained or that it is not; call it `train`")
+    for key in own:
+        if _MAY_BE_A_FLAG.search(key.lower()) and str(own[key]).strip().lower() in _YES_OR_NO:
+            raise ValueError(f"{name}.{key} could mean that the turn is trained or that it is not; call it `train`")
     if len(set(asked.values())) > 1:
         raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(asked)}); keep one")
     if role != "assistant" and any(asked.values()):
@@ -195,7 +198,7 @@ def is_answer(turn: Mapping[str, Any]) -> bool:
     Args:
         turn: The message, in any spelling.
     """
-    return _ROLES.get(turn.get("role") or turn.get("from") or "") == "assistant"
+    return _ROLES.get(str(turn.get("role") or turn.get("from"))) == "assistant"
 
 
 def context(turn: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,7 +252,10 @@ def unread_keys(messages: Sequence[Message], read: Any) -> None:
     """
     for number, message in enumerate(messages):
         for key, value in (message.extra or {}).items():
-            if key in REASONING or key == "tool_calls" or key in HARMLESS or read(key):
+            if key == "tool_calls" or key in HARMLESS or any(map(read, REASONING if key in REASONING else [key])):
+                continue
+            if key in REASONING:  # of an answer to train it is missed by whoever looks for it in the text
+                warn_of_row(f"not used: {key} of turns that are not trained, which the chat template does not read")
                 continue
             if key in _CHANGING and value:
                 raise ValueError(

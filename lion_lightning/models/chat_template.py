@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, TemplateError, nodes
@@ -110,9 +109,10 @@ class ChatTemplate:
                 own[next(filter(self.reads, REASONING), key)] = own.pop(key)
                 break
         if calls := own.get("tool_calls"):
-            own["content"] = own["content"] or self._beside_calls.content
             own["tool_calls"] = [_with_text(call) for call in calls] if self._beside_calls.as_text else calls
-        return self._parts(own)
+            if not own.pop("content"):
+                return {**own, **self._beside_calls.content}
+        return self._parts({**own, "content": turn["content"]})
 
     def _parts(self, turn: Turn) -> dict[str, Any]:
         parts = [{"type": "text", "text": turn["content"]}]
@@ -133,12 +133,12 @@ class ChatTemplate:
 
         Null comes first, as rows have it mostly; but some templates write it out, or take it for a text.
         """
-        spellings = [_Spelling(content, as_text) for as_text, content in product((False, True), (None, ""))]
-        shown = {spelling: self._tried(_probe(spelling), [_PROBE_TOOL]) for spelling in spellings}
-        written_out = max(shown[spelling].count("None") for spelling in spellings if spelling.content == "")
-        for spelling, text in shown.items():
-            null_is_written = spelling.content is None and text.count("None") > written_out
-            if all(word in text for word in _PROBE_WORDS) and "{'probe" not in text and not null_is_written:
+        contents: list[dict[str, Any]] = [{"content": None}, {"content": ""}, {}]
+        spellings = [_Spelling(content, as_text) for as_text in (False, True) for content in contents]
+        shown = [self._tried(_probe(spelling), [_PROBE_TOOL]) for spelling in spellings]
+        usual = min((text.count("None") for text in shown if text), default=0)
+        for spelling, text in zip(spellings, shown, strict=True):
+            if all(word in text for word in _PROBE_WORDS) and "{'probe" not in text and text.count("None") == usual:
                 return spelling
         return spellings[0]
 
@@ -191,7 +191,7 @@ _TAKEN = frozenset((
 
 
 class _Spelling(NamedTuple):
-    content: str | None
+    content: dict[str, Any]
     as_text: bool
 
 
@@ -215,7 +215,7 @@ def _probe(spelling: _Spelling) -> list[Turn]:
     calls = [_with_text(call) if spelling.as_text else call]
     return [
         {"role": "user", "content": "?"},
-        {"role": "assistant", "content": spelling.content, "tool_calls": calls},
+        {"role": "assistant", **spelling.content, "tool_calls": calls},
         {"role": "tool", "content": "!", "name": "probetool", "tool_call_id": "call00001"},
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -44,6 +45,8 @@ def test_masked_means_the_opposite_of_trained() -> None:
         ({"loss": 2}, r"messages\[1\]\.loss is 2; "),
         ({"loss_mask": [0, 1]}, r"messages\[1\]\.loss_mask is \[0, 1\]; "),
         ({"mask": 1}, r"messages\[1\]\.mask could mean .* call it `train`"),
+        ({"no_loss": True}, r"messages\[1\]\.no_loss could mean"),
+        ({"is_target": 0}, r"messages\[1\]\.is_target could mean"),
         ({"weight": 1, "train": False}, r"messages\[1\] says both .*\(train, weight\)"),
     ],
 )
@@ -105,10 +108,22 @@ def test_messages_may_be_json_text() -> None:
         {"tool_calls": [{"name": "weather", "arguments": '{"city": "Oslo"}'}]},
         {"tool_calls": '[{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]'},
         {"tool_calls": [{**CALL, "function": {**CALL["function"], "arguments": {"city": "Oslo", "unit": None}}}]},  # type: ignore[dict-item]
+        {"tool_calls": [{"function": {"name": "weather", "parameters": {"city": "Oslo"}}}]},
+        {"tool_calls": [{"name": "weather", "args": {"city": "Oslo"}}]},
         {"function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
         {"function_call": '{"name": "weather", "arguments": {"city": "Oslo"}}', "tool_calls": None},
     ],
-    ids=["mapping", "arguments as text", "flat", "all as text", "nulls of arrow", "legacy", "legacy as text"],
+    ids=[
+        "mapping",
+        "arguments as text",
+        "flat",
+        "all as text",
+        "nulls of arrow",
+        "parameters",
+        "args",
+        "legacy",
+        "legacy as text",
+    ],
 )
 def test_the_same_call_in_any_spelling_is_the_same_message(said: dict[str, Any]) -> None:
     assert answer(content=None, **said) == Message("assistant", "", {"tool_calls": [CALL]})
@@ -153,7 +168,8 @@ def test_the_same_tools_in_any_spelling_are_the_same() -> None:
     text = '[{"type": "function", "function": {"name": "weather", "parameters": '
     text += '{"type": "object", "properties": {"city": {"type": "string"}}}}}]'
     arrow = {**tool, "function": {**schema, "strict": None, "parameters": {**schema["parameters"], "required": None}}}  # type: ignore[dict-item]
-    for tools in ([tool], text, [text[1:-1]], [schema], [arrow], tool):
+    written = {**tool, "function": {**schema, "parameters": json.dumps(schema["parameters"])}}
+    for tools in ([tool], text, [text[1:-1]], [schema], [arrow], tool, [written]):
         assert read_tools({"tools": tools}) == (tool,)
     assert read_tools({"tools": []}) is read_tools({}) is None
 
@@ -175,3 +191,9 @@ def test_keys_that_no_template_reads_are_harmless_counted_or_refused() -> None:
         unread_keys([turn], lambda key: False)
     assert noted["warning"] == {"not used: key 'mood' of messages, which the chat template does not read": 1}
     unread_keys([turn], lambda key: key in ("images", "mood"))
+    thought = Message("assistant", "four", {"thinking": "hm"})
+    with row_notes() as notes:
+        unread_keys([thought], lambda key: key == "reasoning_content")  # it is given under that name
+        unread_keys([thought], lambda key: False)
+    text = "not used: thinking of turns that are not trained, which the chat template does not read"
+    assert notes["warning"] == {text: 1}

@@ -55,6 +55,7 @@ def test_arguments_are_given_as_a_mapping_or_as_json_text_by_what_the_template_s
         "{{ m.content }}{{ m.tool_calls | tojson }}",  # not null, or "None" is written
         "{{ m.content + (m.tool_calls | tojson) }}",  # not null, or it fails
         "{{ m.content | trim }}{{ m.tool_calls | tojson }}",
+        "{{ m.content if m.content is defined else m.tool_calls | tojson }}",  # absent
     ],
 )
 def test_no_content_beside_a_call_is_null_or_empty_by_what_the_template_shows(shown: str) -> None:
