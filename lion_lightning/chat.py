@@ -130,7 +130,10 @@ class Chat:
         self.turns = list(self._first)
 
     def _encode(self, turns: list[Message]) -> list[int]:
-        return self._encoder.prompt(Conversation(tuple(turns), len(turns)))[1]
+        try:
+            return self._encoder.prompt(Conversation(tuple(turns), len(turns)))[1]
+        except ValueError as error:
+            raise ValueError(f"{self.policy.tokenizer.name_or_path}: {error}") from error
 
     def _room(self, length: int) -> int:
         limit = position_limit(self.policy.model.config)

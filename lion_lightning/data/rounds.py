@@ -123,14 +123,25 @@ class Round:
         if not self.summary_path.exists():
             return {}
         made = read_object(self.summary_path, "the summary of a round", "remove it, the round itself needs none")
-        for part in (made, made.get("metrics", {}), made.get("report", {})):
-            if not isinstance(part, dict):
-                raise ValueError(f"{self.summary_path}: not the summary of a round; remove it")
+        if not _is_summary(made):
+            raise ValueError(f"{self.summary_path}: not the summary of a round; remove it, the round itself needs none")
         return made
 
     def pairs(self) -> int:
         """Number of pairs, before the data module's filters."""
         return sum(len(rollout.pairs) for rollout in self.rollouts)
+
+
+def _is_summary(made: dict[str, Any]) -> bool:
+    """Whether what is read of a summary is what was written: numbers where they are known, and counts of pairs."""
+    metrics, report = made.get("metrics", {}), made.get("report", {})
+    if not isinstance(metrics, dict) or not isinstance(report, dict) or not isinstance(report.get("lost", {}), dict):
+        return False
+    counts = [report.get("kept", {}), *report.get("lost", {}).values()]
+    if not all(isinstance(count, dict) for count in counts):
+        return False
+    numbers = [*metrics.values(), *(count.get("pairs", 0) for count in counts)]
+    return all(value is None or isinstance(value, int | float) for value in numbers)
 
 
 def round_path(folder: Path, number: int) -> Path:

@@ -64,7 +64,7 @@ class TokenizerSpec:
         options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(os.path.expanduser(self.path), **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # the tokenizers library raises bare exceptions over a file that it cannot read
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"tokenizer.path: cannot load a tokenizer from {self.path!r} ({reason}); give a folder that holds "

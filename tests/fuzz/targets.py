@@ -92,7 +92,7 @@ def files(space: Workspace, random: Random) -> Case:
     arguments, found = commands[name]
     path = random.choice(found)
     _change(path, random)
-    return f"{name}: {path}", lambda: main(arguments), (path.name, *path.parent.parts[-2:])
+    return f"{name}: {path}", lambda: main(arguments), (path.name, *path.parent.parts[-2:], "chat template")
 
 
 def _files(folder: str) -> list[Path]:

@@ -97,7 +97,14 @@ def test_a_round_of_an_earlier_version_has_no_checksum_and_is_read(tmp_path: Pat
     assert Round(path).rollouts == [ONE]
 
 
-@pytest.mark.parametrize("text", ["[]", "7", "{", '{"metrics": []}', '{"report": 1}', "\x00"])
+SUMMARIES = [
+    *("[]", "7", "{", "\x00", '{"metrics": []}', '{"metrics": {"on_policy/score": "x"}}'),
+    *('{"report": 1}', '{"report": {"lost": 3}}', '{"report": {"lost": {"ties": 3}}}'),
+    '{"report": {"kept": {"pairs": "x"}}}',
+]
+
+
+@pytest.mark.parametrize("text", SUMMARIES)
 def test_a_summary_that_is_other_json_is_one_line(tmp_path: Path, text: str) -> None:
     one = made(tmp_path, 0, ONE)
     one.summary_path.write_text(text)

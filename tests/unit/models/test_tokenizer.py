@@ -131,3 +131,11 @@ def test_a_marker_that_the_tokenizer_splits_is_warned_about(folder: str, caplog:
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_built_in_templates_carry_generation_tags(name: str) -> None:
     assert "{% generation %}" in read_template(name) or "{%- generation %}" in read_template(name)
+
+
+@pytest.mark.parametrize("text", ['{"model": {"vocab": [[]]}}', "{}", "", "\x00", '{"version": "auto"}'])
+def test_a_damaged_tokenizer_file_is_one_line_that_names_the_folder(folder: str, text: str) -> None:
+    (Path(folder) / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tokenizer.path: cannot load a tokenizer from .*tokenizer'") as caught:
+        TokenizerSpec(folder).load()
+    assert "\n" not in str(caught.value)
