@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from functools import partial
 from pathlib import Path
@@ -49,11 +50,12 @@ class StopBetweenSteps(Callback):
         launcher = trainer.strategy.launcher
         if STOP.signum is not None and launcher is not None:
             launcher.kill(signal.SIGTERM)
-        STOP.told_by_parent = trainer.local_rank > 0 and isinstance(_environment(trainer), LightningEnvironment)
+        STOP.told_by_parent = _started_by_rank_0(trainer)
 
 
-def _environment(trainer: Trainer) -> Any:
-    return getattr(trainer.strategy, "cluster_environment", None)
+def _started_by_rank_0(trainer: Trainer) -> bool:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return trainer.local_rank > 0 and isinstance(environment, LightningEnvironment)
 
 
 def note_sigterm_without_collectives(trainer: Trainer) -> None:
@@ -71,6 +73,8 @@ def _note(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
     connector, launcher = trainer._signal_connector, trainer.strategy.launcher
     if not connector.received_sigterm and launcher is not None:
         launcher.kill(signal.SIGTERM)
+    if not connector.received_sigterm and _started_by_rank_0(trainer):
+        os.kill(os.getppid(), signal.SIGTERM)  # a rank that stops alone would be an error of all others
     connector.received_sigterm = True
 
 

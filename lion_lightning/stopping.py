@@ -114,6 +114,8 @@ def stop_code(error: BaseException) -> int | None:
         error: What ended the command. After a signal that may be anything: workers are stopped by the same signal, and
             whoever waits for them fails.
     """
+    if isinstance(error, Stopped):  # of this process, or passed on from one that it waited for
+        return 128 + error.signum
     if STOP.signum is not None:
         return 128 + STOP.signum
     if isinstance(error, KeyboardInterrupt) or _exit_after_interrupt(error):

@@ -119,15 +119,16 @@ class Runner:
         return self._say(stage, f"done in {time.monotonic() - began:.0f} s")
 
     def _require_done(self, stage: StagePlan, code: int) -> None:
-        """Believe no exit code alone: a stage is done when it has said so in its folder."""
+        """Believe no exit code: a stage is done when it has said so in its folder, and only then."""
+        if (stage.folder / DONE).exists():
+            return
         if _stopped_by(code):
             self._say(stage, "was stopped; the same command goes on with it")
         _raise_if_stopped(code)
         if code < 0:
             name = signal.Signals(-code).name
             raise StageError(f"{stage.folder}: the stage was ended by {name}{self._log_end(stage)}; run the same again")
-        if code or not (stage.folder / DONE).exists():
-            raise StageError(f"{stage.folder}: the stage failed{self._log_end(stage)}; fix it and run the same again")
+        raise StageError(f"{stage.folder}: the stage failed{self._log_end(stage)}; fix it and run the same again")
 
     def _stage_process(self, stage: StagePlan) -> int:
         command = [sys.executable, "-m", "lion_lightning.pipeline", str(stage.folder)]

@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
+from lion_lightning.pipeline.plan import StagePlan
+from lion_lightning.pipeline.run import Runner
 from tests import tiny
 
 STAGE = {
@@ -120,8 +122,46 @@ def test_a_stage_without_done_is_never_taken_for_done(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever its process says."""
-    monkeypatch.setattr("lion_lightning.pipeline.run.Runner._stage_process", lambda self, stage: 0)
+    monkeypatch.setattr(Runner, "_check", lambda self: None)
+    monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: 0)
     assert main(["run", "pipeline.yaml", "--no-report"]) == 2
     said = capfd.readouterr()
     assert "runs/one: the stage failed" in said.err
     assert "runs/two" not in said.out
+
+
+def test_a_stage_that_was_stopped_when_all_was_done_is_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its interpreter takes a while to end."""
+
+    def stopped_at_the_end(self: Runner, stage: StagePlan) -> int:
+        (stage.folder / "done.json").write_text("{}")
+        return -signal.SIGTERM
+
+    monkeypatch.setattr(Runner, "_check", lambda self: None)
+    monkeypatch.setattr(Runner, "_stage_process", stopped_at_the_end)
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump({"out": "runs", "stages": {"one": STAGE}}))
+    assert main(["run", "pipeline.yaml", "--no-report"]) == 0
+    assert "runs/one: done in " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "said"), [(143, 143), (-signal.SIGINT, 130), (129, 129)])
+def test_a_stage_that_was_stopped_stops_the_run_with_its_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], code: int, said: int
+) -> None:
+    monkeypatch.setattr(Runner, "_check", lambda self: None)
+    monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: code)
+    assert main(["run", "pipeline.yaml", "--no-report"]) == said
+    text = capfd.readouterr().out
+    assert "runs/one: was stopped; the same command goes on with it" in text
+    assert "runs/two" not in text
+
+
+def test_a_stage_that_the_system_ended_is_named_with_the_signal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Runner, "_check", lambda self: None)
+    monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: -signal.SIGKILL)
+    assert main(["run", "pipeline.yaml", "--no-report"]) == 2
+    assert "runs/one: the stage was ended by SIGKILL; run the same again" in capfd.readouterr().err
