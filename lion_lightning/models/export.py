@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Container, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -114,11 +115,17 @@ def model_card(entry: LionEntry) -> str:
     header = ["---", "library_name: transformers", "tags: [lion-lightning]"]
     header += [f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []
     sections = {"Policy": asdict(entry.policy), "Tokenizer": asdict(entry.tokenizer), "Data": entry.data}
-    body = [f"# {base or 'A model'}, trained with {entry.module}", "", f"Optimizer steps: {entry.steps}."]
+    whose, module = _in_line(base or "A model"), _in_line(entry.module)
+    body = [f"# {whose}, trained with {module}", "", f"Optimizer steps: {entry.steps}."]
     for title, content in sections.items():
         shown = json.dumps(content, indent=2, default=str, ensure_ascii=False)
         body += ["", f"## {title}", "", "```json", shown, "```"]
     return "\n".join([*header, "---", "", *body, ""])
+
+
+def _in_line(name: str) -> str:
+    """A name from a checkpoint, which may be anybody's: it stays in its line, and is no markup."""
+    return re.sub(r"[\[\]<>!`\\]", r"\\\g<0>", " ".join(name.split()))
 
 
 def refuse_own_base(entry: LionEntry, folder: Path) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from lion_lightning.commands import evaluate, harness
@@ -18,6 +19,10 @@ from lion_lightning.data.rounds import Rollout, round_path, write_rollouts
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources import Source
 from lion_lightning.evaluation.harness import Figure
+from lion_lightning.models.export import model_card
+from lion_lightning.models.lion_entry import LionEntry
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import literal
 from lion_lightning.report import terminal
 from lion_lightning.types import Answer, Prompt
@@ -117,3 +122,21 @@ def test_an_error_of_the_command_line_is_one_harmless_line(capsys: pytest.Captur
     assert "\x1b" not in error
     assert "\r" not in error
     assert "hunter2" not in error
+
+
+def test_a_card_shows_a_checkpoint_s_names_as_text() -> None:
+    hostile = "x\n---\nlicense: mit\n# <script>alert(1)</script> ![p](http://h/p.png)"
+    spec = PolicySpec(path=hostile)
+    card = model_card(
+        LionEntry(spec, TokenizerSpec("t\n```\n# owned"), {}, module=hostile, data={"n": "\n```\n# owned"})
+    )
+    front, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "tags": ["lion-lightning"],
+        "base_model": hostile,
+    }
+    assert [line for line in body.splitlines() if line.startswith("#")][1:] == ["## Policy", "## Tokenizer", "## Data"]
+    heading = next(line for line in body.splitlines() if line.startswith("# "))
+    assert "\\<script\\>" in heading
+    assert "\\!\\[p\\](" in heading

@@ -1,0 +1,105 @@
+"""Keys and passwords reach no file of a run and no line of a command, by whichever way they come in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lion_lightning.callbacks.provenance import surroundings
+from lion_lightning.cli import main
+from lion_lightning.pipeline.plan import read_plan
+
+SECRET = "hunter2-hunter2"
+
+SAMPLER = "lion_lightning.sampling.ServerSampler"
+JUDGE = "lion_lightning.judges.RubricLLMJudge"
+
+
+def online(folder: Path, sampler: dict[str, Any], **trainer: Any) -> Path:
+    """A config of an online run that asks a server."""
+    judge = {"class_path": JUDGE, "init_args": {"url": "http://127.0.0.1:9", "model": "m"}}
+    init = {"sampler": {"class_path": SAMPLER, "init_args": sampler}, "judge": judge}
+    callbacks = [{"class_path": "lion_lightning.callbacks.OnPolicySampling", "init_args": init}]
+    config = {
+        "model": {"class_path": "lion_lightning.OnlineDPOModule", "init_args": {"policy": {"path": "none"}}},
+        "data": {"class_path": "lion_lightning.OnPolicyDataModule", "init_args": {"prompts": [{"path": "p.jsonl"}]}},
+        "trainer": {"default_root_dir": str(folder / "run"), "callbacks": callbacks, **trainer},
+    }
+    path = folder / "c.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+WRONG: list[dict[str, Any]] = [
+    {"url": f"http://ann:{SECRET}@127.0.0.1:9"},
+    {"url": f"http://127.0.0.1:9/v1?api_key={SECRET}"},
+    {"url": "http://127.0.0.1:9", "api_key_env": f"{SECRET} x"},
+    {"url": "http://127.0.0.1:9", "api_key": SECRET},
+]
+
+
+@pytest.mark.parametrize("sampler", WRONG, ids=lambda given: ",".join(given))
+@pytest.mark.parametrize("command", ["fit", "inspect", "plan"])
+def test_a_secret_in_a_config_is_said_by_name_before_anything_is_written(
+    command: str, sampler: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = online(tmp_path, sampler)
+    assert main([command, "-c", str(config)]) == 2
+    shown = capsys.readouterr()
+    assert SECRET not in shown.out + shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+    assert any(name in shown.err for name in ("sampler", "api_key"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        f"--trainer.callbacks.init_args.sampler.init_args.url=http://ann:{SECRET}@127.0.0.1:9",
+        f"--trainer.logger=lightning.pytorch.loggers.MLFlowLogger --trainer.logger.tracking_uri=http://a:{SECRET}@h",
+        f"--data.prompts=[{{path: 'https://h/p.jsonl?token={SECRET}'}}]",
+        f"--model.policy.path=https://ann:{SECRET}@h/m",
+    ],
+)
+def test_a_secret_on_the_command_line_is_not_shown(
+    argument: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = online(tmp_path, {"url": "http://127.0.0.1:9"})
+    assert (
+        main(["fit", "-c", str(config), *argument.split(" --")[:1], *(f"--{one}" for one in argument.split(" --")[1:])])
+        == 2
+    )
+    shown = capsys.readouterr()
+    assert SECRET not in shown.out + shown.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_writes_no_stage_with_a_secret(tmp_path: Path) -> None:
+    config = online(tmp_path, {"url": f"http://ann:{SECRET}@127.0.0.1:9"})
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"out": str(tmp_path / "out"), "stages": {"online": {"config": str(config)}}}))
+    with pytest.raises(ValueError, match=r"c\.yaml: trainer\.callbacks\[0\].*url: there is a user name") as error:
+        read_plan(plan)
+    assert SECRET not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_takes_no_secret_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sampler = {"class_path": SAMPLER, "init_args": {"url": f"http://ann:{SECRET}@h"}}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({"model": "m", "sampler": sampler}))
+    assert main(["evaluate", "-c", str(tmp_path / "e.yaml")]) == 2
+    shown = capsys.readouterr()
+    assert SECRET not in shown.out + shown.err
+    assert "sampler.init_args.url" in shown.err
+
+
+def test_provenance_holds_neither_the_environment_nor_keys_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANN_KEY", SECRET)
+    monkeypatch.setattr("sys.argv", ["lion", "fit", f"--trainer.logger.api_key={SECRET}", "--password", SECRET])
+    found = surroundings()
+    assert found["command"] == ["lion", "fit", "--trainer.logger.api_key=***", "--password", "***"]
+    assert SECRET not in json.dumps(found)
