@@ -217,12 +217,13 @@ class Endpoint:
         return " ".join(printable(self._without_key(text.encode(errors="replace")).decode()).split())[:300]
 
     def _without_key(self, said: bytes) -> bytes:
-        """What a server said, without the key that it was sent, however JSON may have written it."""
+        """What a server said, without the key that it was sent, whose signs JSON may have escaped."""
         key = os.environ.get(self.api_key_env or "", "").strip()
         if not key:
             return said
-        letters = (rf"(?:{re.escape(char)}|\\{re.escape(char)}|\\u00{ord(char):02x})" for char in key)
-        return re.sub("".join(letters).encode(), b"***", said, flags=re.IGNORECASE)
+        signs = (rf"(?:\\?{re.escape(char)}|\\u00(?i:{ord(char):02x}))" for char in key)  # nobody escapes letters
+        spelled = (char if char.isalnum() else sign for char, sign in zip(key, signs, strict=True))
+        return re.sub("".join(spelled).encode(), b"***", said)
 
 
 class _NoJSONError(ValueError):

@@ -339,3 +339,40 @@ def test_a_template_reaches_nothing_outside_of_its_sandbox(template: str, tmp_pa
         ChatTemplate(tokenizer, text).render([{"role": "user", "content": "w5"}])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "canary").exists()
+
+
+def header(length: int, text: bytes) -> bytes:
+    return length.to_bytes(8, "little") + text
+
+
+def entries(**named: Any) -> bytes:
+    text = json.dumps({name: {"dtype": "F32", "shape": [2], **entry} for name, entry in named.items()}).encode()
+    return header(len(text), text) + b"\0" * 8
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        header(2**63, b"{}"),
+        header(2**40, b"{}"),
+        header(2, b"[]"),
+        header(200_000, b"[" * 200_000),
+        entries(a={"data_offsets": [0, 2**62]}),
+        entries(a={"data_offsets": [8, 0]}),
+        entries(a={"data_offsets": [0, 8], "shape": [2**62, 2**62]}),
+        entries(a={"data_offsets": [0, 8]}, b={"data_offsets": [4, 8], "shape": [1]}),
+        entries(a={"data_offsets": [0, 8], "dtype": "__import__('os')"}),
+    ],
+    ids=["empty", "2**63", "2**40", "list", "deep", "beyond", "backwards", "huge shape", "overlap", "dtype"],
+)
+def test_a_safetensors_file_that_lies_about_itself_is_one_line(content: bytes, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(content)
+    assert str(folder) in _said(PolicySpec(path=str(folder)).build)
+    store = tmp_path / "pairs"
+    store.mkdir()
+    (store / "identity.json").write_text(json.dumps(PairStore(tmp_path / "new", {"model": "m"}).identity))
+    (store / "a.safetensors").write_bytes(content)
+    assert _said(lambda: PairStore(store, {"model": "m"}).reload()) == ""  # it is computed again, and a warning says so
+    assert not (store / "a.safetensors").exists()
