@@ -44,7 +44,7 @@ class Text(NamedTuple):
 
 Example = Conversation | Completion | Text
 
-CHAT = ("system", "tools", "chat_template_kwargs")
+CHAT = ("system", "tools", "functions", "chat_template_kwargs")
 """Columns that may stand beside the turns of a chat."""
 
 ASKED = ("input", "history", *CHAT)
@@ -155,7 +155,15 @@ def read_settings(row: Row) -> dict[str, Any]:
     more = read_json(more, "chat_template_kwargs") if isinstance(more, str) else more
     if more is not None and not isinstance(more, Mapping):
         raise ValueError(f"chat_template_kwargs is {type(more).__name__}, not an object of settings; fix the row")
-    return {"tools": read_tools(row), "chat_template_kwargs": without_nulls(more) or None}
+    return {"tools": _tools(row), "chat_template_kwargs": without_nulls(more) or None}
+
+
+def _tools(row: Row) -> tuple[Any, ...] | None:
+    """Tool definitions, which older sets call ``functions``."""
+    tools, functions = read_tools(row), read_tools({"tools": row.get("functions")})
+    if tools and functions and tools != functions:
+        raise ValueError("the columns 'tools' and 'functions' differ; keep one of them, with a `transform`")
+    return tools or functions
 
 
 def with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:

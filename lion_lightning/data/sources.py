@@ -73,6 +73,10 @@ class Source:
             object.__setattr__(self, "path", str(self.path))
         if isinstance(self.transform, str):
             object.__setattr__(self, "transform", imported(self.transform))
+        if self.format not in (None, "chat", "text"):
+            raise ValueError(f"{self.path}: format is {self.format!r}; choose chat or text")
+        if isinstance(self.ignore, str):
+            raise ValueError(f"{self.path}: ignore is the text {self.ignore!r}; give a list of columns")
         if not self.path:
             raise ValueError("a source has an empty path; name a file, a glob, a saved data set or a hub id")
         if not 0 < self.fraction < math.inf:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PROMPTS = ("prompt", "question", "instruction", "messages", "conversations")
 """Columns that say what is asked; of several, those that are not read must say the same."""
+
+ANSWERS = ("answer", "output", "completion", "text", "chosen", "rejected")
+"""Columns of answers; one that is not read and repeats what was read is no loss."""
 
 # fmt: off
 HARMLESS = frozenset((
@@ -43,10 +46,11 @@ class Meaning(NamedTuple):
 
     Attributes:
         names: Their names.
-        what: What is lost if they are not read.
+        what: What they hold, which is lost if they are not read.
         fix: What to do.
         is_lost: Whether a value that is not empty changes anything.
         of_prompt: Whether it changes what is asked, and not only the answer.
+        is_text: Whether it is text that may stand in another column, too, where it is no loss.
     """
 
     names: tuple[str, ...]
@@ -54,6 +58,7 @@ class Meaning(NamedTuple):
     fix: str
     is_lost: Callable[[Any], bool] = lambda value: True
     of_prompt: bool = True
+    is_text: bool = False
 
 
 _WITHOUT = "leave such rows out with a `transform` that returns []"
@@ -71,36 +76,32 @@ def _has_no(value: Any) -> bool:
 
 MEANINGS = (
     Meaning(
-        (
-            "image",
-            "images",
-            "image_path",
-            "image_paths",
-            "image_url",
-            "image_urls",
-            "video",
-            "videos",
-            "audio",
-            "audios",
-        ),
-        "what is asked about",
+        ("image", "images", "image_path", "image_paths", "image_url", "image_urls", "video", "videos", "audio"),
+        "a picture or sound, or names one",
         f"only text can be trained on; {_WITHOUT}",
     ),
-    Meaning(("history",), "earlier rounds of the conversation", "put them before the prompt with a `transform`"),
+    Meaning(
+        ("history",),
+        "earlier rounds of the conversation",
+        "put them before the prompt with a `transform`",
+        is_text=True,
+    ),
     Meaning(
         ("input", "inputs", "context", "contexts", "documents"),
         "a part of what is asked",
         "put it into the prompt with a `transform`; behind an instruction or a question `columns: {input: ...}` does",
+        is_text=True,
     ),
     Meaning(
         ("system", "system_prompt", "system_message"),
         "the system message",
         "`columns: {system: ...}` reads it in a chat, and `format: chat` makes a chat of plain text",
+        is_text=True,
     ),
     Meaning(
         ("tools", "functions", "tool_definitions"),
         "tools that the template shows",
-        "`columns: {tools: ...}` reads JSON schemas in a chat",
+        "`columns: {tools: ...}` reads JSON schemas in a chat, and `format: chat` makes a chat of plain text",
     ),
     Meaning(
         ("chat_template_kwargs",),
@@ -108,10 +109,11 @@ MEANINGS = (
         "plain text has no template; make it a chat with `format: chat`",
     ),
     Meaning(
-        ("reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "chain_of_thought", "rationale"),
+        ("reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "chain_of_thought"),
         "a part of the answer",
         "put it into the answer with a `transform`",
         of_prompt=False,
+        is_text=True,
     ),
     Meaning(
         ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "train", "loss_mask", "completion_mask"),
@@ -122,7 +124,7 @@ MEANINGS = (
     ),
     Meaning(
         ("label", "labels", "desirable", "kto_tag"),
-        "an answer that is not wanted, and it would be trained as if it were",
+        "the mark of an answer that is not wanted",
         f"{_WITHOUT}; single answers with labels (KTO) cannot be trained",
         is_lost=_has_no,
         of_prompt=False,
@@ -149,12 +151,14 @@ def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
         meaning = _meaning(name, fields.own(name))
         if name in PROMPTS:
             _require_repeated(fields, name, form)
+        elif (meaning.is_text if meaning else name in ANSWERS) and _is_repeated(_texts(value), fields):
+            continue
         elif meaning is None or (only_prompt and not meaning.of_prompt):
             note("kept" if only_prompt else "unused", own)
         elif meaning.is_lost(value):
             raise ValueError(
-                f"the column {own!r} ({meaning.what}) would be lost, since {form} has no place for it; "
-                f"{meaning.fix}, or give the source `ignore: [{own}]`"
+                f"the column {own!r} holds {meaning.what}, and {form} has no place for it; {meaning.fix}, or give the "
+                f"source `ignore: [{own}]`"
             )
         elif not _is_yes(value):
             note("unused", own)
@@ -174,8 +178,8 @@ def require_prompt_kept(row: Mapping[str, Any], where: str) -> None:
         meaning = _meaning(name)
         if meaning is not None and meaning.of_prompt and not _is_empty(value):
             raise ValueError(
-                f"{where}: the column {printed(name)!r} ({meaning.what}) would be lost, since a benchmark's question "
-                "is a text alone; take it out of the file"
+                f"{where}: the column {printed(name)!r} holds {meaning.what}, and a benchmark's question has no place "
+                "for it; take it out of the file"
             )
 
 
@@ -196,22 +200,28 @@ def _meaning(*names: str) -> Meaning | None:
 
 def _require_repeated(fields: Fields, name: str, form: str) -> None:
     """Make sure that a second prompt says nothing that was not read, or repeats in other words all that was asked."""
-    read = [other for other in fields if other not in fields.unread]
-    said = [text for other in read for text in _texts(fields.peek(other))]
-    asked = [text for other in read if other in PROMPTS for text in _asked(fields.peek(other))]
+    read = [other for other in fields if other not in fields.unread and other in PROMPTS]
+    asked = [text for other in read for text in _asked(fields.peek(other))]
     second = list(_asked(fields.peek(name)))
-    if all(any(text in other for other in said) for text in second):
+    if not second or _is_repeated(second, fields):
         return
     if asked and all(text in "\n".join(second) for text in asked):
         return
     own = printed(fields.own(name))
-    if any(fields.is_mapped(other) for other in read if other in PROMPTS):
+    if any(map(fields.is_mapped, read)):
         note("unused", own)  # `columns` says which of them is the prompt
         return
     raise ValueError(
         f"the column {own!r} asks something else than {form}, which is read; say with `columns` which of them is the "
         f"prompt, or give the source `ignore: [{own}]`"
     )
+
+
+def _is_repeated(texts: Iterable[str], fields: Fields) -> bool:
+    """Whether there are texts, and all of them stand in what was read."""
+    said = [text for name in fields if name not in fields.unread for text in _texts(fields.peek(name))]
+    repeated = [any(text in other for other in said) for text in texts]
+    return bool(repeated) and all(repeated)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -229,7 +239,7 @@ def _asked(value: Any) -> Iterator[str]:
     """What a value asks: a text, or what messages say that are not the assistant's."""
     for turn in value if isinstance(value, list | tuple) else [value]:
         speaker = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
-        if speaker not in ("assistant", "gpt"):
+        if speaker not in ("assistant", "gpt", "chatgpt", "model"):
             yield from _texts(turn)
 
 

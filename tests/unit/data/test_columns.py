@@ -61,8 +61,8 @@ CHANGING: dict[str, Any] = {
     "videos": [{"path": "a.mp4"}],
     "audio": {"path": "a.wav"},
     "context": "Norway is in Europe.",
-    "documents": [{"text": "a"}],
-    "functions": [{"name": "add"}],
+    "documents": [{"text": "Norway is in Europe."}],
+    "tool_definitions": [{"name": "add"}],
     "reasoning": "First, ...",
     "weight": 0.5,
     "label": False,
@@ -74,7 +74,9 @@ OF_THE_ANSWER = {"reasoning", "weight", "label", "desirable"}
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_column_that_changes_the_meaning_is_refused_by_name_in_every_form(name: str) -> None:
     for read, row in EVERY:
-        with pytest.raises(ValueError, match=rf"^the column '{name}' .* would be lost, .*`ignore: \[{name}\]`$"):
+        with pytest.raises(
+            ValueError, match=rf"^the column '{name}' holds .*, and .* has no place for it; .*`ignore: \[{name}\]`$"
+        ):
             read(row | {name: CHANGING[name]})
     for row in PROMPT_ROWS:
         if name in OF_THE_ANSWER:
@@ -99,7 +101,7 @@ def test_a_wanted_answer_and_a_weight_of_one_are_what_they_are_trained_as(value:
 
 @pytest.mark.parametrize("value", [False, 0, 0.0, -1, "false", "False", "0", [True, False]])
 def test_an_answer_that_is_not_wanted_is_no_target(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"the column 'label' .an answer that is not wanted"):
+    with pytest.raises(ValueError, match=r"the column 'label' holds the mark of an answer that is not wanted"):
         recognise({"prompt": "2+2=", "completion": "5", "label": value})
 
 
@@ -144,10 +146,34 @@ def test_the_system_column_is_read_in_every_chat_and_may_repeat_the_first_turn()
         recognise(ROWS[3] | {"system": "Be kind."})
 
 
-def test_tools_are_read_beside_a_question_too() -> None:
-    read = recognise({"question": "Hi", "answer": "Hello", "tools": [{"type": "function"}]})
-    assert isinstance(read, Conversation)
-    assert read.tools == ({"type": "function"},)
+@pytest.mark.parametrize("name", ["tools", "functions"])
+def test_tools_are_read_in_every_chat_and_refused_beside_plain_text(name: str) -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    for row in (*ROWS[:3], ROWS[4]):
+        read = recognise(row | {name: [tool]})
+        assert isinstance(read, Conversation)
+        assert read.tools == (tool,)
+    with pytest.raises(ValueError, match=f"the column '{name}'"):
+        recognise(ROWS[3] | {name: [tool]})
+    with pytest.raises(ValueError, match="the columns 'tools' and 'functions' differ"):
+        recognise(ROWS[0] | {"tools": [tool], "functions": [{"name": "sub"}]})
+
+
+def test_settings_of_the_template_are_read_in_every_chat() -> None:
+    for value in ({"enable_thinking": False, "style": None}, '{"enable_thinking": false}'):
+        read = recognise(ROWS[1] | {"chat_template_kwargs": value})
+        assert isinstance(read, Conversation)
+        assert read.chat_template_kwargs == {"enable_thinking": False}
+    with pytest.raises(ValueError, match="chat_template_kwargs is list, not an object"):
+        recognise(ROWS[1] | {"chat_template_kwargs": [1]})
+    with pytest.raises(ValueError, match="the column 'chat_template_kwargs'"):
+        recognise(ROWS[3] | {"chat_template_kwargs": {"enable_thinking": False}})
+
+
+@pytest.mark.parametrize("options", [{"format": "chta"}, {"ignore": "image"}])
+def test_settings_of_a_source_that_make_no_sense(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^a\.jsonl: (format is 'chta'; choose chat or text|ignore is the text)"):
+        Source("a.jsonl", **options)
 
 
 # --- several prompts
@@ -198,6 +224,15 @@ def test_a_second_prompt_may_repeat_the_first_or_render_it() -> None:
     talk = {"messages": turns("Hi", "Hello", "So?", "Well.")}
     for prompt in ("Hi", "So?", "<|user|>Hi<|end|><|assistant|>Hello<|end|><|user|>So?<|end|>"):
         assert recognise(talk | {"prompt": prompt}) == chat("Hi", "Hello", "So?", "Well.")
+
+
+def test_a_column_that_repeats_what_was_read_is_not_lost() -> None:
+    row = {"messages": [{"role": "system", "content": "Be kind. Oslo is wet."}, *turns("Hi", "Think. Hello")]}
+    more = {"context": "Oslo is wet.", "reasoning": "Think.", "answer": "Hello", "input": "Hi", "history": [["Hi"]]}
+    assert noted(recognise, row | more) == {}
+    assert noted(recognise, row | {"answer": "Bye"}) == {"unused": {"answer": 1}}
+    with pytest.raises(ValueError, match="the column 'context'"):
+        recognise(row | {"context": "Oslo is dry."})
 
 
 def test_columns_say_which_of_two_prompts_is_meant() -> None:

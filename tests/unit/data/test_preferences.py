@@ -313,11 +313,11 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
         ({"chosen": " a", "rejected": " b"}, "share no first words"),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c", "system": "d"},
-            "column 'system' .*would be lost.*format: chat",
+            "column 'system' .*no place for it.*format: chat",
         ),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{"type": "function"}]},
-            "column 'tools' .*would be lost",
+            "column 'tools' .*no place for it",
         ),
         (PAIR | {"score_chosen": 1}, "only score_chosen is given"),
         (PAIR | {"score_chosen": 1, "score_rejected": "two"}, "score_rejected is 'two', not a number"),

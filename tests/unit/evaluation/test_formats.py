@@ -180,7 +180,7 @@ def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path: Path, served: Se
         ("arena_hard", MT, r"q.jsonl:1: `turns` is no list of texts"),
         ("arena_hard", [], r"the file of prompts is empty"),
         ("arena_hard", [[1]], r"q.jsonl:1: a list where an object is expected"),
-        ("mt_bench", [{**MT[0], "images": ["a.png"]}], r"q.jsonl:1: the column 'images' .* would be lost"),
+        ("mt_bench", [{**MT[0], "images": ["a.png"]}], r"q.jsonl:1: the column 'images' .* has no place for it"),
         ("arena_hard", [{"uid": "a", "prompt": "w3", "system": "s"}], r"q.jsonl:1: the column 'system'"),
     ],
 )
@@ -195,7 +195,7 @@ def test_a_wrong_row_is_named(name: str, rows: Any, message: str, tmp_path: Path
         ([{"instruction": "w3"}, {"instruction": ""}], r"q.json\[1\]: no text in `instruction`"),
         ([{"instruction": "w3"}, {"instruction": "w3"}], r"q.json\[1\]: the same question as .*q.json\[0\]"),
         ({"instruction": "w3"}, r"q.json: not a list of objects"),
-        ([{"instruction": "w3", "input": "w4"}], r"q.json\[0\]: the column 'input' .a part of what is asked"),
+        ([{"instruction": "w3", "input": "w4"}], r"q.json\[0\]: the column 'input' holds a part of what is asked"),
     ],
 )
 def test_a_wrong_row_of_alpaca_eval_is_named(rows: Any, message: str, tmp_path: Path) -> None:
