@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import blake2b
@@ -73,13 +74,10 @@ class Parquet(FileRows):
 
     @cached_property
     def _file(self) -> Any:
-        import pyarrow as pa
         import pyarrow.parquet
 
-        try:
-            file = pa.parquet.ParquetFile(self.path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{self.path}: not a whole parquet file ({first_line(error)}); write it again") from error
+        with self._damage():
+            file = pyarrow.parquet.ParquetFile(self.path)
         names = file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{self.path}: two columns are called {twice[0]!r}; give each a name of its own")
@@ -88,11 +86,22 @@ class Parquet(FileRows):
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         start = 0
-        for group in range(self._file.metadata.num_row_groups):
-            stop = start + self._file.metadata.row_group(group).num_rows
-            if len(_between(numbers, start, stop)):
-                yield from self._take_of(group, start, numbers)
-            start = stop
+        with self._damage():
+            for group in range(self._file.metadata.num_row_groups):
+                stop = start + self._file.metadata.row_group(group).num_rows
+                if len(_between(numbers, start, stop)):
+                    yield from self._take_of(group, start, numbers)
+                start = stop
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        """Name the file where pyarrow finds it damaged, which it says in errors of many kinds."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the disk
+                raise
+            raise ValueError(f"{self.path}: not a whole parquet file ({first_line(error)}); write it again") from error
 
     def _take_of(self, group: int, start: int, numbers: Numbers) -> Iterator[Row]:
         for batch in self._file.iter_batches(batch_size=1000, row_groups=[group]):
