@@ -69,6 +69,20 @@ def test_a_packed_loader_is_told_by_rows_and_tokens(bench: Bench, monkeypatch: p
     assert "data       6 samples of 72 tokens in 3 rows of 32, 75.0% full" in lines(found)
 
 
+def test_what_was_found_in_rows_is_told_source_by_source(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Data:
+        def row_findings(self) -> dict[str, list[str]]:
+            return {"sums": ["rows left out, an answer has no text: 2", "not used: hint"], "chats": []}
+
+    monkeypatch.setattr("lion_lightning.callbacks.startup.run_length", lambda trainer: 7)
+    monkeypatch.setattr("lightning.pytorch.Trainer.train_dataloader", property(lambda trainer: None))
+    trainer: Any = bench.trainer()
+    trainer.datamodule = Data()  # as Lightning attaches it
+    found = summarise(trainer, bench.module())
+    assert found["rows"]["sums"][1] == "not used: hint"
+    assert lines(found)[-1] == "rows       sums: rows left out, an answer has no text: 2; not used: hint"
+
+
 def test_adapters_have_gradients_and_states_and_the_base_has_not(bench: Bench) -> None:
     module = bench.module(lora=LoRASpec(r=2))
     bench.fit(bench.trainer(StartupSummary(), max_steps=1), module)

@@ -131,3 +131,36 @@ def test_validated_prompts_are_left_out_and_nothing_left_is_an_error(tmp_path: P
     assert [asked.prompt.question for asked in without.take([0])] == ["w6"]
     with pytest.raises(ValueError, match=r"nothing to ask \(2 validated on\)"):
         PromptPool(made.sources, TokenizerSpec(str(tmp_path)).load(), [made.group(n) for n in range(len(made))])
+
+
+def test_what_is_found_in_rows_of_prompts_is_counted_and_told(tmp_path: Path) -> None:
+    dialogue = "\n\nHuman: w5\n\nAssistant: w6\n\nHuman: w7"
+    rows: list[dict[str, Any]] = [
+        {"prompt": "w5", "solution": "w6", "id": 1, "label": False},
+        {"prompt": "w6"},
+        {"chosen": dialogue, "rejected": f"{dialogue} w8"},
+    ]
+    made = pool(tmp_path, rows, name="questions")
+    assert (len(made), made.sizes) == (2, {"questions": 3})
+    (cause,) = made.notes["questions"]["left out"]
+    assert made.left_out == {cause: 1}
+    assert made.notes["questions"]["kept"] == {"solution": 1, "id": 1, "label": 1}
+    left_out, plain = made.warnings()
+    assert left_out == f"source questions: 1 of 3 rows are left out: {cause}"
+    assert plain.startswith("source questions: 2 of 3 rows are plain text, which is read without the tokenizer's chat")
+    chat = pool(tmp_path, rows[:2], format="chat")
+    assert chat.warnings() == []
+    assert [asked.prompt.messages for asked in chat.take([0, 1])] == [
+        ({"role": "user", "content": "w5"},),
+        ({"role": "user", "content": "w6"},),
+    ]
+
+
+def test_a_column_of_prompts_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"source questions: columns maps system to 'sys', which no row has"):
+        pool(tmp_path, [{"question": "w5"}], name="questions", columns={"system": "sys"})
+
+
+def test_a_picture_beside_a_question_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the column 'image' holds a picture"):
+        pool(tmp_path, [{"question": "w5", "image": "a.png"}])

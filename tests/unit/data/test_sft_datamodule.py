@@ -1,6 +1,8 @@
 """From files to packed batches, in plain Python and under a Trainer."""
 
+import dataclasses
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -236,3 +238,41 @@ data:
 """
     data = parser.instantiate(parser.parse_string(yaml)).data
     assert len(indices(ready(data).train_dataloader())) == 4
+
+
+def test_what_is_found_in_rows_is_told_once_and_again_by_a_later_run(
+    tmp_path: Path, module: Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"question": "1+1?", "answer": "2", "hint": "Count.", "id": 1},
+        {"prompt": "2+2=", "completion": "4"},
+        {"question": "3+3?", "answer": "6", "image": None},
+    ]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = [
+        "source sums: not used: hint (1 of 3 rows). If a column matters, say with `columns` what it is, or use it in a "
+        "`transform`; if not, name it in `ignore`",
+        "source sums: 1 of 3 rows are plain text, which is read without the tokenizer's chat template. Set "
+        "`format: chat` on the source to make each prompt a user's turn and each answer an assistant's, or "
+        "`format: text` if plain text is meant",
+    ]
+    for _ in range(2):
+        caplog.clear()
+        data = ready(module([Source(str(path), name="sums")]))
+        assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == told
+    assert data.row_findings() == {
+        "sums": [
+            "plain text, without a chat template: 1 rows",
+            "not used: hint (1 of 3 rows), id (1 of 3 rows)",
+        ]
+    }
+    caplog.clear()
+    ready(module([Source(str(path), name="sums", ignore=["hint"], format="text")]))
+    assert not [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_columns_that_no_row_has_are_refused(write: Write, module: Module) -> None:
+    source = dataclasses.replace(write("sums", sums(2)), columns={"input": "context"})
+    with pytest.raises(ValueError, match=r"^source sums: columns maps input to 'context', which no row has"):
+        ready(module([source]))
