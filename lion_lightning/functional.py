@@ -111,13 +111,43 @@ def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
     Raises:
         ValueError: If the batch holds anything but pairs.
     """
-    parents = [segment.parent for segment in batch.segments]
+    parents = segment_parents(batch)
     roots = range(0, len(parents), 3)
     if parents != [parent for root in roots for parent in (-1, root, root)]:
         raise ValueError(
             "the batch does not hold preference pairs (prompt, chosen, rejected); use PreferenceDataModule"
         )
     return [(root, root + 1, root + 2) for root in roots] if len(batch.targets) else []
+
+
+def require_documents(batch: PackedBatch) -> None:
+    """Refuse answers that share a prompt: as documents, the words of a rejected one would be trained like all others.
+
+    Args:
+        batch: Rows of documents, each of one segment.
+
+    Raises:
+        ValueError: If the batch holds anything else.
+    """
+    if any(parent >= 0 for parent in segment_parents(batch)):
+        raise ValueError(
+            "the batch holds preference pairs (prompt, chosen, rejected), and SFTModule would train both answers as "
+            "documents; use SFTDataModule, or DPOModule for pairs"
+        )
+
+
+def segment_parents(batch: PackedBatch) -> list[int]:
+    """The parent of each segment of a batch, whoever made it.
+
+    Raises:
+        ValueError: If it is no batch of packed rows.
+    """
+    if not isinstance(batch, PackedBatch):
+        raise ValueError(
+            f"the data gives batches of type {type(batch).__name__}, and the modules of lion_lightning train on "
+            "PackedBatch: use a data module of lion_lightning, or make batches with lion_lightning.data.collate"
+        )
+    return [segment.parent for segment in batch.segments]
 
 
 def _sides(batch: PackedBatch) -> tuple[Tensor, Tensor]:

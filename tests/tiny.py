@@ -52,12 +52,12 @@ def policy(model_type: str = "llama", attention: str = "lion", **changes: Any) -
 
 def row(
     lengths: Sequence[int] = TREE[0],
-    parents: Sequence[int] = TREE[1],
+    parents: Sequence[int] = (-1, -1, -1, -1),
     supervised: Sequence[int] | None = None,
     seed: int = 0,
     vocabulary: int = VOCABULARY,
 ) -> PackedBatch:
-    """A packed row of random tokens.
+    """A packed row of random tokens; without arguments four documents, which is what ``SFTModule`` trains on.
 
     Args:
         lengths: Tokens of each segment.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from lion_lightning.agreement import require_agreement
+from lion_lightning.functional import segment_parents
 from lion_lightning.models.checkpoint_io import use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token_embeddings
 from lion_lightning.models.pieces import share, unwrapped
@@ -104,6 +105,27 @@ class AlignmentModule(PolicyCheckpoints, ABC):
             batch: Rows on the module's device.
         """
 
+    def require_data(self, data: Any) -> None:
+        """Refuse data that the objective is not for, as far as that is known before there is a batch: here, none.
+
+        Args:
+            data: The trainer's data module, if it has one.
+
+        Raises:
+            MisconfigurationException: If it is for another objective.
+        """
+
+    def require_kind(self, batch: PackedBatch) -> None:
+        """Refuse batches that the objective is not for, by what they are: here, any but packed rows.
+
+        Args:
+            batch: Of whatever data, about to be trained on or evaluated.
+
+        Raises:
+            ValueError: If it is of another kind.
+        """
+        segment_parents(batch)
+
     def normaliser(self, weight: Tensor) -> Tensor:
         """What the global step's total loss is divided by: its items. Override it for another reduction.
 
@@ -127,6 +149,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         """Refuse ranks that were started with different settings, and bad checkpoints (Lightning calls this)."""
         super().setup(stage)
         use_checked_checkpoints(self.trainer.strategy)
+        self.require_data(getattr(self.trainer, "datamodule", None))
         require_agreement("model", self.hparams)
         require_agreement("trainer", {name: getattr(self.trainer, name) for name in AGREED})
 
@@ -157,6 +180,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """Total loss of a micro-batch; ``optimizer_step`` normalises the gradients (Lightning calls this)."""
+        self.require_kind(batch)
         output = self.compute_loss(batch)
         self._step.add(output)
         return output.total
@@ -272,6 +296,7 @@ class AlignmentModule(PolicyCheckpoints, ABC):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def _evaluation_step(self, batch: PackedBatch, stage: str) -> None:
+        self.require_kind(batch)
         meter = self._meters[stage]
         assert isinstance(meter, StageMeter)
         for name, metric in meter.update(self.compute_loss(batch)).items():

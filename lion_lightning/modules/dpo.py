@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lion_lightning.functional import pair_logps
+from lion_lightning.functional import pair_logps, pair_segments
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.cached import CachedReference
@@ -19,7 +19,7 @@ from lion_lightning.models.references import NoReference, Reference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.process import TrainerProcess, evaluation_batches, train_batches
+from lion_lightning.modules.process import TrainerProcess, evaluation_batches, refuse_rounds, train_batches
 from lion_lightning.types import LossOutput, PackedBatch, PairLogps
 
 
@@ -77,6 +77,15 @@ class DPOModule(AlignmentModule):
         with torch.no_grad():
             metrics = self.pair_metrics(policy, reference)
         return LossOutput(losses.sum(), torch.tensor(len(losses), device=losses.device), metrics)
+
+    def require_data(self, data: Any) -> None:
+        """Refuse pairs that are others in each epoch, where the reference is computed before the first."""
+        if isinstance(self.reference, CachedReference):
+            refuse_rounds(self, data)
+
+    def require_kind(self, batch: PackedBatch) -> None:
+        """Take preference pairs only."""
+        pair_segments(batch)
 
     def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
         """Sums over the pairs of a batch of what is logged, by log key. Override it to log more.

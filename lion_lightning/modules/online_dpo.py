@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lion_lightning.functional import pair_logps
 from lion_lightning.losses.preference import PreferenceLoss
@@ -63,12 +64,10 @@ class OnlineDPOModule(DPOModule):
         self._epoch_kl: float | None = None
         self.start: Reference = self.reference if _is_start(self.reference) else CachedReference()
 
-    def setup(self, stage: str) -> None:
-        """Refuse to train on pairs that are not sampled (Lightning calls this)."""
-        super().setup(stage)
-        if stage != "fit":
+    def require_data(self, data: Any) -> None:
+        """Refuse to train on pairs that are not sampled."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
             return
-        data = getattr(self.trainer, "datamodule", None)
         if getattr(data, "rounds", None) is None:
             raise MisconfigurationException(
                 "OnlineDPOModule trains on pairs that are sampled between epochs, and nothing samples: give the data "

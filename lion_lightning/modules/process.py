@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -128,6 +128,23 @@ def require_rows_of(rows: TrainableRows | None, strategy: Strategy) -> None:
         raise MisconfigurationException(
             "policy.trainable_rows: FSDPStrategy flattens weights, which hides rows; use "
             "lion_lightning.strategies.FSDP2Strategy"
+        )
+
+
+def refuse_rounds(module: LightningModule, data: Any) -> None:
+    """Refuse data whose pairs are sampled between epochs, for a module that does not follow them.
+
+    Args:
+        module: That is about to train.
+        data: The trainer's data module, if it has one.
+
+    Raises:
+        MisconfigurationException: If its pairs are sampled.
+    """
+    if module.trainer.state.fn == TrainerFn.FITTING and hasattr(data, "rounds"):
+        raise MisconfigurationException(
+            f"{type(data).__name__} gives preference pairs that are sampled between epochs, which "
+            f"{type(module).__name__} does not train on as it is; use OnlineDPOModule"
         )
 
 

@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lion_lightning.functional import require_documents
 from lion_lightning.losses.sft import NLLLoss, SFTLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.process import refuse_rounds
 from lion_lightning.types import LossOutput, PackedBatch
 
 
@@ -55,6 +57,14 @@ class SFTModule(AlignmentModule):
         logps, hits, _ = self.policy_model(batch)
         metrics = {"perplexity": -logps.detach().sum(), "accuracy": hits.sum()}
         return LossOutput(self.loss(logps).sum(), torch.tensor(len(logps), device=logps.device), metrics)
+
+    def require_data(self, data: Any) -> None:
+        """Refuse pairs that would be sampled first."""
+        refuse_rounds(self, data)
+
+    def require_kind(self, batch: PackedBatch) -> None:
+        """Take documents only: of preference pairs, the rejected answers would be trained too."""
+        require_documents(batch)
 
     def normaliser(self, weight: Tensor) -> Tensor:
         """Supervised tokens of the global step, or one for ``reduction="sum"``."""

@@ -19,7 +19,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
 from lion_lightning.types import PackedBatch
 from tests.distributed.ranks import run_ranks
-from tests.tiny import VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
+from tests.tiny import TREE, VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
 
 pytestmark = pytest.mark.distributed
 
@@ -126,7 +126,7 @@ def train_rows(tied: bool, world: int = 1) -> dict[str, Tensor]:
     others = [p for p in model.parameters() if all(p is not weight for weight in masked)]
     optimizer = AdamW([{"params": others, "weight_decay": 0.5}, {"params": masked, "weight_decay": 0.0}], lr=0.01)
     chosen = TrainableRows(model.causal_lm, CHOSEN)
-    batch = row()
+    batch = row(*TREE)
     batch.input_ids[[2, 9, 15]] = torch.tensor(CHOSEN)
     for _ in range(3):
         optimizer.zero_grad()

@@ -163,7 +163,7 @@ def sharded(rank: int, world: int, folder: Path) -> Any:
     fully_shard(served.policy)
     given = answers(served, prompts)  # five prompts on one rank, one on the other
     gathered = dict(served.weights())
-    torch.autograd.backward(served.policy(tiny.row()).values.sum())
+    torch.autograd.backward(served.policy(tiny.row(*tiny.TREE)).values.sum())
     gradient = served.model.lm_head.weight.grad.full_tensor()
     return {
         "same answers": given == expected,
@@ -189,7 +189,7 @@ def test_a_sharded_policy_is_sampled_with_unequal_work_and_trains_on(tmp_path: P
     tiny.tokenizer_folder(tmp_path)
     results = run_ranks(sharded, tmp_path, tmp_path)
     served = policy(tmp_path)
-    torch.autograd.backward(served.policy(tiny.row()).values.sum())
+    torch.autograd.backward(served.policy(tiny.row(*tiny.TREE)).values.sum())
     for result in results:
         assert result["same answers"]
         assert result["same weights"]

@@ -19,7 +19,7 @@ from tests.unit.callbacks.conftest import CAPACITY, Bench, batches
 
 TOKENS = 25  # of each batch
 SAMPLES = 3
-TARGETS = 23  # all but the first token of the document and of the prompt
+TARGETS = 21  # all but the first token of each of the four documents
 
 
 class Clock:

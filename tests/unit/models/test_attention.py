@@ -97,7 +97,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_packed_row(lora: LoRASp
                 if "lora_B" in name:
                     torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
         assert model.causal_lm.is_gradient_checkpointing == recompute
-        results.append(gradients(model, model(row()).values))
+        results.append(gradients(model, model(row(*TREE)).values))
     plain, recomputed = results
     assert plain.keys() == recomputed.keys()
     assert all(torch.allclose(plain[name], recomputed[name], rtol=1e-6, atol=1e-7) for name in plain)
@@ -109,7 +109,7 @@ def test_lora_log_probs_of_a_packed_row_equal_each_document_alone() -> None:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    batch = row()
+    batch = row(*TREE)
     packed = model(batch).values
     adapted = gradients(model, packed)
     expected = alone(model.model, batch)
@@ -242,7 +242,7 @@ def test_under_mixed_precision_a_kernel_gets_half_precision(monkeypatch: pytest.
         seen.extend(tensor.dtype for tensor in (heads.query, heads.key, heads.value))
         return attend_dense(heads, layout)
 
-    model, batch = policy(), row()
+    model, batch = policy(), row(*TREE)
     monkeypatch.setattr(attention_module, "attend_sdpa", watched)
     with torch.autocast("cpu", torch.bfloat16):
         packed = model(batch).values

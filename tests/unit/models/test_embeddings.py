@@ -16,7 +16,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
 from lion_lightning.modules.process import require_rows_of
-from tests.tiny import VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
+from tests.tiny import TREE, VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
 
 
 def weights(model: Any) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def test_a_bias_of_the_head_grows_with_it() -> None:
     model = policy("phi", tie_word_embeddings=False)
     add_token_rows(model.causal_lm, VOCABULARY + 2, [])
     assert model.causal_lm.get_output_embeddings().bias.shape == (VOCABULARY + 2,)
-    assert torch.isfinite(model(row()).values).all()
+    assert torch.isfinite(model(row(*TREE)).values).all()
 
 
 def test_only_special_tokens_that_the_tokenizer_lacked_are_new(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_rows_that_do_not_exist_are_refused(rows: list[int]) -> None:
 
 def test_masking_zeroes_the_gradient_of_every_other_row_and_no_other_parameters() -> None:
     model = policy(tie_word_embeddings=True)
-    model(row()).values.sum().backward()
+    model(row(*TREE)).values.sum().backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     TrainableRows(model.causal_lm, [4, 90]).mask_gradients()
     for name, parameter in model.named_parameters():

@@ -11,7 +11,7 @@ from transformers import AutoConfig, LlamaForCausalLM, LlamaModel
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel, logit_transform, without_dropout
 from lion_lightning.models.spec import PolicySpec
-from tests.tiny import LargestTensor, alone, config, policy, row
+from tests.tiny import TREE, LargestTensor, alone, config, policy, row
 
 SOFTCAPPED: dict[str, Any] = {
     "model_type": "gemma2",
@@ -44,7 +44,7 @@ def test_generation_from_left_padded_prompts_equals_the_plain_model(shape: dict[
 
 def test_generation_between_training_steps_changes_no_log_prob() -> None:
     model = policy()
-    batch = row()
+    batch = row(*TREE)
     with torch.no_grad():
         before = model(batch).values
         model.causal_lm.generate(batch.input_ids[:5][None], max_new_tokens=3, do_sample=False, pad_token_id=0)
@@ -53,12 +53,12 @@ def test_generation_between_training_steps_changes_no_log_prob() -> None:
 
 def test_only_supervised_tokens_reach_the_head_and_come_back_in_order() -> None:
     model = policy()
-    batch = row(supervised=[3, 13, 24])
+    batch = row(*TREE, supervised=[3, 13, 24])
     with torch.no_grad():
         values, hits, _ = model(batch)
         torch.testing.assert_close(values, alone(model.causal_lm, batch), rtol=0, atol=1e-5)
         assert hits.shape == (3,)
-        every = row()
+        every = row(*TREE)
         picked = [(every.predictors == p).logical_and(every.targets == t).nonzero()[0] for p, t in _pairs(batch)]
         torch.testing.assert_close(values, model(every).values[torch.cat(picked)], rtol=0, atol=1e-6)
 
@@ -79,7 +79,7 @@ def test_the_prompts_last_token_predicts_the_first_token_of_each_answer() -> Non
 
 def test_a_batch_without_targets_gives_zero_gradients_and_still_touches_every_parameter() -> None:
     model = policy()
-    model(row().without_targets()).values.sum().backward()
+    model(row(*TREE).without_targets()).values.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
@@ -121,7 +121,7 @@ def test_a_model_whose_own_code_lets_packed_documents_meet_is_found_by_the_probe
     monkeypatch.setattr(LlamaModel, "forward", leaky)
     model = policy()
     assert not model.packed
-    batch = row()
+    batch = row(*TREE)
     with torch.no_grad():
         torch.testing.assert_close(model(batch).values, alone(model.causal_lm, batch), rtol=0, atol=1e-5)
 
@@ -148,7 +148,7 @@ def test_every_kind_of_dropout_in_a_config_is_off() -> None:
 def test_dropout_is_off_so_that_train_and_eval_log_probs_are_equal() -> None:
     model = policy("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.5, attn_pdrop=0.5)
     with torch.no_grad():
-        assert torch.equal(model.train()(row()).values, model.eval()(row()).values)
+        assert torch.equal(model.train()(row(*TREE)).values, model.eval()(row(*TREE)).values)
 
 
 def test_logit_transforms_of_the_known_configs() -> None:
@@ -164,8 +164,8 @@ def test_a_head_under_modules_to_save_gives_the_weight_that_trains() -> None:
     trained = {name: p for name, p in model.named_parameters() if "lm_head.modules_to_save" in name}
     assert len(trained) == 1
     torch.nn.init.normal_(next(iter(trained.values())))
-    torch.testing.assert_close(model(row()).values, alone(model.model, row()), rtol=0, atol=1e-5)
-    model(row()).values.sum().backward()
+    torch.testing.assert_close(model(row(*TREE)).values, alone(model.model, row(*TREE)), rtol=0, atol=1e-5)
+    model(row(*TREE)).values.sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in trained.values())
 
 

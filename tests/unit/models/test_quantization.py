@@ -123,7 +123,7 @@ def test_a_product_in_bfloat16_still_runs_packed(tmp_path: Path) -> None:
 def test_only_adapters_learn_and_the_loss_goes_down(tmp_path: Path, recompute: bool) -> None:
     policy = built(stored(tmp_path / "base"), NF4Spec(), gradient_checkpointing=recompute)
     learning = [p for p in policy.parameters() if p.requires_grad]
-    optimizer, batch, losses = torch.optim.AdamW(learning, lr=1e-2), tiny.row(), []
+    optimizer, batch, losses = torch.optim.AdamW(learning, lr=1e-2), tiny.row(*tiny.TREE), []
     for _ in range(10):
         loss = -policy(batch).values.mean()
         loss.backward()
@@ -180,7 +180,7 @@ def with_the_same_weights(policy: PolicyModel, path: str) -> PolicyModel:
 @real
 def test_log_probs_are_those_of_the_rounded_weights(tmp_path: Path) -> None:
     path = stored(tmp_path / "base", tied=True)
-    policy, batch = built(path, NF4Spec()), tiny.row()
+    policy, batch = built(path, NF4Spec()), tiny.row(*tiny.TREE)
     with torch.no_grad():
         expected = with_the_same_weights(policy, path)(batch).values
         torch.testing.assert_close(policy(batch).values, expected, rtol=1e-4, atol=1e-4)

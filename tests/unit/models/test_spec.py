@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from tests.tiny import VOCABULARY, alone, config, policy, row, tokenizer_folder
+from tests.tiny import TREE, VOCABULARY, alone, config, policy, row, tokenizer_folder
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_folder_loads_with_its_own_weights(saved: tuple[Path, PreTrainedModel]
     folder, model = saved
     loaded = PolicySpec(path=str(folder)).build()
     with torch.no_grad():
-        torch.testing.assert_close(loaded(row()).values, alone(model, row()), rtol=0, atol=1e-5)
+        torch.testing.assert_close(loaded(row(*TREE)).values, alone(model, row(*TREE)), rtol=0, atol=1e-5)
 
 
 def test_a_config_starts_from_random_weights_even_where_the_folder_has_some(
@@ -93,7 +93,7 @@ def test_weights_have_the_asked_dtype_and_log_probs_are_fp32(name: str, saved: t
     for spec in (PolicySpec(path=str(folder), dtype=name), PolicySpec(config=config(), dtype=name)):  # type: ignore[arg-type]
         built = spec.build()
         assert {p.dtype for p in built.parameters()} == {getattr(torch, name)}
-        assert built(row()).values.dtype == torch.float32
+        assert built(row(*TREE)).values.dtype == torch.float32
     assert model.dtype == torch.float32
 
 

@@ -63,7 +63,7 @@ def test_a_tied_head_counts_once_and_the_embedding_never() -> None:
 def test_frozen_weights_need_no_gradient_of_their_own() -> None:
     pytest.importorskip("peft")
     spec = PolicySpec(config=tiny.config(tie_word_embeddings=False), lora=LoRASpec(r=4, target_modules=["q_proj"]))
-    policy, batch = spec.build(), tiny.row()
+    policy, batch = spec.build(), tiny.row(*tiny.TREE)
     flops = training_flops(policy.causal_lm)
     adapters = 4 * 32 + 32 * 4
     assert flops.per_token == 2 * (4 * LAYER + 6 * adapters)

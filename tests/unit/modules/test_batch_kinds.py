@@ -1,0 +1,103 @@
+"""A module refuses batches of another kind before it trains on them, whoever made them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule
+
+from lion_lightning.models.references import FrozenReference
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules import AlignmentModule, DPOModule, SFTModule
+from lion_lightning.types import LossOutput, PackedBatch
+from tests.tiny import TREE, Rows, config, pairs, row, tokenizer_folder, trainer
+
+PAIRS, DOCUMENTS = pairs((4, 3, 5), (2, 6, 4)), row()
+PLAIN = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
+
+
+class OwnData(LightningDataModule):
+    """Somebody's data module, which says nothing of what its batches are."""
+
+    def __init__(self, train: Any, held: Any) -> None:
+        super().__init__()
+        self.train, self.held = train, held
+
+    def train_dataloader(self) -> Any:
+        return Rows([self.train])
+
+    def val_dataloader(self) -> Any:
+        return Rows([self.held])
+
+    def test_dataloader(self) -> Any:
+        return Rows([self.held])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
+    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
+
+
+SFT, DPO = {"kind": SFTModule}, {"kind": DPOModule, "reference": FrozenReference()}
+WRONG = {
+    "pairs as documents": (SFT, PAIRS, DOCUMENTS, r"holds preference pairs .* and SFTModule would train both"),
+    "pairs among documents": (SFT, row(*TREE), DOCUMENTS, r"holds preference pairs"),
+    "documents as pairs": (DPO, DOCUMENTS, PAIRS, r"does not hold preference pairs"),
+    "no packed rows": (SFT, PLAIN, DOCUMENTS, r"gives batches of type dict, .* PackedBatch"),
+    "no packed pairs": (DPO, PLAIN, PAIRS, r"gives batches of type dict, .* PackedBatch"),
+}
+
+
+def made(kind: Any, tokenizer: TokenizerSpec, **options: Any) -> Any:
+    torch.manual_seed(0)
+    module = kind(PolicySpec(config=config()), tokenizer, **options)
+    module.configure_model()
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("where", ["training", "validation", "sanity", "validate", "test"])
+@pytest.mark.parametrize(("module", "wrong", "right", "said"), WRONG.values(), ids=WRONG)
+def test_the_first_batch_of_another_kind_is_refused(
+    tokenizer: TokenizerSpec, module: dict[str, Any], wrong: Any, right: Any, said: str, where: str
+) -> None:
+    own = made(**module, tokenizer=tokenizer)
+    before = {name: p.detach().clone() for name, p in own.named_parameters()}
+    run = trainer(max_epochs=1, num_sanity_val_steps=1 if where == "sanity" else 0)
+    data = OwnData(wrong, right) if where == "training" else OwnData(right, wrong)
+    act = run.fit if where in ("training", "validation", "sanity") else getattr(run, where)
+    with pytest.raises(ValueError, match=said) as error:
+        act(own, datamodule=data)
+    assert "\n" not in str(error.value)
+    if where in ("training", "sanity"):
+        assert all(torch.equal(p, before[name]) for name, p in own.named_parameters())
+
+
+@pytest.mark.parametrize("module", [SFT, {"kind": DPOModule}], ids=["sft", "dpo, whose default is cached"])
+def test_pairs_that_would_be_sampled_are_refused_before_anybody_is_asked(
+    tokenizer: TokenizerSpec, module: dict[str, Any]
+) -> None:
+    class Sampled(OwnData):
+        rounds = None
+
+        def train_dataloader(self) -> Any:
+            raise AssertionError("asked")
+
+    with pytest.raises(MisconfigurationException, match=r"Sampled gives preference pairs .* use OnlineDPOModule"):
+        trainer(max_epochs=1).fit(made(**module, tokenizer=tokenizer), Sampled(PAIRS, PAIRS))
+
+
+def test_an_objective_of_ones_own_takes_any_packed_rows(tokenizer: TokenizerSpec) -> None:
+    class Own(AlignmentModule):
+        def compute_loss(self, batch: PackedBatch) -> LossOutput:
+            logps = self.policy_model(batch).values
+            return LossOutput(-logps.sum(), torch.tensor(len(logps)))
+
+    for batch in (PAIRS, DOCUMENTS):
+        trainer(max_epochs=1).fit(made(Own, tokenizer), OwnData(batch, batch))
+    with pytest.raises(ValueError, match="of type dict"):
+        trainer(max_epochs=1).fit(made(Own, tokenizer), OwnData(PLAIN, PLAIN))
