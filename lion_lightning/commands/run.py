@@ -15,9 +15,10 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
-    options = _parser().parse_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
     given = {"out": options.out, "seeds": options.seeds, "workers": options.workers}
-    plan = read_plan(options.pipeline, {key: value for key, value in given.items() if value is not None})
+    changes = {key: value for key, value in given.items() if value is not None}
+    plan = read_plan(options.pipeline, changes, stage_options(rest))
     Runner(plan).run()
     if not options.no_report:
         from lion_lightning.report import write_report
@@ -25,11 +26,33 @@ def main(arguments: list[str]) -> None:
         print(f"wrote {write_report(plan.out)}")
 
 
+def stage_options(arguments: list[str]) -> dict[str, str]:
+    """Options of stages by their keys: ``--dpo.trainer.max_steps 3``, or with ``=`` between.
+
+    Args:
+        arguments: What of the command line is no option of ``lion run``.
+
+    Raises:
+        ValueError: Something else is among them.
+    """
+    found: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        given = value if equals else next(rest, None)
+        if not key.startswith("--") or given is None:
+            raise ValueError(f"{argument}: give an option of a stage with its value, e.g. --dpo.trainer.max_steps 3")
+        found[key.removeprefix("--")] = given
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lion run",
         description="Run the stages of a pipeline file, each from the export of the one before. The same command goes "
         "on after a stop: a stage that is done is not repeated, and one that was stopped resumes.",
+        epilog="Keys of a stage's config are options too: --dpo.trainer.max_steps 3, or --trainer.max_steps 3 for all",
+        allow_abbrev=False,
     )
     parser.add_argument("pipeline", type=Path, help="the pipeline file, e.g. configs/pipeline.yaml")
     parser.add_argument("--out", help="folder of the run, instead of the file's")

@@ -25,5 +25,5 @@ def stop_when_orphaned(parent: int) -> None:
 if __name__ == "__main__":
     threading.Thread(target=stop_when_orphaned, args=(os.getppid(),), daemon=True).start()
     folder, *start = sys.argv[1:]
-    with STOP.listening():
+    with STOP.listening(), STOP.interrupts():
         sys.exit(run_stage(Path(folder), Path(start[0]) if start else None))

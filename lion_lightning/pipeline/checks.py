@@ -33,6 +33,7 @@ from lion_lightning.pipeline.evaluation import check_evaluation
 from lion_lightning.pipeline.plan import Plan, StagePlan, loaded
 from lion_lightning.pipeline.sources import check_data, check_rounds
 from lion_lightning.pipeline.stage import DONE, require_same_work, require_start
+from lion_lightning.stopping import STOP
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,8 @@ def main() -> None:
     logging.getLogger("lion_lightning").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    found = Checks(loaded(sys.stdin.read())).run()
+    with STOP.listening(), STOP.interrupts():
+        found = Checks(loaded(sys.stdin.read())).run()
     with answer:
         json.dump(found, answer)
 

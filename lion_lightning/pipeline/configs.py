@@ -41,6 +41,37 @@ def merged(base: Any, over: Any) -> Any:
     return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
 
 
+def with_plain_parts(config: Config, where: str) -> Config:
+    """The config with its parts as mappings, and its callbacks as a list of them, as all that follows takes them.
+
+    Args:
+        config: Of ``lion fit``.
+        where: What it belongs to, for messages.
+
+    Raises:
+        ValueError: A part is of another kind.
+    """
+    parts = {key: _as_class(config[key], f"{where}.{key}") for key in ("model", "data") if config.get(key) is not None}
+    trainer = config.get("trainer")
+    if trainer is None:
+        return {**config, **parts}
+    if not isinstance(trainer, Mapping):
+        raise ValueError(f"{where}.trainer is {_short(trainer)}; give a mapping of the Trainer's arguments")
+    given = trainer.get("callbacks")
+    listed = given if isinstance(given, list) else [] if given is None else [given]
+    callbacks = [_as_class(one, f"{where}.trainer.callbacks[{number}]") for number, one in enumerate(listed)]
+    return {**config, **parts, "trainer": {**trainer, "callbacks": callbacks}}
+
+
+def _as_class(given: Any, where: str) -> Config:
+    part = {"class_path": given} if isinstance(given, str) else given
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{where} is {_short(given)}; give a class_path, or a mapping with class_path and init_args")
+    if not isinstance(part.get("init_args") or {}, Mapping):
+        raise ValueError(f"{where}.init_args is {_short(part['init_args'])}; give a mapping of arguments")
+    return dict(part)
+
+
 def placed(config: Config, folder: Path) -> Config:
     """The config with all that a stage writes under its own folder, checkpoints and export included.
 
@@ -49,7 +80,7 @@ def placed(config: Config, folder: Path) -> Config:
         folder: Of the stage.
     """
     trainer = dict(config.get("trainer") or {})
-    callbacks = [_own_folder(_callback(given)) for given in trainer.get("callbacks") or ()]
+    callbacks = [_own_folder(deepcopy(given)) for given in trainer.get("callbacks") or ()]
     callbacks += [{"class_path": name} for name in ALWAYS if not any(_is(given, name) for given in callbacks)]
     if not any(_is(given, "ModelCheckpoint") for given in callbacks):
         callbacks.append(deepcopy(CHECKPOINT))
@@ -68,7 +99,7 @@ def starting_from(config: Config, export: Path) -> Config:
         config: Of ``lion fit``.
         export: Folder of the exported model.
     """
-    model = _callback(config.get("model") or {})
+    model = dict(config.get("model") or {})
     arguments = dict(model.get("init_args") or {})
     said = arguments.get("policy")
     kept = {key: value for key, value in said.items() if key != "config"} if isinstance(said, Mapping) else {}
@@ -83,10 +114,10 @@ def standing_in(config: Config, before: Config) -> Config:
         config: Of the stage.
         before: Of the stage before, with a model that is there.
     """
-    model, earlier = (_callback(each.get("model") or {}) for each in (config, before))
+    model, earlier = (dict(each.get("model") or {}) for each in (config, before))
     arguments, given = (dict(each.get("init_args") or {}) for each in (model, earlier))
     base = given.get("policy")
-    base = {"path": base} if isinstance(base, str) else dict(base or {})
+    base = {"path": base} if isinstance(base, str) else base if isinstance(base, Mapping) else {}
     source = {key: value for key, value in base.items() if key in ("path", "config", "revision", "trust_remote_code")}
     kept = {key: value for key, value in dict(arguments["policy"]).items() if key != "path"}
     arguments["policy"] = {**kept, **source}
@@ -121,10 +152,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def _callback(given: Any) -> Config:
-    return {"class_path": given} if isinstance(given, str) else deepcopy(dict(given))
-
-
 def _logging_to(given: Any, folder: Path) -> Any:
     """Loggers with the stage's folder where they name one."""
     if isinstance(given, list):
@@ -142,4 +169,5 @@ def _is(given: Config, name: str) -> bool:
 def _own_folder(given: Config) -> Config:
     """Without folders of its own: under the stage's folder is where each callback writes by default."""
     arguments = {key: value for key, value in (given.get("init_args") or {}).items() if key not in _OWN_FOLDERS}
-    return {**given, "init_args": arguments} if arguments else {"class_path": given["class_path"]}
+    rest = {key: value for key, value in given.items() if key != "init_args"}
+    return {**rest, "init_args": arguments} if arguments else rest

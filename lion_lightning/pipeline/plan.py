@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from lion_lightning.config_file import read_config_file
-from lion_lightning.pipeline.configs import Config, merged, placed, starting_from
+from lion_lightning.pipeline.configs import Config, merged, placed, starting_from, with_plain_parts
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
 STAGE_KEYS = {"config", "seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler"}
@@ -53,12 +54,13 @@ class Plan(NamedTuple):
     workers: int
 
 
-def read_plan(path: Path, changes: Config | None = None) -> Plan:
+def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, str] | None = None) -> Plan:
     """Read a pipeline file.
 
     Args:
         path: The file, as docs/pipeline.md describes it.
         changes: Keys of it to be replaced, e.g. ``{"out": "runs/other"}``.
+        options: Values laid over the stages, by key: ``dpo.trainer.max_steps`` of one, ``trainer.max_steps`` of all.
 
     Raises:
         ValueError: If a file can't be read, or a key is unknown, missing or makes no sense.
@@ -69,7 +71,8 @@ def read_plan(path: Path, changes: Config | None = None) -> Plan:
     if not isinstance(stages, Mapping) or not stages:
         raise ValueError(f"{path}: `stages` is missing; name the stages in order, e.g. stages: {{sft: {{config: F}}}}")
     _require_folder_names(path, list(stages))
-    configs = {str(name): _stage_config(path, str(name), stage) for name, stage in stages.items()}
+    laid_over = {name: with_options(options or {}, name, list(stages)) for name in stages}
+    configs = {name: _stage_config(path, name, stage, laid_over[name]) for name, stage in stages.items()}
     out = _out(path, given.get("out"))
     evaluate = _evaluation(path, given.get("evaluate"))
     seeds = _seeds(path, given.get("seeds"))
@@ -147,7 +150,39 @@ def _evaluation(path: Path, evaluate: Any) -> Config | None:
     return dict(evaluate)
 
 
-def _stage_config(path: Path, name: str, stage: Any) -> Config:
+def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) -> Config:
+    """What the command line lays over a stage's config.
+
+    Args:
+        options: Values by key, as they were written.
+        name: Of the stage.
+        names: Of all stages.
+
+    Raises:
+        ValueError: A key is of no stage, or a value is no YAML.
+    """
+    config: Config = {}
+    for key, value in options.items():
+        stage = next((each for each in names if key.startswith(f"{each}.")), None)
+        parts = (key if stage is None else key.removeprefix(f"{stage}.")).split(".")
+        if parts[0] not in STAGE_KEYS - {"config"}:
+            raise ValueError(
+                f"--{key}: begin with a stage ({', '.join(names)}), or with one of "
+                f"{', '.join(sorted(STAGE_KEYS - {'config'}))} for all stages, e.g. --{names[0]}.trainer.max_steps 3"
+            )
+        if stage in (None, name):
+            config = merged(config, reduce(lambda inner, part: {part: inner}, reversed(parts), _value(key, value)))
+    return config
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text, re.IGNORECASE) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--{key}: {text[:60]!r} is no YAML value") from error
+
+
+def _stage_config(path: Path, name: str, stage: Any, options: Config) -> Config:
     if isinstance(stage, str):
         stage = {"config": stage}
     if not isinstance(stage, Mapping):
@@ -155,9 +190,14 @@ def _stage_config(path: Path, name: str, stage: Any) -> Config:
     _refuse_unknown(f"{path}: stages.{name}", stage, STAGE_KEYS)
     config: Config = {}
     files = stage.get("config") or []
-    for file in [files] if isinstance(files, str) else files:
-        config = merged(config, read_config_file(path.parent / str(file)))
-    return dict(merged(config, {key: value for key, value in stage.items() if key != "config"}))
+    files = [files] if isinstance(files, str) else files
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise ValueError(f"{path}: stages.{name}.config is {files!r}; give a config file, or a list of them")
+    for file in files:
+        config = merged(config, read_config_file(path.parent / file))
+    config = merged(config, {key: value for key, value in stage.items() if key != "config"})
+    config = merged(config, options)
+    return with_plain_parts(config, f"{path}: stages.{name}")
 
 
 def _chain(out: Path, configs: Mapping[str, Config], evaluate: Config | None) -> list[StagePlan]:
@@ -184,13 +224,13 @@ def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> No
 def _seeds(path: Path, seeds: Any) -> Sequence[int] | None:
     if seeds is None:
         return None
-    whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not whole or len(set(seeds)) < len(seeds):
         raise ValueError(f"{path}: seeds is {seeds!r}; give a list of different whole numbers, e.g. [0, 1, 2]")
     return list(seeds)
 
 
 def _workers(path: Path, workers: Any) -> int:
-    if not isinstance(workers, int) or workers < 1:
+    if type(workers) is not int or workers < 1:
         raise ValueError(f"{path}: workers is {workers!r}; give a whole number of at least 1")
     return workers

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
+from lion_lightning.commands.run import stage_options
 from lion_lightning.models.export_files import new_export
 from lion_lightning.pipeline.configs import differences, merged
 from lion_lightning.pipeline.plan import read_plan
@@ -124,6 +125,53 @@ def test_a_stage_that_never_trained_begins_again_with_a_config_that_changed(fold
     assert list(before.folder.glob("lightning_logs.before-1/*/metrics.csv"))
 
 
+def test_a_single_callback_and_a_class_by_its_name_alone_keep_their_settings(folder: Path) -> None:
+    data = {
+        "data": "lion_lightning.SFTDataModule",
+        "trainer": {"callbacks": "lion_lightning.callbacks.TokenThroughput"},
+    }
+    write_pipeline(folder, stages={"sft": data}, seeds=[3])
+    config = read_plan(folder / "pipeline.yaml").chains[0][0].config
+    assert config["data"] == {"class_path": "lion_lightning.SFTDataModule", "init_args": {"seed": 3}}
+    assert config["trainer"]["callbacks"][0] == {"class_path": "lion_lightning.callbacks.TokenThroughput"}
+
+
+def test_loggers_write_into_the_stages_folder_where_the_report_looks(folder: Path) -> None:
+    loggers = yaml.safe_load((ROOT / "configs" / "logger" / "wandb.yaml").read_text())["trainer"]["logger"]
+    write_pipeline(folder, stages={"sft": {"trainer": {"logger": loggers}}})
+    placed = read_plan(folder / "pipeline.yaml").chains[0][0].config["trainer"]["logger"]
+    assert [logger["init_args"]["save_dir"] for logger in placed] == ["runs/all/sft"] * 2
+    assert placed[1]["init_args"]["project"] == "lion"
+
+
+def test_options_are_laid_over_one_stage_or_all(folder: Path) -> None:
+    given = ["--trainer.max_steps", "3", "--dpo.model.init_args.loss.init_args.beta=1e-2", "--dpo.trainer.max_steps=4"]
+    sft, dpo = read_plan(folder / "pipeline.yaml", options=stage_options(given)).chains[0]
+    assert (sft.config["trainer"]["max_steps"], dpo.config["trainer"]["max_steps"]) == (3, 4)
+    assert dpo.config["model"]["init_args"]["loss"]["init_args"]["beta"] == 0.01
+    assert sft.config["model"] == read_plan(folder / "pipeline.yaml").chains[0][0].config["model"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--max_steps", "3"], "--max_steps: begin with a stage (sft, dpo), or with one of data, lr_scheduler, model"),
+        (["--dop.trainer.max_steps", "3"], "--dop.trainer.max_steps: begin with a stage (sft, dpo)"),
+        (["--sft.config", "x"], "--sft.config: begin with a stage"),
+        (["--trainer.max_steps"], "--trainer.max_steps: give an option of a stage with its value"),
+        (["more.yaml"], "more.yaml: give an option of a stage with its value"),
+        (["--trainer.max_steps", "{"], "--trainer.max_steps: '{' is no YAML value"),
+    ],
+)
+def test_an_option_of_no_stage_gets_one_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    assert run(*given) == 2
+    error = capfd.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
 def test_differences_name_the_key_within_a_list_and_are_short() -> None:
     old = {"trainer": {"callbacks": [{"class_path": "A", "init_args": {"n": 32, "text": "x" * 900}}]}}
     new = {
@@ -192,6 +240,16 @@ def test_a_stage_done_from_another_start_is_refused(folder: Path, capfd: pytest.
         ({"stages": {"sft": 3}}, "stages.sft is 3"),
         ({"seeds": [0, 0]}, "seeds is [0, 0]; give a list of different whole numbers"),
         ({"workers": 0}, "workers is 0"),
+        ({"workers": True}, "workers is True"),
+        ({"seeds": [True]}, "seeds is [True]"),
+        ({"stages": {"sft": {"config": 3}}}, "stages.sft.config is 3; give a config file, or a list of them"),
+        ({"stages": {"sft": {"trainer": 3}}}, "stages.sft.trainer is 3; give a mapping of the Trainer's arguments"),
+        (
+            {"stages": {"sft": {"trainer": {"callbacks": [3]}}}},
+            "stages.sft.trainer.callbacks[0] is 3; give a class_path",
+        ),
+        ({"stages": {"sft": {"model": []}}}, "stages.sft.model is []; give a class_path"),
+        ({"stages": {"sft": {"data": {"init_args": [1]}}}}, "stages.sft.data.init_args is [1]; give a mapping"),
         ({"out": ""}, "out is ''; give the path of a folder"),
         ({"evaluate": 3}, "evaluate is 3; give a mapping"),
         ({"evaluate": {"model": "x"}}, "evaluate.model is each stage's own export"),
