@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from lion_lightning.models.loading import refuse_other_shapes
 from lion_lightning.models.model_configs import first_line, require_safetensors
 from lion_lightning.models.stored_weights import WrongWeightsError, all_tensors, load_complete, require_finite
 from lion_lightning.types import Prompt
@@ -45,19 +46,24 @@ class ModelJudge(ABC):
     def load(self) -> nn.Module:
         """Read model and tokenizer from disk."""
 
-    def weights_of(self, load: Callable[..., Any], **options: Any) -> nn.Module:
+    def weights_of(self, kind: Any, make: Callable[[], nn.Module], config: Any, **options: Any) -> nn.Module:
         """Read a model whose files hold all its weights and no others, all of them finite.
 
         Args:
-            load: A ``from_pretrained`` of transformers.
-            **options: Further arguments of it.
+            kind: A class of transformers with ``from_pretrained``.
+            make: Makes the model with any weights.
+            config: Its config.
+            **options: Further arguments of ``from_pretrained``.
 
         Raises:
             ValueError: They do not; it is another model than the judge needs.
         """
         require_safetensors(Path(self.path))
         try:
-            model: nn.Module = load_complete(load, self.path, dtype=self.dtype, use_safetensors=True, **options)
+            if not options.get("trust_remote_code"):  # code of its own may not run without memory
+                refuse_other_shapes(self.path, self.revision, config, make)
+            given = {"config": config, "revision": self.revision, "dtype": self.dtype, "use_safetensors": True}
+            model: nn.Module = load_complete(kind.from_pretrained, self.path, **given, **options)
         except (WrongWeightsError, ModuleNotFoundError):
             raise
         except Exception as error:  # transformers and its models raise of any kind where a config makes no sense

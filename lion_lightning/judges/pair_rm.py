@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
 from lion_lightning.judges.pairwise import distinct, standings
 from lion_lightning.judges.text import broken, conversation
+from lion_lightning.models.model_configs import stored_config
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Prompt
 
@@ -103,8 +105,9 @@ class PairRMJudge(ModelJudge):
             raise ValueError(
                 f"{self.path}: its tokenizer lacks {', '.join(unknown)}; name a PairRM in the layout of PairRM-hf"
             )
+        config = stored_config(self.path, self.revision, trust_remote_code=False)
         # Named here, so that no config names another, which may be code of the hub.
-        return self.weights_of(PairRanker.from_pretrained, revision=self.revision, attn_implementation="eager")
+        return self.weights_of(PairRanker, partial(PairRanker, config), config, attn_implementation="eager")
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """See :class:`~lion_lightning.judges.base.Judge`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
 from lion_lightning.judges.text import broken
 from lion_lightning.models.chat_template import ChatTemplate
-from lion_lightning.models.model_configs import stored_config
+from lion_lightning.models.model_configs import first_line, stored_config
 from lion_lightning.models.tokenizer import TokenizerSpec, read_template
 from lion_lightning.types import Prompt
 
@@ -76,7 +76,9 @@ class RewardModelJudge(ModelJudge):
                 "trained with num_labels=1"
             )
         self.tokenizer = TokenizerSpec(self.path, **options).load()
-        model = self.weights_of(AutoModelForSequenceClassification.from_pretrained, config=config, **options)
+        auto: Any = AutoModelForSequenceClassification
+        code = {"trust_remote_code": self.trust_remote_code}
+        model = self.weights_of(auto, partial(auto.from_config, config, **code), config, **code)
         self._require_answers()
         return model
 
@@ -119,7 +121,7 @@ class RewardModelJudge(ModelJudge):
         except ValueError as error:
             raise ValueError(
                 f"{prompt.where or self.path}: the chat template of {self.path} cannot write this conversation "
-                f"({error}); give RewardModelJudge a chat_template that can"
+                f"({first_line(error)}); give RewardModelJudge a chat_template that can"
             ) from error
 
     @cached_property

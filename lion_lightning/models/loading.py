@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from lion_lightning.models.embeddings import set_to_mean
 from lion_lightning.models.model_configs import weight_files
 from lion_lightning.models.pieces import local, materialise, rows_held
+from lion_lightning.models.stored_weights import WrongWeightsError, refuse_misfits
 
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
 
@@ -45,15 +47,15 @@ class WeightFiles:
 
         Raises:
             OSError: There are none.
+            ValueError: Their index is none.
         """
-        index = cached_file(
-            source, SAFE_WEIGHTS_INDEX_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
-        if index is not None:
+        found = partial(cached_file, source, revision=revision, _raise_exceptions_for_missing_entries=False)
+        single = found(SAFE_WEIGHTS_NAME)  # first, as transformers has it: an index may be left from another save
+        if single is None and (index := found(SAFE_WEIGHTS_INDEX_NAME)) is not None:
             places = weight_files(Path(index))
             files = {file: Path(str(cached_file(source, file, revision=revision))) for file in set(places.values())}
             return cls({name: files[file] for name, file in places.items()})
-        path = Path(str(cached_file(source, SAFE_WEIGHTS_NAME, revision=revision)))
+        path = Path(single or str(cached_file(source, SAFE_WEIGHTS_NAME, revision=revision)))
         with safe_open(path, "pt") as file:
             return cls(dict.fromkeys(file.keys(), path))
 
@@ -87,6 +89,32 @@ class WeightFiles:
         if path not in self._open:
             self._open[path] = self._stack.enter_context(safe_open(path, "pt"))
         return self._open[path]
+
+
+def refuse_other_shapes(
+    source: str, revision: str | None, config: PretrainedConfig, make: Callable[[], nn.Module]
+) -> None:
+    """Refuse weights of another shape than the model's before the model takes any memory.
+
+    Args:
+        source: Folder or hub id.
+        revision: Hub revision.
+        config: The model's.
+        make: Makes the model, with any weights.
+
+    Raises:
+        WrongWeightsError: A tensor has another shape, or there are fewer tensors than layers.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    with WeightFiles.find(source, revision) as files:
+        if layers > len(files.names):
+            raise WrongWeightsError(
+                f"{source}: its config has {layers} layers, and its files {len(files.names)} tensors"
+            )
+        with torch.device("meta"):
+            sizes = {name: tuple(tensor.shape) for name, tensor in make().named_parameters()}
+        wrong = [(n, files.shape(n), size) for n, size in sizes.items() if n in files.names and files.shape(n) != size]
+    refuse_misfits(f"{source}: its", (), (), wrong)
 
 
 class PiecesError(ValueError):

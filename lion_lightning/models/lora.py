@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -41,6 +43,18 @@ class LoRASpec:
     target_modules: str | list[str] = "all-linear"
     modules_to_save: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Refuse adapters that could not learn."""
+        for name, good, range_ in (
+            ("r", self.r >= 1, "of at least 1"),
+            ("alpha", 0 < self.alpha < math.inf, "above 0"),
+            ("dropout", 0 <= self.dropout < 1, "of at least 0 and below 1"),
+        ):
+            if not good:
+                raise ValueError(f"policy.lora.{name} is {getattr(self, name)}; give a number {range_}")
+        if not self.target_modules:
+            raise ValueError("policy.lora.target_modules is empty; name layers, or `all-linear`")
+
     def apply(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
         """Wrap a model in adapters; rows of new tokens are trained beside them.
 
@@ -50,7 +64,9 @@ class LoRASpec:
 
         Raises:
             ModuleNotFoundError: If peft is not installed.
+            ValueError: The model has no such layers.
         """
+        self._require_layers(model)
         try:
             from peft import LoraConfig, get_peft_model
         except ModuleNotFoundError as error:
@@ -68,6 +84,19 @@ class LoRASpec:
         )
         return get_peft_model(model, config)
 
+    def _require_layers(self, model: PreTrainedModel) -> None:
+        """Find the layers that are named as peft does, which passes over names that fit none."""
+        layers = [name for name, _ in model.named_modules()]
+        wanted = {"modules_to_save": self.modules_to_save}
+        if isinstance(self.target_modules, list):
+            wanted["target_modules"] = self.target_modules
+        elif self.target_modules.lower() != "all-linear":
+            _require_match(self.target_modules, layers)
+        for setting, names in wanted.items():
+            for name in names:
+                if not any(layer == name or layer.endswith(name) for layer in layers):
+                    raise ValueError(f"policy.lora.{setting}: the model has no layer {name!r}")
+
     def _trains_tied(self, model: PreTrainedModel) -> bool:
         """Whether a layer that is trained whole shares its weight with another; alone, it would be lost in a merge."""
         tied = bool(model.config.get_text_config().tie_word_embeddings)
@@ -80,6 +109,15 @@ class LoRASpec:
         layers = [name.removesuffix(".weight") for name in embedding_names(model)]  # peft finds a tied head by itself
         rows = {layer: new_ids for layer in layers if layer.rpartition(".")[2] not in self.modules_to_save}
         return rows if new_ids and rows else None
+
+
+def _require_match(pattern: str, layers: list[str]) -> None:
+    try:
+        found = any(re.fullmatch(pattern, layer) for layer in layers)
+    except re.error as error:
+        raise ValueError(f"policy.lora.target_modules: {pattern!r} is no regular expression: {error}") from error
+    if not found:
+        raise ValueError(f"policy.lora.target_modules: the model has no layer {pattern!r}; name some, or `all-linear`")
 
 
 def adapter_weights(model: PeftModel) -> Mapping[str, Tensor]:

@@ -38,6 +38,8 @@ def stored_config(source: str, revision: str | None, trust_remote_code: bool) ->
         raise ValueError(not_loadable(source, error)) from error
     require_sizes(config.get_text_config().to_dict(), source)
     _refuse_kernels(config, source)
+    if not trust_remote_code:
+        _forget_code(config)
     return config  # type: ignore[no-any-return]
 
 
@@ -63,7 +65,14 @@ def config_from(settings: Mapping[str, Any], where: str) -> PretrainedConfig:
         raise ValueError(f"{where}: cannot be used for a model of type {kind}: {first_line(error)}") from error
     require_sizes(config.get_text_config().to_dict(), where)
     _refuse_kernels(config, where)
+    _forget_code(config)
     return config
+
+
+def _forget_code(config: PretrainedConfig) -> None:
+    """Drop what names code: it would go into exports, and be run by whoever trusts them."""
+    for name in ("auto_map", "custom_pipelines"):
+        config.__dict__.pop(name, None)
 
 
 def _refuse_kernels(config: PretrainedConfig, where: str) -> None:

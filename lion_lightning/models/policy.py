@@ -57,6 +57,11 @@ class PolicyModel(nn.Module):
         base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
         return base
 
+    @property
+    def _name(self) -> str:
+        """What the model is called in messages: where it was loaded from, or its class."""
+        return str(getattr(self.causal_lm.config, "_name_or_path", "") or type(self.causal_lm).__name__)
+
     def forward(self, batch: PackedBatch) -> TokenLogps:
         """Log-prob of every target of a packed batch.
 
@@ -135,7 +140,7 @@ class PolicyModel(nn.Module):
         Raises:
             ValueError: See the class.
         """
-        require_finite(type(self.causal_lm).__name__, all_tensors(self.causal_lm))
+        require_finite(self._name, all_tensors(self.causal_lm))
         training = self.training
         self.eval()
         try:
@@ -170,7 +175,7 @@ class PolicyModel(nn.Module):
         hidden = self._backbone(input_ids=row, use_cache=False).last_hidden_state[0]
         if not bool(logits.isfinite().all()):
             raise ValueError(
-                f"{type(self.causal_lm).__name__}: its logits are not finite, although its weights are: its config "
+                f"{self._name}: its logits are not finite, although its weights are: its config "
                 f"makes no sense, or {str(logits.dtype).removeprefix('torch.')} is too narrow for it (policy.dtype)"
             )
         weight, bias = self.head()

@@ -65,11 +65,14 @@ class TokenizerSpec:
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(os.path.expanduser(self.path), **options)
         except Exception as error:  # the tokenizers library raises bare exceptions over a file that it cannot read
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             raise ValueError(
                 f"tokenizer.path: cannot load a tokenizer from {self.path!r} ({reason}); give a folder that holds "
                 "tokenizer files or a hub id"
             ) from error
+        _require_plain(tokenizer, self.path)
+        if not self.trust_remote_code:  # what names code would go into exports, and be run by whoever trusts them
+            tokenizer.init_kwargs.pop("auto_map", None)
         return tokenizer
 
     def _set_eos(self, tokenizer: PreTrainedTokenizerBase, token: str) -> None:
@@ -90,6 +93,17 @@ class TokenizerSpec:
                 marker,
                 self.path,
             )
+
+
+def _require_plain(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Refuse settings that transformers takes from a file as they are, and that fail in the middle of something."""
+    template: object = tokenizer.chat_template
+    texts = template.values() if isinstance(template, dict) else [template or ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"tokenizer.path: the chat_template of {path!r} is no text; fix its tokenizer_config.json")
+    longest: object = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        raise ValueError(f"tokenizer.path: model_max_length of {path!r} is {longest!r}; give a number")
 
 
 def read_template(given: str, setting: str = "tokenizer.chat_template") -> str:

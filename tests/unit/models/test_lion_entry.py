@@ -138,6 +138,17 @@ def test_no_folder_makes_code_run_or_asks_whether_it_may(tmp_path: Path, monkeyp
     assert not (tmp_path / "evil" / "ran").exists()
 
 
+def test_what_names_code_is_not_handed_on_in_exports(checkpoint: Path) -> None:
+    named: dict[str, Any] = {"auto_map": {"AutoModelForCausalLM": "evil/repo--made.Made"}}
+    named["custom_pipelines"] = {"x": {"impl": "evil.B"}}
+    change(checkpoint, lambda content: content["lion"]["config"].update(named))
+    settings = checkpoint.parent / "tokenizer" / "tokenizer_config.json"
+    tokenizer = {**json.loads(settings.read_text("utf-8")), "auto_map": {"AutoTokenizer": [None, "evil/repo--a.B"]}}
+    settings.write_text(json.dumps(tokenizer), encoding="utf-8")
+    out = export_checkpoint(checkpoint, checkpoint.parent / "out")
+    assert not [file.name for file in out.glob("*.json") if "evil" in file.read_text("utf-8")]
+
+
 ODD: dict[str, tuple[Any, str]] = {
     "a list": ([1], "its `lion` entry is a list, not a mapping"),
     "text": ("policy", "its `lion` entry is a str"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -145,6 +146,69 @@ def test_lora_trains_adapters_and_the_rows_of_new_tokens_in_embedding_and_head(t
 def test_lora_settings_come_back_from_plain_mappings() -> None:
     spec = PolicySpec(config=config(), lora={"r": 3, "alpha": 6.0})  # type: ignore[arg-type]
     assert spec.lora == LoRASpec(r=3, alpha=6.0)
+
+
+WRONG_SPECS: dict[str, dict[str, Any]] = {
+    "policy: there is no setting 'pathh'; did you mean 'path'": {"pathh": "x"},
+    "policy: there is no setting 'load_in_4bit'; there are path, config": {"path": "x", "load_in_4bit": True},
+    "policy.dtype: 'float8' cannot be used; give float32, bfloat16, float16": {"dtype": "float8"},
+    "policy.path: 3 cannot be used; give text or null": {"path": 3},
+    "policy.config: [1] cannot be used; give text or a mapping or null": {"config": [1]},
+    "policy.liger: 'yes' cannot be used; give true or false": {"liger": "yes"},
+    "policy.gradient_checkpointing: 1 cannot be used; give true or false": {"gradient_checkpointing": 1},
+    "policy.trainable_rows: 'all' cannot be used": {"trainable_rows": "all"},
+    "policy.trainable_rows: [1.5] cannot be used": {"trainable_rows": [1.5]},
+    "policy.lora: there is no setting 'rank'; there are r, alpha": {"lora": {"rank": 8}},
+    "policy.lora.r: 'big' cannot be used; give a whole number": {"lora": {"r": "big"}},
+    "policy.lora.target_modules: 3 cannot be used; give text or a list of text": {"lora": {"target_modules": 3}},
+    "policy.quantization: there is no setting 'bits'": {"quantization": {"bits": 8}},
+    "policy: a mapping, which may come from a checkpoint, cannot set `trust_remote_code`": {"trust_remote_code": True},
+}
+
+
+@pytest.mark.parametrize("said", WRONG_SPECS)
+def test_a_wrong_setting_is_named_with_what_would_do(said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        PolicySpec.of(WRONG_SPECS[said])
+
+
+@pytest.mark.parametrize("given", [3, None, [1], ("a",)])
+def test_what_is_no_policy_is_one_line(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"policy: .* is no mapping of settings"):
+        PolicySpec.of(given)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("r", 0), ("r", -1), ("alpha", 0.0), ("alpha", float("nan")), ("dropout", 1.0), ("dropout", -0.1)],
+)
+def test_adapters_that_could_learn_nothing_are_refused(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"policy\.lora\.{setting} is {value}"):
+        LoRASpec(**{setting: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"modules_to_save": ["lm_head", "hed"]}, r"policy\.lora\.modules_to_save: the model has no layer 'hed'"),
+        ({"target_modules": ["q_proj", "nope"]}, r"policy\.lora\.target_modules: the model has no layer 'nope'"),
+        ({"target_modules": "nope.*"}, r"policy\.lora\.target_modules: the model has no layer 'nope"),
+        ({"target_modules": "("}, r"policy\.lora\.target_modules: '\(' is no regular expression"),
+        ({"target_modules": []}, r"policy\.lora\.target_modules is empty"),
+    ],
+)
+def test_layers_that_the_model_does_not_have_are_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        PolicySpec(config=config(), lora=LoRASpec(**settings)).build()
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_to_train_that_the_model_does_not_have_are_named() -> None:
+    model = policy().causal_lm
+    wrong: tuple[tuple[Any, str], ...] = (([3, 101], "101"), ([-1], "-1"), (103, "102"), (-5, "-5"))
+    for rows, named in wrong:
+        with pytest.raises(ValueError, match=rf"policy\.trainable_rows: {named} .* 101 rows"):
+            PolicySpec(config=config(), trainable_rows=rows).rows_to_train(model, [])
 
 
 def test_rows_to_train_by_number_list_and_name() -> None:

@@ -75,7 +75,7 @@ WRONG: dict[str, tuple[Change, str]] = {
 def test_a_folder_that_is_not_the_whole_model_is_refused_with_the_tensors_name(name: str, folder: Path) -> None:
     how, said = WRONG[name]
     change(folder, how)
-    refused(folder, str(folder) if "holds" not in said else "LlamaForCausalLM", said)
+    refused(folder, str(folder), said)
 
 
 @pytest.mark.parametrize("name", ["missing", "NaN"])
@@ -179,6 +179,33 @@ def test_one_number_that_is_none_is_found_in_every_dtype(dtype: torch.dtype) -> 
 def test_numbers_that_overflow_although_weights_are_finite_are_said_to_do_so(folder: Path) -> None:
     change(folder, lambda weights: weights[HEAD].fill_(3e38))
     refused(folder, "its logits are not finite, although its weights are")
+
+
+def test_a_tensor_of_another_size_is_refused_before_it_takes_memory(folder: Path) -> None:
+    set_config(folder, intermediate_size=10**12)  # 128 TB
+    refused(folder, "of another shape model.layers.0.mlp.")
+    set_config(folder, num_hidden_layers=10**9)
+    refused(folder, "config has 1000000000 layers")
+
+
+INDEXES = {
+    "": "no index of weights",
+    "[]": "no index of weights",
+    '{"weight_map": {"a": 3}}': "no index of weights",
+    '{"weight_map": {"a": "../model.safetensors"}}': "outside of the folder",
+    '{"weight_map": {"a": "gone.safetensors"}}': "gone.safetensors",
+}
+
+
+@pytest.mark.parametrize("text", INDEXES)
+def test_a_broken_index_of_weights_is_named(text: str, folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(text, encoding="utf-8")
+    PolicySpec(str(folder)).build()  # beside a single file it counts for nothing, as in transformers
+    with WeightFiles.find(str(folder)) as files:
+        assert len(files.names) == 21
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    refused(folder, INDEXES[text], str(folder))
 
 
 NONSENSE: dict[str, dict[str, Any]] = {
