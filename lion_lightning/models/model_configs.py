@@ -188,6 +188,8 @@ def first_line(error: Exception) -> str:
         error: Of any kind; one that says nothing is named.
     """
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, LookupError | TypeError | AttributeError):  # alone they say what, not what of it
+        line = f"{type(error).__name__}: {line}"
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 

@@ -246,7 +246,8 @@ class PolicySpec:
         except Exception as error:  # transformers and its models raise of any kind where a config makes no sense
             if isinstance(error, KeyError) and error.args == (self.attention,):
                 raise
-            raise ValueError(not_loadable(str(self.path or self.config), error)) from error
+            source = self.path or self.config
+            raise ValueError(not_loadable(source if isinstance(source, str) else "policy.config", error)) from error
         model.generation_config = settings
         return model
 

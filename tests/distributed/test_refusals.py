@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from lion_lightning.callbacks import HuggingFaceExport
 from lion_lightning.cli_errors import explain
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources import Source
@@ -23,7 +25,7 @@ from lion_lightning.modules import SFTModule
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
-from tests.tiny import config, tokenizer_folder, trainer
+from tests.tiny import Rows, config, policy, row, tokenizer_folder, trainer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
@@ -103,7 +105,7 @@ def fit(folder: Path, case: Case, rank: int, saved: str | None = None, world: in
 def refused(rank: int, world: int, folder: Path) -> dict[str, str]:
     fit(folder, Case("", FSDP2Strategy), rank, "fsdp2.ckpt")
     fit(folder, Case("", FSDPOnCPU), rank, "fsdp1.ckpt")
-    said = {"somebody else's module": foreign()}
+    said = {"somebody else's module": foreign(), **no_numbers(rank, world, folder)}
     for name, case in REFUSED.items():
         try:
             fit(folder, case, rank)
@@ -119,12 +121,32 @@ def foreign() -> str:
     return explain(caught.value)
 
 
+def no_numbers(rank: int, world: int, folder: Path) -> dict[str, str]:
+    """What is said of a weight that is none, which one rank alone holds: read from a file, and at the end of a run."""
+    said = {}
+    for name, start, rate in (("loaded", PolicySpec(str(folder / "broken")), 0.1), ("trained", config(), 1e30)):
+        spec = start if isinstance(start, PolicySpec) else PolicySpec(config=start)
+        module = SFTModule(spec, TokenizerSpec(str(folder)), optimizer=partial(torch.optim.SGD, lr=rate))
+        ranks: dict[str, Any] = {"strategy": FSDP2Strategy(), "devices": world, "default_root_dir": folder / name}
+        run = trainer(max_steps=2, callbacks=HuggingFaceExport(), **ranks)
+        with pytest.raises((MisconfigurationException, ValueError)) as caught:
+            run.fit(module, Rows([row(seed=seed) for seed in range(4)], rank, world))
+        said[name] = explain(caught.value)
+    return said
+
+
 def test_every_rank_says_why_in_a_line(tmp_path: Path) -> None:
     tokenizer_folder(tmp_path)
+    broken = policy().causal_lm
+    with torch.no_grad():
+        broken.model.layers[1].mlp.down_proj.weight[-1, 0] = float("nan")  # the last rank's row
+    broken.save_pretrained(tmp_path / "broken")
     rows = (f'{{"instruction": "w3 w4", "output": "w5 w{number}"}}\n' for number in range(8))
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     fit(tmp_path, Case(""), 0, "alone.ckpt", world=1)
     for said in run_ranks(refused, tmp_path, tmp_path):
+        assert "broken: model.layers.1.mlp.down_proj.weight holds NaN" in said["loaded"]
+        assert "nothing was exported: the policy: model.embed_tokens.weight holds NaN" in said["trained"]
         assert "BoringModel's leaves layer.weight, layer.bias whole" in said["somebody else's module"]
         for name, case in REFUSED.items():
             assert case.said in said[name], name
