@@ -188,9 +188,17 @@ def test_a_tensor_of_another_size_is_refused_before_it_takes_memory(folder: Path
     refused(folder, "config has 1000000000 layers")
 
 
+def test_an_index_beside_a_single_file_counts_for_nothing(folder: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}  # of an earlier save; gone
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    PolicySpec(str(folder)).build()
+    with WeightFiles.find(str(folder)) as files:
+        assert len(files.names) == 21
+
+
 INDEXES = {
-    "": "no index of weights",
-    "[]": "no index of weights",
+    "": "not an index of weights",
+    "[]": "not an index of weights",
     '{"weight_map": {"a": 3}}': "no index of weights",
     '{"weight_map": {"a": "../model.safetensors"}}': "outside of the folder",
     '{"weight_map": {"a": "gone.safetensors"}}': "gone.safetensors",
@@ -199,12 +207,8 @@ INDEXES = {
 
 @pytest.mark.parametrize("text", INDEXES)
 def test_a_broken_index_of_weights_is_named(text: str, folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    index.write_text(text, encoding="utf-8")
-    PolicySpec(str(folder)).build()  # beside a single file it counts for nothing, as in transformers
-    with WeightFiles.find(str(folder)) as files:
-        assert len(files.names) == 21
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     refused(folder, INDEXES[text], str(folder))
 
 
