@@ -12,7 +12,7 @@ MAX_DEPTH = 100
 
 
 class BrokenJSONError(ValueError):
-    """Text that is no JSON that can be used.
+    """Text that is no JSON that can be used; the message is the reason alone.
 
     Attributes:
         line: Line of the text where that shows, counted from 0.
@@ -32,11 +32,11 @@ def parse_json(text: str) -> Any:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise BrokenJSONError(f"broken JSON ({error.msg})", error.lineno - 1) from error
+        raise BrokenJSONError(error.msg, error.lineno - 1) from error
     except RecursionError:
         raise BrokenJSONError(_TOO_DEEP) from None
     except ValueError as error:  # a key that is there twice, or a number of thousands of digits
-        raise BrokenJSONError(f"broken JSON ({error})") from error
+        raise BrokenJSONError(str(error)) from error
 
 
 def require_shallow(value: Any, depth: int = 0) -> None:
@@ -62,7 +62,7 @@ def read_json(text: str, name: str) -> Any:
         value = parse_json(text)
         require_shallow(value)
     except BrokenJSONError as error:
-        raise ValueError(f"{name} is text that is {error}; fix it with a `transform`") from error
+        raise ValueError(f"{name} is text that is broken JSON ({error}); fix it with a `transform`") from error
     return value
 
 

@@ -205,7 +205,7 @@ def _parse(text: bytes, path: Path, line: int, fix: str) -> Any:
     try:
         return parse_json(_decoded(text.removeprefix(codecs.BOM_UTF8), path, line))
     except BrokenJSONError as error:
-        raise ValueError(f"{path}:{line + error.line}: {error}; {fix}") from error
+        raise ValueError(f"{path}:{line + error.line}: broken JSON ({error}); {fix}") from error
 
 
 def parse_line(text: bytes, path: Path, line: int) -> dict[str, Any]:

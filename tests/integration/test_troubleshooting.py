@@ -130,13 +130,15 @@ def other_batch_size() -> None:
 
 CHAT = '{"question": "2+2?", "answer": "4"}\n'
 TURN = '{"role": "user", "content": "2+2?"}'
-EMPTY_TAGS = "{% for turn in messages %}{{ turn.content }}{% generation %}{% endgeneration %}{% endfor %}"
+CONTEXT = '{"role": "assistant", "content": "4", "train": false}'
 CAUSES: dict[str, Callable[[], Any]] = {
     "unknown form": lambda: read('{"query": "2+2?", "reply": "4"}\n'),
     "missing side": lambda: read('{"prompt": "2+2?", "chosen": "4"}\n', PreferenceDataModule),
     "broken line": lambda: read(CHAT + '{"question": \n'),
+    "a picture": lambda: read('{"image": "a.png", "conversations": [' + TURN + ", " + CONTEXT + "]}\n"),
+    "two prompts": lambda: read(f'{{"messages": [{TURN}, {CONTEXT}], "prompt": "3+3?"}}\n'),
     "two user turns": lambda: read(f'{{"messages": [{TURN}, {TURN}]}}\n'),
-    "nothing supervised": lambda: read(CHAT, tokenizer=template(EMPTY_TAGS)),
+    "nothing supervised": lambda: read(f'{{"messages": [{TURN}, {CONTEXT}]}}\n' * 424),
     "too long a pair": lambda: read(
         '{"question": "2+2?", "chosen": "4", "rejected": "5"}\n', PreferenceDataModule, row_length=20
     ),

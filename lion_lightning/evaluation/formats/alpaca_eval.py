@@ -58,7 +58,9 @@ def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
     try:
         rows = parse_json(read_text(path))
     except BrokenJSONError as error:
-        raise ValueError(f"{path}:{error.line + 1}: {error}; AlpacaEval's files are JSON lists") from error
+        raise ValueError(
+            f"{path}:{error.line + 1}: broken JSON ({error}); AlpacaEval's files are JSON lists"
+        ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: not a list of objects; AlpacaEval's files are")
     return [(row, f"{path}[{number}]") for number, row in enumerate(rows)]

@@ -232,7 +232,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = parse_json(line)
     except BrokenJSONError as error:
-        raise ValueError(f"{where}: {error}; each line has to be one object") from error
+        raise ValueError(f"{where}: broken JSON ({error}); each line has to be one object") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a {type(row).__name__} where an object is expected; each line has to be one")
     return row

@@ -358,7 +358,7 @@ def test_messages_as_python_prints_them_are_refused() -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 500 + "]" * 500])
 def test_json_text_that_is_nested_too_deeply_is_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match=r"history is text that is (nested more than 100 levels|broken JSON)"):
+    with pytest.raises(ValueError, match=r"history is text that is broken JSON"):
         recognise({"instruction": "a", "output": "b", "history": text})
 
 

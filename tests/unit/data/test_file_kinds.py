@@ -223,7 +223,7 @@ def test_a_long_cell_is_read(tmp_path: Path) -> None:
         ("a.jsonl", b"", r"a\.jsonl: split 'train' is empty"),
         ("a.jsonl", b'{"text": "a", "text": "b"}\n', r"a\.jsonl:1: broken JSON \(the key 'text' is there twice\)"),
         ("a.jsonl", b'{"n": {"a": 1, "a": 1}}\n', r"a\.jsonl:1: broken JSON \(the key 'a' is there twice\)"),
-        ("a.jsonl", b"[" * 100_000 + b"\n", r"a\.jsonl:1: (nested more than 100 levels|broken JSON)"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", r"a\.jsonl:1: broken JSON \((nested more than 100 levels|Expecting)"),
         ("a.jsonl", b'{"n": ' + b"[" * 200 + b"]" * 200 + b"}\n", r"a\.jsonl:1: nested more than 100 levels deep"),
         ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}\n", r"a\.jsonl:1: broken JSON \(Exceeds the limit"),
         ("a.jsonl", b"[]\n", r"a\.jsonl:1: a row must be a JSON object with named columns, not list"),
