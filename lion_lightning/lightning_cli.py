@@ -11,14 +11,15 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from lion_lightning.callbacks import LionProgressBar, StartupSummary
 from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.cli import TRAINING
 from lion_lightning.config_file import check_config_files
-from lion_lightning.models.checkpoint_files import newest_checkpoint
+from lion_lightning.metrics_log import MetricsLog
+from lion_lightning.models.checkpoint_files import newest_checkpoint, require_local
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.printing import require_no_secrets
 
@@ -90,6 +91,8 @@ class LionCLI(LightningCLI):
             if found is None:
                 rank_zero_info("There is no checkpoint yet: starting from the beginning.")
             given["ckpt_path"] = found and str(found)
+        elif given.get("ckpt_path") is not None:
+            require_local(given["ckpt_path"])
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
@@ -120,7 +123,7 @@ def default_loggers(folder: str) -> list[Logger]:
     Args:
         folder: The trainer's ``default_root_dir``.
     """
-    table = CSVLogger(folder)
+    table = MetricsLog(folder)
     return [table, TensorBoardLogger(folder, version=table.version)]
 
 

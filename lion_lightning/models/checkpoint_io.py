@@ -47,7 +47,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: It cannot be written; the error names it.
         """
-        if "://" in str(path):  # fsspec's business
+        if "://" in str(path) or storage_options is not None:  # fsspec's business
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         place = Path(path)

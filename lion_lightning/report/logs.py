@@ -135,9 +135,12 @@ def _curves(folder: Path) -> dict[str, Curve]:
     for path in _logs(folder):
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    for key, step, value in _values(row):
-                        curves.setdefault(key, {})[step] = value
+                whole = [
+                    line for line in file if line.endswith("\n")
+                ]  # a kill may leave half a row, logged again later
+            for row in csv.DictReader(whole):
+                for key, step, value in _values(row):
+                    curves.setdefault(key, {})[step] = value
         except (ValueError, TypeError, csv.Error) as error:
             raise ValueError(f"{path}: damaged, or no metrics ({error}); {_FIX}") from error
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
