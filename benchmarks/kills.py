@@ -244,7 +244,7 @@ def watched(run: Path, child: int, stop: Callable[[Files, int, float], bool]) ->
 
 
 Files = frozenset[tuple[str, int, int]]
-DRAFTS = ("epoch.*.ckpt", "end-.*.ckpt", "last.ckpt", "export", "lion_export.json")
+DRAFTS = ("epoch.*.ckpt", "end-.*.ckpt", "last.ckpt", "export")
 MORE_DRAFTS = {"online_dpo": ("plan.json", "sampled-.*", "judged-.*", "round-.*"), "run": ("done.json", "round-.*")}
 """Files whose draft, or whose place, is looked out for."""
 
@@ -256,13 +256,13 @@ def moment(draw: random.Random, kind: str, most: int) -> Callable[[Files, int, f
     if way < 0.1:
         delay = draw.uniform(0.0, 3.0)
         reached.append(0.0)
-    wanted = draw.randint(1, max(2, most // 2))
+    wanted = draw.randint(1, max(2, most // 3))
     name = draw.choice((*DRAFTS, *MORE_DRAFTS.get(kind, ())))
-    certain = re.compile(rf"(.*/)?(\.[\w-]+\.[0-9a-f]{{32}}\.)?{name}(/.*)?") if way > 0.5 else None
+    certain = re.compile(rf"(.*/)?(\.[\w-]+\.[0-9a-f]{{32}}\.)?{name}(/.*)?") if way > 0.6 else None
 
     def stop(new: Files, count: int, seconds: float) -> bool:
         found = any(certain.fullmatch(name) for name, _, _ in new) if certain else count >= wanted
-        if found and not reached:
+        if (found or count >= 0.9 * most) and not reached:
             reached.append(seconds)
         return bool(reached) and seconds >= reached[0] + delay
 

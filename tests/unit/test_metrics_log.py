@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lion_lightning.metrics_log import MetricsLog
 
 
-def logged(logger: CSVLogger, *rows: tuple[int, dict[str, float]]) -> Path:
+def logged(logger: CSVLogger, *rows: tuple[int, dict[str, Any]]) -> Path:
     for step, row in rows:
         logger.log_metrics(row, step)
         logger.save()
