@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lion_lightning.data.json_text import read_json
 from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.tool_calls import read_calls
+from lion_lightning.data.unused import printed
 from lion_lightning.models.chat_template import REASONING
 
 
@@ -116,7 +117,7 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     spoken = _either(own, "role", "from", name)
     role = _ROLES.get(spoken) if isinstance(spoken, str) else None
     if role is None:
-        raise ValueError(f"{name} has the role {spoken!r}; known roles are {', '.join(_ROLES)}")
+        raise ValueError(f"{name} has the role {repr(spoken)[:60]}; known roles are {', '.join(_ROLES)}")
     content = _joined(_either(own, "content", "value", name), name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
@@ -174,7 +175,9 @@ def _trained(own: dict[str, Any], role: str, name: str) -> bool:
         asked["masked"] = not _yes_or_no(own.pop("masked"), f"{name}.masked")
     for key in own:
         if _MAY_BE_A_FLAG.search(key.lower()) and str(own[key]).strip().lower() in _YES_OR_NO:
-            raise ValueError(f"{name}.{key} could mean that the turn is trained or that it is not; call it `train`")
+            raise ValueError(
+                f"{name}.{printed(key)} could mean that the turn is trained or that it is not; call it `train`"
+            )
     if len(set(asked.values())) > 1:
         raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(asked)}); keep one")
     if role != "assistant" and any(asked.values()):
@@ -188,7 +191,9 @@ def _trained(own: dict[str, Any], role: str, name: str) -> bool:
 def _yes_or_no(value: Any, name: str) -> bool:
     asked = _YES_OR_NO.get(str(value).strip().lower())
     if asked is None:
-        raise ValueError(f"{name} is {value!r}; a turn is trained (1 or true) or not (0 or false), and no share of it")
+        raise ValueError(
+            f"{name} is {repr(value)[:60]}; a turn is trained (1 or true) or not (0 or false), and no share of it"
+        )
     return asked
 
 

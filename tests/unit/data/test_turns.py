@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 
+from lion_lightning.data.formats import recognise
 from lion_lightning.data.row_notes import row_notes
+from lion_lightning.data.sources import Source, open_rows
 from lion_lightning.data.tool_calls import read_tools, without_nulls
 from lion_lightning.data.turns import Message, read_turns, unread_keys
 
@@ -145,6 +150,7 @@ def test_nulls_of_structs_go_at_any_depth_and_those_of_lists_stay() -> None:
         ({"tool_calls": [{"function": {"name": "a", "arguments": "{city: Oslo}"}}]}, r"arguments is not valid JSON"),
         ({"tool_calls": [{"function": {"name": "a", "arguments": "[1]"}}]}, r"arguments is list, not a JSON object"),
         ({"tool_calls": "call it"}, r"messages\[1\]\.tool_calls is not valid JSON"),
+        ({"tool_calls": [{"function": {"name": "a", "arguments": '{"a": ' * 900 + "1" + "}" * 900}}]}, "levels deep"),
         ({"tool_calls": [CALL], "function_call": {"name": "a"}}, "has both tool_calls and function_call"),
     ],
 )
@@ -197,3 +203,38 @@ def test_keys_that_no_template_reads_are_harmless_counted_or_refused() -> None:
         unread_keys([thought], lambda key: False)
     text = "not used: thinking of turns that are not trained, which the chat template does not read"
     assert notes["warning"] == {text: 1}
+
+
+def test_a_row_says_the_same_from_json_lines_and_from_parquet(tmp_path: Path) -> None:
+    def row(name: str, **arguments: Any) -> dict[str, Any]:
+        call = {"id": "call00001", "type": "function", "function": {"name": name, "arguments": arguments}}
+        schema = {"name": name, "parameters": {"properties": {key: {"type": "string"} for key in arguments}}}
+        return {
+            "messages": [
+                {"role": "user", "content": "?"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "content": "cold", "name": name},
+                {"role": "assistant", "content": "Cold.", "weight": 1},
+            ],
+            "tools": [{"type": "function", "function": schema}],
+        }
+
+    rows = [row("weather", city="Oslo"), row("add", a="1", b={"c": "2"})]  # Arrow gives each the keys of the other
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stored = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    (tmp_path / "exported.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stored))
+    assert "null" in (tmp_path / "exported.jsonl").read_text().replace('"content": null', "")
+    read = [
+        [
+            example
+            for each in open_rows(str(path)).take(np.arange(2))
+            for example in Source(str(path)).examples(each, read_one)
+        ]
+        for path in sorted(tmp_path.iterdir())
+    ]
+    assert read[0] == read[1] == read[2]
+
+
+def read_one(row: Any, columns: Any) -> list[Any]:
+    return [recognise(row, columns)]
