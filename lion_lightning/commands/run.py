@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from lion_lightning.pipeline.plan import read_plan
 from lion_lightning.pipeline.run import Runner
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -21,9 +24,17 @@ def main(arguments: list[str]) -> None:
     plan = read_plan(options.pipeline, changes, stage_options(rest))
     Runner(plan).run()
     if not options.no_report:
-        from lion_lightning.report import write_report
+        _report(plan.out)
 
-        print(f"wrote {write_report(plan.out)}")
+
+def _report(out: Path) -> None:
+    """Draw the report; what all stages have done is no failure because of it."""
+    from lion_lightning.report import write_report
+
+    try:
+        print(f"wrote {write_report(out)}")
+    except (ValueError, OSError) as error:
+        logger.warning("All stages are done, but there is no report: %s", error)
 
 
 def stage_options(arguments: list[str]) -> dict[str, str]:

@@ -80,7 +80,8 @@ def read_run(folder: Path) -> list[Chain]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give that of a run, e.g. runs/pipeline")
-    seeds = sorted(folder.glob("seed-*"), key=lambda path: int(path.name.partition("-")[2]))
+    numbered = [path for path in folder.glob("seed-*") if path.name.partition("-")[2].isdecimal()]
+    seeds = sorted(numbered, key=lambda path: int(path.name.partition("-")[2]))
     chains = [Chain(path.name, _stages(path)) for path in seeds] or [Chain(folder.name, _stages(folder))]
     found = [chain for chain in chains if chain.stages]
     if not found:
@@ -92,14 +93,19 @@ def read_run(folder: Path) -> list[Chain]:
 
 def _stages(folder: Path) -> list[Stage]:
     """The folder itself if a trainer logged there; else those within it, in the order in which they were begun."""
-    if _logs(folder):
+    if _traces(folder):
         return [read_stage(folder)]
-    stages = [path for path in folder.iterdir() if path.is_dir() and _logs(path)]
+    stages = [path for path in folder.iterdir() if path.is_dir() and _traces(path)]
     return [read_stage(path) for path in sorted(stages, key=_begun)]
 
 
 def _begun(folder: Path) -> float:
-    return min(path.stat().st_mtime for path in (folder / "stage.yaml", *_logs(folder)) if path.exists())
+    return min(path.stat().st_mtime for path in (folder / "stage.yaml", *_traces(folder)) if path.exists())
+
+
+def _traces(folder: Path) -> list[Path]:
+    """What shows that a stage ran: its logs, or that it is done. A short one may end before it logs anything."""
+    return [*_logs(folder), *folder.glob("done.json")]
 
 
 def read_stage(folder: Path) -> Stage:

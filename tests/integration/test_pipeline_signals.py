@@ -130,6 +130,14 @@ def test_a_stage_without_done_is_never_taken_for_done(
     assert "runs/two" not in said.out
 
 
+def test_a_report_that_cannot_be_drawn_is_said_and_fails_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Runner, "run", lambda self: None)
+    assert main(["run", "pipeline.yaml"]) == 0
+    assert "All stages are done, but there is no report: runs is no folder" in capfd.readouterr().err
+
+
 def test_a_stage_that_was_stopped_when_all_was_done_is_done(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

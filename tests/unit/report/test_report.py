@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lion_lightning.cli import main
+from lion_lightning.report import write_report
 from lion_lightning.report.accuracy import accuracy_of
 from lion_lightning.report.logs import Chain, read_run, read_stage
 from lion_lightning.report.page import Cell, page, table
@@ -45,6 +46,16 @@ def run(tmp_path: Path) -> Path:
         dpo_folder = tmp_path / f"seed-{seed}" / "dpo"
         log(dpo_folder, [{"step": 9, "train/rewards/margin": 0.5, "train/rewards/accuracy": 0.75}], version=1)
     return tmp_path
+
+
+def test_a_stage_that_ended_before_it_logged_anything_is_in_the_report(tmp_path: Path) -> None:
+    stage(tmp_path / "dpo", 0.5, {"spell": 0.5})
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "done.json").write_text('{"seconds": 3}')
+    (tmp_path / "seed-old").mkdir()  # somebody else's
+    (chain,) = read_run(tmp_path)
+    assert {each.name: each.seconds for each in chain.stages} == {"sft": 3, "dpo": None}
+    assert write_report(tmp_path).exists()
 
 
 def test_accuracies_and_gains_are_means_over_the_seeds_with_t_intervals(run: Path) -> None:
