@@ -15,6 +15,7 @@ from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.prompts import Asked, PromptPool
 from lion_lightning.data.readers import digest
 from lion_lightning.models.serving import Serving
+from lion_lightning.printing import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +170,10 @@ def what_decides(callback: Any, served: Serving, data: OnPolicyDataModule, asked
 
 
 def identity_of(part: Any) -> Any:
-    """What decides what a sampler or judge does: what it says itself, else its name."""
-    return part.identity() if hasattr(part, "identity") else f"{type(part).__module__}.{type(part).__qualname__}"
+    """What decides what a sampler or judge does: what it says itself, else its name. It is kept with the round."""
+    if not hasattr(part, "identity"):
+        return f"{type(part).__module__}.{type(part).__qualname__}"
+    return without_secrets(part.identity())  # a verifier of the user's may hold a key
 
 
 def on_policy_data(trainer: Trainer) -> OnPolicyDataModule:

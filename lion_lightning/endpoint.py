@@ -167,8 +167,9 @@ class Endpoint:
                 reason = f"{error.code} {reason}"
             except (URLError, HTTPException, OSError, _NoJSONError) as error:
                 reason = self._clean(str(getattr(error, "reason", error)) or type(error).__name__)
+        tries = f"{self.retries + 1} {'tries' if self.retries else 'try'}"
         raise ConnectionError(
-            f"{self.url}: no answer after {self.retries + 1} tries in {time.monotonic() - started:.0f} s ({reason}); "
+            f"{self.url}: no answer after {tries} in {time.monotonic() - started:.0f} s ({reason}); "
             "start the server or correct `url`"
         )
 

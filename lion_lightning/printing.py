@@ -15,8 +15,11 @@ HIDDEN = "***"
 
 _SECRET = r"api[_-]?(?:key|token)|access[_-]?(?:key|token)|(?:auth|hf)[_-]?token|passw(?:or)?d|passphrase|secret"
 _USER = re.compile(r"(?<=://)(?:[^\s'\"<>/]*|[^\s'\"<>/@:]*:[^\s'\"<>]*)@")
-_QUERY = re.compile(r"([?&;][\w.%-]*(?:key|token|secret|passw|sig|auth|credential)[\w.%-]*=)[^&\s'\"#]+", re.IGNORECASE)
+_QUERY = re.compile(
+    r"([?&;][\w.%-]*(?:key|token|secret|passw|sig|auth|credential)[\w.%-]*=)[^&\s'\"#,;)]+", re.IGNORECASE
+)
 _GIVEN = re.compile(rf"((?:{_SECRET})(?:\s*=\s*|['\"]\s*[:=]\s*)['\"]?)[^\s'\",;&}}]+", re.IGNORECASE)
+_OPTION = re.compile(rf"(--[\w.-]*(?:{_SECRET})[= ])\S+", re.IGNORECASE)
 _BEARER = re.compile(r"(\bBearer\s+)[\w.~+/=-]{8,}")
 _KNOWN = re.compile(r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,})")
 _NAMED = re.compile(rf"(?:.*[._-])?(?:{_SECRET})", re.IGNORECASE)
@@ -43,7 +46,7 @@ def redacted(text: str) -> str:
         text: What is going to be shown or written.
     """
     text = _USER.sub(f"{HIDDEN}@", text)
-    for pattern in (_QUERY, _GIVEN, _BEARER):
+    for pattern in (_QUERY, _GIVEN, _OPTION, _BEARER):
         text = pattern.sub(rf"\1{HIDDEN}", text)
     return _KNOWN.sub(HIDDEN, text)
 
@@ -72,6 +75,28 @@ def literal(text: str, most: int | None = None, style: str = "") -> Text:
     return Text(harmless(shown), style, overflow="fold")
 
 
+def is_secret(name: Any) -> bool:
+    """Whether a setting of this name is a key or a password: ``api_key``, ``db_password``, ``hf_token``.
+
+    Args:
+        name: Of the setting.
+    """
+    return _NAMED.fullmatch(str(name)) is not None
+
+
+def without_secrets(value: Any) -> Any:
+    """A structure of plain data in which settings that are named like secrets have no value.
+
+    Args:
+        value: Mappings, lists, plain values.
+    """
+    if isinstance(value, Mapping):
+        return {name: HIDDEN if is_secret(name) else without_secrets(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(inner) for inner in value]
+    return value
+
+
 def redacted_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line in which no option has a key or a password as its value.
 
@@ -79,7 +104,7 @@ def redacted_arguments(arguments: Sequence[str]) -> list[str]:
         arguments: Of a process.
     """
     before = ["", *arguments]
-    named = (one.startswith("--") and _NAMED.fullmatch(one) is not None for one in before)
+    named = (one.startswith("--") and is_secret(one) for one in before)
     return [HIDDEN if secret else redacted(one) for secret, one in zip(named, arguments, strict=False)]
 
 
@@ -107,7 +132,7 @@ def _secrets(config: Any, place: str) -> Iterator[tuple[str, str]]:
     if isinstance(config, Mapping):
         for name, value in config.items():
             inner = f"{place}.{name}" if place else str(name)
-            if isinstance(value, str) and value and _NAMED.fullmatch(str(name)):
+            if isinstance(value, str) and value and is_secret(name):
                 yield inner, "this is a key or a password"
             yield from _secrets(value, inner)
     elif isinstance(config, list | tuple):

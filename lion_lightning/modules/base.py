@@ -7,6 +7,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +35,7 @@ from lion_lightning.modules.process import require_rows_of, require_sharded, sha
 from lion_lightning.modules.rates import RateWatch
 from lion_lightning.modules.run_length import accumulation, run_length
 from lion_lightning.modules.schedules import WarmupSchedule
+from lion_lightning.printing import is_secret
 from lion_lightning.types import LossOutput, PackedBatch
 
 AGREED = (
@@ -84,7 +86,8 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         super().__init__()
         with warnings.catch_warnings():  # a loss among the hyper-parameters is meant: see _plain
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
-            self.save_hyperparameters()
+            secret = [name for name in signature(type(self).__init__).parameters if is_secret(name)]
+            self.save_hyperparameters(ignore=secret)  # they would be in each checkpoint, and in hparams.yaml
         self.policy_spec = PolicySpec.of(policy)
         self.tokenizer_spec = _as_tokenizer_spec(tokenizer, self.policy_spec)
         self.optimizer_factory = optimizer

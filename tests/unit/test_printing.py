@@ -21,6 +21,7 @@ from lion_lightning.printing import PrintableFormatter, redacted, redacted_argum
         ("CometLogger(api_key='abcd', name='x')", "CometLogger(api_key='***', name='x')"),
         ("{'api_key': 'abcd', 'n': 1}", "{'api_key': '***', 'n': 1}"),
         ("b'Bearer abcdefghijkl'", "b'Bearer ***'"),
+        ("unrecognized arguments: --x.password hunter2 --n 3", "unrecognized arguments: --x.password *** --n 3"),
         ("key sk-abcdefghijklmnop12 and hf_abcdefghijklmnopqr", "key *** and ***"),
     ],
 )

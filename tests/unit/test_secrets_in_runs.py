@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
+from lion_lightning import SFTModule
 from lion_lightning.callbacks.provenance import surroundings
+from lion_lightning.callbacks.round_plan import identity_of
 from lion_lightning.cli import main
+from lion_lightning.judges import VerifierJudge
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.pipeline.plan import read_plan
+from tests import tiny
 
 SECRET = "hunter2-hunter2"
 
@@ -95,6 +101,29 @@ def test_an_evaluation_takes_no_secret_either(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr()
     assert SECRET not in shown.out + shown.err
     assert "sampler.init_args.url" in shown.err
+
+
+def test_a_secret_argument_of_a_module_is_in_no_checkpoint(tmp_path: Path) -> None:
+    class Keyed(SFTModule):
+        def __init__(self, policy: PolicySpec, tokenizer: TokenizerSpec, api_key: str, temperature: float) -> None:
+            super().__init__(policy, tokenizer)
+            self.api_key = api_key
+
+    module = Keyed(PolicySpec(config=tiny.config()), TokenizerSpec("none"), api_key=SECRET, temperature=0.5)
+    assert module.api_key == SECRET
+    assert dict(module.hparams)["temperature"] == 0.5
+    assert SECRET not in str(module.hparams)
+
+
+def test_a_round_says_nothing_of_a_judge_s_key() -> None:
+    class Asks:
+        def __init__(self) -> None:
+            self.api_key, self.model = SECRET, "m"
+
+        def __call__(self, prompt: Any, answer: str) -> bool:
+            return True
+
+    assert identity_of(VerifierJudge(Asks()))["settings"] == {"api_key": "***", "model": "m"}
 
 
 def test_provenance_holds_neither_the_environment_nor_keys_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
