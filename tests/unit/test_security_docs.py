@@ -52,7 +52,11 @@ ALLOWED = {
     "models/chat_template.py": {"renders jinja": "it is only parsed"},
     "models/checkpoint_folders.py": {"unpickles": "classes that torch writes there, and no others"},
 }
-OWN = {"planning/sizes.py": "the system's own account of this process"}
+OWN = {
+    "metrics_log.py": "the log that the same process writes",
+    "planning/sizes.py": "the system's account of this process",
+}
+"""Modules that read nothing of others."""
 
 
 def name_of(path: Path) -> str:
@@ -98,9 +102,11 @@ def table_rows() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_every_module_that_reads_is_in_the_table_and_no_other() -> None:
+def test_every_module_that_reads_is_in_the_table() -> None:
     listed = {name for row in table_rows() for name in re.findall(r"`([\w/]+\.py)`", row[0])}
-    assert listed == readers().keys()
+    missing = readers().keys() - listed
+    assert not missing, f"{missing}: add a row to the table of docs/security.md, with a hostile test"
+    assert listed <= set(map(name_of, FILES))
 
 
 def test_every_row_of_the_table_names_hostile_tests_that_are_there() -> None:
