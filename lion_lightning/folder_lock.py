@@ -8,6 +8,8 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +60,15 @@ class FolderLock:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}) + "\n")
         file.flush()
+
+    @contextmanager
+    def held(self, patience: float = 0.0) -> Iterator[None]:
+        """Hold the lock for a while; see :meth:`acquire`."""
+        self.acquire(patience)
+        try:
+            yield
+        finally:
+            self.release()
 
     @property
     def inherited(self) -> tuple[int, ...]:

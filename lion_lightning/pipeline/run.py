@@ -60,13 +60,9 @@ class Runner:
             Stopped: If a stage was stopped by a signal.
             ValueError: If a folder holds the work of another config, or another process works there.
         """
-        self._folder.acquire(PATIENCE_SECONDS)
-        try:
-            with self._stages_stopped_on_errors():
-                self._check()
-                self._run_chains()
-        finally:
-            self._folder.release()
+        with self._folder.held(PATIENCE_SECONDS), self._stages_stopped_on_errors():
+            self._check()
+            self._run_chains()
 
     def _check(self) -> None:
         """Find out what would fail in hours, in a process that gives its memory back."""
@@ -177,7 +173,7 @@ class Runner:
             with self._lock:
                 self._stopped.set()
                 running = [process for process in self._processes if process.poll() is None]
-            _stop(running, _signal_of(error))
+            stop(running, _signal_of(error))
             raise
 
 
@@ -198,8 +194,14 @@ def _signal_of(error: BaseException) -> int:
     return signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
 
 
-def _stop(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
-    """Pass a signal on and wait; further ones that come meanwhile are passed on too, and a stage does not wait then."""
+def stop(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
+    """Pass a signal on and wait. A second one is passed on too, and does not wait for a step; a third one kills.
+
+    Args:
+        processes: Those that are to stop.
+        signum: The first signal.
+    """
+    came = 1
     for process in processes:
         process.send_signal(signum)
     for process in processes:
@@ -207,5 +209,6 @@ def _stop(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
             try:
                 process.wait()
             except (Stopped, KeyboardInterrupt) as again:
+                came += 1
                 for other in processes:
-                    other.send_signal(_signal_of(again))
+                    other.send_signal(_signal_of(again) if came < 3 else signal.SIGKILL)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 
 from lion_lightning.cli import main
 from lion_lightning.pipeline.plan import StagePlan
-from lion_lightning.pipeline.run import Runner
+from lion_lightning.pipeline.run import Runner, stop
 from tests import tiny
 
 STAGE = {
@@ -173,3 +174,14 @@ def test_a_stage_that_the_system_ended_is_named_with_the_signal(
     monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: -signal.SIGKILL)
     assert main(["run", "pipeline.yaml", "--no-report"]) == 2
     assert "runs/one: the stage was ended by SIGKILL; run the same again" in capfd.readouterr().err
+
+
+def test_a_stage_that_does_not_stop_is_killed_by_the_third_signal() -> None:
+    deaf = "import signal, time\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\nprint(flush=True)\ntime.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    for after in (0.2, 1.0):
+        threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
+    stop([process], signal.SIGINT)
+    assert process.returncode == -signal.SIGKILL
