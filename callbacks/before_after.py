@@ -131,10 +131,17 @@ class BeforeAfter(Callback):
         return {name: snapshot and snapshot._asdict() for name, snapshot in kept.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back from a checkpoint (Lightning calls this)."""
-        self.before, self._validated = (
-            Snapshot(**state_dict[name]) if state_dict[name] else None for name in ("before", "validated")
-        )
+        """Take them back from a checkpoint (Lightning calls this).
+
+        Raises:
+            ValueError: It holds something else.
+        """
+        try:
+            self.before, self._validated = (
+                Snapshot(**state_dict[name]) if state_dict[name] else None for name in ("before", "validated")
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the checkpoint's state of BeforeAfter is odd ({error!r}); take another one") from error
 
     def _snapshot(self, trainer: Trainer, module: AlignmentModule) -> Snapshot:
         validated = self._validated or _NOTHING._replace(step=trainer.global_step)

@@ -70,8 +70,14 @@ class SampleTable(Callback):
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting (Lightning calls this)."""
-        self._validations = state_dict["validations"]
+        """Go on counting (Lightning calls this).
+
+        Raises:
+            ValueError: The checkpoint has no number.
+        """
+        if not isinstance(count := state_dict.get("validations"), int):
+            raise ValueError(f"the checkpoint's state of SampleTable is odd (validations: {count!r}); take another one")
+        self._validations = count
 
     def _log(self, trainer: Trainer, rows: Sequence[tuple[str, str]]) -> None:
         line = {"step": trainer.global_step, "answers": dict(rows)}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lion_lightning.models.checkpoints import PREFIX
 from lion_lightning.models.pieces import unwrapped
-from lion_lightning.models.settings import spec_from
+from lion_lightning.models.settings import check_types, spec_from
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 
@@ -69,6 +69,39 @@ def read_entry(checkpoint: object, trust_remote_code: bool) -> LionEntry:
         tokenizer=replace(tokenizer, trust_remote_code=trust_remote_code),
         asked_for_code=policy.trust_remote_code or tokenizer.trust_remote_code,
     )
+
+
+def require_plain_entry(checkpoint: Mapping[str, Any], where: object) -> None:
+    """Refuse to go on from a checkpoint whose entry is none, or whose parts are of other types than they were.
+
+    Args:
+        checkpoint: As it was loaded; one of another make may have no entry.
+        where: The file, for the message.
+
+    Raises:
+        ValueError: It is odd; the message names the part.
+    """
+    given = checkpoint.get("lion", {})
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"{where}: its `lion` entry is a {type(given).__name__}, not a mapping; take another checkpoint"
+        )
+    known = {one.name for one in fields(_Parts)}
+    check_types(_Parts, {name: given[name] for name in known & given.keys()}, f"{where}: `lion`")
+
+
+@dataclass
+class _Parts:
+    """What a resume reads of an entry."""
+
+    module: str
+    settings: dict[str, Any]
+    config: dict[str, Any]
+    reference: dict[str, Any]
+    start: dict[str, Any]
+    base: str | None
+    rewound: bool
+    epoch_kl: float | None
 
 
 def policy_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -22,9 +22,11 @@ from lion_lightning.models.bases import base_digest, base_names, has_base, requi
 from lion_lightning.models.cached import has_adapters
 from lion_lightning.models.checkpoint_files import require_whole
 from lion_lightning.models.checkpoint_io import require_training
+from lion_lightning.models.lion_entry import require_plain_entry
 from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.stored_weights import all_tensors, require_finite
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.averaging import warn_of_no_average
 from lion_lightning.modules.dev_run import restore_last, suspend_last
@@ -99,6 +101,8 @@ class PolicyCheckpoints(LightningModule):
         """Let the run's own settings be used, and know the base before anybody changes it (Lightning calls this)."""
         self._run_settings.apply(self.trainer)
         self._suspended = suspend_last(self.trainer)
+        if self._resumed is not None:
+            require_finite(str(self.trainer.ckpt_path), all_tensors(self.policy_model))
         if has_base(self.policy_spec) and self._base is None:
             self._base = base_digest(self.policy_spec)
 
@@ -129,6 +133,7 @@ class PolicyCheckpoints(LightningModule):
                 of others as its own.
         """
         if self._trainer is not None:
+            require_plain_entry(checkpoint, self.trainer.ckpt_path)
             require_own_paths(checkpoint, self.trainer)
             self._refuse_other(checkpoint)
         wanted = checkpoint.get("lion", {}).get("base")

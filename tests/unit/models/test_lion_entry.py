@@ -16,7 +16,7 @@ from lion_lightning.models.export import export_checkpoint
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
-from tests.tiny import config, policy, tokenizer_folder
+from tests.tiny import Rows, config, policy, row, tokenizer_folder, trainer
 
 
 @pytest.fixture
@@ -175,6 +175,50 @@ def test_an_odd_entry_is_one_line_that_names_what_is_odd(name: str, checkpoint: 
     keeps = name not in ("a list", "text", "empty")
     change(checkpoint, lambda content: content.update(lion={**content["lion"], **wrong} if keeps else wrong))
     refused(checkpoint, said)
+
+
+def resumed(folder: Path, how: Callable[[dict[str, Any]], Any]) -> None:
+    """Go on, for a step, from a checkpoint of two that was changed."""
+
+    def module() -> SFTModule:
+        return SFTModule(PolicySpec(config=config()), TokenizerSpec(str(folder / "tokenizer")))
+
+    tokenizer_folder(folder / "tokenizer")
+    run, rows = trainer(max_steps=2), Rows([row(seed=seed) for seed in range(4)])
+    run.fit(module(), rows)
+    run.save_checkpoint(folder / "odd.ckpt")
+    change(folder / "odd.ckpt", how)
+    trainer(max_steps=3).fit(module(), rows, ckpt_path=folder / "odd.ckpt")
+
+
+ODD_RESUMES: dict[str, Any] = {
+    "its `lion` entry is a list": [1],
+    "its `lion` entry is a NoneType": None,
+    "`lion`.base: 3 cannot be used": {"base": 3},
+    "`lion`.reference: .1. cannot be used": {"reference": [1]},
+    "`lion`.config: 'x' cannot be used": {"config": "x"},
+    "`lion`.settings: .1. cannot be used": {"settings": [1]},
+    "`lion`.module: 3 cannot be used": {"module": 3},
+}
+
+
+@pytest.mark.parametrize("said", ODD_RESUMES)
+def test_an_odd_entry_is_one_line_on_resume_too(said: str, tmp_path: Path) -> None:
+    wrong = ODD_RESUMES[said]
+
+    def how(content: dict[str, Any]) -> None:
+        content["lion"] = {**content["lion"], **wrong} if isinstance(wrong, dict) else wrong
+
+    with pytest.raises(ValueError, match=rf"odd\.ckpt: {said}"):
+        resumed(tmp_path, how)
+
+
+def test_training_does_not_go_on_from_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    def how(content: dict[str, Any]) -> None:
+        content["state_dict"]["policy.model.model.norm.weight"][3] = float("nan")
+
+    with pytest.raises(ValueError, match=r"odd\.ckpt: .*model\.norm\.weight holds NaN"):
+        resumed(tmp_path, how)
 
 
 @pytest.mark.parametrize("state", [None, [1], {}, {"policy.model.lm_head.weight": "text"}])
