@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "agreement": set[str](),
     "stopping": set[str](),
     "folder_lock": set[str](),
+    "metrics_log": {"cache"},
     "readiness": {"types"},
     "threads": set[str](),
     "losses": _CORE,
