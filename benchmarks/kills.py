@@ -341,6 +341,7 @@ def _steps(stage: Path) -> int:
 
 def differences(run: Path, whole: Path) -> Iterator[str]:
     """What of a finished run is not what the undisturbed one has."""
+    yield from (f"{path.relative_to(run)} left" for path in _old_drafts(run))
     stages = [Path("out", name) for name in KINDS[:-1]] if (whole / "out" / "sft").exists() else [Path("out")]
     for stage in stages:
         one, other, name = run / stage, whole / stage, stage.name
@@ -348,6 +349,12 @@ def differences(run: Path, whole: Path) -> Iterator[str]:
         yield from (f"{name}: {what}" for what in _logs(one, other))
         yield from (f"{name}: {what}" for what in _exports(one / "export", other / "export"))
         yield from (f"{name}: {what}" for what in _rounds(one, other))
+
+
+def _old_drafts(run: Path) -> list[Path]:
+    """What kills have left; the last start removed all that was not of its own making."""
+    hidden = [path for folder in ("out", "cache") for path in (run / folder).rglob(".*")]
+    return [path for path in hidden if re.fullmatch(r"\.[\w-]+\.[0-9a-f]{32}\..+", path.name)]
 
 
 def _states(one: Path, other: Path) -> Iterator[str]:

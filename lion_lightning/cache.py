@@ -25,7 +25,7 @@ except ImportError:  # Windows
 _HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]
 _DRAFT = re.compile(r"\.(?:(?P<host>[\w-]*)\.)?[0-9a-f]{32}\..+")
 _DAY = 24 * 3600.0
-_GRACE = 5.0  # between the making of a draft and its lock
+_GRACE = 1.0  # between the making of a draft and its lock
 
 
 def cache_folder(kind: str, cache_dir: str | Path | None = None) -> Path:
@@ -122,7 +122,7 @@ def replace_folder(draft: Path, path: Path, old: Path | None = None) -> None:
     remove(old)
 
 
-def remove_drafts(*folders: Path) -> None:
+def remove_drafts(*folders: Path, files_only: bool = False) -> None:
     """Remove the drafts that killed writers left, and none that a living one is writing.
 
     A writer holds a lock on its draft, which the system takes away however the writer ends. Through a network folder
@@ -130,10 +130,11 @@ def remove_drafts(*folders: Path) -> None:
 
     Args:
         folders: Where to look; not in the folders within them.
+        files_only: Whether to let drafts of folders be.
     """
     for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
         found = _DRAFT.fullmatch(path.name)
-        if found and _abandoned(path, ours=found["host"] == _HOST):
+        if found and not (files_only and path.is_dir()) and _abandoned(path, ours=found["host"] == _HOST):
             remove(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,10 @@ from uuid import uuid4
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
+from lion_lightning.cache import remove
 from lion_lightning.meeting import ALONE, Meeting, RankLostError
+
+_DAY = 24 * 3600.0
 
 
 @contextmanager
@@ -58,6 +62,7 @@ def _meet(trainer: Trainer, folder: Path) -> Meeting:
     if trainer.is_global_zero:
         with suppress(OSError):  # whoever writes there later says what is wrong, and how to mend it
             folder.mkdir(parents=True, exist_ok=True)
+            _remove_old_notes(folder)
             sign.touch()
     strategy.barrier()
     shared = strategy.reduce_boolean_decision(sign.exists(), all=True)
@@ -66,6 +71,15 @@ def _meet(trainer: Trainer, folder: Path) -> Meeting:
     if shared:
         return Meeting(folder, trainer.global_rank, trainer.world_size, attempt)
     return Meeting(folder, trainer.local_rank, trainer.num_devices, attempt)
+
+
+def _remove_old_notes(folder: Path) -> None:
+    """Remove what ranks that were killed have left: nobody has given a sign of life there for a day."""
+    for path in [*folder.glob("meeting-*"), *folder.glob("sign-*")]:
+        with suppress(OSError):  # another start may be doing the same
+            last = max(part.stat().st_mtime for part in (path, *path.glob("*")))
+            if time.time() - last > _DAY:
+                remove(path)
 
 
 def _gather(text: str | None) -> list[str | None]:

@@ -7,11 +7,12 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from lion_lightning.cache import cache_folder, replacing, writing
+from lion_lightning.cache import cache_folder, remove_drafts, replacing, writing
 from lion_lightning.endpoint import Endpoint
 from lion_lightning.judges.pairwise import distinct, standings
 from lion_lightning.judges.text import as_question, check_template
@@ -125,6 +126,8 @@ class _LLM(ABC):
         bodies = [self._body(question, seed) for question in questions]
         files = [self._file(body) for body in bodies]
         todo = [place for place, file in enumerate(files) if not file.exists()]
+        if todo:
+            _tidy(cache_folder("judgements", self.cache_dir))
         for start in range(0, len(todo), 4 * self.endpoint.concurrency):  # what is answered is kept, in portions
             part = todo[start : start + 4 * self.endpoint.concurrency]
             replies = self.endpoint.post_all(ROUTE, [bodies[place] for place in part], "judge")
@@ -282,6 +285,12 @@ def _kept(file: Path) -> str:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: a damaged reply of a judge; remove it, and it is asked for again") from error
+
+
+@cache
+def _tidy(folder: Path) -> None:
+    """Remove what killed runs have left of replies, once a process."""
+    remove_drafts(*folder.iterdir() if folder.is_dir() else ())
 
 
 def _keep(file: Path, text: str) -> None:

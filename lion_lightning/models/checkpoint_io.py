@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 from lion_lightning.cache import checksum, remove_drafts, replacing, replacing_folder
@@ -33,6 +34,20 @@ def use_checked_checkpoints(strategy: Strategy) -> None:
         checked = _CheckedFolders(strategy)
         strategy.save_checkpoint = checked.save_checkpoint  # type: ignore[method-assign]
         strategy.load_checkpoint = checked.load_checkpoint  # type: ignore[method-assign]
+
+
+def remove_left_drafts(trainer: Trainer) -> None:
+    """Remove what killed runs have left of files under the trainer's root folder, and of its checkpoints.
+
+    Drafts of checkpoints that are folders stay until the next is saved: one of them may be all that there is.
+
+    Args:
+        trainer: On rank 0, before it trains.
+    """
+    root = Path(trainer.default_root_dir)
+    remove_drafts(root, root / "rounds", root / "evaluation", *root.glob("lightning_logs/*"))
+    saved = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    remove_drafts(*(Path(folder) for folder in saved if folder and "://" not in str(folder)), files_only=True)
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):

@@ -20,7 +20,7 @@ from torch.optim import AdamW, Optimizer
 
 from lion_lightning.agreement import require_agreement
 from lion_lightning.functional import segment_parents
-from lion_lightning.models.checkpoint_io import use_checked_checkpoints
+from lion_lightning.models.checkpoint_io import remove_left_drafts, use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids, token_embeddings
 from lion_lightning.models.pieces import share, unwrapped
 from lion_lightning.models.policy import PolicyModel, position_limit
@@ -152,6 +152,8 @@ class AlignmentModule(PolicyCheckpoints, ABC):
         """Refuse ranks that were started with different settings, and bad checkpoints (Lightning calls this)."""
         super().setup(stage)
         use_checked_checkpoints(self.trainer.strategy)
+        if stage == "fit" and self.trainer.is_global_zero:
+            remove_left_drafts(self.trainer)
         self.require_data(getattr(self.trainer, "datamodule", None))
         require_agreement("model", self.hparams)
         require_agreement("trainer", {name: getattr(self.trainer, name) for name in AGREED})

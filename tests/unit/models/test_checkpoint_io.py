@@ -17,8 +17,9 @@ from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy, Str
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from lion_lightning import SFTModule
+from lion_lightning.cache import replacing
 from lion_lightning.lightning_cli import LionCLI
-from lion_lightning.models.checkpoint_io import CheckedCheckpointIO, use_checked_checkpoints
+from lion_lightning.models.checkpoint_io import CheckedCheckpointIO, remove_left_drafts, use_checked_checkpoints
 from lion_lightning.strategies import FSDP2Strategy
 from tests.unit.callbacks.conftest import Bench
 
@@ -132,6 +133,24 @@ def test_nothing_is_fetched_from_an_address(bench: Bench, address: str) -> None:
         bench.fit(bench.trainer(max_steps=3), ckpt_path=address)
     with pytest.raises(ValueError, match="an address, and checkpoints are read from disk only"):
         SFTModule.load_from_checkpoint(address)
+
+
+def test_a_run_removes_what_killed_ones_left_of_its_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lion_lightning.cache._GRACE", -1.0)
+    root, saved = bench.folder / "run", bench.folder / "checkpoints"
+    places = [root, root / "rounds", root / "lightning_logs" / "version_0", saved]
+    with replacing(bench.folder / "x") as draft:
+        name = draft.name  # as a killed run would have left it
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("half")
+    (saved / f"{name}.ckpt").mkdir()  # a checkpoint of ranks, which may be all that there is
+    trainer = bench.trainer(ModelCheckpoint(saved), enable_checkpointing=True)
+    remove_left_drafts(trainer)
+    assert not any((place / name).exists() for place in places)
+    assert (saved / f"{name}.ckpt").exists()
+    bench.fit(trainer)
+    assert names(saved) == ["epoch=0-step=6.ckpt"]
 
 
 @pytest.mark.parametrize("place", ["dirpath", "version", "slurm"])
