@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lion_lightning.cache import replacing, writing
-from lion_lightning.models.model_configs import stored_config
+from lion_lightning.models.spec import PolicySpec
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,8 @@ def _language_model(model: str, settings: HarnessSettings) -> Any:
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    stored_config(model, None, settings.trust_remote_code)  # what no file may ask for is refused here
+    # Built here first, and let go: the harness would draw weights that the files lack, and read NaN, without a word.
+    PolicySpec(model, dtype="bfloat16", trust_remote_code=settings.trust_remote_code).build()
     return HFLM(
         pretrained=model,
         device="cuda" if torch.cuda.is_available() else "cpu",  # its own default is CUDA, there or not

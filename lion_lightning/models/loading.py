@@ -50,9 +50,9 @@ class WeightFiles:
             ValueError: Their index is none.
         """
         found = partial(cached_file, source, revision=revision, _raise_exceptions_for_missing_entries=False)
-        single = found(SAFE_WEIGHTS_NAME)  # first, as transformers has it: an index may be left from another save
-        if single is None and (index := found(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-            places = weight_files(Path(index))
+        single, index = found(SAFE_WEIGHTS_NAME), found(SAFE_WEIGHTS_INDEX_NAME)
+        places = {} if index is None else weight_files(Path(index))
+        if single is None and places:  # the single file first, as transformers has it: an index may be of another save
             files = {file: Path(str(cached_file(source, file, revision=revision))) for file in set(places.values())}
             return cls({name: files[file] for name, file in places.items()})
         path = Path(single or str(cached_file(source, SAFE_WEIGHTS_NAME, revision=revision)))

@@ -122,9 +122,10 @@ def foreign() -> str:
 
 
 def no_numbers(rank: int, world: int, folder: Path) -> dict[str, str]:
-    """What is said of a weight that is none, which one rank alone holds: read from a file, and at the end of a run."""
+    """What is said of a file that lacks a weight, and of one that is none, which one rank alone holds."""
     said = {}
-    for name, start, rate in (("loaded", PolicySpec(str(folder / "broken")), 0.1), ("trained", config(), 1e30)):
+    lacking, broken = (PolicySpec(str(folder / name)) for name in ("lacking", "broken"))
+    for name, start, rate in (("lacking", lacking, 0.1), ("loaded", broken, 0.1), ("trained", config(), 1e30)):
         spec = start if isinstance(start, PolicySpec) else PolicySpec(config=start)
         module = SFTModule(spec, TokenizerSpec(str(folder)), optimizer=partial(torch.optim.SGD, lr=rate))
         ranks: dict[str, Any] = {"strategy": FSDP2Strategy(), "devices": world, "default_root_dir": folder / name}
@@ -141,10 +142,12 @@ def test_every_rank_says_why_in_a_line(tmp_path: Path) -> None:
     with torch.no_grad():
         broken.model.layers[1].mlp.down_proj.weight[-1, 0] = float("nan")  # the last rank's row
     broken.save_pretrained(tmp_path / "broken")
+    broken.save_pretrained(tmp_path / "lacking", state_dict=dict(list(broken.state_dict().items())[:-1]))
     rows = (f'{{"instruction": "w3 w4", "output": "w5 w{number}"}}\n' for number in range(8))
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     fit(tmp_path, Case(""), 0, "alone.ckpt", world=1)
     for said in run_ranks(refused, tmp_path, tmp_path):
+        assert "lacking: its weights do not fit the model: missing lm_head.weight" in said["lacking"]
         assert "broken: model.layers.1.mlp.down_proj.weight holds NaN" in said["loaded"]
         assert "nothing was exported: the policy: model.embed_tokens.weight holds NaN" in said["trained"]
         assert "BoringModel's leaves layer.weight, layer.bias whole" in said["somebody else's module"]

@@ -7,13 +7,23 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lion_lightning.commands.harness import main
-from lion_lightning.evaluation.harness import Figure, HarnessSettings, Task, parse_task, read_figures, run_tasks
+from lion_lightning.evaluation.harness import (
+    Figure,
+    HarnessSettings,
+    Task,
+    _language_model,
+    parse_task,
+    read_figures,
+    run_tasks,
+)
 from lion_lightning.models.serving import Serving
 from lion_lightning.models.tokenizer import TokenizerSpec
 from tests import tiny
@@ -74,6 +84,25 @@ def test_without_the_harness_one_line_says_what_to_install(folder: Path, monkeyp
     monkeypatch.delitem(sys.modules, "lm_eval.tasks", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lion-lightning\[harness\]'"):
         main([str(folder)])
+
+
+def test_a_model_that_lacks_weights_is_refused_before_the_harness_draws_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    module = ModuleType("lm_eval.models.huggingface")
+    module.HFLM = lambda pretrained, **_: made.append(pretrained)  # type: ignore[attr-defined]
+    for name in ("lm_eval", "lm_eval.models", "lm_eval.models.huggingface"):
+        monkeypatch.setitem(sys.modules, name, module)
+    tiny.policy().causal_lm.save_pretrained(tmp_path)
+    _language_model(str(tmp_path), HarnessSettings())
+    assert made == [str(tmp_path)]
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing model\.norm\.weight"):
+        _language_model(str(tmp_path), HarnessSettings())
+    assert made == [str(tmp_path)]
 
 
 # --- for real: tasks in files of our own, a tiny model, no network
