@@ -57,8 +57,10 @@ def recognise(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     Forms are told apart by the keys of the row (a key whose value is null counts as absent): ``messages``, ShareGPT
     ``conversations``, Alpaca ``instruction``/``input``/``output``, ``prompt``/``completion`` (both text, or both lists
     of messages), ``question``/``answer``, ``text``. Of several that fit, the one that uses most of ``columns`` is
-    taken, then the first in that order. Keys that the form does not know are ignored. A ``system`` column beside
-    ``conversations``, ``instruction`` or ``question`` becomes the system turn.
+    taken, then the first in that order. In every chat a ``system`` column becomes the system turn; ``tools`` (or
+    ``functions``) and ``chat_template_kwargs`` go to the template. ``input`` stands behind an instruction or question,
+    the rounds of ``history`` before it. Turns and lists may be JSON text. What becomes of any other column:
+    :mod:`lion_lightning.data.unused`.
 
     An assistant turn may open a conversation: conversations cut out of longer ones, as ShareGPT's are, often start so.
 

@@ -101,6 +101,7 @@ def spelled_out(value: Any, name: str) -> Any:
         return value
     try:
         parsed = read_json(value, name)
+        parsed = read_json(parsed, name) if isinstance(parsed, str) else parsed  # JSON text was written as JSON again
     except ValueError:
         return value
     turns = parsed if isinstance(parsed, list) else [parsed]
@@ -115,7 +116,7 @@ def is_message(value: Any) -> bool:
 _SPEAKER = {"role", "from"}
 _SAID = {"content", "value", "tool_calls", "function_call"}
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep, as no row of text is"
-_MAY_BE_MESSAGES = re.compile(r'\s*(\[\s*)?\{\s*"')
+_MAY_BE_MESSAGES = re.compile(r'\s*"?\s*(\[\s*)?\{\s*\\?"')
 _PRINTED = re.compile(r"\s*\[\s*\{\s*'(role|from|content|value)'\s*:.*\}\s*\]\s*$", re.DOTALL)
 
 

@@ -11,7 +11,7 @@ from itertools import takewhile
 from numbers import Real
 from typing import Any
 
-from lion_lightning.data.columns import Form, Row, read_row
+from lion_lightning.data.columns import Fields, Form, Row, read_row
 from lion_lightning.data.formats import (
     ASKED,
     CHAT,
@@ -26,6 +26,7 @@ from lion_lightning.data.json_text import read_list, spelled_out
 from lion_lightning.data.preferences import Pairing, Preference, Whole
 from lion_lightning.data.row_notes import note
 from lion_lightning.data.turns import Message, read_text, read_turns
+from lion_lightning.data.unused import is_harmless, printed
 
 
 def recognise_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[Preference]:
@@ -154,8 +155,24 @@ def _implied(row: Row, answers: Answers) -> list[Whole]:
         note("left out", "an answer has no text")
         return []
     shared = texts[0][: _shared(texts)]
-    cut = _dialogue_cut(shared) if any(map(_ANSWER_MARK.search, texts)) else _word_cut(shared, texts)
+    if any(map(_ANSWER_MARK.search, texts)):
+        cut = _dialogue_cut(shared)
+    else:
+        _refuse_other_text(row)
+        cut = _word_cut(shared, texts)
     return _texts(shared[:cut], {name: text[cut:] for name, text in answers.items()}) if cut else []
+
+
+def _refuse_other_text(row: Row) -> None:
+    """Refuse to guess the prompt from the answers' words where another column may well hold it."""
+    assert isinstance(row, Fields)  # as all forms are given it
+    for name in row.unread:
+        value = row.peek(name)
+        if isinstance(value, str) and value.strip() and not is_harmless(name):
+            raise ValueError(
+                f"is the column {printed(name)!r} the prompt? Say so with `columns: {{question: {printed(name)}}}`; if "
+                f"not, give the source `ignore: [{printed(name)}]`"
+            )
 
 
 def _are_text(answers: Answers) -> bool:

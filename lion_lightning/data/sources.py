@@ -14,6 +14,7 @@ from lion_lightning.data.local_files import find_splits, kind_of, without_ending
 from lion_lightning.data.preferences import Preference
 from lion_lightning.data.readers import Chain, DatasetRows, Numbers, Row, Rows, Slice, first_line
 from lion_lightning.data.row_notes import RowNotes, note
+from lion_lightning.data.text_files import SPLITS
 from lion_lightning.data.transforming import Transform, code_of, imported, name_of, transformed
 from lion_lightning.data.turns import Message
 
@@ -210,8 +211,9 @@ def open_rows(path: str, split: str = "train", subset: str | None = None, revisi
 
 
 def _split(splits: Mapping[str, Rows], spec: str, path: str) -> Rows:
-    if spec in splits:
-        return splits[spec]
+    name = spec if spec in splits else SPLITS.get(spec, spec)  # `dev` is `validation`, as `datasets` has it
+    if name in splits:
+        return splits[name]
     from datasets import ReadInstruction
 
     try:

@@ -123,7 +123,7 @@ MEANINGS = (
         of_prompt=False,
     ),
     Meaning(
-        ("label", "labels", "desirable", "kto_tag"),
+        ("label", "labels", "desirable", "kto_tag", "thumbs_up", "is_correct", "correct", "accepted"),
         "the mark of an answer that is not wanted",
         f"{_WITHOUT}; single answers with labels (KTO) cannot be trained",
         is_lost=_has_no,

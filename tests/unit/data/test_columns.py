@@ -323,6 +323,8 @@ def test_messages_as_json_text_are_messages() -> None:
     )
     sides = {"chosen": turns("Hi", "a"), "rejected": turns("Hi", "b")}
     assert pairs({side: json.dumps(value) for side, value in sides.items()}) == pairs(sides)
+    twice = {side: json.dumps(json.dumps(value)) for side, value in sides.items()}
+    assert pairs(twice) == pairs(sides)
     lone = {"prompt": "Hi", "chosen": json.dumps(turns("Hi", "a")[1]), "rejected": json.dumps(turns("Hi", "b")[1:])}
     assert pairs(lone) == pairs(sides)
     ranked = {"prompt": json.dumps(turns("Hi")), "answers": json.dumps(["b", "a"]), "scores": "[0, 1.5]"}
@@ -343,6 +345,8 @@ def test_messages_as_a_list_a_key_are_messages() -> None:
         '[{"role": "Neo", "actor": "Keanu Reeves"}]',
         '[{"from": "Oslo", "to": "Bergen"}]',
         '{"name": "add", "content": "1"}',
+        '"[{quoted"',
+        '"Hello"',
         "[]",
     ],
 )
@@ -404,6 +408,15 @@ def test_a_users_words_behind_a_given_prompt_are_left_out_too() -> None:
 @pytest.mark.parametrize(("chosen", "rejected"), [("", f"{ASKED} no"), (f"{ASKED} no", " "), ("", "")])
 def test_a_side_without_any_text_is_left_out_and_counted(chosen: str, rejected: str) -> None:
     assert noted(pairs, {"chosen": chosen, "rejected": rejected}) == {"left out": {"an answer has no text": 1}}
+
+
+def test_a_prompt_is_not_guessed_where_another_column_may_hold_it() -> None:
+    row = {"query": "Name it.", "chosen": "The capital is Oslo.", "rejected": "The capital is Bergen."}
+    with pytest.raises(
+        ValueError, match=r"is the column 'query' the prompt\? Say so with `columns: {question: query}`"
+    ):
+        pairs(row)
+    assert pairs(row, {"question": "query"})[0].chosen == chat("Name it.", "The capital is Oslo.", prompt_turns=1)
 
 
 def test_a_prompt_that_is_guessed_from_shared_words_is_told() -> None:

@@ -275,7 +275,7 @@ def write(folder: Path, **files: str) -> Path:
 def test_names_of_files_and_folders_say_their_split(tmp_path: Path, names: dict[str, str]) -> None:
     folder = write(tmp_path / "hub", **names)
     assert texts(folder) == ["a"]
-    assert texts(folder, "test") == ["b"]
+    assert texts(folder, "test") == texts(folder, "eval") == ["b"]
 
 
 def test_splits_of_the_hub_keep_their_names(tmp_path: Path) -> None:
