@@ -13,6 +13,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from lion_lightning.printing import is_secret
+
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -45,7 +47,7 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Names and plain values within a value, as a config would have them.
 
     Of an object that is what it is (``class_path``), the arguments of its constructor that it keeps under their names,
-    and specs that it holds; not what it has come to since. Models are left out.
+    and specs that it holds; not what it has come to since. Models are left out, and what is named like a secret.
 
     Args:
         name: Begins the names.
@@ -55,7 +57,8 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
         return
     for key, part in _parts(value):
-        yield from flat(f"{name}.{key}", part)
+        if not is_secret(key):
+            yield from flat(f"{name}.{key}", part)
 
 
 def _parts(value: Any) -> Iterable[tuple[Any, Any]]:

@@ -41,6 +41,16 @@ COMMANDS = {
 }
 """Commands that LightningCLI has not: modules of ``lion_lightning.commands``, and what they are for."""
 
+NOT_FOR_USERS = (
+    ".*LeafSpec.*is deprecated",
+    "LightningCLI's args parameter is intended",
+    "Total length of `list` across ranks is zero",  # there is no validation, as asked
+    r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding",  # our steps are made for that
+    "You requested to overfit but enabled",  # our loaders have done what it says
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # references
+)
+"""Warnings of Lightning's that nobody who runs a config can act on, as patterns of their beginnings."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
@@ -181,5 +191,5 @@ def prepare_process() -> None:
     package.setLevel(logging.INFO)
     # Advertisements among Lightning's messages.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    for message in NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message=message)

@@ -94,6 +94,13 @@ class LionCLI(LightningCLI):
         elif given.get("ckpt_path") is not None:
             require_local(given["ckpt_path"])
 
+    def _set_seed(self) -> None:
+        """Seed; Lightning's complaint does not say which key it is about."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ValueError(f"seed_everything: {error}") from error
+
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
 

@@ -197,9 +197,9 @@ class PackedDataModule(LightningDataModule, ABC):
         return hold_out(train, self.validation_share) if self.validation_share else (train, held)
 
     def train_dataloader(self) -> PackedLoader:
-        """Shuffled packed rows of this rank."""
+        """Packed rows of this rank, shuffled unless the same are to be trained on again and again."""
         assert self.train is not None, "call setup() first"
-        return self.loader(self.train, shuffle=True)
+        return self.loader(self.train, shuffle=not getattr(self.trainer, "overfit_batches", 0))
 
     def val_dataloader(self) -> PackedLoader | list[Any]:
         """Packed rows to validate on, in a fixed order; an empty list where there are none."""

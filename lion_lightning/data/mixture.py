@@ -16,6 +16,9 @@ from lion_lightning.data.reports import SourceReport
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenized import TokenTable
 
+MOST_DOCUMENTS = 10**9
+"""Of an epoch: more would take tens of gigabytes for their numbers alone."""
+
 
 class Rules(ABC):
     """What is done to the unique examples of a source before they are trained on."""
@@ -119,6 +122,11 @@ def repeats(count: int, source: Source) -> Numbers:
         count: How many there are.
         source: Whose they are.
     """
+    if count * source.fraction > MOST_DOCUMENTS:
+        raise ValueError(
+            f"source {source.label}: fraction {source.fraction:g} of {count} examples is {count * source.fraction:.0e} "
+            f"of them, more than the {MOST_DOCUMENTS:.0e} that an epoch can hold; lower it, and train more epochs"
+        )
     whole, part = divmod(max(source.fraction, 1.0), 1.0)
     extra = np.random.default_rng(source.seed).permutation(count)[: round(part * count)]
     return np.concatenate([np.tile(np.arange(count), int(whole)), np.sort(extra)])

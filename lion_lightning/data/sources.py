@@ -82,6 +82,8 @@ class Source:
             raise ValueError("a source has an empty path; name a file, a glob, a saved data set or a hub id")
         if not 0 < self.fraction < math.inf:
             raise ValueError(f"{self.path}: fraction is {self.fraction}; give a number above 0 (1 is all rows, once)")
+        if self.seed < 0:
+            raise ValueError(f"{self.path}: seed is {self.seed}; give at least 0")
 
     @property
     def label(self) -> str:

@@ -185,7 +185,8 @@ class PolicyCheckpoints(LightningModule):
     @property
     def model_settings(self) -> Settings:
         """What the model, its objective and its tokenizer are, as plain data by dotted name."""
-        given = {name: getattr(self, name, value) for name, value in self.hparams.items() if name not in MADE}
+        names = [name for name in self.hparams if name not in MADE and not name.startswith("_")]
+        given = {name: getattr(self, name, self.hparams[name]) for name in names}
         found = plain({"model": {"class_path": type(self).__name__, "policy": self.policy_spec, **given}})
         if has_base(self.policy_spec):  # known by its digest, wherever it lies
             found = {name: value for name, value in found.items() if name not in BASE_PLACES}

@@ -47,6 +47,16 @@ class StepTotals:
         """Items of the step."""
         return self._totals["weight"]
 
+    def waited_for(self, number: Tensor) -> tuple[float, float]:
+        """A number of the step and its total loss, as numbers of the process: a GPU is waited for once.
+
+        Args:
+            number: A scalar that was made of :attr:`weight`.
+        """
+        loss = self._totals["loss"]
+        first, second = torch.stack([number.to(loss), loss]).tolist()
+        return first, second
+
     def means(self, finishers: Finishers) -> dict[str, Tensor]:
         """Loss and metrics, as means over the step's items."""
         weight = self.weight.clamp_min(1.0)

@@ -108,6 +108,17 @@ def test_a_finished_run_can_be_given_more_rounds(online: Online) -> None:
     assert same(fit("grown", 3), fit("at once", 3))
 
 
+@pytest.mark.parametrize("end", [{}, {"max_epochs": 3, "max_steps": 4}], ids=["epochs", "steps"])
+def test_a_finished_run_asks_nobody_anything(online: Online, end: dict[str, Any]) -> None:
+    name = f"finished {end}"
+    online.fit(name, **end)
+    before, made = online.rounds(name)[-1].path.stat().st_mtime_ns, len(online.rounds(name))
+    sampler, judge = Sampler(), Judge()
+    online.fit(name, online.sampling(sampler, judge), **end)
+    assert (sampler.asked, judge.scored) == ([], [])
+    assert (len(online.rounds(name)), online.rounds(name)[-1].path.stat().st_mtime_ns) == (made, before)
+
+
 def test_rounds_are_not_made_again_by_a_second_start(online: Online, whole: dict[str, Tensor], tmp_path: Path) -> None:
     sampler = Sampler()
     rounds = online.folder / "whole" / "rounds"

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "printing": set[str](),
     "checking": set[str](),  # a process of its own: nothing of the package, and no torch
     "meeting": {"cache"},
-    "agreement": set[str](),
+    "agreement": {"printing"},
     "stopping": set[str](),
     "folder_lock": set[str](),
     "metrics_log": {"cache"},

@@ -1,0 +1,248 @@
+"""Numbers, callbacks and precisions that make no sense: refused by the name of their key, before they do harm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+
+from lion_lightning.modules.settings import GROUP, Settings, optimizer_settings, plain
+
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+}
+"""Of a Trainer's numbers that Lightning lets pass, the least that means something."""
+
+LEAST_OF_STEPS = {
+    **dict.fromkeys(("dampening", "eps", "lr", "momentum", "weight_decay"), 0),
+    **dict.fromkeys(("T_0", "T_max", "step_size", "total_iters", "total_steps"), 1),
+}
+"""The same of the arguments of torch's optimizers and schedules."""
+
+
+def made(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
+    """What a factory makes; its complaint names the key, where torch's names the argument alone.
+
+    Args:
+        name: The key that the factory comes from.
+        factory: Makes an optimizer or a schedule.
+        argument: What it is given.
+
+    Raises:
+        ValueError: If it refuses its arguments.
+    """
+    if isinstance(factory, partial):
+        require_arguments(plain({name: factory.keywords}))
+    try:
+        return factory(argument)
+    except (TypeError, ValueError) as error:
+        said = str(error)
+        raise ValueError(said if said.startswith(name.rpartition(".")[2]) else f"{name}: {said}") from error
+
+
+def require_trainer_numbers(trainer: Trainer) -> None:
+    """Refuse numbers that Lightning lets pass, and that turn gradients round or divide by zero.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        MisconfigurationException: One makes no sense; the message names it.
+    """
+    for name, least in LEAST.items():
+        value = getattr(trainer, name, None)
+        if value is not None and not least <= value < math.inf:
+            raise MisconfigurationException(f"trainer.{name} is {value}; give a number of at least {least}")
+    if trainer.val_check_interval == 0:
+        raise MisconfigurationException(
+            "trainer.val_check_interval is 0; give a share of an epoch or a number of batches, or "
+            "trainer.limit_val_batches: 0 for no validation"
+        )
+
+
+def require_finite_settings(settings: Settings) -> None:
+    """Refuse NaN and infinity among a model's settings.
+
+    Args:
+        settings: By dotted name.
+
+    Raises:
+        ValueError: One is not finite; the message names it.
+    """
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; give a finite number")
+
+
+def require_optimizer_numbers(optimizer: Optimizer) -> None:
+    """Refuse what torch's optimizers let pass: infinite rates and decays, some of them negative ones.
+
+    Args:
+        optimizer: The module's.
+
+    Raises:
+        ValueError: One makes no sense; the message names it.
+    """
+    found = optimizer_settings([optimizer])
+    require_arguments({name: value for name, value in found.items() if not name.startswith(GROUP)})
+
+
+def require_arguments(settings: Settings) -> None:
+    """Refuse arguments of an optimizer or a schedule that are not finite, or too small to make sense.
+
+    Args:
+        settings: By dotted name.
+
+    Raises:
+        ValueError: One makes no sense; the message names it.
+    """
+    require_finite_settings(settings)
+    for name, value in settings.items():
+        least = LEAST_OF_STEPS.get(name.rpartition(".")[2], -math.inf)
+        if isinstance(value, int | float) and value < least:
+            raise ValueError(f"{name} is {value}; give a number of at least {least}")
+
+
+def require_finite_loss(loss: float, trainer: Trainer) -> None:
+    """Stop before a step whose loss is not a number, which would make the weights as useless.
+
+    Under ``16-mixed`` the scaler leaves such steps out, and lowers its scale.
+
+    Args:
+        loss: Of the global step, the same on all ranks.
+        trainer: About to make the step.
+
+    Raises:
+        ValueError: If it is NaN or infinite.
+    """
+    if math.isfinite(loss) or getattr(trainer.precision_plugin, "scaler", None) is not None:
+        return
+    raise ValueError(
+        f"train/loss is {loss} in step {trainer.global_step + 1} (epoch {trainer.current_epoch}), which was not made: "
+        "the weights, and the checkpoints so far, are of the step before. Try a lower learning rate, a longer warmup, "
+        "or trainer.gradient_clip_val: 1.0"
+    )
+
+
+def refuse_tuners(trainer: Trainer) -> None:
+    """Refuse Lightning's tuners, which write what they find into attributes that these modules do not have.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        MisconfigurationException: There is one among the callbacks.
+    """
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(callback, LearningRateFinder):
+            raise MisconfigurationException(
+                "LearningRateFinder sets an attribute `lr` of the module, and here the rate is an argument of the "
+                "optimizer: take the callback out of trainer.callbacks, and set model.optimizer (init_args.lr)"
+            )
+        if isinstance(callback, BatchSizeFinder):
+            raise MisconfigurationException(
+                "BatchSizeFinder trains on trial batches and takes them back by a checkpoint of its own, which is not "
+                "supported: take the callback out of trainer.callbacks, and set data.batch_size; `lion plan` estimates "
+                "what fits"
+            )
+
+
+def require_monitored(trainer: Trainer, stage: str) -> None:
+    """Refuse callbacks and schedules that wait for a metric that is not logged, once the others of its kind are.
+
+    Args:
+        trainer: Whose metrics of the stage are all logged.
+        stage: What the names of its metrics begin with.
+
+    Raises:
+        MisconfigurationException: One waits; the message has the names that there are.
+    """
+    known = sorted(name for name in trainer.callback_metrics if name.startswith(stage))
+    for name, key in monitors(trainer):
+        if key.startswith(stage) and key not in trainer.callback_metrics:
+            raise MisconfigurationException(f"{name} monitors {key!r}, which nobody logs; there is {', '.join(known)}")
+
+
+def require_validation(trainer: Trainer) -> None:
+    """Refuse callbacks and schedules that wait for a metric of validation, where nothing validates.
+
+    Args:
+        trainer: At the start of training, its loaders set up.
+
+    Raises:
+        MisconfigurationException: One waits.
+    """
+    loaders: Any = trainer.val_dataloaders  # None where none was asked for yet
+    defined = trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined() and trainer.limit_val_batches
+    if defined and (loaders is None or loaders):
+        return
+    for name, key in monitors(trainer):
+        if key.startswith("val/"):
+            raise MisconfigurationException(
+                f"{name} monitors {key!r}, and this run does not validate: give data.validation or "
+                "data.validation_share (and no trainer.limit_val_batches: 0), or let it monitor train/loss"
+            )
+
+
+def require_same_batches(trainer: Trainer) -> None:
+    """Refuse a loader that shuffles where the same batches are to be trained on in every epoch.
+
+    Args:
+        trainer: At the start of training, its loaders set up.
+
+    Raises:
+        MisconfigurationException: It shuffles.
+    """
+    if getattr(trainer, "overfit_batches", 0) and getattr(trainer.train_dataloader, "shuffle", False):
+        raise MisconfigurationException(
+            "trainer.overfit_batches trains on the same batches in every epoch, and the loader shuffles; give a "
+            "PackedLoader(shuffle=False), or a data module of lion_lightning, which knows of it"
+        )
+
+
+def monitors(trainer: Trainer) -> list[tuple[str, str]]:
+    """Who monitors what, callbacks and schedules; but for those that are told to do without."""
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    found = [(type(one).__name__, getattr(one, "monitor", None), getattr(one, "strict", True)) for one in callbacks]
+    for config in trainer.lr_scheduler_configs:
+        found.append((f"lr_scheduler: {type(config.scheduler).__name__}", config.monitor, config.strict))
+    return [(name, key) for name, key, strict in found if isinstance(key, str) and strict]
+
+
+def warn_of_slow_precision(trainer: Trainer) -> None:
+    """Say so where bf16 is emulated: a product then takes several times what it takes in fp32.
+
+    Args:
+        trainer: The trainer.
+    """
+    precision, device = str(trainer.precision), trainer.strategy.root_device
+    if precision.startswith("bf16") and not has_bf16(device):
+        rank_zero_warn(
+            f"trainer.precision: this {device.type.upper()} has no instructions for bf16, and {precision} is several "
+            "times slower on it than fp32; set trainer.precision: 32-true"
+        )
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 itself; True where that is not known.
+
+    Args:
+        device: Of the Trainer.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known: Mapping[str, Any] = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return known.get("architecture") != "x86_64" or bool(known.get("avx512_bf16") or known.get("amx_bf16"))

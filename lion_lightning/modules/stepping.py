@@ -1,0 +1,177 @@
+"""What an optimizer step is made of: schedules told how long the run is, gradients divided by the step's items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lion_lightning.models.embeddings import TrainableRows, token_embeddings
+from lion_lightning.models.pieces import unwrapped
+from lion_lightning.modules.checkpoints import PolicyCheckpoints
+from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm, scale_gradients
+from lion_lightning.modules.limits import made, require_finite_loss, require_optimizer_numbers
+from lion_lightning.modules.meters import StepTotals
+from lion_lightning.modules.process import require_rows_of, require_sharded
+from lion_lightning.modules.rates import RateWatch
+from lion_lightning.modules.run_length import accumulation, run_length
+from lion_lightning.modules.schedules import WarmupSchedule
+
+
+class SteppedPolicy(PolicyCheckpoints):
+    """A module with a policy, optimizer and schedule, whose steps are divided by the items of the whole global step."""
+
+    default_learning_rate: ClassVar[float] = 2e-5
+    """Of the AdamW that is used where no optimizer is given."""
+
+    finishers: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {}
+    """What to do to a metric's mean before it is logged, by log key, e.g. ``{"perplexity": torch.exp}``."""
+
+    optimizer_factory: Callable[[Any], Optimizer] | None = None
+    lr_scheduler_factory: Callable[[Optimizer], Any] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dims: dict[str, int] = {}  # of parameters, before FSDPStrategy flattens them
+        self._trainable_rows: TrainableRows | None = None
+        self._step = StepTotals()
+        self._endless: list[WarmupSchedule] = []
+        self._rates = RateWatch()
+
+    def normaliser(self, weight: Tensor) -> Tensor:
+        """What the global step's total loss is divided by: its items. Override it for another reduction.
+
+        Args:
+            weight: Items of the global step, over all micro-batches and ranks.
+        """
+        return weight
+
+    @property
+    def global_batches(self) -> int:
+        """Micro-batches that make one optimizer step, over accumulation and data-parallel ranks."""
+        replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        return self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule; norms, biases, row-masked embeddings take no weight decay (Lightning calls this)."""
+        if self._trainer is not None:
+            require_sharded(self.trainer.strategy, self)
+            require_rows_of(self._trainable_rows, self.trainer.strategy)
+        optimizer = made("model.optimizer", self.optimizer_factory or self._default_optimizer, self.parameter_groups())
+        require_optimizer_numbers(optimizer)
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        schedule = made("model.lr_scheduler", self.lr_scheduler_factory, optimizer)
+        if isinstance(schedule, ReduceLROnPlateau):  # Lightning's knows its metric, which is there after an epoch
+            found = {"scheduler": schedule, "interval": "epoch", "monitor": getattr(schedule, "monitor", None)}
+            return {"optimizer": optimizer, "lr_scheduler": found}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Tell the schedule how long the run is, and do what a resumed batch or epoch left (Lightning calls this).
+
+        The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
+        read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
+        """
+        super().on_train_start()
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.begin(self.trainer)
+        # A run that is resumed within an epoch does not start it, which is where Lightning's callback would set this.
+        self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        own = [schedule for schedule in schedules if isinstance(schedule, WarmupSchedule)]
+        self._endless = [schedule for schedule in own if schedule.total_steps is None]
+        self.begin_schedules()
+        for schedule in own:
+            schedule.set_rates()  # of this run's settings, where a checkpoint brought others
+        self._rates.begin(self.trainer)
+        if resumed is not None:
+            resumed.finish(self.trainer)
+
+    def on_train_end(self) -> None:
+        """Say so where nothing was trained (Lightning calls this)."""
+        super().on_train_end()
+        self._rates.end()
+
+    def begin_schedules(self) -> None:
+        """Tell the schedules that were given no length how long the run is, as far as that is known now."""
+        for schedule in self._endless:
+            schedule.begin(_finite(run_length(self.trainer)))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters in two groups, the second free of weight decay."""
+        masked = token_embeddings(self.policy_model.causal_lm) if self._trainable_rows else []
+        frozen_rows = {id(parameter) for parameter in masked}
+        trainable = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        matrices = {id(p) for name, p in trainable if self._dims.get(unwrapped(name), p.dim()) > 1} - frozen_rows
+        decayed, plain = ([p for _, p in trainable if (id(p) in matrices) is wanted] for wanted in (True, False))
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Normalise and mask the gradients between the last backward and the step (Lightning calls this).
+
+        After the step they are let go. Lightning would keep them until the next backward, beside the activations of the
+        next forward. To look at them, there is ``on_before_optimizer_step``.
+        """
+
+        def closure() -> Any:
+            result = optimizer_closure() if optimizer_closure is not None else None
+            self._normalise_gradients()
+            return result
+
+        self._rates.step(optimizer)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        optimizer.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the global step's loss, metrics, rate, and gradient norm before clipping (Lightning calls this)."""
+        for name, mean in self._step.means(self.finishers).items():
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
+        self.log("train/grad_norm", gradient_norm(self, self.trainer.strategy), batch_size=1)
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]), batch_size=1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of the whole gradient under every strategy (Lightning calls this)."""
+        if gradient_clip_val and clips_flat_pieces(self.trainer.strategy, gradient_clip_algorithm):
+            root: Any = self.trainer.strategy.model
+            root.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _default_optimizer(self, parameters: Any) -> Optimizer:
+        return AdamW(parameters, lr=self.default_learning_rate, weight_decay=0.0)
+
+    def _normalise_gradients(self) -> None:
+        self._step.reduce(self.trainer.strategy)
+        divisor, loss = self._step.waited_for(self.normaliser(self._step.weight))
+        require_finite_loss(loss, self.trainer)
+        # The strategy has averaged over ranks and Lightning over the window: both are undone here.
+        scale_gradients(self, self.global_batches / divisor if divisor else 0.0)
+        if self._trainable_rows is not None:
+            self._trainable_rows.mask_gradients()
+
+
+def _finite(steps: float) -> int:
+    if math.isinf(steps):
+        raise MisconfigurationException(
+            "lr_scheduler: the run has no known end; set trainer.max_steps, max_epochs or lr_scheduler.total_steps."
+        )
+    return int(steps)
