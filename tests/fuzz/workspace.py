@@ -24,10 +24,14 @@ SFT_ROWS: list[Config] = [
     {"prompt": "Spell tako.", "completion": " t a k o"},
     {"text": "t a k o is tako."},
     {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    {"instruction": "And tako?", "output": "t a k o", "history": [["Spell neko.", "n e k o"]], "label": True},
+    {"messages": json.dumps(TURNS), "tools": "[]", "id": 7, "images": []},
 ]
 PAIR_ROWS: list[Config] = [
     {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": [{"role": "assistant", "content": "no"}]},
     {"question": "Spell tako.", **PAIR},
+    {"instruction": "Spell it.", "input": "tako", "system": "Be short.", **PAIR},
+    {"messages": TURNS[:1], **PAIR, "score_chosen": "2.5", "score_rejected": "1"},
     {"prompt": "Spell tako.", **PAIR},
     {"prompt": "Spell tako.", "answers": ["t a k o", "t a o", "no"], "scores": [2, 1.5, 0]},
     {
