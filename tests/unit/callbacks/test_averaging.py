@@ -92,7 +92,7 @@ def test_answers_are_those_of_the_weights_that_are_validated(first: bool, bench:
     trainer = bench.trainer(*order, val_check_interval=1.0)
     torch.manual_seed(0)
     module = bench.module()
-    module.optimizer_factory = lambda groups: torch.optim.SGD(groups, lr=30.0)
+    module.optimizer_factory = lambda groups: torch.optim.SGD(groups, lr=3.0)
     bench.fit(trainer, module)
     from lion_lightning.models.generation import generate_answers
 
