@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 after an error that the user can fix; 128 plus its number after a signal: 130 for Ctrl-C, 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return _run(arguments[0] if arguments else "--help", arguments)
+    name = arguments[0] if arguments else "--help"
+    return guarded(lambda: _command(name, arguments))
 
 
 def help_text() -> str:
@@ -86,12 +87,19 @@ def _listed(commands: Mapping[str, str]) -> list[str]:
     return [f"    {name:<10}  {what}" for name, what in commands.items()]
 
 
-def _run(name: str, arguments: list[str]) -> int:
-    """Run a command; an error that a person can mend is printed as one line, ``LION_DEBUG=1`` brings the trace back."""
-    prepare_process()
+def guarded(body: Callable[[], object]) -> int:
+    """Run what a process is for; an error that a person can fix is printed as one line, unless ``LION_DEBUG=1``.
+
+    Args:
+        body: What it is for; a number that it returns is the exit code.
+
+    Returns:
+        The exit code.
+    """
+    _prepare_process()
     try:
         with STOP.listening(), _flushed():
-            _command(name, arguments)
+            returned = body()
     except BaseException as error:
         code = stop_code(error)
         if code is not None:
@@ -104,7 +112,7 @@ def _run(name: str, arguments: list[str]) -> int:
             line = import_module("lion_lightning.cli_errors").explain(each)
             print(f"lion: error: {printable(line)}", file=sys.stderr)
         return 2
-    return 0
+    return returned if isinstance(returned, int) else 0
 
 
 def _command(name: str, arguments: list[str]) -> None:
@@ -180,7 +188,7 @@ def _can_be_mended(error: Exception) -> bool:
     return checkpoint_being_restored(error) is not None
 
 
-def prepare_process() -> None:
+def _prepare_process() -> None:
     """Let configs name modules of the working folder, show our log, and hush what nobody can act on."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -1,12 +1,17 @@
-"""``python -m lion_lightning.pipeline FOLDER [START]``: one stage, as ``lion run`` starts it."""
+"""``python -m lion_lightning.pipeline [FOLDER [START]]``: one stage, as ``lion run`` starts it; none for the checks.
+
+Little is imported before signals are handled, so that one that comes early leaves no traceback.
+"""
 
 import os
 import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
+from lion_lightning.cli import guarded
 from lion_lightning.pipeline.stage import run_stage
 from lion_lightning.stopping import STOP
 
@@ -22,8 +27,22 @@ def stop_when_orphaned(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def run(arguments: list[str]) -> int:
+    """Run a stage, or the checks.
+
+    Args:
+        arguments: Folder of the stage, and of the one that it starts from; none for the checks.
+
+    Returns:
+        The exit code.
+    """
+    with STOP.interrupts():
+        if arguments:
+            return run_stage(Path(arguments[0]), Path(arguments[1]) if arguments[1:] else None)
+        import_module("lion_lightning.pipeline.checks").main()
+    return 0
+
+
 if __name__ == "__main__":
     threading.Thread(target=stop_when_orphaned, args=(os.getppid(),), daemon=True).start()
-    folder, *start = sys.argv[1:]
-    with STOP.listening(), STOP.interrupts():
-        sys.exit(run_stage(Path(folder), Path(start[0]) if start else None))
+    sys.exit(guarded(lambda: run(sys.argv[1:])))

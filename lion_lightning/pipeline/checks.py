@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 
-from lion_lightning.cli import prepare_process
 from lion_lightning.cli_errors import explain
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.on_policy import OnPolicyDataModule
@@ -33,7 +32,6 @@ from lion_lightning.pipeline.evaluation import check_evaluation
 from lion_lightning.pipeline.plan import Plan, StagePlan, loaded
 from lion_lightning.pipeline.sources import check_data, check_rounds
 from lion_lightning.pipeline.stage import DONE, require_same_work, require_start
-from lion_lightning.stopping import STOP
 
 logger = logging.getLogger(__name__)
 
@@ -204,15 +202,9 @@ def main() -> None:
     """Read a plan, and write what was found as a JSON list; all else that is printed goes to the error output."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    prepare_process()
     logging.getLogger("lion_lightning").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with STOP.listening(), STOP.interrupts():
-        found = Checks(loaded(sys.stdin.read())).run()
+    found = Checks(loaded(sys.stdin.read())).run()
     with answer:
         json.dump(found, answer)
-
-
-if __name__ == "__main__":
-    main()

@@ -69,7 +69,7 @@ class Runner:
         if all((stage.folder / DONE).exists() for chain in self.plan.chains for stage in chain):
             return
         print(f"{self.plan.out}: looking at configs, data and disk", flush=True)
-        command = [sys.executable, "-m", "lion_lightning.pipeline.checks"]
+        command = [sys.executable, "-m", "lion_lightning.pipeline"]
         with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
             question.write(dumped(self.plan).encode())
             question.seek(0)

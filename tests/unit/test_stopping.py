@@ -301,3 +301,15 @@ def test_two_fits_do_not_train_in_one_folder(tmp_path: Path) -> None:
     held.release()
     fit(tmp_path, FolderInUse(), max_epochs=1)
     fit(tmp_path, FolderInUse(), max_epochs=1)  # the first has given it back
+
+
+def test_a_stage_whose_folder_holds_nothing_to_run_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from lion_lightning.pipeline.__main__ import run
+
+    assert cli.guarded(lambda: run([str(tmp_path)])) == 2
+    error = capfd.readouterr().err.strip()
+    assert error.startswith("lion: error: ")
+    assert "stage.yaml: no such file" in error
+    assert len(error.splitlines()) == 1
