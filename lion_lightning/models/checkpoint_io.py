@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 
 from lion_lightning.cache import checksum, remove_drafts, replacing, replacing_folder
 from lion_lightning.models.checkpoint_files import SEAL, damage, require_local, require_whole, said
-from lion_lightning.models.checkpoint_folders import is_folder
+from lion_lightning.models.checkpoint_folders import is_folder, stored_names
 
 
 def use_checked_checkpoints(strategy: Strategy) -> None:
@@ -154,11 +154,17 @@ class _CheckedFolders:
                 require_whole(path)
             if problem := damage(path, self.strategy.global_rank, self.strategy.world_size):
                 return f"{path}: not a readable checkpoint ({problem}); give another one"
+            if path.is_dir() and self.strategy.optimizers and not _has_optimizer(path):
+                return f"{path} holds the weights alone, so training cannot go on from it; give another one"
             if plain and path.is_file() and self.strategy.is_global_zero:
                 require_training(path, torch.load(path, "cpu", weights_only=True, mmap=True))
         except Exception as error:
             return str(_unreadable(path, error))
         return None
+
+
+def _has_optimizer(folder: Path) -> bool:
+    return any(name.startswith("optimizer_") for name in stored_names(folder))
 
 
 def _writes_folders(strategy: Any) -> bool:

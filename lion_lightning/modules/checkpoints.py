@@ -169,7 +169,7 @@ class PolicyCheckpoints(LightningModule):
                 "stage starts from the model of the one before; write that with `lion export CHECKPOINT FOLDER`, set "
                 "model.policy.path: FOLDER, and leave --ckpt_path out"
             )
-        if fits and "optimizer_states" not in checkpoint:
+        if fits and "lr_schedulers" not in checkpoint:  # strategies that shard have taken the optimizer's state out
             raise ValueError(
                 f"{self.trainer.ckpt_path} holds the weights alone (ModelCheckpoint.save_weights_only), so training "
                 "cannot go on from it; begin anew with its model: `lion export CHECKPOINT FOLDER`, then "

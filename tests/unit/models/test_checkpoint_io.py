@@ -229,6 +229,16 @@ def test_code_in_a_sharded_checkpoint_does_not_run(tmp_path: Path, monkeypatch: 
     assert not ran.exists()
 
 
+def test_a_folder_of_weights_alone_is_refused_before_torch_misses_the_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sharded(tmp_path / "some.ckpt", {})
+    for strategy in strategies(monkeypatch):
+        strategy.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])]
+        with pytest.raises(ValueError, match=r"some\.ckpt holds the weights alone"):
+            strategy.load_checkpoint(path)
+
+
 def test_the_hostile_folder_of_the_test_above_does_run_in_torch_itself(tmp_path: Path) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
