@@ -24,6 +24,7 @@ from lion_lightning.callbacks.round_plan import (
     last_epoch,
     on_policy_data,
     refuse_nonsense,
+    settings_that_decide,
     share_out,
     what_decides,
 )
@@ -127,6 +128,10 @@ class OnPolicySampling(Callback):
             scores: Score of each.
         """
         return self.pairing.pairs(scores, f"{self.seed} {prompt.text}")
+
+    def training_settings(self) -> dict[str, Any]:
+        """What of this callback shapes training, for a resume to compare."""
+        return settings_that_decide(self)
 
     # --- Lightning's side
 

@@ -154,18 +154,29 @@ def what_decides(callback: Any, served: Serving, data: OnPolicyDataModule, asked
         data: Where prompts come from.
         asked: The prompts.
     """
-    names = ("num_samples", "original_chosen", "keep_unfinished", "chunk_size", "seed")
-    identity = {
+    own = settings_that_decide(callback)
+    return own | {
         "policy": served.digest(),
+        "prompts": digest([[a.prompt.text, a.prompt.input_ids, dict(a.prompt.row)] for a in asked]),
+        "longest": data.max_prompt_length or data.max_length - 1,
+    }
+
+
+def settings_that_decide(callback: Any) -> dict[str, Any]:
+    """What of the callback's own settings decides what comes of a round, as plain data.
+
+    Args:
+        callback: The ``OnPolicySampling``.
+    """
+    names = ("num_samples", "original_chosen", "keep_unfinished", "chunk_size", "seed")
+    own = {
         "sampler": identity_of(callback.sampler),
         "judge": identity_of(callback.judge),
         "pairing": callback.pairing.identity(),
         "callback": type(callback).__qualname__,
-        "prompts": digest([[a.prompt.text, a.prompt.input_ids, dict(a.prompt.row)] for a in asked]),
-        "longest": data.max_prompt_length or data.max_length - 1,
         **{name: getattr(callback, name) for name in names},
     }
-    plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(own, default=str))
     return plain
 
 

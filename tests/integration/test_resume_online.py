@@ -125,3 +125,12 @@ def test_rounds_are_not_made_again_by_a_second_start(online: Online, whole: dict
     again = online.fit("again", online.sampling(sampler, rounds_dir=rounds))
     assert sampler.asked == []
     assert same(again, whole)
+
+
+def test_other_settings_of_the_sampling_are_used_and_said(online: Online, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KilledError):
+        online.fit("fewer answers", watch=Watch((1, 0)))
+    caplog.clear()
+    online.fit("fewer answers", online.sampling(num_samples=3))
+    assert "callbacks.OnPolicySampling.num_samples was 4, is 3" in caplog.text
+    assert [len(made.rollouts[0].answers) for made in online.rounds("fewer answers")] == [4, 3, 3]
