@@ -131,7 +131,7 @@ def other_weights(state: Mapping[str, Any]) -> list[str]:
     Args:
         state: A module's ``state_dict``.
     """
-    known = (PREFIX, "reference.", "start.", "_meters.")
+    known = (PREFIX, "reference.", "start.", "loss.", "_meters.")
     return [name for name, value in _named(state) if isinstance(value, Tensor) and not name.startswith(known)]
 
 

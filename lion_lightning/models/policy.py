@@ -171,7 +171,14 @@ class PolicyModel(nn.Module):
     def _probe_head(self) -> None:
         ids, _, _ = _probe_row(self.causal_lm)
         row = ids[:5][None]
-        logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
+        try:
+            logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
+        except (TypeError, AttributeError) as error:  # code that knows other attention than the one that was asked for
+            asked = self.causal_lm.config._attn_implementation
+            raise ValueError(
+                f"{self._name}: the model does not run with policy.attention {asked!r} ({error}); set it to eager or "
+                "sdpa"
+            ) from error
         hidden = self._backbone(input_ids=row, use_cache=False).last_hidden_state[0]
         if not bool(logits.isfinite().all()):
             raise ValueError(

@@ -11,7 +11,7 @@ from transformers import AutoConfig, LlamaForCausalLM, LlamaModel
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel, logit_transform, without_dropout
 from lion_lightning.models.spec import PolicySpec
-from tests.tiny import TREE, LargestTensor, alone, config, policy, row
+from tests.tiny import TREE, VOCABULARY, LargestTensor, alone, config, policy, row
 
 SOFTCAPPED: dict[str, Any] = {
     "model_type": "gemma2",
@@ -172,3 +172,10 @@ def test_a_head_under_modules_to_save_gives_the_weight_that_trains() -> None:
 def test_an_adapted_head_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="leave the output head out"):
         PolicySpec(config=config(), lora=LoRASpec(r=4, target_modules=["q_proj", "lm_head"])).build()
+
+
+def test_a_model_that_our_attention_cannot_run_is_one_line_with_what_can() -> None:
+    settings = {"model_type": "mpt", "vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4, "n_layers": 1}
+    with pytest.raises(ValueError, match=r"does not run with policy\.attention 'lion' .*; set it to eager or sdpa"):
+        PolicySpec(config=settings).build()
+    PolicySpec(config=settings, attention="eager").build()
