@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_lightning.callbacks import HuggingFaceExport
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.modules import SFTModule
 from tests.unit.callbacks.conftest import Bench
 
 
@@ -74,3 +75,41 @@ def test_a_module_that_cannot_say_what_it_is_is_refused(bench: Bench) -> None:
 def test_validation_alone_exports_nothing(bench: Bench) -> None:
     bench.trainer(HuggingFaceExport()).validate(bench.module(), bench.rows(), verbose=False)
     assert not (bench.folder / "run" / "export").exists()
+
+
+class NoNumber(Callback):
+    """The last step has led nowhere: what comes of a loss that is none is stopped before."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        with torch.no_grad():
+            module.policy_model.causal_lm.model.norm.weight[3] = self.value
+
+
+@pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("-inf"), "an infinity")])
+def test_weights_that_are_no_numbers_are_not_exported_and_what_was_there_stays(
+    value: float, kind: str, bench: Bench
+) -> None:
+    bench.fit(bench.trainer(HuggingFaceExport()))
+    folder = bench.folder / "run" / "export"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(MisconfigurationException, match=rf"nothing was exported: .*model\.norm\.weight holds {kind}"):
+        bench.fit(bench.trainer(HuggingFaceExport(), NoNumber(value), max_steps=1))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+class ValueHead(SFTModule):
+    """Trains a head beside the policy."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.value_head = torch.nn.Linear(32, 1)
+
+
+def test_a_head_beside_the_policy_is_said_to_be_left_out(bench: Bench) -> None:
+    plain = bench.module()
+    module = ValueHead(plain.policy_spec, plain.tokenizer_spec)
+    with pytest.warns(UserWarning, match=r"trained, and not in it: value_head\.weight, value_head\.bias"):
+        bench.fit(bench.trainer(HuggingFaceExport()), module)
