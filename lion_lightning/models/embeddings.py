@@ -43,26 +43,6 @@ def still_tied(model: PreTrainedModel) -> bool:
     return not any(hasattr(table, "modules_to_save") for table in tables) or tables[0].weight is tables[1].weight
 
 
-def chosen_rows(wanted: str | int | list[int], model: PreTrainedModel, new_ids: list[int]) -> list[int]:
-    """Rows of the embeddings that learn.
-
-    Args:
-        wanted: ``new`` for those of new tokens, a number for all rows from it up, or a list of rows.
-        model: Which has the rows.
-        new_ids: The new tokens.
-
-    Raises:
-        ValueError: The model has no such row.
-    """
-    if isinstance(wanted, str):
-        return new_ids
-    rows = vocabulary_rows(model)
-    first, last = (wanted, wanted - 1) if isinstance(wanted, int) else (min(wanted, default=0), max(wanted, default=0))
-    if first < 0 or last >= rows:
-        raise ValueError(f"policy.trainable_rows: {first if first < 0 else last} is no row of the model's {rows} rows")
-    return list(range(wanted, rows)) if isinstance(wanted, int) else wanted
-
-
 def untied(model: PreTrainedModel) -> bool:
     """Whether embedding and head are two weights although the config ties them: its files hold two that differ.
 

@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from lion_lightning.models.embeddings import (
     add_token_rows,
-    chosen_rows,
     embedding_names,
     new_rows,
     train_padding_row,
     untied,
+    vocabulary_rows,
 )
 from lion_lightning.models.export_files import require_intact
 from lion_lightning.models.generation_settings import stored_settings
@@ -215,7 +215,11 @@ class PolicySpec:
 
     def rows_to_train(self, model: PreTrainedModel, new_ids: list[int]) -> list[int] | None:
         """Rows of the embeddings that learn, or None for all."""
-        return None if self.trainable_rows is None else chosen_rows(self.trainable_rows, model, new_ids)
+        if self.trainable_rows is None or isinstance(self.trainable_rows, list):
+            return self.trainable_rows
+        if isinstance(self.trainable_rows, int):
+            return list(range(self.trainable_rows, vocabulary_rows(model)))
+        return new_ids
 
     def _load(self, rows: int | None = None) -> PreTrainedModel:
         """The model; hollow, with so many rows of the embeddings, where their number is given."""

@@ -203,14 +203,6 @@ def test_layers_that_the_model_does_not_have_are_named(settings: dict[str, Any],
     assert "\n" not in str(caught.value)
 
 
-def test_rows_to_train_that_the_model_does_not_have_are_named() -> None:
-    model = policy().causal_lm
-    wrong: tuple[tuple[Any, str], ...] = (([3, 101], "101"), ([-1], "-1"), (103, "102"), (-5, "-5"))
-    for rows, named in wrong:
-        with pytest.raises(ValueError, match=rf"policy\.trainable_rows: {named} .* 101 rows"):
-            PolicySpec(config=config(), trainable_rows=rows).rows_to_train(model, [])
-
-
 def test_rows_to_train_by_number_list_and_name() -> None:
     model = policy().causal_lm
     assert PolicySpec(config=config()).rows_to_train(model, [5]) is None
