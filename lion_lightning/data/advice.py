@@ -8,14 +8,13 @@ from lion_lightning.data.unused import is_harmless
 
 
 def findings(notes: RowNotes, rows: int) -> list[str]:
-    """What was found in the rows, an item each: for reports.
+    """What was found in the rows, an item each: for reports. What is warned of was said when the rows were read.
 
     Args:
         notes: What was noted.
         rows: Number of rows.
     """
     lines = [f"rows left out, {cause}: {count:,}" for cause, count in notes["left out"].items()]
-    lines += [f"{text} ({count:,} times)" for text, count in notes["warning"].items()]
     lines += [f"plain text, without a chat template: {count:,} rows" for count in notes["plain text"].values()]
     lines += [f"not used: {names}" for names in [notes.listed("unused", rows)] if names]
     lines += [f"kept for judges: {names}" for names in [notes.listed("kept", rows)] if names]
