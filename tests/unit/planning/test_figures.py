@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.benchmarks import ROOT, benchmark
+from tests.marks import exhaustive
 
 FIGURES = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text())
 PAGE = (ROOT / "docs" / "planning.md").read_text().splitlines()
@@ -26,9 +27,10 @@ def test_every_measured_peak_is_met_within_15_percent() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_has_what_is_reckoned_of_2b() -> None:
+@pytest.mark.parametrize(("stage", "placements"), [("SFT", 1), *exhaustive(("SFT", 3), ("DPO", 3))])
+def test_the_page_has_what_is_reckoned_of_2b(stage: str, placements: int) -> None:
     plans = benchmark("plans")
-    for case in plans.cases():
-        if case[0].startswith("2B"):
-            for row in plans.rows(*case):
+    for title, job, kinds in plans.cases():
+        if title.startswith(f"2B | {stage}"):
+            for row in plans.rows(title, job, kinds[:placements]):
                 assert row in PAGE
