@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,6 +16,18 @@ def slow(*cases: Any) -> list[Any]:
 def exhaustive(*cases: Any) -> list[Any]:
     """Cases that are more of the same: the other runs keep one of each kind."""
     return _marked(pytest.mark.exhaustive, cases)
+
+
+def slow_but(cases: Iterable[str], *quick: str) -> list[Any]:
+    """Names of cases of which only some run by default; the others are slow.
+
+    Args:
+        cases: All names.
+        quick: Those that run by default: one of each place that raises.
+    """
+    names = [*cases]
+    assert {*quick} <= {*names}
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def _marked(mark: pytest.MarkDecorator, cases: tuple[Any, ...]) -> list[Any]:

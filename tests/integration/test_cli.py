@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_lightning.cli import main
 from tests.demo import copy_demo
+from tests.marks import slow_but
 from tests.processes import start
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +129,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+QUICK = ("missing config", "broken JSON line", "nothing left", "unknown template", "typo in a data key")
+
+
+@pytest.mark.parametrize("case", slow_but(BAD, *QUICK, "value of the wrong kind"))
 def test_bad_input_gets_one_line_and_exit_code_2(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

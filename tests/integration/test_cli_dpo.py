@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_lightning.cli import main
 from tests.demo import copy_demo, copy_start
+from tests.marks import slow_but
 
 ROOT = Path(__file__).parents[2]
 DPO = ROOT / "configs" / "dpo.yaml"
@@ -37,6 +38,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [{name: float(cell) for name, cell in zip(names, row, strict=True) if cell} for row in rows]
 
 
+@pytest.mark.slow
 def test_the_shipped_config_trains_reports_and_exports(folder: Path) -> None:
     assert main(["fit", "-c", str(DPO), *SMALL, *CSV, "--trainer.max_epochs=2"]) == 0
     steps = [row for row in logged(folder) if "train/loss" in row]
@@ -136,7 +138,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+QUICK = ("a missing side", "all answers tie", "beta below zero", "a typo in a loss", "a pair longer than the model")
+
+
+@pytest.mark.parametrize("case", slow_but(BAD, *QUICK))
 def test_bad_input_gets_one_line_and_exit_code_2(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrange, expected = BAD[case]
     assert main(["inspect", "-c", str(DPO), *arrange(folder)]) == 2
@@ -145,6 +150,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(case: str, folder: Path, capsys
     assert all(word in error[0] for word in expected), error[0]
 
 
+@pytest.mark.slow
 def test_adapters_off_without_adapters_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "-c", str(DPO), *SMALL, "--model.reference=lion_lightning.AdapterOffReference"]) == 2
     assert "set policy.lora" in capsys.readouterr().err

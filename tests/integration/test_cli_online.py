@@ -71,6 +71,7 @@ def test_the_shipped_config_is_valid(folder: Path, capsys: pytest.CaptureFixture
     assert printed["trainer"]["callbacks"][0]["init_args"]["num_samples"] == 8
 
 
+@pytest.mark.slow
 def test_it_trains_reports_exports_and_is_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "-c", config(), *SMALL]) == 0
     rounds = find_rounds(folder / "runs/online_dpo/rounds")
@@ -132,12 +133,9 @@ BAD: list[tuple[str, Change, str]] = [
 ]
 
 
-LONG = ("no prompts left", "NaN")  # test_online.py has them without the command line
-
-
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [pytest.param(*rest, id=name, marks=pytest.mark.slow if name in LONG else ()) for name, *rest in BAD],
+    ("change", "said"),  # test_online.py has the others without the command line
+    [pytest.param(*rest, id=name, marks=() if name == "no file" else pytest.mark.slow) for name, *rest in BAD],
 )
 def test_bad_input_is_one_line_and_exit_2(
     folder: Path, change: Change, said: str, capsys: pytest.CaptureFixture[str]

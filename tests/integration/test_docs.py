@@ -72,6 +72,7 @@ def test_yaml_examples_are_valid_configs(text: str, folder: Path, capsys: pytest
         assert_holds(printed[section], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", blocks("yaml-pipeline"))
 def test_pipeline_examples_are_plans_of_valid_configs(
     text: str, folder: Path, capsys: pytest.CaptureFixture[str]

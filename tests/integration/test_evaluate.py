@@ -83,6 +83,7 @@ def failing(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str
 # --- the shipped config
 
 
+@pytest.mark.slow
 def test_the_shipped_config_runs_leaves_nothing_about_and_goes_on(
     demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

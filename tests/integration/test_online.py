@@ -30,7 +30,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.sampling.base import EngineError
 from lion_lightning.types import Answer, Prompt
 from tests.integration.online import Judge, Online, Sampler, Watch, pairs_of
-from tests.marks import exhaustive
+from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -167,6 +167,7 @@ def test_kl_is_the_log_ratio_of_the_policy_to_the_start_on_the_rounds_pairs(onli
     assert made.summary["metrics"]["on_policy/kl"] == pytest.approx(sum(ratios) / len(ratios), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [RefreshedReference, *exhaustive(FrozenReference)])
 def test_other_references_are_a_switch(online: Online, reference: Any) -> None:
     watch = Watch()
@@ -180,6 +181,7 @@ def test_the_cached_reference_trains_like_the_frozen_one(standard: Standard) -> 
         assert torch.allclose(value, frozen[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_adapters_are_sampled_from_and_trained(online: Online) -> None:
     policy = PolicySpec(path=str(online.start), lora=LoRASpec(r=4))
     module = OnlineDPOModule(policy, optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-2))
@@ -197,6 +199,7 @@ def test_the_schedule_ends_with_the_last_epoch_however_long_rounds_are(standard:
     assert watch.rates[-1] == pytest.approx(3e-3 / (watch.steps - warmup), rel=0.3)
 
 
+@pytest.mark.slow
 def test_another_runs_rounds_are_set_aside_and_kept(online: Online, caplog: pytest.LogCaptureFixture) -> None:
     online.fit("run", every=1)
     before = [made.path.read_bytes() for made in online.rounds("run")]
@@ -212,6 +215,7 @@ def test_another_runs_rounds_are_set_aside_and_kept(online: Online, caplog: pyte
     assert [path.read_bytes() for path in kept] == before[1:]
 
 
+@pytest.mark.slow
 def test_a_fast_dev_run_leaves_a_real_runs_rounds_as_they_are(online: Online) -> None:
     online.fit("run")
     files = {file: file.read_bytes() for file in (online.folder / "run").rglob("*") if file.is_file()}
@@ -229,6 +233,7 @@ class EveryOther(OnPolicySampling):
         return epoch % 2 == 0
 
 
+@pytest.mark.slow
 def test_an_epoch_without_a_round_of_its_own_trains_on_the_last_one(online: Online) -> None:
     watch = Watch()
     online.fit("run", EveryOther(Sampler(), Judge(), num_samples=4, monitor_prompts=4, keep_unfinished=True), watch)
@@ -314,6 +319,7 @@ def test_the_data_module_alone_says_who_is_missing(online: Online) -> None:
         data.train_dataloader()
 
 
+@pytest.mark.slow
 def test_the_data_and_the_callback_work_with_a_plain_dpo_module(online: Online) -> None:
     class Covering(DPOModule):
         pass
@@ -384,6 +390,7 @@ def test_monitor_prompts_that_leave_none_are_named() -> None:
         shared.of_round(0, 0)
 
 
+@pytest.mark.slow
 def test_the_last_round_may_be_short(online: Online, caplog: pytest.LogCaptureFixture) -> None:
     online.fit("run", online.sampling(prompts_per_round=14))
     assert [sum(not r.monitor for r in made.rollouts) for made in online.rounds("run")] == [14, 14, 2]
@@ -414,7 +421,7 @@ class Wrong(Judge):
     ("scores", "said"),
     [
         (float("nan"), r"Wrong gave the score nan to an answer to .*prompts.jsonl:\d+; a score is a finite number"),
-        (RuntimeError("out of memory"), r"Wrong failed \(RuntimeError: out of memory\)"),
+        *slow((RuntimeError("out of memory"), r"Wrong failed \(RuntimeError: out of memory\)")),
         *exhaustive(
             (lambda answers: [row[1:] for row in answers], r"Wrong gave 3 scores for the 4 answers to .*\.jsonl:\d+"),
             (lambda answers: [[1.0] * 4], "Wrong scored 1 of 4 prompts"),
@@ -481,6 +488,7 @@ class Dying(Sampler):
         return {**super().identity(), "sampler": "Sampler"}
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_loses_nothing_that_was_finished(online: Online) -> None:
     with pytest.raises(EngineError, match="the engine died"):
         online.fit("run", online.sampling(Dying()), max_epochs=1)

@@ -343,6 +343,7 @@ def mine() -> dict[str, Any]:
     return given
 
 
+@pytest.mark.slow
 def test_the_file_for_a_run_of_ones_own_is_valid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for stage in read_plan(OWN).chains[0]:
         Path("stage.yaml").write_text(yaml.safe_dump(stage.config))

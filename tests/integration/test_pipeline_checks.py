@@ -63,6 +63,7 @@ def changed(name: str, **parts: Any) -> dict[str, Any]:
     return STAGES[name] | parts
 
 
+@pytest.mark.slow
 def test_the_shipped_stages_are_right_though_two_of_them_start_from_models_that_are_still_to_be_made(
     folder: Path,
 ) -> None:

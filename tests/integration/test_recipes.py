@@ -19,6 +19,7 @@ from lion_lightning.lightning_cli import build_cli
 from lion_lightning.models.tokenizer import read_template
 from tests import tiny
 from tests.integration.recipes import NAMES, PAPER, RECIPES, ROOT, arguments, name_of, numbers, read, sampling
+from tests.marks import exhaustive, slow_but
 
 TEMPLATE = RECIPES / "chatml_with_bos.jinja"
 
@@ -135,13 +136,10 @@ def test_what_does_not_fit_a_gpu_is_sharded(name: str) -> None:
 # --- the same, tiny
 
 
-TRAINED = ("lion_gemma_2b/sft",)
-"""All are built by default, and this one is trained."""
-MARKS: dict[str, Any] = {
-    **dict.fromkeys(TRAINED, ()),
-    **dict.fromkeys(("lion_gemma_2b/dpo", "lion_gemma_2b/online_dpo", "tulu3/dpo"), pytest.mark.slow),
-}
-"""When a recipe trains; one that is not named differs from these in numbers alone."""
+TRAINED = ("lion_gemma_2b/sft", "lion_gemma_2b/dpo", "lion_gemma_2b/online_dpo", "tulu3/dpo")
+"""Recipes that train among the slow tests; the others differ from these in numbers alone."""
+BUILT = ("lion_gemma_2b/online_dpo", "lion_llama3_8b/sft", "tulu3/dpo")
+"""Recipes that are built by default; the others are among the slow tests."""
 
 
 def say(role: str, text: str) -> dict[str, str]:
@@ -209,7 +207,7 @@ def test_a_recipe_parses(name: str, folder: Path, capsys: pytest.CaptureFixture[
     assert numbers(printed) == PAPER[name]
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {*TRAINED}))
+@pytest.mark.parametrize("name", slow_but(NAMES, *BUILT))
 def test_a_recipe_builds(name: str, folder: Path) -> None:
     cli = build_cli(tiny_arguments(name), run=False)
     assert getattr(getattr(cli.model, "loss", None), "beta", None) == PAPER[name].beta
@@ -242,7 +240,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
     return trainers
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, pytest.mark.exhaustive)) for n in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TRAINED, *exhaustive(*sorted({*NAMES} - {*TRAINED}))])
 def test_a_recipe_trains_a_step(name: str, folder: Path, fits: list[Trainer]) -> None:
     swapped = tiny_arguments(name)
     if "online" in name:

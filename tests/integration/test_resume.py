@@ -19,7 +19,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.modules.schedules import CosineWithWarmup
 from lion_lightning.types import PackedBatch, Piece, Sample
 from tests import tiny
-from tests.marks import exhaustive
+from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -31,6 +31,11 @@ LENGTHS = np.random.default_rng(0).integers(
 EVERY_STEP = {"every_n_train_steps": 1}
 EPOCH_END = {"save_on_train_epoch_end": True}
 AFTER_VALIDATION = {"save_on_train_epoch_end": False}
+SAVES = [
+    pytest.param(EVERY_STEP, id="step"),
+    pytest.param(EPOCH_END, id="epoch", marks=pytest.mark.slow),
+    pytest.param(AFTER_VALIDATION, id="validation", marks=pytest.mark.slow),
+]
 
 
 class KilledError(Exception):
@@ -164,6 +169,7 @@ def test_dropout_is_at_work_in_the_test_above(runs: Runs) -> None:
     assert ends[0] != ends[1]
 
 
+@pytest.mark.slow
 def test_what_workers_had_read_ahead_is_not_lost(runs: Runs, tmp_path: Path) -> None:
     killed(runs, tmp_path, [EPOCH + 3], EVERY_STEP, workers=2)
 
@@ -175,13 +181,15 @@ def test_a_run_killed_again_and_again(runs: Runs, tmp_path: Path, kills: Sequenc
     killed(runs, tmp_path, kills, EVERY_STEP)
 
 
-@pytest.mark.parametrize("save", [EVERY_STEP, EPOCH_END, AFTER_VALIDATION], ids=["step", "epoch", "validation"])
+@pytest.mark.parametrize("save", SAVES)
 @pytest.mark.parametrize("kills", [[EPOCH, EPOCH + 1], *exhaustive([EPOCH + 4])])
 def test_a_run_that_counts_steps(runs: Runs, tmp_path: Path, save: dict[str, Any], kills: Sequence[int]) -> None:
     killed(runs, tmp_path, kills, save, max_epochs=-1, max_steps=EPOCH)
 
 
-@pytest.mark.parametrize(("accumulate", "interval", "epoch"), [(2, 3, 0), (3, 5, 1), *exhaustive((2, 3, 1), (4, 5, 0))])
+@pytest.mark.parametrize(
+    ("accumulate", "interval", "epoch"), [(2, 3, 0), *slow((3, 5, 1)), *exhaustive((2, 3, 1), (4, 5, 0))]
+)
 def test_a_checkpoint_within_an_accumulation_window(
     runs: Runs, tmp_path: Path, accumulate: int, interval: int, epoch: int
 ) -> None:
@@ -198,13 +206,13 @@ def test_accumulation_that_changes_with_the_epoch_is_the_epochs_own_after_a_resu
     killed(runs, tmp_path, [kill], EVERY_STEP, windows={0: 2, 1: 3})
 
 
-@pytest.mark.parametrize("kill", [2, EPOCH, *exhaustive(3, EPOCH - 1, EPOCH + 3)])
+@pytest.mark.parametrize("kill", [2, *slow(EPOCH), *exhaustive(3, EPOCH - 1, EPOCH + 3)])
 def test_a_checkpoint_that_an_exception_saved_in_the_middle_of_a_batch(runs: Runs, tmp_path: Path, kill: int) -> None:
     """The batch was handed out and not trained; and where it is the second of a window, the first is lost too."""
     killed(runs, tmp_path, [kill], EPOCH_END | {"save_on_exception": True})
 
 
-@pytest.mark.parametrize("save", [EVERY_STEP, EPOCH_END, AFTER_VALIDATION], ids=["step", "epoch", "validation"])
+@pytest.mark.parametrize("save", SAVES)
 @pytest.mark.parametrize(
     "more", [{"max_epochs": -1, "max_steps": EPOCH}, *exhaustive({"max_epochs": 2, "max_steps": -1})]
 )
@@ -216,7 +224,7 @@ def test_a_run_that_ended_within_an_epoch_goes_on_within_it_when_it_is_given_mor
     assert runs.fit(str(tmp_path), save, **more)[1].trained == whole[1].trained[4:]
 
 
-@pytest.mark.parametrize("save", [EPOCH_END, AFTER_VALIDATION], ids=["epoch", "validation"])
+@pytest.mark.parametrize("save", [EPOCH_END, *slow(AFTER_VALIDATION)], ids=["epoch", "validation"])
 @pytest.mark.parametrize("more", [{"max_epochs": 2}, *exhaustive({"max_epochs": -1, "max_steps": EPOCH})])
 def test_a_finished_epoch_is_followed_by_the_next(
     runs: Runs, tmp_path: Path, save: dict[str, Any], more: dict[str, Any]

@@ -144,7 +144,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.parametrize("kind", ["cached", "mixed", "adapters off", *slow("frozen", "refreshed")])
+@pytest.mark.parametrize("kind", ["cached", *slow("mixed", "adapters off", "frozen", "refreshed")])
 @pytest.mark.parametrize("kill", [4, *exhaustive(2, 9)])
 def test_a_killed_run_ends_as_the_one_that_nobody_stopped(runs: Runs, kind: str, kill: int) -> None:
     whole, losses = runs.whole(kind)

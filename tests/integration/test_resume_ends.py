@@ -23,7 +23,7 @@ from lion_lightning.models.checkpoint_files import newest_checkpoint
 from lion_lightning.types import Piece, Sample
 from tests import tiny
 from tests.integration.online import Online, Sampler
-from tests.marks import exhaustive
+from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -179,11 +179,13 @@ SHORT = {"max_steps": 5, "max_epochs": -1}
     ("save", "moment", "more"),
     [
         (STEPS, (2, "batch end"), {}),  # the step's row was not logged
-        (STEPS, (3, "batch end"), {}),  # nor was the epoch validated and ended
         (STEPS, (6, "validation"), {}),  # nor has the run, and nothing is left to train
-        (STEPS, (5, "validation"), MIDDLE),  # validation within an epoch
-        (STEPS, (5, "batch end"), SHORT),  # max_steps within an epoch
-        ({"save_on_train_epoch_end": True}, (6, "epoch end"), {}),
+        *slow(
+            (STEPS, (3, "batch end"), {}),  # nor was the epoch validated and ended
+            (STEPS, (5, "validation"), MIDDLE),  # validation within an epoch
+            (STEPS, (5, "batch end"), SHORT),  # max_steps within an epoch
+            ({"save_on_train_epoch_end": True}, (6, "epoch end"), {}),
+        ),
         *exhaustive(
             (STEPS, (3, "validation"), {}),
             (STEPS, (6, "batch end"), {}),
@@ -227,6 +229,7 @@ def test_killed_before_the_export_it_is_made_and_a_finished_run_trains_nothing(
         assert not any(name == "batch" for name, _ in result.seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "hook"), [(4, "batch end"), *exhaustive((2, "batch end"), (3, "epoch end"))])
 def test_an_epochs_round_is_logged_though_the_run_was_killed_within_the_epoch_or_at_its_end(
     tmp_path: Path, step: int, hook: str

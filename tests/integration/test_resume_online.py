@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lion_lightning import FrozenReference, RefreshedReference
 from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
-from tests.marks import exhaustive
+from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -38,7 +38,7 @@ def same_rounds(online: Online, name: str) -> bool:
 
 # A round has 10 prompts in 3 chunks, and 4 monitor prompts in another: calls 0-3 are round 0, 4-7 round 1, and so on.
 @pytest.mark.parametrize("call", [2, *exhaustive(0, 5, 11)])
-@pytest.mark.parametrize("killed", ["sampling", "judging"])
+@pytest.mark.parametrize("killed", ["sampling", *slow("judging")])
 def test_killed_while_a_round_is_made(online: Online, whole: dict[str, Tensor], killed: str, call: int) -> None:
     name = f"{killed} {call}"
     kills = {"sampler": Sampler(call)} if killed == "sampling" else {"judge": Judge(call)}
@@ -81,6 +81,7 @@ def test_killed_under_other_references(online: Online, reference: Any, place: tu
     assert same(online.fit(name, module=module()), expected)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_before_a_round_replays_the_steps_and_finds_the_round(
     online: Online, whole: dict[str, Tensor]
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_round_that_is_gone_is_named(online: Online) -> None:
         online.fit("gone")
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_given_more_rounds(online: Online) -> None:
     def fit(name: str, epochs: int) -> dict[str, Tensor]:
         module = online.module(lr_scheduler=None)

@@ -24,6 +24,7 @@ from lion_lightning.models.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules import SFTModule
+from tests.marks import slow
 from tests.tiny import policy
 from tests.unit.callbacks.conftest import Bench
 
@@ -124,7 +125,7 @@ def _policy(bench: Bench) -> Any:
     return module.policy_model
 
 
-@pytest.mark.parametrize("kept", ["all weights", "adapters alone"])
+@pytest.mark.parametrize("kept", ["all weights", *slow("adapters alone")])
 def test_a_run_with_averages_resumes_to_the_same_export(kept: str, bench: Bench) -> None:
     def module() -> SFTModule:
         if kept == "all weights":

@@ -16,6 +16,7 @@ import torch
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.packing import Integers, Rows, Unpacked, Wrapped
 from lion_lightning.types import PackedBatch, Piece, Sample
+from tests.marks import exhaustive
 
 LENGTHS = np.random.default_rng(5).integers(1, 12, 61)
 
@@ -213,8 +214,7 @@ def resumed(state: dict[str, Any], **options: Any) -> PackedLoader:
     return made
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize(("workers", "epoch"), [(0, 0), (0, 2), (2, 2), *exhaustive((2, 0))])
 def test_a_resumed_loader_goes_on_with_the_next_batch(workers: int, epoch: int) -> None:
     whole = fingerprints(resumed(state_after(loader(), 0, epoch)))
     for consumed in (1, 7, len(whole) - 1, len(whole)):

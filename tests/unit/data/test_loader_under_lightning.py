@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.types import PackedBatch, Piece, Sample
 from tests import tiny
-from tests.marks import exhaustive
+from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -107,10 +107,12 @@ AFTER_VALIDATION = {"save_on_train_epoch_end": False}
     ("save", "options"),
     [
         (EVERY_STEP, {"limit_val_batches": 0}),
-        (EVERY_STEP, {"accumulate_grad_batches": 4, "limit_val_batches": 0}),  # stops within windows, short last ones
-        ({"every_n_train_steps": 2}, {"val_check_interval": 3}),
-        (EPOCH_END, {"accumulate_grad_batches": 2}),
         (AFTER_VALIDATION, {"val_check_interval": 2, "accumulate_grad_batches": 2}),
+        *slow(
+            (EVERY_STEP, {"accumulate_grad_batches": 4, "limit_val_batches": 0}),  # within windows, short last ones
+            ({"every_n_train_steps": 2}, {"val_check_interval": 3}),
+            (EPOCH_END, {"accumulate_grad_batches": 2}),
+        ),
         *exhaustive(
             (EVERY_STEP, {"accumulate_grad_batches": 2}),
             (EVERY_STEP, {"max_epochs": -1, "max_steps": 12}),

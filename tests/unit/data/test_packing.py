@@ -174,6 +174,7 @@ def test_lengths_of_a_narrow_type_do_not_overflow(packing: Packing) -> None:
     assert rows.tokens == 3_000_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100_000, pytest.param(1_000_000, marks=pytest.mark.exhaustive)])
 def test_memory_stays_within_a_few_numbers_a_document(count: int) -> None:
     """What is alive at the peak: a dozen numbers of 8 bytes a document (arrays and lists), never an object a document.

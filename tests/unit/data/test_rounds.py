@@ -210,6 +210,7 @@ def test_wilsons_interval() -> None:
 # --- the report
 
 
+@pytest.mark.slow
 def test_the_report_prints_samples_literally_and_draws(tmp_path: Path) -> None:
     for number in range(3):
         one = made(tmp_path, number, ONE, NONE, MONITOR)

@@ -160,6 +160,7 @@ def test_a_cached_reference_trains_to_the_same_weights_as_a_frozen_copy(tokenize
     assert not list(cached.reference.parameters())  # no second model in memory
 
 
+@pytest.mark.slow
 def test_switching_adapters_off_equals_a_frozen_copy_and_the_cache(tokenizer: TokenizerSpec, cache: Path) -> None:
     found = []
     for kind in (AdapterOffReference, FrozenReference, CachedReference):
