@@ -104,7 +104,7 @@ def _start() -> Path:
     """A model of random weights, made once."""
     made = Path(tempfile.mkdtemp(dir=os.environ["LION_TESTS"]))
     torch.manual_seed(0)
-    PolicySpec(config=tiny.config()).build().causal_lm.save_pretrained(made)
+    PolicySpec(config=tiny.config(num_hidden_layers=1)).build().causal_lm.save_pretrained(made)
     return tiny.tokenizer_folder(made)
 
 

@@ -31,11 +31,6 @@ LENGTHS = np.random.default_rng(0).integers(
 EVERY_STEP = {"every_n_train_steps": 1}
 EPOCH_END = {"save_on_train_epoch_end": True}
 AFTER_VALIDATION = {"save_on_train_epoch_end": False}
-SAVES = [
-    pytest.param(EVERY_STEP, id="step"),
-    pytest.param(EPOCH_END, id="epoch", marks=pytest.mark.slow),
-    pytest.param(AFTER_VALIDATION, id="validation", marks=pytest.mark.slow),
-]
 
 
 class KilledError(Exception):
@@ -92,7 +87,7 @@ class Runs:
     ) -> Run:
         torch.manual_seed(0)
         module = SFTModule(
-            PolicySpec(config=tiny.config(), lora=lora),
+            PolicySpec(config=tiny.config(num_hidden_layers=1), lora=lora),
             self.tokenizer,
             optimizer=partial(torch.optim.AdamW, lr=1e-2),
             lr_scheduler=CosineWithWarmup,
@@ -159,11 +154,13 @@ def test_a_killed_run_ends_as_one_that_was_not(runs: Runs, tmp_path: Path, kill:
     killed(runs, tmp_path, [kill], EVERY_STEP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [EPOCH + 3, *exhaustive(3, EPOCH)])
 def test_dropout_of_a_resumed_lora_draws_what_it_would_have_drawn(runs: Runs, tmp_path: Path, kill: int) -> None:
     killed(runs, tmp_path, [kill], EVERY_STEP, lora=LoRASpec(r=4, dropout=0.3))
 
 
+@pytest.mark.slow
 def test_dropout_is_at_work_in_the_test_above(runs: Runs) -> None:
     ends = [runs.whole(EVERY_STEP, lora=LoRASpec(r=4, dropout=p))[0].callback_metrics["train/loss"] for p in (0.3, 0.0)]
     assert ends[0] != ends[1]
@@ -174,6 +171,7 @@ def test_what_workers_had_read_ahead_is_not_lost(runs: Runs, tmp_path: Path) -> 
     killed(runs, tmp_path, [EPOCH + 3], EVERY_STEP, workers=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills", [[EPOCH, EPOCH + 1], *exhaustive([3, 5], [EPOCH, EPOCH + 1, EPOCH + 4], [EPOCH + 1, EPOCH + 3])]
 )
@@ -181,7 +179,8 @@ def test_a_run_killed_again_and_again(runs: Runs, tmp_path: Path, kills: Sequenc
     killed(runs, tmp_path, kills, EVERY_STEP)
 
 
-@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.slow
+@pytest.mark.parametrize("save", [EVERY_STEP, EPOCH_END, AFTER_VALIDATION], ids=["step", "epoch", "validation"])
 @pytest.mark.parametrize("kills", [[EPOCH, EPOCH + 1], *exhaustive([EPOCH + 4])])
 def test_a_run_that_counts_steps(runs: Runs, tmp_path: Path, save: dict[str, Any], kills: Sequence[int]) -> None:
     killed(runs, tmp_path, kills, save, max_epochs=-1, max_steps=EPOCH)
@@ -198,6 +197,7 @@ def test_a_checkpoint_within_an_accumulation_window(
     killed(runs, tmp_path, [epoch * EPOCH + interval], AFTER_VALIDATION, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [EPOCH + 3, *exhaustive(3, EPOCH)])
 def test_accumulation_that_changes_with_the_epoch_is_the_epochs_own_after_a_resume_within_it(
     runs: Runs, tmp_path: Path, kill: int
@@ -206,13 +206,15 @@ def test_accumulation_that_changes_with_the_epoch_is_the_epochs_own_after_a_resu
     killed(runs, tmp_path, [kill], EVERY_STEP, windows={0: 2, 1: 3})
 
 
-@pytest.mark.parametrize("kill", [2, *slow(EPOCH), *exhaustive(3, EPOCH - 1, EPOCH + 3)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [2, EPOCH, *exhaustive(3, EPOCH - 1, EPOCH + 3)])
 def test_a_checkpoint_that_an_exception_saved_in_the_middle_of_a_batch(runs: Runs, tmp_path: Path, kill: int) -> None:
     """The batch was handed out and not trained; and where it is the second of a window, the first is lost too."""
     killed(runs, tmp_path, [kill], EPOCH_END | {"save_on_exception": True})
 
 
-@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.slow
+@pytest.mark.parametrize("save", [EVERY_STEP, EPOCH_END, AFTER_VALIDATION], ids=["step", "epoch", "validation"])
 @pytest.mark.parametrize(
     "more", [{"max_epochs": -1, "max_steps": EPOCH}, *exhaustive({"max_epochs": 2, "max_steps": -1})]
 )
@@ -224,7 +226,8 @@ def test_a_run_that_ended_within_an_epoch_goes_on_within_it_when_it_is_given_mor
     assert runs.fit(str(tmp_path), save, **more)[1].trained == whole[1].trained[4:]
 
 
-@pytest.mark.parametrize("save", [EPOCH_END, *slow(AFTER_VALIDATION)], ids=["epoch", "validation"])
+@pytest.mark.slow
+@pytest.mark.parametrize("save", [EPOCH_END, AFTER_VALIDATION], ids=["epoch", "validation"])
 @pytest.mark.parametrize("more", [{"max_epochs": 2}, *exhaustive({"max_epochs": -1, "max_steps": EPOCH})])
 def test_a_finished_epoch_is_followed_by_the_next(
     runs: Runs, tmp_path: Path, save: dict[str, Any], more: dict[str, Any]

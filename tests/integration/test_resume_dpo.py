@@ -30,7 +30,7 @@ from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.types import PairLogps, Piece, Sample
 from tests import tiny
-from tests.marks import exhaustive, slow
+from tests.marks import exhaustive
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -117,7 +117,7 @@ class Runs:
         torch.manual_seed(0)
         adapters = LoRASpec(r=4) if kind == "adapters off" else None
         module = DPOModule(
-            PolicySpec(config=tiny.config(), lora=adapters),
+            PolicySpec(config=tiny.config(num_hidden_layers=1), lora=adapters),
             self.tokenizer,
             loss=Remembering(0.5),
             reference=REFERENCES[kind](),
@@ -144,7 +144,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.parametrize("kind", ["cached", *slow("mixed", "adapters off", "frozen", "refreshed")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cached", "mixed", "adapters off", "frozen", "refreshed"])
 @pytest.mark.parametrize("kill", [4, *exhaustive(2, 9)])
 def test_a_killed_run_ends_as_the_one_that_nobody_stopped(runs: Runs, kind: str, kill: int) -> None:
     whole, losses = runs.whole(kind)

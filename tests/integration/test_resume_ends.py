@@ -104,7 +104,9 @@ class Runs:
         """Go on in this folder; what is there in the end."""
         torch.manual_seed(0)
         module = SFTModule(
-            PolicySpec(config=tiny.config()), self.tokenizer, optimizer=partial(torch.optim.AdamW, lr=1e-2)
+            PolicySpec(config=tiny.config(num_hidden_layers=1)),
+            self.tokenizer,
+            optimizer=partial(torch.optim.AdamW, lr=1e-2),
         )
         folder, hooks = self.folder / name, Hooks(at_end)
         callbacks = [hooks, HuggingFaceExport(str(folder / "export")), Kill(folder / "checkpoints", moment, **save)]
@@ -179,8 +181,8 @@ SHORT = {"max_steps": 5, "max_epochs": -1}
     ("save", "moment", "more"),
     [
         (STEPS, (2, "batch end"), {}),  # the step's row was not logged
-        (STEPS, (6, "validation"), {}),  # nor has the run, and nothing is left to train
         *slow(
+            (STEPS, (6, "validation"), {}),  # nor has the run, and nothing is left to train
             (STEPS, (3, "batch end"), {}),  # nor was the epoch validated and ended
             (STEPS, (5, "validation"), MIDDLE),  # validation within an epoch
             (STEPS, (5, "batch end"), SHORT),  # max_steps within an epoch
@@ -215,6 +217,7 @@ def test_what_followed_the_last_checkpoint_is_done_by_the_resumed_run(
     assert_same_end(runs.fit(str(tmp_path), save, **more), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, *exhaustive(SHORT)])
 def test_killed_before_the_export_it_is_made_and_a_finished_run_trains_nothing(
     runs: Runs, tmp_path: Path, more: dict[str, Any]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lion_lightning import FrozenReference, RefreshedReference
 from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
-from tests.marks import exhaustive, slow
+from tests.marks import exhaustive
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -37,8 +37,9 @@ def same_rounds(online: Online, name: str) -> bool:
 
 
 # A round has 10 prompts in 3 chunks, and 4 monitor prompts in another: calls 0-3 are round 0, 4-7 round 1, and so on.
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [2, *exhaustive(0, 5, 11)])
-@pytest.mark.parametrize("killed", ["sampling", *slow("judging")])
+@pytest.mark.parametrize("killed", ["sampling", "judging"])
 def test_killed_while_a_round_is_made(online: Online, whole: dict[str, Tensor], killed: str, call: int) -> None:
     name = f"{killed} {call}"
     kills = {"sampler": Sampler(call)} if killed == "sampling" else {"judge": Judge(call)}
@@ -92,6 +93,7 @@ def test_a_checkpoint_before_a_round_replays_the_steps_and_finds_the_round(
     assert len(sampler.asked) == 14  # round 1 was found: replayed steps lead to the very policy that made it
 
 
+@pytest.mark.slow
 def test_a_round_that_is_gone_is_named(online: Online) -> None:
     with pytest.raises(KilledError):
         online.fit("gone", watch=Watch((1, 1)))
@@ -110,6 +112,7 @@ def test_a_finished_run_can_be_given_more_rounds(online: Online) -> None:
     assert same(fit("grown", 3), fit("at once", 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [{}, {"max_epochs": 3, "max_steps": 4}], ids=["epochs", "steps"])
 def test_a_finished_run_asks_nobody_anything(online: Online, end: dict[str, Any]) -> None:
     name = f"finished {end}"
@@ -121,6 +124,7 @@ def test_a_finished_run_asks_nobody_anything(online: Online, end: dict[str, Any]
     assert (len(online.rounds(name)), online.rounds(name)[-1].path.stat().st_mtime_ns) == (made, before)
 
 
+@pytest.mark.slow
 def test_rounds_are_not_made_again_by_a_second_start(online: Online, whole: dict[str, Tensor], tmp_path: Path) -> None:
     sampler = Sampler()
     rounds = online.folder / "whole" / "rounds"
@@ -129,6 +133,7 @@ def test_rounds_are_not_made_again_by_a_second_start(online: Online, whole: dict
     assert same(again, whole)
 
 
+@pytest.mark.slow
 def test_other_settings_of_the_sampling_are_used_and_said(online: Online, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KilledError):
         online.fit("fewer answers", watch=Watch((1, 0)))

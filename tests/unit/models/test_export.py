@@ -18,7 +18,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
-from tests.marks import exhaustive
+from tests.marks import exhaustive, slow
 from tests.tiny import VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
 
 TURNS = [{"role": "user", "content": "w3 w4"}, {"role": "assistant", "content": "w5"}]
@@ -60,8 +60,8 @@ NEW = ("<a>", "<b>")
 @pytest.mark.parametrize(
     ("name", "new_tokens"),
     [
-        *(("plain", ()), ("plain", NEW), ("tied", NEW), ("lora", NEW), ("lora_tied", ())),
-        *(("whole_head", NEW), ("padded_attention", ()), ("checkpointed", ())),
+        *(("plain", ()), ("tied", NEW), ("lora", NEW), ("whole_head", NEW)),
+        *slow(("plain", NEW), ("lora_tied", ()), ("padded_attention", ()), ("checkpointed", ())),
         *exhaustive(("tied", ()), ("lora", ()), ("lora_tied", NEW)),
         *exhaustive(("whole_head", ()), ("padded_attention", NEW), ("checkpointed", NEW)),
     ],

@@ -20,7 +20,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.types import PackedBatch
-from tests.marks import exhaustive
+from tests.marks import exhaustive, slow
 from tests.plain_pairs import PAIRS, padded_sides, pair_samples, plain_dpo, plain_logps, plain_logps_one_by_one
 from tests.tiny import config
 
@@ -116,7 +116,7 @@ def test_dpo_loss_and_gradients_of_shared_prompts_equal_padded_sequences(attenti
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("lora", [None, LoRASpec(r=4)], ids=["full", "lora"])
-@pytest.mark.parametrize("attention", ["lion", "lion_dense", "sdpa"])
+@pytest.mark.parametrize("attention", ["lion", *slow("lion_dense", "sdpa")])
 def test_adapters_and_checkpointing_on_shared_prompts_equal_padded_sequences(
     attention: str, lora: LoRASpec | None, recompute: bool
 ) -> None:

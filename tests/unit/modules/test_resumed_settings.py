@@ -57,6 +57,24 @@ def fit(tokenizer: TokenizerSpec, tmp_path: Path) -> Fit:
     return fit
 
 
+PLAIN: list[bytes] = []
+"""The checkpoint of a first part without any options, which most of the tests below go on from."""
+
+
+@pytest.fixture
+def begin(fit: Fit, tmp_path: Path) -> Callable[[dict[str, Any]], None]:
+    """Trains the first part with options; the one without any is trained once."""
+
+    def begin(options: dict[str, Any]) -> None:
+        if options or not PLAIN:
+            fit(**options)
+        if not options:
+            PLAIN[:] = PLAIN or [(tmp_path / "two.ckpt").read_bytes()]
+            (tmp_path / "two.ckpt").write_bytes(PLAIN[0])
+
+    return begin
+
+
 def weights(run: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in run.lightning_module.named_parameters()}
 
@@ -141,9 +159,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("first", "then", "named"), REFUSED.values(), ids=REFUSED)
 def test_what_the_checkpoints_state_is_made_of_stays(
-    fit: Fit, first: dict[str, Any], then: dict[str, Any], named: str
+    fit: Fit, begin: Callable[..., None], first: dict[str, Any], then: dict[str, Any], named: str
 ) -> None:
-    fit(**first)
+    begin(first)
     with pytest.raises(ValueError, match=rf"^the checkpoint's state is of other settings: .*{named}") as error:
         fit(resume=True, **then)
     assert "\n" not in str(error.value)
@@ -182,9 +200,14 @@ TAKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("first", "then", "named"), TAKEN.values(), ids=TAKEN)
 def test_numbers_and_what_is_the_runs_own_are_taken_and_said(
-    fit: Fit, first: dict[str, Any], then: dict[str, Any], named: str, caplog: pytest.LogCaptureFixture
+    fit: Fit,
+    begin: Callable[..., None],
+    first: dict[str, Any],
+    then: dict[str, Any],
+    named: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fit(**first)
+    begin(first)
     run = fit(resume=True, **then)
     (said,) = [record.message for record in caplog.records if "other settings than the checkpoint's" in record.message]
     assert named in said

@@ -109,6 +109,7 @@ def test_a_second_model_counts_as_reference(total: int) -> None:
     assert Whole().peak(job(reference=second)).reference - 2 * total in range(128)
 
 
+@pytest.mark.slow
 def test_adapters_leave_the_base_without_gradients_and_four_bits_shrink_it() -> None:
     spec = PolicySpec(config=tiny.config(tie_word_embeddings=False), lora=LoRASpec(r=2))
     trained = sum(tensor.numel() for tensor in job(spec=spec).trained)
@@ -124,7 +125,7 @@ def test_adapters_leave_the_base_without_gradients_and_four_bits_shrink_it() -> 
 @pytest.mark.parametrize(
     ("rows", "checkpointing"),
     [
-        pytest.param(documents(48, 16), False, id="documents"),
+        pytest.param(documents(48, 16), False, id="documents", marks=pytest.mark.exhaustive),
         pytest.param(documents(48, 16), True, id="documents, checkpointed", marks=pytest.mark.exhaustive),
         pytest.param(pairs(48, 32), False, id="pairs", marks=pytest.mark.exhaustive),
         pytest.param(pairs(48, 32), True, id="pairs, checkpointed", marks=pytest.mark.slow),
