@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from inspect import signature
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -92,6 +93,18 @@ class AlignmentModule(SteppedPolicy, ABC):
         self.lr_scheduler_factory = lr_scheduler
         self._draws = self._stepped = False
         self._meters = nn.ModuleDict({stage: StageMeter(self.finishers) for stage in ("val", "test")})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy all but what makes optimizer and schedule: a config's factories lead to the program that read it.
+
+        Args:
+            memo: What was copied before, as ``copy.deepcopy`` has it.
+        """
+        memo.update({id(each): each for each in (self.optimizer_factory, self.lr_scheduler_factory) if each})
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(deepcopy(self.__getstate__(), memo))
+        return made
 
     @abstractmethod
     def compute_loss(self, batch: PackedBatch) -> LossOutput:

@@ -58,6 +58,8 @@ class Change(NamedTuple):
             return False
         if self.name.startswith(("model.policy.", "model.tokenizer.")):
             return True
+        if self.name.endswith(".momentum") and bool(self.then) != bool(self.now):
+            return True  # without momentum there is no state of it to go on with
         return self.name.startswith("model.") and not (_is_number(self.then) and _is_number(self.now))
 
 
@@ -189,7 +191,7 @@ def _take(group: dict[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _listed(found: Iterable[Change]) -> str:

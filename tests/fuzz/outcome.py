@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ def outcome(call: Callable[[], int], names: tuple[str, ...]) -> Outcome:
     err, out = io.StringIO(), io.StringIO()
     began, code, faults = time.monotonic(), None, []
     try:
-        with _limited(), contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
+        with _limited(), _nothing_typed(), contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
             code = call()
     except _OverTimeError:
         faults.append(f"took over {LIMIT:.0f} s")
@@ -73,6 +74,16 @@ def _broken_rules(found: Outcome, lines: list[str], names: tuple[str, ...]) -> I
         yield f"names none of {', '.join(names)}"
     if len(found.error) > 1000:
         yield f"an error of {len(found.error)} characters"
+
+
+@contextlib.contextmanager
+def _nothing_typed() -> Iterator[None]:
+    """For commands that read what a person types: the end of it."""
+    before, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = before
 
 
 @contextlib.contextmanager

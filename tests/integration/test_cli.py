@@ -199,3 +199,9 @@ def test_a_process_killed_by_the_system_resumes_to_the_same_weights(folder: Path
     whole, killed = weights(folder / "whole" / "checkpoints" / "last.ckpt"), weights(last)
     assert whole.keys() == killed.keys()
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+
+
+def test_averaged_weights_are_trained_by_the_command_line(folder: Path) -> None:
+    average = '[{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}]'  # it copies the module
+    options = ["--trainer.max_steps=1", f"--trainer.callbacks={average}", "--trainer.num_sanity_val_steps=0"]
+    assert main(["fit", "-c", str(SFT), *SMALL, *options]) == 0

@@ -118,6 +118,16 @@ def policy(**options: Any) -> PolicySpec:
 DPO = {"kind": DPOModule, "reference": FrozenReference()}
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "optimizer": ({}, {"optimizer": partial(SGD, lr=0.1)}, r"model\.optimizer\.class_path was AdamW, is SGD;"),
+    "state that was not kept": (
+        {},
+        {"optimizer": partial(AdamW, lr=0.01, amsgrad=True)},
+        r"amsgrad was False, is True",
+    ),
+    "momentum that was not kept": (
+        {"optimizer": partial(SGD, lr=0.01)},
+        {"optimizer": partial(SGD, lr=0.01, momentum=0.9)},
+        r"model\.optimizer\.momentum was 0, is 0\.9",
+    ),
     "schedule": (
         {"lr_scheduler": Cosine},
         {"lr_scheduler": LinearWithWarmup},
