@@ -175,13 +175,21 @@ class TaggedAnswers(AnswerFinder):
         return kept
 
     def _of(self, turn: int) -> list[Span]:
-        """What the tags hold of a turn; by its number where each has one pair of tags, else by its place."""
-        number = self._turns.index(turn)
+        """What the tags hold of a turn; by its number where each has one pair of tags, else by its place.
+
+        Tags may stand around turns of others too, or not close before them: what is behind an answer's end is none.
+        """
         if len(self.tagged) == len(self._turns):
-            return [self.tagged[number]]
-        later = self._turns[number + 1 :]
-        start, stop = self.start(turn), self.start(later[0]) if later else len(self.text)
-        return [span for span in self.tagged if start < span[1] <= stop]
+            span = self.tagged[self._turns.index(turn)]
+            if not self._takes_in(span, turn + 1):
+                return [span]
+        start, stop = self.start(turn), self._end(turn)
+        return [(first, min(end, stop)) for first, end in self.tagged if start < end and first < stop]
+
+    def _takes_in(self, span: Span, turn: int) -> bool:
+        """Whether the words of a turn, if there is one, may stand in a span."""
+        words = self.messages[turn].content.strip() if turn < len(self.messages) else ""
+        return bool(words) and words in self.text[slice(*span)]
 
     def _start_of(self, turn: int, place: int) -> int:
         """Where the answer begins: at ``place``, where its first tag stands, or behind it.

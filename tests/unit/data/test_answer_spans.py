@@ -184,6 +184,40 @@ def test_what_stands_before_the_completion_is_left_out_by_its_place() -> None:
         assert trained(tokenizer, encode(tokenizer, talk, "completion")) == ["two<|im_end|>", "three<|im_end|>"]
 
 
+ALL_TAGGED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content or m.tool_calls | tojson }}"
+    "<|im_end|>{% endgeneration %}\n{% endfor %}" + ASKING
+)
+
+
+def test_tags_around_the_turns_of_others_train_no_word_of_theirs() -> None:
+    tokenizer = byte_level(ALL_TAGGED)
+    assert trained(tokenizer, encode(tokenizer, ROUND)) == ["world<|im_end|>", "yes<|im_end|>"]
+    asked_last = ROUND._replace(messages=ROUND.messages[:3])
+    assert trained(tokenizer, encode(tokenizer, asked_last)) == ["world<|im_end|>"]
+    tokenizer = byte_level("{{ tools | tojson }}" + ALL_TAGGED)
+    first, call, last = trained(tokenizer, encode(tokenizer, calling()))
+    assert (first, last) == ("world<|im_end|>", "It is.<|im_end|>")
+    assert call.startswith('[{"type": "function"')
+    assert call.endswith("<|im_end|>")
+    assert "cold" not in call
+
+
+def test_tags_around_the_turns_of_others_train_no_word_of_theirs_in_a_completion_of_turns() -> None:
+    tokenizer = byte_level(ALL_TAGGED)
+    talk = chat("a", "one", "b", "two", "c", "three", prompt_turns=3)
+    assert trained(tokenizer, encode(tokenizer, talk, "completion")) == ["two<|im_end|>", "three<|im_end|>"]
+
+
+def test_a_tag_that_closes_behind_turns_of_others_trains_no_word_of_theirs() -> None:
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    template = "{% for m in messages[:1] %}" + turn + "{% generation %}{% for m in messages[1:] %}" + turn
+    tokenizer = byte_level(template + "{% endgeneration %}" + ASKING)
+    assert trained(tokenizer, encode(tokenizer, ROUND)) == ["world<|im_end|>", "yes<|im_end|>"]
+    asked_last = ROUND._replace(messages=ROUND.messages[:3])
+    assert trained(tokenizer, encode(tokenizer, asked_last)) == ["world<|im_end|>"]
+
+
 @pytest.mark.parametrize("template", [PLAIN_CHATML, read_template("chatml"), TWO_TAGS + ASKING])
 def test_turns_that_are_not_to_be_trained_are_context(template: str) -> None:
     tokenizer = byte_level(template)
