@@ -103,7 +103,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         memo.update({id(each): each for each in (self.optimizer_factory, self.lr_scheduler_factory) if each})
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        made.__setstate__(deepcopy(self.__getstate__(), memo))
+        made.__setstate__(deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
         return made
 
     @abstractmethod
