@@ -69,6 +69,8 @@ def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
 
 def said(error: BaseException) -> str:
     """What an error says, on one line."""
+    if str(error).startswith("Weights only load failed"):  # torch goes on with how to run the file's code
+        return "it holds more than tensors and plain data, which could run code"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -175,7 +175,13 @@ class PolicyCheckpoints(LightningModule):
                 "cannot go on from it; begin anew with its model: `lion export CHECKPOINT FOLDER`, then "
                 "model.policy.path: FOLDER"
             )
-        if fits and "settings" in lion:
+        if fits and "settings" not in lion:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} does not say with which settings it was trained, as checkpoints of this "
+                "package do, so training cannot go on from it; to start from a model's weights, name its Hugging Face "
+                "folder in model.policy.path"
+            )
+        if fits:
             self._run_settings.compare(lion["settings"], self.model_settings)
         whole = not self.trainer.strategy.restore_checkpoint_after_setup  # else weights are in pieces, or there already
         if whole and self.policy is not None:
