@@ -26,7 +26,7 @@ from lion_lightning.data.json_text import read_list, spelled_out
 from lion_lightning.data.preferences import Pairing, Preference, Whole
 from lion_lightning.data.row_notes import note
 from lion_lightning.data.turns import Message, read_text, read_turns
-from lion_lightning.data.unused import is_harmless, printed
+from lion_lightning.data.unused import may_ask, printed
 
 
 def recognise_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[Preference]:
@@ -166,13 +166,13 @@ def _implied(row: Row, answers: Answers) -> list[Whole]:
 def _refuse_other_text(row: Row) -> None:
     """Refuse to guess the prompt from the answers' words where another column may well hold it."""
     assert isinstance(row, Fields)  # as all forms are given it
-    for name in row.unread:
-        value = row.peek(name)
-        if isinstance(value, str) and value.strip() and not is_harmless(name):
-            raise ValueError(
-                f"is the column {printed(name)!r} the prompt? Say so with `columns: {{question: {printed(name)}}}`; if "
-                f"not, give the source `ignore: [{printed(name)}]`"
-            )
+    for name in [name for name in row.unread if may_ask(name, row.peek(name))]:
+        own, value = printed(row.own(name)), spelled_out(row.peek(name), name)
+        kind = "question" if isinstance(value, str) else "messages"
+        raise ValueError(
+            f"is the column {own!r} the prompt? Say so with `columns: {{{kind}: {own}}}`, or make it one with a "
+            f"`transform`; if not, give the source `ignore: [{own}]`"
+        )
 
 
 def _are_text(answers: Answers) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from numbers import Real
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_lightning.data.row_notes import note
+from lion_lightning.data.yes_no import has_no, has_yes, is_yes, leaves
 
 if TYPE_CHECKING:
     from lion_lightning.data.columns import Fields
@@ -62,17 +64,8 @@ class Meaning(NamedTuple):
 
 
 _WITHOUT = "leave such rows out with a `transform` that returns []"
-
-
-def _is_yes(value: Any) -> bool:
-    """Whether a value says yes, or 1, throughout."""
-    return all(_truth(one) is True for one in _leaves(value))
-
-
-def _has_no(value: Any) -> bool:
-    """Whether a value says no, or 0, anywhere."""
-    return any(_truth(one) is False for one in _leaves(value))
-
+_UNWANTED = "the mark of an answer that is not wanted"
+_NO_LABELS = f"{_WITHOUT}; single answers with labels (KTO) cannot be trained"
 
 MEANINGS = (
     Meaning(
@@ -119,14 +112,33 @@ MEANINGS = (
         ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "train", "loss_mask", "completion_mask"),
         "how much of the row is trained",
         f"all rows count alike here; {_WITHOUT}, or repeat a source with `fraction`",
-        is_lost=lambda value: not _is_yes(value),
+        is_lost=lambda value: not is_yes(value),
         of_prompt=False,
     ),
     Meaning(
-        ("label", "labels", "desirable", "kto_tag", "thumbs_up", "is_correct", "correct", "accepted"),
-        "the mark of an answer that is not wanted",
-        f"{_WITHOUT}; single answers with labels (KTO) cannot be trained",
-        is_lost=_has_no,
+        (
+            *("label", "labels", "kto_label", "kto_tag", "chosen_label", "answer_label", "response_label"),
+            *("human_label", "user_label", "preference_label", "feedback_label", "feedback", "preference"),
+            *("desirable", "is_desirable", "good", "is_good", "thumbs", "thumbs_up", "liked", "is_liked"),
+            *("upvoted", "vote", "verdict", "judgement", "judgment", "correct", "is_correct"),
+            *("accepted", "is_accepted", "acceptable", "is_acceptable", "approved", "is_approved", "preferred"),
+            *("is_preferred", "is_chosen", "verified", "is_verified", "valid", "is_valid", "safe", "is_safe"),
+            *("helpful", "is_helpful", "passed"),
+        ),
+        _UNWANTED,
+        _NO_LABELS,
+        is_lost=has_no,
+        of_prompt=False,
+    ),
+    Meaning(
+        (
+            *("bad", "is_bad", "undesirable", "is_undesirable", "thumbs_down", "dislike", "disliked", "downvoted"),
+            *("wrong", "is_wrong", "incorrect", "is_incorrect", "is_rejected", "unsafe", "is_unsafe", "harmful"),
+            *("is_harmful", "toxic", "is_toxic", "invalid", "is_invalid", "failed"),
+        ),
+        _UNWANTED,
+        _NO_LABELS,
+        is_lost=has_yes,
         of_prompt=False,
     ),
 )
@@ -151,7 +163,7 @@ def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
         meaning = _meaning(name, fields.own(name))
         if name in PROMPTS:
             _require_repeated(fields, name, form)
-        elif (meaning.is_text if meaning else name in ANSWERS) and _is_repeated(_texts(value), fields):
+        elif (meaning.is_text if meaning else name in ANSWERS) and _is_repeated(texts_in(value), fields):
             continue
         elif meaning is None or (only_prompt and not meaning.of_prompt):
             note("kept" if only_prompt else "unused", own)
@@ -160,7 +172,7 @@ def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
                 f"the column {own!r} holds {meaning.what}, and {form} has no place for it; {meaning.fix}, or give the "
                 f"source `ignore: [{own}]`"
             )
-        elif not _is_yes(value):
+        elif not is_yes(value):
             note("unused", own)
 
 
@@ -194,8 +206,26 @@ def is_harmless(name: str) -> bool:
     return plain in HARMLESS or plain.endswith(("_id", "_ids", "-id"))
 
 
+def may_ask(name: str, value: Any) -> bool:
+    """Whether a column that no form reads may hold the prompt: it has text, and its name does not say what else it is.
+
+    A long text is more than the name of a thing: an article may stand in a column that is called its source.
+    """
+    meaning, texts = _meaning(name), list(texts_in(value))
+    if meaning is not None and meaning.of_prompt and not meaning.is_text:
+        return False  # it is refused by its name
+    is_long = any(len(text) > 100 and len(text.split()) > 10 for text in texts)
+    return is_long or (bool(texts) and not is_harmless(name))
+
+
 def _meaning(*names: str) -> Meaning | None:
-    return next((_BY_NAME[name.lower()] for name in names if name.lower() in _BY_NAME), None)
+    return next(filter(None, map(_known, names)), None)
+
+
+@lru_cache(4096)
+def _known(name: str) -> Meaning | None:
+    """The meaning of a name, however its words are joined: ``isGood`` and ``is-good`` are ``is_good``."""
+    return _BY_NAME.get(re.sub(r"[\s-]+|(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower())
 
 
 def _require_repeated(fields: Fields, name: str, form: str) -> None:
@@ -219,18 +249,18 @@ def _require_repeated(fields: Fields, name: str, form: str) -> None:
 
 def _is_repeated(texts: Iterable[str], fields: Fields) -> bool:
     """Whether there are texts, and all of them stand in what was read."""
-    said = [text for name in fields if name not in fields.unread for text in _texts(fields.peek(name))]
+    said = [text for name in fields if name not in fields.unread for text in texts_in(fields.peek(name))]
     repeated = [any(text in other for other in said) for text in texts]
     return bool(repeated) and all(repeated)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
     """All that is said in a value, without the names of who says it."""
     if isinstance(value, Mapping):
         value = [inner for key, inner in value.items() if key not in ("role", "from")]
     if isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner)
+            yield from texts_in(inner)
     elif isinstance(value, str) and value.strip():
         yield value.strip()
 
@@ -240,31 +270,9 @@ def _asked(value: Any) -> Iterator[str]:
     for turn in value if isinstance(value, list | tuple) else [value]:
         speaker = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
         if speaker not in ("assistant", "gpt", "chatgpt", "model"):
-            yield from _texts(turn)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for inner in value:
-            yield from _leaves(inner)
-    else:
-        yield value
+            yield from texts_in(turn)
 
 
 def _is_empty(value: Any) -> bool:
     """Whether a column says nothing."""
-    return all(leaf is None or (isinstance(leaf, str) and not leaf.strip()) for leaf in _leaves(value))
-
-
-def _truth(value: Any) -> bool | None:
-    """Whether a value is a yes (or 1), a no (or 0 and less), or neither; CSV files have them as text."""
-    if isinstance(value, str):
-        return _WORDS.get(value.strip().lower())
-    if isinstance(value, Real):
-        return True if value == 1 else False if value <= 0 else None
-    return None
-
-
-_WORDS = dict.fromkeys(("true", "yes", "1", "1.0"), True) | dict.fromkeys(("false", "no", "0", "0.0", "-1"), False)
+    return all(leaf is None or (isinstance(leaf, str) and not leaf.strip()) for leaf in leaves(value))

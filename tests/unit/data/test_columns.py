@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -105,8 +106,48 @@ def test_an_answer_that_is_not_wanted_is_no_target(value: Any) -> None:
         recognise({"prompt": "2+2=", "completion": "5", "label": value})
 
 
-def test_a_class_that_is_no_yes_or_no_is_counted() -> None:
-    assert noted(recognise, {"text": "Oslo is wet.", "label": "weather"}) == {"unused": {"label": 1}}
+NO_WORDS = ["bad", "dislike", "thumbs_down", "Thumbs-Down", "negative", "Rejected", "undesirable", "incorrect", "WRONG"]
+
+
+@pytest.mark.parametrize("value", [*NO_WORDS, "false", "no", "not helpful", "not_good.", "👎", ["good", "bad"]])
+def test_a_label_that_says_no_in_words_is_refused_in_every_form(value: Any) -> None:
+    for read, row in EVERY:
+        with pytest.raises(ValueError, match=r"^the column 'label' holds the mark of an answer that is not wanted"):
+            read(row | {"label": value})
+
+
+@pytest.mark.parametrize("name", ["is_good", "isGood", "is_safe", "verified", "good", "thumbs", "feedback", "vote"])
+@pytest.mark.parametrize("value", [False, 0, "no"])
+def test_other_names_of_a_label_say_no_too(name: str, value: Any) -> None:
+    for read, row in EVERY:
+        with pytest.raises(ValueError, match=f"^the column '{name}' holds the mark of an answer that is not wanted"):
+            read(row | {name: value})
+        assert noted(read, row | {name: True}) == noted(read, row)
+
+
+@pytest.mark.parametrize("name", ["preference", "chosen_label", "is_chosen"])
+def test_a_preference_that_says_no_is_refused(name: str) -> None:
+    for read, row in EVERY:
+        with pytest.raises(ValueError, match=f"^the column '{name}'"):
+            read(row | {name: "rejected"})
+
+
+@pytest.mark.parametrize("name", ["thumbs_down", "is_bad", "incorrect"])
+def test_a_yes_under_the_name_of_a_fault_is_refused(name: str) -> None:
+    for read, row in EVERY:
+        with pytest.raises(ValueError, match=f"^the column '{name}' holds the mark of an answer that is not wanted"):
+            read(row | {name: True})
+        read(row | {name: False})
+
+
+@pytest.mark.parametrize("value", ["good", "like", "thumbs_up", "positive", "chosen", "desirable", "Correct", "yes"])
+def test_a_label_that_says_yes_in_words_is_what_is_trained(value: str) -> None:
+    assert noted(recognise, {"question": "Hi", "answer": "Hello", "label": value}) == {}
+
+
+@pytest.mark.parametrize("value", ["weather", "sports", "B", 3, 0.5])
+def test_a_class_that_is_no_yes_or_no_is_counted(value: Any) -> None:
+    assert noted(recognise, {"text": "Oslo is wet.", "label": value}) == {"unused": {"label": 1}}
 
 
 def test_history_becomes_the_turns_before_the_instruction() -> None:
@@ -313,8 +354,6 @@ def test_thousands_of_keys_and_odd_ones_make_one_short_line() -> None:
 
 
 def test_messages_as_json_text_are_messages() -> None:
-    import json
-
     text = json.dumps(turns("Hi", "Hello"))
     for column in ("messages", "conversations"):
         assert recognise({column: text}) == chat("Hi", "Hello")
@@ -413,7 +452,7 @@ def test_a_side_without_any_text_is_left_out_and_counted(chosen: str, rejected: 
 def test_a_prompt_is_not_guessed_where_another_column_may_hold_it() -> None:
     row = {"query": "Name it.", "chosen": "The capital is Oslo.", "rejected": "The capital is Bergen."}
     with pytest.raises(
-        ValueError, match=r"is the column 'query' the prompt\? Say so with `columns: {question: query}`"
+        ValueError, match=r"is the column 'query' the prompt\? Say so with `columns: {question: query}`, or"
     ):
         pairs(row)
     assert pairs(row, {"question": "query"})[0].chosen == chat("Name it.", "The capital is Oslo.", prompt_turns=1)
@@ -474,3 +513,35 @@ def test_plain_text_under_a_chat_template_is_told_once_unless_it_is_chosen() -> 
     assert warnings(source, notes_of(source), 1, has_chat_template=False) == []
     chosen = Source("a.jsonl", format="text")
     assert warnings(chosen, notes_of(chosen), 1, has_chat_template=True) == []
+
+
+# --- a prompt in a column of another name
+
+
+CAPITALS = {"chosen": "The cap is A.", "rejected": "The cap is B."}
+
+
+@pytest.mark.parametrize(
+    "name", ["dialogue", "turns", "dialog", "conversation", "chat", "prompt_messages", "chat_history"]
+)
+def test_messages_beside_a_pair_of_texts_are_no_reason_to_guess_the_prompt(name: str) -> None:
+    for read in (pairs, recognise_prompt):
+        for value in (turns("q q"), json.dumps(turns("q q"))):
+            with pytest.raises(ValueError, match=rf"^is the column '{name}' .* `columns: {{messages: {name}}}`, or"):
+                read(CAPITALS | {name: value})
+        with pytest.raises(ValueError, match=f"^is the column '{name}' the prompt"):
+            read(CAPITALS | {name: {"user": "q q"}})
+    (pair,) = pairs(CAPITALS | {name: turns("q q")}, {"messages": name})
+    assert pair.chosen == chat("q q", "The cap is A.", prompt_turns=1)
+
+
+def test_an_article_in_the_column_source_may_be_the_prompt_and_a_name_is_not() -> None:
+    with pytest.raises(ValueError, match=r"^is the column 'source' the prompt\?"):
+        pairs(CAPITALS | {"source": "It rained in Oslo. " * 10})
+    (pair,) = pairs(CAPITALS | {"source": "wiki", "tags": ["a", "b"], "path": "a/" * 99, "lengths": [1, 2]})
+    assert pair.chosen == Completion("The cap is", " A.")
+
+
+def test_columns_that_are_refused_by_name_are_not_asked_about() -> None:
+    with pytest.raises(ValueError, match=r"^the column 'images' holds a picture"):
+        pairs(CAPITALS | {"images": ["a.png"]})
