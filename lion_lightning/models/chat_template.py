@@ -125,7 +125,8 @@ class ChatTemplate:
         turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant"), words, strict=True)]
         as_text = self._tried(turns)
         as_parts = self._tried([{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns])
-        return not all(word in as_text for word in words) and all(word in as_parts for word in words)
+        listed = "{'type'" in as_parts or '{"type"' in as_parts  # the list itself is written out, not what it says
+        return not (all(word in as_text for word in words) or listed) and all(word in as_parts for word in words)
 
     @cached_property
     def _beside_calls(self) -> _Spelling:

@@ -33,6 +33,20 @@ def test_content_is_given_as_parts_where_the_template_reads_nothing_else() -> No
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
+        ("{{ m.content[:4] }}", "Hi"),
+        ("{{ m.content if m.content is not string else 'x' }}", "x"),
+        ("{{ m.content if m.content is string and m.content | length < 5 else m.content | tojson }}", "Hi"),
+        ("{{ m.content | upper }}", "HI"),
+        ("{{ m.content | replace('probe', '') }}", "Hi"),
+    ],
+)
+def test_content_is_given_as_text_to_a_template_that_changes_text_and_writes_a_list_out(shown: str, text: str) -> None:
+    assert template("{% for m in messages %}" + shown + "{% endfor %}").render([ASKED]) == text
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
         ("{{ c.function.arguments | tojson }}", '{"city": "Tromsø"}'),
         ("{{ '' + c.function.arguments }}", '{"city": "Tromsø"}'),  # fails on a mapping
         ("{{ c.function.arguments }}", '{"city": "Tromsø"}'),  # would print it as Python does
