@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lion_lightning.data.json_text import read_json
 from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.tool_calls import read_calls
-from lion_lightning.data.unused import printed
+from lion_lightning.data.unused import THOUGHTS, TOOLS, printed
 from lion_lightning.models.chat_template import REASONING
 
 
@@ -49,9 +49,9 @@ HARMLESS = frozenset(
 _CHANGING = frozenset(
     """
     image images image_url audio audios video videos file files attachments refusal reasoning_details
-    thinking_blocks thought thoughts train_detail training_detail prefix partial tool_responses documents citations
+    thinking_blocks train_detail training_detail prefix partial tool_responses documents citations
     """.split()  # noqa: SIM905
-)
+).union(TOOLS, THOUGHTS)
 """Keys that change what a message means, so that leaving them out is no small thing."""
 
 _ROLES = {
@@ -150,8 +150,13 @@ def _part(part: Any, name: str) -> str:
     if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
         raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
     for key in _telling(own):
-        if key in _CHANGING and own[key]:
+        if key.lower() in _CHANGING and own[key]:
             raise ValueError(f"{name} has a text part with {key}, which cannot be trained on; take it out")
+        if key in _FLAGS or _may_be_a_flag(key, own[key]):
+            raise ValueError(
+                f"{name} has a text part with {printed(key)}, and the parts of a turn are trained together or not at "
+                "all; say it of the turn, as `train`, or take it out (with a `transform`)"
+            )
         if key not in HARMLESS:
             warn_of_row(f"not used: key {key!r} of content parts")
     return text
@@ -174,7 +179,7 @@ def _trained(own: dict[str, Any], role: str, name: str) -> bool:
     if "masked" in own:
         asked["masked"] = not _yes_or_no(own.pop("masked"), f"{name}.masked")
     for key in own:
-        if _MAY_BE_A_FLAG.search(key.lower()) and str(own[key]).strip().lower() in _YES_OR_NO:
+        if _may_be_a_flag(key, own[key]):
             raise ValueError(
                 f"{name}.{printed(key)} could mean that the turn is trained or that it is not; call it `train`"
             )
@@ -186,6 +191,10 @@ def _trained(own: dict[str, Any], role: str, name: str) -> bool:
             "to false, or remove it (with a `transform`)"
         )
     return all(asked.values())
+
+
+def _may_be_a_flag(key: str, value: Any) -> bool:
+    return bool(_MAY_BE_A_FLAG.search(key.lower())) and str(value).strip().lower() in _YES_OR_NO
 
 
 def _yes_or_no(value: Any, name: str) -> bool:
@@ -262,9 +271,10 @@ def unread_keys(messages: Sequence[Message], read: Any) -> None:
             if key in REASONING:  # of an answer to train it is missed by whoever looks for it in the text
                 warn_of_row(f"not used: {key} of turns that are not trained, which the chat template does not read")
                 continue
-            if key in _CHANGING and value:
+            if key.lower() in _CHANGING and value:
+                fix = "move it to the row's column `tools`" if key.lower() in TOOLS else "take it out of the row"
                 raise ValueError(
                     f"the chat template leaves out the row's {key} of message {number}, which changes what it says; "
-                    "take it out of the row (with a `transform`), or use a template that shows it"
+                    f"{fix} (with a `transform`), or use a template that shows it"
                 )
             warn_of_row(f"not used: key {key!r} of messages, which the chat template does not read")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_lightning.data.row_notes import note
 from lion_lightning.data.yes_no import has_no, has_yes, is_yes, leaves
+from lion_lightning.models.chat_template import REASONING
 
 if TYPE_CHECKING:
     from lion_lightning.data.columns import Fields
@@ -19,7 +20,16 @@ PROMPTS = ("prompt", "question", "instruction", "messages", "conversations")
 ANSWERS = ("answer", "output", "completion", "text", "chosen", "rejected")
 """Columns of answers; one that is not read and repeats what was read is no loss."""
 
+TOOLS = ("tools", "functions", "tool_definitions")
+"""Names of the tools of a row; in a message few templates look for them."""
+
 # fmt: off
+THOUGHTS = (
+    "thought", "thoughts", "think", "cot", "chain_of_thought", "rationale", "analysis", "scratchpad",
+    "internal_monologue", "reasoning_text",
+)
+"""Names of what was thought before an answer, of columns and of keys of messages, that templates do not go by."""
+
 HARMLESS = frozenset((
     # names and places
     "id", "ids", "idx", "index", "key", "uid", "uuid", "guid", "hash", "md5", "sha", "sha1", "sha256",
@@ -92,7 +102,7 @@ MEANINGS = (
         is_text=True,
     ),
     Meaning(
-        ("tools", "functions", "tool_definitions"),
+        TOOLS,
         "tools that the template shows",
         "`columns: {tools: ...}` reads JSON schemas in a chat, and `format: chat` makes a chat of plain text",
     ),
@@ -102,7 +112,7 @@ MEANINGS = (
         "plain text has no template; make it a chat with `format: chat`",
     ),
     Meaning(
-        ("reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot", "chain_of_thought"),
+        (*REASONING, *THOUGHTS),
         "a part of the answer",
         "put it into the answer with a `transform`",
         of_prompt=False,
@@ -225,7 +235,8 @@ def _meaning(*names: str) -> Meaning | None:
 @lru_cache(4096)
 def _known(name: str) -> Meaning | None:
     """The meaning of a name, however its words are joined: ``isGood`` and ``is-good`` are ``is_good``."""
-    return _BY_NAME.get(re.sub(r"[\s-]+|(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower())
+    spelled = re.sub(r"[\s-]+|(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
+    return _BY_NAME.get(name.lower()) or _BY_NAME.get(spelled)  # "CoT" is one word
 
 
 def _require_repeated(fields: Fields, name: str, form: str) -> None:

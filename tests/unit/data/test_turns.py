@@ -15,6 +15,7 @@ from lion_lightning.data.row_notes import row_notes
 from lion_lightning.data.sources import Source, open_rows
 from lion_lightning.data.tool_calls import read_tools, without_nulls
 from lion_lightning.data.turns import Message, read_turns, unread_keys
+from lion_lightning.data.unused import THOUGHTS
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 
@@ -85,6 +86,17 @@ def test_a_text_part_that_holds_a_picture_too_is_refused_and_other_keys_are_coun
     with row_notes() as noted:
         answer(content=[{"type": "text", "text": "four", "cache": {"type": "short"}, "id": 3}])
     assert noted["warning"] == {"not used: key 'cache' of content parts": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train", False), ("weight", 0), ("weight", 0.5), ("loss_mask", [0, 1]), ("masked", True), ("no_loss", "true")],
+)
+def test_a_part_that_is_to_be_trained_otherwise_than_its_turn_is_refused_by_name(key: str, value: Any) -> None:
+    parts = [{"type": "text", "text": "a", key: value}, {"type": "text", "text": "b"}]
+    with pytest.raises(ValueError, match=rf"messages\[1\] has a text part with {key}, and the parts of a turn"):
+        answer(content=parts)
+    assert answer(content=[{"type": "text", "text": "a", "train": None}]).content == "a"
 
 
 def test_the_two_names_of_one_thing_may_not_differ() -> None:
@@ -203,6 +215,28 @@ def test_keys_that_no_template_reads_are_harmless_counted_or_refused() -> None:
         unread_keys([thought], lambda key: False)
     text = "not used: thinking of turns that are not trained, which the chat template does not read"
     assert notes["warning"] == {text: 1}
+
+
+@pytest.mark.parametrize("key", [*THOUGHTS, "CoT"])
+def test_thoughts_under_any_name_are_refused_in_messages_as_in_columns(key: str) -> None:
+    said = answer(content="four", **{key: "two and two"})
+    with pytest.raises(ValueError, match=rf"leaves out the row's {key} of message 0, which changes what it says; take"):
+        unread_keys([said], lambda read: False)
+    unread_keys([said], lambda read: read == key)
+    with pytest.raises(ValueError, match=rf"the column '{key}' holds a part of the answer"):
+        recognise({"question": "2+2?", "answer": "four", key: "two and two"})
+
+
+def test_the_names_of_thoughts_are_those_of_both_lists() -> None:
+    assert {"cot", "chain_of_thought", "think", "rationale", "analysis", "scratchpad"} <= set(THOUGHTS)
+
+
+@pytest.mark.parametrize("key", ["tools", "functions"])
+def test_tools_inside_of_a_message_are_refused_by_name(key: str) -> None:
+    (system,) = read_turns([{"role": "system", "content": "Help.", key: [{"name": "weather"}]}], "messages")
+    with pytest.raises(ValueError, match=rf"leaves out the row's {key} of message 0, .* to the row's column `tools`"):
+        unread_keys([system], lambda read: False)
+    unread_keys([system], lambda read: read == key)
 
 
 def test_a_row_says_the_same_from_json_lines_and_from_parquet(tmp_path: Path) -> None:
