@@ -225,8 +225,8 @@ NEW = ("<a>", "<b>")
     ("tied", "whole", "new_tokens"),
     [
         (False, [], ()),
-        (True, [], NEW),
         (True, ["lm_head"], NEW),
+        pytest.param(True, [], NEW, marks=SLOW),
         pytest.param(False, [], NEW, marks=EXHAUSTIVE),
         pytest.param(False, ["lm_head"], NEW, marks=EXHAUSTIVE),
         pytest.param(True, ["embed_tokens"], (), marks=SLOW),
@@ -248,6 +248,7 @@ def test_merged_logits_equal_the_trained_models(
     assert float((logits(untrained) - expected[..., : tiny.VOCABULARY]).abs().max()) > 0.1 * largest
 
 
+@pytest.mark.slow
 def test_a_half_precision_base_is_merged_in_fp32_and_rounded_once(bench: Bench) -> None:
     store(bench.base, dtype="bfloat16")
     path, _ = trained(bench, PolicySpec(path=str(bench.base), dtype="bfloat16", lora=LoRASpec(r=4, alpha=8.0)))
@@ -261,6 +262,7 @@ def test_a_half_precision_base_is_merged_in_fp32_and_rounded_once(bench: Bench) 
     assert torch.equal(merged.get_submodule(layer).weight, expected.bfloat16())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tied", "whole"),
     [

@@ -18,6 +18,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.pipeline.plan import read_plan
 from tests import tiny
+from tests.marks import slow
 
 SECRET = "hunter2-hunter2"
 
@@ -49,7 +50,7 @@ WRONG: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("sampler", WRONG, ids=lambda given: ",".join(given))
-@pytest.mark.parametrize("command", ["fit", "inspect", "plan"])
+@pytest.mark.parametrize("command", ["fit", *slow("inspect", "plan")])
 def test_a_secret_in_a_config_is_said_by_name_before_anything_is_written(
     command: str, sampler: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,8 +68,10 @@ def test_a_secret_in_a_config_is_said_by_name_before_anything_is_written(
     [
         f"--trainer.callbacks.init_args.sampler.init_args.url=http://ann:{SECRET}@127.0.0.1:9",
         f"--trainer.logger=lightning.pytorch.loggers.MLFlowLogger --trainer.logger.tracking_uri=http://a:{SECRET}@h",
-        f"--data.prompts=[{{path: 'https://h/p.jsonl?token={SECRET}'}}]",
-        f"--model.policy.path=https://ann:{SECRET}@h/m",
+        *slow(
+            f"--data.prompts=[{{path: 'https://h/p.jsonl?token={SECRET}'}}]",
+            f"--model.policy.path=https://ann:{SECRET}@h/m",
+        ),
     ],
 )
 def test_a_secret_on_the_command_line_is_not_shown(

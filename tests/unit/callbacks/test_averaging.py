@@ -56,8 +56,9 @@ def exported(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("lora", [None, LoRASpec(r=2)], ids=["all", "lora"])
-@pytest.mark.parametrize("first", [True, False], ids=["export listed first", "export listed last"])
+@pytest.mark.parametrize(
+    ("first", "lora"), [(True, None), (False, LoRASpec(r=2)), *slow((True, LoRASpec(r=2)), (False, None))]
+)
 def test_the_export_is_the_average_and_what_the_checkpoint_gives(
     first: bool, lora: LoRASpec | None, bench: Bench
 ) -> None:
@@ -125,7 +126,8 @@ def _policy(bench: Bench) -> Any:
     return module.policy_model
 
 
-@pytest.mark.parametrize("kept", ["all weights", *slow("adapters alone")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", ["all weights", "adapters alone"])
 def test_a_run_with_averages_resumes_to_the_same_export(kept: str, bench: Bench) -> None:
     def module() -> SFTModule:
         if kept == "all weights":

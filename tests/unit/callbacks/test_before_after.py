@@ -70,6 +70,7 @@ class Noisy(SFTModule):
         return replace(output, total=output.total * (0.5 + torch.rand(())))
 
 
+@pytest.mark.slow
 def test_a_watched_run_ends_at_the_same_weights(bench: Bench) -> None:
     def weights(*callbacks: Any) -> dict[str, torch.Tensor]:
         plain = bench.module()

@@ -22,6 +22,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, DPOModule, LinearWithWarmup, SFTModule
 from lion_lightning.modules.resumed_settings import changes
+from tests.marks import slow_but
 from tests.tiny import DOCUMENTS, Rows, config, pairs, row, tokenizer_folder, trainer
 
 ROWS = [row(*DOCUMENTS, seed=seed) for seed in range(6)]
@@ -167,10 +168,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("first", "then", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_the_checkpoints_state_is_made_of_stays(
-    fit: Fit, begin: Callable[..., None], first: dict[str, Any], then: dict[str, Any], named: str
-) -> None:
+@pytest.mark.parametrize("case", slow_but(REFUSED, "optimizer", "schedule", "loss", "reference", "dtype", "lora"))
+def test_what_the_checkpoints_state_is_made_of_stays(fit: Fit, begin: Callable[..., None], case: str) -> None:
+    first, then, named = REFUSED[case]
     begin(first)
     with pytest.raises(ValueError, match=rf"^the checkpoint's state is of other settings: .*{named}") as error:
         fit(resume=True, **then)
@@ -208,15 +208,11 @@ TAKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("first", "then", "named"), TAKEN.values(), ids=TAKEN)
+@pytest.mark.parametrize("case", slow_but(TAKEN, "warmup", "beta", "clipping", "length"))
 def test_numbers_and_what_is_the_runs_own_are_taken_and_said(
-    fit: Fit,
-    begin: Callable[..., None],
-    first: dict[str, Any],
-    then: dict[str, Any],
-    named: str,
-    caplog: pytest.LogCaptureFixture,
+    fit: Fit, begin: Callable[..., None], case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    first, then, named = TAKEN[case]
     begin(first)
     run = fit(resume=True, **then)
     (said,) = [record.message for record in caplog.records if "other settings than the checkpoint's" in record.message]
