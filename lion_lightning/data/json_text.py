@@ -108,6 +108,36 @@ def spelled_out(value: Any, name: str) -> Any:
     return parsed if turns and all(map(is_message, turns)) else value
 
 
+def parts_spelled_out(content: Any) -> Any:
+    """Content parts that stand in a message as JSON text, as a list; all else as it is.
+
+    A text is taken for parts only if all of it is a JSON list of text parts and pictures: other JSON is an answer.
+    """
+    if not isinstance(content, str) or not _MAY_BE_PARTS.match(content):
+        return content
+    try:
+        parsed = read_json(content, "content")
+    except ValueError:
+        return content
+    return parsed if isinstance(parsed, list) and all(map(_is_part, parsed)) else content
+
+
+def _is_part(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    if value.get("type") in TEXT_PARTS:
+        return isinstance(value.get("text"), str)
+    return value.get("type") in _PICTURES and value.keys() <= _OF_PICTURES
+
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Kinds of content parts that are text."""
+
+_PICTURES = ("image", "image_url", "input_image")
+_OF_PICTURES = {"type", "text", "image", "image_url", "url", "path", "base64", "source", "detail"}
+_MAY_BE_PARTS = re.compile(r'\s*\[\s*\{\s*"')
+
+
 def is_message(value: Any) -> bool:
     """Whether a value looks like a turn: an object that says who speaks, and what is said or called."""
     return isinstance(value, Mapping) and bool(value.keys() & _SPEAKER) and bool(value.keys() & _SAID)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lion_lightning.data.json_text import read_json
+from lion_lightning.data.json_text import TEXT_PARTS, parts_spelled_out, read_json
 from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.tool_calls import read_calls
 from lion_lightning.data.unused import THOUGHTS, TOOLS, printed
@@ -118,7 +118,9 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     role = _ROLES.get(spoken) if isinstance(spoken, str) else None
     if role is None:
         raise ValueError(f"{name} has the role {repr(spoken)[:60]}; known roles are {', '.join(_ROLES)}")
-    content = _joined(_either(own, "content", "value", name), name)
+    content = _either(own, "content", "value", name)
+    # What a tool returns is often such JSON, and is shown as it is.
+    content = _joined(content if role == "tool" else parts_spelled_out(content), name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
     trained = _trained(own, role, name)
@@ -147,7 +149,7 @@ def _part(part: Any, name: str) -> str:
     own = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
     kind = own.pop("type", "text" if "text" in own else type(part).__name__)
     text = own.pop("text", None)
-    if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
+    if kind not in TEXT_PARTS or not isinstance(text, str):
         raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
     for key in _telling(own):
         if key.lower() in _CHANGING and own[key]:

@@ -99,6 +99,42 @@ def test_a_part_that_is_to_be_trained_otherwise_than_its_turn_is_refused_by_name
     assert answer(content=[{"type": "text", "text": "a", "train": None}]).content == "a"
 
 
+def test_parts_may_be_json_text_and_other_json_is_an_answer() -> None:
+    parts = [{"type": "text", "text": "ye", "image_url": None}, {"type": "output_text", "text": "s"}]
+    assert answer(content=json.dumps(parts)).content == "yes"
+    assert answer(value=json.dumps(parts, indent=2)).content == "yes"
+    for kind in ("image", "image_url"):
+        with pytest.raises(ValueError, match=f"content part of the kind '{kind}'"):
+            answer(content=json.dumps([{"type": kind, kind: "a.png"}, *parts]))
+    with pytest.raises(ValueError, match="text part with train"):
+        answer(content=json.dumps([{"type": "text", "text": "yes", "train": False}]))
+    said = json.dumps(parts)
+    (tool,) = read_turns([{"role": "tool", "content": said}], "messages")
+    assert tool.content == said  # as the tool returned it
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[]",
+        "[1]",
+        "[x",
+        '[{"type": "text"',
+        '[{"type": "text", "text": "a"}] is a list',
+        '[{"type": "text", "text": "a"}, 1]',
+        '[{"type": "text", "value": "a"}]',
+        '[{"type": ["text"], "text": "a"}]',
+        '[{"type": "city", "text": "a"}]',
+        '[{"type": "text", "text": "a"}, {"type": "button", "text": "b"}]',
+        '[{"type": "image", "width": 3}]',
+        '[{"text": "a"}]',
+        '{"type": "text", "text": "a"}',
+    ],
+)
+def test_text_that_is_no_list_of_parts_stays_as_it_is(said: str) -> None:
+    assert answer(content=said).content == said
+
+
 def test_the_two_names_of_one_thing_may_not_differ() -> None:
     assert answer(**{"from": "gpt"}, content="four", value="four").content == "four"
     with pytest.raises(ValueError, match=r"messages\[1\] has both content and value, which differ"):
