@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lion_lightning.data.json_text import TEXT_PARTS, parts_spelled_out, read_json
 from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.tool_calls import read_calls
-from lion_lightning.data.unused import THOUGHTS, TOOLS, printed
+from lion_lightning.data.unused import THOUGHTS, TOOLS, printed, spellings
 from lion_lightning.models.chat_template import REASONING
 
 
@@ -152,7 +152,7 @@ def _part(part: Any, name: str) -> str:
     if kind not in TEXT_PARTS or not isinstance(text, str):
         raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
     for key in _telling(own):
-        if key.lower() in _CHANGING and own[key]:
+        if own[key] and not _CHANGING.isdisjoint(spellings(key)):
             raise ValueError(f"{name} has a text part with {key}, which cannot be trained on; take it out")
         if key in _FLAGS or _may_be_a_flag(key, own[key]):
             raise ValueError(
@@ -273,8 +273,9 @@ def unread_keys(messages: Sequence[Message], read: Any) -> None:
             if key in REASONING:  # of an answer to train it is missed by whoever looks for it in the text
                 warn_of_row(f"not used: {key} of turns that are not trained, which the chat template does not read")
                 continue
-            if key.lower() in _CHANGING and value:
-                fix = "move it to the row's column `tools`" if key.lower() in TOOLS else "take it out of the row"
+            if value and not _CHANGING.isdisjoint(spellings(key)):
+                tools = any(spelled in TOOLS for spelled in spellings(key))
+                fix = "move it to the row's column `tools`" if tools else "take it out of the row"
                 raise ValueError(
                     f"the chat template leaves out the row's {key} of message {number}, which changes what it says; "
                     f"{fix} (with a `transform`), or use a template that shows it"

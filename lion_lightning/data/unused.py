@@ -232,11 +232,15 @@ def _meaning(*names: str) -> Meaning | None:
     return next(filter(None, map(_known, names)), None)
 
 
-@lru_cache(4096)
 def _known(name: str) -> Meaning | None:
-    """The meaning of a name, however its words are joined: ``isGood`` and ``is-good`` are ``is_good``."""
-    spelled = re.sub(r"[\s-]+|(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower()
-    return _BY_NAME.get(name.lower()) or _BY_NAME.get(spelled)  # "CoT" is one word
+    return next((_BY_NAME[spelled] for spelled in spellings(name) if spelled in _BY_NAME), None)
+
+
+@lru_cache(4096)
+def spellings(name: str) -> tuple[str, str]:
+    """A name in small letters, and with its words joined by ``_``: ``isGood`` and ``is-good`` are ``is_good``."""
+    name = name.strip()
+    return name.lower(), re.sub(r"[\s-]+|(?<=[a-z])(?=[A-Z])", "_", name).lower()  # "CoT" is one word
 
 
 def _require_repeated(fields: Fields, name: str, form: str) -> None:

@@ -253,7 +253,7 @@ def test_keys_that_no_template_reads_are_harmless_counted_or_refused() -> None:
     assert notes["warning"] == {text: 1}
 
 
-@pytest.mark.parametrize("key", [*THOUGHTS, "CoT"])
+@pytest.mark.parametrize("key", [*THOUGHTS, "CoT", "chainOfThought", "internal-monologue"])
 def test_thoughts_under_any_name_are_refused_in_messages_as_in_columns(key: str) -> None:
     said = answer(content="four", **{key: "two and two"})
     with pytest.raises(ValueError, match=rf"leaves out the row's {key} of message 0, which changes what it says; take"):
