@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_lightning.data.row_notes import note
-from lion_lightning.data.yes_no import has_no, has_yes, is_yes, leaves
+from lion_lightning.data.yes_no import FAULTS, LABELS, has_no, has_yes, is_yes, leaves
 from lion_lightning.models.chat_template import REASONING
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Meaning(NamedTuple):
         is_lost: Whether a value that is not empty changes anything.
         of_prompt: Whether it changes what is asked, and not only the answer.
         is_text: Whether it is text that may stand in another column, too, where it is no loss.
+        more: A pattern of further names.
     """
 
     names: tuple[str, ...]
@@ -71,23 +72,34 @@ class Meaning(NamedTuple):
     is_lost: Callable[[Any], bool] = lambda value: True
     of_prompt: bool = True
     is_text: bool = False
+    more: str = r"(?!)"
 
 
+_MEDIA = r"""(?x) (?!(?:num|n|has|is|no|with|needs|contains)_) (?:[a-z\d]+_)*
+    (?:image|img|picture|photo|video|audio|waveform|spectrogram|sound|wav|mp3|screenshot|pixel_value)s? _?\d*
+    (?:_(?:path|url|uri|link|file|file_?name|name|byte|data|base64|b64|value|feature|embed|embedding|list|array|content|
+    video|image|grid_thw)s?)*"""
+_EARLIER = r"""(?x) (?:(?:chat|conv|conversation|dialog|dialogue|message|turn|talk|session)s?_)histor(?:y|ies)
+    |(?:prev|previous|past|prior|earlier|history|context)_
+    (?:chat|message|turn|round|conversation|dialog|dialogue|utterance|exchange)s?"""
 _WITHOUT = "leave such rows out with a `transform` that returns []"
 _UNWANTED = "the mark of an answer that is not wanted"
 _NO_LABELS = f"{_WITHOUT}; single answers with labels (KTO) cannot be trained"
 
 MEANINGS = (
     Meaning(
-        ("image", "images", "image_path", "image_paths", "image_url", "image_urls", "video", "videos", "audio"),
+        ("image", "video", "audio", "input_features"),
         "a picture or sound, or names one",
         f"only text can be trained on; {_WITHOUT}",
+        more=_MEDIA,
     ),
     Meaning(
-        ("history",),
+        ("history", "past"),
         "earlier rounds of the conversation",
-        "put them before the prompt with a `transform`",
+        "`columns: {history: ...}` reads them before an instruction or a question; elsewhere put them before the "
+        "prompt with a `transform`",
         is_text=True,
+        more=_EARLIER,
     ),
     Meaning(
         ("input", "inputs", "context", "contexts", "documents"),
@@ -126,26 +138,14 @@ MEANINGS = (
         of_prompt=False,
     ),
     Meaning(
-        (
-            *("label", "labels", "kto_label", "kto_tag", "chosen_label", "answer_label", "response_label"),
-            *("human_label", "user_label", "preference_label", "feedback_label", "feedback", "preference"),
-            *("desirable", "is_desirable", "good", "is_good", "thumbs", "thumbs_up", "liked", "is_liked"),
-            *("upvoted", "vote", "verdict", "judgement", "judgment", "correct", "is_correct"),
-            *("accepted", "is_accepted", "acceptable", "is_acceptable", "approved", "is_approved", "preferred"),
-            *("is_preferred", "is_chosen", "verified", "is_verified", "valid", "is_valid", "safe", "is_safe"),
-            *("helpful", "is_helpful", "passed"),
-        ),
+        LABELS,
         _UNWANTED,
         _NO_LABELS,
         is_lost=has_no,
         of_prompt=False,
     ),
     Meaning(
-        (
-            *("bad", "is_bad", "undesirable", "is_undesirable", "thumbs_down", "dislike", "disliked", "downvoted"),
-            *("wrong", "is_wrong", "incorrect", "is_incorrect", "is_rejected", "unsafe", "is_unsafe", "harmful"),
-            *("is_harmful", "toxic", "is_toxic", "invalid", "is_invalid", "failed"),
-        ),
+        FAULTS,
         _UNWANTED,
         _NO_LABELS,
         is_lost=has_yes,
@@ -154,6 +154,7 @@ MEANINGS = (
 )
 """Well-known columns that change what a row means. Where no form reads them, they are refused by name."""
 
+_LONGEST_NAME = 64  # that is held against patterns, whose time grows with it
 _BY_NAME = {name: meaning for meaning in MEANINGS for name in meaning.names}
 
 
@@ -232,8 +233,12 @@ def _meaning(*names: str) -> Meaning | None:
     return next(filter(None, map(_known, names)), None)
 
 
+@lru_cache(4096)
 def _known(name: str) -> Meaning | None:
-    return next((_BY_NAME[spelled] for spelled in spellings(name) if spelled in _BY_NAME), None)
+    listed = next((_BY_NAME[spelled] for spelled in spellings(name) if spelled in _BY_NAME), None)
+    if listed is not None or len(name) > _LONGEST_NAME:
+        return listed
+    return next((meaning for meaning in MEANINGS if re.fullmatch(meaning.more, spellings(name)[1])), None)
 
 
 @lru_cache(4096)

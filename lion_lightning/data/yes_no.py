@@ -1,4 +1,4 @@
-"""Whether a value says yes or no: as a truth value, a number, or one of the words that labels are written in."""
+"""Labels of answers: their names, and whether a value says yes or no, as a truth value, a number or a word."""
 
 from __future__ import annotations
 
@@ -8,11 +8,29 @@ from numbers import Real
 from typing import Any
 
 # fmt: off
+LABELS = (
+    "label", "labels", "kto_label", "kto_tag", "chosen_label", "answer_label", "response_label", "human_label",
+    "user_label", "preference_label", "feedback_label", "feedback", "preference", "desirable", "is_desirable", "good",
+    "is_good", "thumbs", "thumbs_up", "liked", "is_liked", "upvoted", "vote", "verdict", "judgement", "judgment",
+    "correct", "is_correct", "accepted", "is_accepted", "acceptable", "is_acceptable", "approved", "is_approved",
+    "preferred", "is_preferred", "is_chosen", "verified", "is_verified", "valid", "is_valid", "safe", "is_safe",
+    "helpful", "is_helpful", "passed", "thumb", "reaction", "user_feedback", "human_feedback",
+)
+"""Names of columns that say of an answer whether it is wanted."""
+
+FAULTS = (
+    "bad", "is_bad", "undesirable", "is_undesirable", "thumbs_down", "dislike", "disliked", "downvoted", "wrong",
+    "is_wrong", "incorrect", "is_incorrect", "is_rejected", "unsafe", "is_unsafe", "harmful", "is_harmful", "toxic",
+    "is_toxic", "invalid", "is_invalid", "failed",
+)
+"""Names of columns whose yes says that an answer is not wanted."""
+
 _YES = (
     "true", "yes", "y", "1", "1.0", "+1", "good", "great", "best", "better", "like", "liked", "upvote", "upvoted", "up",
     "thumbs up", "thumb up", "thumbsup", "👍", "✓", "✔", "✅", "positive", "pos", "chosen", "preferred", "accept",
     "accepted", "acceptable", "approve", "approved", "desirable", "desired", "wanted", "correct", "right", "pass",
-    "passed", "ok", "okay", "valid", "verified", "safe", "harmless", "helpful", "win", "winner",
+    "passed", "ok", "okay", "valid", "verified", "safe", "harmless", "helpful", "relevant", "accurate", "win",
+    "winner",
 )
 _NO = (
     "false", "no", "n", "0", "0.0", "-1", "-1.0", "bad", "worse", "worst", "poor", "terrible", "dislike", "disliked",
@@ -22,6 +40,9 @@ _NO = (
     "failure", "invalid", "unverified", "unsafe", "harmful", "toxic", "unhelpful", "lose", "loser", "lost",
 )
 # fmt: on
+_SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")  # colours of a thumb
+_DENIAL = re.compile(r"(?:not|non) ?|no (?=[a-z])|un|dis|in")  # before a yes: "not good", "non-preferred", "unchosen"
+_LONGEST_WORD = 99
 _WORDS = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
 
 
@@ -54,8 +75,11 @@ def leaves(value: Any) -> Iterator[Any]:
 def _truth(value: Any) -> bool | None:
     """Whether a value is a yes (or 1), a no (or 0 and less), or neither; CSV files have them as text."""
     if isinstance(value, str):
-        words = re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", value.strip().strip(".!").lower())
-        return False if words.startswith("not ") and words.removeprefix("not ") in _YES else _WORDS.get(words)
+        if len(value) > _LONGEST_WORD:
+            return None
+        words = re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", _SKIN.sub("", value.strip().strip(".!").lower()))
+        denied = _DENIAL.match(words)
+        return _WORDS.get(words, False if denied and words[denied.end() :] in _YES else None)
     if isinstance(value, Real):
         return True if value == 1 else False if value <= 0 else None
     return None

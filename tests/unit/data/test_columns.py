@@ -109,7 +109,10 @@ def test_an_answer_that_is_not_wanted_is_no_target(value: Any) -> None:
 NO_WORDS = ["bad", "dislike", "thumbs_down", "Thumbs-Down", "negative", "Rejected", "undesirable", "incorrect", "WRONG"]
 
 
-@pytest.mark.parametrize("value", [*NO_WORDS, "false", "no", "not helpful", "not_good.", "👎", ["good", "bad"]])
+@pytest.mark.parametrize(
+    "value",
+    [*NO_WORDS, "false", "no", "not helpful", "not_good.", "non-preferred", "unchosen", "👎🏽", ["good", "bad"]],
+)
 def test_a_label_that_says_no_in_words_is_refused_in_every_form(value: Any) -> None:
     for read, row in EVERY:
         with pytest.raises(ValueError, match=r"^the column 'label' holds the mark of an answer that is not wanted"):
@@ -145,9 +148,47 @@ def test_a_label_that_says_yes_in_words_is_what_is_trained(value: str) -> None:
     assert noted(recognise, {"question": "Hi", "answer": "Hello", "label": value}) == {}
 
 
-@pytest.mark.parametrize("value", ["weather", "sports", "B", 3, 0.5])
+@pytest.mark.parametrize("value", ["weather", "sports", "B", "No 1", "_" * 100_000, 3, 0.5])
 def test_a_class_that_is_no_yes_or_no_is_counted(value: Any) -> None:
     assert noted(recognise, {"text": "Oslo is wet.", "label": value}) == {"unused": {"label": 1}}
+
+
+MEDIA_NAMES = (
+    *("audios", "input_audio", "audio_path", "audio_paths", "image_0"),
+    *("image1", "input_images", "user_image", "image_bytes", "imageUrls"),
+    *("video_url", "pixel_values", "pixel_values_videos", "img", "photos"),
+    *("picture", "picture_file", "image_grid_thw", "image_file_name"),
+)
+HISTORY_NAMES = (
+    *("chat_history", "chatHistory", "conversation_history", "dialogue_history"),
+    *("dialog_history", "message_history", "previous_messages", "prev_turns"),
+    *("past", "past_messages", "context_messages"),
+)
+
+
+@pytest.mark.parametrize("name", MEDIA_NAMES)
+def test_pictures_and_sounds_are_refused_under_all_their_names(name: str) -> None:
+    for read, row in [*EVERY, *((recognise_prompt, row) for row in PROMPT_ROWS)]:
+        with pytest.raises(ValueError, match=rf"^the column '{name}' holds a picture or sound, .*`ignore: "):
+            read(row | {name: [0.5, 0.25]})
+
+
+@pytest.mark.parametrize("name", ["image_id", "num_images", "has_audio", "image_count", "imagery", "medical_history"])
+def test_what_is_only_said_of_pictures_and_other_histories_stops_no_row(name: str) -> None:
+    assert noted(recognise, ROWS[1] | {name: 2}) == {"unused": {name: 1}}
+
+
+@pytest.mark.parametrize("name", HISTORY_NAMES)
+def test_earlier_rounds_are_refused_under_all_their_names_and_read_where_columns_say_so(name: str) -> None:
+    for earlier in ([["Double one.", "two"]], turns("Double one.", "two")):
+        for read, row in [*EVERY, *((recognise_prompt, row) for row in PROMPT_ROWS)]:
+            with pytest.raises(
+                ValueError, match=rf"^the column '{name}' holds earlier rounds .*`columns: {{history: ...}}` reads them"
+            ):
+                read(row | {name: earlier})
+        row = {"instruction": "And two?", "output": "four", name: earlier}
+        assert recognise(row, {"history": name}) == chat("Double one.", "two", "And two?", "four")
+    assert noted(recognise, {"messages": turns("Hi", "Hello", "So?", "Well."), name: turns("Hi", "Hello")}) == {}
 
 
 def test_history_becomes_the_turns_before_the_instruction() -> None:
