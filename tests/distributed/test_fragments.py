@@ -57,6 +57,7 @@ def test_a_fragment_trains_resumes_and_its_checkpoint_is_exported(name: str, fol
     assert torch.equal(at_end, by_hand)
 
 
+@pytest.mark.exhaustive  # as test_stopping.py has it start
 def test_the_command_line_starts_the_second_process(folder: Path) -> None:
     lion = [sys.executable, "-m", "lion_lightning", *command("ddp", "--trainer.max_steps=1")]
     started = os.environ | {"PYTHONPATH": str(ROOT)}
