@@ -23,7 +23,7 @@ demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task:
 	HF_HUB_OFFLINE=1 $(BIN)/python -m lion_lightning.demo $(DEMO)
 	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml
 
-test: $(READY)  ## the default tests: no network, no GPU, under 100 seconds
+test: $(READY)  ## the default tests: no network, no GPU, about two minutes
 	$(PYTEST) $(TWO)
 
 slow: $(READY)  ## what takes long or starts processes: packaging, pipelines, kills, a real model
