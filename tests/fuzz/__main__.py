@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.fuzz.outcome import outcome
@@ -15,19 +16,21 @@ from tests.fuzz.targets import TARGETS, cases
 from tests.fuzz.workspace import Workspace
 
 
-def fuzz(seconds: float, seed: int, only: str | None = None, space: Workspace | None = None) -> tuple[str, list[str]]:
+def fuzz(
+    seconds: float, seed: int, only: str | None = None, most: Mapping[str, int] | None = None
+) -> tuple[str, list[str]]:
     """Run cases of every target for its share of the time.
 
     Args:
         seconds: In all.
         seed: Of the cases; how many of them are reached depends on the machine.
         only: One target, for all of the time.
-        space: Where; None for a new one in the working folder.
+        most: Cases of each target at most, so that machines of all speeds end alike; None for no end but the time.
 
     Returns:
         A table of counts, and a paragraph for each case that broke a rule.
     """
-    space = space or Workspace(Path.cwd())
+    space = Workspace(Path.cwd())
     counts: dict[str, Counter[str]] = {}
     broken = []
     for name, (share, _) in TARGETS.items():
@@ -36,7 +39,7 @@ def fuzz(seconds: float, seed: int, only: str | None = None, space: Workspace | 
         counts[name] = Counter()
         until = time.monotonic() + seconds * (1.0 if only else share)
         for number, (what, call, names) in enumerate(cases(space, name, seed)):
-            if time.monotonic() > until:
+            if time.monotonic() > until or number == (most or {}).get(name):
                 break
             found = outcome(call, names)
             counts[name][found.kind] += 1
