@@ -52,6 +52,17 @@ def require_shallow(value: Any, depth: int = 0) -> None:
             require_shallow(inner, depth + 1)
 
 
+def parse_shallow(text: str) -> Any:
+    """Parse JSON as :func:`parse_json` does, and refuse what :func:`require_shallow` refuses.
+
+    Raises:
+        BrokenJSONError: It is broken, or nested too deeply.
+    """
+    value = parse_json(text)
+    require_shallow(value)
+    return value
+
+
 def read_json(text: str, name: str) -> Any:
     """What a column holds as JSON text; ``name`` is its place, for errors.
 
@@ -59,11 +70,9 @@ def read_json(text: str, name: str) -> Any:
         ValueError: It is broken, or nested too deeply.
     """
     try:
-        value = parse_json(text)
-        require_shallow(value)
+        return parse_shallow(text)
     except BrokenJSONError as error:
         raise ValueError(f"{name} is text that is broken JSON ({error}); fix it with a `transform`") from error
-    return value
 
 
 def read_list(value: Any, name: str) -> Sequence[Any]:

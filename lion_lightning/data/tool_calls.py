@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lion_lightning.data.json_text import BrokenJSONError, parse_json, require_shallow
+from lion_lightning.data.json_text import BrokenJSONError, parse_shallow
 
 
 def read_tools(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
@@ -98,11 +98,9 @@ def _parsed(value: Any, name: str, what: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        parsed = parse_json(value)
-        require_shallow(parsed)
+        return parse_shallow(value)
     except BrokenJSONError as error:
         raise ValueError(f"{name} is not valid JSON ({error}); give {what}") from None
-    return parsed
 
 
 def without_nulls(value: Any) -> Any:
