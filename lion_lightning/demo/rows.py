@@ -28,7 +28,7 @@ def make_rows(count: int, random: Random, taken: set[str], slips: float = 0.0) -
     for family, question, drawn in _questions(count, random, taken):
         kind = FAMILIES[family]
         answer = kind.slip(drawn, random) if random.random() < slips else kind.solve(drawn)
-        rows.append({"family": family, "messages": [_turn("user", question), _turn("assistant", answer)]})
+        rows.append({"messages": [_turn("user", question), _turn("assistant", answer)]})
     return rows
 
 
@@ -39,12 +39,12 @@ def make_pairs(count: int, random: Random, taken: set[str]) -> list[Row]:
         family = FAMILIES[name]
         answers = {"chosen": family.solve(drawn), "rejected": family.slip(drawn, random)}
         sides = {side: [_turn("assistant", answer)] for side, answer in answers.items()}
-        rows.append({"family": name, "prompt": [_turn("user", question)], **sides})
+        rows.append({"prompt": [_turn("user", question)], **sides})
     return rows
 
 
 def make_prompts(count: int, random: Random, taken: set[str]) -> list[Row]:
-    """Questions with their right answers beside them, for a verifier; see :func:`make_rows`."""
+    """Questions with their kind, and their right answers for a verifier, beside them; see :func:`make_rows`."""
     return [
         {"family": name, "question": question, "answer": FAMILIES[name].solve(drawn)}
         for name, question, drawn in _questions(count, random, taken)

@@ -8,7 +8,18 @@ from random import Random
 import pytest
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from lion_lightning.demo import FAMILIES, Row, check, main, make_pairs, make_rows, make_tokenizer, solve, write_demo
+from lion_lightning.demo import (
+    FAMILIES,
+    Row,
+    check,
+    main,
+    make_pairs,
+    make_prompts,
+    make_rows,
+    make_tokenizer,
+    solve,
+    write_demo,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +58,37 @@ def test_a_question_that_no_wording_fits_is_named() -> None:
         solve("Sing mibo.")
 
 
+def families_of(question: str) -> dict[str, str]:
+    """Families that a wording fits in, and the question's input under it."""
+    splits = [(name, w.split("{}")) for name, family in FAMILIES.items() for w in family.wordings]
+    return {
+        name: question[len(before) : len(question) - len(after)]
+        for name, (before, after) in splits
+        if question.startswith(before) and question.endswith(after)
+    }
+
+
 def test_no_question_fits_the_wording_of_two_families() -> None:
-    for row in make_rows(300, Random(0), set()):
-        question = row["messages"][0]["content"]
-        splits = [(name, w.split("{}")) for name, family in FAMILIES.items() for w in family.wordings]
-        fits = [name for name, (before, after) in splits if question.startswith(before) and question.endswith(after)]
-        assert fits == [row["family"]]
+    for row in make_prompts(300, Random(0), set()):
+        assert list(families_of(row["question"])) == [row["family"]]
+
+
+def test_rows_to_train_on_have_no_column_that_training_would_not_use() -> None:
+    assert make_rows(1, Random(0), set())[0].keys() == {"messages"}
+    assert make_pairs(1, Random(0), set())[0].keys() == {"prompt", "chosen", "rejected"}
 
 
 def test_rows_hold_the_families_evenly_and_the_right_answers() -> None:
     rows = make_rows(110, Random(0), set())
-    assert Counter(row["family"] for row in rows) == dict.fromkeys(FAMILIES, 10)
+    assert Counter(input_of(row).partition(":")[0] for row in rows) == dict.fromkeys(FAMILIES, 10)
     assert all(check(*(turn["content"] for turn in row["messages"])) for row in rows)
     assert [turn["role"] for turn in rows[0]["messages"]] == ["user", "assistant"]
 
 
 def input_of(row: Row) -> str:
-    question = row["messages"][0]["content"]
-    parts = (wording.split("{}") for wording in FAMILIES[row["family"]].wordings)
-    before, after = next((b, a) for b, a in parts if question.startswith(b) and question.endswith(a))
-    return f"{row['family']}: {question[len(before) : len(question) - len(after)]}"
+    """The family and the input that a row asks about."""
+    ((family, drawn),) = families_of(row["messages"][0]["content"]).items()
+    return f"{family}: {drawn}"
 
 
 def test_no_two_rows_of_train_and_validation_share_an_input(tmp_path: Path) -> None:
@@ -132,7 +154,7 @@ def test_pairs_hold_a_right_answer_and_a_mistake_to_a_prompt_of_their_own() -> N
     taken: set[str] = set()
     trained = make_rows(500, Random(0), taken)
     pairs = make_pairs(500, Random(1), taken)
-    assert {pair["family"] for pair in pairs} == set(FAMILIES)
+    assert {name for pair in pairs for name in families_of(pair["prompt"][0]["content"])} == set(FAMILIES)
     for pair in pairs:
         question = pair["prompt"][0]["content"]
         assert check(question, pair["chosen"][0]["content"])
