@@ -21,6 +21,7 @@ from lion_lightning.config_file import check_config_files
 from lion_lightning.metrics_log import MetricsLog
 from lion_lightning.models.checkpoint_files import newest_checkpoint, require_local
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.null_settings import require_values
 from lion_lightning.printing import require_no_secrets
 
 CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
@@ -50,7 +51,7 @@ class LionCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINING}
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a config that names no class, or holds a secret (Lightning calls this).
+        """Refuse a config that names no class, holds a secret, or a null for a value (Lightning calls this).
 
         Without a class the parser would make an empty base class. Of secrets, config files are searched when they are
         read; here come those of the command line.
@@ -59,6 +60,10 @@ class LionCLI(LightningCLI):
         for part, base in (("model", AlignmentModule), ("data", LightningDataModule)):
             if str(self._get(self.config, f"{part}.class_path")).rpartition(".")[2] == base.__name__:
                 raise ValueError(f"{part}: no class_path is given; name the class, e.g. {_EXAMPLES[part]}")
+        config = self.config.as_dict()
+        own = config[self.subcommand] if self.subcommand else config
+        require_values({name: own[name] for name in ("model", "data")}, None)
+        require_values(own["trainer"], Trainer, "trainer")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log, show progress and sum up the start, where the config does not say otherwise (Lightning calls this)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 from lion_lightning.config_file import check_config_files
+from lion_lightning.null_settings import require_values
 from lion_lightning.printing import literal, require_no_secrets
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def asked_for(arguments: list[str]) -> Evaluation:
     parser.add_class_arguments(Evaluation)
     parsed = parser.parse_args(arguments)
     require_no_secrets(parsed.as_dict())
+    require_values(parsed.as_dict(), Evaluation)
     given = parser.instantiate(parsed)
     settings = {name: value for name, value in vars(given).items() if name != "config"}
     return Evaluation(**settings)

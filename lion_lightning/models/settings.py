@@ -72,7 +72,7 @@ def check_types(kind: type, settings: Mapping[str, Any], where: str) -> None:
     hints = get_type_hints(kind)
     for name, value in settings.items():
         if not _fits(value, hints[name]):
-            raise ValueError(f"{where}.{name}: {_shown(value)} cannot be used; give {_described(hints[name])}")
+            raise ValueError(f"{where}.{name}: {_shown(value)} cannot be used; give {described(hints[name])}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -94,18 +94,25 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
 
 
-def _described(hint: Any) -> str:
+def described(hint: Any) -> str:
+    """What a value of a type is, in words.
+
+    Args:
+        hint: The type.
+    """
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(map(_described, parts))
+        return " or ".join(map(described, parts))
     if origin is Literal:
         return ", ".join(map(str, parts))
     if origin in (list, tuple):
-        return f"a list of {_described(parts[0])}"
+        return f"a list of {described(parts[0])}"
     if origin is dict or is_dataclass(hint):
         return "a mapping"
     named = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
-    return named.get(hint, "anything")
+    if hint in named:
+        return named[hint]
+    return "anything" if hint is Any else f"a {getattr(hint, '__name__', str(hint))}"
 
 
 def _shown(value: object) -> str:

@@ -55,7 +55,7 @@ MAY_IMPORT = {
 # What a person runs; these may import all of the above.
 TOP = {
     *("chat", "cli", "cli_errors", "commands", "config_file", "demo", "lightning_cli", "pipeline", "report"),
-    *("__main__", "__init__"),
+    *("__main__", "__init__", "null_settings"),
 }
 
 HEAVY = ("datasets", "lightning", "peft", "torch", "transformers", "vllm")
