@@ -25,7 +25,13 @@ from lion_lightning.models.bases import require_base, trained_names
 from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.export_files import new_export
-from lion_lightning.models.generation_settings import agree_with, generation_config, plain_settings, write_settings
+from lion_lightning.models.generation_settings import (
+    agree_with,
+    generation_config,
+    plain_settings,
+    within_vocabulary,
+    write_settings,
+)
 from lion_lightning.models.lion_entry import LionEntry, other_weights, policy_weights, read_entry
 from lion_lightning.models.lora import write_adapter
 from lion_lightning.models.model_configs import config_from
@@ -67,7 +73,9 @@ def export_policy(
     if left_out := other_weights(checkpoint["state_dict"]):
         log.warning("The export holds the policy alone; not in it: %s.", ", ".join(left_out[:3]))
     tokenizer = entry.tokenizer.load()
-    settings = generation_config(tokenizer, plain_settings(entry.generation))
+    size = _config(entry).get_text_config().vocab_size
+    own = within_vocabulary(plain_settings(entry.generation), size, "the checkpoint")  # earlier versions kept them
+    settings = generation_config(tokenizer, own)
     with new_export(folder) as draft:
         write = _write_adapter if adapter else _write_model
         write(entry, weights, draft, tokenizer)

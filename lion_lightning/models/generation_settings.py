@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from lion_lightning.models.tokenizer import end_of_turn_ids
+
+logger = logging.getLogger(__name__)
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -51,6 +54,33 @@ def plain_settings(settings: Mapping[str, Any]) -> GenerationConfig:
         return GenerationConfig(**{name: settings[name] for name in known & settings.keys()})  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"these generation settings are refused: {str(error).splitlines()[0]}") from error
+
+
+def within_vocabulary(settings: GenerationConfig, size: int, source: str) -> GenerationConfig:
+    """Settings without the ids of special tokens that a model has no row for, each of which is warned of.
+
+    A token that is added later may get such an id, and would then be a stop that nobody meant.
+
+    Args:
+        settings: Those of a model; changed in place.
+        size: Rows of its embeddings.
+        source: What the settings are of, for the warning.
+    """
+    for name in _IDS:
+        given = getattr(settings, name)
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        wrong = [token for token in ids if not 0 <= token < size]
+        if wrong:
+            logger.warning(
+                "%s: its generation settings have the %s %s, and its vocabulary the ids 0 to %d: left out",
+                source,
+                name,
+                ", ".join(map(str, wrong)),
+                size - 1,
+            )
+            kept = [token for token in ids if token not in wrong]
+            setattr(settings, name, kept if isinstance(given, list) and kept else None)
+    return settings
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None = None) -> tuple[int, ...]:

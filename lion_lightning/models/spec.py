@@ -24,7 +24,7 @@ from lion_lightning.models.embeddings import (
     vocabulary_rows,
 )
 from lion_lightning.models.export_files import require_intact
-from lion_lightning.models.generation_settings import stored_settings
+from lion_lightning.models.generation_settings import stored_settings, within_vocabulary
 from lion_lightning.models.loading import (
     PiecesError,
     WeightFiles,
@@ -239,7 +239,7 @@ class PolicySpec:
         if self.path is not None:
             require_safetensors(Path(self.path))
             require_intact(Path(self.path))
-        settings = self._generation_settings()
+        settings = self._generation_settings(config)
         try:
             if self.path is None or rows is not None:
                 model = _made(config, rows, options)
@@ -255,11 +255,12 @@ class PolicySpec:
         model.generation_config = settings
         return model
 
-    def _generation_settings(self) -> GenerationConfig:
+    def _generation_settings(self, config: PretrainedConfig) -> GenerationConfig:
         """Those of the folder that the model or its config comes from; none where that is a mapping."""
         source = self.path or self.config
         if isinstance(source, str):
-            return stored_settings(source, self.revision)
+            size = config.get_text_config().vocab_size
+            return within_vocabulary(stored_settings(source, self.revision), size, source)
         return GenerationConfig()  # type: ignore[no-untyped-call]
 
     def _stored(self, path: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:

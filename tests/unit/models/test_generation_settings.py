@@ -91,6 +91,35 @@ def test_settings_that_transformers_finds_fault_with_do_not_cost_the_export(base
     assert (found["temperature"], found["eos_token_id"]) == (0.9, [7, 2])
 
 
+@pytest.mark.parametrize(
+    ("given", "left", "said"),
+    [
+        ([50, VOCABULARY, -1, 2**40], [50, 2], f"eos_token_id {VOCABULARY}, -1, {2**40}"),
+        (VOCABULARY, [2], f"eos_token_id {VOCABULARY}"),
+        (-1, [2], "eos_token_id -1"),
+    ],
+)
+def test_stops_that_the_model_has_no_token_for_are_left_out_and_named(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: Any, left: list[int], said: str
+) -> None:
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": given}), encoding="utf-8")
+    # The added token gets the id of the first stop that is none.
+    found = exported(PolicySpec(str(base)), TokenizerSpec(str(base), special_tokens=("<new>",)), tmp_path)
+    assert found["eos_token_id"] == left
+    assert f"the {said}, and its vocabulary the ids 0 to {VOCABULARY - 1}: left out" in caplog.text
+
+
+def test_a_checkpoint_of_before_loses_such_stops_when_it_is_exported(base: Path, tmp_path: Path) -> None:
+    module, run = SFTModule(PolicySpec(str(base)), TokenizerSpec(str(base))), trainer(max_steps=1)
+    run.fit(module, Rows([row()]))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint["lion"]["generation"]["eos_token_id"] = [50, 2**20]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    out = export_checkpoint(tmp_path / "old.ckpt", tmp_path / "out")
+    assert json.loads((out / "generation_config.json").read_text("utf-8"))["eos_token_id"] == [50, 2]
+
+
 def test_answers_end_at_the_bases_stops_and_are_drawn_as_asked(base: Path) -> None:
     served = Serving(PolicySpec(str(base)).build().eval(), TokenizerSpec(str(base)).load())
     assert served.end_ids == (50, 60, 2)
