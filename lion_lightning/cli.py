@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from lion_lightning import __version__
-from lion_lightning.printing import PrintableFormatter, printable
+from lion_lightning.printing import PrintableFormatter, one_line
 from lion_lightning.stopping import STOP, stop_code
 
 TRAINING = {
@@ -110,7 +110,7 @@ def guarded(body: Callable[[], object]) -> int:
             raise
         for each in _single(error):
             line = import_module("lion_lightning.cli_errors").explain(each)
-            print(f"lion: error: {printable(line)}", file=sys.stderr)
+            print(f"lion: error: {one_line(line)}", file=sys.stderr)
         return 2
     return returned if isinstance(returned, int) else 0
 

@@ -23,6 +23,7 @@ _OPTION = re.compile(rf"(--[\w.-]*(?:{_SECRET})[= ])\S+", re.IGNORECASE)
 _BEARER = re.compile(r"(\bBearer\s+)[\w.~+/=-]{8,}")
 _KNOWN = re.compile(r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,})")
 _NAMED = re.compile(rf"(?:.*[._-])?(?:{_SECRET})", re.IGNORECASE)
+_LINE_END = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 _LOGIN = re.compile(r"\bhttps?://[^/\s@?#]*@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]*:[^/\s@?#]*@", re.IGNORECASE)
 
 
@@ -49,6 +50,15 @@ def redacted(text: str) -> str:
     for pattern in (_QUERY, _GIVEN, _OPTION, _BEARER):
         text = pattern.sub(rf"\1{HIDDEN}", text)
     return _KNOWN.sub(HIDDEN, text)
+
+
+def one_line(text: str) -> str:
+    """A text as :func:`printable` has it, on one line: what a person named may hold line ends.
+
+    Args:
+        text: What is going to be shown.
+    """
+    return printable(_LINE_END.sub(" ", text))
 
 
 def printable(text: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentError
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
+from lion_lightning.cli import guarded
 from lion_lightning.cli_errors import checkpoint_being_restored, explain
 from lion_lightning.lightning_cli import build_cli
 from tests import tiny
@@ -92,6 +93,18 @@ def test_a_missing_package_is_told_without_the_settings_around_it() -> None:
 def test_a_full_disk_is_told_by_the_place_that_is_full_and_not_by_the_draft() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "/tmp/draft", None, "runs/last.ckpt")
     assert explain(error) == "runs/last.ckpt: no space left on device; name a place that exists and can be used"
+
+
+@pytest.mark.parametrize("name", ["no\nsuch.ckpt", "no\u2028such.ckpt", "no\r\nsuch.ckpt"])
+def test_a_name_with_a_line_end_in_it_is_told_on_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (FileNotFoundError(errno.ENOENT, "No such file or directory", name), ValueError(f"{name} is gone")):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        assert guarded(fail) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("lion: error: no such.ckpt")
 
 
 def test_an_error_without_words_is_told_by_its_name() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.printing import PrintableFormatter, redacted, redacted_arguments, require_no_secrets
+from lion_lightning.printing import PrintableFormatter, one_line, redacted, redacted_arguments, require_no_secrets
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,11 @@ def test_secrets_in_text_are_hidden(text: str, shown: str) -> None:
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert redacted(text) == text
     require_no_secrets({"prompt": text})
+
+
+def test_a_line_has_no_end_within_it_whatever_was_named() -> None:
+    assert one_line("a\nb\r\nc\x0bd\x0ce\u2028f\u2029g\x85h\x1ei") == "a b c d e f g h i"
+    assert one_line("two  spaces\tand a\x1b[2Jtab") == "two  spaces\tand a\ufffd[2Jtab"
 
 
 def test_options_named_like_secrets_lose_their_values_in_either_spelling() -> None:
