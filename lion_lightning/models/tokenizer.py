@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -106,7 +107,7 @@ def _require_plain(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         raise ValueError(f"tokenizer.path: model_max_length of {path!r} is {longest!r}; give a number")
 
 
-def read_template(given: str, setting: str = "tokenizer.chat_template") -> str:
+def read_template(given: Any, setting: str = "tokenizer.chat_template") -> str:
     """Text of a built-in chat template, by name, or of a jinja file, by path; text that holds jinja is itself one.
 
     Args:
@@ -116,6 +117,11 @@ def read_template(given: str, setting: str = "tokenizer.chat_template") -> str:
     Raises:
         ValueError: It is none of them, or no jinja that can be read.
     """
+    if not isinstance(given, str):
+        raise ValueError(
+            f"{setting} is {type(given).__name__}, not text; give a built-in template ({', '.join(CHAT_TEMPLATES)}), a "
+            "jinja file, or jinja itself"
+        )
     text = given if _is_jinja(given) else _stored_template(given, setting)
     try:
         _compile_jinja_template(text)

@@ -206,6 +206,11 @@ def test_what_is_no_template_is_refused_when_the_judge_is_made(given: str, tmp_p
     with pytest.raises(ValueError, match=r"RewardModelJudge\.chat_template: ") as caught:
         RewardModelJudge(str(tmp_path), chat_template=given)
     assert "\n" not in str(caught.value)
+    for other in ({"jinja": TEMPLATE}, [TEMPLATE], 3, Path("x")):
+        with pytest.raises(
+            ValueError, match=r"RewardModelJudge\.chat_template is \w+, not text; give a built-in template"
+        ):
+            RewardModelJudge(str(tmp_path), chat_template=other)  # type: ignore[arg-type]
     (tmp_path / "text.jinja").write_text("all the same", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no jinja, so all conversations would be the same text"):
         RewardModelJudge(str(tmp_path), chat_template=str(tmp_path / "text.jinja"))
