@@ -53,12 +53,17 @@ def require_shallow(value: Any, depth: int = 0) -> None:
 
 
 def parse_shallow(text: str) -> Any:
-    """Parse JSON as :func:`parse_json` does, and refuse what :func:`require_shallow` refuses.
+    """Parse the JSON text of a list or an object, and refuse what :func:`require_shallow` refuses.
+
+    A mark of byte order before it says nothing, and text that was written as JSON again, as strings, is read all the
+    way.
 
     Raises:
         BrokenJSONError: It is broken, or nested too deeply.
     """
-    value = parse_json(text)
+    value: Any = text
+    while isinstance(value, str):  # each time it is shorter
+        value = parse_json(value.lstrip("\ufeff \t\r\n"))
     require_shallow(value)
     return value
 
@@ -81,7 +86,7 @@ def read_list(value: Any, name: str) -> Sequence[Any]:
     Raises:
         ValueError: It is something else.
     """
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
+    if isinstance(value, str) and _MAY_BE_LIST.match(value):
         value = read_json(value, name)
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(f"{name} is {type(value).__name__}, not a list; convert it with a `transform`")
@@ -92,7 +97,7 @@ def spelled_out(value: Any, name: str) -> Any:
     """Messages that stand in a column as JSON text, or as a list a key, as lists of messages; all else as it is.
 
     A text is taken for messages only if all of it is a JSON list of objects that have a role and a content, or one such
-    object; an answer that merely begins with a bracket stays text.
+    object, each of which may be JSON text itself; an answer that merely begins with a bracket stays text.
 
     Raises:
         ValueError: The text is such a list as Python prints it, which is not JSON.
@@ -110,11 +115,12 @@ def spelled_out(value: Any, name: str) -> Any:
         return value
     try:
         parsed = read_json(value, name)
-        parsed = read_json(parsed, name) if isinstance(parsed, str) else parsed  # JSON text was written as JSON again
+        if not isinstance(parsed, list):
+            return _transposed(parsed) if is_message(parsed) else value
+        turns = [read_json(turn, name) if isinstance(turn, str) else turn for turn in parsed]
     except ValueError:
         return value
-    turns = parsed if isinstance(parsed, list) else [parsed]
-    return parsed if turns and all(map(is_message, turns)) else value
+    return turns if turns and all(map(is_message, turns)) else value
 
 
 def parts_spelled_out(content: Any) -> Any:
@@ -122,7 +128,7 @@ def parts_spelled_out(content: Any) -> Any:
 
     A text is taken for parts only if all of it is a JSON list of text parts and pictures: other JSON is an answer.
     """
-    if not isinstance(content, str) or not _MAY_BE_PARTS.match(content):
+    if not isinstance(content, str) or not _MAY_BE_MESSAGES.match(content):
         return content
     try:
         parsed = read_json(content, "content")
@@ -144,7 +150,6 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 _PICTURES = ("image", "image_url", "input_image")
 _OF_PICTURES = {"type", "text", "image", "image_url", "url", "path", "base64", "source", "detail"}
-_MAY_BE_PARTS = re.compile(r'\s*\[\s*\{\s*"')
 
 
 def is_message(value: Any) -> bool:
@@ -155,8 +160,10 @@ def is_message(value: Any) -> bool:
 _SPEAKER = {"role", "from"}
 _SAID = {"content", "value", "tool_calls", "function_call"}
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep, as no row of text is"
-_MAY_BE_MESSAGES = re.compile(r'\s*"?\s*(\[\s*)?\{\s*\\?"')
-_PRINTED = re.compile(r"\s*\[\s*\{\s*'(role|from|content|value)'\s*:.*\}\s*\]\s*$", re.DOTALL)
+_WRAPPED = r'(?:[\s\ufeff"\\]|(?<=\\)(?:[nrt]|ufeff))*'  # what JSON text has around it that is JSON text again
+_MAY_BE_LIST = re.compile(rf"{_WRAPPED}\[")
+_MAY_BE_MESSAGES = re.compile(rf'{_WRAPPED}(\[{_WRAPPED})?\{{\s*(\\+[nrt]\s*)*\\*"')
+_PRINTED = re.compile(r"[\s\ufeff]*\[\s*\{\s*'(role|from|content|value)'\s*:.*\}\s*\]\s*$", re.DOTALL)
 
 
 def _transposed(value: Mapping[str, Any]) -> Any:

@@ -38,7 +38,7 @@ from lion_lightning.types import Piece
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 7
+STORE_VERSION = 8
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _WHAT = "tokenised data"

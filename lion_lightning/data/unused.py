@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lion_lightning.data.row_notes import note
-from lion_lightning.data.yes_no import FAULTS, LABELS, has_no, has_yes, is_yes, leaves
+from lion_lightning.data.media import MEDIA, is_media
+from lion_lightning.data.row_notes import note, warn_of_row
+from lion_lightning.data.yes_no import FAULTS, LABELS, RATINGS, has_grade, has_no, has_no_word, has_yes, is_yes, leaves
 from lion_lightning.models.chat_template import REASONING
 
 if TYPE_CHECKING:
@@ -75,10 +76,6 @@ class Meaning(NamedTuple):
     more: str = r"(?!)"
 
 
-_MEDIA = r"""(?x) (?!(?:num|n|has|is|no|with|needs|contains)_) (?:[a-z\d]+_)*
-    (?:image|img|picture|photo|video|audio|waveform|spectrogram|sound|wav|mp3|screenshot|pixel_value)s? _?\d*
-    (?:_(?:path|url|uri|link|file|file_?name|name|byte|data|base64|b64|value|feature|embed|embedding|list|array|content|
-    video|image|grid_thw)s?)*"""
 _EARLIER = r"""(?x) (?:(?:chat|conv|conversation|dialog|dialogue|message|turn|talk|session)s?_)histor(?:y|ies)
     |(?:prev|previous|past|prior|earlier|history|context)_
     (?:chat|message|turn|round|conversation|dialog|dialogue|utterance|exchange)s?"""
@@ -91,7 +88,7 @@ MEANINGS = (
         ("image", "video", "audio", "input_features"),
         "a picture or sound, or names one",
         f"only text can be trained on; {_WITHOUT}",
-        more=_MEDIA,
+        more=MEDIA,
     ),
     Meaning(
         ("history", "past"),
@@ -137,20 +134,9 @@ MEANINGS = (
         is_lost=lambda value: not is_yes(value),
         of_prompt=False,
     ),
-    Meaning(
-        LABELS,
-        _UNWANTED,
-        _NO_LABELS,
-        is_lost=has_no,
-        of_prompt=False,
-    ),
-    Meaning(
-        FAULTS,
-        _UNWANTED,
-        _NO_LABELS,
-        is_lost=has_yes,
-        of_prompt=False,
-    ),
+    Meaning(LABELS, _UNWANTED, _NO_LABELS, is_lost=has_no, of_prompt=False),
+    Meaning(FAULTS, _UNWANTED, _NO_LABELS, is_lost=has_yes, of_prompt=False),
+    Meaning(RATINGS, _UNWANTED, _NO_LABELS, is_lost=has_no_word, of_prompt=False),
 )
 """Well-known columns that change what a row means. Where no form reads them, they are refused by name."""
 
@@ -171,7 +157,7 @@ def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
     """
     for name in [name for name in fields.unread if not _is_empty(fields.peek(name))]:
         own, value = printed(fields.own(name)), fields.peek(name)
-        meaning = _meaning(name, fields.own(name))
+        meaning = _meaning(name, fields.own(name)) or (_BY_NAME["image"] if is_media(value) else None)
         if name in PROMPTS:
             _require_repeated(fields, name, form)
         elif (meaning.is_text if meaning else name in ANSWERS) and _is_repeated(texts_in(value), fields):
@@ -182,6 +168,11 @@ def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
             raise ValueError(
                 f"the column {own!r} holds {meaning.what}, and {form} has no place for it; {meaning.fix}, or give the "
                 f"source `ignore: [{own}]`"
+            )
+        elif has_grade(value):
+            warn_of_row(
+                f"the column {own!r} grades in words, and all rows are trained alike: leave those that are not wanted "
+                f"out with a `transform` that returns [], or give the source `ignore: [{own}]`"
             )
         elif not is_yes(value):
             note("unused", own)

@@ -25,6 +25,9 @@ FAULTS = (
 )
 """Names of columns whose yes says that an answer is not wanted."""
 
+RATINGS = ("rating", "ratings", "quality", "grade", "grades", "helpfulness", "satisfaction", "usefulness", "evaluation")
+"""Names of columns that grade an answer. Their numbers have no scale that is known; their words are as of labels."""
+
 _YES = (
     "true", "yes", "y", "1", "1.0", "+1", "good", "great", "best", "better", "like", "liked", "upvote", "upvoted", "up",
     "thumbs up", "thumb up", "thumbsup", "👍", "✓", "✔", "✅", "positive", "pos", "chosen", "preferred", "accept",
@@ -39,9 +42,15 @@ _NO = (
     "unaccepted", "unacceptable", "undesirable", "undesired", "unwanted", "incorrect", "wrong", "fail", "failed",
     "failure", "invalid", "unverified", "unsafe", "harmful", "toxic", "unhelpful", "lose", "loser", "lost",
 )
+_GRADES = (
+    "very low", "low", "lower", "lowest", "medium", "middle", "middling", "moderate", "average", "fair", "mediocre",
+    "so so", "high", "higher", "highest", "very high", "weak", "strong", "excellent", "very good", "very bad",
+    "very poor", "neutral", "mixed", "unsure", "partial", "partially correct", "partly", "unclear", "meh",
+)
 # fmt: on
 _SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")  # colours of a thumb
 _DENIAL = re.compile(r"(?:not|non) ?|no (?=[a-z])|un|dis|in")  # before a yes: "not good", "non-preferred", "unchosen"
+_JUDGED = re.compile(r" (?:answer|response|reply|completion|output|quality|example|sample|one)s?$")  # "bad answer"
 _LONGEST_WORD = 99
 _WORDS = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
 
@@ -61,6 +70,16 @@ def has_no(value: Any) -> bool:
     return any(_truth(one) is False for one in leaves(value))
 
 
+def has_no_word(value: Any) -> bool:
+    """Whether a value says no in words anywhere; numbers say nothing."""
+    return any(_truth(one) is False for one in leaves(value) if isinstance(one, str) and not _is_number(one))
+
+
+def has_grade(value: Any) -> bool:
+    """Whether a value grades in words anywhere, of which none is a yes or a no: ``low``, ``medium quality``."""
+    return any(_word(one) in _GRADES for one in leaves(value) if isinstance(one, str) and len(one) <= _LONGEST_WORD)
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """What stands in a value, without the lists and mappings that hold it."""
     if isinstance(value, Mapping):
@@ -77,9 +96,23 @@ def _truth(value: Any) -> bool | None:
     if isinstance(value, str):
         if len(value) > _LONGEST_WORD:
             return None
-        words = re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", _SKIN.sub("", value.strip().strip(".!").lower()))
+        words = _word(value)
         denied = _DENIAL.match(words)
         return _WORDS.get(words, False if denied and words[denied.end() :] in _YES else None)
     if isinstance(value, Real):
         return True if value == 1 else False if value <= 0 else None
     return None
+
+
+def _word(value: str) -> str:
+    """A label in small letters, without what it is a label of."""
+    words = re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", _SKIN.sub("", value.strip().strip(".!").lower()))
+    return _JUDGED.sub("", words)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -148,6 +148,29 @@ def test_a_label_that_says_yes_in_words_is_what_is_trained(value: str) -> None:
     assert noted(recognise, {"question": "Hi", "answer": "Hello", "label": value}) == {}
 
 
+@pytest.mark.parametrize("name", ["label", "rating", "quality", "Rating", "verdict"])
+@pytest.mark.parametrize("value", ["Bad answer", "poor", "bad_response", "Wrong answer."])
+def test_a_word_that_says_no_is_refused_with_what_it_is_said_of_and_under_ratings(name: str, value: str) -> None:
+    for read, row in EVERY:
+        with pytest.raises(ValueError, match=f"^the column '{name}' holds the mark of an answer that is not wanted"):
+            read(row | {name: value})
+        assert noted(read, row | {name: "Good answer"}) == noted(read, row)
+
+
+@pytest.mark.parametrize("name", ["label", "rating", "quality"])
+@pytest.mark.parametrize("value", ["low", "HIGH", "medium quality", "very_low"])
+def test_a_grade_in_words_is_warned_of(name: str, value: str) -> None:
+    notes = noted(recognise, {"question": "Hi", "answer": "Hello", name: value})
+    ((said, count),) = notes["warning"].items()
+    assert (list(notes), count) == (["warning"], 1)
+    assert said.startswith(f"the column '{name}' grades in words, and all rows are trained alike: leave those that are")
+
+
+def test_a_rating_in_numbers_is_counted_whatever_it_is() -> None:
+    for value in (0, -1, 0.5, "0", 5):
+        assert noted(recognise, {"question": "Hi", "answer": "Hello", "rating": value}) == {"unused": {"rating": 1}}
+
+
 @pytest.mark.parametrize("value", ["weather", "sports", "B", "No 1", "_" * 100_000, 3, 0.5])
 def test_a_class_that_is_no_yes_or_no_is_counted(value: Any) -> None:
     assert noted(recognise, {"text": "Oslo is wet.", "label": value}) == {"unused": {"label": 1}}
@@ -158,6 +181,7 @@ MEDIA_NAMES = (
     *("image1", "input_images", "user_image", "image_bytes", "imageUrls"),
     *("video_url", "pixel_values", "pixel_values_videos", "img", "photos"),
     *("picture", "picture_file", "image_grid_thw", "image_file_name"),
+    *("media", "frames", "video_frames", "speech", "speech_path", "audio", "audio_clip", "recording", "media_urls"),
 )
 HISTORY_NAMES = (
     *("chat_history", "chatHistory", "conversation_history", "dialogue_history"),
@@ -173,9 +197,41 @@ def test_pictures_and_sounds_are_refused_under_all_their_names(name: str) -> Non
             read(row | {name: [0.5, 0.25]})
 
 
-@pytest.mark.parametrize("name", ["image_id", "num_images", "has_audio", "image_count", "imagery", "medical_history"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_id",
+        "num_images",
+        "has_audio",
+        "image_count",
+        "imagery",
+        "medical_history",
+        "time_frame",
+        "social_media",
+        "media_type",
+        "frame_rate",
+        "speech_rate",
+    ],
+)
 def test_what_is_only_said_of_pictures_and_other_histories_stops_no_row(name: str) -> None:
     assert noted(recognise, ROWS[1] | {name: 2}) == {"unused": {name: 1}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"bytes": b"\x89PNG\r\n", "path": None},
+        {"array": [0.1], "sampling_rate": 16_000, "path": "a.wav"},
+        b"RIFF\x00\x00WAVE",
+        [b"\xff\xd8\xff\xe0"],
+        "data:image/png;base64,AAAA",
+    ],
+)
+def test_pictures_and_sounds_are_refused_by_what_they_are_under_any_name(value: Any) -> None:
+    for read, row in [*EVERY, *((recognise_prompt, row) for row in PROMPT_ROWS)]:
+        with pytest.raises(ValueError, match=r"^the column 'scan' holds a picture or sound"):
+            read(row | {"scan": value})
+    assert noted(recognise, ROWS[1] | {"hash": b"\x00\x01"}) == {"unused": {"hash": 1}}
 
 
 @pytest.mark.parametrize("name", HISTORY_NAMES)
@@ -411,6 +467,21 @@ def test_messages_as_json_text_are_messages() -> None:
     assert pairs(ranked) == [pairs(sides)[0]._replace(margin=1.5)]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_json_text_behind_a_byte_order_mark_or_written_again_as_json_is_no_answer(
+    times: int, indent: int | None
+) -> None:
+    sides = {"chosen": turns("Hé\n", "a"), "rejected": turns("Hé\n", "b")}
+    said: dict[str, Any] = dict(sides)
+    for number in range(times):
+        said = {name: "\ufeff" * (number % 2) + json.dumps(value, indent=indent) for name, value in said.items()}
+    assert pairs(said) == pairs(sides)
+    assert pairs({name: f" \ufeff {value}" for name, value in said.items()}) == pairs(sides)
+    ones = {name: json.dumps([json.dumps(turn) for turn in value]) for name, value in sides.items()}
+    assert pairs(ones) == pairs(sides)
+
+
 def test_messages_as_a_list_a_key_are_messages() -> None:
     columns = {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}  # so `datasets` gives a sequence of objects
     assert recognise({"conversations": columns}) == chat("Hi", "Hello")
@@ -426,6 +497,8 @@ def test_messages_as_a_list_a_key_are_messages() -> None:
         '[{"from": "Oslo", "to": "Bergen"}]',
         '{"name": "add", "content": "1"}',
         '"[{quoted"',
+        '"[{\\"value\\": 3}]"',
+        '["{", "}"]',
         '"Hello"',
         "[]",
     ],

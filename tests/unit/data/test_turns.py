@@ -165,6 +165,9 @@ def test_messages_may_be_json_text() -> None:
         {"tool_calls": [{"name": "weather", "args": {"city": "Oslo"}}]},
         {"function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
         {"function_call": '{"name": "weather", "arguments": {"city": "Oslo"}}', "tool_calls": None},
+        {"tool_calls": [{"name": "weather", "arguments": json.dumps('{"city": "Oslo"}')}]},
+        {"function_call": {"name": "weather", "arguments": json.dumps(json.dumps('\ufeff{"city": "Oslo"}'))}},
+        {"tool_calls": json.dumps([json.dumps({"name": "weather", "args": json.dumps('{"city": "Oslo"}')})])},
     ],
     ids=[
         "mapping",
@@ -176,6 +179,9 @@ def test_messages_may_be_json_text() -> None:
         "args",
         "legacy",
         "legacy as text",
+        "arguments as text of text",
+        "legacy as text of text of text",
+        "all of it as text of text",
     ],
 )
 def test_the_same_call_in_any_spelling_is_the_same_message(said: dict[str, Any]) -> None:
@@ -197,6 +203,7 @@ def test_nulls_of_structs_go_at_any_depth_and_those_of_lists_stay() -> None:
         ({"tool_calls": [{"type": "function"}]}, r"messages\[1\]\.tool_calls\[0\] names no function"),
         ({"tool_calls": [{"function": {"name": "a", "arguments": "{city: Oslo}"}}]}, r"arguments is not valid JSON"),
         ({"tool_calls": [{"function": {"name": "a", "arguments": "[1]"}}]}, r"arguments is list, not a JSON object"),
+        ({"tool_calls": [{"function": {"name": "a", "arguments": '"Oslo"'}}]}, r"arguments is not valid JSON"),
         ({"tool_calls": "call it"}, r"messages\[1\]\.tool_calls is not valid JSON"),
         ({"tool_calls": [{"function": {"name": "a", "arguments": '{"a": ' * 900 + "1" + "}" * 900}}]}, "levels deep"),
         ({"tool_calls": [CALL], "function_call": {"name": "a"}}, "has both tool_calls and function_call"),
