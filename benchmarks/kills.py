@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lion_lightning.demo import write_demo
+from lion_lightning.stopping import end_by_interrupts
 
 KINDS = ("sft", "dpo", "online_dpo", "run")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -486,6 +487,8 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", PYTHONUNBUFFERED="1")
     import lion_lightning.lightning_cli  # noqa: F401  (imported once, before processes are forked)
+
+    end_by_interrupts()  # as the command has it, whose processes these are from the fork on
 
     folder = options.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)

@@ -26,10 +26,12 @@ class StopBetweenSteps(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the signal known to the trainer's other processes, too (Lightning calls this)."""
+        STOP.raise_if_lost()
         note_sigterm_without_collectives(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A step begins (Lightning calls this)."""
+        STOP.raise_if_lost()
         STOP.in_step = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,6 +45,10 @@ class StopBetweenSteps(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The epoch's last step is over (Lightning calls this)."""
         STOP.in_step = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What follows takes the run for done (Lightning calls this)."""
+        STOP.raise_if_lost()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop the ranks that this process has started (Lightning calls this)."""

@@ -18,7 +18,7 @@ from importlib import import_module
 
 from lion_lightning import __version__
 from lion_lightning.printing import PrintableFormatter, one_line
-from lion_lightning.stopping import STOP, stop_code
+from lion_lightning.stopping import STOP, end_by_interrupts, stop_code
 
 TRAINING = {
     "fit": "train, and validate meanwhile",
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 after an error that the user can fix; 128 plus its number after a signal: 130 for Ctrl-C, 143 for SIGTERM.
     """
+    if argv is None:  # this process is ours
+        end_by_interrupts()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     return guarded(lambda: _command(name, arguments))
@@ -100,6 +102,7 @@ def guarded(body: Callable[[], object]) -> int:
     try:
         with STOP.listening(), _flushed():
             returned = body()
+            STOP.raise_if_lost()
     except BaseException as error:
         code = stop_code(error)
         if code is not None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -32,7 +32,7 @@ class StopSignals:
     """What this process does when it is told to stop.
 
     It leaves what it is doing at once, by an exception that cleans up on its way. Within a training step it waits: a
-    checkpoint that an exception's handler saves must not hold half a step. A second signal doesn't wait.
+    checkpoint that an exception's handler saves must not hold half a step. A second signal doesn't wait for the step.
 
     Attributes:
         signum: The first signal that came; None for none.
@@ -48,13 +48,18 @@ class StopSignals:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGHUP; a signal that is ignored (`nohup`) or handled by somebody else stays so."""
+        """Handle SIGTERM and SIGHUP; a signal that is ignored (`nohup`) or handled by somebody else stays so.
+
+        Ctrl-C is a KeyboardInterrupt here, also in a process that :func:`end_by_interrupts` was called in.
+        """
         if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == self.handle:
             yield
             return
         self.__init__()  # type: ignore[misc]
-        handlers = {signal.SIGTERM: self.handle, signal.SIGHUP: self.as_sigterm}
-        with self._handling({each: h for each, h in handlers.items() if signal.getsignal(each) == signal.SIG_DFL}):
+        interrupt: Any = signal.default_int_handler
+        handlers = {signal.SIGTERM: self.handle, signal.SIGHUP: self.as_sigterm, signal.SIGINT: interrupt}
+        free = {each: handler for each, handler in handlers.items() if signal.getsignal(each) == signal.SIG_DFL}
+        with _lost_in_silence(), self._handling(free):
             yield
 
     @contextmanager
@@ -82,6 +87,15 @@ class StopSignals:
             return
         raise Stopped(self.signum)
 
+    def raise_if_lost(self) -> None:
+        """Stop now, where the exception of an earlier signal came to nothing: ``__del__`` and some imports swallow any.
+
+        Raises:
+            Stopped: No step is under way, so the signal has been raised, and yet the process goes on.
+        """
+        if self.signum is not None and not self.in_step:
+            raise Stopped(self.signum)
+
     def as_sigterm(self, signum: int, frame: FrameType | None) -> None:
         """Do what SIGTERM does, whose handler a Trainer extends, but with this signal's exit code.
 
@@ -105,6 +119,51 @@ class StopSignals:
 
 STOP = StopSignals()
 """Of this process: signals have one handler."""
+
+
+def end_by_interrupts() -> None:
+    """Let Ctrl-C end this process without a traceback while no command runs: as it starts, and as it ends."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Let signals wait for the end of a block, in which an exception would end the process by an abort.
+
+    C++ code that calls Python back may do so in a destructor: ``torch.save`` writes the end of a file there if it was
+    cut short, and what is raised then, even that the file is closed, is ``std::terminate``.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are handled in that one alone
+        yield
+        return
+    came: list[int] = []
+    try:
+        with ExitStack() as handlers:  # gives all of them back, even if a signal raises meanwhile
+            for each in signal.valid_signals():
+                if callable(handler := signal.getsignal(each)):
+                    handlers.callback(signal.signal, each, handler)
+                    signal.signal(each, lambda signum, frame: came.append(signum))
+            yield
+    finally:
+        for signum in came:
+            signal.raise_signal(signum)
+
+
+@contextmanager
+def _lost_in_silence() -> Iterator[None]:
+    """Print nothing of a stop that came within a ``__del__``, where Python tells of any exception and drops it."""
+    before = sys.unraisablehook
+
+    def tell(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Stopped):
+            before(lost)
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def stop_code(error: BaseException) -> int | None:

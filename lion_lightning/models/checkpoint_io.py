@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from lion_lightning.cache import checksum, remove_drafts, replacing, replacing_folder
 from lion_lightning.models.checkpoint_files import SEAL, damage, require_local, require_whole, said
 from lion_lightning.models.checkpoint_folders import is_folder, stored_names
+from lion_lightning.stopping import signals_wait
 
 
 def use_checked_checkpoints(strategy: Strategy) -> None:
@@ -53,9 +54,11 @@ def remove_left_drafts(trainer: Trainer) -> None:
 class CheckedCheckpointIO(TorchCheckpointIO):
     """Single files, straight to disk: Lightning's plugin makes each in memory first, and again in the temporary folder.
 
-    A file is written next to its place, synced and renamed. It is what ``torch.save`` writes, any tool reads it.
+    A file is written next to its place, synced and renamed; a signal waits for that. It is what ``torch.save`` writes,
+    any tool reads it.
     """
 
+    @signals_wait()
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
         """Write a checkpoint (Lightning calls this).
 
@@ -116,6 +119,7 @@ class _CheckedFolders:
         self.strategy: Any = strategy
         self._save, self._load = strategy.save_checkpoint, strategy.load_checkpoint
 
+    @signals_wait()
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Path | str, storage_options: Any = None) -> None:
         """Write a folder under another name that all ranks know, then rename it; all ranks call this."""
         if not _writes_folders(self.strategy):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lion_lightning.cli import guarded
 from lion_lightning.pipeline.stage import run_stage
-from lion_lightning.stopping import STOP
+from lion_lightning.stopping import STOP, end_by_interrupts
 
 
 def stop_when_orphaned(parent: int) -> None:
@@ -44,5 +44,6 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_by_interrupts()
     threading.Thread(target=stop_when_orphaned, args=(os.getppid(),), daemon=True).start()
     sys.exit(guarded(lambda: run(sys.argv[1:])))

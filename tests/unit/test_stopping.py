@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,9 @@ from lion_lightning import PolicySpec, SFTModule, TokenizerSpec, cli
 from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.folder_lock import NAME, FolderLock
+from lion_lightning.models.checkpoint_io import CheckedCheckpointIO
 from lion_lightning.modules.schedules import CosineWithWarmup
-from lion_lightning.stopping import STOP, Stopped, stop_code
+from lion_lightning.stopping import STOP, Stopped, signals_wait, stop_code
 from lion_lightning.types import Piece, Sample
 from tests import tiny
 from tests.marks import slow
@@ -138,6 +140,95 @@ def test_output_into_a_program_that_reads_no_more_ends_without_a_traceback() -> 
     assert done.returncode == 141
 
 
+# --- where an exception aborts, or is lost
+
+
+@pytest.mark.parametrize(("signum", "code"), SIGNALS)
+@pytest.mark.parametrize("moment", ["__enter__", "__exit__"])
+def test_a_signal_within_torchs_writer_ends_with_its_code_when_the_file_is_written_and_not_by_an_abort(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, signum: signal.Signals, code: int
+) -> None:
+    """Cut off between making its C++ writer and ending it, torch ends the file in a destructor: after it was closed."""
+    path, writer = tmp_path / "a.ckpt", torch.serialization._open_zipfile_writer_buffer
+    before = getattr(writer, moment)
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        signal.raise_signal(signum)
+        return before(self, *arguments)
+
+    monkeypatch.setattr(writer, moment, interrupted)
+    monkeypatch.setattr(cli, "_command", lambda *_: CheckedCheckpointIO().save_checkpoint({"state_dict": {}}, path))
+    if not (child := os.fork()):  # it would take the tests with it
+        os._exit(cli.main(["report"]))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert torch.load(path, weights_only=True) == {"state_dict": {}}
+    assert [each.name for each in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_handlers_are_given_back_after_a_block_that_signals_wait_for_even_if_it_fails() -> None:
+    before = [signal.getsignal(signum) for signum, _ in SIGNALS]
+
+    def interrupted_and_failing() -> None:
+        with signals_wait():
+            signal.raise_signal(signal.SIGINT)
+            raise OSError("full")
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        interrupted_and_failing()
+    assert isinstance(stop.value.__context__, OSError)
+    assert [signal.getsignal(signum) for signum, _ in SIGNALS] == before
+
+
+def test_a_thread_can_write_checkpoints_too() -> None:
+    done = []
+
+    def write() -> None:
+        with signals_wait():
+            done.append(True)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert done
+
+
+class Swallows:
+    """Python drops every exception of a ``__del__``."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_stop_that_was_lost_on_its_way_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, lambda: Swallows() and None) == 143
+    assert capfd.readouterr().err == "lion: stopped by SIGTERM\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "within", "end"),
+    [
+        (signal.default_int_handler, signal.default_int_handler, signal.SIG_DFL),
+        (signal.SIG_IGN, signal.SIG_IGN, signal.SIG_IGN),
+    ],
+)
+def test_ctrl_c_before_and_after_a_command_ends_the_process_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, start: Any, within: Any, end: Any
+) -> None:
+    """The interpreter prints one for a KeyboardInterrupt in its last second."""
+    found = []
+    monkeypatch.setattr(cli, "_command", lambda *_: found.append(signal.getsignal(signal.SIGINT)))
+    monkeypatch.setattr(sys, "argv", ["lion", "report"])
+    before = signal.signal(signal.SIGINT, start)
+    try:
+        assert cli.main() == 0
+        assert signal.getsignal(signal.SIGINT) == end
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == [within]
+
+
 # --- a fit
 
 
@@ -248,6 +339,22 @@ def test_a_signal_at_the_very_end_keeps_on_train_end_from_exporting(tmp_path: Pa
     with pytest.raises(SystemExit):
         fit(tmp_path, Export(), Signal(hook, 2 * BATCHES, signal.SIGTERM))
     assert not ends
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_epoch_start"])
+def test_a_stop_that_was_lost_stops_the_fit_at_its_next_step(tmp_path: Path, hook: str) -> None:
+    steps = []
+
+    class Loses(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+            steps.append(trainer.global_step)
+
+    loses = Loses()
+    setattr(loses, hook, lambda *_: Swallows() and None)
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path, loses)
+    assert stop_code(stop.value) == 143
+    assert steps == []
 
 
 def test_lightnings_note_of_a_sigterm_is_where_it_was_seen() -> None:
