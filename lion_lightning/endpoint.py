@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from http.client import HTTPException
 from numbers import Real
 from typing import Any
@@ -180,7 +181,7 @@ class Endpoint:
         key = self._key()
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
-        return self._without_key(ask(self.url + route, data, headers, self.timeout))
+        return self._without_secret(ask(self.url + route, data, headers, self.timeout))
 
     def require_key(self) -> None:
         """Find out whether the key is there, without asking the server.
@@ -218,13 +219,25 @@ class Endpoint:
         return " ".join(printable(self._without_key(text.encode(errors="replace")).decode()).split())[:300]
 
     def _without_key(self, said: bytes) -> bytes:
-        """What a server said, without the key that it was sent, whose signs JSON may have escaped."""
+        """What a server said, without the key that it was sent, in whichever letters and however it is escaped."""
         key = os.environ.get(self.api_key_env or "", "").strip()
-        if not key:
-            return said
-        signs = (rf"(?:\\?{re.escape(char)}|\\u00(?i:{ord(char):02x}))" for char in key)  # nobody escapes letters
-        spelled = (char if char.isalnum() else sign for char, sign in zip(key, signs, strict=True))
-        return re.sub("".join(spelled).encode(), b"***", said)
+        return re.sub("".join(map(_spelled, key)).encode(), b"***", said) if key else said
+
+    def _without_secret(self, said: bytes) -> bytes:
+        """The same of an answer that is used: a word that stands in for a key ("EMPTY", "none") is a word there."""
+        key = os.environ.get(self.api_key_env or "", "").strip()
+        return self._without_key(said) if len(key) >= _SHORTEST_SECRET else said
+
+
+_SHORTEST_SECRET = 8
+
+
+def _spelled(char: str) -> str:
+    """A pattern of the ways to write a character of a key: itself, or escaped for JSON, an address or HTML."""
+    if char.isalnum():
+        return f"(?i:{char})"  # nobody escapes letters
+    code, named = ord(char), re.escape(escape(char))
+    return rf"(?i:{named}|\\?{re.escape(char)}|\\u00{code:02x}|%(?:25)?{code:02x}|&#0*{code};|&#x0*{code:x};)"
 
 
 class _NoJSONError(ValueError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -16,6 +15,7 @@ from lion_lightning.cache import cache_folder, remove_drafts, replacing, writing
 from lion_lightning.endpoint import Endpoint
 from lion_lightning.judges.pairwise import distinct, standings
 from lion_lightning.judges.text import as_question, check_template
+from lion_lightning.judges.verdicts import last_rating, last_verdict, what_is_whole
 from lion_lightning.types import Prompt
 
 RATE = """Rate an answer that an assistant gave. Judge whether it is right, does what was asked, and is clear.
@@ -132,8 +132,7 @@ class _LLM(ABC):
             part = todo[start : start + 4 * self.endpoint.concurrency]
             replies = self.endpoint.post_all(ROUTE, [bodies[place] for place in part], "judge")
             for place, reply in zip(part, replies, strict=True):
-                content = self.endpoint.said(ROUTE, reply)["choices"].items()[0]["message"]["content"]
-                _keep(files[place], "" if content.absent else content.text())
+                _keep(files[place], what_is_whole(self.endpoint.said(ROUTE, reply)["choices"].items()[0]))
         return [_kept(file) for file in files]
 
     def _body(self, question: str, seed: int) -> dict[str, Any]:
@@ -200,10 +199,7 @@ class RubricLLMJudge(_LLM):
         return [[next(ratings) for _ in given] for given in answers]
 
     def _rating(self, reply: str) -> float | None:
-        found = _RATING.findall(reply)
-        rating, of = found[-1] if found else ("nan", "")
-        known = self.lowest <= float(rating) <= self.highest and (not of or float(of) == self.highest)
-        return float(rating) if known else None  # of "4 / 5" where ten is the highest nobody knows the worth
+        return last_rating(reply, self.lowest, self.highest)
 
 
 class PairwiseLLMJudge(_LLM):
@@ -247,7 +243,7 @@ class PairwiseLLMJudge(_LLM):
         sides = [distinct(given) for given in answers]
         compared = [(row, *pair) for row, (texts, _) in enumerate(sides) for pair in permutations(range(len(texts)), 2)]
         questions = [self._question(prompts[row], sides[row][0], a, b) for row, a, b in compared]
-        verdicts = self.ask(questions, [prompts[row].where for row, _, _ in compared], _verdict)
+        verdicts = self.ask(questions, [prompts[row].where for row, _, _ in compared], last_verdict)
         found = dict(zip(compared, verdicts, strict=True))
         scores = []
         for row, (texts, places) in enumerate(sides):
@@ -259,20 +255,6 @@ class PairwiseLLMJudge(_LLM):
 
     def _question(self, prompt: Prompt, texts: Sequence[str], first: int, second: int) -> str:
         return as_question(self.template, prompt, {"first": texts[first], "second": texts[second]}, {})
-
-
-# Marks around words never reach over a line's end: a reply of nothing but line ends would take for ever to search.
-_RATING = re.compile(
-    r"^[^\w\n]*rating[^\w\n]*?(-?\d+(?:\.\d+)?)[^\w\n]*(?:/\s*(\d+)[^\w\n]*)?$", re.IGNORECASE | re.MULTILINE
-)
-_VERDICT = re.compile(r"^[^\w\n]*verdict[^\w\n]*?(a|b|tie)[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
-
-_WORTH = {"a": 1.0, "b": -1.0, "tie": 0.0}
-
-
-def _verdict(reply: str) -> float | None:
-    found = _VERDICT.findall(reply)
-    return _WORTH[found[-1].lower()] if found else None
 
 
 def _sign(agreement: float) -> float:

@@ -137,6 +137,13 @@ def test_other_brackets_stay_as_they_were_written() -> None:
         ("Rating: " + "9" * 400, None),
         ("Rating: 3 or 4", None),
         ("Rating: 3-4", None),
+        ("Rating: .5", None),  # and not five
+        ("Rating: .9/10", None),
+        ("Rating: \N{MINUS SIGN}3", None),  # and not three
+        ("Rating: \N{EN DASH}3", None),
+        ("Rating: 8%", None),
+        ("Rating: 8 %", None),
+        ("Rating \N{EN DASH} 8", 8.0),
         ("Rating: seven", None),
         ("I rate it 7", None),
         ("", None),
@@ -180,6 +187,13 @@ def test_a_reply_that_is_none_names_the_server_and_is_not_kept(reply: Any, why: 
         with pytest.raises(ValueError, match=rf"^{url}/v1/chat/completions: .*{why}"):
             judge.score([asked("w5")], [["a"]])
     assert list(tmp_path.rglob("*.txt")) == []
+
+
+def test_the_last_line_of_a_reply_that_was_cut_off_is_no_rating(tmp_path: Path) -> None:
+    said = iter(["A good one.\nRating: 1", "Rating: 9\nIt is goo"])  # a ten was meant; then a rating before its reasons
+    reply = lambda *_: (200, {"choices": [{"message": {"content": next(said)}, "finish_reason": "length"}]})  # noqa: E731
+    with serving(reply) as url:
+        assert RubricLLMJudge(url, "m", cache_dir=tmp_path).score([asked("w5")], [["a"]]) == [[9.0]]
 
 
 def test_a_null_reply_is_asked_for_again(tmp_path: Path) -> None:
