@@ -19,6 +19,7 @@ from lion_lightning.callbacks import rollout as work
 from lion_lightning.callbacks.answers import answered, beside_first, first_answers, paired
 from lion_lightning.callbacks.folders import remove_scratch, scratch_or
 from lion_lightning.callbacks.round_plan import (
+    SHARES,
     RoundPrompts,
     epochs_of,
     last_epoch,
@@ -103,6 +104,7 @@ class OnPolicySampling(Callback):
         self.rounds_dir = rounds_dir
         self.present: Round | None = None
         self._restored: dict[str, Any] = {}
+        self._shares: list[int] | None = None
         self._summary: dict[str, Any] = {}
 
     # --- what a subclass may decide
@@ -131,7 +133,7 @@ class OnPolicySampling(Callback):
 
     def training_settings(self) -> dict[str, Any]:
         """What of this callback shapes training, for a resume to compare."""
-        return settings_that_decide(self)
+        return settings_that_decide(self) | {name: getattr(self, name) for name in SHARES}
 
     # --- Lightning's side
 
@@ -206,11 +208,13 @@ class OnPolicySampling(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Which round is being trained on (Lightning calls this)."""
         present = self.present
-        return {"round": present.number, "identity": present.metadata["identity"]} if present else {}
+        if present is None:
+            return {}
+        return {"round": present.number, "identity": present.metadata["identity"], "shares": self._shares}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take that back from a checkpoint (Lightning calls this)."""
-        self._restored = state_dict
+        self._restored, self._shares = state_dict, state_dict.get("shares")
 
     # --- a round
 
@@ -328,6 +332,9 @@ class OnPolicySampling(Callback):
     def _choose(self, trainer: Trainer, pool: PromptPool, number: int) -> tuple[list[Asked], list[Asked]]:
         self.require_prompts(trainer, pool)
         prompts = self._shared_out(trainer, pool)
+        if self._shares is not None:
+            prompts.warn_of_others(self._shares, number)
+        self._shares = prompts.shares
         return pool.take(prompts.of_round(self._rounds_before(number), number)), pool.take(prompts.monitors)
 
     def _shared_out(self, trainer: Trainer, pool: PromptPool) -> RoundPrompts:

@@ -40,6 +40,9 @@ def round_size(wanted: float | None, count: int, rounds: int | None) -> int:
     return max(1, count // rounds)
 
 
+SHARES = ("prompts_per_round", "monitor_prompts")
+"""Settings of the callback that decide which prompts a round asks."""
+
 MONITORS = 32
 """Prompts that rounds are compared by, unless that is more than a quarter of all."""
 
@@ -56,6 +59,27 @@ class RoundPrompts(NamedTuple):
     monitors: list[int]
     rest: list[int]
     size: int
+
+    @property
+    def shares(self) -> list[int]:
+        """How many prompts a round asks, and how many are set aside: these decide which ones each round asks."""
+        return [self.size, len(self.monitors)]
+
+    def warn_of_others(self, shares: Sequence[int], number: int) -> None:
+        """Say so where the rounds before were shared out otherwise, so that they asked what is to be asked now.
+
+        Args:
+            shares: Theirs.
+            number: The round's number.
+        """
+        size, monitors = shares
+        if [size, monitors] != self.shares:
+            logger.warning(
+                "round %d: earlier rounds asked %d prompts each and set %d aside, and now it is %d and %d, so that "
+                "prompts of earlier rounds are asked, or watched, again; set prompts_per_round: %d and "
+                "monitor_prompts: %d of OnPolicySampling to go on with new ones",
+                *(number, size, monitors, *self.shares, size, monitors),
+            )
 
     def of_round(self, turn: int, number: int) -> list[int]:
         """The prompts of a round, which no other round asks.

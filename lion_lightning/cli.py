@@ -186,9 +186,9 @@ def _can_be_mended(error: Exception) -> bool:
 
     if isinstance(error, (MisconfigurationException, ArgumentError)):
         return True
-    from lion_lightning.cli_errors import checkpoint_being_restored
+    from lion_lightning.cli_errors import checkpoint_being_restored, is_of_named_class
 
-    return checkpoint_being_restored(error) is not None
+    return checkpoint_being_restored(error) is not None or is_of_named_class(error)
 
 
 def _prepare_process() -> None:

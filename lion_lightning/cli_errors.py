@@ -63,6 +63,22 @@ def checkpoint_being_restored(error: BaseException) -> str | None:
     return None
 
 
+def is_of_named_class(error: BaseException) -> bool:
+    """Whether a class that a config names says itself that it does not fit: a callback of Lightning's, or an optimizer.
+
+    They raise whatever they like: EarlyStopping a RuntimeError over a metric that nobody logs, Adam an AssertionError
+    over ``capturable``.
+
+    Args:
+        error: What was raised.
+    """
+    module = ""
+    for frame, _ in walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+    said = type(error) in (RuntimeError, AssertionError) and str(error)  # out of memory is of a class of its own
+    return bool(said) and module.startswith(("lightning.pytorch.callbacks.", "torch.optim."))
+
+
 def _of_checkpoint(error: Exception, line: str) -> str:
     path = checkpoint_being_restored(error)
     if path is None or path in line:

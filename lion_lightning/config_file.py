@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,29 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the file is empty; a config is a mapping of keys to values")
     if not isinstance(config, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values, and this is a {type(config).__name__}")
+    _require_bounded(config, path)
     require_no_secrets(config, f"{path}: ")
     return config
+
+
+MOST_VALUES = 100_000
+"""In a config. Aliases may hold one another, or themselves: a few lines are then as many values as one likes."""
+
+
+def _require_bounded(config: dict[str, Any], path: str | Path) -> None:
+    todo: list[Any] = [config]
+    for _ in range(MOST_VALUES):
+        value = todo.pop()
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        todo.extend(islice(inner, MOST_VALUES))
+        if not todo:
+            return
+        if len(todo) > MOST_VALUES:
+            break
+    raise ValueError(
+        f"{path}: more than {MOST_VALUES:,} values; aliases (*name) that hold one another, or themselves, make many: "
+        "write them out"
+    )
 
 
 def check_config_files(arguments: Sequence[str], known: Mapping[str, Collection[str] | None]) -> None:
@@ -102,6 +124,11 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no typ
             seen.add(key)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return mapping
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(problem="merge keys multiply", problem_mark=node.start_mark)
 
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
         if any("\ud800" <= character <= "\udfff" for character in node.value):

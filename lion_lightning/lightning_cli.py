@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,21 @@ class LionCLI(LightningCLI):
         """The same (Lightning calls this)."""
         self._choose_checkpoint()
 
+    def after_validate(self) -> None:
+        """Refuse to have measured nothing (Lightning calls this)."""
+        _require_batches(self.trainer.num_val_batches, "limit_val_batches")
+
+    def after_test(self) -> None:
+        """The same (Lightning calls this)."""
+        _require_batches(self.trainer.num_test_batches, "limit_test_batches")
+
     def _choose_checkpoint(self) -> None:
         """The newest whole one for ``last``: Lightning takes ``last*.ckpt`` as they are, or starts anew without any."""
         given = self.config_init[self.subcommand]
         if given.get("ckpt_path") == "last":
             found = newest_checkpoint(*checkpoint_places(self.trainer))
+            if found is None and self.subcommand != "fit":
+                raise ValueError("ckpt_path: there is no checkpoint yet that `last` could mean; train first")
             if found is None:
                 rank_zero_info("There is no checkpoint yet: starting from the beginning.")
             given["ckpt_path"] = found and str(found)
@@ -108,6 +118,15 @@ class LionCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
+
+
+def _require_batches(counts: Sequence[float], limit: str) -> None:
+    """Refuse a pass over no rows, which would end as if all were well."""
+    if not sum(counts):
+        raise ValueError(
+            "there are no rows to measure on: give data.validation or data.validation_share (and no "
+            f"trainer.{limit}: 0)"
+        )
 
 
 def checkpoint_places(trainer: Trainer) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lion_lightning.data.columns import Form, Row, read_row
 from lion_lightning.data.json_text import read_json, read_list
+from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.tool_calls import read_tools, without_nulls
 from lion_lightning.data.turns import Message, read_text, read_turns
 
@@ -90,11 +91,26 @@ def _exchange(request: str, answer: str, row: Row) -> Example:
 def _prompt_completion(row: Row) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
+        warn_of_repeated_prompt(prompt, completion)
         return Completion(read_text(prompt, "prompt", may_be_empty=True), read_text(completion, "completion"))
     if isinstance(prompt, str) or isinstance(completion, str):
         raise ValueError("prompt and completion differ in kind; make both of them text or both lists of messages")
     turns = with_system(row, read_turns(prompt, "prompt"))
     return conversation(turns + read_turns(completion, "completion"), len(turns), **read_settings(row))
+
+
+def warn_of_repeated_prompt(prompt: str, *answers: str) -> None:
+    """Count a row whose plain-text answers all begin with a prompt of some length: it would stand there twice.
+
+    Args:
+        prompt: What is asked.
+        answers: All that is answered.
+    """
+    if len(prompt.split()) > 3 and all(answer.lstrip().startswith(prompt.strip()) for answer in answers):
+        warn_of_row(
+            "the answer begins with all of the prompt, which so stands there twice, and is trained; if the answer is "
+            "prompt and answer in one, cut the prompt off with a `transform`"
+        )
 
 
 def _raw_text(row: Row) -> Example:

@@ -20,6 +20,7 @@ from lion_lightning.data.formats import (
     conversation,
     read_request,
     read_settings,
+    warn_of_repeated_prompt,
     with_system,
 )
 from lion_lightning.data.json_text import read_list, spelled_out
@@ -127,6 +128,7 @@ def _prompted(row: Row, answers: Answers) -> list[Whole]:
     if not isinstance(prompt, str):
         return _continued("prompt", row, answers)
     if _are_text(answers):
+        warn_of_repeated_prompt(prompt, *answers.values())
         return _texts(prompt, answers)
     asked = Message("user", read_text(prompt, "prompt"))
     if all(_answer_turns(value, name)[0].role == "assistant" for name, value in answers.items()):

@@ -47,8 +47,7 @@ HARMLESS = frozenset((
     "n_tokens", "token_length", "length", "lengths", "len", "num_turns", "n_turns", "turns_count", "word_count",
     "num_words", "num_chars", "char_count", "category", "categories", "subcategory", "tag", "tags", "topic",
     "topics", "domain", "task_type", "difficulty", "redacted", "openai_moderation", "parallel_tool_calls",
-    # the index of a table, as pandas writes it
-    "", "unnamed: 0", "__index_level_0__",
+    "", "unnamed: 0", "__index_level_0__",  # the index of a table, as pandas writes it
 ))
 # fmt: on
 """Names of columns that describe a row and say nothing that could be trained on; so do names that end in ``_id``."""
@@ -156,7 +155,9 @@ def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
         ValueError: A column would be lost.
     """
     for name in [name for name in fields.unread if not _is_empty(fields.peek(name))]:
-        own, value = printed(fields.own(name)), fields.peek(name)
+        value = fields.peek(name)
+        counts = all(str(leaf).isdigit() for leaf in leaves(value))  # as the index of a table, which has no name
+        own = printed(fields.own(name)) or ("index" if counts else "a column without a name")
         meaning = _meaning(name, fields.own(name)) or (_BY_NAME["image"] if is_media(value) else None)
         if name in PROMPTS:
             _require_repeated(fields, name, form)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -199,4 +200,7 @@ def _listed(found: Iterable[Change]) -> str:
 
 
 def _shown(value: Any) -> str:
+    """A value on a line; of a text of several, such as a class's code, only which one it is."""
+    if isinstance(value, str) and "\n" in value:
+        return f"a text of {value.count(chr(10)) + 1} lines ({zlib.crc32(value.encode()):08x})"
     return "nothing" if value is None else str(value)

@@ -181,6 +181,9 @@ class SamplingSettings:
             if not good:
                 raise ValueError(f"sampling.{name} is {getattr(self, name)}; give a number {range_}")
 
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError("sampling.stop holds an empty text, which would end every answer at once; take it out")
+
     def require_draws(self, n: int) -> None:
         """Refuse to draw several answers where all would be the same.
 

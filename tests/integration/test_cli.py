@@ -176,6 +176,16 @@ def test_a_missing_checkpoint_is_one_line(folder: Path, capsys: pytest.CaptureFi
     assert "nope.ckpt: no such checkpoint" in capsys.readouterr().err
 
 
+def test_a_pass_over_no_rows_or_of_no_checkpoint_is_no_success(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "-c", str(SFT), *SMALL, "--data.validation=null"]) == 2
+    assert "there are no rows to measure on: give data.validation" in capsys.readouterr().err
+    for command in ("validate", "test"):
+        assert main([command, "-c", str(SFT), *SMALL, "--ckpt_path=last"]) == 2  # and not the starting weights
+        assert "there is no checkpoint yet that `last` could mean" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_process_killed_by_the_system_resumes_to_the_same_weights(folder: Path) -> None:
     def command(run: str) -> list[str]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lion_lightning import FrozenReference, RefreshedReference
+from lion_lightning.callbacks import round_plan
+from lion_lightning.callbacks.round_plan import RoundPrompts
 from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
 from tests.marks import exhaustive
 
@@ -141,3 +143,26 @@ def test_other_settings_of_the_sampling_are_used_and_said(online: Online, caplog
     online.fit("fewer answers", online.sampling(num_samples=3))
     assert "callbacks.OnPolicySampling.num_samples was 4, is 3" in caplog.text
     assert [len(made.rollouts[0].answers) for made in online.rounds("fewer answers")] == [4, 3, 3]
+
+
+def test_prompts_that_a_longer_run_shares_out_otherwise_are_told() -> None:
+    """Two rounds of 15, set aside 4; of a run of three rounds the third would ask what the second has asked."""
+    two, three = RoundPrompts([0] * 4, list(range(30)), 15), RoundPrompts([0] * 4, list(range(30)), 10)
+    assert set(three.of_round(2, 2)) <= set(two.of_round(1, 1))
+    logged = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(round_plan.logger, "warning", lambda text, *values: logged.append(text % values))
+        two.warn_of_others(two.shares, 2)
+        three.warn_of_others(two.shares, 2)
+    (told,) = logged
+    assert "earlier rounds asked 15 prompts each and set 4 aside, and now it is 10 and 4" in told
+    assert "set prompts_per_round: 15 and monitor_prompts: 4" in told
+
+
+@pytest.mark.slow
+def test_a_longer_run_says_what_it_asks_again(online: Online, caplog: pytest.LogCaptureFixture) -> None:
+    online.fit("longer", max_epochs=2)
+    assert "asked, or watched, again" not in caplog.text
+    online.fit("longer", online.sampling(monitor_prompts=5), max_epochs=3)
+    assert "earlier rounds asked 15 prompts each and set 4 aside, and now it is 9 and 5" in caplog.text
+    assert "callbacks.OnPolicySampling.monitor_prompts was 4, is 5" in caplog.text

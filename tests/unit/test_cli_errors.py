@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import EarlyStopping
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.cli import guarded
-from lion_lightning.cli_errors import checkpoint_being_restored, explain
+from lion_lightning.cli_errors import checkpoint_being_restored, explain, is_of_named_class
 from lion_lightning.lightning_cli import build_cli
 from tests import tiny
 
@@ -125,3 +127,26 @@ def test_an_entry_of_a_checkpoint_that_cannot_be_restored_is_told_with_the_file(
     assert checkpoint_being_restored(caught.value) == str(tmp_path / "odd.ckpt")
     assert explain(caught.value).startswith(f"{tmp_path / 'odd.ckpt'}: it cannot be restored, since it is damaged")
     assert checkpoint_being_restored(TypeError("elsewhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ("SparseAdam does not support dense gradients", {"optimizer": torch.optim.SparseAdam}),
+        ("conditioned on metric `nope`", {"callbacks": [EarlyStopping("nope")]}),
+    ],
+)
+def test_what_a_named_class_says_of_itself_is_one_line(
+    said: str, options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = options.pop("callbacks", [])
+    spec, tokenizer = PolicySpec(config=tiny.config()), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path)))
+    module = SFTModule(spec, tokenizer, **options)
+    assert guarded(lambda: tiny.trainer(max_epochs=1, callbacks=callbacks).fit(module, tiny.Rows([tiny.row()]))) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert said in line
+
+
+def test_a_fault_of_ours_and_a_full_memory_keep_their_tracebacks() -> None:
+    for error in (RuntimeError("ours"), torch.OutOfMemoryError("full")):
+        assert not is_of_named_class(error)

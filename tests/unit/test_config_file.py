@@ -25,6 +25,17 @@ WRONG = {
     "a nested key twice": (b"trainer:\n  max_steps: 1\n  max_steps: 2\n", "'max_steps' is given twice, line 3"),
     "an impossible date": (b"a: 2026-99-99\n", "no valid YAML"),
     "half a character": (b'a: 1\nb: "\\ud800"\n', "half a character, line 2"),
+    "aliases that multiply": (
+        b"a: &a [1, 1, 1, 1, 1, 1]\n"
+        + b"".join(b"%c: &%c [%s]\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 6)) for n in range(98, 108)),
+        "more than 100,000 values",
+    ),
+    "merge keys that multiply": (
+        b"a: &a {x: 1}\n"
+        + b"".join(b"%c: &%c {<<: [%s]}\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 9)) for n in range(98, 108)),
+        "merge keys multiply",
+    ),
+    "an alias of itself": (b"a: &a [*a]\n", "more than 100,000 values"),
     "too deep": (b"[" * 2_000, "nested too deep"),
 }
 

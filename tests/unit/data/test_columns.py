@@ -398,6 +398,34 @@ def test_what_is_not_used_is_counted_once_a_row_and_what_is_harmless_is_not_warn
     assert told.startswith("source sums: not used: hint (2 of 3 rows). If a column matters, say with `columns`")
 
 
+def test_a_column_without_a_name_is_an_index_only_where_it_counts() -> None:
+    row = {"question": "1+1?", "answer": "2"}
+    assert noted(recognise, {**row, "": 3})["unused"] == noted(recognise, {**row, "": "3"})["unused"] == {"index": 1}
+    notes = noted(recognise, {**row, "": "Count."})
+    assert notes["unused"] == {"a column without a name": 1}
+    (told,) = warnings(Source("a.csv"), notes, 1, has_chat_template=True)
+    assert "not used: a column without a name. If" in told
+
+
+ASKED = "What is one and one?"
+
+
+@pytest.mark.parametrize(
+    ("read", "row", "told"),
+    [
+        (recognise, {"prompt": ASKED, "completion": f"{ASKED} Two."}, True),
+        (recognise, {"prompt": ASKED, "completion": " Two."}, False),
+        (recognise, {"prompt": "Hi", "completion": "Hi there"}, False),  # a greeting is no copy
+        (pairs, {"prompt": ASKED, "chosen": f"{ASKED} Two.", "rejected": f"{ASKED} Three."}, True),
+        (pairs, {"prompt": ASKED, "chosen": f"{ASKED} Two.", "rejected": " Three."}, False),
+        (pairs, {"prompt": ASKED, "answers": [f"{ASKED} 2", f"{ASKED} 3"], "scores": [1, 0]}, True),
+    ],
+)
+def test_answers_that_begin_with_the_prompt_are_told(read: Any, row: dict[str, Any], told: bool) -> None:
+    warned = noted(read, row)["warning"]
+    assert any("begins with all of the prompt, which so stands there twice" in text for text in warned) is told
+
+
 def test_other_columns_of_a_prompt_are_kept_for_judges() -> None:
     notes = noted(recognise_prompt, {"question": "1+1?", "answer": "2", "solution": "1+1=2"})
     assert notes == {"kept": {"solution": 1}}

@@ -21,7 +21,7 @@ from lion_lightning.models.references import FrozenReference, MixedReference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, DPOModule, LinearWithWarmup, SFTModule
-from lion_lightning.modules.resumed_settings import changes
+from lion_lightning.modules.resumed_settings import _shown, changes
 from tests.marks import slow_but
 from tests.tiny import DOCUMENTS, Rows, config, pairs, row, tokenizer_folder, trainer
 
@@ -295,3 +295,9 @@ def test_a_changed_template_under_the_same_name_is_refused(fit: Fit, tokenizer: 
     template.write_text("{% for m in messages %}{{ m['role'] }}{{ m['content'] }}<|im_end|>{% endfor %}")
     with pytest.raises(ValueError, match=r"model\.tokenizer\.chat_template was .*own\.jinja \w+, is .*own\.jinja \w+"):
         fit(resume=True, tokenizer=spec)
+
+
+def test_a_text_of_many_lines_is_told_on_one() -> None:
+    told = _shown("class A:\n    pass\n")
+    assert told.startswith("a text of 3 lines (")
+    assert told != _shown("class B:\n    pass\n")

@@ -317,6 +317,11 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
         SamplingSettings(**wrong)  # type: ignore[arg-type]
 
 
+def test_an_empty_stop_text_would_end_every_answer_at_once() -> None:
+    with pytest.raises(ValueError, match=r"sampling\.stop holds an empty text"):
+        SamplingSettings(stop=("END", ""))
+
+
 # --- replies that are none
 
 
