@@ -130,18 +130,17 @@ def test_an_entry_of_a_checkpoint_that_cannot_be_restored_is_told_with_the_file(
 
 
 @pytest.mark.parametrize(
-    ("said", "options"),
+    ("said", "optimizer", "callbacks"),
     [
-        ("SparseAdam does not support dense gradients", {"optimizer": torch.optim.SparseAdam}),
-        ("conditioned on metric `nope`", {"callbacks": [EarlyStopping("nope")]}),
+        ("SparseAdam does not support dense gradients", torch.optim.SparseAdam, []),
+        ("conditioned on metric `nope`", torch.optim.AdamW, [EarlyStopping("nope")]),
     ],
 )
 def test_what_a_named_class_says_of_itself_is_one_line(
-    said: str, options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    said: str, optimizer: Any, callbacks: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    callbacks = options.pop("callbacks", [])
     spec, tokenizer = PolicySpec(config=tiny.config()), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path)))
-    module = SFTModule(spec, tokenizer, **options)
+    module = SFTModule(spec, tokenizer, optimizer=optimizer)
     assert guarded(lambda: tiny.trainer(max_epochs=1, callbacks=callbacks).fit(module, tiny.Rows([tiny.row()]))) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert said in line
