@@ -8,14 +8,15 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-# Libraries read these when they are imported, so they are set before any test file is; children inherit them.
+# Libraries read these when they are imported, so they are set before any test file is; children inherit them. None is
+# imported here: the process that only hands tests out to others needs none, and they start when it has read this file.
 SCRATCH = tempfile.mkdtemp(prefix="lion-tests-")
 os.environ |= {
     "LION_TESTS": SCRATCH,  # what several tests start from (tests/demo.py)
@@ -26,13 +27,15 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",  # tiny tensors: more threads cost more than they give, and change the order of sums
 }
-torch.set_num_threads(1)
 
 # A mark's test runs only where this holds; the text is the reason shown when it does not.
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
-    "gpu": (torch.cuda.is_available, "needs a CUDA device"),
+    "gpu": (lambda: import_module("torch").cuda.is_available(), "needs a CUDA device"),
     "vllm": (lambda: find_spec("vllm") is not None, "needs vLLM: pip install 'lion-lightning[vllm]'"),
-    "distributed": (torch.distributed.is_available, "needs a torch build with torch.distributed"),
+    "distributed": (
+        lambda: import_module("torch.distributed").is_available(),
+        "needs a torch build with torch.distributed",
+    ),
 }
 
 
@@ -43,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     import_module("lightning.pytorch")  # its log goes to the stderr of this moment; a test's is closed after the test
+    registry: Any = import_module("lightning.fabric.utilities.registry")
+    registry.entry_points = cache(registry.entry_points)  # each Trainer reads all packages' metadata else
     gc.collect()
     # Libraries and tests are never garbage. Going through them again and again took a tenth of the time of all tests.
     gc.freeze()
@@ -63,6 +68,9 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True)
 def global_state_is_restored() -> Iterator[None]:
     """Give every test the same seeds, and put back what it changed in the process."""
+    import numpy as np
+    import torch
+
     environment, threads, dtype = dict(os.environ), torch.get_num_threads(), torch.get_default_dtype()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
@@ -71,7 +79,8 @@ def global_state_is_restored() -> Iterator[None]:
     torch.set_rng_state(states[2])
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
     if os.environ != environment:
         os.environ.clear()
         os.environ.update(environment)

@@ -138,7 +138,7 @@ BAD = {
 }
 
 
-QUICK = ("a missing side", "all answers tie", "beta below zero", "a typo in a loss", "a pair longer than the model")
+QUICK = ("a missing side", "beta below zero", "a typo in a loss")
 
 
 @pytest.mark.parametrize("case", slow_but(BAD, *QUICK))

@@ -30,7 +30,7 @@ def stage(folder: Path) -> list[str]:
     tokenizer = str(tiny.tokenizer_folder(folder / "tokenizer"))
     (folder / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "w3"}]}\n')
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-3, "weight_decay": 0.3}}
-    model = {"policy": {"config": tiny.config()}, "tokenizer": {"path": tokenizer}, "optimizer": optimizer}
+    model = {"policy": {"config": tiny.shallow()}, "tokenizer": {"path": tokenizer}, "optimizer": optimizer}
     config = {
         "model": {"class_path": "lion_lightning.SFTModule", "init_args": model},
         "data": {
@@ -102,7 +102,7 @@ def test_training_resumes_bit_for_bit_from_moments_in_eight_bits(name: str, tmp_
     import bitsandbytes
 
     tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(tmp_path / "tokenizer")))
-    wide = tiny.config(hidden_size=128, intermediate_size=128)  # matrices of 4,096 elements and more are quantised
+    wide = tiny.shallow(hidden_size=128, intermediate_size=128)  # matrices of 4,096 elements and more are quantised
 
     def fit(steps: int, resume: Path | None) -> tuple[Path, SFTModule, Any]:
         torch.manual_seed(0)

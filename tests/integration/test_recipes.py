@@ -172,7 +172,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the recipes, a tiny model and tiny data."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     torch.manual_seed(0)
-    PolicySpec(config=tiny.config(max_position_embeddings=8192)).build().causal_lm.save_pretrained(tmp_path / "model")
+    PolicySpec(config=tiny.shallow(max_position_embeddings=8192)).build().causal_lm.save_pretrained(tmp_path / "model")
     tiny.tokenizer_folder(tmp_path / "model")
     for stage, rows in ROWS.items():
         (tmp_path / f"{stage}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

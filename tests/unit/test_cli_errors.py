@@ -115,7 +115,7 @@ def test_an_error_without_words_is_told_by_its_name() -> None:
 
 
 def test_an_entry_of_a_checkpoint_that_cannot_be_restored_is_told_with_the_file(tmp_path: Path) -> None:
-    module = SFTModule(PolicySpec(config=tiny.config()), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path))))
+    module = SFTModule(PolicySpec(config=tiny.shallow()), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path))))
     trainer = tiny.trainer(max_steps=1)
     trainer.fit(module, tiny.Rows([tiny.row()]))
     trainer.save_checkpoint(tmp_path / "good.ckpt")

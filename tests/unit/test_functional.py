@@ -14,6 +14,7 @@ from lion_lightning.data.collate import collate
 from lion_lightning.functional import pair_logps, segment_sums, token_logps
 from lion_lightning.head import LogitTransform
 from lion_lightning.types import PackedBatch, Piece, Sample, TokenLogps
+from tests.marks import exhaustive
 from tests.tiny import LargestTensor
 
 TRANSFORMS = [
@@ -41,8 +42,8 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, 
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-@pytest.mark.parametrize("width", [1, 4, 13, 1000])
-@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("width", [1, 4, *exhaustive(13), 1000])
+@pytest.mark.parametrize("with_bias", [True, *exhaustive(False)])
 @pytest.mark.parametrize("kept", [0, 13 * 20, 13 * 37])  # of 37 tokens of the vocabulary none, some tiles and all
 def test_values_of_tiles_and_all_gradients_equal_plain_log_softmax(
     transform: LogitTransform, width: int, with_bias: bool, kept: int

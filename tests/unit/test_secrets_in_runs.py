@@ -112,7 +112,7 @@ def test_a_secret_argument_of_a_module_is_in_no_checkpoint(tmp_path: Path) -> No
             super().__init__(policy, tokenizer)
             self.api_key = api_key
 
-    module = Keyed(PolicySpec(config=tiny.config()), TokenizerSpec("none"), api_key=SECRET, temperature=0.5)
+    module = Keyed(PolicySpec(config=tiny.shallow()), TokenizerSpec("none"), api_key=SECRET, temperature=0.5)
     assert module.api_key == SECRET
     assert dict(module.hparams)["temperature"] == 0.5
     assert SECRET not in str(module.hparams)

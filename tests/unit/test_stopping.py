@@ -264,7 +264,7 @@ def fit(folder: Path, *callbacks: Callback, sends: int | None = None, **options:
     torch.manual_seed(0)
     tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(folder / "tokenizer")))
     module = Sender(
-        PolicySpec(config=tiny.config()),
+        PolicySpec(config=tiny.shallow()),
         tokenizer,
         optimizer=partial(torch.optim.AdamW, lr=0.1),
         lr_scheduler=CosineWithWarmup,

@@ -37,7 +37,7 @@ class Bench:
         return tiny.Rows(batches(2))
 
     def module(self, lora: LoRASpec | None = None) -> SFTModule:
-        spec = PolicySpec(config=tiny.config(tie_word_embeddings=True, eos_token_id=2, pad_token_id=2), lora=lora)
+        spec = PolicySpec(config=tiny.shallow(tie_word_embeddings=True, eos_token_id=2, pad_token_id=2), lora=lora)
         optimizer: Callable[..., Any] = lambda groups: torch.optim.AdamW(groups, lr=1e-2)  # noqa: E731
         return SFTModule(spec, self.tokenizer, optimizer=optimizer)
 

@@ -8,6 +8,7 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning.callbacks import BeforeAfter, HuggingFaceExport, Provenance, SampleTable, StartupSummary
+from tests.marks import exhaustive
 from tests.unit.callbacks.conftest import Bench
 
 
@@ -20,7 +21,7 @@ def run(bench: Bench, **options: object) -> None:
     bench.fit(bench.trainer(*writing, **options))
 
 
-@pytest.mark.parametrize("batches", [True, 2])
+@pytest.mark.parametrize("batches", [2, *exhaustive(True)])
 def test_the_files_of_a_real_run_stay_as_they_are(batches: bool | int, bench: Bench) -> None:
     run(bench)
     before = content(bench.folder)

@@ -103,6 +103,11 @@ EPOCH_END = {"save_on_train_epoch_end": True}
 AFTER_VALIDATION = {"save_on_train_epoch_end": False}
 
 
+ENDS = (1, 5, 6, 7, 11)  # the first and the last batch, and around the end of an epoch of 6
+WITHIN = (2, 3, 4, 8, 9, 10)
+
+
+@pytest.mark.parametrize("kills", [ENDS, *slow((WITHIN,))], ids=["ends", "within"])
 @pytest.mark.parametrize(
     ("save", "options"),
     [
@@ -122,11 +127,11 @@ AFTER_VALIDATION = {"save_on_train_epoch_end": False}
     ],
 )
 def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
-    tmp_path: Path, save: dict[str, Any], options: dict[str, Any]
+    tmp_path: Path, save: dict[str, Any], options: dict[str, Any], kills: tuple[int, ...]
 ) -> None:
     whole = fit(tmp_path / "whole", save, **options)
     assert len({tuple(batch) for batch in whole.trained}) == len(whole.trained) >= 10
-    for kill in range(1, len(whole.trained)):
+    for kill in (kill for kill in kills if kill < len(whole.trained)):
         stopped = fit(tmp_path / str(kill), save, kill, **options)
         assert stopped.trained == whole.trained[:kill]
         resumed = fit(tmp_path / str(kill), save, **options)
@@ -167,6 +172,6 @@ def test_what_no_loader_can_mend_for_a_plain_module(
     tmp_path: Path, save: dict[str, Any], options: dict[str, Any], kills: tuple[int, ...]
 ) -> None:
     whole = fit(tmp_path / "whole", save, **options)
-    for kill in kills:
+    for kill in (kill for kill in kills if kill < len(whole.trained)):
         fit(tmp_path / "cut", save, kill, **options)
     assert same(fit(tmp_path / "cut", save, **options), whole)

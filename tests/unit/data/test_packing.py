@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.packing import BestFit, Integers, Packing, Rows, Span, Unpacked, Wrapped
+from tests.marks import exhaustive
 
 PACKINGS = [BestFit(), Unpacked(), Wrapped()]
 
@@ -35,7 +36,7 @@ def random_lengths(seed: int) -> tuple[list[int], int]:
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: type(packing).__name__)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(10), *exhaustive(*range(10, 40))])
 def test_every_token_of_every_document_comes_out_exactly_once(packing: Packing, seed: int) -> None:
     lengths, capacity = random_lengths(seed)
     rows = pack(packing, lengths, capacity, seed)
@@ -46,7 +47,7 @@ def test_every_token_of_every_document_comes_out_exactly_once(packing: Packing, 
 
 
 @pytest.mark.parametrize("packing", [BestFit(), Unpacked()], ids=["BestFit", "Unpacked"])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(10), *exhaustive(*range(10, 20))])
 def test_an_answer_is_never_cut_by_the_end_of_a_row(packing: Packing, seed: int) -> None:
     """LIONs: an answer that a pack boundary cuts loses its labels on both sides."""
     lengths, capacity = random_lengths(seed)
@@ -98,7 +99,7 @@ def test_best_fit_decreasing_by_hand(lengths: list[int], capacity: int, expected
     assert row_lengths(pack(BestFit(), lengths, capacity)) == expected
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(10), *exhaustive(*range(10, 20))])
 def test_best_fit_equals_a_plain_search_for_the_fullest_row(seed: int) -> None:
     lengths, capacity = random_lengths(seed)
     expected: list[list[int]] = []

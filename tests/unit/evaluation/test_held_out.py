@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("model", "reference")):
         tiny.tokenizer_folder(made / name)
         torch.manual_seed(seed)
-        policy = PolicySpec(config=tiny.config()).build()
+        policy = PolicySpec(config=tiny.shallow()).build()
         Serving(policy, TokenizerSpec(str(made / name)).load()).write(made / name)
     write(made / "talks.jsonl", [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in TALKS])
     write(

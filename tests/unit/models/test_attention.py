@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import pytest
@@ -42,8 +43,18 @@ SHAPES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("placed", [DOCUMENTS, TREE], ids=["documents", "tree"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("attention", HERE)
+@pytest.mark.parametrize(
+    ("attention", "shape"),
+    [
+        *product(["lion"], SHAPES),
+        # the shape with a window, soft caps and a head size of its own, and positions where padding would show
+        *product(["lion_dense", "eager"], ["softcapped_scores"]),
+        ("eager", "learned_positions"),
+        *exhaustive(*product(["lion_dense"], sorted({*SHAPES} - {"softcapped_scores"}))),
+        *exhaustive(*product(["eager"], sorted({*SHAPES} - {"softcapped_scores", "learned_positions"}))),
+        *exhaustive(*product(["lion_sdpa"], SHAPES)),
+    ],
+)
 def test_packed_log_probs_and_gradients_equal_each_document_alone(attention: str, shape: str, placed: Any) -> None:
     model = policy(attention=attention, **SHAPES[shape])
     batch = row(*placed)

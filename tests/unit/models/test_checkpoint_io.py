@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +47,11 @@ def fitted(bench: Bench, **options: Any) -> Path:
     saving = ModelCheckpoint(folder, every_n_train_steps=1, save_last="link", save_top_k=-1)
     bench.fit(bench.trainer(saving, enable_checkpointing=True, max_steps=2), **options)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fitted(Bench(tmp_path_factory.mktemp("run"))) / "epoch=0-step=1.ckpt"
 
 
 def names(folder: Path) -> list[str]:
@@ -106,8 +112,8 @@ def test_a_disk_that_is_really_full_is_named(tmp_path: Path) -> None:
         (lambda path: path.unlink(), "no such checkpoint"),
     ],
 )
-def test_what_is_no_checkpoint_is_one_line(bench: Bench, make: Any, problem: str) -> None:
-    path = fitted(bench) / "epoch=0-step=1.ckpt"
+def test_what_is_no_checkpoint_is_one_line(bench: Bench, one_step: Path, make: Any, problem: str) -> None:
+    path = Path(shutil.copy(one_step, bench.folder))
     make(path)
     with pytest.raises(ValueError, match=r"step=1\.ckpt: ") as caught:
         bench.fit(bench.trainer(max_steps=3), ckpt_path=path)

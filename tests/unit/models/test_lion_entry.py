@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,32 +11,42 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from lion_lightning.judges import PairRMJudge, RewardModelJudge
 from lion_lightning.models.export import export_checkpoint
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
-from tests.tiny import Rows, config, policy, row, tokenizer_folder, trainer
+from tests.tiny import Rows, config, policy, row, shallow, tokenizer_folder, trainer
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """As a run writes it, as far as exports read it."""
-    tokenizer_folder(tmp_path / "tokenizer")
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, Any]:
+    """What a run writes, as far as exports read it; each test gets a copy, with a tokenizer of its own."""
     made = policy()
-    spec = PolicySpec(config=config())
+    state = {f"policy.model.{name}": tensor for name, tensor in made.model.state_dict().items()}
     entry = {
         "module": "SFTModule",
-        "policy": asdict(spec),
-        "tokenizer": asdict(TokenizerSpec(str(tmp_path / "tokenizer"))),
+        "policy": asdict(PolicySpec(config=config())),
         "config": made.causal_lm.config.to_dict(),
         "new_ids": [],
         "data": {},
         "steps": 2,
     }
-    state = {f"policy.model.{name}": tensor for name, tensor in made.model.state_dict().items()}
-    torch.save({"lion": entry, "state_dict": state}, tmp_path / "last.ckpt")
+    return {"lion": entry, "state_dict": state}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tokenizer: Path, written: dict[str, Any]) -> Path:
+    own = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    entry = written["lion"] | {"tokenizer": asdict(TokenizerSpec(str(own)))}
+    torch.save({**written, "lion": entry}, tmp_path / "last.ckpt")
     return tmp_path / "last.ckpt"
 
 
@@ -177,18 +188,19 @@ def test_an_odd_entry_is_one_line_that_names_what_is_odd(name: str, checkpoint: 
     refused(checkpoint, said)
 
 
-def resumed(folder: Path, how: Callable[[dict[str, Any]], Any]) -> None:
-    """Go on, for a step, from a checkpoint of two that was changed."""
+def fit(tokenizer: Path, steps: int, **options: Any) -> Trainer:
+    run = trainer(max_steps=steps)
+    module = SFTModule(PolicySpec(config=shallow()), TokenizerSpec(str(tokenizer)))
+    run.fit(module, Rows([row(seed=seed) for seed in range(4)]), **options)
+    return run
 
-    def module() -> SFTModule:
-        return SFTModule(PolicySpec(config=config()), TokenizerSpec(str(folder / "tokenizer")))
 
-    tokenizer_folder(folder / "tokenizer")
-    run, rows = trainer(max_steps=2), Rows([row(seed=seed) for seed in range(4)])
-    run.fit(module(), rows)
-    run.save_checkpoint(folder / "odd.ckpt")
-    change(folder / "odd.ckpt", how)
-    trainer(max_steps=3).fit(module(), rows, ckpt_path=folder / "odd.ckpt")
+@pytest.fixture(scope="module")
+def two_steps(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's own checkpoint."""
+    made = tmp_path_factory.mktemp("run") / "last.ckpt"
+    fit(tokenizer, 2).save_checkpoint(made)
+    return made
 
 
 ODD_RESUMES: dict[str, Any] = {
@@ -202,23 +214,34 @@ ODD_RESUMES: dict[str, Any] = {
 }
 
 
+def go_on(odd: Path, tokenizer: Path, how: Callable[[dict[str, Any]], Any]) -> None:
+    """For a step, from a checkpoint that was changed."""
+    change(odd, how)
+    fit(tokenizer, 3, ckpt_path=odd)
+
+
+@pytest.fixture
+def odd(two_steps: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(two_steps, tmp_path / "odd.ckpt"))
+
+
 @pytest.mark.parametrize("said", ODD_RESUMES)
-def test_an_odd_entry_is_one_line_on_resume_too(said: str, tmp_path: Path) -> None:
+def test_an_odd_entry_is_one_line_on_resume_too(said: str, odd: Path, tokenizer: Path) -> None:
     wrong = ODD_RESUMES[said]
 
     def how(content: dict[str, Any]) -> None:
         content["lion"] = {**content["lion"], **wrong} if isinstance(wrong, dict) else wrong
 
     with pytest.raises(ValueError, match=rf"odd\.ckpt: {said}"):
-        resumed(tmp_path, how)
+        go_on(odd, tokenizer, how)
 
 
-def test_training_does_not_go_on_from_weights_that_are_no_numbers(tmp_path: Path) -> None:
+def test_training_does_not_go_on_from_weights_that_are_no_numbers(odd: Path, tokenizer: Path) -> None:
     def how(content: dict[str, Any]) -> None:
         content["state_dict"]["policy.model.model.norm.weight"][3] = float("nan")
 
     with pytest.raises(ValueError, match=r"odd\.ckpt: .*model\.norm\.weight holds NaN"):
-        resumed(tmp_path, how)
+        go_on(odd, tokenizer, how)
 
 
 @pytest.mark.parametrize("state", [None, [1], {}, {"policy.model.lm_head.weight": "text"}])

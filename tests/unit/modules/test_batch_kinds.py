@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import AlignmentModule, DPOModule, SFTModule
 from lion_lightning.types import LossOutput, PackedBatch
-from tests.tiny import TREE, Rows, config, pairs, row, tokenizer_folder, trainer
+from tests.marks import exhaustive
+from tests.tiny import TREE, Rows, pairs, row, shallow, tokenizer_folder, trainer
 
 PAIRS, DOCUMENTS = pairs((4, 3, 5), (2, 6, 4)), row()
 PLAIN = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
@@ -43,7 +45,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 
 
 SFT, DPO = {"kind": SFTModule}, {"kind": DPOModule, "reference": FrozenReference()}
-WRONG = {
+WRONG: dict[str, tuple[Any, Any, Any, str]] = {
     "pairs as documents": (SFT, PAIRS, DOCUMENTS, r"holds preference pairs .* and SFTModule would train both"),
     "pairs among documents": (SFT, row(*TREE), DOCUMENTS, r"holds preference pairs"),
     "documents as pairs": (DPO, DOCUMENTS, PAIRS, r"does not hold preference pairs"),
@@ -54,17 +56,25 @@ WRONG = {
 
 def made(kind: Any, tokenizer: TokenizerSpec, **options: Any) -> Any:
     torch.manual_seed(0)
-    module = kind(PolicySpec(config=config()), tokenizer, **options)
+    module = kind(PolicySpec(config=shallow()), tokenizer, **options)
     module.configure_model()
     return module
 
 
+FIRST, *OTHERS = WRONG
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("where", ["training", "validation", "sanity", "validate", "test"])
-@pytest.mark.parametrize(("module", "wrong", "right", "said"), WRONG.values(), ids=WRONG)
-def test_the_first_batch_of_another_kind_is_refused(
-    tokenizer: TokenizerSpec, module: dict[str, Any], wrong: Any, right: Any, said: str, where: str
-) -> None:
+@pytest.mark.parametrize(
+    ("where", "case"),
+    [
+        *(("training", case) for case in WRONG),
+        *((where, FIRST) for where in ("validation", "sanity", "validate", "test")),
+        *exhaustive(*product(("validation", "sanity", "validate", "test"), OTHERS)),
+    ],
+)
+def test_the_first_batch_of_another_kind_is_refused(tokenizer: TokenizerSpec, where: str, case: str) -> None:
+    module, wrong, right, said = WRONG[case]
     own = made(**module, tokenizer=tokenizer)
     before = {name: p.detach().clone() for name, p in own.named_parameters()}
     run = trainer(max_epochs=1, num_sanity_val_steps=1 if where == "sanity" else 0)

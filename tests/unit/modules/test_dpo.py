@@ -27,7 +27,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.types import PackedBatch, PairLogps
-from tests.tiny import Rows, alone, config, merge, pairs, row, tokenizer_folder, trainer
+from tests.tiny import Rows, alone, merge, pairs, row, shallow, tokenizer_folder, trainer
 
 BATCHES = [pairs((5, 4, 7), (3, 6, 2), seed=1), pairs((4, 1, 3), seed=2), pairs((2, 5, 5), (6, 3, 3), seed=3)]
 BETA = 0.5
@@ -57,7 +57,7 @@ def module(
     tokenizer: TokenizerSpec, reference: Reference | None = None, lr: float = 0.5, lora: bool = False, **options: Any
 ) -> DPOModule:
     torch.manual_seed(0)
-    spec = PolicySpec(config=config(), lora=LoRASpec(r=4) if lora else None)
+    spec = PolicySpec(config=shallow(), lora=LoRASpec(r=4) if lora else None)
     made = DPOModule(
         options.pop("policy", spec),
         tokenizer,
@@ -103,7 +103,7 @@ def test_the_loss_leaves_ln_2_after_a_step(tokenizer: TokenizerSpec, cache: Path
 @pytest.mark.parametrize("stage", ["train", "val"])
 def test_metrics_are_means_over_all_pairs(tokenizer: TokenizerSpec, stage: str) -> None:
     torch.manual_seed(1)
-    other = PolicySpec(config=config()).build()
+    other = PolicySpec(config=shallow()).build()
     made = module(tokenizer, FrozenReference(), lr=0.0)
     made.reference.model = other.requires_grad_(False)
     metrics = fit(made, accumulate_grad_batches=3)
@@ -137,7 +137,7 @@ def test_a_margin_of_exactly_zero_counts_half(tokenizer: TokenizerSpec) -> None:
 
 def test_the_gradient_does_not_depend_on_how_pairs_are_split(tokenizer: TokenizerSpec, cache: Path) -> None:
     torch.manual_seed(1)
-    other = PolicySpec(config=config()).build().requires_grad_(False)
+    other = PolicySpec(config=shallow()).build().requires_grad_(False)
     found = []
     for batches in (BATCHES, [merge(BATCHES)], [merge(BATCHES[:2]), BATCHES[2]]):
         made = module(tokenizer, FrozenReference())

@@ -21,7 +21,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, SFTModule
 from lion_lightning.modules.limits import has_bf16
-from tests.tiny import Rows, config, row, tokenizer_folder, trainer
+from tests.tiny import Rows, row, shallow, tokenizer_folder, trainer
 
 ROWS = [row(seed=seed) for seed in range(4)]
 HALT = pytest.mark.filterwarnings("ignore")
@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 
 def module(tokenizer: TokenizerSpec, **options: Any) -> SFTModule:
     torch.manual_seed(0)
-    made = SFTModule(PolicySpec(config=config()), tokenizer, **options)
+    made = SFTModule(PolicySpec(config=shallow()), tokenizer, **options)
     made.configure_model()
     return made
 
@@ -89,7 +89,7 @@ def test_a_number_of_ones_own_objective(tokenizer: TokenizerSpec) -> None:
             super().__init__(policy, tokenizer)
             self.margin = margin
 
-    own = Own(PolicySpec(config=config()), tokenizer, math.nan)
+    own = Own(PolicySpec(config=shallow()), tokenizer, math.nan)
     with pytest.raises(ValueError, match=r"^model\.margin is nan; give a finite number"):
         trainer(max_epochs=1).fit(own, Rows(ROWS))
 

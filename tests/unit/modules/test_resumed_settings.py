@@ -23,7 +23,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, DPOModule, LinearWithWarmup, SFTModule
 from lion_lightning.modules.resumed_settings import _shown, changes
 from tests.marks import slow_but
-from tests.tiny import DOCUMENTS, Rows, config, pairs, row, tokenizer_folder, trainer
+from tests.tiny import DOCUMENTS, Rows, pairs, row, shallow, tokenizer_folder, trainer
 
 ROWS = [row(*DOCUMENTS, seed=seed) for seed in range(6)]
 PAIRS = [pairs((4, 3, 5), (2, 6, 4), seed=seed) for seed in range(6)]
@@ -46,7 +46,7 @@ def fit(tokenizer: TokenizerSpec, tmp_path: Path) -> Fit:
 
     def fit(resume: bool = False, kind: Any = SFTModule, run: dict[str, Any] | None = None, **options: Any) -> Any:
         torch.manual_seed(0)
-        given: dict[str, Any] = {"policy": PolicySpec(config=config()), "tokenizer": tokenizer, "optimizer": Adam}
+        given: dict[str, Any] = {"policy": PolicySpec(config=shallow()), "tokenizer": tokenizer, "optimizer": Adam}
         module = kind(**(given | options))
         made = trainer(**({"max_epochs": -1, "max_steps": 3 if resume else 2} | (run or {})))
         rows = PAIRS if issubclass(kind, DPOModule) else ROWS
@@ -109,11 +109,11 @@ def test_the_optimizers_new_arguments_make_the_next_step(
 
 
 def lora(**options: Any) -> PolicySpec:
-    return PolicySpec(config=config(), lora=LoRASpec(**options))
+    return PolicySpec(config=shallow(), lora=LoRASpec(**options))
 
 
 def policy(**options: Any) -> PolicySpec:
-    return PolicySpec(config=config(), **options)
+    return PolicySpec(config=shallow(), **options)
 
 
 DPO = {"kind": DPOModule, "reference": FrozenReference()}
@@ -145,10 +145,10 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "reduction": ({}, {"reduction": "sum"}, r"model\.reduction was token_mean, is sum"),
     "size": (
         {},
-        {"policy": PolicySpec(config=config(hidden_size=64))},
+        {"policy": PolicySpec(config=shallow(hidden_size=64))},
         r"model\.policy\.config\.hidden_size was 32, is 64;",
     ),
-    "layers": ({}, {"policy": PolicySpec(config=config(num_hidden_layers=1))}, r"num_hidden_layers was 2, is 1"),
+    "layers": ({}, {"policy": PolicySpec(config=shallow(num_hidden_layers=2))}, r"num_hidden_layers was 1, is 2"),
     "dtype": ({}, {"policy": policy(dtype="bfloat16")}, r"model\.policy\.dtype was float32, is bfloat16"),
     "lora": ({"policy": lora(r=2)}, {"policy": lora(r=4)}, r"model\.policy\.lora\.r was 2, is 4"),
     "alpha": ({"policy": lora(r=2)}, {"policy": lora(r=2, alpha=8)}, r"model\.policy\.lora\.alpha was 32\.0, is 8"),
@@ -245,7 +245,7 @@ def test_another_stages_checkpoint_is_refused_with_the_way_out(
     fit: Fit, tokenizer: TokenizerSpec, tmp_path: Path, stage: str
 ) -> None:
     fit()
-    module = DPOModule(PolicySpec(config=config()), tokenizer, reference=FrozenReference())
+    module = DPOModule(PolicySpec(config=shallow()), tokenizer, reference=FrozenReference())
     with pytest.raises(ValueError, match=r"two\.ckpt is a checkpoint of SFTModule, .* is DPOModule: .*`lion export"):
         getattr(trainer(), stage)(module, Rows(PAIRS), ckpt_path=tmp_path / "two.ckpt")
 
@@ -256,7 +256,7 @@ def test_weights_of_another_shape_are_refused_in_one_line_outside_of_training_to
     fit: Fit, tokenizer: TokenizerSpec, tmp_path: Path, stage: str
 ) -> None:
     fit()
-    module = SFTModule(PolicySpec(config=config(hidden_size=64)), tokenizer)
+    module = SFTModule(PolicySpec(config=shallow(hidden_size=64)), tokenizer)
     with pytest.raises(
         ValueError, match=r"another shape than the model's \(policy\.config\.head.*hidden_size was 32, is 64"
     ):
@@ -271,7 +271,7 @@ def test_weights_alone_are_saved_evaluated_and_not_gone_on_from(
     first.save_checkpoint(tmp_path / "two.ckpt", weights_only=True)
     with pytest.raises(ValueError, match=r"two\.ckpt holds the weights alone .*`lion export"):
         fit(resume=True)
-    module = SFTModule(PolicySpec(config=config()), tokenizer)
+    module = SFTModule(PolicySpec(config=shallow()), tokenizer)
     trainer().validate(module, Rows(ROWS), ckpt_path=tmp_path / "two.ckpt", verbose=False)
     saved = weights(first)
     assert all(torch.equal(parameter, saved[name]) for name, parameter in module.named_parameters())

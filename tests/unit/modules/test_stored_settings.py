@@ -37,8 +37,8 @@ class OwnModule(SFTModule):
 def checkpoint(tmp_path: Path) -> Any:
     """Writes a checkpoint as the command line leaves it, with other arguments."""
     tokenizer = tiny.tokenizer_folder(tmp_path / "tok")
-    own = {"policy": {"config": tiny.config()}, "tokenizer": {"path": str(tokenizer)}}
-    module = SFTModule(policy=PolicySpec(config=tiny.config()), tokenizer=TokenizerSpec(str(tokenizer)))
+    own = {"policy": {"config": tiny.shallow()}, "tokenizer": {"path": str(tokenizer)}}
+    module = SFTModule(policy=PolicySpec(config=tiny.shallow()), tokenizer=TokenizerSpec(str(tokenizer)))
     module.configure_model()
 
     def write(key: str = "hyper_parameters", **changes: Any) -> Path:
@@ -141,7 +141,7 @@ def test_an_argument_that_is_given_is_not_the_checkpoint_s(checkpoint: Any, evil
 @pytest.mark.parametrize("path", ["{folder}/../precious", "/x/../precious", "memory://precious", "s3://b/precious"])
 def test_a_checkpoint_takes_no_file_elsewhere_for_the_run_s(name: str, path: str, tmp_path: Path) -> None:
     """Lightning removes what it takes for an older checkpoint of the run: a folder with all in it."""
-    module = SFTModule(policy=PolicySpec(config=tiny.config()), tokenizer=TokenizerSpec("none"))
+    module = SFTModule(policy=PolicySpec(config=tiny.shallow()), tokenizer=TokenizerSpec("none"))
     module.trainer = tiny.trainer(callbacks=[ModelCheckpoint(dirpath=tmp_path / "ck")], enable_checkpointing=True)
     given = path.format(folder=tmp_path / "ck")
     state = {name: {given: torch.tensor(1.0)} if name == "best_k_models" else given}
