@@ -27,6 +27,7 @@ from lion_lightning.types import Piece
 
 Mask = Literal["assistant", "completion", "none"]
 
+_MARGIN = 100  # characters of a text in which it may begin with BOS, behind white space
 _VERSION = 2  # part of the fingerprint; raise it whenever the same input gives other pieces
 
 
@@ -38,12 +39,14 @@ class _Draft(NamedTuple):
         spans: The characters to train.
         start: Where the answer begins.
         bare: Whether BOS and EOS are still to be added: no chat template has written the text.
+        said: The texts of the row that it is made of.
     """
 
     text: str
     spans: Sequence[Span]
     start: int
     bare: bool
+    said: Sequence[str]
 
     @property
     def starts(self) -> list[int]:
@@ -122,8 +125,9 @@ class ChatEncoder:
         """
         bare = isinstance(prompt, Completion)
         text = prompt.prompt if isinstance(prompt, Completion) else self._renderer.prompt(prompt)
-        ids = self._tokens.encode([self._encodable(_Draft(text, (), 0, bare)).text])[0].ids
-        self._warn_of_bos(bare, ids)
+        draft = self._encodable(_Draft(text, (), 0, bare, _said(prompt)))
+        ids = self._tokens.encode([text])[0].ids
+        self._warn_of_bos(draft, ids)
         return text, [*self._bos, *ids] if bare and ids[: len(self._bos)] != self._bos else ids
 
     def read(self, row: Row, columns: Mapping[str, str]) -> list[Example]:
@@ -154,13 +158,13 @@ class ChatEncoder:
 
     @_draft.register
     def _(self, example: Text) -> _Draft:
-        return _Draft(example.text, [(0, len(example.text))], 0, bare=True)
+        return _Draft(example.text, [(0, len(example.text))], 0, bare=True, said=_said(example))
 
     @_draft.register
     def _(self, example: Completion) -> _Draft:
         text = example.prompt + example.completion
         start = 0 if self.mask == "none" else len(example.prompt)
-        return _Draft(text, [(start, len(text))], start, bare=True)
+        return _Draft(text, [(start, len(text))], start, bare=True, said=_said(example))
 
     @_draft.register
     def _(self, example: Conversation) -> _Draft:
@@ -168,9 +172,9 @@ class ChatEncoder:
             if not all(turn.trained for turn in example.messages):
                 raise ValueError("the row says that a turn is not trained, and mask: none trains all of it")
             text = self._renderer.render(example)
-            return _Draft(text, [(0, len(text))], 0, bare=False)
+            return _Draft(text, [(0, len(text))], 0, bare=False, said=_said(example))
         rendered = self._renderer.answers(example, self._first_trained(example))
-        return _Draft(*rendered, bare=False)
+        return _Draft(*rendered, bare=False, said=_said(example))
 
     def _first_trained(self, conversation: Conversation) -> int:
         if self.mask == "assistant":
@@ -220,15 +224,34 @@ class ChatEncoder:
         if draft.bare:
             ids, supervised, added = self._closed(ids, supervised)
             before += added
-        self._warn_of_bos(draft.bare, ids)
+        self._warn_of_bos(draft, ids)
         return Piece(np.array(ids, dtype=np.int32), supervised), before
 
-    def _warn_of_bos(self, bare: bool, ids: Sequence[int]) -> None:
-        if not bare and ids[: len(self._bos)] != self._bos:
+    def _warn_of_bos(self, draft: _Draft, ids: Sequence[int]) -> None:
+        bos = self.tokenizer.bos_token
+        if not draft.bare and ids[: len(self._bos)] != self._bos:
             warn_of_row(
                 f"the tokenizer starts texts with {self.tokenizer.bos_token} and the chat template does not write it: "
                 "use a tokenizer.chat_template that begins with bos_token, as configs/recipes/chatml_with_bos.jinja"
             )
+        elif bos is not None and self._repeats_bos(draft, str(bos)):
+            warn_of_row(
+                f"texts of the rows begin with {bos}, which stands once more before them: take it out of the rows "
+                "(with a `transform`)"
+            )
+        elif bos is not None and list(ids[:2]) == [self.tokenizer.bos_token_id] * 2:
+            cause = "a text of the rows" if draft.bare else "the chat template"
+            fix = "take one out of the rows (with a `transform`)"
+            other = "use a tokenizer.chat_template that writes it once, or take it out of the rows (with a `transform`)"
+            warn_of_row(f"{cause} begins with {bos} twice: {fix if draft.bare else other}")
+
+    def _repeats_bos(self, draft: _Draft, bos: str) -> bool:
+        """Whether a text of the row begins with BOS, although it does not begin the whole, which has its own."""
+        added = bos if draft.bare and self._bos and not draft.text.startswith(bos) else ""
+        whole = f"{added}{draft.text[: len(bos)]}"
+        beginning = [text[:_MARGIN].lstrip() for text in draft.said]
+        inner = [text for text in beginning if text.startswith(bos) and (added or not draft.text.startswith(text))]
+        return bool(inner) and whole.startswith(bos)
 
     def _closed(self, ids: list[int], supervised: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[Any], int]:
         """Add BOS and EOS where the text does not hold them yet, and count what comes before it."""
@@ -241,6 +264,12 @@ class ChatEncoder:
         after = [] if ids[-1:] == [eos] else [eos]
         whole = np.full(len(before), supervised.all())
         return [*before, *ids, *after], np.concatenate([whole, supervised, np.full(len(after), True)]), len(before)
+
+
+def _said(example: Example) -> list[str]:
+    if isinstance(example, Conversation):
+        return [turn.content for turn in example.messages]
+    return [example.text] if isinstance(example, Text) else [example.prompt, example.completion]
 
 
 # --- the tokenizer

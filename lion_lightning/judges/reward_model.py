@@ -134,13 +134,21 @@ class RewardModelJudge(ModelJudge):
             return  # plain texts need none
         prompt = Prompt("", (), ({"role": "user", "content": "?"},))
         try:
-            same = self._rendered(prompt, "one") == self._rendered(prompt, "another")
+            text = self._rendered(prompt, "one")
+            same = text == self._rendered(prompt, "another")
         except ValueError:  # it wants other turns, and says so when it gets none
             return
         if same:
             raise ValueError(
                 f"{self.path}: its chat template leaves the assistant's answer out, so all answers would score the "
                 "same; give RewardModelJudge another chat_template"
+            )
+        bos = self.tokenizer.bos_token
+        if bos and text.startswith(2 * bos):
+            logger.warning(
+                "%s: its chat template begins with %s twice; give RewardModelJudge a chat_template that writes it once",
+                self.path,
+                bos,
             )
 
     def _cut(self, ids: list[int]) -> tuple[tuple[int, ...], bool]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Conversation
+from lion_lightning.data.formats import Completion, Conversation, Example, Text
 from lion_lightning.data.rendering import NO_END
 from lion_lightning.data.row_notes import row_notes
 from lion_lightning.data.turns import Message, read_turns
@@ -285,6 +285,55 @@ def test_a_template_without_the_tokenizers_bos_is_warned_of() -> None:
         encode(metaspace(read_template("llama3")), ROUND)
         encode(byte_level(), ROUND)
     assert not notes["warning"]
+
+
+IN_ROWS = "texts of the rows begin with <s>, which stands once more before them: take it out of the rows"
+IN_TEMPLATE = "the chat template begins with <s> twice: use a tokenizer.chat_template that writes it once"
+IN_TEXT = "a text of the rows begins with <s> twice: take one out of the rows"
+
+
+@pytest.mark.parametrize(
+    ("example", "template", "said"),
+    [
+        (chat("<s>Hello", "world"), "{{ bos_token }}" + PLAIN_CHATML, IN_ROWS),
+        (chat("Hello", "world", "how", " <s>are you"), "{{ bos_token }}" + PLAIN_CHATML, IN_ROWS),
+        (chat("Hello", "world"), "<s>{{ bos_token }}" + PLAIN_CHATML, IN_TEMPLATE),
+        (Text("<s><s>Hello"), PLAIN_CHATML, IN_TEXT),
+        (Text("\n<s>Hello"), PLAIN_CHATML, IN_ROWS),
+        (Completion("<s><s>Hello", " world"), PLAIN_CHATML, IN_TEXT),
+        (Completion("Hello", "<s>world"), PLAIN_CHATML, IN_ROWS),
+    ],
+)
+def test_a_bos_that_is_written_twice_is_warned_of(example: Example, template: str, said: str) -> None:
+    with row_notes() as notes:
+        encode(metaspace(template), example)
+    ((text, count),) = notes["warning"].items()
+    assert (text[: len(said)], count) == (said, 1)
+
+
+@pytest.mark.parametrize("system", [None, "<s>today"])
+def test_a_prompt_to_sample_from_is_looked_at_too(system: str | None) -> None:
+    with row_notes() as notes:
+        ChatEncoder(metaspace("{{ bos_token }}" + PLAIN_CHATML)).prompt(chat("Hello", system=system))
+        ChatEncoder(metaspace()).prompt(Completion("<s>Hello" if system is None else "<s><s>Hello", ""))
+    assert notes["warning"].total() == (0 if system is None else 2)
+
+
+@pytest.mark.parametrize(
+    ("example", "template"),
+    [
+        (chat("Hello", "world", "how", "are you"), "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"),
+        (chat("<s>Hello", "world</s>"), "{% for m in messages %}{{ m['content'] }}{% endfor %}"),
+        (Text("<s>Hello"), PLAIN_CHATML),
+        (Completion("<s>Hello", " world"), PLAIN_CHATML),
+        (Completion("", "<s>Hello"), PLAIN_CHATML),
+    ],
+    ids=["a template that begins each turn with it", "rows that write all of it", "text", "prompt", "completion"],
+)
+def test_a_bos_that_begins_a_text_once_is_no_fault(example: Example, template: str) -> None:
+    with row_notes() as notes:
+        encode(metaspace(template), example, "none")
+    assert not any("<s>" in text for text in notes["warning"])
 
 
 def test_an_end_that_is_no_token_is_warned_of_for_each_answer() -> None:

@@ -34,6 +34,7 @@ from lion_lightning.judges import (
 )
 from lion_lightning.judges.pair_rm import MARKS, PairRanker
 from lion_lightning.judges.text import conversation
+from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Prompt
 from tests import tiny
 from tests.unit.chat_server import serving
@@ -199,6 +200,19 @@ def test_a_template_is_a_built_in_name_a_jinja_file_or_jinja_itself(reward_model
     ):
         assert ids(template, "w7") == tokenizer(text, add_special_tokens=False).input_ids
         assert ids(template, "w7") != ids(template, "w8")
+
+
+def test_a_template_of_a_judge_that_begins_with_bos_twice_is_warned_of(
+    reward_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for begin, count in (("{{ bos_token }}", 0), ("<s>{{ bos_token }}", 1)):
+        judge = RewardModelJudge(str(reward_model), chat_template=begin + TEMPLATE)
+        judge.tokenizer = TokenizerSpec(str(reward_model)).load()
+        judge.tokenizer.add_special_tokens({"bos_token": "<s>"})
+        judge._require_answers()
+        assert (
+            caplog.text.count("its chat template begins with <s> twice; give RewardModelJudge a chat_template") == count
+        )
 
 
 @pytest.mark.parametrize("given", ["chatmll", "no/such.jinja", "", "You are a judge.", "{% for m in messages %}", "{{"])
