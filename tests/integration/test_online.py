@@ -220,10 +220,10 @@ def test_a_fast_dev_run_leaves_a_real_runs_rounds_as_they_are(online: Online) ->
     online.fit("run")
     files = {file: file.read_bytes() for file in (online.folder / "run").rglob("*") if file.is_file()}
     sampling, sampler = online.sampling(), Sampler()
-    sampling.sampler = sampler
+    sampling.sampler, sampling.chunk_size = sampler, 6
     trainer = online.trainer("run", [sampling], fast_dev_run=True)
     trainer.fit(online.module(optimizer=lambda g: torch.optim.SGD(g, lr=0.5)), datamodule=online.data())
-    assert sampler.asked  # a round of its own was made
+    assert len(sampler.asked) == 6 + 4  # a round of its own was made, of a chunk; four are monitors
     assert {file: file.read_bytes() for file in (online.folder / "run").rglob("*") if file.is_file()} == files
     assert [path.name for path in online.folder.glob("run*/rounds*")] == ["rounds"]
 
