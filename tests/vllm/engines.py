@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -49,13 +50,29 @@ def server(model: Path, port: int) -> Iterator[str]:
     options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with (model.parent / "server.log").open("wb") as log:
-        process = subprocess.Popen([*command, *options], env=os.environ | settings, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, *options], env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             _wait(process, f"http://127.0.0.1:{port}/health", model.parent / "server.log")
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.kill()
-            process.wait()
+            end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
+    """End a process that leads a group, and all that it has started: vLLM's engine and workers outlive their server.
+
+    Args:
+        process: Started with ``start_new_session``.
+        seconds: That it has to end by itself.
+    """
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
