@@ -335,6 +335,8 @@ class OnPolicySampling(Callback):
         if self._shares is not None:
             prompts.warn_of_others(self._shares, number)
         self._shares = prompts.shares
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            prompts = prompts.at_most(self.chunk_size)
         return pool.take(prompts.of_round(self._rounds_before(number), number)), pool.take(prompts.monitors)
 
     def _shared_out(self, trainer: Trainer, pool: PromptPool) -> RoundPrompts:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lion_lightning.cache import read_json, replacing
 from lion_lightning.callbacks.folders import require_writable, writes_files
-from lion_lightning.printing import redacted_arguments
+from lion_lightning.printing import redacted_arguments, without_secrets
 
 PACKAGES = (
     "lion-lightning",
@@ -133,5 +133,5 @@ def _run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "devices": trainer.num_devices,
         "nodes": trainer.num_nodes,
         "precision": str(trainer.precision),
-        "model": account(),
+        "model": without_secrets(account()),
     }

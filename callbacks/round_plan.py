@@ -97,6 +97,14 @@ class RoundPrompts(NamedTuple):
             logger.warning("round %d: only %d prompts are left of %d a round", number, len(chosen), self.size)
         return chosen
 
+    def at_most(self, count: int) -> RoundPrompts:
+        """Rounds of no more than so many prompts, and as many monitors, for a ``fast_dev_run``: it has few batches.
+
+        Args:
+            count: Prompts.
+        """
+        return self._replace(monitors=self.monitors[:count], size=min(self.size, count))
+
     def require(self, turn: int, number: int) -> None:
         """Refuse a round without prompts; see :meth:`of_round`."""
         if len(self.rest) <= turn * self.size:

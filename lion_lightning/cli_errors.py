@@ -41,10 +41,15 @@ def explain(error: Exception) -> str:
     """
     if isinstance(error, OSError) and error.filename and error.strerror:
         place = error.filename2 or error.filename  # of a copy or a rename, what it was to become
+        place = _shortened(str(place))
         return f"{place}: {error.strerror.lower()}; name a place that exists and can be used"
-    text = _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_VALUE]}...", str(error)) or type(error).__name__
+    text = _shortened(str(error)) or type(error).__name__
     line = _Report.of(text).line() if _is_report(text) else " ".join(text.split())
     return _of_checkpoint(error, line) + _remedy(line)
+
+
+def _shortened(text: str) -> str:
+    return _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_VALUE]}...", text)
 
 
 def checkpoint_being_restored(error: BaseException) -> str | None:

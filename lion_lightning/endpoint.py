@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from lion_lightning.printing import printable
+from lion_lightning.printing import holds_secret, printable
 from lion_lightning.replies import Reply
 from lion_lightning.threads import in_threads
 from lion_lightning.transfer import ask
@@ -271,10 +271,10 @@ def _address(url: str) -> str:
         valid = bool(parts.hostname) and (parts.port is None or parts.port > 0) and re.fullmatch(r"[!-~]+", url)
     except ValueError:
         valid = False
-    if "@" in url or "?" in url or "#" in url:
+    if "@" in url or "?" in url or "#" in url or holds_secret(url):
         raise ValueError(
-            f"url: the address of {shown!r} has a user name, a password or a query in it, which would be copied into "
-            "the run's files; leave it out, and name the environment variable that holds the key in `api_key_env`"
+            f"url: the address of {shown!r} has a user name, a password, a key or a query in it, which would be copied "
+            "into the run's files; leave it out, and name the environment variable that holds the key in `api_key_env`"
         )
     if not valid:
         raise ValueError(f"url: {shown!r} is no address; give one such as http://127.0.0.1:8000")

@@ -16,12 +16,30 @@ HIDDEN = "***"
 _SECRET = r"api[_-]?(?:key|token)|access[_-]?(?:key|token)|(?:auth|hf)[_-]?token|passw(?:or)?d|passphrase|secret"
 _USER = re.compile(r"(?<=://)(?:[^\s'\"<>/]*|[^\s'\"<>/@:]*:[^\s'\"<>]*)@")
 _QUERY = re.compile(
-    r"([?&;][\w.%-]*(?:key|token|secret|passw|sig|auth|credential)[\w.%-]*=)[^&\s'\"#,;)]+", re.IGNORECASE
+    r"([?&;#][\w.%-]*(?:key|token|secret|passw|pwd|sig|auth|credential|jwt|bearer)[\w.%-]*=)[^&\s'\"#,;)]+",
+    re.IGNORECASE,
 )
 _GIVEN = re.compile(rf"((?:{_SECRET})(?:\s*=\s*|['\"]\s*[:=]\s*)['\"]?)[^\s'\",;&}}]+", re.IGNORECASE)
 _OPTION = re.compile(rf"(--[\w.-]*(?:{_SECRET})[= ])\S+", re.IGNORECASE)
 _BEARER = re.compile(r"(\bBearer\s+)[\w.~+/=-]{8,}")
-_KNOWN = re.compile(r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,})")
+_KNOWN = re.compile(
+    r"\b(?:sk-[\w-]{16,}|[sr]k_(?:live|test)_\w{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+    r"|glpat-[\w-]{16,}|(?:gsk|xai|nvapi|pplx|r8)[-_][\w-]{16,}|xox[a-z]-[\w-]{10,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,})"
+)
+_BARE_LOGIN = re.compile(
+    r"(?<![\w/.:@-])(?!mailto:)[\w.+-]+:[^\s'\"<>/@:,]{3,}@(?!sha\d+:)(?=[\w-]+(?:\.[\w-]+)*(?::\d{2,5}\b|\.[a-z]))",
+    re.IGNORECASE,
+)
+_ADDRESS = re.compile(r"\bhttps?://[^\s'\"<>]+", re.IGNORECASE)
+_IN_PATH = (  # of an address: by what a segment begins with, and by the segment before it
+    re.compile(
+        r"(/)(?:[spr]k[-_][\w.~-]{6,}|(?:key|token|bearer|secret)[-_:=](?=[^/?#]*\d)[\w.~-]{6,}|bot\d+:[\w-]{10,})",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"(/(?:{_SECRET})s?/)[^/?#]+", re.IGNORECASE),
+)
+_RANDOM = re.compile(r"(/)(?=[^/]*[a-z])(?=[^/]*[A-Z])(?=[^/]*\d[^/]*\d)[A-Za-z0-9]{24,}(?=[/?#]|$)")
 _NAMED = re.compile(rf"(?:.*[._-])?(?:{_SECRET})", re.IGNORECASE)
 _LINE_END = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 _LOGIN = re.compile(r"\bhttps?://[^/\s@?#]*@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]*:[^/\s@?#]*@", re.IGNORECASE)
@@ -46,7 +64,8 @@ def redacted(text: str) -> str:
     Args:
         text: What is going to be shown or written.
     """
-    text = _USER.sub(f"{HIDDEN}@", text)
+    text = _BARE_LOGIN.sub(f"{HIDDEN}@", _USER.sub(f"{HIDDEN}@", text))
+    text = _ADDRESS.sub(lambda address: _RANDOM.sub(rf"\1{HIDDEN}", _without_keys(address[0])), text)
     for pattern in (_QUERY, _GIVEN, _OPTION, _BEARER):
         text = pattern.sub(rf"\1{HIDDEN}", text)
     return _KNOWN.sub(HIDDEN, text)
@@ -59,6 +78,26 @@ def one_line(text: str) -> str:
         text: What is going to be shown.
     """
     return printable(_LINE_END.sub(" ", text))
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text has an address with a user name, a password or a key in it.
+
+    Args:
+        text: A setting.
+    """
+    return bool(
+        _LOGIN.search(text)
+        or ("://" in text and (_QUERY.search(text) or _KNOWN.search(text)))
+        or any(_without_keys(address) != address for address in _ADDRESS.findall(text))
+    )
+
+
+def _without_keys(address: str) -> str:
+    """An address without the segments of its path that are keys by name."""
+    for pattern in _IN_PATH:
+        address = pattern.sub(rf"\1{HIDDEN}", address)
+    return address
 
 
 def printable(text: str) -> str:
@@ -95,7 +134,7 @@ def is_secret(name: Any) -> bool:
 
 
 def without_secrets(value: Any) -> Any:
-    """A structure of plain data in which settings that are named like secrets have no value.
+    """A structure of plain data in which settings that are named like secrets have no value, and addresses no keys.
 
     Args:
         value: Mappings, lists, plain values.
@@ -104,7 +143,7 @@ def without_secrets(value: Any) -> Any:
         return {name: HIDDEN if is_secret(name) else without_secrets(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(inner) for inner in value]
-    return value
+    return redacted(value) if isinstance(value, str) and "://" in value else value
 
 
 def redacted_arguments(arguments: Sequence[str]) -> list[str]:
@@ -148,7 +187,7 @@ def _secrets(config: Any, place: str) -> Iterator[tuple[str, str]]:
     elif isinstance(config, list | tuple):
         for number, value in enumerate(config):
             yield from _secrets(value, f"{place}[{number}]")
-    elif isinstance(config, str) and (_LOGIN.search(config) or ("://" in config and _QUERY.search(config))):
+    elif isinstance(config, str) and holds_secret(config):
         yield place, "there is a user name, a password or a key in this address"
 
 

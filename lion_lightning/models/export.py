@@ -36,6 +36,7 @@ from lion_lightning.models.lion_entry import LionEntry, other_weights, policy_we
 from lion_lightning.models.lora import write_adapter
 from lion_lightning.models.model_configs import config_from
 from lion_lightning.models.stored_weights import refuse_misfits, require_finite
+from lion_lightning.printing import redacted
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def model_card(entry: LionEntry) -> str:
     for title, content in sections.items():
         shown = json.dumps(content, indent=2, default=str, ensure_ascii=False)
         body += ["", f"## {title}", "", "```json", shown, "```"]
-    return "\n".join([*header, "---", "", *body, ""])
+    return redacted("\n".join([*header, "---", "", *body, ""]))
 
 
 def _in_line(name: str) -> str:

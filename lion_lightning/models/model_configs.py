@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -170,7 +171,7 @@ def not_loadable(source: str, error: Exception) -> str:
         source: Folder or hub id.
         error: What transformers said.
     """
-    if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+    if not os.path.exists(source) and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         return f"policy: {source} does not exist; give the folder of a Hugging Face model or a hub id."
     if "trust_remote_code" in str(error):
         return f"policy: {source} comes with code of its own; read it, then set `trust_remote_code` to run it."

@@ -60,16 +60,16 @@ class TokenizerSpec:
         return tokenizer
 
     def _pretrained(self) -> PreTrainedTokenizerBase:
-        if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().exists():
-            raise ValueError(f"tokenizer.path: there is no folder {self.path!r}; give a folder or a hub id")
+        if self.path.startswith((".", "/", "~")) and not os.path.exists(os.path.expanduser(self.path)):
+            raise ValueError(f"tokenizer.path: there is no folder {self.path[:300]!r}; give a folder or a hub id")
         options = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(os.path.expanduser(self.path), **options)
         except Exception as error:  # the tokenizers library raises bare exceptions over a file that it cannot read
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             raise ValueError(
-                f"tokenizer.path: cannot load a tokenizer from {self.path!r} ({reason}); give a folder that holds "
-                "tokenizer files or a hub id"
+                f"tokenizer.path: cannot load a tokenizer from {self.path[:300]!r} ({reason}); give a folder that "
+                "holds tokenizer files or a hub id"
             ) from error
         _require_plain(tokenizer, self.path)
         if not self.trust_remote_code:  # what names code would go into exports, and be run by whoever trusts them
@@ -134,7 +134,7 @@ def _stored_template(name_or_path: str, setting: str) -> str:
     if name_or_path in CHAT_TEMPLATES:
         return (resources.files("lion_lightning.models") / "templates" / f"{name_or_path}.jinja").read_text("utf-8")
     path = Path(name_or_path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name too long to be one is none
         raise ValueError(
             f"{setting}: {name_or_path[:60]!r} is neither a built-in template ({', '.join(CHAT_TEMPLATES)}) "
             "nor a jinja file, nor jinja itself"

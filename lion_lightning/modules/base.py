@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from inspect import signature
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from lion_lightning.modules.limits import (
 from lion_lightning.modules.meters import StageMeter
 from lion_lightning.modules.process import sharding_of
 from lion_lightning.modules.stepping import SteppedPolicy
-from lion_lightning.printing import is_secret
+from lion_lightning.printing import holds_secret, is_secret
 from lion_lightning.types import LossOutput, PackedBatch
 
 AGREED = (
@@ -86,6 +86,9 @@ class AlignmentModule(SteppedPolicy, ABC):
             warnings.filterwarnings("ignore", message="Attribute .* removed from hparams")
             secret = [name for name in signature(type(self).__init__).parameters if is_secret(name)]
             self.save_hyperparameters(ignore=secret)  # they would be in each checkpoint, and in hparams.yaml
+            for name in [name for name, value in self.hparams.items() if holds_secret(str(value))]:
+                for kept in (self.hparams, cast(dict[str, Any], self._hparams_initial)):
+                    del kept[name]
             clean_namespace(self.hparams)  # of functions, as the Trainer would do, with advice that is for us
         self.policy_spec = PolicySpec.of(policy)
         self.tokenizer_spec = _as_tokenizer_spec(tokenizer, self.policy_spec)

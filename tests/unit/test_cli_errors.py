@@ -15,6 +15,7 @@ from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.cli import guarded
 from lion_lightning.cli_errors import checkpoint_being_restored, explain, is_of_named_class
 from lion_lightning.lightning_cli import build_cli
+from lion_lightning.models.tokenizer import read_template
 from tests import tiny
 
 BASE = ["--model=lion_lightning.SFTModule", "--data=lion_lightning.SFTDataModule"]
@@ -107,6 +108,24 @@ def test_a_name_with_a_line_end_in_it_is_told_on_one_line(name: str, capsys: pyt
         assert guarded(fail) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("lion: error: no such.ckpt")
+
+
+def test_a_name_of_thousands_of_letters_is_cut() -> None:
+    said = explain(OSError(errno.ENAMETOOLONG, "File name too long", "a" * 5000))
+    assert said == f"{'a' * 80}...: file name too long; name a place that exists and can be used"
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "./" + "a" * 5000])
+def test_a_name_too_long_for_a_file_is_told_by_its_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for key, load in (
+        ("policy: ", PolicySpec(config=name).load_config),
+        ("tokenizer.path", TokenizerSpec(name).load),
+        ("tokenizer.chat_template", lambda: read_template(name)),
+    ):
+        with pytest.raises(ValueError, match=f"^{key}") as error:
+            load()
+        assert len(explain(error.value)) < 1000
 
 
 def test_an_error_without_words_is_told_by_its_name() -> None:

@@ -141,6 +141,8 @@ def test_a_key_in_place_of_a_variable_s_name_is_not_shown(name: Any) -> None:
         "https://hunter2@host/v1",
         "http://host/v1?key=hunter2",
         "http://host/v1#hunter2",
+        "http://host/v1/sk-hunter2/chat",
+        "https://host/key-hunter2",
         "ann:hunter2@host",
         "http://ann:hunter2@host:99999999",
     ],

@@ -14,6 +14,8 @@ from lion_lightning.callbacks.provenance import surroundings
 from lion_lightning.callbacks.round_plan import identity_of
 from lion_lightning.cli import main
 from lion_lightning.judges import VerifierJudge
+from lion_lightning.models.export import model_card
+from lion_lightning.models.lion_entry import LionEntry
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.pipeline.plan import read_plan
@@ -116,6 +118,19 @@ def test_a_secret_argument_of_a_module_is_in_no_checkpoint(tmp_path: Path) -> No
     assert module.api_key == SECRET
     assert dict(module.hparams)["temperature"] == 0.5
     assert SECRET not in str(module.hparams)
+
+
+@pytest.mark.parametrize("url", [f"http://ann:{SECRET}@h", f"https://h/v1/sk-{SECRET}/chat", f"https://h?key={SECRET}"])
+def test_an_address_with_a_secret_is_in_no_checkpoint_and_on_no_card(url: str) -> None:
+    class Asking(SFTModule):
+        def __init__(self, policy: PolicySpec, tokenizer: TokenizerSpec, url: str, other: str) -> None:
+            super().__init__(policy, tokenizer)
+
+    module = Asking(PolicySpec(config=tiny.config()), TokenizerSpec("none"), url, other="https://h/v1")
+    assert module.hparams["other"] == "https://h/v1"
+    assert SECRET not in str(module.hparams) + str(module.hparams_initial)
+    entry = LionEntry(PolicySpec(url), TokenizerSpec(url), {}, data={"sources": [url]}, module="m")
+    assert SECRET not in model_card(entry)
 
 
 def test_a_round_says_nothing_of_a_judge_s_key() -> None:
