@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 
 from lion_lightning import __version__
@@ -164,7 +165,9 @@ def _reader_gone() -> bool:
 def _refuse_unknown_command(name: str) -> None:
     known = [*TRAINING, *COMMANDS]
     if not name.startswith("-") and name not in known:
-        raise ValueError(f"unknown command {name!r}; the commands are {', '.join(known)}")
+        close = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}" if close else ""
+        raise ValueError(f"unknown command {name!r}{hint}; the commands are {', '.join(known)}")
 
 
 def _single(error: Exception) -> Iterator[Exception]:

@@ -25,8 +25,10 @@ _SUBCLASS = re.compile(r"Not a valid subclass of (\w+)")
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
 _ABSENT = re.compile(r"No module named '(\w+)'")
 _NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted")
-_UNRECOGNIZED = re.compile(r"unrecognized arguments: (--[\w.]+)")
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: (?:(--[\w.]+)|(\S+\.(?:ya?ml|json))\b)")
 _PARTS = ("--model.", "--data.", "--trainer.")
+_SOURCES = ("sources", "validation", "prompts", "conversations", "preferences")
+"""Settings that are lists of sources."""
 _EXTRAS = {"bitsandbytes": "qlora"}
 """Optional packages whose classes configs name, and the extra that brings them."""
 _LONGEST_VALUE = 80
@@ -112,6 +114,7 @@ class _Report:
     classes: list[str] = field(default_factory=list)
     leaves: list[str] = field(default_factory=list)
     value: str = ""
+    outermost: str = ""  # the value that the whole report is about
     depth: int = -1  # indentation of the last key
 
     @classmethod
@@ -124,7 +127,7 @@ class _Report:
 
     def _add(self, depth: int, line: str) -> None:
         if found := _VALUE.match(line):
-            self.value = self.value or found[1]
+            self.value, self.outermost = self.value or found[1], found[1]
         elif found := _KEY.fullmatch(line):
             self.keys.append(found[1])
             self.depth = depth
@@ -136,7 +139,7 @@ class _Report:
     def line(self) -> str:
         """The report in one line."""
         causes = [leaf for leaf in self.leaves if not _ALTERNATIVE.match(leaf)]
-        message = " ".join(causes) or self._expectation()
+        message = self._file_for_sources() or " ".join(causes) or self._expectation()
         where = ".".join(key for key in self.keys if key != "class_path")
         refused = _NOT_ACCEPTED.search(message)
         if refused and self.classes:
@@ -155,7 +158,16 @@ class _Report:
         if nested := _NESTED.match(self.value):  # a setting of a class that nothing has named yet
             return f"no class_path is given before --{'.'.join(self.keys)}.{nested[1]}; put -c FILE before it"
         given = f", got {self.value[:_LONGEST_VALUE]}" if self.value else ""
-        return f"expected {' or '.join(wanted)}{given}{_sources_hint(self.keys, self.value)}"
+        return f"expected {' or '.join(wanted)}{given}"
+
+    def _file_for_sources(self) -> str:
+        """What to write where a list of sources is a file's name, which the parser has tried to read as a config."""
+        if not self.keys or self.keys[-1] not in _SOURCES:
+            return ""
+        given = rf"(?:.*'{self.keys[-1]}'(?:: |, val=))?"
+        if found := re.match(rf"{given}(?:\[?'|\{{'path': ')?(?!None\b)([\w./*?-]+)(?=['\s]|$)", self.outermost):
+            return f"expected a list of sources; for one file write [{{path: {found[1][:_LONGEST_VALUE]}}}]"
+        return ""
 
     def _suggestion(self, key: str) -> str:
         """The nearest setting that the class does have."""
@@ -188,12 +200,6 @@ def _kind(leaf: str) -> str:
     return found[1] or (found[2].replace(", ", " | ") if found[2] else found[3])
 
 
-def _sources_hint(keys: list[str], value: str) -> str:
-    if keys and keys[-1] in ("sources", "validation", "prompts") and re.fullmatch(r"[\w./-]+", value):
-        return f"; for one file write [{{path: {value}}}]"
-    return ""
-
-
 def _remedy(line: str) -> str:
     """What to do about an absent package, or an option without the part that it belongs to."""
     for name in _ABSENT.findall(line):
@@ -201,7 +207,9 @@ def _remedy(line: str) -> str:
             return f"; pip install 'lion-lightning[{_EXTRAS[name]}]'"
     if line.startswith("the following arguments are required"):
         return "; give a config with -c FILE"
-    if (found := _UNRECOGNIZED.search(line)) and not found[1].startswith(_PARTS):
-        rest = found[1].removeprefix("--")
-        return f"; options of a run begin with {', '.join(_PARTS)} (such as --model.{rest}): see --help"
+    found = _UNRECOGNIZED.search(line)
+    if found and found[2]:
+        return f"; name a config with -c {found[2]}"
+    if found and not found[1].startswith(_PARTS):
+        return f"; options of a run begin with {', '.join(_PARTS)} (such as --model.optimizer.lr, --data.max_length)"
     return ""

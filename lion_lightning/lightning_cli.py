@@ -81,12 +81,20 @@ class LionCLI(LightningCLI):
         self._choose_checkpoint()
 
     def before_validate(self) -> None:
-        """The same (Lightning calls this)."""
+        """The same, and say which model it is (Lightning calls this)."""
         self._choose_checkpoint()
+        self._say_untrained()
 
     def before_test(self) -> None:
         """The same (Lightning calls this)."""
         self._choose_checkpoint()
+        self._say_untrained()
+
+    def _say_untrained(self) -> None:
+        if self.config_init[self.subcommand].get("ckpt_path") is None:
+            rank_zero_info(
+                "The model is the one that the config starts from; --ckpt_path last takes what `lion fit` has trained."
+            )
 
     def after_validate(self) -> None:
         """Refuse to have measured nothing (Lightning calls this)."""

@@ -111,7 +111,10 @@ def shown(names: Iterable[object]) -> str:
 
 def _named(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
     if unknown := sorted(columns.keys() - known):
-        raise ValueError(f"columns names the unknown column {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        name, turned = unknown[0], columns[unknown[0]]
+        if name in row and turned in known:
+            raise ValueError(f"columns are the other way round: write {turned}: {name}, the row's own name last")
+        raise ValueError(f"columns names the unknown column {name!r}; known are {', '.join(sorted(known))}")
     values = {key: value for key, value in row.items() if value is not None}
     for name in [name for name, own in columns.items() if name in values and name not in columns.values()]:
         if columns[name] not in values:

@@ -53,7 +53,7 @@ def require_same_work(stage: StagePlan) -> None:
     Raises:
         ValueError: If its folder holds the work of another config, or of another start.
     """
-    fix = f"remove {stage.folder} to do the stage again, or give the run another `out`"
+    fix = f"take that back, give the run another `out`, or remove {stage.folder} to do the stage again"
     changed = changes(stage)
     if changed and trained(stage.folder):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

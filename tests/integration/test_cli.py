@@ -166,9 +166,19 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(
     assert "runs/sft" in capsys.readouterr().err
 
 
-def test_an_unknown_command_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_names_the_nearest_and_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fitt"]) == 2
-    assert "fit, validate, test, run, report, evaluate, chat, plan, inspect, export" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown command 'fitt'; did you mean 'fit'; the commands are" in said
+    assert "fit, validate, test, run, report, evaluate, chat, plan, inspect, export" in said
+
+
+def test_a_validation_without_a_checkpoint_says_that_nothing_trained_is_validated(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        assert main(["validate", "-c", str(SFT), *SMALL]) == 0
+    assert "--ckpt_path last takes what `lion fit` has trained" in caplog.text
 
 
 def test_a_missing_checkpoint_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ REFUSED = {
     "a number that is text": (["--trainer.max_steps=abc"], "trainer.max_steps: expected int, got abc"),
     "a file where sources are a list": (
         ["--data.sources=foo.jsonl"],
-        "data.sources: expected list, got foo.jsonl; for one file write [{path: foo.jsonl}]",
+        "data.sources: expected a list of sources; for one file write [{path: foo.jsonl}]",
     ),
     "a source's unknown key": (
         ['--data.sources=[{"pth": "a"}]'],
@@ -55,7 +55,7 @@ REFUSED = {
     "an option without its part": (
         ["--lr", "1e-4"],
         "unrecognized arguments: --lr 1e-4; options of a run begin with --model., --data., --trainer. "
-        "(such as --model.lr): see --help",
+        "(such as --model.optimizer.lr, --data.max_length)",
     ),
 }
 
@@ -73,6 +73,23 @@ def line(arguments: list[str]) -> str:
 def test_a_report_of_the_parser_is_one_line(case: str) -> None:
     arguments, said = REFUSED[case]
     assert line([*BASE, *arguments]) == said
+
+
+def test_a_file_that_exists_in_place_of_a_list_of_sources_is_not_read_as_a_config(tmp_path: Path) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"question": "1"}\n{"question": "2"}\n')
+    said = f"data.sources: expected a list of sources; for one file write [{{path: {chats}}}]"
+    for given in (f"{chats}", f"[{chats}]", f"{{path: {chats}}}"):
+        assert line([*BASE, f"--data.sources={given}"]) == said
+
+
+def test_a_null_in_place_of_sources_is_no_file() -> None:
+    assert "[{path:" not in line([*BASE, "--model.policy=gpt2", "--data.sources=null"])
+
+
+def test_a_config_without_its_flag_says_so() -> None:
+    said = "unrecognized arguments: configs/sft.yaml; name a config with -c configs/sft.yaml"
+    assert line([*BASE, *NEEDED, "configs/sft.yaml"]) == said
 
 
 def test_a_setting_before_the_config_says_so() -> None:

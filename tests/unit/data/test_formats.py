@@ -152,6 +152,11 @@ def test_a_column_that_the_row_lacks_is_named() -> None:
         recognise({"text": "a"}, {"prompt": "query"})
 
 
+def test_columns_the_other_way_round_are_told_how_to_be_written() -> None:
+    with pytest.raises(ValueError, match="other way round: write question: query, the row's own name last"):
+        recognise({"query": "a", "reply": "b"}, {"query": "question", "reply": "answer"})
+
+
 def test_a_misspelt_known_column_is_named() -> None:
     with pytest.raises(ValueError, match="unknown column 'promt'"):
         recognise({"text": "a"}, {"promt": "text"})

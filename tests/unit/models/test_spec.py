@@ -53,6 +53,11 @@ def test_a_mapping_without_a_model_type_names_what_is_missing() -> None:
         PolicySpec(config={"hidden_size": 32}).build()
 
 
+def test_a_folder_that_holds_no_model_yet_is_told_from_one_with_an_odd_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no model \(no config\.json\); give a folder such as `lion export`"):
+        PolicySpec(path=str(tmp_path)).build()
+
+
 def test_pickled_weights_are_refused_with_the_fix(saved: tuple[Path, PreTrainedModel]) -> None:
     folder, model = saved
     (folder / "model.safetensors").unlink()
