@@ -177,7 +177,7 @@ def not_loadable(source: str, error: Exception) -> str:
         return f"policy: {source} comes with code of its own; read it, then set `trust_remote_code` to run it."
     if unknown := re.search(r"has model type `(.*?)` but Transformers does not", str(error)):
         return f"policy: cannot load {source}: {_unknown(unknown[1])}"
-    if Path(source).is_dir() and not Path(source, "config.json").exists():
+    if os.path.isdir(source) and not Path(source, "config.json").exists():  # a Path complains of a name too long
         return f"policy: {source} holds no model (no config.json); give a folder such as `lion export` writes."
     if "Should have a `model_type` key" in str(error):
         return f"policy: cannot load {source}: its config.json has no `model_type` that transformers knows."
