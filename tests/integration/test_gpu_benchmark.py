@@ -15,7 +15,7 @@ from tests.marks import exhaustive
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("parts", [("machine", "parity", "dpo"), *exhaustive([("sft",)])])
+@pytest.mark.parametrize("parts", [("machine", "parity", "dpo"), *exhaustive((("sft",),))])
 def test_the_script_for_gpus_runs_whole_on_a_cpu(tmp_path: Path, parts: tuple[str, ...]) -> None:
     out = tmp_path / "gpu.json"
     tiny = ["--tiny", "--device", "cpu", "--rounds", "1", "--out", str(out), "--only", *parts]
