@@ -240,7 +240,7 @@ _ADVICE = (
 
 def _fruitless(made: Round) -> str:
     causes = Counter(rollout.left_out for rollout in made.rollouts if rollout.left_out)
-    counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "none was left out"
+    counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "no prompt was left out"
     return f"round {made.number} ({made.path}) gives no pair to train on: {made.pairs()} pairs of answers, {counts}"
 
 
