@@ -18,7 +18,7 @@ def measure(way: str) -> None:
     """Print MiB that a forward and backward add to the process's peak, and its seconds after one warm-up."""
     import torch
 
-    from lion_lightning.functional import token_logps
+    from lion_lightning.ops.logprobs import token_logps
 
     hidden = torch.randn(TARGETS, HIDDEN, requires_grad=True)
     weight = (torch.randn(VOCABULARY, HIDDEN) * 0.02).requires_grad_()

@@ -18,9 +18,9 @@ from torch import Tensor
 from training_sides import BETA, LEARNING_RATE, loader, quiet, steps_of
 
 from lion_lightning import PolicySpec
-from lion_lightning.functional import pair_logps
 from lion_lightning.losses import NLLLoss, SigmoidLoss
 from lion_lightning.models.policy import PolicyModel
+from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import PackedBatch, PairLogps
 
 Loss = Callable[[PackedBatch], tuple[Tensor, int]]

@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Pr
 
 from lion_lightning import OnlineDPOModule, OnPolicyDataModule, Source, TokenizerSpec
 from lion_lightning.callbacks import OnPolicySampling
-from lion_lightning.functional import pad_left
 from lion_lightning.losses import SimPOLoss
+from lion_lightning.ops.logprobs import pad_left
 from lion_lightning.sampling import SamplingSettings, TransformersSampler, VLLMSampler
 from lion_lightning.types import Prompt
 

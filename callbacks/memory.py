@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from lion_lightning.functional import LOGITS_KEPT, tile_size
-from lion_lightning.models.lean import keeps_less
+from lion_lightning.ops.lean import keeps_less
+from lion_lightning.ops.logprobs import LOGITS_KEPT, tile_size
 
 HALF = {"bf16-mixed", "16-mixed", "bf16-true", "16-true", "bf16", "16"}
 """Precisions in which activations have two bytes."""
@@ -106,7 +106,7 @@ def activation_bytes(model: PreTrainedModel | None, tokens: int, precision: str)
 
     As transformers write them, a token keeps of each layer: for each of two norms its input and the normalised value
     (in fp32) and the norm's output; queries, keys, values and the attention's output; gate, its activation, the other
-    factor and their product. Where layers keep less (:mod:`~lion_lightning.models.lean`): the norms' inputs, the former
+    factor and their product. Where layers keep less (:mod:`~lion_lightning.ops.lean`): the norms' inputs, the former
     four of attention, gate and the other factor; under autocast the norms' outputs too, in half precision.
     With gradient checkpointing: the layer's input, and all of one layer. Flash-like attention is assumed, so nothing
     grows with the square of the length; of logits there are one tile, with its gradient, and those that are kept.

@@ -17,9 +17,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
-from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import read_template
+from lion_lightning.ops.layout import RowLayout
 from lion_lightning.types import PackedBatch, segment_table
 
 VOCABULARY = 101

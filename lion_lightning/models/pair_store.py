@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lion_lightning.cache import disk_errors, read_object, remove_drafts, replacing, writing
-from lion_lightning.functional import pair_segments
+from lion_lightning.ops.logprobs import pair_segments
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 
 log = logging.getLogger(__name__)

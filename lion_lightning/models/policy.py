@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lion_lightning.functional import token_logps
-from lion_lightning.head import LogitTransform
-from lion_lightning.models.attention import PATHS
 from lion_lightning.models.embeddings import output_head, vocabulary_rows
-from lion_lightning.models.layout import RowLayout
-from lion_lightning.models.lean import keep_less
-from lion_lightning.models.padding import pad_row
 from lion_lightning.models.quantization import product_dtype
 from lion_lightning.models.stored_weights import all_tensors, require_finite
+from lion_lightning.ops.attention import PATHS
+from lion_lightning.ops.chunked_logprobs import LogitTransform
+from lion_lightning.ops.layout import RowLayout
+from lion_lightning.ops.lean import keep_less
+from lion_lightning.ops.logprobs import token_logps
+from lion_lightning.ops.padding import pad_row
 from lion_lightning.types import PackedBatch, Segment, TokenLogps
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class PolicyModel(nn.Module):
     """A Hugging Face causal LM behind the one forward that every stage uses.
 
-    Rows go through the model packed, by the attention of :mod:`lion_lightning.models.attention`. A model that cannot do
+    Rows go through the model packed, by the attention of :mod:`lion_lightning.ops.attention`. A model that cannot do
     that (state-space layers, its own attention code) is found out by a probe at construction and runs padded, with a
     warning.
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.functional import to_the_end
 from lion_lightning.models.adapters import ServedAdapters, only_linear_adapters
 from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.embeddings import still_tied
@@ -30,6 +29,7 @@ from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.unsharding import unsharded, with_shapes
 from lion_lightning.models.writing import save_weights
+from lion_lightning.ops.logprobs import to_the_end
 
 
 class Serving:

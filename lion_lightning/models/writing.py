@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from lion_lightning.cache import disk_errors
-from lion_lightning.functional import to_the_end
+from lion_lightning.ops.logprobs import to_the_end
 
 FILE_BYTES = 2**30
 """Size of a file of weights, which is also what its writer holds at once; a larger tensor has a file of its own."""

@@ -17,7 +17,6 @@ from lightning.pytorch.utilities.parsing import clean_namespace
 from torch import Tensor, nn
 
 from lion_lightning.agreement import require_agreement
-from lion_lightning.functional import segment_parents
 from lion_lightning.models.checkpoint_io import remove_left_drafts, use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids
 from lion_lightning.models.pieces import share
@@ -38,6 +37,7 @@ from lion_lightning.modules.limits import (
 from lion_lightning.modules.meters import StageMeter
 from lion_lightning.modules.process import sharding_of
 from lion_lightning.modules.stepping import SteppedPolicy
+from lion_lightning.ops.logprobs import segment_parents
 from lion_lightning.printing import holds_secret, is_secret
 from lion_lightning.types import LossOutput, PackedBatch
 

@@ -10,7 +10,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lion_lightning.functional import pair_logps, pair_segments
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.cached import CachedReference
@@ -20,6 +19,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.process import TrainerProcess, evaluation_batches, refuse_rounds, train_batches
+from lion_lightning.ops.logprobs import pair_logps, pair_segments
 from lion_lightning.types import LossOutput, PackedBatch, PairLogps
 
 

@@ -10,7 +10,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lion_lightning.functional import pair_logps
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.cached import CachedReference
 from lion_lightning.models.generation import evaluating
@@ -19,6 +18,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.process import TrainerProcess, epoch_batches
+from lion_lightning.ops.logprobs import pair_logps
 
 
 class OnlineDPOModule(DPOModule):

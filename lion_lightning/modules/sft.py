@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lion_lightning.functional import require_documents
 from lion_lightning.losses.sft import NLLLoss, SFTLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.process import refuse_rounds
+from lion_lightning.ops.logprobs import require_documents
 from lion_lightning.types import LossOutput, PackedBatch
 
 

@@ -89,7 +89,7 @@ class ServedPolicy(Protocol):
         """All weights, by Hugging Face's names, adapters merged; a tied head comes under both of its names.
 
         Each is gathered, and merged, when its turn comes, so that the whole model is never there twice. Every rank must
-        go through to the end: see :func:`~lion_lightning.functional.to_the_end`.
+        go through to the end: see :func:`~lion_lightning.ops.logprobs.to_the_end`.
         """
 
     def write(self, folder: Path | None) -> None:

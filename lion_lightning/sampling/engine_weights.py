@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lion_lightning.functional import to_the_end
+from lion_lightning.ops.logprobs import to_the_end
 from lion_lightning.sampling.base import ServedPolicy, require_adapters
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from lion_lightning.functional import pad_left
+from lion_lightning.ops.logprobs import pad_left
 from lion_lightning.sampling.base import SamplingSettings, ServedPolicy
 from lion_lightning.types import Answer, Prompt
 

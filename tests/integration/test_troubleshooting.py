@@ -24,8 +24,8 @@ from lion_lightning import (
 )
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.packing import BestFit
-from lion_lightning.functional import pair_logps
 from lion_lightning.losses import ChosenNLLLoss, SigmoidLoss, WeightedSum
+from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.types import Piece, Sample
 from tests.tiny import config, pairs, policy, row

@@ -14,10 +14,10 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoTokenizer
 
 from lion_lightning.data.collate import collate
-from lion_lightning.functional import pair_logps
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, Piece, Sample
 from tests.plain_pairs import padded_sides, plain_token_logps
 

@@ -18,8 +18,8 @@ from lion_lightning.callbacks import StartupSummary
 from lion_lightning.callbacks.memory import activation_bytes, optimizer_bytes
 from lion_lightning.callbacks.startup import lines, summarise
 from lion_lightning.data.loader import PackedLoader
-from lion_lightning.functional import LOGITS_KEPT, LOGITS_PER_TILE
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.ops.logprobs import LOGITS_KEPT, LOGITS_PER_TILE
 from tests import tiny
 from tests.unit.callbacks.conftest import Bench
 

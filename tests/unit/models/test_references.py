@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lion_lightning.functional import pair_logps
 from lion_lightning.models import passes
 from lion_lightning.models.cached import CachedReference, RefreshedReference
 from lion_lightning.models.digests import weights_digest
@@ -18,6 +17,7 @@ from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.references import FrozenReference, MixedReference, NoReference
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import PackedBatch, PairLogps
 from tests.tiny import config, pairs, policy
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lion_lightning.data.collate import collate
-from lion_lightning.functional import pair_logps
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import PackedBatch
 from tests.marks import exhaustive, slow
 from tests.plain_pairs import PAIRS, padded_sides, pair_samples, plain_dpo, plain_logps, plain_logps_one_by_one

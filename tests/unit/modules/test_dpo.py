@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from lion_lightning.functional import pair_logps
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.cached import CachedReference, RefreshedReference
@@ -26,6 +25,7 @@ from lion_lightning.models.references import (
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import PackedBatch, PairLogps
 from tests.tiny import Rows, alone, merge, pairs, row, shallow, tokenizer_folder, trainer
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from lion_lightning.functional import LOGITS_PER_TILE
 from lion_lightning.losses import DFTLoss, SFTLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
+from lion_lightning.ops.logprobs import LOGITS_PER_TILE
 from lion_lightning.types import PackedBatch
 from tests.tiny import LargestTensor, Rows, alone, alone_all, row, shallow, tokenizer_folder, trainer
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from lion_lightning.models.remade import linear_forward, with_recipe
+from lion_lightning.ops.remade import linear_forward, with_recipe
 
 
 def keep_less(model: PreTrainedModel) -> None:

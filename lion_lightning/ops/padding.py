@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lion_lightning.models.layout import RowLayout
+from lion_lightning.ops.layout import RowLayout
 
 
 class PaddedSequences(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lion_lightning.models.layout import RowLayout
-from lion_lightning.models.padding import pad_row
+from lion_lightning.ops.layout import RowLayout
+from lion_lightning.ops.padding import pad_row
 from lion_lightning.types import segment_table
 from tests.tiny import DOCUMENTS, TREE, alone, gradients, policy, row
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lion_lightning.models import attention as attention_module
-from lion_lightning.models.attention import PATHS, Heads, attend_dense, attend_sdpa, attend_varlen
-from lion_lightning.models.layout import RowLayout
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.ops import attention as attention_module
+from lion_lightning.ops.attention import PATHS, Heads, attend_dense, attend_sdpa, attend_varlen
+from lion_lightning.ops.layout import RowLayout
 from lion_lightning.types import segment_table
 from tests.marks import exhaustive
 from tests.tiny import DOCUMENTS, TREE, alone, config, gradients, policy, row

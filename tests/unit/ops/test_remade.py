@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lion_lightning.models.attention import Heads, attend_sdpa
-from lion_lightning.models.layout import RowLayout
-from lion_lightning.models.remade import linear_forward, with_recipe
+from lion_lightning.ops.attention import Heads, attend_sdpa
+from lion_lightning.ops.layout import RowLayout
+from lion_lightning.ops.remade import linear_forward, with_recipe
 from lion_lightning.types import segment_table
 
 ROWS, WIDTH, OUT = 5, 4, 3

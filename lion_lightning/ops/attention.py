@@ -21,8 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lion_lightning.models.layout import RowLayout
-from lion_lightning.models.remade import with_recipe
+from lion_lightning.ops.layout import RowLayout
+from lion_lightning.ops.remade import with_recipe
 
 
 class Heads(NamedTuple):

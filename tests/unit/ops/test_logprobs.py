@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning import functional
 from lion_lightning.data.collate import collate
-from lion_lightning.functional import pair_logps, segment_sums, token_logps
-from lion_lightning.head import LogitTransform
+from lion_lightning.ops import logprobs as functional
+from lion_lightning.ops.chunked_logprobs import LogitTransform
+from lion_lightning.ops.logprobs import pair_logps, segment_sums, token_logps
 from lion_lightning.types import PackedBatch, Piece, Sample, TokenLogps
 from tests.marks import exhaustive
 from tests.tiny import LargestTensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lion_lightning.head import HeadLogps, LogitTransform
+from lion_lightning.ops.chunked_logprobs import HeadLogps, LogitTransform
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, TokenLogps
 
 LOGITS_PER_TILE = {"cpu": 2**20, "cuda": 2**26}

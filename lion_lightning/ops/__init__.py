@@ -1,0 +1,1 @@
+"""Pure tensor code, without Lightning: log-probs of targets, attention for packed rows, recomputation."""
