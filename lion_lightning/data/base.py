@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.agreement import flat, require_agreement
 from lion_lightning.cache import cache_folder
 from lion_lightning.data.advice import findings, warnings
 from lion_lightning.data.arguments import require_least, require_sense
@@ -19,11 +18,12 @@ from lion_lightning.data.documents import Selection
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
 from lion_lightning.data.packing import BestFit, Packing
-from lion_lightning.data.ranks import preparing
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenising import Encoder, tokenise
 from lion_lightning.data.tokenized import TokenTable
-from lion_lightning.meeting import ALONE
+from lion_lightning.distributed.preparing import preparing
+from lion_lightning.distributed.rendezvous import ALONE
+from lion_lightning.distributed.same_settings import flat, require_agreement
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from lion_lightning.data.tokenized import (
     read_part,
     tokens_digest,
 )
-from lion_lightning.meeting import ALONE, Meeting
+from lion_lightning.distributed.rendezvous import ALONE, Meeting
 from lion_lightning.types import Piece
 
 logger = logging.getLogger(__name__)

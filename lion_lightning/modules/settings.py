@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch.optim import Optimizer
 
-from lion_lightning.agreement import argument_names, flat
+from lion_lightning.distributed.same_settings import argument_names, flat
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 Settings = dict[str, Any]

@@ -13,13 +13,13 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lion_lightning import meeting
 from lion_lightning.data import tokenising
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.formats import Example
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources import Source
-from lion_lightning.meeting import Meeting
+from lion_lightning.distributed import rendezvous as meeting
+from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.types import Piece
 from tests.distributed.ranks import run_ranks
 from tests.processes import start

@@ -22,11 +22,11 @@ from lion_lightning.config_file import read_config_file
 from lion_lightning.data.rounds import Round, round_path
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenized import manifest_path, part_path, read_batches, read_part
+from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.formats import FORMATS
 from lion_lightning.folder_lock import FolderLock
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
-from lion_lightning.meeting import Meeting
 from lion_lightning.models.chat_template import ChatTemplate
 from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.generation_settings import stored_settings

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lion_lightning.cache import remove
-from lion_lightning.meeting import ALONE, Meeting, RankLostError
+from lion_lightning.distributed.rendezvous import ALONE, Meeting, RankLostError
 
 _DAY = 24 * 3600.0
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from lion_lightning import meeting as module
 from lion_lightning.data import tokenising
 from lion_lightning.data.sources import Source
 from lion_lightning.data.tokenising import tokenise
-from lion_lightning.meeting import Meeting, RankLostError
+from lion_lightning.distributed import rendezvous as module
+from lion_lightning.distributed.rendezvous import Meeting, RankLostError
 from tests.unit.data.letters import Letters
 
 

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from lion_lightning.data.ranks import _remove_old_notes
+from lion_lightning.distributed.preparing import _remove_old_notes
 
 
 def test_notes_of_killed_ranks_go_after_a_day_and_those_of_living_ones_stay(tmp_path: Path) -> None:
