@@ -13,8 +13,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lion_lightning.folder_lock import FolderLock
-from lion_lightning.stopping import STOP
+from lion_lightning.processes.folder_lock import FolderLock
+from lion_lightning.processes.stopping import STOP
 
 
 class StopBetweenSteps(Callback):

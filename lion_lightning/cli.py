@@ -19,7 +19,7 @@ from importlib import import_module
 
 from lion_lightning import __version__
 from lion_lightning.printing import PrintableFormatter, one_line
-from lion_lightning.stopping import STOP, end_by_interrupts, stop_code
+from lion_lightning.processes.stopping import STOP, end_by_interrupts, stop_code
 
 TRAINING = {
     "fit": "train, and validate meanwhile",

@@ -6,8 +6,8 @@ import re
 from importlib.util import find_spec
 from typing import Any
 
-from lion_lightning.judges.apart import Apart
 from lion_lightning.judges.verifier import right_answer
+from lion_lightning.processes.limited import Apart
 from lion_lightning.types import Prompt
 
 

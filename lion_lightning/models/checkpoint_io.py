@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from lion_lightning.cache import checksum, remove_drafts, replacing, replacing_folder
 from lion_lightning.models.checkpoint_files import SEAL, damage, require_local, require_whole, said
 from lion_lightning.models.checkpoint_folders import is_folder, stored_names
-from lion_lightning.stopping import signals_wait
+from lion_lightning.processes.stopping import signals_wait
 
 
 def use_checked_checkpoints(strategy: Strategy) -> None:

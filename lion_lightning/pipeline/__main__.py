@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lion_lightning.cli import guarded
 from lion_lightning.pipeline.stage import run_stage
-from lion_lightning.stopping import STOP, end_by_interrupts
+from lion_lightning.processes.stopping import STOP, end_by_interrupts
 
 
 def stop_when_orphaned(parent: int) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from lion_lightning.folder_lock import FolderLock
 from lion_lightning.pipeline.plan import Plan, StagePlan, dumped
 from lion_lightning.pipeline.stage import DONE, begin
-from lion_lightning.stopping import Stopped
+from lion_lightning.processes.folder_lock import FolderLock
+from lion_lightning.processes.stopping import Stopped
 
 LOG = "log.txt"
 

@@ -25,7 +25,6 @@ from lion_lightning.data.tokenized import manifest_path, part_path, read_batches
 from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.formats import FORMATS
-from lion_lightning.folder_lock import FolderLock
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
 from lion_lightning.models.chat_template import ChatTemplate
 from lion_lightning.models.checkpoints import read_checkpoint
@@ -36,6 +35,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.pipeline.plan import StagePlan, read_plan
 from lion_lightning.pipeline.stage import require_start
+from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.report.logs import read_stage
 from tests import hostile, tiny
 from tests.unit.chat_server import serving

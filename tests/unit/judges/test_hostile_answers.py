@@ -19,9 +19,9 @@ from lion_lightning.judges import (
     VerifierJudge,
     WeightedJudge,
 )
-from lion_lightning.judges.apart import Apart
 from lion_lightning.judges.llm import COMPARE, RATE
 from lion_lightning.judges.text import as_question, broken
+from lion_lightning.processes.limited import Apart
 from lion_lightning.types import Prompt
 from tests.unit.chat_server import serving
 

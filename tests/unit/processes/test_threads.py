@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-from lion_lightning.stopping import STOP, Stopped
-from lion_lightning.threads import in_threads
+from lion_lightning.processes.stopping import STOP, Stopped
+from lion_lightning.processes.threads import in_threads
 
 
 def test_every_item_has_its_result_and_no_more_calls_run_at_once_than_threads() -> None:

@@ -17,7 +17,7 @@ _FIRST = {"has_value": ("1", "1"), "matches": ("a", "a"), "fits": ({}, "{}")}
 
 
 class Apart:
-    """One of :data:`lion_lightning.checking.CHECKS`, which no text can make take for ever.
+    """One of :data:`lion_lightning.processes.limited_checks.CHECKS`, which no text can make take for ever.
 
     A check that takes too long, or more memory than it may have, says no; a warning names the first one.
 
@@ -97,7 +97,7 @@ class _Worker:
         return said
 
 
-_COMMAND = [sys.executable, "-m", "lion_lightning.checking"]
+_COMMAND = [sys.executable, "-m", "lion_lightning.processes.limited_checks"]
 
 
 def _started() -> subprocess.Popen[str]:

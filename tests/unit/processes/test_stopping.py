@@ -23,10 +23,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec, cli
 from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.data.loader import PackedLoader
-from lion_lightning.folder_lock import NAME, FolderLock
 from lion_lightning.models.checkpoint_io import CheckedCheckpointIO
 from lion_lightning.modules.schedules import CosineWithWarmup
-from lion_lightning.stopping import STOP, Stopped, signals_wait, stop_code
+from lion_lightning.processes.folder_lock import NAME, FolderLock
+from lion_lightning.processes.stopping import STOP, Stopped, signals_wait, stop_code
 from lion_lightning.types import Piece, Sample
 from tests import tiny
 from tests.marks import slow
@@ -379,7 +379,7 @@ def test_a_second_run_in_a_folder_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_lock_is_free_when_its_holder_has_died_whatever_it_left(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from lion_lightning.folder_lock import FolderLock\n"
+        "import os, sys; from pathlib import Path; from lion_lightning.processes.folder_lock import FolderLock\n"
         "FolderLock(Path(sys.argv[1]), 'a', 'b').acquire(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9

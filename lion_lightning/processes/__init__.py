@@ -1,0 +1,1 @@
+"""Signals, locks, threads and limited child processes."""
