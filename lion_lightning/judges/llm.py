@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_lightning.cache import cache_folder, remove_drafts, replacing, writing
-from lion_lightning.endpoint import Endpoint
+from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.judges.pairwise import distinct, standings
 from lion_lightning.judges.text import as_question, check_template
 from lion_lightning.judges.verdicts import last_rating, last_verdict, what_is_whole
@@ -161,7 +161,7 @@ class RubricLLMJudge(_LLM):
         max_tokens: Most tokens of a reply.
         asks: How often a reply without a rating is asked for, the later times at temperature 0.7 or more.
         cache_dir: Folder of the caches; None for ``$LION_CACHE``, else the user's cache folder.
-        endpoint: Further arguments of :class:`~lion_lightning.endpoint.Endpoint`, e.g. ``api_key_env``.
+        endpoint: Further arguments of :class:`~lion_lightning.endpoint.client.Endpoint`, e.g. ``api_key_env``.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -218,7 +218,7 @@ class PairwiseLLMJudge(_LLM):
         max_tokens: Most tokens of a reply.
         asks: How often a reply without a verdict is asked for, the later times at temperature 0.7 or more.
         cache_dir: Folder of the caches; None for ``$LION_CACHE``, else the user's cache folder.
-        endpoint: Further arguments of :class:`~lion_lightning.endpoint.Endpoint`, e.g. ``api_key_env``.
+        endpoint: Further arguments of :class:`~lion_lightning.endpoint.client.Endpoint`, e.g. ``api_key_env``.
 
     Raises:
         ValueError: An argument makes no sense.

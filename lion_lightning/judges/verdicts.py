@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lion_lightning.replies import Reply
+from lion_lightning.endpoint.replies import Reply
 
 # Marks around words never reach over a line's end: a reply of nothing but line ends would take for ever to search.
 # Nor do those before a number end in what is a part of it, such as the point of ".5", or a minus of whichever length.

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
-from lion_lightning.endpoint import Endpoint
+from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.printing import printable
 from lion_lightning.sampling.base import ServedPolicy, require_adapters
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lion_lightning.endpoint import Endpoint
-from lion_lightning.replies import Reply
+from lion_lightning.endpoint.client import Endpoint
+from lion_lightning.endpoint.replies import Reply
 from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy, vocabulary_size
 from lion_lightning.sampling.probe import Probe
 from lion_lightning.sampling.routes import WeightRoute

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning.endpoint import Endpoint
+from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.models.passes import Process
 from lion_lightning.sampling import EngineError, Probe, SamplingSettings, ServerSampler, SGLangRoutes, VLLMRoutes
 from lion_lightning.sampling.base import Adapters

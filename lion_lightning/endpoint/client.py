@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from lion_lightning.endpoint.http import ask
+from lion_lightning.endpoint.replies import Reply
 from lion_lightning.printing import holds_secret, printable
 from lion_lightning.processes.threads import in_threads
-from lion_lightning.replies import Reply
-from lion_lightning.transfer import ask
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Status codes that may be gone at the next try."""

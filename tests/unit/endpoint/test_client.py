@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import pytest
 
-from lion_lightning import transfer
-from lion_lightning.endpoint import Endpoint
+from lion_lightning.endpoint import http as transfer
+from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.judges import RubricLLMJudge
 from tests.unit.chat_server import serving
 
