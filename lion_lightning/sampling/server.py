@@ -13,8 +13,8 @@ import numpy as np
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.endpoint.replies import Reply
 from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy, vocabulary_size
-from lion_lightning.sampling.probe import Probe
-from lion_lightning.sampling.routes import WeightRoute
+from lion_lightning.sampling.server_weight_sync import WeightRoute
+from lion_lightning.sampling.sync_check import Probe
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)

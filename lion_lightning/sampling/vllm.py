@@ -14,8 +14,8 @@ import torch
 
 from lion_lightning.readiness import require_package
 from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
-from lion_lightning.sampling.engine_weights import AdapterWeights, EngineWeights, MergedWeights
-from lion_lightning.sampling.probe import Probe
+from lion_lightning.sampling.sync_check import Probe
+from lion_lightning.sampling.weight_sync import AdapterWeights, EngineWeights, MergedWeights
 from lion_lightning.types import Answer, Prompt
 
 KEPT = "what is finished of the round is kept: start again, and it goes on"
