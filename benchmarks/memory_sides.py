@@ -78,10 +78,10 @@ def _strategy(job: dict[str, Any]) -> Any:
 def _module(job: dict[str, Any]) -> Any:
     from lion_lightning.models.lora import LoRASpec
     from lion_lightning.models.quantization import NF4Spec
-    from lion_lightning.models.references import AdapterOffReference, FrozenReference
     from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules import DPOModule, SFTModule
+    from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
     lora = LoRASpec() if job["lora"] else None
     packed = NF4Spec() if job["packed"] else None

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from lion_lightning.data.sft import SFTDataModule
     from lion_lightning.data.sources import Source
     from lion_lightning.losses.preference import PreferenceLoss
-    from lion_lightning.models.cached import CachedReference, RefreshedReference
     from lion_lightning.models.lora import LoRASpec
     from lion_lightning.models.policy import PolicyModel
-    from lion_lightning.models.references import (
-        AdapterOffReference,
-        FrozenReference,
-        MixedReference,
-        NoReference,
-        Reference,
-    )
     from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules.base import AlignmentModule
     from lion_lightning.modules.dpo import DPOModule
     from lion_lightning.modules.online_dpo import OnlineDPOModule
     from lion_lightning.modules.sft import SFTModule
+    from lion_lightning.references.base import (
+        AdapterOffReference,
+        FrozenReference,
+        MixedReference,
+        NoReference,
+        Reference,
+    )
+    from lion_lightning.references.cached import CachedReference, RefreshedReference
 
 __version__ = "0.1.0"
 
@@ -62,23 +62,23 @@ __all__ = [
 
 # Where each public name lives. The imports above tell type checkers the same; tests/unit/test_imports.py compares them.
 _HOMES = {
-    "AdapterOffReference": "models.references",
+    "AdapterOffReference": "references.base",
     "AlignmentModule": "modules.base",
     "BestFit": "data.packing",
-    "CachedReference": "models.cached",
+    "CachedReference": "references.cached",
     "DPOModule": "modules.dpo",
-    "FrozenReference": "models.references",
+    "FrozenReference": "references.base",
     "LoRASpec": "models.lora",
-    "MixedReference": "models.references",
-    "NoReference": "models.references",
+    "MixedReference": "references.base",
+    "NoReference": "references.base",
     "OnPolicyDataModule": "data.on_policy",
     "OnlineDPOModule": "modules.online_dpo",
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",
     "PreferenceDataModule": "data.preference",
     "PreferenceLoss": "losses.preference",
-    "Reference": "models.references",
-    "RefreshedReference": "models.cached",
+    "Reference": "references.base",
+    "RefreshedReference": "references.cached",
     "SFTDataModule": "data.sft",
     "SFTModule": "modules.sft",
     "Source": "data.sources",

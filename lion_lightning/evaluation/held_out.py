@@ -18,12 +18,12 @@ from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources import Source
 from lion_lightning.evaluation.verdicts import summary
 from lion_lightning.losses.dpo import SigmoidLoss
-from lion_lightning.models.references import FrozenReference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.sft import SFTModule
+from lion_lightning.references.base import FrozenReference
 from lion_lightning.types import PairLogps
 
 logger = logging.getLogger(__name__)

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lion_lightning.models.cached import has_adapters
 from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.gathering import bare, peft_layers, plain_weights, whole_tensors
 from lion_lightning.models.lora import adapter_weights, write_adapter
-from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.unsharding import with_shapes
+from lion_lightning.references.cached import has_adapters
+from lion_lightning.references.scoring import Process
 
 
 class ServedAdapters:

@@ -24,12 +24,12 @@ from lion_lightning.models.generation_settings import (
     without_settings,
     write_settings,
 )
-from lion_lightning.models.passes import Process
 from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.unsharding import unsharded, with_shapes
 from lion_lightning.models.writing import save_weights
 from lion_lightning.ops.logprobs import to_the_end
+from lion_lightning.references.scoring import Process
 
 
 class Serving:

@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from lion_lightning.models.bases import base_digest, base_names, has_base, require_base, trained_names
-from lion_lightning.models.cached import has_adapters
 from lion_lightning.models.checkpoint_files import require_whole
 from lion_lightning.models.checkpoint_io import require_training
 from lion_lightning.models.lion_entry import require_plain_entry
@@ -34,6 +33,7 @@ from lion_lightning.modules.resume import Resumption, require_same_shapes, resum
 from lion_lightning.modules.resumed_settings import RunSettings
 from lion_lightning.modules.settings import Settings, plain, tokenizer_settings
 from lion_lightning.modules.stored_settings import require_known_classes, require_own_paths
+from lion_lightning.references.cached import has_adapters
 
 MADE = ("policy", "tokenizer", "optimizer", "lr_scheduler")
 """Arguments that others are made from, which are asked instead."""

@@ -11,14 +11,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lion_lightning.losses.preference import PreferenceLoss
-from lion_lightning.models.cached import CachedReference
 from lion_lightning.models.generation import evaluating
-from lion_lightning.models.references import AdapterOffReference, FrozenReference, Reference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.process import TrainerProcess, epoch_batches
 from lion_lightning.ops.logprobs import pair_logps
+from lion_lightning.references.base import AdapterOffReference, FrozenReference, Reference
+from lion_lightning.references.cached import CachedReference
 
 
 class OnlineDPOModule(DPOModule):

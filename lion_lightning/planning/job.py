@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lion_lightning.models.references import AdapterOffReference, FrozenReference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.planning.rehearsal import Rehearsal
 from lion_lightning.planning.sketch import sketch
 from lion_lightning.planning.update import Factory
+from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
 HALVES: dict[str, Literal["bfloat16", "float16"]] = {"bf16-true": "bfloat16", "16-true": "float16"}
 """What Lightning makes of a model's weights under these precisions."""

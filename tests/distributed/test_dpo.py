@@ -12,13 +12,13 @@ import torch
 from torch.optim import SGD
 
 from lion_lightning.losses.dpo import SigmoidLoss
-from lion_lightning.models.cached import CachedReference
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.pieces import whole_parameters
-from lion_lightning.models.references import AdapterOffReference, FrozenReference, MixedReference, Reference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.references.base import AdapterOffReference, FrozenReference, MixedReference, Reference
+from lion_lightning.references.cached import CachedReference
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks

@@ -22,9 +22,9 @@ from lion_lightning.cli import main
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.models.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.references import Reference
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.sft import SFTModule
+from lion_lightning.references.base import Reference
 from lion_lightning.types import Piece, Sample
 from tests import tiny
 

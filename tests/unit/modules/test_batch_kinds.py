@@ -10,10 +10,10 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 
-from lion_lightning.models.references import FrozenReference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import AlignmentModule, DPOModule, SFTModule
+from lion_lightning.references.base import FrozenReference
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.marks import exhaustive
 from tests.tiny import TREE, Rows, pairs, row, shallow, tokenizer_folder, trainer

@@ -13,19 +13,19 @@ from torch.optim import SGD
 
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import PreferenceLoss
-from lion_lightning.models.cached import CachedReference, RefreshedReference
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.references import (
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.ops.logprobs import pair_logps
+from lion_lightning.references.base import (
     AdapterOffReference,
     FrozenReference,
     MixedReference,
     NoReference,
     Reference,
 )
-from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.modules.dpo import DPOModule
-from lion_lightning.ops.logprobs import pair_logps
+from lion_lightning.references.cached import CachedReference, RefreshedReference
 from lion_lightning.types import PackedBatch, PairLogps
 from tests.tiny import Rows, alone, merge, pairs, row, shallow, tokenizer_folder, trainer
 

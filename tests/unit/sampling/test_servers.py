@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lion_lightning.endpoint.client import Endpoint
-from lion_lightning.models.passes import Process
+from lion_lightning.references.scoring import Process
 from lion_lightning.sampling import EngineError, Probe, SamplingSettings, ServerSampler, SGLangRoutes, VLLMRoutes
 from lion_lightning.sampling.base import Adapters
 from lion_lightning.types import Answer, Prompt

@@ -15,13 +15,13 @@ from torch import Tensor
 from lion_lightning.cache import cache_folder
 from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.generation import evaluating
-from lion_lightning.models.pair_store import PairStore, pair_keys
-from lion_lightning.models.passes import Process, missing, score
 from lion_lightning.models.pieces import is_sharded, unwrapped, whole_parameters
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import product_dtype
-from lion_lightning.models.references import Build, Reference
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.references.base import Build, Reference
+from lion_lightning.references.scoring import Process, missing, score
+from lion_lightning.references.store import PairStore, pair_keys
 from lion_lightning.types import PackedBatch, PairLogps
 
 log = logging.getLogger(__name__)

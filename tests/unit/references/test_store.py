@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from lion_lightning.models import pair_store
-from lion_lightning.models.pair_store import PairStore, pair_keys
+from lion_lightning.references import store as pair_store
+from lion_lightning.references.store import PairStore, pair_keys
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 from tests.tiny import merge, pairs
 

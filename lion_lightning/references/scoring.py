@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lion_lightning.models.pair_store import Keys, PairStore, pair_keys
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.ops.logprobs import pair_logps
+from lion_lightning.references.store import Keys, PairStore, pair_keys
 from lion_lightning.types import PackedBatch, PairLogps
 
 FLUSH_SECONDS = 30.0

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lion_lightning.models import passes
-from lion_lightning.models.cached import CachedReference, RefreshedReference
 from lion_lightning.models.digests import weights_digest
-from lion_lightning.models.passes import Process
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.references import FrozenReference, MixedReference, NoReference
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.ops.logprobs import pair_logps
+from lion_lightning.references import scoring as passes
+from lion_lightning.references.base import FrozenReference, MixedReference, NoReference
+from lion_lightning.references.cached import CachedReference, RefreshedReference
+from lion_lightning.references.scoring import Process
 from lion_lightning.types import PackedBatch, PairLogps
 from tests.tiny import config, pairs, policy
 
