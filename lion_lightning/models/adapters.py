@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lion_lightning.models.digests import weights_digest
-from lion_lightning.models.gathering import bare, peft_layers, plain_weights, whole_tensors
 from lion_lightning.models.lora import adapter_weights, write_adapter
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.unsharding import with_shapes
+from lion_lightning.models.weights.gathering import bare, peft_layers, plain_weights, whole_tensors
+from lion_lightning.models.weights.hash import weights_digest
+from lion_lightning.models.weights.unsharding import with_shapes
 from lion_lightning.references.cached import has_adapters
 from lion_lightning.references.scoring import Process
 

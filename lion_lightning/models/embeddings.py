@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from lion_lightning.models.pieces import local, rows_held
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.dtensor import local, rows_held
 
 
 def token_embeddings(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lion_lightning.models.bases import require_base, trained_names
 from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.export_files import new_export
@@ -35,7 +34,8 @@ from lion_lightning.models.generation_settings import (
 from lion_lightning.models.lion_entry import LionEntry, other_weights, policy_weights, read_entry
 from lion_lightning.models.lora import write_adapter
 from lion_lightning.models.model_configs import config_from
-from lion_lightning.models.stored_weights import refuse_misfits, require_finite
+from lion_lightning.models.weights.base_model import require_base, trained_names
+from lion_lightning.models.weights.stored import refuse_misfits, require_finite
 from lion_lightning.printing import redacted
 
 log = logging.getLogger(__name__)

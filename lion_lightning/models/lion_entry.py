@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from lion_lightning.models.checkpoints import PREFIX
-from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.settings import check_types, spec_from
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.dtensor import unwrapped
 
 
 @dataclass

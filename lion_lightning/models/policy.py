@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lion_lightning.models.embeddings import output_head, vocabulary_rows
 from lion_lightning.models.quantization import product_dtype
-from lion_lightning.models.stored_weights import all_tensors, require_finite
+from lion_lightning.models.weights.stored import all_tensors, require_finite
 from lion_lightning.ops.attention import PATHS
 from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.ops.layout import RowLayout

@@ -13,9 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.models.adapters import ServedAdapters, only_linear_adapters
-from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.embeddings import still_tied
-from lion_lightning.models.gathering import merged, plain_weights
 from lion_lightning.models.generation import evaluating
 from lion_lightning.models.generation_settings import (
     agree_with,
@@ -24,10 +22,12 @@ from lion_lightning.models.generation_settings import (
     without_settings,
     write_settings,
 )
-from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.unsharding import unsharded, with_shapes
-from lion_lightning.models.writing import save_weights
+from lion_lightning.models.weights.dtensor import whole_parameters
+from lion_lightning.models.weights.gathering import merged, plain_weights
+from lion_lightning.models.weights.hash import weights_digest
+from lion_lightning.models.weights.safetensors_writer import save_weights
+from lion_lightning.models.weights.unsharding import unsharded, with_shapes
 from lion_lightning.ops.logprobs import to_the_end
 from lion_lightning.references.scoring import Process
 

@@ -25,7 +25,14 @@ from lion_lightning.models.embeddings import (
 )
 from lion_lightning.models.export_files import require_intact
 from lion_lightning.models.generation_settings import stored_settings, within_vocabulary
-from lion_lightning.models.loading import (
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.model_configs import config_from, not_loadable, require_safetensors, stored_config
+from lion_lightning.models.policy import PolicyModel, without_dropout
+from lion_lightning.models.quantization import NF4Spec, keep_layout
+from lion_lightning.models.settings import asked_spec, check_types, spec_from
+from lion_lightning.models.weights.dtensor import reshard
+from lion_lightning.models.weights.fsdp import Sharding
+from lion_lightning.models.weights.sharded_loading import (
     PiecesError,
     WeightFiles,
     hollow,
@@ -35,14 +42,7 @@ from lion_lightning.models.loading import (
     start_new_rows,
     to_meta,
 )
-from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.model_configs import config_from, not_loadable, require_safetensors, stored_config
-from lion_lightning.models.pieces import reshard
-from lion_lightning.models.policy import PolicyModel, without_dropout
-from lion_lightning.models.quantization import NF4Spec, keep_layout
-from lion_lightning.models.settings import asked_spec, check_types, spec_from
-from lion_lightning.models.sharding import Sharding
-from lion_lightning.models.stored_weights import WrongWeightsError, load_complete
+from lion_lightning.models.weights.stored import WrongWeightsError, load_complete
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

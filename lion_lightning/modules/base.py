@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from lion_lightning.distributed.same_settings import require_agreement
 from lion_lightning.models.checkpoint_io import remove_left_drafts, use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids
-from lion_lightning.models.pieces import share
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.settings import asked_spec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.dtensor import share
 from lion_lightning.modules.averaging import refuse_averaging
 from lion_lightning.modules.limits import (
     refuse_tuners,

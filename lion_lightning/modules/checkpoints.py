@@ -18,15 +18,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from lion_lightning.models.bases import base_digest, base_names, has_base, require_base, trained_names
 from lion_lightning.models.checkpoint_files import require_whole
 from lion_lightning.models.checkpoint_io import require_training
 from lion_lightning.models.lion_entry import require_plain_entry
-from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.stored_weights import all_tensors, require_finite
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.base_model import base_digest, base_names, has_base, require_base, trained_names
+from lion_lightning.models.weights.dtensor import unwrapped
+from lion_lightning.models.weights.stored import all_tensors, require_finite
 from lion_lightning.modules.averaging import warn_of_no_average
 from lion_lightning.modules.dev_run import restore_last, suspend_last
 from lion_lightning.modules.resume import Resumption, require_same_shapes, resumption, rewind, unlogged

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from lion_lightning.models.pieces import local, whole
+from lion_lightning.models.weights.dtensor import local, whole
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 
 from lion_lightning.models.embeddings import TrainableRows
-from lion_lightning.models.sharding import Sharding
+from lion_lightning.models.weights.fsdp import Sharding
 from lion_lightning.references.scoring import Process
 from lion_lightning.types import PackedBatch
 

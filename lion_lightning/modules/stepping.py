@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lion_lightning.models.embeddings import TrainableRows, token_embeddings
-from lion_lightning.models.pieces import unwrapped
+from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpoints import PolicyCheckpoints
 from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm, scale_gradients
 from lion_lightning.modules.limits import made, require_finite_loss, require_optimizer_numbers

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lion_lightning.models.bases import has_base
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.weights.base_model import has_base
 from lion_lightning.planning.sketch import sketch
 
 GIB = 2**30

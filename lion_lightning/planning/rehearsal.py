@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.sharding import decoder_layers
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.weights.fsdp import decoder_layers
 from lion_lightning.planning.sketch import like_llama, materialised, packed_layers, sketch
 from lion_lightning.planning.tally import Tally
 from lion_lightning.planning.update import Factory, update

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lion_lightning.models.sharding import decoder_layers
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.weights.fsdp import decoder_layers
 from lion_lightning.planning.job import Job
 from lion_lightning.planning.sketch import packed_layers
 

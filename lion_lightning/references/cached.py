@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from lion_lightning.cache import cache_folder
-from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.generation import evaluating
-from lion_lightning.models.pieces import is_sharded, unwrapped, whole_parameters
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import product_dtype
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.weights.dtensor import is_sharded, unwrapped, whole_parameters
+from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.references.base import Build, Reference
 from lion_lightning.references.scoring import Process, missing, score
 from lion_lightning.references.store import PairStore, pair_keys

@@ -13,9 +13,9 @@ from torch.optim import SGD
 
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.dtensor import whole_parameters
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, MixedReference, Reference
 from lion_lightning.references.cached import CachedReference

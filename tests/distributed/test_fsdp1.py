@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.export import export_checkpoint
-from lion_lightning.models.pieces import whole_parameters
+from lion_lightning.models.weights.dtensor import whole_parameters
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_fsdp2 import CASES, ROWS, assert_same, module

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from lion_lightning.models.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.pieces import is_sharded, whole
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.dtensor import is_sharded, whole
 from lion_lightning.modules import SFTModule
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.ranks import run_ranks

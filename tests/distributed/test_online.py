@@ -16,10 +16,10 @@ from torch.optim import SGD
 
 from lion_lightning.data.rounds import find_rounds
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.serving import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.dtensor import whole_parameters
 from lion_lightning.references.scoring import Process
 from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 
-from lion_lightning.models.loading import WeightFiles
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.sharding import Sharding, decoder_layers
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.weights.fsdp import Sharding, decoder_layers
+from lion_lightning.models.weights.sharded_loading import WeightFiles
 from tests.distributed.ranks import run_ranks
 from tests.tiny import LiveTensors, policy
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import SGD
 
-from lion_lightning.models.pieces import whole
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.dtensor import whole
 from lion_lightning.modules import SFTModule
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.ranks import run_ranks

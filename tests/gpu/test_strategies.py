@@ -14,9 +14,9 @@ from torch.optim import SGD
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.models.export import export_checkpoint
-from lion_lightning.models.pieces import whole_parameters
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.dtensor import whole_parameters
 from lion_lightning.modules import SFTModule
 from lion_lightning.strategies import FSDP2Strategy, WrapLayers
 from tests.distributed.ranks import run_ranks

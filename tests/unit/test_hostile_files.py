@@ -29,9 +29,9 @@ from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
 from lion_lightning.models.chat_template import ChatTemplate
 from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.generation_settings import stored_settings
-from lion_lightning.models.loading import WeightFiles
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.weights.sharded_loading import WeightFiles
 from lion_lightning.pipeline.plan import StagePlan, read_plan
 from lion_lightning.pipeline.stage import require_start
 from lion_lightning.processes.folder_lock import FolderLock

@@ -16,8 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP,
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from lion_lightning.models.gathering import merged, peft_layers
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.weights.gathering import merged, peft_layers
 from lion_lightning.ops.lean import keep_less
 from tests import tiny
 

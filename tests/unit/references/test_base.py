@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lion_lightning.models.digests import weights_digest
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.references import scoring as passes
 from lion_lightning.references.base import FrozenReference, MixedReference, NoReference

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lion_lightning.models.digests import weights_digest
-from lion_lightning.models.loading import WeightFiles
-from lion_lightning.models.pieces import unwrapped
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.weights.dtensor import unwrapped
+from lion_lightning.models.weights.hash import weights_digest
+from lion_lightning.models.weights.sharded_loading import WeightFiles
 
 
 def has_base(spec: PolicySpec) -> bool:

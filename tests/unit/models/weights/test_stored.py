@@ -17,10 +17,10 @@ from torch import Tensor
 from lion_lightning.chat import load_served
 from lion_lightning.evaluation.held_out import conversation_loss
 from lion_lightning.models.export import export_policy
-from lion_lightning.models.loading import PiecesError, WeightFiles, sources_of
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.stored_weights import require_finite
+from lion_lightning.models.weights.sharded_loading import PiecesError, WeightFiles, sources_of
+from lion_lightning.models.weights.stored import require_finite
 from tests.tiny import config, policy, tokenizer_folder
 
 NORM = "model.layers.1.input_layernorm.weight"

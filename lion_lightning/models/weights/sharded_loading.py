@@ -19,8 +19,8 @@ from transformers.utils.hub import cached_file
 
 from lion_lightning.models.embeddings import set_to_mean
 from lion_lightning.models.model_configs import weight_files
-from lion_lightning.models.pieces import local, materialise, rows_held
-from lion_lightning.models.stored_weights import WrongWeightsError, refuse_misfits
+from lion_lightning.models.weights.dtensor import local, materialise, rows_held
+from lion_lightning.models.weights.stored import WrongWeightsError, refuse_misfits
 
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lion_lightning.models.pieces import local
+from lion_lightning.models.weights.dtensor import local
 
 
 class WrongWeightsError(ValueError):

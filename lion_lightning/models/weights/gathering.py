@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lion_lightning.models.pieces import whole
 from lion_lightning.models.quantization import dequantised, is_quantised
+from lion_lightning.models.weights.dtensor import whole
 
 Named = Iterable[tuple[str, Tensor]]
 """Tensors with their names."""

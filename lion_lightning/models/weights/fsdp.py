@@ -16,8 +16,8 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lion_lightning.models.pieces import share
 from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.weights.dtensor import share
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Weights as tensors: shards and full tensors, reading, writing and hashing them."""
