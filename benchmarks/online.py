@@ -85,7 +85,7 @@ def accuracy(folder: str) -> float:
 
     from lion_lightning import PolicySpec, TokenizerSpec
     from lion_lightning.demo import check
-    from lion_lightning.models.generation import generate_answers
+    from lion_lightning.models.generation.greedy import generate_answers
 
     rows = [json.loads(line) for line in Path("runs/demo/validation.jsonl").read_text().splitlines()]
     questions = [row["messages"][0]["content"] for row in rows]

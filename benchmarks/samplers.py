@@ -44,7 +44,7 @@ def measure(name: str, options: argparse.Namespace) -> tuple[int, float]:
     """
     from lion_lightning import PolicySpec, Source, TokenizerSpec
     from lion_lightning.data.prompts import PromptPool
-    from lion_lightning.models.serving import Serving
+    from lion_lightning.models.generation.rollout_policy import Serving
     from lion_lightning.sampling import SamplingSettings, ServerSampler, TransformersSampler, VLLMSampler
 
     tokenizer = TokenizerSpec(options.model).load()

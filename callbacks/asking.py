@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from lion_lightning.models.generation import generate_answers
+from lion_lightning.models.generation.greedy import generate_answers
 from lion_lightning.modules.base import AlignmentModule
 
 

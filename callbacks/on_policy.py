@@ -35,7 +35,7 @@ from lion_lightning.data.readers import digest
 from lion_lightning.data.round_figures import round_figures
 from lion_lightning.data.rounds import Rollout, Round, round_path, set_aside, write_rollouts, write_summary
 from lion_lightning.judges.base import Judge
-from lion_lightning.models.serving import Serving
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.process import TrainerProcess
 from lion_lightning.readiness import require_ready

@@ -12,9 +12,9 @@ from transformers import TextStreamer
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.formats import Conversation
 from lion_lightning.data.turns import Message
-from lion_lightning.models.generation_settings import generation_config, without_settings
+from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.settings import generation_config, without_settings
 from lion_lightning.models.policy import position_limit
-from lion_lightning.models.serving import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.references.scoring import Process

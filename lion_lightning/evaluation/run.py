@@ -21,7 +21,7 @@ from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.held_out import conversation_loss, preference_rewards
 from lion_lightning.evaluation.verdicts import accuracy, kinds, scored, win_rate
 from lion_lightning.judges.base import Judge
-from lion_lightning.models.serving import Serving
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.readiness import require_ready

@@ -24,7 +24,7 @@ from transformers import (
 from lion_lightning.models.checkpoints import read_checkpoint
 from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.export_files import new_export
-from lion_lightning.models.generation_settings import (
+from lion_lightning.models.generation.settings import (
     agree_with,
     generation_config,
     plain_settings,

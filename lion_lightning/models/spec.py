@@ -24,7 +24,7 @@ from lion_lightning.models.embeddings import (
     vocabulary_rows,
 )
 from lion_lightning.models.export_files import require_intact
-from lion_lightning.models.generation_settings import stored_settings, within_vocabulary
+from lion_lightning.models.generation.settings import stored_settings, within_vocabulary
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.model_configs import config_from, not_loadable, require_safetensors, stored_config
 from lion_lightning.models.policy import PolicyModel, without_dropout

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lion_lightning.cache import cache_folder
-from lion_lightning.models.generation import evaluating
+from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import product_dtype
 from lion_lightning.models.spec import PolicySpec

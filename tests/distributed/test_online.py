@@ -15,8 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD
 
 from lion_lightning.data.rounds import find_rounds
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.serving import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import whole_parameters

@@ -18,7 +18,7 @@ from lion_lightning.cli import main
 from lion_lightning.demo import FAMILIES
 from lion_lightning.evaluation.run import Evaluation, evaluate
 from lion_lightning.judges import Length, VerifierJudge
-from lion_lightning.models.serving import Serving
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.types import Answer, Prompt
 from tests import tiny

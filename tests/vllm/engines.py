@@ -16,8 +16,8 @@ from urllib.request import urlopen
 import torch
 
 from lion_lightning import PolicySpec, TokenizerSpec
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.serving import Serving
 from lion_lightning.types import Prompt
 from tests import tiny
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lion_lightning import PolicySpec
-from lion_lightning.models.serving import Serving
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.sampling import (
     AdapterWeights,
     EngineError,

@@ -96,7 +96,7 @@ def test_answers_are_those_of_the_weights_that_are_validated(first: bool, bench:
     module = bench.module()
     module.optimizer_factory = lambda groups: torch.optim.SGD(groups, lr=3.0)
     bench.fit(trainer, module)
-    from lion_lightning.models.generation import generate_answers
+    from lion_lightning.models.generation.greedy import generate_answers
 
     expected = generate_answers(module, ["w3 w4"], 12)[0]  # Lightning has put the average into the module
     samples = [json.loads(line) for line in (bench.folder / "run" / "samples.jsonl").read_text("utf-8").splitlines()]

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lion_lightning.callbacks import BeforeAfter, HuggingFaceExport, TokenThroughput
 from lion_lightning.callbacks.before_after import Snapshot, _print_table
-from lion_lightning.models.generation import evaluating, generate_answers
+from lion_lightning.models.generation.greedy import evaluating, generate_answers
 from lion_lightning.modules.sft import SFTModule
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.unit.callbacks.conftest import Bench

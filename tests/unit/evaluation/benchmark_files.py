@@ -10,7 +10,7 @@ from typing import Any
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.evaluation.formats import FORMATS, write_answers
 from lion_lightning.evaluation.formats.writing import Asking
-from lion_lightning.models.serving import Serving
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling import SamplingSettings
 from lion_lightning.types import Answer, Prompt

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.evaluation.formats.mt_bench import TEMPERATURES
-from lion_lightning.models.serving import Serving
+from lion_lightning.models.generation.rollout_policy import Serving
 from tests.unit.evaluation.benchmark_files import ALPACA, ARENA, MT, Echo, lines, listed, served_policy, write
 
 

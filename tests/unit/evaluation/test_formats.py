@@ -11,7 +11,7 @@ import pytest
 
 from lion_lightning.commands.answers import main
 from lion_lightning.evaluation.formats import FORMATS
-from lion_lightning.models.serving import Serving
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.types import Answer
 from tests.unit.evaluation.benchmark_files import (

@@ -24,7 +24,7 @@ from lion_lightning.evaluation.harness import (
     read_figures,
     run_tasks,
 )
-from lion_lightning.models.serving import Serving
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.tokenizer import TokenizerSpec
 from tests import tiny
 

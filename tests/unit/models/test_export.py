@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lion_lightning.models.export import export_checkpoint
-from lion_lightning.models.generation_settings import generation_config
+from lion_lightning.models.generation.settings import generation_config
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from lion_lightning import AdapterOffReference, DPOModule, PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.callbacks import HuggingFaceExport
 from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec, scales
-from lion_lightning.models.serving import Serving
 from lion_lightning.models.weights.hash import weights_digest
 from tests import tiny
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.serving import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling.base import SamplingSettings

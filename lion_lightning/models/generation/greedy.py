@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lion_lightning.models.generation_settings import generation_config, stop_ids, without_settings
+from lion_lightning.models.generation.settings import generation_config, stop_ids, without_settings
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.unsharding import unsharded

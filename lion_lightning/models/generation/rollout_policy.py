@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.models.adapters import ServedAdapters, only_linear_adapters
 from lion_lightning.models.embeddings import still_tied
-from lion_lightning.models.generation import evaluating
-from lion_lightning.models.generation_settings import (
+from lion_lightning.models.generation.adapters import ServedAdapters, only_linear_adapters
+from lion_lightning.models.generation.greedy import evaluating
+from lion_lightning.models.generation.settings import (
     agree_with,
     generation_config,
     stop_ids,

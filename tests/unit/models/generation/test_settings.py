@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from lion_lightning.models.export import export_checkpoint
-from lion_lightning.models.generation_settings import stored_settings
+from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.settings import stored_settings
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.serving import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
