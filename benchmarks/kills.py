@@ -361,7 +361,7 @@ def _old_drafts(run: Path) -> list[Path]:
 def _states(one: Path, other: Path) -> Iterator[str]:
     import torch
 
-    from lion_lightning.models.checkpoint_files import require_whole
+    from lion_lightning.models.checkpoints.files import require_whole
 
     for path in sorted(other.glob("checkpoints/[!.l]*.ckpt")):  # last.ckpt is a link to one of them
         mine = one / "checkpoints" / path.name

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.callbacks.order import run_last
-from lion_lightning.models.checkpoints import PREFIX
-from lion_lightning.models.export import export_policy, refuse_own_base
-from lion_lightning.models.lion_entry import read_entry
+from lion_lightning.models.checkpoints.contents import PREFIX
+from lion_lightning.models.checkpoints.export import export_policy, refuse_own_base
+from lion_lightning.models.checkpoints.lion_entry import read_entry
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.models.weights.gathering import whole_tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from lion_lightning.models.export import obstacle
+from lion_lightning.models.checkpoints.export import obstacle
 
 
 def writes_files(trainer: Trainer) -> bool:

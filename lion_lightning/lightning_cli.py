@@ -19,7 +19,7 @@ from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.cli import TRAINING
 from lion_lightning.config_file import check_config_files
 from lion_lightning.metrics_log import MetricsLog
-from lion_lightning.models.checkpoint_files import newest_checkpoint, require_local
+from lion_lightning.models.checkpoints.files import newest_checkpoint, require_local
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.null_settings import require_values
 from lion_lightning.printing import require_no_secrets

@@ -11,7 +11,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
-    from lion_lightning.models.export import export_checkpoint
+    from lion_lightning.models.checkpoints.export import export_checkpoint
 
     parser = argparse.ArgumentParser(prog="lion export", description="Write a checkpoint as a Hugging Face folder.")
     parser.add_argument("checkpoint", help="a .ckpt file, e.g. runs/sft/checkpoints/last.ckpt")

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from lion_lightning.models.checkpoints.export_files import require_intact
 from lion_lightning.models.embeddings import (
     add_token_rows,
     embedding_names,
@@ -23,7 +24,6 @@ from lion_lightning.models.embeddings import (
     untied,
     vocabulary_rows,
 )
-from lion_lightning.models.export_files import require_intact
 from lion_lightning.models.generation.settings import stored_settings, within_vocabulary
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.model_configs import config_from, not_loadable, require_safetensors, stored_config

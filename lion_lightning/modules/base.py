@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.parsing import clean_namespace
 from torch import Tensor, nn
 
 from lion_lightning.distributed.same_settings import require_agreement
-from lion_lightning.models.checkpoint_io import remove_left_drafts, use_checked_checkpoints
+from lion_lightning.models.checkpoints.io import remove_left_drafts, use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.settings import asked_spec

@@ -18,9 +18,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from lion_lightning.models.checkpoint_files import require_whole
-from lion_lightning.models.checkpoint_io import require_training
-from lion_lightning.models.lion_entry import require_plain_entry
+from lion_lightning.models.checkpoints.files import require_whole
+from lion_lightning.models.checkpoints.io import require_training
+from lion_lightning.models.checkpoints.lion_entry import require_plain_entry
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

@@ -13,7 +13,7 @@ import yaml
 
 from lion_lightning.cache import read_object, replacing
 from lion_lightning.config_file import read_config_file
-from lion_lightning.models.export_files import is_export, missing_of
+from lion_lightning.models.checkpoints.export_files import is_export, missing_of
 from lion_lightning.pipeline.configs import Config, differences
 from lion_lightning.pipeline.plan import StagePlan
 
@@ -118,7 +118,7 @@ def run_stage(folder: Path, start: Path | None) -> int:
 
 def _export(folder: Path) -> int:
     from lion_lightning.cli import main
-    from lion_lightning.models.checkpoint_files import newest_checkpoint
+    from lion_lightning.models.checkpoints.files import newest_checkpoint
 
     newest = newest_checkpoint(folder / "checkpoints")
     if newest is None:

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.constants import default_pg_timeout
 
-from lion_lightning.models.checkpoint_folders import is_folder, stored_names
+from lion_lightning.models.checkpoints.folders import is_folder, stored_names
 from lion_lightning.modules.process import require_sharded
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.optim import SGD
 from transformers import AutoModelForCausalLM
 
-from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim import SGD
 from transformers import AutoModelForCausalLM
 
-from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import whole_parameters

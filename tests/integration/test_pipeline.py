@@ -16,7 +16,7 @@ import yaml
 
 from lion_lightning.cli import main
 from lion_lightning.commands.run import stage_options
-from lion_lightning.models.export_files import new_export
+from lion_lightning.models.checkpoints.export_files import new_export
 from lion_lightning.pipeline.configs import differences, merged
 from lion_lightning.pipeline.plan import read_plan
 from lion_lightning.pipeline.run import Runner

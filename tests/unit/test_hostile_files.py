@@ -27,7 +27,7 @@ from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.formats import FORMATS
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
 from lion_lightning.models.chat_template import ChatTemplate
-from lion_lightning.models.checkpoints import read_checkpoint
+from lion_lightning.models.checkpoints.contents import read_checkpoint
 from lion_lightning.models.generation.settings import stored_settings
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

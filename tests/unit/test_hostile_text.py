@@ -19,8 +19,8 @@ from lion_lightning.data.rounds import Rollout, round_path, write_rollouts
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources import Source
 from lion_lightning.evaluation.harness import Figure
-from lion_lightning.models.export import model_card
-from lion_lightning.models.lion_entry import LionEntry
+from lion_lightning.models.checkpoints.export import model_card
+from lion_lightning.models.checkpoints.lion_entry import LionEntry
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import literal

@@ -14,8 +14,8 @@ from lion_lightning.callbacks.provenance import surroundings
 from lion_lightning.callbacks.round_plan import identity_of
 from lion_lightning.cli import main
 from lion_lightning.judges import VerifierJudge
-from lion_lightning.models.export import model_card
-from lion_lightning.models.lion_entry import LionEntry
+from lion_lightning.models.checkpoints.export import model_card
+from lion_lightning.models.checkpoints.lion_entry import LionEntry
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.pipeline.plan import read_plan

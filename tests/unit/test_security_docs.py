@@ -52,7 +52,7 @@ ALLOWED = {
     "data/transforming.py": {"imports by name": "a transform that the config names"},
     "models/chat_template.py": {"renders jinja": "it is only parsed"},
     "pipeline/__main__.py": {"imports by name": "the module of a stage, named in the code"},
-    "models/checkpoint_folders.py": {"unpickles": "classes that torch writes there, and no others"},
+    "models/checkpoints/folders.py": {"unpickles": "classes that torch writes there, and no others"},
 }
 OWN = {
     "metrics_log.py": "the log that the same process writes",

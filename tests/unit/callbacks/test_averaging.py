@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lion_lightning.callbacks import BeforeAfter, HuggingFaceExport, SampleTable
-from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules import SFTModule

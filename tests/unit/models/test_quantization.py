@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from lion_lightning import AdapterOffReference, DPOModule, PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.callbacks import HuggingFaceExport
-from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.generation.settings import stored_settings
 from lion_lightning.models.lora import LoRASpec

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lion_lightning.chat import load_served
 from lion_lightning.evaluation.held_out import conversation_loss
-from lion_lightning.models.export import export_policy
+from lion_lightning.models.checkpoints.export import export_policy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.sharded_loading import PiecesError, WeightFiles, sources_of

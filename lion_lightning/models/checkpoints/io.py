@@ -15,8 +15,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 from lion_lightning.cache import checksum, remove_drafts, replacing, replacing_folder
-from lion_lightning.models.checkpoint_files import SEAL, damage, require_local, require_whole, said
-from lion_lightning.models.checkpoint_folders import is_folder, stored_names
+from lion_lightning.models.checkpoints.files import SEAL, damage, require_local, require_whole, said
+from lion_lightning.models.checkpoints.folders import is_folder, stored_names
 from lion_lightning.processes.stopping import signals_wait
 
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lion_lightning import PolicySpec
-from lion_lightning.models import export_files
-from lion_lightning.models.export_files import MANIFEST, missing_of, new_export, require_intact
+from lion_lightning.models.checkpoints import export_files
+from lion_lightning.models.checkpoints.export_files import MANIFEST, missing_of, new_export, require_intact
 
 
 def write(folder: Path, number: float, shards: int = 1) -> Path:

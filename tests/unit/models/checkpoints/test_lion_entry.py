@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lion_lightning.judges import PairRMJudge, RewardModelJudge
-from lion_lightning.models.export import export_checkpoint
+from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule

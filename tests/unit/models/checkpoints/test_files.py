@@ -13,8 +13,8 @@ import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from lion_lightning.cache import checksum
-from lion_lightning.models import checkpoint_files
-from lion_lightning.models.checkpoint_files import SEAL, damage, newest_checkpoint, require_whole
+from lion_lightning.models.checkpoints import files as checkpoint_files
+from lion_lightning.models.checkpoints.files import SEAL, damage, newest_checkpoint, require_whole
 
 
 def content(step: int = 0) -> dict[str, Any]:

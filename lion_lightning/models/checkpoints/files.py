@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from lion_lightning.cache import checksum
-from lion_lightning.models.checkpoint_folders import META, FolderReader, is_folder
+from lion_lightning.models.checkpoints.folders import META, FolderReader, is_folder
 
 SEAL = "metadata.crc32"
 """File of a folder with the checksum of its ``.metadata``, the only part that torch writes without one."""

@@ -21,9 +21,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lion_lightning.models.checkpoints import read_checkpoint
+from lion_lightning.models.checkpoints.contents import read_checkpoint
+from lion_lightning.models.checkpoints.export_files import new_export
+from lion_lightning.models.checkpoints.lion_entry import LionEntry, other_weights, policy_weights, read_entry
 from lion_lightning.models.embeddings import vocabulary_rows
-from lion_lightning.models.export_files import new_export
 from lion_lightning.models.generation.settings import (
     agree_with,
     generation_config,
@@ -31,7 +32,6 @@ from lion_lightning.models.generation.settings import (
     within_vocabulary,
     write_settings,
 )
-from lion_lightning.models.lion_entry import LionEntry, other_weights, policy_weights, read_entry
 from lion_lightning.models.lora import write_adapter
 from lion_lightning.models.model_configs import config_from
 from lion_lightning.models.weights.base_model import require_base, trained_names

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from lion_lightning.models.checkpoints import PREFIX, read_checkpoint
+from lion_lightning.models.checkpoints.contents import PREFIX, read_checkpoint
 from lion_lightning.strategies import FSDP2Strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore")

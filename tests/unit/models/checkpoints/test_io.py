@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from lion_lightning import SFTModule
 from lion_lightning.cache import replacing
 from lion_lightning.lightning_cli import LionCLI
-from lion_lightning.models.checkpoint_io import CheckedCheckpointIO, remove_left_drafts, use_checked_checkpoints
+from lion_lightning.models.checkpoints.io import CheckedCheckpointIO, remove_left_drafts, use_checked_checkpoints
 from lion_lightning.strategies import FSDP2Strategy
 from tests.unit.callbacks.conftest import Bench
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from lion_lightning.models.checkpoint_files import require_whole, said
-from lion_lightning.models.checkpoint_folders import META, FolderReader
+from lion_lightning.models.checkpoints.files import require_whole, said
+from lion_lightning.models.checkpoints.folders import META, FolderReader
 
 PREFIX = "policy.model."
 """Where a module's ``state_dict`` keeps the policy's weights."""

@@ -1,0 +1,1 @@
+"""Checkpoints of a Trainer on disk, and Hugging Face folders made of them."""
