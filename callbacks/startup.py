@@ -16,7 +16,7 @@ from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.callbacks.memory import causal_lm, device_memory, estimate_memory, references
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.loader import PackedLoader
-from lion_lightning.modules.run_length import run_length
+from lion_lightning.modules.optimization.run_length import run_length
 
 GIB = 2**30
 

@@ -3,7 +3,12 @@
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.online_dpo import OnlineDPOModule
-from lion_lightning.modules.schedules import ConstantWithWarmup, CosineWithWarmup, LinearWithWarmup, WarmupSchedule
+from lion_lightning.modules.optimization.schedules import (
+    ConstantWithWarmup,
+    CosineWithWarmup,
+    LinearWithWarmup,
+    WarmupSchedule,
+)
 from lion_lightning.modules.sft import SFTModule
 
 __all__ = [

@@ -24,8 +24,9 @@ from lion_lightning.models.settings import asked_spec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import share
-from lion_lightning.modules.averaging import refuse_averaging
-from lion_lightning.modules.limits import (
+from lion_lightning.modules.checkpointing.averaging import refuse_averaging
+from lion_lightning.modules.metrics import StageMeter
+from lion_lightning.modules.optimization.limits import (
     refuse_tuners,
     require_finite_settings,
     require_monitored,
@@ -34,9 +35,8 @@ from lion_lightning.modules.limits import (
     require_validation,
     warn_of_slow_precision,
 )
-from lion_lightning.modules.meters import StageMeter
+from lion_lightning.modules.optimization.step import SteppedPolicy
 from lion_lightning.modules.process import sharding_of
-from lion_lightning.modules.stepping import SteppedPolicy
 from lion_lightning.ops.logprobs import segment_parents
 from lion_lightning.printing import holds_secret, is_secret
 from lion_lightning.types import LossOutput, PackedBatch

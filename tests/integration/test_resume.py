@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.modules.schedules import CosineWithWarmup
+from lion_lightning.modules.optimization.schedules import CosineWithWarmup
 from lion_lightning.types import PackedBatch, Piece, Sample
 from tests import tiny
 from tests.marks import exhaustive, slow

@@ -17,7 +17,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import AlignmentModule, CosineWithWarmup, SFTModule
-from lion_lightning.modules.resume import resumption
+from lion_lightning.modules.checkpointing.resume import resumption
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.marks import exhaustive
 from tests.tiny import Rows, merge, row, shallow, tokenizer_folder, trainer

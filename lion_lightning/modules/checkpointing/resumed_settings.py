@@ -17,8 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
-from lion_lightning.modules.schedules import WarmupSchedule
-from lion_lightning.modules.settings import (
+from lion_lightning.modules.checkpointing.settings import (
     GROUP,
     Settings,
     arguments,
@@ -26,6 +25,7 @@ from lion_lightning.modules.settings import (
     run_settings,
     schedule_settings,
 )
+from lion_lightning.modules.optimization.schedules import WarmupSchedule
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lion_lightning.modules.run_length import run_length
-from lion_lightning.modules.schedules import WarmupSchedule
+from lion_lightning.modules.optimization.run_length import run_length
+from lion_lightning.modules.optimization.schedules import WarmupSchedule
 
 
 class RateWatch:

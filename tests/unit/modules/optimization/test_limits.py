@@ -20,7 +20,7 @@ from lion_lightning.losses import SFTLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, SFTModule
-from lion_lightning.modules.limits import has_bf16
+from lion_lightning.modules.optimization.limits import has_bf16
 from tests.tiny import Rows, row, shallow, tokenizer_folder, trainer
 
 ROWS = [row(seed=seed) for seed in range(4)]

@@ -27,12 +27,12 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.base_model import base_digest, base_names, has_base, require_base, trained_names
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.models.weights.stored import all_tensors, require_finite
-from lion_lightning.modules.averaging import warn_of_no_average
-from lion_lightning.modules.dev_run import restore_last, suspend_last
-from lion_lightning.modules.resume import Resumption, require_same_shapes, resumption, rewind, unlogged
-from lion_lightning.modules.resumed_settings import RunSettings
-from lion_lightning.modules.settings import Settings, plain, tokenizer_settings
-from lion_lightning.modules.stored_settings import require_known_classes, require_own_paths
+from lion_lightning.modules.checkpointing.averaging import warn_of_no_average
+from lion_lightning.modules.checkpointing.dev_run import restore_last, suspend_last
+from lion_lightning.modules.checkpointing.resume import Resumption, require_same_shapes, resumption, rewind, unlogged
+from lion_lightning.modules.checkpointing.resumed_settings import RunSettings
+from lion_lightning.modules.checkpointing.settings import Settings, plain, tokenizer_settings
+from lion_lightning.modules.checkpointing.stored_settings import require_known_classes, require_own_paths
 from lion_lightning.references.cached import has_adapters
 
 MADE = ("policy", "tokenizer", "optimizer", "lr_scheduler")

@@ -20,7 +20,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, DPOModule, LinearWithWarmup, SFTModule
-from lion_lightning.modules.resumed_settings import _shown, changes
+from lion_lightning.modules.checkpointing.resumed_settings import _shown, changes
 from lion_lightning.references.base import FrozenReference, MixedReference
 from tests.marks import slow_but
 from tests.tiny import DOCUMENTS, Rows, pairs, row, shallow, tokenizer_folder, trainer

@@ -13,14 +13,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
-from lion_lightning.modules.checkpoints import PolicyCheckpoints
-from lion_lightning.modules.gradients import clips_flat_pieces, gradient_norm, scale_gradients
-from lion_lightning.modules.limits import made, require_finite_loss, require_optimizer_numbers
-from lion_lightning.modules.meters import StepTotals
+from lion_lightning.modules.checkpointing.policy_checkpoints import PolicyCheckpoints
+from lion_lightning.modules.metrics import StepTotals
+from lion_lightning.modules.optimization.gradients import clips_flat_pieces, gradient_norm, scale_gradients
+from lion_lightning.modules.optimization.limits import made, require_finite_loss, require_optimizer_numbers
+from lion_lightning.modules.optimization.rates import RateWatch
+from lion_lightning.modules.optimization.run_length import accumulation, run_length
+from lion_lightning.modules.optimization.schedules import WarmupSchedule
 from lion_lightning.modules.process import require_rows_of, require_sharded
-from lion_lightning.modules.rates import RateWatch
-from lion_lightning.modules.run_length import accumulation, run_length
-from lion_lightning.modules.schedules import WarmupSchedule
 
 
 class SteppedPolicy(PolicyCheckpoints):
