@@ -31,9 +31,9 @@ from lion_lightning.callbacks.round_plan import (
 )
 from lion_lightning.data.preferences import BestWorst, Pairing
 from lion_lightning.data.prompts import Asked, PromptPool
-from lion_lightning.data.readers import digest
 from lion_lightning.data.round_figures import round_figures
 from lion_lightning.data.rounds import Rollout, Round, round_path, set_aside, write_rollouts, write_summary
+from lion_lightning.data.sources.readers import digest
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.modules.base import AlignmentModule

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.prompts import Asked, PromptPool
-from lion_lightning.data.readers import digest
+from lion_lightning.data.sources.readers import digest
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.printing import without_secrets
 

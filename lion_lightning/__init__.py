@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lion_lightning.data.packing import BestFit
     from lion_lightning.data.preference import PreferenceDataModule
     from lion_lightning.data.sft import SFTDataModule
-    from lion_lightning.data.sources import Source
+    from lion_lightning.data.sources.source import Source
     from lion_lightning.losses.preference import PreferenceLoss
     from lion_lightning.models.lora import LoRASpec
     from lion_lightning.models.policy import PolicyModel
@@ -81,7 +81,7 @@ _HOMES = {
     "RefreshedReference": "references.cached",
     "SFTDataModule": "data.sft",
     "SFTModule": "modules.sft",
-    "Source": "data.sources",
+    "Source": "data.sources.source",
     "TokenizerSpec": "models.tokenizer",
 }
 

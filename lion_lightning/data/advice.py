@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lion_lightning.data.row_notes import RowNotes
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.data.unused import is_harmless
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 
 
 def require_sense(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:

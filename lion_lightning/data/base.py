@@ -18,7 +18,7 @@ from lion_lightning.data.documents import Selection
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
 from lion_lightning.data.packing import BestFit, Packing
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.data.tokenising import Encoder, tokenise
 from lion_lightning.data.tokenized import TokenTable
 from lion_lightning.distributed.preparing import preparing

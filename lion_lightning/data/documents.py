@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lion_lightning.data.packing import Integers, small
-from lion_lightning.data.readers import Numbers
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.readers import Numbers
+from lion_lightning.data.sources.source import Source
 from lion_lightning.data.tokenized import TokenTable
 from lion_lightning.types import Sample
 

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lion_lightning.data.columns import Form, Row, read_row
-from lion_lightning.data.json_text import read_json, read_list
 from lion_lightning.data.row_notes import warn_of_row
+from lion_lightning.data.sources.json_text import read_json, read_list
 from lion_lightning.data.tool_calls import read_tools, without_nulls
 from lion_lightning.data.turns import Message, read_text, read_turns
 

@@ -25,7 +25,7 @@ from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports import SourceReport
 from lion_lightning.data.round_pairs import RoundEncoder, RoundSource
 from lion_lightning.data.rounds import Round
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.data.tokenising import tokenise
 from lion_lightning.models.tokenizer import TokenizerSpec
 

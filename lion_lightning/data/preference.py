@@ -11,7 +11,7 @@ from lion_lightning.data.packing import Packing, Wrapped
 from lion_lightning.data.pair_rules import Keep, PairRules
 from lion_lightning.data.pairs import PairEncoder
 from lion_lightning.data.preferences import BestWorst, Pairing
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 

@@ -23,9 +23,9 @@ from lion_lightning.data.formats import (
     warn_of_repeated_prompt,
     with_system,
 )
-from lion_lightning.data.json_text import read_list, spelled_out
 from lion_lightning.data.preferences import Pairing, Preference, Whole
 from lion_lightning.data.row_notes import note
+from lion_lightning.data.sources.json_text import read_list, spelled_out
 from lion_lightning.data.turns import Message, read_text, read_turns
 from lion_lightning.data.unused import may_ask, printed
 

@@ -30,9 +30,9 @@ from lion_lightning.data.formats import (
 from lion_lightning.data.mixture import repeats
 from lion_lightning.data.preference_formats import FORMS as PREFERENCE_FORMS
 from lion_lightning.data.preferences import BestWorst, Preference, Whole
-from lion_lightning.data.readers import Numbers
 from lion_lightning.data.row_notes import RowNotes, one_row, row_notes, warning_once
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.readers import Numbers
+from lion_lightning.data.sources.source import Source
 from lion_lightning.data.turns import Message, read_text, read_turns
 from lion_lightning.types import Prompt
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from lion_lightning.data.advice import findings
 from lion_lightning.data.documents import Selection, Tally
-from lion_lightning.data.readers import Numbers
 from lion_lightning.data.row_notes import RowNotes
+from lion_lightning.data.sources.readers import Numbers
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.chat import ChatEncoder, Mask
 from lion_lightning.data.cuts import DocumentRules, Overlong
 from lion_lightning.data.packing import Packing
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 

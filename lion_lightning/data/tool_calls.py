@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lion_lightning.data.json_text import BrokenJSONError, parse_shallow
+from lion_lightning.data.sources.json_text import BrokenJSONError, parse_shallow
 
 
 def read_tools(row: Mapping[str, Any]) -> tuple[Any, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lion_lightning.data.json_text import spelled_out
+from lion_lightning.data.sources.json_text import spelled_out
 from lion_lightning.data.turns import context, is_answer
 
 

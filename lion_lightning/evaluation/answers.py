@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lion_lightning.cache import replacing, writing
-from lion_lightning.data.readers import digest
-from lion_lightning.data.text_files import parse_line
+from lion_lightning.data.sources.readers import digest
+from lion_lightning.data.sources.text_files import parse_line
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.sampling.answers import one_each
 from lion_lightning.sampling.base import Following, Sampler

@@ -15,7 +15,7 @@ from torch import Tensor
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.evaluation.verdicts import summary
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.spec import PolicySpec

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.prompts import PromptPool
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.held_out import conversation_loss, preference_rewards
 from lion_lightning.evaluation.verdicts import accuracy, kinds, scored, win_rate

@@ -17,7 +17,7 @@ from lion_lightning.data import tokenising
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.formats import Example
 from lion_lightning.data.sft import SFTDataModule
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.distributed import rendezvous as meeting
 from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.types import Piece

@@ -17,7 +17,7 @@ from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.round_report import report
 from lion_lightning.data.rounds import Rollout, round_path, write_rollouts
 from lion_lightning.data.sft import SFTDataModule
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.evaluation.harness import Figure
 from lion_lightning.models.checkpoints.export import model_card
 from lion_lightning.models.checkpoints.lion_entry import LionEntry

@@ -49,7 +49,7 @@ ALLOWED = {
     "cli_errors.py": {"imports by name": "a class that the config has named"},
     "config_file.py": {"makes objects of YAML": "with a loader of plain data"},
     "null_settings.py": {"imports by name": "a class that the config has named"},
-    "data/transforming.py": {"imports by name": "a transform that the config names"},
+    "data/sources/transforming.py": {"imports by name": "a transform that the config names"},
     "models/chat_template.py": {"renders jinja": "it is only parsed"},
     "pipeline/__main__.py": {"imports by name": "the module of a stage, named in the code"},
     "models/checkpoints/folders.py": {"unpickles": "classes that torch writes there, and no others"},

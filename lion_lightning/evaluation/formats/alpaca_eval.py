@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_lightning.cache import replacing, writing
-from lion_lightning.data.json_text import BrokenJSONError, parse_json
+from lion_lightning.data.sources.json_text import BrokenJSONError, parse_json
 from lion_lightning.evaluation.formats.base import Finished, Question, read_text, require_same_model, unique
 
 

@@ -12,7 +12,7 @@ import pytest
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from tests.unit.data.letters import byte_tokenizer
 
 Row = dict[str, Any]

@@ -19,7 +19,7 @@ import pytest
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.formats import Example, Text, recognise
 from lion_lightning.data.pairs import PairEncoder
-from lion_lightning.data.sources import Source, open_rows
+from lion_lightning.data.sources.source import Source, open_rows
 from lion_lightning.data.tokenising import tokenise
 from tests.unit.data.letters import byte_tokenizer
 

@@ -14,7 +14,7 @@ from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.inspection import inspect
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Piece
 from tests.unit.data.letters import byte_tokenizer

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lion_lightning.data.packing import Unpacked, Wrapped
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.preferences import AllPairs
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.ops.logprobs import pair_segments
 from lion_lightning.types import PackedBatch
 from tests.unit.data.letters import byte_tokenizer

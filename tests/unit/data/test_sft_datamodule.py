@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lion_lightning.data.sft import SFTDataModule
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.types import PackedBatch
 from tests.unit.data.letters import byte_tokenizer
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.data import tokenising
-from lion_lightning.data.sources import Source
+from lion_lightning.data.sources.source import Source
 from lion_lightning.data.tokenising import tokenise
 from lion_lightning.distributed import rendezvous as module
 from lion_lightning.distributed.rendezvous import Meeting, RankLostError

@@ -87,7 +87,7 @@ def test_every_reader_of_a_model_refuses_it(name: str, folder: Path) -> None:
 
 
 def test_held_out_loss_of_a_broken_model_is_no_number(folder: Path) -> None:
-    from lion_lightning.data.sources import Source
+    from lion_lightning.data.sources.source import Source
 
     change(folder, nan(NORM))
     (folder / "rows.jsonl").write_text('{"instruction": "w3", "output": "w4"}\n', encoding="utf-8")

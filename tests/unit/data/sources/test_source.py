@@ -11,8 +11,8 @@ import pytest
 
 from lion_lightning.data.formats import Completion, Conversation, Example, Text, recognise
 from lion_lightning.data.preferences import Preference
-from lion_lightning.data.readers import Row
-from lion_lightning.data.sources import Source, open_rows
+from lion_lightning.data.sources.readers import Row
+from lion_lightning.data.sources.source import Source, open_rows
 from lion_lightning.data.turns import Message
 
 

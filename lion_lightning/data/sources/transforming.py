@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
-from lion_lightning.data.readers import Row, first_line
+from lion_lightning.data.sources.readers import Row, first_line
 
 Transform = Callable[[dict[str, Any]], Iterable[dict[str, Any]] | dict[str, Any]]
 

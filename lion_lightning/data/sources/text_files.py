@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from lion_lightning.data.json_text import BrokenJSONError, is_message, parse_json, require_shallow
-from lion_lightning.data.readers import FileRows, Numbers, Row, first_line
+from lion_lightning.data.sources.json_text import BrokenJSONError, is_message, parse_json, require_shallow
+from lion_lightning.data.sources.readers import FileRows, Numbers, Row, first_line
 from lion_lightning.data.unused import is_harmless
 
 SPLITS = {

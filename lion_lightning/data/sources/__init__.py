@@ -1,0 +1,1 @@
+"""Where raw rows come from: files, saved data sets, the hub."""
