@@ -29,7 +29,7 @@ from lion_lightning.callbacks.round_plan import (
     share_out,
     what_decides,
 )
-from lion_lightning.data.preferences import BestWorst, Pairing
+from lion_lightning.data.formats.preferences import BestWorst, Pairing
 from lion_lightning.data.prompts import Asked, PromptPool
 from lion_lightning.data.round_figures import round_figures
 from lion_lightning.data.rounds import Rollout, Round, round_path, set_aside, write_rollouts, write_summary

@@ -10,8 +10,8 @@ import torch
 from transformers import TextStreamer
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Conversation
-from lion_lightning.data.turns import Message
+from lion_lightning.data.formats.sft import Conversation
+from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.generation.settings import generation_config, without_settings
 from lion_lightning.models.policy import position_limit

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from lion_lightning.data.formats.unused import is_harmless
 from lion_lightning.data.row_notes import RowNotes
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.unused import is_harmless
 
 
 def findings(notes: RowNotes, rows: int) -> list[str]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from lion_lightning.data.formats import Conversation
-from lion_lightning.data.turns import Message
+from lion_lightning.data.formats.sft import Conversation
+from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.chat_template import REASONING
 
 Span = tuple[int, int]

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.answer_spans import Span
-from lion_lightning.data.columns import Row
-from lion_lightning.data.formats import Completion, Conversation, Example, Text, recognise
+from lion_lightning.data.formats.columns import Row
+from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognise
 from lion_lightning.data.rendering import ChatRenderer
 from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.token_boundaries import TokenBoundaries, Tokens, first_token
@@ -131,7 +131,7 @@ class ChatEncoder:
         return text, [*self._bos, *ids] if bare and ids[: len(self._bos)] != self._bos else ids
 
     def read(self, row: Row, columns: Mapping[str, str]) -> list[Example]:
-        """The example that a raw row holds; see :func:`~lion_lightning.data.formats.recognise`."""
+        """The example that a raw row holds; see :func:`~lion_lightning.data.formats.sft.recognise`."""
         return [recognise(row, columns)]
 
     def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:

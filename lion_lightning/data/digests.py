@@ -6,9 +6,9 @@ import json
 from hashlib import blake2b
 from typing import Any
 
-from lion_lightning.data.formats import Completion, Conversation, Example
-from lion_lightning.data.preferences import Preference, SampledPair, Whole
-from lion_lightning.data.turns import Message
+from lion_lightning.data.formats.preferences import Preference, SampledPair, Whole
+from lion_lightning.data.formats.sft import Completion, Conversation, Example
+from lion_lightning.data.formats.turns import Message
 
 
 def digests(example: Example | Preference | SampledPair) -> tuple[bytes, bytes]:

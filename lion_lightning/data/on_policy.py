@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.advice import findings
 from lion_lightning.data.documents import Selection, Tally
+from lion_lightning.data.formats.preferences import Pairing
 from lion_lightning.data.loader import PackedLoader
 from lion_lightning.data.mixture import Mixture, deduplicate, mix
 from lion_lightning.data.packing import Packing
 from lion_lightning.data.pair_rules import Keep
 from lion_lightning.data.preference import PreferenceDataModule
-from lion_lightning.data.preferences import Pairing
 from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports import SourceReport
 from lion_lightning.data.round_pairs import RoundEncoder, RoundSource

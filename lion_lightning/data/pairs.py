@@ -11,9 +11,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Completion
-from lion_lightning.data.preference_formats import recognise_preferences
-from lion_lightning.data.preferences import BestWorst, Pairing, Preference, Whole
+from lion_lightning.data.formats.preference import recognise_preferences
+from lion_lightning.data.formats.preferences import BestWorst, Pairing, Preference, Whole
+from lion_lightning.data.formats.sft import Completion
 from lion_lightning.types import Piece
 
 _VERSION = 3  # part of the fingerprint; raise it whenever the same input gives other pieces

@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.advice import warnings
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.columns import Form, Row, read_row
 from lion_lightning.data.digests import prompt_digest, prompt_of
-from lion_lightning.data.formats import (
+from lion_lightning.data.formats.columns import Form, Row, read_row
+from lion_lightning.data.formats.preference import FORMS as PREFERENCE_FORMS
+from lion_lightning.data.formats.preferences import BestWorst, Preference, Whole
+from lion_lightning.data.formats.sft import (
     ASKED,
     CHAT,
     FORMS,
@@ -27,13 +29,11 @@ from lion_lightning.data.formats import (
     read_settings,
     with_system,
 )
+from lion_lightning.data.formats.turns import Message, read_text, read_turns
 from lion_lightning.data.mixture import repeats
-from lion_lightning.data.preference_formats import FORMS as PREFERENCE_FORMS
-from lion_lightning.data.preferences import BestWorst, Preference, Whole
 from lion_lightning.data.row_notes import RowNotes, one_row, row_notes, warning_once
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.turns import Message, read_text, read_turns
 from lion_lightning.types import Prompt
 
 # --- from a raw row to its prompt

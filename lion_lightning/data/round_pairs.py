@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lion_lightning.data.preferences import SampledPair
+from lion_lightning.data.formats.preferences import SampledPair
 from lion_lightning.data.rounds import Rollout, read_rollouts
 from lion_lightning.data.sources.readers import FileRows, Numbers, Row, digest
 from lion_lightning.data.sources.source import Source

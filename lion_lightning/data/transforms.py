@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lion_lightning.data.formats.turns import context, is_answer
 from lion_lightning.data.sources.json_text import spelled_out
-from lion_lightning.data.turns import context, is_answer
 
 
 def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:

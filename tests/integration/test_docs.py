@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from lion_lightning.cli import main
-from lion_lightning.data.formats import recognise
+from lion_lightning.data.formats.sft import recognise
 from lion_lightning.pipeline.plan import read_plan
 from tests.demo import copy_demo
 

@@ -8,15 +8,15 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from lion_lightning.data.formats import Completion, Conversation
-from lion_lightning.data.preferences import Preference
+from lion_lightning.data.formats.preferences import Preference
+from lion_lightning.data.formats.sft import Completion, Conversation
+from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.row_notes import RowNotes, note
 from lion_lightning.data.sources.json_text import spelled_out
 from lion_lightning.data.sources.local_files import find_splits, kind_of, without_ending
 from lion_lightning.data.sources.readers import Chain, DatasetRows, Numbers, Row, Rows, Slice, first_line
 from lion_lightning.data.sources.text_files import SPLITS
 from lion_lightning.data.sources.transforming import Transform, code_of, imported, name_of, transformed
-from lion_lightning.data.turns import Message
 
 Made = TypeVar("Made")
 Read = Callable[[Mapping[str, Any], Mapping[str, str]], Sequence[Made]]

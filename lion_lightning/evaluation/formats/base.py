@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lion_lightning.cache import writing
+from lion_lightning.data.formats.unused import require_prompt_kept
 from lion_lightning.data.sources.json_text import BrokenJSONError, parse_json
-from lion_lightning.data.unused import require_prompt_kept
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Conversation
-from lion_lightning.data.turns import Message
+from lion_lightning.data.formats.sft import Conversation
+from lion_lightning.data.formats.turns import Message
 from lion_lightning.evaluation.formats.base import Finished, Format, Question
 from lion_lightning.sampling.answers import one_each
 from lion_lightning.sampling.base import Following, Sampler, SamplingSettings, ServedPolicy

@@ -9,8 +9,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lion_lightning.data.formats import Completion, Example, Text, recognise
-from lion_lightning.data.preferences import Preference
+from lion_lightning.data.formats.preferences import Preference
+from lion_lightning.data.formats.sft import Completion, Example, Text, recognise
 from lion_lightning.types import Piece, Sample
 
 CHATML = (

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import Example, Text, recognise
+from lion_lightning.data.formats.sft import Example, Text, recognise
 from lion_lightning.data.pairs import PairEncoder
 from lion_lightning.data.sources.source import Source, open_rows
 from lion_lightning.data.tokenising import tokenise

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lion_lightning.data.chat import ChatEncoder
-from lion_lightning.data.formats import recognise
+from lion_lightning.data.formats.sft import recognise
 from tests.unit.data.test_chat import trained
 
 trl = pytest.importorskip("trl")

@@ -13,7 +13,7 @@ import pytest
 from lion_lightning import cache
 from lion_lightning.cache import cache_folder, replacing
 from lion_lightning.data import tokenising
-from lion_lightning.data.formats import Completion, Example, Text, recognise
+from lion_lightning.data.formats.sft import Completion, Example, Text, recognise
 from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.tokenising import tokenise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lion_lightning.data.formats import Conversation, recognise
+from lion_lightning.data.formats.sft import Conversation, recognise
 from lion_lightning.data.transforms import each_answer
 
 

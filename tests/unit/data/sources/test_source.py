@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.formats import Completion, Conversation, Example, Text, recognise
-from lion_lightning.data.preferences import Preference
+from lion_lightning.data.formats.preferences import Preference
+from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognise
+from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source, open_rows
-from lion_lightning.data.turns import Message
 
 
 def lines(path: Path, *rows: Any) -> str:

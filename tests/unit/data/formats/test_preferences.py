@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.formats import Completion, Conversation
-from lion_lightning.data.preference_formats import recognise_preferences
-from lion_lightning.data.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
-from lion_lightning.data.turns import Message
+from lion_lightning.data.formats.preference import recognise_preferences
+from lion_lightning.data.formats.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
+from lion_lightning.data.formats.sft import Completion, Conversation
+from lion_lightning.data.formats.turns import Message
 
 Turns = list[dict[str, Any]]
 

@@ -11,8 +11,9 @@ from itertools import takewhile
 from numbers import Real
 from typing import Any
 
-from lion_lightning.data.columns import Fields, Form, Row, read_row
-from lion_lightning.data.formats import (
+from lion_lightning.data.formats.columns import Fields, Form, Row, read_row
+from lion_lightning.data.formats.preferences import Pairing, Preference, Whole
+from lion_lightning.data.formats.sft import (
     ASKED,
     CHAT,
     Completion,
@@ -23,11 +24,10 @@ from lion_lightning.data.formats import (
     warn_of_repeated_prompt,
     with_system,
 )
-from lion_lightning.data.preferences import Pairing, Preference, Whole
+from lion_lightning.data.formats.turns import Message, read_text, read_turns
+from lion_lightning.data.formats.unused import may_ask, printed
 from lion_lightning.data.row_notes import note
 from lion_lightning.data.sources.json_text import read_list, spelled_out
-from lion_lightning.data.turns import Message, read_text, read_turns
-from lion_lightning.data.unused import may_ask, printed
 
 
 def recognise_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[Preference]:

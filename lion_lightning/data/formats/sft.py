@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from lion_lightning.data.columns import Form, Row, read_row
+from lion_lightning.data.formats.columns import Form, Row, read_row
+from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
+from lion_lightning.data.formats.turns import Message, read_text, read_turns
 from lion_lightning.data.row_notes import warn_of_row
 from lion_lightning.data.sources.json_text import read_json, read_list
-from lion_lightning.data.tool_calls import read_tools, without_nulls
-from lion_lightning.data.turns import Message, read_text, read_turns
 
 
 class Conversation(NamedTuple):
@@ -61,7 +61,7 @@ def recognise(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     taken, then the first in that order. In every chat a ``system`` column becomes the system turn; ``tools`` (or
     ``functions``) and ``chat_template_kwargs`` go to the template. ``input`` stands behind an instruction or question,
     the rounds of ``history`` before it. Turns and lists may be JSON text. What becomes of any other column:
-    :mod:`lion_lightning.data.unused`.
+    :mod:`lion_lightning.data.formats.unused`.
 
     An assistant turn may open a conversation: conversations cut out of longer ones, as ShareGPT's are, often start so.
 

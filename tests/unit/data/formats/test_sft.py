@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.formats import Completion, Conversation, Text, recognise
-from lion_lightning.data.turns import Message
+from lion_lightning.data.formats.sft import Completion, Conversation, Text, recognise
+from lion_lightning.data.formats.turns import Message
 
 HELLO = Conversation((Message("user", "Hi"), Message("assistant", "Hello")))
 

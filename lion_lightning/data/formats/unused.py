@@ -7,13 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lion_lightning.data.media import MEDIA, is_media
+from lion_lightning.data.formats.media import MEDIA, is_media
+from lion_lightning.data.formats.yes_no import (
+    FAULTS,
+    LABELS,
+    RATINGS,
+    has_grade,
+    has_no,
+    has_no_word,
+    has_yes,
+    is_yes,
+    leaves,
+)
 from lion_lightning.data.row_notes import note, warn_of_row
-from lion_lightning.data.yes_no import FAULTS, LABELS, RATINGS, has_grade, has_no, has_no_word, has_yes, is_yes, leaves
 from lion_lightning.models.chat_template import REASONING
 
 if TYPE_CHECKING:
-    from lion_lightning.data.columns import Fields
+    from lion_lightning.data.formats.columns import Fields
 
 PROMPTS = ("prompt", "question", "instruction", "messages", "conversations")
 """Columns that say what is asked; of several, those that are not read must say the same."""

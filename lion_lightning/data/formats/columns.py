@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from lion_lightning.data.formats.unused import account_for, printed
 from lion_lightning.data.row_notes import note
 from lion_lightning.data.sources.json_text import spelled_out
-from lion_lightning.data.unused import account_for, printed
 
 Row = Mapping[str, Any]
 Made = TypeVar("Made")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from lion_lightning.data.formats import Completion, Conversation
+from lion_lightning.data.formats.sft import Completion, Conversation
 
 Whole = Conversation | Completion
 

@@ -1,0 +1,1 @@
+"""Raw rows become examples: columns, turns, pairs, prompts."""
