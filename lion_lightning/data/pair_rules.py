@@ -11,7 +11,7 @@ import numpy as np
 
 from lion_lightning.data.documents import Choice, Selection
 from lion_lightning.data.mixture import Rules
-from lion_lightning.data.reports import PairReport, SourceReport
+from lion_lightning.data.reports.source_reports import PairReport, SourceReport
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.advice import warnings
 from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.digests import prompt_digest, prompt_of
 from lion_lightning.data.formats.columns import Form, Row, read_row
@@ -31,7 +30,8 @@ from lion_lightning.data.formats.sft import (
 )
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
 from lion_lightning.data.mixture import repeats
-from lion_lightning.data.row_notes import RowNotes, one_row, row_notes, warning_once
+from lion_lightning.data.reports.advice import warnings
+from lion_lightning.data.reports.row_notes import RowNotes, one_row, row_notes, warning_once
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 from lion_lightning.types import Prompt

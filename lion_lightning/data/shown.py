@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.row_notes import warn_of_row
+from lion_lightning.data.reports.row_notes import warn_of_row
 from lion_lightning.models.chat_template import REASONING
 
 CHANGED = "the chat template shows only a part of what a turn says that is not trained"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lion_lightning.cache import checksum, read_object
-from lion_lightning.data.row_notes import RowNotes
+from lion_lightning.data.reports.row_notes import RowNotes
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.types import Piece
 

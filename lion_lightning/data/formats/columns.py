@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from lion_lightning.data.formats.unused import account_for, printed
-from lion_lightning.data.row_notes import note
+from lion_lightning.data.reports.row_notes import note
 from lion_lightning.data.sources.json_text import spelled_out
 
 Row = Mapping[str, Any]

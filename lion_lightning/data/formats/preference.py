@@ -26,7 +26,7 @@ from lion_lightning.data.formats.sft import (
 )
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
 from lion_lightning.data.formats.unused import may_ask, printed
-from lion_lightning.data.row_notes import note
+from lion_lightning.data.reports.row_notes import note
 from lion_lightning.data.sources.json_text import read_list, spelled_out
 
 

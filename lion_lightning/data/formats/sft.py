@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lion_lightning.data.formats.columns import Form, Row, read_row
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
-from lion_lightning.data.row_notes import warn_of_row
+from lion_lightning.data.reports.row_notes import warn_of_row
 from lion_lightning.data.sources.json_text import read_json, read_list
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lion_lightning.data.formats.tool_calls import read_calls
 from lion_lightning.data.formats.unused import THOUGHTS, TOOLS, printed, spellings
-from lion_lightning.data.row_notes import warn_of_row
+from lion_lightning.data.reports.row_notes import warn_of_row
 from lion_lightning.data.sources.json_text import TEXT_PARTS, parts_spelled_out, read_json
 from lion_lightning.models.chat_template import REASONING
 

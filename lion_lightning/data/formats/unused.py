@@ -19,7 +19,7 @@ from lion_lightning.data.formats.yes_no import (
     is_yes,
     leaves,
 )
-from lion_lightning.data.row_notes import note, warn_of_row
+from lion_lightning.data.reports.row_notes import note, warn_of_row
 from lion_lightning.models.chat_template import REASONING
 
 if TYPE_CHECKING:

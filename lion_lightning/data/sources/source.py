@@ -11,7 +11,7 @@ import numpy as np
 from lion_lightning.data.formats.preferences import Preference
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.row_notes import RowNotes, note
+from lion_lightning.data.reports.row_notes import RowNotes, note
 from lion_lightning.data.sources.json_text import spelled_out
 from lion_lightning.data.sources.local_files import find_splits, kind_of, without_ending
 from lion_lightning.data.sources.readers import Chain, DatasetRows, Numbers, Row, Rows, Slice, first_line

@@ -17,7 +17,7 @@ from lion_lightning.data.chat import ChatEncoder, Mask
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognise
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.rendering import NO_END
-from lion_lightning.data.row_notes import row_notes
+from lion_lightning.data.reports.row_notes import row_notes
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
 from lion_lightning.types import Piece
 

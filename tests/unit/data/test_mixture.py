@@ -11,7 +11,7 @@ import pytest
 from lion_lightning.data.cuts import DocumentRules
 from lion_lightning.data.documents import Tally
 from lion_lightning.data.mixture import Mixture, deduplicate, hold_out, mix, without
-from lion_lightning.data.reports import SourceReport
+from lion_lightning.data.reports.source_reports import SourceReport
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.tokenising import tokenise
 from lion_lightning.data.tokenized import TokenTable

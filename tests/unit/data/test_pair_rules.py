@@ -14,7 +14,7 @@ import pytest
 from lion_lightning.data.documents import Tally
 from lion_lightning.data.mixture import Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.pair_rules import PairRules
-from lion_lightning.data.reports import PairReport
+from lion_lightning.data.reports.source_reports import PairReport
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.tokenising import tokenise
 from lion_lightning.data.tokenized import TokenTable

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.advice import warnings
 from lion_lightning.data.formats.preference import recognise_preferences
 from lion_lightning.data.formats.preferences import BestWorst, Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, recognise
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.prompts import recognise_prompt
-from lion_lightning.data.row_notes import RowNotes, one_row, row_notes
+from lion_lightning.data.reports.advice import warnings
+from lion_lightning.data.reports.row_notes import RowNotes, one_row, row_notes
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
 

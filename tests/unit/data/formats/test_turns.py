@@ -14,7 +14,7 @@ from lion_lightning.data.formats.sft import recognise
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
 from lion_lightning.data.formats.turns import Message, read_turns, unread_keys
 from lion_lightning.data.formats.unused import THOUGHTS
-from lion_lightning.data.row_notes import row_notes
+from lion_lightning.data.reports.row_notes import row_notes
 from lion_lightning.data.sources.source import Source, open_rows
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lion_lightning.data.formats.unused import is_harmless
-from lion_lightning.data.row_notes import RowNotes
+from lion_lightning.data.reports.row_notes import RowNotes
 from lion_lightning.data.sources.source import Source
 
 

@@ -1,0 +1,1 @@
+"""What became of rows and sources, counted and told."""
