@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import TextStreamer
 
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.generation.rollout_policy import Serving

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     parser = _parser()
     options = parser.instantiate(parser.parse_args(arguments))
     from lion_lightning.chat import load_served
-    from lion_lightning.data.chat import ChatEncoder
+    from lion_lightning.data.encoding.chat import ChatEncoder
     from lion_lightning.evaluation.formats import FORMATS, write_answers
     from lion_lightning.evaluation.formats.writing import Asking
 

@@ -6,11 +6,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.base import PackedDataModule
+from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.preferences import BestWorst, Pairing
 from lion_lightning.data.mixture import Mixture
 from lion_lightning.data.packing import Packing, Wrapped
 from lion_lightning.data.pair_rules import Keep, PairRules
-from lion_lightning.data.pairs import PairEncoder
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 

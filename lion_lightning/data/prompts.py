@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.chat import ChatEncoder
 from lion_lightning.data.digests import prompt_digest, prompt_of
+from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.columns import Form, Row, read_row
 from lion_lightning.data.formats.preference import FORMS as PREFERENCE_FORMS
 from lion_lightning.data.formats.preferences import BestWorst, Preference, Whole

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lion_lightning.data import tokenising
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Example
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source

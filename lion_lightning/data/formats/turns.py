@@ -1,7 +1,7 @@
 """The turns of a conversation: what a row's message says, in one spelling, whichever the row used.
 
 Every key of a message is used, is known to change nothing, or is named to whoever reads the log: the chat template gets
-what is not read here, and :mod:`~lion_lightning.data.rendering` warns of keys that it does not read either.
+what is not read here, and :mod:`~lion_lightning.data.encoding.rendering` warns of keys that it does not read either.
 """
 
 from __future__ import annotations

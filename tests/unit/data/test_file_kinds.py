@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.sft import Example, Text, recognise
-from lion_lightning.data.pairs import PairEncoder
 from lion_lightning.data.sources.source import Source, open_rows
 from lion_lightning.data.tokenising import tokenise
 from tests.unit.data.letters import byte_tokenizer

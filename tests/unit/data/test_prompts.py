@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.prompts import PromptPool, recognise_prompt
 from lion_lightning.data.sources.source import Source

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import recognise
-from tests.unit.data.test_chat import trained
+from tests.unit.data.encoding.test_chat import trained
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"

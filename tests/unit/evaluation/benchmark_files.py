@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.evaluation.formats import FORMATS, write_answers
 from lion_lightning.evaluation.formats.writing import Asking
 from lion_lightning.models.generation.rollout_policy import Serving

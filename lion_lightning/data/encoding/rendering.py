@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers
+from lion_lightning.data.encoding.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers
+from lion_lightning.data.encoding.shown import missing_function, missing_of_answer, missing_turn
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message, unread_keys
 from lion_lightning.data.reports.row_notes import warn_of_row
-from lion_lightning.data.shown import missing_function, missing_of_answer, missing_turn
 from lion_lightning.models.chat_template import MARK, ChatTemplate
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, closing_tokens, ends_turns
 

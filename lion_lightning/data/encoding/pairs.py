@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.preference import recognise_preferences
 from lion_lightning.data.formats.preferences import BestWorst, Pairing, Preference, Whole
 from lion_lightning.data.formats.sft import Completion

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.encoding.pairs import PairEncoder, Triple
 from lion_lightning.data.formats.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, Text
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.pairs import PairEncoder, Triple
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
 from lion_lightning.types import Piece
-from tests.unit.data.test_chat import (
+from tests.unit.data.encoding.test_chat import (
     PLAIN_CHATML,
     SHARED,
     byte_level,

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.answer_spans import Span
+from lion_lightning.data.encoding.answer_spans import Span
+from lion_lightning.data.encoding.rendering import ChatRenderer
+from lion_lightning.data.encoding.token_boundaries import TokenBoundaries, Tokens, first_token
 from lion_lightning.data.formats.columns import Row
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognise
-from lion_lightning.data.rendering import ChatRenderer
 from lion_lightning.data.reports.row_notes import warn_of_row
-from lion_lightning.data.token_boundaries import TokenBoundaries, Tokens, first_token
 from lion_lightning.types import Piece
 
 Mask = Literal["assistant", "completion", "none"]

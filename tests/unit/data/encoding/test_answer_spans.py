@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.chat import ChatEncoder
+from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.encoding.rendering import NO_END
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text
 from lion_lightning.data.formats.turns import Message, read_turns
-from lion_lightning.data.rendering import NO_END
 from lion_lightning.data.reports.row_notes import row_notes
 from lion_lightning.models.tokenizer import read_template
-from tests.unit.data.test_chat import (
+from tests.unit.data.encoding.test_chat import (
     ASKING,
     PLAIN_CHATML,
     byte_level,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.data.encoding.shown import CHANGED, missing_function, missing_of_answer, missing_turn
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_notes import row_notes
-from lion_lightning.data.shown import CHANGED, missing_function, missing_of_answer, missing_turn
 
 
 def answer(content: str = "", arguments: dict[str, Any] | None = None, **extra: str) -> Message:

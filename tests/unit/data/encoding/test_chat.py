@@ -13,15 +13,15 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lion_lightning.data.chat import ChatEncoder, Mask
+from lion_lightning.data.encoding.chat import ChatEncoder, Mask
+from lion_lightning.data.encoding.rendering import NO_END
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognise
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.rendering import NO_END
 from lion_lightning.data.reports.row_notes import row_notes
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
 from lion_lightning.types import Piece
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"
+SHARED = Path(__file__).resolve().parents[5] / "shared"
 MARKERS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>"]
 MARKERS += ["<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>"]
 CORPUS = (

@@ -1,0 +1,1 @@
+"""Examples become token ids, with an exact mask of what is trained."""
