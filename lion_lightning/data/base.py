@@ -19,8 +19,8 @@ from lion_lightning.data.mixture import Mixture, Rules, deduplicate, hold_out, m
 from lion_lightning.data.packing import BestFit, Packing
 from lion_lightning.data.reports.advice import findings, warnings
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenising import Encoder, tokenise
-from lion_lightning.data.tokenized import TokenTable
+from lion_lightning.data.store.tokenize import Encoder, tokenise
+from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.distributed.preparing import preparing
 from lion_lightning.distributed.rendezvous import ALONE
 from lion_lightning.distributed.same_settings import flat, require_agreement

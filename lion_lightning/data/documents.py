@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lion_lightning.data.packing import Integers, small
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenized import TokenTable
+from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.types import Sample
 
 Choice = npt.NDArray[np.bool_]

@@ -14,7 +14,7 @@ from lion_lightning.data.documents import Choice, Documents, Selection, Spans
 from lion_lightning.data.reports.source_reports import SourceReport
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenized import TokenTable
+from lion_lightning.data.store.tokenized import TokenTable
 
 MOST_DOCUMENTS = 10**9
 """Of an epoch: more would take tens of gigabytes for their numbers alone."""

@@ -26,7 +26,7 @@ from lion_lightning.data.reports.source_reports import SourceReport
 from lion_lightning.data.round_pairs import RoundEncoder, RoundSource
 from lion_lightning.data.rounds import Round
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenising import tokenise
+from lion_lightning.data.store.tokenize import tokenise
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.digests import prompt_digest, prompt_of
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.columns import Form, Row, read_row
 from lion_lightning.data.formats.preference import FORMS as PREFERENCE_FORMS
@@ -34,6 +33,7 @@ from lion_lightning.data.reports.advice import warnings
 from lion_lightning.data.reports.row_notes import RowNotes, one_row, row_notes, warning_once
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
+from lion_lightning.data.store.digests import prompt_digest, prompt_of
 from lion_lightning.types import Prompt
 
 # --- from a raw row to its prompt

@@ -13,11 +13,11 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lion_lightning.data import tokenising
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Example
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
+from lion_lightning.data.store import tokenize as tokenising
 from lion_lightning.distributed import rendezvous as meeting
 from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.types import Piece

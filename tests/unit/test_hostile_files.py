@@ -21,7 +21,7 @@ from lion_lightning.cli_errors import explain
 from lion_lightning.config_file import read_config_file
 from lion_lightning.data.rounds import Round, round_path
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenized import manifest_path, part_path, read_batches, read_part
+from lion_lightning.data.store.tokenized import manifest_path, part_path, read_batches, read_part
 from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.formats import FORMATS

@@ -36,7 +36,7 @@ class SampledPair(NamedTuple):
         chosen: Tokens of the answer with the higher score, the end of its turn included.
         rejected: Tokens of the other.
         margin: Score of chosen minus score of rejected.
-        group: Hash of the prompt, as :func:`~lion_lightning.data.digests.prompt_digest` gives it.
+        group: Hash of the prompt, as :func:`~lion_lightning.data.store.digests.prompt_digest` gives it.
     """
 
     prompt: tuple[int, ...]

@@ -20,7 +20,7 @@ from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.sft import Example, Text, recognise
 from lion_lightning.data.sources.source import Source, open_rows
-from lion_lightning.data.tokenising import tokenise
+from lion_lightning.data.store.tokenize import tokenise
 from tests.unit.data.letters import byte_tokenizer
 
 Rows = list[dict[str, Any]]

@@ -13,8 +13,8 @@ from lion_lightning.data.documents import Tally
 from lion_lightning.data.mixture import Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.reports.source_reports import SourceReport
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenising import tokenise
-from lion_lightning.data.tokenized import TokenTable
+from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store.tokenized import TokenTable
 from tests.unit.data.letters import Letters
 
 Made = tuple[list[Source], list[TokenTable]]

@@ -16,8 +16,8 @@ from lion_lightning.data.mixture import Mixture, deduplicate, hold_out, mix, wit
 from lion_lightning.data.pair_rules import PairRules
 from lion_lightning.data.reports.source_reports import PairReport
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenising import tokenise
-from lion_lightning.data.tokenized import TokenTable
+from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store.tokenized import TokenTable
 from tests.unit.data.letters import LetterPairs, letters
 
 Made = tuple[list[Source], list[TokenTable]]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data import tokenising
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenising import tokenise
+from lion_lightning.data.store import tokenize as tokenising
+from lion_lightning.data.store.tokenize import tokenise
 from lion_lightning.distributed import rendezvous as module
 from lion_lightning.distributed.rendezvous import Meeting, RankLostError
 from tests.unit.data.letters import Letters

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from lion_lightning import __version__
 from lion_lightning.cache import cache_folder, checksum, remove_drafts, replacing, writing
-from lion_lightning.data.digests import digests
 from lion_lightning.data.reports.row_notes import one_row, row_notes
 from lion_lightning.data.sources.readers import Numbers, Row, Rows, digest
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenized import (
+from lion_lightning.data.store.digests import digests
+from lion_lightning.data.store.tokenized import (
     DAMAGE,
     SCHEMA,
     TokenTable,

@@ -12,12 +12,12 @@ import pytest
 
 from lion_lightning import cache
 from lion_lightning.cache import cache_folder, replacing
-from lion_lightning.data import tokenising
 from lion_lightning.data.formats.sft import Completion, Example, Text, recognise
 from lion_lightning.data.reports.row_notes import warn_of_row
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.tokenising import tokenise
-from lion_lightning.data.tokenized import TokenTable
+from lion_lightning.data.store import tokenize as tokenising
+from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.types import Piece
 from tests.unit.data.letters import LetterPairs
 

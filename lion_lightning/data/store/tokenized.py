@@ -147,7 +147,7 @@ class TokenTable:
     Columns of numbers are put together anew whenever they are asked for, so that none is kept as long as a training.
 
     Args:
-        folder: The store, as :func:`~lion_lightning.data.tokenising.tokenise` made it: Arrow files with manifests.
+        folder: The store, as :func:`~lion_lightning.data.store.tokenize.tokenise` made it: Arrow files with manifests.
         check: Whether to read all files once, to see that they are what was written.
 
     Attributes:

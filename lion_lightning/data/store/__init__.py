@@ -1,0 +1,1 @@
+"""Tokens of a source on disk: made once, read without loading them."""
