@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lion_lightning.data.documents import Documents
-from lion_lightning.data.mixture import Mixture
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.source_reports import SourceReport
+from lion_lightning.data.selection.documents import Documents
+from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.printing import harmless, literal
 
 if TYPE_CHECKING:

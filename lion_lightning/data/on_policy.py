@@ -13,18 +13,18 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.documents import Selection, Tally
 from lion_lightning.data.formats.preferences import Pairing
 from lion_lightning.data.loader import PackedLoader
-from lion_lightning.data.mixture import Mixture, deduplicate, mix
 from lion_lightning.data.packing import Packing
-from lion_lightning.data.pair_rules import Keep
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.source_reports import SourceReport
 from lion_lightning.data.round_pairs import RoundEncoder, RoundSource
 from lion_lightning.data.rounds import Round
+from lion_lightning.data.selection.documents import Selection, Tally
+from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
+from lion_lightning.data.selection.pair_filters import Keep
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenise
 from lion_lightning.models.tokenizer import TokenizerSpec

@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.preferences import BestWorst, Pairing
-from lion_lightning.data.mixture import Mixture
 from lion_lightning.data.packing import Packing, Wrapped
-from lion_lightning.data.pair_rules import Keep, PairRules
+from lion_lightning.data.selection.mixture import Mixture
+from lion_lightning.data.selection.pair_filters import Keep, PairRules
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 
@@ -22,7 +22,7 @@ class PreferenceDataModule(PackedDataModule):
 
     The sources are tokenised once and found again by content, also by later runs. A pair that several sources hold is
     used once, in the first of them; a prompt that is validated on is never trained on, with any answers. What is left
-    out, and in which order, see :class:`~lion_lightning.data.pair_rules.PairRules`; all of it is counted.
+    out, and in which order, see :class:`~lion_lightning.data.selection.pair_filters.PairRules`; all of it is counted.
 
     Args:
         sources: What to train on.

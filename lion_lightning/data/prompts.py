@@ -28,9 +28,9 @@ from lion_lightning.data.formats.sft import (
     with_system,
 )
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
-from lion_lightning.data.mixture import repeats
 from lion_lightning.data.reports.advice import warnings
 from lion_lightning.data.reports.row_notes import RowNotes, one_row, row_notes, warning_once
+from lion_lightning.data.selection.mixture import repeats
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.digests import prompt_digest, prompt_of

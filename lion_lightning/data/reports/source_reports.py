@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from lion_lightning.data.documents import Selection, Tally
 from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.row_notes import RowNotes
+from lion_lightning.data.selection.documents import Selection, Tally
 from lion_lightning.data.sources.readers import Numbers
 
 

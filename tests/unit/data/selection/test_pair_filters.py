@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.documents import Tally
-from lion_lightning.data.mixture import Mixture, deduplicate, hold_out, mix, without
-from lion_lightning.data.pair_rules import PairRules
 from lion_lightning.data.reports.source_reports import PairReport
+from lion_lightning.data.selection.documents import Tally
+from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, without
+from lion_lightning.data.selection.pair_filters import PairRules
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenise
 from lion_lightning.data.store.tokenized import TokenTable

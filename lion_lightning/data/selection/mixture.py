@@ -10,8 +10,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lion_lightning.data.documents import Choice, Documents, Selection, Spans
 from lion_lightning.data.reports.source_reports import SourceReport
+from lion_lightning.data.selection.documents import Choice, Documents, Selection, Spans
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import TokenTable

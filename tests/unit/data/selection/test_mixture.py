@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.cuts import DocumentRules
-from lion_lightning.data.documents import Tally
-from lion_lightning.data.mixture import Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.reports.source_reports import SourceReport
+from lion_lightning.data.selection.documents import Tally
+from lion_lightning.data.selection.filters import DocumentRules
+from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenise
 from lion_lightning.data.store.tokenized import TokenTable

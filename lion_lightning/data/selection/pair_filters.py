@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from lion_lightning.data.documents import Choice, Selection
-from lion_lightning.data.mixture import Rules
 from lion_lightning.data.reports.source_reports import PairReport, SourceReport
+from lion_lightning.data.selection.documents import Choice, Selection
+from lion_lightning.data.selection.mixture import Rules
 
 logger = logging.getLogger(__name__)
 

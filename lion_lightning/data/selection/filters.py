@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from lion_lightning.data.documents import Selection
-from lion_lightning.data.mixture import Rules
+from lion_lightning.data.selection.documents import Selection
+from lion_lightning.data.selection.mixture import Rules
 
 Overlong = Literal["truncate", "split", "drop"]
 

@@ -1,0 +1,1 @@
+"""What of the tokenized sources an epoch trains on: mixing, filters, lengths."""
