@@ -97,7 +97,7 @@ def _batch(job: dict[str, Any]) -> Any:
     """A row of random tokens: one document, or one pair."""
     import numpy as np
 
-    from lion_lightning.data.collate import collate
+    from lion_lightning.data.packing.collate import collate
     from lion_lightning.types import Piece, Sample
 
     draw, tokens = np.random.default_rng(0), job["tokens"]

@@ -8,7 +8,7 @@ import time
 import numpy as np
 from figures import Figure, show
 
-from lion_lightning.data.packing import BestFit, Packing, Unpacked, Wrapped
+from lion_lightning.data.packing.best_fit import BestFit, Packing, Unpacked, Wrapped
 
 DOCUMENTS = 1_000_000
 CAPACITY = 8192

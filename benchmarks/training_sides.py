@@ -210,7 +210,7 @@ def loader(steps: Sequence[Sequence[Item]]) -> Any:
     Args:
         steps: The micro-batches.
     """
-    from lion_lightning.data.collate import collate
+    from lion_lightning.data.packing.collate import collate
     from lion_lightning.types import Piece, Sample
 
     def piece(part: list[int], supervised: bool, parent: int) -> Piece:

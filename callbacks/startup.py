@@ -15,7 +15,7 @@ from lion_lightning.cache import replacing
 from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.callbacks.memory import causal_lm, device_memory, estimate_memory, references
 from lion_lightning.callbacks.progress import readable
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.modules.optimization.run_length import run_length
 
 GIB = 2**30
@@ -35,7 +35,7 @@ class StartupSummary(Callback):
     docs/logging.md); a warning says so if it is more than the device has. What frameworks take for themselves (Python,
     libraries, CUDA's context, fragments) comes on top.
 
-    Works with any module and any loader; of a loader that is no :class:`~lion_lightning.data.loader.PackedLoader`
+    Works with any module and any loader; of a loader that is no :class:`~lion_lightning.data.packing.loader.PackedLoader`
     nothing is known but its steps.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lion_lightning.data.on_policy import OnPolicyDataModule
-    from lion_lightning.data.packing import BestFit
+    from lion_lightning.data.packing.best_fit import BestFit
     from lion_lightning.data.preference import PreferenceDataModule
     from lion_lightning.data.sft import SFTDataModule
     from lion_lightning.data.sources.source import Source
@@ -64,7 +64,7 @@ __all__ = [
 _HOMES = {
     "AdapterOffReference": "references.base",
     "AlignmentModule": "modules.base",
-    "BestFit": "data.packing",
+    "BestFit": "data.packing.best_fit",
     "CachedReference": "references.cached",
     "DPOModule": "modules.dpo",
     "FrozenReference": "references.base",

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import cache_folder
 from lion_lightning.data.arguments import require_least, require_sense
-from lion_lightning.data.loader import PackedLoader
-from lion_lightning.data.packing import BestFit, Packing
+from lion_lightning.data.packing.best_fit import BestFit, Packing
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.reports.advice import findings, warnings
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Mixture, Rules, deduplicate, hold_out, mix, without

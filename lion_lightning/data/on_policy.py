@@ -14,8 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.formats.preferences import Pairing
-from lion_lightning.data.loader import PackedLoader
-from lion_lightning.data.packing import Packing
+from lion_lightning.data.packing.best_fit import Packing
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports.advice import findings

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.preferences import BestWorst, Pairing
-from lion_lightning.data.packing import Packing, Wrapped
+from lion_lightning.data.packing.best_fit import Packing, Wrapped
 from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.data.selection.pair_filters import Keep, PairRules
 from lion_lightning.data.sources.source import Source

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.chat import ChatEncoder, Mask
-from lion_lightning.data.packing import Packing
+from lion_lightning.data.packing.best_fit import Packing
 from lion_lightning.data.selection.filters import DocumentRules, Overlong
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec

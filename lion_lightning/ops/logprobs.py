@@ -145,7 +145,7 @@ def segment_parents(batch: PackedBatch) -> list[int]:
     if not isinstance(batch, PackedBatch):
         raise ValueError(
             f"the data gives batches of type {type(batch).__name__}, and the modules of lion_lightning train on "
-            "PackedBatch: use a data module of lion_lightning, or make batches with lion_lightning.data.collate"
+            "PackedBatch: use a data module of lion_lightning, or make batches with lion_lightning.data.packing.collate"
         )
     return [segment.parent for segment in batch.segments]
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from lion_lightning import AdapterOffReference, DPOModule, FrozenReference, MixedReference, PolicySpec, TokenizerSpec
 from lion_lightning.cli import main
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.modules.base import AlignmentModule

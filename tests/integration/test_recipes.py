@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from lion_lightning import PolicySpec
 from lion_lightning.cli import main
-from lion_lightning.data.packing import Unpacked
+from lion_lightning.data.packing.best_fit import Unpacked
 from lion_lightning.lightning_cli import build_cli
 from lion_lightning.models.tokenizer import read_template
 from tests import tiny

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.modules.optimization.schedules import CosineWithWarmup
 from lion_lightning.types import PackedBatch, Piece, Sample

@@ -25,7 +25,7 @@ from lion_lightning import (
     RefreshedReference,
     TokenizerSpec,
 )
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.types import PairLogps, Piece, Sample

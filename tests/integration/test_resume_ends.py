@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.callbacks import HuggingFaceExport
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.checkpoints.files import newest_checkpoint
 from lion_lightning.types import Piece, Sample
 from tests import tiny

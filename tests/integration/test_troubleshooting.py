@@ -22,8 +22,8 @@ from lion_lightning import (
     Source,
     TokenizerSpec,
 )
-from lion_lightning.data.loader import PackedLoader
-from lion_lightning.data.packing import BestFit
+from lion_lightning.data.packing.best_fit import BestFit
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.losses import ChosenNLLLoss, SigmoidLoss, WeightedSum
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.sampling.base import SamplingSettings

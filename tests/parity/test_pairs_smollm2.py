@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import AutoTokenizer
 
-from lion_lightning.data.collate import collate
+from lion_lightning.data.packing.collate import collate
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec

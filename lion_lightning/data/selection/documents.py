@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lion_lightning.data.packing import Integers, small
+from lion_lightning.data.packing.best_fit import Integers, small
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import TokenTable

@@ -17,7 +17,7 @@ from lion_lightning import PolicySpec
 from lion_lightning.callbacks import StartupSummary
 from lion_lightning.callbacks.memory import activation_bytes, optimizer_bytes
 from lion_lightning.callbacks.startup import lines, summarise
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.ops.logprobs import LOGITS_KEPT, LOGITS_PER_TILE
 from tests import tiny

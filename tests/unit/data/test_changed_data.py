@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.types import PackedBatch, Piece, Sample
 from tests import tiny
 from tests.marks import exhaustive, slow

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lion_lightning.data.formats.preferences import AllPairs
-from lion_lightning.data.packing import Unpacked, Wrapped
+from lion_lightning.data.packing.best_fit import Unpacked, Wrapped
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.ops.logprobs import pair_segments

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning.data.collate import collate
+from lion_lightning.data.packing.collate import collate
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel

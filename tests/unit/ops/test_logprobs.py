@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning.data.collate import collate
+from lion_lightning.data.packing.collate import collate
 from lion_lightning.ops import logprobs as functional
 from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.ops.logprobs import pair_logps, segment_sums, token_logps

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec, cli
 from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
-from lion_lightning.data.loader import PackedLoader
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.checkpoints.io import CheckedCheckpointIO
 from lion_lightning.modules.optimization.schedules import CosineWithWarmup
 from lion_lightning.processes.folder_lock import NAME, FolderLock

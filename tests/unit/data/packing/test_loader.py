@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from lion_lightning.data.loader import PackedLoader
-from lion_lightning.data.packing import Integers, Rows, Unpacked, Wrapped
+from lion_lightning.data.packing.best_fit import Integers, Rows, Unpacked, Wrapped
+from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.types import PackedBatch, Piece, Sample
 from tests.marks import exhaustive
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lion_lightning.data.packing import BestFit, Integers, Packing, Rows, Span, Unpacked, Wrapped
+from lion_lightning.data.packing.best_fit import BestFit, Integers, Packing, Rows, Span, Unpacked, Wrapped
 from tests.marks import exhaustive
 
 PACKINGS = [BestFit(), Unpacked(), Wrapped()]

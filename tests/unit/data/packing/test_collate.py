@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lion_lightning.data.collate import collate
+from lion_lightning.data.packing.collate import collate
 from lion_lightning.types import Piece, Sample, Segment
 
 

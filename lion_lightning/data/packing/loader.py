@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lion_lightning.data.collate import collate
-from lion_lightning.data.packing import BestFit, Integers, Packing, Rows, Span
+from lion_lightning.data.packing.best_fit import BestFit, Integers, Packing, Rows, Span
+from lion_lightning.data.packing.collate import collate
 from lion_lightning.types import PackedBatch, Piece, Sample
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Documents become packed rows: which share one, and the loader that resumes."""
