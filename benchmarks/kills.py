@@ -412,7 +412,7 @@ def _exports(one: Path, other: Path) -> Iterator[str]:
 
 
 def _rounds(one: Path, other: Path) -> Iterator[str]:
-    from lion_lightning.data.rounds import find_rounds
+    from lion_lightning.rollouts.rounds import find_rounds
 
     mine, theirs = find_rounds(one / "rounds"), find_rounds(other / "rounds")
     if [made.number for made in mine] != [made.number for made in theirs]:

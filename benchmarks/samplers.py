@@ -43,8 +43,8 @@ def measure(name: str, options: argparse.Namespace) -> tuple[int, float]:
         options: From the command line.
     """
     from lion_lightning import PolicySpec, Source, TokenizerSpec
-    from lion_lightning.data.prompts import PromptPool
     from lion_lightning.models.generation.rollout_policy import Serving
+    from lion_lightning.rollouts.prompt_pool import PromptPool
     from lion_lightning.sampling import SamplingSettings, ServerSampler, TransformersSampler, VLLMSampler
 
     tokenizer = TokenizerSpec(options.model).load()

@@ -15,10 +15,18 @@ from uuid import uuid4
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lion_lightning.callbacks import rollout as work
-from lion_lightning.callbacks.answers import answered, beside_first, first_answers, paired
 from lion_lightning.callbacks.folders import remove_scratch, scratch_or
-from lion_lightning.callbacks.round_plan import (
+from lion_lightning.data.formats.preferences import BestWorst, Pairing
+from lion_lightning.data.sources.readers import digest
+from lion_lightning.judges.base import Judge
+from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.process import TrainerProcess
+from lion_lightning.readiness import require_ready
+from lion_lightning.rollouts import generate as work
+from lion_lightning.rollouts.answers import answered, beside_first, first_answers, paired
+from lion_lightning.rollouts.metrics import round_figures
+from lion_lightning.rollouts.plan import (
     SHARES,
     RoundPrompts,
     epochs_of,
@@ -29,16 +37,8 @@ from lion_lightning.callbacks.round_plan import (
     share_out,
     what_decides,
 )
-from lion_lightning.data.formats.preferences import BestWorst, Pairing
-from lion_lightning.data.prompts import Asked, PromptPool
-from lion_lightning.data.round_figures import round_figures
-from lion_lightning.data.rounds import Rollout, Round, round_path, set_aside, write_rollouts, write_summary
-from lion_lightning.data.sources.readers import digest
-from lion_lightning.judges.base import Judge
-from lion_lightning.models.generation.rollout_policy import Serving
-from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.process import TrainerProcess
-from lion_lightning.readiness import require_ready
+from lion_lightning.rollouts.prompt_pool import Asked, PromptPool
+from lion_lightning.rollouts.rounds import Rollout, Round, round_path, set_aside, write_rollouts, write_summary
 from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer, Prompt
 

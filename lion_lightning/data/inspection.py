@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lion_lightning.data.on_policy import OnPolicyDataModule
-from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.source_reports import SourceReport
 from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.printing import harmless, literal
+from lion_lightning.rollouts.prompt_pool import PromptPool
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,17 +17,17 @@ from lion_lightning.data.formats.preferences import Pairing
 from lion_lightning.data.packing.best_fit import Packing
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
-from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.source_reports import SourceReport
-from lion_lightning.data.round_pairs import RoundEncoder, RoundSource
-from lion_lightning.data.rounds import Round
 from lion_lightning.data.selection.documents import Selection, Tally
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
 from lion_lightning.data.selection.pair_filters import Keep
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenise
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.rollouts.pairs import RoundEncoder, RoundSource
+from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.rounds import Round
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lion_lightning.cache import replacing, writing
-from lion_lightning.data.rounds import Round
 from lion_lightning.printing import harmless
+from lion_lightning.rollouts.rounds import Round
 
 BLUE, ORANGE, GRAY = "#1f77b4", "#ff7f0e", "#888888"
 

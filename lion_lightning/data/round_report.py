@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lion_lightning.cache import read_object
-from lion_lightning.data.round_figures import round_figures
-from lion_lightning.data.rounds import Rollout, Round, find_rounds
 from lion_lightning.printing import literal
+from lion_lightning.rollouts.metrics import round_figures
+from lion_lightning.rollouts.rounds import Rollout, Round, find_rounds
 
 if TYPE_CHECKING:
     from rich.console import Console

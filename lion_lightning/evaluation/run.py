@@ -15,7 +15,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import replacing, writing
-from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.sources.source import Source
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.held_out import conversation_loss, preference_rewards
@@ -26,6 +25,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.readiness import require_ready
 from lion_lightning.references.scoring import Process
+from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.sampling.base import Sampler, SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.types import Answer, Prompt

@@ -11,10 +11,10 @@ from lightning.pytorch import Trainer
 from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.on_policy import OnPolicyDataModule
-from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import Encoder
 from lion_lightning.readiness import SHOWN, require_ready
+from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.types import Prompt
 
 ALL_ROWS = 20_000

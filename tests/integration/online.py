@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lion_lightning import OnlineDPOModule, OnPolicyDataModule, PolicySpec, Source, TokenizerSpec
 from lion_lightning.callbacks import OnPolicySampling
-from lion_lightning.data.rounds import Round, find_rounds
 from lion_lightning.modules import LinearWithWarmup
+from lion_lightning.rollouts.rounds import Round, find_rounds
 from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.types import Answer, PackedBatch, Prompt

@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.cli import main
-from lion_lightning.data.rounds import find_rounds
+from lion_lightning.rollouts.rounds import find_rounds
 from tests.demo import copy_demo, copy_start
 
 ROOT = Path(__file__).parents[2]

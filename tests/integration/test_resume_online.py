@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lion_lightning import FrozenReference, RefreshedReference
-from lion_lightning.callbacks import round_plan
-from lion_lightning.callbacks.round_plan import RoundPrompts
+from lion_lightning.rollouts import plan as round_plan
+from lion_lightning.rollouts.plan import RoundPrompts
 from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
 from tests.marks import exhaustive
 

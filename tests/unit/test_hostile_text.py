@@ -13,9 +13,7 @@ from rich.console import Console
 
 from lion_lightning.commands import evaluate, harness
 from lion_lightning.data.inspection import inspect
-from lion_lightning.data.prompts import PromptPool
 from lion_lightning.data.round_report import report
-from lion_lightning.data.rounds import Rollout, round_path, write_rollouts
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.evaluation.harness import Figure
@@ -25,6 +23,8 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import literal
 from lion_lightning.report import terminal
+from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.rounds import Rollout, round_path, write_rollouts
 from lion_lightning.types import Answer, Prompt
 from tests.unit.data.letters import byte_tokenizer
 

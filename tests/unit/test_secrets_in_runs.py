@@ -11,7 +11,6 @@ import yaml
 
 from lion_lightning import SFTModule
 from lion_lightning.callbacks.provenance import surroundings
-from lion_lightning.callbacks.round_plan import identity_of
 from lion_lightning.cli import main
 from lion_lightning.judges import VerifierJudge
 from lion_lightning.models.checkpoints.export import model_card
@@ -19,6 +18,7 @@ from lion_lightning.models.checkpoints.lion_entry import LionEntry
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.pipeline.plan import read_plan
+from lion_lightning.rollouts.plan import identity_of
 from tests import tiny
 from tests.marks import slow
 

@@ -11,11 +11,11 @@ from lion_lightning.data.formats.preference import recognise_preferences
 from lion_lightning.data.formats.preferences import BestWorst, Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, recognise
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.prompts import recognise_prompt
 from lion_lightning.data.reports.advice import warnings
 from lion_lightning.data.reports.row_notes import RowNotes, one_row, row_notes
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
+from lion_lightning.rollouts.prompt_pool import recognise_prompt
 
 
 def chat(*contents: str, prompt_turns: int | None = None) -> Conversation:

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.rounds import Rollout, Round, round_path
 from lion_lightning.models.tokenizer import end_of_turn_id
+from lion_lightning.rollouts.rounds import Rollout, Round, round_path
 from lion_lightning.sampling.answers import as_answer
 from lion_lightning.sampling.base import ServedPolicy
 from lion_lightning.types import Answer, Prompt

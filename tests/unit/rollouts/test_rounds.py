@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from lion_lightning.data.round_figures import distinct, round_figures, self_bleu
-from lion_lightning.data.round_files import DamagedFileError
-from lion_lightning.data.round_pairs import RoundEncoder, RoundRows, RoundSource
 from lion_lightning.data.round_picture import wilson
 from lion_lightning.data.round_report import report
-from lion_lightning.data.rounds import (
+from lion_lightning.rollouts.files import DamagedFileError
+from lion_lightning.rollouts.metrics import distinct, round_figures, self_bleu
+from lion_lightning.rollouts.pairs import RoundEncoder, RoundRows, RoundSource
+from lion_lightning.rollouts.rounds import (
     Rollout,
     Round,
     find_rounds,

@@ -12,10 +12,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lion_lightning.data.on_policy import OnPolicyDataModule
-from lion_lightning.data.prompts import Asked, PromptPool
 from lion_lightning.data.sources.readers import digest
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.printing import without_secrets
+from lion_lightning.rollouts.prompt_pool import Asked, PromptPool
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lion_lightning.data.formats.preferences import SampledPair
-from lion_lightning.data.rounds import Rollout, read_rollouts
 from lion_lightning.data.sources.readers import FileRows, Numbers, Row, digest
 from lion_lightning.data.sources.source import Source
+from lion_lightning.rollouts.rounds import Rollout, read_rollouts
 from lion_lightning.types import Piece
 
 _VERSION = 1  # part of the fingerprint; raise it whenever the same round gives other pieces

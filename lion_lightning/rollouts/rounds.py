@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from lion_lightning.cache import read_object, replacing, writing
-from lion_lightning.data.round_files import DamagedFileError, read_table, write_table
+from lion_lightning.rollouts.files import DamagedFileError, read_table, write_table
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)

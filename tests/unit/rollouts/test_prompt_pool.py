@@ -10,9 +10,9 @@ import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Completion, Conversation
-from lion_lightning.data.prompts import PromptPool, recognise_prompt
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.rollouts.prompt_pool import PromptPool, recognise_prompt
 from tests import tiny
 
 ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

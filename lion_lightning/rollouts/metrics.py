@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean, pstdev
 
-from lion_lightning.data.rounds import Rollout, Round
+from lion_lightning.rollouts.rounds import Rollout, Round
 from lion_lightning.types import Answer
 
 COMPARED = 200

@@ -14,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from lion_lightning.cache import remove_drafts, replacing, writing
-from lion_lightning.data.rounds import WRITABLE, Rollout, lies_at, read_rollouts, write_rollouts
 from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.judges.base import Judge, Loaded, judge_answers
 from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.rollouts.rounds import WRITABLE, Rollout, lies_at, read_rollouts, write_rollouts
 from lion_lightning.sampling.base import Following, Sampler
 from lion_lightning.types import Answer
 
