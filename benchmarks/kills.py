@@ -486,7 +486,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/kills"), help="made anew")
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", PYTHONUNBUFFERED="1")
-    import lion_lightning.lightning_cli  # noqa: F401  (imported once, before processes are forked)
+    import lion_lightning.tools.train.lightning_cli  # noqa: F401  (imported once, before processes are forked)
 
     end_by_interrupts()  # as the command has it, whose processes these are from the fork on
 

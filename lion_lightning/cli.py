@@ -113,7 +113,7 @@ def guarded(body: Callable[[], object]) -> int:
         if os.environ.get("LION_DEBUG") or not isinstance(error, Exception) or not _can_be_mended(error):
             raise
         for each in _single(error):
-            line = import_module("lion_lightning.cli_errors").explain(each)
+            line = import_module("lion_lightning.errors").explain(each)
             print(f"lion: error: {one_line(line)}", file=sys.stderr)
         return 2
     return returned if isinstance(returned, int) else 0
@@ -129,7 +129,7 @@ def _command(name: str, arguments: list[str]) -> None:
     else:
         _refuse_unknown_command(name)
         with STOP.interrupts():
-            import_module("lion_lightning.lightning_cli").build_cli(arguments)
+            import_module("lion_lightning.tools.train.lightning_cli").build_cli(arguments)
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def _can_be_mended(error: Exception) -> bool:
 
     if isinstance(error, (MisconfigurationException, ArgumentError)):
         return True
-    from lion_lightning.cli_errors import checkpoint_being_restored, is_of_named_class
+    from lion_lightning.errors import checkpoint_being_restored, is_of_named_class
 
     return checkpoint_being_restored(error) is not None or is_of_named_class(error)
 

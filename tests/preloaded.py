@@ -14,7 +14,7 @@ NAMES = (
     "transformers.models.llama.modeling_llama",
     "lion_lightning.callbacks",
     "lion_lightning.data",
-    "lion_lightning.lightning_cli",
+    "lion_lightning.tools.train.lightning_cli",
     "lion_lightning.models.lora",
     "lion_lightning.modules",
     "lion_lightning.sampling.transformers",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from lion_lightning.config_file import check_config_files
-from lion_lightning.null_settings import require_values
 from lion_lightning.printing import literal, require_no_secrets
+from lion_lightning.tools.train.config_file import check_config_files
+from lion_lightning.tools.train.null_settings import require_values
 
 if TYPE_CHECKING:
     from lion_lightning.evaluation.run import Evaluation

@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> None:
         arguments: Of the command line.
     """
     from lion_lightning.data.inspection import inspect
-    from lion_lightning.lightning_cli import build_cli
+    from lion_lightning.tools.train.lightning_cli import build_cli
 
     own = argparse.ArgumentParser(
         prog="lion inspect",

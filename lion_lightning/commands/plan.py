@@ -6,12 +6,12 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from lion_lightning.lightning_cli import LionCLI, build_cli
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB, Placement
 from lion_lightning.planning.placing import placements, recomputes
 from lion_lightning.planning.report import Plan
 from lion_lightning.planning.step_time import Machine
+from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 
 
 class SettingsCLI(LionCLI):

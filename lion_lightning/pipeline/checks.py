@@ -19,10 +19,9 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 
-from lion_lightning.cli_errors import explain
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.on_policy import OnPolicyDataModule
-from lion_lightning.lightning_cli import LionCLI, build_cli
+from lion_lightning.errors import explain
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.pipeline.configs import Config, merged, standing_in
@@ -32,6 +31,7 @@ from lion_lightning.pipeline.plan import Plan, StagePlan, loaded
 from lion_lightning.pipeline.sources import check_data, check_rounds
 from lion_lightning.pipeline.stage import DONE, require_same_work, require_start
 from lion_lightning.references.base import FrozenReference
+from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 
 logger = logging.getLogger(__name__)
 

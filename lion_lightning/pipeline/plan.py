@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lion_lightning.config_file import read_config_file
 from lion_lightning.pipeline.configs import Config, merged, placed, starting_from, with_plain_parts
+from lion_lightning.tools.train.config_file import read_config_file
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
 STAGE_KEYS = {"config", "seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler"}

@@ -16,9 +16,9 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lion_lightning.callbacks import HuggingFaceExport
-from lion_lightning.cli_errors import explain
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
+from lion_lightning.errors import explain
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lion_lightning.cli import main
-from lion_lightning.cli_errors import explain
+from lion_lightning.errors import explain
 from lion_lightning.judges import RubricLLMJudge
 from lion_lightning.sampling import ServerSampler
 from lion_lightning.types import Prompt

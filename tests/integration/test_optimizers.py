@@ -15,7 +15,7 @@ import yaml
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.cli import main
-from lion_lightning.lightning_cli import build_cli
+from lion_lightning.tools.train.lightning_cli import build_cli
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

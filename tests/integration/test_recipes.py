@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from lion_lightning import PolicySpec
 from lion_lightning.cli import main
 from lion_lightning.data.packing.best_fit import Unpacked
-from lion_lightning.lightning_cli import build_cli
 from lion_lightning.models.tokenizer import read_template
+from lion_lightning.tools.train.lightning_cli import build_cli
 from tests import tiny
 from tests.integration.recipes import NAMES, PAPER, RECIPES, ROOT, arguments, name_of, numbers, read, sampling
 from tests.marks import exhaustive, slow_but

@@ -17,11 +17,10 @@ import pytest
 
 from lion_lightning.cache import read_json
 from lion_lightning.chat import load_served
-from lion_lightning.cli_errors import explain
-from lion_lightning.config_file import read_config_file
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import manifest_path, part_path, read_batches, read_part
 from lion_lightning.distributed.rendezvous import Meeting
+from lion_lightning.errors import explain
 from lion_lightning.evaluation.answers import answer
 from lion_lightning.evaluation.formats import FORMATS
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
@@ -37,6 +36,7 @@ from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.references.store import PairStore
 from lion_lightning.report.logs import read_stage
 from lion_lightning.rollouts.rounds import Round, round_path
+from lion_lightning.tools.train.config_file import read_config_file
 from tests import hostile, tiny
 from tests.unit.chat_server import serving
 

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 
 import lion_lightning
 from lion_lightning.cli import COMMANDS, TRAINING, help_text
-from lion_lightning.lightning_cli import LionCLI
+from lion_lightning.tools.train.lightning_cli import LionCLI
 
 PACKAGE = Path(lion_lightning.__file__).parent
 

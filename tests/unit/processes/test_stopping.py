@@ -21,12 +21,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec, cli
-from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.checkpoints.io import CheckedCheckpointIO
 from lion_lightning.modules.optimization.schedules import CosineWithWarmup
 from lion_lightning.processes.folder_lock import NAME, FolderLock
 from lion_lightning.processes.stopping import STOP, Stopped, signals_wait, stop_code
+from lion_lightning.tools.train.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.types import Piece, Sample
 from tests import tiny
 from tests.marks import slow

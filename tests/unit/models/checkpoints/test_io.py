@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from lion_lightning import SFTModule
 from lion_lightning.cache import replacing
-from lion_lightning.lightning_cli import LionCLI
 from lion_lightning.models.checkpoints.io import CheckedCheckpointIO, remove_left_drafts, use_checked_checkpoints
 from lion_lightning.strategies import FSDP2Strategy
+from lion_lightning.tools.train.lightning_cli import LionCLI
 from tests.unit.callbacks.conftest import Bench
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lion_lightning.config_file import check_config_files, read_config_file
-from lion_lightning.lightning_cli import CONFIG_KEYS, LionCLI, build_cli
+from lion_lightning.tools.train.config_file import check_config_files, read_config_file
+from lion_lightning.tools.train.lightning_cli import CONFIG_KEYS, LionCLI, build_cli
 
 WRONG = {
     "empty": (b"", "the file is empty"),

@@ -15,14 +15,14 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from lion_lightning.callbacks import LionProgressBar, StartupSummary
-from lion_lightning.callbacks.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.cli import TRAINING
-from lion_lightning.config_file import check_config_files
-from lion_lightning.metrics_log import MetricsLog
 from lion_lightning.models.checkpoints.files import newest_checkpoint, require_local
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.null_settings import require_values
 from lion_lightning.printing import require_no_secrets
+from lion_lightning.tools.train.config_file import check_config_files
+from lion_lightning.tools.train.metrics_log import MetricsLog
+from lion_lightning.tools.train.null_settings import require_values
+from lion_lightning.tools.train.stopping import FolderInUse, StopBetweenSteps
 
 CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
     "seed_everything": None,

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.cli import guarded
-from lion_lightning.cli_errors import checkpoint_being_restored, explain, is_of_named_class
-from lion_lightning.lightning_cli import build_cli
+from lion_lightning.errors import checkpoint_being_restored, explain, is_of_named_class
 from lion_lightning.models.tokenizer import read_template
+from lion_lightning.tools.train.lightning_cli import build_cli
 from tests import tiny
 
 BASE = ["--model=lion_lightning.SFTModule", "--data=lion_lightning.SFTDataModule"]

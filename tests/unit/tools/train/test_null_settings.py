@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
-from lion_lightning.null_settings import require_values
+from lion_lightning.tools.train.null_settings import require_values
 
 SOURCES = [{"path": "x.jsonl"}]
 MODULE = "lion_lightning.SFTModule"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from lion_lightning.metrics_log import MetricsLog
+from lion_lightning.tools.train.metrics_log import MetricsLog
 
 
 def logged(logger: CSVLogger, *rows: tuple[int, dict[str, Any]]) -> Path:

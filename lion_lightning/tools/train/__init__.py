@@ -1,0 +1,1 @@
+"""`lion fit`, `validate` and `test`: LightningCLI with this project's defaults."""
