@@ -10,16 +10,16 @@ from typing import Any
 import yaml
 
 from lion_lightning.chat import require_model
-from lion_lightning.commands.evaluate import asked_for
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
-from lion_lightning.evaluation.run import Evaluation
-from lion_lightning.evaluation.verdicts import kinds
 from lion_lightning.models.policy import position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.pipeline.plan import StagePlan
 from lion_lightning.pipeline.sources import check_data, check_prompts
+from lion_lightning.tools.evaluate.main import asked_for
+from lion_lightning.tools.evaluate.run import Evaluation
+from lion_lightning.tools.evaluate.verdicts import kinds
 
 
 def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicySpec, exports: Collection[Path]) -> None:

@@ -21,8 +21,6 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import manifest_path, part_path, read_batches, read_part
 from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.errors import explain
-from lion_lightning.evaluation.answers import answer
-from lion_lightning.evaluation.formats import FORMATS
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
 from lion_lightning.models.chat_template import ChatTemplate
 from lion_lightning.models.checkpoints.contents import read_checkpoint
@@ -36,6 +34,8 @@ from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.references.store import PairStore
 from lion_lightning.report.logs import read_stage
 from lion_lightning.rollouts.rounds import Round, round_path
+from lion_lightning.tools.answers import FORMATS
+from lion_lightning.tools.evaluate.answers import answer
 from lion_lightning.tools.train.config_file import read_config_file
 from tests import hostile, tiny
 from tests.unit.chat_server import serving

@@ -11,12 +11,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from lion_lightning.commands import evaluate, harness
 from lion_lightning.data.inspection import inspect
 from lion_lightning.data.round_report import report
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
-from lion_lightning.evaluation.harness import Figure
 from lion_lightning.models.checkpoints.export import model_card
 from lion_lightning.models.checkpoints.lion_entry import LionEntry
 from lion_lightning.models.spec import PolicySpec
@@ -25,6 +23,9 @@ from lion_lightning.printing import literal
 from lion_lightning.report import terminal
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rounds import Rollout, round_path, write_rollouts
+from lion_lightning.tools.evaluate import main as evaluate
+from lion_lightning.tools.harness import main as harness
+from lion_lightning.tools.harness.tasks import Figure
 from lion_lightning.types import Answer, Prompt
 from tests.unit.data.letters import byte_tokenizer
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.evaluation.formats import FORMATS, write_answers
-from lion_lightning.evaluation.formats.writing import Asking
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling import SamplingSettings
+from lion_lightning.tools.answers import FORMATS, write_answers
+from lion_lightning.tools.answers.writing import Asking
 from lion_lightning.types import Answer, Prompt
 from tests import tiny
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.evaluation.formats.mt_bench import TEMPERATURES
 from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.tools.answers.mt_bench import TEMPERATURES
 from tests.unit.evaluation.benchmark_files import ALPACA, ARENA, MT, Echo, lines, listed, served_policy, write
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.commands.answers import main
-from lion_lightning.evaluation.formats import FORMATS
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
+from lion_lightning.tools.answers import FORMATS
+from lion_lightning.tools.answers.main import main
 from lion_lightning.types import Answer
 from tests.unit.evaluation.benchmark_files import (
     ALPACA,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.evaluation.answers import answer
 from lion_lightning.sampling import SamplingSettings, ServerSampler
+from lion_lightning.tools.evaluate.answers import answer
 from lion_lightning.types import Answer, Prompt
 from tests.unit.chat_server import serving
 

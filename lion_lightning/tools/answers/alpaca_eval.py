@@ -10,7 +10,7 @@ from typing import Any
 
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.sources.json_text import BrokenJSONError, parse_json
-from lion_lightning.evaluation.formats.base import Finished, Question, read_text, require_same_model, unique
+from lion_lightning.tools.answers.base import Finished, Question, read_text, require_same_model, unique
 
 
 class AlpacaEval:
@@ -21,14 +21,14 @@ class AlpacaEval:
     """
 
     def questions(self, path: Path) -> list[Question]:
-        """See :class:`~lion_lightning.evaluation.formats.base.Format`."""
+        """See :class:`~lion_lightning.tools.answers.base.Format`."""
         rows = _rows(path)
         return unique(
             Question(_instruction(row, where), (_instruction(row, where),), row, where) for row, where in rows
         )
 
     def answered(self, out: Path) -> set[Hashable]:
-        """See :class:`~lion_lightning.evaluation.formats.base.Format`."""
+        """See :class:`~lion_lightning.tools.answers.base.Format`."""
         if not out.exists():
             return set()
         rows = _rows(out)
@@ -37,7 +37,7 @@ class AlpacaEval:
         return {_instruction(row, where) for row, where in rows}
 
     def add(self, out: Path, finished: Sequence[Finished]) -> None:
-        """See :class:`~lion_lightning.evaluation.formats.base.Format`; the whole file is replaced at once."""
+        """See :class:`~lion_lightning.tools.answers.base.Format`; the whole file is replaced at once."""
         rows = [row for row, _ in _rows(out)] if out.exists() else []
         rows += [_record(one, out.stem) for one in finished]
         with writing(out, "answers", "name another file in --out"):

@@ -16,9 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.sources.source import Source
-from lion_lightning.evaluation.answers import answer
-from lion_lightning.evaluation.held_out import conversation_loss, preference_rewards
-from lion_lightning.evaluation.verdicts import accuracy, kinds, scored, win_rate
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.spec import PolicySpec
@@ -28,6 +25,9 @@ from lion_lightning.references.scoring import Process
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.sampling.base import Sampler, SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
+from lion_lightning.tools.evaluate.answers import answer
+from lion_lightning.tools.evaluate.held_out import conversation_loss, preference_rewards
+from lion_lightning.tools.evaluate.verdicts import accuracy, kinds, scored, win_rate
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)

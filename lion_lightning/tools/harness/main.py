@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lion_lightning.printing import literal
 
 if TYPE_CHECKING:
-    from lion_lightning.evaluation.harness import Figure
+    from lion_lightning.tools.harness.tasks import Figure
 
 
 def main(arguments: list[str]) -> None:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     """
     options = _parser().parse_args(arguments)
     from lion_lightning.chat import require_model
-    from lion_lightning.evaluation.harness import PAPER_TASKS, HarnessSettings, parse_task, run_tasks
+    from lion_lightning.tools.harness.tasks import PAPER_TASKS, HarnessSettings, parse_task, run_tasks
 
     require_model(options.model)
     tasks = [parse_task(text) for text in options.tasks] or list(PAPER_TASKS)

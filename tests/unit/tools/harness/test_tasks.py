@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lion_lightning.commands.harness import main
-from lion_lightning.evaluation.harness import (
+from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.tools.harness.main import main
+from lion_lightning.tools.harness.tasks import (
     Figure,
     HarnessSettings,
     Task,
@@ -24,8 +26,6 @@ from lion_lightning.evaluation.harness import (
     read_figures,
     run_tasks,
 )
-from lion_lightning.models.generation.rollout_policy import Serving
-from lion_lightning.models.tokenizer import TokenizerSpec
 from tests import tiny
 
 REAL = pytest.mark.skipif(

@@ -16,7 +16,6 @@ from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
-from lion_lightning.evaluation.verdicts import summary
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -24,6 +23,7 @@ from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.sft import SFTModule
 from lion_lightning.references.base import FrozenReference
+from lion_lightning.tools.evaluate.verdicts import summary
 from lion_lightning.types import PairLogps
 
 logger = logging.getLogger(__name__)

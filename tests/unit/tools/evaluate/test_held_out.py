@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_lightning import PolicySpec, Source, TokenizerSpec
 from lion_lightning.demo import make_tokenizer
-from lion_lightning.evaluation.held_out import conversation_loss, preference_rewards
 from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.tools.evaluate.held_out import conversation_loss, preference_rewards
 from tests import tiny
 
 TALKS = (("w3 w4", "w5 w6 w7"), ("w8", "w9"), ("w10 w11 w12", "w13 w14 w15 w16 w17"))

@@ -6,7 +6,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from lion_lightning.evaluation.formats.base import Finished, JSONLines, Question, Row, read_turns
+from lion_lightning.tools.answers.base import Finished, JSONLines, Question, Row, read_turns
 
 
 class ArenaHard(JSONLines):
@@ -22,7 +22,7 @@ class ArenaHard(JSONLines):
     model_keys = ("model", "model_id")
 
     def question(self, row: Row, where: str) -> Question:
-        """See :class:`~lion_lightning.evaluation.formats.base.JSONLines`."""
+        """See :class:`~lion_lightning.tools.answers.base.JSONLines`."""
         found = self.read_id(row, where)
         if "uid" in row:
             return Question(found, read_turns([row.get("prompt")], where), row, where)
@@ -32,7 +32,7 @@ class ArenaHard(JSONLines):
         return Question(found, turns, row, where, 0.0)  # config/gen_answer_config.yaml of the old layout
 
     def record(self, finished: Finished, model: str) -> dict[str, Any]:
-        """See :class:`~lion_lightning.evaluation.formats.base.JSONLines`."""
+        """See :class:`~lion_lightning.tools.answers.base.JSONLines`."""
         return (_record if "uid" in finished.question.row else _old_record)(finished, model)
 
 

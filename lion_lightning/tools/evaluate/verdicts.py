@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lion_lightning.evaluation.intervals import Interval, bootstrap
 from lion_lightning.judges.base import Judge, Loaded, judge_answers
+from lion_lightning.tools.evaluate.intervals import Interval, bootstrap
 from lion_lightning.types import Answer, Prompt
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lion_lightning.evaluation.intervals import Interval, bootstrap, mean_interval, t_quantile
+from lion_lightning.tools.evaluate.intervals import Interval, bootstrap, mean_interval, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_bootstrap_of_a_constant_is_the_constant() -> None:
 def test_bootstrap_of_many_items_draws_what_it_would_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.linspace(0.0, 1.0, 30).tolist()
     whole = bootstrap(values, resamples=100)
-    monkeypatch.setattr("lion_lightning.evaluation.intervals.AT_ONCE", 7 * 30)  # 15 blocks, the last of them short
+    monkeypatch.setattr("lion_lightning.tools.evaluate.intervals.AT_ONCE", 7 * 30)  # 15 blocks, the last of them short
     assert bootstrap(values, resamples=100) == pytest.approx(whole, rel=1e-12)
 
 

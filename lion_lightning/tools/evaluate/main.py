@@ -13,7 +13,7 @@ from lion_lightning.tools.train.config_file import check_config_files
 from lion_lightning.tools.train.null_settings import require_values
 
 if TYPE_CHECKING:
-    from lion_lightning.evaluation.run import Evaluation
+    from lion_lightning.tools.evaluate.run import Evaluation
 
 DESCRIPTION = """Loss on held-out conversations, rewards on held-out preference pairs, what a judge says of a model's
 answers, and its win rate against another model: as much of that as is asked for. Answers are kept in --out, so that a
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
         arguments: Of the command line.
     """
     from lion_lightning.chat import require_model
-    from lion_lightning.evaluation.run import RESULTS, evaluate
+    from lion_lightning.tools.evaluate.run import RESULTS, evaluate
 
     asked = asked_for(arguments)
     for model in filter(None, (asked.model, asked.reference, asked.against)):
@@ -42,7 +42,7 @@ def asked_for(arguments: list[str]) -> Evaluation:
     Args:
         arguments: Of the command line.
     """
-    from lion_lightning.evaluation.run import Evaluation
+    from lion_lightning.tools.evaluate.run import Evaluation
 
     check_config_files(arguments, dict.fromkeys(signature(Evaluation).parameters))
     parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, exit_on_error=False)
@@ -60,7 +60,7 @@ def show(results: dict[str, Any]) -> None:
     """Print results as a table.
 
     Args:
-        results: As :func:`~lion_lightning.evaluation.run.evaluate` gives them.
+        results: As :func:`~lion_lightning.tools.evaluate.run.evaluate` gives them.
     """
     from rich.console import Console
     from rich.table import Table

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lion_lightning.evaluation.verdicts import accuracy, gain, kinds, scored, win_rate
+from lion_lightning.tools.evaluate.verdicts import accuracy, gain, kinds, scored, win_rate
 from lion_lightning.types import Answer, Prompt
 
 PROMPTS = [Prompt(f"q{number}", where=f"f.jsonl:{number + 1}", row={"kind": "ab"[number // 2]}) for number in range(4)]

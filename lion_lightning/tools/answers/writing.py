@@ -15,9 +15,9 @@ from tqdm import tqdm
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.evaluation.formats.base import Finished, Format, Question
 from lion_lightning.sampling.answers import one_each
 from lion_lightning.sampling.base import Following, Sampler, SamplingSettings, ServedPolicy
+from lion_lightning.tools.answers.base import Finished, Format, Question
 from lion_lightning.types import Prompt
 
 logger = logging.getLogger(__name__)

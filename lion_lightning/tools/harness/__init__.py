@@ -1,0 +1,1 @@
+"""`lion harness`: a model on tasks of lm-evaluation-harness."""
