@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from lion_lightning.pipeline.configs import Config, merged, placed, starting_from
 from lion_lightning.pipeline.plan import Plan, StagePlan, read_plan
 from lion_lightning.pipeline.run import Runner
-from lion_lightning.report.logs import Stage, read_stage
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
+from lion_lightning.tools.report.logs import Stage, read_stage
 
 
 class Variant(NamedTuple):

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
 
 def _report(out: Path) -> None:
     """Draw the report; what all stages have done is no failure because of it."""
-    from lion_lightning.report import write_report
+    from lion_lightning.tools.report import write_report
 
     try:
         print(f"wrote {write_report(out)}")

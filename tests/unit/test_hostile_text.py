@@ -11,8 +11,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from lion_lightning.data.inspection import inspect
-from lion_lightning.data.round_report import report
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.checkpoints.export import model_card
@@ -20,12 +18,14 @@ from lion_lightning.models.checkpoints.lion_entry import LionEntry
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import literal
-from lion_lightning.report import terminal
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rounds import Rollout, round_path, write_rollouts
 from lion_lightning.tools.evaluate import main as evaluate
 from lion_lightning.tools.harness import main as harness
 from lion_lightning.tools.harness.tasks import Figure
+from lion_lightning.tools.inspect.inspection import inspect
+from lion_lightning.tools.report import terminal
+from lion_lightning.tools.rounds.report import report
 from lion_lightning.types import Answer, Prompt
 from tests.unit.data.letters import byte_tokenizer
 
@@ -61,7 +61,7 @@ def test_inspect_shows_rows_and_names_of_sources_as_text(tmp_path: Path, capsys:
 
 
 def test_prompts_are_shown_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from lion_lightning.data.inspection import _show_prompts
+    from lion_lightning.tools.inspect.inspection import _show_prompts
 
     (tmp_path / "x.jsonl").write_text(json.dumps({"prompt": HOSTILE}) + "\n")
     pool = PromptPool([Source(str(tmp_path / "x.jsonl"))], byte_tokenizer())
@@ -106,7 +106,7 @@ def test_a_report_s_table_shows_names_as_text(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_kind_of_prompt_is_no_formula_in_a_picture() -> None:
-    from lion_lightning.report.figures import figure
+    from lion_lightning.tools.report.plots import figure
 
     with figure(1, 1) as (made, (axes,)):
         axes.set_xticks([0], ["$\\frac{$"])

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from lion_lightning.cli import main
-from lion_lightning.report import write_report
-from lion_lightning.report.accuracy import accuracy_of
-from lion_lightning.report.logs import Chain, read_run, read_stage
-from lion_lightning.report.page import Cell, page, table
+from lion_lightning.tools.report import write_report
+from lion_lightning.tools.report.accuracy import accuracy_of
+from lion_lightning.tools.report.logs import Chain, read_run, read_stage
+from lion_lightning.tools.report.page import Cell, page, table
 
 PNG = b"\x89PNG\r\n"
 

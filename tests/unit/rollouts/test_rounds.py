@@ -11,8 +11,6 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from lion_lightning.data.round_picture import wilson
-from lion_lightning.data.round_report import report
 from lion_lightning.rollouts.files import DamagedFileError
 from lion_lightning.rollouts.metrics import distinct, round_figures, self_bleu
 from lion_lightning.rollouts.pairs import RoundEncoder, RoundRows, RoundSource
@@ -26,6 +24,8 @@ from lion_lightning.rollouts.rounds import (
     write_rollouts,
     write_summary,
 )
+from lion_lightning.tools.rounds.plots import wilson
+from lion_lightning.tools.rounds.report import report
 from lion_lightning.types import Answer, Prompt
 
 PROMPT = Prompt(

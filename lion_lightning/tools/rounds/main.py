@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
-    from lion_lightning.data.round_report import report
+    from lion_lightning.tools.rounds.report import report
 
     parser = argparse.ArgumentParser(
         prog="lion rounds", description="Print and draw what happened in the rounds of on-policy sampling."

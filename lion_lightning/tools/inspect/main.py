@@ -11,7 +11,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
-    from lion_lightning.data.inspection import inspect
+    from lion_lightning.tools.inspect.inspection import inspect
     from lion_lightning.tools.train.lightning_cli import build_cli
 
     own = argparse.ArgumentParser(

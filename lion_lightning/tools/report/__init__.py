@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from lion_lightning.cache import replacing, writing
-from lion_lightning.report import figures
-from lion_lightning.report.accuracy import accuracy_of
-from lion_lightning.report.logs import read_run
-from lion_lightning.report.page import Picture, page
-from lion_lightning.report.terminal import show
+from lion_lightning.tools.report import plots as figures
+from lion_lightning.tools.report.accuracy import accuracy_of
+from lion_lightning.tools.report.logs import read_run
+from lion_lightning.tools.report.page import Picture, page
+from lion_lightning.tools.report.terminal import show
 
 __all__ = ["write_report"]
 

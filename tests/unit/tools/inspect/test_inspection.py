@@ -11,15 +11,15 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.inspection import inspect
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.tools.inspect.inspection import inspect
 from lion_lightning.types import Piece
 from tests.unit.data.letters import byte_tokenizer
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[5] / "shared" / "data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the repository")
 
 

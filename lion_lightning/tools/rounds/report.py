@@ -173,7 +173,7 @@ def _answer(rollout: Rollout, place: int) -> str:
 
 
 def _draw(console: Console, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]], png: Path) -> None:
-    from lion_lightning.data.round_picture import draw
+    from lion_lightning.tools.rounds.plots import draw
 
     draw(rounds, figures, [kept(made) for made in rounds], [causes(made) for made in rounds], png)
     console.print(f"wrote {png}", highlight=False, markup=False)

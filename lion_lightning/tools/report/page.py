@@ -7,8 +7,8 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from lion_lightning.report.accuracy import Accuracy
-from lion_lightning.report.logs import Chain, Stage
+from lion_lightning.tools.report.accuracy import Accuracy
+from lion_lightning.tools.report.logs import Chain, Stage
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #20242a; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }

@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
-    from lion_lightning.report import write_report
+    from lion_lightning.tools.report import write_report
 
     parser = argparse.ArgumentParser(
         prog="lion report", description="Draw what a run did, from its logs on disk: report.html, and report.png."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lion_lightning.printing import literal
-from lion_lightning.report.accuracy import Accuracy
+from lion_lightning.tools.report.accuracy import Accuracy
 
 
 def show(accuracy: Accuracy) -> None:

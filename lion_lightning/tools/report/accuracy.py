@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lion_lightning.report.logs import Chain
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
+from lion_lightning.tools.report.logs import Chain
 
 ALL = ""
 """The kind that all prompts are of."""

@@ -8,8 +8,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from lion_lightning.printing import harmless
-from lion_lightning.report.accuracy import Accuracy
-from lion_lightning.report.logs import Chain, Curve, Stage
+from lion_lightning.tools.report.accuracy import Accuracy
+from lion_lightning.tools.report.logs import Chain, Curve, Stage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,1 @@
+"""`lion inspect`: what training would see."""

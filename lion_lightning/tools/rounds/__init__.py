@@ -1,0 +1,1 @@
+"""`lion rounds`: what happened in the rounds of on-policy sampling."""
