@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lion_lightning.pipeline.configs import Config, merged, placed, starting_from
-from lion_lightning.pipeline.plan import Plan, StagePlan, read_plan
-from lion_lightning.pipeline.run import Runner
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
+from lion_lightning.tools.pipeline.configs import Config, merged, placed, starting_from
+from lion_lightning.tools.pipeline.plan import Plan, StagePlan, read_plan
+from lion_lightning.tools.pipeline.run import Runner
 from lion_lightning.tools.report.logs import Stage, read_stage
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from lion_lightning.cli import main
 from lion_lightning.data.formats.sft import recognise
-from lion_lightning.pipeline.plan import read_plan
+from lion_lightning.tools.pipeline.plan import read_plan
 from tests.demo import copy_demo
 
 ROOT = Path(__file__).parents[2]

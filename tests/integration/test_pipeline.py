@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
-from lion_lightning.commands.run import stage_options
 from lion_lightning.models.checkpoints.export_files import new_export
-from lion_lightning.pipeline.configs import differences, merged
-from lion_lightning.pipeline.plan import read_plan
-from lion_lightning.pipeline.run import Runner
-from lion_lightning.pipeline.stage import begin, exported, finish, require_start
+from lion_lightning.tools.pipeline.configs import differences, merged
+from lion_lightning.tools.pipeline.main import stage_options
+from lion_lightning.tools.pipeline.plan import read_plan
+from lion_lightning.tools.pipeline.run import Runner
+from lion_lightning.tools.pipeline.stage import begin, exported, finish, require_start
 from tests.demo import copy_demo
 
 ROOT = Path(__file__).parents[2]

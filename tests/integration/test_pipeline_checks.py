@@ -16,12 +16,13 @@ from lion_lightning import PolicySpec, SFTDataModule, Source, TokenizerSpec
 from lion_lightning.cli import main
 from lion_lightning.demo import write_demo
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.pipeline import checks, sources
-from lion_lightning.pipeline.checks import Checks
-from lion_lightning.pipeline.configs import standing_in
-from lion_lightning.pipeline.disk import space_of
-from lion_lightning.pipeline.evaluation import check_evaluation
-from lion_lightning.pipeline.plan import Plan, StagePlan, dumped, loaded, read_plan
+from lion_lightning.tools.pipeline.checks import before_training as checks
+from lion_lightning.tools.pipeline.checks import sources
+from lion_lightning.tools.pipeline.checks.before_training import Checks
+from lion_lightning.tools.pipeline.checks.disk import space_of
+from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
+from lion_lightning.tools.pipeline.configs import standing_in
+from lion_lightning.tools.pipeline.plan import Plan, StagePlan, dumped, loaded, read_plan
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
-from lion_lightning.pipeline.plan import StagePlan
-from lion_lightning.pipeline.run import Runner, stop
+from lion_lightning.tools.pipeline.plan import StagePlan
+from lion_lightning.tools.pipeline.run import Runner, stop
 from tests import tiny
 
 STAGE = {
@@ -78,7 +78,9 @@ def steps() -> int:
 def stages_of(run: int) -> list[int]:
     found = subprocess.run(["ps", "-eo", "pid=,sid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in found.splitlines()]
-    return [int(pid) for pid, session, command in rows if int(session) == run and "lion_lightning.pipeline" in command]
+    return [
+        int(pid) for pid, session, command in rows if int(session) == run and "lion_lightning.tools.pipeline" in command
+    ]
 
 
 def stopped(signum: int, whole_group: bool = False) -> tuple[int, str]:

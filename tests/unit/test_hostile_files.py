@@ -28,13 +28,13 @@ from lion_lightning.models.generation.settings import stored_settings
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.sharded_loading import WeightFiles
-from lion_lightning.pipeline.plan import StagePlan, read_plan
-from lion_lightning.pipeline.stage import require_start
 from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.references.store import PairStore
 from lion_lightning.rollouts.rounds import Round, round_path
 from lion_lightning.tools.answers import FORMATS
 from lion_lightning.tools.evaluate.answers import answer
+from lion_lightning.tools.pipeline.plan import StagePlan, read_plan
+from lion_lightning.tools.pipeline.stage import require_start
 from lion_lightning.tools.report.logs import read_stage
 from lion_lightning.tools.train.config_file import read_config_file
 from tests import hostile, tiny

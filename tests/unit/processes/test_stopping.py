@@ -413,7 +413,7 @@ def test_two_fits_do_not_train_in_one_folder(tmp_path: Path) -> None:
 def test_a_stage_whose_folder_holds_nothing_to_run_is_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from lion_lightning.pipeline.__main__ import run
+    from lion_lightning.tools.pipeline.__main__ import run
 
     assert cli.guarded(lambda: run([str(tmp_path)])) == 2
     error = capfd.readouterr().err.strip()

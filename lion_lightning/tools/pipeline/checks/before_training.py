@@ -24,13 +24,13 @@ from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.errors import explain
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.pipeline.configs import Config, merged, standing_in
-from lion_lightning.pipeline.disk import GIB, Space, free_space, space_of
-from lion_lightning.pipeline.evaluation import check_evaluation
-from lion_lightning.pipeline.plan import Plan, StagePlan, loaded
-from lion_lightning.pipeline.sources import check_data, check_rounds
-from lion_lightning.pipeline.stage import DONE, require_same_work, require_start
 from lion_lightning.references.base import FrozenReference
+from lion_lightning.tools.pipeline.checks.disk import GIB, Space, free_space, space_of
+from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
+from lion_lightning.tools.pipeline.checks.sources import check_data, check_rounds
+from lion_lightning.tools.pipeline.configs import Config, merged, standing_in
+from lion_lightning.tools.pipeline.plan import Plan, StagePlan, loaded
+from lion_lightning.tools.pipeline.stage import DONE, require_same_work, require_start
 from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 
 logger = logging.getLogger(__name__)

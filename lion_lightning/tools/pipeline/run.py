@@ -16,10 +16,10 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from lion_lightning.pipeline.plan import Plan, StagePlan, dumped
-from lion_lightning.pipeline.stage import DONE, begin
 from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.processes.stopping import Stopped
+from lion_lightning.tools.pipeline.plan import Plan, StagePlan, dumped
+from lion_lightning.tools.pipeline.stage import DONE, begin
 
 LOG = "log.txt"
 
@@ -69,7 +69,7 @@ class Runner:
         if all((stage.folder / DONE).exists() for chain in self.plan.chains for stage in chain):
             return
         print(f"{self.plan.out}: looking at configs, data and disk", flush=True)
-        command = [sys.executable, "-m", "lion_lightning.pipeline"]
+        command = [sys.executable, "-m", "lion_lightning.tools.pipeline"]
         with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
             question.write(dumped(self.plan).encode())
             question.seek(0)
@@ -127,7 +127,7 @@ class Runner:
         raise StageError(f"{stage.folder}: the stage failed{self._log_end(stage)}; fix it and run the same again")
 
     def _stage_process(self, stage: StagePlan) -> int:
-        command = [sys.executable, "-m", "lion_lightning.pipeline", str(stage.folder)]
+        command = [sys.executable, "-m", "lion_lightning.tools.pipeline", str(stage.folder)]
         command += [str(stage.start)] if stage.start else []
         if not self._quiet:
             return self._process(command)

@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from lion_lightning.pipeline.plan import read_plan
-from lion_lightning.pipeline.run import Runner
+from lion_lightning.tools.pipeline.plan import read_plan
+from lion_lightning.tools.pipeline.run import Runner
 
 logger = logging.getLogger(__name__)
 

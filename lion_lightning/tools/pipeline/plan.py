@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lion_lightning.pipeline.configs import Config, merged, placed, starting_from, with_plain_parts
+from lion_lightning.tools.pipeline.configs import Config, merged, placed, starting_from, with_plain_parts
 from lion_lightning.tools.train.config_file import read_config_file
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}

@@ -1,4 +1,4 @@
-"""``python -m lion_lightning.pipeline [FOLDER [START]]``: one stage, as ``lion run`` starts it; none for the checks.
+"""``python -m lion_lightning.tools.pipeline [FOLDER [START]]``: one stage, as ``lion run`` starts it; none for the checks.
 
 Little is imported before signals are handled, so that one that comes early leaves no traceback.
 """
@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 from lion_lightning.cli import guarded
-from lion_lightning.pipeline.stage import run_stage
 from lion_lightning.processes.stopping import STOP, end_by_interrupts
+from lion_lightning.tools.pipeline.stage import run_stage
 
 
 def stop_when_orphaned(parent: int) -> None:
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     with STOP.interrupts():
         if arguments:
             return run_stage(Path(arguments[0]), Path(arguments[1]) if arguments[1:] else None)
-        import_module("lion_lightning.pipeline.checks").main()
+        import_module("lion_lightning.tools.pipeline.checks.before_training").main()
     return 0
 
 

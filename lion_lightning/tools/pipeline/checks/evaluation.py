@@ -15,11 +15,11 @@ from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.models.policy import position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.pipeline.plan import StagePlan
-from lion_lightning.pipeline.sources import check_data, check_prompts
 from lion_lightning.tools.evaluate.main import asked_for
 from lion_lightning.tools.evaluate.run import Evaluation
 from lion_lightning.tools.evaluate.verdicts import kinds
+from lion_lightning.tools.pipeline.checks.sources import check_data, check_prompts
+from lion_lightning.tools.pipeline.plan import StagePlan
 
 
 def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicySpec, exports: Collection[Path]) -> None:

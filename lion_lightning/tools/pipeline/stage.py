@@ -13,8 +13,8 @@ import yaml
 
 from lion_lightning.cache import read_object, replacing
 from lion_lightning.models.checkpoints.export_files import is_export, missing_of
-from lion_lightning.pipeline.configs import Config, differences
-from lion_lightning.pipeline.plan import StagePlan
+from lion_lightning.tools.pipeline.configs import Config, differences
+from lion_lightning.tools.pipeline.plan import StagePlan
 from lion_lightning.tools.train.config_file import read_config_file
 
 CONFIG, EVALUATION, DONE = "stage.yaml", "evaluate.yaml", "done.json"
