@@ -48,9 +48,9 @@ def train(job: dict[str, Any]) -> dict[str, float]:
 def reckon(job: dict[str, Any]) -> dict[str, float]:
     """What the case is reckoned to take."""
     from lion_lightning.planning.job import job_of
-    from lion_lightning.planning.placing import placements
+    from lion_lightning.planning.sharding_layout import placements
     from lion_lightning.planning.sizes import library_memory
-    from lion_lightning.planning.step_time import micro_batch_flops
+    from lion_lightning.tools.plan.step_time import micro_batch_flops
 
     module = _module(job)
     libraries = library_memory()

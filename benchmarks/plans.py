@@ -19,7 +19,7 @@ from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.job import Job, documents, pairs
 from lion_lightning.planning.memory import GIB, GPU_OVERHEAD, Offloaded, Placement, Sharded, Whole
-from lion_lightning.planning.step_time import Machine, step_time
+from lion_lightning.tools.plan.step_time import Machine, step_time
 
 SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size")
 LLAMA: dict[str, Any] = {

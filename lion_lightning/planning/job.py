@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.planning.rehearsal import Rehearsal
-from lion_lightning.planning.sketch import sketch
-from lion_lightning.planning.update import Factory
+from lion_lightning.planning.dry_run import Rehearsal
+from lion_lightning.planning.meta_model import sketch
+from lion_lightning.planning.optimizer_memory import Factory
 from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
 HALVES: dict[str, Literal["bfloat16", "float16"]] = {"bf16-true": "bfloat16", "16-true": "float16"}
@@ -73,7 +73,7 @@ class Job:
         """What a micro-batch holds beyond weights, state and earlier gradients, by moment and kind.
 
         Args:
-            stays: See :class:`~lion_lightning.planning.rehearsal.Rehearsal`.
+            stays: See :class:`~lion_lightning.planning.dry_run.Rehearsal`.
             gathered: Likewise.
         """
         if (stays, gathered) not in self._rehearsed:

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 
 from lion_lightning.planning.job import Job
+from lion_lightning.planning.meta_model import sketch
 from lion_lightning.planning.sizes import Units, size_of, state_bytes, unpacked_bytes, weight_bytes
-from lion_lightning.planning.sketch import sketch
 
 GIB = 2**30
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
 from lion_lightning.planning.job import Job
-from lion_lightning.planning.sketch import packed_layers
+from lion_lightning.planning.meta_model import packed_layers
 
 
 @dataclass(frozen=True)

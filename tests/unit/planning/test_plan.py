@@ -18,17 +18,17 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.planning.dry_run import Rehearsal, _batch
 from lion_lightning.planning.job import Job, documents, pairs
 from lion_lightning.planning.memory import Offloaded, Sharded, Whole
-from lion_lightning.planning.placing import placements, recomputes
-from lion_lightning.planning.rehearsal import Rehearsal, _batch
-from lion_lightning.planning.report import Plan
+from lion_lightning.planning.memory_counter import Tally
+from lion_lightning.planning.meta_model import sketch
+from lion_lightning.planning.optimizer_memory import update
+from lion_lightning.planning.sharding_layout import placements, recomputes
 from lion_lightning.planning.sizes import weight_bytes
-from lion_lightning.planning.sketch import sketch
-from lion_lightning.planning.step_time import Machine, step_time
-from lion_lightning.planning.tally import Tally
-from lion_lightning.planning.update import update
 from lion_lightning.strategies import FSDP2Strategy, WrapLayers
+from lion_lightning.tools.plan.report import Plan
+from lion_lightning.tools.plan.step_time import Machine, step_time
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.base_model import has_base
-from lion_lightning.planning.sketch import sketch
+from lion_lightning.planning.meta_model import sketch
 
 GIB = 2**30
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lion_lightning.planning.tally import Tally
+from lion_lightning.planning.memory_counter import Tally
 
 Factory = Callable[[Any], Optimizer]
 """From parameter groups to an optimizer."""

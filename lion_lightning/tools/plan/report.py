@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lion_lightning.planning.job import Job
 from lion_lightning.planning.memory import GIB, MemoryEstimate, Placement
-from lion_lightning.planning.step_time import Machine, step_time
+from lion_lightning.tools.plan.step_time import Machine, step_time
 
 WIDTH = 18
 TITLES = {"in_flight": "gathered, copied", "activations": "activations, temps", "optimizer": "optimizer state"}

@@ -15,9 +15,9 @@ from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
-from lion_lightning.planning.sketch import like_llama, materialised, packed_layers, sketch
-from lion_lightning.planning.tally import Tally
-from lion_lightning.planning.update import Factory, update
+from lion_lightning.planning.memory_counter import Tally
+from lion_lightning.planning.meta_model import like_llama, materialised, packed_layers, sketch
+from lion_lightning.planning.optimizer_memory import Factory, update
 from lion_lightning.types import PackedBatch, segment_table
 
 log = logging.getLogger(__name__)

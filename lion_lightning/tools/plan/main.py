@@ -8,9 +8,9 @@ from typing import Any
 
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB, Placement
-from lion_lightning.planning.placing import placements, recomputes
-from lion_lightning.planning.report import Plan
-from lion_lightning.planning.step_time import Machine
+from lion_lightning.planning.sharding_layout import placements, recomputes
+from lion_lightning.tools.plan.report import Plan
+from lion_lightning.tools.plan.step_time import Machine
 from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 
 
