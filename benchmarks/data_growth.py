@@ -74,7 +74,7 @@ def _write(folder: Path, kind: str, rows: int) -> None:
 def measure(folder: str, kind: str, rows: int) -> None:
     """Do the steps, and print the figures of each as one line of JSON."""
     from lion_lightning import PreferenceDataModule, SFTDataModule, Source
-    from lion_lightning.demo.model import make_tokenizer
+    from lion_lightning.tools.demo.model import make_tokenizer
 
     settings: dict[str, Any] = {"max_length": ROW_LENGTH, "cache_dir": Path(folder) / "cache"}
     source, tokenizer = Source(f"{folder}/rows.jsonl"), make_tokenizer()

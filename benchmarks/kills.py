@@ -33,8 +33,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lion_lightning.demo import write_demo
 from lion_lightning.processes.stopping import end_by_interrupts
+from lion_lightning.tools.demo import write_demo
 
 KINDS = ("sft", "dpo", "online_dpo", "run")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -2,7 +2,7 @@
 
     python benchmarks/online.py --out runs/online_benchmark
 
-For each seed: the made-up task of ``lion_lightning.demo``, stage 1 for one epoch (so that there is room above it), then
+For each seed: the made-up task of ``lion_lightning.tools.demo``, stage 1 for one epoch (so that there is room above it), then
 rounds of online DPO straight from there. Reported are, for each round, the share of sampled answers that the verifier
 calls right, and, before and after, greedy accuracy on 300 held-out questions that no stage saw. About two minutes a
 seed on two cores.
@@ -54,7 +54,7 @@ def run(folder: Path, seed: int, rounds: int) -> Run:
         rounds: Epochs of online DPO.
     """
     from lion_lightning.cli import main
-    from lion_lightning.demo import write_demo
+    from lion_lightning.tools.demo import write_demo
 
     folder.mkdir(parents=True, exist_ok=True)
     with chdir(folder):
@@ -84,8 +84,8 @@ def accuracy(folder: str) -> float:
     from types import SimpleNamespace
 
     from lion_lightning import PolicySpec, TokenizerSpec
-    from lion_lightning.demo import check
     from lion_lightning.models.generation.greedy import generate_answers
+    from lion_lightning.tools.demo import check
 
     rows = [json.loads(line) for line in Path("runs/demo/validation.jsonl").read_text().splitlines()]
     questions = [row["messages"][0]["content"] for row in rows]

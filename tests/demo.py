@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lion_lightning import PolicySpec
-from lion_lightning.demo import write_demo
+from lion_lightning.tools.demo import write_demo
 
 SIZES = {"train": 11, "validation": 11, "preferences": 11, "prompts": 11, "questions": 11}
 """A row of each family."""
@@ -22,7 +22,7 @@ def copy_demo(out: str | Path, **sizes: int) -> Path:
 
     Args:
         out: The folder.
-        sizes: Rows of each file, as :func:`lion_lightning.demo.write_demo` takes them; those of ``SIZES`` else.
+        sizes: Rows of each file, as :func:`lion_lightning.tools.demo.write_demo` takes them; those of ``SIZES`` else.
     """
     return _copy(_demo(**SIZES | sizes), out)
 

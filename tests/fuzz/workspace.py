@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoConfig
 
 from lion_lightning.cli import main
-from lion_lightning.demo import write_demo
+from lion_lightning.tools.demo import write_demo
 
 Config = dict[str, Any]
 STAGES = ("sft", "dpo", "online")

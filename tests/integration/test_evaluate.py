@@ -15,10 +15,10 @@ import yaml
 
 from lion_lightning import PolicySpec, Source, TokenizerSpec
 from lion_lightning.cli import main
-from lion_lightning.demo import FAMILIES
 from lion_lightning.judges import Length, VerifierJudge
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
+from lion_lightning.tools.demo import FAMILIES
 from lion_lightning.tools.evaluate.run import Evaluation, evaluate
 from lion_lightning.types import Answer, Prompt
 from tests import tiny

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning import PolicySpec, SFTDataModule, Source, TokenizerSpec
 from lion_lightning.cli import main
-from lion_lightning.demo import write_demo
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.tools.demo import write_demo
 from lion_lightning.tools.pipeline.checks import before_training as checks
 from lion_lightning.tools.pipeline.checks import sources
 from lion_lightning.tools.pipeline.checks.before_training import Checks

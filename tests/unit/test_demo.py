@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from lion_lightning.demo import (
+from lion_lightning.tools.demo import (
     FAMILIES,
     Row,
     check,

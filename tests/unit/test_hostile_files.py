@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from lion_lightning.cache import read_json
-from lion_lightning.chat import load_served
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import manifest_path, part_path, read_batches, read_part
 from lion_lightning.distributed.rendezvous import Meeting
@@ -32,6 +31,7 @@ from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.references.store import PairStore
 from lion_lightning.rollouts.rounds import Round, round_path
 from lion_lightning.tools.answers import FORMATS
+from lion_lightning.tools.chat.conversation import load_served
 from lion_lightning.tools.evaluate.answers import answer
 from lion_lightning.tools.pipeline.plan import StagePlan, read_plan
 from lion_lightning.tools.pipeline.stage import require_start

@@ -23,10 +23,10 @@ def main(arguments: list[str]) -> None:
     """
     parser = _parser()
     options = parser.instantiate(parser.parse_args(arguments))
-    from lion_lightning.chat import load_served
     from lion_lightning.data.encoding.chat import ChatEncoder
     from lion_lightning.tools.answers import FORMATS, write_answers
     from lion_lightning.tools.answers.writing import Asking
+    from lion_lightning.tools.chat.conversation import load_served
 
     if options.format not in FORMATS:
         raise ValueError(f"--format: {options.format!r} is unknown; the formats are {', '.join(FORMATS)}")

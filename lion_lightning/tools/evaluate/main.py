@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Of the command line.
     """
-    from lion_lightning.chat import require_model
+    from lion_lightning.tools.chat.conversation import require_model
     from lion_lightning.tools.evaluate.run import RESULTS, evaluate
 
     asked = asked_for(arguments)

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
         ValueError: If the model or a task cannot be used.
     """
     options = _parser().parse_args(arguments)
-    from lion_lightning.chat import require_model
+    from lion_lightning.tools.chat.conversation import require_model
     from lion_lightning.tools.harness.tasks import PAPER_TASKS, HarnessSettings, parse_task, run_tasks
 
     require_model(options.model)

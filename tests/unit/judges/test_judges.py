@@ -428,7 +428,10 @@ def test_a_template_without_a_place_is_refused() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"class_path": "lion_lightning.judges.VerifierJudge", "init_args": {"verifier": "lion_lightning.demo.check"}},
+        {
+            "class_path": "lion_lightning.judges.VerifierJudge",
+            "init_args": {"verifier": "lion_lightning.tools.demo.check"},
+        },
         {
             "class_path": "lion_lightning.judges.VerifierJudge",
             "init_args": {"verifier": {"class_path": "lion_lightning.judges.MathAnswer"}, "reward": 10.0},

@@ -169,7 +169,7 @@ def _made(config: Config) -> LionCLI:
 
 def _readable_policy(cli: LionCLI) -> PolicySpec:
     """The policy's spec; its files, and those of a reference of its own, are there."""
-    from lion_lightning.chat import require_model
+    from lion_lightning.tools.chat.conversation import require_model
 
     reference = getattr(cli.model, "reference", None)
     second = reference.spec if isinstance(reference, FrozenReference) else None

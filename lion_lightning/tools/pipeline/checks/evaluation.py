@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from lion_lightning.chat import require_model
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.models.policy import position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.tools.chat.conversation import require_model
 from lion_lightning.tools.evaluate.main import asked_for
 from lion_lightning.tools.evaluate.run import Evaluation
 from lion_lightning.tools.evaluate.verdicts import kinds

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lion_lightning.chat import load_served
 from lion_lightning.models.checkpoints.export import export_policy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.sharded_loading import PiecesError, WeightFiles, sources_of
 from lion_lightning.models.weights.stored import require_finite
+from lion_lightning.tools.chat.conversation import load_served
 from lion_lightning.tools.evaluate.held_out import conversation_loss
 from tests.tiny import config, policy, tokenizer_folder
 

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_lightning import PolicySpec, Source, TokenizerSpec
-from lion_lightning.demo import make_tokenizer
 from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.tools.demo import make_tokenizer
 from lion_lightning.tools.evaluate.held_out import conversation_loss, preference_rewards
 from tests import tiny
 

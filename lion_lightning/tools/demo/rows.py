@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from random import Random
 from typing import Any
 
-from lion_lightning.demo.task import FAMILIES
+from lion_lightning.tools.demo.task import FAMILIES
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lion_lightning.printing import harmless
 
 if TYPE_CHECKING:
-    from lion_lightning.chat import Chat
+    from lion_lightning.tools.chat.conversation import Chat
 
 HELP = "/undo takes the last turn back, /reset forgets all, /quit or Ctrl-D ends; Ctrl-C stops an answer"
 
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
         ValueError: If the model cannot be talked with.
     """
     options = _parser().parse_args(arguments)
-    from lion_lightning.chat import Chat, load_served
+    from lion_lightning.tools.chat.conversation import Chat, load_served
 
     policy = load_served(options.model, options.trust_remote_code)
     chat = Chat(policy, options.system, options.temperature, options.max_new_tokens)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from lion_lightning.chat import Chat, load_served
-from lion_lightning.commands.chat import main
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import harmless
+from lion_lightning.tools.chat.conversation import Chat, load_served
+from lion_lightning.tools.chat.main import main
 from tests import tiny
 
 

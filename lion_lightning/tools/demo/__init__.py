@@ -1,6 +1,6 @@
 """A small instruction task made on the spot: data, tokenizer and model shape, with no network and nothing to download.
 
-``python -m lion_lightning.demo OUT`` writes:
+``python -m lion_lightning.tools.demo OUT`` writes:
 
 - ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, not all
   that is trained on is right: a quarter of the answers are plausible mistakes.
@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from lion_lightning.demo.model import make_config, make_tokenizer
-from lion_lightning.demo.rows import Row, make_pairs, make_prompts, make_rows
-from lion_lightning.demo.task import FAMILIES, check, solve
+from lion_lightning.tools.demo.model import make_config, make_tokenizer
+from lion_lightning.tools.demo.rows import Row, make_pairs, make_prompts, make_rows
+from lion_lightning.tools.demo.task import FAMILIES, check, solve
 
 __all__ = [
     "FAMILIES",
@@ -95,8 +95,8 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: ``python -m lion_lightning.demo OUT [--seed 0]``."""
-    parser = argparse.ArgumentParser(prog="python -m lion_lightning.demo", description="Write the demo task.")
+    """Command line: ``python -m lion_lightning.tools.demo OUT [--seed 0]``."""
+    parser = argparse.ArgumentParser(prog="python -m lion_lightning.tools.demo", description="Write the demo task.")
     parser.add_argument("out", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files (default: 0)")
     options = parser.parse_args(arguments)

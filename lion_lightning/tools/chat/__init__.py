@@ -1,0 +1,1 @@
+"""`lion chat`: talk with a model on the terminal."""

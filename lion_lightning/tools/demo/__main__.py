@@ -1,0 +1,5 @@
+"""``python -m lion_lightning.tools.demo OUT``."""
+
+from lion_lightning.tools.demo import main
+
+main()

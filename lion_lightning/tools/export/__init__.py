@@ -1,0 +1,1 @@
+"""`lion export`: a checkpoint as a Hugging Face folder."""
