@@ -14,7 +14,7 @@ from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.tools.answers import FORMATS
 from lion_lightning.tools.answers.main import main
 from lion_lightning.types import Answer
-from tests.unit.evaluation.benchmark_files import (
+from tests.unit.tools.answers.benchmark_files import (
     ALPACA,
     ARENA,
     ARENA_OLD,

@@ -10,7 +10,7 @@ import pytest
 
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.tools.answers.mt_bench import TEMPERATURES
-from tests.unit.evaluation.benchmark_files import ALPACA, ARENA, MT, Echo, lines, listed, served_policy, write
+from tests.unit.tools.answers.benchmark_files import ALPACA, ARENA, MT, Echo, lines, listed, served_policy, write
 
 
 @pytest.fixture(scope="module")
