@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task: no network, no GPU, six to eight minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m lion_lightning.tools.demo $(DEMO)
+	HF_HUB_OFFLINE=1 $(BIN)/lion demo $(DEMO)
 	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml
 
 test: $(READY)  ## the default tests: no network, no GPU, about two minutes

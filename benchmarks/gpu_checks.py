@@ -25,11 +25,11 @@ from torch import Tensor
 from training_sides import loader
 
 from lion_lightning import CachedReference, PolicySpec
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.ops import attention
 from lion_lightning.ops.logprobs import token_logps
 from lion_lightning.references.base import FrozenReference
-from lion_lightning.references.scoring import Process
 
 DOCUMENTS = ((100, 200), (1, 127), (40, 477), (30, 34), (5, 1))
 """Tokens of prompt and answer."""

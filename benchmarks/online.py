@@ -2,10 +2,10 @@
 
     python benchmarks/online.py --out runs/online_benchmark
 
-For each seed: the made-up task of ``lion_lightning.tools.demo``, stage 1 for one epoch (so that there is room above it), then
-rounds of online DPO straight from there. Reported are, for each round, the share of sampled answers that the verifier
-calls right, and, before and after, greedy accuracy on 300 held-out questions that no stage saw. About two minutes a
-seed on two cores.
+For each seed: the made-up task of ``lion demo``, stage 1 for one epoch (so that there is room above it), then rounds of
+online DPO straight from there. Reported are, for each round, the share of sampled answers that the verifier calls
+right, and, before and after, greedy accuracy on 300 held-out questions that no stage saw. About two minutes per seed on
+two cores.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def references(job: dict[str, Any]) -> None:
 
 
 def _process(job: dict[str, Any]) -> Any:
-    from lion_lightning.references.scoring import Process
+    from lion_lightning.distributed.ranks import Process
 
     class Precise(Process):
         def autocast(self) -> Any:

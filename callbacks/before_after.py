@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lion_lightning.cache import replacing
-from lion_lightning.callbacks.asking import greedy_answers, log_text
 from lion_lightning.callbacks.folders import require_writable, writes_files
-from lion_lightning.callbacks.order import run_last
+from lion_lightning.callbacks.samples import greedy_answers, log_text
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.checkpointing.averaging import run_last
 from lion_lightning.printing import literal
 
 

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lion_lightning.callbacks.folders import require_writable, writes_files
-from lion_lightning.callbacks.order import run_last
 from lion_lightning.models.checkpoints.contents import PREFIX
 from lion_lightning.models.checkpoints.export import export_policy, refuse_own_base
 from lion_lightning.models.checkpoints.lion_entry import read_entry
@@ -20,6 +19,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.models.weights.gathering import whole_tensors
 from lion_lightning.models.weights.unsharding import with_shapes
+from lion_lightning.modules.checkpointing.averaging import run_last
 
 
 class HuggingFaceExport(Callback):

@@ -9,11 +9,12 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from lion_lightning.callbacks.asking import greedy_answers, log_text
 from lion_lightning.callbacks.folders import require_writable, writes_files
-from lion_lightning.callbacks.order import run_first
+from lion_lightning.models.generation.greedy import generate_answers
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.checkpointing.averaging import run_first
 
 
 class SampleTable(Callback):
@@ -99,3 +100,38 @@ def as_table(rows: Sequence[tuple[str, str]]) -> str:
     """
     lines = ("| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) + " |" for row in rows)
     return "\n".join(["| prompt | answer |", "|---|---|", *lines])
+
+
+def greedy_answers(
+    trainer: Trainer, module: AlignmentModule, prompts: Sequence[str], max_new_tokens: int
+) -> dict[str, str]:
+    """The policy's greedy answer to each prompt; nothing where another rank answers. Every rank calls this.
+
+    On one device or under DDP, rank 0 alone generates; under any other strategy all ranks do, since each holds only a
+    piece of the weights.
+
+    Args:
+        trainer: The trainer.
+        module: Whose policy answers; random state and training mode stay as they were.
+        prompts: What a user says, one turn each.
+        max_new_tokens: Length limit of an answer.
+    """
+    # Subclasses may shard (DeepSpeed's does); that all ranks generate is right for every strategy, if wasteful.
+    whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+    if whole and not trainer.is_global_zero:
+        return {}
+    return dict(zip(prompts, generate_answers(module, prompts, max_new_tokens), strict=True))
+
+
+def log_text(trainer: Trainer, tag: str, text: str) -> None:
+    """Give a text to the loggers that take one: those whose experiment is TensorBoard's writer, or like it.
+
+    Args:
+        trainer: Whose loggers.
+        tag: The text's name.
+        text: Markdown; nothing is logged if it is empty.
+    """
+    for logger in trainer.loggers if text else ():
+        add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
+        if callable(add_text):
+            add_text(tag, text, trainer.global_step)

@@ -35,8 +35,8 @@ class StartupSummary(Callback):
     docs/logging.md); a warning says so if it is more than the device has. What frameworks take for themselves (Python,
     libraries, CUDA's context, fragments) comes on top.
 
-    Works with any module and any loader; of a loader that is no :class:`~lion_lightning.data.packing.loader.PackedLoader`
-    nothing is known but its steps.
+    Works with any module and any loader; of a loader other than
+    :class:`~lion_lightning.data.packing.loader.PackedLoader` it tells the steps alone.
 
     Raises:
         MisconfigurationException: Before training, if the file cannot be written.

@@ -33,14 +33,17 @@ COMMANDS = {
     "report": "draw what a run did, from its logs on disk",
     "evaluate": "losses, accuracies and win rates of a trained model",
     "chat": "talk to a trained model",
-    "plan": "reckon memory a GPU and time a step of a config, under each strategy, without any GPU",
+    "plan": "estimate memory per GPU and time per step of a config, under each strategy, without any GPU",
     "inspect": "show what a config's mask, packing and filters do to its data, before any training",
     "export": "write a checkpoint as a Hugging Face folder",
     "rounds": "print and draw what happened in the rounds of on-policy sampling",
     "answers": "answer the questions of AlpacaEval, Arena-Hard or MT-Bench, in those tools' formats",
     "harness": "score a model on tasks of lm-evaluation-harness",
+    "demo": "write a small made-up task to try everything on: data, tokenizer and model config",
 }
-"""Commands that LightningCLI has not: modules of ``lion_lightning.commands``, and what they are for."""
+"""Further commands: folders of ``lion_lightning.tools``, each with a module ``main``, and what they are for."""
+
+_FOLDERS = {"run": "pipeline"}  # where a folder has another name than its command
 
 NOT_FOR_USERS = (
     ".*LeafSpec.*is deprecated",
@@ -125,7 +128,7 @@ def _command(name: str, arguments: list[str]) -> None:
     elif name == "--version":
         print(f"lion_lightning {__version__}")
     elif name in COMMANDS:
-        import_module(f"lion_lightning.commands.{name}").main(arguments[1:])
+        import_module(f"lion_lightning.tools.{_FOLDERS.get(name, name)}.main").main(arguments[1:])
     else:
         _refuse_unknown_command(name)
         with STOP.interrupts():

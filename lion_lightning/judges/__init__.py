@@ -4,8 +4,7 @@ from lion_lightning.judges.base import Judge, Judgement, judge_answers
 from lion_lightning.judges.llm import PairwiseLLMJudge, RubricLLMJudge
 from lion_lightning.judges.pair_rm import PairRMJudge
 from lion_lightning.judges.reward_model import RewardModelJudge
-from lion_lightning.judges.verifier import VerifierJudge
-from lion_lightning.judges.verifiers import ExactMatch, JSONSchema, Length, MathAnswer, Regex
+from lion_lightning.judges.verifiers import ExactMatch, JSONSchema, Length, MathAnswer, Regex, VerifierJudge
 from lion_lightning.judges.weighted import WeightedJudge
 
 __all__ = [

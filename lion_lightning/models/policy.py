@@ -92,6 +92,11 @@ class PolicyModel(nn.Module):
             raise ValueError("lora.target_modules: leave the output head out (use modules_to_save to train it whole).")
         return head.weight, getattr(head, "bias", None)  # peft's wrappers give the weight of the adapter that is on
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether LoRA adapters are on the model."""
+        return self.model is not self.causal_lm
+
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
         """Be the model that the adapters were put on.

@@ -16,9 +16,9 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 from torch.distributed.tensor import DTensor
 
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.embeddings import TrainableRows
 from lion_lightning.models.weights.fsdp import Sharding
-from lion_lightning.references.scoring import Process
 from lion_lightning.types import PackedBatch
 
 Batches = Iterable[PackedBatch]

@@ -1,7 +1,7 @@
 """Checks of answers that a text can be written to drag out for ever: they run in a process of their own.
 
-:class:`~lion_lightning.processes.limited.Apart` starts it and ends it. Nothing here imports torch, so that it is there at
-once.
+:class:`~lion_lightning.processes.limited.Apart` starts it and ends it. Nothing here imports torch, so that it starts
+at once.
 """
 
 from __future__ import annotations

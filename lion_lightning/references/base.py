@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import is_sharded, local, reshard
 from lion_lightning.ops.logprobs import pair_logps
-from lion_lightning.references.scoring import Process
 from lion_lightning.types import PackedBatch, PairLogps, TokenLogps
 
 Build = Callable[[PolicySpec | None], PolicyModel]

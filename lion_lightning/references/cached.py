@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lion_lightning.cache import cache_folder
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import product_dtype
@@ -20,7 +21,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import is_sharded, unwrapped, whole_parameters
 from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.references.base import Build, Reference
-from lion_lightning.references.scoring import Process, missing, score
+from lion_lightning.references.scoring import missing, score
 from lion_lightning.references.store import PairStore, pair_keys
 from lion_lightning.types import PackedBatch, PairLogps
 
@@ -114,7 +115,7 @@ class CachedReference(Reference):
         with evaluating(policy):
             if self.spec is not None or self._digest(policy) != self.weights:
                 yield self._rebuilt(process)
-            elif has_adapters(policy):
+            elif policy.has_adapters:
                 with policy.adapters_off():
                     yield policy
             else:
@@ -166,12 +167,7 @@ class RefreshedReference(CachedReference):
             yield policy if self._digest(policy) == self.weights else self._rebuilt(process)
 
 
-def has_adapters(policy: PolicyModel) -> bool:
-    """Whether the policy is a model with LoRA adapters on it."""
-    return policy.model is not policy.causal_lm
-
-
 def _without_adapters(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     """The weights that the policy has with its adapters off: those that are frozen, where there are adapters."""
-    trained = {unwrapped(name) for name, p in policy.named_parameters() if p.requires_grad and has_adapters(policy)}
+    trained = {unwrapped(name) for name, p in policy.named_parameters() if p.requires_grad and policy.has_adapters}
     return ((name, tensor) for name, tensor in whole_parameters(policy) if name not in trained)

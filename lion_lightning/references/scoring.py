@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.references.store import Keys, PairStore, pair_keys
@@ -17,49 +17,6 @@ from lion_lightning.types import PackedBatch, PairLogps
 
 FLUSH_SECONDS = 30.0
 """How much work a killed pass loses at most."""
-
-
-class Process:
-    """A process's place among the others; this one is alone. Modules make one that knows their trainer.
-
-    Args:
-        device: Where the model is.
-        precision: Name of the precision that :meth:`autocast` gives; a part of what values come from.
-    """
-
-    def __init__(self, device: torch.device | str = "cpu", precision: str = "32-true") -> None:
-        self.device, self.precision = device, precision
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process shows progress."""
-        return True
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Precision of a forward."""
-        return nullcontext()
-
-    def all_agree(self, flag: bool) -> bool:
-        """Whether the flag is set in every process."""
-        return flag
-
-    def wait(self) -> None:
-        """Wait for the others."""
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Wait for the others at the end, and fail where one of them does, so that none goes on alone.
-
-        Raises:
-            OSError: Another process has failed, and tells itself why.
-        """
-        try:
-            yield
-        except Exception:
-            self.all_agree(False)
-            raise
-        if not self.all_agree(True):
-            raise OSError("another process has failed; its own message says why")
 
 
 def missing(store: PairStore, batches: Iterable[PackedBatch], process: Process, title: str) -> Iterator[Any]:

@@ -14,12 +14,12 @@ import torch
 from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD
 
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import whole_parameters
-from lion_lightning.references.scoring import Process
 from lion_lightning.rollouts.rounds import find_rounds
 from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler

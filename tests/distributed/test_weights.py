@@ -14,13 +14,13 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.callbacks.export import _weights
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import local
-from lion_lightning.references.scoring import Process
 from lion_lightning.sampling import MergedWeights
 from tests import tiny
 from tests.distributed.ranks import run_ranks

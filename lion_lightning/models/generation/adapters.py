@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.lora import adapter_weights, write_adapter
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.gathering import bare, peft_layers, plain_weights, whole_tensors
 from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.models.weights.unsharding import with_shapes
-from lion_lightning.references.cached import has_adapters
-from lion_lightning.references.scoring import Process
 
 
 class ServedAdapters:
@@ -69,7 +68,7 @@ def only_linear_adapters(policy: PolicyModel) -> bool:
     Args:
         policy: With or without adapters.
     """
-    if not has_adapters(policy):
+    if not policy.has_adapters:
         return False
     config = _config(policy)
     plain = not getattr(config, "use_dora", False) and getattr(config, "bias", "none") == "none"

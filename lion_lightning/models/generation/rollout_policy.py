@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.embeddings import still_tied
 from lion_lightning.models.generation.adapters import ServedAdapters, only_linear_adapters
 from lion_lightning.models.generation.greedy import evaluating
@@ -29,7 +30,6 @@ from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.models.weights.safetensors_writer import save_weights
 from lion_lightning.models.weights.unsharding import unsharded, with_shapes
 from lion_lightning.ops.logprobs import to_the_end
-from lion_lightning.references.scoring import Process
 
 
 class Serving:

@@ -21,7 +21,8 @@ Named = Iterable[tuple[str, Tensor]]
 def whole_tensors(named: nn.Module | Named) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors, each gathered from all ranks when its turn comes, and kept by nobody here.
 
-    Where anything is sharded, every rank must go through to the end: see :func:`~lion_lightning.ops.logprobs.to_the_end`.
+    Where anything is sharded, every rank must go through to the end
+    (:func:`~lion_lightning.ops.logprobs.to_the_end`).
 
     Args:
         named: Sharded or whole tensors by name, in the same order on every rank; of a module, its state.

@@ -1,9 +1,9 @@
-"""Lightning's callbacks that average weights, and which of them fit a policy that is built when training starts."""
+"""Lightning's callbacks that average weights: which of them fit, and what runs before and after them."""
 
 from __future__ import annotations
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -48,3 +48,31 @@ def warn_of_no_average(trainer: Trainer) -> None:
                 f"{type(callback).__name__} has never updated its average, so the run ends with the weights that it "
                 "began with, and so do its checkpoints and export: let it start at an earlier step or epoch"
             )
+
+
+def run_first(trainer: Trainer, callback: Callback) -> None:
+    """Have a callback's hooks run before those of the others, wherever it is listed.
+
+    At the end of a validation it then finds the weights that were validated, not those that averaging puts back.
+
+    Args:
+        trainer: In ``setup``. It gets a new list: Lightning goes through the old one meanwhile.
+        callback: One of its callbacks.
+    """
+    trainer.callbacks = [callback, *_others(trainer, callback)]  # type: ignore[attr-defined]
+
+
+def run_last(trainer: Trainer, callback: Callback) -> None:
+    """Have a callback's hooks run after those of the others, wherever it is listed.
+
+    At the end of training it then finds the weights that are the run's result, e.g. averaged ones.
+
+    Args:
+        trainer: In ``setup``. It gets a new list: Lightning goes through the old one meanwhile.
+        callback: One of its callbacks.
+    """
+    trainer.callbacks = [*_others(trainer, callback), callback]  # type: ignore[attr-defined]
+
+
+def _others(trainer: Trainer, callback: Callback) -> list[Callback]:
+    return [one for one in trainer.callbacks if one is not callback]  # type: ignore[attr-defined]

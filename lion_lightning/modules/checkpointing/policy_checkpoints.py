@@ -33,7 +33,6 @@ from lion_lightning.modules.checkpointing.resume import Resumption, require_same
 from lion_lightning.modules.checkpointing.resumed_settings import RunSettings
 from lion_lightning.modules.checkpointing.settings import Settings, plain, tokenizer_settings
 from lion_lightning.modules.checkpointing.stored_settings import require_known_classes, require_own_paths
-from lion_lightning.references.cached import has_adapters
 
 MADE = ("policy", "tokenizer", "optimizer", "lr_scheduler")
 """Arguments that others are made from, which are asked instead."""
@@ -253,7 +252,7 @@ class PolicyCheckpoints(LightningModule):
             prefix: Of this module in them.
         """
         trained = trained_names(self.policy_model)  # its copies have the same names, and learn nothing
-        adapted = (name for name, part in self.named_modules() if isinstance(part, PolicyModel) and has_adapters(part))
+        adapted = (name for name, part in self.named_modules() if isinstance(part, PolicyModel) and part.has_adapters)
         return set().union(*(base_names(names, f"{prefix}{unwrapped(f'{name}.')}", trained) for name in adapted))
 
 

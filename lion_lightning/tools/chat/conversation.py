@@ -12,12 +12,12 @@ from transformers import TextStreamer
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.generation.settings import generation_config, without_settings
 from lion_lightning.models.policy import position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.references.scoring import Process
 from lion_lightning.sampling.base import ServedPolicy
 from lion_lightning.types import Answer
 

@@ -1,6 +1,6 @@
 """A small instruction task made on the spot: data, tokenizer and model shape, with no network and nothing to download.
 
-``python -m lion_lightning.tools.demo OUT`` writes:
+``lion demo OUT`` writes:
 
 - ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, not all
   that is trained on is right: a quarter of the answers are plausible mistakes.
@@ -15,7 +15,6 @@ and :func:`check` says whether an answer is right, so that accuracy can be measu
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +29,6 @@ __all__ = [
     "FAMILIES",
     "Row",
     "check",
-    "main",
     "make_config",
     "make_pairs",
     "make_prompts",
@@ -92,16 +90,3 @@ def write_demo(
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: ``python -m lion_lightning.tools.demo OUT [--seed 0]``."""
-    parser = argparse.ArgumentParser(prog="python -m lion_lightning.tools.demo", description="Write the demo task.")
-    parser.add_argument("out", help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files (default: 0)")
-    options = parser.parse_args(arguments)
-    try:
-        write_demo(options.out, seed=options.seed)
-    except OSError as error:
-        parser.error(f"can't write to {options.out}: {error.strerror or error}")
-    print(f"{options.out}: wrote {', '.join(FILES)} and model/ (tokenizer and config, no weights)")

@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import replacing, writing
 from lion_lightning.data.sources.source import Source
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.readiness import require_ready
-from lion_lightning.references.scoring import Process
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.sampling.base import Sampler, SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler

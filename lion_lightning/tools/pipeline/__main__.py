@@ -1,4 +1,4 @@
-"""``python -m lion_lightning.tools.pipeline [FOLDER [START]]``: one stage, as ``lion run`` starts it; none for the checks.
+"""``python -m lion_lightning.tools.pipeline [FOLDER [START]]``: one stage as ``lion run`` starts it, or the checks.
 
 Little is imported before signals are handled, so that one that comes early leaves no traceback.
 """

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.hash import weights_digest
@@ -17,7 +18,6 @@ from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.references import scoring as passes
 from lion_lightning.references.base import FrozenReference, MixedReference, NoReference
 from lion_lightning.references.cached import CachedReference, RefreshedReference
-from lion_lightning.references.scoring import Process
 from lion_lightning.types import PackedBatch, PairLogps
 from tests.tiny import config, pairs, policy
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lion_lightning.distributed.ranks import Process
 from lion_lightning.endpoint.client import Endpoint
-from lion_lightning.references.scoring import Process
 from lion_lightning.sampling import EngineError, Probe, SamplingSettings, ServerSampler, SGLangRoutes, VLLMRoutes
 from lion_lightning.sampling.base import Adapters
 from lion_lightning.types import Answer, Prompt

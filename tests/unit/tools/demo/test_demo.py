@@ -8,11 +8,11 @@ from random import Random
 import pytest
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from lion_lightning.cli import main
 from lion_lightning.tools.demo import (
     FAMILIES,
     Row,
     check,
-    main,
     make_pairs,
     make_prompts,
     make_rows,
@@ -144,10 +144,8 @@ def test_any_text_comes_back_from_its_tokens(tokenizer: PreTrainedTokenizerBase,
 
 def test_an_unwritable_folder_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit) as stopped:
-        main([str(tmp_path / "file" / "demo")])
-    assert stopped.value.code == 2
-    assert f"can't write to {tmp_path / 'file' / 'demo'}" in capsys.readouterr().err
+    assert main(["demo", str(tmp_path / "file" / "demo")]) == 2
+    assert str(tmp_path / "file" / "demo") in capsys.readouterr().err
 
 
 def test_pairs_hold_a_right_answer_and_a_mistake_to_a_prompt_of_their_own() -> None:

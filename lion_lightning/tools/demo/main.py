@@ -1,0 +1,21 @@
+"""``lion demo OUT``: the demo task's files."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(arguments: list[str]) -> None:
+    """Write them.
+
+    Args:
+        arguments: Of the command line.
+    """
+    from lion_lightning.tools.demo import FILES, write_demo
+
+    parser = argparse.ArgumentParser(prog="lion demo", description="Write a small made-up task to try everything on.")
+    parser.add_argument("out", help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files (default: 0)")
+    options = parser.parse_args(arguments)
+    write_demo(options.out, seed=options.seed)
+    print(f"{options.out}: wrote {', '.join(FILES)} and model/ (tokenizer and config, no weights)")
