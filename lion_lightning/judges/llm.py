@@ -13,9 +13,8 @@ from typing import Any
 
 from lion_lightning.cache import cache_folder, remove_drafts, replacing, writing
 from lion_lightning.endpoint.client import Endpoint
-from lion_lightning.judges.pairwise import distinct, standings
 from lion_lightning.judges.text import as_question, check_template
-from lion_lightning.judges.verdicts import last_rating, last_verdict, what_is_whole
+from lion_lightning.judges.verdicts import distinct, last_rating, last_verdict, standings, what_is_whole
 from lion_lightning.types import Prompt
 
 RATE = """Rate an answer that an assistant gave. Judge whether it is right, does what was asked, and is clear.

@@ -1,8 +1,9 @@
-"""What the reply of a judge says: a rating or a verdict, or nothing that can be counted on."""
+"""Ratings and verdicts read from the replies of judges, and scores of all answers from comparisons of two."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from lion_lightning.endpoint.replies import Reply
 
@@ -49,3 +50,24 @@ def last_verdict(reply: str) -> float | None:
     """
     found = _VERDICT.findall(reply)
     return _WORTH[found[-1].lower()] if found else None
+
+
+def distinct(answers: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Each text once, and the place of every answer among them: equal answers are compared once, and tie exactly.
+
+    Args:
+        answers: Texts, some of them equal.
+    """
+    texts = list(dict.fromkeys(answers))
+    place = {text: index for index, text in enumerate(texts)}
+    return texts, [place[answer] for answer in answers]
+
+
+def standings(margins: Sequence[Sequence[float]], places: Sequence[int]) -> list[float]:
+    """Sum of each answer's margins over all answers.
+
+    Args:
+        margins: By how much a text is better than another, ``margins[a][b] == -margins[b][a]``.
+        places: Text of each answer, as :func:`distinct` gives it.
+    """
+    return [sum(margins[place][other] for other in places) for place in places]
