@@ -1,6 +1,6 @@
 """Time and memory of preparing more and more rows: ``python benchmarks/data_growth.py --rows 10000 100000 1000000``.
 
-For each number of rows, a process of its own tokenises made-up rows, opens the store, packs an epoch, packs the next
+For each number of rows, a process of its own tokenizes made-up rows, opens the store, packs an epoch, packs the next
 one, and reads all batches. For each step it prints seconds and the most memory of its own that the process had then,
 above what it had before the first step. (Own is ``RssAnon``; pages of mapped files, ``RssFile``, belong to nobody: the
 system shares them among processes and takes them back when it needs memory. The C library is told to give back at once
@@ -24,7 +24,7 @@ from typing import Any
 
 ROW_LENGTH = 2048
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-STEPS = ("tokenise", "open", "pack", "pack again", "read")
+STEPS = ("tokenize", "open", "pack", "pack again", "read")
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def measure(folder: str, kind: str, rows: int) -> None:
             seconds[name] = time.perf_counter() - started
         return result
 
-    step("tokenise", data.prepare_data)
+    step("tokenize", data.prepare_data)
     step("open", data.setup)
     loader = step("pack", data.train_dataloader)
     step("pack again", lambda: loader.set_epoch(1))

@@ -1,7 +1,7 @@
 """The sides of ``preparation.py``, each a worker of ``lockstep``: ``python preparation_sides.py SIDE JOB``.
 
 A turn goes from a JSON Lines file, new to the side, to packed rows with masked prompts: reading, rendering the chat
-template, tokenising, masking, packing. Loading the tokenizer and the libraries is left out.
+template, tokenizing, masking, packing. Loading the tokenizer and the libraries is left out.
 """
 
 from __future__ import annotations

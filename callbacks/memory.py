@@ -104,7 +104,7 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
 def activation_bytes(model: PreTrainedModel | None, tokens: int, precision: str) -> int:
     """Bytes that the backward pass needs of the forward, for a decoder of Llama's layers.
 
-    As transformers write them, a token keeps of each layer: for each of two norms its input and the normalised value
+    As transformers write them, a token keeps of each layer: for each of two norms its input and the normalized value
     (in fp32) and the norm's output; queries, keys, values and the attention's output; gate, its activation, the other
     factor and their product. Where layers keep less (:mod:`~lion_lightning.ops.lean`): the norms' inputs, the former
     four of attention, gate and the other factor; under autocast the norms' outputs too, in half precision.

@@ -56,7 +56,7 @@ class StartupSummary(Callback):
         """
         if not trainer.is_global_zero:
             return
-        figures = summarise(trainer, pl_module)
+        figures = summarize(trainer, pl_module)
         if writes_files(trainer):
             with replacing(Path(trainer.default_root_dir) / self.filename) as draft:
                 draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -82,7 +82,7 @@ def _warn_of_few_steps(trainer: Trainer, steps: int | str) -> None:
         )
 
 
-def summarise(trainer: Trainer, module: LightningModule) -> dict[str, Figures]:
+def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Figures]:
     """The figures, section by section, as plain data. Call it when training starts, not before.
 
     Args:
@@ -106,7 +106,7 @@ def lines(figures: dict[str, Figures]) -> list[str]:
     """The figures for a person, a line a section; sections of which nothing is known are left out.
 
     Args:
-        figures: What :func:`summarise` gives.
+        figures: What :func:`summarize` gives.
     """
     told = {
         "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}",

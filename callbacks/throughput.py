@@ -1,4 +1,4 @@
-"""Tokens per second and model FLOPs utilisation of a training run."""
+"""Tokens per second and model FLOPs utilization of a training run."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def writing(
 
     Args:
         place: A file or folder.
-        what: What is written, e.g. ``tokenised data``.
+        what: What is written, e.g. ``tokenized data``.
         fix: What to do about it.
 
     Raises:

@@ -52,7 +52,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One tokenised example: an SFT document (one piece) or a preference pair (three).
+    """One tokenized example: an SFT document (one piece) or a preference pair (three).
 
     Attributes:
         pieces: Its segments, parents before children.
@@ -234,7 +234,7 @@ class Answer(NamedTuple):
         text: What was said, without the token that ends the turn.
         finish_reason: ``stop`` if the model ended it, ``length`` if it was cut off, ``original`` if the row brought it.
         token_ids: The tokens that were sampled, the one that ends the turn included; None where that is not known or
-            does not fit the text (a stop string), and the text is tokenised instead.
+            does not fit the text (a stop string), and the text is tokenized instead.
     """
 
     text: str

@@ -19,7 +19,7 @@ from lion_lightning.data.reports.advice import findings, warnings
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenize import Encoder, tokenise
+from lion_lightning.data.store.tokenize import Encoder, tokenize
 from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.distributed.preparing import preparing
 from lion_lightning.distributed.rendezvous import ALONE
@@ -35,7 +35,7 @@ KNOWN = ("data.rules", "data.validation_rules", "data.row_length", "data.batch_s
 class PackedDataModule(LightningDataModule, ABC):
     """Packed rows of a mixture of sources; a subclass says how rows are encoded and which of them are left out.
 
-    The sources are tokenised once and found again by content, also by later runs. An example that several sources hold
+    The sources are tokenized once and found again by content, also by later runs. An example that several sources hold
     is used once, in the first of them; one that is validated on is never trained on.
 
     Args:
@@ -50,7 +50,7 @@ class PackedDataModule(LightningDataModule, ABC):
         batch_size: Rows of a micro-batch on each rank.
         seed: Seed of the order of the rows.
         num_workers: Processes that read rows ahead; 0 reads in the training process.
-        cache_dir: Folder of the tokenised stores; None for ``$LION_CACHE``, else the user's cache folder.
+        cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
 
     Attributes:
         max_length: Most tokens of one sequence, which the model needs positions for.
@@ -98,7 +98,7 @@ class PackedDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def make_encoder(self) -> Encoder:
-        """What reads and tokenises the rows of all sources."""
+        """What reads and tokenizes the rows of all sources."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class PackedDataModule(LightningDataModule, ABC):
         return self.make_encoder()
 
     def prepare_data(self) -> None:
-        """Tokenise every source that no earlier run has tokenised; Lightning calls this in one process of a machine.
+        """Tokenize every source that no earlier run has tokenized; Lightning calls this in one process of a machine.
 
         Where there are several processes, they share that work in :meth:`setup`, which all of them are called for. Then
         this only fetches what is on the hub, and leaves complaints to :meth:`setup` too, where all ranks make them.
@@ -139,7 +139,7 @@ class PackedDataModule(LightningDataModule, ABC):
             return
         self._refuse_rows_beyond_the_model()
         for source in sources:
-            self._tokenised(source)
+            self._tokenized(source)
 
     def setup(self, stage: str | None = None) -> None:
         """Make the stores with the other ranks, open them and choose the documents, alike on every rank.
@@ -253,14 +253,14 @@ class PackedDataModule(LightningDataModule, ABC):
         pairs = zip(sources, digests, strict=True)
         return [source.description() | ({"digest": digest} if digest else {}) for source, digest in pairs]
 
-    def _tokenised(self, source: Source) -> TokenTable:
-        table = tokenise(source, self._encoder, self.cache_dir, self.meeting)
+    def _tokenized(self, source: Source) -> TokenTable:
+        table = tokenize(source, self._encoder, self.cache_dir, self.meeting)
         source.require_columns(table.notes)
         self.warn(warnings(source, table.notes, table.raw_rows, self.tokenizer.chat_template is not None))
         return table
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
-        tables = [self._tokenised(source) for source in sources]
+        tables = [self._tokenized(source) for source in sources]
         self._digests |= {id(source): table.digest for source, table in zip(sources, tables, strict=True)}
         return deduplicate(sources, tables)
 

@@ -23,7 +23,7 @@ from lion_lightning.data.selection.documents import Selection, Tally
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
 from lion_lightning.data.selection.pair_filters import Keep
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.rollouts.pairs import RoundEncoder, RoundSource
 from lion_lightning.rollouts.prompt_pool import PromptPool
@@ -69,7 +69,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         batch_size: Rows of a micro-batch on each rank.
         seed: Seed of the order of the rows.
         num_workers: Processes that read rows ahead; 0 reads in the training process.
-        cache_dir: Folder of the tokenised stores; None for ``$LION_CACHE``, else the user's cache folder.
+        cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
 
     Attributes:
         rounds: Where a round comes from, by its number; :class:`OnPolicySampling` puts itself here.
@@ -224,7 +224,7 @@ class OnPolicyDataModule(PreferenceDataModule):
                 return []
             raise ValueError("no pair was made")
         source = RoundSource(str(made.path), name=f"round {made.number}")
-        return deduplicate([source], [tokenise(source, RoundEncoder(), self.cache_dir, self.meeting)])
+        return deduplicate([source], [tokenize(source, RoundEncoder(), self.cache_dir, self.meeting)])
 
     def _drawn(self, number: int) -> list[Selection]:
         """The pairs of the sources; a fraction below 1 is another draw in each round."""

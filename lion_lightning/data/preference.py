@@ -1,4 +1,4 @@
-"""The data of preference optimisation: from a mixture of sources to packed rows of pairs."""
+"""The data of preference optimization: from a mixture of sources to packed rows of pairs."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ class PreferenceDataModule(PackedDataModule):
 
     >>> data = PreferenceDataModule([Source("preferences.jsonl")], TokenizerSpec("smollm2"), max_prompt_length=512)
 
-    The sources are tokenised once and found again by content, also by later runs. A pair that several sources hold is
+    The sources are tokenized once and found again by content, also by later runs. A pair that several sources hold is
     used once, in the first of them; a prompt that is validated on is never trained on, with any answers. What is left
     out, and in which order, see :class:`~lion_lightning.data.selection.pair_filters.PairRules`; all of it is counted.
 
@@ -42,7 +42,7 @@ class PreferenceDataModule(PackedDataModule):
         batch_size: Rows of a micro-batch on each rank.
         seed: Seed of the order of the rows.
         num_workers: Processes that read rows ahead; 0 reads in the training process.
-        cache_dir: Folder of the tokenised stores; None for ``$LION_CACHE``, else the user's cache folder.
+        cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
 
     Attributes:
         train: Pairs and reports of what is trained, after :meth:`setup`.

@@ -18,7 +18,7 @@ class SFTDataModule(PackedDataModule):
 
     >>> data = SFTDataModule([Source("gsm8k/train.jsonl")], TokenizerSpec("smollm2"), validation_share=0.05)
 
-    The sources are tokenised once and found again by content, also by later runs. An example that several sources hold
+    The sources are tokenized once and found again by content, also by later runs. An example that several sources hold
     is used once, in the first of them; one that is validated on is never trained on.
 
     Args:
@@ -34,7 +34,7 @@ class SFTDataModule(PackedDataModule):
         batch_size: Rows of a micro-batch on each rank.
         seed: Seed of the order of the rows.
         num_workers: Processes that read rows ahead; 0 reads in the training process.
-        cache_dir: Folder of the tokenised stores; None for ``$LION_CACHE``, else the user's cache folder.
+        cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
 
     Attributes:
         train: Documents and reports of what is trained, after :meth:`setup`.

@@ -39,7 +39,7 @@ class RobustLoss(PreferenceLoss):
 
 
 class HingeLoss(PreferenceLoss):
-    r"""Hinge of SLiC on normalised rewards: :math:`\max(0, 1 - \beta \Delta)` (RSO, arXiv 2309.06657)."""
+    r"""Hinge of SLiC on normalized rewards: :math:`\max(0, 1 - \beta \Delta)` (RSO, arXiv 2309.06657)."""
 
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         """See the class."""

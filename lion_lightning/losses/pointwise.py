@@ -79,7 +79,7 @@ class KTOPairLoss(PreferenceLoss):
 
 
 class BCOLoss(PreferenceLoss):
-    r"""Binary classifier optimisation of pairs (arXiv 2404.04656).
+    r"""Binary classifier optimization of pairs (arXiv 2404.04656).
 
     :math:`-\log \sigma(r_w - \delta) - \log \sigma(\delta - r_l)`, with :math:`\delta` the mean reward of both sides
     over all ranks and all training steps before this one: however a step is split its loss is the same, and the mean

@@ -72,7 +72,7 @@ class PreferenceLoss(nn.Module, ABC):
             reference: Log-probs under the reference; all zero where there is none.
 
         Returns:
-            ``(pairs,)`` losses; the module sums and normalises them over the global step.
+            ``(pairs,)`` losses; the module sums and normalizes them over the global step.
         """
 
     def reduce(self, answer: AnswerLogps) -> Tensor:

@@ -27,7 +27,7 @@ class SFTLoss(nn.Module, ABC):
             logps: ``(targets,)`` fp32 log-probs of the supervised tokens.
 
         Returns:
-            ``(targets,)`` losses; the module sums and normalises them over the global step.
+            ``(targets,)`` losses; the module sums and normalizes them over the global step.
         """
 
 

@@ -1,4 +1,4 @@
-"""Embeddings for new tokens: resize, initialise at the mean, and train only chosen rows."""
+"""Embeddings for new tokens: resize, initialize at the mean, and train only chosen rows."""
 
 from __future__ import annotations
 

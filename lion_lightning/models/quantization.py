@@ -46,7 +46,7 @@ class NF4Spec:
             raise ValueError("policy.quantization: weights in 4 bits cannot learn; set policy.lora, or leave it out.")
         if not stored:
             raise ValueError(
-                "policy.quantization: needs policy.path; a policy from `config` has no weights to quantise."
+                "policy.quantization: needs policy.path; a policy from `config` has no weights to quantize."
             )
         if split is not None:
             raise ValueError(
@@ -57,7 +57,7 @@ class NF4Spec:
         """What transformers loads such a model by.
 
         Args:
-            dtype: Of what is not quantised.
+            dtype: Of what is not quantized.
 
         Raises:
             ModuleNotFoundError: If bitsandbytes is not installed.
@@ -89,7 +89,7 @@ def keep_layout(model: nn.Module) -> None:
 
 
 def product_dtype(config: Any) -> torch.dtype | None:
-    """Dtype that a quantised model's weights are brought to for each product; None for a model that is not quantised.
+    """Dtype that a quantized model's weights are brought to for each product; None for a model that is not quantized.
 
     Args:
         config: A transformers config.
@@ -108,7 +108,7 @@ def scales(tensor: Tensor) -> list[Tensor]:
     return [part.absmax for part in (state, nested) if part is not None]
 
 
-def is_quantised(layer: nn.Module) -> bool:
+def is_quantized(layer: nn.Module) -> bool:
     """Whether a layer's weight is in four bits.
 
     Args:
@@ -118,13 +118,13 @@ def is_quantised(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def dequantised(layer: Any) -> nn.Module:
+def dequantized(layer: Any) -> nn.Module:
     """A layer with the values that its four bits stand for, in the dtype that they were rounded from.
 
     Args:
-        layer: A linear layer. One that is not quantised is given back as it is.
+        layer: A linear layer. One that is not quantized is given back as it is.
     """
-    if not is_quantised(layer):
+    if not is_quantized(layer):
         return layer  # type: ignore[no-any-return]
     from bitsandbytes.functional import dequantize_4bit
 

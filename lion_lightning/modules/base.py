@@ -1,4 +1,4 @@
-"""The LightningModule that every stage extends: one abstract method, exact normalisation, exact resume."""
+"""The LightningModule that every stage extends: one abstract method, exact normalization, exact resume."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         return model
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """Total loss of a micro-batch; ``optimizer_step`` normalises the gradients (Lightning calls this)."""
+        """Total loss of a micro-batch; ``optimizer_step`` normalizes the gradients (Lightning calls this)."""
         self.require_kind(batch)
         output = self.compute_loss(batch)
         self._step.add(output)

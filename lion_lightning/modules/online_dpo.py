@@ -1,4 +1,4 @@
-"""Online preference optimisation: every epoch trains on pairs that the policy itself has just made."""
+"""Online preference optimization: every epoch trains on pairs that the policy itself has just made."""
 
 from __future__ import annotations
 

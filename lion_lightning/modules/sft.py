@@ -66,6 +66,6 @@ class SFTModule(AlignmentModule):
         """Take documents only: of preference pairs, the rejected answers would be trained too."""
         require_documents(batch)
 
-    def normaliser(self, weight: Tensor) -> Tensor:
+    def normalizer(self, weight: Tensor) -> Tensor:
         """Supervised tokens of the global step, or one for ``reduction="sum"``."""
         return weight if self.reduction == "token_mean" else torch.ones_like(weight)

@@ -89,16 +89,16 @@ class _Head(NamedTuple):
             logits = torch.mm(hidden, self.weight.T, out=torch.empty_like(place) if keep else place).float()
         return self.transform.apply(logits if self.bias is None else logits.add_(self.bias.float()))
 
-    def logits_gradient(self, hidden: Tensor, local: Tensor, normaliser: Tensor, gradient: Tensor) -> Tensor:
+    def logits_gradient(self, hidden: Tensor, local: Tensor, normalizer: Tensor, gradient: Tensor) -> Tensor:
         """Gradient of the raw logits: (onehot(target) - softmax) times the incoming gradient of the values."""
         logits = self.logits(hidden)
         kept = logits.clone() if self.transform.softcap is not None else logits  # all that still needs them
-        result = logits.sub_(normaliser[:, None]).exp_().mul_(-gradient[:, None])
+        result = logits.sub_(normalizer[:, None]).exp_().mul_(-gradient[:, None])
         return self.transform.backward(_add_at(local, result, gradient), kept)
 
-    def kept_gradient(self, kept: Exponentials, local: Tensor, normaliser: Tensor, gradient: Tensor) -> Tensor:
+    def kept_gradient(self, kept: Exponentials, local: Tensor, normalizer: Tensor, gradient: Tensor) -> Tensor:
         """The same, from what was kept of a head without soft clipping."""
-        factor = (kept.largest - normaliser).exp_().mul_(-gradient)[:, None]
+        factor = (kept.largest - normalizer).exp_().mul_(-gradient)[:, None]
         place = self._place(len(local)) if self.place.dtype == kept.values.dtype else None
         result = torch.mul(kept.values, factor, out=place)
         return self.transform.backward(_add_at(local, result, gradient), result)
@@ -149,9 +149,9 @@ class HeadLogps(torch.autograd.Function):
             logits = head.part(columns).logits(states, fits)
             found.add(logits, targets - columns.start)
             kept += Exponentials(logits, found.largest) if fits else ()
-        normaliser = found.total.log().add_(found.largest)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, *kept)
-        values, hits = found.target - normaliser, found.target >= found.largest
+        normalizer = found.total.log().add_(found.largest)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizer, *kept)
+        values, hits = found.target - normalizer, found.target >= found.largest
         collisions = found.squares.log() - 2 * found.total.log()
         ctx.mark_non_differentiable(hits, collisions)
         return values, hits, collisions
@@ -160,7 +160,7 @@ class HeadLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden states, weight and bias, as far as they are asked for."""
-        hidden, weight, bias, targets, normaliser, *kept = ctx.saved_tensors
+        hidden, weight, bias, targets, normalizer, *kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         states, tiles = hidden.to(ctx.dtype), map(Exponentials, kept[::2], kept[1::2])
         head = _Head.of(weight, bias, ctx.transform, states, ctx.per_tile)
@@ -168,7 +168,7 @@ class HeadLogps(torch.autograd.Function):
         grad_weight = torch.empty_like(weight) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias else None
         for columns in _tiles(len(targets), len(weight), ctx.per_tile):
-            part, tile, known = head.part(columns), next(tiles, None), (targets - columns.start, normaliser, gradient)
+            part, tile, known = head.part(columns), next(tiles, None), (targets - columns.start, normalizer, gradient)
             raw = part.logits_gradient(states, *known) if tile is None else part.kept_gradient(tile, *known)
             if grad_bias is not None:
                 grad_bias[columns] = raw.sum(0)

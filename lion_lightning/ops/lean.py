@@ -1,6 +1,6 @@
 """Layers that keep less for the backward pass: what is cheap to compute again is not kept.
 
-Of a Llama layer's activations, its norms keep a normalised copy of what the residual stream has anyway, the linear
+Of a Llama layer's activations, its norms keep a normalized copy of what the residual stream has anyway, the linear
 layers behind them the norms' outputs, and its feed-forward layer the activation function's output and the product with
 the other branch. Here all of these are computed again in the backward pass, elementwise work only, so that a layer of
 Llama's shape keeps half as much.
@@ -58,7 +58,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Normalised states, like ``hidden``, ``(..., size)``, and ``1 / rms(hidden)``, which has no gradient."""
+        """Normalized states, like ``hidden``, ``(..., size)``, and ``1 / rms(hidden)``, which has no gradient."""
         inverse = hidden.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, inverse)
         ctx.mark_non_differentiable(inverse)
@@ -84,8 +84,8 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _scaled(hidden: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    normalised = (hidden.float() * inverse).to(hidden.dtype)
-    return normalised.mul_(weight) if weight.dtype == hidden.dtype else weight * normalised
+    normalized = (hidden.float() * inverse).to(hidden.dtype)
+    return normalized.mul_(weight) if weight.dtype == hidden.dtype else weight * normalized
 
 
 def _feed_forward(module: Any, x: Tensor) -> Tensor:

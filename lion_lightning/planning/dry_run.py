@@ -16,7 +16,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
 from lion_lightning.planning.memory_counter import Tally
-from lion_lightning.planning.meta_model import like_llama, materialised, packed_layers, sketch
+from lion_lightning.planning.meta_model import like_llama, materialized, packed_layers, sketch
 from lion_lightning.planning.optimizer_memory import Factory, update
 from lion_lightning.types import PackedBatch, segment_table
 
@@ -92,7 +92,7 @@ class Rehearsal:
 
         model = sketch(replace(self.spec, dtype=self.gathered or self.spec.dtype), depth)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            self._unpack(materialised(model))
+            self._unpack(materialized(model))
             policy = _Unprobed(model).train()
             tally = Tally((*policy.parameters(), *policy.buffers()), vocabulary_rows(policy.causal_lm))
             _mark_moments(policy, tally)

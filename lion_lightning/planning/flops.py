@@ -16,7 +16,7 @@ from lion_lightning.types import PackedBatch, Segment
 class TrainingFlops(NamedTuple):
     """FLOPs of a forward and its backward, by what they grow with.
 
-    These are the FLOPs that the model asks for, as in the model FLOPs utilisation of PaLM (arXiv 2204.02311, appendix
+    These are the FLOPs that the model asks for, as in the model FLOPs utilization of PaLM (arXiv 2204.02311, appendix
     B); those that a run adds to save memory (gradient checkpointing, the head's recomputation) do not count. Attention
     is counted exactly: a token's scores with the tokens that it sees, and no others.
 

@@ -34,7 +34,7 @@ def sketch(spec: PolicySpec, depth: int | None = None) -> nn.Module:
         return spec.adapted(model, [])
 
 
-def materialised(model: nn.Module) -> nn.Module:
+def materialized(model: nn.Module) -> nn.Module:
     """Put tensors of this place where the meta device's are, ties kept.
 
     Args:

@@ -55,7 +55,7 @@ class Units:
 
 
 def weight_bytes(spec: PolicySpec, model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, in four bits where they are quantised.
+    """Bytes of a model's parameters and buffers, in four bits where they are quantized.
 
     Args:
         spec: What it is built from.

@@ -39,7 +39,7 @@ from lion_lightning.types import Prompt
 # --- from a raw row to its prompt
 
 
-def recognise_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Whole | None:
+def recognize_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Whole | None:
     """Read the prompt of a raw row, with the row's own answer behind it if it has one.
 
     Known are all forms of preference pairs (the answer is the chosen one) and of SFT rows but plain ``text``; and,
@@ -273,7 +273,7 @@ class _Reader:
         self.rows: list[Row] = []
 
     def __call__(self, row: Row, columns: Mapping[str, str]) -> list[Whole]:
-        if (whole := recognise_prompt(row, columns)) is None:
+        if (whole := recognize_prompt(row, columns)) is None:
             return []
         self.rows.append(row)
         return [whole]

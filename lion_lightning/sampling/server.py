@@ -168,7 +168,7 @@ class ServerSampler:
             "temperature": own.temperature,
             "top_p": own.top_p,
             "max_tokens": own.max_new_tokens,
-            "return_token_ids": True,  # vLLM does; others ignore it, and the text is tokenised
+            "return_token_ids": True,  # vLLM does; others ignore it, and the text is tokenized
         }
         more: dict[str, Any] = {"seed": seed % 2**31 if self.seeded else None}
         more |= {"top_k": own.top_k or None, "stop": list(own.stop) or None}

@@ -17,7 +17,7 @@ from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Example
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store import tokenize as tokenising
+from lion_lightning.data.store import tokenize as tokenizing
 from lion_lightning.distributed import rendezvous as meeting
 from lion_lightning.distributed.rendezvous import Meeting
 from lion_lightning.types import Piece
@@ -64,7 +64,7 @@ def prepare(
     rank: int, world: int, folder: Path, cache: str, errors: Sequence[Exception | None], seeds: Sequence[int]
 ) -> Any:
     """Prepare data under a Trainer; what this rank has encoded, and the samples of its batches, or its error."""
-    tokenising._PART_ROWS = 8
+    tokenizing._PART_ROWS = 8
     data = Data(
         [Source(str(folder / "sums.jsonl"))],
         byte_tokenizer(),
@@ -149,12 +149,12 @@ class Dying(Recording):
 
 
 def share(rank: int, folder: Path) -> None:
-    tokenising._PART_ROWS, meeting.PATIENCE_SECONDS = 8, 2.0
+    tokenizing._PART_ROWS, meeting.PATIENCE_SECONDS = 8, 2.0
     place = Meeting(folder, rank, 2, "now")
     encoder = Dying(None) if rank else Recording(None)
     try:
         with place.taking_part():
-            tokenising.tokenise(Source(str(folder / "sums.jsonl")), encoder, folder, place)
+            tokenizing.tokenize(Source(str(folder / "sums.jsonl")), encoder, folder, place)
     except RuntimeError as error:
         (folder / "said").write_text(str(error))
 

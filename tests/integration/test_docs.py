@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from lion_lightning.cli import main
-from lion_lightning.data.formats.sft import recognise
+from lion_lightning.data.formats.sft import recognize
 from lion_lightning.tools.pipeline.plan import read_plan
 from tests.demo import copy_demo
 
@@ -47,7 +47,7 @@ def test_python_examples_run(text: str, folder: Path) -> None:
         assert value.item() == pytest.approx(0.25 * 0.6931471805599453)
     if "from_seed_task" in names:
         task = {"instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}, {"input": "2 2", "output": "4"}]}
-        answers = [recognise(row).messages[1].content for row in names["from_seed_task"](task)]  # type: ignore[union-attr]
+        answers = [recognize(row).messages[1].content for row in names["from_seed_task"](task)]  # type: ignore[union-attr]
         assert answers == ["2", "4"]
     if "module" in names:
         assert names["module"].global_step == 5

@@ -102,7 +102,7 @@ def test_training_resumes_bit_for_bit_from_moments_in_eight_bits(name: str, tmp_
     import bitsandbytes
 
     tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(tmp_path / "tokenizer")))
-    wide = tiny.shallow(hidden_size=128, intermediate_size=128)  # matrices of 4,096 elements and more are quantised
+    wide = tiny.shallow(hidden_size=128, intermediate_size=128)  # matrices of 4,096 elements and more are quantized
 
     def fit(steps: int, resume: Path | None) -> tuple[Path, SFTModule, Any]:
         torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """From examples to token ids with an exact mask of what is trained.
 
-The whole text of an example is tokenised once; a token is trained if it begins in a span of characters that is to be
+The whole text of an example is tokenized once; a token is trained if it begins in a span of characters that is to be
 trained. That a model which is given the prompt alone sees the same tokens is checked, not assumed.
 """
 
@@ -21,7 +21,7 @@ from lion_lightning.data.encoding.answer_spans import Span
 from lion_lightning.data.encoding.rendering import ChatRenderer
 from lion_lightning.data.encoding.token_boundaries import TokenBoundaries, Tokens, first_token
 from lion_lightning.data.formats.columns import Row
-from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognise
+from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
 from lion_lightning.data.reports.row_notes import warn_of_row
 from lion_lightning.types import Piece
 
@@ -32,7 +32,7 @@ _VERSION = 2  # part of the fingerprint; raise it whenever the same input gives 
 
 
 class _Draft(NamedTuple):
-    """Text to tokenise.
+    """Text to tokenize.
 
     Attributes:
         text: All of it.
@@ -55,7 +55,7 @@ class _Draft(NamedTuple):
 
 
 class ChatEncoder:
-    """Tokenises examples and marks the tokens to train.
+    """Tokenizes examples and marks the tokens to train.
 
     Conversations go through the chat template, which alone decides about BOS and end-of-turn tokens. A completion or a
     text has no template: it gets BOS if the tokenizer puts one, and EOS. The token that ends an assistant turn is
@@ -131,8 +131,8 @@ class ChatEncoder:
         return text, [*self._bos, *ids] if bare and ids[: len(self._bos)] != self._bos else ids
 
     def read(self, row: Row, columns: Mapping[str, str]) -> list[Example]:
-        """The example that a raw row holds; see :func:`~lion_lightning.data.formats.sft.recognise`."""
-        return [recognise(row, columns)]
+        """The example that a raw row holds; see :func:`~lion_lightning.data.formats.sft.recognize`."""
+        return [recognize(row, columns)]
 
     def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:
         """What :meth:`encode` gives, as the pieces of a sample each: one."""
@@ -150,7 +150,7 @@ class ChatEncoder:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    # --- what to tokenise, and which characters to train
+    # --- what to tokenize, and which characters to train
 
     @singledispatchmethod
     def _draft(self, example: Any) -> _Draft:
@@ -197,7 +197,7 @@ class ChatEncoder:
         """Tokens of each text; a model that is given the prompt alone sees the same before the answer.
 
         Some templates ask with a space at the end that would melt into the answer's first word. Nothing in the row can
-        be done about it, and a model meets the two apart; so they are tokenised apart.
+        be done about it, and a model meets the two apart; so they are tokenized apart.
         """
         texts = [draft.text for draft in drafts]
         encodings: list[Tokens] = [*self._tokens.encode(texts)]

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.formats.preference import recognise_preferences
+from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.preferences import BestWorst, Pairing, Preference, Whole
 from lion_lightning.data.formats.sft import Completion
 from lion_lightning.types import Piece
@@ -22,9 +22,9 @@ Triple = tuple[Piece, Piece, Piece]
 
 
 class PairEncoder:
-    """Reads preference rows and tokenises them to a prompt and its two answers.
+    """Reads preference rows and tokenizes them to a prompt and its two answers.
 
-    Prompt and answer are tokenised as one text, by :class:`ChatEncoder` under the mask ``completion``, and cut at the
+    Prompt and answer are tokenized as one text, by :class:`ChatEncoder` under the mask ``completion``, and cut at the
     first token of the answer; the prompt must come out the same on both sides, and is kept once. Of an answer only
     assistant turns are trained, with the token that ends them and not the white space after it; plain text ends in EOS.
 
@@ -44,8 +44,8 @@ class PairEncoder:
         self._chat = ChatEncoder(tokenizer, mask="completion")
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Preference]:
-        """Pairs of a raw row; see :func:`recognise_preferences`."""
-        return recognise_preferences(row, columns, self.pairing)
+        """Pairs of a raw row; see :func:`recognize_preferences`."""
+        return recognize_preferences(row, columns, self.pairing)
 
     def pieces(self, examples: Sequence[Preference], where: Sequence[str]) -> list[Triple]:
         """Prompt, chosen and rejected of each pair; the parent of both answers is piece 0, the prompt.

@@ -44,7 +44,7 @@ class Boundary(NamedTuple):
 
 
 class TokenBoundaries:
-    """Tokenises texts as they are, and looks at the tokens before answers.
+    """Tokenizes texts as they are, and looks at the tokens before answers.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -58,11 +58,11 @@ class TokenBoundaries:
         self._added = frozenset(self.backend.get_added_tokens_decoder())
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Tokenise each text as a whole, without special tokens around it."""
+        """Tokenize each text as a whole, without special tokens around it."""
         return list(self.backend.encode_batch(list(texts), add_special_tokens=False))
 
     def encode_parts(self, text: str, starts: Sequence[int]) -> Tokens | None:
-        """Tokenise the parts of a text one by one, as a model meets them that is given a prompt and writes an answer.
+        """Tokenize the parts of a text one by one, as a model meets them that is given a prompt and writes an answer.
 
         Args:
             text: The whole text.
@@ -103,13 +103,13 @@ class TokenBoundaries:
         ids = encoding.ids
         for start in starts:
             first = first_token(encoding, start, len(text))
-            # An added token cuts the text in two before it is tokenised, so nothing before the last one matters.
+            # An added token cuts the text in two before it is tokenized, so nothing before the last one matters.
             anchor = next((i for i in range(first - 1, 0, -1) if ids[i] in self._added), 0)
             yield Boundary(start, text[_begin(encoding, anchor) if anchor else 0 : start], ids[anchor:first])
 
 
 class _Parts:
-    """Tokens of a text that was tokenised in parts; those of the library forget where they lie when they are merged."""
+    """Tokens of a text that was tokenized in parts; those of the library forget where they lie when they are merged."""
 
     def __init__(self, parts: Sequence[Encoding], edges: Sequence[int]) -> None:
         self._parts, self._edges = parts, edges

@@ -1,4 +1,4 @@
-"""The row formats that preference data comes in, and how a raw row is recognised as one of them."""
+"""The row formats that preference data comes in, and how a raw row is recognized as one of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lion_lightning.data.reports.row_notes import note
 from lion_lightning.data.sources.json_text import read_list, spelled_out
 
 
-def recognise_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[Preference]:
+def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[Preference]:
     r"""Turn a raw row into preference pairs.
 
     Forms are told apart by the keys of the row (a key whose value is null counts as absent); of several that fit, the

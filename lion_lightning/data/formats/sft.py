@@ -1,4 +1,4 @@
-"""The row formats that training data comes in, and how a raw row is recognised as one of them."""
+"""The row formats that training data comes in, and how a raw row is recognized as one of them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ASKED = ("input", "history", *CHAT)
 """Columns that may stand beside an ``instruction`` or a ``question``."""
 
 
-def recognise(row: Row, columns: Mapping[str, str] | None = None) -> Example:
+def recognize(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     """Turn a raw row into the form that it is written in.
 
     Forms are told apart by the keys of the row (a key whose value is null counts as absent): ``messages``, ShareGPT

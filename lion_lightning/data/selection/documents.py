@@ -1,4 +1,4 @@
-"""Documents (conversations, texts, preference pairs) as spans of tokenised examples: what an epoch reads from."""
+"""Documents (conversations, texts, preference pairs) as spans of tokenized examples: what an epoch reads from."""
 
 from __future__ import annotations
 

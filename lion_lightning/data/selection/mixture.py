@@ -1,4 +1,4 @@
-"""From tokenised sources to the documents of an epoch, with an account of everything left out."""
+"""From tokenized sources to the documents of an epoch, with an account of everything left out."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 STORE_VERSION = 8
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
-_WHAT = "tokenised data"
+_WHAT = "tokenized data"
 _BATCH_EXAMPLES = 512
 _PART_ROWS = 2048  # the fewest that are worth a file
 _MOST_PARTS = 256
 
 
 class Encoder(Protocol):
-    """What reads raw rows and tokenises them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
+    """What reads raw rows and tokenizes them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str], /) -> Sequence[Any]:
         """Examples that a raw row holds, under the names that ``columns`` maps known columns to."""
@@ -60,10 +60,10 @@ class Encoder(Protocol):
         """Hash of everything that decides what the other two return."""
 
 
-def tokenise(
+def tokenize(
     source: Source, encoder: Encoder, cache_dir: str | Path | None = None, meeting: Meeting = ALONE
 ) -> TokenTable:
-    """Tokenise a source, or open what an earlier run left of the same content.
+    """Tokenize a source, or open what an earlier run left of the same content.
 
     Each rank of a meeting makes some of the parts and then waits for the others', so all of them must call this while
     they take part in it. The store is the same, bit for bit, whatever their number; so is the error that a wrong row
@@ -71,7 +71,7 @@ def tokenise(
 
     Args:
         source: What to read.
-        encoder: How to read, tokenise and mask its rows.
+        encoder: How to read, tokenize and mask its rows.
         cache_dir: Folder of the stores; by default ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
         meeting: This process among those that do it together.
 
@@ -100,12 +100,12 @@ def _found(folder: Path) -> TokenTable | None:
     except FileNotFoundError:
         return None
     except DAMAGE as error:
-        logger.warning("The tokenised store is damaged, and what is missing of it is made again: %s", error)
+        logger.warning("The tokenized store is damaged, and what is missing of it is made again: %s", error)
         return None
 
 
 class _Part(NamedTuple):
-    """Raw rows that lie in one file once they are tokenised. Which these are does not depend on the ranks."""
+    """Raw rows that lie in one file once they are tokenized. Which these are does not depend on the ranks."""
 
     path: Path
     numbers: Numbers
@@ -179,7 +179,7 @@ class _Work:
         numbers = np.concatenate([np.empty(0, np.int64), *(part.numbers for part in parts)])
         rank, world = self.meeting.rank, self.meeting.world
         whose = f", share of rank {rank} of {world}" if world > 1 else ""
-        what = f"tokenise {self.source.label}{whose}"
+        what = f"tokenize {self.source.label}{whose}"
         return iter(tqdm(self.rows.take(numbers), what, len(numbers), unit=" rows", delay=2, disable=rank > 0))
 
     def _batches(self, rows: Iterable[Row]) -> Iterator[_Batch]:

@@ -136,18 +136,18 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _part_paths(folder: Path) -> list[Path]:
     first = next(folder.glob("[0-9]*-of-*.json"), None)
     if first is None:
-        raise FileNotFoundError(f"{folder}: no tokenised data")
+        raise FileNotFoundError(f"{folder}: no tokenized data")
     count = int(first.stem.rpartition("-")[2])
     return [part_path(folder, number, count) for number in range(count)]
 
 
 class TokenTable:
-    """Tokenised examples of one source, memory-mapped: a row costs no memory until it is read.
+    """Tokenized examples of one source, memory-mapped: a row costs no memory until it is read.
 
     Columns of numbers are put together anew whenever they are asked for, so that none is kept as long as a training.
 
     Args:
-        folder: The store, as :func:`~lion_lightning.data.store.tokenize.tokenise` made it: Arrow files with manifests.
+        folder: The store, as :func:`~lion_lightning.data.store.tokenize.tokenize` made it: Arrow files with manifests.
         check: Whether to read all files once, to see that they are what was written.
 
     Attributes:

@@ -229,7 +229,7 @@ def _random(entry: LionEntry) -> PreTrainedModel:
 
 
 def _load_base(entry: LionEntry) -> PreTrainedModel:
-    """The model that the adapters were put on, as it was built for training, but for its quantisation."""
+    """The model that the adapters were put on, as it was built for training, but for its quantization."""
     spec = entry.policy
     if entry.base is not None:
         require_base(spec, entry.base)

@@ -26,7 +26,7 @@ def has_base(spec: PolicySpec) -> bool:
 
 
 def base_digest(spec: PolicySpec) -> str:
-    """Hash of the weights as they are stored, whatever dtype, quantisation or new rows they get in memory.
+    """Hash of the weights as they are stored, whatever dtype, quantization or new rows they get in memory.
 
     Args:
         spec: A policy with a ``path``.

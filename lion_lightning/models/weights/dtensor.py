@@ -93,7 +93,7 @@ def rows_held(tensor: Tensor) -> range:
 
 
 @torch.no_grad()
-def materialise(parameter: nn.Parameter, device: torch.device) -> None:
+def materialize(parameter: nn.Parameter, device: torch.device) -> None:
     """Give a sharded parameter on the meta device memory for this rank's rows; what they hold is not defined yet.
 
     The parameter stays the same object, so that ties between modules last.

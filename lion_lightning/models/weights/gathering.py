@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lion_lightning.models.quantization import dequantised, is_quantised
+from lion_lightning.models.quantization import dequantized, is_quantized
 from lion_lightning.models.weights.dtensor import whole
 
 Named = Iterable[tuple[str, Tensor]]
@@ -54,7 +54,7 @@ def plain_weights(model: nn.Module, unwrap: Callable[[nn.Module], nn.Module]) ->
 def _layers(model: nn.Module, unwrap: Callable[[nn.Module], nn.Module]) -> dict[str, Callable[[], nn.Module]]:
     """How to make those layers plain that are not, by name."""
     plain: dict[str, Callable[[], nn.Module]] = {
-        name: partial(dequantised, layer) for name, layer in model.named_modules() if is_quantised(layer)
+        name: partial(dequantized, layer) for name, layer in model.named_modules() if is_quantized(layer)
     }
     return plain | {name: partial(unwrap, layer) for name, layer in peft_layers(model).items()}
 
@@ -72,7 +72,7 @@ def peft_layers(model: nn.Module) -> dict[str, Any]:
 
 def bare(layer: Any) -> nn.Module:
     """The layer that peft has wrapped, as it was before."""
-    return dequantised(_inner(layer))
+    return dequantized(_inner(layer))
 
 
 def _inner(layer: Any) -> nn.Module:
@@ -89,7 +89,7 @@ def merged(layer: Any) -> nn.Module:
     if hasattr(layer, "modules_to_save"):
         inner: nn.Module = layer.modules_to_save[layer.active_adapters[0]]
         return inner
-    if is_quantised(_inner(layer)):
+    if is_quantized(_inner(layer)):
         return _onto_values(layer)
     copy: Any = _whole_copy(layer)
     if hasattr(copy, "unload_and_optionally_merge_module"):

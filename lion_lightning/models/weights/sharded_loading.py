@@ -19,7 +19,7 @@ from transformers.utils.hub import cached_file
 
 from lion_lightning.models.embeddings import set_to_mean
 from lion_lightning.models.model_configs import weight_files
-from lion_lightning.models.weights.dtensor import local, materialise, rows_held
+from lion_lightning.models.weights.dtensor import local, materialize, rows_held
 from lion_lightning.models.weights.stored import WrongWeightsError, refuse_misfits
 
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
@@ -222,7 +222,7 @@ def read_rows(model: nn.Module, files: WeightFiles, sources: Mapping[str, str], 
         if not parameter.is_meta:
             continue
         _refuse_other_shape(name, tuple(parameter.shape), files.shape(sources[name]))
-        materialise(parameter, device)
+        materialize(parameter, device)
         rows = files.rows(sources[name], rows_held(parameter))
         local(parameter)[: len(rows)].copy_(rows)
 
@@ -252,12 +252,12 @@ def _make_buffers(model: PreTrainedModel) -> None:
     """Make the buffers by the model's own code, which does so in its ``_init_weights``, and check that it does."""
     for module in model.modules():
         for name in [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]:
-            first, second = (_initialised(model, module, name, fill) for fill in (0, 1))
+            first, second = (_initialized(model, module, name, fill) for fill in (0, 1))
             if not torch.equal(first, second):  # what it was filled with is still there
                 raise PiecesError(f"{type(module).__name__} does not say how to make its buffer {name}")
 
 
-def _initialised(model: PreTrainedModel, module: nn.Module, name: str, fill: int) -> Tensor:
+def _initialized(model: PreTrainedModel, module: nn.Module, name: str, fill: int) -> Tensor:
     module._buffers[name] = made = torch.full(module._buffers[name].shape, fill, dtype=module._buffers[name].dtype)  # type: ignore[union-attr]
     model._init_weights(module)  # type: ignore[no-untyped-call]
     return made

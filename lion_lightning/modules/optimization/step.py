@@ -43,7 +43,7 @@ class SteppedPolicy(PolicyCheckpoints):
         self._endless: list[WarmupSchedule] = []
         self._rates = RateWatch()
 
-    def normaliser(self, weight: Tensor) -> Tensor:
+    def normalizer(self, weight: Tensor) -> Tensor:
         """What the global step's total loss is divided by: its items. Override it for another reduction.
 
         Args:
@@ -121,7 +121,7 @@ class SteppedPolicy(PolicyCheckpoints):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Normalise and mask the gradients between the last backward and the step (Lightning calls this).
+        """Normalize and mask the gradients between the last backward and the step (Lightning calls this).
 
         After the step they are let go. Lightning would keep them until the next backward, beside the activations of the
         next forward. To look at them, there is ``on_before_optimizer_step``.
@@ -129,7 +129,7 @@ class SteppedPolicy(PolicyCheckpoints):
 
         def closure() -> Any:
             result = optimizer_closure() if optimizer_closure is not None else None
-            self._normalise_gradients()
+            self._normalize_gradients()
             return result
 
         self._rates.step(optimizer)
@@ -159,9 +159,9 @@ class SteppedPolicy(PolicyCheckpoints):
     def _default_optimizer(self, parameters: Any) -> Optimizer:
         return AdamW(parameters, lr=self.default_learning_rate, weight_decay=0.0)
 
-    def _normalise_gradients(self) -> None:
+    def _normalize_gradients(self) -> None:
         self._step.reduce(self.trainer.strategy)
-        divisor, loss = self._step.waited_for(self.normaliser(self._step.weight))
+        divisor, loss = self._step.waited_for(self.normalizer(self._step.weight))
         require_finite_loss(loss, self.trainer)
         # The strategy has averaged over ranks and Lightning over the window: both are undone here.
         scale_gradients(self, self.global_batches / divisor if divisor else 0.0)

@@ -35,7 +35,7 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     stands between ``[[`` and ``]]``.
 
     Args:
-        datamodule: What to look at; its sources are tokenised if they were not before.
+        datamodule: What to look at; its sources are tokenized if they were not before.
         rows: Documents or pairs to show; every source shows at least one unless this is 0.
 
     Raises:

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from lion_lightning import PolicySpec
 from lion_lightning.callbacks import StartupSummary
 from lion_lightning.callbacks.memory import activation_bytes, optimizer_bytes
-from lion_lightning.callbacks.startup import lines, summarise
+from lion_lightning.callbacks.startup import lines, summarize
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.ops.logprobs import LOGITS_KEPT, LOGITS_PER_TILE
@@ -63,7 +63,7 @@ def test_a_packed_loader_is_told_by_rows_and_tokens(bench: Bench, monkeypatch: p
     monkeypatch.setattr("lightning.pytorch.Trainer.train_dataloader", property(lambda trainer: loader))
     trainer = bench.trainer(accumulate_grad_batches=3)
     monkeypatch.setattr("lion_lightning.callbacks.startup.run_length", lambda trainer: 7)
-    found = summarise(trainer, bench.module())
+    found = summarize(trainer, bench.module())
     assert found["data"] == {"samples": 6, "tokens": 72, "rows": 3, "row_tokens": 32, "full": "75.0%"}
     assert found["run"] == {"epochs": 1, "steps": 7, "accumulate": 3, "devices": 1, "step_tokens": 2 * 32 * 3}
     assert "data       6 samples of 72 tokens in 3 rows of 32, 75.0% full" in lines(found)
@@ -78,7 +78,7 @@ def test_what_was_found_in_rows_is_told_source_by_source(bench: Bench, monkeypat
     monkeypatch.setattr("lightning.pytorch.Trainer.train_dataloader", property(lambda trainer: None))
     trainer: Any = bench.trainer()
     trainer.datamodule = Data()  # as Lightning attaches it
-    found = summarise(trainer, bench.module())
+    found = summarize(trainer, bench.module())
     assert found["rows"]["sums"][1] == "not used: hint"
     assert lines(found)[-1] == "rows       sums: rows left out, an answer has no text: 2; not used: hint"
 

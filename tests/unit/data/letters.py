@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lion_lightning.data.formats.preferences import Preference
-from lion_lightning.data.formats.sft import Completion, Example, Text, recognise
+from lion_lightning.data.formats.sft import Completion, Example, Text, recognize
 from lion_lightning.types import Piece, Sample
 
 CHATML = (
@@ -47,7 +47,7 @@ class Letters:
     """Rows with a text."""
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
-        return [recognise(row, columns)]
+        return [recognize(row, columns)]
 
     def pieces(self, examples: Sequence[Text], where: Sequence[str]) -> list[tuple[Piece]]:
         return [(piece(example.text),) for example in examples]

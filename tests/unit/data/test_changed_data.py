@@ -84,7 +84,7 @@ def test_they_are_said_after_an_epoch(make: Make, caplog: pytest.LogCaptureFixtu
     assert "content of the documents was" in said
 
 
-def test_the_same_data_in_another_folder_tokenised_anew_is_the_same(make: Make) -> None:
+def test_the_same_data_in_another_folder_tokenized_anew_is_the_same(make: Make) -> None:
     state = place(make(SFTDataModule, turns()), 3)
     moved = make(SFTDataModule, turns(), folder="moved", cache="other cache")
     moved.load_state_dict(state)

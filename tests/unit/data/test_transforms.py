@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lion_lightning.data.formats.sft import Conversation, recognise
+from lion_lightning.data.formats.sft import Conversation, recognize
 from lion_lightning.data.transforms import each_answer
 
 
@@ -17,7 +17,7 @@ def test_each_answer_becomes_the_end_of_a_row_and_those_before_it_are_context() 
     ]
     rows = list(each_answer({"conversations": turns, "system": "Be kind."}))
     assert [len(row["conversations"]) for row in rows] == [2, 4]
-    talks = [recognise(row) for row in rows]
+    talks = [recognize(row) for row in rows]
     assert [[turn.trained for turn in talk.messages] for talk in talks if isinstance(talk, Conversation)] == [
         [True, True, True],
         [True, True, False, True, True],

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store import tokenize as tokenising
-from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store import tokenize as tokenizing
+from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.distributed import rendezvous as module
 from lion_lightning.distributed.rendezvous import Meeting, RankLostError
 from tests.unit.data.letters import Letters
@@ -23,7 +23,7 @@ from tests.unit.data.letters import Letters
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(tokenising, "_PART_ROWS", 2)
+    monkeypatch.setattr(tokenizing, "_PART_ROWS", 2)
 
 
 def ranks(folder: Path, work: Callable[[Meeting], Any], world: int = 2, attempt: str = "now") -> list[Any]:
@@ -114,9 +114,9 @@ class Recording(Letters):
 def test_ranks_share_the_rows_and_make_the_store_of_one(tmp_path: Path) -> None:
     rows = [{"text": "Ab" * (1 + number % 4) + str(number)} for number in range(15)]
     source = write(tmp_path, rows)
-    tokenise(source, Letters(), tmp_path / "one")
+    tokenize(source, Letters(), tmp_path / "one")
     encoders = [Recording() for _ in range(3)]
-    ranks(tmp_path, lambda place: tokenise(source, encoders[place.rank], tmp_path / "three", place), world=3)
+    ranks(tmp_path, lambda place: tokenize(source, encoders[place.rank], tmp_path / "three", place), world=3)
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
     assert len(contents(tmp_path / "one")) == 2 * 8
     assert sorted(text for encoder in encoders for text in encoder.seen) == sorted(row["text"] for row in rows)
@@ -128,20 +128,20 @@ def test_all_ranks_name_the_row_that_a_single_process_names(tmp_path: Path) -> N
     rows[5], rows[9] = {"nonsense": 1}, {"nonsense": 2}  # one of each rank
     source = write(tmp_path, rows)
     with pytest.raises(ValueError, match=r"a\.jsonl:6: ") as alone:
-        tokenise(source, Letters(), tmp_path / "one")
-    said = ranks(tmp_path, lambda place: tokenise(source, Letters(), tmp_path / "two", place))
+        tokenize(source, Letters(), tmp_path / "one")
+    said = ranks(tmp_path, lambda place: tokenize(source, Letters(), tmp_path / "two", place))
     assert [(type(error), str(error)) for error in said] == [(ValueError, str(alone.value))] * 2
 
 
 def test_a_second_start_makes_only_what_the_first_has_not(tmp_path: Path) -> None:
     source = write(tmp_path, ({"text": f"A{number}"} for number in range(12)))
-    tokenise(source, Letters(), tmp_path / "one")
-    ranks(tmp_path, lambda place: tokenise(source, Letters(), tmp_path / "two", place))
+    tokenize(source, Letters(), tmp_path / "one")
+    ranks(tmp_path, lambda place: tokenize(source, Letters(), tmp_path / "two", place))
     (folder,) = (tmp_path / "two" / "tokens").iterdir()
     (folder / "00001-of-00006.json").unlink()  # as if killed before the manifest
     (folder / "00004-of-00006.arrow").unlink()
     encoders = [Recording(), Recording()]
-    ranks(tmp_path, lambda place: tokenise(source, encoders[place.rank], tmp_path / "two", place), attempt="second")
+    ranks(tmp_path, lambda place: tokenize(source, encoders[place.rank], tmp_path / "two", place), attempt="second")
     assert [encoder.seen for encoder in encoders] == [["A2", "A3"], ["A8", "A9"]]
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
@@ -153,7 +153,7 @@ def test_ranks_that_see_other_files_are_told(tmp_path: Path) -> None:
 
     source = write(tmp_path, [{"text": "A"}])
     encoders = [Letters(), Other()]
-    said = ranks(tmp_path, lambda place: tokenise(source, encoders[place.rank], tmp_path / "two", place))
+    said = ranks(tmp_path, lambda place: tokenize(source, encoders[place.rank], tmp_path / "two", place))
     assert [str(error) for error in said] == [
         f"{source.path}: files, tokenizer or transform: rank 1 has another than rank 0; give all ranks the same"
     ] * 2

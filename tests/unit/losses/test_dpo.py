@@ -72,7 +72,7 @@ def test_a_divergence_keeps_the_loss_of_step_0() -> None:
     assert loss(policy, policy).tolist() == pytest.approx([LN2] * 5)
 
 
-def test_length_normalised_loss_divides_each_side_by_its_own_count() -> None:
+def test_length_normalized_loss_divides_each_side_by_its_own_count() -> None:
     policy = PairLogps(answers([-2.0], counts=[4]), answers([-9.0], counts=[3]))
     reference = PairLogps(answers([-6.0], counts=[4]), answers([-6.0], counts=[3]))
     # ratios 4 over 4 tokens and -3 over 3: margin 1 + 1

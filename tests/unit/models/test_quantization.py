@@ -59,7 +59,7 @@ def test_a_missing_bitsandbytes_is_one_line_with_the_extra(monkeypatch: pytest.M
 
 
 def stored(folder: Path, tied: bool = False) -> str:
-    """A base whose matrices are large enough to be quantised in whole blocks."""
+    """A base whose matrices are large enough to be quantized in whole blocks."""
     torch.manual_seed(0)
     shape = tiny.config(hidden_size=64, intermediate_size=128, tie_word_embeddings=tied)
     PolicySpec(config=shape).build().causal_lm.save_pretrained(folder)
@@ -71,7 +71,7 @@ def built(path: str, quantization: NF4Spec | None, **changes: Any) -> PolicyMode
     return PolicySpec(path=path, lora=LoRASpec(r=4), quantization=quantization, **changes).build()
 
 
-def dequantised(model: Any) -> Tensor:
+def dequantized(model: Any) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     weight = model.model.layers[0].self_attn.q_proj.base_layer.weight
@@ -92,7 +92,7 @@ def test_linear_layers_are_held_in_four_bits_and_nothing_else_is(tmp_path: Path,
     weight: Any = whole.causal_lm.get_submodule("model.layers.0.self_attn.q_proj.base_layer").weight
     # NF4's levels are at most 0.3 of a block's largest weight apart, so none is off by more than half of that and a bit
     largest = weight.detach().reshape(-1, 64).abs().amax(1, keepdim=True)
-    assert ((dequantised(policy.causal_lm) - weight).reshape(-1, 64).abs() <= 0.17 * largest).all()
+    assert ((dequantized(policy.causal_lm) - weight).reshape(-1, 64).abs() <= 0.17 * largest).all()
 
 
 @real

@@ -1,4 +1,4 @@
-"""What every stage gets from AlignmentModule: exact normalisation, weight decay groups, checkpoints, seams."""
+"""What every stage gets from AlignmentModule: exact normalization, weight decay groups, checkpoints, seams."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_an_empty_micro_batch_changes_nothing_of_its_window(tokenizer: Tokenizer
     assert_equal(made.seen[0], by_hand(module(tokenizer), ROWS[:1]))
 
 
-def test_clipping_acts_on_the_normalised_gradient(tokenizer: TokenizerSpec) -> None:
+def test_clipping_acts_on_the_normalized_gradient(tokenizer: TokenizerSpec) -> None:
     norm = float(torch.stack([g.norm() for g in by_hand(module(tokenizer), ROWS[:STEP]).values()]).norm())
     for limit in (norm / 2, norm * 2):  # sums over the step's tokens are some 50 times larger: both would be clipped
         made = module(tokenizer)

@@ -1,4 +1,4 @@
-"""The DPO module: where it starts, what it logs, how a step is normalised, and what it is compared with."""
+"""The DPO module: where it starts, what it logs, how a step is normalized, and what it is compared with."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_a_layer_keeps_four_hidden_states_and_two_inner_states_a_token_less() ->
             output = model(torch.arange(TOKENS)[None]).logits
         kept.append(sum(sizes.values()))
         del output
-    # Of two norms the normalised states and, in the linear layers, the output; the activation, and the product.
+    # Of two norms the normalized states and, in the linear layers, the output; the activation, and the product.
     layers = LAYERS * (4 * HIDDEN + 2 * INNER)
     assert kept[0] - kept[1] == TOKENS * (layers + 2 * HIDDEN)  # and of the norm at the end
 

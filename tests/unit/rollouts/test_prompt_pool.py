@@ -12,7 +12,7 @@ from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.rollouts.prompt_pool import PromptPool, recognise_prompt
+from lion_lightning.rollouts.prompt_pool import PromptPool, recognize_prompt
 from tests import tiny
 
 ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -36,7 +36,7 @@ OTHER = {"role": "assistant", "content": "b"}
     ],
 )
 def test_every_form_of_chat(row: dict[str, Any], asked: list[str], answer: str | None) -> None:
-    whole = recognise_prompt(row)
+    whole = recognize_prompt(row)
     assert isinstance(whole, Conversation)
     turns = [turn.content for turn in whole.messages]
     assert turns == asked + ([answer] if answer else [])
@@ -44,14 +44,14 @@ def test_every_form_of_chat(row: dict[str, Any], asked: list[str], answer: str |
 
 
 def test_plain_text_is_continued() -> None:
-    assert recognise_prompt({"prompt": "q"}) == Completion("q", "")
-    assert recognise_prompt({"prompt": "q", "completion": "a"}) == Completion("q", "a")
+    assert recognize_prompt({"prompt": "q"}) == Completion("q", "")
+    assert recognize_prompt({"prompt": "q", "completion": "a"}) == Completion("q", "a")
 
 
 @pytest.mark.parametrize("row", [{"text": "q"}, {"messages": [ASK, ASK]}, {"messages": []}, {"question": " "}])
 def test_rows_without_a_prompt_are_refused(row: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"unknown format|roles out of order|is empty"):
-        recognise_prompt(row)
+        recognize_prompt(row)
 
 
 def pool(folder: Path, rows: list[dict[str, Any]], fraction: float = 1.0, **more: Any) -> PromptPool:
@@ -65,7 +65,7 @@ def test_prompts_are_the_tokens_before_a_trained_answer(tmp_path: Path) -> None:
     made = pool(tmp_path, [{"question": "w5 w6", "answer": "w7", "id": 4}])
     (asked,) = made.take([0])
     tokenizer = TokenizerSpec(str(tmp_path)).load()
-    whole = recognise_prompt({"question": "w5 w6", "answer": "w7"})
+    whole = recognize_prompt({"question": "w5 w6", "answer": "w7"})
     assert whole is not None
     (piece,) = ChatEncoder(tokenizer, mask="completion").encode([whole], [""])
     first = int(piece.supervised.argmax())

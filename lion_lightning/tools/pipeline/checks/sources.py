@@ -18,7 +18,7 @@ from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.types import Prompt
 
 ALL_ROWS = 20_000
-"""So many rows are tokenised to the last, which is kept for the stage. Of more, the first ones of each source are."""
+"""So many rows are tokenized to the last, which is kept for the stage. Of more, the first ones of each source are."""
 
 FIRST_ROWS = 1000
 
@@ -43,7 +43,7 @@ def check_data(data: PackedDataModule) -> None:
 
 
 def check_first_rows(source: Source, encoder: Encoder) -> None:
-    """Tokenise the first rows of a source, and keep nothing.
+    """Tokenize the first rows of a source, and keep nothing.
 
     Args:
         source: The source.

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lion_lightning.data.encoding.chat import ChatEncoder, Mask
 from lion_lightning.data.encoding.rendering import NO_END
-from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognise
+from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_notes import row_notes
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
@@ -259,7 +259,7 @@ def test_an_answer_that_merges_with_the_end_of_its_prompt_is_an_error_that_names
     assert trained(tokenizer, encode(tokenizer, chat("Hello", "yes"))) == ["yes<|im_end|>"]
 
 
-def test_a_header_that_splits_otherwise_before_an_answer_is_tokenised_as_a_model_is_asked() -> None:
+def test_a_header_that_splits_otherwise_before_an_answer_is_tokenized_as_a_model_is_asked() -> None:
     # this tokenizer's pattern leaves the last of several line ends to the word behind them, unless no word is there
     tokenizer = byte_level(read_template("llama3"), corpus=("\n\n\n\n",))
     talk = chat("Hello", "world", "how", "yes")
@@ -298,7 +298,7 @@ def test_trimmed_offsets_do_not_hide_a_merged_space() -> None:
     assert trained(tokenizer, encode(tokenizer, Completion("Hello", " world"))) == [" world</s>"]
 
 
-def test_a_prompt_that_tokenises_otherwise_alone_is_an_error_though_no_token_straddles() -> None:
+def test_a_prompt_that_tokenizes_otherwise_alone_is_an_error_though_no_token_straddles() -> None:
     # "abc" + "d" is a|bcd... in the row: merges bc, bcd first leave ab apart, which the prompt alone joins
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", "a", "b", "c", "d", "cd", "ab", "bcd", "abc"])}
     backend = Tokenizer(models.BPE(vocabulary, [("c", "d"), ("a", "b"), ("ab", "c")]))
@@ -511,7 +511,7 @@ def test_masks_of_real_conversations_are_exact(smollm2: PreTrainedTokenizerBase,
         pytest.skip("needs the real data in ../shared/data")
     assert smollm2.pad_token_id == smollm2.eos_token_id
     tokenizer = TokenizerSpec(smollm2.name_or_path, template).load()
-    talks = [talk for row in real_rows() if isinstance(talk := recognise(row), Conversation)]
+    talks = [talk for row in real_rows() if isinstance(talk := recognize(row), Conversation)]
     assert len(talks) == 250
     for talk, piece in zip(talks, ChatEncoder(tokenizer).encode(talks, [""] * len(talks)), strict=True):
         assert_mask_is_exact(tokenizer, talk, piece)

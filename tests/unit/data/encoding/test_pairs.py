@@ -49,7 +49,7 @@ def joined(prompt: Piece, answer: Piece) -> list[int]:
 
 
 def whole_ids(tokenizer: PreTrainedTokenizerBase, talk: Conversation) -> list[int]:
-    """Ids of a conversation by transformers alone, tokenised at once."""
+    """Ids of a conversation by transformers alone, tokenized at once."""
     turns = [{**(turn.extra or {}), "role": turn.role, "content": turn.content} for turn in talk.messages]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     return list(tokenizer.encode(text, add_special_tokens=False))
@@ -74,7 +74,7 @@ def untagged(name: str) -> str:
 @MAKERS
 @pytest.mark.parametrize("read", [read_template, untagged], ids=["tagged", "untagged"])
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_prompt_and_answer_are_the_conversation_tokenised_at_once(
+def test_prompt_and_answer_are_the_conversation_tokenized_at_once(
     make: Callable[[str], PreTrainedTokenizerFast], read: Callable[[str], str], name: str
 ) -> None:
     tokenizer = make(read(name))

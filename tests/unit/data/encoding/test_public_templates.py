@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.formats.sft import recognise
+from lion_lightning.data.formats.sft import recognize
 from tests.unit.data.encoding.test_chat import trained
 
 trl = pytest.importorskip("trl")
@@ -64,7 +64,7 @@ def tokenizer(name: str) -> PreTrainedTokenizerFast:
 def outcome(name: str, situation: str) -> str:
     """``right``, ``refused``, or what is wrong."""
     try:
-        (piece,) = ChatEncoder(tokenizer(name)).encode([recognise(SITUATIONS[situation])], ["x:1"])
+        (piece,) = ChatEncoder(tokenizer(name)).encode([recognize(SITUATIONS[situation])], ["x:1"])
     except ValueError as error:
         return "refused" if re.fullmatch("x:1: .+", str(error)) else str(error)
     said = "".join(trained(tokenizer(name), piece))

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.formats.preference import recognise_preferences
+from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.preferences import BestWorst, Preference
-from lion_lightning.data.formats.sft import Completion, Conversation, recognise
+from lion_lightning.data.formats.sft import Completion, Conversation, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.advice import warnings
 from lion_lightning.data.reports.row_notes import RowNotes, one_row, row_notes
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
-from lion_lightning.rollouts.prompt_pool import recognise_prompt
+from lion_lightning.rollouts.prompt_pool import recognize_prompt
 
 
 def chat(*contents: str, prompt_turns: int | None = None) -> Conversation:
@@ -28,10 +28,10 @@ def turns(*contents: str) -> list[dict[str, str]]:
 
 
 def pairs(row: dict[str, Any], columns: dict[str, str] | None = None) -> list[Preference]:
-    return recognise_preferences(row, columns, BestWorst())
+    return recognize_preferences(row, columns, BestWorst())
 
 
-READERS = (recognise, lambda row: recognise_preferences(row, None, BestWorst()), recognise_prompt)
+READERS = (recognize, lambda row: recognize_preferences(row, None, BestWorst()), recognize_prompt)
 ROWS: tuple[dict[str, Any], ...] = (
     {"messages": turns("Hi", "Hello")},
     {"instruction": "Hi", "output": "Hello"},
@@ -44,7 +44,7 @@ PAIRS: tuple[dict[str, Any], ...] = (
     {"question": "Hi", "answers": ["a", "b"], "scores": [1, 0]},
     {"chosen": turns("Hi", "a"), "rejected": turns("Hi", "b")},
 )
-EVERY = [(recognise, row) for row in ROWS] + [(pairs, row) for row in PAIRS]
+EVERY = [(recognize, row) for row in ROWS] + [(pairs, row) for row in PAIRS]
 PROMPT_ROWS = [*ROWS, *PAIRS, {"prompt": "Hi"}, {"question": "Hi"}, {"messages": turns("Hi")}]
 
 
@@ -81,10 +81,10 @@ def test_a_column_that_changes_the_meaning_is_refused_by_name_in_every_form(name
             read(row | {name: CHANGING[name]})
     for row in PROMPT_ROWS:
         if name in OF_THE_ANSWER:
-            recognise_prompt(row | {name: CHANGING[name]})  # answers are not trained here
+            recognize_prompt(row | {name: CHANGING[name]})  # answers are not trained here
         else:
             with pytest.raises(ValueError, match=f"^the column '{name}'"):
-                recognise_prompt(row | {name: CHANGING[name]})
+                recognize_prompt(row | {name: CHANGING[name]})
 
 
 @pytest.mark.parametrize("name", CHANGING)
@@ -96,14 +96,14 @@ def test_a_column_that_says_nothing_changes_nothing(name: str, value: Any) -> No
 
 @pytest.mark.parametrize("value", [True, 1, 1.0, "true", "1"])
 def test_a_wanted_answer_and_a_weight_of_one_are_what_they_are_trained_as(value: Any) -> None:
-    assert recognise({"prompt": "2+2=", "completion": "4", "label": value}) == Completion("2+2=", "4")
-    assert recognise({"question": "Hi", "answer": "Hello", "weight": value}) == chat("Hi", "Hello")
+    assert recognize({"prompt": "2+2=", "completion": "4", "label": value}) == Completion("2+2=", "4")
+    assert recognize({"question": "Hi", "answer": "Hello", "weight": value}) == chat("Hi", "Hello")
 
 
 @pytest.mark.parametrize("value", [False, 0, 0.0, -1, "false", "False", "0", [True, False]])
 def test_an_answer_that_is_not_wanted_is_no_target(value: Any) -> None:
     with pytest.raises(ValueError, match=r"the column 'label' holds the mark of an answer that is not wanted"):
-        recognise({"prompt": "2+2=", "completion": "5", "label": value})
+        recognize({"prompt": "2+2=", "completion": "5", "label": value})
 
 
 NO_WORDS = ["bad", "dislike", "thumbs_down", "Thumbs-Down", "negative", "Rejected", "undesirable", "incorrect", "WRONG"]
@@ -145,7 +145,7 @@ def test_a_yes_under_the_name_of_a_fault_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("value", ["good", "like", "thumbs_up", "positive", "chosen", "desirable", "Correct", "yes"])
 def test_a_label_that_says_yes_in_words_is_what_is_trained(value: str) -> None:
-    assert noted(recognise, {"question": "Hi", "answer": "Hello", "label": value}) == {}
+    assert noted(recognize, {"question": "Hi", "answer": "Hello", "label": value}) == {}
 
 
 @pytest.mark.parametrize("name", ["label", "rating", "quality", "Rating", "verdict"])
@@ -160,7 +160,7 @@ def test_a_word_that_says_no_is_refused_with_what_it_is_said_of_and_under_rating
 @pytest.mark.parametrize("name", ["label", "rating", "quality"])
 @pytest.mark.parametrize("value", ["low", "HIGH", "medium quality", "very_low"])
 def test_a_grade_in_words_is_warned_of(name: str, value: str) -> None:
-    notes = noted(recognise, {"question": "Hi", "answer": "Hello", name: value})
+    notes = noted(recognize, {"question": "Hi", "answer": "Hello", name: value})
     ((said, count),) = notes["warning"].items()
     assert (list(notes), count) == (["warning"], 1)
     assert said.startswith(f"the column '{name}' grades in words, and all rows are trained alike: leave those that are")
@@ -168,12 +168,12 @@ def test_a_grade_in_words_is_warned_of(name: str, value: str) -> None:
 
 def test_a_rating_in_numbers_is_counted_whatever_it_is() -> None:
     for value in (0, -1, 0.5, "0", 5):
-        assert noted(recognise, {"question": "Hi", "answer": "Hello", "rating": value}) == {"unused": {"rating": 1}}
+        assert noted(recognize, {"question": "Hi", "answer": "Hello", "rating": value}) == {"unused": {"rating": 1}}
 
 
 @pytest.mark.parametrize("value", ["weather", "sports", "B", "No 1", "_" * 100_000, 3, 0.5])
 def test_a_class_that_is_no_yes_or_no_is_counted(value: Any) -> None:
-    assert noted(recognise, {"text": "Oslo is wet.", "label": value}) == {"unused": {"label": 1}}
+    assert noted(recognize, {"text": "Oslo is wet.", "label": value}) == {"unused": {"label": 1}}
 
 
 MEDIA_NAMES = (
@@ -192,7 +192,7 @@ HISTORY_NAMES = (
 
 @pytest.mark.parametrize("name", MEDIA_NAMES)
 def test_pictures_and_sounds_are_refused_under_all_their_names(name: str) -> None:
-    for read, row in [*EVERY, *((recognise_prompt, row) for row in PROMPT_ROWS)]:
+    for read, row in [*EVERY, *((recognize_prompt, row) for row in PROMPT_ROWS)]:
         with pytest.raises(ValueError, match=rf"^the column '{name}' holds a picture or sound, .*`ignore: "):
             read(row | {name: [0.5, 0.25]})
 
@@ -214,7 +214,7 @@ def test_pictures_and_sounds_are_refused_under_all_their_names(name: str) -> Non
     ],
 )
 def test_what_is_only_said_of_pictures_and_other_histories_stops_no_row(name: str) -> None:
-    assert noted(recognise, ROWS[1] | {name: 2}) == {"unused": {name: 1}}
+    assert noted(recognize, ROWS[1] | {name: 2}) == {"unused": {name: 1}}
 
 
 @pytest.mark.parametrize(
@@ -228,23 +228,23 @@ def test_what_is_only_said_of_pictures_and_other_histories_stops_no_row(name: st
     ],
 )
 def test_pictures_and_sounds_are_refused_by_what_they_are_under_any_name(value: Any) -> None:
-    for read, row in [*EVERY, *((recognise_prompt, row) for row in PROMPT_ROWS)]:
+    for read, row in [*EVERY, *((recognize_prompt, row) for row in PROMPT_ROWS)]:
         with pytest.raises(ValueError, match=r"^the column 'scan' holds a picture or sound"):
             read(row | {"scan": value})
-    assert noted(recognise, ROWS[1] | {"hash": b"\x00\x01"}) == {"unused": {"hash": 1}}
+    assert noted(recognize, ROWS[1] | {"hash": b"\x00\x01"}) == {"unused": {"hash": 1}}
 
 
 @pytest.mark.parametrize("name", HISTORY_NAMES)
 def test_earlier_rounds_are_refused_under_all_their_names_and_read_where_columns_say_so(name: str) -> None:
     for earlier in ([["Double one.", "two"]], turns("Double one.", "two")):
-        for read, row in [*EVERY, *((recognise_prompt, row) for row in PROMPT_ROWS)]:
+        for read, row in [*EVERY, *((recognize_prompt, row) for row in PROMPT_ROWS)]:
             with pytest.raises(
                 ValueError, match=rf"^the column '{name}' holds earlier rounds .*`columns: {{history: ...}}` reads them"
             ):
                 read(row | {name: earlier})
         row = {"instruction": "And two?", "output": "four", name: earlier}
-        assert recognise(row, {"history": name}) == chat("Double one.", "two", "And two?", "four")
-    assert noted(recognise, {"messages": turns("Hi", "Hello", "So?", "Well."), name: turns("Hi", "Hello")}) == {}
+        assert recognize(row, {"history": name}) == chat("Double one.", "two", "And two?", "four")
+    assert noted(recognize, {"messages": turns("Hi", "Hello", "So?", "Well."), name: turns("Hi", "Hello")}) == {}
 
 
 def test_history_becomes_the_turns_before_the_instruction() -> None:
@@ -255,57 +255,57 @@ def test_history_becomes_the_turns_before_the_instruction() -> None:
         "history": [["Double one.", "two"], ["Double two.", "four"]],
     }
     talk = chat("Double one.", "two", "Double two.", "four", "And three?", "six")
-    assert recognise(row) == talk
-    assert recognise(row | {"history": '[["Double one.", "two"], ["Double two.", "four"]]'}) == talk
-    assert recognise(row | {"history": turns("Double one.", "two", "Double two.", "four")}) == talk
-    assert recognise(row | {"history": []}) == chat("And three?", "six")
+    assert recognize(row) == talk
+    assert recognize(row | {"history": '[["Double one.", "two"], ["Double two.", "four"]]'}) == talk
+    assert recognize(row | {"history": turns("Double one.", "two", "Double two.", "four")}) == talk
+    assert recognize(row | {"history": []}) == chat("And three?", "six")
     pair = {"chosen": "six", "rejected": "five"}
     asked = {key: value for key, value in row.items() if key != "output"}
     assert pairs(asked | pair)[0].chosen == talk._replace(prompt_turns=5)
-    assert recognise_prompt(asked) == Conversation(talk.messages[:5], 5)
+    assert recognize_prompt(asked) == Conversation(talk.messages[:5], 5)
 
 
 def test_a_broken_round_of_the_history_is_named() -> None:
     with pytest.raises(ValueError, match=r"history\[1\] is not a round of two texts"):
-        recognise({"instruction": "a", "output": "b", "history": [["c", "d"], ["e"]]})
+        recognize({"instruction": "a", "output": "b", "history": [["c", "d"], ["e"]]})
 
 
 def test_the_system_column_is_read_in_every_chat_and_may_repeat_the_first_turn() -> None:
     system = Message("system", "Be kind.")
     for row in (*ROWS[:3], ROWS[4]):
-        read = recognise(row | {"system": "Be kind."})
+        read = recognize(row | {"system": "Be kind."})
         assert isinstance(read, Conversation)
         assert read.messages == (system, *chat("Hi", "Hello").messages)
     own = {"messages": [{"role": "system", "content": "Be kind."}, *turns("Hi", "Hello")]}
-    assert recognise(own | {"system": "Be kind. "}) == recognise(own)
+    assert recognize(own | {"system": "Be kind. "}) == recognize(own)
     with pytest.raises(ValueError, match="the column 'system' and the first message differ"):
-        recognise(own | {"system": "Be brief."})
+        recognize(own | {"system": "Be brief."})
     with pytest.raises(ValueError, match=r"the column 'system' .*`format: chat` makes a chat of plain text"):
-        recognise(ROWS[3] | {"system": "Be kind."})
+        recognize(ROWS[3] | {"system": "Be kind."})
 
 
 @pytest.mark.parametrize("name", ["tools", "functions"])
 def test_tools_are_read_in_every_chat_and_refused_beside_plain_text(name: str) -> None:
     tool = {"type": "function", "function": {"name": "add"}}
     for row in (*ROWS[:3], ROWS[4]):
-        read = recognise(row | {name: [tool]})
+        read = recognize(row | {name: [tool]})
         assert isinstance(read, Conversation)
         assert read.tools == (tool,)
     with pytest.raises(ValueError, match=f"the column '{name}'"):
-        recognise(ROWS[3] | {name: [tool]})
+        recognize(ROWS[3] | {name: [tool]})
     with pytest.raises(ValueError, match="the columns 'tools' and 'functions' differ"):
-        recognise(ROWS[0] | {"tools": [tool], "functions": [{"name": "sub"}]})
+        recognize(ROWS[0] | {"tools": [tool], "functions": [{"name": "sub"}]})
 
 
 def test_settings_of_the_template_are_read_in_every_chat() -> None:
     for value in ({"enable_thinking": False, "style": None}, '{"enable_thinking": false}'):
-        read = recognise(ROWS[1] | {"chat_template_kwargs": value})
+        read = recognize(ROWS[1] | {"chat_template_kwargs": value})
         assert isinstance(read, Conversation)
         assert read.chat_template_kwargs == {"enable_thinking": False}
     with pytest.raises(ValueError, match="chat_template_kwargs is list, not an object"):
-        recognise(ROWS[1] | {"chat_template_kwargs": [1]})
+        recognize(ROWS[1] | {"chat_template_kwargs": [1]})
     with pytest.raises(ValueError, match="the column 'chat_template_kwargs'"):
-        recognise(ROWS[3] | {"chat_template_kwargs": {"enable_thinking": False}})
+        recognize(ROWS[3] | {"chat_template_kwargs": {"enable_thinking": False}})
 
 
 @pytest.mark.parametrize("options", [{"format": "chta"}, {"ignore": "image"}])
@@ -328,7 +328,7 @@ def test_a_prompt_in_another_column_is_the_prompt_of_a_pair() -> None:
         {"conversations": [{"from": "human", "value": "Name it."}]},
     ):
         assert pairs(prompt | answers) == [expected]
-        assert recognise_prompt(prompt | answers) == expected.chosen
+        assert recognize_prompt(prompt | answers) == expected.chosen
     longer = pairs({"instruction": "Name it.", "input": "Norway"} | answers)[0].chosen
     assert isinstance(longer, Conversation)
     assert longer.messages[0].content == "Name it.\n\nNorway"
@@ -346,11 +346,11 @@ def test_messages_beside_a_pair_may_repeat_its_chosen_side() -> None:
 @pytest.mark.parametrize(
     ("read", "row"),
     [
-        (recognise, {"messages": turns("Hi", "Hello"), "prompt": "Bye"}),
-        (recognise, {"question": "Hi", "answer": "Hello", "instruction": "Answer in French."}),
+        (recognize, {"messages": turns("Hi", "Hello"), "prompt": "Bye"}),
+        (recognize, {"question": "Hi", "answer": "Hello", "instruction": "Answer in French."}),
         (pairs, {"prompt": "Hi", "chosen": "a", "rejected": "b", "question": "Bye"}),
         (pairs, {"prompt": "Hi", "chosen": "a", "rejected": "b", "messages": turns("Bye", "a")}),
-        (recognise_prompt, {"question": "Hi", "prompt": "Bye"}),
+        (recognize_prompt, {"question": "Hi", "prompt": "Bye"}),
     ],
 )
 def test_two_prompts_that_differ_are_refused(read: Any, row: dict[str, Any]) -> None:
@@ -361,22 +361,22 @@ def test_two_prompts_that_differ_are_refused(read: Any, row: dict[str, Any]) -> 
 def test_a_second_prompt_may_repeat_the_first_or_render_it() -> None:
     talk = {"messages": turns("Hi", "Hello", "So?", "Well.")}
     for prompt in ("Hi", "So?", "<|user|>Hi<|end|><|assistant|>Hello<|end|><|user|>So?<|end|>"):
-        assert recognise(talk | {"prompt": prompt}) == chat("Hi", "Hello", "So?", "Well.")
+        assert recognize(talk | {"prompt": prompt}) == chat("Hi", "Hello", "So?", "Well.")
 
 
 def test_a_column_that_repeats_what_was_read_is_not_lost() -> None:
     row = {"messages": [{"role": "system", "content": "Be kind. Oslo is wet."}, *turns("Hi", "Think. Hello")]}
     more = {"context": "Oslo is wet.", "reasoning": "Think.", "answer": "Hello", "input": "Hi", "history": [["Hi"]]}
-    assert noted(recognise, row | more) == {}
-    assert noted(recognise, row | {"answer": "Bye"}) == {"unused": {"answer": 1}}
+    assert noted(recognize, row | more) == {}
+    assert noted(recognize, row | {"answer": "Bye"}) == {"unused": {"answer": 1}}
     with pytest.raises(ValueError, match="the column 'context'"):
-        recognise(row | {"context": "Oslo is dry."})
+        recognize(row | {"context": "Oslo is dry."})
 
 
 def test_columns_say_which_of_two_prompts_is_meant() -> None:
     row = {"question": "Hi", "answer": "Hello", "prompt": "Bye"}
-    assert recognise(row, {"question": "question"}) == chat("Hi", "Hello")
-    assert noted(lambda row: recognise(row, {"question": "question"}), row) == {"unused": {"prompt": 1}}
+    assert recognize(row, {"question": "question"}) == chat("Hi", "Hello")
+    assert noted(lambda row: recognize(row, {"question": "question"}), row) == {"unused": {"prompt": 1}}
 
 
 # --- all other columns
@@ -391,7 +391,7 @@ def test_what_is_not_used_is_counted_once_a_row_and_what_is_harmless_is_not_warn
     with row_notes() as notes:
         for row in rows:
             with one_row():
-                recognise(row)
+                recognize(row)
     assert notes == {"unused": {"id": 3, "source": 3, "hint": 2, "user_id": 1}}
     assert notes.listed("unused", 3) == "id, source, hint (2 of 3 rows), user_id (1 of 3 rows)"
     (told,) = warnings(Source("a.jsonl", name="sums"), notes, 3, has_chat_template=True)
@@ -400,8 +400,8 @@ def test_what_is_not_used_is_counted_once_a_row_and_what_is_harmless_is_not_warn
 
 def test_a_column_without_a_name_is_an_index_only_where_it_counts() -> None:
     row = {"question": "1+1?", "answer": "2"}
-    assert noted(recognise, {**row, "": 3})["unused"] == noted(recognise, {**row, "": "3"})["unused"] == {"index": 1}
-    notes = noted(recognise, {**row, "": "Count."})
+    assert noted(recognize, {**row, "": 3})["unused"] == noted(recognize, {**row, "": "3"})["unused"] == {"index": 1}
+    notes = noted(recognize, {**row, "": "Count."})
     assert notes["unused"] == {"a column without a name": 1}
     (told,) = warnings(Source("a.csv"), notes, 1, has_chat_template=True)
     assert "not used: a column without a name. If" in told
@@ -413,9 +413,9 @@ ASKED = "What is one and one?"
 @pytest.mark.parametrize(
     ("read", "row", "told"),
     [
-        (recognise, {"prompt": ASKED, "completion": f"{ASKED} Two."}, True),
-        (recognise, {"prompt": ASKED, "completion": " Two."}, False),
-        (recognise, {"prompt": "Hi", "completion": "Hi there"}, False),  # a greeting is no copy
+        (recognize, {"prompt": ASKED, "completion": f"{ASKED} Two."}, True),
+        (recognize, {"prompt": ASKED, "completion": " Two."}, False),
+        (recognize, {"prompt": "Hi", "completion": "Hi there"}, False),  # a greeting is no copy
         (pairs, {"prompt": ASKED, "chosen": f"{ASKED} Two.", "rejected": f"{ASKED} Three."}, True),
         (pairs, {"prompt": ASKED, "chosen": f"{ASKED} Two.", "rejected": " Three."}, False),
         (pairs, {"prompt": ASKED, "answers": [f"{ASKED} 2", f"{ASKED} 3"], "scores": [1, 0]}, True),
@@ -427,7 +427,7 @@ def test_answers_that_begin_with_the_prompt_are_told(read: Any, row: dict[str, A
 
 
 def test_other_columns_of_a_prompt_are_kept_for_judges() -> None:
-    notes = noted(recognise_prompt, {"question": "1+1?", "answer": "2", "solution": "1+1=2"})
+    notes = noted(recognize_prompt, {"question": "1+1?", "answer": "2", "solution": "1+1=2"})
     assert notes == {"kept": {"solution": 1}}
     assert warnings(Source("a.jsonl"), notes, 1, has_chat_template=True) == []
 
@@ -441,22 +441,22 @@ def test_columns_beside_a_pair_are_told_from_those_of_its_form() -> None:
 
 def test_a_name_that_columns_gives_away_is_not_used() -> None:
     row = {"prompt": "rendered", "completion": "b", "request": "a"}
-    assert recognise(row, {"prompt": "request"}) == Completion("a", "b")
-    assert noted(lambda row: recognise(row, {"prompt": "request"}), row) == {"unused": {"prompt": 1}}
+    assert recognize(row, {"prompt": "request"}) == Completion("a", "b")
+    assert noted(lambda row: recognize(row, {"prompt": "request"}), row) == {"unused": {"prompt": 1}}
     with pytest.raises(ValueError, match="columns maps prompt to 'request', but the row only has the keys prompt"):
-        recognise({"prompt": "rendered", "completion": "b"}, {"prompt": "request"})
+        recognize({"prompt": "rendered", "completion": "b"}, {"prompt": "request"})
 
 
 def test_a_column_that_only_some_rows_have_may_be_named() -> None:
     columns = {"input": "context"}
-    assert recognise({"question": "a", "answer": "b"}, columns) == chat("a", "b")
-    assert recognise({"question": "a", "answer": "b", "context": "c"}, columns) == chat("a\n\nc", "b")
+    assert recognize({"question": "a", "answer": "b"}, columns) == chat("a", "b")
+    assert recognize({"question": "a", "answer": "b", "context": "c"}, columns) == chat("a\n\nc", "b")
 
 
 def test_a_column_that_no_row_has_is_told_with_the_source() -> None:
     source = Source("a.jsonl", name="sums", columns={"question": "q", "system": "sys"})
     with row_notes() as notes:
-        source.examples(Row("a:1", {"q": "a", "answer": "b"}), lambda row, columns: [recognise(row, columns)])
+        source.examples(Row("a:1", {"q": "a", "answer": "b"}), lambda row, columns: [recognize(row, columns)])
     with pytest.raises(ValueError, match=r"^source sums: columns maps system to 'sys', which no row has"):
         source.require_columns(notes)
 
@@ -465,13 +465,13 @@ def test_ignored_columns_are_not_seen() -> None:
     source = Source("a.jsonl", ignore=["image", "prompt"])
     row = {"question": "a", "answer": "b", "image": "a.png", "prompt": "c"}
     with row_notes() as notes:
-        assert source.examples(Row("a:1", row), lambda row, columns: [recognise(row, columns)]) == [chat("a", "b")]
+        assert source.examples(Row("a:1", row), lambda row, columns: [recognize(row, columns)]) == [chat("a", "b")]
     assert notes == {}
 
 
 def test_thousands_of_keys_and_odd_ones_make_one_short_line() -> None:
     with pytest.raises(ValueError, match=r"keys are a\\nb, k0, .* and 1981 more;") as raised:
-        recognise({"a\nb": 1, **{f"k{n}": n for n in range(2000)}})
+        recognize({"a\nb": 1, **{f"k{n}": n for n in range(2000)}})
     assert len(str(raised.value)) < 1000
 
 
@@ -481,8 +481,8 @@ def test_thousands_of_keys_and_odd_ones_make_one_short_line() -> None:
 def test_messages_as_json_text_are_messages() -> None:
     text = json.dumps(turns("Hi", "Hello"))
     for column in ("messages", "conversations"):
-        assert recognise({column: text}) == chat("Hi", "Hello")
-    assert recognise({"prompt": json.dumps(turns("Hi")), "completion": json.dumps(turns("Hi", "Hello")[1:])}) == chat(
+        assert recognize({column: text}) == chat("Hi", "Hello")
+    assert recognize({"prompt": json.dumps(turns("Hi")), "completion": json.dumps(turns("Hi", "Hello")[1:])}) == chat(
         "Hi", "Hello", prompt_turns=1
     )
     sides = {"chosen": turns("Hi", "a"), "rejected": turns("Hi", "b")}
@@ -512,7 +512,7 @@ def test_json_text_behind_a_byte_order_mark_or_written_again_as_json_is_no_answe
 
 def test_messages_as_a_list_a_key_are_messages() -> None:
     columns = {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}  # so `datasets` gives a sequence of objects
-    assert recognise({"conversations": columns}) == chat("Hi", "Hello")
+    assert recognize({"conversations": columns}) == chat("Hi", "Hello")
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_messages_as_a_list_a_key_are_messages() -> None:
     ],
 )
 def test_a_text_that_begins_with_a_bracket_stays_text(answer: str) -> None:
-    assert recognise({"question": "Hi", "answer": answer}) == chat("Hi", answer)
+    assert recognize({"question": "Hi", "answer": answer}) == chat("Hi", answer)
     assert pairs({"question": "Hi", "chosen": answer, "rejected": "b"})[0].chosen == chat("Hi", answer, prompt_turns=1)
 
 
@@ -544,7 +544,7 @@ def test_messages_as_python_prints_them_are_refused() -> None:
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 500 + "]" * 500])
 def test_json_text_that_is_nested_too_deeply_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"history is text that is broken JSON"):
-        recognise({"instruction": "a", "output": "b", "history": text})
+        recognize({"instruction": "a", "output": "b", "history": text})
 
 
 # --- dialogues as plain text (HH)
@@ -579,7 +579,7 @@ def test_dialogues_that_part_before_the_last_answer_are_left_out_and_counted(cho
     assert notes == {
         "left out": {"the dialogues part before the last answer, so that a user's words would be trained": 1}
     }
-    assert recognise_prompt({"chosen": chosen, "rejected": rejected}) is None
+    assert recognize_prompt({"chosen": chosen, "rejected": rejected}) is None
 
 
 def test_a_users_words_behind_a_given_prompt_are_left_out_too() -> None:
@@ -614,13 +614,13 @@ def test_format_chat_makes_turns_of_plain_prompts_and_text_keeps_them() -> None:
         return made
 
     def prompted(row: Any, columns: Any) -> list[Any]:
-        return [recognise_prompt(row, columns)]
+        return [recognize_prompt(row, columns)]
 
     def paired(row: Any, columns: Any) -> list[Preference]:
-        return recognise_preferences(row, columns, BestWorst())
+        return recognize_preferences(row, columns, BestWorst())
 
     def documents(row: Any, columns: Any) -> list[Any]:
-        return [recognise(row, columns)]
+        return [recognize(row, columns)]
 
     as_chat, as_text = Source("a", format="chat"), Source("a", format="text")
     pair = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
@@ -642,7 +642,7 @@ def test_plain_text_under_a_chat_template_is_told_once_unless_it_is_chosen() -> 
     def notes_of(source: Source) -> RowNotes:
         with row_notes() as notes:
             source.examples(
-                Row("a:1", {"prompt": "a", "completion": "b"}), lambda row, columns: [recognise(row, columns)]
+                Row("a:1", {"prompt": "a", "completion": "b"}), lambda row, columns: [recognize(row, columns)]
             )
         return notes
 
@@ -667,7 +667,7 @@ CAPITALS = {"chosen": "The cap is A.", "rejected": "The cap is B."}
     "name", ["dialogue", "turns", "dialog", "conversation", "chat", "prompt_messages", "chat_history"]
 )
 def test_messages_beside_a_pair_of_texts_are_no_reason_to_guess_the_prompt(name: str) -> None:
-    for read in (pairs, recognise_prompt):
+    for read in (pairs, recognize_prompt):
         for value in (turns("q q"), json.dumps(turns("q q"))):
             with pytest.raises(ValueError, match=rf"^is the column '{name}' .* `columns: {{messages: {name}}}`, or"):
                 read(CAPITALS | {name: value})

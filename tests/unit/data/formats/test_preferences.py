@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.formats.preference import recognise_preferences
+from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.formats.turns import Message
@@ -29,8 +29,8 @@ def chat(*contents: str, prompt_turns: int = 1, system: str | None = None) -> Co
     return Conversation(messages, prompt_turns)
 
 
-def recognise(row: dict[str, Any], columns: dict[str, str] | None = None) -> Preference:
-    (preference,) = recognise_preferences(row, columns, BestWorst())
+def recognize(row: dict[str, Any], columns: dict[str, str] | None = None) -> Preference:
+    (preference,) = recognize_preferences(row, columns, BestWorst())
     return preference
 
 
@@ -121,27 +121,27 @@ FORMS: dict[str, tuple[dict[str, Any], Preference]] = {
 
 
 @pytest.mark.parametrize(("row", "expected"), FORMS.values(), ids=FORMS)
-def test_each_known_form_is_recognised(row: dict[str, Any], expected: Preference) -> None:
-    assert recognise(row) == expected
+def test_each_known_form_is_recognized(row: dict[str, Any], expected: Preference) -> None:
+    assert recognize(row) == expected
 
 
 def test_columns_reach_every_known_name() -> None:
     orca = {"instructions": "Be kind.", "input": "Hi", "yes": "good", "no": "bad"}
     columns = {"system": "instructions", "question": "input", "chosen": "yes", "rejected": "no"}
-    assert recognise(orca, columns) == SYSTEM_GOOD_BAD
+    assert recognize(orca, columns) == SYSTEM_GOOD_BAD
     ranked = {"prompt": turns("Hi"), "completions": ["bad", "good"], "ratings": [1, 2]}
-    assert recognise(ranked, {"answers": "completions", "scores": "ratings"}) == GOOD_BAD._replace(margin=1.0)
+    assert recognize(ranked, {"answers": "completions", "scores": "ratings"}) == GOOD_BAD._replace(margin=1.0)
 
 
 def test_columns_choose_between_forms_that_both_fit() -> None:
     row = {"prompt": "Hi", "chosen": "good", "rejected": "bad"}
-    assert recognise(row) == Preference(Completion("Hi", "good"), Completion("Hi", "bad"))
-    assert recognise(row, {"question": "prompt"}) == GOOD_BAD
+    assert recognize(row) == Preference(Completion("Hi", "good"), Completion("Hi", "bad"))
+    assert recognize(row, {"question": "prompt"}) == GOOD_BAD
 
 
 def test_tools_go_along_with_both_sides() -> None:
     row = {"question": "Hi", "chosen": "good", "rejected": "bad", "tools": '[{"type": "function"}]'}
-    for side in recognise(row)[:2]:
+    for side in recognize(row)[:2]:
         assert isinstance(side, Conversation)
         assert side.tools == ({"type": "function"},)
 
@@ -152,7 +152,7 @@ def test_a_tool_call_can_be_the_answer() -> None:
         "content": None,
         "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}],
     }
-    preference = recognise({"prompt": "Hi", "chosen": [call], "rejected": answer("No.")})
+    preference = recognize({"prompt": "Hi", "chosen": [call], "rejected": answer("No.")})
     assert preference.chosen.messages[1] == Message(  # type: ignore[union-attr]
         "assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
     )
@@ -162,28 +162,28 @@ def test_a_tool_call_can_be_the_answer() -> None:
 
 
 def test_the_prompt_is_all_messages_that_the_sides_share() -> None:
-    preference = recognise({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "e")})
+    preference = recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "e")})
     assert preference == Preference(chat("a", "b", "c", "d", prompt_turns=3), chat("a", "b", "c", "e", prompt_turns=3))
 
 
 def test_sides_that_part_early_keep_their_later_turns_as_answer() -> None:
-    preference = recognise({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x")})
+    preference = recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x")})
     assert preference == Preference(chat("a", "b", "c", "d"), chat("a", "x"))
 
 
 def test_equal_conversations_are_split_before_the_last_answer_and_are_no_error() -> None:
     talk = chat("a", "b", "c", "d", prompt_turns=3)
-    assert recognise({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "d")}) == (talk, talk, None)
+    assert recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "d")}) == (talk, talk, None)
 
 
 def test_a_side_that_the_other_continues_still_has_an_answer() -> None:
-    preference = recognise({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b")})
+    preference = recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b")})
     assert preference == Preference(chat("a", "b", "c", "d"), chat("a", "b"))
 
 
 def test_a_repeated_prompt_may_be_an_earlier_user_turn() -> None:
     row = {"prompt": "a\n", "chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "e")}
-    assert recognise(row).chosen == chat("a", "b", "c", "d", prompt_turns=3)
+    assert recognize(row).chosen == chat("a", "b", "c", "d", prompt_turns=3)
 
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Really?\n\nAssistant:"
@@ -207,7 +207,7 @@ def test_a_prompt_shared_by_texts_ends_at_the_assistants_mark_or_a_whole_word(
     chosen: str, rejected: str, prompt: str
 ) -> None:
     expected = Completion(prompt, chosen.removeprefix(prompt)), Completion(prompt, rejected.removeprefix(prompt)), None
-    assert recognise({"chosen": chosen, "rejected": rejected}) == expected
+    assert recognize({"chosen": chosen, "rejected": rejected}) == expected
 
 
 # --- pairing
@@ -216,7 +216,7 @@ RANKED = {"question": "Hi", "answers": ["c", "a", "d", "b"], "scores": [2.0, 4.0
 
 
 def paired(pairing: Pairing, row: dict[str, Any] = RANKED) -> list[tuple[str, str, float | None]]:
-    found = recognise_preferences(row, None, pairing)
+    found = recognize_preferences(row, None, pairing)
     return [(p.chosen.messages[1].content, p.rejected.messages[1].content, p.margin) for p in found]  # type: ignore[union-attr]
 
 
@@ -264,12 +264,12 @@ def test_equal_scores_make_pairs_of_different_answers_and_margin_zero() -> None:
 
 def test_equal_scores_of_two_sides_are_margin_zero_not_none() -> None:
     row = {"question": "Hi", "chosen": "good", "rejected": "bad", "score_chosen": 3, "score_rejected": 3}
-    assert recognise(row).margin == 0.0
+    assert recognize(row).margin == 0.0
 
 
 def test_a_rejected_side_that_scores_higher_has_a_negative_margin() -> None:
     row = {"question": "Hi", "chosen": "good", "rejected": "bad", "score_chosen": 1, "score_rejected": 3}
-    assert recognise(row) == GOOD_BAD._replace(margin=-2.0)
+    assert recognize(row) == GOOD_BAD._replace(margin=-2.0)
 
 
 def test_identities_tell_pairings_and_their_settings_apart() -> None:
@@ -336,10 +336,10 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
 )
 def test_a_bad_row_gets_one_line_that_says_what_is_wrong(row: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as caught:
-        recognise(row)
+        recognize(row)
     assert "\n" not in str(caught.value)
 
 
 def test_a_misspelt_known_column_is_named() -> None:
     with pytest.raises(ValueError, match="unknown column 'choosen'; known are answers, chat_template_kwargs, chosen"):
-        recognise({"prompt": "a"}, {"choosen": "good"})
+        recognize({"prompt": "a"}, {"choosen": "good"})

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.formats.sft import Completion, Conversation, Text, recognise
+from lion_lightning.data.formats.sft import Completion, Conversation, Text, recognize
 from lion_lightning.data.formats.turns import Message
 
 HELLO = Conversation((Message("user", "Hi"), Message("assistant", "Hello")))
@@ -22,12 +22,12 @@ HELLO = Conversation((Message("user", "Hi"), Message("assistant", "Hello")))
         ({"text": "Once upon a time"}, Text("Once upon a time")),
     ],
 )
-def test_each_known_form_is_recognised(row: dict[str, Any], example: object) -> None:
-    assert recognise(row) == example
+def test_each_known_form_is_recognized(row: dict[str, Any], example: object) -> None:
+    assert recognize(row) == example
 
 
 def test_alpaca_input_follows_the_instruction_after_an_empty_line() -> None:
-    example = recognise({"instruction": "Add.", "input": "1 + 2", "output": "3"})
+    example = recognize({"instruction": "Add.", "input": "1 + 2", "output": "3"})
     assert example == Conversation((Message("user", "Add.\n\n1 + 2"), Message("assistant", "3")))
 
 
@@ -38,52 +38,52 @@ def test_conversational_prompt_and_completion_keep_where_the_prompt_ends() -> No
         {"role": "user", "content": "c"},
         {"role": "assistant", "content": "d"},
     ]
-    example = recognise({"prompt": turns[:1], "completion": turns[1:]})
+    example = recognize({"prompt": turns[:1], "completion": turns[1:]})
     assert isinstance(example, Conversation)
     assert (len(example.messages), example.prompt_turns) == (4, 1)
 
 
 def test_columns_rename_the_rows_own_keys() -> None:
     row = {"question": "2 + 2?", "answer": "4"}
-    assert recognise(row, {"prompt": "question", "completion": "answer"}) == Completion("2 + 2?", "4")
-    assert recognise({"query": "Hi", "response": "Hello"}, {"question": "query", "answer": "response"}) == HELLO
+    assert recognize(row, {"prompt": "question", "completion": "answer"}) == Completion("2 + 2?", "4")
+    assert recognize({"query": "Hi", "response": "Hello"}, {"question": "query", "answer": "response"}) == HELLO
 
 
 def test_named_columns_win_over_a_form_that_the_row_also_has() -> None:
     row = {"messages": [{"role": "user", "content": "other"}], "q": "Hi", "a": "Hello"}
-    assert recognise(row, {"question": "q", "answer": "a"}) == HELLO
+    assert recognize(row, {"question": "q", "answer": "a"}) == HELLO
 
 
 def test_a_renamed_alpaca_output_does_not_lose_the_input() -> None:
-    example = recognise({"instruction": "Add.", "input": "1 + 2", "answer": "3"}, {"output": "answer"})
+    example = recognize({"instruction": "Add.", "input": "1 + 2", "answer": "3"}, {"output": "answer"})
     assert isinstance(example, Conversation)
     assert example.messages[0].content == "Add.\n\n1 + 2"
 
 
 def test_messages_win_over_a_plain_prompt_column() -> None:
     row = {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    assert recognise(row) == HELLO
+    assert recognize(row) == HELLO
 
 
 def test_null_columns_count_as_absent() -> None:
-    assert recognise({"messages": None, "text": "a"}) == Text("a")
+    assert recognize({"messages": None, "text": "a"}) == Text("a")
 
 
 def test_text_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}]
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": parts}]}
-    assert recognise(row) == HELLO
+    assert recognize(row) == HELLO
 
 
 def test_a_system_column_beside_sharegpt_turns_comes_first() -> None:
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
-    example = recognise({"system": "Be kind.", "conversations": turns})
+    example = recognize({"system": "Be kind.", "conversations": turns})
     assert example == Conversation((Message("system", "Be kind."), *HELLO.messages))
 
 
 def test_an_answer_may_open_a_conversation_cut_out_of_a_longer_one() -> None:
     turns = [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "So?"}]
-    example = recognise({"conversations": turns})
+    example = recognize({"conversations": turns})
     assert isinstance(example, Conversation)
     assert [message.role for message in example.messages] == ["assistant", "user", "assistant"]
 
@@ -99,7 +99,7 @@ def test_tool_calls_and_their_results_are_kept() -> None:
         ],
         "tools": '[{"type": "function"}]',
     }
-    assert recognise(row) == Conversation(
+    assert recognize(row) == Conversation(
         (
             Message("user", "1 + 1?"),
             Message("assistant", "", {"tool_calls": [call]}),
@@ -143,20 +143,20 @@ def said(*turns: tuple[str, Any]) -> dict[str, Any]:
 )
 def test_a_bad_row_gets_one_line_that_says_what_is_wrong(row: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as caught:
-        recognise(row)
+        recognize(row)
     assert "\n" not in str(caught.value)
 
 
 def test_a_column_that_the_row_lacks_is_named() -> None:
     with pytest.raises(ValueError, match="columns maps prompt to 'query', but the row only has the keys text"):
-        recognise({"text": "a"}, {"prompt": "query"})
+        recognize({"text": "a"}, {"prompt": "query"})
 
 
 def test_columns_the_other_way_round_are_told_how_to_be_written() -> None:
     with pytest.raises(ValueError, match="other way round: write question: query, the row's own name last"):
-        recognise({"query": "a", "reply": "b"}, {"query": "question", "reply": "answer"})
+        recognize({"query": "a", "reply": "b"}, {"query": "question", "reply": "answer"})
 
 
 def test_a_misspelt_known_column_is_named() -> None:
     with pytest.raises(ValueError, match="unknown column 'promt'"):
-        recognise({"text": "a"}, {"promt": "text"})
+        recognize({"text": "a"}, {"promt": "text"})

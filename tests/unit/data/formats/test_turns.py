@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from lion_lightning.data.formats.sft import recognise
+from lion_lightning.data.formats.sft import recognize
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
 from lion_lightning.data.formats.turns import Message, read_turns, unread_keys
 from lion_lightning.data.formats.unused import THOUGHTS
@@ -267,7 +267,7 @@ def test_thoughts_under_any_name_are_refused_in_messages_as_in_columns(key: str)
         unread_keys([said], lambda read: False)
     unread_keys([said], lambda read: read == key)
     with pytest.raises(ValueError, match=rf"the column '{key}' holds a part of the answer"):
-        recognise({"question": "2+2?", "answer": "four", key: "two and two"})
+        recognize({"question": "2+2?", "answer": "four", key: "two and two"})
 
 
 def test_the_names_of_thoughts_are_those_of_both_lists() -> None:
@@ -314,4 +314,4 @@ def test_a_row_says_the_same_from_json_lines_and_from_parquet(tmp_path: Path) ->
 
 
 def read_one(row: Any, columns: Any) -> list[Any]:
-    return [recognise(row, columns)]
+    return [recognize(row, columns)]

@@ -145,7 +145,7 @@ def steps(split: Split, lengths: Sequence[int]) -> list[Counter[int]]:
 @pytest.mark.parametrize("documents", [61, 16, 15, 9, 4, 3, 1])
 @pytest.mark.parametrize("split", SPLITS[1:])
 def test_a_step_has_the_same_rows_however_they_are_split(split: Split, documents: int) -> None:
-    lengths = [int(n) + 1 for n in LENGTHS[:documents]]  # no single tokens: those have no target to be recognised by
+    lengths = [int(n) + 1 for n in LENGTHS[:documents]]  # no single tokens: those have no target to be recognized by
     assert steps(split, lengths) == steps(SPLITS[0], lengths)
 
 

@@ -13,7 +13,7 @@ from lion_lightning.data.selection.documents import Tally
 from lion_lightning.data.selection.filters import DocumentRules
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
 from tests.unit.data.letters import Letters
 
@@ -23,7 +23,7 @@ Make = Callable[..., Made]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Tokenised sources of texts; a source is its texts, or its texts and the options of ``Source``."""
+    """Tokenized sources of texts; a source is its texts, or its texts and the options of ``Source``."""
 
     def make(*texts: list[str], **options: Any) -> Made:
         sources = []
@@ -31,7 +31,7 @@ def make(tmp_path: Path) -> Make:
             path = tmp_path / f"{number}-{len(list(tmp_path.iterdir()))}.jsonl"
             path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
             sources.append(Source(str(path), name="abc"[number], **options))
-        return sources, [tokenise(source, Letters(), tmp_path) for source in sources]
+        return sources, [tokenize(source, Letters(), tmp_path) for source in sources]
 
     return make
 

@@ -16,7 +16,7 @@ from lion_lightning.data.selection.documents import Tally
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.selection.pair_filters import PairRules
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
 from tests.unit.data.letters import LetterPairs, letters
 
@@ -26,7 +26,7 @@ Make = Callable[..., Made]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Tokenised sources of pairs: ``"prompt chosen rejected"`` or ``"prompt chosen rejected margin"`` each.
+    """Tokenized sources of pairs: ``"prompt chosen rejected"`` or ``"prompt chosen rejected margin"`` each.
 
     A token a letter; capitals are trained.
     """
@@ -37,7 +37,7 @@ def make(tmp_path: Path) -> Make:
             path = tmp_path / f"{number}-{len(list(tmp_path.iterdir()))}.jsonl"
             path.write_text(json.dumps({"pairs": some}))
             sources.append(Source(str(path), name="abc"[number], **options))
-        return sources, [tokenise(source, LetterPairs(), tmp_path) for source in sources]
+        return sources, [tokenize(source, LetterPairs(), tmp_path) for source in sources]
 
     return make
 

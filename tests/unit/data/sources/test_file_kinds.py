@@ -18,9 +18,9 @@ import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.encoding.pairs import PairEncoder
-from lion_lightning.data.formats.sft import Example, Text, recognise
+from lion_lightning.data.formats.sft import Example, Text, recognize
 from lion_lightning.data.sources.source import Source, open_rows
-from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store.tokenize import tokenize
 from tests.unit.data.letters import byte_tokenizer
 
 Rows = list[dict[str, Any]]
@@ -134,7 +134,7 @@ KINDS: dict[str, Callable[[Path, Rows], object]] = {
 
 def tokens(path: Path, kind: Any, cache: Path) -> list[Any]:
     """Tokens, targets and margin of every example."""
-    table = tokenise(Source(str(path)), kind(byte_tokenizer()), cache)
+    table = tokenize(Source(str(path)), kind(byte_tokenizer()), cache)
     found: list[Any] = []
     for row in range(len(table)):
         stops = np.cumsum(table.pieces[row])
@@ -169,9 +169,9 @@ def test_a_list_of_lists_of_turns_is_a_list_of_conversations(tmp_path: Path) -> 
         (row, _) = source.open().take(np.arange(2))
 
         def read(row: Any, columns: Any) -> list[Example]:
-            return [recognise(row, columns)]
+            return [recognize(row, columns)]
 
-        assert source.examples(row, read) == [recognise({"conversations": talk})]
+        assert source.examples(row, read) == [recognize({"conversations": talk})]
 
 
 def test_a_document_of_one_object_is_one_row(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.formats.preferences import Preference
-from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognise
+from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source, open_rows
@@ -224,7 +224,7 @@ def test_a_file_has_one_split_and_no_revision(numbered: str) -> None:
 
 
 def read(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
-    return [recognise(row, columns)]
+    return [recognize(row, columns)]
 
 
 def one(source: Source, row: dict[str, Any]) -> Any:

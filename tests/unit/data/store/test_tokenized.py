@@ -1,4 +1,4 @@
-"""The tokenised store: found by content, whole or not at all, and read without loading."""
+"""The tokenized store: found by content, whole or not at all, and read without loading."""
 
 import json
 import os
@@ -12,11 +12,11 @@ import pytest
 
 from lion_lightning import cache
 from lion_lightning.cache import cache_folder, replacing
-from lion_lightning.data.formats.sft import Completion, Example, Text, recognise
+from lion_lightning.data.formats.sft import Completion, Example, Text, recognize
 from lion_lightning.data.reports.row_notes import warn_of_row
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store import tokenize as tokenising
-from lion_lightning.data.store.tokenize import tokenise
+from lion_lightning.data.store import tokenize as tokenizing
+from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.types import Piece
 from tests.unit.data.letters import LetterPairs
@@ -29,7 +29,7 @@ class Letters:
         self.name, self.calls = name, 0
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
-        return [recognise(row, columns)]
+        return [recognize(row, columns)]
 
     def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:
         self.calls += 1
@@ -66,7 +66,7 @@ def stores(folder: Path) -> set[str]:
 
 
 def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
-    table = tokenise(write({"prompt": "ab", "completion": "cd"}, {"text": "x.y"}), Letters(), tmp_path)
+    table = tokenize(write({"prompt": "ab", "completion": "cd"}, {"text": "x.y"}), Letters(), tmp_path)
     assert (len(table), table.raw_rows, table.skipped_rows) == (2, 2, 0)
     assert table.pieces.tolist() == [[4], [3]]
     whole = table.piece(0, 0, 4)
@@ -86,15 +86,15 @@ def test_what_is_warned_of_is_counted_by_its_text_and_said_again_by_a_later_run(
             return super().read(row, columns)
 
     source = write({"text": "a"}, {"text": "bb"}, {"text": "ccc"})
-    assert tokenise(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
+    assert tokenize(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
     warn_of_row("nobody collects this")
-    assert tokenise(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
+    assert tokenize(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
 
 
 def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenising, "_BATCH_EXAMPLES", 3)
+    monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 3)
     words = ["a" * n for n in range(1, 11)]
-    table = tokenise(write(*({"text": word} for word in words)), Letters(), tmp_path)
+    table = tokenize(write(*({"text": word} for word in words)), Letters(), tmp_path)
     assert [len(table.piece(row, 0, row + 1).input_ids) for row in range(10)] == list(range(1, 11))
     assert [table.where(row).rpartition(":")[2] for row in range(10)] == [str(n) for n in range(1, 11)]
     assert table.pieces[:, 0].tolist() == list(range(1, 11))
@@ -103,8 +103,8 @@ def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monke
 def test_targets_leave_out_the_first_token_of_a_span(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenising, "_BATCH_EXAMPLES", 2)
-    table = tokenise(write({"text": "ab.cd"}, {"text": "."}, {"text": "x"}, {"text": "..yz"}), Letters(), tmp_path)
+    monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 2)
+    table = tokenize(write({"text": "ab.cd"}, {"text": "."}, {"text": "x"}, {"text": "..yz"}), Letters(), tmp_path)
     rows = np.array([0, 0, 1, 2, 3])
     starts, stops = np.array([[0], [2], [0], [0], [0]]), np.array([[5], [5], [1], [1], [3]])
     # "ab.cd" trains b, c, d; its part ".cd" c, d; "." and "x" have nothing to be predicted from; "..y" trains y
@@ -114,9 +114,9 @@ def test_targets_leave_out_the_first_token_of_a_span(
 def test_pairs_keep_their_pieces_their_margins_and_the_prompt_that_they_share(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenising, "_BATCH_EXAMPLES", 2)
+    monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 2)
     source = write({"pairs": ["ab CD E 1.5", "ab F GhI"]}, {"pairs": ["xyz KL m 0"]})
-    table = tokenise(source, LetterPairs(), tmp_path)
+    table = tokenize(source, LetterPairs(), tmp_path)
     assert table.pieces.tolist() == [[2, 2, 1], [2, 1, 3], [3, 2, 1]]
     assert (table.groups[0] == table.groups[1]).all()
     assert (table.groups[0] != table.groups[2]).any()
@@ -128,7 +128,7 @@ def test_pairs_keep_their_pieces_their_margins_and_the_prompt_that_they_share(
 
 
 def test_the_first_token_of_an_answer_is_a_target_and_that_of_a_prompt_is_not(write: Write, tmp_path: Path) -> None:
-    table = tokenise(write({"pairs": ["AB CD eF", "a B c"]}), LetterPairs(), tmp_path)
+    table = tokenize(write({"pairs": ["AB CD eF", "a B c"]}), LetterPairs(), tmp_path)
     starts, stops = np.array([[0, 2, 4], [0, 1, 2]]), np.array([[2, 4, 6], [1, 2, 3]])
     assert table.targets(np.array([0, 1]), starts, stops).tolist() == [[1, 2, 1], [0, 1, 0]]
     # the prompt cut to B, chosen to C
@@ -137,15 +137,15 @@ def test_the_first_token_of_an_answer_is_a_target_and_that_of_a_prompt_is_not(wr
 
 
 def test_a_document_is_a_group_of_its_own(write: Write, tmp_path: Path) -> None:
-    table = tokenise(write({"text": "ab"}, {"text": "cd"}), Letters(), tmp_path)
+    table = tokenize(write({"text": "ab"}, {"text": "cd"}), Letters(), tmp_path)
     assert (table.groups == table.digests).all()
     assert np.isnan(table.margins).all()
 
 
 def test_the_second_run_encodes_nothing(write: Write, tmp_path: Path) -> None:
     source, first, second = write({"text": "ab"}), Letters(), Letters()
-    tokenise(source, first, tmp_path)
-    assert tokenise(source, second, tmp_path).pieces.tolist() == [[2]]
+    tokenize(source, first, tmp_path)
+    assert tokenize(source, second, tmp_path).pieces.tolist() == [[2]]
     assert (first.calls, second.calls) == (1, 0)
 
 
@@ -170,17 +170,17 @@ def test_everything_that_changes_the_tokens_changes_the_key(write: Write, tmp_pa
         write(*reversed(rows), name="b"),
     ]
     for source in sources:
-        tokenise(source, Letters(), tmp_path)
+        tokenize(source, Letters(), tmp_path)
     assert len(stores(tmp_path)) == len(sources)
-    tokenise(sources[0], Letters("another tokenizer"), tmp_path)
+    tokenize(sources[0], Letters("another tokenizer"), tmp_path)
     assert len(stores(tmp_path)) == len(sources) + 1
-    tokenise(write({"text": "changed"}), Letters(), tmp_path)  # the same path, other bytes
+    tokenize(write({"text": "changed"}), Letters(), tmp_path)  # the same path, other bytes
     assert len(stores(tmp_path)) == len(sources) + 2
 
 
-def test_a_repeat_does_not_tokenise_again(write: Write, tmp_path: Path) -> None:
-    tokenise(write({"text": "ab"}), Letters(), tmp_path)
-    tokenise(write({"text": "ab"}, fraction=2.5, seed=9, name="a"), Letters(), tmp_path)
+def test_a_repeat_does_not_tokenize_again(write: Write, tmp_path: Path) -> None:
+    tokenize(write({"text": "ab"}), Letters(), tmp_path)
+    tokenize(write({"text": "ab"}, fraction=2.5, seed=9, name="a"), Letters(), tmp_path)
     assert len(stores(tmp_path)) == 1
 
 
@@ -193,12 +193,12 @@ def test_an_edit_of_a_transform_is_noticed(tmp_path: Path, write: Write, monkeyp
     code = "def helper(t):\n    return t + {}\n\ndef change(row):\n    return dict(text=helper(row['text']))\n"
     (tmp_path / "my_rows.py").write_text(code.format("'x'"))
     module = import_module("my_rows")
-    before = tokenise(write({"text": "ab"}, transform=module.change), Letters(), tmp_path)
+    before = tokenize(write({"text": "ab"}, transform=module.change), Letters(), tmp_path)
     (tmp_path / "my_rows.py").write_text(code.format("'yes'"))
     import linecache
 
     linecache.clearcache()
-    after = tokenise(write({"text": "ab"}, transform=reload(module).change), Letters(), tmp_path)
+    after = tokenize(write({"text": "ab"}, transform=reload(module).change), Letters(), tmp_path)
     assert (before.pieces.tolist(), after.pieces.tolist()) == ([[3]], [[5]])
 
 
@@ -208,19 +208,19 @@ def nothing_of_short_ones(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_rows_that_a_transform_skips_are_counted(write: Write, tmp_path: Path) -> None:
     source = write({"text": "a"}, {"text": "bcd"}, transform=nothing_of_short_ones)
-    table = tokenise(source, Letters(), tmp_path)
+    table = tokenize(source, Letters(), tmp_path)
     assert (table.raw_rows, table.skipped_rows, len(table)) == (2, 1, 3)
     assert {table.where(row) for row in range(3)} == {f"{source.path}:2"}
 
 
 def test_a_transform_that_skips_all_gives_an_empty_table(write: Write, tmp_path: Path) -> None:
-    table = tokenise(write({"text": "a"}, transform=nothing_of_short_ones), Letters(), tmp_path)
+    table = tokenize(write({"text": "a"}, transform=nothing_of_short_ones), Letters(), tmp_path)
     assert (len(table), table.digests.shape) == (0, (0, 2))
 
 
 def test_a_run_that_fails_leaves_no_half_part(write: Write, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl:2: .*format"):
-        tokenise(write({"text": "a"}, {"nonsense": 1}), Letters(), tmp_path / "cache")
+        tokenize(write({"text": "a"}, {"nonsense": 1}), Letters(), tmp_path / "cache")
     (folder,) = (tmp_path / "cache" / "tokens").iterdir()
     assert os.listdir(folder) == []
 
@@ -230,7 +230,7 @@ def test_a_damaged_store_is_made_again_with_a_warning(
     write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     source = write({"text": "ab"})
-    (path,) = tokenise(source, Letters(), tmp_path).folder.glob("*.arrow")
+    (path,) = tokenize(source, Letters(), tmp_path).folder.glob("*.arrow")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     if damage == "gone":
@@ -243,14 +243,14 @@ def test_a_damaged_store_is_made_again_with_a_warning(
     if damage in manifests:
         path.with_suffix(".json").write_text(manifests[damage])
     again = Letters()
-    assert tokenise(source, again, tmp_path).pieces.tolist() == [[2]]
+    assert tokenize(source, again, tmp_path).pieces.tolist() == [[2]]
     assert again.calls == 1
     assert "damaged" in caplog.text
     assert str(path.parent) in caplog.text
 
 
 def test_a_table_in_a_worker_does_not_read_all_files_again(write: Write, tmp_path: Path) -> None:
-    (path,) = tokenise(write({"text": "ab"}), Letters(), tmp_path).folder.glob("*.arrow")
+    (path,) = tokenize(write({"text": "ab"}), Letters(), tmp_path).folder.glob("*.arrow")
     path.with_suffix(".json").write_text(path.with_suffix(".json").read_text().replace('"crc32": "', '"crc32": "0'))
     assert len(TokenTable(path.parent)) == 1
     with pytest.raises(ValueError, match="its bytes are not those that were written"):
@@ -261,11 +261,11 @@ def test_drafts_of_killed_runs_are_removed_by_the_next_that_makes_a_store(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "_GRACE", -1.0)
-    with replacing(tokenise(write({"text": "a"}), Letters(), tmp_path).folder / "x") as draft:
+    with replacing(tokenize(write({"text": "a"}), Letters(), tmp_path).folder / "x") as draft:
         name = draft.name
         other = draft.with_name(name[:-1] + "y")
         other.write_text("of a killed run")
-        tokenise(write({"text": "b"}, name="b"), Letters(), tmp_path)
+        tokenize(write({"text": "b"}, name="b"), Letters(), tmp_path)
         assert draft.exists()  # this one's writer lives
         assert not other.exists()
 
@@ -286,14 +286,14 @@ def test_a_full_disk_names_the_store(write: Write, tmp_path: Path, monkeypatch: 
                 raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pyarrow.ipc.new_stream", Full)
-    with pytest.raises(ValueError, match=r"tokens/\w+: cannot write tokenised data \(No space left on device\)"):
-        tokenise(write({"text": "a"}), Letters(), tmp_path)
+    with pytest.raises(ValueError, match=r"tokens/\w+: cannot write tokenized data \(No space left on device\)"):
+        tokenize(write({"text": "a"}), Letters(), tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(write: Write, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file/tokens/\w+: cannot write tokenised data .*LION_CACHE"):
-        tokenise(write({"text": "ab"}), Letters(), tmp_path / "file")
+    with pytest.raises(ValueError, match=r"file/tokens/\w+: cannot write tokenized data .*LION_CACHE"):
+        tokenize(write({"text": "ab"}), Letters(), tmp_path / "file")
 
 
 def test_where_the_stores_lie(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,14 +308,14 @@ def test_where_the_stores_lie(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_travels_to_workers_as_its_path(write: Write, tmp_path: Path) -> None:
-    table = tokenise(write({"text": "ab" * 5000}), Letters(), tmp_path)
+    table = tokenize(write({"text": "ab" * 5000}), Letters(), tmp_path)
     letter = pickle.dumps(table)
     assert len(letter) < 1000
     assert pickle.loads(letter).pieces.tolist() == [[10000]]
 
 
 def test_equal_examples_of_two_sources_have_equal_digests(write: Write, tmp_path: Path) -> None:
-    one = tokenise(write({"text": "ab"}, {"text": "cd"}), Letters(), tmp_path)
-    two = tokenise(write({"text": "cd", "more": 1}, name="b"), Letters(), tmp_path)
+    one = tokenize(write({"text": "ab"}, {"text": "cd"}), Letters(), tmp_path)
+    two = tokenize(write({"text": "cd", "more": 1}, name="b"), Letters(), tmp_path)
     assert (one.digests[1] == two.digests[0]).all()
     assert (one.digests[0] != two.digests[0]).any()
