@@ -75,14 +75,14 @@ class PackedBatch:
     """Samples laid end to end in one flat row, with no padding.
 
     Supervision is explicit: target ``i`` is the token ``targets[i]``, predicted from the hidden state at flat position
-    ``predictors[i]``. That states without special cases that the first token of a document is nobody's target and that
+    ``logit_positions[i]``. That states without special cases that the first token of a document is nobody's target and that
     the first token of each answer of a prompt is predicted from the prompt's last token.
 
     Attributes:
         input_ids: ``(tokens,)`` int64.
         position_ids: ``(tokens,)`` int64; they restart at 0 in each root segment and go on from a parent's end.
         segments: The row's segments, parents before children.
-        predictors: ``(targets,)`` int64 flat positions whose hidden states predict the targets.
+        logit_positions: ``(targets,)`` int64 flat positions whose hidden states predict the targets.
         targets: ``(targets,)`` int64 token ids.
         target_segments: ``(targets,)`` int64 index of the segment that each target belongs to.
         segment_samples: For each segment, the position of its sample in ``sample_indices``.
@@ -94,7 +94,7 @@ class PackedBatch:
     input_ids: Tensor
     position_ids: Tensor
     segments: tuple[Segment, ...]
-    predictors: Tensor
+    logit_positions: Tensor
     targets: Tensor
     target_segments: Tensor
     segment_samples: tuple[int, ...] = ()
@@ -113,10 +113,10 @@ class PackedBatch:
     def without_targets(self) -> PackedBatch:
         """Copy that supervises nothing: what a rank runs to keep step with the others when it has no rows left."""
         none = self.targets[:0]
-        return replace(self, predictors=none, targets=none, target_segments=none)
+        return replace(self, logit_positions=none, targets=none, target_segments=none)
 
     def _map(self, function: Any) -> PackedBatch:
-        names = ("input_ids", "position_ids", "predictors", "targets", "target_segments")
+        names = ("input_ids", "position_ids", "logit_positions", "targets", "target_segments")
         return replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
@@ -125,14 +125,14 @@ class TokenLogps(NamedTuple):
 
     Attributes:
         values: ``(targets,)`` fp32 log-probability of each target; differentiable.
-        hits: ``(targets,)`` bool, whether the target was the most probable token.
-        collisions: ``(targets,)`` fp32 log of the sum of the squared probabilities of the whole vocabulary: the
+        top1_correct: ``(targets,)`` bool, whether the target was the most probable token.
+        log_collision_prob: ``(targets,)`` fp32 log of the sum of the squared probabilities of the whole vocabulary: the
             log-prob that a token drawn there has on average, which WPO compares a target with.
     """
 
     values: Tensor
-    hits: Tensor
-    collisions: Tensor
+    top1_correct: Tensor
+    log_collision_prob: Tensor
 
 
 class AnswerLogps(NamedTuple):
@@ -142,13 +142,13 @@ class AnswerLogps(NamedTuple):
         sums: ``(pairs,)`` fp32 sum of the log-probs of the answer's targets.
         counts: ``(pairs,)`` fp32 number of its targets.
         shared: ``(pairs,)`` fp32 sum over its first targets only, as many as the shorter answer of the pair has.
-        collisions: ``(pairs,)`` fp32 sum of ``TokenLogps.collisions``.
+        log_collision_prob: ``(pairs,)`` fp32 sum of ``TokenLogps.log_collision_prob``.
     """
 
     sums: Tensor
     counts: Tensor
     shared: Tensor
-    collisions: Tensor
+    log_collision_prob: Tensor
 
     @property
     def means(self) -> Tensor:

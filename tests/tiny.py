@@ -81,8 +81,8 @@ def row(
         if position > segment.start or segment.parent >= 0
     ]
     wanted = [item for item in wanted if supervised is None or item[0] in supervised]
-    targets, predictors, owners = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 3).unbind(1)
-    return PackedBatch(ids, RowLayout(segments).positions, segments, predictors, ids[targets], owners)
+    targets, logit_positions, owners = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    return PackedBatch(ids, RowLayout(segments).positions, segments, logit_positions, ids[targets], owners)
 
 
 def pairs(*lengths: tuple[int, int, int], seed: int = 0) -> PackedBatch:
@@ -111,7 +111,7 @@ def alone_all(model: Any, batch: PackedBatch) -> Tensor:
         places = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(batch.input_ids.device)
         logits = model(input_ids=batch.input_ids[places][None], use_cache=False).logits[0].float()
         mine = (batch.target_segments == number).nonzero().flatten()
-        at = (places[None, :] == batch.predictors[mine, None]).int().argmax(1)
+        at = (places[None, :] == batch.logit_positions[mine, None]).int().argmax(1)
         rows = rows if rows.shape[1] else rows.new_zeros(len(rows), logits.shape[1])
         rows = rows.index_put((mine,), logits.log_softmax(-1)[at])
     return rows
@@ -170,7 +170,7 @@ def merge(rows: Sequence[PackedBatch]) -> PackedBatch:
         input_ids=torch.cat([batch.input_ids for batch in rows]),
         position_ids=torch.cat([batch.position_ids for batch in rows]),
         segments=tuple(segments),
-        predictors=torch.cat([batch.predictors + start for batch, start in zip(rows, starts, strict=False)]),
+        logit_positions=torch.cat([batch.logit_positions + start for batch, start in zip(rows, starts, strict=False)]),
         targets=torch.cat([batch.targets for batch in rows]),
         target_segments=torch.cat(owners),
     )

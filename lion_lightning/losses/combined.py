@@ -93,5 +93,5 @@ class WPOLoss(_Around):
         """See the class."""
         losses: Tensor = self._losses[0](policy, reference)
         for side in policy:
-            losses = losses * (side.means - side.collisions / side.counts.clamp_min(1.0)).detach().exp()
+            losses = losses * (side.means - side.log_collision_prob / side.counts.clamp_min(1.0)).detach().exp()
         return losses

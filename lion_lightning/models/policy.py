@@ -69,9 +69,9 @@ class PolicyModel(nn.Module):
             batch: Rows on the model's device.
 
         Returns:
-            ``(targets,)`` fp32 log-probs, hits and collisions, in the order of ``batch.targets``.
+            ``(targets,)`` fp32 log-probs, top1_correct and log_collision_prob, in the order of ``batch.targets``.
         """
-        hidden = self.hidden_states(batch)[batch.predictors]
+        hidden = self.hidden_states(batch)[batch.logit_positions]
         weight, bias = self.head()
         return token_logps(hidden, weight, batch.targets, bias=bias, transform=self.transform)
 

@@ -54,8 +54,8 @@ class SFTModule(AlignmentModule):
 
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         """Sum of the losses of the supervised tokens."""
-        logps, hits, _ = self.policy_model(batch)
-        metrics = {"perplexity": -logps.detach().sum(), "accuracy": hits.sum()}
+        logps, top1_correct, _ = self.policy_model(batch)
+        metrics = {"perplexity": -logps.detach().sum(), "accuracy": top1_correct.sum()}
         return LossOutput(self.loss(logps).sum(), torch.tensor(len(logps), device=logps.device), metrics)
 
     def require_data(self, data: Any) -> None:

@@ -139,7 +139,7 @@ class HeadLogps(torch.autograd.Function):
         per_tile: int,
         keep: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, hits and collisions, as :class:`~lion_lightning.types.TokenLogps` has them."""
+        """Values, top1_correct and log_collision_prob, as :class:`~lion_lightning.types.TokenLogps` has them."""
         ctx.dtype, ctx.per_tile, ctx.transform = _compute_dtype(hidden), per_tile, transform
         found, kept = _Running(len(targets), hidden.device), list[Tensor]()
         states = hidden.to(ctx.dtype)
@@ -151,10 +151,10 @@ class HeadLogps(torch.autograd.Function):
             kept += Exponentials(logits, found.largest) if fits else ()
         normalizer = found.total.log().add_(found.largest)
         ctx.save_for_backward(hidden, weight, bias, targets, normalizer, *kept)
-        values, hits = found.target - normalizer, found.target >= found.largest
-        collisions = found.squares.log() - 2 * found.total.log()
-        ctx.mark_non_differentiable(hits, collisions)
-        return values, hits, collisions
+        values, top1_correct = found.target - normalizer, found.target >= found.largest
+        log_collision_prob = found.squares.log() - 2 * found.total.log()
+        ctx.mark_non_differentiable(top1_correct, log_collision_prob)
+        return values, top1_correct, log_collision_prob
 
     @staticmethod
     @once_differentiable

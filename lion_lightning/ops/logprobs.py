@@ -96,7 +96,7 @@ def pair_logps(logps: TokenLogps, batch: PackedBatch) -> PairLogps:
         logps.values,
         torch.ones_like(logps.values),
         logps.values * (nth < shorter[owners]),
-        logps.collisions,
+        logps.log_collision_prob,
     )
     totals = [segment_sums(values, owners, segments) for values in per_token]
     return PairLogps(*(AnswerLogps(*(total[side] for total in totals)) for side in (chosen, rejected)))

@@ -36,8 +36,8 @@ def pair_keys(batch: PackedBatch) -> Keys:
     Args:
         batch: Preference pairs.
     """
-    ids, predictors, owners = (
-        tensor.cpu().numpy() for tensor in (batch.input_ids, batch.predictors, batch.target_segments)
+    ids, logit_positions, owners = (
+        tensor.cpu().numpy() for tensor in (batch.input_ids, batch.logit_positions, batch.target_segments)
     )
     bounds = np.searchsorted(owners, np.arange(len(batch.segments) + 1))
     digests = []
@@ -45,7 +45,7 @@ def pair_keys(batch: PackedBatch) -> Keys:
         state = blake2b(digest_size=16)
         for number in pair:
             start, stop = batch.segments[number].start, batch.segments[number].stop
-            targets = predictors[bounds[number] : bounds[number + 1]] - start
+            targets = logit_positions[bounds[number] : bounds[number + 1]] - start
             state.update(np.array([stop - start, len(targets), *ids[start:stop], *targets], np.int64).tobytes())
         digests.append(state.digest())
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)

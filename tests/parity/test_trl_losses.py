@@ -52,7 +52,7 @@ class Tokens(NamedTuple):
     """What a model says of padded rows, chosen answers first: ``(2 * pairs, length - 1)`` each, 0 where masked."""
 
     logps: Tensor
-    collisions: Tensor
+    log_collision_prob: Tensor
 
 
 class Batch(NamedTuple):
@@ -83,12 +83,12 @@ class Batch(NamedTuple):
                         logps.sum(1).chunk(2),
                         counts.to(logps.dtype).chunk(2),
                         (logps * shared).sum(1).chunk(2),
-                        collisions.sum(1).chunk(2),
+                        log_collision_prob.sum(1).chunk(2),
                         strict=True,
                     )
                 )
             )
-            for logps, collisions in (self.policy, self.reference)
+            for logps, log_collision_prob in (self.policy, self.reference)
         )
         return policy, reference
 
@@ -103,7 +103,7 @@ class Model(nn.Module):
         nothing = torch.zeros_like(tokens.logps)
         self.outputs = SimpleNamespace(
             log_probs=tokens.logps,
-            log_sum_sq_probs=tokens.collisions,
+            log_sum_sq_probs=tokens.log_collision_prob,
             entropy=nothing,
             mean_logits=nothing,
             is_top1=nothing.bool(),

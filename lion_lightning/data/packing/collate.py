@@ -29,7 +29,7 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         input_ids=_tensor([piece.input_ids for piece in pieces]),
         position_ids=_tensor(_positions(segments)),
         segments=segments,
-        predictors=_tensor(
+        logit_positions=_tensor(
             [_predictors(found, owner, segments) for found, owner in zip(places, segments, strict=True)]
         ),
         targets=_tensor([piece.input_ids[found] for piece, found in zip(pieces, places, strict=True)]),

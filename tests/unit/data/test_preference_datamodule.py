@@ -101,7 +101,7 @@ def test_positions_of_both_answers_go_on_from_the_prompt(write: Write, module: M
     assert starts == [0, before.length, before.length]
     assert [chosen.parent, rejected.parent] == [0, 0]
     first = [int((batch.target_segments == number).int().argmax()) for number in (1, 2)]
-    assert [int(batch.predictors[place]) for place in first] == [before.stop - 1] * 2
+    assert [int(batch.logit_positions[place]) for place in first] == [before.stop - 1] * 2
 
 
 def test_a_row_may_be_longer_than_the_models_positions_a_sequence_may_not(write: Write, module: Module) -> None:

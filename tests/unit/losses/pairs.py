@@ -18,7 +18,7 @@ def answers(
     sums: Sequence[float] | Tensor,
     counts: Sequence[float] | None = None,
     shared: Sequence[float] | Tensor | None = None,
-    collisions: Sequence[float] | None = None,
+    log_collision_prob: Sequence[float] | None = None,
 ) -> AnswerLogps:
     """One side in fp64; one token an answer and all of it shared unless said otherwise."""
     values = torch.as_tensor(sums, dtype=torch.float64)
@@ -26,7 +26,9 @@ def answers(
         values,
         torch.ones_like(values) if counts is None else torch.tensor(counts, dtype=torch.float64),
         values if shared is None else torch.as_tensor(shared, dtype=torch.float64),
-        torch.zeros_like(values) if collisions is None else torch.tensor(collisions, dtype=torch.float64),
+        torch.zeros_like(values)
+        if log_collision_prob is None
+        else torch.tensor(log_collision_prob, dtype=torch.float64),
     )
 
 
@@ -47,9 +49,9 @@ def random_pairs(number: int = 5, seed: int = 0) -> tuple[PairLogps, PairLogps]:
 
     def side(own: Tensor) -> AnswerLogps:
         means, tails = (-0.2 - 2 * torch.rand(2, number, generator=generator, dtype=torch.float64)).unbind()
-        collisions = -own * torch.rand(number, generator=generator, dtype=torch.float64)
+        log_collision_prob = -own * torch.rand(number, generator=generator, dtype=torch.float64)
         shared = means * shared_counts
-        return AnswerLogps(shared + tails * (own - shared_counts), own, shared, collisions)
+        return AnswerLogps(shared + tails * (own - shared_counts), own, shared, log_collision_prob)
 
     policy, reference = ([side(own) for own in counts] for _ in range(2))
     return PairLogps(*policy), PairLogps(*reference)

@@ -90,8 +90,8 @@ def test_a_sum_of_nothing_is_refused() -> None:
 
 def test_wpo_weighs_a_pair_by_how_like_the_policy_both_answers_are() -> None:
     # a token less likely than usual by ln 4 / 2 in chosen (2 tokens), by ln 2 in rejected (3 tokens)
-    chosen = answers([-6.0], counts=[2], collisions=[-6.0 + LN4])
-    rejected = answers([-6.0], counts=[3], collisions=[-6.0 + 3 * LN2])
+    chosen = answers([-6.0], counts=[2], log_collision_prob=[-6.0 + LN4])
+    rejected = answers([-6.0], counts=[3], log_collision_prob=[-6.0 + 3 * LN2])
     reference = PairLogps(answers([-6.0], counts=[2]), answers([-6.0], counts=[3]))
     logps = chosen.sums.requires_grad_()
     loss = WPOLoss(SigmoidLoss(0.1))(PairLogps(chosen, rejected), reference)
@@ -102,7 +102,7 @@ def test_wpo_weighs_a_pair_by_how_like_the_policy_both_answers_are() -> None:
 
 def test_wpo_of_what_the_policy_would_say_itself_is_the_loss_itself() -> None:
     policy, reference = random_pairs()
-    own = PairLogps(*(side._replace(collisions=side.sums) for side in policy))
+    own = PairLogps(*(side._replace(log_collision_prob=side.sums) for side in policy))
     torch.testing.assert_close(WPOLoss(HingeLoss(0.3))(own, reference), HingeLoss(0.3)(policy, reference))
 
 

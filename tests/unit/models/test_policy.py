@@ -55,22 +55,22 @@ def test_only_supervised_tokens_reach_the_head_and_come_back_in_order() -> None:
     model = policy()
     batch = row(*TREE, supervised=[3, 13, 24])
     with torch.no_grad():
-        values, hits, _ = model(batch)
+        values, top1_correct, _ = model(batch)
         torch.testing.assert_close(values, alone(model.causal_lm, batch), rtol=0, atol=1e-5)
-        assert hits.shape == (3,)
+        assert top1_correct.shape == (3,)
         every = row(*TREE)
-        picked = [(every.predictors == p).logical_and(every.targets == t).nonzero()[0] for p, t in _pairs(batch)]
+        picked = [(every.logit_positions == p).logical_and(every.targets == t).nonzero()[0] for p, t in _pairs(batch)]
         torch.testing.assert_close(values, model(every).values[torch.cat(picked)], rtol=0, atol=1e-6)
 
 
 def _pairs(batch: Any) -> list[tuple[int, int]]:
-    return list(zip(batch.predictors.tolist(), batch.targets.tolist(), strict=True))
+    return list(zip(batch.logit_positions.tolist(), batch.targets.tolist(), strict=True))
 
 
 def test_the_prompts_last_token_predicts_the_first_token_of_each_answer() -> None:
     batch = row((3, 2, 2), (-1, 0, 0))
     firsts = [int((batch.targets == batch.input_ids[start]).nonzero()[0]) for start in (3, 5)]
-    assert batch.predictors[firsts].tolist() == [2, 2]
+    assert batch.logit_positions[firsts].tolist() == [2, 2]
     model = policy()
     with torch.no_grad():
         logits = model.causal_lm(input_ids=batch.input_ids[:3][None]).logits[0, -1].log_softmax(-1)

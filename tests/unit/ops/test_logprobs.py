@@ -130,14 +130,14 @@ def test_hits_are_targets_that_are_the_most_probable_token() -> None:
     weight = torch.eye(3)
     hidden = torch.tensor([[5.0, 1.0, 0.0], [5.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
     logps = token_logps(hidden, weight, torch.tensor([0, 1, 2]))
-    assert logps.hits.tolist() == [True, False, True]
-    assert not logps.hits.requires_grad
+    assert logps.top1_correct.tolist() == [True, False, True]
+    assert not logps.top1_correct.requires_grad
 
 
 def test_no_targets_give_empty_values_and_zero_gradients_not_nan() -> None:
     hidden, weight, bias, targets = problem(rows=0)
-    values, hits, collisions = token_logps(hidden, weight, targets, bias=bias)
-    assert values.shape == hits.shape == collisions.shape == (0,)
+    values, top1_correct, log_collision_prob = token_logps(hidden, weight, targets, bias=bias)
+    assert values.shape == top1_correct.shape == log_collision_prob.shape == (0,)
     grads = torch.autograd.grad(values.sum(), [hidden, weight, bias])
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 
@@ -222,8 +222,8 @@ def test_collisions_are_the_log_of_the_summed_squares_of_all_probabilities() -> 
     hidden, weight, _, targets = problem()
     logps = token_logps(hidden, weight, targets, logits_per_tile=100)
     expected = (hidden @ weight.T).softmax(-1).square().sum(-1).log()
-    torch.testing.assert_close(logps.collisions, expected, rtol=1e-5, atol=1e-5)
-    assert not logps.collisions.requires_grad
+    torch.testing.assert_close(logps.log_collision_prob, expected, rtol=1e-5, atol=1e-5)
+    assert not logps.log_collision_prob.requires_grad
 
 
 def two_pairs() -> PackedBatch:
@@ -249,7 +249,7 @@ def test_pair_logps_give_each_side_its_sums_counts_and_shared_length() -> None:
     assert pair.rejected.counts.tolist() == [3.0, 1.0]
     assert pair.chosen.shared.tolist() == [-3.0, -32.0]  # the first 2 of 2 targets; the first 1 of 3
     assert pair.rejected.shared.tolist() == [-12.0, -256.0]  # the first 2 of 3; 1 of 1
-    assert pair.chosen.collisions.tolist() == [-30.0, -2240.0]
+    assert pair.chosen.log_collision_prob.tolist() == [-30.0, -2240.0]
     assert pair.chosen.means.tolist() == [-1.5, pytest.approx(-224 / 3)]
 
 

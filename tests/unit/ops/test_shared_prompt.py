@@ -171,7 +171,9 @@ def positions_go_on(batch: PackedBatch) -> PackedBatch:
 def token_before_predicts(batch: PackedBatch) -> PackedBatch:
     """A rejected answer's first token predicted from the last of chosen."""
     starts = torch.tensor([batch.segments[int(owner)].start for owner in batch.target_segments])
-    return replace(batch, predictors=torch.where(batch.predictors < starts, starts - 1, batch.predictors))
+    return replace(
+        batch, logit_positions=torch.where(batch.logit_positions < starts, starts - 1, batch.logit_positions)
+    )
 
 
 @pytest.mark.parametrize(

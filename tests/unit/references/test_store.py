@@ -61,7 +61,7 @@ def test_a_key_depends_on_tokens_and_targets_and_not_on_the_place_in_the_row() -
 
 def without_target(batch: PackedBatch, place: int) -> PackedBatch:
     keep = torch.arange(len(batch.targets)) != place
-    names = ("predictors", "targets", "target_segments")
+    names = ("logit_positions", "targets", "target_segments")
     return replace(batch, **{name: getattr(batch, name)[keep] for name in names})
 
 

@@ -34,7 +34,7 @@ def test_a_document_right_after_another() -> None:
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1]
     assert batch.segments == (Segment(0, 3), Segment(3, 2))
     assert batch.targets.tolist() == [6, 7, 9]
-    assert batch.predictors.tolist() == [0, 1, 3]
+    assert batch.logit_positions.tolist() == [0, 1, 3]
     assert batch.target_segments.tolist() == [0, 0, 1]
     assert batch.capacity == 8
 
@@ -42,7 +42,7 @@ def test_a_document_right_after_another() -> None:
 def test_the_first_token_of_a_document_is_not_a_target_of_the_one_before() -> None:
     batch = collate([document([5, 6], [0, 1]), document([8, 9, 4], [0, 2])], capacity=5)
     assert batch.targets.tolist() == [6, 4]
-    assert batch.predictors.tolist() == [0, 3]
+    assert batch.logit_positions.tolist() == [0, 3]
 
 
 def test_both_answers_of_a_pair_start_from_the_end_of_the_prompt() -> None:
@@ -51,7 +51,7 @@ def test_both_answers_of_a_pair_start_from_the_end_of_the_prompt() -> None:
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
     assert batch.segments == (Segment(0, 3), Segment(3, 2, 0), Segment(5, 3, 0))
     assert batch.targets.tolist() == [10, 11, 20, 21, 22]
-    assert batch.predictors.tolist() == [2, 3, 2, 5, 6]
+    assert batch.logit_positions.tolist() == [2, 3, 2, 5, 6]
     assert batch.target_segments.tolist() == [1, 1, 2, 2, 2]
 
 
@@ -60,7 +60,7 @@ def test_parents_of_a_later_sample_are_its_own() -> None:
     assert [segment.parent for segment in batch.segments] == [-1, -1, 1, 1, -1, 4, 4]
     assert batch.position_ids.tolist() == [0, 1, 0, 1, 1, 0, 1, 2, 2]
     assert batch.targets.tolist() == [8, 2, 3, 6, 9]
-    assert batch.predictors.tolist() == [0, 2, 2, 6, 6]
+    assert batch.logit_positions.tolist() == [0, 2, 2, 6, 6]
 
 
 def test_a_tree_of_three_levels() -> None:
@@ -70,7 +70,7 @@ def test_a_tree_of_three_levels() -> None:
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 2, 5, 6]
     assert batch.segments == (Segment(0, 2), Segment(2, 3, 0), Segment(5, 1, 0), Segment(6, 2, 1))
     assert batch.targets.tolist() == [3, 5, 6, 7, 8]
-    assert batch.predictors.tolist() == [1, 3, 1, 4, 6]  # 7 follows the 5 at flat place 4, not the 6 before it
+    assert batch.logit_positions.tolist() == [1, 3, 1, 4, 6]  # 7 follows the 5 at flat place 4, not the 6 before it
     assert batch.target_segments.tolist() == [1, 1, 2, 3, 3]
 
 
@@ -83,14 +83,14 @@ def test_a_masked_document_keeps_its_tokens_and_its_segment() -> None:
 
 def test_a_row_without_any_target_has_empty_integer_tensors() -> None:
     batch = collate([document([5, 6], [0])], capacity=4)  # only the first token, which nothing predicts
-    for tensor in (batch.targets, batch.predictors, batch.target_segments):
+    for tensor in (batch.targets, batch.logit_positions, batch.target_segments):
         assert (tensor.dtype, tuple(tensor.shape)) == (torch.int64, (0,))
 
 
 def test_a_single_token_document_trains_nothing_and_harms_nobody() -> None:
     batch = collate([document([5], [0]), document([6, 7], [0, 1])], capacity=4)
     assert batch.position_ids.tolist() == [0, 0, 1]
-    assert (batch.targets.tolist(), batch.predictors.tolist()) == ([7], [1])
+    assert (batch.targets.tolist(), batch.logit_positions.tolist()) == ([7], [1])
 
 
 def test_indices_and_sources_follow_their_samples() -> None:
@@ -103,7 +103,7 @@ def test_indices_and_sources_follow_their_samples() -> None:
 
 def test_all_tensors_are_int64_whatever_the_ids_were_stored_in() -> None:
     batch = collate([document([5, 6], [1])], capacity=2)
-    tensors = (batch.input_ids, batch.position_ids, batch.predictors, batch.targets, batch.target_segments)
+    tensors = (batch.input_ids, batch.position_ids, batch.logit_positions, batch.targets, batch.target_segments)
     assert {tensor.dtype for tensor in tensors} == {torch.int64}
 
 
@@ -131,7 +131,7 @@ def test_a_target_is_predicted_by_the_token_before_it_on_its_path_from_the_root(
                     expected.append((flat[before + place - 1], int(part.input_ids[place])))
         start = starts[-1]
     batch = collate(samples, capacity=1)
-    assert list(zip(batch.predictors.tolist(), batch.targets.tolist(), strict=True)) == expected
+    assert list(zip(batch.logit_positions.tolist(), batch.targets.tolist(), strict=True)) == expected
 
 
 def _path(sample: Sample, position: int) -> list[int]:
