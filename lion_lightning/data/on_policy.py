@@ -19,7 +19,7 @@ from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.source_reports import SourceReport
-from lion_lightning.data.selection.documents import Selection, Tally
+from lion_lightning.data.selection.documents import FilterCounts, Selection
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
 from lion_lightning.data.selection.pair_filters import Keep
 from lion_lightning.data.sources.source import Source
@@ -245,7 +245,7 @@ def _fruitless(made: Round) -> str:
 
 
 def _warn_of_ties(report: SourceReport) -> None:
-    ties = sum(report.lost.get(cause, Tally()).documents for cause in ("equal scores", "identical answers"))
+    ties = sum(report.lost.get(cause, FilterCounts()).documents for cause in ("equal scores", "identical answers"))
     read = report.read.documents
     if 2 * ties > read:
         logger.warning(

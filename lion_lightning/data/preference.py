@@ -10,7 +10,7 @@ from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.preferences import BestWorst, Pairing
 from lion_lightning.data.packing.best_fit import Packing, Wrapped
 from lion_lightning.data.selection.mixture import Mixture
-from lion_lightning.data.selection.pair_filters import Keep, PairRules
+from lion_lightning.data.selection.pair_filters import Keep, PairFilters
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 
@@ -22,7 +22,7 @@ class PreferenceDataModule(PackedDataModule):
 
     The sources are tokenized once and found again by content, also by later runs. A pair that several sources hold is
     used once, in the first of them; a prompt that is validated on is never trained on, with any answers. What is left
-    out, and in which order, see :class:`~lion_lightning.data.selection.pair_filters.PairRules`; all of it is counted.
+    out, and in which order, see :class:`~lion_lightning.data.selection.pair_filters.PairFilters`; all of it is counted.
 
     Args:
         sources: What to train on.
@@ -77,8 +77,8 @@ class PreferenceDataModule(PackedDataModule):
             tokenizer,
             validation=validation,
             validation_share=validation_share,
-            rules=PairRules(max_length, max_prompt_length, keep, min_margin, max_length_ratio),
-            validation_rules=PairRules(max_length, max_prompt_length, keep),
+            rules=PairFilters(max_length, max_prompt_length, keep, min_margin, max_length_ratio),
+            validation_rules=PairFilters(max_length, max_prompt_length, keep),
             row_length=2 * max_length if row_length is None else row_length,
             packing=packing,
             batch_size=batch_size,

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.chat import ChatEncoder, Mask
 from lion_lightning.data.packing.best_fit import Packing
-from lion_lightning.data.selection.filters import DocumentRules, Overlong
+from lion_lightning.data.selection.filters import DocumentFilters, Overlong
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 
@@ -66,8 +66,8 @@ class SFTDataModule(PackedDataModule):
             tokenizer,
             validation=validation,
             validation_share=validation_share,
-            rules=DocumentRules(max_length, overlong, min_supervised_share),
-            validation_rules=DocumentRules(max_length, overlong),
+            rules=DocumentFilters(max_length, overlong, min_supervised_share),
+            validation_rules=DocumentFilters(max_length, overlong),
             row_length=max_length,
             packing=packing,
             batch_size=batch_size,

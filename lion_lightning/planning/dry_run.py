@@ -15,7 +15,7 @@ from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
-from lion_lightning.planning.memory_counter import Tally
+from lion_lightning.planning.memory_counter import MemoryCounter
 from lion_lightning.planning.meta_model import like_llama, materialized, packed_layers, sketch
 from lion_lightning.planning.optimizer_memory import Factory, update
 from lion_lightning.types import PackedBatch, segment_table
@@ -94,17 +94,17 @@ class Rehearsal:
         with FakeTensorMode(allow_non_fake_inputs=True):
             self._unpack(materialized(model))
             policy = _Unprobed(model).train()
-            tally = Tally((*policy.parameters(), *policy.buffers()), vocabulary_rows(policy.causal_lm))
-            _mark_moments(policy, tally)
-            _settle_gradients(policy, tally, self.stays)
-            with tally:
-                self._run(policy, tally)
-        return tally.peaks
+            counter = MemoryCounter((*policy.parameters(), *policy.buffers()), vocabulary_rows(policy.causal_lm))
+            _mark_moments(policy, counter)
+            _settle_gradients(policy, counter, self.stays)
+            with counter:
+                self._run(policy, counter)
+        return counter.peaks
 
-    def _run(self, policy: PolicyModel, tally: Tally) -> None:
-        with tally.at("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+    def _run(self, policy: PolicyModel, counter: MemoryCounter) -> None:
+        with counter.at("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             loss = policy(_batch(self.lengths, self.parents)).values.sum()
-        with tally.at("head backward"):
+        with counter.at("head backward"):
             torch.autograd.backward(loss)
 
     def _unpack(self, model: nn.Module) -> None:
@@ -133,30 +133,30 @@ def _batch(lengths: Sequence[int], parents: Sequence[int]) -> PackedBatch:
     return PackedBatch(ids, ids.clone(), segments, places, places.clone(), places.clone())
 
 
-def _mark_moments(policy: PolicyModel, tally: Tally) -> None:
+def _mark_moments(policy: PolicyModel, counter: MemoryCounter) -> None:
     """Turn to the next moment when the gradient of the last layer's output is there, and of the one before it."""
     layers = decoder_layers(policy.causal_lm)
     for layer, moment in zip(layers[-2:][::-1], ("first layer backward", "end of backward"), strict=False):
-        layer.register_forward_hook(_turning(tally, moment))
+        layer.register_forward_hook(_turning(counter, moment))
 
 
-def _turning(tally: Tally, moment: str) -> Callable[[nn.Module, Any, Any], None]:
+def _turning(counter: MemoryCounter, moment: str) -> Callable[[nn.Module, Any, Any], None]:
     def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         if hidden.requires_grad:
-            hidden.register_hook(lambda gradient: tally.turn(moment))  # type: ignore[no-untyped-call]
+            hidden.register_hook(lambda gradient: counter.turn(moment))  # type: ignore[no-untyped-call]
 
     return hook
 
 
-def _settle_gradients(policy: PolicyModel, tally: Tally, stays: str) -> None:
+def _settle_gradients(policy: PolicyModel, counter: MemoryCounter, stays: str) -> None:
     inner = {id(parameter) for layer in decoder_layers(policy.causal_lm) for parameter in layer.parameters()}
 
     def settle(parameter: Tensor) -> None:
         if stays == "none" or (stays == "root" and id(parameter) in inner):
             parameter.grad = None
         elif parameter.grad is not None:
-            tally.move(parameter.grad, "gradients")
+            counter.move(parameter.grad, "gradients")
 
     for parameter in policy.parameters():
         if parameter.requires_grad:

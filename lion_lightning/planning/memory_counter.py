@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
-class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the memory that operations make, while it lives, by what it is for.
 
     Args:

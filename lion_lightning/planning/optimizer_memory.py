@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lion_lightning.planning.memory_counter import Tally
+from lion_lightning.planning.memory_counter import MemoryCounter
 
 Factory = Callable[[Any], Optimizer]
 """From parameter groups to an optimizer."""
@@ -62,10 +62,13 @@ def _stepped(make: Factory, values: Iterable[Tensor], foreach: bool) -> Counter[
     optimizer = _optimizer(make, trained, foreach)
     optimizer.step()
     state = [part for parts in optimizer.state.values() for part in parts.values() if isinstance(part, Tensor)]
-    with Tally((*trained, *(p.grad for p in trained if p.grad is not None), *state)) as tally, tally.at("step"):
+    with (
+        MemoryCounter((*trained, *(p.grad for p in trained if p.grad is not None), *state)) as counter,
+        counter.at("step"),
+    ):
         optimizer.step()
     return Counter(
-        activations=tally.peaks["step"].total(),
+        activations=counter.peaks["step"].total(),
         state=_bytes(part for part in state if part.dim() > 0),
         trained=_bytes(trained),
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.row_notes import RowNotes
-from lion_lightning.data.selection.documents import Selection, Tally
+from lion_lightning.data.selection.documents import FilterCounts, Selection
 from lion_lightning.data.sources.readers import Numbers
 
 
@@ -38,12 +38,12 @@ class SourceReport:
     name: str
     rows: int
     skipped: int
-    read: Tally
-    lost: dict[str, Tally]
-    cut: dict[str, Tally]
+    read: FilterCounts
+    lost: dict[str, FilterCounts]
+    cut: dict[str, FilterCounts]
     split: int
-    repeated: Tally
-    kept: Tally
+    repeated: FilterCounts
+    kept: FilterCounts
     supervised: int
     longest: int
     notes: RowNotes
@@ -58,16 +58,16 @@ class SourceReport:
             **more: Fields that a subclass has besides.
         """
         table, spans = once.table, once.spans.take(order)
-        unrepeated, kept = once.spans.tally, spans.tally
+        unrepeated, kept = once.spans.counts, spans.counts
         return cls(
             name=once.source.label,
             rows=table.raw_rows,
             skipped=table.skipped_rows,
-            read=Tally(len(table), int(table.pieces.sum())),
+            read=FilterCounts(len(table), int(table.pieces.sum())),
             lost=once.lost,
             cut=once.cut,
             split=once.split,
-            repeated=Tally(kept.documents - unrepeated.documents, kept.tokens - unrepeated.tokens),
+            repeated=FilterCounts(kept.documents - unrepeated.documents, kept.tokens - unrepeated.tokens),
             kept=kept,
             supervised=int(once.targets[order].sum()),
             longest=table.longest,
@@ -103,10 +103,10 @@ class SourceReport:
 
     def changes(self) -> list[str]:
         """What makes the kept documents differ from the rows, an item each."""
-        lines = [f"left out, {cause}: {tally}" for cause, tally in self.lost.items()]
+        lines = [f"left out, {cause}: {counts}" for cause, counts in self.lost.items()]
         if self.skipped:
             lines.append(f"rows skipped by the transform: {self.skipped:,}")
-        lines += [f"{what}: {tally.documents:,} (by {tally.tokens:,} tokens)" for what, tally in self.cut.items()]
+        lines += [f"{what}: {counts.documents:,} (by {counts.tokens:,} tokens)" for what, counts in self.cut.items()]
         if self.split:
             lines.append(f"split: {self.split:,}")
         if self.repeated.documents:
@@ -119,7 +119,7 @@ class SourceReport:
         return values | {"supervised_share": round(self.supervised_share, 4)}
 
     def _plain(self, value: Any) -> Any:
-        if isinstance(value, Tally):
+        if isinstance(value, FilterCounts):
             return {self.noun: value.documents, "tokens": value.tokens}
         return {key: self._plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 

@@ -22,7 +22,7 @@ from lion_lightning.types import Sample
 Choice = npt.NDArray[np.bool_]
 
 
-class Tally(NamedTuple):
+class FilterCounts(NamedTuple):
     """A number of documents and of tokens."""
 
     documents: int = 0
@@ -67,9 +67,9 @@ class Spans(NamedTuple):
         return lengths
 
     @property
-    def tally(self) -> Tally:
+    def counts(self) -> FilterCounts:
         """How many there are."""
-        return Tally(len(self.rows), int(self.lengths.sum()))
+        return FilterCounts(len(self.rows), int(self.lengths.sum()))
 
     def take(self, which: Numbers | Choice) -> Spans:
         """The documents at these positions."""
@@ -92,15 +92,15 @@ class Selection:
     source: Source
     table: TokenTable
     spans: Spans
-    lost: dict[str, Tally] = field(default_factory=dict)
-    cut: dict[str, Tally] = field(default_factory=dict)
+    lost: dict[str, FilterCounts] = field(default_factory=dict)
+    cut: dict[str, FilterCounts] = field(default_factory=dict)
     split: int = 0
 
     def only(self, keep: Choice, cause: str) -> Selection:
         """Leave out what is not kept, and account for it."""
         if keep.all():
             return self
-        lost = self.spans.take(~keep).tally
+        lost = self.spans.take(~keep).counts
         causes = self.lost | {cause: lost} if lost.documents else self.lost
         return replace(self, spans=self.spans.take(keep), lost=causes)
 
@@ -108,8 +108,8 @@ class Selection:
         """Let the pieces start later or stop sooner, and account for it."""
         spans = self.spans._replace(starts=starts, stops=stops)
         off = self.spans.lengths - spans.lengths
-        tally = Tally(int((off > 0).sum()), int(off.sum()))
-        return replace(self, spans=spans, cut=self.cut | {what: tally} if tally.documents else self.cut)
+        counts = FilterCounts(int((off > 0).sum()), int(off.sum()))
+        return replace(self, spans=spans, cut=self.cut | {what: counts} if counts.documents else self.cut)
 
     @property
     def groups(self) -> npt.NDArray[np.uint64]:

@@ -15,7 +15,7 @@ Overlong = Literal["truncate", "split", "drop"]
 
 
 @dataclass(frozen=True)
-class DocumentRules(Rules):
+class DocumentFilters(Rules):
     """Cut what is too long, leave out what trains nothing.
 
     Args:

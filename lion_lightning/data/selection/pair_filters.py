@@ -21,7 +21,7 @@ _PROMPT, _CHOSEN, _REJECTED = range(3)
 
 
 @dataclass(frozen=True)
-class PairRules(Rules):
+class PairFilters(Rules):
     """Leave out pairs that say nothing about which answer is better, and cut the others to length.
 
     In this order: pairs of identical answers, of equal scores, and whose scores go against the label, are left out,

@@ -129,8 +129,8 @@ def _counts(data: PackedDataModule, noun: str) -> dict[str, int]:
     reports = data.train.reports if data.train else []
     return {
         noun: sum(report.kept.documents for report in reports),
-        "cut": sum(tally.documents for report in reports for tally in report.cut.values()),
-        "left_out": sum(tally.documents for report in reports for tally in report.lost.values()),
+        "cut": sum(counts.documents for report in reports for counts in report.cut.values()),
+        "left_out": sum(counts.documents for report in reports for counts in report.lost.values()),
     }
 
 

@@ -78,7 +78,7 @@ def causes(made: Round) -> dict[str, int]:
     """
     prompts = Counter(rollout.left_out for rollout in made.rollouts if rollout.left_out)
     lost = made.summary.get("report", {}).get("lost", {})
-    pairs = {f"pairs: {cause}": int(tally["pairs"]) for cause, tally in lost.items()}
+    pairs = {f"pairs: {cause}": int(counts["pairs"]) for cause, counts in lost.items()}
     return {**{f"prompts: {cause}": count for cause, count in prompts.items()}, **pairs}
 
 

@@ -21,7 +21,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.dry_run import Rehearsal, _batch
 from lion_lightning.planning.job import Job, documents, pairs
 from lion_lightning.planning.memory import Offloaded, Sharded, Whole
-from lion_lightning.planning.memory_counter import Tally
+from lion_lightning.planning.memory_counter import MemoryCounter
 from lion_lightning.planning.meta_model import sketch
 from lion_lightning.planning.optimizer_memory import update
 from lion_lightning.planning.sharding_layout import placements, recomputes
@@ -139,15 +139,15 @@ def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, checkpointing: bo
     held = Rehearsal(spec, lengths, parents, autocast=False, optimizer=AdamW, foreach=False).held()
     auto: Any = AutoModelForCausalLM
     policy = PolicyModel(spec.adapted(auto.from_config(spec.load_config(), attn_implementation="lion"), [])).train()
-    batch, tally = _batch(lengths, parents), Tally((*policy.parameters(), *policy.buffers()))
-    with tally:
-        with tally.at("forward"):
+    batch, counter = _batch(lengths, parents), MemoryCounter((*policy.parameters(), *policy.buffers()))
+    with counter:
+        with counter.at("forward"):
             loss = policy(batch).values.sum()
-        with tally.at("backward"):
+        with counter.at("backward"):
             torch.autograd.backward(loss)
-    assert held["forward"].total() == pytest.approx(tally.peaks["forward"].total(), rel=0.02)
+    assert held["forward"].total() == pytest.approx(counter.peaks["forward"].total(), rel=0.02)
     backward = max(held[moment].total() for moment in held if "backward" in moment)
-    assert backward == pytest.approx(tally.peaks["backward"].total(), rel=0.05)
+    assert backward == pytest.approx(counter.peaks["backward"].total(), rel=0.05)
 
 
 def test_time_is_the_longer_of_products_and_traffic(total: int) -> None:
