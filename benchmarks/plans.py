@@ -18,7 +18,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.job import Job, documents, pairs
-from lion_lightning.planning.memory import GIB, GPU_OVERHEAD, Offloaded, Placement, Sharded, Whole
+from lion_lightning.planning.memory import GIB, GPU_OVERHEAD, Offloaded, Placement, Replicated, Sharded
 from lion_lightning.tools.plan.step_time import Machine, step_time
 
 SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size")
@@ -69,7 +69,7 @@ def cases() -> Iterator[tuple[str, Job, tuple[Kind, ...]]]:
         small = PolicySpec(
             config=config, gradient_checkpointing=True, lora=LoRASpec(), quantization=NF4Spec(), dtype="bfloat16"
         )
-        whole: Kind = partial(Whole, bucket_views=True)  # as in configs/strategy/ddp.yaml
+        whole: Kind = partial(Replicated, bucket_views=True)  # as in configs/strategy/ddp.yaml
         yield f"{model} | SFT", _job(spec, documents(TOKENS, 2048)), (whole, Sharded, Offloaded)
         yield f"{model} | DPO, frozen reference", _job(spec, pairs(TOKENS, 2048), second), (whole, Sharded, Offloaded)
         yield f"{model} | DPO, QLoRA, adapters off", _job(small, pairs(TOKENS, 2048), passes=1), (whole,)

@@ -16,7 +16,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
 from lion_lightning.planning.memory_counter import MemoryCounter
-from lion_lightning.planning.meta_model import like_llama, materialized, packed_layers, sketch
+from lion_lightning.planning.meta_model import like_llama, materialized, meta_model, packed_layers
 from lion_lightning.planning.optimizer_memory import Factory, update
 from lion_lightning.types import PackedBatch, segment_table
 
@@ -30,7 +30,7 @@ DEPTHS = (2, 3)
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """A micro-batch through forward, backward and optimizer, on fake tensors of the CPU: no memory, hardly any time.
 
     What is counted is what PyTorch would have allocated beyond weights, gradients of earlier steps and the optimizer's
@@ -71,7 +71,7 @@ class Rehearsal:
         return {moment: _line(low[moment], high[moment], beyond) for moment in MOMENTS}
 
     def _step(self, depth: int) -> dict[str, Counter[str]]:
-        trained = [parameter for parameter in sketch(self.spec, depth).parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in meta_model(self.spec, depth).parameters() if parameter.requires_grad]
         shapes = [(parameter.shape, parameter.dtype) for parameter in trained]
         return {**self._passes(depth), "optimizer step": update(self.optimizer, shapes, self.foreach)}
 
@@ -90,7 +90,7 @@ class Rehearsal:
     def _passes_as_they_are(self, depth: int) -> dict[str, Counter[str]]:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        model = sketch(replace(self.spec, dtype=self.gathered or self.spec.dtype), depth)
+        model = meta_model(replace(self.spec, dtype=self.gathered or self.spec.dtype), depth)
         with FakeTensorMode(allow_non_fake_inputs=True):
             self._unpack(materialized(model))
             policy = _Unprobed(model).train()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.planning.dry_run import Rehearsal
-from lion_lightning.planning.meta_model import sketch
+from lion_lightning.planning.dry_run import DryRun
+from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.planning.optimizer_memory import Factory
 from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
@@ -62,7 +62,7 @@ class Job:
     @cached_property
     def model(self) -> nn.Module:
         """The policy on the meta device."""
-        return sketch(self.spec)
+        return meta_model(self.spec)
 
     @property
     def trained(self) -> list[Tensor]:
@@ -73,13 +73,13 @@ class Job:
         """What a micro-batch holds beyond weights, state and earlier gradients, by moment and kind.
 
         Args:
-            stays: See :class:`~lion_lightning.planning.dry_run.Rehearsal`.
+            stays: See :class:`~lion_lightning.planning.dry_run.DryRun`.
             gathered: Likewise.
         """
         if (stays, gathered) not in self._rehearsed:
             mixed = self.precision.endswith("-mixed")
             own = (self.spec, self.lengths, self.parents, mixed, self.optimizer, self.on_gpu)
-            self._rehearsed[stays, gathered] = Rehearsal(*own, stays=stays, gathered=gathered).held()
+            self._rehearsed[stays, gathered] = DryRun(*own, stays=stays, gathered=gathered).held()
         return self._rehearsed[stays, gathered]
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 
 from lion_lightning.planning.job import Job
-from lion_lightning.planning.meta_model import sketch
+from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.planning.sizes import Units, size_of, state_bytes, unpacked_bytes, weight_bytes
 
 GIB = 2**30
@@ -58,7 +58,7 @@ class MemoryEstimate:
 
         Args:
             moment: Its name.
-            kinds: What a rehearsal held; of its kinds, gradients and copies are left to the caller.
+            kinds: What a dry run held; of its kinds, gradients and copies are left to the caller.
             gradients: To add.
             in_flight: To add.
         """
@@ -105,7 +105,7 @@ class Placement(ABC):
 
 
 @dataclass(frozen=True)
-class Whole(Placement):
+class Replicated(Placement):
     """The model whole on every device: one device, or DDP.
 
     Attributes:
@@ -129,7 +129,7 @@ class Whole(Placement):
             weights=weight_bytes(job.spec, job.model),
             in_flight=unpacked_bytes(job),
             optimizer=state_bytes(held, gradients),
-            reference=weight_bytes(job.reference, sketch(job.reference)) if job.reference else 0,
+            reference=weight_bytes(job.reference, meta_model(job.reference)) if job.reference else 0,
             overhead=job.overhead,
         )
         # Gradients of this micro-batch are among what is held; those of earlier ones stand, and all do in the step.
@@ -166,7 +166,7 @@ class Sharded(Placement):
             weights=self._piece(weight_bytes(job.spec, job.model)),
             gradients=self._piece(gradients),
             optimizer=self._piece(state_bytes(held, gradients)),
-            reference=self._piece(weight_bytes(job.reference, sketch(job.reference))) if job.reference else 0,
+            reference=self._piece(weight_bytes(job.reference, meta_model(job.reference))) if job.reference else 0,
             overhead=job.overhead,
         )
         forward = units.root + 2 * units.layer + (units.root if job.reference else 0)
@@ -187,7 +187,7 @@ class Sharded(Placement):
         """For each micro-batch weights gathered twice and gradients reduced in fp32; a reference's gathered once."""
         size = 2 if job.mixed else 4 if job.spec.dtype == "float32" else 2
         own = sum(parameter.numel() for parameter in job.model.parameters())
-        theirs = sum(p.numel() for p in sketch(job.reference).parameters()) if job.reference else 0
+        theirs = sum(p.numel() for p in meta_model(job.reference).parameters()) if job.reference else 0
         reduced = sum(parameter.numel() for parameter in job.trained)
         sent = (2 * own + theirs) * size + 4 * reduced
         return job.accumulate * sent * (self.devices - 1) / self.devices

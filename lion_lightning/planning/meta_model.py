@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from lion_lightning.models.spec import PolicySpec
 
 
-def sketch(spec: PolicySpec, depth: int | None = None) -> nn.Module:
+def meta_model(spec: PolicySpec, depth: int | None = None) -> nn.Module:
     """A policy on the meta device, set up for training, adapters and all: shapes without values.
 
     Args:

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from lion_lightning.planning.memory import Offloaded, Placement, Sharded, Whole
+from lion_lightning.planning.memory import Offloaded, Placement, Replicated, Sharded
 
 
 def placements(strategy: Any, gpus: int, packed: bool = False) -> list[Placement]:
@@ -31,7 +31,7 @@ def placements(strategy: Any, gpus: int, packed: bool = False) -> list[Placement
         if isinstance(own, Sharded):
             raise ValueError("policy.quantization: 4-bit weights are not sharded; plan with --trainer.strategy ddp")
         return [own]
-    others = [Whole(gpus, bucket_views=True), Sharded(gpus), Offloaded(gpus)] if gpus > 1 else [Whole(1)]
+    others = [Replicated(gpus, bucket_views=True), Sharded(gpus), Offloaded(gpus)] if gpus > 1 else [Replicated(1)]
     return [own, *(other for other in others if type(other) is not type(own))]
 
 
@@ -57,9 +57,9 @@ def _placement(strategy: Any, gpus: int) -> Placement:
     if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
         return Offloaded(gpus) if _offloads(strategy) else Sharded(gpus)
     if isinstance(strategy, DDPStrategy):
-        return Whole(gpus, bucket_views=bool(strategy._ddp_kwargs.get("gradient_as_bucket_view")))
+        return Replicated(gpus, bucket_views=bool(strategy._ddp_kwargs.get("gradient_as_bucket_view")))
     if strategy in (None, "auto") or isinstance(strategy, SingleDeviceStrategy):
-        return Whole(gpus)
+        return Replicated(gpus)
     raise ValueError(
         f"trainer.strategy: what {type(strategy).__name__} holds is not known here; plan with "
         "--trainer.strategy ddp, or -c configs/strategy/fsdp2.yaml"

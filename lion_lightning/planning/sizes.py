@@ -86,7 +86,7 @@ def state_bytes(held: dict[str, Counter[str]], gradients: int) -> int:
     """Bytes of the optimizer's state, in proportion to the weights that it was seen with.
 
     Args:
-        held: Of a rehearsal.
+        held: Of a dry run.
         gradients: Bytes of the gradients of the whole model.
     """
     last = held["optimizer step"]

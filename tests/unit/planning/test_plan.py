@@ -18,11 +18,11 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.planning.dry_run import Rehearsal, _batch
+from lion_lightning.planning.dry_run import DryRun, _batch
 from lion_lightning.planning.job import Job, documents, pairs
-from lion_lightning.planning.memory import Offloaded, Sharded, Whole
+from lion_lightning.planning.memory import Offloaded, Replicated, Sharded
 from lion_lightning.planning.memory_counter import MemoryCounter
-from lion_lightning.planning.meta_model import sketch
+from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.planning.optimizer_memory import update
 from lion_lightning.planning.sharding_layout import placements, recomputes
 from lion_lightning.planning.sizes import weight_bytes
@@ -66,7 +66,7 @@ def total() -> int:
 def test_weights_gradients_and_state_are_counted(total: int) -> None:
     buffers = 4 * (WIDTH // 4) // 2 * 2  # rotary frequencies and their originals
     own = plain()
-    peak = max(Whole().moments(own), key=lambda moment: moment.gradients)
+    peak = max(Replicated().moments(own), key=lambda moment: moment.gradients)
     assert (peak.weights - 4 * total) in (0, buffers // 2, buffers)
     assert peak.gradients == 4 * total
     assert peak.optimizer == 8 * total
@@ -99,14 +99,14 @@ def test_an_optimizer_that_looks_at_values_is_tried_on_a_real_weight(total: int)
     assert update(AdamW, shapes, foreach=False) == {"activations": 2 * 4 * 15, "state": 8 * 15, "trained": 4 * 15}
     assert update(SGD, shapes, foreach=False) == {"activations": 0, "state": 0, "trained": 4 * 15}
     assert update(Bytes, shapes, foreach=False) == {"state": 2**20, "trained": 2**22}
-    assert Whole().peak(job(optimizer=Bytes)).optimizer == total
+    assert Replicated().peak(job(optimizer=Bytes)).optimizer == total
     with pytest.raises(ValueError, match=r"model.optimizer: it does not step on a CPU \(no kernel\)"):
         update(Broken, shapes, foreach=False)
 
 
 def test_a_second_model_counts_as_reference(total: int) -> None:
     second = PolicySpec(config=tiny.config(tie_word_embeddings=False), dtype="bfloat16")
-    assert Whole().peak(job(reference=second)).reference - 2 * total in range(128)
+    assert Replicated().peak(job(reference=second)).reference - 2 * total in range(128)
 
 
 @pytest.mark.slow
@@ -114,11 +114,11 @@ def test_adapters_leave_the_base_without_gradients_and_four_bits_shrink_it() -> 
     spec = PolicySpec(config=tiny.config(tie_word_embeddings=False), lora=LoRASpec(r=2))
     trained = sum(tensor.numel() for tensor in job(spec=spec).trained)
     assert trained == 2 * 2 * (2 * 2 * WIDTH + 2 * (WIDTH + KEYS) + 3 * (WIDTH + INNER))
-    moment = max(Whole().moments(job(spec=spec)), key=lambda one: one.gradients)
+    moment = max(Replicated().moments(job(spec=spec)), key=lambda one: one.gradients)
     assert (moment.gradients, moment.optimizer) == (4 * trained, 8 * trained)
     linear = 2 * (sizes(0)[0] - 2 * WIDTH)
     small = replace(spec, quantization=NF4Spec(double_quant=False))
-    saved = weight_bytes(spec, sketch(spec)) - weight_bytes(small, sketch(small))
+    saved = weight_bytes(spec, meta_model(spec)) - weight_bytes(small, meta_model(small))
     assert saved == 4 * linear - round(linear * 4.5 / 8)
 
 
@@ -136,7 +136,7 @@ def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, checkpointing: bo
     shape = tiny.config(tie_word_embeddings=False, num_hidden_layers=5)
     spec = PolicySpec(config=shape, gradient_checkpointing=checkpointing)
     lengths, parents = rows
-    held = Rehearsal(spec, lengths, parents, autocast=False, optimizer=AdamW, foreach=False).held()
+    held = DryRun(spec, lengths, parents, autocast=False, optimizer=AdamW, foreach=False).held()
     auto: Any = AutoModelForCausalLM
     policy = PolicyModel(spec.adapted(auto.from_config(spec.load_config(), attn_implementation="lion"), [])).train()
     batch, counter = _batch(lengths, parents), MemoryCounter((*policy.parameters(), *policy.buffers()))
@@ -152,16 +152,16 @@ def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, checkpointing: bo
 
 def test_time_is_the_longer_of_products_and_traffic(total: int) -> None:
     slow = Machine(tflops=1e-6, mfu=0.5, bandwidth=1e9)
-    one = step_time(job(accumulate=3), Whole(4), slow)
+    one = step_time(job(accumulate=3), Replicated(4), slow)
     assert one.traffic == pytest.approx(2 * 3 / 4 * 4 * total / 1e18)
-    assert one.seconds == one.compute == pytest.approx(3 * step_time(plain(), Whole(1), slow).compute)
+    assert one.seconds == one.compute == pytest.approx(3 * step_time(plain(), Replicated(1), slow).compute)
     assert one.tokens == 48 * 3 * 4
     halves = step_time(job(precision="bf16-mixed"), Sharded(4), slow)
     assert halves.traffic == pytest.approx((2 * 2 + 4) * total * 3 / 4 / 1e18)
 
 
 def test_a_sampler_takes_its_share_beside_weights_and_state(total: int) -> None:
-    plan = Plan(plain(), [Whole(1)], Machine(1, 1, 1), memory=2**30, sampler=0.75)
+    plan = Plan(plain(), [Replicated(1)], Machine(1, 1, 1), memory=2**30, sampler=0.75)
     [peak] = plan.peaks
     assert plan.fits(peak)
     assert not replace(plan, memory=round(12 * total / 0.25)).fits(peak)  # weights and AdamW's state are 12 bytes each
@@ -218,16 +218,16 @@ def test_what_cannot_be_planned_is_one_line(
 
 def test_strategies_say_how_they_spread_a_model() -> None:
     views = DDPStrategy(gradient_as_bucket_view=True)
-    assert [type(one) for one in placements(views, 2)] == [Whole, Sharded, Offloaded]
-    assert (placements(views, 2)[0], placements("ddp", 2)[0]) == (Whole(2, bucket_views=True), Whole(2))
+    assert [type(one) for one in placements(views, 2)] == [Replicated, Sharded, Offloaded]
+    assert (placements(views, 2)[0], placements("ddp", 2)[0]) == (Replicated(2, bucket_views=True), Replicated(2))
     assert placements(FSDP2Strategy(cpu_offload=True), 2)[0] == Offloaded(2)
-    assert placements("auto", 1) == [Whole(1)]
+    assert placements("auto", 1) == [Replicated(1)]
     assert recomputes(FSDPStrategy(activation_checkpointing_policy=WrapLayers()))
     assert not recomputes(FSDPStrategy())
 
 
 def test_four_bits_are_not_sharded() -> None:
-    assert placements("ddp", 2, packed=True) == [Whole(2)]
+    assert placements("ddp", 2, packed=True) == [Replicated(2)]
     with pytest.raises(ValueError, match="4-bit weights are not sharded"):
         placements(FSDP2Strategy(), 2, packed=True)
 

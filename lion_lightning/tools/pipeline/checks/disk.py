@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.base_model import has_base
-from lion_lightning.planning.meta_model import sketch
+from lion_lightning.planning.meta_model import meta_model
 
 GIB = 2**30
 
@@ -37,7 +37,7 @@ def space_of(spec: PolicySpec, trainer: Trainer) -> Space:
         spec: Its policy, which can be read.
         trainer: With its callbacks.
     """
-    parameters = list(sketch(spec).parameters())
+    parameters = list(meta_model(spec).parameters())
     trained = _bytes(parameter for parameter in parameters if parameter.requires_grad)
     weights = trained if has_base(spec) else _bytes(parameters)
     export = sum(parameter.numel() for parameter in parameters) * _size(spec)
