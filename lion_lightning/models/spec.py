@@ -35,7 +35,7 @@ from lion_lightning.models.weights.fsdp import Sharding
 from lion_lightning.models.weights.sharded_loading import (
     PiecesError,
     WeightFiles,
-    hollow,
+    init_empty,
     read_rows,
     refuse_other_shapes,
     sources_of,
@@ -222,7 +222,7 @@ class PolicySpec:
         return new_ids
 
     def _load(self, rows: int | None = None) -> PreTrainedModel:
-        """The model; hollow, with so many rows of the embeddings, where their number is given."""
+        """The model; init_empty, with so many rows of the embeddings, where their number is given."""
         try:
             model = self._create(rows, attn_implementation=self.attention)
         except KeyError as error:
@@ -296,9 +296,9 @@ def _apply_liger(model: PreTrainedModel) -> None:
 
 
 def _made(config: PretrainedConfig, rows: int | None, options: dict[str, Any]) -> PreTrainedModel:
-    """A model with random weights; hollow, with so many rows of the embeddings, where their number is given."""
+    """A model with random weights; init_empty, with so many rows of the embeddings, where their number is given."""
     auto: Any = AutoModelForCausalLM
     if rows is None:
         return cast(PreTrainedModel, auto.from_config(config, **options))
     config.get_text_config().vocab_size = rows
-    return hollow(partial(auto.from_config, config, **options))
+    return init_empty(partial(auto.from_config, config, **options))

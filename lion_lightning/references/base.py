@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.weights.dtensor import is_sharded, local, reshard
+from lion_lightning.models.weights.dtensor import is_sharded, reshard, to_local
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import PackedBatch, PairLogps, TokenLogps
 
@@ -186,4 +186,4 @@ def _copy(policy: PolicyModel, build: Build) -> PolicyModel:
 def _pieces(model: PolicyModel) -> list[Tensor]:
     """What this rank holds of each weight."""
     reshard(model)
-    return [local(parameter.detach()) for parameter in model.parameters()]
+    return [to_local(parameter.detach()) for parameter in model.parameters()]

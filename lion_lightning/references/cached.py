@@ -18,7 +18,7 @@ from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import product_dtype
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.weights.dtensor import is_sharded, unwrapped, whole_parameters
+from lion_lightning.models.weights.dtensor import full_parameters, is_sharded, unwrapped
 from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.references.base import Build, Reference
 from lion_lightning.references.scoring import missing, score
@@ -159,7 +159,7 @@ class RefreshedReference(CachedReference):
         return due
 
     def _digest(self, policy: PolicyModel) -> str:
-        return weights_digest(whole_parameters(policy))
+        return weights_digest(full_parameters(policy))
 
     @contextmanager
     def _model(self, policy: PolicyModel, process: Process) -> Iterator[PolicyModel]:
@@ -170,4 +170,4 @@ class RefreshedReference(CachedReference):
 def _without_adapters(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
     """The weights that the policy has with its adapters off: those that are frozen, where there are adapters."""
     trained = {unwrapped(name) for name, p in policy.named_parameters() if p.requires_grad and policy.has_adapters}
-    return ((name, tensor) for name, tensor in whole_parameters(policy) if name not in trained)
+    return ((name, tensor) for name, tensor in full_parameters(policy) if name not in trained)

@@ -15,7 +15,7 @@ from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import whole_parameters
+from lion_lightning.models.weights.dtensor import full_parameters
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, MixedReference, Reference
 from lion_lightning.references.cached import CachedReference
@@ -71,7 +71,7 @@ def fit(
     run = trainer(**settings, **ranks)
     run.fit(module, Rows(BATCHES, rank, world), Rows(BATCHES, rank, world))
     metrics = {name: value.item() for name, value in run.callback_metrics.items()}
-    weights = {name: tensor.clone() for name, tensor in whole_parameters(module.policy_model)}
+    weights = {name: tensor.clone() for name, tensor in full_parameters(module.policy_model)}
     return {"weights": weights, "metrics": metrics, "forwards": module.forwards}
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lion_lightning.models.checkpoints.contents import read_checkpoint
 from lion_lightning.models.checkpoints.export import export_checkpoint
-from lion_lightning.models.weights.dtensor import whole_parameters
+from lion_lightning.models.weights.dtensor import full_parameters
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_fsdp2 import CASES, ROWS, assert_same, module
@@ -32,7 +32,7 @@ def fit(rank: int, world: int, folder: Path, name: str, epochs: int = 1, start: 
         run.save_checkpoint(checkpoint(folder, world, name))
     return {
         "metrics": {key: value.item() for key, value in run.callback_metrics.items()},
-        "weights": {key: tensor.clone() for key, tensor in whole_parameters(trained.policy_model)},
+        "weights": {key: tensor.clone() for key, tensor in full_parameters(trained.policy_model)},
         "decayed": [len(group["params"]) for group in run.optimizers[0].param_groups],
     }
 

@@ -14,7 +14,7 @@ from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import is_sharded, whole
+from lion_lightning.models.weights.dtensor import is_sharded, to_full
 from lion_lightning.modules import SFTModule
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.ranks import run_ranks
@@ -57,7 +57,7 @@ def outcome(run: Any, trained: SFTModule) -> dict[str, Any]:
     metrics = {name: value.item() for name, value in run.callback_metrics.items()}
     return {
         "metrics": metrics,
-        "weights": {name: whole(p).detach() for name, p in trained.policy_model.named_parameters()},
+        "weights": {name: to_full(p).detach() for name, p in trained.policy_model.named_parameters()},
         "sharded": is_sharded(trained.policy_model),
     }
 

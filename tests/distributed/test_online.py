@@ -19,7 +19,7 @@ from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import whole_parameters
+from lion_lightning.models.weights.dtensor import full_parameters
 from lion_lightning.rollouts.rounds import find_rounds
 from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
@@ -124,7 +124,7 @@ def train(rank: int, world: int, folder: Path, name: str, what: str) -> dict[str
     run = online.trainer(place, [online.sampling()], **options, **ranks)
     run.fit(module, datamodule=online.data())
     metrics = {key: value.item() for key, value in run.callback_metrics.items()}
-    return {"metrics": metrics, "weights": {n: p.clone() for n, p in whole_parameters(module.policy_model)}}
+    return {"metrics": metrics, "weights": {n: p.clone() for n, p in full_parameters(module.policy_model)}}
 
 
 def train_all(rank: int, world: int, folder: Path, cases: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import whole
+from lion_lightning.models.weights.dtensor import to_full
 from lion_lightning.modules import SFTModule
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.ranks import run_ranks
@@ -44,7 +44,7 @@ class Recorder(SFTModule):
 
 def weights(module: SFTModule) -> Tensor:
     """All of them in a row, in fp32."""
-    return torch.cat([whole(p.detach()).float().flatten() for p in module.policy_model.parameters()])
+    return torch.cat([to_full(p.detach()).float().flatten() for p in module.policy_model.parameters()])
 
 
 def fit(rank: int, world: int, folder: Path, precision: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import local
+from lion_lightning.models.weights.dtensor import to_local
 from lion_lightning.sampling import MergedWeights
 from tests import tiny
 from tests.distributed.ranks import run_ranks
@@ -86,7 +86,7 @@ def compare(rank: int, world: int, folder: Path) -> Any:
             wanted, single = expected(whole), Serving(whole, tokenizer)
             digests = single.digest(), single.adapters and single.adapters.digest()
             served = Serving(sharded(policy(case, tied)), tokenizer, Ranks())
-            before = {name: local(value).clone() for name, value in served.policy.named_parameters()}
+            before = {name: to_local(value).clone() for name, value in served.policy.named_parameters()}
             given = dict(served.weights())
             out = folder / f"{case}-{tied}"
             served.write(out if rank == 0 else None)
@@ -96,7 +96,7 @@ def compare(rank: int, world: int, folder: Path) -> Any:
                 "names": list(given) == list(wanted),
                 "off by": max(float((given[name] - wanted[name]).abs().max()) for name in wanted),
                 "digests": (served.digest(), served.adapters and served.adapters.digest()) == digests,
-                "untouched": all(torch.equal(before[n], local(p)) for n, p in served.policy.named_parameters()),
+                "untouched": all(torch.equal(before[n], to_local(p)) for n, p in served.policy.named_parameters()),
             }
     return results
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import whole_parameters
+from lion_lightning.models.weights.dtensor import full_parameters
 from lion_lightning.modules import SFTModule
 from lion_lightning.strategies import FSDP2Strategy, WrapLayers
 from tests.distributed.ranks import run_ranks
@@ -65,7 +65,7 @@ def fit(
     run.fit(module, Rows(ROWS, rank, world))
     if saved:
         run.save_checkpoint(folder / saved)
-    return {name: parameter.detach().cpu().clone() for name, parameter in whole_parameters(module.policy_model)}
+    return {name: parameter.detach().cpu().clone() for name, parameter in full_parameters(module.policy_model)}
 
 
 def fit_all(rank: int, world: int, folder: Path, accelerator: str, names: list[str]) -> dict[str, Any]:

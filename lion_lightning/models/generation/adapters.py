@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.lora import adapter_weights, write_adapter
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.weights.gathering import bare, peft_layers, plain_weights, whole_tensors
+from lion_lightning.models.weights.gathering import bare, full_tensors, peft_layers, plain_weights
 from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.models.weights.unsharding import with_shapes
 
@@ -59,7 +59,7 @@ class ServedAdapters:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         model: Any = self.policy.model
-        return whole_tensors(adapter_weights(model).items())
+        return full_tensors(adapter_weights(model).items())
 
 
 def only_linear_adapters(policy: PolicyModel) -> bool:

@@ -24,7 +24,7 @@ from lion_lightning.models.generation.settings import (
     write_settings,
 )
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.weights.dtensor import whole_parameters
+from lion_lightning.models.weights.dtensor import full_parameters
 from lion_lightning.models.weights.gathering import merged, plain_weights
 from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.models.weights.safetensors_writer import save_weights
@@ -65,7 +65,7 @@ class Serving:
 
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
-        return weights_digest(whole_parameters(self.policy))
+        return weights_digest(full_parameters(self.policy))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See :class:`~lion_lightning.sampling.base.ServedPolicy`; a layer is merged when its turn comes."""

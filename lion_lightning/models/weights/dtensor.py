@@ -28,12 +28,12 @@ def reshard(module: nn.Module) -> None:
         module.reshard()
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: a view of its rows, or the tensor itself where it is whole."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def to_full(tensor: Tensor) -> Tensor:
     """All of a tensor; ranks that hold pieces of it must all call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -52,7 +52,7 @@ def share(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
 
 
 @torch.no_grad()
-def whole_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters one at a time, whole, by the names that they have in an unsharded module; no order is promised.
 
     Args:
@@ -60,7 +60,7 @@ def whole_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     units = {name: unit for name, unit in module.named_modules() if isinstance(unit, FullyShardedDataParallel)}
     if not units:
-        yield from ((name, whole(parameter)) for name, parameter in module.named_parameters())
+        yield from ((name, to_full(parameter)) for name, parameter in module.named_parameters())
     for prefix, unit in units.items():
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
             own = ((name, p) for name, p in unit.module.named_parameters() if _UNIT not in name)

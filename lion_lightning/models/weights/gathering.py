@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lion_lightning.models.quantization import dequantized, is_quantized
-from lion_lightning.models.weights.dtensor import whole
+from lion_lightning.models.weights.dtensor import to_full
 
 Named = Iterable[tuple[str, Tensor]]
 """Tensors with their names."""
 
 
-def whole_tensors(named: nn.Module | Named) -> Iterator[tuple[str, Tensor]]:
+def full_tensors(named: nn.Module | Named) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors, each gathered from all ranks when its turn comes, and kept by nobody here.
 
     Where anything is sharded, every rank must go through to the end
@@ -29,11 +29,11 @@ def whole_tensors(named: nn.Module | Named) -> Iterator[tuple[str, Tensor]]:
     """
     items = named.state_dict().items() if isinstance(named, nn.Module) else named
     for name, tensor in items:
-        yield name, whole(tensor.detach())
+        yield name, to_full(tensor.detach())
 
 
 def plain_weights(model: nn.Module, unwrap: Callable[[nn.Module], nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """Whole weights of a model, under the names that they have without adapters; see :func:`whole_tensors`.
+    """Whole weights of a model, under the names that they have without adapters; see :func:`full_tensors`.
 
     Those in 4 bits come as the values that they stand for.
 
@@ -45,10 +45,10 @@ def plain_weights(model: nn.Module, unwrap: Callable[[nn.Module], nn.Module]) ->
     for name, tensor in model.state_dict().items():
         layer = next((path for path in accumulate(name.split("."), "{}.{}".format) if path in wrapped), None)
         if layer is None:
-            yield from whole_tensors([(name, tensor)])
+            yield from full_tensors([(name, tensor)])
         elif layer not in done:
             done.add(layer)
-            yield from ((f"{layer}.{own}", weight) for own, weight in whole_tensors(wrapped[layer]()))
+            yield from ((f"{layer}.{own}", weight) for own, weight in full_tensors(wrapped[layer]()))
 
 
 def _layers(model: nn.Module, unwrap: Callable[[nn.Module], nn.Module]) -> dict[str, Callable[[], nn.Module]]:
@@ -110,8 +110,8 @@ def _onto_values(layer: Any) -> nn.Module:
 @torch.no_grad()
 def _whole_copy(module: nn.Module) -> nn.Module:
     """A copy with whole weights of its own: merging in place and taking it back would leave rounding in the weights."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(whole(p.detach()).clone(), False) for p in module.parameters()}
-    memo |= {id(buffer): whole(buffer).clone() for buffer in module.buffers()}
+    memo: dict[int, Any] = {id(p): nn.Parameter(to_full(p.detach()).clone(), False) for p in module.parameters()}
+    memo |= {id(buffer): to_full(buffer).clone() for buffer in module.buffers()}
     copy = deepcopy(module, memo)
     for part in copy.modules():
         vars(part).pop("forward", None)  # one that is bound to its module would keep it until somebody looks for cycles

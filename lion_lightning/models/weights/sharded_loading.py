@@ -19,7 +19,7 @@ from transformers.utils.hub import cached_file
 
 from lion_lightning.models.embeddings import set_to_mean
 from lion_lightning.models.model_configs import weight_files
-from lion_lightning.models.weights.dtensor import local, materialize, rows_held
+from lion_lightning.models.weights.dtensor import materialize, rows_held, to_local
 from lion_lightning.models.weights.stored import WrongWeightsError, refuse_misfits
 
 _WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
@@ -165,7 +165,7 @@ def _is_copy(model: PreTrainedModel, files: WeightFiles, name: str, found: Mappi
     return bool(twins) and files.equal(name, twins[0])
 
 
-def hollow(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+def init_empty(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """A model with its buffers, but with weights that take no memory and no time.
 
     What wraps layers (adapters) can then be made on the CPU, with the values that it would have on a whole model.
@@ -224,7 +224,7 @@ def read_rows(model: nn.Module, files: WeightFiles, sources: Mapping[str, str], 
         _refuse_other_shape(name, tuple(parameter.shape), files.shape(sources[name]))
         materialize(parameter, device)
         rows = files.rows(sources[name], rows_held(parameter))
-        local(parameter)[: len(rows)].copy_(rows)
+        to_local(parameter)[: len(rows)].copy_(rows)
 
 
 @torch.no_grad()
@@ -241,7 +241,7 @@ def start_new_rows(model: nn.Module, embeddings: Container[str], rows: Sequence[
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         layer, is_adapter, _ = name.partition(".token_adapter.trainable_tokens_")
         if is_adapter:  # rows that are trained beside adapters are those of new tokens alone
-            local(tensor).copy_(means[f"{layer}.weight"])
+            to_local(tensor).copy_(means[f"{layer}.weight"])
 
 
 def _is_hollow(parameter: Tensor) -> bool:

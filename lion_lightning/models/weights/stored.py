@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lion_lightning.models.weights.dtensor import local
+from lion_lightning.models.weights.dtensor import to_local
 
 
 class WrongWeightsError(ValueError):
@@ -75,11 +75,11 @@ def require_finite(source: str, tensors: Mapping[str, Tensor] | Iterable[tuple[s
         WrongWeightsError: Some weight holds NaN or an infinity; the message names the first such.
     """
     named = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-    first = next((place for place, (_, tensor) in enumerate(named) if not _finite(local(tensor))), len(named))
+    first = next((place for place, (_, tensor) in enumerate(named) if not _finite(to_local(tensor))), len(named))
     first = _least_of_ranks(first, [tensor for _, tensor in named])
     if first < len(named):
         name, tensor = named[first]
-        values = local(tensor).float()
+        values = to_local(tensor).float()
         kind = "NaN" if bool(values.isnan().any()) or not bool(values.isinf().any()) else "an infinity"
         raise WrongWeightsError(
             f"{source}: {name} holds {kind}, so the model computes nothing; training has diverged, or the file is "

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from lion_lightning.models.weights.dtensor import local, whole
+from lion_lightning.models.weights.dtensor import to_full, to_local
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def scale_gradients(module: nn.Module, factor: float) -> None:
         module: After a backward pass.
         factor: The same on all ranks.
     """
-    gradients = [local(p.grad) for p in module.parameters() if p.grad is not None]
+    gradients = [to_local(p.grad) for p in module.parameters() if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)
 
@@ -32,7 +32,7 @@ def gradient_norm(module: nn.Module, strategy: Strategy) -> Tensor:
         module: After a backward pass.
         strategy: The trainer's; all ranks must call this.
     """
-    norm = whole(get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+    norm = to_full(get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
     if not isinstance(strategy, FSDPStrategy):
         return norm
     total: Any = strategy.reduce(norm.to(strategy.root_device) ** 2, reduce_op="sum")  # flat pieces know only their own

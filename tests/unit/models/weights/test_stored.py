@@ -144,12 +144,12 @@ def test_a_head_that_differs_from_the_embedding_it_is_said_to_be_tied_to_stays_a
 
 
 def test_reading_in_pieces_sees_what_is_left_over(folder: Path) -> None:
-    hollow = PolicySpec(str(folder))._load(rows=101)
+    init_empty = PolicySpec(str(folder))._load(rows=101)
     with WeightFiles.find(str(folder)) as files:
-        assert len(sources_of(hollow, files)) == len(files.names)
+        assert len(sources_of(init_empty, files)) == len(files.names)
     change(folder, lambda weights: weights.update({"score.weight": torch.zeros(1, 32)}))
     with WeightFiles.find(str(folder)) as files, pytest.raises(PiecesError, match=r"score\.weight, which is no"):
-        sources_of(hollow, files)
+        sources_of(init_empty, files)
 
 
 @pytest.mark.parametrize("equal", [True, False])
@@ -157,13 +157,13 @@ def test_reading_in_pieces_takes_a_tied_weights_copy_but_no_other_head(equal: bo
     set_config(folder, tie_word_embeddings=True)
     if equal:
         change(folder, lambda weights: weights.update({HEAD: weights["model.embed_tokens.weight"].clone()}))
-    hollow = PolicySpec(str(folder))._load(rows=101)
+    init_empty = PolicySpec(str(folder))._load(rows=101)
     with WeightFiles.find(str(folder)) as files:
         if equal:
-            assert "lm_head.weight" not in sources_of(hollow, files).values()
+            assert "lm_head.weight" not in sources_of(init_empty, files).values()
         else:
             with pytest.raises(PiecesError, match=r"lm_head\.weight, which is no parameter"):
-                sources_of(hollow, files)
+                sources_of(init_empty, files)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
