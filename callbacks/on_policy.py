@@ -288,7 +288,7 @@ class OnPolicySampling(Callback):
         fitting = [rollout for rollout, good in zip(started, fits, strict=True) if good]
         chunks = work.cut(fitting, self.chunk_size, self.num_samples, [self.seed, number])
         chunks += work.cut(watched, self.chunk_size, 1, [self.seed, number], first=len(chunks))
-        with place.taking_part():
+        with place.heartbeat():
             require_ready([self.sampler, self.judge], [rollout.prompt for rollout in started])
             work.start(place, chunks)
             work.sample(chunks, place, self.sampler, served, partial(self._finish, served))

@@ -23,7 +23,7 @@ from lion_lightning.data.store.tokenize import Encoder, tokenize
 from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.distributed.preparing import preparing
 from lion_lightning.distributed.rendezvous import ALONE
-from lion_lightning.distributed.same_settings import flat, require_agreement
+from lion_lightning.distributed.same_settings import check_same_on_all_ranks, flat
 from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class PackedDataModule(LightningDataModule, ABC):
         max_length: Most tokens of one sequence, which the model needs positions for.
         train: Documents and reports of what is trained, after :meth:`setup`.
         held: The same of what validates; None where there is nothing.
-        meeting: The processes that share the work of preparing.
+        workers: The processes that share the work of preparing.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -92,7 +92,7 @@ class PackedDataModule(LightningDataModule, ABC):
         self._tokenizer = tokenizer
         self.train: Mixture | None = None
         self.held: Mixture | None = None
-        self.meeting = ALONE
+        self.workers = ALONE
         self._digests: dict[int, str] = {}
         self._warned: set[str] = set()
 
@@ -165,12 +165,12 @@ class PackedDataModule(LightningDataModule, ABC):
             RuntimeError: Another rank failed.
         """
         if self._shares:
-            require_agreement("data", self.agreed())
-        with preparing(self.trainer, cache_folder("meetings", self.cache_dir)) as self.meeting:
+            check_same_on_all_ranks("data", self.agreed())
+        with preparing(self.trainer, cache_folder("groups", self.cache_dir)) as self.workers:
             try:
                 yield
             finally:
-                self.meeting = ALONE
+                self.workers = ALONE
 
     def agreed(self) -> dict[str, Any]:
         """What decides the batches, and must be the same on all ranks."""
@@ -254,7 +254,7 @@ class PackedDataModule(LightningDataModule, ABC):
         return [source.description() | ({"digest": digest} if digest else {}) for source, digest in pairs]
 
     def _tokenized(self, source: Source) -> TokenTable:
-        table = tokenize(source, self._encoder, self.cache_dir, self.meeting)
+        table = tokenize(source, self._encoder, self.cache_dir, self.workers)
         source.require_columns(table.notes)
         self.warn(warnings(source, table.notes, table.raw_rows, self.tokenizer.chat_template is not None))
         return table

@@ -224,7 +224,7 @@ class OnPolicyDataModule(PreferenceDataModule):
                 return []
             raise ValueError("no pair was made")
         source = RoundSource(str(made.path), name=f"round {made.number}")
-        return deduplicate([source], [tokenize(source, RoundEncoder(), self.cache_dir, self.meeting)])
+        return deduplicate([source], [tokenize(source, RoundEncoder(), self.cache_dir, self.workers)])
 
     def _drawn(self, number: int) -> list[Selection]:
         """The pairs of the sources; a fraction below 1 is another draw in each round."""

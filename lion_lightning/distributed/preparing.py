@@ -14,13 +14,13 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lion_lightning.cache import remove
-from lion_lightning.distributed.rendezvous import ALONE, Meeting, RankLostError
+from lion_lightning.distributed.rendezvous import ALONE, RankLostError, WorkerGroup
 
 _DAY = 24 * 3600.0
 
 
 @contextmanager
-def preparing(trainer: Trainer | None, folder: Path) -> Iterator[Meeting]:
+def preparing(trainer: Trainer | None, folder: Path) -> Iterator[WorkerGroup]:
     """The ranks that prepare data together: all where every machine sees one folder, else those of each machine.
 
     Where one rank fails, all of them raise.
@@ -36,18 +36,18 @@ def preparing(trainer: Trainer | None, folder: Path) -> Iterator[Meeting]:
         yield ALONE
         return
     assert trainer is not None
-    meeting = _meet(trainer, folder)
+    workers = _meet(trainer, folder)
     mine: Exception | None = None
     try:
-        with meeting.taking_part():
-            yield meeting
+        with workers.heartbeat():
+            yield workers
     except RankLostError:
         raise  # it will not answer any more
     except Exception as error:
         mine = error
     said = _gather(f"{type(mine).__name__}: {mine}" if mine else None)
-    if meeting.rank == 0:
-        shutil.rmtree(meeting.notes, ignore_errors=True)
+    if workers.rank == 0:
+        shutil.rmtree(workers.notes, ignore_errors=True)
     if mine is not None:
         raise mine
     for rank, text in enumerate(said):
@@ -55,7 +55,7 @@ def preparing(trainer: Trainer | None, folder: Path) -> Iterator[Meeting]:
             raise RuntimeError(f"rank {rank} failed: {text}")
 
 
-def _meet(trainer: Trainer, folder: Path) -> Meeting:
+def _meet(trainer: Trainer, folder: Path) -> WorkerGroup:
     strategy = trainer.strategy
     attempt: str = strategy.broadcast(uuid4().hex)
     sign = folder / f"sign-{attempt}"
@@ -69,13 +69,13 @@ def _meet(trainer: Trainer, folder: Path) -> Meeting:
     if trainer.is_global_zero:
         sign.unlink(missing_ok=True)
     if shared:
-        return Meeting(folder, trainer.global_rank, trainer.world_size, attempt)
-    return Meeting(folder, trainer.local_rank, trainer.num_devices, attempt)
+        return WorkerGroup(folder, trainer.global_rank, trainer.world_size, attempt)
+    return WorkerGroup(folder, trainer.local_rank, trainer.num_devices, attempt)
 
 
 def _remove_old_notes(folder: Path) -> None:
     """Remove what ranks that were killed have left: nobody has given a sign of life there for a day."""
-    for path in [*folder.glob("meeting-*"), *folder.glob("sign-*")]:
+    for path in [*folder.glob("group-*"), *folder.glob("sign-*")]:
         with suppress(OSError):  # another start may be doing the same
             last = max(part.stat().st_mtime for part in (path, *path.glob("*")))
             if time.time() - last > _DAY:

@@ -29,7 +29,7 @@ class RankLostError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Meeting:
+class WorkerGroup:
     """This process among those that make something together. They meet in a folder, and only there while they work.
 
     Attributes:
@@ -47,8 +47,8 @@ class Meeting:
 
     @property
     def notes(self) -> Path:
-        """Folder of what the ranks tell each other; whoever called the meeting removes it in the end."""
-        return self.folder / f"meeting-{self.attempt}"
+        """Folder of what the ranks tell each other; whoever called the workers removes it in the end."""
+        return self.folder / f"group-{self.attempt}"
 
     def mine(self, items: Sequence[Item]) -> list[Item]:
         """What this rank works on: every ``world``-th."""
@@ -60,7 +60,7 @@ class Meeting:
         return list(items[slice(*bounds)])
 
     @contextmanager
-    def taking_part(self) -> Iterator[None]:
+    def heartbeat(self) -> Iterator[None]:
         """Give signs of life while working or waiting, and tell the others if this rank fails.
 
         Raises:
@@ -151,7 +151,7 @@ class Meeting:
                 return
 
 
-ALONE = Meeting()
+ALONE = WorkerGroup()
 """A single process, which shares with nobody."""
 
 
@@ -159,7 +159,7 @@ ALONE = Meeting()
 class _Watch:
     """When the other ranks were last heard of, by this rank's clock: those of machines differ."""
 
-    meeting: Meeting
+    workers: WorkerGroup
     heard: dict[int, tuple[int, float]] = field(default_factory=dict)
     next: float = 0.0
 
@@ -167,14 +167,14 @@ class _Watch:
         """Raise if one has failed, or was lost."""
         if time.monotonic() < self.next:
             return
-        for note in sorted(self.meeting.notes.glob("failed-*")):
+        for note in sorted(self.workers.notes.glob("failed-*")):
             raise RuntimeError(f"rank {note.name.rpartition('-')[2]} failed: {note.read_text('utf-8', 'replace')}")
-        for rank in range(self.meeting.world):
+        for rank in range(self.workers.world):
             self._listen(rank)
         self.next = time.monotonic() + min(BEAT_SECONDS, PATIENCE_SECONDS / 2)
 
     def _listen(self, rank: int) -> None:
-        note, now = self.meeting.notes / f"alive-{rank}", time.monotonic()
+        note, now = self.workers.notes / f"alive-{rank}", time.monotonic()
         beat = note.stat().st_mtime_ns if note.exists() else 0
         last, since = self.heard.get(rank, (-1, now))
         self.heard[rank] = (beat, since if beat == last else now)

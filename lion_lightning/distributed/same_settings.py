@@ -18,7 +18,7 @@ from lion_lightning.printing import is_secret
 PLAIN = (str, int, float, bool, type(None))
 
 
-def require_agreement(part: str, settings: Mapping[str, Any]) -> None:
+def check_same_on_all_ranks(part: str, settings: Mapping[str, Any]) -> None:
     """Compare settings over all ranks; every rank must call this at the same point. Alone, it does nothing.
 
     Args:

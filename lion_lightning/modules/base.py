@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.parsing import clean_namespace
 from torch import Tensor, nn
 
-from lion_lightning.distributed.same_settings import require_agreement
+from lion_lightning.distributed.same_settings import check_same_on_all_ranks
 from lion_lightning.models.checkpoints.io import remove_left_drafts, use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids
 from lion_lightning.models.policy import PolicyModel, position_limit
@@ -155,8 +155,8 @@ class AlignmentModule(SteppedPolicy, ABC):
             remove_left_drafts(self.trainer)
         self.require_data(getattr(self.trainer, "datamodule", None))
         made_with = {"optimizer": self.optimizer_factory, "lr_scheduler": self.lr_scheduler_factory}
-        require_agreement("model", {**self.hparams, **made_with})
-        require_agreement("trainer", {name: getattr(self.trainer, name) for name in AGREED})
+        check_same_on_all_ranks("model", {**self.hparams, **made_with})
+        check_same_on_all_ranks("trainer", {name: getattr(self.trainer, name) for name in AGREED})
 
     def configure_model(self) -> None:
         """Build the policy, once, however often Lightning (or a callback that averages weights) calls this."""

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lion_lightning.cache import remove_drafts, replacing, writing
-from lion_lightning.distributed.rendezvous import Meeting
+from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.judges.base import Judge, Loaded, judge_answers
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.rollouts.rounds import WRITABLE, Rollout, lies_at, read_rollouts, write_rollouts
@@ -40,7 +40,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Place(Meeting):
+class Place(WorkerGroup):
     """This process among those that make a round; its folder holds the round's pieces."""
 
     def sampled(self, chunk: Chunk) -> Path:

@@ -18,8 +18,8 @@ from lion_lightning.data.formats.sft import Example
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store import tokenize as tokenizing
-from lion_lightning.distributed import rendezvous as meeting
-from lion_lightning.distributed.rendezvous import Meeting
+from lion_lightning.distributed import rendezvous as workers
+from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.types import Piece
 from tests.distributed.ranks import run_ranks
 from tests.processes import start
@@ -96,7 +96,7 @@ def prepare(
 
 def run(folder: Path, cache: str, errors: Sequence[Exception | None] = (None, None), seeds: Any = (0, 0)) -> list[Any]:
     results = run_ranks(prepare, folder, folder, cache, errors, seeds)
-    assert not [*(folder / cache / "meetings").iterdir()]  # nothing is left behind
+    assert not [*(folder / cache / "groups").iterdir()]  # nothing is left behind
     return results
 
 
@@ -149,11 +149,11 @@ class Dying(Recording):
 
 
 def share(rank: int, folder: Path) -> None:
-    tokenizing._PART_ROWS, meeting.PATIENCE_SECONDS = 8, 2.0
-    place = Meeting(folder, rank, 2, "now")
+    tokenizing._PART_ROWS, workers.PATIENCE_SECONDS = 8, 2.0
+    place = WorkerGroup(folder, rank, 2, "now")
     encoder = Dying(None) if rank else Recording(None)
     try:
-        with place.taking_part():
+        with place.heartbeat():
             tokenizing.tokenize(Source(str(folder / "sums.jsonl")), encoder, folder, place)
     except RuntimeError as error:
         (folder / "said").write_text(str(error))

@@ -18,7 +18,7 @@ import pytest
 from lion_lightning.cache import read_json
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import manifest_path, part_path, read_batches, read_part
-from lion_lightning.distributed.rendezvous import Meeting
+from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.errors import explain
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
 from lion_lightning.models.chat_template import ChatTemplate
@@ -164,9 +164,9 @@ def test_what_a_stage_was_done_with_is_read_as_data(reads: Any, tmp_path: Path) 
 
 
 def test_notes_of_other_ranks_are_read_as_text(reads: Any, tmp_path: Path) -> None:
-    meeting = Meeting(tmp_path, 0, 2, "name")
-    meeting.notes.mkdir(parents=True, exist_ok=True)
-    reads(meeting.notes / "x-1", lambda: meeting.require_same("data", "x", "own"), "rank 1 has another than rank 0")
+    workers = WorkerGroup(tmp_path, 0, 2, "name")
+    workers.notes.mkdir(parents=True, exist_ok=True)
+    reads(workers.notes / "x-1", lambda: workers.require_same("data", "x", "own"), "rank 1 has another than rank 0")
 
 
 def test_a_kept_reply_of_a_judge_is_read_as_text(reads: Any, tmp_path: Path) -> None:

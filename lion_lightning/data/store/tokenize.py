@@ -33,7 +33,7 @@ from lion_lightning.data.store.tokenized import (
     read_part,
     tokens_digest,
 )
-from lion_lightning.distributed.rendezvous import ALONE, Meeting
+from lion_lightning.distributed.rendezvous import ALONE, WorkerGroup
 from lion_lightning.types import Piece
 
 logger = logging.getLogger(__name__)
@@ -61,11 +61,11 @@ class Encoder(Protocol):
 
 
 def tokenize(
-    source: Source, encoder: Encoder, cache_dir: str | Path | None = None, meeting: Meeting = ALONE
+    source: Source, encoder: Encoder, cache_dir: str | Path | None = None, workers: WorkerGroup = ALONE
 ) -> TokenTable:
     """Tokenize a source, or open what an earlier run left of the same content.
 
-    Each rank of a meeting makes some of the parts and then waits for the others', so all of them must call this while
+    Each rank of a workers makes some of the parts and then waits for the others', so all of them must call this while
     they take part in it. The store is the same, bit for bit, whatever their number; so is the error that a wrong row
     gives, on every rank. Parts that were finished are kept when a run is stopped.
 
@@ -73,7 +73,7 @@ def tokenize(
         source: What to read.
         encoder: How to read, tokenize and mask its rows.
         cache_dir: Folder of the stores; by default ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
-        meeting: This process among those that do it together.
+        workers: This process among those that do it together.
 
     Raises:
         ValueError: The source cannot be read, a row is wrong (the message names it), the folder cannot be written, or
@@ -83,13 +83,13 @@ def tokenize(
     rows = source.open()
     key = {"version": [STORE_VERSION, __version__], "rows": rows.fingerprint(), "encoder": encoder.fingerprint()}
     folder = cache_folder("tokens", cache_dir) / digest(key | source.identity())
-    meeting.require_same(f"{source.path}: files, tokenizer or transform", digest(source.description()), folder.name)
+    workers.require_same(f"{source.path}: files, tokenizer or transform", digest(source.description()), folder.name)
     if (table := _found(folder)) is not None:
         return table
     with writing(folder, _WHAT):
         folder.mkdir(parents=True, exist_ok=True)
         remove_drafts(*folder.parent.iterdir())
-    _Work(source, rows, encoder, meeting).make(_cut(source.choose(len(rows)), folder))
+    _Work(source, rows, encoder, workers).make(_cut(source.choose(len(rows)), folder))
     return TokenTable(folder)
 
 
@@ -136,7 +136,7 @@ class _Work:
     source: Source
     rows: Rows
     encoder: Encoder
-    meeting: Meeting
+    workers: WorkerGroup
 
     def make(self, parts: Sequence[_Part]) -> None:
         """Make this rank's parts, and wait for the others'.
@@ -145,19 +145,19 @@ class _Work:
         """
         self._make_mine(parts)
         for part in parts:
-            self.meeting.wait_until(partial(self._settled, part))
+            self.workers.wait_until(partial(self._settled, part))
             if (complaint := self._complaint(part)).exists():
                 raise ValueError(complaint.read_text("utf-8"))
 
     def _complaint(self, part: _Part) -> Path:
-        return self.meeting.notes / part.complaint
+        return self.workers.notes / part.complaint
 
     def _settled(self, part: _Part) -> bool:
         """Whether there is anything to wait for any more."""
         return self._complaint(part).exists() or part.whole()
 
     def _make_mine(self, parts: Sequence[_Part]) -> None:
-        todo = [part for part in self.meeting.run_of(parts) if not part.whole()]
+        todo = [part for part in self.workers.run_of(parts) if not part.whole()]
         stream = self._read(todo)
         for part in todo:
             if self._given_up(parts, part):
@@ -165,9 +165,9 @@ class _Work:
             try:
                 _write(part.path, self._batches(islice(stream, len(part.numbers))), self.encoder)
             except ValueError as error:
-                if self.meeting.world == 1:
+                if self.workers.world == 1:
                     raise
-                self.meeting.tell(part.complaint, str(error))
+                self.workers.tell(part.complaint, str(error))
 
     def _given_up(self, parts: Sequence[_Part], part: _Part) -> bool:
         """Whether an earlier part cannot be made: then this one is of no use."""
@@ -177,7 +177,7 @@ class _Work:
     def _read(self, parts: Sequence[_Part]) -> Iterator[Row]:
         """The rows of these parts, in one pass."""
         numbers = np.concatenate([np.empty(0, np.int64), *(part.numbers for part in parts)])
-        rank, world = self.meeting.rank, self.meeting.world
+        rank, world = self.workers.rank, self.workers.world
         whose = f", share of rank {rank} of {world}" if world > 1 else ""
         what = f"tokenize {self.source.label}{whose}"
         return iter(tqdm(self.rows.take(numbers), what, len(numbers), unit=" rows", delay=2, disable=rank > 0))

@@ -11,7 +11,7 @@ from lion_lightning.distributed.preparing import _remove_old_notes
 
 def test_notes_of_killed_ranks_go_after_a_day_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     old = time.time() - 90_000
-    for name, alive in (("meeting-dead", old), ("meeting-living", time.time())):
+    for name, alive in (("group-dead", old), ("group-living", time.time())):
         (tmp_path / name).mkdir()
         (tmp_path / name / "alive-0").touch()
         os.utime(tmp_path / name / "alive-0", (alive, alive))
@@ -21,4 +21,4 @@ def test_notes_of_killed_ranks_go_after_a_day_and_those_of_living_ones_stay(tmp_
     (tmp_path / "other").touch()
     os.utime(tmp_path / "other", (old, old))
     _remove_old_notes(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["meeting-living", "other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["group-living", "other"]

@@ -15,7 +15,7 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store import tokenize as tokenizing
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.distributed import rendezvous as module
-from lion_lightning.distributed.rendezvous import Meeting, RankLostError
+from lion_lightning.distributed.rendezvous import RankLostError, WorkerGroup
 from tests.unit.data.letters import Letters
 
 
@@ -26,13 +26,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "_PART_ROWS", 2)
 
 
-def ranks(folder: Path, work: Callable[[Meeting], Any], world: int = 2, attempt: str = "now") -> list[Any]:
+def ranks(folder: Path, work: Callable[[WorkerGroup], Any], world: int = 2, attempt: str = "now") -> list[Any]:
     """What each rank gives back, or raises."""
 
     def one(rank: int) -> Any:
-        place = Meeting(folder, rank, world, attempt)
+        place = WorkerGroup(folder, rank, world, attempt)
         try:
-            with place.taking_part():
+            with place.heartbeat():
                 return work(place)
         except (RuntimeError, ValueError) as error:
             return error
@@ -54,16 +54,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_every_item_is_done_by_one_rank(world: int) -> None:
     items = [*range(5)]
-    places = [Meeting(rank=rank, world=world) for rank in range(world)]
+    places = [WorkerGroup(rank=rank, world=world) for rank in range(world)]
     assert sorted(item for place in places for item in place.mine(items)) == items
     assert [item for place in places for item in place.run_of(items)] == items
 
 
 def test_a_rank_that_fails_stops_those_that_wait(tmp_path: Path) -> None:
-    (tmp_path / "meeting-before").mkdir()
-    (tmp_path / "meeting-before" / "failed-0").write_text("of an earlier start")
+    (tmp_path / "group-before").mkdir()
+    (tmp_path / "group-before" / "failed-0").write_text("of an earlier start")
 
-    def work(place: Meeting) -> None:
+    def work(place: WorkerGroup) -> None:
         if place.rank == 1:
             raise ValueError("no luck here")
         place.wait_for([tmp_path / "never"])
@@ -77,15 +77,15 @@ def test_a_rank_that_is_gone_without_a_word_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
-    place = Meeting(tmp_path, 0, 2, "now")
-    with pytest.raises(RankLostError, match=r"rank 1 was lost: no sign of life.*start again"), place.taking_part():
+    place = WorkerGroup(tmp_path, 0, 2, "now")
+    with pytest.raises(RankLostError, match=r"rank 1 was lost: no sign of life.*start again"), place.heartbeat():
         place.wait_for([tmp_path / "never"])
 
 
 def test_one_that_takes_long_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.15)
 
-    def work(place: Meeting) -> bool:
+    def work(place: WorkerGroup) -> bool:
         if place.rank == 1:
             time.sleep(0.4)
             (tmp_path / "late").touch()
