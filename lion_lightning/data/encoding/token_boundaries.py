@@ -72,7 +72,7 @@ class TokenBoundaries:
             Its tokens; None if they stand for another text, as with tokenizers that put a space before each part.
         """
         edges = [0, *starts, len(text)]
-        parts = _Parts(self.encode([text[start:stop] for start, stop in pairwise(edges)]), edges)
+        parts = _TextParts(self.encode([text[start:stop] for start, stop in pairwise(edges)]), edges)
         whole = self.encode([text])[0]
         same = self.backend.decode(parts.ids, False) == self.backend.decode(whole.ids, False)
         return parts if same else None
@@ -108,7 +108,7 @@ class TokenBoundaries:
             yield Boundary(start, text[_begin(encoding, anchor) if anchor else 0 : start], ids[anchor:first])
 
 
-class _Parts:
+class _TextParts:
     """Tokens of a text that was tokenized in parts; those of the library forget where they lie when they are merged."""
 
     def __init__(self, parts: Sequence[Encoding], edges: Sequence[int]) -> None:

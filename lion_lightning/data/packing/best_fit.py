@@ -26,7 +26,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Which spans lie in which row, as flat arrays (no object a document).
 
     Attributes:
@@ -65,7 +65,7 @@ class Packing(ABC):
     """A way to fill rows. Subclass it and name the subclass in YAML by ``class_path``."""
 
     @abstractmethod
-    def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> Rows:
+    def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> PackedRows:
         """Fill rows.
 
         Args:
@@ -85,7 +85,7 @@ class BestFit(Packing):
     lengths. Documents of equal length change places between epochs.
     """
 
-    def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> Rows:
+    def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> PackedRows:
         """See the base class."""
         _refuse_overlong(lengths, capacity)
         shuffled = rng.permutation(len(lengths))
@@ -97,7 +97,7 @@ class BestFit(Packing):
 class Unpacked(Packing):
     """One document a row."""
 
-    def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> Rows:
+    def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> PackedRows:
         """See the base class."""
         _refuse_overlong(lengths, capacity)
         order = np.arange(len(lengths))
@@ -111,7 +111,7 @@ class Wrapped(Packing):
     pretraining code does; for conversations :class:`BestFit` is better.
     """
 
-    def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> Rows:
+    def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> PackedRows:
         """See the base class."""
         order = rng.permutation(len(lengths))
         ends = np.cumsum(lengths[order])
@@ -122,7 +122,7 @@ class Wrapped(Packing):
         begins = firsts - (ends - lengths[order])[places]
         offsets = np.searchsorted(firsts, np.arange(0, total, capacity))
         documents, ends_within = order[places], begins + lasts - firsts
-        return Rows(np.append(offsets, len(firsts)), small(documents), small(begins), small(ends_within))
+        return PackedRows(np.append(offsets, len(firsts)), small(documents), small(begins), small(ends_within))
 
 
 def _best_fit(lengths: Integers, capacity: int) -> Integers:
@@ -150,12 +150,12 @@ def _best_fit(lengths: Integers, capacity: int) -> Integers:
     return rows
 
 
-def _whole_documents(lengths: Integers, order: Integers, rows: Integers) -> Rows:
+def _whole_documents(lengths: Integers, order: Integers, rows: Integers) -> PackedRows:
     by_row = np.argsort(rows, kind="stable")
     documents = small(order[by_row])
     counts = np.bincount(rows) if len(rows) else np.zeros(0, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Rows(offsets, documents, np.zeros_like(documents), small(lengths[documents]))
+    return PackedRows(offsets, documents, np.zeros_like(documents), small(lengths[documents]))
 
 
 def _refuse_overlong(lengths: Integers, capacity: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lion_lightning.data.packing.best_fit import BestFit, Integers, Packing, Rows, Span
+from lion_lightning.data.packing.best_fit import BestFit, Integers, PackedRows, Packing, Span
 from lion_lightning.data.packing.collate import collate
 from lion_lightning.types import PackedBatch, Piece, Sample
 
@@ -49,7 +49,7 @@ class PackedLoader:
         lengths: ``(samples,)`` tokens of each.
         capacity: Tokens of a row.
         packing: How samples share rows; None for best-fit decreasing.
-        batch_size: Rows of a micro-batch.
+        batch_size: PackedRows of a micro-batch.
         shuffle: Whether every epoch has rows and an order of its own; otherwise all are alike.
         seed: Seed of packing and order.
         rank: This process's place among the data-parallel ones.
@@ -100,8 +100,8 @@ class PackedLoader:
         return self
 
     @property
-    def rows(self) -> Rows:
-        """Rows of the present epoch, in the order in which they are loaded."""
+    def rows(self) -> PackedRows:
+        """PackedRows of the present epoch, in the order in which they are loaded."""
         return self._rows
 
     def set_epoch(self, epoch: int) -> None:
@@ -229,12 +229,12 @@ class PackedLoader:
             generator=torch.Generator().manual_seed(self.seed),  # else it would draw from the global one
         )
 
-    def _plan(self) -> Rows:
+    def _plan(self) -> PackedRows:
         rng = np.random.default_rng([self.seed, self.epoch] if self.shuffle else self.seed)
         rows = self.packing.rows(self.lengths, self.capacity, rng)
         return _reorder(rows, rng.permutation(len(rows))) if self.shuffle else rows
 
-    def _planned_alike(self) -> Rows:
+    def _planned_alike(self) -> PackedRows:
         """This epoch's rows; as many as the last one's, since trainers ask for the length once."""
         rows = self._plan()
         if len(rows) != len(self._rows):
@@ -248,7 +248,7 @@ class PackedLoader:
 class _Batches(Dataset[PackedBatch]):
     """Micro-batches by number; numbers past the last are what a rank without work runs."""
 
-    def __init__(self, samples: Samples, rows: Rows, batch_size: int, capacity: int) -> None:
+    def __init__(self, samples: Samples, rows: PackedRows, batch_size: int, capacity: int) -> None:
         self.samples, self.rows, self.batch_size, self.capacity = samples, rows, batch_size, capacity
 
     def __getitem__(self, number: int) -> PackedBatch:
@@ -270,9 +270,9 @@ def _part(sample: Sample, span: Span) -> Sample:
     return Sample((piece,), sample.index, sample.source)
 
 
-def _reorder(rows: Rows, order: Integers) -> Rows:
+def _reorder(rows: PackedRows, order: Integers) -> PackedRows:
     sizes = np.diff(rows.offsets)[order]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
     places = np.repeat(rows.offsets[:-1][order], sizes) + within
-    return Rows(offsets, rows.documents[places], rows.starts[places], rows.stops[places])
+    return PackedRows(offsets, rows.documents[places], rows.starts[places], rows.stops[places])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lion_lightning.cache import read_object
-from lion_lightning.data.sources.readers import Chain, DatasetRows, Parquet, Rows, first_line
+from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Parquet, Rows, first_line
 from lion_lightning.data.sources.text_files import COMPRESSIONS, SPLITS, JsonLines, Table, read_json
 
 KINDS: dict[str, Callable[[Path], dict[str, Rows]]] = {
@@ -73,7 +73,7 @@ def _joined(files: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
     """The rows of several files, one after the other."""
     names = dict.fromkeys(name for splits in files for name in splits)
     parts = {name: [splits[name] for splits in files if name in splits] for name in names}
-    return {name: found[0] if len(found) == 1 else Chain(found) for name, found in parts.items()}
+    return {name: found[0] if len(found) == 1 else ChainedRows(found) for name, found in parts.items()}
 
 
 # --- folders
@@ -124,7 +124,7 @@ def _folder(folder: Path) -> dict[str, Rows]:
     by_split = {name: [_file(path) for path in files if (splits[path] or "train") == name] for name in names}
     if all(split is None for split in splits.values()):
         return _joined(by_split["train"])
-    return {name: Chain([rows for file in found for rows in file.values()]) for name, found in by_split.items()}
+    return {name: ChainedRows([rows for file in found for rows in file.values()]) for name, found in by_split.items()}
 
 
 def _is_data(path: Path) -> bool:

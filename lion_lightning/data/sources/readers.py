@@ -167,7 +167,7 @@ class Slice(Rows):
 
 
 @dataclass(frozen=True)
-class Chain(Rows):
+class ChainedRows(Rows):
     """Several rows one after the other."""
 
     parts: Sequence[Rows]

@@ -14,7 +14,7 @@ from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_notes import RowNotes, note
 from lion_lightning.data.sources.json_text import spelled_out
 from lion_lightning.data.sources.local_files import find_splits, kind_of, without_ending
-from lion_lightning.data.sources.readers import Chain, DatasetRows, Numbers, Row, Rows, Slice, first_line
+from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Numbers, Row, Rows, Slice, first_line
 from lion_lightning.data.sources.text_files import SPLITS
 from lion_lightning.data.sources.transforming import Transform, code_of, imported, name_of, transformed
 
@@ -223,7 +223,7 @@ def _split(splits: Mapping[str, Rows], spec: str, path: str) -> Rows:
     except (AssertionError, ValueError) as error:
         names = ", ".join(sorted(splits))
         raise ValueError(f"{path}: no split {spec!r} ({first_line(error)}); the splits here are: {names}") from error
-    return Chain([Slice(splits[part.splitname], part.from_, part.to) for part in parts])
+    return ChainedRows([Slice(splits[part.splitname], part.from_, part.to) for part in parts])
 
 
 def _from_hub(path: str, split: str, subset: str | None, revision: str | None) -> Rows:

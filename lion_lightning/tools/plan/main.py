@@ -9,7 +9,7 @@ from typing import Any
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB, Placement
 from lion_lightning.planning.sharding_layout import placements, recomputes
-from lion_lightning.tools.plan.report import Plan
+from lion_lightning.tools.plan.report import PlanReport
 from lion_lightning.tools.plan.step_time import Machine
 from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     settings: Any = cli.trainer
     gpus = _devices(settings) if options.gpus is None else options.gpus
     job = _job(cli, settings, options)
-    plan = Plan(
+    plan = PlanReport(
         job,
         _placements(settings, gpus, packed=job.spec.quantization is not None),
         Machine(options.tflops, options.mfu, options.bandwidth),

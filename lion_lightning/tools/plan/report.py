@@ -17,7 +17,7 @@ TITLES = {"in_flight": "gathered, copied", "activations": "activations, temps", 
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanReport:
     """A job under several placements.
 
     Attributes:

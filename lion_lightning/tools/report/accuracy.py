@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
-from lion_lightning.tools.report.logs import Chain
+from lion_lightning.tools.report.logs import ChainLogs
 
 ALL = ""
 """The kind that all prompts are of."""
@@ -51,7 +51,7 @@ class Accuracy(NamedTuple):
         return mean_interval([after - was for was, after in zip(before, self.values(stage), strict=True)])
 
 
-def accuracy_of(chains: Sequence[Chain]) -> Accuracy | None:
+def accuracy_of(chains: Sequence[ChainLogs]) -> Accuracy | None:
     """Collect the accuracies of all stages and seeds.
 
     Args:

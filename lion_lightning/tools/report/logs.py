@@ -21,7 +21,7 @@ SAMPLES = 24
 """Prompts whose answers are shown side by side: the first of the evaluation's, so that stages show the same ones."""
 
 
-class Sample(NamedTuple):
+class AnswerSample(NamedTuple):
     """An answer that was judged.
 
     Attributes:
@@ -52,12 +52,12 @@ class Stage(NamedTuple):
     curves: dict[str, Curve]
     rounds: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    samples: dict[str, Sample]
+    samples: dict[str, AnswerSample]
     provenance: dict[str, Any]
     seconds: float | None
 
 
-class Chain(NamedTuple):
+class ChainLogs(NamedTuple):
     """The stages of one seed, in order.
 
     Attributes:
@@ -69,7 +69,7 @@ class Chain(NamedTuple):
     stages: list[Stage]
 
 
-def read_run(folder: Path) -> list[Chain]:
+def read_run(folder: Path) -> list[ChainLogs]:
     """Read a folder of ``lion run``, of a single stage, or one that holds stages.
 
     Args:
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> list[Chain]:
         raise ValueError(f"{folder} is no folder; give that of a run, e.g. runs/pipeline")
     numbered = [path for path in folder.glob("seed-*") if path.name.partition("-")[2].isdecimal()]
     seeds = sorted(numbered, key=lambda path: int(path.name.partition("-")[2]))
-    chains = [Chain(path.name, _stages(path)) for path in seeds] or [Chain(folder.name, _stages(folder))]
+    chains = [ChainLogs(path.name, _stages(path)) for path in seeds] or [ChainLogs(folder.name, _stages(folder))]
     found = [chain for chain in chains if chain.stages]
     if not found:
         raise ValueError(
@@ -170,12 +170,12 @@ def _last_start(path: Path) -> dict[str, Any]:
     return starts[-1]
 
 
-def _samples(path: Path) -> dict[str, Sample]:
+def _samples(path: Path) -> dict[str, AnswerSample]:
     if not path.exists():
         return {}
     try:
         with path.open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in islice(file, SAMPLES)]
-        return {str(row["question"]): Sample(str(row["answer"]), float(row["score"])) for row in rows}
+        return {str(row["question"]): AnswerSample(str(row["answer"]), float(row["score"])) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or no answers with scores; {_FIX}") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lion_lightning.tools.report.accuracy import Accuracy
-from lion_lightning.tools.report.logs import Chain, Stage
+from lion_lightning.tools.report.logs import ChainLogs, Stage
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #20242a; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
@@ -43,7 +43,7 @@ class Picture(NamedTuple):
     note: str = ""
 
 
-def page(title: str, chains: Sequence[Chain], accuracy: Accuracy | None, pictures: Iterable[Picture]) -> str:
+def page(title: str, chains: Sequence[ChainLogs], accuracy: Accuracy | None, pictures: Iterable[Picture]) -> str:
     """The whole page.
 
     Args:
@@ -95,7 +95,7 @@ def _number(value: float | None, form: str = "{:.4g}") -> Cell:
     return Cell("-" if value is None else form.format(value), "n")
 
 
-def _summary(chains: Sequence[Chain]) -> str:
+def _summary(chains: Sequence[ChainLogs]) -> str:
     stages = " → ".join(stage.name for stage in chains[0].stages)
     times = [stage.seconds for chain in chains for stage in chain.stages if stage.seconds]
     spent = f"; {sum(times):.0f} s of work in all" if times else ""
@@ -115,7 +115,7 @@ def _with_interval(value: Any, form: str = "{:.3f}") -> Cell:
     return Cell(f"{form.format(value.estimate)} [{form.format(value.low)}, {form.format(value.high)}]", "n")
 
 
-def _last_figures(chains: Sequence[Chain]) -> str:
+def _last_figures(chains: Sequence[ChainLogs]) -> str:
     """Validation before the first step and at the end, of every stage."""
     keys = ("val/loss", "val/accuracy", "val/rewards/accuracy", "val/rewards/margin", "val/kl")
     known = [key for key in keys if any(key in stage.curves for chain in chains for stage in chain.stages)]
@@ -132,7 +132,7 @@ def _ends(stage: Stage, key: str) -> Cell:
     return Cell(f"{values[0]:.4g} → {values[-1]:.4g}" if values else "-", "n")
 
 
-def _answers(chain: Chain) -> str:
+def _answers(chain: ChainLogs) -> str:
     """The same prompts, answered by every stage."""
     stages = [stage for stage in chain.stages if stage.samples]
     if not stages:
@@ -150,7 +150,7 @@ def _answer(stage: Stage, prompt: str) -> Cell:
     return Cell(found.text, "a right" if found.score >= 1 else "a wrong" if found.score <= 0 else "a")
 
 
-def _origin(chains: Sequence[Chain]) -> str:
+def _origin(chains: Sequence[ChainLogs]) -> str:
     rows: list[Row] = []
     for chain in chains:
         for stage in chain.stages:

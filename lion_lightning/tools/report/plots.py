@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lion_lightning.printing import harmless
 from lion_lightning.tools.report.accuracy import Accuracy
-from lion_lightning.tools.report.logs import Chain, Curve, Stage
+from lion_lightning.tools.report.logs import ChainLogs, Curve, Stage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def figure(rows: int, columns: int, height: float = 3.0) -> Iterator[tuple[Figur
             plt.close(made)
 
 
-def overview(chains: Sequence[Chain], accuracy: Accuracy | None) -> bytes:
+def overview(chains: Sequence[ChainLogs], accuracy: Accuracy | None) -> bytes:
     """The picture for a README: accuracies, losses, margins and rounds, on one page.
 
     Returns:
@@ -69,7 +69,7 @@ def overview(chains: Sequence[Chain], accuracy: Accuracy | None) -> bytes:
     return _png(panels, columns=min(3, len(panels)))
 
 
-def curves(chains: Sequence[Chain]) -> bytes:
+def curves(chains: Sequence[ChainLogs]) -> bytes:
     """Losses of every stage, then rewards, divergence and lengths of those that train on pairs."""
     return _png([*_loss_panels(chains), *_pair_panels(chains)], columns=3)
 
@@ -82,7 +82,7 @@ def accuracies(accuracy: Accuracy) -> bytes:
         return _bytes(made)
 
 
-def rounds(chains: Sequence[Chain]) -> bytes | None:
+def rounds(chains: Sequence[ChainLogs]) -> bytes | None:
     """What happened in the rounds of on-policy sampling; None where there were none."""
     panels = _round_panels(chains)
     return _png(panels, columns=3) if panels else None
@@ -167,12 +167,12 @@ def by_kind(accuracy: Accuracy) -> Panel:
 # --- curves
 
 
-def _loss_panels(chains: Sequence[Chain]) -> list[Panel]:
+def _loss_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
     names = list(dict.fromkeys(stage.name for chain in chains for stage in chain.stages))
     return [_losses(chains, name, COLOURS[place % len(COLOURS)]) for place, name in enumerate(names)]
 
 
-def _losses(chains: Sequence[Chain], name: str, colour: str) -> Panel:
+def _losses(chains: Sequence[ChainLogs], name: str, colour: str) -> Panel:
     def draw(axes: Axes) -> None:
         for stage in _named(chains, name):
             _line(axes, _smooth(stage.curves.get("train/loss", {})), colour, alpha=0.6)
@@ -183,7 +183,7 @@ def _losses(chains: Sequence[Chain], name: str, colour: str) -> Panel:
     return draw
 
 
-def _pair_panels(chains: Sequence[Chain]) -> list[Panel]:
+def _pair_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
     return [
         _over_stages(chains, key, title)
         for key, title in PAIR_CURVES.items()
@@ -191,7 +191,7 @@ def _pair_panels(chains: Sequence[Chain]) -> list[Panel]:
     ]
 
 
-def _over_stages(chains: Sequence[Chain], key: str, title: str) -> Panel:
+def _over_stages(chains: Sequence[ChainLogs], key: str, title: str) -> Panel:
     """A figure of all stages that have it, over the share of the stage."""
 
     def draw(axes: Axes) -> None:
@@ -212,7 +212,7 @@ def _over_stages(chains: Sequence[Chain], key: str, title: str) -> Panel:
 # --- rounds
 
 
-def _round_panels(chains: Sequence[Chain]) -> list[Panel]:
+def _round_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
     sampled = [stage for chain in chains for stage in chain.stages if stage.rounds]
     return [
         _over_rounds(sampled, key, title)
@@ -237,7 +237,7 @@ def _over_rounds(stages: Sequence[Stage], key: str, title: str) -> Panel:
 # --- shared
 
 
-def _named(chains: Sequence[Chain], name: str) -> list[Stage]:
+def _named(chains: Sequence[ChainLogs], name: str) -> list[Stage]:
     return [stage for chain in chains for stage in chain.stages if stage.name == name]
 
 

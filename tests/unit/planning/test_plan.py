@@ -27,7 +27,7 @@ from lion_lightning.planning.optimizer_memory import update
 from lion_lightning.planning.sharding_layout import placements, recomputes
 from lion_lightning.planning.sizes import weight_bytes
 from lion_lightning.strategies import FSDP2Strategy, WrapLayers
-from lion_lightning.tools.plan.report import Plan
+from lion_lightning.tools.plan.report import PlanReport
 from lion_lightning.tools.plan.step_time import Machine, step_time
 from tests import tiny
 
@@ -161,7 +161,7 @@ def test_time_is_the_longer_of_products_and_traffic(total: int) -> None:
 
 
 def test_a_sampler_takes_its_share_beside_weights_and_state(total: int) -> None:
-    plan = Plan(plain(), [Replicated(1)], Machine(1, 1, 1), memory=2**30, sampler=0.75)
+    plan = PlanReport(plain(), [Replicated(1)], Machine(1, 1, 1), memory=2**30, sampler=0.75)
     [peak] = plan.peaks
     assert plan.fits(peak)
     assert not replace(plan, memory=round(12 * total / 0.25)).fits(peak)  # weights and AdamW's state are 12 bytes each

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lion_lightning.data.packing.best_fit import BestFit, Integers, Packing, Rows, Span, Unpacked, Wrapped
+from lion_lightning.data.packing.best_fit import BestFit, Integers, PackedRows, Packing, Span, Unpacked, Wrapped
 from tests.marks import exhaustive
 
 PACKINGS = [BestFit(), Unpacked(), Wrapped()]
 
 
-def pack(packing: Packing, lengths: Sequence[int], capacity: int, seed: int = 0) -> Rows:
+def pack(packing: Packing, lengths: Sequence[int], capacity: int, seed: int = 0) -> PackedRows:
     return packing.rows(np.array(lengths, dtype=np.int64), capacity, np.random.default_rng(seed))
 
 
-def row_lengths(rows: Rows) -> list[list[int]]:
+def row_lengths(rows: PackedRows) -> list[list[int]]:
     """Lengths of the spans of each row, longest first, and rows in order of those."""
     return sorted(sorted((s.stop - s.start for s in rows.spans(row)), reverse=True) for row in range(len(rows)))
 
 
-def all_spans(rows: Rows) -> list[Span]:
+def all_spans(rows: PackedRows) -> list[Span]:
     return [span for row in range(len(rows)) for span in rows.spans(row)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lion_lightning.data.packing.best_fit import Integers, Rows, Unpacked, Wrapped
+from lion_lightning.data.packing.best_fit import Integers, PackedRows, Unpacked, Wrapped
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.types import PackedBatch, Piece, Sample
 from tests.marks import exhaustive
@@ -119,7 +119,7 @@ def test_a_packing_whose_number_of_rows_depends_on_chance_is_refused() -> None:
     """Lightning asks for the length once; rows beyond it would be dropped in silence."""
 
     class Fickle(Unpacked):
-        def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> Rows:
+        def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> PackedRows:
             return super().rows(lengths[: int(rng.integers(1, len(lengths)))], capacity, rng)
 
     with pytest.raises(ValueError, match=r"Fickle made .* rows in one epoch and .* in another"):
@@ -129,7 +129,7 @@ def test_a_packing_whose_number_of_rows_depends_on_chance_is_refused() -> None:
 # --- ranks and accumulation -------------------------------------------------------------------------------------------
 
 Split = tuple[int, int, int]
-"""Rows of a micro-batch, micro-batches a step and rank, ranks."""
+"""PackedRows of a micro-batch, micro-batches a step and rank, ranks."""
 SPLITS: list[Split] = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)]
 
 

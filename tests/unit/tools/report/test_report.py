@@ -12,7 +12,7 @@ import pytest
 from lion_lightning.cli import main
 from lion_lightning.tools.report import write_report
 from lion_lightning.tools.report.accuracy import accuracy_of
-from lion_lightning.tools.report.logs import Chain, read_run, read_stage
+from lion_lightning.tools.report.logs import ChainLogs, read_run, read_stage
 from lion_lightning.tools.report.page import Cell, page, table
 
 PNG = b"\x89PNG\r\n"
@@ -124,4 +124,4 @@ def test_cells_are_escaped() -> None:
     assert table(["a<"], [["<script>", Cell("1 & 2", "n")]]) == (
         '<table><tr><th>a&lt;</th></tr><tr><td>&lt;script&gt;</td><td class="n">1 &amp; 2</td></tr></table>'
     )
-    assert "<title>a &amp; b</title>" in page("a & b", [Chain("run", [])], None, [])
+    assert "<title>a &amp; b</title>" in page("a & b", [ChainLogs("run", [])], None, [])
