@@ -75,8 +75,8 @@ class PackedBatch:
     """Samples laid end to end in one flat row, with no padding.
 
     Supervision is explicit: target ``i`` is the token ``targets[i]``, predicted from the hidden state at flat position
-    ``logit_positions[i]``. That states without special cases that the first token of a document is nobody's target and that
-    the first token of each answer of a prompt is predicted from the prompt's last token.
+    ``logit_positions[i]``. So the first token of a document is no target, and the first token of each answer is
+    predicted from the last token of its prompt, without special cases.
 
     Attributes:
         input_ids: ``(tokens,)`` int64.
