@@ -14,7 +14,10 @@ def slow(*cases: Any) -> list[Any]:
 
 
 def exhaustive(*cases: Any) -> list[Any]:
-    """Cases that are more of the same: the other runs keep one of each kind."""
+    """Cases that are more of the same: the other runs keep one of each kind.
+
+    A tuple is a case's arguments; a single argument that is a tuple stands in one: ``exhaustive(((1, 0),))``.
+    """
     return _marked(pytest.mark.exhaustive, cases)
 
 

@@ -72,7 +72,7 @@ def test_killed_while_training(online: Online, whole: dict[str, Tensor], epoch: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", [RefreshedReference, *exhaustive(FrozenReference)])
-@pytest.mark.parametrize("place", [(2, 1), *exhaustive([(1, 0)])])
+@pytest.mark.parametrize("place", [(2, 1), *exhaustive(((1, 0),))])
 def test_killed_under_other_references(online: Online, reference: Any, place: tuple[int, int]) -> None:
     def module() -> Any:
         return online.module(reference=reference())
