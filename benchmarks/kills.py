@@ -2,8 +2,8 @@
 
 ``python benchmarks/kills.py --kills 100 --seed 0`` runs SFT, DPO, online DPO (``lion fit ... --ckpt_path last``) and
 all three stages of ``lion run``, with a tiny model, each several times. Each is sent SIGKILL, SIGTERM or SIGINT again
-and again: at a random change among its files, at a draft of a checkpoint or an export, or at a random moment of its
-start. What must be equal in the end, bit for bit: weights, optimizer and schedule of every checkpoint that the
+and again: at a random change among its files, at a temporary file of a checkpoint or an export, or at a random moment
+of its start. What must be equal in the end, bit for bit: weights, optimizer and schedule of every checkpoint that the
 undisturbed run has, every value that was logged (but speeds), all rounds with their summaries, and every file of the
 export. The exit code after a signal must be 128 plus its number.
 
@@ -247,7 +247,7 @@ def watched(run: Path, child: int, stop: Callable[[Files, int, float], bool]) ->
 Files = frozenset[tuple[str, int, int]]
 DRAFTS = ("epoch.*.ckpt", "end-.*.ckpt", "last.ckpt", "export")
 MORE_DRAFTS = {"online_dpo": ("plan.json", "sampled-.*", "judged-.*", "round-.*"), "run": ("done.json", "round-.*")}
-"""Files whose draft, or whose place, is looked out for."""
+"""Files whose temporary file, or which themselves, is looked out for."""
 
 
 def moment(draw: random.Random, kind: str, most: int) -> Callable[[Files, int, float], bool]:
@@ -303,16 +303,16 @@ def _gone(group: int) -> None:
 
 
 def going_on(run: Path, kind: str) -> str:
-    """What a process was doing when it was killed, by the drafts and files that it left."""
+    """What a process was doing when it was killed, by the files that it left."""
     out = run / "out"
     stages = [out / name for name in KINDS[:-1] if (out / name).exists()] if kind == "run" else [out]
     if kind == "run" and (not stages or (stages[-1] / "done.json").exists()):
         return "between stages" if stages else "start-up"
     stage = stages[-1]
-    drafts = [path.name for path in stage.rglob(".*.*")]
-    if any(name.endswith(".ckpt") for name in drafts):
+    left = [path.name for path in stage.rglob(".*.*")]
+    if any(name.endswith(".ckpt") for name in left):
         return "checkpoint write"
-    if any(name.endswith(".export") for name in drafts):
+    if any(name.endswith(".export") for name in left):
         return "export"
     if kind == "run" and (stage / "export" / "lion_export.json").exists():
         return "between stages"
@@ -342,7 +342,7 @@ def _steps(stage: Path) -> int:
 
 def differences(run: Path, whole: Path) -> Iterator[str]:
     """What of a finished run is not what the undisturbed one has."""
-    yield from (f"{path.relative_to(run)} left" for path in _old_drafts(run))
+    yield from (f"{path.relative_to(run)} left" for path in _stale_files(run))
     stages = [Path("out", name) for name in KINDS[:-1]] if (whole / "out" / "sft").exists() else [Path("out")]
     for stage in stages:
         one, other, name = run / stage, whole / stage, stage.name
@@ -352,7 +352,7 @@ def differences(run: Path, whole: Path) -> Iterator[str]:
         yield from (f"{name}: {what}" for what in _rounds(one, other))
 
 
-def _old_drafts(run: Path) -> list[Path]:
+def _stale_files(run: Path) -> list[Path]:
     """What kills have left; the last start removed all that was not of its own making."""
     hidden = [path for folder in ("out", "cache") for path in (run / folder).rglob(".*")]
     return [path for path in hidden if re.fullmatch(r"\.[\w-]+\.[0-9a-f]{32}\..+", path.name)]

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lion_lightning.cache import replacing
+from lion_lightning.cache import atomic_write
 from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.callbacks.samples import greedy_answers, log_text
 from lion_lightning.modules.base import AlignmentModule
@@ -160,8 +160,8 @@ class BeforeAfter(Callback):
             "answers": answers,
         }
         if writes_files(trainer):
-            with replacing(Path(trainer.default_root_dir) / self.filename) as draft:
-                draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            with atomic_write(Path(trainer.default_root_dir) / self.filename) as temporary:
+                temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         log_text(trainer, "before_after", _as_markdown(answers))
 
 

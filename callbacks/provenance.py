@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lion_lightning.cache import read_json, replacing
+from lion_lightning.cache import atomic_write, read_json
 from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.printing import redacted_arguments, without_secrets
 
@@ -61,8 +61,8 @@ class Provenance(Callback):
             return
         path = Path(trainer.default_root_dir) / self.filename
         entry = {**surroundings(), **_run(trainer, pl_module)}
-        with replacing(path) as draft:
-            draft.write_text(json.dumps([*_earlier(path), entry], indent=2, default=str) + "\n", encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps([*_earlier(path), entry], indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _earlier(path: Path) -> list[Any]:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lion_lightning.cache import replacing
+from lion_lightning.cache import atomic_write
 from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.callbacks.memory import causal_lm, device_memory, estimate_memory, references
 from lion_lightning.callbacks.progress import readable
@@ -58,8 +58,8 @@ class StartupSummary(Callback):
             return
         figures = summarize(trainer, pl_module)
         if writes_files(trainer):
-            with replacing(Path(trainer.default_root_dir) / self.filename) as draft:
-                draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            with atomic_write(Path(trainer.default_root_dir) / self.filename) as temporary:
+                temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         rank_zero_info("\n".join(lines(figures)))
         _warn_of_few_steps(trainer, figures["run"]["steps"])
         needed, there = figures["memory"]["total"], figures["memory"]["device"]

@@ -1,4 +1,4 @@
-"""Where caches lie on disk, and files that are there in full or not at all."""
+"""The cache folder, atomic writes of files and folders, checksums and small JSON files."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _HOST = re.sub(r"[^\w-]", "-", platform.node())[:40]
-_DRAFT = re.compile(r"\.(?:(?P<host>[\w-]*)\.)?[0-9a-f]{32}\..+")
+_TEMPORARY = re.compile(r"\.(?:(?P<host>[\w-]*)\.)?[0-9a-f]{32}\..+")
 _DAY = 24 * 3600.0
-_GRACE = 1.0  # between the making of a draft and its lock
+_GRACE = 1.0  # seconds between creating a temporary file and locking it
 
 
 def cache_folder(kind: str, cache_dir: str | Path | None = None) -> Path:
-    """Folder of one kind of cache.
+    """Folder for one kind of cached data.
 
     Args:
-        kind: Name of the folder in the cache, e.g. ``tokens``.
+        kind: Name of the subfolder, e.g. ``tokens``.
         cache_dir: The cache; None for ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
     """
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -40,101 +40,111 @@ def cache_folder(kind: str, cache_dir: str | Path | None = None) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give another name to write to, which becomes ``path`` at the end: an atomic write.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write a file under a temporary name and rename it to ``path`` at the end.
 
-    A run that is killed leaves ``path`` as it was, and a hidden draft next to it for :func:`remove_drafts`.
+    A process that is killed leaves ``path`` unchanged and a hidden temporary file next to it, which
+    :func:`remove_stale_files` removes. With several writers the last one wins.
 
     Args:
-        path: The file to be; of two writers the last one wins.
+        path: The file to write.
+
+    Yields:
+        The temporary file, empty.
 
     Raises:
-        OSError: It cannot be written; the error names ``path``, not the draft.
+        OSError: The file cannot be written; the error names ``path``, not the temporary file.
     """
-    draft = _draft_of(path)
+    temporary = _temporary_name(path)
     try:
-        with _naming(path, draft):
-            draft.touch()
-            with _locked(draft):
-                yield draft
-                sync(draft)
-                os.replace(draft, path)
+        with _errors_name(path, temporary):
+            temporary.touch()
+            with _locked(temporary):
+                yield temporary
+                sync(temporary)
+                os.replace(temporary, path)
                 sync(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder, all of which is replaced.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write a folder under a temporary name and rename it to ``path``; an earlier folder or file there is removed.
 
     Args:
-        path: The folder to be.
+        path: The folder to write.
+
+    Yields:
+        The temporary folder, empty.
 
     Raises:
-        OSError: It cannot be written; the error names ``path``, not the draft.
+        OSError: The folder cannot be written; the error names ``path``, not the temporary folder.
     """
-    old = _draft_of(path)
+    replaced = _temporary_name(path)
     try:
-        with draft_folder(path) as draft:
-            yield draft
-            replace_folder(draft, path, old)
+        with temporary_folder(path) as temporary:
+            yield temporary
+            replace_folder(temporary, path, replaced)
     finally:
-        if path.exists():  # else the old one is all that there is
-            remove(old)
+        if path.exists():  # otherwise the renamed earlier folder is the only copy
+            remove(replaced)
 
 
 @contextmanager
-def draft_folder(path: Path) -> Iterator[Path]:
-    """Give a hidden folder next to ``path`` to write to; what is left of it at the end is removed.
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a hidden folder next to ``path`` and remove it, if it is still there, at the end.
 
     Args:
-        path: What it is a draft of.
+        path: The folder that the content is meant for.
+
+    Yields:
+        The temporary folder, empty.
 
     Raises:
-        OSError: It cannot be written; the error names ``path``, not the draft.
+        OSError: The folder cannot be written; the error names ``path``, not the temporary folder.
     """
-    draft = _draft_of(path)
+    temporary = _temporary_name(path)
     try:
-        with _naming(path, draft):
-            draft.mkdir(parents=True)
-            with _locked(draft):
-                yield draft
+        with _errors_name(path, temporary):
+            temporary.mkdir(parents=True)
+            with _locked(temporary):
+                yield temporary
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def replace_folder(draft: Path, path: Path, old: Path | None = None) -> None:
-    """Let a folder that was written under another name take its place; what was there is removed after that.
+def replace_folder(temporary: Path, path: Path, replaced: Path | None = None) -> None:
+    """Rename a finished folder to ``path``, then remove what was there before.
 
     Args:
-        draft: What was written, on the same disk.
-        path: Its place; a file or a folder may be there.
-        old: Name for what was there, until it is removed.
+        temporary: The finished folder, on the same disk.
+        path: Its final name; a file, a link or a folder may be there.
+        replaced: Name for what was there, until it is removed; None for a temporary name.
     """
-    for file in draft.rglob("*"):
+    for file in temporary.rglob("*"):
         sync(file)
-    old = old or _draft_of(path)
+    replaced = replaced or _temporary_name(path)
     if path.is_symlink() or path.exists():
-        os.rename(path, old)  # no system call swaps folders everywhere
-    os.rename(draft, path)
+        os.rename(path, replaced)  # no portable system call swaps two folders
+    os.rename(temporary, path)
     sync(path.parent)
-    remove(old)
+    remove(replaced)
 
 
-def remove_drafts(*folders: Path, files_only: bool = False) -> None:
-    """Remove the drafts that killed writers left, and none that a living one is writing.
+def remove_stale_files(*folders: Path, files_only: bool = False) -> None:
+    """Remove temporary files and folders of killed processes; those of running processes stay.
 
-    A writer holds a lock on its draft, which the system takes away however the writer ends. Through a network folder
-    the locks of other machines are not always seen, so their drafts stay for a day after they were last written.
+    A writer holds a lock on its temporary file, which the system releases however the process ends. On network file
+    systems the locks of other machines may be invisible, so their files are kept for a day after the last change.
 
     Args:
-        folders: Where to look; not in the folders within them.
-        files_only: Whether to let drafts of folders be.
+        folders: Where to look, without subfolders.
+        files_only: Keep temporary folders.
     """
     for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
-        found = _DRAFT.fullmatch(path.name)
-        if found and not (files_only and path.is_dir()) and _abandoned(path, ours=found["host"] == _HOST):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not (files_only and path.is_dir()) and _is_stale(path, ours=found["host"] == _HOST):
             remove(path)
 
 
@@ -147,7 +157,7 @@ def remove(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """CRC-32 of a file's bytes, at about 3 GB/s: it finds every flipped bit, and keeps nobody from forging a file."""
+    """CRC-32 of a file as 8 hexadecimal digits, at about 3 GB/s; it detects damage, not forgery."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -155,37 +165,37 @@ def checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
-def read_json(path: Path, what: str, fix: str) -> Any:
+def read_json(path: Path, content: str, fix: str) -> Any:
     """Read a small JSON file that a run wrote.
 
     Args:
         path: The file.
-        what: What it should be, for the message.
-        fix: What to do where it is something else.
+        content: What the file should hold, for the error message.
+        fix: What the user can do, for the error message.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: The file is not valid JSON.
     """
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, or not {what} ({error}); {fix}") from error
+        raise ValueError(f"{path}: damaged, or not {content} ({error}); {fix}") from error
 
 
-def read_object(path: Path, what: str, fix: str) -> dict[str, Any]:
-    """The same for a file that holds a JSON object.
+def read_object(path: Path, content: str, fix: str) -> dict[str, Any]:
+    """Like :func:`read_json`, for a file that holds a JSON object.
 
     Raises:
-        ValueError: It holds something else.
+        ValueError: The file is not a JSON object.
     """
-    found = read_json(path, what, fix)
+    found = read_json(path, content, fix)
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: not {what}, but a JSON {type(found).__name__}; {fix}")
+        raise ValueError(f"{path}: not {content}, but a JSON {type(found).__name__}; {fix}")
     return found
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, is on the disk itself, where that can be asked for."""
+    """Flush a file, or the entries of a folder, to disk (``fsync``); file systems without it are ignored."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -195,17 +205,17 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def writing(
-    place: Path | str,
-    what: str,
+def explain_write_errors(
+    path: Path | str,
+    content: str,
     fix: str = "name a folder that you can write in `cache_dir` or in the environment variable LION_CACHE",
 ) -> Iterator[None]:
-    """Name the place and the fix when something in it cannot be written.
+    """Turn an OSError into a ValueError that names the path, the content and the fix.
 
     Args:
-        place: A file or folder.
-        what: What is written, e.g. ``tokenized data``.
-        fix: What to do about it.
+        path: The file or folder that is written to.
+        content: What is written, e.g. ``tokenized data``.
+        fix: What the user can do about it.
 
     Raises:
         ValueError: In place of any OSError.
@@ -213,16 +223,12 @@ def writing(
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{place}: cannot write {what} ({error.strerror or error}); {fix}") from error
+        raise ValueError(f"{path}: cannot write {content} ({error.strerror or error}); {fix}") from error
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
-    """What the disk refuses to safetensors, as the OSError that it is.
-
-    Raises:
-        OSError: In place of a ``SafetensorError`` that has one as its cause.
-    """
+def unwrap_os_errors() -> Iterator[None]:
+    """Raise the OSError that caused a ``SafetensorError`` (a full disk, missing permissions) in its place."""
     try:
         yield
     except SafetensorError as error:
@@ -232,24 +238,24 @@ def disk_errors() -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
-def _draft_of(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{_HOST}.{uuid4().hex}.{path.name}")
 
 
 @contextmanager
-def _naming(path: Path, draft: Path) -> Iterator[None]:
-    """Let errors that name the draft, or no file, name what it was to become."""
+def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
+    """Let errors that name the temporary file, or no file, name the final path."""
     try:
         yield
     except OSError as error:
-        if error.filename is None or Path(str(error.filename)).is_relative_to(draft):
+        if error.filename is None or Path(str(error.filename)).is_relative_to(temporary):
             error.filename, error.filename2 = str(path), None
         raise
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a draft, where the system has locks: it says that the writer lives."""
+    """Hold a lock on a temporary file, as a sign that its writer is running; without effect on Windows."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if fcntl is not None:
@@ -260,11 +266,11 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _abandoned(path: Path, ours: bool) -> bool:
+def _is_stale(path: Path, ours: bool) -> bool:
     try:
         age = time.time() - path.stat().st_mtime
         return age > (_GRACE if ours and fcntl is not None else _DAY) and not _is_locked(path)
-    except OSError:  # it was removed, or renamed, meanwhile; or the disk knows no locks
+    except OSError:  # removed or renamed meanwhile, or a file system without locks
         return False
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors
 
 Item = TypeVar("Item")
 
@@ -69,7 +69,9 @@ class WorkerGroup:
         if self.world == 1:
             yield
             return
-        with writing(self.folder, "notes for the other ranks", "give all ranks a folder that they can write in"):
+        with explain_write_errors(
+            self.folder, "notes for the other ranks", "give all ranks a folder that they can write in"
+        ):
             self.notes.mkdir(parents=True, exist_ok=True)
         with self._beating():
             try:
@@ -85,8 +87,8 @@ class WorkerGroup:
             name: Its name, for one rank to write.
             text: What it says.
         """
-        with replacing(self.notes / name) as draft:
-            draft.write_text(text, "utf-8")
+        with atomic_write(self.notes / name) as temporary:
+            temporary.write_text(text, "utf-8")
 
     def wait_for(self, paths: Iterable[Path]) -> None:
         """Wait until files are there.

@@ -11,7 +11,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from lion_lightning.cache import cache_folder, remove_drafts, replacing, writing
+from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, remove_stale_files
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.judges.text import as_question, check_template
 from lion_lightning.judges.verdicts import distinct, last_rating, last_verdict, standings, what_is_whole
@@ -271,11 +271,11 @@ def _kept(file: Path) -> str:
 @cache
 def _tidy(folder: Path) -> None:
     """Remove what killed runs have left of replies, once a process."""
-    remove_drafts(*folder.iterdir() if folder.is_dir() else ())
+    remove_stale_files(*folder.iterdir() if folder.is_dir() else ())
 
 
 def _keep(file: Path, text: str) -> None:
-    with writing(file, "a judge's reply"):
+    with explain_write_errors(file, "a judge's reply"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as draft:
-            draft.write_text(text, "utf-8")
+        with atomic_write(file) as temporary:
+            temporary.write_text(text, "utf-8")

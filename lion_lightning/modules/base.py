@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.parsing import clean_namespace
 from torch import Tensor, nn
 
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks
-from lion_lightning.models.checkpoints.io import remove_left_drafts, use_checked_checkpoints
+from lion_lightning.models.checkpoints.io import remove_stale_run_files, use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.settings import asked_spec
@@ -152,7 +152,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         warn_of_slow_precision(self.trainer)
         use_checked_checkpoints(self.trainer.strategy)
         if stage == "fit" and self.trainer.is_global_zero:
-            remove_left_drafts(self.trainer)
+            remove_stale_run_files(self.trainer)
         self.require_data(getattr(self.trainer, "datamodule", None))
         made_with = {"optimizer": self.optimizer_factory, "lr_scheduler": self.lr_scheduler_factory}
         check_same_on_all_ranks("model", {**self.hparams, **made_with})

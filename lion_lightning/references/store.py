@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lion_lightning.cache import disk_errors, read_object, remove_drafts, replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors, read_object, remove_stale_files, unwrap_os_errors
 from lion_lightning.ops.logprobs import pair_segments
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 
@@ -109,13 +109,13 @@ class PairStore:
         keys = torch.from_numpy(np.concatenate([keys for keys, _ in self._pending]).view(np.int64))
         values = torch.cat([values for _, values in self._pending])
         metadata = {"digest": _digest(keys, values)}
-        with writing(self.folder, "reference log-probs"):
+        with explain_write_errors(self.folder, "reference log-probs"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_drafts(self.folder)
-            with replacing(self.folder / "identity.json") as draft:
-                draft.write_text(json.dumps(self.identity, indent=1), "utf-8")
-            with replacing(self.folder / f"{uuid4().hex}.safetensors") as draft, disk_errors():
-                save_file({"keys": keys, "values": values}, draft, metadata)
+            remove_stale_files(self.folder)
+            with atomic_write(self.folder / "identity.json") as temporary:
+                temporary.write_text(json.dumps(self.identity, indent=1), "utf-8")
+            with atomic_write(self.folder / f"{uuid4().hex}.safetensors") as temporary, unwrap_os_errors():
+                save_file({"keys": keys, "values": values}, temporary, metadata)
         self._pending = []
 
     def reload(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lion_lightning.cache import replacing
+from lion_lightning.cache import atomic_write
 
 _SEAL = b"lion crc-32 "
 _BLANK = _SEAL + b"--------"
@@ -47,8 +47,8 @@ def write_table(path: Path, table: Any, metadata: Mapping[str, Any] | None = Non
     seal = _SEAL + f"{zlib.crc32(content):08x}".encode()
     for place in {content.find(_BLANK), content.rfind(_BLANK)}:
         content[place : place + len(seal)] = seal
-    with replacing(path) as draft:
-        draft.write_bytes(content)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_table(path: Path, schema: Any) -> tuple[Any, Any]:

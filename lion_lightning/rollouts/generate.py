@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lion_lightning.cache import remove_drafts, replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors, remove_stale_files
 from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.judges.base import Judge, Loaded, judge_answers
 from lion_lightning.models.generation.rollout_policy import Serving
@@ -136,11 +136,11 @@ def start(place: Place, chunks: Sequence[Chunk]) -> None:
     if place.rank > 0:
         place.wait_for([place.notes / "started"])
         return
-    with writing(place.folder, "sampled answers", WRITABLE):
+    with explain_write_errors(place.folder, "sampled answers", WRITABLE):
         place.folder.mkdir(parents=True, exist_ok=True)
-        remove_drafts(place.folder, place.folder.parent)
-        with replacing(place.folder / "plan.json") as draft:
-            draft.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
+        remove_stale_files(place.folder, place.folder.parent)
+        with atomic_write(place.folder / "plan.json") as temporary:
+            temporary.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
     if place.world > 1:
         place.tell("started")
 

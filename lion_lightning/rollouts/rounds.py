@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lion_lightning.cache import read_object, replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors, read_object
 from lion_lightning.rollouts.files import DamagedFileError, read_table, write_table
 from lion_lightning.types import Answer, Prompt
 
@@ -187,8 +187,11 @@ def write_summary(made: Round, summary: Mapping[str, Any]) -> None:
         ValueError: The file cannot be written.
     """
     metrics = {name: None if math.isnan(value) else value for name, value in summary["metrics"].items()}
-    with writing(made.summary_path, "the summary of a round", WRITABLE), replacing(made.summary_path) as draft:
-        draft.write_text(json.dumps({**summary, "metrics": metrics}, indent=2) + "\n", "utf-8")
+    with (
+        explain_write_errors(made.summary_path, "the summary of a round", WRITABLE),
+        atomic_write(made.summary_path) as temporary,
+    ):
+        temporary.write_text(json.dumps({**summary, "metrics": metrics}, indent=2) + "\n", "utf-8")
 
 
 def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
@@ -203,7 +206,7 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[st
         ValueError: The file cannot be written.
     """
     table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=_SCHEMA)
-    with writing(path, "sampled answers", WRITABLE):
+    with explain_write_errors(path, "sampled answers", WRITABLE):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, table, metadata)
 

@@ -185,9 +185,9 @@ def test_differences_name_the_key_within_a_list_and_are_short() -> None:
 
 def export(folder: Path, weights: bytes) -> None:
     (folder / "export").mkdir(exist_ok=True)
-    with new_export(folder / "export") as draft:
-        (draft / "config.json").touch()
-        (draft / "model.safetensors").write_bytes(weights)
+    with new_export(folder / "export") as temporary:
+        (temporary / "config.json").touch()
+        (temporary / "model.safetensors").write_bytes(weights)
 
 
 def test_a_stage_without_a_whole_export_is_never_done(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that are there in full or not at all, and drafts of killed writers."""
+"""Atomic writes, and temporary files of killed writers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from lion_lightning import cache
-from lion_lightning.cache import checksum, read_object, remove_drafts, replacing, replacing_folder
+from lion_lightning.cache import atomic_folder, atomic_write, checksum, read_object, remove_stale_files
 
-# A writer that is killed in the middle of a draft.
+# A writer that is killed in the middle of a temporary file.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lion_lightning.cache import replacing, replacing_folder
-with replacing(Path(sys.argv[1])) as draft, replacing_folder(Path(sys.argv[2])) as folder:
-    draft.write_text("half")
+from lion_lightning.cache import atomic_write, atomic_folder
+with atomic_write(Path(sys.argv[1])) as temporary, atomic_folder(Path(sys.argv[2])) as folder:
+    temporary.write_text("half")
     (folder / "a").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_killed_writer_leaves_what_was_there_and_its_drafts_are_removed(
+def test_a_killed_writer_leaves_what_was_there_and_its_temporary_files_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("before")
@@ -40,33 +40,33 @@ def test_a_killed_writer_leaves_what_was_there_and_its_drafts_are_removed(
     subprocess.run([sys.executable, "-c", KILLED, tmp_path / "file", tmp_path / "folder"], check=False)
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "a").read_text() == "before"
     assert len(names(tmp_path)) == 4
-    remove_drafts(tmp_path)
+    remove_stale_files(tmp_path)
     assert len(names(tmp_path)) == 4  # too young: its writer may be about to lock it
     monkeypatch.setattr(cache, "_GRACE", -1.0)
-    remove_drafts(tmp_path)
+    remove_stale_files(tmp_path)
     assert names(tmp_path) == ["file", "folder"]
 
 
-def test_drafts_of_living_writers_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_files_of_living_writers_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_GRACE", -1.0)
-    with replacing(tmp_path / "file") as draft, replacing_folder(tmp_path / "folder") as folder:
-        draft.write_text("new")
+    with atomic_write(tmp_path / "file") as temporary, atomic_folder(tmp_path / "folder") as folder:
+        temporary.write_text("new")
         (folder / "a").write_text("new")
-        remove_drafts(tmp_path)
+        remove_stale_files(tmp_path)
         assert len(names(tmp_path)) == 2
     assert names(tmp_path) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "a").read_text() == "new"
 
 
-def test_drafts_of_other_machines_stay_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_files_of_other_machines_stay_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their locks may not be seen from here."""
     monkeypatch.setattr(cache, "_GRACE", -1.0)
     young, old = tmp_path / f".other.{'0' * 32}.x", tmp_path / f".other.{'1' * 32}.x"
-    for draft in (young, old):
-        draft.write_text("")
+    for temporary in (young, old):
+        temporary.write_text("")
     os.utime(old, (time.time() - 90_000,) * 2)
-    (tmp_path / ".keep.this").write_text("")  # hidden, and no draft
-    remove_drafts(tmp_path, tmp_path / "nowhere")
+    (tmp_path / ".keep.this").write_text("")  # hidden, and not a temporary file
+    remove_stale_files(tmp_path, tmp_path / "nowhere")
     assert names(tmp_path) == [".keep.this", young.name]
 
 
@@ -76,22 +76,22 @@ def test_a_folder_takes_the_place_of_a_folder_a_file_and_a_link(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("there")
     for name in ("file", "link", "there", "new"):
-        with replacing_folder(tmp_path / name) as folder:
+        with atomic_folder(tmp_path / name) as folder:
             (folder / "a").write_text("new")
         assert names(tmp_path / name) == ["a"]
     assert names(tmp_path) == ["file", "link", "new", "there"]
 
 
-@pytest.mark.parametrize("kind", [replacing, replacing_folder])
-def test_a_full_disk_names_the_file_and_not_its_draft(tmp_path: Path, kind: object) -> None:
+@pytest.mark.parametrize("kind", [atomic_write, atomic_folder])
+def test_a_full_disk_names_the_file_and_not_its_temporary_name(tmp_path: Path, kind: object) -> None:
     for error in (OSError(errno.ENOSPC, "No space left on device"), None):
-        with pytest.raises(OSError, match=re.escape(f"device: '{tmp_path}/x'")), kind(tmp_path / "x") as draft:  # type: ignore[operator]
-            raise error or OSError(errno.ENOSPC, "No space left on device", str(draft))
+        with pytest.raises(OSError, match=re.escape(f"device: '{tmp_path}/x'")), kind(tmp_path / "x") as temporary:  # type: ignore[operator]
+            raise error or OSError(errno.ENOSPC, "No space left on device", str(temporary))
     assert names(tmp_path) == []
 
 
 def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="other"), replacing(tmp_path / "x"):
+    with pytest.raises(FileNotFoundError, match="other"), atomic_write(tmp_path / "x"):
         (tmp_path / "other").read_text()
 
 

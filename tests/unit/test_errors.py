@@ -111,7 +111,7 @@ def test_a_missing_package_is_told_without_the_settings_around_it() -> None:
 
 
 def test_a_full_disk_is_told_by_the_place_that_is_full_and_not_by_the_draft() -> None:
-    error = OSError(errno.ENOSPC, "No space left on device", "/tmp/draft", None, "runs/last.ckpt")
+    error = OSError(errno.ENOSPC, "No space left on device", "/tmp/temporary", None, "runs/last.ckpt")
     assert explain(error) == "runs/last.ckpt: no space left on device; name a place that exists and can be used"
 
 

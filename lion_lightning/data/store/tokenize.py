@@ -18,7 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from lion_lightning import __version__
-from lion_lightning.cache import cache_folder, checksum, remove_drafts, replacing, writing
+from lion_lightning.cache import atomic_write, cache_folder, checksum, explain_write_errors, remove_stale_files
 from lion_lightning.data.reports.row_notes import one_row, row_notes
 from lion_lightning.data.sources.readers import Numbers, Row, Rows, digest
 from lion_lightning.data.sources.source import Source
@@ -86,9 +86,9 @@ def tokenize(
     workers.require_same(f"{source.path}: files, tokenizer or transform", digest(source.description()), folder.name)
     if (table := _found(folder)) is not None:
         return table
-    with writing(folder, _WHAT):
+    with explain_write_errors(folder, _WHAT):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_drafts(*folder.parent.iterdir())
+        remove_stale_files(*folder.parent.iterdir())
     _Work(source, rows, encoder, workers).make(_cut(source.choose(len(rows)), folder))
     return TokenTable(folder)
 
@@ -214,15 +214,15 @@ class _Batch:
 def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
     """Write a part under another name and rename, the manifest last: a killed run leaves no half part."""
     counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
-    with replacing(path) as draft, _stream(draft, path.parent) as write, row_notes() as notes:
+    with atomic_write(path) as temporary, _stream(temporary, path.parent) as write, row_notes() as notes:
         for batch in batches:
             counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
             if batch.examples:
                 write(_record_batch(encoder.pieces(batch.examples, batch.places), batch))
     tokens = tokens_digest(read_batches(path))
     manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "notes": notes}
-    with writing(path.parent, _WHAT), replacing(manifest_path(path)) as draft:
-        draft.write_text(json.dumps(manifest), "utf-8")
+    with explain_write_errors(path.parent, _WHAT), atomic_write(manifest_path(path)) as temporary:
+        temporary.write_text(json.dumps(manifest), "utf-8")
 
 
 @contextmanager
@@ -231,18 +231,18 @@ def _stream(path: Path, folder: Path) -> Iterator[Callable[[Any], None]]:
 
     Only what it meets is said to be of the folder: what goes wrong in between, where rows are read, has another cause.
     """
-    with writing(folder, _WHAT):
+    with explain_write_errors(folder, _WHAT):
         file = pa.OSFile(str(path), "wb")
         stream = pa.ipc.new_stream(file, SCHEMA)
 
     def write(batch: Any) -> None:
-        with writing(folder, _WHAT):
+        with explain_write_errors(folder, _WHAT):
             stream.write_batch(batch)
 
     try:
         yield write
     finally:
-        with writing(folder, _WHAT):
+        with explain_write_errors(folder, _WHAT):
             stream.close()
             file.close()
 

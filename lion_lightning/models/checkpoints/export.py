@@ -77,12 +77,12 @@ def export_policy(
     size = _config(entry).get_text_config().vocab_size
     own = within_vocabulary(plain_settings(entry.generation), size, "the checkpoint")  # earlier versions kept them
     settings = generation_config(tokenizer, own)
-    with new_export(folder) as draft:
+    with new_export(folder) as temporary:
         write = _write_adapter if adapter else _write_model
-        write(entry, weights, draft, tokenizer)
-        write_settings(settings, draft)
-        tokenizer.save_pretrained(draft)
-        (draft / "README.md").write_text(model_card(entry), encoding="utf-8")
+        write(entry, weights, temporary, tokenizer)
+        write_settings(settings, temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(model_card(entry), encoding="utf-8")
     return folder
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lion_lightning.cache import checksum, disk_errors, draft_folder, read_object, remove_drafts, sync
+from lion_lightning.cache import checksum, read_object, remove_stale_files, sync, temporary_folder, unwrap_os_errors
 
 MANIFEST = "lion_export.json"
 """Lists an export's files with their sizes and checksums. It is written last, and taken away first."""
@@ -33,7 +33,7 @@ def new_export(folder: Path) -> Iterator[Path]:
     """Give a folder to write an export to, which then takes the place of what an earlier one left in ``folder``.
 
     It lies within ``folder``, which may be the root of a disk or hold other files; those stay. A run that is killed
-    leaves a hidden draft there, which the next export removes.
+    leaves a hidden temporary folder there, which the next export removes.
 
     Args:
         folder: Of the export, it exists.
@@ -41,11 +41,11 @@ def new_export(folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: The disk is full, or the folder cannot be written.
     """
-    remove_drafts(folder)
+    remove_stale_files(folder)
     try:
-        with draft_folder(folder / "export") as draft, disk_errors():
-            yield draft
-            _publish(draft, folder)
+        with temporary_folder(folder / "export") as temporary, unwrap_os_errors():
+            yield temporary
+            _publish(temporary, folder)
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}; give another output folder.") from error
 
@@ -104,17 +104,19 @@ def require_intact(folder: Path) -> None:
             raise ValueError(f"{path}: not the weights that were exported, their checksum differs; {fix}")
 
 
-def _publish(draft: Path, folder: Path) -> None:
+def _publish(temporary: Path, folder: Path) -> None:
     """Move the files to their places, so that no moment shows a mixture: weights last, the manifest behind them."""
-    files = sorted(file for file in draft.rglob("*") if file.is_file())
-    listed = {str(file.relative_to(draft)): {"bytes": file.stat().st_size, "crc32": checksum(file)} for file in files}
-    (draft / MANIFEST).write_text(json.dumps({"files": listed}, indent=1) + "\n", encoding="utf-8")
-    for file in (*files, draft / MANIFEST):
+    files = sorted(file for file in temporary.rglob("*") if file.is_file())
+    listed = {
+        str(file.relative_to(temporary)): {"bytes": file.stat().st_size, "crc32": checksum(file)} for file in files
+    }
+    (temporary / MANIFEST).write_text(json.dumps({"files": listed}, indent=1) + "\n", encoding="utf-8")
+    for file in (*files, temporary / MANIFEST):
         sync(file)
     for old in [folder / MANIFEST, *(path for pattern in _REPLACED for path in folder.glob(pattern))]:
         if old.is_file():
             old.unlink()
-    for path in sorted(draft.iterdir(), key=lambda path: (path.name == MANIFEST, _is_weights(path), path.name)):
+    for path in sorted(temporary.iterdir(), key=lambda path: (path.name == MANIFEST, _is_weights(path), path.name)):
         place = folder / path.name
         if path.is_dir() and place.is_dir():
             shutil.rmtree(place)

@@ -104,7 +104,7 @@ def newest_checkpoint(*folders: Path | str) -> Path | None:
 
 
 def _candidates(folders: Iterable[Path]) -> Sequence[Path]:
-    """Checkpoints behind any names, each once; drafts only where nothing else is left of a folder's checkpoint."""
+    """Checkpoints behind any names, each once; temporary ones only where nothing else is left in a folder."""
     found: dict[Path, None] = {}
     for folder in folders:
         inside = [folder] if folder.suffix == ".ckpt" else sorted(folder.glob("*.ckpt"))

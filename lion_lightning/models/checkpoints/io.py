@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
-from lion_lightning.cache import checksum, remove_drafts, replacing, replacing_folder
+from lion_lightning.cache import atomic_folder, atomic_write, checksum, remove_stale_files
 from lion_lightning.models.checkpoints.files import SEAL, damage, require_local, require_whole, said
 from lion_lightning.models.checkpoints.folders import is_folder, stored_names
 from lion_lightning.processes.stopping import signals_wait
@@ -37,7 +37,7 @@ def use_checked_checkpoints(strategy: Strategy) -> None:
         strategy.load_checkpoint = checked.load_checkpoint  # type: ignore[method-assign]
 
 
-def remove_left_drafts(trainer: Trainer) -> None:
+def remove_stale_run_files(trainer: Trainer) -> None:
     """Remove what killed runs have left of files under the trainer's root folder, and of its checkpoints.
 
     Drafts of checkpoints that are folders stay until the next is saved: one of them may be all that there is.
@@ -46,9 +46,9 @@ def remove_left_drafts(trainer: Trainer) -> None:
         trainer: On rank 0, before it trains.
     """
     root = Path(trainer.default_root_dir)
-    remove_drafts(root, root / "rounds", root / "evaluation", *root.glob("lightning_logs/*"))
+    remove_stale_files(root, root / "rounds", root / "evaluation", *root.glob("lightning_logs/*"))
     saved = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
-    remove_drafts(*(Path(folder) for folder in saved if folder and "://" not in str(folder)), files_only=True)
+    remove_stale_files(*(Path(folder) for folder in saved if folder and "://" not in str(folder)), files_only=True)
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):
@@ -70,9 +70,9 @@ class CheckedCheckpointIO(TorchCheckpointIO):
             return
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(place) as draft:
-            _write(checkpoint, draft)
-        remove_drafts(place.parent)
+        with atomic_write(place) as temporary:
+            _write(checkpoint, temporary)
+        remove_stale_files(place.parent)
 
     def load_checkpoint(
         self, path: Path | str, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -126,15 +126,15 @@ class _CheckedFolders:
             self._save(checkpoint, filepath, storage_options)  # rank 0 does, by the plugin
             return
         first, place = self.strategy.is_global_zero, Path(self.strategy.broadcast(filepath))
-        with replacing_folder(place) if first else nullcontext() as draft:
-            draft = Path(self.strategy.broadcast(draft))
-            self._save(checkpoint, draft, storage_options)
+        with atomic_folder(place) if first else nullcontext() as temporary:
+            temporary = Path(self.strategy.broadcast(temporary))
+            self._save(checkpoint, temporary, storage_options)
             self.strategy.barrier()
             if first:
-                (draft / SEAL).write_text(checksum(draft / ".metadata"), "ascii")
+                (temporary / SEAL).write_text(checksum(temporary / ".metadata"), "ascii")
         self.strategy.barrier()
         if first:
-            remove_drafts(place.parent)
+            remove_stale_files(place.parent)
 
     def load_checkpoint(self, checkpoint_path: Path | str, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint that the ranks have checked together, each a share of it; all ranks call this.

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from lion_lightning.cache import disk_errors
+from lion_lightning.cache import unwrap_os_errors
 from lion_lightning.ops.logprobs import to_the_end
 
 FILE_BYTES = 2**30
@@ -65,7 +65,7 @@ class _Files:
 
     def _flush(self) -> None:
         file = f"model-{len(set(self.places.values())) + 1:05}.safetensors"
-        with disk_errors():
+        with unwrap_os_errors():
             save_file(self.held, self.folder / file, metadata={"format": "pt"})
         self.places |= dict.fromkeys(self.held, file)
         self.written += self.size

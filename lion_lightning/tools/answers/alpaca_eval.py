@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.data.sources.json_text import BrokenJSONError, parse_json
 from lion_lightning.tools.answers.base import Finished, Question, read_text, require_same_model, unique
 
@@ -40,9 +40,9 @@ class AlpacaEval:
         """See :class:`~lion_lightning.tools.answers.base.Format`; the whole file is replaced at once."""
         rows = [row for row, _ in _rows(out)] if out.exists() else []
         rows += [_record(one, out.stem) for one in finished]
-        with writing(out, "answers", "name another file in --out"):
+        with explain_write_errors(out, "answers", "name another file in --out"):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(out) as draft, draft.open("w", encoding="utf-8") as file:
+            with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8") as file:
                 json.dump(rows, file, indent=2, ensure_ascii=False)
                 file.flush()
                 os.fsync(file.fileno())

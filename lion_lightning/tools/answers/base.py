@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from lion_lightning.cache import writing
+from lion_lightning.cache import explain_write_errors
 from lion_lightning.data.formats.unused import require_prompt_kept
 from lion_lightning.data.sources.json_text import BrokenJSONError, parse_json
 
@@ -127,7 +127,7 @@ class JSONLines(ABC):
     def add(self, out: Path, finished: Sequence[Finished]) -> None:
         """See :class:`Format`; lines are appended and on the disk when this returns."""
         lines = [json.dumps(self.record(one, out.stem), ensure_ascii=False) + "\n" for one in finished]
-        with writing(out, "answers", "name another file in --out"):
+        with explain_write_errors(out, "answers", "name another file in --out"):
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as file:
                 file.writelines(lines)
@@ -243,5 +243,5 @@ def _cut_torn_line(out: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         logger.warning("%s ended in the middle of a line, which is cut off; its question is asked again", out)
-        with writing(out, "answers", "name another file in --out"):
+        with explain_write_errors(out, "answers", "name another file in --out"):
             os.truncate(out, whole)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.data.sources.readers import digest
 from lion_lightning.data.sources.text_files import parse_line
 from lion_lightning.models.generation.rollout_policy import Serving
@@ -112,19 +112,19 @@ def _read(row: dict[str, Any], path: Path, number: int) -> Answer:
 
 
 def _begin(path: Path, identity: str, prompts: Sequence[Prompt], found: Sequence[Answer]) -> None:
-    with _writing(path):
+    with _explain_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft:
-            draft.write_text(json.dumps({KEY: identity}) + "\n" + _lines(prompts, found), encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps({KEY: identity}) + "\n" + _lines(prompts, found), encoding="utf-8")
 
 
 def _append(path: Path, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> None:
-    with _writing(path), path.open("a", encoding="utf-8") as file:
+    with _explain_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(_lines(prompts, answers))
 
 
-def _writing(path: Path) -> Any:
-    return writing(path, "answers", "give the evaluation another `out`")
+def _explain_errors(path: Path) -> Any:
+    return explain_write_errors(path, "answers", "give the evaluation another `out`")
 
 
 def _lines(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> str:

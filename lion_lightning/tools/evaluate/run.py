@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.data.sources.source import Source
 from lion_lightning.distributed.ranks import Process
 from lion_lightning.judges.base import Judge
@@ -113,10 +113,10 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         )
     if asked.prompts:
         results |= _answers(asked)
-    with writing(asked.out, "results", "give another `out`"):
+    with explain_write_errors(asked.out, "results", "give another `out`"):
         asked.out.mkdir(parents=True, exist_ok=True)
-        with replacing(asked.out / RESULTS) as draft:
-            draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        with atomic_write(asked.out / RESULTS) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
@@ -180,5 +180,5 @@ def _keep_scores(path: Path, prompts: Sequence[Prompt], answers: Sequence[Answer
         {"question": prompt.question, "answer": one.text, "score": score, "row": dict(prompt.row)}
         for prompt, one, score in zip(prompts, answers, scores, strict=True)
     )
-    with writing(path, "scores", "give another `out`"), replacing(path) as draft:
-        draft.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), "utf-8")
+    with explain_write_errors(path, "scores", "give another `out`"), atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), "utf-8")

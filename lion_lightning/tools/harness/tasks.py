@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.models.spec import PolicySpec
 
 logger = logging.getLogger(__name__)
@@ -204,10 +204,10 @@ def _versions() -> dict[str, str]:
 
 
 def _write(report: Mapping[str, Any], out: Path) -> None:
-    with writing(out, "results", "name another file in --out"):
+    with explain_write_errors(out, "results", "name another file in --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as draft:
-            draft.write_text(json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n", "utf-8")
+        with atomic_write(out) as temporary:
+            temporary.write_text(json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n", "utf-8")
 
 
 # --- the form of the harness's results: {"results": {task: {"metric,filter": 0.5, "metric_stderr,filter": 0.1}}}

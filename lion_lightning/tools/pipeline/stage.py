@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lion_lightning.cache import read_object, replacing
+from lion_lightning.cache import atomic_write, read_object
 from lion_lightning.models.checkpoints.export_files import is_export, missing_of
 from lion_lightning.tools.pipeline.configs import Config, differences
 from lion_lightning.tools.pipeline.plan import StagePlan
@@ -172,8 +172,8 @@ def finish(folder: Path, start: Path | None, figures: dict[str, Any]) -> None:
     if not exported(folder):
         raise ValueError(f"{folder / 'export'}: there is no whole export, so the stage is not done")
     known = {"start": _digest(start), "export": _weights(folder / "export"), **figures}
-    with replacing(folder / DONE) as draft:
-        draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / DONE) as temporary:
+        temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 def _evaluate(folder: Path) -> int:
@@ -208,5 +208,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, config: Config) -> None:
-    with replacing(path) as draft:
-        draft.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.tools.report import plots as figures
 from lion_lightning.tools.report.accuracy import accuracy_of
 from lion_lightning.tools.report.logs import read_run
@@ -44,7 +44,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with writing(path, "the report", "give another folder in --out"):
+    with explain_write_errors(path, "the report", "give another folder in --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft:
-            draft.write_bytes(content)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)

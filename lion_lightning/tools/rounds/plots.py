@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lion_lightning.cache import replacing, writing
+from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.printing import harmless
 from lion_lightning.rollouts.rounds import Round
 
@@ -61,8 +61,8 @@ def _draw(
     _lengths(next(panels), numbers, values)
     _diversity(next(panels), numbers, values)
     _left_out(next(panels), numbers, kept, causes)
-    with writing(png, "the picture", "give another place with --png"), replacing(png) as draft:
-        figure.savefig(draft, dpi=110)
+    with explain_write_errors(png, "the picture", "give another place with --png"), atomic_write(png) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 Values = Callable[[str], list[float]]

@@ -10,7 +10,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from lion_lightning.cache import replacing
+from lion_lightning.cache import atomic_write
 
 
 class MetricsLog(CSVLogger):
@@ -36,7 +36,7 @@ class _Writer(ExperimentWriter):
         path = Path(self.metrics_file_path)
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=fieldnames)
             writer.writeheader()
             writer.writerows(rows)

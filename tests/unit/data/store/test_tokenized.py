@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lion_lightning import cache
-from lion_lightning.cache import cache_folder, replacing
+from lion_lightning.cache import atomic_write, cache_folder
 from lion_lightning.data.formats.sft import Completion, Example, Text, recognize
 from lion_lightning.data.reports.row_notes import warn_of_row
 from lion_lightning.data.sources.source import Source
@@ -261,12 +261,12 @@ def test_drafts_of_killed_runs_are_removed_by_the_next_that_makes_a_store(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "_GRACE", -1.0)
-    with replacing(tokenize(write({"text": "a"}), Letters(), tmp_path).folder / "x") as draft:
-        name = draft.name
-        other = draft.with_name(name[:-1] + "y")
+    with atomic_write(tokenize(write({"text": "a"}), Letters(), tmp_path).folder / "x") as temporary:
+        name = temporary.name
+        other = temporary.with_name(name[:-1] + "y")
         other.write_text("of a killed run")
         tokenize(write({"text": "b"}, name="b"), Letters(), tmp_path)
-        assert draft.exists()  # this one's writer lives
+        assert temporary.exists()  # this one's writer lives
         assert not other.exists()
 
 

@@ -19,12 +19,12 @@ from lion_lightning.models.checkpoints.export_files import MANIFEST, missing_of,
 
 def write(folder: Path, number: float, shards: int = 1) -> Path:
     folder.mkdir(exist_ok=True)
-    with new_export(folder) as draft:
+    with new_export(folder) as temporary:
         for shard in range(shards):
-            save_file({"weight": torch.full((8,), number)}, draft / f"model-{shard}-of-{shards}.safetensors")
-        (draft / "config.json").write_text(json.dumps({"number": number}))
-        (draft / "tokenizer").mkdir()
-        (draft / "tokenizer" / "vocab").write_text("a")
+            save_file({"weight": torch.full((8,), number)}, temporary / f"model-{shard}-of-{shards}.safetensors")
+        (temporary / "config.json").write_text(json.dumps({"number": number}))
+        (temporary / "tokenizer").mkdir()
+        (temporary / "tokenizer" / "vocab").write_text("a")
     return folder
 
 
@@ -99,8 +99,8 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path: Path, raised
         full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     def half() -> None:
-        with new_export(tmp_path) as draft:
-            (draft / "config.json").write_text("half")
+        with new_export(tmp_path) as temporary:
+            (temporary / "config.json").write_text("half")
             raise full
 
     with pytest.raises(ValueError, match=r"cannot write to .*: No space left on device; give another") as caught:

@@ -18,8 +18,8 @@ from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy, Str
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from lion_lightning import SFTModule
-from lion_lightning.cache import replacing
-from lion_lightning.models.checkpoints.io import CheckedCheckpointIO, remove_left_drafts, use_checked_checkpoints
+from lion_lightning.cache import atomic_write
+from lion_lightning.models.checkpoints.io import CheckedCheckpointIO, remove_stale_run_files, use_checked_checkpoints
 from lion_lightning.strategies import FSDP2Strategy
 from lion_lightning.tools.train.lightning_cli import LionCLI
 from tests.unit.callbacks.conftest import Bench
@@ -145,14 +145,14 @@ def test_a_run_removes_what_killed_ones_left_of_its_files(bench: Bench, monkeypa
     monkeypatch.setattr("lion_lightning.cache._GRACE", -1.0)
     root, saved = bench.folder / "run", bench.folder / "checkpoints"
     places = [root, root / "rounds", root / "lightning_logs" / "version_0", saved]
-    with replacing(bench.folder / "x") as draft:
-        name = draft.name  # as a killed run would have left it
+    with atomic_write(bench.folder / "x") as temporary:
+        name = temporary.name  # as a killed run would have left it
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
         (place / name).write_text("half")
     (saved / f"{name}.ckpt").mkdir()  # a checkpoint of ranks, which may be all that there is
     trainer = bench.trainer(ModelCheckpoint(saved), enable_checkpointing=True)
-    remove_left_drafts(trainer)
+    remove_stale_run_files(trainer)
     assert not any((place / name).exists() for place in places)
     assert (saved / f"{name}.ckpt").exists()
     bench.fit(trainer)
