@@ -75,11 +75,13 @@ def test_a_report_of_the_parser_is_one_line(case: str) -> None:
     assert line([*BASE, *arguments]) == said
 
 
-def test_a_file_that_exists_in_place_of_a_list_of_sources_is_not_read_as_a_config(tmp_path: Path) -> None:
-    chats = tmp_path / "chats.jsonl"
-    chats.write_text('{"question": "1"}\n{"question": "2"}\n')
-    said = f"data.sources: expected a list of sources; for one file write [{{path: {chats}}}]"
-    for given in (f"{chats}", f"[{chats}]", f"{{path: {chats}}}"):
+def test_a_file_that_exists_in_place_of_a_list_of_sources_is_not_read_as_a_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a short name: long ones are cut in messages
+    Path("chats.jsonl").write_text('{"question": "1"}\n{"question": "2"}\n')
+    said = "data.sources: expected a list of sources; for one file write [{path: chats.jsonl}]"
+    for given in ("chats.jsonl", "[chats.jsonl]", "{path: chats.jsonl}"):
         assert line([*BASE, f"--data.sources={given}"]) == said
 
 
