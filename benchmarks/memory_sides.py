@@ -98,12 +98,12 @@ def _batch(job: dict[str, Any]) -> Any:
     import numpy as np
 
     from lion_lightning.data.packing.collate import collate
-    from lion_lightning.types import Piece, Sample
+    from lion_lightning.types import Sample, SampleSegment
 
     draw, tokens = np.random.default_rng(0), job["tokens"]
     lengths, parents = ((tokens,), (-1,)) if job["stage"] == "SFT" else ((tokens // 3,) * 3, (-1, 0, 0))
     pieces = [
-        Piece(
+        SampleSegment(
             draw.integers(3, 30000, length, dtype=np.int32),
             np.full(length, job["stage"] == "SFT" or parent == 0),
             parent,

@@ -211,10 +211,10 @@ def loader(steps: Sequence[Sequence[Item]]) -> Any:
         steps: The micro-batches.
     """
     from lion_lightning.data.packing.collate import collate
-    from lion_lightning.types import Piece, Sample
+    from lion_lightning.types import Sample, SampleSegment
 
-    def piece(part: list[int], supervised: bool, parent: int) -> Piece:
-        return Piece(np.array(part, np.int32), np.full(len(part), supervised), parent)
+    def piece(part: list[int], supervised: bool, parent: int) -> SampleSegment:
+        return SampleSegment(np.array(part, np.int32), np.full(len(part), supervised), parent)
 
     def sample(item: Item) -> Sample:
         if len(item.answers) == 1:

@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lion_lightning.callbacks.folders import remove_scratch, scratch_or
-from lion_lightning.data.formats.preferences import BestWorst, Pairing
+from lion_lightning.data.formats.pairing import BestWorst, Pairing
 from lion_lightning.data.sources.readers import digest
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import Serving

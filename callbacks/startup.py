@@ -127,7 +127,7 @@ def lines(figures: dict[str, Figures]) -> list[str]:
 
 def _rows(trainer: Trainer) -> Figures:
     """What was found in the rows of each source: columns that are not used, rows left out."""
-    found: Figures = getattr(getattr(trainer, "datamodule", None), "row_findings", dict)()
+    found: Figures = getattr(getattr(trainer, "datamodule", None), "row_messages", dict)()
     return found
 
 

@@ -36,13 +36,13 @@ class Segment(NamedTuple):
         return self.start + self.length
 
 
-class Piece(NamedTuple):
+class SampleSegment(NamedTuple):
     """The tokens of one segment of a sample, before it is placed in a row.
 
     Attributes:
         input_ids: Token ids, shape ``(tokens,)``.
         supervised: Whether each token is a training target, shape ``(tokens,)``.
-        parent: Index of the parent among the sample's pieces; -1 for none.
+        parent: Index of the parent among the sample's segments; -1 for none.
     """
 
     input_ids: npt.NDArray[np.int32]
@@ -52,22 +52,22 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One tokenized example: an SFT document (one piece) or a preference pair (three).
+    """One tokenized example: an SFT document (one segment) or a preference pair (three).
 
     Attributes:
-        pieces: Its segments, parents before children.
+        segments: Its segments, parents before children.
         index: Stable number of the example in its data set, the key of every per-sample cache.
         source: Name of the source that it came from.
     """
 
-    pieces: tuple[Piece, ...]
+    segments: tuple[SampleSegment, ...]
     index: int
     source: str = ""
 
     @property
     def length(self) -> int:
-        """Number of tokens of all pieces."""
-        return sum(len(piece.input_ids) for piece in self.pieces)
+        """Number of tokens of all segments."""
+        return sum(len(piece.input_ids) for piece in self.segments)
 
 
 @dataclass  # not frozen: Lightning's precision plugins (bf16-true, FSDP) make a copy and set its fields

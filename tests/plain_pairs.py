@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
-from lion_lightning.types import Piece, Sample
+from lion_lightning.types import Sample, SampleSegment
 from tests.tiny import VOCABULARY
 
 PAIRS = ((6, 5, 9), (4, 1, 7), (3, 8, 8))
@@ -34,10 +34,10 @@ def pair_samples(
     """
     draw = np.random.default_rng(seed)
 
-    def piece(pair: int, place: int, length: int) -> Piece:
+    def piece(pair: int, place: int, length: int) -> SampleSegment:
         supervised = np.full(length, place > 0)
         supervised[list((HOLES if holes is None else holes).get((pair, place), ()))] = False
-        return Piece(draw.integers(3, VOCABULARY, length).astype(np.int32), supervised, 0 if place else -1)
+        return SampleSegment(draw.integers(3, VOCABULARY, length).astype(np.int32), supervised, 0 if place else -1)
 
     return [
         Sample(tuple(piece(number, place, length) for place, length in enumerate(pair)), number)
@@ -47,7 +47,7 @@ def pair_samples(
 
 def padded_sides(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, attention mask and supervision, each ``(2 * pairs, longest)``: chosen rows, then rejected rows."""
-    rows = [(sample.pieces[0], sample.pieces[side]) for side in (1, 2) for sample in samples]
+    rows = [(sample.segments[0], sample.segments[side]) for side in (1, 2) for sample in samples]
     ids = [torch.from_numpy(np.concatenate([piece.input_ids for piece in row]).astype(np.int64)) for row in rows]
     supervised = [torch.from_numpy(np.concatenate([piece.supervised for piece in row])) for row in rows]
     return (

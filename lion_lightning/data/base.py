@@ -12,12 +12,12 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import cache_folder
-from lion_lightning.data.arguments import require_least, require_sense
+from lion_lightning.data.checks import check_at_least, check_sources
 from lion_lightning.data.packing.best_fit import BestFit, Packing
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.reports.advice import findings, warnings
 from lion_lightning.data.selection.documents import Selection
-from lion_lightning.data.selection.mixture import Mixture, Rules, deduplicate, hold_out, mix, without
+from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import Encoder, tokenize
 from lion_lightning.data.store.tokenized import TokenTable
@@ -28,7 +28,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 
 logger = logging.getLogger(__name__)
 
-KNOWN = ("data.rules", "data.validation_rules", "data.row_length", "data.batch_size", "data.seed")
+KNOWN = ("data.filters", "data.validation_filters", "data.row_length", "data.batch_size", "data.seed")
 """What the loader knows by itself, or follows from other settings."""
 
 
@@ -43,8 +43,8 @@ class PackedDataModule(LightningDataModule, ABC):
         tokenizer: A tokenizer, or how to load one.
         validation: What to validate on; None for nothing, or a share of the sources.
         validation_share: Share of the sources' unique examples to hold out where ``validation`` is None; below 1.
-        rules: What is done to the examples that are trained on.
-        validation_rules: What is done to those that validate.
+        filters: What is done to the examples that are trained on.
+        validation_filters: What is done to those that validate.
         row_length: Tokens of a packed row.
         packing: How documents share rows; None for best-fit decreasing.
         batch_size: Rows of a micro-batch on each rank.
@@ -54,8 +54,8 @@ class PackedDataModule(LightningDataModule, ABC):
 
     Attributes:
         max_length: Most tokens of one sequence, which the model needs positions for.
-        train: Documents and reports of what is trained, after :meth:`setup`.
-        held: The same of what validates; None where there is nothing.
+        train_mixture: Documents and reports of what is trained, after :meth:`setup`.
+        validation_mixture: The same of what validates; None where there is nothing.
         workers: The processes that share the work of preparing.
 
     Raises:
@@ -72,8 +72,8 @@ class PackedDataModule(LightningDataModule, ABC):
         *,
         validation: list[Source] | None,
         validation_share: float,
-        rules: Rules,
-        validation_rules: Rules,
+        filters: Filters,
+        validation_filters: Filters,
         row_length: int,
         packing: Packing | None,
         batch_size: int,
@@ -83,15 +83,15 @@ class PackedDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.require_sources(sources)
-        require_sense(sources, validation, validation_share)
-        require_least(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
+        check_sources(sources, validation, validation_share)
+        check_at_least(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
         self.sources, self.validation, self.validation_share = sources, validation, validation_share
-        self.rules, self.validation_rules = rules, validation_rules
+        self.filters, self.validation_filters = filters, validation_filters
         self.row_length, self.packing = row_length, packing or BestFit()
         self.batch_size, self.seed, self.num_workers, self.cache_dir = batch_size, seed, num_workers, cache_dir
         self._tokenizer = tokenizer
-        self.train: Mixture | None = None
-        self.held: Mixture | None = None
+        self.train_mixture: Mixture | None = None
+        self.validation_mixture: Mixture | None = None
         self.workers = ALONE
         self._digests: dict[int, str] = {}
         self._warned: set[str] = set()
@@ -148,16 +148,16 @@ class PackedDataModule(LightningDataModule, ABC):
             ValueError: A source or a row is wrong, a source trains nothing, or nothing is left of the mixture.
             RuntimeError: Another rank failed.
         """
-        if self.train is not None:
+        if self.train_mixture is not None:
             return
-        with self.together():
-            train, held = self.sides(self.sources)
-            self.train = mix(train, self.rules)
-            self.held = mix(held, self.validation_rules) if held else None
+        with self.preparing_together():
+            train, held = self.split_validation(self.sources)
+            self.train_mixture = mix(train, self.filters)
+            self.validation_mixture = mix(held, self.validation_filters) if held else None
         self.log_reports()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def preparing_together(self) -> Iterator[None]:
         """Prepare data with the other ranks, which all must come here together: they share the work, and fail as one.
 
         Raises:
@@ -165,16 +165,16 @@ class PackedDataModule(LightningDataModule, ABC):
             RuntimeError: Another rank failed.
         """
         if self._shares:
-            check_same_on_all_ranks("data", self.agreed())
+            check_same_on_all_ranks("data", self.batch_settings())
         with preparing(self.trainer, cache_folder("groups", self.cache_dir)) as self.workers:
             try:
                 yield
             finally:
                 self.workers = ALONE
 
-    def agreed(self) -> dict[str, Any]:
+    def batch_settings(self) -> dict[str, Any]:
         """What decides the batches, and must be the same on all ranks."""
-        names = ("validation_share", "rules", "validation_rules", "row_length", "packing", "batch_size", "seed")
+        names = ("validation_share", "filters", "validation_filters", "row_length", "packing", "batch_size", "seed")
         sides = {"sources": self.sources, "validation": self.validation or ()}
         return {
             "class_path": type(self).__name__,
@@ -183,7 +183,7 @@ class PackedDataModule(LightningDataModule, ABC):
             **{side: [source.description() for source in sources] for side, sources in sides.items()},
         }
 
-    def sides(self, sources: Sequence[Source]) -> tuple[list[Selection], list[Selection]]:
+    def split_validation(self, sources: Sequence[Source]) -> tuple[list[Selection], list[Selection]]:
         """The unique examples of each source that are trained on, and those that validate.
 
         Args:
@@ -198,12 +198,12 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> PackedLoader:
         """Packed rows of this rank, shuffled unless the same are to be trained on again and again."""
-        assert self.train is not None, "call setup() first"
-        return self.loader(self.train, shuffle=not getattr(self.trainer, "overfit_batches", 0))
+        assert self.train_mixture is not None, "call setup() first"
+        return self.loader(self.train_mixture, shuffle=not getattr(self.trainer, "overfit_batches", 0))
 
     def val_dataloader(self) -> PackedLoader | list[Any]:
         """Packed rows to validate on, in a fixed order; an empty list where there are none."""
-        return self.loader(self.held, shuffle=False) if self.held else []
+        return self.loader(self.validation_mixture, shuffle=False) if self.validation_mixture else []
 
     def test_dataloader(self) -> PackedLoader | list[Any]:
         """The same rows as for validation."""
@@ -223,12 +223,12 @@ class PackedDataModule(LightningDataModule, ABC):
             rank=place["rank"],
             world_size=place["num_replicas"],
             num_workers=self.num_workers,
-            settings={name: value for name, value in flat("data", self.agreed()) if not name.startswith(KNOWN)},
+            settings={name: value for name, value in flat("data", self.batch_settings()) if not name.startswith(KNOWN)},
         )
 
     def description(self) -> dict[str, Any]:
         """The mixture and, after :meth:`setup`, what became of it: plain data for a model card."""
-        sides = {"train": self.train, "validation": self.held}
+        sides = {"train": self.train_mixture, "validation": self.validation_mixture}
         return {
             **self.settings(),
             "validation_share": self.validation_share,
@@ -275,13 +275,15 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def log_reports(self) -> None:
         """Write to the log what became of each source."""
-        for side, mixture in (("train", self.train), ("validation", self.held)):
+        for side, mixture in (("train", self.train_mixture), ("validation", self.validation_mixture)):
             for report in mixture.reports if mixture else ():
                 logger.info("%s: %s", side, report)
 
-    def row_findings(self) -> dict[str, list[str]]:
+    def row_messages(self) -> dict[str, list[str]]:
         """What was found in the rows of each source, for whoever sums up the start."""
-        reports = [report for mixture in (self.train, self.held) if mixture for report in mixture.reports]
+        reports = [
+            report for mixture in (self.train_mixture, self.validation_mixture) if mixture for report in mixture.reports
+        ]
         return {report.name: findings(report.notes, report.rows) for report in reports}
 
     def warn(self, told: Sequence[str]) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.formats.preferences import Pairing
+from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.packing.best_fit import Packing
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.reports.advice import findings
-from lion_lightning.data.reports.source_reports import SourceReport
+from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import FilterCounts, Selection
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
 from lion_lightning.data.selection.pair_filters import Keep
@@ -73,8 +73,8 @@ class OnPolicyDataModule(PreferenceDataModule):
 
     Attributes:
         rounds: Where a round comes from, by its number; :class:`OnPolicySampling` puts itself here.
-        train: Pairs and reports of the present epoch.
-        held: The same of what validates; None where there is nothing.
+        train_mixture: Pairs and reports of the present epoch.
+        validation_mixture: The same of what validates; None where there is nothing.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -143,18 +143,18 @@ class OnPolicyDataModule(PreferenceDataModule):
         self.warn(pool.warnings())
         return pool
 
-    def row_findings(self) -> dict[str, list[str]]:
+    def row_messages(self) -> dict[str, list[str]]:
         """See the base class; the sources of prompts too."""
         notes = self.pool.notes.items()
-        return {**super().row_findings(), **{name: findings(each, self.pool.sizes[name]) for name, each in notes}}
+        return {**super().row_messages(), **{name: findings(each, self.pool.sizes[name]) for name, each in notes}}
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain data."""
         return {**super().settings(), "prompts": [source.path for source in self.prompts]}
 
-    def agreed(self) -> dict[str, Any]:
+    def batch_settings(self) -> dict[str, Any]:
         """What decides the batches, and must be the same on all ranks."""
-        return {**super().agreed(), "prompts": [source.description() for source in self.prompts]}
+        return {**super().batch_settings(), "prompts": [source.description() for source in self.prompts]}
 
     def setup(self, stage: str | None = None) -> None:
         """Choose what validates, alike on every rank; what trains comes with each epoch.
@@ -165,12 +165,12 @@ class OnPolicyDataModule(PreferenceDataModule):
         if self._prepared:
             return
         self._prepared = True
-        with self.together():
-            _, held = self.sides(self.sources)
+        with self.preparing_together():
+            _, held = self.split_validation(self.sources)
             self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
             if held:
-                self.held = mix(held, self.validation_rules)
-                self.refuse_longer_than_a_row(self.held)
+                self.validation_mixture = mix(held, self.validation_filters)
+                self.refuse_longer_than_a_row(self.validation_mixture)
 
     def train_dataloader(self) -> PackedLoader:
         """Shuffled packed rows of the present epoch's pairs, for this rank.
@@ -180,10 +180,10 @@ class OnPolicyDataModule(PreferenceDataModule):
             ValueError: The round has no pair to train on.
         """
         number = self.trainer.current_epoch if self.trainer is not None else 0
-        if self.train is None or self._present != number:
+        if self.train_mixture is None or self._present != number:
             made = self._pull(number)
-            with self.together():
-                self.train, self._present = self._mixture(made), number
+            with self.preparing_together():
+                self.train_mixture, self._present = self._mixture(made), number
         return super().train_dataloader()
 
     def report(self, made: Round) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         Args:
             made: The round of the present epoch.
         """
-        reports = self.train.reports if self.train is not None and made.pairs() else []
+        reports = self.train_mixture.reports if self.train_mixture is not None and made.pairs() else []
         return reports[0].to_dict() if reports else {}
 
     def _pull(self, number: int) -> Round:
@@ -206,7 +206,7 @@ class OnPolicyDataModule(PreferenceDataModule):
     def _mixture(self, made: Round) -> Mixture:
         """The pairs of a round, and those of the sources."""
         try:
-            mixture = mix([*self._sampled(made), *self._drawn(made.number)], self.rules)
+            mixture = mix([*self._sampled(made), *self._drawn(made.number)], self.filters)
         except ValueError as error:
             raise ValueError(f"{_fruitless(made)} ({error}); {_ADVICE}") from error
         self.refuse_longer_than_a_row(mixture)
@@ -228,7 +228,7 @@ class OnPolicyDataModule(PreferenceDataModule):
 
     def _drawn(self, number: int) -> list[Selection]:
         """The pairs of the sources; a fraction below 1 is another draw in each round."""
-        drawn, _ = self.sides([replace(source, seed=source.seed + number) for source in self.sources])
+        drawn, _ = self.split_validation([replace(source, seed=source.seed + number) for source in self.sources])
         return drawn
 
 
@@ -245,7 +245,7 @@ def _fruitless(made: Round) -> str:
 
 
 def _warn_of_ties(report: SourceReport) -> None:
-    ties = sum(report.lost.get(cause, FilterCounts()).documents for cause in ("equal scores", "identical answers"))
+    ties = sum(report.left_out.get(cause, FilterCounts()).documents for cause in ("equal scores", "identical answers"))
     read = report.read.documents
     if 2 * ties > read:
         logger.warning(

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.pairs import PairEncoder
-from lion_lightning.data.formats.preferences import BestWorst, Pairing
+from lion_lightning.data.formats.pairing import BestWorst, Pairing
 from lion_lightning.data.packing.best_fit import Packing, Wrapped
 from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.data.selection.pair_filters import Keep, PairFilters
@@ -45,8 +45,8 @@ class PreferenceDataModule(PackedDataModule):
         cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
 
     Attributes:
-        train: Pairs and reports of what is trained, after :meth:`setup`.
-        held: The same of what validates; None where there is nothing.
+        train_mixture: Pairs and reports of what is trained, after :meth:`setup`.
+        validation_mixture: The same of what validates; None where there is nothing.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -77,8 +77,8 @@ class PreferenceDataModule(PackedDataModule):
             tokenizer,
             validation=validation,
             validation_share=validation_share,
-            rules=PairFilters(max_length, max_prompt_length, keep, min_margin, max_length_ratio),
-            validation_rules=PairFilters(max_length, max_prompt_length, keep),
+            filters=PairFilters(max_length, max_prompt_length, keep, min_margin, max_length_ratio),
+            validation_filters=PairFilters(max_length, max_prompt_length, keep),
             row_length=2 * max_length if row_length is None else row_length,
             packing=packing,
             batch_size=batch_size,
@@ -112,7 +112,7 @@ class PreferenceDataModule(PackedDataModule):
             ValueError: A source trains nothing, nothing is left of the mixture, or a pair is longer than a row.
         """
         super().setup(stage)
-        for mixture in (self.train, self.held):
+        for mixture in (self.train_mixture, self.validation_mixture):
             if mixture is not None:
                 self.refuse_longer_than_a_row(mixture)
 

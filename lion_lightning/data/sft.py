@@ -37,8 +37,8 @@ class SFTDataModule(PackedDataModule):
         cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
 
     Attributes:
-        train: Documents and reports of what is trained, after :meth:`setup`.
-        held: The same of what validates; None where there is nothing.
+        train_mixture: Documents and reports of what is trained, after :meth:`setup`.
+        validation_mixture: The same of what validates; None where there is nothing.
 
     Raises:
         ValueError: An argument makes no sense.
@@ -66,8 +66,8 @@ class SFTDataModule(PackedDataModule):
             tokenizer,
             validation=validation,
             validation_share=validation_share,
-            rules=DocumentFilters(max_length, overlong, min_supervised_share),
-            validation_rules=DocumentFilters(max_length, overlong),
+            filters=DocumentFilters(max_length, overlong, min_supervised_share),
+            validation_filters=DocumentFilters(max_length, overlong),
             row_length=max_length,
             packing=packing,
             batch_size=batch_size,

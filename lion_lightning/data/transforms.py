@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lion_lightning.data.formats.turns import context, is_answer
-from lion_lightning.data.sources.json_text import spelled_out
+from lion_lightning.data.sources.json_text import parse_messages
 
 
 def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -18,7 +18,7 @@ def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     Args:
         row: With ``messages``, or ShareGPT's ``conversations``; any other row stays as it is.
     """
-    spelled = {name: spelled_out(row[name], name) for name in ("messages", "conversations") if name in row}
+    spelled = {name: parse_messages(row[name], name) for name in ("messages", "conversations") if name in row}
     column = next((name for name, value in spelled.items() if isinstance(value, list)), None)
     turns = spelled[column] if column else []
     if column is None or not all(isinstance(turn, Mapping) for turn in turns):

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lion_lightning.data.formats.preferences import SampledPair
+from lion_lightning.data.formats.pairing import SampledPair
 from lion_lightning.data.sources.readers import FileRows, Numbers, Row, digest
 from lion_lightning.data.sources.source import Source
 from lion_lightning.rollouts.rounds import Rollout, read_rollouts
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 
 _VERSION = 1  # part of the fingerprint; raise it whenever the same round gives other pieces
 
@@ -65,7 +65,9 @@ class RoundEncoder:
             for chosen, rejected in made.pairs
         ]
 
-    def pieces(self, examples: Sequence[SampledPair], where: Sequence[str]) -> list[tuple[Piece, Piece, Piece]]:
+    def encode_samples(
+        self, examples: Sequence[SampledPair], where: Sequence[str]
+    ) -> list[tuple[SampleSegment, SampleSegment, SampleSegment]]:
         """Prompt, chosen and rejected of each pair."""
         return [
             (_piece(pair.prompt, -1, False), _piece(pair.chosen, 0, True), _piece(pair.rejected, 0, True))
@@ -77,5 +79,5 @@ class RoundEncoder:
         return digest([type(self).__name__, _VERSION])
 
 
-def _piece(ids: Sequence[int], parent: int, supervised: bool) -> Piece:
-    return Piece(np.array(ids, dtype=np.int32), np.full(len(ids), supervised), parent)
+def _piece(ids: Sequence[int], parent: int, supervised: bool) -> SampleSegment:
+    return SampleSegment(np.array(ids, dtype=np.int32), np.full(len(ids), supervised), parent)

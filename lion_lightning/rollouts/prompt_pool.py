@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.columns import Form, Row, read_row
+from lion_lightning.data.formats.pairing import BestWorst, Preference, PromptAnswer
 from lion_lightning.data.formats.preference import FORMS as PREFERENCE_FORMS
-from lion_lightning.data.formats.preferences import BestWorst, Preference, Whole
 from lion_lightning.data.formats.sft import (
     ASKED,
     CHAT,
@@ -29,7 +29,12 @@ from lion_lightning.data.formats.sft import (
 )
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
 from lion_lightning.data.reports.advice import warnings
-from lion_lightning.data.reports.row_notes import RowNotes, one_row, row_notes, warning_once
+from lion_lightning.data.reports.row_messages import (
+    RowMessages,
+    collect_messages,
+    collect_row_messages,
+    log_warnings_once,
+)
 from lion_lightning.data.selection.mixture import repeats
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
@@ -39,7 +44,7 @@ from lion_lightning.types import Prompt
 # --- from a raw row to its prompt
 
 
-def recognize_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Whole | None:
+def recognize_prompt(row: Row, columns: Mapping[str, str] | None = None) -> PromptAnswer | None:
     """Read the prompt of a raw row, with the row's own answer behind it if it has one.
 
     Known are all forms of preference pairs (the answer is the chosen one) and of SFT rows but plain ``text``; and,
@@ -62,38 +67,38 @@ def recognize_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Whol
     return read_row(row, columns or {}, PROMPT_FORMS, only_prompt=True)
 
 
-def _preferred(parse: Callable[..., list[Preference]], row: Row) -> Whole | None:
+def _preferred(parse: Callable[..., list[Preference]], row: Row) -> PromptAnswer | None:
     pairs = parse(row, BestWorst())
     return pairs[0].chosen if pairs else None
 
 
-def _answered(parse: Callable[..., Any], row: Row) -> Whole | None:
-    example: Whole = parse(row)
+def _answered(parse: Callable[..., Any], row: Row) -> PromptAnswer | None:
+    example: PromptAnswer = parse(row)
     if isinstance(example, Completion) or example.prompt_turns is not None:
         return example
     return example._replace(prompt_turns=len(example.messages) - 1)
 
 
-def _turns(column: str, row: Row) -> Whole:
+def _turns(column: str, row: Row) -> PromptAnswer:
     turns = with_system(row, read_turns(row[column], column))
     asked = turns[:-1] if turns[-1].role == "assistant" else turns
     conversation((*asked, Message("assistant", "?")))  # are the roles in order?
     return Conversation(turns, len(asked), **read_settings(row))
 
 
-def _prompt(row: Row) -> Whole:
+def _prompt(row: Row) -> PromptAnswer:
     if isinstance(row["prompt"], str):
         return Completion(read_text(row["prompt"], "prompt"), "")
     return _turns("prompt", row)
 
 
-def _asked(column: str, row: Row) -> Whole:
+def _asked(column: str, row: Row) -> PromptAnswer:
     turns = with_system(row, read_request(row, column))
     return Conversation(turns, len(turns), **read_settings(row))
 
 
 _READ_HERE = ({"messages"}, {"conversations"}, {"text"})
-PROMPT_FORMS: tuple[Form[Whole | None], ...] = (
+PROMPT_FORMS: tuple[Form[PromptAnswer | None], ...] = (
     *(Form(form.required, form.optional, partial(_preferred, form.parse)) for form in PREFERENCE_FORMS),
     Form(("messages",), CHAT, partial(_turns, "messages")),
     Form(("conversations",), CHAT, partial(_turns, "conversations")),
@@ -158,7 +163,7 @@ class PromptPool:
         self.sources = list(sources)
         self.left_out: Counter[str] = Counter()
         self.sizes: dict[str, int] = {}
-        self.notes: dict[str, RowNotes] = {}
+        self.notes: dict[str, RowMessages] = {}
         self._has_chat_template = tokenizer.chat_template is not None
         self._rows = [source.open() for source in self.sources]
         self._encoder = ChatEncoder(tokenizer, mask="completion")
@@ -168,7 +173,7 @@ class PromptPool:
         parts, seen = [], dict.fromkeys(without, "validated on")
         for number, source in enumerate(self.sources):
             first = len(self)
-            with row_notes() as self.notes[source.label]:
+            with collect_messages() as self.notes[source.label]:
                 self._scan(number, source, seen)
             source.require_columns(self.notes[source.label])
             self.left_out.update(self.notes[source.label]["left out"])
@@ -243,7 +248,7 @@ class PromptPool:
             tqdm(rows.take(chosen), f"prompts of {source.label}", len(chosen), unit=" rows", delay=2),
             strict=True,
         ):
-            with one_row():
+            with collect_row_messages():
                 prompts = source.examples(row, _Reader())
             for place, whole in enumerate(prompts):
                 group = prompt_digest(prompt_of(whole))
@@ -254,10 +259,10 @@ class PromptPool:
                 self._places.extend((number, row_number, place))
                 self._hashes += group
 
-    def _prompt(self, whole: Whole, row: Any) -> Prompt:
+    def _prompt(self, whole: PromptAnswer, row: Any) -> Prompt:
         asked = prompt_of(whole)
         try:
-            with warning_once(self._warned, "prompts"):
+            with log_warnings_once(self._warned, "prompts"):
                 text, ids = self._encoder.prompt(asked)
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
@@ -272,14 +277,14 @@ class _Reader:
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
-    def __call__(self, row: Row, columns: Mapping[str, str]) -> list[Whole]:
+    def __call__(self, row: Row, columns: Mapping[str, str]) -> list[PromptAnswer]:
         if (whole := recognize_prompt(row, columns)) is None:
             return []
         self.rows.append(row)
         return [whole]
 
 
-def _original(whole: Whole) -> str | None:
+def _original(whole: PromptAnswer) -> str | None:
     """The row's own answer, if it is one text."""
     if isinstance(whole, Completion):
         return whole.completion or None

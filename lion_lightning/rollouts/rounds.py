@@ -135,9 +135,13 @@ class Round:
 def _is_summary(made: dict[str, Any]) -> bool:
     """Whether what is read of a summary is what was written: numbers where they are known, and counts of pairs."""
     metrics, report = made.get("metrics", {}), made.get("report", {})
-    if not isinstance(metrics, dict) or not isinstance(report, dict) or not isinstance(report.get("lost", {}), dict):
+    if (
+        not isinstance(metrics, dict)
+        or not isinstance(report, dict)
+        or not isinstance(report.get("left_out", {}), dict)
+    ):
         return False
-    counts = [report.get("kept", {}), *report.get("lost", {}).values()]
+    counts = [report.get("kept", {}), *report.get("left_out", {}).values()]
     if not all(isinstance(count, dict) for count in counts):
         return False
     numbers = [*metrics.values(), *(count.get("pairs", 0) for count in counts)]

@@ -20,7 +20,7 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store import tokenize as tokenizing
 from lion_lightning.distributed import rendezvous as workers
 from lion_lightning.distributed.rendezvous import WorkerGroup
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 from tests.distributed.ranks import run_ranks
 from tests.processes import start
 from tests.unit.data.letters import byte_tokenizer
@@ -37,11 +37,11 @@ class Recording(ChatEncoder):
         super().__init__(byte_tokenizer(), "assistant")
         self.error, self.rows = error, 0
 
-    def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:
+    def encode_samples(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[SampleSegment]]:
         if self.error is not None:
             raise self.error
         self.rows += len(examples)
-        return super().pieces(examples, where)
+        return super().encode_samples(examples, where)
 
 
 class Data(SFTDataModule):
@@ -143,7 +143,7 @@ def test_ranks_with_other_settings_are_all_refused(tmp_path: Path) -> None:
 
 
 class Dying(Recording):
-    def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:
+    def encode_samples(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[SampleSegment]]:
         os.kill(os.getpid(), signal.SIGKILL)
         return []
 

@@ -25,7 +25,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.sft import SFTModule
 from lion_lightning.references.base import Reference
-from lion_lightning.types import Piece, Sample
+from lion_lightning.types import Sample, SampleSegment
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -75,8 +75,8 @@ class Bench:
         """Six rows of random tokens, in batches of one row."""
         rng = np.random.default_rng(1)
 
-        def piece(parent: int, supervised: bool) -> Piece:
-            return Piece(rng.integers(3, tiny.VOCABULARY, 6).astype(np.int32), np.full(6, supervised), parent)
+        def piece(parent: int, supervised: bool) -> SampleSegment:
+            return SampleSegment(rng.integers(3, tiny.VOCABULARY, 6).astype(np.int32), np.full(6, supervised), parent)
 
         shape = ((-1, False), (0, True), (0, True)) if pairs else ((-1, True),)
         samples = [Sample(tuple(piece(*part) for part in shape), number) for number in range(6)]

@@ -281,7 +281,7 @@ def test_offline_pairs_are_mixed_in_and_drawn_anew(online: Online) -> None:
 
     class See(Watch):
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-            documents = data.train.documents  # type: ignore[union-attr]
+            documents = data.train_mixture.documents  # type: ignore[union-attr]
             places = [documents.where(n) for n in range(len(documents))]
             seen.append([place for place in places if "pairs.jsonl" in place])
 

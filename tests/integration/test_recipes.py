@@ -119,7 +119,7 @@ def test_the_round_is_the_papers(name: str, share: float | None) -> None:
     assert arguments(read(name), "data")["prompts"] == prompts
     assert settings["num_samples"] == 5
     assert settings["prompts_per_round"] == share
-    assert settings["pairing"] == "lion_lightning.data.formats.preferences.BestWorst"
+    assert settings["pairing"] == "lion_lightning.data.formats.pairing.BestWorst"
     assert name_of(settings["sampler"]) == "VLLMSampler"
     assert arguments(settings, "sampler")["sampling"] == {"temperature": 0.8, "max_new_tokens": 2048}
     assert arguments(settings, "sampler")["max_model_len"] == PAPER[name].max_prompt_length + 2048  # type: ignore[operator]

@@ -17,7 +17,7 @@ from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.modules.optimization.schedules import CosineWithWarmup
-from lion_lightning.types import PackedBatch, Piece, Sample
+from lion_lightning.types import PackedBatch, Sample, SampleSegment
 from tests import tiny
 from tests.marks import exhaustive, slow
 
@@ -62,7 +62,7 @@ class Runs:
         self.tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(folder / "tokenizer")))
         rng = np.random.default_rng(1)
         self.samples = [
-            Sample((Piece(rng.integers(3, tiny.VOCABULARY, n).astype(np.int32), rng.random(n) < 0.7),), index)
+            Sample((SampleSegment(rng.integers(3, tiny.VOCABULARY, n).astype(np.int32), rng.random(n) < 0.7),), index)
             for index, n in enumerate(LENGTHS.tolist())
         ]
         self.wholes: dict[str, Run] = {}

@@ -28,7 +28,7 @@ from lion_lightning import (
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.types import PairLogps, Piece, Sample
+from lion_lightning.types import PairLogps, Sample, SampleSegment
 from tests import tiny
 from tests.marks import exhaustive
 
@@ -86,9 +86,9 @@ class Remembering(PreferenceLoss):
 def samples() -> list[Sample]:
     rng = np.random.default_rng(1)
 
-    def piece(length: int, parent: int) -> Piece:
+    def piece(length: int, parent: int) -> SampleSegment:
         ids = rng.integers(3, tiny.VOCABULARY, length).astype(np.int32)
-        return Piece(ids, np.full(length, parent >= 0), parent)
+        return SampleSegment(ids, np.full(length, parent >= 0), parent)
 
     return [
         Sample(

@@ -20,7 +20,7 @@ from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.callbacks import HuggingFaceExport
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.checkpoints.files import newest_checkpoint
-from lion_lightning.types import Piece, Sample
+from lion_lightning.types import Sample, SampleSegment
 from tests import tiny
 from tests.integration.online import Online, Sampler
 from tests.marks import exhaustive, slow
@@ -92,7 +92,7 @@ class Runs:
         self.tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(folder / "tokenizer")))
         rng = np.random.default_rng(0)
         ids = rng.integers(3, tiny.VOCABULARY, (2 * BATCHES, 5)).astype(np.int32)
-        self.samples = [Sample((Piece(row, np.ones(5, bool)),), number) for number, row in enumerate(ids)]
+        self.samples = [Sample((SampleSegment(row, np.ones(5, bool)),), number) for number, row in enumerate(ids)]
         self.undisturbed: dict[str, Result] = {}
 
     def loader(self, shuffle: bool) -> PackedLoader:

@@ -27,7 +27,7 @@ from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.losses import ChosenNLLLoss, SigmoidLoss, WeightedSum
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.sampling.base import SamplingSettings
-from lion_lightning.types import Piece, Sample
+from lion_lightning.types import Sample, SampleSegment
 from tests.tiny import config, pairs, policy, row
 from tests.unit.data.letters import byte_tokenizer
 
@@ -120,7 +120,7 @@ def against_nothing() -> None:
 
 
 def other_batch_size() -> None:
-    samples = [Sample((Piece(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.bool_)),), n) for n in range(9)]
+    samples = [Sample((SampleSegment(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.bool_)),), n) for n in range(9)]
     loaders = [PackedLoader(samples, np.full(9, 3), capacity=6, batch_size=size) for size in (1, 2)]
     batches = iter(loaders[0])
     next(batches), next(batches)

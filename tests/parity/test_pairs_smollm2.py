@@ -18,7 +18,7 @@ from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.ops.logprobs import pair_logps
-from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, Piece, Sample
+from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, Sample, SampleSegment
 from tests.plain_pairs import padded_sides, plain_token_logps
 
 MODEL = Path(os.environ.get("LION_SMOLLM2", "no-such-folder"))
@@ -47,8 +47,8 @@ def right_and_wrong(count: int) -> list[Sample]:
     return samples
 
 
-def piece(ids: list[int], parent: int) -> Piece:
-    return Piece(np.array(ids, np.int32), np.full(len(ids), parent == 0), parent)
+def piece(ids: list[int], parent: int) -> SampleSegment:
+    return SampleSegment(np.array(ids, np.int32), np.full(len(ids), parent == 0), parent)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_log_probs_and_loss_of_real_pairs_equal_padded_sequences(
 
 
 def answer_lengths(samples: list[Sample]) -> list[int]:
-    return [len(part.input_ids) for sample in samples for part in sample.pieces[1:]]
+    return [len(part.input_ids) for sample in samples for part in sample.segments[1:]]
 
 
 def answer(sums: torch.Tensor, counts: torch.Tensor) -> AnswerLogps:

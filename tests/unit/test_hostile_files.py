@@ -17,7 +17,7 @@ import pytest
 
 from lion_lightning.cache import read_json
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenized import manifest_path, part_path, read_batches, read_part
+from lion_lightning.data.store.tokenized import manifest_path, read_batches, read_shard, shard_path
 from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.errors import explain
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
@@ -92,9 +92,9 @@ def test_a_saved_set_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> N
 
 
 def test_a_token_store_is_read_as_data(reads: Any, tmp_path: Path) -> None:
-    part = part_path(tmp_path, 0, 1)
+    part = shard_path(tmp_path, 0, 1)
     reads(part, lambda: read_batches(part))
-    reads(manifest_path(part), lambda: read_part(part, check=True))
+    reads(manifest_path(part), lambda: read_shard(part, check=True))
 
 
 @pytest.mark.parametrize("name", ["round-0000.arrow", "round-0000.json"])

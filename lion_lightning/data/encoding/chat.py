@@ -22,8 +22,8 @@ from lion_lightning.data.encoding.rendering import ChatRenderer
 from lion_lightning.data.encoding.token_boundaries import TokenBoundaries, Tokens, first_token
 from lion_lightning.data.formats.columns import Row
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
-from lion_lightning.data.reports.row_notes import warn_of_row
-from lion_lightning.types import Piece
+from lion_lightning.data.reports.row_messages import add_warning
+from lion_lightning.types import SampleSegment
 
 Mask = Literal["assistant", "completion", "none"]
 
@@ -81,7 +81,7 @@ class ChatEncoder:
         self._bos = _leading_ids(tokenizer)
         self._renderer = ChatRenderer(tokenizer)
 
-    def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[Piece]:
+    def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[SampleSegment]:
         """Encode a batch, one piece an example.
 
         Args:
@@ -93,7 +93,7 @@ class ChatEncoder:
         """
         return [piece for piece, _ in self.encode_answers(examples, where)]
 
-    def encode_answers(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece, int]]:
+    def encode_answers(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[SampleSegment, int]]:
         """Encode a batch, and count the tokens that stand before each example's answer.
 
         Args:
@@ -134,7 +134,7 @@ class ChatEncoder:
         """The example that a raw row holds; see :func:`~lion_lightning.data.formats.sft.recognize`."""
         return [recognize(row, columns)]
 
-    def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:
+    def encode_samples(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[SampleSegment]]:
         """What :meth:`encode` gives, as the pieces of a sample each: one."""
         return [(piece,) for piece in self.encode(examples, where)]
 
@@ -215,7 +215,7 @@ class ChatEncoder:
             encodings[number] = apart
         return encodings
 
-    def _piece(self, draft: _Draft, encoding: Tokens) -> tuple[Piece, int]:
+    def _piece(self, draft: _Draft, encoding: Tokens) -> tuple[SampleSegment, int]:
         ids, length = encoding.ids, len(draft.text)
         supervised = np.zeros(len(ids), dtype=np.bool_)
         for start, end in draft.spans:
@@ -225,17 +225,17 @@ class ChatEncoder:
             ids, supervised, added = self._closed(ids, supervised)
             before += added
         self._warn_of_bos(draft, ids)
-        return Piece(np.array(ids, dtype=np.int32), supervised), before
+        return SampleSegment(np.array(ids, dtype=np.int32), supervised), before
 
     def _warn_of_bos(self, draft: _Draft, ids: Sequence[int]) -> None:
         bos = self.tokenizer.bos_token
         if not draft.bare and ids[: len(self._bos)] != self._bos:
-            warn_of_row(
+            add_warning(
                 f"the tokenizer starts texts with {self.tokenizer.bos_token} and the chat template does not write it: "
                 "use a tokenizer.chat_template that begins with bos_token, as configs/recipes/chatml_with_bos.jinja"
             )
         elif bos is not None and self._repeats_bos(draft, str(bos)):
-            warn_of_row(
+            add_warning(
                 f"texts of the rows begin with {bos}, which stands once more before them: take it out of the rows "
                 "(with a `transform`)"
             )
@@ -243,7 +243,7 @@ class ChatEncoder:
             cause = "a text of the rows" if draft.bare else "the chat template"
             fix = "take one out of the rows (with a `transform`)"
             other = "use a tokenizer.chat_template that writes it once, or take it out of the rows (with a `transform`)"
-            warn_of_row(f"{cause} begins with {bos} twice: {fix if draft.bare else other}")
+            add_warning(f"{cause} begins with {bos} twice: {fix if draft.bare else other}")
 
     def _repeats_bos(self, draft: _Draft, bos: str) -> bool:
         """Whether a text of the row begins with BOS, although it does not begin the whole, which has its own."""

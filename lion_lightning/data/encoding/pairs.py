@@ -11,14 +11,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.formats.pairing import BestWorst, Pairing, Preference, PromptAnswer
 from lion_lightning.data.formats.preference import recognize_preferences
-from lion_lightning.data.formats.preferences import BestWorst, Pairing, Preference, Whole
 from lion_lightning.data.formats.sft import Completion
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 
 _VERSION = 3  # part of the fingerprint; raise it whenever the same input gives other pieces
 
-Triple = tuple[Piece, Piece, Piece]
+Triple = tuple[SampleSegment, SampleSegment, SampleSegment]
 
 
 class PairEncoder:
@@ -47,7 +47,7 @@ class PairEncoder:
         """Pairs of a raw row; see :func:`recognize_preferences`."""
         return recognize_preferences(row, columns, self.pairing)
 
-    def pieces(self, examples: Sequence[Preference], where: Sequence[str]) -> list[Triple]:
+    def encode_samples(self, examples: Sequence[Preference], where: Sequence[str]) -> list[Triple]:
         """Prompt, chosen and rejected of each pair; the parent of both answers is piece 0, the prompt.
 
         Args:
@@ -68,7 +68,7 @@ class PairEncoder:
         parts = [_VERSION, self._chat.fingerprint(), self.pairing.identity()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _triple(self, better: tuple[Piece, int], worse: tuple[Piece, int], where: str) -> Triple:
+    def _triple(self, better: tuple[SampleSegment, int], worse: tuple[SampleSegment, int], where: str) -> Triple:
         (chosen, first), (rejected, second) = better, worse
         if not (first and second):
             raise ValueError(
@@ -81,11 +81,11 @@ class PairEncoder:
                 f"{where}: the prompt gives other tokens before chosen than before rejected, since the chat template "
                 "renders it by what follows; set a tokenizer.chat_template that does not"
             )
-        return Piece(prompt, np.zeros(first, dtype=np.bool_)), _answer(chosen, first), _answer(rejected, second)
+        return SampleSegment(prompt, np.zeros(first, dtype=np.bool_)), _answer(chosen, first), _answer(rejected, second)
 
 
-def _answer(piece: Piece, start: int) -> Piece:
-    return Piece(piece.input_ids[start:], piece.supervised[start:], parent=0)
+def _answer(piece: SampleSegment, start: int) -> SampleSegment:
+    return SampleSegment(piece.input_ids[start:], piece.supervised[start:], parent=0)
 
 
 def _without_blanks(triple: Triple, example: Preference) -> Triple:
@@ -94,11 +94,11 @@ def _without_blanks(triple: Triple, example: Preference) -> Triple:
     return prompt, _unless_blank(chosen, example.chosen), _unless_blank(rejected, example.rejected)
 
 
-def _unless_blank(answer: Piece, whole: Whole) -> Piece:
+def _unless_blank(answer: SampleSegment, whole: PromptAnswer) -> SampleSegment:
     return answer if any(_said(whole)) else answer._replace(supervised=np.zeros_like(answer.supervised))
 
 
-def _said(whole: Whole) -> list[Any]:
+def _said(whole: PromptAnswer) -> list[Any]:
     """Texts of an answer, and the tool calls of turns that say nothing else."""
     if isinstance(whole, Completion):
         return [whole.completion.strip()]

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.encoding.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers
-from lion_lightning.data.encoding.shown import missing_function, missing_of_answer, missing_turn
+from lion_lightning.data.encoding.template_check import missing_function, missing_of_answer, missing_turn
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message, unread_keys
-from lion_lightning.data.reports.row_notes import warn_of_row
+from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.models.chat_template import MARK, ChatTemplate
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, closing_tokens, ends_turns
 
@@ -66,7 +66,7 @@ class ChatRenderer:
             if message.role == "assistant" and (missing := missing_of_answer(message, text)):
                 raise ValueError(_left_out(f"{missing} of message {turn}"))
         if not self._ends_turns:
-            warn_of_row(NO_END)
+            add_warning(NO_END)
         return text
 
     def prompt(self, conversation: Conversation) -> str:
@@ -77,7 +77,7 @@ class ChatRenderer:
         """
         text = self._complete(conversation, self._render(conversation, conversation.messages, prompt=True))
         if not self._ends_turns:
-            warn_of_row(NO_END)
+            add_warning(NO_END)
         return text
 
     def answers(self, conversation: Conversation, first: int = 0) -> Rendered:
@@ -147,7 +147,7 @@ class ChatRenderer:
         unread_keys(conversation.messages, template.reads)
         for name in conversation.chat_template_kwargs or ():
             if not re.search(rf"\b{re.escape(name)}\b", template.text):
-                warn_of_row(f"not used: {name!r} of chat_template_kwargs, which the chat template does not read")
+                add_warning(f"not used: {name!r} of chat_template_kwargs, which the chat template does not read")
         missing = missing_turn(conversation.messages, text) or (
             missing_function(conversation.messages, conversation.tools, text)
         )
@@ -162,7 +162,7 @@ class ChatRenderer:
             # Tags that leave this token out would train a model that never stops.
             if self._closers and (behind := self._closing.match(text, end)):
                 return start, behind.end()
-            warn_of_row(NO_END)
+            add_warning(NO_END)
             return start, start + len(turn)
         closer = next(closer for closer in self._closers if turn.endswith(closer))
         before = turn.removesuffix(closer)

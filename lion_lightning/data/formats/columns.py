@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lion_lightning.data.formats.unused import account_for, printed
-from lion_lightning.data.reports.row_notes import note
-from lion_lightning.data.sources.json_text import spelled_out
+from lion_lightning.data.formats.unused_columns import check_unused_columns, printable
+from lion_lightning.data.reports.row_messages import add_message
+from lion_lightning.data.sources.json_text import parse_messages
 
 Row = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -98,15 +98,15 @@ def read_row(
     fields = _named(row, columns, {column for form in forms for column in form.required + form.optional})
     form = _fitting(row, fields, columns, forms)
     made = form.parse(fields, *context)
-    account_for(fields, str(form), only_prompt)
+    check_unused_columns(fields, str(form), only_prompt)
     return made
 
 
-def shown(names: Iterable[object]) -> str:
+def list_names(names: Iterable[object]) -> str:
     """Names of columns as an error can show them: on one line, and not all of thousands."""
-    printable = [printed(str(name)) for name in names]
-    more = f" and {len(printable) - _MOST_NAMES} more" if len(printable) > _MOST_NAMES else ""
-    return ", ".join(printable[:_MOST_NAMES]) + more
+    listed = [printable(str(name)) for name in names]
+    more = f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else ""
+    return ", ".join(listed[:_MOST_NAMES]) + more
 
 
 def _named(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
@@ -118,11 +118,13 @@ def _named(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
     values = {key: value for key, value in row.items() if value is not None}
     for name in [name for name, own in columns.items() if name in values and name not in columns.values()]:
         if columns[name] not in values:
-            raise ValueError(f"columns maps {name} to {columns[name]!r}, but the row only has the keys {shown(row)}")
-        note("unused", printed(name))  # the row's own column of the name that another one goes by
+            raise ValueError(
+                f"columns maps {name} to {columns[name]!r}, but the row only has the keys {list_names(row)}"
+            )
+        add_message("unused", printable(name))  # the row's own column of the name that another one goes by
     renamed = {name: values[own] for name, own in columns.items() if own in values}
     rest = {key: value for key, value in values.items() if key not in columns.values()}
-    named = {name: spelled_out(value, name) if name in known else value for name, value in (rest | renamed).items()}
+    named = {name: parse_messages(value, name) if name in known else value for name, value in (rest | renamed).items()}
     return Fields(named, columns)
 
 
@@ -133,14 +135,14 @@ def _fitting(row: Row, fields: Fields, columns: Mapping[str, str], forms: Sequen
     absent = [name for name in columns if name in decisive and name not in fields]
     if absent and (not fitting or len(absent) == len(decisive)):
         own = columns[absent[0]]
-        raise ValueError(f"columns maps {absent[0]} to {own!r}, but the row only has the keys {shown(row)}")
+        raise ValueError(f"columns maps {absent[0]} to {own!r}, but the row only has the keys {list_names(row)}")
     if not fitting:
         raise ValueError(_unknown_form(row, fields, forms))
     return max(fitting, key=lambda form: len(columns.keys() & {*form.required, *form.optional}))
 
 
 def _unknown_form(row: Row, fields: Fields, forms: Sequence[Form[Any]]) -> str:
-    keys = shown(f"{key} (null)" if value is None else key for key, value in row.items()) or "none"
+    keys = list_names(f"{key} (null)" if value is None else key for key, value in row.items()) or "none"
     nearest = max(forms, key=lambda form: sum(name in fields for name in form.required))
     lacking = [name for name in nearest.required if name not in fields]
     near = f"; {nearest} lacks {', '.join(lacking)}" if len(lacking) < len(nearest.required) else ""

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any
 
 from lion_lightning.data.formats.columns import Fields, Form, Row, read_row
-from lion_lightning.data.formats.preferences import Pairing, Preference, Whole
+from lion_lightning.data.formats.pairing import Pairing, Preference, PromptAnswer
 from lion_lightning.data.formats.sft import (
     ASKED,
     CHAT,
@@ -25,9 +25,9 @@ from lion_lightning.data.formats.sft import (
     with_system,
 )
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
-from lion_lightning.data.formats.unused import may_ask, printed
-from lion_lightning.data.reports.row_notes import note
-from lion_lightning.data.sources.json_text import read_list, spelled_out
+from lion_lightning.data.formats.unused_columns import may_ask, printable
+from lion_lightning.data.reports.row_messages import add_message
+from lion_lightning.data.sources.json_text import parse_messages, read_list
 
 
 def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[Preference]:
@@ -66,7 +66,7 @@ def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
 
 Answers = Mapping[str, Any]
 """Raw answers by their place in the row, which errors name."""
-Reader = Callable[[Row, Answers], list[Whole]]
+Reader = Callable[[Row, Answers], list[PromptAnswer]]
 """Joins the prompt of a row to each of its answers."""
 
 
@@ -87,7 +87,7 @@ def _ranked(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
         raise ValueError(f"a pair needs two answers, and answers has {len(answers)}; skip the row with a `transform`")
     values = [_number(score, f"scores[{place}]") for place, score in enumerate(scores)]
     named = {f"answers[{place}]": answer for place, answer in enumerate(answers)}
-    wholes = reader(row, {name: spelled_out(answer, name) for name, answer in named.items()})
+    wholes = reader(row, {name: parse_messages(answer, name) for name, answer in named.items()})
     if not wholes:
         return []
     key = json.dumps(wholes, sort_keys=True, default=str)
@@ -119,11 +119,11 @@ def _number(value: Any, name: str) -> float:
 # --- one reader for each way to give the prompt; of an answer to leave out it makes nothing
 
 
-def _requested(column: str, row: Row, answers: Answers) -> list[Whole]:
+def _requested(column: str, row: Row, answers: Answers) -> list[PromptAnswer]:
     return _chats(row, read_request(row, column), answers)
 
 
-def _prompted(row: Row, answers: Answers) -> list[Whole]:
+def _prompted(row: Row, answers: Answers) -> list[PromptAnswer]:
     prompt = row["prompt"]
     if not isinstance(prompt, str):
         return _continued("prompt", row, answers)
@@ -138,7 +138,7 @@ def _prompted(row: Row, answers: Answers) -> list[Whole]:
     return wholes
 
 
-def _continued(column: str, row: Row, answers: Answers) -> list[Whole]:
+def _continued(column: str, row: Row, answers: Answers) -> list[PromptAnswer]:
     """Messages as prompt; with an answer behind them, they repeat one of the conversations, or a prompt's answer."""
     turns = read_turns(row[column], column)
     sides = [_answer_turns(value, name) for name, value in answers.items()]
@@ -148,13 +148,13 @@ def _continued(column: str, row: Row, answers: Answers) -> list[Whole]:
     return _chats(row, turns[: len(turns) - len(repeated)], answers)
 
 
-def _implied(row: Row, answers: Answers) -> list[Whole]:
+def _implied(row: Row, answers: Answers) -> list[PromptAnswer]:
     if not _are_text(answers):
         sides = [_answer_turns(value, name) for name, value in answers.items()]
         return _chats(row, sides[0][: _turn_cut(sides)], answers)
     texts = list(answers.values())
     if not all(text.strip() for text in texts):
-        note("left out", "an answer has no text")
+        add_message("left out", "an answer has no text")
         return []
     shared = texts[0][: _shared(texts)]
     if any(map(_ANSWER_MARK.search, texts)):
@@ -169,7 +169,7 @@ def _refuse_other_text(row: Row) -> None:
     """Refuse to guess the prompt from the answers' words where another column may well hold it."""
     assert isinstance(row, Fields)  # as all forms are given it
     for name in [name for name in row.unread if may_ask(name, row.peek(name))]:
-        own, value = printed(row.own(name)), spelled_out(row.peek(name), name)
+        own, value = printable(row.own(name)), parse_messages(row.peek(name), name)
         kind = "question" if isinstance(value, str) else "messages"
         raise ValueError(
             f"is the column {own!r} the prompt? Say so with `columns: {{{kind}: {own}}}`, or make it one with a "
@@ -186,18 +186,18 @@ def _are_text(answers: Answers) -> bool:
     return bool(text)
 
 
-def _texts(prompt: str, answers: Answers) -> list[Whole]:
+def _texts(prompt: str, answers: Answers) -> list[PromptAnswer]:
     if _ANSWER_MARK.search(prompt) and any(map(_USER_MARK.search, answers.values())):
-        note("left out", _PARTED)
+        add_message("left out", _PARTED)
         return []
     return [Completion(prompt, read_text(value, name, may_be_empty=True)) for name, value in answers.items()]
 
 
-def _chats(row: Row, prompt: tuple[Message, ...], answers: Answers) -> list[Whole]:
+def _chats(row: Row, prompt: tuple[Message, ...], answers: Answers) -> list[PromptAnswer]:
     if not prompt:
         raise ValueError("no message stands before the answers to be the prompt; give the row one")
     start, settings = with_system(row, prompt), read_settings(row)
-    wholes: list[Whole] = []
+    wholes: list[PromptAnswer] = []
     for name, value in answers.items():
         answer = _after(prompt, _answer_turns(value, name), name)
         wholes.append(conversation(start + answer, len(start), **settings))
@@ -252,13 +252,13 @@ def _dialogue_cut(shared: str) -> int:
     """Where the answers of two dialogues begin: behind the last mark of an answer in what they share; 0 for none."""
     marks = [mark.end() for mark in _ANSWER_MARK.finditer(shared)]
     if not marks:
-        note("left out", _PARTED)
+        add_message("left out", _PARTED)
     return marks[-1] if marks else 0
 
 
 def _word_cut(shared: str, texts: Sequence[str]) -> int:
     """Number of characters that are prompt. White space stays with the answer: most tokenizers join it to the word."""
-    note("warning", "without a prompt column, the first words that both answers share are taken for the prompt")
+    add_message("warning", "without a prompt column, the first words that both answers share are taken for the prompt")
     for gap in reversed(list(re.finditer(r"\s+", shared))):
         if (cut := gap.start()) > 0 and all(text[cut:].strip() for text in texts):
             return cut
@@ -270,7 +270,7 @@ _USER_MARK = re.compile("\n\nHuman:")
 _PARTED = "the dialogues part before the last answer, so that a user's words would be trained"
 
 
-def _check_repeated(prompt: str, whole: Whole) -> None:
+def _check_repeated(prompt: str, whole: PromptAnswer) -> None:
     """Make sure that a prompt beside whole conversations is a user turn of the prompt in them."""
     turns = whole.messages[: whole.prompt_turns] if isinstance(whole, Conversation) else ()
     if prompt.strip() not in [turn.content.strip() for turn in turns if turn.role == "user"]:

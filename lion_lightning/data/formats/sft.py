@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lion_lightning.data.formats.columns import Form, Row, read_row
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
-from lion_lightning.data.reports.row_notes import warn_of_row
+from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.data.sources.json_text import read_json, read_list
 
 
@@ -61,7 +61,7 @@ def recognize(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     taken, then the first in that order. In every chat a ``system`` column becomes the system turn; ``tools`` (or
     ``functions``) and ``chat_template_kwargs`` go to the template. ``input`` stands behind an instruction or question,
     the rounds of ``history`` before it. Turns and lists may be JSON text. What becomes of any other column:
-    :mod:`lion_lightning.data.formats.unused`.
+    :mod:`lion_lightning.data.formats.unused_columns`.
 
     An assistant turn may open a conversation: conversations cut out of longer ones, as ShareGPT's are, often start so.
 
@@ -107,7 +107,7 @@ def warn_of_repeated_prompt(prompt: str, *answers: str) -> None:
         answers: All that is answered.
     """
     if len(prompt.split()) > 3 and all(answer.lstrip().startswith(prompt.strip()) for answer in answers):
-        warn_of_row(
+        add_warning(
             "the answer begins with all of the prompt, which so stands there twice, and is trained; if the answer is "
             "prompt and answer in one, cut the prompt off with a `transform`"
         )

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lion_lightning.data.formats.tool_calls import read_calls
-from lion_lightning.data.formats.unused import THOUGHTS, TOOLS, printed, spellings
-from lion_lightning.data.reports.row_notes import warn_of_row
-from lion_lightning.data.sources.json_text import TEXT_PARTS, parts_spelled_out, read_json
+from lion_lightning.data.formats.unused_columns import THOUGHTS, TOOLS, printable, spellings
+from lion_lightning.data.reports.row_messages import add_warning
+from lion_lightning.data.sources.json_text import TEXT_PARTS, parse_content_parts, read_json
 from lion_lightning.models.chat_template import REASONING
 
 
@@ -120,7 +120,7 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
         raise ValueError(f"{name} has the role {repr(spoken)[:60]}; known roles are {', '.join(_ROLES)}")
     content = _either(own, "content", "value", name)
     # What a tool returns is often such JSON, and is shown as it is.
-    content = _joined(content if role == "tool" else parts_spelled_out(content), name)
+    content = _joined(content if role == "tool" else parse_content_parts(content), name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
     trained = _trained(own, role, name)
@@ -156,11 +156,11 @@ def _part(part: Any, name: str) -> str:
             raise ValueError(f"{name} has a text part with {key}, which cannot be trained on; take it out")
         if key in _FLAGS or _may_be_a_flag(key, own[key]):
             raise ValueError(
-                f"{name} has a text part with {printed(key)}, and the parts of a turn are trained together or not at "
+                f"{name} has a text part with {printable(key)}, and the parts of a turn are trained together or not at "
                 "all; say it of the turn, as `train`, or take it out (with a `transform`)"
             )
         if key not in HARMLESS:
-            warn_of_row(f"not used: key {key!r} of content parts")
+            add_warning(f"not used: key {key!r} of content parts")
     return text
 
 
@@ -183,7 +183,7 @@ def _trained(own: dict[str, Any], role: str, name: str) -> bool:
     for key in own:
         if _may_be_a_flag(key, own[key]):
             raise ValueError(
-                f"{name}.{printed(key)} could mean that the turn is trained or that it is not; call it `train`"
+                f"{name}.{printable(key)} could mean that the turn is trained or that it is not; call it `train`"
             )
     if len(set(asked.values())) > 1:
         raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(asked)}); keep one")
@@ -271,7 +271,7 @@ def unread_keys(messages: Sequence[Message], read: Any) -> None:
             if key == "tool_calls" or key in HARMLESS or any(map(read, REASONING if key in REASONING else [key])):
                 continue
             if key in REASONING:  # of an answer to train it is missed by whoever looks for it in the text
-                warn_of_row(f"not used: {key} of turns that are not trained, which the chat template does not read")
+                add_warning(f"not used: {key} of turns that are not trained, which the chat template does not read")
                 continue
             if value and not _CHANGING.isdisjoint(spellings(key)):
                 tools = any(spelled in TOOLS for spelled in spellings(key))
@@ -280,4 +280,4 @@ def unread_keys(messages: Sequence[Message], read: Any) -> None:
                     f"the chat template leaves out the row's {key} of message {number}, which changes what it says; "
                     f"{fix} (with a `transform`), or use a template that shows it"
                 )
-            warn_of_row(f"not used: key {key!r} of messages, which the chat template does not read")
+            add_warning(f"not used: key {key!r} of messages, which the chat template does not read")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lion_lightning.types import PackedBatch, Piece, Sample, Segment, segment_table
+from lion_lightning.types import PackedBatch, Sample, SampleSegment, Segment, segment_table
 
 Integers = npt.NDArray[np.int64]
 
@@ -21,7 +21,7 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         samples: What the rows of a micro-batch hold; at least one.
         capacity: Tokens that those rows could have held.
     """
-    pieces = [piece for sample in samples for piece in sample.pieces]
+    pieces = [piece for sample in samples for piece in sample.segments]
     segments = segment_table([len(piece.input_ids) for piece in pieces], _parents(samples))
     places = [_target_places(piece, segment) for piece, segment in zip(pieces, segments, strict=True)]
     owners = np.repeat(np.arange(len(pieces)), [len(found) for found in places])
@@ -34,7 +34,7 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         ),
         targets=_tensor([piece.input_ids[found] for piece, found in zip(pieces, places, strict=True)]),
         target_segments=_tensor([owners]),
-        segment_samples=tuple(place for place, sample in enumerate(samples) for _ in sample.pieces),
+        segment_samples=tuple(place for place, sample in enumerate(samples) for _ in sample.segments),
         sample_indices=tuple(sample.index for sample in samples),
         sources=tuple(sample.source for sample in samples),
         capacity=capacity,
@@ -45,11 +45,11 @@ def _parents(samples: Sequence[Sample]) -> list[int]:
     parents: list[int] = []
     for sample in samples:
         first = len(parents)
-        parents += [first + piece.parent if piece.parent >= 0 else -1 for piece in sample.pieces]
+        parents += [first + piece.parent if piece.parent >= 0 else -1 for piece in sample.segments]
     return parents
 
 
-def _target_places(piece: Piece, segment: Segment) -> Integers:
+def _target_places(piece: SampleSegment, segment: Segment) -> Integers:
     """Supervised places of a piece; nothing comes before the first token of a root, so that is never one."""
     places = np.flatnonzero(piece.supervised)
     return places if segment.parent >= 0 else places[places > 0]

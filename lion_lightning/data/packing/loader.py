@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lion_lightning.data.packing.best_fit import BestFit, Integers, PackedRows, Packing, Span
 from lion_lightning.data.packing.collate import collate
-from lion_lightning.types import PackedBatch, Piece, Sample
+from lion_lightning.types import PackedBatch, Sample, SampleSegment
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class PackedLoader:
             return known
         digest = blake2b(digest_size=16)
         for position in range(len(self.lengths)):
-            for piece in self.samples[position].pieces:
+            for piece in self.samples[position].segments:
                 digest.update(np.array([len(piece.input_ids), piece.parent], dtype=np.int64).tobytes())
                 digest.update(piece.input_ids.astype(np.int64).tobytes())
                 digest.update(piece.supervised.astype(np.bool_).tobytes())
@@ -263,10 +263,10 @@ class _Batches(Dataset[PackedBatch]):
 def _part(sample: Sample, span: Span) -> Sample:
     if span.stop - span.start == sample.length:
         return sample
-    if len(sample.pieces) > 1:
+    if len(sample.segments) > 1:
         raise ValueError("packing: Wrapped cuts documents, and a sample of several parts cannot be cut; use BestFit.")
-    ids, supervised, parent = sample.pieces[0]
-    piece = Piece(ids[span.start : span.stop], supervised[span.start : span.stop], parent)
+    ids, supervised, parent = sample.segments[0]
+    piece = SampleSegment(ids[span.start : span.stop], supervised[span.start : span.stop], parent)
     return Sample((piece,), sample.index, sample.source)
 
 

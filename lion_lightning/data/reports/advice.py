@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lion_lightning.data.formats.unused import is_harmless
-from lion_lightning.data.reports.row_notes import RowNotes
+from lion_lightning.data.formats.unused_columns import is_harmless
+from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.source import Source
 
 
-def findings(notes: RowNotes, rows: int) -> list[str]:
+def findings(notes: RowMessages, rows: int) -> list[str]:
     """What was found in the rows, an item each: for reports. What is warned of was said when the rows were read.
 
     Args:
@@ -21,7 +21,7 @@ def findings(notes: RowNotes, rows: int) -> list[str]:
     return lines
 
 
-def warnings(source: Source, notes: RowNotes, rows: int, has_chat_template: bool) -> list[str]:
+def warnings(source: Source, notes: RowMessages, rows: int, has_chat_template: bool) -> list[str]:
     """What is likely not meant, each with what to do.
 
     Args:
@@ -35,7 +35,7 @@ def warnings(source: Source, notes: RowNotes, rows: int, has_chat_template: bool
     doubtful = {name: count for name, count in notes["unused"].items() if not is_harmless(name)}
     if doubtful:
         told.append(
-            f"not used: {RowNotes.of({'unused': doubtful}).listed('unused', rows)}. If a column matters, say with "
+            f"not used: {RowMessages.of({'unused': doubtful}).listed('unused', rows)}. If a column matters, say with "
             "`columns` what it is, or use it in a `transform`; if not, name it in `ignore`"
         )
     plain = notes["plain text"].total()

@@ -38,8 +38,8 @@ class Spans(NamedTuple):
 
     Attributes:
         rows: ``(documents,)`` row of the example in its token table.
-        starts: ``(documents, pieces)`` first token of each piece, counted through the example.
-        stops: ``(documents, pieces)`` one past the last token of each piece.
+        starts: ``(documents, segments)`` first token of each piece, counted through the example.
+        stops: ``(documents, segments)`` one past the last token of each piece.
         numbers: ``(documents,)`` stable number of the example.
     """
 
@@ -51,19 +51,19 @@ class Spans(NamedTuple):
     @classmethod
     def whole(cls, table: TokenTable, numbers: Numbers) -> Spans:
         """All examples of a table, uncut."""
-        pieces = table.pieces
+        pieces = table.segment_lengths
         stops = small(np.cumsum(pieces, axis=1, dtype=np.int64))
         return cls(small(np.arange(len(table))), stops - pieces, stops, small(numbers))
 
     @property
-    def pieces(self) -> Numbers:
-        """``(documents, pieces)`` tokens of each piece."""
+    def segment_lengths(self) -> Numbers:
+        """``(documents, segments)`` tokens of each piece."""
         return self.stops - self.starts
 
     @property
     def lengths(self) -> Numbers:
         """``(documents,)`` tokens of each document."""
-        lengths: Numbers = self.pieces.sum(axis=1)
+        lengths: Numbers = self.segment_lengths.sum(axis=1)
         return lengths
 
     @property
@@ -84,32 +84,34 @@ class Selection:
         source: Where they come from.
         table: Their tokens.
         spans: The examples left.
-        lost: Documents and tokens left out, by cause.
-        cut: Documents that were shortened, and the tokens cut off them, by what was done.
+        left_out: Documents and tokens left out, by cause.
+        truncated: Documents that were shortened, and the tokens cut off them, by what was done.
         split: Documents cut into several.
     """
 
     source: Source
     table: TokenTable
     spans: Spans
-    lost: dict[str, FilterCounts] = field(default_factory=dict)
-    cut: dict[str, FilterCounts] = field(default_factory=dict)
+    left_out: dict[str, FilterCounts] = field(default_factory=dict)
+    truncated: dict[str, FilterCounts] = field(default_factory=dict)
     split: int = 0
 
-    def only(self, keep: Choice, cause: str) -> Selection:
+    def filter(self, keep: Choice, cause: str) -> Selection:
         """Leave out what is not kept, and account for it."""
         if keep.all():
             return self
         lost = self.spans.take(~keep).counts
-        causes = self.lost | {cause: lost} if lost.documents else self.lost
-        return replace(self, spans=self.spans.take(keep), lost=causes)
+        causes = self.left_out | {cause: lost} if lost.documents else self.left_out
+        return replace(self, spans=self.spans.take(keep), left_out=causes)
 
-    def shortened(self, starts: Numbers, stops: Numbers, what: str) -> Selection:
+    def truncate(self, starts: Numbers, stops: Numbers, what: str) -> Selection:
         """Let the pieces start later or stop sooner, and account for it."""
         spans = self.spans._replace(starts=starts, stops=stops)
         off = self.spans.lengths - spans.lengths
         counts = FilterCounts(int((off > 0).sum()), int(off.sum()))
-        return replace(self, spans=spans, cut=self.cut | {what: counts} if counts.documents else self.cut)
+        return replace(
+            self, spans=spans, truncated=self.truncated | {what: counts} if counts.documents else self.truncated
+        )
 
     @property
     def groups(self) -> npt.NDArray[np.uint64]:
@@ -123,7 +125,7 @@ class Selection:
 
     @property
     def targets(self) -> Numbers:
-        """``(documents, pieces)`` tokens trained; the spans must ascend."""
+        """``(documents, segments)`` tokens trained; the spans must ascend."""
         return self.table.targets(self.spans.rows, self.spans.starts, self.spans.stops)
 
 
@@ -151,7 +153,7 @@ class Documents:
     @property
     def shared(self) -> int:
         """Tokens of prompts that answers have in common: what sequences of one answer each would hold besides."""
-        pieces = self._spans.pieces
+        pieces = self._spans.segment_lengths
         return int(pieces[:, 0].sum() * max(pieces.shape[1] - 2, 0))
 
     @cached_property
@@ -171,7 +173,7 @@ class Documents:
         """Read one document."""
         origin, row = self._place(position)
         bounds = zip(self._spans.starts[position].tolist(), self._spans.stops[position].tolist(), strict=True)
-        pieces = [self._tables[origin].piece(row, start, stop) for start, stop in bounds]
+        pieces = [self._tables[origin].segment(row, start, stop) for start, stop in bounds]
         answers = (piece._replace(parent=0) for piece in pieces[1:])
         return Sample((pieces[0], *answers), int(self._spans.numbers[position]), self._names[origin])
 

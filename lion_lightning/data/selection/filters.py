@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 
 from lion_lightning.data.selection.documents import Selection
-from lion_lightning.data.selection.mixture import Rules
+from lion_lightning.data.selection.mixture import Filters
 
 Overlong = Literal["truncate", "split", "drop"]
 
 
 @dataclass(frozen=True)
-class DocumentFilters(Rules):
+class DocumentFilters(Filters):
     """Cut what is too long, leave out what trains nothing.
 
     Args:
@@ -45,14 +45,16 @@ class DocumentFilters(Rules):
     def apply(self, selection: Selection) -> Selection:
         """See the base class."""
         cut = _CUTS[self.overlong](selection, self.max_length)
-        taught = cut.only(cut.targets[:, 0] > 0, "no supervised token")
+        taught = cut.filter(cut.targets[:, 0] > 0, "no supervised token")
         shares = taught.targets[:, 0] / taught.spans.lengths
-        return taught.only(shares >= self.min_supervised_share, f"supervised share below {self.min_supervised_share:g}")
+        return taught.filter(
+            shares >= self.min_supervised_share, f"supervised share below {self.min_supervised_share:g}"
+        )
 
 
 def _truncate(selection: Selection, max_length: int) -> Selection:
     starts, stops = selection.spans.starts, selection.spans.stops
-    return selection.shortened(starts, np.minimum(stops, starts + max_length), "truncated")
+    return selection.truncate(starts, np.minimum(stops, starts + max_length), "truncated")
 
 
 def _split(selection: Selection, max_length: int) -> Selection:
@@ -66,7 +68,7 @@ def _split(selection: Selection, max_length: int) -> Selection:
 
 
 def _drop(selection: Selection, max_length: int) -> Selection:
-    return selection.only(selection.spans.lengths <= max_length, f"longer than {max_length} tokens")
+    return selection.filter(selection.spans.lengths <= max_length, f"longer than {max_length} tokens")
 
 
 _CUTS: Mapping[str, Callable[[Selection, int], Selection]] = {"truncate": _truncate, "split": _split, "drop": _drop}

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lion_lightning.data.reports.source_reports import SourceReport
+from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Choice, Documents, Selection, Spans
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
@@ -20,7 +20,7 @@ MOST_DOCUMENTS = 10**9
 """Of an epoch: more would take tens of gigabytes for their numbers alone."""
 
 
-class Rules(ABC):
+class Filters(ABC):
     """What is done to the unique examples of a source before they are trained on."""
 
     report: ClassVar[type[SourceReport]] = SourceReport
@@ -28,7 +28,7 @@ class Rules(ABC):
 
     @abstractmethod
     def apply(self, selection: Selection) -> Selection:
-        """Cut, and leave out, by :meth:`Selection.shortened` and :meth:`Selection.only`, which account for it."""
+        """Cut, and leave out, by :meth:`Selection.truncate` and :meth:`Selection.filter`, which account for it."""
 
 
 class Mixture(NamedTuple):
@@ -50,7 +50,7 @@ def deduplicate(sources: Sequence[Source], tables: Sequence[TokenTable]) -> list
     selections = []
     for source, table, low, high in zip(sources, tables, bounds[:-1], bounds[1:], strict=True):
         selection = Selection(source, table, Spans.whole(table, numbers[low:high]))
-        selections.append(selection.only(first[low:high], "duplicate"))
+        selections.append(selection.filter(first[low:high], "duplicate"))
     return selections
 
 
@@ -60,7 +60,7 @@ def without(selections: Sequence[Selection], others: Sequence[Selection], cause:
     kept = []
     for selection in selections:
         labels = _labels(np.concatenate([theirs, selection.groups]))
-        kept.append(selection.only(~np.isin(labels[len(theirs) :], labels[: len(theirs)]), cause))
+        kept.append(selection.filter(~np.isin(labels[len(theirs) :], labels[: len(theirs)]), cause))
     return kept
 
 
@@ -80,9 +80,9 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
     for selection in selections:
         hashes = selection.groups[:, 0]
         chosen = (hashes < np.uint64(share * 2.0**64)) | (hashes == min(firsts, default=0))
-        train.append(selection.only(~chosen, "held out for validation"))
+        train.append(selection.filter(~chosen, "held out for validation"))
         once = replace(selection.source, fraction=min(selection.source.fraction, 1.0))
-        held.append(replace(selection.only(chosen, "used for training"), source=once))
+        held.append(replace(selection.filter(chosen, "used for training"), source=once))
     if not any(len(selection.spans.rows) for selection in train):
         raise ValueError(
             f"data.validation_share {share} leaves nothing to train on; lower it, or give data.validation sources"
@@ -90,29 +90,29 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
     return train, held
 
 
-def mix(selections: Sequence[Selection], rules: Rules) -> Mixture:
-    """Apply the rules to every source, and repeat what is to be repeated.
+def mix(selections: Sequence[Selection], filters: Filters) -> Mixture:
+    """Apply the filters to every source, and repeat what is to be repeated.
 
     Args:
         selections: The examples of each source.
-        rules: What is cut and left out.
+        filters: What is cut and left out.
 
     Raises:
         ValueError: A source has no supervised token at all, or nothing is left; the message holds the counts.
     """
-    finished = [_finish(selection, rules) for selection in selections]
+    finished = [_finish(selection, filters) for selection in selections]
     mixture = Mixture(Documents([selection for selection, _ in finished]), [report for _, report in finished])
     if len(mixture.documents) == 0:
         counts = " | ".join(map(str, mixture.reports))
-        raise ValueError(f"the mixture is empty ({counts}); mend what left its {rules.report.noun} out")
+        raise ValueError(f"the mixture is empty ({counts}); mend what left its {filters.report.noun} out")
     return mixture
 
 
-def _finish(selection: Selection, rules: Rules) -> tuple[Selection, SourceReport]:
+def _finish(selection: Selection, filters: Filters) -> tuple[Selection, SourceReport]:
     _refuse_if_untrainable(selection)
-    once = rules.apply(selection)
+    once = filters.apply(selection)
     order = repeats(len(once.spans.rows), once.source)
-    return replace(once, spans=once.spans.take(order)), rules.report.of(once, order)
+    return replace(once, spans=once.spans.take(order)), filters.report.of(once, order)
 
 
 def repeats(count: int, source: Source) -> Numbers:

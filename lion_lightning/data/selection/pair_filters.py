@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from lion_lightning.data.reports.source_reports import PairReport, SourceReport
+from lion_lightning.data.reports.source_report import PairReport, SourceReport
 from lion_lightning.data.selection.documents import Choice, Selection
-from lion_lightning.data.selection.mixture import Rules
+from lion_lightning.data.selection.mixture import Filters
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _PROMPT, _CHOSEN, _REJECTED = range(3)
 
 
 @dataclass(frozen=True)
-class PairFilters(Rules):
+class PairFilters(Filters):
     """Leave out pairs that say nothing about which answer is better, and cut the others to length.
 
     In this order: pairs of identical answers, of equal scores, and whose scores go against the label, are left out,
@@ -69,10 +69,10 @@ class PairFilters(Rules):
 
     def apply(self, selection: Selection) -> Selection:
         """See the base class."""
-        different = selection.only(~_identical(selection), "identical answers")
+        different = selection.filter(~_identical(selection), "identical answers")
         cut = self._cut_answers(self._cut_prompts(self._clear(different)))
-        taught = cut.only(cut.targets[:, _CHOSEN:].min(axis=1) > 0, "an answer without a supervised token")
-        return self._alike(taught.only(~_identical(taught), "answers identical once cut"))
+        taught = cut.filter(cut.targets[:, _CHOSEN:].min(axis=1) > 0, "an answer without a supervised token")
+        return self._alike(taught.filter(~_identical(taught), "answers identical once cut"))
 
     def _clear(self, selection: Selection) -> Selection:
         """Leave out what the scores do not decide. Comparisons with an unknown margin (NaN) are false."""
@@ -83,43 +83,43 @@ class PairFilters(Rules):
                 selection.source.label,
                 self.min_margin,
             )
-        untied = selection.only(~(selection.margins == 0), "equal scores")
-        right = untied.only(~(untied.margins < 0), "scores against the label")
-        return right.only(~(right.margins < self.min_margin), f"score margin below {self.min_margin:g}")
+        untied = selection.filter(~(selection.margins == 0), "equal scores")
+        right = untied.filter(~(untied.margins < 0), "scores against the label")
+        return right.filter(~(right.margins < self.min_margin), f"score margin below {self.min_margin:g}")
 
     def _cut_prompts(self, selection: Selection) -> Selection:
         if self.max_prompt_length is None:
             return selection
         spans = selection.spans
         starts, stops = spans.starts.copy(), spans.stops.copy()
-        over = np.maximum(spans.pieces[:, _PROMPT] - self.max_prompt_length, 0)
+        over = np.maximum(spans.segment_lengths[:, _PROMPT] - self.max_prompt_length, 0)
         if self.keep == "start":
             stops[:, _PROMPT] -= over
         else:
             starts[:, _PROMPT] += over
-        return selection.shortened(starts, stops, "prompts truncated")
+        return selection.truncate(starts, stops, "prompts truncated")
 
     def _cut_answers(self, selection: Selection) -> Selection:
         spans = selection.spans
-        stops, room = spans.stops.copy(), np.maximum(self.max_length - spans.pieces[:, [_PROMPT]], 0)
+        stops, room = spans.stops.copy(), np.maximum(self.max_length - spans.segment_lengths[:, [_PROMPT]], 0)
         stops[:, _CHOSEN:] = np.minimum(stops, spans.starts + room)[:, _CHOSEN:]
-        return selection.shortened(spans.starts, stops, "answers truncated")
+        return selection.truncate(spans.starts, stops, "answers truncated")
 
     def _alike(self, selection: Selection) -> Selection:
         if self.max_length_ratio is None:
             return selection
-        answers = selection.spans.pieces[:, _CHOSEN:]
+        answers = selection.spans.segment_lengths[:, _CHOSEN:]
         fits = answers.max(axis=1) <= self.max_length_ratio * answers.min(axis=1)
-        return selection.only(fits, f"length ratio above {self.max_length_ratio:g}")
+        return selection.filter(fits, f"length ratio above {self.max_length_ratio:g}")
 
 
 def _identical(selection: Selection) -> Choice:
     """Whether both answers of each pair are the same tokens."""
-    spans, pieces = selection.spans, selection.spans.pieces
+    spans, pieces = selection.spans, selection.spans.segment_lengths
     same: Choice = pieces[:, _CHOSEN] == pieces[:, _REJECTED]
     for place in np.flatnonzero(same).tolist():
         row = int(spans.rows[place])
         bounds = zip(spans.starts[place, _CHOSEN:].tolist(), spans.stops[place, _CHOSEN:].tolist(), strict=True)
-        chosen, rejected = (selection.table.piece(row, start, stop).input_ids for start, stop in bounds)
+        chosen, rejected = (selection.table.segment(row, start, stop).input_ids for start, stop in bounds)
         same[place] = np.array_equal(chosen, rejected)
     return same

@@ -93,7 +93,7 @@ def read_list(value: Any, name: str) -> Sequence[Any]:
     return value
 
 
-def spelled_out(value: Any, name: str) -> Any:
+def parse_messages(value: Any, name: str) -> Any:
     """Messages that stand in a column as JSON text, or as a list a key, as lists of messages; all else as it is.
 
     A text is taken for messages only if all of it is a JSON list of objects that have a role and a content, or one such
@@ -123,7 +123,7 @@ def spelled_out(value: Any, name: str) -> Any:
     return turns if turns and all(map(is_message, turns)) else value
 
 
-def parts_spelled_out(content: Any) -> Any:
+def parse_content_parts(content: Any) -> Any:
     """Content parts that stand in a message as JSON text, as a list; all else as it is.
 
     A text is taken for parts only if all of it is a JSON list of text parts and pictures: other JSON is an answer.

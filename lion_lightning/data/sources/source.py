@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from lion_lightning.data.formats.preferences import Preference
+from lion_lightning.data.formats.pairing import Preference
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.reports.row_notes import RowNotes, note
-from lion_lightning.data.sources.json_text import spelled_out
+from lion_lightning.data.reports.row_messages import RowMessages, add_message
+from lion_lightning.data.sources.json_text import parse_messages
 from lion_lightning.data.sources.local_files import find_splits, kind_of, without_ending
 from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Numbers, Row, Rows, Slice, first_line
 from lion_lightning.data.sources.text_files import SPLITS
@@ -145,7 +145,7 @@ class Source:
         kept = {name: value for name, value in values.items() if name not in self.ignore}
         for name, own in self.columns.items():
             if kept.get(own) is not None:
-                note("mapped", name)
+                add_message("mapped", name)
         columns = as_chat(kept, self.columns) if self.format == "chat" else self.columns
         return [self._finished(made) for made in read(kept, columns)]
 
@@ -157,11 +157,11 @@ class Source:
                     "`format: chat` is set, but this row is plain text without a prompt of its own; give it a prompt "
                     "or messages, with a `transform`, or set `format: text`"
                 )
-            note("plain text")
+            add_message("plain text")
         finished: Made = _with_system(example, self.system)
         return finished
 
-    def require_columns(self, notes: RowNotes) -> None:
+    def require_columns(self, notes: RowMessages) -> None:
         """Make sure that some row had what ``columns`` names.
 
         Args:
@@ -244,7 +244,7 @@ def as_chat(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str
     named = dict(columns)
     for plain, turn in (("prompt", "question"), ("completion", "answer")):
         own = named.get(plain, plain)
-        if isinstance(row.get(own), str) and spelled_out(row[own], own) is row[own]:
+        if isinstance(row.get(own), str) and parse_messages(row[own], own) is row[own]:
             named.pop(plain, None)
             named[turn] = own
     return named

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lion_lightning.data.formats.unused import is_harmless
+from lion_lightning.data.formats.unused_columns import is_harmless
 from lion_lightning.data.sources.json_text import BrokenJSONError, is_message, parse_json, require_shallow
 from lion_lightning.data.sources.readers import FileRows, Numbers, Row, first_line
 

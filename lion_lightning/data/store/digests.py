@@ -6,7 +6,7 @@ import json
 from hashlib import blake2b
 from typing import Any
 
-from lion_lightning.data.formats.preferences import Preference, SampledPair, Whole
+from lion_lightning.data.formats.pairing import Preference, PromptAnswer, SampledPair
 from lion_lightning.data.formats.sft import Completion, Conversation, Example
 from lion_lightning.data.formats.turns import Message
 
@@ -38,7 +38,7 @@ def group_digest(example: Example | Preference | SampledPair) -> bytes:
     return content_digest(example)
 
 
-def prompt_digest(prompt: Whole) -> bytes:
+def prompt_digest(prompt: PromptAnswer) -> bytes:
     """The group of all pairs of this prompt: a conversation that ends before the answer, or an empty completion."""
     return _digest(["prompt", _content(prompt)])
 
@@ -59,7 +59,7 @@ def _turn(message: Message) -> list[Any]:
     return [*message[:3], *([] if message.trained else ["not trained"])]
 
 
-def prompt_of(side: Whole) -> Whole:
+def prompt_of(side: PromptAnswer) -> PromptAnswer:
     """The prompt alone, of a prompt with an answer."""
     if isinstance(side, Completion):
         return side._replace(completion="")

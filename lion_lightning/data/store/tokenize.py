@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lion_lightning import __version__
 from lion_lightning.cache import atomic_write, cache_folder, checksum, explain_write_errors, remove_stale_files
-from lion_lightning.data.reports.row_notes import one_row, row_notes
+from lion_lightning.data.reports.row_messages import collect_messages, collect_row_messages
 from lion_lightning.data.sources.readers import Numbers, Row, Rows, digest
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.digests import digests
@@ -28,17 +28,17 @@ from lion_lightning.data.store.tokenized import (
     SCHEMA,
     TokenTable,
     manifest_path,
-    part_path,
     read_batches,
-    read_part,
+    read_shard,
+    shard_path,
     tokens_digest,
 )
 from lion_lightning.distributed.rendezvous import ALONE, WorkerGroup
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 8
+STORE_VERSION = 9
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _WHAT = "tokenized data"
@@ -53,7 +53,7 @@ class Encoder(Protocol):
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str], /) -> Sequence[Any]:
         """Examples that a raw row holds, under the names that ``columns`` maps known columns to."""
 
-    def pieces(self, examples: Sequence[Any], where: Sequence[str], /) -> Sequence[tuple[Piece, ...]]:
+    def encode_samples(self, examples: Sequence[Any], where: Sequence[str], /) -> Sequence[tuple[SampleSegment, ...]]:
         """The pieces of each example, equally many for all: the first is the root, and the parent of all others."""
 
     def fingerprint(self) -> str:
@@ -118,7 +118,7 @@ class _Part(NamedTuple):
     def whole(self) -> bool:
         """Whether it is there, undamaged; while it is being replaced it is not."""
         try:
-            return bool(read_part(self.path, check=True))
+            return bool(read_shard(self.path, check=True))
         except (FileNotFoundError, *DAMAGE):
             return False
 
@@ -126,7 +126,7 @@ class _Part(NamedTuple):
 def _cut(numbers: Numbers, folder: Path) -> list[_Part]:
     count = min(-(-len(numbers) // _PART_ROWS), _MOST_PARTS)
     runs = np.array_split(numbers, count)
-    return [_Part(part_path(folder, number, count), run) for number, run in enumerate(runs)]
+    return [_Part(shard_path(folder, number, count), run) for number, run in enumerate(runs)]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class _Work:
     def _batches(self, rows: Iterable[Row]) -> Iterator[_Batch]:
         batch = _Batch()
         for row in rows:
-            with one_row() as notes:
+            with collect_row_messages() as notes:
                 made = self.source.examples(row, self.encoder.read)
             batch.add(row.where, made, skipped=not made and "left out" not in notes)
             if len(batch.examples) >= _BATCH_EXAMPLES:
@@ -214,11 +214,11 @@ class _Batch:
 def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
     """Write a part under another name and rename, the manifest last: a killed run leaves no half part."""
     counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
-    with atomic_write(path) as temporary, _stream(temporary, path.parent) as write, row_notes() as notes:
+    with atomic_write(path) as temporary, _stream(temporary, path.parent) as write, collect_messages() as notes:
         for batch in batches:
             counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
             if batch.examples:
-                write(_record_batch(encoder.pieces(batch.examples, batch.places), batch))
+                write(_record_batch(encoder.encode_samples(batch.examples, batch.places), batch))
     tokens = tokens_digest(read_batches(path))
     manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "notes": notes}
     with explain_write_errors(path.parent, _WHAT), atomic_write(manifest_path(path)) as temporary:
@@ -247,7 +247,7 @@ def _stream(path: Path, folder: Path) -> Iterator[Callable[[Any], None]]:
             file.close()
 
 
-def _record_batch(samples: Sequence[tuple[Piece, ...]], batch: _Batch) -> Any:
+def _record_batch(samples: Sequence[tuple[SampleSegment, ...]], batch: _Batch) -> Any:
     lengths = [[len(piece.input_ids) for piece in pieces] for pieces in samples]
     flat = list(chain.from_iterable(samples))
     offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)

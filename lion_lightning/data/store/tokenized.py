@@ -14,15 +14,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lion_lightning.cache import checksum, read_object
-from lion_lightning.data.reports.row_notes import RowNotes
+from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.readers import Numbers
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
-        ("pieces", pa.list_(pa.int32())),
+        ("segment_lengths", pa.list_(pa.int32())),
         ("digest", pa.binary(16)),
         ("group", pa.binary(16)),
         ("margin", pa.float64()),
@@ -53,10 +53,10 @@ class Part(NamedTuple):
     skipped: int
     batches: list[Any]
     tokens: str
-    notes: RowNotes
+    notes: RowMessages
 
 
-def part_path(folder: Path, number: int, count: int) -> Path:
+def shard_path(folder: Path, number: int, count: int) -> Path:
     """Where a part lies: its name says how many there are.
 
     Args:
@@ -72,11 +72,11 @@ def manifest_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def read_part(path: Path, check: bool = False) -> Part:
+def read_shard(path: Path, check: bool = False) -> Part:
     """Map a part, and compare it with its manifest.
 
     Args:
-        path: From :func:`part_path`.
+        path: From :func:`shard_path`.
         check: Whether to read the file once, to see that its bytes are those that were written; else its size tells.
 
     Raises:
@@ -92,7 +92,7 @@ def read_part(path: Path, check: bool = False) -> Part:
     batches = read_batches(path)
     if sum(map(len, batches)) != manifest["examples"]:
         raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
-    return Part(manifest["rows"], manifest["skipped"], batches, manifest["tokens"], RowNotes.of(manifest["notes"]))
+    return Part(manifest["rows"], manifest["skipped"], batches, manifest["tokens"], RowMessages.of(manifest["notes"]))
 
 
 def read_batches(path: Path) -> list[Any]:
@@ -118,7 +118,7 @@ def tokens_digest(batches: Iterable[Any]) -> str:
     for batch in batches:
         ids.update(batch["input_ids"].values.to_numpy())
         targets.update(batch["supervised"].values.to_numpy(zero_copy_only=False))
-        pieces.update(batch["pieces"].values.to_numpy())
+        pieces.update(batch["segment_lengths"].values.to_numpy())
     return blake2b(ids.digest() + targets.digest() + pieces.digest(), digest_size=16).hexdigest()
 
 
@@ -133,12 +133,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _part_paths(folder: Path) -> list[Path]:
+def _shard_paths(folder: Path) -> list[Path]:
     first = next(folder.glob("[0-9]*-of-*.json"), None)
     if first is None:
         raise FileNotFoundError(f"{folder}: no tokenized data")
     count = int(first.stem.rpartition("-")[2])
-    return [part_path(folder, number, count) for number in range(count)]
+    return [shard_path(folder, number, count) for number in range(count)]
 
 
 class TokenTable:
@@ -164,12 +164,12 @@ class TokenTable:
     def __init__(self, folder: Path, check: bool = False) -> None:
         """Map the files and compare them with their manifests."""
         self.folder = folder
-        parts = [read_part(path, check) for path in _part_paths(folder)]
+        parts = [read_shard(path, check) for path in _shard_paths(folder)]
         batches = [batch for part in parts for batch in part.batches]
         self.raw_rows = sum(part.rows for part in parts)
         self.skipped_rows = sum(part.skipped for part in parts)
         self.tokens = blake2b("".join(part.tokens for part in parts).encode(), digest_size=16).hexdigest()
-        self.notes = RowNotes()
+        self.notes = RowMessages()
         for part in parts:
             self.notes.add(part.notes)
         self._starts = [0, *np.cumsum([len(batch) for batch in batches]).tolist()]
@@ -188,9 +188,9 @@ class TokenTable:
         return TokenTable, (self.folder,)
 
     @property
-    def pieces(self) -> npt.NDArray[np.int32]:
-        """``(examples, pieces)`` tokens of each piece: of a document, or of prompt, chosen and rejected."""
-        counts = [batch["pieces"].values.to_numpy().reshape(len(batch), -1) for batch in self._batches]
+    def segment_lengths(self) -> npt.NDArray[np.int32]:
+        """``(examples, segments)`` tokens of each piece: of a document, or of prompt, chosen and rejected."""
+        counts = [batch["segment_lengths"].values.to_numpy().reshape(len(batch), -1) for batch in self._batches]
         return np.concatenate(counts) if counts else np.empty((0, 1), np.int32)
 
     @property
@@ -211,7 +211,7 @@ class TokenTable:
     @property
     def longest(self) -> int:
         """Most tokens that one sequence has: a document, or a prompt with one of its answers."""
-        pieces = self.pieces
+        pieces = self.segment_lengths
         return int((pieces[:, 0] + pieces[:, 1:].max(axis=1, initial=0)).max(initial=0))
 
     @property
@@ -219,12 +219,12 @@ class TokenTable:
         """Hash of the examples' contents, in their order: equal wherever equal examples lie."""
         return blake2b(self.digests.tobytes(), digest_size=16).hexdigest()
 
-    def piece(self, row: int, start: int, stop: int) -> Piece:
+    def segment(self, row: int, start: int, stop: int) -> SampleSegment:
         """Tokens ``start`` to ``stop`` of example ``row``; the ids are a read-only view of the file."""
         batch = bisect_right(self._starts, row) - 1
         first = int(self._offsets[batch][row - self._starts[batch]])
         mask = self._masks[batch].slice(first + start, stop - start)
-        return Piece(self._ids[batch][first + start : first + stop], mask.to_numpy(zero_copy_only=False))
+        return SampleSegment(self._ids[batch][first + start : first + stop], mask.to_numpy(zero_copy_only=False))
 
     def where(self, row: int) -> str:
         """Place of the raw row that example ``row`` was made from."""
@@ -232,14 +232,14 @@ class TokenTable:
         return str(self._places[batch][row - self._starts[batch]].as_py())
 
     def targets(self, rows: Numbers, starts: Numbers, stops: Numbers) -> Numbers:
-        """Number of tokens trained in each span, ``(documents, pieces)``.
+        """Number of tokens trained in each span, ``(documents, segments)``.
 
         The first token of a root has nothing to be predicted from; that of an answer has the prompt's last token.
 
         Args:
             rows: ``(documents,)`` example of each document, ascending.
-            starts: ``(documents, pieces)`` first token of each span.
-            stops: ``(documents, pieces)`` one past the last token of each.
+            starts: ``(documents, segments)`` first token of each span.
+            stops: ``(documents, segments)`` one past the last token of each.
         """
         counts = np.zeros(starts.shape, dtype=np.int64)
         trainable = np.minimum(starts + (np.arange(starts.shape[1]) == 0), stops)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lion_lightning.cache import explain_write_errors
-from lion_lightning.data.formats.unused import require_prompt_kept
+from lion_lightning.data.formats.unused_columns import require_prompt_kept
 from lion_lightning.data.sources.json_text import BrokenJSONError, parse_json
 
 logger = logging.getLogger(__name__)

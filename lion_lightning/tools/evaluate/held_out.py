@@ -110,7 +110,7 @@ def _validated(module: AlignmentModule, data: PackedDataModule) -> dict[str, flo
     with _hushed("lightning.pytorch", "lion_lightning.data.base"), tempfile.TemporaryDirectory() as folder:
         data.prepare_data()
         data.setup()
-        assert data.train is not None
+        assert data.train_mixture is not None
         trainer = Trainer(
             accelerator="cuda" if on_gpu else "cpu",
             devices=1,
@@ -119,18 +119,18 @@ def _validated(module: AlignmentModule, data: PackedDataModule) -> dict[str, flo
             enable_checkpointing=False,
             default_root_dir=folder,
         )
-        found: list[Any] = trainer.validate(module, data.loader(data.train, shuffle=False), verbose=False)
-    for report in data.train.reports:
+        found: list[Any] = trainer.validate(module, data.loader(data.train_mixture, shuffle=False), verbose=False)
+    for report in data.train_mixture.reports:
         logger.info("evaluated on %s", report)
     return {name.removeprefix("val/"): float(value) for name, value in found[0].items()}
 
 
 def _counts(data: PackedDataModule, noun: str) -> dict[str, int]:
-    reports = data.train.reports if data.train else []
+    reports = data.train_mixture.reports if data.train_mixture else []
     return {
         noun: sum(report.kept.documents for report in reports),
-        "cut": sum(counts.documents for report in reports for counts in report.cut.values()),
-        "left_out": sum(counts.documents for report in reports for counts in report.lost.values()),
+        "cut": sum(counts.documents for report in reports for counts in report.truncated.values()),
+        "left_out": sum(counts.documents for report in reports for counts in report.left_out.values()),
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.reports.advice import findings
-from lion_lightning.data.reports.source_reports import SourceReport
+from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.printing import harmless, literal
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lion_lightning.data.base import PackedDataModule
-    from lion_lightning.types import Piece
+    from lion_lightning.types import SampleSegment
 
 _OPEN, _CLOSE = "[[", "]]"  # around supervised text where there is no colour
 
@@ -46,14 +46,14 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     console = Console(soft_wrap=True)
     datamodule.prepare_data()
     datamodule.setup()
-    for title, mixture in (("Training", datamodule.train), ("Validation", datamodule.held)):
+    for title, mixture in (("Training", datamodule.train_mixture), ("Validation", datamodule.validation_mixture)):
         if mixture is not None:
             console.print(_table(title, mixture.reports))
             changes = [f"{report.name}: {change}" for report in mixture.reports for change in report.changes()]
             console.print(literal("\n".join([*_packing(datamodule, mixture), *changes])))
             console.print()
-    if datamodule.train is not None:
-        _show(console, datamodule.tokenizer, datamodule.train, rows)
+    if datamodule.train_mixture is not None:
+        _show(console, datamodule.tokenizer, datamodule.train_mixture, rows)
     if isinstance(datamodule, OnPolicyDataModule):
         _show_prompts(console, datamodule.pool, rows)
 
@@ -72,7 +72,7 @@ def _table(title: str, reports: Sequence[SourceReport]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    figures = [report.figures() for report in reports]
+    figures = [report.table_row() for report in reports]
     for name in figures[0]:
         table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
     for cells in figures:
@@ -97,7 +97,7 @@ def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture
         sample = documents[position]
         heading = f"--- {sample.source} ({documents.where(position)}), {sample.length:,} tokens"
         console.print(literal(heading))
-        for piece, name in zip(sample.pieces, ("", "chosen", "rejected"), strict=False):
+        for piece, name in zip(sample.segments, ("", "chosen", "rejected"), strict=False):
             if name:
                 console.print(f"--- {name}, {len(piece.input_ids):,} tokens", highlight=False, markup=False)
             console.print(_marked(tokenizer, piece, plain))
@@ -113,7 +113,7 @@ def _spread(documents: Documents, rows: int) -> list[int]:
     return list(dict.fromkeys(chosen))
 
 
-def _marked(tokenizer: PreTrainedTokenizerBase, piece: Piece, plain: bool) -> Text:
+def _marked(tokenizer: PreTrainedTokenizerBase, piece: SampleSegment, plain: bool) -> Text:
     """The text of a piece, its trained runs marked; the first token of a root has nothing to be predicted from."""
     from rich.text import Text
 

@@ -77,7 +77,7 @@ def causes(made: Round) -> dict[str, int]:
         made: The round; what its pairs lost is known once it was trained on.
     """
     prompts = Counter(rollout.left_out for rollout in made.rollouts if rollout.left_out)
-    lost = made.summary.get("report", {}).get("lost", {})
+    lost = made.summary.get("report", {}).get("left_out", {})
     pairs = {f"pairs: {cause}": int(counts["pairs"]) for cause, counts in lost.items()}
     return {**{f"prompts: {cause}": count for cause, count in prompts.items()}, **pairs}
 

@@ -71,7 +71,7 @@ def test_a_packed_loader_is_told_by_rows_and_tokens(bench: Bench, monkeypatch: p
 
 def test_what_was_found_in_rows_is_told_source_by_source(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     class Data:
-        def row_findings(self) -> dict[str, list[str]]:
+        def row_messages(self) -> dict[str, list[str]]:
             return {"sums": ["rows left out, an answer has no text: 2", "not used: hint"], "chats": []}
 
     monkeypatch.setattr("lion_lightning.callbacks.startup.run_length", lambda trainer: 7)

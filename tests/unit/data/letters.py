@@ -9,9 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lion_lightning.data.formats.preferences import Preference
+from lion_lightning.data.formats.pairing import Preference
 from lion_lightning.data.formats.sft import Completion, Example, Text, recognize
-from lion_lightning.types import Piece, Sample
+from lion_lightning.types import Sample, SampleSegment
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -32,15 +32,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def piece(text: str, parent: int = -1) -> Piece:
+def piece(text: str, parent: int = -1) -> SampleSegment:
     """A token a letter."""
     mask = np.array([letter.isupper() for letter in text], bool)
-    return Piece(np.frombuffer(text.encode(), np.uint8).astype(np.int32), mask, parent)
+    return SampleSegment(np.frombuffer(text.encode(), np.uint8).astype(np.int32), mask, parent)
 
 
 def letters(sample: Sample) -> tuple[str, ...]:
     """The pieces of a sample as text again."""
-    return tuple(bytes(part.input_ids.tolist()).decode() for part in sample.pieces)
+    return tuple(bytes(part.input_ids.tolist()).decode() for part in sample.segments)
 
 
 class Letters:
@@ -49,7 +49,7 @@ class Letters:
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
         return [recognize(row, columns)]
 
-    def pieces(self, examples: Sequence[Text], where: Sequence[str]) -> list[tuple[Piece]]:
+    def encode_samples(self, examples: Sequence[Text], where: Sequence[str]) -> list[tuple[SampleSegment]]:
         return [(piece(example.text),) for example in examples]
 
     def fingerprint(self) -> str:
@@ -66,11 +66,13 @@ class LetterPairs:
             for prompt, chosen, rejected, *margin in pairs
         ]
 
-    def pieces(self, examples: Sequence[Preference], where: Sequence[str]) -> list[tuple[Piece, Piece, Piece]]:
+    def encode_samples(
+        self, examples: Sequence[Preference], where: Sequence[str]
+    ) -> list[tuple[SampleSegment, SampleSegment, SampleSegment]]:
         return [self._triple(*example[:2]) for example in examples]
 
     def fingerprint(self) -> str:
         return "pairs of letters"
 
-    def _triple(self, chosen: Any, rejected: Any) -> tuple[Piece, Piece, Piece]:
+    def _triple(self, chosen: Any, rejected: Any) -> tuple[SampleSegment, SampleSegment, SampleSegment]:
         return piece(chosen.prompt), piece(chosen.completion, 0), piece(rejected.completion, 0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lion_lightning.data.formats.preferences import AllPairs
+from lion_lightning.data.formats.pairing import AllPairs
 from lion_lightning.data.packing.best_fit import Unpacked, Wrapped
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sources.source import Source
@@ -286,7 +286,7 @@ data:
     sources:
       - path: {write("ranked", ranked(3)).path}
     tokenizer: {{path: {tmp_path}/tokenizer}}
-    pairing: {{class_path: lion_lightning.data.formats.preferences.AllPairs}}
+    pairing: {{class_path: lion_lightning.data.formats.pairing.AllPairs}}
     keep: start
     max_prompt_length: 40
     max_length: 64

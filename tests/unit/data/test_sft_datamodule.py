@@ -95,8 +95,8 @@ def test_validation_sources_are_taken_out_of_training(write: Write, module: Modu
     data = ready(module([write("sums", sums(20))], validation=[write("held", sums(10, start=15))]))
     assert len(indices(data.train_dataloader())) == 15
     assert len(indices(data.val_dataloader())) == 10
-    assert data.train is not None
-    assert data.train.reports[0].lost["in a validation source"].documents == 5
+    assert data.train_mixture is not None
+    assert data.train_mixture.reports[0].left_out["in a validation source"].documents == 5
 
 
 def test_training_is_shuffled_by_the_seed_and_validation_is_not(write: Write, module: Module) -> None:
@@ -148,9 +148,9 @@ def test_arguments_that_make_no_sense(options: dict[str, Any], message: str) -> 
 
 def test_a_share_drawn_by_hash_holds_out_one_prompt_at_least(write: Write, module: Module) -> None:
     data = ready(module([write("sums", sums(5))], validation_share=1e-6))
-    assert data.train is not None
-    assert data.held is not None
-    assert (len(data.train.documents), len(data.held.documents)) == (4, 1)
+    assert data.train_mixture is not None
+    assert data.validation_mixture is not None
+    assert (len(data.train_mixture.documents), len(data.validation_mixture.documents)) == (4, 1)
 
 
 def test_a_share_that_leaves_nothing_to_train_on_is_refused(write: Write, module: Module) -> None:
@@ -179,8 +179,8 @@ def test_min_supervised_share_is_for_training_alone(write: Write, module: Module
     """What validation measures does not change with a filter of the training set."""
     long = [("a long question without end, on and on and on and on " + str(n), "y") for n in range(3)]
     data = ready(module([write("a", sums(3) + long)], validation=[write("b", long[:1])], min_supervised_share=0.05))
-    assert data.train is not None
-    assert data.train.reports[0].kept.documents == 3
+    assert data.train_mixture is not None
+    assert data.train_mixture.reports[0].kept.documents == 3
     assert len(indices(data.val_dataloader())) == 1
 
 
@@ -261,7 +261,7 @@ def test_what_is_found_in_rows_is_told_once_and_again_by_a_later_run(
         caplog.clear()
         data = ready(module([Source(str(path), name="sums")]))
         assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == told
-    assert data.row_findings() == {
+    assert data.row_messages() == {
         "sums": [
             "plain text, without a chat template: 1 rows",
             "not used: hint (1 of 3 rows), id (1 of 3 rows)",

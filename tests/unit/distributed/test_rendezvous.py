@@ -106,9 +106,9 @@ class Recording(Letters):
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def pieces(self, examples: Any, where: Any) -> Any:
+    def encode_samples(self, examples: Any, where: Any) -> Any:
         self.seen += [example.text for example in examples]
-        return super().pieces(examples, where)
+        return super().encode_samples(examples, where)
 
 
 def test_ranks_share_the_rows_and_make_the_store_of_one(tmp_path: Path) -> None:

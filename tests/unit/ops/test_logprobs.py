@@ -13,7 +13,7 @@ from lion_lightning.data.packing.collate import collate
 from lion_lightning.ops import logprobs as functional
 from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.ops.logprobs import pair_logps, segment_sums, token_logps
-from lion_lightning.types import PackedBatch, Piece, Sample, TokenLogps
+from lion_lightning.types import PackedBatch, Sample, SampleSegment, TokenLogps
 from tests.marks import exhaustive
 from tests.tiny import LargestTensor
 
@@ -230,7 +230,7 @@ def two_pairs() -> PackedBatch:
     """Answers of 2 and 3, then of 4 and 1 tokens, all but the first token of the third answer supervised."""
     pairs = ((3, 2, 3), (2, 4, 1))
     pieces = [
-        [Piece(np.arange(length, dtype=np.int32), np.full(length, nth > 0), -1 if nth == 0 else 0)]
+        [SampleSegment(np.arange(length, dtype=np.int32), np.full(length, nth > 0), -1 if nth == 0 else 0)]
         for lengths in pairs
         for nth, length in enumerate(lengths)
     ]
@@ -261,7 +261,7 @@ def test_a_rank_without_rows_has_no_pairs_but_a_graph() -> None:
 
 
 def test_documents_are_refused_where_pairs_are_needed() -> None:
-    batch = collate([Sample((Piece(np.arange(3, dtype=np.int32), np.ones(3, dtype=bool)),), 0)], 3)
+    batch = collate([Sample((SampleSegment(np.arange(3, dtype=np.int32), np.ones(3, dtype=bool)),), 0)], 3)
     logps = TokenLogps(torch.zeros(2), torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match="use PreferenceDataModule"):
         pair_logps(logps, batch)

@@ -27,7 +27,7 @@ from lion_lightning.modules.optimization.schedules import CosineWithWarmup
 from lion_lightning.processes.folder_lock import NAME, FolderLock
 from lion_lightning.processes.stopping import STOP, Stopped, signals_wait, stop_code
 from lion_lightning.tools.train.stopping import FolderInUse, StopBetweenSteps
-from lion_lightning.types import Piece, Sample
+from lion_lightning.types import Sample, SampleSegment
 from tests import tiny
 from tests.marks import slow
 
@@ -259,7 +259,9 @@ class Sender(SFTModule):
 
 def fit(folder: Path, *callbacks: Callback, sends: int | None = None, **options: Any) -> Trainer:
     rng = np.random.default_rng(1)
-    samples = [Sample((Piece(rng.integers(3, 99, 7).astype(np.int32), np.ones(7, bool)),), n) for n in range(BATCHES)]
+    samples = [
+        Sample((SampleSegment(rng.integers(3, 99, 7).astype(np.int32), np.ones(7, bool)),), n) for n in range(BATCHES)
+    ]
     loader = partial(PackedLoader, samples, np.full(BATCHES, 7), capacity=8, batch_size=1, seed=5)
     torch.manual_seed(0)
     tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(folder / "tokenizer")))

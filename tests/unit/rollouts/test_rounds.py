@@ -99,7 +99,7 @@ def test_a_round_of_an_earlier_version_has_no_checksum_and_is_read(tmp_path: Pat
 
 SUMMARIES = [
     *("[]", "7", "{", "\x00", '{"metrics": []}', '{"metrics": {"on_policy/score": "x"}}'),
-    *('{"report": 1}', '{"report": {"lost": 3}}', '{"report": {"lost": {"ties": 3}}}'),
+    *('{"report": 1}', '{"report": {"left_out": 3}}', '{"report": {"left_out": {"ties": 3}}}'),
     '{"report": {"kept": {"pairs": "x"}}}',
 ]
 
@@ -139,7 +139,7 @@ def test_pairs_are_the_sampled_tokens_and_only_answers_are_trained(tmp_path: Pat
     first, second = RoundEncoder().read(row.values, {})
     assert (first.prompt, first.chosen, first.rejected, first.margin) == ((5, 6), (7, 8, 9, 2), (7, 8), 1.0)
     assert (second.chosen, second.rejected, second.margin) == ((11, 2), (7, 8), 4.0)
-    prompt, chosen, rejected = RoundEncoder().pieces([first], ["f"])[0]
+    prompt, chosen, rejected = RoundEncoder().encode_samples([first], ["f"])[0]
     assert prompt.supervised.tolist() == [False, False]
     assert chosen.supervised.all()
     assert rejected.supervised.all()
@@ -216,7 +216,10 @@ def test_the_report_prints_samples_literally_and_draws(tmp_path: Path) -> None:
         one = made(tmp_path, number, ONE, NONE, MONITOR)
     write_summary(
         one,
-        {"metrics": {"on_policy/kl": 0.25}, "report": {"kept": {"pairs": 1}, "lost": {"equal scores": {"pairs": 1}}}},
+        {
+            "metrics": {"on_policy/kl": 0.25},
+            "report": {"kept": {"pairs": 1}, "left_out": {"equal scores": {"pairs": 1}}},
+        },
     )
     parts = tmp_path / "round-0003.parts-abc"
     parts.mkdir()

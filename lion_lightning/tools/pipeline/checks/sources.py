@@ -55,7 +55,7 @@ def check_first_rows(source: Source, encoder: Encoder) -> None:
     rows = source.open()
     for row in rows.take(np.asarray(source.choose(len(rows))[:FIRST_ROWS])):
         examples = source.examples(row, encoder.read)
-        encoder.pieces(examples, [row.where] * len(examples))
+        encoder.encode_samples(examples, [row.where] * len(examples))
 
 
 def check_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any]) -> list[Prompt]:

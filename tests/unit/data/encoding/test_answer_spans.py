@@ -10,7 +10,7 @@ from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.encoding.rendering import NO_END
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text
 from lion_lightning.data.formats.turns import Message, read_turns
-from lion_lightning.data.reports.row_notes import row_notes
+from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.models.tokenizer import read_template
 from tests.unit.data.encoding.test_chat import (
     ASKING,
@@ -251,7 +251,7 @@ def test_settings_of_the_template_are_handed_to_it() -> None:
     talk = chat("Hello", "world")._replace(chat_template_kwargs={"mood": "user "})
     assert "user world" in str(tokenizer.decode(encode(tokenizer, talk).input_ids))
     assert trained(tokenizer, encode(tokenizer, talk)) == ["world<|im_end|>"]
-    with row_notes() as notes:
+    with collect_messages() as notes:
         encode(byte_level(), talk)
     assert notes["warning"] == {"not used: 'mood' of chat_template_kwargs, which the chat template does not read": 1}
     for name in ("tokenize", "tools", "add_generation_prompt"):
@@ -273,7 +273,7 @@ def test_a_tool_turn_that_the_template_skips_is_an_error() -> None:
 
 def test_a_template_without_the_tokenizers_bos_is_warned_of() -> None:
     tokenizer = metaspace()
-    with row_notes() as notes:
+    with collect_messages() as notes:
         encode(tokenizer, ROUND)
         ChatEncoder(tokenizer).prompt(chat("Hello"))
     ((text, count),) = notes["warning"].items()
@@ -281,7 +281,7 @@ def test_a_template_without_the_tokenizers_bos_is_warned_of() -> None:
         True,
         2,
     )
-    with row_notes() as notes:
+    with collect_messages() as notes:
         encode(metaspace(read_template("llama3")), ROUND)
         encode(byte_level(), ROUND)
     assert not notes["warning"]
@@ -305,7 +305,7 @@ IN_TEXT = "a text of the rows begins with <s> twice: take one out of the rows"
     ],
 )
 def test_a_bos_that_is_written_twice_is_warned_of(example: Example, template: str, said: str) -> None:
-    with row_notes() as notes:
+    with collect_messages() as notes:
         encode(metaspace(template), example)
     ((text, count),) = notes["warning"].items()
     assert (text[: len(said)], count) == (said, 1)
@@ -313,7 +313,7 @@ def test_a_bos_that_is_written_twice_is_warned_of(example: Example, template: st
 
 @pytest.mark.parametrize("system", [None, "<s>today"])
 def test_a_prompt_to_sample_from_is_looked_at_too(system: str | None) -> None:
-    with row_notes() as notes:
+    with collect_messages() as notes:
         ChatEncoder(metaspace("{{ bos_token }}" + PLAIN_CHATML)).prompt(chat("Hello", system=system))
         ChatEncoder(metaspace()).prompt(Completion("<s>Hello" if system is None else "<s><s>Hello", ""))
     assert notes["warning"].total() == (0 if system is None else 2)
@@ -331,12 +331,12 @@ def test_a_prompt_to_sample_from_is_looked_at_too(system: str | None) -> None:
     ids=["a template that begins each turn with it", "rows that write all of it", "text", "prompt", "completion"],
 )
 def test_a_bos_that_begins_a_text_once_is_no_fault(example: Example, template: str) -> None:
-    with row_notes() as notes:
+    with collect_messages() as notes:
         encode(metaspace(template), example, "none")
     assert not any("<s>" in text for text in notes["warning"])
 
 
 def test_an_end_that_is_no_token_is_warned_of_for_each_answer() -> None:
-    with row_notes() as notes:
+    with collect_messages() as notes:
         encode(byte_level(PLAIN_CHATML.replace("<|im_end|>", "<|stop|>")), ROUND)
     assert notes["warning"] == {NO_END: 2}

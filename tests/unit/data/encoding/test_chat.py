@@ -17,9 +17,9 @@ from lion_lightning.data.encoding.chat import ChatEncoder, Mask
 from lion_lightning.data.encoding.rendering import NO_END
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.reports.row_notes import row_notes
+from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 
 SHARED = Path(__file__).resolve().parents[5] / "shared"
 MARKERS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>"]
@@ -84,17 +84,17 @@ def chat(*contents: str, system: str | None = None, **options: Any) -> Conversat
     return Conversation((*first, *turns), **options)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, example: Example, mask: Mask = "assistant") -> Piece:
+def encode(tokenizer: PreTrainedTokenizerBase, example: Example, mask: Mask = "assistant") -> SampleSegment:
     return ChatEncoder(tokenizer, mask).encode([example], ["data.jsonl:1"])[0]
 
 
-def runs(piece: Piece) -> list[tuple[int, int]]:
+def runs(piece: SampleSegment) -> list[tuple[int, int]]:
     """Start and stop of each stretch of supervised tokens."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], piece.supervised.astype(np.int8), [0]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def trained(tokenizer: PreTrainedTokenizerBase, piece: Piece) -> list[str]:
+def trained(tokenizer: PreTrainedTokenizerBase, piece: SampleSegment) -> list[str]:
     """Text of each stretch of supervised tokens."""
     return [str(tokenizer.decode(piece.input_ids[start:stop])) for start, stop in runs(piece)]
 
@@ -161,7 +161,7 @@ def test_an_answer_without_an_end_token_ends_with_its_words_and_is_warned_of() -
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     tokenizer = byte_level(template)
-    with row_notes() as noted:
+    with collect_messages() as noted:
         assert trained(tokenizer, encode(tokenizer, chat("Hello", "world"))) == [" world"]
     assert noted["warning"] == {NO_END: 1}
 
@@ -237,7 +237,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, talk: Conversation, turn: int
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def assert_mask_is_exact(tokenizer: PreTrainedTokenizerBase, talk: Conversation, piece: Piece) -> None:
+def assert_mask_is_exact(tokenizer: PreTrainedTokenizerBase, talk: Conversation, piece: SampleSegment) -> None:
     """The ids before each answer are those of its prompt alone, and the answer's ids spell its content."""
     answers = [i for i, turn in enumerate(talk.messages) if turn.role == "assistant"]
     assert len(runs(piece)) == len(answers)
@@ -439,7 +439,7 @@ EXAMPLES: Sequence[Example] = (
 )
 
 
-def assert_same_pieces(first: Sequence[Piece], second: Sequence[Piece]) -> None:
+def assert_same_pieces(first: Sequence[SampleSegment], second: Sequence[SampleSegment]) -> None:
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.input_ids, other.input_ids)
         np.testing.assert_array_equal(one.supervised, other.supervised)

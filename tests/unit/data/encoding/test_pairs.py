@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.encoding.pairs import PairEncoder, Triple
-from lion_lightning.data.formats.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
+from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, Text
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 from tests.unit.data.encoding.test_chat import (
     PLAIN_CHATML,
     SHARED,
@@ -41,10 +41,10 @@ def pair(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Preference) -> Triple:
-    return PairEncoder(tokenizer).pieces([example], ["data.jsonl:1"])[0]
+    return PairEncoder(tokenizer).encode_samples([example], ["data.jsonl:1"])[0]
 
 
-def joined(prompt: Piece, answer: Piece) -> list[int]:
+def joined(prompt: SampleSegment, answer: SampleSegment) -> list[int]:
     return [*prompt.input_ids.tolist(), *answer.input_ids.tolist()]
 
 
@@ -83,7 +83,7 @@ def test_prompt_and_answer_are_the_conversation_tokenized_at_once(
         pair(["Hello", "world", "naïve 🦁"], ["café"], ["🐯 é"]),
         pair(["Hello"], ["world", "how", "yes"], ["today"]),
     ]
-    for example, triple in zip(examples, PairEncoder(tokenizer).pieces(examples, "abc"), strict=True):
+    for example, triple in zip(examples, PairEncoder(tokenizer).encode_samples(examples, "abc"), strict=True):
         assert_exact(tokenizer, example, triple)
 
 
@@ -206,7 +206,7 @@ def test_an_error_in_one_row_of_many_names_that_row() -> None:
     good = pair(["a"], ["b"], ["c"])
     bad = Preference(good.chosen, chat("a", "half \ud83d", prompt_turns=1))
     with pytest.raises(ValueError, match=r"^x:2: the text is not valid Unicode"):
-        PairEncoder(byte_level()).pieces([good, bad, good], ["x:1", "x:2", "x:3"])
+        PairEncoder(byte_level()).encode_samples([good, bad, good], ["x:1", "x:2", "x:3"])
 
 
 # --- plain text
@@ -261,17 +261,17 @@ def assert_same(first: Sequence[Triple], second: Sequence[Triple]) -> None:
 
 def test_a_batch_equals_its_pairs_one_by_one_and_keeps_their_order() -> None:
     encoder = PairEncoder(byte_level())
-    batch = encoder.pieces(EXAMPLES, ["x"] * 3)
-    assert_same(batch, [encoder.pieces([example], ["x"])[0] for example in EXAMPLES])
+    batch = encoder.encode_samples(EXAMPLES, ["x"] * 3)
+    assert_same(batch, [encoder.encode_samples([example], ["x"])[0] for example in EXAMPLES])
     assert len({tuple(triple[0].input_ids.tolist()) for triple in batch}) == 3
-    assert encoder.pieces([], []) == []
+    assert encoder.encode_samples([], []) == []
 
 
 def test_a_pickled_copy_gives_the_same() -> None:
     encoder = PairEncoder(byte_level(), BestRandom(2))
     copied: PairEncoder = pickle.loads(pickle.dumps(encoder))
     assert copied.fingerprint() == encoder.fingerprint()
-    assert_same(copied.pieces(EXAMPLES, "abc"), encoder.pieces(EXAMPLES, "abc"))
+    assert_same(copied.encode_samples(EXAMPLES, "abc"), encoder.encode_samples(EXAMPLES, "abc"))
 
 
 def test_the_fingerprint_changes_with_tokenizer_and_pairing() -> None:
@@ -294,7 +294,7 @@ def test_the_encoder_of_single_examples_reads_rows_and_gives_pieces_in_the_same_
     encoder = ChatEncoder(byte_level())
     examples = [*encoder.read({"text": "Hello"}, {}), *encoder.read({"body": "world"}, {"text": "body"})]
     assert examples == [Text("Hello"), Text("world")]
-    pieces = encoder.pieces(examples, ["x", "y"])
+    pieces = encoder.encode_samples(examples, ["x", "y"])
     assert [len(sample) for sample in pieces] == [1, 1]
     encoded = encoder.encode(examples, ["x", "y"])
     assert [sample[0].input_ids.tolist() for sample in pieces] == [piece.input_ids.tolist() for piece in encoded]
@@ -310,7 +310,7 @@ def test_the_encoder_of_single_examples_reads_rows_and_gives_pieces_in_the_same_
 )
 def test_an_answer_without_text_is_no_error_and_has_no_target(row: dict[str, Any]) -> None:
     encoder = PairEncoder(byte_level())
-    ((_, chosen, rejected),) = encoder.pieces(encoder.read(row, {}), ["data.jsonl:1"])
+    ((_, chosen, rejected),) = encoder.encode_samples(encoder.read(row, {}), ["data.jsonl:1"])
     assert chosen.supervised.any()
     assert not rejected.supervised.any()
 
@@ -341,7 +341,7 @@ def test_real_pairs_are_exact(template: str | None) -> None:
     encoder = PairEncoder(tokenizer)
     examples = [preference for row in right_against_wrong() for preference in encoder.read(row, {})]
     assert len(examples) == 561
-    for example, triple in zip(examples, encoder.pieces(examples, [""] * 561), strict=True):
+    for example, triple in zip(examples, encoder.encode_samples(examples, [""] * 561), strict=True):
         assert_exact(tokenizer, example, triple)
         for side, answer in zip(example[:2], triple[1:], strict=True):
             assert isinstance(side, Conversation)

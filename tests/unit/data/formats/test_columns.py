@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.data.formats.pairing import BestWorst, Preference
 from lion_lightning.data.formats.preference import recognize_preferences
-from lion_lightning.data.formats.preferences import BestWorst, Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.advice import warnings
-from lion_lightning.data.reports.row_notes import RowNotes, one_row, row_notes
+from lion_lightning.data.reports.row_messages import RowMessages, collect_messages, collect_row_messages
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.rollouts.prompt_pool import recognize_prompt
@@ -48,8 +48,8 @@ EVERY = [(recognize, row) for row in ROWS] + [(pairs, row) for row in PAIRS]
 PROMPT_ROWS = [*ROWS, *PAIRS, {"prompt": "Hi"}, {"question": "Hi"}, {"messages": turns("Hi")}]
 
 
-def noted(read: Any, row: dict[str, Any]) -> RowNotes:
-    with row_notes() as notes, one_row():
+def noted(read: Any, row: dict[str, Any]) -> RowMessages:
+    with collect_messages() as notes, collect_row_messages():
         read(row)
     return notes
 
@@ -388,9 +388,9 @@ def test_what_is_not_used_is_counted_once_a_row_and_what_is_harmless_is_not_warn
         {"question": "2+2?", "answer": "4", "id": 8, "source": "s", "hint": None},
         {"question": "3+3?", "answer": "6", "id": 9, "source": "s", "hint": "Count."},
     ]
-    with row_notes() as notes:
+    with collect_messages() as notes:
         for row in rows:
-            with one_row():
+            with collect_row_messages():
                 recognize(row)
     assert notes == {"unused": {"id": 3, "source": 3, "hint": 2, "user_id": 1}}
     assert notes.listed("unused", 3) == "id, source, hint (2 of 3 rows), user_id (1 of 3 rows)"
@@ -455,7 +455,7 @@ def test_a_column_that_only_some_rows_have_may_be_named() -> None:
 
 def test_a_column_that_no_row_has_is_told_with_the_source() -> None:
     source = Source("a.jsonl", name="sums", columns={"question": "q", "system": "sys"})
-    with row_notes() as notes:
+    with collect_messages() as notes:
         source.examples(Row("a:1", {"q": "a", "answer": "b"}), lambda row, columns: [recognize(row, columns)])
     with pytest.raises(ValueError, match=r"^source sums: columns maps system to 'sys', which no row has"):
         source.require_columns(notes)
@@ -464,7 +464,7 @@ def test_a_column_that_no_row_has_is_told_with_the_source() -> None:
 def test_ignored_columns_are_not_seen() -> None:
     source = Source("a.jsonl", ignore=["image", "prompt"])
     row = {"question": "a", "answer": "b", "image": "a.png", "prompt": "c"}
-    with row_notes() as notes:
+    with collect_messages() as notes:
         assert source.examples(Row("a:1", row), lambda row, columns: [recognize(row, columns)]) == [chat("a", "b")]
     assert notes == {}
 
@@ -639,8 +639,8 @@ def test_format_chat_makes_turns_of_plain_prompts_and_text_keeps_them() -> None:
 
 
 def test_plain_text_under_a_chat_template_is_told_once_unless_it_is_chosen() -> None:
-    def notes_of(source: Source) -> RowNotes:
-        with row_notes() as notes:
+    def notes_of(source: Source) -> RowMessages:
+        with collect_messages() as notes:
             source.examples(
                 Row("a:1", {"prompt": "a", "completion": "b"}), lambda row, columns: [recognize(row, columns)]
             )

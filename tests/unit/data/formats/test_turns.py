@@ -13,8 +13,8 @@ import pytest
 from lion_lightning.data.formats.sft import recognize
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
 from lion_lightning.data.formats.turns import Message, read_turns, unread_keys
-from lion_lightning.data.formats.unused import THOUGHTS
-from lion_lightning.data.reports.row_notes import row_notes
+from lion_lightning.data.formats.unused_columns import THOUGHTS
+from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sources.source import Source, open_rows
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
@@ -83,7 +83,7 @@ def test_text_parts_are_joined_and_every_other_kind_is_refused_by_name() -> None
 def test_a_text_part_that_holds_a_picture_too_is_refused_and_other_keys_are_counted() -> None:
     with pytest.raises(ValueError, match="text part with image_url"):
         answer(content=[{"type": "text", "text": "four", "image_url": {"url": "a.png"}}])
-    with row_notes() as noted:
+    with collect_messages() as noted:
         answer(content=[{"type": "text", "text": "four", "cache": {"type": "short"}, "id": 3}])
     assert noted["warning"] == {"not used: key 'cache' of content parts": 1}
 
@@ -248,12 +248,12 @@ def test_thoughts_have_three_names_and_may_not_differ() -> None:
 
 def test_keys_that_no_template_reads_are_harmless_counted_or_refused() -> None:
     turn = Message("assistant", "four", {"id": 7, "name": "Ann", "mood": "good", "images": ["a.png"], "prefix": False})
-    with row_notes() as noted, pytest.raises(ValueError, match="leaves out the row's images of message 0"):
+    with collect_messages() as noted, pytest.raises(ValueError, match="leaves out the row's images of message 0"):
         unread_keys([turn], lambda key: False)
     assert noted["warning"] == {"not used: key 'mood' of messages, which the chat template does not read": 1}
     unread_keys([turn], lambda key: key in ("images", "mood"))
     thought = Message("assistant", "four", {"thinking": "hm"})
-    with row_notes() as notes:
+    with collect_messages() as notes:
         unread_keys([thought], lambda key: key == "reasoning_content")  # it is given under that name
         unread_keys([thought], lambda key: False)
     text = "not used: thinking of turns that are not trained, which the chat template does not read"

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from lion_lightning.data.packing.collate import collate
-from lion_lightning.types import Piece, Sample, Segment
+from lion_lightning.types import Sample, SampleSegment, Segment
 
 
-def piece(ids: Sequence[int], supervised: Sequence[int], parent: int = -1) -> Piece:
+def piece(ids: Sequence[int], supervised: Sequence[int], parent: int = -1) -> SampleSegment:
     """A piece whose places in ``supervised`` are targets."""
     mask = np.isin(np.arange(len(ids)), supervised)
-    return Piece(np.array(ids, dtype=np.int32), mask, parent)
+    return SampleSegment(np.array(ids, dtype=np.int32), mask, parent)
 
 
 def document(ids: Sequence[int], supervised: Sequence[int], index: int = 0, source: str = "") -> Sample:
@@ -110,7 +110,7 @@ def test_all_tensors_are_int64_whatever_the_ids_were_stored_in() -> None:
 def test_the_batch_does_not_share_memory_with_the_store() -> None:
     """A store may be a read-only memory map; whoever changes a batch must not change the data."""
     ids = np.array([5, 6], dtype=np.int32)
-    batch = collate([Sample((Piece(ids, np.array([False, True])),), 0)], capacity=2)
+    batch = collate([Sample((SampleSegment(ids, np.array([False, True])),), 0)], capacity=2)
     batch.input_ids[0] = 99
     assert ids.tolist() == [5, 6]
 
@@ -121,10 +121,10 @@ def test_a_target_is_predicted_by_the_token_before_it_on_its_path_from_the_root(
     samples = [_random_tree(rng, index) for index in range(int(rng.integers(1, 5)))]
     expected, start = [], 0
     for sample in samples:
-        starts = [start + n for n in accumulate((len(part.input_ids) for part in sample.pieces), initial=0)]
-        for position, part in enumerate(sample.pieces):
+        starts = [start + n for n in accumulate((len(part.input_ids) for part in sample.segments), initial=0)]
+        for position, part in enumerate(sample.segments):
             owners = _path(sample, position)
-            flat = [starts[owner] + place for owner in owners for place in range(len(sample.pieces[owner].input_ids))]
+            flat = [starts[owner] + place for owner in owners for place in range(len(sample.segments[owner].input_ids))]
             before = len(flat) - len(part.input_ids)
             for place in np.flatnonzero(part.supervised):
                 if before + place > 0:
@@ -135,7 +135,7 @@ def test_a_target_is_predicted_by_the_token_before_it_on_its_path_from_the_root(
 
 
 def _path(sample: Sample, position: int) -> list[int]:
-    parent = sample.pieces[position].parent
+    parent = sample.segments[position].parent
     return [*(_path(sample, parent) if parent >= 0 else []), position]
 
 
@@ -144,5 +144,5 @@ def _random_tree(rng: np.random.Generator, index: int) -> Sample:
     for number in range(int(rng.integers(1, 6))):
         length = int(rng.integers(1, 5))
         ids, supervised = rng.integers(0, 99, length).astype(np.int32), rng.random(length) < 0.5
-        pieces.append(Piece(ids, supervised, int(rng.integers(-1, number))))
+        pieces.append(SampleSegment(ids, supervised, int(rng.integers(-1, number))))
     return Sample(tuple(pieces), index)

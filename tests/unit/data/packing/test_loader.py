@@ -15,7 +15,7 @@ import torch
 
 from lion_lightning.data.packing.best_fit import Integers, PackedRows, Unpacked, Wrapped
 from lion_lightning.data.packing.loader import PackedLoader
-from lion_lightning.types import PackedBatch, Piece, Sample
+from lion_lightning.types import PackedBatch, Sample, SampleSegment
 from tests.marks import exhaustive
 
 LENGTHS = np.random.default_rng(5).integers(1, 12, 61)
@@ -32,7 +32,7 @@ class Documents:
 
     def __getitem__(self, position: int, /) -> Sample:
         ids = np.arange(self.lengths[position], dtype=np.int32) + 100 * position
-        return Sample((Piece(ids, np.ones(len(ids), dtype=np.bool_)),), index=position)
+        return Sample((SampleSegment(ids, np.ones(len(ids), dtype=np.bool_)),), index=position)
 
 
 def loader(lengths: Sequence[int] = LENGTHS.tolist(), **options: Any) -> PackedLoader:
@@ -105,7 +105,9 @@ def test_a_part_of_a_cut_document_is_a_document_of_its_own() -> None:
 
 
 def test_a_sample_of_several_parts_cannot_be_cut() -> None:
-    pair = Sample(tuple(Piece(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.bool_), p) for p in (-1, 0, 0)), 0)
+    pair = Sample(
+        tuple(SampleSegment(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.bool_), p) for p in (-1, 0, 0)), 0
+    )
     with pytest.raises(ValueError, match="use BestFit"):
         list(PackedLoader([pair], np.array([9]), capacity=5, packing=Wrapped()))
 
@@ -284,7 +286,7 @@ class Changed(Documents):
         self.position, self.what = position, what
 
     def __getitem__(self, position: int, /) -> Sample:
-        (piece,) = super().__getitem__(position).pieces
+        (piece,) = super().__getitem__(position).segments
         if position == self.position and self.what == "token":
             piece.input_ids[-1] += 1
         elif position == self.position:

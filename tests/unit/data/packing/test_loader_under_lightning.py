@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning.data.packing.loader import PackedLoader
-from lion_lightning.types import PackedBatch, Piece, Sample
+from lion_lightning.types import PackedBatch, Sample, SampleSegment
 from tests import tiny
 from tests.marks import exhaustive, slow
 
@@ -24,7 +24,7 @@ LENGTHS = np.random.default_rng(0).integers(2, 9, size=23)
 def sample(index: int, length: int) -> Sample:
     """Token ``100 * index + place``, all supervised."""
     ids = np.arange(length, dtype=np.int32) + 100 * index
-    return Sample((Piece(ids, np.ones(length, dtype=np.bool_)),), index)
+    return Sample((SampleSegment(ids, np.ones(length, dtype=np.bool_)),), index)
 
 
 def loader(**options: Any) -> PackedLoader:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.reports.source_reports import SourceReport
+from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import FilterCounts
 from lion_lightning.data.selection.filters import DocumentFilters
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, without
@@ -39,18 +39,18 @@ def make(tmp_path: Path) -> Make:
 def read(mixture: Mixture) -> list[str]:
     documents = mixture.documents
     samples = [documents[position] for position in range(len(documents))]
-    return [bytes(sample.pieces[0].input_ids.tolist()).decode() for sample in samples]
+    return [bytes(sample.segments[0].input_ids.tolist()).decode() for sample in samples]
 
 
 def adds_up(report: SourceReport) -> bool:
-    lost, cut = (sum(counts.tokens for counts in causes.values()) for causes in (report.lost, report.cut))
+    lost, cut = (sum(counts.tokens for counts in causes.values()) for causes in (report.left_out, report.truncated))
     return report.read.tokens == report.kept.tokens - report.repeated.tokens + cut + lost
 
 
 def test_the_first_of_equal_documents_stays_and_each_source_counts_its_own(make: Make) -> None:
     mixture = mix(deduplicate(*make(["aB", "cD", "aB"], ["eF", "cD"])), DocumentFilters(8))
     assert read(mixture) == ["aB", "cD", "eF"]
-    assert [report.lost for report in mixture.reports] == [
+    assert [report.left_out for report in mixture.reports] == [
         {"duplicate": FilterCounts(1, 2)},
         {"duplicate": FilterCounts(1, 2)},
     ]
@@ -88,21 +88,21 @@ def test_fractions_above_one_repeat_after_duplicates_are_gone(make: Make) -> Non
 def test_truncate_keeps_the_start_and_counts_the_rest(make: Make) -> None:
     mixture = mix(deduplicate(*make(["aBcDe", "fG"])), DocumentFilters(3, "truncate"))
     assert read(mixture) == ["aBc", "fG"]
-    assert mixture.reports[0].cut == {"truncated": FilterCounts(1, 2)}
+    assert mixture.reports[0].truncated == {"truncated": FilterCounts(1, 2)}
     assert mixture.reports[0].longest == 5
 
 
 def test_a_document_cut_before_its_answer_is_dropped_and_counted(make: Make) -> None:
     mixture = mix(deduplicate(*make(["abcD", "eF"])), DocumentFilters(3))
     assert read(mixture) == ["eF"]
-    assert mixture.reports[0].lost == {"no supervised token": FilterCounts(1, 3)}
-    assert mixture.reports[0].cut == {"truncated": FilterCounts(1, 1)}
+    assert mixture.reports[0].left_out == {"no supervised token": FilterCounts(1, 3)}
+    assert mixture.reports[0].truncated == {"truncated": FilterCounts(1, 1)}
 
 
 def test_a_document_whose_only_supervised_token_is_its_first_trains_nothing(make: Make) -> None:
     mixture = mix(deduplicate(*make(["Abc", "D", "eF"])), DocumentFilters(8))
     assert read(mixture) == ["eF"]
-    assert mixture.reports[0].lost == {"no supervised token": FilterCounts(2, 4)}
+    assert mixture.reports[0].left_out == {"no supervised token": FilterCounts(2, 4)}
 
 
 def test_split_cuts_into_parts_that_share_the_number(make: Make) -> None:
@@ -111,14 +111,14 @@ def test_split_cuts_into_parts_that_share_the_number(make: Make) -> None:
     assert read(mixture) == ["xY", "ABC", "DEF", "aBc", "DeF"]
     assert [mixture.documents[i].index for i in range(5)] == [0, 1, 1, 2, 2]
     report = mixture.reports[0]
-    assert (report.split, report.cut, report.lost) == (2, {}, {"no supervised token": FilterCounts(1, 1)})
+    assert (report.split, report.truncated, report.left_out) == (2, {}, {"no supervised token": FilterCounts(1, 1)})
     assert report.supervised == 1 + 2 + 2 + 1 + 1
 
 
 def test_drop_leaves_long_documents_out(make: Make) -> None:
     mixture = mix(deduplicate(*make(["aBcDe", "aBc", "fG"])), DocumentFilters(3, "drop"))
     assert read(mixture) == ["aBc", "fG"]
-    assert mixture.reports[0].lost == {"longer than 3 tokens": FilterCounts(1, 5)}
+    assert mixture.reports[0].left_out == {"longer than 3 tokens": FilterCounts(1, 5)}
 
 
 def test_documents_masked_by_more_than_nine_tenths_are_left_out_each_for_itself(make: Make) -> None:
@@ -126,7 +126,7 @@ def test_documents_masked_by_more_than_nine_tenths_are_left_out_each_for_itself(
     assert read(mix(selections, DocumentFilters(20))) == ["aaaaaaaaaB", "aaaaaaaaaaB", "cD"]
     mixture = mix(selections, DocumentFilters(20, min_supervised_share=0.1))
     assert read(mixture) == ["aaaaaaaaaB", "cD"]
-    assert mixture.reports[0].lost == {"supervised share below 0.1": FilterCounts(1, 11)}
+    assert mixture.reports[0].left_out == {"supervised share below 0.1": FilterCounts(1, 11)}
 
 
 @pytest.mark.parametrize("overlong", ["truncate", "split", "drop"])
@@ -141,7 +141,7 @@ def test_tokens_in_are_tokens_out_and_reported_drops(make: Make, overlong: Any, 
         assert sum(report.kept.tokens for report in mixture.reports) == int(mixture.documents.lengths.sum())
         samples = [mixture.documents[position] for position in range(len(mixture.documents))]
         assert [sample.length for sample in samples] == mixture.documents.lengths.tolist()
-        targets = sum(int(sample.pieces[0].supervised[1:].sum()) for sample in samples)
+        targets = sum(int(sample.segments[0].supervised[1:].sum()) for sample in samples)
         assert targets == sum(report.supervised for report in mixture.reports)
         assert max(mixture.documents.lengths) <= 12
 
@@ -168,7 +168,7 @@ def test_what_a_validation_source_holds_is_not_trained_on(make: Make) -> None:
     train, validation = deduplicate(*make(["aB", "cD", "eF"])), deduplicate(*make(["cD", "gH"]))
     mixture = mix(without(train, validation, "in a validation source"), DocumentFilters(8))
     assert read(mixture) == ["aB", "eF"]
-    assert mixture.reports[0].lost == {"in a validation source": FilterCounts(1, 2)}
+    assert mixture.reports[0].left_out == {"in a validation source": FilterCounts(1, 2)}
 
 
 def test_a_source_without_any_supervised_token_is_refused_by_name(make: Make) -> None:
@@ -189,8 +189,8 @@ def test_a_report_is_plain_data(make: Make) -> None:
         "rows": 3,
         "skipped": 0,
         "read": {"documents": 3, "tokens": 8},
-        "lost": {"duplicate": {"documents": 1, "tokens": 2}},
-        "cut": {"truncated": {"documents": 1, "tokens": 1}},
+        "left_out": {"duplicate": {"documents": 1, "tokens": 2}},
+        "truncated": {"truncated": {"documents": 1, "tokens": 1}},
         "split": 0,
         "repeated": {"documents": 0, "tokens": 0},
         "kept": {"documents": 2, "tokens": 5},

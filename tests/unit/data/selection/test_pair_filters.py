@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.reports.source_reports import PairReport
+from lion_lightning.data.reports.source_report import PairReport
 from lion_lightning.data.selection.documents import FilterCounts
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.selection.pair_filters import PairFilters
@@ -59,34 +59,34 @@ def report_of(mixture: Mixture) -> PairReport:
 def test_a_pair_is_read_as_a_prompt_and_two_answers_to_it(make: Make) -> None:
     sample = mixed(make(["ab CD EFg"]), 16).documents[0]
     assert letters(sample) == ("ab", "CD", "EFg")
-    assert [piece.parent for piece in sample.pieces] == [-1, 0, 0]
-    assert [piece.supervised.tolist() for piece in sample.pieces] == [[False] * 2, [True] * 2, [True, True, False]]
+    assert [piece.parent for piece in sample.segments] == [-1, 0, 0]
+    assert [piece.supervised.tolist() for piece in sample.segments] == [[False] * 2, [True] * 2, [True, True, False]]
     assert (sample.index, sample.source, sample.length) == (0, "a", 7)
 
 
 def test_identical_answers_are_left_out_and_those_of_equal_length_alone_are_not(make: Make) -> None:
     mixture = mixed(make(["q AB AB", "q AB AC", "q AB Ab"]), 16)
     assert read(mixture) == ["q AB AC", "q AB Ab"]
-    assert report_of(mixture).lost == {"identical answers": FilterCounts(1, 5)}
+    assert report_of(mixture).left_out == {"identical answers": FilterCounts(1, 5)}
 
 
 def test_ties_and_scores_against_the_label_are_left_out_and_unknown_scores_are_not(make: Make) -> None:
     mixture = mixed(make(["q A B 0", "r A BC -0.5", "s A B 0.01", "t A B"]), 16)
     assert read(mixture) == ["s A B", "t A B"]
-    assert report_of(mixture).lost == {
+    assert report_of(mixture).left_out == {
         "equal scores": FilterCounts(1, 3),
         "scores against the label": FilterCounts(1, 4),
     }
 
 
 def test_identical_answers_with_equal_scores_count_once_as_identical(make: Make) -> None:
-    assert report_of(mixed(make(["q A A 0", "r A B"]), 16)).lost == {"identical answers": FilterCounts(1, 3)}
+    assert report_of(mixed(make(["q A A 0", "r A B"]), 16)).left_out == {"identical answers": FilterCounts(1, 3)}
 
 
 def test_margins_below_the_least_are_left_out_and_those_at_it_are_not(make: Make) -> None:
     mixture = mixed(make(["q A B 0.9", "r A B 1", "s A B 3", "t A B"]), 16, min_margin=1.0)
     assert read(mixture) == ["r A B", "s A B", "t A B"]
-    assert report_of(mixture).lost == {"score margin below 1": FilterCounts(1, 3)}
+    assert report_of(mixture).left_out == {"score margin below 1": FilterCounts(1, 3)}
 
 
 def test_a_least_margin_without_any_scores_is_told(make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -102,19 +102,22 @@ def test_the_prompt_is_cut_before_the_answers(make: Make, keep: Any, kept: str) 
     """Of abcde 3 tokens stay, which leaves room for 4 of each answer."""
     mixture = mixed(make(["abcde UVWXYZ KL", "f M N"]), 7, 3, keep)
     assert read(mixture) == [f"{kept} UVWX KL", "f M N"]
-    assert report_of(mixture).cut == {"prompts truncated": FilterCounts(1, 2), "answers truncated": FilterCounts(1, 2)}
+    assert report_of(mixture).truncated == {
+        "prompts truncated": FilterCounts(1, 2),
+        "answers truncated": FilterCounts(1, 2),
+    }
 
 
 def test_without_a_limit_of_its_own_the_prompt_stays_whole(make: Make) -> None:
     mixture = mixed(make(["abcde UVWXYZ KLM"]), 7)
     assert read(mixture) == ["abcde UV KL"]
-    assert report_of(mixture).cut == {"answers truncated": FilterCounts(1, 5)}
+    assert report_of(mixture).truncated == {"answers truncated": FilterCounts(1, 5)}
 
 
 def test_max_length_counts_the_prompt_and_one_answer(make: Make) -> None:
     mixture = mixed(make(["abc WXYZ KLMN"]), 7)
     assert read(mixture) == ["abc WXYZ KLMN"]
-    assert report_of(mixture).cut == {}
+    assert report_of(mixture).truncated == {}
 
 
 def test_the_first_token_of_a_cut_answer_is_still_a_target(make: Make) -> None:
@@ -129,23 +132,23 @@ def test_a_side_left_without_a_supervised_token_drops_the_pair_and_is_counted(ma
     assert read(mixture) == ["ab C D"]
     # what is left of the first is "ab cd FG"; nothing is left of the second's answers
     report = report_of(mixture)
-    assert report.cut == {"answers truncated": FilterCounts(2, 1 + 2)}
-    assert report.lost == {"an answer without a supervised token": FilterCounts(2, 6 + 4)}
+    assert report.truncated == {"answers truncated": FilterCounts(2, 1 + 2)}
+    assert report.left_out == {"an answer without a supervised token": FilterCounts(2, 6 + 4)}
 
 
 def test_answers_that_the_cut_made_identical_are_left_out_and_counted_apart(make: Make) -> None:
     mixture = mixed(make(["ab CDE CDF", "ab XY XZ"]), 4)
     assert read(mixture) == ["ab XY XZ"]
     report = report_of(mixture)
-    assert report.lost == {"answers identical once cut": FilterCounts(1, 6)}
-    assert report.cut == {"answers truncated": FilterCounts(1, 2)}
+    assert report.left_out == {"answers identical once cut": FilterCounts(1, 6)}
+    assert report.truncated == {"answers truncated": FilterCounts(1, 2)}
 
 
 def test_the_length_ratio_is_of_the_answers_after_the_cut_whichever_is_longer(make: Make) -> None:
     mixture = mixed(make(["q ABCDEF GHI", "q AB CDEFG", "q AB CDEF", "qr AB CDEFGHI"]), 6, max_length_ratio=2.0)
     # 5 over 3, 5 over 2, 4 over 2, 4 over 2
     assert read(mixture) == ["q ABCDE GHI", "q AB CDEF", "qr AB CDEF"]
-    assert report_of(mixture).lost == {"length ratio above 2": FilterCounts(1, 8)}
+    assert report_of(mixture).left_out == {"length ratio above 2": FilterCounts(1, 8)}
 
 
 def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make: Make) -> None:
@@ -162,8 +165,8 @@ def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make
         "rows": 1,
         "skipped": 0,
         "read": {"pairs": 3, "tokens": 23},
-        "lost": {"identical answers": {"pairs": 1, "tokens": 3}},
-        "cut": {},
+        "left_out": {"identical answers": {"pairs": 1, "tokens": 3}},
+        "truncated": {},
         "split": 0,
         "repeated": {"pairs": 0, "tokens": 0},
         "kept": {"pairs": 2, "tokens": 20},
@@ -207,13 +210,13 @@ def test_a_prompt_that_a_validation_source_holds_is_not_trained_on_with_any_answ
     train, validation = deduplicate(*make(["p A B", "q A B", "q B C", "r D E", "r E F"])), make(["q X Y", "s A B"])
     mixture = mix(without(train, deduplicate(*validation), "in a validation source"), PairFilters(16))
     assert read(mixture) == ["p A B", "r D E", "r E F"]
-    assert report_of(mixture).lost == {"in a validation source": FilterCounts(2, 6)}
+    assert report_of(mixture).left_out == {"in a validation source": FilterCounts(2, 6)}
 
 
 def test_the_same_pair_scored_twice_is_a_duplicate_and_the_turned_one_is_not(make: Make) -> None:
     mixture = mixed(make(["q A B 1", "q A B 2", "q B A 1"]), 16)
     assert read(mixture) == ["q A B", "q B A"]
-    assert report_of(mixture).lost == {"duplicate": FilterCounts(1, 3)}
+    assert report_of(mixture).left_out == {"duplicate": FilterCounts(1, 3)}
 
 
 def random_pairs(count: int) -> list[str]:
@@ -232,16 +235,16 @@ def test_tokens_in_are_tokens_kept_and_tokens_reported(make: Make, keep: Any, fr
     pairs = random_pairs(600)
     alike = [f"{letter} ABCDEFGHI ABCDEFGHJ 3" for letter in "abcdefgh"]  # once cut
     made = make(pairs[:400], [*pairs[350:], *alike, "q A A", "q A B 0"], fraction=fraction)
-    rules, causes = PairFilters(9, 5, keep, 2.0, 1.5), set()
+    filters, causes = PairFilters(9, 5, keep, 2.0, 1.5), set()
     for side in hold_out(deduplicate(*made), 0.3):
-        mixture = mix(side, rules)
+        mixture = mix(side, filters)
         samples = [mixture.documents[place] for place in range(len(mixture.documents))]
         for report in mixture.reports:
-            gone = sum(counts.tokens for counts in (*report.lost.values(), *report.cut.values()))
+            gone = sum(counts.tokens for counts in (*report.left_out.values(), *report.truncated.values()))
             assert report.read.tokens == report.kept.tokens - report.repeated.tokens + gone
-            dropped = sum(counts.documents for counts in report.lost.values())
+            dropped = sum(counts.documents for counts in report.left_out.values())
             assert report.read.documents == report.kept.documents - report.repeated.documents + dropped
-            causes |= {*report.lost, *report.cut}
+            causes |= {*report.left_out, *report.truncated}
         assert sum(report.kept.tokens for report in mixture.reports) == sum(sample.length for sample in samples)
         # the definition of what stays, said again by the samples
         for prompt, chosen, rejected in map(letters, samples):

@@ -137,9 +137,10 @@ def tokens(path: Path, kind: Any, cache: Path) -> list[Any]:
     table = tokenize(Source(str(path)), kind(byte_tokenizer()), cache)
     found: list[Any] = []
     for row in range(len(table)):
-        stops = np.cumsum(table.pieces[row])
+        stops = np.cumsum(table.segment_lengths[row])
         pieces = [
-            table.piece(row, int(stop - size), int(stop)) for stop, size in zip(stops, table.pieces[row], strict=True)
+            table.segment(row, int(stop - size), int(stop))
+            for stop, size in zip(stops, table.segment_lengths[row], strict=True)
         ]
         found.append([(piece.input_ids.tolist(), piece.supervised.tolist()) for piece in pieces])
     return [found, np.nan_to_num(table.margins, nan=-1.0).tolist()]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.formats.preferences import Preference
+from lion_lightning.data.formats.pairing import Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.sources.readers import Row

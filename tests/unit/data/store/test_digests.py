@@ -1,6 +1,6 @@
 """Which examples count as equal, and which pairs as of one prompt."""
 
-from lion_lightning.data.formats.preferences import Preference
+from lion_lightning.data.formats.pairing import Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.store.digests import content_digest, digests, group_digest

@@ -13,12 +13,12 @@ import pytest
 from lion_lightning import cache
 from lion_lightning.cache import atomic_write, cache_folder
 from lion_lightning.data.formats.sft import Completion, Example, Text, recognize
-from lion_lightning.data.reports.row_notes import warn_of_row
+from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store import tokenize as tokenizing
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 from tests.unit.data.letters import LetterPairs
 
 
@@ -31,18 +31,18 @@ class Letters:
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
         return [recognize(row, columns)]
 
-    def pieces(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[Piece]]:
+    def encode_samples(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[SampleSegment]]:
         self.calls += 1
         return [(self._one(example),) for example in examples]
 
-    def _one(self, example: Example) -> Piece:
+    def _one(self, example: Example) -> SampleSegment:
         if isinstance(example, Completion):
             letters, known = example.prompt + example.completion, len(example.prompt)
             mask = [position >= known for position in range(len(letters))]
         else:
             letters = cast(Text, example).text
             mask = [letter != "." for letter in letters]
-        return Piece(np.array([ord(letter) for letter in letters], np.int32), np.array(mask, bool))
+        return SampleSegment(np.array([ord(letter) for letter in letters], np.int32), np.array(mask, bool))
 
     def fingerprint(self) -> str:
         return self.name
@@ -68,11 +68,11 @@ def stores(folder: Path) -> set[str]:
 def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
     table = tokenize(write({"prompt": "ab", "completion": "cd"}, {"text": "x.y"}), Letters(), tmp_path)
     assert (len(table), table.raw_rows, table.skipped_rows) == (2, 2, 0)
-    assert table.pieces.tolist() == [[4], [3]]
-    whole = table.piece(0, 0, 4)
+    assert table.segment_lengths.tolist() == [[4], [3]]
+    whole = table.segment(0, 0, 4)
     assert bytes(whole.input_ids.tolist()) == b"abcd"
     assert whole.supervised.tolist() == [False, False, True, True]
-    part = table.piece(1, 1, 3)
+    part = table.segment(1, 1, 3)
     assert bytes(part.input_ids.tolist()) == b".y"
     assert part.supervised.tolist() == [False, True]
     assert part.input_ids.dtype == np.int32
@@ -82,12 +82,12 @@ def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
 def test_what_is_warned_of_is_counted_by_its_text_and_said_again_by_a_later_run(write: Write, tmp_path: Path) -> None:
     class Doubtful(Letters):
         def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Example]:
-            warn_of_row("short" if len(row["text"]) < 3 else "long")
+            add_warning("short" if len(row["text"]) < 3 else "long")
             return super().read(row, columns)
 
     source = write({"text": "a"}, {"text": "bb"}, {"text": "ccc"})
     assert tokenize(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
-    warn_of_row("nobody collects this")
+    add_warning("nobody collects this")
     assert tokenize(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
 
 
@@ -95,9 +95,9 @@ def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monke
     monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 3)
     words = ["a" * n for n in range(1, 11)]
     table = tokenize(write(*({"text": word} for word in words)), Letters(), tmp_path)
-    assert [len(table.piece(row, 0, row + 1).input_ids) for row in range(10)] == list(range(1, 11))
+    assert [len(table.segment(row, 0, row + 1).input_ids) for row in range(10)] == list(range(1, 11))
     assert [table.where(row).rpartition(":")[2] for row in range(10)] == [str(n) for n in range(1, 11)]
-    assert table.pieces[:, 0].tolist() == list(range(1, 11))
+    assert table.segment_lengths[:, 0].tolist() == list(range(1, 11))
 
 
 def test_targets_leave_out_the_first_token_of_a_span(
@@ -117,14 +117,14 @@ def test_pairs_keep_their_pieces_their_margins_and_the_prompt_that_they_share(
     monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 2)
     source = write({"pairs": ["ab CD E 1.5", "ab F GhI"]}, {"pairs": ["xyz KL m 0"]})
     table = tokenize(source, LetterPairs(), tmp_path)
-    assert table.pieces.tolist() == [[2, 2, 1], [2, 1, 3], [3, 2, 1]]
+    assert table.segment_lengths.tolist() == [[2, 2, 1], [2, 1, 3], [3, 2, 1]]
     assert (table.groups[0] == table.groups[1]).all()
     assert (table.groups[0] != table.groups[2]).any()
     assert len({tuple(digest) for digest in table.digests.tolist()}) == 3
     assert table.margins[[0, 2]].tolist() == [1.5, 0.0]
     assert np.isnan(table.margins[1])
     assert table.longest == 5  # ab GhI, and xyz KL
-    assert bytes(table.piece(1, 3, 6).input_ids.tolist()) == b"GhI"
+    assert bytes(table.segment(1, 3, 6).input_ids.tolist()) == b"GhI"
 
 
 def test_the_first_token_of_an_answer_is_a_target_and_that_of_a_prompt_is_not(write: Write, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_document_is_a_group_of_its_own(write: Write, tmp_path: Path) -> None:
 def test_the_second_run_encodes_nothing(write: Write, tmp_path: Path) -> None:
     source, first, second = write({"text": "ab"}), Letters(), Letters()
     tokenize(source, first, tmp_path)
-    assert tokenize(source, second, tmp_path).pieces.tolist() == [[2]]
+    assert tokenize(source, second, tmp_path).segment_lengths.tolist() == [[2]]
     assert (first.calls, second.calls) == (1, 0)
 
 
@@ -199,7 +199,7 @@ def test_an_edit_of_a_transform_is_noticed(tmp_path: Path, write: Write, monkeyp
 
     linecache.clearcache()
     after = tokenize(write({"text": "ab"}, transform=reload(module).change), Letters(), tmp_path)
-    assert (before.pieces.tolist(), after.pieces.tolist()) == ([[3]], [[5]])
+    assert (before.segment_lengths.tolist(), after.segment_lengths.tolist()) == ([[3]], [[5]])
 
 
 def nothing_of_short_ones(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def test_a_damaged_store_is_made_again_with_a_warning(
     if damage in manifests:
         path.with_suffix(".json").write_text(manifests[damage])
     again = Letters()
-    assert tokenize(source, again, tmp_path).pieces.tolist() == [[2]]
+    assert tokenize(source, again, tmp_path).segment_lengths.tolist() == [[2]]
     assert again.calls == 1
     assert "damaged" in caplog.text
     assert str(path.parent) in caplog.text
@@ -311,7 +311,7 @@ def test_a_table_travels_to_workers_as_its_path(write: Write, tmp_path: Path) ->
     table = tokenize(write({"text": "ab" * 5000}), Letters(), tmp_path)
     letter = pickle.dumps(table)
     assert len(letter) < 1000
-    assert pickle.loads(letter).pieces.tolist() == [[10000]]
+    assert pickle.loads(letter).segment_lengths.tolist() == [[10000]]
 
 
 def test_equal_examples_of_two_sources_have_equal_digests(write: Write, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.tools.inspect.inspection import inspect
-from lion_lightning.types import Piece
+from lion_lightning.types import SampleSegment
 from tests.unit.data.letters import byte_tokenizer
 
 SHARED = Path(__file__).resolve().parents[5] / "shared" / "data"
@@ -122,7 +122,7 @@ def test_a_source_that_trains_nothing_is_refused(
 ) -> None:
     encode = ChatEncoder.encode
 
-    def masked(self: ChatEncoder, *arguments: Any) -> list[Piece]:
+    def masked(self: ChatEncoder, *arguments: Any) -> list[SampleSegment]:
         return [piece._replace(supervised=piece.supervised & False) for piece in encode(self, *arguments)]
 
     monkeypatch.setattr(ChatEncoder, "encode", masked)

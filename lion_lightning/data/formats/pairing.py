@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lion_lightning.data.formats.sft import Completion, Conversation
 
-Whole = Conversation | Completion
+PromptAnswer = Conversation | Completion
 
 
 class Preference(NamedTuple):
@@ -23,8 +23,8 @@ class Preference(NamedTuple):
         margin: Score of chosen minus score of rejected, where the row has scores; 0 is a tie.
     """
 
-    chosen: Whole
-    rejected: Whole
+    chosen: PromptAnswer
+    rejected: PromptAnswer
     margin: float | None = None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lion_lightning.data.sources.source import Source
 
 
-def require_sense(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:
+def check_sources(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:
     """Refuse sources that cannot be told apart, and what cannot be held out.
 
     Raises:
@@ -24,7 +24,7 @@ def require_sense(sources: Sequence[Source], validation: Sequence[Source] | None
         raise ValueError("data.validation and data.validation_share are both set; leave one of them out")
 
 
-def require_least(**arguments: tuple[int, int]) -> None:
+def check_at_least(**arguments: tuple[int, int]) -> None:
     """Refuse values below the least of each.
 
     Raises:

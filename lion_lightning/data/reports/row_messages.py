@@ -19,7 +19,7 @@ Kind = Literal["warning", "left out", "plain text", "unused", "kept", "mapped"]
 of; one that only judges see; a known name that ``columns`` brought."""
 
 
-class RowNotes(dict[Kind, Counter[str]]):
+class RowMessages(dict[Kind, Counter[str]]):
     """Counts by kind and text."""
 
     def __missing__(self, kind: Kind) -> Counter[str]:
@@ -27,7 +27,7 @@ class RowNotes(dict[Kind, Counter[str]]):
         return Counter()
 
     @classmethod
-    def of(cls, counts: Mapping[Kind, Mapping[str, int]]) -> RowNotes:
+    def of(cls, counts: Mapping[Kind, Mapping[str, int]]) -> RowMessages:
         """Notes of plain data, as JSON gives it."""
         return cls({kind: Counter(texts) for kind, texts in counts.items()})
 
@@ -46,10 +46,10 @@ class RowNotes(dict[Kind, Counter[str]]):
 
 _MOST_TEXTS = 1000  # of a kind: rows can have a key of their own each
 _MOST_SHOWN = 20
-_present: ContextVar[RowNotes | None] = ContextVar("row_notes", default=None)
+_present: ContextVar[RowMessages | None] = ContextVar("row_notes", default=None)
 
 
-def note(kind: Kind, text: str = "") -> None:
+def add_message(kind: Kind, text: str = "") -> None:
     """Count something about the present row; what nobody collects is not kept.
 
     Args:
@@ -62,19 +62,19 @@ def note(kind: Kind, text: str = "") -> None:
     texts[text if text in texts or len(texts) < _MOST_TEXTS else "others"] += 1
 
 
-def warn_of_row(text: str) -> None:
+def add_warning(text: str) -> None:
     """Count something that is not done as a row asks, with the fix.
 
     Args:
         text: The same for all rows of the kind, so that they are counted together: no place and no content in it.
     """
-    note("warning", text)
+    add_message("warning", text)
 
 
 @contextmanager
-def row_notes() -> Iterator[RowNotes]:
+def collect_messages() -> Iterator[RowMessages]:
     """Collect what is noted inside."""
-    notes = RowNotes()
+    notes = RowMessages()
     token = _present.set(notes)
     try:
         yield notes
@@ -83,24 +83,24 @@ def row_notes() -> Iterator[RowNotes]:
 
 
 @contextmanager
-def one_row() -> Iterator[RowNotes]:
+def collect_row_messages() -> Iterator[RowMessages]:
     """Read one row inside: whatever is noted in it several times counts once."""
-    with row_notes() as notes:
+    with collect_messages() as notes:
         yield notes
     for kind, texts in notes.items():
         for text in texts:
-            note(kind, text)
+            add_message(kind, text)
 
 
 @contextmanager
-def warning_once(warned: set[str], what: str) -> Iterator[None]:
+def log_warnings_once(warned: set[str], what: str) -> Iterator[None]:
     """Log what is warned of inside, each text once, for whoever reads the same rows again and again.
 
     Args:
         warned: The texts that were logged before; grows.
         what: What the rows are, before each text.
     """
-    with row_notes() as notes:
+    with collect_messages() as notes:
         yield
     for text in notes["warning"].keys() - warned:
         logger.warning("%s: %s", what, text)

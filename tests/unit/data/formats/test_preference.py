@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, Preference
 from lion_lightning.data.formats.preference import recognize_preferences
-from lion_lightning.data.formats.preferences import AllPairs, BestRandom, BestWorst, Pairing, Preference
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.formats.turns import Message
 

@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.reports.row_notes import warn_of_row
+from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.models.chat_template import REASONING
 
 CHANGED = "the chat template shows only a part of what a turn says that is not trained"
@@ -73,7 +73,7 @@ def _missing_words(messages: Sequence[Message], shown: str) -> str:
         if found:
             rest = rest.replace(found, "\0", 1)
         elif found is None and 2 * sum(word in rest for word in words.split()) > len(words.split()):
-            warn_of_row(CHANGED)
+            add_warning(CHANGED)
         elif found is None:
             return f"content of message {number} ({message.role})"
     return ""

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.encoding.shown import CHANGED, missing_function, missing_of_answer, missing_turn
+from lion_lightning.data.encoding.template_check import CHANGED, missing_function, missing_of_answer, missing_turn
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.reports.row_notes import row_notes
+from lion_lightning.data.reports.row_messages import collect_messages
 
 
 def answer(content: str = "", arguments: dict[str, Any] | None = None, **extra: str) -> Message:
@@ -75,7 +75,7 @@ def test_turns_may_stand_in_any_order_but_each_in_its_own_place() -> None:
 
 
 def test_a_switch_that_a_template_takes_out_of_a_turn_is_warned_of() -> None:
-    with row_notes() as notes:
+    with collect_messages() as notes:
         assert missing_turn((Message("user", "What is two and two? /no_think"),), "What is two and two?") == ""
     assert notes["warning"] == {CHANGED: 1}
 

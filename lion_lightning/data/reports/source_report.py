@@ -8,22 +8,22 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from lion_lightning.data.reports.advice import findings
-from lion_lightning.data.reports.row_notes import RowNotes
+from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.selection.documents import FilterCounts, Selection
 from lion_lightning.data.sources.readers import Numbers
 
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What became of one source. ``read`` tokens = ``kept`` - ``repeated`` + all of ``cut`` + all of ``lost``.
+    """Counts of one source. ``read`` tokens = ``kept`` - ``repeated`` + all of ``truncated`` + all of ``left_out``.
 
     Attributes:
         name: The source's name.
         rows: Raw rows read.
         skipped: How many of them the transform skipped.
         read: Examples made of the rows.
-        lost: Documents left out, by cause.
-        cut: Documents shortened, and the tokens cut off them, by what was done.
+        left_out: Documents left out, by cause.
+        truncated: Documents shortened, and the tokens cut off them, by what was done.
         split: Documents cut into several.
         repeated: The part of ``kept`` that a fraction above 1 adds.
         kept: Documents of one epoch.
@@ -39,14 +39,14 @@ class SourceReport:
     rows: int
     skipped: int
     read: FilterCounts
-    lost: dict[str, FilterCounts]
-    cut: dict[str, FilterCounts]
+    left_out: dict[str, FilterCounts]
+    truncated: dict[str, FilterCounts]
     split: int
     repeated: FilterCounts
     kept: FilterCounts
     supervised: int
     longest: int
-    notes: RowNotes
+    notes: RowMessages
 
     @classmethod
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
@@ -63,9 +63,9 @@ class SourceReport:
             name=once.source.label,
             rows=table.raw_rows,
             skipped=table.skipped_rows,
-            read=FilterCounts(len(table), int(table.pieces.sum())),
-            lost=once.lost,
-            cut=once.cut,
+            read=FilterCounts(len(table), int(table.segment_lengths.sum())),
+            left_out=once.left_out,
+            truncated=once.truncated,
             split=once.split,
             repeated=FilterCounts(kept.documents - unrepeated.documents, kept.tokens - unrepeated.tokens),
             kept=kept,
@@ -80,7 +80,7 @@ class SourceReport:
         """Share of the kept tokens that is trained."""
         return self.supervised / max(self.kept.tokens, 1)
 
-    def figures(self) -> dict[str, str]:
+    def table_row(self) -> dict[str, str]:
         """The columns of a table, with this source's cells."""
         return {
             "source": self.name,
@@ -103,10 +103,12 @@ class SourceReport:
 
     def changes(self) -> list[str]:
         """What makes the kept documents differ from the rows, an item each."""
-        lines = [f"left out, {cause}: {counts}" for cause, counts in self.lost.items()]
+        lines = [f"left out, {cause}: {counts}" for cause, counts in self.left_out.items()]
         if self.skipped:
             lines.append(f"rows skipped by the transform: {self.skipped:,}")
-        lines += [f"{what}: {counts.documents:,} (by {counts.tokens:,} tokens)" for what, counts in self.cut.items()]
+        lines += [
+            f"{what}: {counts.documents:,} (by {counts.tokens:,} tokens)" for what, counts in self.truncated.items()
+        ]
         if self.split:
             lines.append(f"split: {self.split:,}")
         if self.repeated.documents:
@@ -143,7 +145,7 @@ class PairReport(SourceReport):
     @classmethod
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
         """Sum up; see :meth:`SourceReport.of`."""
-        prompt, chosen, rejected = np.sum(once.spans.pieces[order], axis=0).tolist()
+        prompt, chosen, rejected = np.sum(once.spans.segment_lengths[order], axis=0).tolist()
         return super().of(once, order, prompt=prompt, chosen=chosen, rejected=rejected, **more)
 
     @property
@@ -157,7 +159,7 @@ class PairReport(SourceReport):
         count = max(self.kept.documents, 1)
         return self.chosen / count, self.rejected / count
 
-    def figures(self) -> dict[str, str]:
+    def table_row(self) -> dict[str, str]:
         """The columns of a table, with this source's cells."""
         chosen, rejected = self.mean_lengths
         more = {
@@ -165,7 +167,7 @@ class PairReport(SourceReport):
             "mean chosen": f"{chosen:,.1f}",
             "mean rejected": f"{rejected:,.1f}",
         }
-        figures = super().figures()
+        figures = super().table_row()
         longest = figures.pop("longest")
         return {**figures, **more, "longest": longest}
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lion_lightning.data.formats.media import MEDIA, is_media
-from lion_lightning.data.formats.yes_no import (
+from lion_lightning.data.formats.labels import (
     FAULTS,
     LABELS,
     RATINGS,
@@ -19,7 +18,8 @@ from lion_lightning.data.formats.yes_no import (
     is_yes,
     leaves,
 )
-from lion_lightning.data.reports.row_notes import note, warn_of_row
+from lion_lightning.data.formats.media import MEDIA, is_media
+from lion_lightning.data.reports.row_messages import add_message, add_warning
 from lion_lightning.models.chat_template import REASONING
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ _LONGEST_NAME = 64  # that is held against patterns, whose time grows with it
 _BY_NAME = {name: meaning for meaning in MEANINGS for name in meaning.names}
 
 
-def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
+def check_unused_columns(fields: Fields, form: str, only_prompt: bool = False) -> None:
     """Refuse a row if a column that changes its meaning was not read; note every other column that was not.
 
     Args:
@@ -167,26 +167,26 @@ def account_for(fields: Fields, form: str, only_prompt: bool = False) -> None:
     for name in [name for name in fields.unread if not _is_empty(fields.peek(name))]:
         value = fields.peek(name)
         counts = all(str(leaf).isdigit() for leaf in leaves(value))  # as the index of a table, which has no name
-        own = printed(fields.own(name)) or ("index" if counts else "a column without a name")
+        own = printable(fields.own(name)) or ("index" if counts else "a column without a name")
         meaning = _meaning(name, fields.own(name)) or (_BY_NAME["image"] if is_media(value) else None)
         if name in PROMPTS:
             _require_repeated(fields, name, form)
         elif (meaning.is_text if meaning else name in ANSWERS) and _is_repeated(texts_in(value), fields):
             continue
         elif meaning is None or (only_prompt and not meaning.of_prompt):
-            note("kept" if only_prompt else "unused", own)
+            add_message("kept" if only_prompt else "unused", own)
         elif meaning.is_lost(value):
             raise ValueError(
                 f"the column {own!r} holds {meaning.what}, and {form} has no place for it; {meaning.fix}, or give the "
                 f"source `ignore: [{own}]`"
             )
         elif has_grade(value):
-            warn_of_row(
+            add_warning(
                 f"the column {own!r} grades in words, and all rows are trained alike: leave those that are not wanted "
                 f"out with a `transform` that returns [], or give the source `ignore: [{own}]`"
             )
         elif not is_yes(value):
-            note("unused", own)
+            add_message("unused", own)
 
 
 def require_prompt_kept(row: Mapping[str, Any], where: str) -> None:
@@ -203,12 +203,12 @@ def require_prompt_kept(row: Mapping[str, Any], where: str) -> None:
         meaning = _meaning(name)
         if meaning is not None and meaning.of_prompt and not _is_empty(value):
             raise ValueError(
-                f"{where}: the column {printed(name)!r} holds {meaning.what}, and a benchmark's question has no place "
-                "for it; take it out of the file"
+                f"{where}: the column {printable(name)!r} holds {meaning.what}, and a benchmark's question has no "
+                "place for it; take it out of the file"
             )
 
 
-def printed(name: str) -> str:
+def printable(name: str) -> str:
     """The name of a column as a line can show it."""
     return (name if name.isprintable() else ascii(name)[1:-1])[:80]
 
@@ -259,9 +259,9 @@ def _require_repeated(fields: Fields, name: str, form: str) -> None:
         return
     if asked and all(text in "\n".join(second) for text in asked):
         return
-    own = printed(fields.own(name))
+    own = printable(fields.own(name))
     if any(map(fields.is_mapped, read)):
-        note("unused", own)  # `columns` says which of them is the prompt
+        add_message("unused", own)  # `columns` says which of them is the prompt
         return
     raise ValueError(
         f"the column {own!r} asks something else than {form}, which is read; say with `columns` which of them is the "
