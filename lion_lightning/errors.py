@@ -54,6 +54,22 @@ def _shortened(text: str) -> str:
     return _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_VALUE]}...", text)
 
 
+def first_line(error: BaseException, with_type: bool = False) -> str:
+    """The first line of an error's message, at most 300 characters, to be quoted in another message.
+
+    Args:
+        error: Any exception; its class name stands for an empty message.
+        with_type: Begin with the class name. LookupError, TypeError and AttributeError always do: their messages say
+            little without it.
+    """
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    if not lines:
+        return name
+    with_type = with_type or isinstance(error, LookupError | TypeError | AttributeError)
+    line = f"{name}: {lines[0]}" if with_type else lines[0]
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
 def checkpoint_being_restored(error: BaseException) -> str | None:
     """The checkpoint that was being restored when an error arose, as Lightning 2.6 restores; None if none was.
 

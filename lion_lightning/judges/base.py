@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from lion_lightning.errors import first_line
 from lion_lightning.types import Prompt
 
 Scores = Sequence[Sequence[float]]
@@ -90,7 +91,7 @@ def judge_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Seq
     except (ValueError, OSError):
         raise
     except Exception as error:
-        raise ValueError(f"{name} failed ({type(error).__name__}: {error}); mend the judge and start again") from error
+        raise ValueError(f"{name} failed ({first_line(error, with_type=True)}); fix the judge and rerun") from error
     return Judgement(scores, {name: scores})
 
 

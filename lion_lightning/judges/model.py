@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lion_lightning.models.model_configs import first_line, require_safetensors
+from lion_lightning.errors import first_line
+from lion_lightning.models.model_configs import require_safetensors
 from lion_lightning.models.weights.sharded_loading import refuse_other_shapes
 from lion_lightning.models.weights.stored import WrongWeightsError, all_tensors, load_complete, require_finite
 from lion_lightning.types import Prompt

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lion_lightning.errors import first_line
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
 from lion_lightning.judges.text import broken
 from lion_lightning.models.chat_template import ChatTemplate
-from lion_lightning.models.model_configs import first_line, stored_config
+from lion_lightning.models.model_configs import stored_config
 from lion_lightning.models.tokenizer import TokenizerSpec, read_template
 from lion_lightning.types import Prompt
 

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_lightning.cache import read_object
+from lion_lightning.errors import first_line
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 """What every model has at least one of; transformers builds a model without layers of ``num_hidden_layers: -1``."""
@@ -182,18 +183,6 @@ def not_loadable(source: str, error: Exception) -> str:
     if "Should have a `model_type` key" in str(error):
         return f"policy: cannot load {source}: its config.json has no `model_type` that transformers knows."
     return f"policy: cannot load {source}: {first_line(error)}"
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, short enough for one line of ours.
-
-    Args:
-        error: Of any kind; one that says nothing is named.
-    """
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, LookupError | TypeError | AttributeError):  # alone they say what, not what of it
-        line = f"{type(error).__name__}: {line}"
-    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def _unknown(kind: object) -> str:

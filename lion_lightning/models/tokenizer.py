@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template  # by which transformers renders
 
+from lion_lightning.errors import first_line
 from lion_lightning.models.chat_template import ChatTemplate
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class TokenizerSpec:
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(os.path.expanduser(self.path), **options)
         except Exception as error:  # the tokenizers library raises bare exceptions over a file that it cannot read
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            reason = first_line(error)
             raise ValueError(
                 f"tokenizer.path: cannot load a tokenizer from {self.path[:300]!r} ({reason}); give a folder that "
                 "holds tokenizer files or a hub id"

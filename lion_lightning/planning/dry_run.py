@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
@@ -83,7 +84,7 @@ class DryRun:
             log.warning(
                 "%s cannot be rehearsed (%s), so its activations are reckoned as a Llama's of the same sizes.",
                 name,
-                (str(error).strip().splitlines() or [type(error).__name__])[0],
+                first_line(error),
             )
             return replace(self, spec=like_llama(self.spec))._passes_as_they_are(depth)
 

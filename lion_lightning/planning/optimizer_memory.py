@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lion_lightning.errors import first_line
 from lion_lightning.planning.memory_counter import MemoryCounter
 
 Factory = Callable[[Any], Optimizer]
@@ -46,7 +47,7 @@ def _tried(make: Factory, dtype: torch.dtype) -> Counter[str]:
     try:
         found = _stepped(make, [torch.zeros(SAMPLE, dtype=dtype)], foreach=False)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"model.optimizer: it does not step on a CPU ({reason}), so its state cannot be counted; plan with "
             "--model.init_args.optimizer torch.optim.AdamW"

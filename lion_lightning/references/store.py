@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lion_lightning.cache import atomic_write, explain_write_errors, read_object, remove_stale_files, unwrap_os_errors
+from lion_lightning.errors import first_line
 from lion_lightning.ops.logprobs import pair_segments
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 
@@ -158,7 +159,7 @@ def _read(path: Path) -> tuple[Keys, Tensor] | None:
             keys, values = file.get_tensor("keys"), file.get_tensor("values")
             digest = (file.metadata() or {}).get("digest")
     except (SafetensorError, OSError, KeyError) as error:
-        _remove_damaged(path, str(error).splitlines()[0])
+        _remove_damaged(path, first_line(error))
         return None
     if digest != _digest(keys, values):
         _remove_damaged(path, "its content is not what was written")

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from lion_lightning.cache import atomic_write
+from lion_lightning.errors import first_line
 
 _SEAL = b"lion crc-32 "
 _BLANK = _SEAL + b"--------"
@@ -72,7 +73,7 @@ def read_table(path: Path, schema: Any) -> tuple[Any, Any]:
         if table.schema.equals(schema):
             table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DamagedFileError(f"{path}: damaged ({str(error).splitlines()[0]}); {_FIX}") from error
+        raise DamagedFileError(f"{path}: damaged ({first_line(error)}); {_FIX}") from error
     if not table.schema.equals(schema):
         raise ValueError(f"{path}: not a round of on-policy sampling; name a folder of rounds")
     return table, about

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lion_lightning.errors import first_line
 from lion_lightning.readiness import require_package
 from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
 from lion_lightning.sampling.sync_check import Probe
@@ -197,8 +198,7 @@ def _engine_errors(what: str) -> Iterator[None]:
     except (ModuleNotFoundError, EngineError):
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise EngineError(f"the vLLM engine {what} ({type(error).__name__}: {reason}); {KEPT}") from error
+        raise EngineError(f"the vLLM engine {what} ({first_line(error, with_type=True)}); {KEPT}") from error
 
 
 @contextmanager

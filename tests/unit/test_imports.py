@@ -19,7 +19,7 @@ PACKAGE = Path(lion_lightning.__file__).parent
 
 # Rooms may import those of rows above theirs, and no others. Single modules at the top count as rooms of their own.
 ROWS = (
-    ("types", "printing", "cache", "processes"),
+    ("types", "errors", "printing", "cache", "processes"),
     ("readiness", "ops", "distributed", "endpoint"),
     ("losses", "sampling"),
     ("models",),
@@ -31,7 +31,7 @@ ROWS = (
 TOGETHER = {"data", "rollouts"}
 """The data module of online training pulls the rounds, which are made of its prompts."""
 # What a person runs; these may import all of the above.
-TOP = {"cli", "errors", "tools", "__main__", "__init__"}
+TOP = {"cli", "tools", "__main__", "__init__"}
 
 HEAVY = ("datasets", "lightning", "peft", "torch", "transformers", "vllm")
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lion_lightning.cache import read_object
-from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Parquet, Rows, first_line
+from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Parquet, Rows
 from lion_lightning.data.sources.text_files import COMPRESSIONS, SPLITS, JsonLines, Table, read_json
+from lion_lightning.errors import first_line
 
 KINDS: dict[str, Callable[[Path], dict[str, Rows]]] = {
     ".jsonl": lambda path: {"train": JsonLines(path)},

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lion_lightning.errors import first_line
+
 Numbers = npt.NDArray[np.int64]
 
 _BLOCK = 1 << 20
@@ -193,11 +195,6 @@ class ChainedRows(Rows):
 def digest(value: Any) -> str:
     """Hash of a value that JSON can write, the same in every process and on every machine."""
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=20).hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _features(feature: Any) -> Iterator[Any]:

@@ -14,9 +14,10 @@ from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_messages import RowMessages, add_message
 from lion_lightning.data.sources.json_text import parse_messages
 from lion_lightning.data.sources.local_files import find_splits, kind_of, without_ending
-from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Numbers, Row, Rows, Slice, first_line
+from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Numbers, Row, Rows, Slice
 from lion_lightning.data.sources.text_files import SPLITS
 from lion_lightning.data.sources.transforming import Transform, code_of, imported, name_of, transformed
+from lion_lightning.errors import first_line
 
 Made = TypeVar("Made")
 Read = Callable[[Mapping[str, Any], Mapping[str, str]], Sequence[Made]]

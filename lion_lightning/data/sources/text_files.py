@@ -22,7 +22,8 @@ import numpy as np
 
 from lion_lightning.data.formats.unused_columns import is_harmless
 from lion_lightning.data.sources.json_text import BrokenJSONError, is_message, parse_json, require_shallow
-from lion_lightning.data.sources.readers import FileRows, Numbers, Row, first_line
+from lion_lightning.data.sources.readers import FileRows, Numbers, Row
+from lion_lightning.errors import first_line
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
-from lion_lightning.data.sources.readers import Row, first_line
+from lion_lightning.data.sources.readers import Row
+from lion_lightning.errors import first_line
 
 Transform = Callable[[dict[str, Any]], Iterable[dict[str, Any]] | dict[str, Any]]
 
@@ -48,7 +49,7 @@ def transformed(transform: Transform, row: Row) -> list[dict[str, Any]]:
         made = transform(dict(row.values))
         rows = [made] if isinstance(made, dict) else list(made)
     except Exception as error:
-        cause = f"{type(error).__name__}: {first_line(error)}"
+        cause = first_line(error, with_type=True)
         raise ValueError(f"{row.where}: transform {name} failed ({cause}); return [] to skip a row") from error
     if not all(isinstance(made, dict) for made in rows):
         raise ValueError(f"{row.where}: transform {name} must return a dict or a list of dicts")

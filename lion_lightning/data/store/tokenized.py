@@ -16,6 +16,7 @@ import pyarrow as pa
 from lion_lightning.cache import checksum, read_object
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.readers import Numbers
+from lion_lightning.errors import first_line
 from lion_lightning.types import SampleSegment
 
 SCHEMA = pa.schema(
@@ -105,7 +106,7 @@ def read_batches(path: Path) -> list[Any]:
         with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
             return list(pa.ipc.open_stream(file).read_all().to_batches())
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: no token store ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: no token store ({first_line(error)})") from error
 
 
 def tokens_digest(batches: Iterable[Any]) -> str:

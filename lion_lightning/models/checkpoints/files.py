@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from lion_lightning.cache import checksum
+from lion_lightning.errors import first_line
 from lion_lightning.models.checkpoints.folders import META, FolderReader, is_folder
 
 SEAL = "metadata.crc32"
@@ -71,7 +72,7 @@ def said(error: BaseException) -> str:
     """What an error says, on one line."""
     if str(error).startswith("Weights only load failed"):  # torch goes on with how to run the file's code
         return "it holds more than tensors and plain data, which could run code"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def newest_checkpoint(*folders: Path | str) -> Path | None:

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
+from lion_lightning.errors import first_line
 from lion_lightning.models.tokenizer import end_of_turn_ids
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def plain_settings(settings: Mapping[str, Any]) -> GenerationConfig:
     try:
         return GenerationConfig(**{name: settings[name] for name in known & settings.keys()})  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"these generation settings are refused: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"these generation settings are refused: {first_line(error)}") from error
 
 
 def within_vocabulary(settings: GenerationConfig, size: int, source: str) -> GenerationConfig:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lion_lightning.errors import first_line
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.models.weights.hash import weights_digest
@@ -83,7 +84,7 @@ def _stored(spec: PolicySpec) -> dict[str, Tensor]:
         return {name: tensor for file in _paths(files) for name, tensor in load_file(file).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"the base model of the adapters cannot be read from {spec.path} ({str(error).strip().splitlines()[0]}); "
+            f"the base model of the adapters cannot be read from {spec.path} ({first_line(error)}); "
             "put it back, or say where it is: --model.policy.path DIR, or lion export --base DIR"
         ) from error
 
