@@ -15,9 +15,9 @@ from uuid import uuid4
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lion_lightning.cache import hash_json
 from lion_lightning.callbacks.folders import remove_scratch, scratch_or
 from lion_lightning.data.formats.pairing import BestWorst, Pairing
-from lion_lightning.data.sources.readers import digest
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.modules.base import AlignmentModule
@@ -259,7 +259,7 @@ class OnPolicySampling(Callback):
         served = Serving(module.policy_model, data.tokenizer, TrainerProcess(trainer))
         asked, monitors = self._choose(trainer, data.pool, number)
         identity = what_decides(self, served, data, [*asked, *monitors])
-        key = trainer.strategy.broadcast(digest(identity))
+        key = trainer.strategy.broadcast(hash_json(identity))
         if path.exists() and _identity_of(path) == key:
             logger.info("round %d: found in %s", number, path)
             return Round(path)

@@ -11,6 +11,8 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -165,6 +167,21 @@ def checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
+def hash_json(value: Any) -> str:
+    """Hash of a value that JSON can hold, equal in every process and on every machine: the key of cached data.
+
+    Args:
+        value: Plain data; anything else counts as its ``str``.
+    """
+    return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=20).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Hash of a file's content, computed once per process as long as size and modification time stay the same."""
+    status = path.stat()
+    return _hash_content(path, status.st_size, status.st_mtime_ns)
+
+
 def read_json(path: Path, content: str, fix: str) -> Any:
     """Read a small JSON file that a run wrote.
 
@@ -236,6 +253,18 @@ def unwrap_os_errors() -> Iterator[None]:
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+@cache
+def _hash_content(path: Path, size: int, modified: int) -> str:
+    from tqdm import tqdm
+
+    state = blake2b(digest_size=20)
+    with path.open("rb") as file, tqdm(total=size, desc=f"hash {path.name}", unit="B", unit_scale=True, delay=2) as bar:
+        while block := file.read(1 << 24):
+            state.update(block)
+            bar.update(len(block))
+    return state.hexdigest()
 
 
 def _temporary_name(path: Path) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -11,7 +9,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, remove_stale_files
+from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, hash_json, remove_stale_files
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.judges.text import as_question, check_template
 from lion_lightning.judges.verdicts import distinct, last_rating, last_verdict, standings, what_is_whole
@@ -142,8 +140,7 @@ class _LLM(ABC):
         return {"messages": turns, **common}
 
     def _file(self, body: Mapping[str, Any]) -> Path:
-        key = json.dumps([self.endpoint.url, body], sort_keys=True)
-        name = hashlib.sha256(key.encode()).hexdigest()
+        name = hash_json([self.endpoint.url, body])
         return cache_folder("judgements", self.cache_dir) / name[:2] / f"{name}.txt"
 
 

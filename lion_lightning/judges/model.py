@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from lion_lightning.cache import hash_file, hash_json
 from lion_lightning.errors import first_line
 from lion_lightning.models.model_configs import require_safetensors
 from lion_lightning.models.weights.sharded_loading import refuse_other_shapes
@@ -117,11 +117,9 @@ class ModelJudge(ABC):
     @cached_property
     def _digest(self) -> str:
         """Of a folder's files; empty where the model is a name on the hub."""
-        folder, sha = Path(self.path), hashlib.sha256()
-        for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")):
-            with file.open("rb") as stream:
-                sha.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-        return sha.hexdigest() if folder.is_dir() else ""
+        folder = Path(self.path)
+        files = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
+        return hash_json({file.name: hash_file(file) for file in files}) if folder.is_dir() else ""
 
     def run(self, lengths: Sequence[int], forward: Callable[[list[int]], Tensor]) -> list[float]:
         """One number a text, computed in batches of texts of like length.

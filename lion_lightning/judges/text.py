@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from lion_lightning.cache import hash_json
 from lion_lightning.types import Prompt
 
 
@@ -105,7 +105,7 @@ def _code(texts: Iterable[str]) -> str:
     """Sixteen hexadecimal digits that are in none of the texts."""
     key = json.dumps(list(texts))
     while True:
-        code = hashlib.sha256(key.encode()).hexdigest()[:16]
+        code = hash_json(key)[:16]
         if code not in key:
             return code
         key += code

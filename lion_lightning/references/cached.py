@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lion_lightning.cache import cache_folder
+from lion_lightning.cache import cache_folder, hash_json
 from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.policy import PolicyModel
@@ -101,7 +100,7 @@ class CachedReference(Reference):
             }
             if products := product_dtype(policy.causal_lm.config):
                 identity["products"] = str(products)
-            name = blake2b(repr(sorted(identity.items())).encode(), digest_size=20).hexdigest()
+            name = hash_json(identity)
             self._store = PairStore(cache_folder("references", self.cache_dir) / name, identity)
         return self._store
 

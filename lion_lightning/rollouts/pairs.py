@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from lion_lightning.cache import hash_json
 from lion_lightning.data.formats.pairing import SampledPair
-from lion_lightning.data.sources.readers import FileRows, Numbers, Row, digest
+from lion_lightning.data.sources.readers import FileRows, Numbers, Row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.rollouts.rounds import Rollout, read_rollouts
 from lion_lightning.types import SampleSegment
@@ -76,7 +77,7 @@ class RoundEncoder:
 
     def fingerprint(self) -> str:
         """Hash of what decides the pieces, besides the round."""
-        return digest([type(self).__name__, _VERSION])
+        return hash_json([type(self).__name__, _VERSION])
 
 
 def _piece(ids: Sequence[int], parent: int, supervised: bool) -> SampleSegment:

@@ -11,8 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lion_lightning.cache import hash_json
 from lion_lightning.data.on_policy import OnPolicyDataModule
-from lion_lightning.data.sources.readers import digest
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.printing import without_secrets
 from lion_lightning.rollouts.prompt_pool import Asked, PromptPool
@@ -189,7 +189,7 @@ def what_decides(callback: Any, served: Serving, data: OnPolicyDataModule, asked
     own = settings_that_decide(callback)
     return own | {
         "policy": served.digest(),
-        "prompts": digest([[a.prompt.text, a.prompt.input_ids, dict(a.prompt.row)] for a in asked]),
+        "prompts": hash_json([[a.prompt.text, a.prompt.input_ids, dict(a.prompt.row)] for a in asked]),
         "longest": data.max_prompt_length or data.max_length - 1,
     }
 

@@ -6,8 +6,6 @@ trained. That a model which is given the prompt alone sees the same tokens is ch
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import singledispatchmethod
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.cache import hash_json
 from lion_lightning.data.encoding.answer_spans import Span
 from lion_lightning.data.encoding.rendering import ChatRenderer
 from lion_lightning.data.encoding.token_boundaries import TokenBoundaries, Tokens, first_token
@@ -148,7 +147,7 @@ class ChatEncoder:
             "chat_template": self.tokenizer.chat_template,
             "special_tokens": {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return hash_json(parts)
 
     # --- what to tokenize, and which characters to train
 

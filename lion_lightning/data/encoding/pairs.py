@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.cache import hash_json
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.pairing import BestWorst, Pairing, Preference, PromptAnswer
 from lion_lightning.data.formats.preference import recognize_preferences
@@ -65,8 +64,7 @@ class PairEncoder:
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what :meth:`read` and :meth:`pieces` return; a key for caches."""
-        parts = [_VERSION, self._chat.fingerprint(), self.pairing.identity()]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        return hash_json([_VERSION, self._chat.fingerprint(), self.pairing.identity()])
 
     def _triple(self, better: tuple[SampleSegment, int], worse: tuple[SampleSegment, int], where: str) -> Triple:
         (chosen, first), (rejected, second) = better, worse

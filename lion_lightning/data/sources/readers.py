@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from hashlib import blake2b
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lion_lightning.cache import hash_file, hash_json
 from lion_lightning.errors import first_line
 
 Numbers = npt.NDArray[np.int64]
-
-_BLOCK = 1 << 20
 
 
 class Row(NamedTuple):
@@ -63,8 +60,7 @@ class FileRows(Rows):
 
     def fingerprint(self) -> str:
         """Hash of the path and of the file's bytes."""
-        status = self.path.stat()
-        return digest([str(self.path), _file_digest(self.path, status.st_size, status.st_mtime_ns)])
+        return hash_json([str(self.path), hash_file(self.path)])
 
 
 class Parquet(FileRows):
@@ -144,7 +140,7 @@ class DatasetRows(Rows):
 
     def fingerprint(self) -> str:
         """Hash of the name and of the fingerprint that ``datasets`` keeps."""
-        return digest([self.name, self.dataset._fingerprint])
+        return hash_json([self.name, self.dataset._fingerprint])
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ class Slice(Rows):
 
     def fingerprint(self) -> str:
         """Hash of the other rows and of the bounds."""
-        return digest([self.rows.fingerprint(), self.start, self.stop])
+        return hash_json([self.rows.fingerprint(), self.start, self.stop])
 
 
 @dataclass(frozen=True)
@@ -189,12 +185,7 @@ class ChainedRows(Rows):
 
     def fingerprint(self) -> str:
         """Hash of the parts."""
-        return digest([part.fingerprint() for part in self.parts])
-
-
-def digest(value: Any) -> str:
-    """Hash of a value that JSON can write, the same in every process and on every machine."""
-    return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=20).hexdigest()
+        return hash_json([part.fingerprint() for part in self.parts])
 
 
 def _features(feature: Any) -> Iterator[Any]:
@@ -211,16 +202,3 @@ def _features(feature: Any) -> Iterator[Any]:
 
 def _between(numbers: Numbers, start: int, stop: int) -> Numbers:
     return numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, stop)]
-
-
-@cache
-def _file_digest(path: Path, size: int, modified: int) -> str:
-    """Hash of a file's bytes, computed once a process as long as its size and time of change stay."""
-    from tqdm import tqdm
-
-    state = blake2b(digest_size=20)
-    with path.open("rb") as file, tqdm(total=size, desc=f"hash {path.name}", unit="B", unit_scale=True, delay=2) as bar:
-        while block := file.read(_BLOCK):
-            state.update(block)
-            bar.update(len(block))
-    return state.hexdigest()

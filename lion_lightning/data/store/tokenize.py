@@ -18,9 +18,16 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from lion_lightning import __version__
-from lion_lightning.cache import atomic_write, cache_folder, checksum, explain_write_errors, remove_stale_files
+from lion_lightning.cache import (
+    atomic_write,
+    cache_folder,
+    checksum,
+    explain_write_errors,
+    hash_json,
+    remove_stale_files,
+)
 from lion_lightning.data.reports.row_messages import collect_messages, collect_row_messages
-from lion_lightning.data.sources.readers import Numbers, Row, Rows, digest
+from lion_lightning.data.sources.readers import Numbers, Row, Rows
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.digests import digests
 from lion_lightning.data.store.tokenized import (
@@ -82,8 +89,8 @@ def tokenize(
     """
     rows = source.open()
     key = {"version": [STORE_VERSION, __version__], "rows": rows.fingerprint(), "encoder": encoder.fingerprint()}
-    folder = cache_folder("tokens", cache_dir) / digest(key | source.identity())
-    workers.require_same(f"{source.path}: files, tokenizer or transform", digest(source.description()), folder.name)
+    folder = cache_folder("tokens", cache_dir) / hash_json(key | source.identity())
+    workers.require_same(f"{source.path}: files, tokenizer or transform", hash_json(source.description()), folder.name)
     if (table := _found(folder)) is not None:
         return table
     with explain_write_errors(folder, _WHAT):

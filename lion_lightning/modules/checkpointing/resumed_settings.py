@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
+from lion_lightning.cache import hash_json
 from lion_lightning.modules.checkpointing.settings import (
     GROUP,
     Settings,
@@ -202,5 +202,5 @@ def _listed(found: Iterable[Change]) -> str:
 def _shown(value: Any) -> str:
     """A value on a line; of a text of several, such as a class's code, only which one it is."""
     if isinstance(value, str) and "\n" in value:
-        return f"a text of {value.count(chr(10)) + 1} lines ({zlib.crc32(value.encode()):08x})"
+        return f"a text of {value.count(chr(10)) + 1} lines ({hash_json(value)[:8]})"
     return "nothing" if value is None else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch.optim import Optimizer
 
+from lion_lightning.cache import hash_json
 from lion_lightning.distributed.same_settings import argument_names, flat
 from lion_lightning.models.tokenizer import TokenizerSpec
 
@@ -138,4 +138,4 @@ def _bare(value: Any) -> Any:
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hash_json(text)[:16]

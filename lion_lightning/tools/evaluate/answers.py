@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lion_lightning.cache import atomic_write, explain_write_errors
-from lion_lightning.data.sources.readers import digest
+from lion_lightning.cache import atomic_write, explain_write_errors, hash_json
 from lion_lightning.data.sources.text_files import parse_line
 from lion_lightning.models.generation.rollout_policy import Serving
 from lion_lightning.sampling.answers import one_each
@@ -85,8 +84,7 @@ def _open(sampler: Sampler, served: Serving) -> Iterator[None]:
 def _identity(served: Serving, prompts: Sequence[Prompt], sampler: Any, seed: int, chunk_size: int) -> str:
     described = sampler.identity() if hasattr(sampler, "identity") else type(sampler).__qualname__
     asked = [[prompt.text, list(prompt.input_ids)] for prompt in prompts]
-    plain = json.loads(json.dumps(described, default=str))
-    return digest([served.digest(), plain, seed, chunk_size, asked])
+    return hash_json([served.digest(), described, seed, chunk_size, asked])
 
 
 def _found(path: Path, identity: str) -> list[Answer]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lion_lightning.cache import atomic_write, read_object
+from lion_lightning.cache import atomic_write, hash_file, hash_json, read_object
 from lion_lightning.models.checkpoints.export_files import is_export, missing_of
 from lion_lightning.tools.pipeline.configs import Config, differences
 from lion_lightning.tools.pipeline.plan import StagePlan
@@ -191,12 +190,7 @@ def _digest(start: Path | None) -> str | None:
 
 def _weights(export: Path) -> str:
     """Hash of the weight files of an export."""
-    state = hashlib.blake2b(digest_size=20)
-    for path in sorted(export.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                state.update(block)
-    return state.hexdigest()
+    return hash_json({path.name: hash_file(path) for path in export.glob("*.safetensors")})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
