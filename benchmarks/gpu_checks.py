@@ -25,7 +25,7 @@ from torch import Tensor
 from training_sides import loader
 
 from lion_lightning import CachedReference, PolicySpec
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.ops import attention
 from lion_lightning.ops.logprobs import token_logps
@@ -233,7 +233,7 @@ def cached_reference(dtype: str, rows: list[Item], place: Place) -> Check:
         cached, live = CachedReference(cache_dir=folder), FrozenReference()
         for reference in (cached, live):
             reference.attach(policy, lambda _: deepcopy(policy))
-            reference.cover([batch], policy, Process(place.device, dtype), "check")
+            reference.precompute([batch], policy, Ranks(device=place.device, precision=dtype), "check")
         pairs = zip(cached(batch, policy), live(batch, policy), strict=True)
         largest = max(float((one.means - other.means).abs().max()) for one, other in pairs)
     return Check(f"cached reference, {dtype}: largest difference a token", largest, EXACT)

@@ -43,7 +43,7 @@ def measure(name: str, options: argparse.Namespace) -> tuple[int, float]:
         options: From the command line.
     """
     from lion_lightning import PolicySpec, Source, TokenizerSpec
-    from lion_lightning.models.generation.rollout_policy import Serving
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
     from lion_lightning.rollouts.prompt_pool import PromptPool
     from lion_lightning.sampling import SamplingSettings, ServerSampler, TransformersSampler, VLLMSampler
 
@@ -57,7 +57,7 @@ def measure(name: str, options: argparse.Namespace) -> tuple[int, float]:
         "server": lambda: ServerSampler(options.url, sampling=settings, seeded=False),
     }
     sampler = makers[name]()
-    sampler.open(Serving(PolicySpec(path=str(Path(options.model))).build(), tokenizer))
+    sampler.open(RolloutPolicy(PolicySpec(path=str(Path(options.model))).build(), tokenizer))
     sampler.sample(prompts[:2], 1, 0)
     started = time.perf_counter()
     answers = sampler.sample(prompts, options.samples, 1)

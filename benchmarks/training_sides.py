@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,14 @@ def ours_reference(job: dict[str, Any]) -> None:
         def _digest(self, policy: Any) -> str:
             return "benchmark"
 
-    process = _process(job)
+    ranks = _ranks(job)
     turns = grouped(list(loader(steps_of(job))), job["accumulate"])
     watch.turns.start()
     for batches in turns:
         with tempfile.TemporaryDirectory() as folder:
             reference = Known(cache_dir=folder)
             reference.attach(policy, lambda _: policy)
-            reference.cover(batches, policy, process, "training")
+            reference.precompute(batches, policy, ranks, "training")
             watch.losses.append(sum(reference(batch, policy).chosen.sums.sum() for batch in batches))
         watch.flops += sum(map(needed.of, batches))
         watch.step()
@@ -162,20 +163,18 @@ def references(job: dict[str, Any]) -> None:
     policy = PolicySpec(path=job["model"]).build().eval()
     reference, batches = CachedReference(cache_dir=job["references"]), list(loader(steps_of(job)))
     reference.attach(policy, lambda _: policy)
-    reference.cover(batches, policy, _process(job), "training")
+    reference.precompute(batches, policy, _ranks(job), "training")
     found = [reference(batch, policy) for batch in batches]
     sums = [torch.cat([getattr(logps, side).sums for logps in found]).tolist() for side in ("chosen", "rejected")]
     Path(job["references"], SUMS).write_text(json.dumps(sums), encoding="ascii")
 
 
-def _process(job: dict[str, Any]) -> Any:
-    from lion_lightning.distributed.ranks import Process
+def _ranks(job: dict[str, Any]) -> Any:
+    from lion_lightning.distributed.ranks import Ranks
 
-    class Precise(Process):
-        def autocast(self) -> Any:
-            return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16-mixed")
-
-    return Precise(precision=job["precision"])
+    precision = job["precision"]
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+    return Ranks(precision=precision, autocast=autocast)
 
 
 def random_model(job: dict[str, Any]) -> None:

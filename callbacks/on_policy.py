@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,10 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lion_lightning.cache import hash_json
 from lion_lightning.callbacks.folders import remove_scratch, scratch_or
 from lion_lightning.data.formats.pairing import BestWorst, Pairing
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.judges.base import Judge
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.process import TrainerProcess
 from lion_lightning.readiness import require_ready
 from lion_lightning.rollouts import generate as work
 from lion_lightning.rollouts.answers import answered, beside_first, first_answers, paired
@@ -256,7 +255,7 @@ class OnPolicySampling(Callback):
 
     def _found_or_made(self, trainer: Trainer, module: AlignmentModule, path: Path, number: int) -> Round:
         data = on_policy_data(trainer)
-        served = Serving(module.policy_model, data.tokenizer, TrainerProcess(trainer))
+        served = RolloutPolicy(module.policy_model, data.tokenizer, Ranks.of(trainer.strategy))
         asked, monitors = self._choose(trainer, data.pool, number)
         identity = what_decides(self, served, data, [*asked, *monitors])
         key = trainer.strategy.broadcast(hash_json(identity))
@@ -266,7 +265,7 @@ class OnPolicySampling(Callback):
         if trainer.is_global_zero:
             set_aside(path.parent, number)
         folder = path.with_name(f"{path.stem}.parts-{key[:12]}")
-        place = work.Place(folder, trainer.global_rank, trainer.world_size, trainer.strategy.broadcast(uuid4().hex))
+        place = work.Place.of(served.ranks, folder)
         started = [Rollout(a.prompt, group=a.group) for a in asked]
         watched = [Rollout(a.prompt, group=a.group, monitor=True) for a in monitors]
         self._make(trainer, served, place, path, (started, watched), {"round": number, "identity": key, **identity})
@@ -275,7 +274,7 @@ class OnPolicySampling(Callback):
     def _make(
         self,
         trainer: Trainer,
-        served: Serving,
+        served: RolloutPolicy,
         place: work.Place,
         path: Path,
         rollouts: tuple[list[Rollout], list[Rollout]],
@@ -306,11 +305,11 @@ class OnPolicySampling(Callback):
                 write_rollouts(path, [*made, *long], metadata)
             else:
                 place.wait_for([path])
-        served.process.wait()
+        served.ranks.barrier()
         if place.rank == 0:
             work.clear(place)
 
-    def _finish(self, served: Serving, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
+    def _finish(self, served: RolloutPolicy, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
         drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen
         return answered(rollout, answers, served, original=drawn and not rollout.monitor)
 

@@ -21,8 +21,8 @@ from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate,
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import Encoder, tokenize
 from lion_lightning.data.store.tokenized import TokenTable
-from lion_lightning.distributed.preparing import preparing
-from lion_lightning.distributed.rendezvous import ALONE
+from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.distributed.rendezvous import ALONE, rendezvous
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks, flat
 from lion_lightning.models.tokenizer import TokenizerSpec
 
@@ -132,7 +132,7 @@ class PackedDataModule(LightningDataModule, ABC):
             ValueError: A source or a row is wrong, or rows are longer than the model's positions.
         """
         sources = [*self.sources, *(self.validation or ())]
-        if self._shares:
+        if self._ranks.size > 1:
             for source in sources:
                 with suppress(Exception):  # setup opens it again, and then every rank complains
                     source.fetch()
@@ -164,9 +164,9 @@ class PackedDataModule(LightningDataModule, ABC):
             ValueError: The ranks were started with different settings.
             RuntimeError: Another rank failed.
         """
-        if self._shares:
-            check_same_on_all_ranks("data", self.batch_settings())
-        with preparing(self.trainer, cache_folder("groups", self.cache_dir)) as self.workers:
+        if self._ranks.size > 1:
+            check_same_on_all_ranks(self._ranks, "data", self.batch_settings())
+        with rendezvous(self._ranks, cache_folder("groups", self.cache_dir)) as self.workers:
             try:
                 yield
             finally:
@@ -243,9 +243,8 @@ class PackedDataModule(LightningDataModule, ABC):
         }
 
     @property
-    def _shares(self) -> bool:
-        """Whether there are other ranks to share the work with."""
-        return getattr(self.trainer, "world_size", 1) > 1
+    def _ranks(self) -> Ranks:
+        return Ranks.of(getattr(self.trainer, "strategy", None))
 
     def _described(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
         """Settings of each source, with the digest of its examples once they are read."""
@@ -292,7 +291,7 @@ class PackedDataModule(LightningDataModule, ABC):
         Args:
             told: What to say.
         """
-        if getattr(self.trainer, "global_rank", 0) == 0:
+        if self._ranks.is_first:
             for line in [line for line in told if line not in self._warned]:
                 logger.warning("%s", line)
         self._warned.update(told)

@@ -1,4 +1,4 @@
-"""Ranks that were started with different settings are told so, instead of waiting for one another for ever."""
+"""Settings compared over ranks: different ones would otherwise end in a hang."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from inspect import signature
 from itertools import islice
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.printing import is_secret
 
 PLAIN = (str, int, float, bool, type(None))
 
 
-def check_same_on_all_ranks(part: str, settings: Mapping[str, Any]) -> None:
-    """Compare settings over all ranks; every rank must call this at the same point. Alone, it does nothing.
+def check_same_on_all_ranks(ranks: Ranks, part: str, settings: Mapping[str, Any]) -> None:
+    """Compare settings over all ranks.
 
     Args:
+        ranks: All ranks must call this together; a single process compares nothing.
         part: What the settings are of, e.g. ``model``: it begins their names in the message.
         settings: Any objects by name; of objects, what :func:`flat` says counts.
 
     Raises:
         ValueError: On every rank, if they differ.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if ranks.size == 1:
         return
-    own = {name: repr(value) for name, value in flat(part, settings)}
-    ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, own)
-    for rank, theirs in enumerate(ranks):
-        differing = sorted(name for name in ranks[0].keys() | theirs.keys() if ranks[0].get(name) != theirs.get(name))
+    gathered = ranks.all_gather({name: repr(value) for name, value in flat(part, settings)})
+    first = gathered[0]
+    for rank, other in enumerate(gathered):
+        differing = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
         if differing:
-            first = differing[0]
+            name = differing[0]
             raise ValueError(
                 f"rank {rank} was started with other settings than rank 0: {', '.join(differing[:5])} "
-                f"({first} is {theirs.get(first)} there, {ranks[0].get(first)} on rank 0); start them with one config"
+                f"({name} is {other.get(name)} there, {first.get(name)} on rank 0); start them with one config"
             )
 
 

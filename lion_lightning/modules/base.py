@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.parsing import clean_namespace
 from torch import Tensor, nn
 
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks
 from lion_lightning.models.checkpoints.io import remove_stale_run_files, use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids
@@ -155,8 +156,9 @@ class AlignmentModule(SteppedPolicy, ABC):
             remove_stale_run_files(self.trainer)
         self.require_data(getattr(self.trainer, "datamodule", None))
         made_with = {"optimizer": self.optimizer_factory, "lr_scheduler": self.lr_scheduler_factory}
-        check_same_on_all_ranks("model", {**self.hparams, **made_with})
-        check_same_on_all_ranks("trainer", {name: getattr(self.trainer, name) for name in AGREED})
+        ranks = Ranks.of(self.trainer.strategy)
+        check_same_on_all_ranks(ranks, "model", {**self.hparams, **made_with})
+        check_same_on_all_ranks(ranks, "trainer", {name: getattr(self.trainer, name) for name in AGREED})
 
     def configure_model(self) -> None:
         """Build the policy, once, however often Lightning (or a callback that averages weights) calls this."""

@@ -10,13 +10,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.process import TrainerProcess, evaluation_batches, refuse_rounds, train_batches
+from lion_lightning.modules.process import evaluation_batches, refuse_rounds, train_batches
 from lion_lightning.ops.logprobs import pair_logps, pair_segments
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import CachedReference
@@ -117,30 +118,30 @@ class DPOModule(AlignmentModule):
         self.reference.attach(self.policy_model, self._build)
 
     def on_fit_start(self) -> None:
-        """Cover all pairs that are trained on or validate (Lightning calls this)."""
+        """Precompute the reference on all training and validation pairs (Lightning calls this)."""
         super().on_fit_start()
-        self._cover_all()
+        self._precompute_all()
 
     def on_train_start(self) -> None:
-        """Cover anew what a checkpoint brought after the first cover, as sharded ones do (Lightning calls this)."""
+        """Precompute again after a sharded checkpoint, which is loaded late (Lightning calls this)."""
         restored = self._resumed is not None and self.trainer.strategy.restore_checkpoint_after_setup
         super().on_train_start()
         if restored:
-            self._cover_all()
+            self._precompute_all()
 
     def on_validation_start(self) -> None:
-        """Cover what validates outside of training (Lightning calls this)."""
+        """Precompute the reference on the validation pairs, outside of a fit (Lightning calls this)."""
         if self.trainer.state.fn != TrainerFn.FITTING:
-            self._cover_evaluation()
+            self._precompute_evaluation()
 
     def on_test_start(self) -> None:
-        """Cover what tests (Lightning calls this)."""
-        self._cover_evaluation()
+        """Precompute the reference on the test pairs (Lightning calls this)."""
+        self._precompute_evaluation()
 
     def on_train_epoch_start(self) -> None:
-        """Cover everything anew where the reference changes with the epoch (Lightning calls this)."""
+        """Precompute again where the reference changes with the epoch (Lightning calls this)."""
         if self.reference.before_epoch(self.current_epoch, self.policy_model):
-            self._cover_all()
+            self._precompute_all()
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -167,13 +168,13 @@ class DPOModule(AlignmentModule):
         assert isinstance(total, Tensor)
         return total
 
-    def _cover_all(self) -> None:
-        self._cover("training", train_batches(self.trainer))
-        self._cover_evaluation()
+    def _precompute_all(self) -> None:
+        self._precompute("training", train_batches(self.trainer))
+        self._precompute_evaluation()
 
-    def _cover_evaluation(self) -> None:
+    def _precompute_evaluation(self) -> None:
         for number, batches in enumerate(evaluation_batches(self.trainer)):
-            self._cover(f"evaluation {number}" if number else "evaluation", batches)
+            self._precompute(f"evaluation {number}" if number else "evaluation", batches)
 
-    def _cover(self, title: str, batches: Iterable[PackedBatch]) -> None:
-        self.reference.cover(batches, self.policy_model, TrainerProcess(self.trainer), title)
+    def _precompute(self, title: str, batches: Iterable[PackedBatch]) -> None:
+        self.reference.precompute(batches, self.policy_model, Ranks.of(self.trainer.strategy), title)

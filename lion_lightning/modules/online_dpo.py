@@ -10,12 +10,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
-from lion_lightning.modules.process import TrainerProcess, epoch_batches
+from lion_lightning.modules.process import epoch_batches
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, Reference
 from lion_lightning.references.cached import CachedReference
@@ -87,20 +88,20 @@ class OnlineDPOModule(DPOModule):
             self.start.attach(self.policy_model, self._build)
 
     def on_train_start(self) -> None:
-        """Cover the epoch that a checkpoint stands within, since it starts no more (Lightning calls this)."""
+        """Precompute the epoch that a checkpoint was saved in: its start is not called again (Lightning calls this)."""
         loop = self.trainer.fit_loop
         if loop.restarted_mid_epoch and self._epoch_kl is not None:  # an epoch that starts no more
             self.log("on_policy/kl", self._epoch_kl, on_step=False, on_epoch=True, batch_size=1)
         super().on_train_start()
         if loop.restarted_mid_epoch or loop.restarted_on_epoch_end:
-            self._cover_epoch()
+            self._precompute_epoch()
 
     def on_train_epoch_start(self) -> None:
-        """Cover the epoch's pairs, by a new reference where it changes (Lightning calls this)."""
+        """Precompute the epoch's pairs, by a new reference where it changes (Lightning calls this)."""
         self.begin_schedules()  # as if all epochs to come were as long as this one
         if self.reference.before_epoch(self.current_epoch, self.policy_model):
-            self._cover_evaluation()
-        self._cover_epoch()
+            self._precompute_evaluation()
+        self._precompute_epoch()
         if self.kl_batches:
             kl = self._kl()
             self._epoch_kl = float(kl)
@@ -122,11 +123,11 @@ class OnlineDPOModule(DPOModule):
         if self.start is not self.reference:
             self.start.restore(checkpoint.get("lion", {}).get("start", {}))
 
-    def _cover_all(self) -> None:
-        self._cover_evaluation()  # pairs to train on come with each epoch
+    def _precompute_all(self) -> None:
+        self._precompute_evaluation()  # pairs to train on come with each epoch
 
-    def _cover_epoch(self) -> None:
-        self._cover(f"round {self.current_epoch}", epoch_batches(self.trainer))
+    def _precompute_epoch(self) -> None:
+        self._precompute(f"round {self.current_epoch}", epoch_batches(self.trainer))
 
     @torch.no_grad()
     def _kl(self) -> torch.Tensor:
@@ -135,12 +136,12 @@ class OnlineDPOModule(DPOModule):
         if self.current_epoch == 0:
             return total[0]
         batches = list(islice(iter(epoch_batches(self.trainer)), self.kl_batches))
-        process = TrainerProcess(self.trainer)
+        ranks = Ranks.of(self.trainer.strategy)
         if self.start is not self.reference:
-            self.start.cover(batches, self.policy_model, process, "the starting model, for on_policy/kl")
+            self.start.precompute(batches, self.policy_model, ranks, "the starting model, for on_policy/kl")
         with evaluating(self.policy_model):
             for batch in (batch.to(self.device) for batch in batches):
-                with process.autocast():
+                with ranks.autocast():
                     own = pair_logps(self.policy_model(batch), batch)
                     start = self.start(batch, self.policy_model)
                 for side, other in zip(own, start, strict=True):

@@ -1,9 +1,8 @@
-"""What a pass over the data needs of a Trainer: its ranks, its precision, and batches apart from its own loops."""
+"""Checks of a Trainer's strategy, and batches of its data outside of its own loops."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
@@ -16,44 +15,11 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 from torch.distributed.tensor import DTensor
 
-from lion_lightning.distributed.ranks import Process
 from lion_lightning.models.embeddings import TrainableRows
 from lion_lightning.models.weights.fsdp import Sharding
 from lion_lightning.types import PackedBatch
 
 Batches = Iterable[PackedBatch]
-
-
-class TrainerProcess(Process):
-    """A rank of a Trainer.
-
-    Args:
-        trainer: Whose rank it is.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(trainer.strategy.root_device, str(trainer.precision))
-        self.trainer = trainer
-        if isinstance(trainer.strategy, FSDPStrategy):  # else the first part of it that runs takes itself for the root
-            root: Any = trainer.strategy.model
-            root.check_is_root()
-
-    @property
-    def is_first(self) -> bool:
-        """See the base class."""
-        return bool(self.trainer.is_global_zero)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """See the base class."""
-        return self.trainer.precision_plugin.forward_context()
-
-    def all_agree(self, flag: bool) -> bool:
-        """See the base class."""
-        return bool(self.trainer.strategy.reduce_boolean_decision(flag, all=True))
-
-    def wait(self) -> None:
-        """See the base class."""
-        self.trainer.strategy.barrier()
 
 
 PRECISIONS = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import is_sharded, reshard, to_local
@@ -24,8 +24,8 @@ Build = Callable[[PolicySpec | None], PolicyModel]
 class Reference(nn.Module, ABC):
     """Log-probs of a batch of pairs under what the policy is compared with. Always in evaluation mode.
 
-    The module calls :meth:`attach` once, when the policy has just been built, then :meth:`cover` for all that is going
-    to be asked for, the reference itself with each batch, and :meth:`before_epoch` and :meth:`after_step` in training.
+    The module calls :meth:`attach` once, when the policy has just been built, then :meth:`precompute` with all batches
+    to come, the reference itself with each batch, and :meth:`before_epoch` and :meth:`after_step` in training.
     """
 
     def train(self, mode: bool = True) -> Reference:
@@ -52,18 +52,18 @@ class Reference(nn.Module, ABC):
             policy: The policy as it is now.
         """
 
-    def cover(self, batches: Iterable[PackedBatch], policy: PolicyModel, process: Process, title: str) -> None:
-        """Compute ahead what can be computed ahead.
+    def precompute(self, batches: Iterable[PackedBatch], policy: PolicyModel, ranks: Ranks, title: str) -> None:
+        """Compute log-probs before they are needed, where the reference allows that.
 
         Args:
-            batches: Everything that will be asked for, in this process's part.
+            batches: This rank's share of all batches to come, as many on every rank.
             policy: The policy as it is now.
-            process: This process's place among the others.
+            ranks: This process among the ranks of the run.
             title: What the batches are, for the progress bar.
         """
 
     def before_epoch(self, epoch: int, policy: PolicyModel) -> bool:
-        """Whether the reference changes with this epoch, so that everything must be covered anew.
+        """Whether the reference changes with this epoch, so that everything must be precomputed again.
 
         Args:
             epoch: Number of the epoch that begins, from 0.

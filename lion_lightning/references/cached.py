@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lion_lightning.cache import cache_folder, hash_json
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import product_dtype
@@ -58,25 +58,25 @@ class CachedReference(Reference):
         """See the base class.
 
         Raises:
-            ValueError: A pair has not been covered.
+            ValueError: A pair has not been precomputed.
         """
         if self._store is None:
-            raise ValueError("the cached reference is empty; call cover(batches, ...) with all pairs first")
+            raise ValueError("the cached reference is empty; call precompute(batches, ...) with all pairs first")
         return self._store.get(pair_keys(batch), batch.input_ids.device)
 
-    def cover(self, batches: Iterable[PackedBatch], policy: PolicyModel, process: Process, title: str) -> None:
+    def precompute(self, batches: Iterable[PackedBatch], policy: PolicyModel, ranks: Ranks, title: str) -> None:
         """See the base class.
 
         Raises:
             ValueError: The starting model is needed, and can no longer be had.
         """
-        store = self._open(policy, process)
-        todo = missing(store, batches, process, title)
+        store = self._open(policy, ranks)
+        todo = missing(store, batches, ranks, title)
         first = next(todo, None)
         if first is not None:
             log.info("reference log-probs of %s: computed once, and kept in %s", title, store.folder)
-            with self._model(policy, process) as model:
-                score(store, model, chain([first], todo), process)
+            with self._model(policy, ranks) as model:
+                score(store, model, chain([first], todo), ranks)
 
     def identity(self) -> dict[str, Any]:
         """See the base class."""
@@ -91,11 +91,11 @@ class CachedReference(Reference):
         """Pickle (as hyper-parameters are) without the module that builds models, and without what is on disk."""
         return self.__dict__ | {"_build": None, "_store": None}
 
-    def _open(self, policy: PolicyModel, process: Process) -> PairStore:
+    def _open(self, policy: PolicyModel, ranks: Ranks) -> PairStore:
         if self._store is None:
             identity = {
                 "weights": self.weights,
-                "precision": process.precision,
+                "precision": ranks.precision,
                 "attention": str(policy.causal_lm.config._attn_implementation) if policy.packed else "padded",
             }
             if products := product_dtype(policy.causal_lm.config):
@@ -109,21 +109,21 @@ class CachedReference(Reference):
         return weights_digest(_without_adapters(policy))
 
     @contextmanager
-    def _model(self, policy: PolicyModel, process: Process) -> Iterator[PolicyModel]:
+    def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:
         """The model with the weights of this reference: the policy where it still has them, else built for the pass."""
         with evaluating(policy):
             if self.spec is not None or self._digest(policy) != self.weights:
-                yield self._rebuilt(process)
+                yield self._rebuilt(ranks)
             elif policy.has_adapters:
                 with policy.adapters_off():
                     yield policy
             else:
                 yield policy
 
-    def _rebuilt(self, process: Process) -> PolicyModel:
+    def _rebuilt(self, ranks: Ranks) -> PolicyModel:
         assert self._build is not None, "call attach() first"
         model = self._build(self.spec).eval()
-        model = model if is_sharded(model) else model.to(process.device)
+        model = model if is_sharded(model) else model.to(ranks.device)
         if self._digest(model) != self.weights:
             raise ValueError(
                 "the reference log-probs of some pairs are missing, and the model that they come from is gone: the "
@@ -161,9 +161,9 @@ class RefreshedReference(CachedReference):
         return weights_digest(full_parameters(policy))
 
     @contextmanager
-    def _model(self, policy: PolicyModel, process: Process) -> Iterator[PolicyModel]:
+    def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:
         with evaluating(policy):  # adapters stay on: they are what has been trained
-            yield policy if self._digest(policy) == self.weights else self._rebuilt(process)
+            yield policy if self._digest(policy) == self.weights else self._rebuilt(ranks)
 
 
 def _without_adapters(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:

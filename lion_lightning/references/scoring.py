@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.references.store import Keys, PairStore, pair_keys
@@ -19,42 +19,42 @@ FLUSH_SECONDS = 30.0
 """How much work a killed pass loses at most."""
 
 
-def missing(store: PairStore, batches: Iterable[PackedBatch], process: Process, title: str) -> Iterator[Any]:
-    """Batches of which some process lacks a pair, with their keys: the same number in every process.
+def missing(store: PairStore, batches: Iterable[PackedBatch], ranks: Ranks, title: str) -> Iterator[Any]:
+    """Batches of which some rank lacks a pair, with their keys: as many on every rank.
 
     Args:
         store: What is known.
-        batches: As many in every process.
-        process: This one.
+        batches: As many on every rank.
+        ranks: This process among the ranks of the run.
         title: What the batches are, for the progress bar.
     """
-    for batch in tqdm(batches, f"reference log-probs: {title}", delay=2, disable=not process.is_first):
+    for batch in tqdm(batches, f"reference log-probs: {title}", delay=2, disable=not ranks.is_first):
         keys = pair_keys(batch)
-        if not process.all_agree(bool(store.has(keys).all())):
+        if not ranks.all_agree(bool(store.has(keys).all())):
             yield batch, keys
 
 
 @torch.no_grad()
-def score(store: PairStore, model: PolicyModel, batches: Iterable[tuple[PackedBatch, Keys]], process: Process) -> None:
+def score(store: PairStore, model: PolicyModel, batches: Iterable[tuple[PackedBatch, Keys]], ranks: Ranks) -> None:
     """Compute the log-probs of batches and put them into the store, a file at least every ``FLUSH_SECONDS``.
 
     Args:
         store: Where to.
         model: What scores.
         batches: From :func:`missing`.
-        process: This process.
+        ranks: This process among the ranks of the run.
     """
     flushed = time.monotonic()
     for batch, keys in batches:
-        store.add(keys, _logps(model, batch.to(process.device), process))
+        store.add(keys, _logps(model, batch.to(ranks.device), ranks))
         if time.monotonic() - flushed > FLUSH_SECONDS:
             store.flush()
             flushed = time.monotonic()
     store.flush()
-    process.wait()
+    ranks.barrier()
     store.reload()
 
 
-def _logps(model: PolicyModel, batch: PackedBatch, process: Process) -> PairLogps:
-    with process.autocast():
+def _logps(model: PolicyModel, batch: PackedBatch, ranks: Ranks) -> PairLogps:
+    with ranks.autocast():
         return pair_logps(model(batch), batch)

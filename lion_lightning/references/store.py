@@ -93,7 +93,7 @@ class PairStore:
         if not found.all():
             raise ValueError(
                 f"{self.folder}: no reference log-probs for {int((~found).sum())} of the batch's {len(keys)} pairs; "
-                "let the first pass see all pairs (CachedReference.cover), and all ranks the same `cache_dir`"
+                "let the first pass see all pairs (CachedReference.precompute), and all ranks the same `cache_dir`"
             )
         values = self._values[torch.from_numpy(places)].to(device, non_blocking=True)
         return PairLogps(*(AnswerLogps(*side.unbind(1)) for side in values.unbind(1)))

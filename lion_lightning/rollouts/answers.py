@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import end_of_turn_id
 from lion_lightning.rollouts.rounds import Rollout, Round, round_path
 from lion_lightning.sampling.answers import as_answer
-from lion_lightning.sampling.base import ServedPolicy
 from lion_lightning.types import Answer, Prompt
 
 
-def answered(rollout: Rollout, answers: Sequence[Any], served: ServedPolicy, original: bool) -> Rollout:
+def answered(rollout: Rollout, answers: Sequence[Any], served: RolloutPolicy, original: bool) -> Rollout:
     """A rollout with its answers, each with tokens.
 
     Args:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lion_lightning.cache import atomic_write, explain_write_errors, remove_stale_files
 from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.judges.base import Judge, Loaded, judge_answers
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.rollouts.rounds import WRITABLE, Rollout, lies_at, read_rollouts, write_rollouts
 from lion_lightning.sampling.base import Following, Sampler
 from lion_lightning.types import Answer
@@ -74,7 +74,7 @@ def sample(
     chunks: Sequence[Chunk],
     place: Place,
     sampler: Sampler,
-    served: Serving,
+    served: RolloutPolicy,
     finish: Callable[[Rollout, Sequence[Any]], Rollout],
 ) -> None:
     """Answer the prompts of this rank's chunks that are not answered yet.
@@ -87,8 +87,8 @@ def sample(
         served: The policy.
         finish: Puts what was answered into a rollout.
     """
-    todo = [chunk for chunk in place.mine(chunks) if not lies_at(place.sampled(chunk))]
-    if served.process.all_agree(not todo):
+    todo = [chunk for chunk in place.strided(chunks) if not lies_at(place.sampled(chunk))]
+    if served.ranks.all_agree(not todo):
         return
     with _opened(sampler, Following, served):
         for chunk in _progress(todo, "sample", place):
@@ -112,7 +112,7 @@ def judge(
         device: Where that model goes.
         complete: Adds to a rollout what its answers are compared with.
     """
-    todo = [chunk for chunk in place.mine(chunks) if not lies_at(place.judged(chunk))]
+    todo = [chunk for chunk in place.strided(chunks) if not lies_at(place.judged(chunk))]
     if not todo:
         return
     with _opened(judge, Loaded, device):
@@ -134,15 +134,15 @@ def judge(
 def start(place: Place, chunks: Sequence[Chunk]) -> None:
     """Make the folder of the pieces, on the first rank; the others wait for that."""
     if place.rank > 0:
-        place.wait_for([place.notes / "started"])
+        place.wait_for([place.messages / "started"])
         return
     with explain_write_errors(place.folder, "sampled answers", WRITABLE):
         place.folder.mkdir(parents=True, exist_ok=True)
         remove_stale_files(place.folder, place.folder.parent)
         with atomic_write(place.folder / "plan.json") as temporary:
             temporary.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
-    if place.world > 1:
-        place.tell("started")
+    if place.size > 1:
+        place.send("started")
 
 
 def finished(place: Place, chunks: Sequence[Chunk]) -> list[Rollout]:

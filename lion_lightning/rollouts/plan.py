@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lion_lightning.cache import hash_json
 from lion_lightning.data.on_policy import OnPolicyDataModule
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.printing import without_secrets
 from lion_lightning.rollouts.prompt_pool import Asked, PromptPool
 
@@ -177,7 +177,9 @@ def refuse_nonsense(samples: int, prompts: float | None, original: float, monito
             raise ValueError(f"OnPolicySampling: {complaint}")
 
 
-def what_decides(callback: Any, served: Serving, data: OnPolicyDataModule, asked: Sequence[Asked]) -> dict[str, Any]:
+def what_decides(
+    callback: Any, served: RolloutPolicy, data: OnPolicyDataModule, asked: Sequence[Asked]
+) -> dict[str, Any]:
     """What decides what comes of a round, as plain data.
 
     Args:

@@ -1,6 +1,6 @@
 """What generates answers. The engines' libraries are imported when one starts."""
 
-from lion_lightning.sampling.base import EngineError, Following, Sampler, SamplingSettings, ServedPolicy
+from lion_lightning.sampling.base import EngineError, Following, Sampler, SamplingSettings
 from lion_lightning.sampling.server import ServerSampler
 from lion_lightning.sampling.server_weight_sync import AdapterRoutes, FolderRoute, SGLangRoutes, VLLMRoutes, WeightRoute
 from lion_lightning.sampling.sync_check import Probe
@@ -20,7 +20,6 @@ __all__ = [
     "SGLangRoutes",
     "Sampler",
     "SamplingSettings",
-    "ServedPolicy",
     "ServerSampler",
     "TransformersSampler",
     "VLLMRoutes",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lion_lightning.sampling.base import Sampler, ServedPolicy, vocabulary_size
+from lion_lightning.sampling.base import Sampler, vocabulary_size
 from lion_lightning.types import Answer, Prompt
 
+if TYPE_CHECKING:
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
-def one_each(sampler: Sampler, prompts: Sequence[Prompt], seed: int, policy: ServedPolicy | None) -> list[Answer]:
+
+def one_each(sampler: Sampler, prompts: Sequence[Prompt], seed: int, policy: RolloutPolicy | None) -> list[Answer]:
     """One answer to each prompt.
 
     Args:
@@ -31,7 +34,7 @@ def one_each(sampler: Sampler, prompts: Sequence[Prompt], seed: int, policy: Ser
     return [as_answer(row[0], prompt.where, policy) for prompt, row in zip(prompts, given, strict=True)]
 
 
-def as_answer(given: Any, where: str, policy: ServedPolicy | None) -> Answer:
+def as_answer(given: Any, where: str, policy: RolloutPolicy | None) -> Answer:
     """An answer, anything with its attributes, or a bare text.
 
     Args:

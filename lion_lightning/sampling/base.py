@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from lion_lightning.models.generation.adapters import PolicyAdapters
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
 class Sampler(Protocol):
@@ -32,84 +30,7 @@ class Sampler(Protocol):
         """
 
 
-class Ranks(Protocol):
-    """This process among those of the training."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is the one that writes what all share."""
-
-    def together(self) -> AbstractContextManager[None]:
-        """Wait for the others at the end, and fail where one of them does."""
-
-
-class Adapters(Protocol):
-    """LoRA adapters on linear layers, apart from the base that they are on."""
-
-    @property
-    def rank(self) -> int:
-        """Rank of the largest."""
-
-    def base(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights without adapters, as :meth:`ServedPolicy.weights` gives those with them."""
-
-    def digest(self) -> str:
-        """Hash of the adapters."""
-
-    def write(self, folder: Path | None) -> None:
-        """Write a folder that peft and engines load adapters from; None to help others to write it."""
-
-
-class ServedPolicy(Protocol):
-    """The policy as samplers see it. All ranks must call its methods together where the weights are sharded."""
-
-    tokenizer: Any
-
-    @property
-    def process(self) -> Ranks:
-        """This process among the others."""
-
-    @property
-    def model(self) -> Any:
-        """The causal LM of transformers, adapters on."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-
-    @property
-    def end_ids(self) -> Sequence[int]:
-        """Tokens that end an answer."""
-
-    @property
-    def adapters(self) -> Adapters | None:
-        """The adapters, where plain ones on linear layers are all that the policy has beside its base."""
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All weights, by Hugging Face's names, adapters merged; a tied head comes under both of its names.
-
-        Each is gathered, and merged, when its turn comes, so that the whole model is never there twice. Every rank must
-        go through to the end: see :func:`~lion_lightning.ops.logprobs.to_the_end`.
-        """
-
-    def write(self, folder: Path | None) -> None:
-        """Write a Hugging Face folder that engines load: :meth:`write_settings` and :meth:`weights`.
-
-        Args:
-            folder: Where to; None on ranks that only help the others to gather. All return when it is written.
-        """
-
-    def write_settings(self, folder: Path) -> None:
-        """Write all of such a folder but the weights: config, generation config, tokenizer."""
-
-    def generating(self) -> AbstractContextManager[None]:
-        """Evaluation mode without gradients, weights whole on every rank, random state restored afterwards."""
-
-    def next_logps(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """``(prompts, vocabulary)`` fp32 log-probs of the token after each prompt."""
-
-
-def require_adapters(policy: ServedPolicy) -> Adapters:
+def require_adapters(policy: RolloutPolicy) -> PolicyAdapters:
     """The adapters of a policy.
 
     Args:
@@ -126,7 +47,7 @@ def require_adapters(policy: ServedPolicy) -> Adapters:
     return policy.adapters
 
 
-def vocabulary_size(policy: ServedPolicy) -> int:
+def vocabulary_size(policy: RolloutPolicy) -> int:
     """Tokens that the policy has rows for: an engine can name no others.
 
     Args:
@@ -141,7 +62,7 @@ def vocabulary_size(policy: ServedPolicy) -> int:
 class Following(Protocol):
     """A sampler that follows the policy: opened before each round, closed after it."""
 
-    def open(self, policy: ServedPolicy) -> None:
+    def open(self, policy: RolloutPolicy) -> None:
         """Generate from this policy, as it is now, from here on."""
 
     def close(self) -> None:

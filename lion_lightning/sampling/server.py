@@ -6,13 +6,13 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.endpoint.replies import Reply
-from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy, vocabulary_size
+from lion_lightning.sampling.base import EngineError, SamplingSettings, vocabulary_size
 from lion_lightning.sampling.server_weight_sync import WeightRoute
 from lion_lightning.sampling.sync_check import Probe
 from lion_lightning.types import Answer, Prompt
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence"})
 """What servers call the reason of an answer that the model ended itself."""
+
+if TYPE_CHECKING:
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
 class ServerSampler:
@@ -78,7 +81,7 @@ class ServerSampler:
         """See :class:`~lion_lightning.readiness.ChecksReady`: the server's key is there."""
         self.endpoint.require_key()
 
-    def open(self, policy: ServedPolicy) -> None:
+    def open(self, policy: RolloutPolicy) -> None:
         """See :class:`~lion_lightning.sampling.base.Following`.
 
         Raises:

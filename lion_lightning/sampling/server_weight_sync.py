@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.printing import printable
-from lion_lightning.sampling.base import ServedPolicy, require_adapters
+from lion_lightning.sampling.base import require_adapters
+
+if TYPE_CHECKING:
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
 class WeightRoute(Protocol):
     """Lets a server serve the policy."""
 
-    def push(self, policy: ServedPolicy, endpoint: Endpoint) -> str | None:
+    def push(self, policy: RolloutPolicy, endpoint: Endpoint) -> str | None:
         """Let the server serve the policy as it is now; all ranks call this together.
 
         Args:
@@ -38,11 +41,11 @@ class FolderRoute(ABC):
     def __init__(self, folder: str, seen_as: str | None = None) -> None:
         self.folder, self.seen_as = folder, seen_as or str(Path(folder).absolute())
 
-    def push(self, policy: ServedPolicy, endpoint: Endpoint) -> str | None:
+    def push(self, policy: RolloutPolicy, endpoint: Endpoint) -> str | None:
         """See :class:`WeightRoute`."""
-        policy.write(Path(self.folder) if policy.process.is_first else None)
-        with policy.process.together():
-            if policy.process.is_first:
+        policy.write(Path(self.folder) if policy.ranks.is_first else None)
+        with policy.ranks.together():
+            if policy.ranks.is_first:
                 self.load(endpoint)
         return None
 
@@ -120,7 +123,7 @@ class AdapterRoutes:
         self.folder, self.seen_as = folder, seen_as or str(Path(folder).absolute())
         self._served: str | None = None
 
-    def push(self, policy: ServedPolicy, endpoint: Endpoint) -> str | None:
+    def push(self, policy: RolloutPolicy, endpoint: Endpoint) -> str | None:
         """See :class:`WeightRoute`.
 
         Raises:
@@ -128,9 +131,9 @@ class AdapterRoutes:
         """
         adapters = require_adapters(policy)
         name = f"policy-{adapters.digest()[:16]}"
-        adapters.write(Path(self.folder, name) if policy.process.is_first else None)
-        with policy.process.together():
-            if policy.process.is_first:
+        adapters.write(Path(self.folder, name) if policy.ranks.is_first else None)
+        with policy.ranks.together():
+            if policy.ranks.is_first:
                 self._replace(endpoint, name, adapters.rank)
         self._served = name
         return name

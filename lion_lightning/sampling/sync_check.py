@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lion_lightning.sampling.base import EngineError, ServedPolicy
+from lion_lightning.sampling.base import EngineError
 
 LONG = 300
 """Tokens of the longest probe prompt: over two blocks (of 128 on a CPU) of a prefix cache, which may be stale too."""
 
 NextLogps = Callable[[Sequence[Sequence[int]]], Sequence[Mapping[int, float]]]
 """Log-probs that an engine gives its most probable next tokens, by id, for each prompt; before any temperature."""
+
+if TYPE_CHECKING:
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
 class Probe:
@@ -35,7 +39,7 @@ class Probe:
         self._prompts: list[list[int]] = []
         self._before: tuple[Tensor, Sequence[Mapping[int, float]]] | None = None
 
-    def check(self, policy: ServedPolicy, engine: NextLogps) -> None:
+    def check(self, policy: RolloutPolicy, engine: NextLogps) -> None:
         """Compare.
 
         Args:
@@ -81,7 +85,7 @@ class Probe:
             )
 
 
-def probe_prompts(policy: ServedPolicy, longest: int | None = None) -> list[list[int]]:
+def probe_prompts(policy: RolloutPolicy, longest: int | None = None) -> list[list[int]]:
     """Fixed token ids: two short prompts and one that fills blocks of a cache.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lion_lightning.ops.logprobs import pad_left
-from lion_lightning.sampling.base import SamplingSettings, ServedPolicy
+from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.types import Answer, Prompt
+
+if TYPE_CHECKING:
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
 class TransformersSampler:
@@ -35,14 +38,14 @@ class TransformersSampler:
         if batch_size < 1:
             raise ValueError(f"TransformersSampler: batch_size is {batch_size}; give at least 1")
         self.sampling, self.batch_size = sampling or SamplingSettings(), batch_size
-        self._policy: ServedPolicy | None = None
+        self._policy: RolloutPolicy | None = None
         self._stack = ExitStack()
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers."""
         return {"sampler": type(self).__name__, **asdict(self.sampling)}
 
-    def open(self, policy: ServedPolicy) -> None:
+    def open(self, policy: RolloutPolicy) -> None:
         """See :class:`~lion_lightning.sampling.base.Following`."""
         self._policy = policy
         self._stack.enter_context(policy.generating())
@@ -69,7 +72,7 @@ class TransformersSampler:
         return answers
 
     @property
-    def _opened(self) -> ServedPolicy:
+    def _opened(self) -> RolloutPolicy:
         if self._policy is None:
             raise RuntimeError("call open(policy) before sample()")
         return self._policy
@@ -122,7 +125,7 @@ class TransformersSampler:
             pad_token_id=pad if pad is not None else (ends[0] if ends else 0),
         )
 
-    def _answer(self, row: Sequence[int]) -> Answer:
+    def _answer(self, row: list[int]) -> Answer:
         ends = set(self._opened.end_ids)
         length = next((place for place, token in enumerate(row) if token in ends), None)
         said = row if length is None else row[:length]

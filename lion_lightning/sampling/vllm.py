@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lion_lightning.errors import first_line
 from lion_lightning.readiness import require_package
-from lion_lightning.sampling.base import EngineError, SamplingSettings, ServedPolicy
+from lion_lightning.sampling.base import EngineError, SamplingSettings
 from lion_lightning.sampling.sync_check import Probe
 from lion_lightning.sampling.weight_sync import AdapterWeights, EngineWeights, MergedWeights
 from lion_lightning.types import Answer, Prompt
@@ -22,6 +22,9 @@ from lion_lightning.types import Answer, Prompt
 KEPT = "what is finished of the round is kept: start again, and it goes on"
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Set where they are not, before vLLM is imported: GiB of cache, and no thread pinned: training wants the cores too."""
+
+if TYPE_CHECKING:
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
 class VLLMSampler:
@@ -68,21 +71,21 @@ class VLLMSampler:
         """See :class:`~lion_lightning.readiness.ChecksReady`: vLLM is installed."""
         require_package("vllm", "VLLMSampler", "vLLM", "vllm")
 
-    def open(self, policy: ServedPolicy) -> None:
+    def open(self, policy: RolloutPolicy) -> None:
         """See :class:`~lion_lightning.sampling.base.Following`.
 
         Raises:
             EngineError: The engine does not start, or does not serve the policy's weights.
             ModuleNotFoundError: vLLM is not installed.
         """
-        with policy.process.together():
+        with policy.ranks.together():
             if self._llm is None:
                 self._start(policy)
             else:
                 self._wake()
         assert self._probe is not None
         assert self.weights is not None
-        with policy.process.together(), _engine_errors("takes no weights"):
+        with policy.ranks.together(), _engine_errors("takes no weights"):
             self.weights.push(self._llm, policy)
         self._probe.check(policy, self.next_logps)
 
@@ -121,7 +124,7 @@ class VLLMSampler:
         assert self.weights is not None
         return self._llm.generate(tokens, settings, use_tqdm=False, lora_request=self.weights.request)
 
-    def _start(self, policy: ServedPolicy) -> None:
+    def _start(self, policy: RolloutPolicy) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if not torch.cuda.is_available():
             os.environ.update({name: value for name, value in ON_CPU.items() if name not in os.environ})

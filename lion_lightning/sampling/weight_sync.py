@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from lion_lightning.ops.logprobs import to_the_end
-from lion_lightning.sampling.base import ServedPolicy, require_adapters
+from lion_lightning.sampling.base import require_adapters
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Sizes of the room that vLLM (0.32) has for adapters."""
+
+if TYPE_CHECKING:
+    from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
 class EngineWeights(Protocol):
@@ -27,14 +30,14 @@ class EngineWeights(Protocol):
     sleep_level: int
     request: Any
 
-    def options(self, policy: ServedPolicy) -> dict[str, Any]:
+    def options(self, policy: RolloutPolicy) -> dict[str, Any]:
         """Arguments of ``vllm.LLM`` that this needs.
 
         Args:
             policy: What will be served.
         """
 
-    def push(self, llm: Any, policy: ServedPolicy) -> None:
+    def push(self, llm: Any, policy: RolloutPolicy) -> None:
         """Let the engine serve the policy as it is now; all ranks do this together, each with its engine.
 
         Args:
@@ -49,11 +52,11 @@ class MergedWeights:
     sleep_level = 2  # they are stale after the next step anyhow
     request = None
 
-    def options(self, policy: ServedPolicy) -> dict[str, Any]:
+    def options(self, policy: RolloutPolicy) -> dict[str, Any]:
         """See :class:`EngineWeights`."""
         return {}
 
-    def push(self, llm: Any, policy: ServedPolicy) -> None:
+    def push(self, llm: Any, policy: RolloutPolicy) -> None:
         """See :class:`EngineWeights`."""
         _stream(llm, policy.weights())
 
@@ -68,7 +71,7 @@ class AdapterWeights:
         self._pushed = 0
         self._folder: TemporaryDirectory[str] | None = None
 
-    def options(self, policy: ServedPolicy) -> dict[str, Any]:
+    def options(self, policy: RolloutPolicy) -> dict[str, Any]:
         """See :class:`EngineWeights`.
 
         Raises:
@@ -80,13 +83,13 @@ class AdapterWeights:
             raise ValueError(f"adapters of rank {rank} are too large for vLLM; give VLLMSampler weights: MergedWeights")
         return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
 
-    def push(self, llm: Any, policy: ServedPolicy) -> None:
+    def push(self, llm: Any, policy: RolloutPolicy) -> None:
         """See :class:`EngineWeights`."""
         from vllm.lora.request import LoRARequest
 
         adapters = require_adapters(policy)
         if not self._pushed:
-            with policy.process.together():
+            with policy.ranks.together():
                 _stream(llm, adapters.base())
         folder = TemporaryDirectory(prefix="lion-adapters-")
         adapters.write(Path(folder.name))

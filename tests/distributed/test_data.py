@@ -165,4 +165,4 @@ def test_a_rank_that_is_killed_stops_the_other(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert processes[1].exitcode == -signal.SIGKILL
-    assert (tmp_path / "said").read_text().startswith("rank 1 was lost: no sign of life for 2 seconds")
+    assert (tmp_path / "said").read_text().startswith("rank 1 was lost: no heartbeat for 2 seconds")

@@ -14,8 +14,8 @@ import torch
 from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD
 
-from lion_lightning.distributed.ranks import Process
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -172,12 +172,12 @@ def sharded(rank: int, world: int, folder: Path) -> Any:
     }
 
 
-def policy(folder: Path) -> Serving:
+def policy(folder: Path) -> RolloutPolicy:
     torch.manual_seed(0)
-    return Serving(tiny.policy(), TokenizerSpec(str(folder)).load(), Process())
+    return RolloutPolicy(tiny.policy(), TokenizerSpec(str(folder)).load(), Ranks())
 
 
-def answers(served: Serving, prompts: Sequence[Prompt]) -> Any:
+def answers(served: RolloutPolicy, prompts: Sequence[Prompt]) -> Any:
     sampler = TransformersSampler(SamplingSettings(temperature=1.0, max_new_tokens=5), batch_size=2)
     sampler.open(served)
     made = sampler.sample(prompts, 2, seed=1)

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.callbacks.export import _weights
-from lion_lightning.distributed.ranks import Process
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
@@ -33,19 +33,6 @@ CASES: dict[str, tuple[LoRASpec | None, list[int]]] = {
     "saved": (LoRASpec(r=4, modules_to_save=["lm_head"]), []),
     "rows": (LoRASpec(r=4), [5, 7]),
 }
-
-
-class Ranks(Process):
-    """The process's group itself."""
-
-    @property
-    def is_first(self) -> bool:
-        return dist.get_rank() == 0
-
-    def all_agree(self, flag: bool) -> bool:
-        agreed = torch.tensor(int(flag))
-        dist.all_reduce(agreed, dist.ReduceOp.MIN)
-        return bool(agreed)
 
 
 def policy(case: str, tied: bool, layers: int = 2) -> PolicyModel:
@@ -83,9 +70,9 @@ def compare(rank: int, world: int, folder: Path) -> Any:
     for case in CASES:
         for tied in (True, False):
             whole = policy(case, tied)
-            wanted, single = expected(whole), Serving(whole, tokenizer)
+            wanted, single = expected(whole), RolloutPolicy(whole, tokenizer)
             digests = single.digest(), single.adapters and single.adapters.digest()
-            served = Serving(sharded(policy(case, tied)), tokenizer, Ranks())
+            served = RolloutPolicy(sharded(policy(case, tied)), tokenizer, Ranks(rank, world))
             before = {name: to_local(value).clone() for name, value in served.policy.named_parameters()}
             given = dict(served.weights())
             out = folder / f"{case}-{tied}"
@@ -116,7 +103,7 @@ def test_gathered_and_merged_weights_are_those_of_one_process(tmp_path: Path) ->
             out = tmp_path / f"{case}-{tied}"
             assert torch.allclose(AutoModelForCausalLM.from_pretrained(out)(ids).logits, logits, atol=1e-5)
             assert (out / "adapter" / "adapter_model.safetensors").exists() == (case == "lora")
-        base = Serving(policy("lora", tied), TokenizerSpec(str(tmp_path)).load())
+        base = RolloutPolicy(policy("lora", tied), TokenizerSpec(str(tmp_path)).load())
     from peft import PeftModel
 
     plain = policy("plain", False)
@@ -130,7 +117,7 @@ def peaks(rank: int, world: int, folder: Path) -> Any:
     dist.init_process_group("gloo")
     tokenizer, most = TokenizerSpec(str(folder)).load(), {}
     for case in CASES:
-        served = Serving(sharded(policy(case, tied=False, layers=12)), tokenizer, Ranks())
+        served = RolloutPolicy(sharded(policy(case, tied=False, layers=12)), tokenizer, Ranks(rank, world))
         with tiny.LiveTensors().count(served.policy) as live:
             run(served.weights())
         with tiny.LiveTensors().count(served.policy) as hashing:
@@ -175,10 +162,10 @@ class Takes(Fails):
 
 def unlucky(rank: int, world: int, folder: Path) -> Any:
     dist.init_process_group("gloo")
-    served = Serving(sharded(policy("lora", tied=False)), TokenizerSpec(str(folder)).load(), Ranks())
+    served = RolloutPolicy(sharded(policy("lora", tied=False)), TokenizerSpec(str(folder)).load(), Ranks(rank, world))
 
     def pushed() -> None:
-        with served.process.together():
+        with served.ranks.together():
             MergedWeights().push(Fails() if rank else Takes(), served)
 
     blocked = folder / "file"
@@ -196,7 +183,7 @@ def unlucky(rank: int, world: int, folder: Path) -> Any:
 def test_an_engine_or_a_disk_that_fails_is_the_failure_of_all(tmp_path: Path) -> None:
     tiny.tokenizer_folder(tmp_path)
     first, second = run_ranks(unlucky, tmp_path, tmp_path)
-    other = "OSError: another process has failed; its own message says why"
+    other = "OSError: another rank has failed; its own message says why"
     assert first[0] == other
     assert "File exists" in first[1]
     assert second == ["RuntimeError: out of memory", other, 21]

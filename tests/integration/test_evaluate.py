@@ -16,7 +16,7 @@ import yaml
 from lion_lightning import PolicySpec, Source, TokenizerSpec
 from lion_lightning.cli import main
 from lion_lightning.judges import Length, VerifierJudge
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.tools.demo import FAMILIES
 from lion_lightning.tools.evaluate.run import Evaluation, evaluate
@@ -56,14 +56,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, stage in enumerate(("sft", "dpo")):
         torch.manual_seed(seed)
         policy = PolicySpec(config=shape).build()
-        Serving(policy, TokenizerSpec(shape).load()).write(folder / "runs" / stage / "export")
+        RolloutPolicy(policy, TokenizerSpec(shape).load()).write(folder / "runs" / stage / "export")
     return folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny.tokenizer_folder(tmp_path_factory.mktemp("model"))
-    Serving(tiny.policy(), TokenizerSpec(str(folder)).load()).write(folder)
+    RolloutPolicy(tiny.policy(), TokenizerSpec(str(folder)).load()).write(folder)
     return folder
 
 
@@ -171,7 +171,7 @@ def test_a_model_without_a_chat_template_continues_plain_prompts_and_takes_no_qu
     bare = tmp_path / "bare"
     tokenizer = TokenizerSpec(str(model)).load()
     tokenizer.chat_template = None
-    Serving(tiny.policy(), tokenizer).write(bare)
+    RolloutPolicy(tiny.policy(), tokenizer).write(bare)
     judge = VerifierJudge(Length(3, 3))
     plain = Evaluation(str(bare), tmp_path / "out", judge=judge, sampler=SHORT)
     plain.prompts = [questions(tmp_path, {"prompt": "w3 w4"})]

@@ -163,10 +163,10 @@ def test_what_a_stage_was_done_with_is_read_as_data(reads: Any, tmp_path: Path) 
     reads(tmp_path / "sft" / "done.json", lambda: require_start(stage.folder), "done.json")
 
 
-def test_notes_of_other_ranks_are_read_as_text(reads: Any, tmp_path: Path) -> None:
+def test_messages_of_other_ranks_are_read_as_text(reads: Any, tmp_path: Path) -> None:
     workers = WorkerGroup(tmp_path, 0, 2, "name")
-    workers.notes.mkdir(parents=True, exist_ok=True)
-    reads(workers.notes / "x-1", lambda: workers.require_same("data", "x", "own"), "rank 1 has another than rank 0")
+    workers.messages.mkdir(parents=True, exist_ok=True)
+    reads(workers.messages / "x-1", lambda: workers.require_same("data", "x", "own"), "rank 1 has another than rank 0")
 
 
 def test_a_kept_reply_of_a_judge_is_read_as_text(reads: Any, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ PACKAGE = Path(lion_lightning.__file__).parent
 ROWS = (
     ("types", "errors", "printing", "cache", "processes"),
     ("readiness", "ops", "distributed", "endpoint"),
-    ("losses", "sampling"),
+    ("losses",),
     ("models",),
-    ("references", "judges"),
+    ("references", "sampling", "judges"),
     ("modules", "data", "rollouts"),  # never data in modules: a module takes batches from anybody's data module
     ("planning", "strategies"),
     ("callbacks",),

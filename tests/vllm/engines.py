@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import torch
 
 from lion_lightning import PolicySpec, TokenizerSpec
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.types import Prompt
 from tests import tiny
@@ -24,7 +24,7 @@ from tests import tiny
 PROMPTS = [Prompt("", tuple(range(3, 3 + length)), where=f"f:{length}") for length in (4, 9, 40)]
 
 
-def tiny_policy(folder: Path, tied: bool = False, lora: bool = False) -> Serving:
+def tiny_policy(folder: Path, tied: bool = False, lora: bool = False) -> RolloutPolicy:
     """A random policy with heads of 32, the least that vLLM's attention takes on a CPU."""
     torch.manual_seed(0)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
@@ -32,10 +32,10 @@ def tiny_policy(folder: Path, tied: bool = False, lora: bool = False) -> Serving
     spec = PolicySpec(config=config, lora=LoRASpec(r=4) if lora else None)
     policy = spec.build()
     tiny.tokenizer_folder(folder)
-    return Serving(policy, TokenizerSpec(str(folder)).load())
+    return RolloutPolicy(policy, TokenizerSpec(str(folder)).load())
 
 
-def move(served: Serving, scale: float = 0.05) -> None:
+def move(served: RolloutPolicy, scale: float = 0.05) -> None:
     """Change all weights that train, as a long training would."""
     with torch.no_grad():
         for parameter in served.policy.parameters():

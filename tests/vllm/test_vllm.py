@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lion_lightning import PolicySpec
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling import (
     AdapterWeights,
     EngineError,
@@ -19,7 +19,6 @@ from lion_lightning.sampling import (
     VLLMRoutes,
     VLLMSampler,
 )
-from lion_lightning.sampling.base import ServedPolicy
 from tests import tiny
 from tests.integration.online import Judge, Online, Watch, pairs_of
 from tests.vllm.engines import PROMPTS, move, server, tiny_policy
@@ -35,7 +34,7 @@ ALIVE: list[object] = []
 def engines_live(monkeypatch: pytest.MonkeyPatch) -> None:
     start = VLLMSampler._start
 
-    def kept(self: VLLMSampler, policy: Serving) -> None:
+    def kept(self: VLLMSampler, policy: RolloutPolicy) -> None:
         start(self, policy)
         ALIVE.append(self._llm)
 
@@ -44,7 +43,7 @@ def engines_live(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["untied", "tied", "lora"])
-def served(request: pytest.FixtureRequest, tmp_path: Path) -> Serving:
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> RolloutPolicy:
     return tiny_policy(tmp_path / "tokenizer", tied=request.param == "tied", lora=request.param == "lora")
 
 
@@ -53,7 +52,7 @@ def engine(**more: object) -> VLLMSampler:
     return VLLMSampler(settings, **more)  # type: ignore[arg-type]
 
 
-def test_log_probs_are_the_policys_after_each_of_five_pushes(served: Serving) -> None:
+def test_log_probs_are_the_policys_after_each_of_five_pushes(served: RolloutPolicy) -> None:
     sampler = engine()
     for _ in range(5):
         sampler.open(served)  # the probe is in there
@@ -109,7 +108,7 @@ class Deaf(MergedWeights):
 
     pushed = False
 
-    def push(self, llm: Any, policy: ServedPolicy) -> None:
+    def push(self, llm: Any, policy: RolloutPolicy) -> None:
         if not self.pushed:
             super().push(llm, policy)
         self.pushed = True
@@ -118,7 +117,7 @@ class Deaf(MergedWeights):
 class Headless(MergedWeights):
     """Leaves out the tied head, as a state dict without duplicates does."""
 
-    def push(self, llm: Any, policy: ServedPolicy) -> None:
+    def push(self, llm: Any, policy: RolloutPolicy) -> None:
         weights = ((name, value) for name, value in policy.weights() if name != "lm_head.weight")
         llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         llm.reset_prefix_cache()
@@ -127,14 +126,14 @@ class Headless(MergedWeights):
 class Remembering(MergedWeights):
     """Keeps its prefix cache."""
 
-    def push(self, llm: Any, policy: ServedPolicy) -> None:
+    def push(self, llm: Any, policy: RolloutPolicy) -> None:
         llm.collective_rpc("reload_weights", kwargs={"weights_iterator": policy.weights()})
 
 
 class Clinging(AdapterWeights):
     """Goes on asking for the first adapters."""
 
-    def push(self, llm: Any, policy: ServedPolicy) -> None:
+    def push(self, llm: Any, policy: RolloutPolicy) -> None:
         first = self.request
         if first is None:
             super().push(llm, policy)

@@ -157,14 +157,14 @@ class _Work:
                 raise ValueError(complaint.read_text("utf-8"))
 
     def _complaint(self, part: _Part) -> Path:
-        return self.workers.notes / part.complaint
+        return self.workers.messages / part.complaint
 
     def _settled(self, part: _Part) -> bool:
         """Whether there is anything to wait for any more."""
         return self._complaint(part).exists() or part.whole()
 
     def _make_mine(self, parts: Sequence[_Part]) -> None:
-        todo = [part for part in self.workers.run_of(parts) if not part.whole()]
+        todo = [part for part in self.workers.contiguous(parts) if not part.whole()]
         stream = self._read(todo)
         for part in todo:
             if self._given_up(parts, part):
@@ -172,9 +172,9 @@ class _Work:
             try:
                 _write(part.path, self._batches(islice(stream, len(part.numbers))), self.encoder)
             except ValueError as error:
-                if self.workers.world == 1:
+                if self.workers.size == 1:
                     raise
-                self.workers.tell(part.complaint, str(error))
+                self.workers.send(part.complaint, str(error))
 
     def _given_up(self, parts: Sequence[_Part], part: _Part) -> bool:
         """Whether an earlier part cannot be made: then this one is of no use."""
@@ -184,7 +184,7 @@ class _Work:
     def _read(self, parts: Sequence[_Part]) -> Iterator[Row]:
         """The rows of these parts, in one pass."""
         numbers = np.concatenate([np.empty(0, np.int64), *(part.numbers for part in parts)])
-        rank, world = self.workers.rank, self.workers.world
+        rank, world = self.workers.rank, self.workers.size
         whose = f", share of rank {rank} of {world}" if world > 1 else ""
         what = f"tokenize {self.source.label}{whose}"
         return iter(tqdm(self.rows.take(numbers), what, len(numbers), unit=" rows", delay=2, disable=rank > 0))

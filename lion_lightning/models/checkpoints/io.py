@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 from lion_lightning.cache import atomic_folder, atomic_write, checksum, remove_stale_files
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.checkpoints.files import SEAL, damage, require_local, require_whole, said
 from lion_lightning.models.checkpoints.folders import is_folder, stored_names
 from lion_lightning.processes.stopping import signals_wait
@@ -146,9 +145,9 @@ class _CheckedFolders:
             ValueError: On every rank, if it is an address, not there, damaged, or holds more than plain data.
         """
         path = Path(self.strategy.broadcast(checkpoint_path))
-        problem = _first_of_ranks(partial(self._problem, path, plain=weights_only is not False))
-        if problem is not None:
-            raise ValueError(problem)
+        own = self._problem(path, plain=weights_only is not False)
+        if problems := [problem for problem in Ranks.of(self.strategy).all_gather(own) if problem]:
+            raise ValueError(problems[0])
         return self._load(path, weights_only is not False)
 
     def _problem(self, path: Path, plain: bool) -> str | None:
@@ -176,16 +175,6 @@ def _writes_folders(strategy: Any) -> bool:
     return getattr(strategy, "_save_distributed_checkpoint", False) or (
         getattr(strategy, "_state_dict_type", None) == "sharded"
     )
-
-
-def _first_of_ranks(find: Callable[[], str | None]) -> str | None:
-    """The first rank's problem that has one, on every rank."""
-    own = find()
-    if not (dist.is_available() and dist.is_initialized()):
-        return own
-    ranks: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, own)
-    return next((problem for problem in ranks if problem), None)
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:

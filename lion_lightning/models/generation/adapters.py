@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.lora import adapter_weights, write_adapter
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.gathering import bare, full_tensors, peft_layers, plain_weights
@@ -16,16 +16,16 @@ from lion_lightning.models.weights.hash import weights_digest
 from lion_lightning.models.weights.unsharding import with_shapes
 
 
-class ServedAdapters:
-    """The active adapter of a policy; see :class:`~lion_lightning.sampling.base.Adapters`.
+class PolicyAdapters:
+    """LoRA adapters on linear layers, apart from the base model: an engine loads the base model once, then only them.
 
     Args:
         policy: With adapters on linear layers and no other changes.
-        process: This process's place among the others.
+        ranks: This process among the ranks of the run.
     """
 
-    def __init__(self, policy: PolicyModel, process: Process) -> None:
-        self.policy, self.process = policy, process
+    def __init__(self, policy: PolicyModel, ranks: Ranks) -> None:
+        self.policy, self.ranks = policy, ranks
 
     @property
     def rank(self) -> int:
@@ -33,7 +33,7 @@ class ServedAdapters:
         return int(max(layer.r[_active(self.policy)] for layer in peft_layers(self.policy.causal_lm).values()))
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights below the adapters, as :meth:`ServedPolicy.weights` gives those of the policy."""
+        """The weights below the adapters, as :meth:`RolloutPolicy.weights` gives those of the policy."""
         with with_shapes(self.policy):
             yield from plain_weights(self.policy.causal_lm, bare)
 
@@ -49,10 +49,10 @@ class ServedAdapters:
             folder: Where to; None on ranks that only help to gather.
 
         Raises:
-            OSError: The folder cannot be written, here or by another process.
+            OSError: The folder cannot be written, on this rank or another.
         """
         model: Any = self.policy.model
-        with self.process.together(), with_shapes(self.policy):
+        with self.ranks.together(), with_shapes(self.policy):
             held = {name: tensor.cpu() for name, tensor in self._tensors() if folder is not None}
             if folder is not None:
                 write_adapter(model, folder, held)

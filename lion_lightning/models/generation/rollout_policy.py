@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.embeddings import still_tied
-from lion_lightning.models.generation.adapters import ServedAdapters, only_linear_adapters
+from lion_lightning.models.generation.adapters import PolicyAdapters, only_linear_adapters
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.generation.settings import (
     agree_with,
@@ -32,20 +32,20 @@ from lion_lightning.models.weights.unsharding import unsharded, with_shapes
 from lion_lightning.ops.logprobs import to_the_end
 
 
-class Serving:
-    """A policy that samplers generate from; see :class:`~lion_lightning.sampling.base.ServedPolicy`.
+class RolloutPolicy:
+    """The policy as samplers see it. All ranks must call its methods together where the weights are sharded.
 
     Args:
         policy: The policy, on its device.
         tokenizer: Its tokenizer.
-        process: This process's place among the others, its device and precision.
+        ranks: This process among the ranks of the run, with its device and precision.
 
     Attributes:
         end_ids: Tokens that end an answer.
     """
 
-    def __init__(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, process: Process | None = None) -> None:
-        self.policy, self.tokenizer, self.process = policy, tokenizer, process or Process()
+    def __init__(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None) -> None:
+        self.policy, self.tokenizer, self.ranks = policy, tokenizer, ranks or Ranks()
         self.end_ids = stop_ids(tokenizer, policy.causal_lm.generation_config)
 
     @property
@@ -56,35 +56,42 @@ class Serving:
     @property
     def device(self) -> torch.device:
         """Where the policy is."""
-        return torch.device(self.process.device)
+        return torch.device(self.ranks.device)
 
     @property
-    def adapters(self) -> ServedAdapters | None:
+    def adapters(self) -> PolicyAdapters | None:
         """The adapters apart from the rest, where they are all that is trained and an engine can put them on itself."""
-        return ServedAdapters(self.policy, self.process) if only_linear_adapters(self.policy) else None
+        return PolicyAdapters(self.policy, self.ranks) if only_linear_adapters(self.policy) else None
 
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
         return weights_digest(full_parameters(self.policy))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See :class:`~lion_lightning.sampling.base.ServedPolicy`; a layer is merged when its turn comes."""
+        """Full weights by Hugging Face's names, adapters merged; tied weights come under both of their names.
+
+        Each is gathered and merged when its turn comes, so that the full model is never in memory twice. Every rank
+        must iterate to the end: see :func:`~lion_lightning.ops.logprobs.to_the_end`.
+        """
         with with_shapes(self.policy):
             yield from plain_weights(self.model, merged)
 
     def write(self, folder: Path | None) -> None:
-        """See :class:`~lion_lightning.sampling.base.ServedPolicy`.
+        """Write a Hugging Face folder that engines load: :meth:`write_settings` and :meth:`weights`.
+
+        Args:
+            folder: Where to; None on ranks that only help to gather. All return once it is written.
 
         Raises:
-            OSError: The folder cannot be written, here or by another process.
+            OSError: The folder cannot be written, on this rank or another.
         """
-        with self.process.together(), to_the_end(self.weights()) as weights:
+        with self.ranks.together(), to_the_end(self.weights()) as weights:
             if folder is not None:
                 self.write_settings(folder)
             save_weights(weights, folder)
 
     def write_settings(self, folder: Path) -> None:
-        """See :class:`~lion_lightning.sampling.base.ServedPolicy`."""
+        """Write all of such a folder but the weights: config, generation config, tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         config = deepcopy(self.model.config)
         config.__dict__.pop("quantization_config", None)  # weights leave as they are multiplied, not in 4 bits
@@ -104,7 +111,7 @@ class Serving:
             evaluating(self.policy),
             torch.random.fork_rng(devices),
             torch.no_grad(),
-            self.process.autocast(),
+            self.ranks.autocast(),
             without_settings(self.model),
             unsharded(self.policy),
         ):

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling.answers import one_each
-from lion_lightning.sampling.base import Following, Sampler, SamplingSettings, ServedPolicy
+from lion_lightning.sampling.base import Following, Sampler, SamplingSettings
 from lion_lightning.tools.answers.base import Finished, Format, Question
 from lion_lightning.types import Prompt
 
@@ -109,7 +110,7 @@ def follows_settings(sampler: Any) -> bool:
 
 
 def write_answers(
-    form: Format, prompts: Path, out: Path, policy: ServedPolicy, asking: Asking, save_every: int = 64
+    form: Format, prompts: Path, out: Path, policy: RolloutPolicy, asking: Asking, save_every: int = 64
 ) -> int:
     """Answer a benchmark's questions; what is in the answer file already is not asked again.
 
@@ -145,7 +146,7 @@ def write_answers(
     return len(pending)
 
 
-def _chunks(sampler: Any, policy: ServedPolicy, pending: list[Question], size: int) -> Iterator[list[Question]]:
+def _chunks(sampler: Any, policy: RolloutPolicy, pending: list[Question], size: int) -> Iterator[list[Question]]:
     """Chunks of questions, while the sampler is open."""
     follows = isinstance(sampler, Following)
     if follows:

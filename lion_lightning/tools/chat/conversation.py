@@ -12,17 +12,16 @@ from transformers import TextStreamer
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.distributed.ranks import Process
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.generation.settings import generation_config, without_settings
 from lion_lightning.models.policy import position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.sampling.base import ServedPolicy
 from lion_lightning.types import Answer
 
 
-def load_served(path: str, trust_remote_code: bool = False) -> Serving:
+def load_served(path: str, trust_remote_code: bool = False) -> RolloutPolicy:
     """A model as it is served: on the GPU in bf16 where there is one, else on the CPU in fp32.
 
     Args:
@@ -41,7 +40,7 @@ def load_served(path: str, trust_remote_code: bool = False) -> Serving:
             "`tokenizer.chat_template: chatml` and exported has one"
         )
     policy = PolicySpec(path, dtype=dtype, trust_remote_code=trust_remote_code).build()
-    return Serving(policy.to(device).eval(), tokenizer, Process(device))
+    return RolloutPolicy(policy.to(device).eval(), tokenizer, Ranks(device=device))
 
 
 def require_model(name: str) -> None:
@@ -81,7 +80,7 @@ class Chat:
     """
 
     def __init__(
-        self, policy: ServedPolicy, system: str | None = None, temperature: float = 0.8, max_new_tokens: int = 512
+        self, policy: RolloutPolicy, system: str | None = None, temperature: float = 0.8, max_new_tokens: int = 512
     ) -> None:
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; give 0 for greedy answers, or a number above it")

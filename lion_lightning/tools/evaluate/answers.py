@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lion_lightning.cache import atomic_write, explain_write_errors, hash_json
 from lion_lightning.data.sources.text_files import parse_line
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling.answers import one_each
 from lion_lightning.sampling.base import Following, Sampler
 from lion_lightning.types import Answer, Prompt
@@ -26,7 +26,7 @@ KEY = "answers_of"
 
 
 def answer(
-    served: Serving,
+    served: RolloutPolicy,
     prompts: Sequence[Prompt],
     sampler: Sampler,
     seed: int = 0,
@@ -70,7 +70,7 @@ def answer(
 
 
 @contextmanager
-def _open(sampler: Sampler, served: Serving) -> Iterator[None]:
+def _open(sampler: Sampler, served: RolloutPolicy) -> Iterator[None]:
     if not isinstance(sampler, Following):
         yield
         return
@@ -81,7 +81,7 @@ def _open(sampler: Sampler, served: Serving) -> Iterator[None]:
         sampler.close()
 
 
-def _identity(served: Serving, prompts: Sequence[Prompt], sampler: Any, seed: int, chunk_size: int) -> str:
+def _identity(served: RolloutPolicy, prompts: Sequence[Prompt], sampler: Any, seed: int, chunk_size: int) -> str:
     described = sampler.identity() if hasattr(sampler, "identity") else type(sampler).__qualname__
     asked = [[prompt.text, list(prompt.input_ids)] for prompt in prompts]
     return hash_json([served.digest(), described, seed, chunk_size, asked])

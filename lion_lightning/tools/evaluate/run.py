@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.data.sources.source import Source
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.judges.base import Judge
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.readiness import require_ready
@@ -157,12 +157,12 @@ def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[
     return [one.prompt for part in bar for one in pool.take(part.tolist())]
 
 
-def _served(model: str, tokenizer: PreTrainedTokenizerBase) -> Serving:
+def _served(model: str, tokenizer: PreTrainedTokenizerBase) -> RolloutPolicy:
     """The model on the GPU in bf16 where there is one, else on the CPU in fp32, as `lion chat` has it."""
     on_gpu = torch.cuda.is_available()
     policy = PolicySpec(model, dtype="bfloat16" if on_gpu else "float32").build()
     device = "cuda" if on_gpu else "cpu"
-    return Serving(policy.to(device).eval(), tokenizer, Process(device))
+    return RolloutPolicy(policy.to(device).eval(), tokenizer, Ranks(device=device))
 
 
 def _shape(answers: Sequence[Answer]) -> dict[str, float]:

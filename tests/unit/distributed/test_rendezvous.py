@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store import tokenize as tokenizing
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.distributed import rendezvous as module
-from lion_lightning.distributed.rendezvous import RankLostError, WorkerGroup
+from lion_lightning.distributed.rendezvous import RankLostError, WorkerGroup, _remove_old_messages
 from tests.unit.data.letters import Letters
 
 
@@ -54,9 +55,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_every_item_is_done_by_one_rank(world: int) -> None:
     items = [*range(5)]
-    places = [WorkerGroup(rank=rank, world=world) for rank in range(world)]
-    assert sorted(item for place in places for item in place.mine(items)) == items
-    assert [item for place in places for item in place.run_of(items)] == items
+    places = [WorkerGroup(rank=rank, size=world) for rank in range(world)]
+    assert sorted(item for place in places for item in place.strided(items)) == items
+    assert [item for place in places for item in place.contiguous(items)] == items
 
 
 def test_a_rank_that_fails_stops_those_that_wait(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_rank_that_is_gone_without_a_word_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
     place = WorkerGroup(tmp_path, 0, 2, "now")
-    with pytest.raises(RankLostError, match=r"rank 1 was lost: no sign of life.*start again"), place.heartbeat():
+    with pytest.raises(RankLostError, match=r"rank 1 was lost: no heartbeat.*start again"), place.heartbeat():
         place.wait_for([tmp_path / "never"])
 
 
@@ -157,3 +158,18 @@ def test_ranks_that_see_other_files_are_told(tmp_path: Path) -> None:
     assert [str(error) for error in said] == [
         f"{source.path}: files, tokenizer or transform: rank 1 has another than rank 0; give all ranks the same"
     ] * 2
+
+
+def test_messages_of_killed_ranks_go_after_a_day_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    old = time.time() - 90_000
+    for name, alive in (("group-dead", old), ("group-living", time.time())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "alive-0").touch()
+        os.utime(tmp_path / name / "alive-0", (alive, alive))
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / "sign-dead").touch()
+    os.utime(tmp_path / "sign-dead", (old, old))
+    (tmp_path / "other").touch()
+    os.utime(tmp_path / "other", (old, old))
+    _remove_old_messages(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["group-living", "other"]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from lion_lightning import AdapterOffReference, DPOModule, PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.callbacks import HuggingFaceExport
 from lion_lightning.models.checkpoints.export import export_checkpoint
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec, scales
@@ -237,7 +237,7 @@ def test_samplers_get_the_values_that_four_bits_stand_for(tmp_path: Path, target
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    served = Serving(policy.eval(), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path / "tokenizer"))).load())
+    served = RolloutPolicy(policy.eval(), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path / "tokenizer"))).load())
     served.write(tmp_path / "merged")
     plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     ids = torch.tensor([[3, 4, 5, 6]])

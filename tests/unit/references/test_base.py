@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.hash import weights_digest
@@ -64,7 +64,7 @@ def change(model: PolicyModel, by: float = 0.1) -> None:
 def test_cached_log_probs_are_those_of_the_live_model(tmp_path: Path) -> None:
     model = policy()
     reference = attached(model, cache_dir=tmp_path)
-    reference.cover(BATCHES, model, Process(), "training")
+    reference.precompute(BATCHES, model, Ranks(), "training")
     for batch in BATCHES:
         for cached, expected in zip(reference(batch, model), live(model, batch), strict=True):
             for got, want in zip(cached, expected, strict=True):
@@ -74,10 +74,10 @@ def test_cached_log_probs_are_those_of_the_live_model(tmp_path: Path) -> None:
 def test_a_second_start_computes_nothing(tmp_path: Path) -> None:
     model = policy()
     count = Counting(model)
-    attached(model, cache_dir=tmp_path).cover(BATCHES, model, Process(), "training")
+    attached(model, cache_dir=tmp_path).precompute(BATCHES, model, Ranks(), "training")
     assert count.forwards == len(BATCHES)
     again = attached(model, cache_dir=tmp_path)
-    again.cover(BATCHES, model, Process(), "training")
+    again.precompute(BATCHES, model, Ranks(), "training")
     assert count.forwards == len(BATCHES)
     assert len(again(BATCHES[0], model).chosen.sums) == 2
 
@@ -85,8 +85,8 @@ def test_a_second_start_computes_nothing(tmp_path: Path) -> None:
 def test_only_new_pairs_are_computed(tmp_path: Path) -> None:
     model = policy()
     count = Counting(model)
-    attached(model, cache_dir=tmp_path).cover(BATCHES[:2], model, Process(), "training")
-    attached(model, cache_dir=tmp_path).cover(BATCHES, model, Process(), "training")
+    attached(model, cache_dir=tmp_path).precompute(BATCHES[:2], model, Ranks(), "training")
+    attached(model, cache_dir=tmp_path).precompute(BATCHES, model, Ranks(), "training")
     assert count.forwards == len(BATCHES)
 
 
@@ -100,21 +100,21 @@ def test_a_killed_pass_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        attached(model, cache_dir=tmp_path).cover(killed(), model, Process(), "training")
-    attached(model, cache_dir=tmp_path).cover(BATCHES, model, Process(), "training")
+        attached(model, cache_dir=tmp_path).precompute(killed(), model, Ranks(), "training")
+    attached(model, cache_dir=tmp_path).precompute(BATCHES, model, Ranks(), "training")
     assert count.forwards == len(BATCHES)
 
 
 @pytest.mark.parametrize("what", ["weights", "precision", "attention"])
 def test_another_model_precision_or_attention_is_computed_anew(tmp_path: Path, what: str) -> None:
-    attached(policy(), cache_dir=tmp_path).cover(BATCHES, policy(), Process(), "training")
+    attached(policy(), cache_dir=tmp_path).precompute(BATCHES, policy(), Ranks(), "training")
     model = policy(attention="lion_dense" if what == "attention" else "lion")
     if what == "weights":
         change(model)
     count = Counting(model)
-    process = Process(precision="bf16-mixed" if what == "precision" else "32-true")
+    ranks = Ranks(precision="bf16-mixed" if what == "precision" else "32-true")
     reference = attached(model, cache_dir=tmp_path)
-    reference.cover(BATCHES, model, process, "training")
+    reference.precompute(BATCHES, model, ranks, "training")
     assert count.forwards == len(BATCHES)
     torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(model, BATCHES[0])))
 
@@ -123,7 +123,7 @@ def test_a_trained_policy_never_scores_for_its_reference(tmp_path: Path) -> None
     model, start = policy(), policy()
     reference = attached(model, build=lambda spec: policy(), cache_dir=tmp_path)
     change(model)
-    reference.cover(BATCHES, model, Process(), "evaluation")
+    reference.precompute(BATCHES, model, Ranks(), "evaluation")
     torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(start, BATCHES[0])))
 
 
@@ -133,15 +133,15 @@ def test_a_starting_model_that_is_gone_is_an_error(tmp_path: Path) -> None:
     reference = attached(model, build=lambda spec: other, cache_dir=tmp_path)
     change(model)
     with pytest.raises(ValueError, match="the model that they come from is gone"):
-        reference.cover(BATCHES, model, Process(), "evaluation")
+        reference.precompute(BATCHES, model, Ranks(), "evaluation")
 
 
-def test_an_uncovered_pair_is_an_error_not_a_zero(tmp_path: Path) -> None:
+def test_an_uncached_pair_is_an_error_not_a_zero(tmp_path: Path) -> None:
     model = policy()
     reference = attached(model, cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="cover"):
+    with pytest.raises(ValueError, match="precompute"):
         reference(BATCHES[0], model)
-    reference.cover(BATCHES[:1], model, Process(), "training")
+    reference.precompute(BATCHES[:1], model, Ranks(), "training")
     with pytest.raises(ValueError, match="no reference log-probs for 1"):
         reference(BATCHES[1], model)
 
@@ -156,7 +156,7 @@ def test_another_model_by_name_is_cached_or_held(tmp_path: Path) -> None:
     held = FrozenReference(PolicySpec(path=str(tmp_path / "other")))
     for reference in (cached, held):
         reference.attach(model, build)
-        reference.cover(BATCHES, model, Process(), "training")
+        reference.precompute(BATCHES, model, Ranks(), "training")
         torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(other, BATCHES[0])))
 
 
@@ -188,13 +188,13 @@ def test_a_refreshed_reference_becomes_the_policy_of_the_moment(tmp_path: Path) 
     model, start = policy(), policy()
     reference = RefreshedReference(every_n_epochs=2, cache_dir=tmp_path)
     reference.attach(model, never)
-    reference.cover(BATCHES, model, Process(), "training")
+    reference.precompute(BATCHES, model, Ranks(), "training")
     change(model)
     assert not reference.before_epoch(0, model)
     assert not reference.before_epoch(1, model)
     torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(start, BATCHES[0])))
     assert reference.before_epoch(2, model)
-    reference.cover(BATCHES, model, Process(), "training")
+    reference.precompute(BATCHES, model, Ranks(), "training")
     torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(model, BATCHES[0])))
 
 
@@ -229,6 +229,6 @@ def test_the_reference_pass_keeps_the_policys_training_mode_and_makes_no_graph(t
     model = PolicySpec(config=config()).build()
     assert model.training
     reference = attached(model, cache_dir=tmp_path)
-    reference.cover(BATCHES, model, Process(), "training")
+    reference.precompute(BATCHES, model, Ranks(), "training")
     assert model.training
     assert not reference(BATCHES[0], model).chosen.sums.requires_grad

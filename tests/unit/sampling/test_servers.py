@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning.distributed.ranks import Process
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.endpoint.client import Endpoint
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling import EngineError, Probe, SamplingSettings, ServerSampler, SGLangRoutes, VLLMRoutes
-from lion_lightning.sampling.base import Adapters
 from lion_lightning.types import Answer, Prompt
 from tests.unit.chat_server import serving
 
@@ -23,16 +23,16 @@ VOCABULARY = 11
 PROMPTS = [Prompt("a", (1, 2), where="f:1"), Prompt("b", (3,), where="f:2")]
 
 
-class Policy:
+class Policy(RolloutPolicy):
     """A policy of three log-prob tables, whose weights are one number."""
+
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=None))
+    adapters = None
 
     def __init__(self) -> None:
         self.weight = 0.0
-        self.tokenizer = range(VOCABULARY)
-        self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=None))
-        self.device = torch.device("cpu")
-        self.process = Process()
-        self.adapters: Adapters | None = None
+        self.tokenizer: Any = range(VOCABULARY)
+        self.ranks = Ranks()
         self.end_ids = (2,)
 
     def tables(self, weight: float, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -53,8 +53,9 @@ class Policy:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weight").write_text(str(self.weight))
 
-    def generating(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        yield
 
 
 def engine(policy: Policy, weight: float, noise: float = 0.0) -> Any:

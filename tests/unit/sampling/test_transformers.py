@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -28,7 +28,7 @@ PROMPTS = [
 ]
 
 
-def served(folder: Path, lora: bool = False, **changes: Any) -> Serving:
+def served(folder: Path, lora: bool = False, **changes: Any) -> RolloutPolicy:
     torch.manual_seed(0)
     spec = PolicySpec(config=tiny.config(**changes), lora=LoRASpec(r=4, dropout=0.1) if lora else None)
     policy = spec.build()
@@ -37,10 +37,10 @@ def served(folder: Path, lora: bool = False, **changes: Any) -> Serving:
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.3)
-    return Serving(policy, TokenizerSpec(str(tiny.tokenizer_folder(folder))).load())
+    return RolloutPolicy(policy, TokenizerSpec(str(tiny.tokenizer_folder(folder))).load())
 
 
-def drawn(policy: Serving, prompts: list[Prompt], n: int, seed: int = 0, size: int = 64, **settings: Any) -> Any:
+def drawn(policy: RolloutPolicy, prompts: list[Prompt], n: int, seed: int = 0, size: int = 64, **settings: Any) -> Any:
     sampler = TransformersSampler(SamplingSettings(**{"temperature": 1.0, "max_new_tokens": 6, **settings}), size)
     sampler.open(policy)
     try:

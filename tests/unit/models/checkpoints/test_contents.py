@@ -50,6 +50,7 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"some.ckpt: not a readable checkpoint .*asks for posix.system"):
         read_checkpoint(path)
     strategy = FSDP2Strategy()
+    strategy.parallel_devices = [torch.device("cpu")]
     monkeypatch.setattr(strategy, "broadcast", lambda path: path)
     with pytest.raises(ValueError, match=r"some.ckpt: not a readable checkpoint .*asks for posix.system"):
         strategy.load_checkpoint(path)

@@ -201,13 +201,14 @@ def sharded(path: Path, more: dict[str, Any]) -> Path:
 
 
 def strategies(monkeypatch: pytest.MonkeyPatch) -> list[Strategy]:
-    made: list[Strategy] = [FSDP2Strategy(), FSDPStrategy()]
+    made: list[FSDP2Strategy | FSDPStrategy] = [FSDP2Strategy(), FSDPStrategy()]
     for strategy in made:
+        strategy.parallel_devices = [torch.device("cpu")]
         monkeypatch.setattr(strategy, "broadcast", lambda path: path)
         monkeypatch.setattr(strategy, "_lightning_module", None)
         use_checked_checkpoints(strategy)
         use_checked_checkpoints(strategy)  # no second time
-    return made
+    return [*made]
 
 
 @pytest.mark.parametrize("where", ["optimizer", "meta.pt", ".metadata", "file", "outside"])

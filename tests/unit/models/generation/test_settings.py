@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from lion_lightning.models.checkpoints.export import export_checkpoint
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.generation.settings import stored_settings
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_before_loses_such_stops_when_it_is_exported(base: Path,
 
 
 def test_answers_end_at_the_bases_stops_and_are_drawn_as_asked(base: Path) -> None:
-    served = Serving(PolicySpec(str(base)).build().eval(), TokenizerSpec(str(base)).load())
+    served = RolloutPolicy(PolicySpec(str(base)).build().eval(), TokenizerSpec(str(base)).load())
     assert served.end_ids == (50, 60, 2)
     assert served.model.generation_config.temperature == 0.6
     with served.generating():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling import SamplingSettings
 from lion_lightning.tools.answers import FORMATS, write_answers
@@ -65,10 +65,10 @@ class Echo:
         return [text for texts, _, _ in self.calls for text in texts]
 
 
-def served_policy(folder: Path) -> Serving:
+def served_policy(folder: Path) -> RolloutPolicy:
     """A tiny policy and its tokenizer, written to the folder."""
     tiny.tokenizer_folder(folder)
-    served = Serving(tiny.policy(), TokenizerSpec(str(folder)).load())
+    served = RolloutPolicy(tiny.policy(), TokenizerSpec(str(folder)).load())
     served.write(folder)
     return served
 
@@ -90,7 +90,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def write(
-    name: str, prompts: Path, out: Path, served: Serving, sampler: Any, save_every: int = 64, **options: Any
+    name: str, prompts: Path, out: Path, served: RolloutPolicy, sampler: Any, save_every: int = 64, **options: Any
 ) -> int:
     asking = Asking(sampler, ChatEncoder(served.tokenizer, mask="completion"), **options)
     return write_answers(FORMATS[name], prompts, out, served, asking, save_every)

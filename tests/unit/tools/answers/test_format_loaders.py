@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.tools.answers.mt_bench import TEMPERATURES
 from tests.unit.tools.answers.benchmark_files import ALPACA, ARENA, MT, Echo, lines, listed, served_policy, write
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+def served(tmp_path_factory: pytest.TempPathFactory) -> RolloutPolicy:
     return served_policy(tmp_path_factory.mktemp("model"))
 
 
-def test_alpaca_eval_itself_reads_and_merges_the_answers(tmp_path: Path, served: Serving) -> None:
+def test_alpaca_eval_itself_reads_and_merges_the_answers(tmp_path: Path, served: RolloutPolicy) -> None:
     utils = pytest.importorskip("alpaca_eval.utils", reason="needs AlpacaEval: pip install alpaca_eval")
     annotators = pytest.importorskip("alpaca_eval.annotators")
     questions = listed(tmp_path / "q.json", ALPACA)
@@ -46,7 +46,7 @@ def test_alpaca_eval_itself_reads_and_merges_the_answers(tmp_path: Path, served:
     assert seen[0]["output_2"].tolist() == [f"to {row['instruction']}" for row in ALPACA]
 
 
-def test_fastchat_itself_reads_the_questions_and_the_answers(tmp_path: Path, served: Serving) -> None:
+def test_fastchat_itself_reads_the_questions_and_the_answers(tmp_path: Path, served: RolloutPolicy) -> None:
     common = pytest.importorskip(
         "fastchat.llm_judge.common", reason="needs FastChat: pip install fschat openai anthropic"
     )
@@ -73,7 +73,7 @@ def test_fastchat_has_the_same_temperatures() -> None:
 
 
 def test_arena_hard_itself_reads_the_questions_and_the_answers(
-    tmp_path: Path, served: Serving, monkeypatch: Any
+    tmp_path: Path, served: RolloutPolicy, monkeypatch: Any
 ) -> None:
     """It is on no package index, so the test needs a checkout: ``LION_ARENA_HARD=.../arena-hard-auto``."""
     if "LION_ARENA_HARD" not in os.environ:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.tools.answers import FORMATS
 from lion_lightning.tools.answers.main import main
@@ -29,11 +29,11 @@ from tests.unit.tools.answers.benchmark_files import (
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+def served(tmp_path_factory: pytest.TempPathFactory) -> RolloutPolicy:
     return served_policy(tmp_path_factory.mktemp("model"))
 
 
-def test_alpaca_eval_gets_a_list_of_rows(tmp_path: Path, served: Serving) -> None:
+def test_alpaca_eval_gets_a_list_of_rows(tmp_path: Path, served: RolloutPolicy) -> None:
     out = tmp_path / "made" / "my-model.json"
     assert write("alpaca_eval", listed(tmp_path / "q.json", ALPACA), out, served, Echo()) == 3
     assert read(out) == [
@@ -43,7 +43,7 @@ def test_alpaca_eval_gets_a_list_of_rows(tmp_path: Path, served: Serving) -> Non
     ]
 
 
-def test_mt_bench_gets_an_answer_to_each_turn(tmp_path: Path, served: Serving) -> None:
+def test_mt_bench_gets_an_answer_to_each_turn(tmp_path: Path, served: RolloutPolicy) -> None:
     out = tmp_path / "model_answer" / "my-model.jsonl"
     write("mt_bench", lines(tmp_path / "question.jsonl", MT), out, served, Echo())
     rows = read(out)
@@ -55,7 +55,7 @@ def test_mt_bench_gets_an_answer_to_each_turn(tmp_path: Path, served: Serving) -
     assert rows[0].keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
 
 
-def test_the_second_turn_of_mt_bench_sees_the_first_answer(tmp_path: Path, served: Serving) -> None:
+def test_the_second_turn_of_mt_bench_sees_the_first_answer(tmp_path: Path, served: RolloutPolicy) -> None:
     sampler = Echo()
     write("mt_bench", lines(tmp_path / "question.jsonl", MT[:1]), tmp_path / "m.jsonl", served, sampler)
     user, own = "<|im_start|>user\n{}<|im_end|>\n".format, "<|im_start|>assistant\n{}<|im_end|>\n".format
@@ -63,7 +63,7 @@ def test_the_second_turn_of_mt_bench_sees_the_first_answer(tmp_path: Path, serve
     assert sampler.asked == [user("w3") + start, user("w3") + own("to w3") + user("w4") + start]
 
 
-def test_mt_bench_is_asked_at_the_temperature_of_the_category(tmp_path: Path, served: Serving) -> None:
+def test_mt_bench_is_asked_at_the_temperature_of_the_category(tmp_path: Path, served: RolloutPolicy) -> None:
     sampler = Echo()
     write("mt_bench", lines(tmp_path / "question.jsonl", MT), tmp_path / "m.jsonl", served, sampler)
     temperatures = {text.split("<|im_end|>")[0][-2:]: temperature for text, temperature, _ in flat(sampler)}
@@ -87,7 +87,7 @@ def test_math_is_greedy_in_mt_bench(tmp_path: Path) -> None:
         assert question.temperature == expected
 
 
-def test_greedy_and_drawn_questions_of_one_file_are_told_apart(tmp_path: Path, served: Serving) -> None:
+def test_greedy_and_drawn_questions_of_one_file_are_told_apart(tmp_path: Path, served: RolloutPolicy) -> None:
     rows = [{**MT[0], "category": category, "question_id": category} for category in ("math", "writing")]
     prompts, said = lines(tmp_path / "question.jsonl", rows), []
     for seed in (1, 2):
@@ -99,7 +99,7 @@ def test_greedy_and_drawn_questions_of_one_file_are_told_apart(tmp_path: Path, s
     assert said[0]["writing"] != said[1]["writing"]
 
 
-def test_arena_hard_gets_the_layout_of_its_questions(tmp_path: Path, served: Serving) -> None:
+def test_arena_hard_gets_the_layout_of_its_questions(tmp_path: Path, served: RolloutPolicy) -> None:
     out = tmp_path / "new" / "my-model.jsonl"
     write("arena_hard", lines(tmp_path / "q.jsonl", ARENA), out, served, Echo())
     row = read(out)[0]
@@ -126,7 +126,7 @@ BENCHMARKS = [
 
 @pytest.mark.parametrize(("name", "rows", "save", "ending"), BENCHMARKS, ids=[each[0] for each in BENCHMARKS])
 def test_a_killed_run_goes_on_and_asks_nothing_twice(
-    name: str, rows: Any, save: Any, ending: str, tmp_path: Path, served: Serving
+    name: str, rows: Any, save: Any, ending: str, tmp_path: Path, served: RolloutPolicy
 ) -> None:
     prompts, out = save(tmp_path / f"q{ending}", rows), tmp_path / f"m{ending}"
     killed = Echo(dies_at=2 if name == "mt_bench" else 1)  # of MT-Bench, one question takes two calls
@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(
     assert not idle.opened  # no engine is started for nothing
 
 
-def test_a_resumed_run_draws_what_the_whole_run_would_have_drawn(tmp_path: Path, served: Serving) -> None:
+def test_a_resumed_run_draws_what_the_whole_run_would_have_drawn(tmp_path: Path, served: RolloutPolicy) -> None:
     prompts = lines(tmp_path / "q.jsonl", ARENA)
     whole, rest = Echo(), Echo()
     write("arena_hard", prompts, tmp_path / "whole.jsonl", served, whole, save_every=1, seed=5)
@@ -157,7 +157,7 @@ def test_a_resumed_run_draws_what_the_whole_run_would_have_drawn(tmp_path: Path,
     assert [seed for _, _, seed in other.calls] != [seed for _, _, seed in whole.calls]
 
 
-def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path: Path, served: Serving, caplog: Any) -> None:
+def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path: Path, served: RolloutPolicy, caplog: Any) -> None:
     prompts, out = lines(tmp_path / "q.jsonl", ARENA), tmp_path / "m.jsonl"
     write("arena_hard", prompts, out, served, Echo())
     out.write_bytes(out.read_bytes()[:-20])
@@ -215,7 +215,7 @@ def test_a_file_that_is_none_or_not_json_is_named(name: str, tmp_path: Path) -> 
         FORMATS[name].questions(tmp_path / "q.jsonl")
 
 
-def test_answers_of_another_model_are_not_added_to(tmp_path: Path, served: Serving) -> None:
+def test_answers_of_another_model_are_not_added_to(tmp_path: Path, served: RolloutPolicy) -> None:
     lines(tmp_path / "m.jsonl", [{"uid": "2ed", "model": "gpt"}])
     with pytest.raises(ValueError, match=r"m.jsonl:1: an answer of the model 'gpt' in the file of 'm'"):
         FORMATS["arena_hard"].answered(tmp_path / "m.jsonl")
@@ -224,7 +224,9 @@ def test_answers_of_another_model_are_not_added_to(tmp_path: Path, served: Servi
         FORMATS["alpaca_eval"].answered(tmp_path / "m.json")
 
 
-def test_answers_cut_off_and_settings_that_cannot_be_set_are_told(tmp_path: Path, served: Serving, caplog: Any) -> None:
+def test_answers_cut_off_and_settings_that_cannot_be_set_are_told(
+    tmp_path: Path, served: RolloutPolicy, caplog: Any
+) -> None:
     class Bare:
         def sample(self, prompts: Any, n: Any, seed: Any) -> Any:
             return [[Answer("w3", "length")] for _ in prompts]
@@ -235,7 +237,7 @@ def test_answers_cut_off_and_settings_that_cannot_be_set_are_told(tmp_path: Path
     assert "7 answers were cut off" in caplog.text  # three of two turns, one of one
 
 
-def test_the_command_answers_by_any_sampler(tmp_path: Path, served: Serving, capsys: Any) -> None:
+def test_the_command_answers_by_any_sampler(tmp_path: Path, served: RolloutPolicy, capsys: Any) -> None:
     folder = served.tokenizer.name_or_path
     prompts, out = listed(tmp_path / "q.json", ALPACA[:2]), tmp_path / "m.json"
     common = ["--format", "alpaca_eval", "--model", folder, "--prompts", str(prompts)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import harmless
 from lion_lightning.tools.chat.conversation import Chat, load_served
@@ -21,16 +21,16 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny.tokenizer_folder(tmp_path_factory.mktemp("model"))
-    Serving(tiny.policy(), TokenizerSpec(str(made)).load()).write(made)
+    RolloutPolicy(tiny.policy(), TokenizerSpec(str(made)).load()).write(made)
     return made
 
 
 @pytest.fixture
-def served(folder: Path) -> Serving:
+def served(folder: Path) -> RolloutPolicy:
     return load_served(str(folder))
 
 
-def greedy(served: Serving, text: str, most: int) -> str:
+def greedy(served: RolloutPolicy, text: str, most: int) -> str:
     """The definition: the most probable token, again and again, with no cache."""
     ids = served.tokenizer.encode(text, add_special_tokens=False)
     start = len(ids)
@@ -39,7 +39,7 @@ def greedy(served: Serving, text: str, most: int) -> str:
     return str(served.tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
 
 
-def test_the_second_answer_is_that_to_the_whole_conversation(served: Serving) -> None:
+def test_the_second_answer_is_that_to_the_whole_conversation(served: RolloutPolicy) -> None:
     chat = Chat(served, system="w9", temperature=0, max_new_tokens=4)
     first = chat.say("w3 w4", lambda piece: None).text
     said = "<|im_start|>{}\n{}<|im_end|>\n".format
@@ -50,7 +50,7 @@ def test_the_second_answer_is_that_to_the_whole_conversation(served: Serving) ->
     assert [turn.role for turn in chat.turns] == ["system", "user", "assistant", "user", "assistant"]
 
 
-def test_an_answer_comes_word_by_word(served: Serving) -> None:
+def test_an_answer_comes_word_by_word(served: RolloutPolicy) -> None:
     pieces: list[str] = []
     answer = Chat(served, temperature=0, max_new_tokens=5).say("w3", pieces.append)
     assert "".join(pieces).strip() == answer.text
@@ -58,12 +58,12 @@ def test_an_answer_comes_word_by_word(served: Serving) -> None:
     assert answer.finish_reason == "length"
 
 
-def test_drawn_answers_differ_from_one_another(served: Serving) -> None:
+def test_drawn_answers_differ_from_one_another(served: RolloutPolicy) -> None:
     said = {Chat(served, temperature=5.0, max_new_tokens=8).say("w3", lambda piece: None).text for _ in range(3)}
     assert len(said) == 3
 
 
-def test_undo_takes_one_turn_back_and_reset_all_but_the_system_turn(served: Serving) -> None:
+def test_undo_takes_one_turn_back_and_reset_all_but_the_system_turn(served: RolloutPolicy) -> None:
     chat = Chat(served, system="w9", temperature=0, max_new_tokens=2)
     for question in ("w3", "w4"):
         chat.say(question, lambda piece: None)
@@ -87,7 +87,7 @@ class CtrlC:
             raise KeyboardInterrupt
 
 
-def test_ctrl_c_keeps_what_was_said_and_the_conversation_goes_on(served: Serving) -> None:
+def test_ctrl_c_keeps_what_was_said_and_the_conversation_goes_on(served: RolloutPolicy) -> None:
     whole = Chat(served, temperature=0, max_new_tokens=6).say("w3", lambda piece: None).text
     chat = Chat(served, temperature=0, max_new_tokens=6)
     answer = chat.say("w3", CtrlC(2))
@@ -99,7 +99,7 @@ def test_ctrl_c_keeps_what_was_said_and_the_conversation_goes_on(served: Serving
     assert chat.say("w4", lambda piece: None).text
 
 
-def test_a_conversation_without_room_gets_a_line_and_stays_as_it_was(served: Serving) -> None:
+def test_a_conversation_without_room_gets_a_line_and_stays_as_it_was(served: RolloutPolicy) -> None:
     chat = Chat(served, temperature=0, max_new_tokens=40)
     long = " ".join(["w3"] * 50)  # with the template's words: under the model's 64 positions
     answer = chat.say(long, lambda piece: None)
@@ -128,7 +128,7 @@ def run(monkeypatch: Any, capsys: Any, folder: Path, lines: str, *options: str) 
 
 
 def test_piped_lines_are_answered_and_nothing_else_is_on_the_output(
-    monkeypatch: Any, capsys: Any, folder: Path, served: Serving
+    monkeypatch: Any, capsys: Any, folder: Path, served: RolloutPolicy
 ) -> None:
     chat = Chat(served, temperature=0, max_new_tokens=3)
     expected = [chat.say(line, lambda piece: None).text for line in ("w3", "w4")]
@@ -189,7 +189,7 @@ def test_a_folder_without_weights_or_without_a_template_gets_one_line(tmp_path: 
         load_served(str(tmp_path))
 
 
-def test_a_template_that_refuses_a_system_turn_is_found_out_before_the_first_question(served: Serving) -> None:
+def test_a_template_that_refuses_a_system_turn_is_found_out_before_the_first_question(served: RolloutPolicy) -> None:
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     served.tokenizer.chat_template = refusal + "{{ messages[0].content }}"
     with pytest.raises(ValueError, match=r"the chat template cannot render .*: no system role"):

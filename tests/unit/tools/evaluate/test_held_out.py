@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_lightning import PolicySpec, Source, TokenizerSpec
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.tools.demo import make_tokenizer
 from lion_lightning.tools.evaluate.held_out import conversation_loss, preference_rewards
 from tests import tiny
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.tokenizer_folder(made / name)
         torch.manual_seed(seed)
         policy = PolicySpec(config=tiny.shallow()).build()
-        Serving(policy, TokenizerSpec(str(made / name)).load()).write(made / name)
+        RolloutPolicy(policy, TokenizerSpec(str(made / name)).load()).write(made / name)
     write(made / "talks.jsonl", [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in TALKS])
     write(
         made / "pairs.jsonl",

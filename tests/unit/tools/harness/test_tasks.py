@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.tools.harness.main import main
 from lion_lightning.tools.harness.tasks import (
@@ -36,7 +36,7 @@ REAL = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny.tokenizer_folder(tmp_path_factory.mktemp("model"))
-    Serving(tiny.policy(), TokenizerSpec(str(made)).load()).write(made)
+    RolloutPolicy(tiny.policy(), TokenizerSpec(str(made)).load()).write(made)
     return made
 
 
