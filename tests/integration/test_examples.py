@@ -21,7 +21,7 @@ from examples.row_filter import short_answers
 from lion_lightning import PolicySpec, SFTDataModule, Source, TokenizerSpec
 from lion_lightning.cli import main
 from lion_lightning.judges import judge_answers
-from lion_lightning.models.generation.rollout_policy import Serving
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import Prompt
 from tests import tiny
@@ -74,7 +74,7 @@ def test_the_judge_counts_keywords_of_the_row() -> None:
 
 def test_the_sampler_gives_the_likeliest_answers_of_the_policy_that_it_was_opened_with(folder: Path) -> None:
     tokenizer = TokenizerSpec("runs/demo/model").load()
-    policy = Serving(PolicySpec("runs/dpo/export").build(tokenizer), tokenizer)
+    policy = RolloutPolicy(PolicySpec("runs/dpo/export").build(tokenizer), tokenizer)
     prompt = Prompt("Spell tako.", tuple(tokenizer("Spell tako.").input_ids))
     sampler: Any = BeamSampler(max_new_tokens=1)
     sampler.open(policy)
