@@ -25,6 +25,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from training_sides import quiet
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
+from typing_extensions import override
 
 from lion_lightning import OnlineDPOModule, OnPolicyDataModule, Source, TokenizerSpec
 from lion_lightning.callbacks import OnPolicySampling
@@ -125,8 +126,8 @@ class Watched(OnPolicySampling):
         for engine, name in ((self.sampler, "open"), (self.sampler, "sample"), (self.judge, "score")):
             setattr(engine, name, self._timed(name, getattr(engine, name)))
 
+    @override
     def pull(self, trainer: Trainer, module: Any, epoch: int) -> Any:
-        """See the base class."""
         if self.present is not None and self.present.number == epoch:
             return self.present
         self.seconds.clear()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from lion_lightning.cache import atomic_write
 from lion_lightning.callbacks.folders import require_writable, writes_files
@@ -72,8 +73,9 @@ class BeforeAfter(Callback):
         self.after: Snapshot | None = None
         self._validated: Snapshot | None = None
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training what would fail after it (Lightning calls this)."""
+        """Find out before training what would fail after it."""
         if stage != "fit":
             return
         if trainer.global_step == 0:  # another run than the one that this object may have seen
@@ -86,15 +88,17 @@ class BeforeAfter(Callback):
         run_last(trainer, self)
         require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the metrics of a whole validation (Lightning calls this)."""
+        """Keep the metrics of a whole validation."""
         if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self._validated = Snapshot(trainer.global_step, metrics, {})
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
-        """Take the picture of before, unless it came with the checkpoint (Lightning calls this)."""
+        """Take the picture of before, unless it came with the checkpoint."""
         if self.before is not None:
             return
         if trainer.global_step > 0:
@@ -109,8 +113,9 @@ class BeforeAfter(Callback):
             )
         self.before = self._snapshot(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
-        """Take the picture of after, write the report and log it (Lightning calls this, and not after an exception)."""
+        """Take the picture of after, write the report and log it (not after an exception)."""
         self.after = self._snapshot(trainer, pl_module)
         if self.after.step != trainer.global_step:
             rank_zero_warn(
@@ -120,18 +125,21 @@ class BeforeAfter(Callback):
         if trainer.is_global_zero:
             self._write(trainer)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table, below the progress bar (Lightning calls this)."""
+        """Print the table, below the progress bar."""
         if trainer.is_global_zero and self.after is not None:
             _print_table(self.before or _NOTHING, self.after)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Before, and the last validation, in plain data (Lightning calls this)."""
+        """Before, and the last validation, in plain data."""
         kept = {"before": self.before, "validated": self._validated}
         return {name: snapshot and snapshot._asdict() for name, snapshot in kept.items()}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back from a checkpoint (Lightning calls this).
+        """Take them back from a checkpoint.
 
         Raises:
             ValueError: It holds something else.

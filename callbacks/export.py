@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.models.checkpoints.contents import PREFIX
@@ -50,8 +51,9 @@ class HuggingFaceExport(Callback):
         """
         return Path(self.dirpath or Path(trainer.default_root_dir) / "export")
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training what would fail after it (Lightning calls this)."""
+        """Find out before training what would fail after it."""
         if stage != "fit":
             return
         if not callable(getattr(pl_module, "provenance", None)):
@@ -63,8 +65,9 @@ class HuggingFaceExport(Callback):
         fix = "give HuggingFaceExport another dirpath, or the trainer another default_root_dir."
         require_writable(trainer, self.folder(trainer), fix)
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Find out what only a module that is built can say (Lightning calls this)."""
+        """Find out what only a module that is built can say."""
         try:
             entry = read_entry({"lion": pl_module.provenance()}, trust_remote_code=False)
             refuse_own_base(entry, self.folder(trainer))
@@ -80,8 +83,9 @@ class HuggingFaceExport(Callback):
                 f"HuggingFaceExport writes the policy alone; trained, and not in it: {', '.join(left_out[:3])}."
             )
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the folder (Lightning calls this, and not after an exception).
+        """Write the folder (not after an exception).
 
         Raises:
             MisconfigurationException: On all ranks, if it cannot be written or a weight is not finite.
@@ -93,8 +97,9 @@ class HuggingFaceExport(Callback):
         if reason := trainer.strategy.broadcast(reason):  # a rank that went on alone would wait for the others
             raise MisconfigurationException(f"HuggingFaceExport: nothing was exported: {reason}")
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where it is, below the progress bar (Lightning calls this)."""
+        """Say where it is, below the progress bar."""
         if self._written is not None:
             rank_zero_info(f"HuggingFaceExport: wrote the policy to {self._written}")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from lion_lightning.cache import hash_json
 from lion_lightning.callbacks.folders import remove_scratch, scratch_or
@@ -136,8 +137,9 @@ class OnPolicySampling(Callback):
 
     # --- Lightning's side
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that everything fits, and offer the rounds to the data module (Lightning calls this)."""
+        """Check that everything fits, and offer the rounds to the data module."""
         if stage != "fit":
             return
         self.require_fitting(trainer, pl_module)
@@ -168,17 +170,20 @@ class OnPolicySampling(Callback):
                 "from; use OnlineDPOModule, or subclass one"
             )
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log it again in an epoch that a checkpoint stands within: that starts no more (Lightning calls this)."""
+        """Log it again in an epoch that a checkpoint stands within: that starts no more."""
         if trainer.fit_loop.restarted_mid_epoch:
             self._log_round(trainer, pl_module)
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the round came to (Lightning calls this)."""
+        """Log what the round came to."""
         self._log_round(trainer, pl_module)
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add to the round's summary what the module logged of it (Lightning calls this)."""
+        """Add to the round's summary what the module logged of it."""
         if self.present is not None and self._summary:
             logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("on_policy/")}
             self._write_summary(trainer, logged)
@@ -200,19 +205,22 @@ class OnPolicySampling(Callback):
         if trainer.is_global_zero and self.present is not None:
             write_summary(self.present, self._summary)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep nothing of a ``fast_dev_run`` (Lightning calls this)."""
+        """Keep nothing of a ``fast_dev_run``."""
         remove_scratch(trainer, self.folder(trainer))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Which round is being trained on (Lightning calls this)."""
+        """Which round is being trained on."""
         present = self.present
         if present is None:
             return {}
         return {"round": present.number, "identity": present.metadata["identity"], "shares": self._shares}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take that back from a checkpoint (Lightning calls this)."""
+        """Take that back from a checkpoint."""
         self._restored, self._shares = state_dict, state_dict.get("shares")
 
     # --- a round

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedCo
 from rich.console import Console
 from rich.progress import BarColumn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 
 class LionProgressBar(RichProgressBar):
@@ -77,17 +78,20 @@ class LionProgressBar(RichProgressBar):
         self._rate: float | None = None  # of the step that was made last
 
     @property
+    @override
     def is_enabled(self) -> bool:
         """Whether the bar is drawn; the plain lines are for where it is not."""
         return super().is_enabled and self._animated
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out where the output goes (Lightning calls this)."""
+        """Find out where the output goes."""
         super().setup(trainer, pl_module, stage)
         console = Console(**self._console_kwargs)
         self._animated = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
         self._due, self._said, self._began, self._rate = 0.0, trainer.global_step, None, None
 
+    @override
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The figures of this moment, readable, by short name."""
         logged: dict[str, Any] = {**trainer.callback_metrics}
@@ -97,6 +101,7 @@ class LionProgressBar(RichProgressBar):
         others = {key: value for key, value in trainer.progress_bar_metrics.items() if key not in self.metrics}
         return {name: readable(float(value)) for name, value in (figures | others).items()}
 
+    @override
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """A short bar and no batches a second, so that the figures fit beside it."""
         columns = [column for column in super().configure_columns(trainer) if type(column) is not ProcessingSpeedColumn]
@@ -105,31 +110,36 @@ class LionProgressBar(RichProgressBar):
                 column.bar_width = 16
         return columns
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to reckon the epoch's time (Lightning calls this)."""
+        """Begin to reckon the epoch's time."""
         super().on_train_epoch_start(trainer, pl_module)
         self._began = None
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the first batch, which is not the epoch's where a run is resumed (Lightning calls this)."""
+        """Remember the first batch, which is not the epoch's where a run is resumed."""
         self._began = self._began or (time.monotonic(), batch_idx)
 
+    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Remember the rate of this step: a schedule changes it before the batch ends (Lightning calls this)."""
+        """Remember the rate of this step: a schedule changes it before the batch ends."""
         self._rate = float(optimizer.param_groups[0]["lr"])
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar, or say a line where one is due (Lightning calls this)."""
+        """Move the bar, or say a line where one is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         ends = _ahead(trainer, batch_idx + 1) <= 0
         if self._speaks and trainer.global_step > self._said and (ends or self._is_due(trainer.global_step)):
             self._said, self._due = trainer.global_step, time.monotonic() + self.every_seconds
             self._say(self._place(trainer, batch_idx + 1), self.get_metrics(trainer, pl_module))
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what a validation within a fit came to; Lightning prints others itself (Lightning calls this)."""
+        """Say what a validation within a fit came to; Lightning prints others itself."""
         super().on_validation_end(trainer, pl_module)
         if self._speaks and trainer.state.fn == "fit":
             title = "sanity check" if trainer.sanity_checking else f"validation at step {trainer.global_step}"

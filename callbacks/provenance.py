@@ -16,6 +16,7 @@ from uuid import uuid4
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from lion_lightning.cache import atomic_write, read_json
 from lion_lightning.callbacks.folders import require_writable, writes_files
@@ -50,13 +51,15 @@ class Provenance(Callback):
 
     filename = "provenance.json"
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training what would fail later (Lightning calls this)."""
+        """Find out before training what would fail later."""
         if stage == "fit":
             require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the entry (Lightning calls this)."""
+        """Write the entry."""
         if not trainer.is_global_zero or not writes_files(trainer):
             return
         path = Path(trainer.default_root_dir) / self.filename

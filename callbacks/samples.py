@@ -10,6 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.models.generation.greedy import generate_answers
@@ -47,8 +48,9 @@ class SampleTable(Callback):
         self.every_n_validations = every_n_validations
         self._validations = 0
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training what would fail later (Lightning calls this)."""
+        """Find out before training what would fail later."""
         if not isinstance(pl_module, AlignmentModule):
             raise MisconfigurationException(
                 f"SampleTable: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to ask; subclass "
@@ -57,8 +59,9 @@ class SampleTable(Callback):
         run_first(trainer, self)
         require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
 
+    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
-        """Ask, and log the answers (Lightning calls this)."""
+        """Ask, and log the answers."""
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
@@ -66,12 +69,14 @@ class SampleTable(Callback):
         if trainer.is_global_zero:
             self._log(trainer, list(answers.items()))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """How many validations there were (Lightning calls this)."""
+        """How many validations there were."""
         return {"validations": self._validations}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting (Lightning calls this).
+        """Go on counting.
 
         Raises:
             ValueError: The checkpoint has no number.

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lion_lightning.cache import atomic_write
 from lion_lightning.callbacks.folders import require_writable, writes_files
@@ -44,13 +45,15 @@ class StartupSummary(Callback):
 
     filename = "startup.json"
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training whether the file can be written (Lightning calls this)."""
+        """Find out before training whether the file can be written."""
         if stage == "fit":
             require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print and write it (Lightning calls this).
+        """Print and write it.
 
         Not earlier: asked for the steps, the trainer would set the loader up before a checkpoint's state reached it.
         """

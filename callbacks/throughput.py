@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lion_lightning.planning.flops import TrainingFlops, training_flops
 from lion_lightning.types import PackedBatch
@@ -60,8 +61,9 @@ class TokenThroughput(Callback):
         self._flops: TrainingFlops | None = None
         self._peak: float | None = None
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the model's FLOPs and find the peak (Lightning calls this)."""
+        """Count the model's FLOPs and find the peak."""
         self._window.clear()
         self._watch = _Stopwatch()
         self._counts.zero_()
@@ -73,8 +75,9 @@ class TokenThroughput(Callback):
         self._flops = training_flops(model)
         self._peak = self._find_peak(trainer, model)
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the watch, unless it has run since the last batch (Lightning calls this)."""
+        """Start the watch, unless it has run since the last batch."""
         if not isinstance(batch, PackedBatch):
             raise MisconfigurationException(
                 f"TokenThroughput reads PackedBatch, and the train dataloader yields {type(batch).__name__}: train "
@@ -82,10 +85,11 @@ class TokenThroughput(Callback):
             )
         self._watch.start()
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        """Count a micro-batch; log where it completes an optimizer step (Lightning calls this)."""
+        """Count a micro-batch; log where it completes an optimizer step."""
         flops = self._flops.of(batch) if self._flops else 0.0
         sizes = (len(batch.input_ids), len(batch.targets), len(batch.sample_indices), batch.capacity)
         self._counts += torch.tensor([*sizes, flops], dtype=torch.float64)
@@ -97,16 +101,19 @@ class TokenThroughput(Callback):
             pl_module.log_dict(self._rates(), batch_size=1)
         self._watch.lap()
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave validation out of the time (Lightning calls this)."""
+        """Leave validation out of the time."""
         self._watch.drop()
 
+    @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leave the checkpoint out of the time (Lightning calls this)."""
+        """Leave the checkpoint out of the time."""
         self._watch.drop()
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave what happens between epochs out of the time (Lightning calls this)."""
+        """Leave what happens between epochs out of the time."""
         self._watch.drop()
 
     def _rates(self) -> dict[str, float]:

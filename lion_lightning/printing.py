@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -194,6 +196,7 @@ def _secrets(config: Any, place: str) -> Iterator[tuple[str, str]]:
 class PrintableFormatter(logging.Formatter):
     """A log's lines as :func:`printable` has them."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
         """The line (logging calls this)."""
         return printable(super().format(record))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from lion_lightning.cache import cache_folder
 from lion_lightning.data.checks import check_at_least, check_sources
@@ -122,6 +123,7 @@ class PackedDataModule(LightningDataModule, ABC):
     def _encoder(self) -> Encoder:
         return self.make_encoder()
 
+    @override
     def prepare_data(self) -> None:
         """Tokenize every source that no earlier run has tokenized; Lightning calls this in one process of a machine.
 
@@ -141,6 +143,7 @@ class PackedDataModule(LightningDataModule, ABC):
         for source in sources:
             self._tokenized(source)
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Make the stores with the other ranks, open them and choose the documents, alike on every rank.
 
@@ -196,15 +199,18 @@ class PackedDataModule(LightningDataModule, ABC):
             return without(train, held, "in a validation source"), held
         return hold_out(train, self.validation_share) if self.validation_share else (train, held)
 
+    @override
     def train_dataloader(self) -> PackedLoader:
         """Packed rows of this rank, shuffled unless the same are to be trained on again and again."""
         assert self.train_mixture is not None, "call setup() first"
         return self.loader(self.train_mixture, shuffle=not getattr(self.trainer, "overfit_batches", 0))
 
+    @override
     def val_dataloader(self) -> PackedLoader | list[Any]:
         """Packed rows to validate on, in a fixed order; an empty list where there are none."""
         return self.loader(self.validation_mixture, shuffle=False) if self.validation_mixture else []
 
+    @override
     def test_dataloader(self) -> PackedLoader | list[Any]:
         """The same rows as for validation."""
         return self.val_dataloader()

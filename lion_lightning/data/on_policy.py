@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.packing.best_fit import Packing
@@ -35,8 +36,9 @@ logger = logging.getLogger(__name__)
 class RoundLoader(PackedLoader):
     """A loader of a round's pairs: those of another round are others, which is no change that anybody made."""
 
+    @override
     def note_changes(self, state: Mapping[str, Any]) -> None:
-        """See the base class; here, of what the rounds to come are made by."""
+        """Compare only the settings that make the rounds to come."""
         made_by = {name: state["settings"].get(name) for name in self.settings}
         if made_by != self.settings:
             super().note_changes({**state, "settings": {**self._settings(), **made_by}})
@@ -133,6 +135,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         self._present: int | None = None
         self._validated: frozenset[bytes] = frozenset()
 
+    @override
     def require_sources(self, sources: Sequence[Source]) -> None:
         """None are needed: the policy makes the pairs."""
 
@@ -143,19 +146,23 @@ class OnPolicyDataModule(PreferenceDataModule):
         self.warn(pool.warnings())
         return pool
 
+    @override
     def row_messages(self) -> dict[str, list[str]]:
-        """See the base class; the sources of prompts too."""
+        """Messages about the sources of pairs and of prompts."""
         notes = self.pool.notes.items()
         return {**super().row_messages(), **{name: findings(each, self.pool.sizes[name]) for name, each in notes}}
 
+    @override
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain data."""
         return {**super().settings(), "prompts": [source.path for source in self.prompts]}
 
+    @override
     def batch_settings(self) -> dict[str, Any]:
         """What decides the batches, and must be the same on all ranks."""
         return {**super().batch_settings(), "prompts": [source.description() for source in self.prompts]}
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Choose what validates, alike on every rank; what trains comes with each epoch.
 
@@ -172,6 +179,7 @@ class OnPolicyDataModule(PreferenceDataModule):
                 self.validation_mixture = mix(held, self.validation_filters)
                 self.refuse_longer_than_a_row(self.validation_mixture)
 
+    @override
     def train_dataloader(self) -> PackedLoader:
         """Shuffled packed rows of the present epoch's pairs, for this rank.
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.pairs import PairEncoder
@@ -96,15 +97,18 @@ class PreferenceDataModule(PackedDataModule):
         self.max_length, self.max_prompt_length, self.keep = max_length, max_prompt_length, keep
         self.min_margin, self.max_length_ratio = min_margin, max_length_ratio
 
+    @override
     def make_encoder(self) -> PairEncoder:
         """Pairs of answers, under the pairing."""
         return PairEncoder(self.tokenizer, self.pairing)
 
+    @override
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain data."""
         names = ("max_length", "max_prompt_length", "keep", "min_margin", "max_length_ratio", "row_length")
         return {"pairing": type(self.pairing).__name__, **{name: getattr(self, name) for name in names}}
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Open the stores and choose the pairs, alike on every rank.
 

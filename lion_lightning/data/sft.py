@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.chat import ChatEncoder, Mask
@@ -78,10 +79,12 @@ class SFTDataModule(PackedDataModule):
         self.mask, self.max_length = mask, max_length
         self.overlong, self.min_supervised_share = overlong, min_supervised_share
 
+    @override
     def make_encoder(self) -> ChatEncoder:
         """Conversations and texts, under the mask."""
         return ChatEncoder(self.tokenizer, self.mask)
 
+    @override
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain data."""
         names = ("mask", "max_length", "overlong", "min_supervised_share")

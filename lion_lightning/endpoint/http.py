@@ -18,6 +18,8 @@ from urllib.request import (
     Request,
 )
 
+from typing_extensions import override
+
 MOST_BYTES = 64 * 2**20
 """Of an answer: some hundred times what the largest batch of answers takes."""
 
@@ -71,9 +73,11 @@ class _InTime(RawIOBase):
         self._raw, self._connection, self._seconds = raw, connection, connection.gettimeout()
         self._end = time.monotonic() + (self._seconds or float("inf"))
 
+    @override
     def readable(self) -> bool:
         return True
 
+    @override
     def readinto(self, buffer: Any) -> Any:
         left = self._end - time.monotonic()
         if left <= 0:
@@ -84,6 +88,7 @@ class _InTime(RawIOBase):
         except TimeoutError as error:
             raise TimeoutError(f"the answer was not whole after {self._seconds:g} s") from error
 
+    @override
     def close(self) -> None:
         self._raw.close()
         super().close()
@@ -104,10 +109,12 @@ class _SecureConnection(HTTPSConnection):
 
 
 class _HTTP(HTTPHandler):
+    @override
     def http_open(self, request: Request) -> HTTPResponse:
         return self.do_open(_Connection, request)
 
 
 class _HTTPS(HTTPSHandler):
+    @override
     def https_open(self, request: Request) -> HTTPResponse:
         return self.do_open(_SecureConnection, request)

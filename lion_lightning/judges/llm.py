@@ -9,6 +9,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, hash_json, remove_stale_files
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.judges.text import as_question, check_template
@@ -182,12 +184,13 @@ class RubricLLMJudge(_LLM):
             raise ValueError(f"RubricLLMJudge: lowest is {lowest} and highest {highest}; give a range")
         self.lowest, self.highest = lowest, highest
 
+    @override
     def identity(self) -> dict[str, Any]:
         """What decides the scores."""
         return {**super().identity(), "lowest": self.lowest, "highest": self.highest}
 
+    @override
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See :class:`~lion_lightning.judges.base.Judge`."""
         bounds = {"lowest": f"{self.lowest:g}", "highest": f"{self.highest:g}"}
         flat = [(prompt, text) for prompt, given in zip(prompts, answers, strict=True) for text in given]
         questions = [as_question(self.template, prompt, {"answer": text}, bounds) for prompt, text in flat]
@@ -234,8 +237,8 @@ class PairwiseLLMJudge(_LLM):
         super().__init__(url, model, template, temperature, max_tokens, asks, cache_dir, endpoint)
         check_template(template, ("prompt", "first", "second"), type(self).__name__)
 
+    @override
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See :class:`~lion_lightning.judges.base.Judge`."""
         sides = [distinct(given) for given in answers]
         compared = [(row, *pair) for row, (texts, _) in enumerate(sides) for pair in permutations(range(len(texts)), 2)]
         questions = [self._question(prompts[row], sides[row][0], a, b) for row, a, b in compared]

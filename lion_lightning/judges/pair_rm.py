@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DebertaV2Model, DebertaV2PreTrainedModel
+from typing_extensions import override
 
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
 from lion_lightning.judges.text import broken, conversation
@@ -37,6 +38,7 @@ class PairRanker(DebertaV2PreTrainedModel):
         self.head_layer = nn.Sequential(*head, nn.Linear(width, getattr(config, "n_tasks", 1)))
         self.post_init()  # type: ignore[no-untyped-call]
 
+    @override
     def forward(self, input_ids: Tensor, attention_mask: Tensor, marks: Sequence[int]) -> Tensor:
         """By how much the first candidate of each text is better than the second.
 
@@ -88,13 +90,15 @@ class PairRMJudge(ModelJudge):
         self.source_length, self.candidate_length = source_length, candidate_length
         self.tokenizer: Any = None
 
+    @override
     def identity(self) -> dict[str, Any]:
         """What decides the scores."""
         lengths = {"source_length": self.source_length, "candidate_length": self.candidate_length}
         return {**super().identity(), **lengths}
 
+    @override
     def load(self) -> nn.Module:
-        """See :class:`~lion_lightning.judges.model.ModelJudge`.
+        """Load the tokenizer and the ranker.
 
         Raises:
             ValueError: The folder holds another kind of model.

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lion_lightning.errors import first_line
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
@@ -61,12 +62,13 @@ class RewardModelJudge(ModelJudge):
         self.chat_template = None if chat_template is None else read_template(chat_template, setting)
         self.tokenizer: Any = None
 
+    @override
     def identity(self) -> dict[str, Any]:
         """What decides the scores."""
         return {**super().identity(), "max_length": self.max_length, "chat_template": self.chat_template}
 
+    @override
     def load(self) -> nn.Module:
-        """See :class:`~lion_lightning.judges.model.ModelJudge`."""
         from transformers import AutoModelForSequenceClassification
 
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import Pair, PreferenceLoss, out_of_range
@@ -25,18 +26,22 @@ class _Around(PreferenceLoss):
     def _losses(self) -> list[PreferenceLoss]:
         return cast("list[PreferenceLoss]", list(self.parts))
 
+    @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
         """As the first loss does."""
         return self._losses[0].reduce(answer)
 
+    @override
     def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
         """As the first loss has them."""
         return self._losses[0].log_ratios(policy, reference)
 
+    @override
     def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
         """Those of the first loss."""
         return self._losses[0].rewards(policy, reference)
 
+    @override
     def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
         """Let every loss follow."""
         for loss in self._losses:
@@ -67,8 +72,8 @@ class WeightedSum(_Around):
             if not 0 <= weight < float("inf"):
                 raise out_of_range(self, f"weights[{number}]", weight, "of at least 0")
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         pairs = zip(self.weights, self._losses, strict=True)
         return torch.stack([weight * loss(policy, reference) for weight, loss in pairs]).sum(0)
 
@@ -89,8 +94,8 @@ class WPOLoss(_Around):
     def __init__(self, loss: PreferenceLoss | None = None) -> None:
         super().__init__([loss or SigmoidLoss()])
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         losses: Tensor = self._losses[0](policy, reference)
         for side in policy:
             losses = losses * (side.means - side.log_collision_prob / side.counts.clamp_min(1.0)).detach().exp()

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from typing_extensions import override
 
 from lion_lightning.losses.preference import out_of_range
 
@@ -31,24 +32,24 @@ class Divergence(ABC):
 class ReverseKL(Divergence):
     r""":math:`f'(u) = \log u`: plain DPO."""
 
+    @override
     def derivative(self, log_ratios: Tensor) -> Tensor:
-        """See the base class."""
         return log_ratios
 
 
 class ForwardKL(Divergence):
     r""":math:`f'(u) = 1 - 1/u`: covers what the reference says rather than seeking its modes."""
 
+    @override
     def derivative(self, log_ratios: Tensor) -> Tensor:
-        """See the base class."""
         return -_expm1(-log_ratios)
 
 
 class JensenShannon(Divergence):
     r""":math:`f'(u) = \log \frac{2u}{1 + u}`."""
 
+    @override
     def derivative(self, log_ratios: Tensor) -> Tensor:
-        """See the base class."""
         return math.log(2.0) + logsigmoid(log_ratios)
 
 
@@ -67,8 +68,8 @@ class AlphaDivergence(Divergence):
             raise out_of_range(self, "alpha", alpha, "above 0 and below 1")
         self.alpha = alpha
 
+    @override
     def derivative(self, log_ratios: Tensor) -> Tensor:
-        """See the base class."""
         return -_expm1(-self.alpha * log_ratios) / self.alpha
 
 

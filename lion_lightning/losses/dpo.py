@@ -6,6 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from typing_extensions import override
 
 from lion_lightning.losses.divergences import Divergence, ReverseKL
 from lion_lightning.losses.preference import Pair, PreferenceLoss, out_of_range
@@ -35,8 +36,8 @@ class LogisticLoss(PreferenceLoss):
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         """``(pairs,)`` log-odds that the chosen answer is the better one."""
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         logits = self.logits(policy, reference)
         return -(1 - self.label_smoothing) * logsigmoid(logits) - self.label_smoothing * logsigmoid(-logits)
 
@@ -59,13 +60,14 @@ class SigmoidLoss(LogisticLoss):
         super().__init__(beta, label_smoothing)
         self.divergence = divergence or ReverseKL()
 
+    @override
     def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
         """``beta`` times the divergence's derivative at the ratios."""
         ratios = self.log_ratios(policy, reference)
         return Pair(*(self.beta * self.divergence.derivative(side) for side in ratios))
 
+    @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         return self.rewards(policy, reference).margin
 
 
@@ -81,6 +83,7 @@ class SigmoidNormLoss(SigmoidLoss):
     def __init__(self, beta: float = 5.0, label_smoothing: float = 0.0, divergence: Divergence | None = None) -> None:
         super().__init__(beta, label_smoothing, divergence)
 
+    @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
         """Log-prob a token."""
         return answer.means
@@ -114,6 +117,7 @@ class LDDPOLoss(SigmoidLoss):
             raise out_of_range(self, "alpha", alpha, "from 0 to 1")
         self.alpha = alpha
 
+    @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
         """Log-prob with the part beyond the shared length weighted."""
         return answer.shared + self.alpha * (answer.sums - answer.shared)
@@ -139,8 +143,8 @@ class DPOPLoss(LogisticLoss):
             raise out_of_range(self, "penalty", penalty, "of at least 0")
         self.penalty = penalty
 
+    @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         ratios = self.log_ratios(policy, reference)
         return self.beta * (ratios.margin - self.penalty * (-ratios.chosen).relu())
 
@@ -166,7 +170,7 @@ class RDPOLoss(LogisticLoss):
             raise out_of_range(self, "alpha", alpha, "of at least 0")
         self.alpha = alpha
 
+    @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         longer = policy.chosen.counts - policy.rejected.counts
         return self.rewards(policy, reference).margin + self.alpha * longer

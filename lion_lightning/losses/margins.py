@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from typing_extensions import override
 
 from lion_lightning.losses.preference import PreferenceLoss, out_of_range
 from lion_lightning.types import AnswerLogps, PairLogps
@@ -31,8 +32,8 @@ class RobustLoss(PreferenceLoss):
             raise out_of_range(self, "label_smoothing", label_smoothing, "of at least 0 and below 0.5")
         self.label_smoothing = label_smoothing
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         margin = self.rewards(policy, reference).margin
         # L(-m) = L(m) + m, which leaves one log-sigmoid.
         return -logsigmoid(margin) - self.label_smoothing / (1 - 2 * self.label_smoothing) * margin
@@ -41,8 +42,8 @@ class RobustLoss(PreferenceLoss):
 class HingeLoss(PreferenceLoss):
     r"""Hinge of SLiC on normalized rewards: :math:`\max(0, 1 - \beta \Delta)` (RSO, arXiv 2309.06657)."""
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         return (1 - self.rewards(policy, reference).margin).relu()
 
 
@@ -55,12 +56,13 @@ class IPOLoss(PreferenceLoss):
         beta: The paper's :math:`\tau`, above 0: the margin aimed at is :math:`1 / 2\beta` nats a token.
     """
 
+    @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
         """Mean a token."""
         return answer.means
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         return (self.log_ratios(policy, reference).margin - 0.5 / self.beta) ** 2
 
 
@@ -82,8 +84,8 @@ class EXOLoss(PreferenceLoss):
             raise out_of_range(self, "label_smoothing", label_smoothing, "above 0 and below 0.5, such as 0.001")
         self.label_smoothing = label_smoothing
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         margin = self.rewards(policy, reference).margin
         right = margin.sigmoid() * (logsigmoid(margin) - math.log1p(-self.label_smoothing))
         wrong = (-margin).sigmoid() * (logsigmoid(-margin) - math.log(self.label_smoothing))
@@ -109,8 +111,8 @@ class DiscoPOPLoss(PreferenceLoss):
             raise out_of_range(self, "tau", tau, "above 0")
         self.tau = tau
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         margin = self.rewards(policy, reference).margin
         logistic = -(-margin / self.tau).sigmoid() * logsigmoid(margin)
         # One exponent: e^-m alone overflows where its weight vanishes.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from typing_extensions import override
 
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.types import PairLogps
@@ -17,8 +18,8 @@ class NCALoss(PreferenceLoss):
     :math:`-\log \sigma(r_w) - \frac12 \log \sigma(-r_w) - \frac12 \log \sigma(-r_l)`.
     """  # noqa: D205
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         chosen, rejected = self.rewards(policy, reference)
         return -logsigmoid(chosen) - (logsigmoid(-chosen) + logsigmoid(-rejected)) / 2
 
@@ -31,8 +32,8 @@ class SPPOHardLoss(PreferenceLoss):
         beta: Above 0; the log-ratios aimed at are :math:`\pm 1 / 2\beta` nats an answer. The paper takes 0.001.
     """  # noqa: D205
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         chosen, rejected = self.log_ratios(policy, reference)
         return (chosen - 0.5 / self.beta) ** 2 + (rejected + 0.5 / self.beta) ** 2
 
@@ -43,8 +44,8 @@ class APOZeroLoss(PreferenceLoss):
     For chosen answers that are better than what the model would say.
     """
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         chosen, rejected = self.rewards(policy, reference)
         return (-chosen).sigmoid() + rejected.sigmoid()
 
@@ -55,8 +56,8 @@ class APODownLoss(PreferenceLoss):
     For chosen answers that are worse than what the model would say.
     """
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         rewards = self.rewards(policy, reference)
         return rewards.chosen.sigmoid() + (-rewards.margin).sigmoid()
 
@@ -71,8 +72,8 @@ class KTOPairLoss(PreferenceLoss):
     the micro-batch: unlike other losses this one depends on how a step is split, and wants several pairs a row.
     """
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         rewards = self.rewards(policy, reference)
         chosen_anchor, rejected_anchor = (side.detach().sum().relu() / max(len(side), 1) for side in rewards)
         return ((rejected_anchor - rewards.chosen).sigmoid() + (rewards.rejected - chosen_anchor).sigmoid()) / 2
@@ -102,8 +103,9 @@ class BCOLoss(PreferenceLoss):
         r""":math:`\delta`, a scalar."""
         return self.totals[0] / self.totals[1].clamp_min(1)
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class; in training mode the rewards are noted for the running mean."""
+        """Loss per pair; in training mode the rewards enter the running mean."""
         chosen, rejected = self.rewards(policy, reference)
         if self.training:
             seen = torch.stack([chosen, rejected]).detach()
@@ -111,11 +113,13 @@ class BCOLoss(PreferenceLoss):
             self._pending = self._pending.to(seen.device) + torch.stack([seen.sum().float(), number])
         return -logsigmoid(chosen - self.shift) - logsigmoid(self.shift - rejected)
 
+    @override
     def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
         """Take what all ranks saw in this step into the mean."""
         self.totals = self.totals + add_up(self._pending.to(self.totals.device))
         self._pending = torch.zeros_like(self.totals)
 
+    @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BCOLoss:
         """Move to another device, but stay fp32: bf16 cannot count past 256."""
         exact = self.totals

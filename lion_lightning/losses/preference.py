@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lion_lightning.types import AnswerLogps, PairLogps
 
@@ -64,6 +65,7 @@ class PreferenceLoss(nn.Module, ABC):
         self.beta = beta
 
     @abstractmethod
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         """Loss of each pair.
 

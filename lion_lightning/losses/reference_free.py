@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from typing_extensions import override
 
 from lion_lightning.losses.preference import Pair, PreferenceLoss, out_of_range
 from lion_lightning.types import AnswerLogps, PairLogps
@@ -18,6 +19,7 @@ class ReferenceFreeLoss(PreferenceLoss):
 
     needs_reference = False
 
+    @override
     def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
         """The policy's log-probs, reduced."""
         return Pair(*map(self.reduce, policy))
@@ -34,12 +36,13 @@ class ChosenNLLLoss(ReferenceFreeLoss):
     def __init__(self) -> None:
         super().__init__(beta=1.0)
 
+    @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
         """Mean a token."""
         return answer.means
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         return -policy.chosen.means
 
 
@@ -61,12 +64,13 @@ class SimPOLoss(ReferenceFreeLoss):
             raise out_of_range(self, "gamma", gamma, "of at least 0")
         self.gamma = gamma
 
+    @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
         """Mean a token."""
         return answer.means
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         return -logsigmoid(self.rewards(policy, reference).margin - self.gamma)
 
 
@@ -88,8 +92,8 @@ class CPOLoss(ReferenceFreeLoss):
             raise out_of_range(self, "alpha", alpha, "of at least 0")
         self.alpha = alpha
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         return -logsigmoid(self.rewards(policy, reference).margin) - self.alpha * policy.chosen.means
 
 
@@ -101,12 +105,13 @@ class ORPOLoss(ReferenceFreeLoss):
         beta: :math:`\lambda`, weight of the odds ratio, above 0.
     """  # noqa: D205
 
+    @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
         """Mean a token."""
         return answer.means
 
+    @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         ratio = log_odds(policy.chosen.means) - log_odds(policy.rejected.means)
         return -policy.chosen.means - self.beta * logsigmoid(ratio)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class SFTLoss(nn.Module, ABC):
@@ -20,6 +21,7 @@ class SFTLoss(nn.Module, ABC):
     """
 
     @abstractmethod
+    @override
     def forward(self, logps: Tensor) -> Tensor:
         """Loss of each target.
 
@@ -34,8 +36,8 @@ class SFTLoss(nn.Module, ABC):
 class NLLLoss(SFTLoss):
     r"""Negative log-likelihood :math:`-\log \pi(y_t \mid y_{<t})`."""
 
+    @override
     def forward(self, logps: Tensor) -> Tensor:
-        """See the class."""
         return -logps
 
 
@@ -46,6 +48,6 @@ class DFTLoss(SFTLoss):
     takes that weight away, so that improbable tokens do not dominate.
     """
 
+    @override
     def forward(self, logps: Tensor) -> Tensor:
-        """See the class."""
         return -logps.detach().exp() * logps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from lion_lightning.losses.dpo import LogisticLoss
 from lion_lightning.types import PairLogps
@@ -20,8 +21,8 @@ class AOTLoss(LogisticLoss):
         label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
     """
 
+    @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         own, other = (self.reduce(side.chosen) - self.reduce(side.rejected) for side in (policy, reference))
         return self.beta * (own.sort().values - other.sort().values)
 
@@ -37,7 +38,7 @@ class AOTUnpairedLoss(LogisticLoss):
         label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
     """
 
+    @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        """See the class."""
         chosen, rejected = self.rewards(policy, reference)
         return chosen.sort().values - rejected.sort().values

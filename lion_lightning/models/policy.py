@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lion_lightning.models.embeddings import output_head, vocabulary_rows
 from lion_lightning.models.quantization import product_dtype
@@ -62,6 +63,7 @@ class PolicyModel(nn.Module):
         """What the model is called in messages: where it was loaded from, or its class."""
         return str(getattr(self.causal_lm.config, "_name_or_path", "") or type(self.causal_lm).__name__)
 
+    @override
     def forward(self, batch: PackedBatch) -> TokenLogps:
         """Log-prob of every target of a packed batch.
 

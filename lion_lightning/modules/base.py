@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.parsing import clean_namespace
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks
@@ -144,8 +145,9 @@ class AlignmentModule(SteppedPolicy, ABC):
         """Longest sequence that the model has positions for, or None if it has no such limit."""
         return position_limit(self.policy_spec.load_config())
 
+    @override
     def setup(self, stage: str) -> None:
-        """Refuse ranks that were started with different settings, and bad checkpoints (Lightning calls this)."""
+        """Refuse ranks that were started with different settings, and bad checkpoints."""
         super().setup(stage)
         refuse_tuners(self.trainer)
         require_trainer_numbers(self.trainer)
@@ -160,6 +162,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         check_same_on_all_ranks(ranks, "model", {**self.hparams, **made_with})
         check_same_on_all_ranks(ranks, "trainer", {name: getattr(self.trainer, name) for name in AGREED})
 
+    @override
     def configure_model(self) -> None:
         """Build the policy, once, however often Lightning (or a callback that averages weights) calls this."""
         if self._trainer is not None:
@@ -185,38 +188,45 @@ class AlignmentModule(SteppedPolicy, ABC):
             share(model)  # it is split as it is: ranks that were seeded apart would train a patchwork
         return model
 
+    @override
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """Total loss of a micro-batch; ``optimizer_step`` normalizes the gradients (Lightning calls this)."""
+        """Total loss of a micro-batch; ``optimizer_step`` normalizes the gradients."""
         self.require_kind(batch)
         output = self.compute_loss(batch)
         self._step.add(output)
         return output.total
 
+    @override
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Log the loss and the metrics under ``val/`` (Lightning calls this)."""
+        """Log the loss and the metrics under ``val/``."""
         self._evaluation_step(batch, "val")
 
+    @override
     def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Log the loss and the metrics under ``test/`` (Lightning calls this)."""
+        """Log the loss and the metrics under ``test/``."""
         self._evaluation_step(batch, "test")
 
+    @override
     def on_train_start(self) -> None:
-        """Look for what draws random numbers (Lightning calls this)."""
+        """Look for what draws random numbers."""
         self._draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
         require_validation(self.trainer)
         require_same_batches(self.trainer)
         super().on_train_start()
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Refuse callbacks that wait for a metric that does not come (Lightning calls this)."""
+        """Refuse callbacks that wait for a metric that does not come."""
         require_monitored(self.trainer, "val/")
 
+    @override
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
-        """Refuse callbacks that wait for a metric that the first step did not bring (Lightning calls this)."""
+        """Refuse callbacks that wait for a metric that the first step did not bring."""
         if not self._stepped and self.global_step > 0:
             self._stepped = True
             require_monitored(self.trainer, "train/")
 
+    @override
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         """Seed the step where dropout is active (LoRA's), so that a resumed run draws what the first one would have."""
         if self._draws:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.losses.dpo import SigmoidLoss
@@ -70,6 +71,7 @@ class DPOModule(AlignmentModule):
                 "NoReference; leave model.reference out for cached log-probs, or choose a loss without a reference"
             )
 
+    @override
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         """Sum of the losses of the pairs."""
         reference = self.reference(batch, self.policy_model)
@@ -79,11 +81,13 @@ class DPOModule(AlignmentModule):
             metrics = self.pair_metrics(policy, reference)
         return LossOutput(losses.sum(), torch.tensor(len(losses), device=losses.device), metrics)
 
+    @override
     def require_data(self, data: Any) -> None:
         """Refuse pairs that are others in each epoch, where the reference is computed before the first."""
         if isinstance(self.reference, CachedReference):
             refuse_rounds(self, data)
 
+    @override
     def require_kind(self, batch: PackedBatch) -> None:
         """Take preference pairs only."""
         pair_segments(batch)
@@ -112,51 +116,60 @@ class DPOModule(AlignmentModule):
             metrics["kl"] = sum(moved) / 2  # type: ignore[assignment]
         return {name: values.sum() for name, values in metrics.items()}
 
+    @override
     def configure_model(self) -> None:
-        """Build the policy, and the reference as the stage starts from it (Lightning calls this)."""
+        """Build the policy, and the reference as the stage starts from it."""
         super().configure_model()
         self.reference.attach(self.policy_model, self._build)
 
+    @override
     def on_fit_start(self) -> None:
-        """Precompute the reference on all training and validation pairs (Lightning calls this)."""
+        """Precompute the reference on all training and validation pairs."""
         super().on_fit_start()
         self._precompute_all()
 
+    @override
     def on_train_start(self) -> None:
-        """Precompute again after a sharded checkpoint, which is loaded late (Lightning calls this)."""
+        """Precompute again after a sharded checkpoint, which is loaded late."""
         restored = self._resumed is not None and self.trainer.strategy.restore_checkpoint_after_setup
         super().on_train_start()
         if restored:
             self._precompute_all()
 
+    @override
     def on_validation_start(self) -> None:
-        """Precompute the reference on the validation pairs, outside of a fit (Lightning calls this)."""
+        """Precompute the reference on the validation pairs, outside of a fit."""
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._precompute_evaluation()
 
+    @override
     def on_test_start(self) -> None:
-        """Precompute the reference on the test pairs (Lightning calls this)."""
+        """Precompute the reference on the test pairs."""
         self._precompute_evaluation()
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Precompute again where the reference changes with the epoch (Lightning calls this)."""
+        """Precompute again where the reference changes with the epoch."""
         if self.reference.before_epoch(self.current_epoch, self.policy_model):
             self._precompute_all()
 
+    @override
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Step, then let loss and reference follow (Lightning calls this)."""
+        """Step, then let loss and reference follow."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.loss.after_step(self._add_up)
         self.reference.after_step(self.global_step + 1, self.policy_model)  # Lightning counts when this returns
 
+    @override
     def provenance(self) -> dict[str, Any]:
         """What the policy is and was trained on, and what it was compared with."""
         return {**super().provenance(), "reference": self.reference.identity()}
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare with what the checkpoint was compared with (Lightning calls this)."""
+        """Compare with what the checkpoint was compared with."""
         super().on_load_checkpoint(checkpoint)
         self.reference.restore(checkpoint.get("lion", {}).get("reference", {}))
 

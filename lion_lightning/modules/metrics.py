@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
+from typing_extensions import override
 
 from lion_lightning.types import LossOutput
 
@@ -99,6 +100,7 @@ class FinishedMean(MeanMetric):
         super().__init__()
         self.finish = finish
 
+    @override
     def compute(self) -> Tensor:
         """Finished mean (torchmetrics calls this)."""
         return self.finish(super().compute())

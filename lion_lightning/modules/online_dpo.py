@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.losses.preference import PreferenceLoss
@@ -65,6 +66,7 @@ class OnlineDPOModule(DPOModule):
         self._epoch_kl: float | None = None
         self.start: Reference = self.reference if _is_start(self.reference) else CachedReference()
 
+    @override
     def require_data(self, data: Any) -> None:
         """Refuse to train on pairs that are not sampled."""
         if self.trainer.state.fn != TrainerFn.FITTING:
@@ -81,14 +83,16 @@ class OnlineDPOModule(DPOModule):
                 "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
             )
 
+    @override
     def configure_model(self) -> None:
-        """Build the policy, and the references as the stage starts from it (Lightning calls this)."""
+        """Build the policy, and the references as the stage starts from it."""
         super().configure_model()
         if self.start is not self.reference and self.kl_batches:
             self.start.attach(self.policy_model, self._build)
 
+    @override
     def on_train_start(self) -> None:
-        """Precompute the epoch that a checkpoint was saved in: its start is not called again (Lightning calls this)."""
+        """Precompute the epoch that a checkpoint was saved in: its start is not called again."""
         loop = self.trainer.fit_loop
         if loop.restarted_mid_epoch and self._epoch_kl is not None:  # an epoch that starts no more
             self.log("on_policy/kl", self._epoch_kl, on_step=False, on_epoch=True, batch_size=1)
@@ -96,8 +100,9 @@ class OnlineDPOModule(DPOModule):
         if loop.restarted_mid_epoch or loop.restarted_on_epoch_end:
             self._precompute_epoch()
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Precompute the epoch's pairs, by a new reference where it changes (Lightning calls this)."""
+        """Precompute the epoch's pairs, by a new reference where it changes."""
         self.begin_schedules()  # as if all epochs to come were as long as this one
         if self.reference.before_epoch(self.current_epoch, self.policy_model):
             self._precompute_evaluation()
@@ -107,22 +112,26 @@ class OnlineDPOModule(DPOModule):
             self._epoch_kl = float(kl)
             self.log("on_policy/kl", kl, on_step=False, on_epoch=True, batch_size=1)
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was logged when the epoch began: its policy is gone by now (Lightning calls this)."""
+        """Keep what was logged when the epoch began: its policy is gone by now."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["lion"]["epoch_kl"] = self._epoch_kl
 
+    @override
     def provenance(self) -> dict[str, Any]:
         """What the policy is and was trained on, and what it was compared with."""
         return {**super().provenance(), "start": self.start.identity()}
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare with what the checkpoint was compared with (Lightning calls this)."""
+        """Compare with what the checkpoint was compared with."""
         super().on_load_checkpoint(checkpoint)
         self._epoch_kl = checkpoint.get("lion", {}).get("epoch_kl")
         if self.start is not self.reference:
             self.start.restore(checkpoint.get("lion", {}).get("start", {}))
 
+    @override
     def _precompute_all(self) -> None:
         self._precompute_evaluation()  # pairs to train on come with each epoch
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from typing_extensions import override
 
 from lion_lightning.losses.sft import NLLLoss, SFTLoss
 from lion_lightning.models.spec import PolicySpec
@@ -52,20 +53,24 @@ class SFTModule(AlignmentModule):
         self.loss = loss or NLLLoss()
         self.reduction = reduction
 
+    @override
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         """Sum of the losses of the supervised tokens."""
         logps, top1_correct, _ = self.policy_model(batch)
         metrics = {"perplexity": -logps.detach().sum(), "accuracy": top1_correct.sum()}
         return LossOutput(self.loss(logps).sum(), torch.tensor(len(logps), device=logps.device), metrics)
 
+    @override
     def require_data(self, data: Any) -> None:
         """Refuse pairs that would be sampled first."""
         refuse_rounds(self, data)
 
+    @override
     def require_kind(self, batch: PackedBatch) -> None:
         """Take documents only: of preference pairs, the rejected answers would be trained too."""
         require_documents(batch)
 
+    @override
     def normalizer(self, weight: Tensor) -> Tensor:
         """Supervised tokens of the global step, or one for ``reduction="sum"``."""
         return weight if self.reduction == "token_mean" else torch.ones_like(weight)

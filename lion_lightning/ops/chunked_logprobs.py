@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 
 class LogitTransform(NamedTuple):
@@ -129,6 +130,7 @@ class HeadLogps(torch.autograd.Function):
     """log softmax(transform(hidden @ weight.T + bias))[target], in tiles."""
 
     @staticmethod
+    @override
     def forward(
         ctx: Any,
         hidden: Tensor,
@@ -158,6 +160,7 @@ class HeadLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @override
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden states, weight and bias, as far as they are asked for."""
         hidden, weight, bias, targets, normalizer, *kept = ctx.saved_tensors

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from typing_extensions import override
 
 from lion_lightning.ops.remade import linear_forward, with_recipe
 
@@ -57,6 +58,7 @@ class RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
+    @override
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Normalized states, like ``hidden``, ``(..., size)``, and ``1 / rms(hidden)``, which has no gradient."""
         inverse = hidden.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
@@ -66,6 +68,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @override
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """Gradients of hidden states and weight."""
         hidden, weight, inverse = ctx.saved_tensors

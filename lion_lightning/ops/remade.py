@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
+from typing_extensions import override
 
 
 class Recipe(NamedTuple):
@@ -63,6 +64,7 @@ def linear_forward(module: Any, input: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
+    @override
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe) -> Tensor:
         """``hidden @ weight.T + bias``, for which the sources of ``hidden`` are kept."""
         ctx.make = recipe.make
@@ -71,6 +73,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @override
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
         """Gradients of input, weight and bias; the input is made again for the weight's."""
         weight, *sources = ctx.saved_tensors

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import vocabulary_rows
@@ -118,6 +119,7 @@ class DryRun:
 class _Unprobed(PolicyModel):
     """A policy whose numbers nobody can look at."""
 
+    @override
     def probe(self) -> None:
         """Nothing."""
 

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 
+from typing_extensions import override
+
 from lion_lightning.planning.job import Job
 from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.planning.sizes import Units, size_of, state_bytes, unpacked_bytes, weight_bytes
@@ -115,12 +117,12 @@ class Replicated(Placement):
     bucket_views: bool = False
 
     @property
+    @override
     def name(self) -> str:
-        """See the base class."""
         return "ddp" if self.devices > 1 else "one GPU"
 
+    @override
     def moments(self, job: Job) -> list[MemoryEstimate]:
-        """See the base class."""
         gradients = size_of(job.trained)
         stand = job.accumulate > 1 or (self.devices > 1 and self.bucket_views)
         buckets = gradients if self.devices > 1 and not self.bucket_views else 0
@@ -139,6 +141,7 @@ class Replicated(Placement):
             for moment, kinds in held.items()
         ]
 
+    @override
     def traffic(self, job: Job) -> float:
         """An all-reduce of the gradients, once a step."""
         return 2 * (self.devices - 1) / self.devices * size_of(job.trained)
@@ -154,12 +157,12 @@ class Sharded(Placement):
     """
 
     @property
+    @override
     def name(self) -> str:
-        """See the base class."""
         return "fsdp"
 
+    @override
     def moments(self, job: Job) -> list[MemoryEstimate]:
-        """See the base class."""
         gradients, units = size_of(job.trained), Units.of(job)
         held = job.held("root", gathered="bfloat16" if job.mixed else None)
         base = MemoryEstimate(
@@ -183,6 +186,7 @@ class Sharded(Placement):
             base.at("optimizer step", update),
         ]
 
+    @override
     def traffic(self, job: Job) -> float:
         """For each micro-batch weights gathered twice and gradients reduced in fp32; a reference's gathered once."""
         size = 2 if job.mixed else 4 if job.spec.dtype == "float32" else 2
@@ -201,11 +205,11 @@ class Offloaded(Sharded):
     """FSDP2 with ``cpu_offload``: pieces stay in the host's memory, where the optimizer works too."""
 
     @property
+    @override
     def name(self) -> str:
-        """See the base class."""
         return "fsdp, offloaded"
 
+    @override
     def moments(self, job: Job) -> list[MemoryEstimate]:
-        """See the base class."""
         *working, _ = super().moments(job)
         return [replace(estimate, weights=0, gradients=0, optimizer=0, reference=0) for estimate in working]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from typing_extensions import override
 
 
 class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -51,6 +52,7 @@ class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live[kind] += size
         self._kinds[key] = kind
 
+    @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count what it made."""
         made = func(*args, **(kwargs or {}))

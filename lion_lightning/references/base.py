@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
@@ -28,6 +29,7 @@ class Reference(nn.Module, ABC):
     to come, the reference itself with each batch, and :meth:`before_epoch` and :meth:`after_step` in training.
     """
 
+    @override
     def train(self, mode: bool = True) -> Reference:
         """Stay in evaluation mode."""
         return super().train(False)
@@ -44,6 +46,7 @@ class Reference(nn.Module, ABC):
         """
 
     @abstractmethod
+    @override
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
         """Log-probs of the batch's pairs, without a gradient.
 
@@ -94,8 +97,8 @@ class Reference(nn.Module, ABC):
 class NoReference(Reference):
     """None: every log-prob is zero. For losses that compare the policy with nothing (SimPO, ORPO, CPO)."""
 
+    @override
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
-        """See the base class."""
         zeros = torch.zeros(len(batch.targets), device=batch.targets.device)
         return pair_logps(TokenLogps(zeros, zeros, zeros), batch)
 
@@ -103,14 +106,14 @@ class NoReference(Reference):
 class AdapterOffReference(Reference):
     """The policy with its LoRA adapters switched off: no second model, a second forward each step."""
 
+    @override
     def attach(self, policy: PolicyModel, build: Build) -> None:
-        """See the base class."""
         with policy.adapters_off():
             pass
 
     @torch.no_grad()
+    @override
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
-        """See the base class."""
         with policy.adapters_off():
             return pair_logps(policy(batch), batch)
 
@@ -129,15 +132,15 @@ class FrozenReference(Reference):
         self.spec = None if model is None else PolicySpec.of(model)
         self.model: PolicyModel | None = None
 
+    @override
     def attach(self, policy: PolicyModel, build: Build) -> None:
-        """See the base class."""
         if self.model is None:
             made = _copy(policy, build) if self.spec is None else build(self.spec)
             self.model = made.requires_grad_(False).eval()
 
     @torch.no_grad()
+    @override
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
-        """See the base class."""
         assert self.model is not None, "call attach() first"
         return pair_logps(self.model(batch), batch)
 
@@ -165,8 +168,8 @@ class MixedReference(FrozenReference):
         self.alpha, self.every_n_steps = alpha, every_n_steps
 
     @torch.no_grad()
+    @override
     def after_step(self, step: int, policy: PolicyModel) -> None:
-        """See the base class."""
         assert self.model is not None, "call attach() first"
         if step % self.every_n_steps == 0:
             own, theirs = (_pieces(model) for model in (self.model, policy))

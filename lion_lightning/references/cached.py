@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from lion_lightning.cache import cache_folder, hash_json
 from lion_lightning.distributed.ranks import Ranks
@@ -48,14 +49,15 @@ class CachedReference(Reference):
         self._build: Build | None = None
         self._store: PairStore | None = None
 
+    @override
     def attach(self, policy: PolicyModel, build: Build) -> None:
-        """See the base class."""
         self._build = build
         if self.weights is None:
             self.weights = self._digest(policy if self.spec is None else build(self.spec))
 
+    @override
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
-        """See the base class.
+        """Look up the stored log-probs.
 
         Raises:
             ValueError: A pair has not been precomputed.
@@ -64,8 +66,9 @@ class CachedReference(Reference):
             raise ValueError("the cached reference is empty; call precompute(batches, ...) with all pairs first")
         return self._store.get(pair_keys(batch), batch.input_ids.device)
 
+    @override
     def precompute(self, batches: Iterable[PackedBatch], policy: PolicyModel, ranks: Ranks, title: str) -> None:
-        """See the base class.
+        """Score the pairs that the store lacks.
 
         Raises:
             ValueError: The starting model is needed, and can no longer be had.
@@ -78,15 +81,16 @@ class CachedReference(Reference):
             with self._model(policy, ranks) as model:
                 score(store, model, chain([first], todo), ranks)
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See the base class."""
         return {**super().identity(), "weights": self.weights}
 
+    @override
     def restore(self, identity: Mapping[str, Any]) -> None:
-        """See the base class."""
         if identity.get("weights") not in (None, self.weights):
             self.weights, self._store = identity["weights"], None
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         """Pickle (as hyper-parameters are) without the module that builds models, and without what is on disk."""
         return self.__dict__ | {"_build": None, "_store": None}
@@ -150,13 +154,14 @@ class RefreshedReference(CachedReference):
             raise ValueError(f"RefreshedReference: every_n_epochs is {every_n_epochs}; give at least 1")
         self.every_n_epochs = every_n_epochs
 
+    @override
     def before_epoch(self, epoch: int, policy: PolicyModel) -> bool:
-        """See the base class."""
         due = epoch > 0 and epoch % self.every_n_epochs == 0
         if due:
             self.restore({"weights": self._digest(policy)})
         return due
 
+    @override
     def _digest(self, policy: PolicyModel) -> str:
         return weights_digest(full_parameters(policy))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from lion_lightning.cache import hash_json
 from lion_lightning.data.formats.pairing import SampledPair
@@ -24,6 +25,7 @@ _VERSION = 1  # part of the fingerprint; raise it whenever the same round gives 
 class RoundRows(FileRows):
     """The rollouts of a round's file that have pairs, as raw rows."""
 
+    @override
     def __len__(self) -> int:
         """Number of rollouts with pairs."""
         return len(self._rollouts)
@@ -32,6 +34,7 @@ class RoundRows(FileRows):
     def _rollouts(self) -> list[tuple[int, Rollout]]:
         return [(place, rollout) for place, rollout in enumerate(read_rollouts(self.path)) if rollout.pairs]
 
+    @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Rollouts of these numbers, each in a row's only column."""
         for number in numbers.tolist():
@@ -43,6 +46,7 @@ class RoundRows(FileRows):
 class RoundSource(Source):
     """The pairs of a round as a source of a mixture."""
 
+    @override
     def open(self) -> RoundRows:
         """The round's rollouts."""
         return RoundRows(Path(self.path))

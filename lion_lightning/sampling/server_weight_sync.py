@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from typing_extensions import override
+
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.printing import printable
 from lion_lightning.sampling.base import require_adapters
@@ -66,8 +68,9 @@ class VLLMRoutes(FolderRoute):
         seen_as: The same folder as the server sees it; None if it is the same path.
     """
 
+    @override
     def load(self, endpoint: Endpoint) -> None:
-        """See :class:`FolderRoute`.
+        """Reload the weights while the server is paused.
 
         Raises:
             ValueError: The server has no such routes, or cannot load the folder.
@@ -93,8 +96,9 @@ class SGLangRoutes(FolderRoute):
         seen_as: The same folder as the server sees it; None if it is the same path.
     """
 
+    @override
     def load(self, endpoint: Endpoint) -> None:
-        """See :class:`FolderRoute`.
+        """Reload the weights and flush the prefix cache.
 
         Raises:
             ValueError: The server cannot load the folder.

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.constants import default_pg_timeout
+from typing_extensions import override
 
 from lion_lightning.models.checkpoints.folders import is_folder, stored_names
 from lion_lightning.modules.process import require_sharded
@@ -46,13 +47,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         self.cpu_offload = cpu_offload
 
+    @override
     def setup_environment(self) -> None:
-        """Start the processes' group, with all of them in one mesh (Lightning calls this)."""
+        """Start the processes' group, with all of them in one mesh."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    @override
     def setup(self, trainer: Trainer) -> None:
-        """Set optimizers up, and refuse to train what is not sharded (Lightning calls this).
+        """Set optimizers up, and refuse to train what is not sharded.
 
         Raises:
             MisconfigurationException: Each rank would train weights of its own, without a word.
@@ -61,8 +64,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             require_sharded(self, self.lightning_module)
         super().setup(trainer)
 
+    @override
     def model_to_device(self) -> None:
-        """Move what is whole to the device, and leave pieces where they are to stay (Lightning calls this)."""
+        """Move what is whole to the device, and leave pieces where they are to stay."""
         if not self.cpu_offload:
             super().model_to_device()
             return
@@ -71,8 +75,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             for name, buffer in module._buffers.items():
                 module._buffers[name] = buffer if buffer is None else buffer.to(self.root_device)
 
+    @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, each rank its pieces (Lightning calls this).
+        """Read a checkpoint, each rank its pieces.
 
         Raises:
             ValueError: On every rank, if it is not one that this strategy can read.

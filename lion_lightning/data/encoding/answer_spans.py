@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from typing_extensions import override
+
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.chat_template import REASONING
@@ -165,6 +167,7 @@ class TaggedAnswers(AnswerFinder):
         self._turns = [turn for turn, message in enumerate(self.messages) if message.role == "assistant"]
         self._headers: dict[str, str] = {}
 
+    @override
     def spans(self, turn: int) -> list[Span]:
         """The answer of a turn: what its tags hold, less what they take in of the generation prompt."""
         found = self._of(turn)

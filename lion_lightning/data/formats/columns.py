@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from typing_extensions import override
+
 from lion_lightning.data.formats.unused_columns import check_unused_columns, printable
 from lion_lightning.data.reports.row_messages import add_message
 from lion_lightning.data.sources.json_text import parse_messages
@@ -28,6 +30,7 @@ class Form(NamedTuple, Generic[Made]):
     optional: tuple[str, ...]
     parse: Callable[..., Made]
 
+    @override
     def __str__(self) -> str:
         """The columns that make the form."""
         return " + ".join(self.required)
@@ -48,20 +51,24 @@ class Fields(Mapping[str, Any]):
         self._values, self._own = values, own
         self.unread = dict.fromkeys(values)
 
+    @override
     def __getitem__(self, name: str) -> Any:
         """A value, which is read from now on."""
         value = self._values[name]
         self.unread.pop(name, None)
         return value
 
+    @override
     def __contains__(self, name: object) -> bool:
         """Whether it is there; that does not read it."""
         return name in self._values
 
+    @override
     def __iter__(self) -> Iterator[str]:
         """Names."""
         return iter(self._values)
 
+    @override
     def __len__(self) -> int:
         """Number of columns."""
         return len(self._values)

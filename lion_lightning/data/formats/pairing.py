@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from typing_extensions import override
+
 from lion_lightning.data.formats.sft import Completion, Conversation
 
 PromptAnswer = Conversation | Completion
@@ -77,8 +79,8 @@ class BestWorst(Pairing):
     [(1, 2)]
     """
 
+    @override
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
-        """See :meth:`Pairing.pairs`."""
         places = range(len(scores))
         return [(max(places, key=scores.__getitem__), min(reversed(places), key=scores.__getitem__))]
 
@@ -93,8 +95,8 @@ class BestRandom(Pairing):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
+    @override
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
-        """See :meth:`Pairing.pairs`."""
         best = max(range(len(scores)), key=scores.__getitem__)
         lower = [place for place, score in enumerate(scores) if score < scores[best]]
         others = lower or [place for place in range(len(scores)) if place != best]
@@ -108,6 +110,6 @@ class AllPairs(Pairing):
     [(1, 0), (0, 2), (1, 2)]
     """
 
+    @override
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
-        """See :meth:`Pairing.pairs`."""
         return [(i, j) if scores[i] >= scores[j] else (j, i) for i, j in combinations(range(len(scores)), 2)]

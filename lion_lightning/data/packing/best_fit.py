@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 Integers = npt.NDArray[np.signedinteger[Any]]
 
@@ -85,8 +86,8 @@ class BestFit(Packing):
     lengths. Documents of equal length change places between epochs.
     """
 
+    @override
     def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> PackedRows:
-        """See the base class."""
         _refuse_overlong(lengths, capacity)
         shuffled = rng.permutation(len(lengths))
         order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
@@ -97,8 +98,8 @@ class BestFit(Packing):
 class Unpacked(Packing):
     """One document a row."""
 
+    @override
     def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> PackedRows:
-        """See the base class."""
         _refuse_overlong(lengths, capacity)
         order = np.arange(len(lengths))
         return _whole_documents(lengths, order, order)
@@ -111,8 +112,8 @@ class Wrapped(Packing):
     pretraining code does; for conversations :class:`BestFit` is better.
     """
 
+    @override
     def rows(self, lengths: Integers, capacity: int, rng: np.random.Generator) -> PackedRows:
-        """See the base class."""
         order = rng.permutation(len(lengths))
         ends = np.cumsum(lengths[order])
         total = int(ends[-1]) if len(ends) else 0

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from lion_lightning.data.packing.best_fit import BestFit, Integers, PackedRows, Packing, Span
 from lion_lightning.data.packing.collate import collate
@@ -251,6 +252,7 @@ class _Batches(Dataset[PackedBatch]):
     def __init__(self, samples: Samples, rows: PackedRows, batch_size: int, capacity: int) -> None:
         self.samples, self.rows, self.batch_size, self.capacity = samples, rows, batch_size, capacity
 
+    @override
     def __getitem__(self, number: int) -> PackedBatch:
         count = ceil(len(self.rows) / self.batch_size)
         if number >= count:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from typing_extensions import override
 
 from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.row_messages import RowMessages
@@ -97,6 +98,7 @@ class SourceReport:
             f"{self.kept.documents:,} {self.noun}, {self.kept.tokens:,} tokens, {self.supervised_share:.1%} supervised"
         )
 
+    @override
     def __str__(self) -> str:
         """The source on one line, for logs."""
         return "; ".join([f"{self.name}: {self.summary()}", *self.changes()])
@@ -143,6 +145,7 @@ class PairReport(SourceReport):
     rejected: int
 
     @classmethod
+    @override
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
         """Sum up; see :meth:`SourceReport.of`."""
         prompt, chosen, rejected = np.sum(once.spans.segment_lengths[order], axis=0).tolist()
@@ -159,6 +162,7 @@ class PairReport(SourceReport):
         count = max(self.kept.documents, 1)
         return self.chosen / count, self.rejected / count
 
+    @override
     def table_row(self) -> dict[str, str]:
         """The columns of a table, with this source's cells."""
         chosen, rejected = self.mean_lengths
@@ -171,12 +175,14 @@ class PairReport(SourceReport):
         longest = figures.pop("longest")
         return {**figures, **more, "longest": longest}
 
+    @override
     def summary(self) -> str:
         """What is kept, for logs."""
         chosen, rejected = self.mean_lengths
         means = f"answers of {chosen:,.1f} (chosen) and {rejected:,.1f} (rejected) tokens on average"
         return f"{super().summary()}, {self.prompt_share:.1%} prompt, {means}"
 
+    @override
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for YAML and JSON."""
         chosen, rejected = self.mean_lengths

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from lion_lightning.data.packing.best_fit import Integers, small
 from lion_lightning.data.sources.readers import Numbers
@@ -28,6 +29,7 @@ class FilterCounts(NamedTuple):
     documents: int = 0
     tokens: int = 0
 
+    @override
     def __str__(self) -> str:
         """Both numbers."""
         return f"{self.documents:,} ({self.tokens:,} tokens)"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Filters
@@ -42,8 +43,8 @@ class DocumentFilters(Filters):
         if not 0 <= self.min_supervised_share <= 1:
             raise ValueError(f"data.min_supervised_share is {self.min_supervised_share}; give a share from 0 to 1")
 
+    @override
     def apply(self, selection: Selection) -> Selection:
-        """See the base class."""
         cut = _CUTS[self.overlong](selection, self.max_length)
         taught = cut.filter(cut.targets[:, 0] > 0, "no supervised token")
         shares = taught.targets[:, 0] / taught.spans.lengths

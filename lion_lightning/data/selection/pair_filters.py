@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
+from typing_extensions import override
 
 from lion_lightning.data.reports.source_report import PairReport, SourceReport
 from lion_lightning.data.selection.documents import Choice, Selection
@@ -67,6 +68,7 @@ class PairFilters(Filters):
                 f"data.max_length_ratio is {self.max_length_ratio}; it is longer over shorter answer, so 1 or more"
             )
 
+    @override
     def apply(self, selection: Selection) -> Selection:
         """See the base class."""
         different = selection.filter(~_identical(selection), "identical answers")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from lion_lightning.cache import hash_file, hash_json
 from lion_lightning.errors import first_line
@@ -58,6 +59,7 @@ class FileRows(Rows):
 
     path: Path
 
+    @override
     def fingerprint(self) -> str:
         """Hash of the path and of the file's bytes."""
         return hash_json([str(self.path), hash_file(self.path)])
@@ -66,6 +68,7 @@ class FileRows(Rows):
 class Parquet(FileRows):
     """A parquet file, read a batch at a time; row groups of which no row is asked for are not read."""
 
+    @override
     def __len__(self) -> int:
         """Number of rows, from the file's footer."""
         return int(self._file.metadata.num_rows)
@@ -81,6 +84,7 @@ class Parquet(FileRows):
             raise ValueError(f"{self.path}: two columns are called {twice[0]!r}; give each a name of its own")
         return file
 
+    @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         start = 0
@@ -127,10 +131,12 @@ class DatasetRows(Rows):
             if getattr(feature, "decode", False) and type(feature).__name__ != "Json":
                 feature.decode = False
 
+    @override
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.dataset)
 
+    @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         # In memory: without it `select` writes a file of indices beside the data, which may be read-only.
@@ -138,6 +144,7 @@ class DatasetRows(Rows):
         for number, values in zip(numbers.tolist(), chosen, strict=True):
             yield Row(f"{self.name}[{number}]", values)
 
+    @override
     def fingerprint(self) -> str:
         """Hash of the name and of the fingerprint that ``datasets`` keeps."""
         return hash_json([self.name, self.dataset._fingerprint])
@@ -151,14 +158,17 @@ class Slice(Rows):
     start: int
     stop: int
 
+    @override
     def __len__(self) -> int:
         """Number of rows."""
         return self.stop - self.start
 
+    @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers, counted from ``start``."""
         return self.rows.take(numbers + self.start)
 
+    @override
     def fingerprint(self) -> str:
         """Hash of the other rows and of the bounds."""
         return hash_json([self.rows.fingerprint(), self.start, self.stop])
@@ -170,10 +180,12 @@ class ChainedRows(Rows):
 
     parts: Sequence[Rows]
 
+    @override
     def __len__(self) -> int:
         """Number of rows of all parts."""
         return sum(map(len, self.parts))
 
+    @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers, counted through all parts."""
         start = 0
@@ -183,6 +195,7 @@ class ChainedRows(Rows):
                 yield from part.take(inside - start)
             start += len(part)
 
+    @override
     def fingerprint(self) -> str:
         """Hash of the parts."""
         return hash_json([part.fingerprint() for part in self.parts])

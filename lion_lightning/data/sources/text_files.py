@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from lion_lightning.data.formats.unused_columns import is_harmless
 from lion_lightning.data.sources.json_text import BrokenJSONError, is_message, parse_json, require_shallow
@@ -94,6 +95,7 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
 class JsonLines(FileRows):
     """A file with one JSON object a line; blank lines are skipped, and lines that are not asked for are not parsed."""
 
+    @override
     def __len__(self) -> int:
         """Number of lines that are not blank."""
         return self._count
@@ -102,6 +104,7 @@ class JsonLines(FileRows):
     def _count(self) -> int:
         return sum(1 for _ in _lines(self.path))
 
+    @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         for line, text in compress(_lines(self.path), _wanted(numbers)):
@@ -121,10 +124,12 @@ class JsonDocument(FileRows):
     split: str = "train"
     values: list[Any] = field(default_factory=list, repr=False, compare=False)
 
+    @override
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.values)
 
+    @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         for number in numbers.tolist():  # a copy each, which a transform may change
@@ -256,6 +261,7 @@ class Table(FileRows):
 
     delimiter: str = ","
 
+    @override
     def __len__(self) -> int:
         """Number of rows."""
         return self._count
@@ -264,6 +270,7 @@ class Table(FileRows):
     def _count(self) -> int:
         return sum(1 for _ in self._records())
 
+    @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         for line, values in compress(self._records(), _wanted(numbers)):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from typing_extensions import override
 
 from lion_lightning.cache import checksum, read_object
 from lion_lightning.data.reports.row_messages import RowMessages
@@ -184,6 +185,7 @@ class TokenTable:
         """Number of examples."""
         return int(self._starts[-1])
 
+    @override
     def __reduce__(self) -> tuple[type[TokenTable], tuple[Path]]:
         """Travel to worker processes as a path."""
         return TokenTable, (self.folder,)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from typing_extensions import override
 
 META = "meta.pt"
 """Lightning's name, in a folder, for what is no tensor of model or optimizer; it is written last."""
@@ -40,6 +41,7 @@ _CLASSES = {
 class FolderReader(FileSystemReader):
     """Reads a folder that ranks wrote together; its ``.metadata`` is a pickle, of which nothing else is let in."""
 
+    @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """What is in the folder (torch calls this).
 
@@ -54,6 +56,7 @@ class FolderReader(FileSystemReader):
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    @override
     def find_class(self, module: str, name: str) -> Any:
         """A class that torch writes there, or a dtype; anything else is refused (pickle calls this)."""
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from typing_extensions import override
 
 from lion_lightning.cache import atomic_folder, atomic_write, checksum, remove_stale_files
 from lion_lightning.distributed.ranks import Ranks
@@ -58,8 +59,9 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     """
 
     @signals_wait()
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
-        """Write a checkpoint (Lightning calls this).
+        """Write a checkpoint.
 
         Raises:
             OSError: It cannot be written; the error names it.
@@ -73,10 +75,11 @@ class CheckedCheckpointIO(TorchCheckpointIO):
             _write(checkpoint, temporary)
         remove_stale_files(place.parent)
 
+    @override
     def load_checkpoint(
         self, path: Path | str, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, as plain tensors and data unless ``weights_only`` is False (Lightning calls this).
+        """Read a checkpoint, as plain tensors and data unless ``weights_only`` is False.
 
         Raises:
             ValueError: It is an address, not there, damaged, no checkpoint, or a folder that ranks wrote together.

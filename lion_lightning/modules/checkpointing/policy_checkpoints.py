@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
+from typing_extensions import override
 
 from lion_lightning.models.checkpoints.files import require_whole
 from lion_lightning.models.checkpoints.io import require_training
@@ -75,6 +76,7 @@ class PolicyCheckpoints(LightningModule):
         return self.policy
 
     @property
+    @override
     def strict_loading(self) -> bool:
         """Whether checkpoints hold all weights; :meth:`load_state_dict` finds what is missing beside the base."""
         return not has_base(self.policy_spec) and super().strict_loading
@@ -83,21 +85,24 @@ class PolicyCheckpoints(LightningModule):
     def strict_loading(self, strict_loading: bool) -> None:
         self._strict_loading = strict_loading
 
+    @override
     def setup(self, stage: str) -> None:
-        """Take in the run's settings before anything is restored (Lightning calls this)."""
+        """Take in the run's settings before anything is restored."""
         if stage == "fit":
             self._run_settings.begin(self.trainer)
 
+    @override
     def on_fit_start(self) -> None:
-        """Take in the optimizer's settings before anything of it is restored (Lightning calls this).
+        """Take in the optimizer's settings before anything of it is restored.
 
         Raises:
             ValueError: If the checkpoint was of others, which its state is bound to.
         """
         self._run_settings.add_stepping(self.trainer, getattr(self, "lr_scheduler_factory", None))
 
+    @override
     def on_train_start(self) -> None:
-        """Let the run's own settings be used, and know the base before anybody changes it (Lightning calls this)."""
+        """Let the run's own settings be used, and know the base before anybody changes it."""
         self._run_settings.apply(self.trainer)
         self._suspended = suspend_last(self.trainer)
         if self._resumed is not None:
@@ -105,13 +110,15 @@ class PolicyCheckpoints(LightningModule):
         if has_base(self.policy_spec) and self._base is None:
             self._base = base_digest(self.policy_spec)
 
+    @override
     def on_train_end(self) -> None:
-        """Say where averaging came to nothing (Lightning calls this)."""
+        """Say where averaging came to nothing."""
         restore_last(self._suspended)
         warn_of_no_average(self.trainer)
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what ``lion export`` needs; keep the file loadable with ``weights_only`` (Lightning calls this)."""
+        """Add what ``lion export`` needs; keep the file loadable with ``weights_only``."""
         checkpoint["lion"] = {**self.provenance(), "written": time.time()}
         if has_base(self.policy_spec):
             self._base = self._base or base_digest(self.policy_spec)
@@ -124,8 +131,9 @@ class PolicyCheckpoints(LightningModule):
         if "optimizer_states" in checkpoint:  # left out by ModelCheckpoint(save_weights_only=True)
             self._name_optimizer_states(checkpoint)
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take in what an exact resume needs beyond Lightning (Lightning calls this).
+        """Take in what an exact resume needs beyond Lightning.
 
         Raises:
             ValueError: The checkpoint is of another module, or of settings that its state is bound to, or names files
@@ -143,6 +151,7 @@ class PolicyCheckpoints(LightningModule):
             self._resumed = resumption(checkpoint, self.trainer)
 
     @classmethod
+    @override
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
         """A module with the weights of a checkpoint, which is checked before; see Lightning's own.
 
@@ -228,6 +237,7 @@ class PolicyCheckpoints(LightningModule):
             "steps": self.global_step if self._trainer is not None else 0,
         }
 
+    @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; those of the base may be missing.
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
 
 
 class WarmupSchedule(LRScheduler):
@@ -82,14 +83,17 @@ class WarmupSchedule(LRScheduler):
                 group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
+    @override
     def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each parameter group (torch calls this)."""
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at a checkpoint's step, with the peak, the warmup and the length of this run."""
         super().load_state_dict({name: state_dict[name] for name in ("last_epoch", "_step_count")})
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """State without the length of the run, which is the new run's when a checkpoint is resumed."""
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
@@ -116,22 +120,22 @@ class CosineWithWarmup(WarmupSchedule):
         self.minimum = minimum
         super().__init__(optimizer, warmup, total_steps)
 
+    @override
     def decay(self, progress: float) -> float:
-        """See the base class."""
         return self.minimum + (1 - self.minimum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class LinearWithWarmup(WarmupSchedule):
     """A straight line from the peak to zero at the end of the run."""
 
+    @override
     def decay(self, progress: float) -> float:
-        """See the base class."""
         return 1 - progress
 
 
 class ConstantWithWarmup(WarmupSchedule):
     """The peak, to the end."""
 
+    @override
     def decay(self, progress: float) -> float:
-        """See the base class."""
         return 1.0

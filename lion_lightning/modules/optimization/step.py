@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from typing_extensions import override
 
 from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
@@ -57,8 +58,9 @@ class SteppedPolicy(PolicyCheckpoints):
         replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
         return self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
 
+    @override
     def configure_optimizers(self) -> Any:
-        """Optimizer and schedule; norms, biases, row-masked embeddings take no weight decay (Lightning calls this)."""
+        """Optimizer and schedule; norms, biases, row-masked embeddings take no weight decay."""
         if self._trainer is not None:
             require_sharded(self.trainer.strategy, self)
             require_rows_of(self._trainable_rows, self.trainer.strategy)
@@ -72,8 +74,9 @@ class SteppedPolicy(PolicyCheckpoints):
             return {"optimizer": optimizer, "lr_scheduler": found}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    @override
     def on_train_start(self) -> None:
-        """Tell the schedule how long the run is, and do what a resumed batch or epoch left (Lightning calls this).
+        """Tell the schedule how long the run is, and do what a resumed batch or epoch left.
 
         The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
@@ -94,8 +97,9 @@ class SteppedPolicy(PolicyCheckpoints):
         if resumed is not None:
             resumed.finish(self.trainer)
 
+    @override
     def on_train_end(self) -> None:
-        """Say so where nothing was trained (Lightning calls this)."""
+        """Say so where nothing was trained."""
         super().on_train_end()
         self._rates.end()
 
@@ -114,6 +118,7 @@ class SteppedPolicy(PolicyCheckpoints):
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
+    @override
     def optimizer_step(
         self,
         epoch: int,
@@ -121,7 +126,7 @@ class SteppedPolicy(PolicyCheckpoints):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Normalize and mask the gradients between the last backward and the step (Lightning calls this).
+        """Normalize and mask the gradients between the last backward and the step.
 
         After the step they are let go. Lightning would keep them until the next backward, beside the activations of the
         next forward. To look at them, there is ``on_before_optimizer_step``.
@@ -136,20 +141,22 @@ class SteppedPolicy(PolicyCheckpoints):
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         optimizer.zero_grad()
 
+    @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the global step's loss, metrics, rate, and gradient norm before clipping (Lightning calls this)."""
+        """Log the global step's loss, metrics, rate, and gradient norm before clipping."""
         for name, mean in self._step.means(self.finishers).items():
             self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
         self.log("train/grad_norm", gradient_norm(self, self.trainer.strategy), batch_size=1)
         self.log("train/lr", float(optimizer.param_groups[0]["lr"]), batch_size=1)
 
+    @override
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm of the whole gradient under every strategy (Lightning calls this)."""
+        """Clip by the norm of the whole gradient under every strategy."""
         if gradient_clip_val and clips_flat_pieces(self.trainer.strategy, gradient_clip_algorithm):
             root: Any = self.trainer.strategy.model
             root.clip_grad_norm_(gradient_clip_val)

@@ -6,6 +6,8 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from typing_extensions import override
+
 from lion_lightning.tools.answers.base import Finished, JSONLines, Question, Row, read_turns
 
 
@@ -21,8 +23,8 @@ class ArenaHard(JSONLines):
     id_keys = ("uid", "question_id")
     model_keys = ("model", "model_id")
 
+    @override
     def question(self, row: Row, where: str) -> Question:
-        """See :class:`~lion_lightning.tools.answers.base.JSONLines`."""
         found = self.read_id(row, where)
         if "uid" in row:
             return Question(found, read_turns([row.get("prompt")], where), row, where)
@@ -31,8 +33,8 @@ class ArenaHard(JSONLines):
         )
         return Question(found, turns, row, where, 0.0)  # config/gen_answer_config.yaml of the old layout
 
+    @override
     def record(self, finished: Finished, model: str) -> dict[str, Any]:
-        """See :class:`~lion_lightning.tools.answers.base.JSONLines`."""
         return (_record if "uid" in finished.question.row else _old_record)(finished, model)
 
 

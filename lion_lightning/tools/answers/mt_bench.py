@@ -6,6 +6,8 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from typing_extensions import override
+
 from lion_lightning.tools.answers.base import Finished, JSONLines, Question, Row, read_turns
 
 TEMPERATURES = {
@@ -27,14 +29,14 @@ OTHER = 0.7
 class MTBench(JSONLines):
     """Reads ``data/mt_bench/question.jsonl``; writes what lies in ``data/mt_bench/model_answer/MODEL.jsonl``."""
 
+    @override
     def question(self, row: Row, where: str) -> Question:
-        """See :class:`~lion_lightning.tools.answers.base.JSONLines`."""
         found = self.read_id(row, where)
         temperature = TEMPERATURES.get(str(row.get("category")), OTHER)
         return Question(found, read_turns(row.get("turns"), where), row, where, temperature)
 
+    @override
     def record(self, finished: Finished, model: str) -> dict[str, Any]:
-        """See :class:`~lion_lightning.tools.answers.base.JSONLines`."""
         return {
             "question_id": finished.question.id,
             "answer_id": uuid4().hex,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import TextStreamer
+from typing_extensions import override
 
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
@@ -176,6 +177,7 @@ class _Pieces(TextStreamer):
         self.pieces: list[str] = []
         self._show = show
 
+    @override
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Show and keep a piece of the answer (transformers calls this)."""
         self.pieces.append(text)

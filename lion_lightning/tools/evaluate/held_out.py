@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.preference import PreferenceDataModule
@@ -92,13 +93,15 @@ class _Margins(DPOModule):
 
     margins: list[float]
 
+    @override
     def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
-        """See the base class; margins are kept besides, one a pair."""
+        """Also keep the margin of each pair."""
         self.margins += self.loss.rewards(policy, reference).margin.tolist()
         return super().pair_metrics(policy, reference)
 
+    @override
     def on_validation_start(self) -> None:
-        """Begin without margins (Lightning calls this)."""
+        """Begin without margins."""
         super().on_validation_start()
         self.margins = []
 

@@ -6,6 +6,8 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+from typing_extensions import override
+
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB, Placement
 from lion_lightning.planning.sharding_layout import placements, recomputes
@@ -17,8 +19,9 @@ from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 class SettingsCLI(LionCLI):
     """Makes the model and the data module of a config, but no trainer: its devices are not on this machine."""
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The trainer's settings (Lightning calls this)."""
+        """The trainer's settings."""
         return self._get(self.config_init, "trainer")
 
 

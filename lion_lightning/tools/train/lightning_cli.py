@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint, 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
 
 from lion_lightning.callbacks import LionProgressBar, StartupSummary
 from lion_lightning.cli import TRAINING
@@ -41,17 +42,20 @@ _EXAMPLES = {"model": "lion_lightning.SFTModule", "data": "lion_lightning.SFTDat
 class LionCLI(LightningCLI):
     """Runs any ``AlignmentModule`` with any data module; the tokenizer is written once, in the model."""
 
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Give the data module the model's tokenizer (Lightning calls this)."""
+        """Give the data module the model's tokenizer."""
         parser.link_arguments("model", "data.init_args.tokenizer", compute_fn=_tokenizer_spec, apply_on="instantiate")
 
     @staticmethod
+    @override
     def subcommands() -> dict[str, set[str]]:
         """Lightning's subcommands but ``predict``, which an alignment module has no step for."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINING}
 
+    @override
     def before_instantiate_classes(self) -> None:
-        """Refuse a config that names no class, holds a secret, or a null for a value (Lightning calls this).
+        """Refuse a config that names no class, holds a secret, or a null for a value.
 
         Without a class the parser would make an empty base class. Of secrets, config files are searched when they are
         read; here come those of the command line.
@@ -65,8 +69,9 @@ class LionCLI(LightningCLI):
         require_values({name: own[name] for name in ("model", "data")}, None)
         require_values(own["trainer"], Trainer, "trainer")
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log, show progress and sum up the start, where the config does not say otherwise (Lightning calls this)."""
+        """Log, show progress and sum up the start, where the config does not say otherwise."""
         given = self._get(self.config_init, "trainer", default={})
         if given.get("logger") in (None, True):
             kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
@@ -117,6 +122,7 @@ class LionCLI(LightningCLI):
         elif given.get("ckpt_path") is not None:
             require_local(given["ckpt_path"])
 
+    @override
     def _set_seed(self) -> None:
         """Seed; Lightning's complaint does not say which key it is about."""
         try:
@@ -124,6 +130,7 @@ class LionCLI(LightningCLI):
         except ValueError as error:
             raise ValueError(f"seed_everything: {error}") from error
 
+    @override
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
 

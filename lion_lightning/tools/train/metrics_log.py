@@ -9,6 +9,7 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from typing_extensions import override
 
 from lion_lightning.cache import atomic_write
 
@@ -22,6 +23,7 @@ class MetricsLog(CSVLogger):
 
     @property
     @rank_zero_experiment
+    @override
     def experiment(self) -> Any:
         """What writes the files; made on first use."""
         if self._experiment is None:
@@ -31,6 +33,7 @@ class MetricsLog(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
+    @override
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Add columns (Lightning 2.6 calls this, in ``save``)."""
         path = Path(self.metrics_file_path)

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.processes.stopping import STOP
@@ -24,34 +25,41 @@ class StopBetweenSteps(Callback):
     never half a step.
     """
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the signal known to the trainer's other processes, too (Lightning calls this)."""
+        """Make the signal known to the trainer's other processes, too."""
         STOP.raise_if_lost()
         note_sigterm_without_collectives(trainer)
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A step begins (Lightning calls this)."""
+        """A step begins."""
         STOP.raise_if_lost()
         STOP.in_step = True
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation may take long, and trains nothing (Lightning calls this)."""
+        """Validation may take long, and trains nothing."""
         STOP.in_step = False
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows still belongs to the batch before: its schedule and its counters (Lightning calls this)."""
+        """What follows still belongs to the batch before: its schedule and its counters."""
         STOP.in_step = trainer.training and not trainer.sanity_checking
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The epoch's last step is over (Lightning calls this)."""
+        """The epoch's last step is over."""
         STOP.in_step = False
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows takes the run for done (Lightning calls this)."""
+        """What follows takes the run for done."""
         STOP.raise_if_lost()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop the ranks that this process has started (Lightning calls this)."""
+        """Stop the ranks that this process has started."""
         STOP.in_step = False
         launcher = trainer.strategy.launcher
         if STOP.signum is not None and launcher is not None:
@@ -94,20 +102,23 @@ class FolderInUse(Callback):
     def __init__(self) -> None:
         self._lock: FolderLock | None = None
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the lock on rank 0; all ranks raise where it is taken (Lightning calls this)."""
+        """Take the lock on rank 0; all ranks raise where it is taken."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         reason = trainer.strategy.broadcast(self._taken(trainer) if trainer.is_global_zero else None)
         if reason is not None:
             raise MisconfigurationException(reason)
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give it back (Lightning calls this)."""
+        """Give it back."""
         self._release()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give it back (Lightning calls this)."""
+        """Give it back."""
         self._release()
 
     def _taken(self, trainer: Trainer) -> str | None:
