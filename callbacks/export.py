@@ -18,8 +18,7 @@ from lion_lightning.models.checkpoints.export import export_policy, refuse_own_b
 from lion_lightning.models.checkpoints.lion_entry import read_entry
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.dtensor import unwrapped
-from lion_lightning.models.weights.gathering import full_tensors
-from lion_lightning.models.weights.unsharding import with_shapes
+from lion_lightning.models.weights.full_state import full_tensors, unflattened
 from lion_lightning.modules.checkpointing.averaging import run_last
 
 
@@ -122,6 +121,6 @@ def _exported(name: str) -> bool:
 
 def _weights(policy: PolicyModel, kept: bool) -> dict[str, Tensor]:
     """The policy's weights on the CPU where they are kept; all ranks must call this, each holds a tensor at a time."""
-    with with_shapes(policy):
+    with unflattened(policy):
         weights = full_tensors((unwrapped(name), tensor) for name, tensor in policy.model.state_dict().items())
         return {f"{PREFIX}{name}": tensor.to("cpu", copy=True) for name, tensor in weights if kept}

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from lion_lightning.cache import hash_file, hash_json
 from lion_lightning.errors import first_line
 from lion_lightning.models.model_configs import require_safetensors
-from lion_lightning.models.weights.sharded_loading import refuse_other_shapes
-from lion_lightning.models.weights.stored import WrongWeightsError, all_tensors, load_complete, require_finite
+from lion_lightning.models.weights.checks import WrongWeightsError, all_tensors, load_complete, require_finite
+from lion_lightning.models.weights.sharded_loading import require_matching_shapes
 from lion_lightning.types import Prompt
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -62,7 +62,7 @@ class ModelJudge(ABC):
         require_safetensors(Path(self.path))
         try:
             if not options.get("trust_remote_code"):  # code of its own may not run without memory
-                refuse_other_shapes(self.path, self.revision, config, make)
+                require_matching_shapes(self.path, self.revision, config, make)
             given = {"config": config, "revision": self.revision, "dtype": self.dtype, "use_safetensors": True}
             model: nn.Module = load_complete(kind.from_pretrained, self.path, **given, **options)
         except (WrongWeightsError, ModuleNotFoundError):

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import rows_held, to_local
+from lion_lightning.models.weights.dtensor import local_rows, to_local
 
 
 def token_embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -112,7 +112,7 @@ def set_to_mean(weight: Tensor, rows: Sequence[int]) -> Tensor:
     Returns:
         The mean, ``(width,)``.
     """
-    part, held = to_local(weight), rows_held(weight)
+    part, held = to_local(weight), local_rows(weight)
     known = torch.ones(len(held), dtype=torch.bool, device=part.device)
     known[[row - held.start for row in rows if row in held]] = False
     total = part[known].float().sum(0)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lion_lightning.models.embeddings import output_head, vocabulary_rows
 from lion_lightning.models.quantization import product_dtype
-from lion_lightning.models.weights.stored import all_tensors, require_finite
+from lion_lightning.models.weights.checks import all_tensors, require_finite
 from lion_lightning.ops.attention import PATHS
 from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.ops.layout import RowLayout

@@ -30,19 +30,19 @@ from lion_lightning.models.model_configs import config_from, not_loadable, requi
 from lion_lightning.models.policy import PolicyModel, without_dropout
 from lion_lightning.models.quantization import NF4Spec, keep_layout
 from lion_lightning.models.settings import asked_spec, check_types, spec_from
+from lion_lightning.models.weights.checks import WrongWeightsError, load_complete
 from lion_lightning.models.weights.dtensor import reshard
 from lion_lightning.models.weights.fsdp import Sharding
 from lion_lightning.models.weights.sharded_loading import (
-    PiecesError,
+    ShardedLoadingError,
     WeightFiles,
     init_empty,
     read_rows,
-    refuse_other_shapes,
-    sources_of,
+    require_matching_shapes,
     start_new_rows,
+    tensor_names,
     to_meta,
 )
-from lion_lightning.models.weights.stored import WrongWeightsError, load_complete
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -129,7 +129,7 @@ class PolicySpec:
         if self.path is not None:
             try:
                 return self._built_in_pieces(self.path, vocabulary, new_ids or [], sharding)
-            except PiecesError as error:
+            except ShardedLoadingError as error:
                 log.warning("%s cannot be read in pieces (%s), so every rank loads it whole first.", self.path, error)
         policy = self._built_whole(vocabulary, new_ids or [])
         sharding.apply(policy)
@@ -159,7 +159,7 @@ class PolicySpec:
             model = self._load(rows=max(vocabulary, known))
             embeddings = embedding_names(model)
             policy = self._prepared(model, new_ids)
-            sources = sources_of(model, files)
+            sources = tensor_names(model, files)
             to_meta(model, sources)
             sharding.apply(policy)
             read_rows(model, files, sources, sharding.device)
@@ -245,7 +245,7 @@ class PolicySpec:
                 model = _made(config, rows, options)
             else:
                 model = self._stored(self.path, config, {**options, "generation_config": settings})
-        except (PiecesError, WrongWeightsError, ModuleNotFoundError):
+        except (ShardedLoadingError, WrongWeightsError, ModuleNotFoundError):
             raise
         except Exception as error:  # transformers and its models raise of any kind where a config makes no sense
             if isinstance(error, KeyError) and error.args == (self.attention,):
@@ -270,7 +270,7 @@ class PolicySpec:
         if self.quantization is not None:
             options["quantization_config"] = self.quantization.config(options["dtype"])
         if not self.trust_remote_code:  # code of its own may not run without memory
-            refuse_other_shapes(path, self.revision, config, partial(auto.from_config, config))
+            require_matching_shapes(path, self.revision, config, partial(auto.from_config, config))
         model: PreTrainedModel = load_complete(auto.from_pretrained, path, **options)
         if untied(model):
             log.warning(

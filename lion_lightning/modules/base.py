@@ -25,7 +25,7 @@ from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.settings import asked_spec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import share
+from lion_lightning.models.weights.dtensor import broadcast_parameters
 from lion_lightning.modules.checkpointing.averaging import refuse_averaging
 from lion_lightning.modules.metrics import StageMeter
 from lion_lightning.modules.optimization.limits import (
@@ -185,7 +185,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         sharding = sharding_of(self.trainer) if self._trainer is not None else None
         model = spec.build(self.tokenizer_spec.load(), self._new_ids, sharding)
         if self._trainer is not None and isinstance(self.trainer.strategy, FSDPStrategy):
-            share(model)  # it is split as it is: ranks that were seeded apart would train a patchwork
+            broadcast_parameters(model)  # it is split as it is: ranks that were seeded apart would train a patchwork
         return model
 
     @override

@@ -19,7 +19,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import product_dtype
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import full_parameters, is_sharded, unwrapped
-from lion_lightning.models.weights.hash import weights_digest
+from lion_lightning.models.weights.hash import hash_weights
 from lion_lightning.references.base import Build, Reference
 from lion_lightning.references.scoring import missing, score
 from lion_lightning.references.store import PairStore, pair_keys
@@ -110,7 +110,7 @@ class CachedReference(Reference):
 
     def _digest(self, policy: PolicyModel) -> str:
         """Hash of the weights that the pass runs with."""
-        return weights_digest(_without_adapters(policy))
+        return hash_weights(_without_adapters(policy))
 
     @contextmanager
     def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:
@@ -163,7 +163,7 @@ class RefreshedReference(CachedReference):
 
     @override
     def _digest(self, policy: PolicyModel) -> str:
-        return weights_digest(full_parameters(policy))
+        return hash_weights(full_parameters(policy))
 
     @contextmanager
     def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:

@@ -34,8 +34,8 @@ from lion_lightning.models.generation.settings import (
 )
 from lion_lightning.models.lora import write_adapter
 from lion_lightning.models.model_configs import config_from
-from lion_lightning.models.weights.base_model import require_base, trained_names
-from lion_lightning.models.weights.stored import refuse_misfits, require_finite
+from lion_lightning.models.weights.base_model import require_base_model, trained_names
+from lion_lightning.models.weights.checks import require_finite, require_matching
 from lion_lightning.printing import redacted
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def _refuse_misfits(model: Any, given: Mapping[str, Tensor], wanted: Container[s
     state = model.state_dict()
     missing = [name for name in state if name not in given and (wanted is None or name in wanted)]
     shapes = [(n, given[n].shape, state[n].shape) for n in given if n in state and given[n].shape != state[n].shape]
-    refuse_misfits("its", missing, given.keys() - state.keys(), shapes)
+    require_matching("its", missing, given.keys() - state.keys(), shapes)
 
 
 def _adapted(entry: LionEntry, model: PreTrainedModel) -> Any:
@@ -232,7 +232,7 @@ def _load_base(entry: LionEntry) -> PreTrainedModel:
     """The model that the adapters were put on, as it was built for training, but for its quantization."""
     spec = entry.policy
     if entry.base is not None:
-        require_base(spec, entry.base)
+        require_base_model(spec, entry.base)
     if spec.quantization is not None:
         log.warning(
             "The adapters were trained on %s in 4 bits; they go onto its whole weights (%s) here.",

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.lora import adapter_weights, write_adapter
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.weights.gathering import bare, full_tensors, peft_layers, plain_weights
-from lion_lightning.models.weights.hash import weights_digest
-from lion_lightning.models.weights.unsharding import with_shapes
+from lion_lightning.models.weights.full_state import base_layer, full_tensors, full_weights, peft_layers, unflattened
+from lion_lightning.models.weights.hash import hash_weights
 
 
 class PolicyAdapters:
@@ -34,13 +33,13 @@ class PolicyAdapters:
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
         """The weights below the adapters, as :meth:`RolloutPolicy.weights` gives those of the policy."""
-        with with_shapes(self.policy):
-            yield from plain_weights(self.policy.causal_lm, bare)
+        with unflattened(self.policy):
+            yield from full_weights(self.policy.causal_lm, base_layer)
 
     def digest(self) -> str:
         """Hash of the adapters; all ranks must call this where they are sharded."""
-        with with_shapes(self.policy):
-            return weights_digest(self._tensors())
+        with unflattened(self.policy):
+            return hash_weights(self._tensors())
 
     def write(self, folder: Path | None) -> None:
         """Write peft's folder of an adapter: ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -52,7 +51,7 @@ class PolicyAdapters:
             OSError: The folder cannot be written, on this rank or another.
         """
         model: Any = self.policy.model
-        with self.ranks.together(), with_shapes(self.policy):
+        with self.ranks.together(), unflattened(self.policy):
             held = {name: tensor.cpu() for name, tensor in self._tensors() if folder is not None}
             if folder is not None:
                 write_adapter(model, folder, held)
@@ -73,7 +72,7 @@ def only_linear_adapters(policy: PolicyModel) -> bool:
     config = _config(policy)
     plain = not getattr(config, "use_dora", False) and getattr(config, "bias", "none") == "none"
     layers = peft_layers(policy.causal_lm).values()
-    return plain and all(hasattr(layer, "lora_A") and isinstance(bare(layer), nn.Linear) for layer in layers)
+    return plain and all(hasattr(layer, "lora_A") and isinstance(base_layer(layer), nn.Linear) for layer in layers)
 
 
 def _active(policy: PolicyModel) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lion_lightning.models.generation.settings import generation_config, stop_ids, without_settings
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.unsharding import unsharded
+from lion_lightning.models.weights.full_state import unsharded
 from lion_lightning.ops.logprobs import pad_left
 
 

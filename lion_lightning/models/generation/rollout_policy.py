@@ -25,10 +25,9 @@ from lion_lightning.models.generation.settings import (
 )
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.dtensor import full_parameters
-from lion_lightning.models.weights.gathering import merged, plain_weights
-from lion_lightning.models.weights.hash import weights_digest
+from lion_lightning.models.weights.full_state import full_weights, merged_layer, unflattened, unsharded
+from lion_lightning.models.weights.hash import hash_weights
 from lion_lightning.models.weights.safetensors_writer import save_weights
-from lion_lightning.models.weights.unsharding import unsharded, with_shapes
 from lion_lightning.ops.logprobs import to_the_end
 
 
@@ -65,7 +64,7 @@ class RolloutPolicy:
 
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
-        return weights_digest(full_parameters(self.policy))
+        return hash_weights(full_parameters(self.policy))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full weights by Hugging Face's names, adapters merged; tied weights come under both of their names.
@@ -73,8 +72,8 @@ class RolloutPolicy:
         Each is gathered and merged when its turn comes, so that the full model is never in memory twice. Every rank
         must iterate to the end: see :func:`~lion_lightning.ops.logprobs.to_the_end`.
         """
-        with with_shapes(self.policy):
-            yield from plain_weights(self.model, merged)
+        with unflattened(self.policy):
+            yield from full_weights(self.model, merged_layer)
 
     def write(self, folder: Path | None) -> None:
         """Write a Hugging Face folder that engines load: :meth:`write_settings` and :meth:`weights`.

@@ -1,4 +1,4 @@
-"""This rank's piece of a tensor that is split by rows over ranks (a DTensor of FSDP2), or all of a whole one."""
+"""Sharded tensors: the DTensors of FSDP2, split by rows over ranks, and FSDPStrategy's flattened parameters."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
-_UNIT = "_fsdp_wrapped_module."
+_WRAPPER = "_fsdp_wrapped_module."
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this rank holds only pieces of a module's weights."""
+    """True if this rank holds only shards of a module's weights."""
     if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
         return True
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def reshard(module: nn.Module) -> None:
-    """Let go of the embedding and the head, which a sharded model keeps whole after a forward without a backward."""
+    """Free the root's full weights (embedding, head), which FSDP2 keeps after a forward without a backward."""
     if isinstance(module, FSDPModule):
         module.reshard()
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor: a view of its rows, or the tensor itself where it is whole."""
+    """This rank's shard, a view of its rows; a tensor that is not sharded is returned as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def to_full(tensor: Tensor) -> Tensor:
-    """All of a tensor; ranks that hold pieces of it must all call this."""
+    """The full tensor; all ranks that share it must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def share(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Make the weights of the first rank everybody's. Those on the meta device have none yet.
+def broadcast_parameters(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+    """Set the weights of all ranks to those of the first. Weights on the meta device are skipped.
 
     Args:
-        module: Whole, changed in place.
-        group: Whose ranks call this; None for all.
+        module: Not sharded, changed in place.
+        group: Ranks that call this; None for all.
     """
     for parameter in module.parameters():
         if not parameter.is_meta:
@@ -53,59 +53,58 @@ def share(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
 
 @torch.no_grad()
 def full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters one at a time, whole, by the names that they have in an unsharded module; no order is promised.
+    """Full parameters, one at a time in any order, by the names that they have in an unsharded module.
 
     Args:
-        module: Whole or sharded; ranks that share it must all exhaust this, and no tensor is to be kept as it is.
+        module: Sharded or not. Ranks that share it must all iterate to the end; copy what is kept.
     """
     units = {name: unit for name, unit in module.named_modules() if isinstance(unit, FullyShardedDataParallel)}
     if not units:
-        yield from ((name, to_full(parameter)) for name, parameter in module.named_parameters())
+        for name, parameter in module.named_parameters():
+            yield name, to_full(parameter)
     for prefix, unit in units.items():
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-            own = ((name, p) for name, p in unit.module.named_parameters() if _UNIT not in name)
-            yield from (
-                (unwrapped(f"{prefix}.{name}").removeprefix("."), parameter.detach()) for name, parameter in own
-            )
+            for name, parameter in unit.module.named_parameters():
+                if _WRAPPER not in name:  # else it belongs to a unit within this one
+                    yield unwrapped(f"{prefix}.{name}").removeprefix("."), parameter.detach()
 
 
 def unwrapped(name: str) -> str:
-    """A parameter's name without what FSDPStrategy puts around its modules.
+    """A parameter's name without the wrappers of FSDPStrategy.
 
     Args:
         name: From ``named_parameters``.
     """
-    return name.replace(_UNIT, "").replace("_checkpoint_wrapped_module.", "")
+    return name.replace(_WRAPPER, "").replace("_checkpoint_wrapped_module.", "")
 
 
-def rows_held(tensor: Tensor) -> range:
-    """Which rows of a tensor this rank holds.
+def local_rows(tensor: Tensor) -> range:
+    """Rows of a tensor that this rank holds.
 
     Args:
-        tensor: Whole, or split by rows over a mesh of one dimension.
+        tensor: Not sharded, or sharded by rows over a mesh of one dimension.
     """
+    rows = tensor.shape[0]
     if not isinstance(tensor, DTensor):
-        return range(tensor.shape[0])
-    mesh, rows = tensor.device_mesh, tensor.shape[0]
-    most = ceil(rows / mesh.size())
-    start = min(mesh.get_local_rank() * most, rows)
-    return range(start, min(start + most, rows))
+        return range(rows)
+    per_rank = ceil(rows / tensor.device_mesh.size())
+    start = min(tensor.device_mesh.get_local_rank() * per_rank, rows)
+    return range(start, min(start + per_rank, rows))
 
 
 @torch.no_grad()
 def materialize(parameter: nn.Parameter, device: torch.device) -> None:
-    """Give a sharded parameter on the meta device memory for this rank's rows; what they hold is not defined yet.
+    """Allocate this rank's rows of a sharded parameter on the meta device; their values are undefined.
 
-    The parameter stays the same object, so that ties between modules last.
+    The parameter stays the same object, so that tied weights stay tied.
 
     Args:
         parameter: Changed in place.
-        device: Where its rows go.
+        device: Device of the rows.
     """
     assert isinstance(parameter, DTensor)
-    rows = torch.empty(parameter.to_local().shape, dtype=parameter.dtype, device=device)
-    whole = DTensor.from_local(
-        rows,
+    full = DTensor.from_local(
+        torch.empty(parameter.to_local().shape, dtype=parameter.dtype, device=device),
         parameter.device_mesh,
         parameter.placements,
         run_check=False,
@@ -113,4 +112,4 @@ def materialize(parameter: nn.Parameter, device: torch.device) -> None:
         stride=parameter.stride(),
     )
     swap: Any = torch.utils.swap_tensors
-    swap(parameter, nn.Parameter(whole, requires_grad=parameter.requires_grad))
+    swap(parameter, nn.Parameter(full, requires_grad=parameter.requires_grad))

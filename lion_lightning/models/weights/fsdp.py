@@ -1,4 +1,4 @@
-"""A model in pieces (FSDP2): each rank holds its rows of every weight, gradient and optimizer state."""
+"""FSDP2: each rank holds its rows of every weight, gradient and optimizer state."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.models.weights.dtensor import share
+from lion_lightning.models.weights.dtensor import broadcast_parameters
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How models are split over ranks with ``fully_shard`` (PyTorch's FSDP2; the method: ZeRO-3, arXiv 1910.02054).
+    """How models are sharded with ``fully_shard`` (FSDP2; the method is ZeRO-3, arXiv 1910.02054).
 
     Attributes:
-        mesh: The ranks that share the weights, one dimension.
-        device: Where this rank keeps its pieces: its own device, or the host's memory with ``CPUOffloadPolicy``.
-        precision: Dtypes of gathered weights and of reduced gradients; the weights themselves keep theirs.
-        offload: ``CPUOffloadPolicy()`` keeps weights, gradients and optimizer state in the memory of the host.
+        mesh: Ranks that share the weights, one dimension.
+        device: Device of this rank's shards; the CPU with ``CPUOffloadPolicy``.
+        precision: Dtypes of gathered weights and of reduced gradients; the shards keep theirs.
+        offload: ``CPUOffloadPolicy()`` keeps weights, gradients and optimizer state in host memory.
     """
 
     mesh: DeviceMesh
@@ -37,30 +37,29 @@ class Sharding:
     offload: OffloadPolicy = field(default_factory=OffloadPolicy)
 
     def apply(self, policy: PolicyModel) -> None:
-        """Split a model, in place: a unit for each decoder layer, one for the rest.
-
-        What is random in it becomes that of the first rank; ranks that were seeded apart would else train a patchwork.
+        """Shard a model in place: one unit per decoder layer, one for the rest.
 
         Args:
-            policy: The model, as every rank has it. Weights may be on the meta device.
+            policy: The same model on every rank, random weights apart: the first rank's are used. Weights may be on the
+                meta device.
 
         Raises:
-            ValueError: If no decoder layers are to be found in it.
+            ValueError: The model marks no decoder layers.
         """
-        share(policy, self.mesh.get_group())
+        broadcast_parameters(policy, self.mesh.get_group())
         for unit in (*decoder_layers(policy.causal_lm), policy):
             fully_shard(unit, mesh=self.mesh, mp_policy=self.precision, offload_policy=self.offload)
         register_fsdp_forward_method(policy, "probe")
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers that a causal LM is a stack of, as its own code marks them.
+    """The decoder layers of a causal LM, as its own code marks them.
 
     Args:
         model: A causal LM of transformers.
 
     Raises:
-        ValueError: If it marks none.
+        ValueError: It marks none.
     """
     named = set(model._no_split_modules or ())
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in named]

@@ -1,4 +1,4 @@
-"""Weights known by their content."""
+"""Hashes of weights."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from torch import Tensor
 from lion_lightning.models.quantization import scales
 
 
-def weights_digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash of names, dtypes, shapes and bytes of weights, and of the scales of those in 4 bits, in whatever order.
+def hash_weights(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of names, dtypes, shapes and values, whatever their order; 4-bit weights count with their scales.
 
     Args:
-        parameters: Whole, with their names.
+        parameters: Full tensors by name.
     """
-    digests = sorted(_parameter_digest(name, parameter) for name, parameter in parameters)
-    return blake2b("\n".join(digests).encode(), digest_size=20).hexdigest()
+    lines = []
+    for name, parameter in parameters:
+        lines.append(" ".join([name, *map(_hash_tensor, [parameter, *scales(parameter)])]))
+    return blake2b("\n".join(sorted(lines)).encode(), digest_size=20).hexdigest()
 
 
-def _parameter_digest(name: str, parameter: Tensor) -> str:
-    return " ".join([name, *map(_tensor_digest, [parameter, *scales(parameter)])])
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    # A copy: numpy would hold on to memory that a sharded model frees between its forwards.
+def _hash_tensor(tensor: Tensor) -> str:
+    # A copy, since numpy would hold on to memory that a sharded model frees between its forwards.
     raw: Any = tensor.detach().to("cpu", copy=True).reshape(-1).view(torch.uint8).numpy()
     return f"{tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"

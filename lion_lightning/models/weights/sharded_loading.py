@@ -1,4 +1,4 @@
-"""Weights read in pieces: each rank reads its rows of every tensor from disk, and no rank ever holds a whole model."""
+"""Sharded loading: each rank reads its rows of every tensor from disk, and no rank ever holds the full model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from transformers.utils.hub import cached_file
 
 from lion_lightning.models.embeddings import set_to_mean
 from lion_lightning.models.model_configs import weight_files
-from lion_lightning.models.weights.dtensor import materialize, rows_held, to_local
-from lion_lightning.models.weights.stored import WrongWeightsError, refuse_misfits
+from lion_lightning.models.weights.checks import WrongWeightsError, require_matching
+from lion_lightning.models.weights.dtensor import local_rows, materialize, to_local
 
-_WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
+_PEFT_WRAPPERS = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
 
 
 class WeightFiles:
-    """The safetensors of a model, of which rows are read one tensor at a time.
+    """The safetensors files of a model. As a context manager it opens each once, and closes them at the end.
 
     Args:
         names: File of each tensor.
@@ -39,7 +39,7 @@ class WeightFiles:
 
     @classmethod
     def find(cls, source: str, revision: str | None = None) -> WeightFiles:
-        """Those of a folder or of a hub id (downloaded if they are not there yet).
+        """The files of a folder or hub id, downloaded if needed.
 
         Args:
             source: Folder or hub id.
@@ -47,24 +47,24 @@ class WeightFiles:
 
         Raises:
             OSError: There are none.
-            ValueError: Their index is none.
+            ValueError: Their index is malformed.
         """
         found = partial(cached_file, source, revision=revision, _raise_exceptions_for_missing_entries=False)
         single, index = found(SAFE_WEIGHTS_NAME), found(SAFE_WEIGHTS_INDEX_NAME)
-        places = {} if index is None else weight_files(Path(index))
-        if single is None and places:  # the single file first, as transformers has it: an index may be of another save
-            files = {file: Path(str(cached_file(source, file, revision=revision))) for file in set(places.values())}
-            return cls({name: files[file] for name, file in places.items()})
+        weight_map = {} if index is None else weight_files(Path(index))
+        if single is None and weight_map:  # as in transformers, a single file goes first: the index may be stale
+            files = {file: Path(str(cached_file(source, file, revision=revision))) for file in set(weight_map.values())}
+            return cls({name: files[file] for name, file in weight_map.items()})
         path = Path(single or str(cached_file(source, SAFE_WEIGHTS_NAME, revision=revision)))
         with safe_open(path, "pt") as file:
             return cls(dict.fromkeys(file.keys(), path))
 
     def __enter__(self) -> WeightFiles:
-        """Keep files open, once each, until the end of the block."""
+        """Start of the block."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close them."""
+        """Close the files."""
         self._stack.close()
         self._open.clear()
 
@@ -73,12 +73,12 @@ class WeightFiles:
         return tuple(self._file(name).get_slice(name).get_shape())
 
     def rows(self, name: str, rows: range) -> Tensor:
-        """Rows of a tensor; fewer where it ends before them."""
+        """Rows of a tensor, up to its last."""
         found: Tensor = self._file(name).get_slice(name)[rows.start : rows.stop]
         return found
 
     def equal(self, name: str, other: str) -> bool:
-        """Whether two tensors are equal; they are read a thousand rows at a time."""
+        """True if two tensors are equal; they are read a thousand rows at a time."""
         if self.shape(name) != self.shape(other):
             return False
         blocks = (range(start, start + 1024) for start in range(0, self.shape(name)[0], 1024))
@@ -91,15 +91,15 @@ class WeightFiles:
         return self._open[path]
 
 
-def refuse_other_shapes(
+def require_matching_shapes(
     source: str, revision: str | None, config: PretrainedConfig, make: Callable[[], nn.Module]
 ) -> None:
-    """Refuse weights of another shape than the model's before the model takes any memory.
+    """Refuse weights of other shapes than the model's, before the model takes any memory.
 
     Args:
         source: Folder or hub id.
         revision: Hub revision.
-        config: The model's.
+        config: Config of the model.
         make: Makes the model, with any weights.
 
     Raises:
@@ -112,89 +112,103 @@ def refuse_other_shapes(
                 f"{source}: its config has {layers} layers, and its files {len(files.names)} tensors"
             )
         with torch.device("meta"):
-            sizes = {name: tuple(tensor.shape) for name, tensor in make().named_parameters()}
-        wrong = [(n, files.shape(n), size) for n, size in sizes.items() if n in files.names and files.shape(n) != size]
-    refuse_misfits(f"{source}: its", (), (), wrong)
+            shapes = {name: tuple(tensor.shape) for name, tensor in make().named_parameters() if name in files.names}
+        wrong = [(name, files.shape(name), shape) for name, shape in shapes.items() if files.shape(name) != shape]
+    require_matching(f"{source}: its", (), (), wrong)
 
 
-class PiecesError(ValueError):
-    """Weights that cannot be read in pieces; loaded whole they may be fine."""
+class ShardedLoadingError(ValueError):
+    """Weights that cannot be loaded sharded, though perhaps as a full model."""
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name without what adapters put around its layer: the name that it has in a base model's files."""
-    return _WRAPPED.sub("", name)
+def base_name(name: str) -> str:
+    """A parameter's name without peft's wrappers, as in the files of the base model."""
+    return _PEFT_WRAPPERS.sub("", name)
 
 
-def sources_of(model: PreTrainedModel, files: WeightFiles) -> dict[str, str]:
+def tensor_names(model: PreTrainedModel, files: WeightFiles) -> dict[str, str]:
     """Name in the files of each parameter that they hold.
 
     Args:
-        model: Hollow, with adapters or without.
+        model: From :func:`init_empty`, with or without adapters.
         files: Of the base model; names there may lack the prefix of the headless model.
 
     Raises:
-        PiecesError: They do not hold a parameter of the base model as it is, or hold what is none of its parameters.
+        ShardedLoadingError: The files lack a parameter of the base model, or hold a tensor that belongs to none.
     """
     found: dict[str, str] = {}
     for name, parameter in model.named_parameters():
-        plain = plain_name(name)
+        plain = base_name(name)
         known = [key for key in (plain, plain.removeprefix(f"{model.base_model_prefix}.")) if key in files.names]
         if known:
             found[name] = known[0]
-        elif _is_hollow(parameter):
-            raise PiecesError(f"the files have no {name}")
+        elif parameter.untyped_storage().nbytes() < parameter.numel() * parameter.element_size():  # still empty
+            raise ShardedLoadingError(f"the files have no {name}")
     for name in files.names.keys() - set(found.values()):
-        if not _is_harmless(model, name) and not _is_copy(model, files, name, found):
-            raise PiecesError(f"the files have {name}, which is no parameter")
+        if not _is_ignored(model, name) and not _is_tied_copy(model, files, name, found):
+            raise ShardedLoadingError(f"the files have {name}, which is not a parameter of the model")
     return found
 
 
-def _is_harmless(model: PreTrainedModel, name: str) -> bool:
-    """Whether transformers itself lets such a tensor be left over."""
-    buffers = [buffer for buffer, _ in model.named_buffers()]
-    old = [r"rotary_emb\.inv_freq"] if any(buffer.endswith("rotary_emb.inv_freq") for buffer in buffers) else []
-    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), *old]
+def _is_ignored(model: PreTrainedModel, name: str) -> bool:
+    """True for tensors that transformers itself leaves unused."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ())]
+    if any(buffer.endswith("rotary_emb.inv_freq") for buffer, _ in model.named_buffers()):
+        patterns.append(r"rotary_emb\.inv_freq")
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _is_copy(model: PreTrainedModel, files: WeightFiles, name: str, found: Mapping[str, str]) -> bool:
-    """Whether a tensor is a tied weight's other name, with the same values."""
-    plain = {plain_name(own): parameter for own, parameter in model.named_parameters(remove_duplicate=False)}
-    twins = [source for own, source in found.items() if plain[plain_name(own)] is plain.get(name)]
+def _is_tied_copy(model: PreTrainedModel, files: WeightFiles, name: str, found: Mapping[str, str]) -> bool:
+    """True for another name of a tied weight, with the same values."""
+    parameters = {base_name(own): parameter for own, parameter in model.named_parameters(remove_duplicate=False)}
+    twins = [source for own, source in found.items() if parameters[base_name(own)] is parameters.get(name)]
     return bool(twins) and files.equal(name, twins[0])
 
 
 def init_empty(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """A model with its buffers, but with weights that take no memory and no time.
 
-    What wraps layers (adapters) can then be made on the CPU, with the values that it would have on a whole model.
+    Unlike on the meta device, adapters can be put on it on the CPU, with the values that they have on a full model.
 
     Args:
         make: Makes the model, with any weights.
 
     Raises:
-        PiecesError: If a buffer cannot be made.
+        ShardedLoadingError: A buffer cannot be computed.
     """
     with torch.device("meta"):
         model = make()
-    _make_buffers(model)
-    stand_ins: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name in [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]:
+            _init_buffer(model, module, name)
+    empty: dict[int, nn.Parameter] = {}  # tied parameters stay one object
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 value = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
                 made = nn.Parameter(value, requires_grad=parameter.requires_grad)
-                module._parameters[name] = stand_ins.setdefault(id(parameter), made)
+                module._parameters[name] = empty.setdefault(id(parameter), made)
     return model
 
 
+def _init_buffer(model: PreTrainedModel, module: nn.Module, name: str) -> None:
+    """Let the model's ``_init_weights`` compute a buffer; if it doesn't, two different fills remain two values."""
+    buffer: Any = module._buffers[name]
+    values = []
+    for fill in (0, 1):
+        module._buffers[name] = torch.full(buffer.shape, fill, dtype=buffer.dtype)
+        model._init_weights(module)  # type: ignore[no-untyped-call]
+        values.append(module._buffers[name])
+    if not torch.equal(*values):  # type: ignore[arg-type]
+        raise ShardedLoadingError(f"{type(module).__name__}'s code does not initialize its buffer {name}")
+
+
 def to_meta(module: nn.Module, names: Iterable[str]) -> None:
-    """Move parameters to the meta device, ties kept.
+    """Move parameters to the meta device; tied ones stay tied.
 
     Args:
         module: Changed in place.
-        names: Of the parameters.
+        names: Names of the parameters.
     """
     chosen = {id(module.get_parameter(name)) for name in names}
     moved: dict[int, nn.Parameter] = {}
@@ -206,63 +220,41 @@ def to_meta(module: nn.Module, names: Iterable[str]) -> None:
 
 
 @torch.no_grad()
-def read_rows(model: nn.Module, files: WeightFiles, sources: Mapping[str, str], device: torch.device) -> None:
-    """Fill the parameters that are on the meta device with this rank's rows.
+def read_rows(model: nn.Module, files: WeightFiles, names: Mapping[str, str], device: torch.device) -> None:
+    """Fill the parameters on the meta device with this rank's rows.
 
     Args:
         model: Sharded; changed in place.
-        files: Where the weights are.
-        sources: Names there, by parameter name.
-        device: Where the rows go.
+        files: Files of the weights.
+        names: From :func:`tensor_names`.
+        device: Device of the rows.
 
     Raises:
-        PiecesError: If a tensor is not of its parameter's shape (more rows in the model, for new tokens, are fine).
+        ShardedLoadingError: A tensor has another shape than its parameter, rows for new tokens apart.
     """
     for name, parameter in model.named_parameters():
         if not parameter.is_meta:
             continue
-        _refuse_other_shape(name, tuple(parameter.shape), files.shape(sources[name]))
+        own, stored = tuple(parameter.shape), files.shape(names[name])
+        if own[1:] != stored[1:] or own[0] < stored[0]:
+            raise ShardedLoadingError(f"{name} is {own} in the model and {stored} in its files")
         materialize(parameter, device)
-        rows = files.rows(sources[name], rows_held(parameter))
+        rows = files.rows(names[name], local_rows(parameter))
         to_local(parameter)[: len(rows)].copy_(rows)
 
 
 @torch.no_grad()
 def start_new_rows(model: nn.Module, embeddings: Container[str], rows: Sequence[int]) -> None:
-    """Set the rows of new tokens to the mean of the others, in the embeddings and in what adapters train of them.
+    """Set the rows of new tokens to the mean of the others, in the embeddings and in adapters that train such rows.
 
     Args:
         model: Sharded and filled; changed in place.
-        embeddings: Plain names of the embedding and of an untied head.
+        embeddings: Base names of the embedding and of an untied head.
         rows: The new tokens.
     """
-    tables = {name: p for name, p in model.named_parameters() if rows and plain_name(name) in embeddings}
-    means = {plain_name(name): set_to_mean(table, rows) for name, table in tables.items()}
+    tables = {name: p for name, p in model.named_parameters() if rows and base_name(name) in embeddings}
+    means = {base_name(name): set_to_mean(table, rows) for name, table in tables.items()}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         layer, is_adapter, _ = name.partition(".token_adapter.trainable_tokens_")
-        if is_adapter:  # rows that are trained beside adapters are those of new tokens alone
+        if is_adapter:  # these hold the rows of new tokens and no others
             to_local(tensor).copy_(means[f"{layer}.weight"])
-
-
-def _is_hollow(parameter: Tensor) -> bool:
-    return parameter.untyped_storage().nbytes() < parameter.numel() * parameter.element_size()
-
-
-def _make_buffers(model: PreTrainedModel) -> None:
-    """Make the buffers by the model's own code, which does so in its ``_init_weights``, and check that it does."""
-    for module in model.modules():
-        for name in [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]:
-            first, second = (_initialized(model, module, name, fill) for fill in (0, 1))
-            if not torch.equal(first, second):  # what it was filled with is still there
-                raise PiecesError(f"{type(module).__name__} does not say how to make its buffer {name}")
-
-
-def _initialized(model: PreTrainedModel, module: nn.Module, name: str, fill: int) -> Tensor:
-    module._buffers[name] = made = torch.full(module._buffers[name].shape, fill, dtype=module._buffers[name].dtype)  # type: ignore[union-attr]
-    model._init_weights(module)  # type: ignore[no-untyped-call]
-    return made
-
-
-def _refuse_other_shape(name: str, own: tuple[int, ...], theirs: tuple[int, ...]) -> None:
-    if own[1:] != theirs[1:] or own[0] < theirs[0]:
-        raise PiecesError(f"{name} is {own} in the model and {theirs} in its files")

@@ -25,9 +25,15 @@ from lion_lightning.models.checkpoints.lion_entry import require_plain_entry
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.base_model import base_digest, base_names, has_base, require_base, trained_names
+from lion_lightning.models.weights.base_model import (
+    base_names,
+    has_stored_base,
+    hash_base_model,
+    require_base_model,
+    trained_names,
+)
+from lion_lightning.models.weights.checks import all_tensors, require_finite
 from lion_lightning.models.weights.dtensor import unwrapped
-from lion_lightning.models.weights.stored import all_tensors, require_finite
 from lion_lightning.modules.checkpointing.averaging import warn_of_no_average
 from lion_lightning.modules.checkpointing.dev_run import restore_last, suspend_last
 from lion_lightning.modules.checkpointing.resume import Resumption, require_same_shapes, resumption, rewind, unlogged
@@ -79,7 +85,7 @@ class PolicyCheckpoints(LightningModule):
     @override
     def strict_loading(self) -> bool:
         """Whether checkpoints hold all weights; :meth:`load_state_dict` finds what is missing beside the base."""
-        return not has_base(self.policy_spec) and super().strict_loading
+        return not has_stored_base(self.policy_spec) and super().strict_loading
 
     @strict_loading.setter
     def strict_loading(self, strict_loading: bool) -> None:
@@ -107,8 +113,8 @@ class PolicyCheckpoints(LightningModule):
         self._suspended = suspend_last(self.trainer)
         if self._resumed is not None:
             require_finite(str(self.trainer.ckpt_path), all_tensors(self.policy_model))
-        if has_base(self.policy_spec) and self._base is None:
-            self._base = base_digest(self.policy_spec)
+        if has_stored_base(self.policy_spec) and self._base is None:
+            self._base = hash_base_model(self.policy_spec)
 
     @override
     def on_train_end(self) -> None:
@@ -120,8 +126,8 @@ class PolicyCheckpoints(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what ``lion export`` needs; keep the file loadable with ``weights_only``."""
         checkpoint["lion"] = {**self.provenance(), "written": time.time()}
-        if has_base(self.policy_spec):
-            self._base = self._base or base_digest(self.policy_spec)
+        if has_stored_base(self.policy_spec):
+            self._base = self._base or hash_base_model(self.policy_spec)
             checkpoint["lion"]["base"] = self._base
         checkpoint["lion"]["settings"] = self._run_settings.values | self.model_settings
         checkpoint["hyper_parameters"] = _plain(checkpoint.get("hyper_parameters", {}))
@@ -145,7 +151,7 @@ class PolicyCheckpoints(LightningModule):
             self._refuse_other(checkpoint)
         wanted = checkpoint.get("lion", {}).get("base")
         if wanted is not None and wanted != self._base:
-            require_base(self.policy_spec, wanted)
+            require_base_model(self.policy_spec, wanted)
             self._base = wanted
         if "loops" in checkpoint and self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._resumed = resumption(checkpoint, self.trainer)
@@ -202,7 +208,7 @@ class PolicyCheckpoints(LightningModule):
         names = [name for name in self.hparams if name not in MADE and not name.startswith("_")]
         given = {name: getattr(self, name, self.hparams[name]) for name in names}
         found = plain({"model": {"class_path": type(self).__name__, "policy": self.policy_spec, **given}})
-        if has_base(self.policy_spec):  # known by its digest, wherever it lies
+        if has_stored_base(self.policy_spec):  # known by its digest, wherever it lies
             found = {name: value for name, value in found.items() if name not in BASE_PLACES}
         return found | self._tokenizer_settings
 
@@ -244,7 +250,7 @@ class PolicyCheckpoints(LightningModule):
         Raises:
             ValueError: If others are, or if there are weights that do not belong here.
         """
-        if not has_base(self.policy_spec):
+        if not has_stored_base(self.policy_spec):
             return super().load_state_dict(state_dict, strict, assign)
         missing, unexpected = super().load_state_dict(state_dict, False, assign)
         if missing or unexpected:
@@ -267,14 +273,14 @@ class PolicyCheckpoints(LightningModule):
 
 
 def _leave_base_out(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    if has_base(module.policy_spec) and module.policy is not None:
+    if has_stored_base(module.policy_spec) and module.policy is not None:
         for name in module.base_names(state, prefix):
             del state[name]
 
 
 def _miss_no_base(module: Any, found: Any) -> None:
     """What of the base is not in a state is no loss, also where a copy of the module is loaded (an average's)."""
-    if has_base(module.policy_spec) and module.policy is not None:
+    if has_stored_base(module.policy_spec) and module.policy is not None:
         own = {name: name.removeprefix("module.") for name in found.missing_keys}  # in torch's AveragedModel
         base = module.base_names(own.values())
         found.missing_keys[:] = sorted(name for name, plain in own.items() if plain not in base)

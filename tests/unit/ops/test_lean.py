@@ -17,7 +17,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.weights.gathering import merged, peft_layers
+from lion_lightning.models.weights.full_state import merged_layer, peft_layers
 from lion_lightning.ops.lean import keep_less
 from tests import tiny
 
@@ -179,7 +179,7 @@ def test_a_merged_layer_is_gone_as_soon_as_nobody_has_it() -> None:
     layer = next(iter(peft_layers(adapted).values()))
     gc.disable()  # it must not need to look for cycles: a large model's merged layers would pile up until then
     try:
-        weight = weakref.ref(merged(layer).weight)
+        weight = weakref.ref(merged_layer(layer).weight)
         assert weight() is None
     finally:
         gc.enable()

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.weights.base_model import has_base
+from lion_lightning.models.weights.base_model import has_stored_base
 from lion_lightning.planning.meta_model import meta_model
 
 GIB = 2**30
@@ -39,7 +39,7 @@ def space_of(spec: PolicySpec, trainer: Trainer) -> Space:
     """
     parameters = list(meta_model(spec).parameters())
     trained = _bytes(parameter for parameter in parameters if parameter.requires_grad)
-    weights = trained if has_base(spec) else _bytes(parameters)
+    weights = trained if has_stored_base(spec) else _bytes(parameters)
     export = sum(parameter.numel() for parameter in parameters) * _size(spec)
     savers = [each for each in _callbacks(trainer) if isinstance(each, ModelCheckpoint)]
     checkpoint = max((weights + (0 if saver.save_weights_only else 2 * trained) for saver in savers), default=0)

@@ -1,4 +1,4 @@
-"""What is wrong with weights is found when they are read: tensors missing or left over, and numbers that are none."""
+"""Checks of weights as they are loaded: missing, unexpected and misshapen tensors, and values that are not finite."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lion_lightning.models.weights.dtensor import to_local
 
 
 class WrongWeightsError(ValueError):
-    """Weights that are not those of the model, or no numbers."""
+    """Weights that do not belong to the model, or are not finite."""
 
 
 def load_complete(load: Callable[..., Any], source: str, **options: Any) -> Any:
-    """Load a model whose files hold each of its tensors, in its shape, and no others.
+    """Load a model, and require that its files hold exactly its tensors, but for those that transformers ignores.
 
     Args:
         load: A ``from_pretrained`` of transformers.
@@ -28,35 +28,37 @@ def load_complete(load: Callable[..., Any], source: str, **options: Any) -> Any:
         **options: Further arguments of it.
 
     Raises:
-        WrongWeightsError: Tensors are missing, left over or of another shape; the message names some. What transformers
-            itself says may be missing or left over is no error.
+        WrongWeightsError: Tensors are missing, unexpected or of another shape.
     """
-    with _without_report():
+    with _without_load_report():
         model, info = load(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    refuse_misfits(f"{source}: its", info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    require_matching(f"{source}: its", info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return model
 
 
-def refuse_misfits(
+def require_matching(
     whose: str,
     missing: Collection[str],
     unexpected: Collection[str],
     mismatched: Collection[tuple[str, Any, Any]] = (),
 ) -> None:
-    """Refuse weights that are not those of the model.
+    """Refuse weights that do not match the model.
 
     Args:
-        whose: What the message begins with, ``its`` say.
+        whose: Start of the message, e.g. ``its``.
         missing: Tensors of the model that are not in the files.
-        unexpected: Tensors in the files that the model has no place for.
+        unexpected: Tensors in the files that are not in the model.
         mismatched: Name of each tensor of another shape, with its shape in the files and in the model.
 
     Raises:
         WrongWeightsError: There are some.
     """
-    shapes = [f"{name} (stored {list(there)}, needed {list(here)})" for name, there, here in mismatched]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    faults = [f"{what} {_some(names)}" for what, names in found.items() if names]
+    shapes = [f"{name} (stored {list(stored)}, needed {list(needed)})" for name, stored, needed in mismatched]
+    faults = []
+    for fault, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            faults.append(f"{fault} {', '.join(sorted(names)[:3])}{more}")
     if faults:
         raise WrongWeightsError(
             f"{whose} weights do not fit the model: {'; '.join(faults)}; config and weights are of two models, or a "
@@ -65,18 +67,18 @@ def refuse_misfits(
 
 
 def require_finite(source: str, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse weights with numbers that are not finite. Where they are sharded, all ranks refuse alike.
+    """Refuse weights that are not finite, on all ranks if they are sharded.
 
     Args:
         source: What they are of, for the message.
-        tensors: By name, the same on all ranks.
+        tensors: By name, in the same order on all ranks.
 
     Raises:
-        WrongWeightsError: Some weight holds NaN or an infinity; the message names the first such.
+        WrongWeightsError: A weight holds NaN or an infinity; the message names the first.
     """
     named = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-    first = next((place for place, (_, tensor) in enumerate(named) if not _finite(to_local(tensor))), len(named))
-    first = _least_of_ranks(first, [tensor for _, tensor in named])
+    first = next((index for index, (_, tensor) in enumerate(named) if not _is_finite(to_local(tensor))), len(named))
+    first = _lowest_of_ranks(first, [tensor for _, tensor in named])
     if first < len(named):
         name, tensor = named[first]
         values = to_local(tensor).float()
@@ -88,50 +90,45 @@ def require_finite(source: str, tensors: Mapping[str, Tensor] | Iterable[tuple[s
 
 
 def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers that are numbers in memory, by name.
+    """Floating-point parameters and buffers by name, but for those on the meta device.
 
     Args:
-        model: Whole or sharded.
+        model: Sharded or not.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not tensor.is_meta:
             yield name, tensor.detach()
 
 
-def _finite(tensor: Tensor) -> bool:
-    """In one pass and without a copy: both ends of the range are NaN where anything is."""
+def _is_finite(tensor: Tensor) -> bool:
+    """One pass without a copy: NaN anywhere makes both ends of the range NaN."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
-    if tensor.element_size() == 1:  # float8 has no order here
+    if tensor.element_size() == 1:  # torch does not order float8
         tensor = tensor.float()
-    least, most = torch.aminmax(tensor)
-    return bool(least.isfinite() & most.isfinite())
+    low, high = torch.aminmax(tensor)
+    return bool(low.isfinite() & high.isfinite())
 
 
-def _least_of_ranks(place: int, tensors: Collection[Tensor]) -> int:
+def _lowest_of_ranks(index: int, tensors: Collection[Tensor]) -> int:
     sharded = next((tensor for tensor in tensors if isinstance(tensor, DTensor)), None)
     if sharded is None:
-        return place
-    least = torch.tensor(place, device=sharded.device_mesh.device_type)
-    dist.all_reduce(least, dist.ReduceOp.MIN, group=sharded.device_mesh.get_group())
-    return int(least)
-
-
-def _some(names: Collection[str]) -> str:
-    shown = sorted(names)[:3]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return index
+    lowest = torch.tensor(index, device=sharded.device_mesh.device_type)
+    dist.all_reduce(lowest, dist.ReduceOp.MIN, group=sharded.device_mesh.get_group())
+    return int(lowest)
 
 
 @contextmanager
-def _without_report() -> Iterator[None]:
-    """Without the table that transformers logs of what is said in one line here."""
+def _without_load_report() -> Iterator[None]:
+    """Suppress the table that transformers logs: :func:`require_matching` says it in one line."""
     logger = logging.getLogger("transformers.modeling_utils")
 
-    def other(record: logging.LogRecord) -> bool:
+    def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
-    logger.addFilter(other)
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.removeFilter(other)
+        logger.removeFilter(is_other)

@@ -17,8 +17,8 @@ from torch import Tensor
 from lion_lightning.models.checkpoints.export import export_policy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.weights.sharded_loading import PiecesError, WeightFiles, sources_of
-from lion_lightning.models.weights.stored import require_finite
+from lion_lightning.models.weights.checks import require_finite
+from lion_lightning.models.weights.sharded_loading import ShardedLoadingError, WeightFiles, tensor_names
 from lion_lightning.tools.chat.conversation import load_served
 from lion_lightning.tools.evaluate.held_out import conversation_loss
 from tests.tiny import config, policy, tokenizer_folder
@@ -146,10 +146,13 @@ def test_a_head_that_differs_from_the_embedding_it_is_said_to_be_tied_to_stays_a
 def test_reading_in_pieces_sees_what_is_left_over(folder: Path) -> None:
     init_empty = PolicySpec(str(folder))._load(rows=101)
     with WeightFiles.find(str(folder)) as files:
-        assert len(sources_of(init_empty, files)) == len(files.names)
+        assert len(tensor_names(init_empty, files)) == len(files.names)
     change(folder, lambda weights: weights.update({"score.weight": torch.zeros(1, 32)}))
-    with WeightFiles.find(str(folder)) as files, pytest.raises(PiecesError, match=r"score\.weight, which is no"):
-        sources_of(init_empty, files)
+    with (
+        WeightFiles.find(str(folder)) as files,
+        pytest.raises(ShardedLoadingError, match=r"score\.weight, which is not"),
+    ):
+        tensor_names(init_empty, files)
 
 
 @pytest.mark.parametrize("equal", [True, False])
@@ -160,10 +163,10 @@ def test_reading_in_pieces_takes_a_tied_weights_copy_but_no_other_head(equal: bo
     init_empty = PolicySpec(str(folder))._load(rows=101)
     with WeightFiles.find(str(folder)) as files:
         if equal:
-            assert "lm_head.weight" not in sources_of(init_empty, files).values()
+            assert "lm_head.weight" not in tensor_names(init_empty, files).values()
         else:
-            with pytest.raises(PiecesError, match=r"lm_head\.weight, which is no parameter"):
-                sources_of(init_empty, files)
+            with pytest.raises(ShardedLoadingError, match=r"lm_head\.weight, which is not a parameter"):
+                tensor_names(init_empty, files)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
