@@ -166,6 +166,7 @@ class RefreshedReference(CachedReference):
         return hash_weights(full_parameters(policy))
 
     @contextmanager
+    @override
     def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:
         with evaluating(policy):  # adapters stay on: they are what has been trained
             yield policy if self._digest(policy) == self.weights else self._rebuilt(ranks)
