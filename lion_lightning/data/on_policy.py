@@ -24,11 +24,10 @@ from lion_lightning.data.selection.documents import FilterCounts, Selection
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
 from lion_lightning.data.selection.pair_filters import Keep
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.rollouts.pairs import RoundEncoder, RoundSource
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rounds import Round
+from lion_lightning.rollouts.tokens import RoundTokens
 
 logger = logging.getLogger(__name__)
 
@@ -231,8 +230,7 @@ class OnPolicyDataModule(PreferenceDataModule):
             if self.sources:
                 return []
             raise ValueError("no pair was made")
-        source = RoundSource(str(made.path), name=f"round {made.number}")
-        return deduplicate([source], [tokenize(source, RoundEncoder(), self.cache_dir, self.workers)])
+        return deduplicate([Source(str(made.path), name=f"round {made.number}")], [RoundTokens(made.path)])
 
     def _drawn(self, number: int) -> list[Selection]:
         """The pairs of the sources; a fraction below 1 is another draw in each round."""

@@ -1,4 +1,4 @@
-"""Arrow files that know their own checksum: one flipped bit anywhere is found before anything is made of them."""
+"""Arrow files with a checksum: damage is found before anything is made of the content."""
 
 from __future__ import annotations
 
@@ -14,77 +14,87 @@ import pyarrow as pa
 from lion_lightning.cache import atomic_write
 from lion_lightning.errors import first_line
 
-_SEAL = b"lion crc-32 "
-_BLANK = _SEAL + b"--------"
-_SEALED = re.compile(_SEAL + rb"([0-9a-f]{8})")
+_NAME = b"lion crc-32 "
+_BLANK = _NAME + b"--------"
+_CHECKSUM = re.compile(_NAME + rb"[0-9a-f]{8}")
 
-_FIX = "bring it back, or resume from a checkpoint of the end of the epoch before: the round is then made again"
+_FIX = "restore the file, or resume from a checkpoint of the end of the epoch before: the round is then sampled again"
 
 
 class DamagedFileError(ValueError):
-    """A file is not what was written: cut short, changed or lost in part."""
+    """The content of a file is not what was written."""
 
 
 def write_table(path: Path, table: Any, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a table as an Arrow file, which is there in full or not at all.
+    """Write a table as an Arrow file, atomically.
 
-    The checksum is that of the file as it is with the checksum blanked out. Arrow files hold their schema twice, in
-    front and at the end, and the checksum with it.
+    The checksum is computed with its own digits blanked. It is an entry of the schema, which an Arrow file holds
+    twice: before and after the rows.
 
     Args:
         path: The file.
         table: What to write.
-        metadata: What the file says about itself, as plain data.
+        metadata: Plain data about the table.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
-    about = {} if metadata is None else {"lion": json.dumps(metadata)}
-    schema = table.schema.with_metadata({**about, "checksum": _BLANK.decode()})
+    entries = {} if metadata is None else {"lion": json.dumps(metadata)}
+    schema = table.schema.with_metadata({**entries, "checksum": _BLANK.decode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(table.replace_schema_metadata(schema.metadata))
     content = bytearray(sink.getvalue().to_pybytes())
-    seal = _SEAL + f"{zlib.crc32(content):08x}".encode()
-    for place in {content.find(_BLANK), content.rfind(_BLANK)}:
-        content[place : place + len(seal)] = seal
+    checksum = _NAME + f"{zlib.crc32(content):08x}".encode()
+    for start in {content.find(_BLANK), content.rfind(_BLANK)}:
+        content[start : start + len(checksum)] = checksum
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
 def read_table(path: Path, schema: Any) -> tuple[Any, Any]:
-    """The table of a file, and what the file says about itself; None if it says nothing.
+    """Read a table and its metadata; the columns are views of the memory-mapped file.
 
     Args:
         path: From :func:`write_table`.
-        schema: The columns that it must have.
+        schema: Columns that the table must have.
+
+    Returns:
+        The table, and its metadata or None.
 
     Raises:
-        DamagedFileError: It is not what was written.
-        ValueError: It is a file of another kind.
+        DamagedFileError: The content is not what was written.
+        ValueError: The file is of another kind.
     """
-    content = path.read_bytes()
-    if not _is_whole(content):
-        raise DamagedFileError(f"{path}: damaged (its checksum does not fit its content); {_FIX}")
     try:
-        with pa.ipc.open_file(pa.py_buffer(content)) as reader:
+        with pa.memory_map(str(path)) as file:  # the content stays mapped without a file descriptor
+            content = file.read_buffer()
+        checked = _checksum_fits(memoryview(content))
+        with pa.ipc.open_file(content) as reader:
             table = reader.read_all()
-        about = json.loads((table.schema.metadata or {}).get(b"lion", b"null"))
-        if table.schema.equals(schema):
-            table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        table.validate(full=True)
+        metadata = json.loads((table.schema.metadata or {}).get(b"lion", b"null"))
+    except (pa.ArrowException, ValueError) as error:
         raise DamagedFileError(f"{path}: damaged ({first_line(error)}); {_FIX}") from error
-    if not table.schema.equals(schema):
+    if not checked or not table.schema.equals(schema):
         raise ValueError(f"{path}: not a round of on-policy sampling; name a folder of rounds")
-    return table, about
+    return table, metadata
 
 
-def _is_whole(content: bytes) -> bool:
-    """Whether the checksum fits. A file of an earlier version has none, and a cut one not its second copy."""
-    found = list(_SEALED.finditer(content))
+def _checksum_fits(content: memoryview) -> bool:
+    """Compare both copies of the checksum with the content; False if there is none.
+
+    Raises:
+        ValueError: The checksum does not fit.
+    """
+    found = list(_CHECKSUM.finditer(content))
     if not found:
-        return True
-    blanked = bytearray(content)
-    for place in (found[0], found[-1]):
-        blanked[place.start() : place.end()] = _BLANK
-    return all(zlib.crc32(blanked) == int(place[1], 16) for place in (found[0], found[-1]))
+        return False
+    value, stop = 0, 0
+    for copy in dict.fromkeys([found[0], found[-1]]):  # a text among the rows may look like a checksum
+        value = zlib.crc32(_BLANK, zlib.crc32(content[stop : copy.start()], value))
+        stop = copy.end()
+    value = zlib.crc32(content[stop:], value)
+    if any(bytes(copy[0]) != _NAME + f"{value:08x}".encode() for copy in (found[0], found[-1])):
+        raise ValueError("its checksum does not fit its content")
+    return True

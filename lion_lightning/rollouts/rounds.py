@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 WRITABLE = "set `rounds_dir` of OnPolicySampling to a folder that you can write"
 """What to do when a round cannot be written."""
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("where", pa.string()),
         ("text", pa.string()),
@@ -30,7 +30,7 @@ _SCHEMA = pa.schema(
         ("row", pa.string()),
         ("original", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
-        ("group", pa.binary()),
+        ("group", pa.binary(16)),
         ("monitor", pa.bool_()),
         ("seed", pa.int64()),
         ("answers", pa.list_(pa.string())),
@@ -42,6 +42,7 @@ _SCHEMA = pa.schema(
         ("left_out", pa.string()),
     ]
 )
+"""Columns of a round."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Rollout:
 
     prompt: Prompt
     answers: tuple[Answer, ...] = ()
-    group: bytes = b""
+    group: bytes = bytes(16)
     monitor: bool = False
     seed: int = 0
     scores: tuple[float, ...] = ()
@@ -96,7 +97,7 @@ class Round:
 
     @cached_property
     def _content(self) -> tuple[Any, Any]:
-        return read_table(self.path, _SCHEMA)
+        return read_table(self.path, SCHEMA)
 
     @property
     def number(self) -> int:
@@ -209,7 +210,7 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[st
     Raises:
         ValueError: The file cannot be written.
     """
-    table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=_SCHEMA)
+    table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=SCHEMA)
     with explain_write_errors(path, "sampled answers", WRITABLE):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, table, metadata)
@@ -221,13 +222,13 @@ def read_rollouts(path: Path) -> list[Rollout]:
     Raises:
         ValueError: The file is damaged (:class:`DamagedFileError`), or is of another kind.
     """
-    return _rollouts(path, read_table(path, _SCHEMA)[0])
+    return _rollouts(path, read_table(path, SCHEMA)[0])
 
 
 def lies_at(path: Path) -> bool:
     """Whether rollouts lie there as they were written; what is damaged is removed, to be made again."""
     try:
-        return path.exists() and bool(read_table(path, _SCHEMA))
+        return path.exists() and bool(read_table(path, SCHEMA))
     except ValueError as error:
         logger.warning("%s: removed, and made again (%s)", path, str(error).partition(": ")[2].partition(";")[0])
         path.unlink(missing_ok=True)

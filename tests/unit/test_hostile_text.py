@@ -73,8 +73,8 @@ def test_rounds_are_shown_and_drawn_as_text(tmp_path: Path, capsys: pytest.Captu
     prompt = Prompt(HOSTILE, (1,), ({"role": "user", "content": HOSTILE},), where="f:1")
     answers = (Answer(HOSTILE, "stop", (2,)), Answer("b", "stop", (2,)))
     scored = {HOSTILE: (1.0, 0.0), "other": (1.0, 0.0)}
-    rollouts = [Rollout(prompt, answers=answers, scores=(1.0, 0.0), by_judge=scored, pairs=((0, 1),), group=b"1")]
-    rollouts.append(Rollout(prompt, group=b"2", left_out=HOSTILE))
+    rollouts = [Rollout(prompt, answers=answers, scores=(1.0, 0.0), by_judge=scored, pairs=((0, 1),), group=b"1" * 16)]
+    rollouts.append(Rollout(prompt, group=b"2" * 16, left_out=HOSTILE))
     write_rollouts(round_path(tmp_path, 0), rollouts, {"round": 0, "identity": "x"})
     report(tmp_path)
     assert_harmless(capsys.readouterr().out)

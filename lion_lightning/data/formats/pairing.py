@@ -30,24 +30,6 @@ class Preference(NamedTuple):
     margin: float | None = None
 
 
-class SampledPair(NamedTuple):
-    """Two sampled answers to a prompt, as the tokens that were sampled.
-
-    Attributes:
-        prompt: Tokens of the prompt.
-        chosen: Tokens of the answer with the higher score, the end of its turn included.
-        rejected: Tokens of the other.
-        margin: Score of chosen minus score of rejected.
-        group: Hash of the prompt, as :func:`~lion_lightning.data.store.digests.prompt_digest` gives it.
-    """
-
-    prompt: tuple[int, ...]
-    chosen: tuple[int, ...]
-    rejected: tuple[int, ...]
-    margin: float
-    group: bytes
-
-
 class Pairing(ABC):
     """How the scored answers of a prompt become pairs. Subclass it and name the subclass in YAML by ``class_path``.
 

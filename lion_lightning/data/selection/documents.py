@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
 from lion_lightning.data.packing.best_fit import Integers, small
+from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenized import TokenTable
-from lion_lightning.types import Sample
+from lion_lightning.types import Sample, SampleSegment
 
 Choice = npt.NDArray[np.bool_]
 
@@ -33,6 +33,54 @@ class FilterCounts(NamedTuple):
     def __str__(self) -> str:
         """Both numbers."""
         return f"{self.documents:,} ({self.tokens:,} tokens)"
+
+
+class Examples(Protocol):
+    """Tokenized examples: a ``TokenTable`` on disk, or the ``RoundTokens`` of a round.
+
+    Attributes:
+        raw_rows: Rows that were read.
+        skipped_rows: How many of them a transform turned into no example.
+        notes: What was found in the rows, and how often.
+        tokens: Hash of all tokens and targets, in their order.
+    """
+
+    raw_rows: int
+    skipped_rows: int
+    notes: RowMessages
+    tokens: str
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @property
+    def segment_lengths(self) -> npt.NDArray[np.int32]:
+        """``(examples, segments)`` tokens of each segment: of a document, or of prompt, chosen and rejected."""
+
+    @property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """``(examples, 2)`` 128-bit hash of each example's content."""
+
+    @property
+    def groups(self) -> npt.NDArray[np.uint64]:
+        """``(examples, 2)`` 128-bit hash that pairs of one prompt share; of a document its digest."""
+
+    @property
+    def margins(self) -> npt.NDArray[np.float64]:
+        """``(examples,)`` score of chosen minus score of rejected; NaN where that is unknown."""
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a document, or of a prompt with one of its answers."""
+
+    def segment(self, row: int, start: int, stop: int) -> SampleSegment:
+        """Tokens ``start`` to ``stop`` of an example, counted through its segments; they lie in one segment."""
+
+    def where(self, row: int) -> str:
+        """Place of the raw row that an example was made from."""
+
+    def targets(self, rows: Numbers, starts: Numbers, stops: Numbers) -> Numbers:
+        """Number of tokens trained in each span, ``(documents, segments)``; ``rows`` ascend."""
 
 
 class Spans(NamedTuple):
@@ -51,7 +99,7 @@ class Spans(NamedTuple):
     numbers: Integers
 
     @classmethod
-    def whole(cls, table: TokenTable, numbers: Numbers) -> Spans:
+    def whole(cls, table: Examples, numbers: Numbers) -> Spans:
         """All examples of a table, uncut."""
         pieces = table.segment_lengths
         stops = small(np.cumsum(pieces, axis=1, dtype=np.int64))
@@ -92,7 +140,7 @@ class Selection:
     """
 
     source: Source
-    table: TokenTable
+    table: Examples
     spans: Spans
     left_out: dict[str, FilterCounts] = field(default_factory=dict)
     truncated: dict[str, FilterCounts] = field(default_factory=dict)

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lion_lightning.data.reports.source_report import SourceReport
-from lion_lightning.data.selection.documents import Choice, Documents, Selection, Spans
+from lion_lightning.data.selection.documents import Choice, Documents, Examples, Selection, Spans
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenized import TokenTable
 
 MOST_DOCUMENTS = 10**9
 """Of an epoch: more would take tens of gigabytes for their numbers alone."""
@@ -38,7 +37,7 @@ class Mixture(NamedTuple):
     reports: list[SourceReport]
 
 
-def deduplicate(sources: Sequence[Source], tables: Sequence[TokenTable]) -> list[Selection]:
+def deduplicate(sources: Sequence[Source], tables: Sequence[Examples]) -> list[Selection]:
     """Number the examples of all sources, and keep the first of those with the same content.
 
     An example's number is its position among the unique examples of all sources, in order. No text is held.

@@ -6,18 +6,18 @@ import json
 from hashlib import blake2b
 from typing import Any
 
-from lion_lightning.data.formats.pairing import Preference, PromptAnswer, SampledPair
+from lion_lightning.data.formats.pairing import Preference, PromptAnswer
 from lion_lightning.data.formats.sft import Completion, Conversation, Example
 from lion_lightning.data.formats.turns import Message
 
 
-def digests(example: Example | Preference | SampledPair) -> tuple[bytes, bytes]:
+def digests(example: Example | Preference) -> tuple[bytes, bytes]:
     """Both digests of an example, of its content and of its group."""
     content = content_digest(example)
-    return content, group_digest(example) if isinstance(example, Preference | SampledPair) else content
+    return content, group_digest(example) if isinstance(example, Preference) else content
 
 
-def content_digest(example: Example | Preference | SampledPair) -> bytes:
+def content_digest(example: Example | Preference) -> bytes:
     """16 bytes that two examples share if, and only if, their content is equal.
 
     How many turns count as prompt is left out: the same conversation, written in two forms, is a duplicate. So is a
@@ -26,13 +26,11 @@ def content_digest(example: Example | Preference | SampledPair) -> bytes:
     return _digest(_content(example))
 
 
-def group_digest(example: Example | Preference | SampledPair) -> bytes:
+def group_digest(example: Example | Preference) -> bytes:
     """16 bytes that two pairs share if, and only if, their prompts are equal; for anything else its own digest.
 
     What shares a group is never split between training and validation.
     """
-    if isinstance(example, SampledPair):
-        return example.group
     if isinstance(example, Preference):
         return prompt_digest(prompt_of(example.chosen))
     return content_digest(example)
@@ -43,11 +41,9 @@ def prompt_digest(prompt: PromptAnswer) -> bytes:
     return _digest(["prompt", _content(prompt)])
 
 
-def _content(example: Example | Preference | SampledPair) -> list[Any]:
+def _content(example: Example | Preference) -> list[Any]:
     content: Any = example
-    if isinstance(example, SampledPair):
-        content = [example.group.hex(), example.chosen, example.rejected]
-    elif isinstance(example, Preference):
+    if isinstance(example, Preference):
         content = [_content(example.chosen), _content(example.rejected)]
     elif isinstance(example, Conversation):
         content = [*map(_turn, example.messages)], None, example.tools, *filter(None, [example.chat_template_kwargs])

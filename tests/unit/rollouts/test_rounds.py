@@ -13,7 +13,6 @@ from rich.console import Console
 
 from lion_lightning.rollouts.files import DamagedFileError
 from lion_lightning.rollouts.metrics import distinct, round_figures, self_bleu
-from lion_lightning.rollouts.pairs import RoundEncoder, RoundRows, RoundSource
 from lion_lightning.rollouts.rounds import (
     Rollout,
     Round,
@@ -32,9 +31,9 @@ PROMPT = Prompt(
     "<q>hi", (5, 6), ({"role": "user", "content": "hi [bold]\x1b[31m"},), {"a": [1, None], "ü": "x"}, None, "f:1"
 )
 ANSWERS = (Answer("a b c", "stop", (7, 8, 9, 2)), Answer("a b", "length", (7, 8)), Answer("own", "original", (11, 2)))
-ONE = Rollout(PROMPT, ANSWERS, b"\x00g", False, 3, (1.0, 0.0, 4.0), {"j": (1.0, 0.0, 4.0)}, ((0, 1), (2, 1)))
+ONE = Rollout(PROMPT, ANSWERS, b"\x00" * 16, False, 3, (1.0, 0.0, 4.0), {"j": (1.0, 0.0, 4.0)}, ((0, 1), (2, 1)))
 NONE = Rollout(replace(PROMPT, where="f:2"), left_out="prompt longer than 3 tokens")
-MONITOR = Rollout(PROMPT, ANSWERS[:2], b"m", True, 4, (0.0, 1.0))
+MONITOR = Rollout(PROMPT, ANSWERS[:2], b"m" * 16, True, 4, (0.0, 1.0))
 
 
 def made(folder: Path, number: int, *rollouts: Rollout, identity: str = "0123456789abcdef") -> Round:
@@ -60,7 +59,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     one = made(tmp_path, 0, ONE)
     one.path.write_bytes(one.path.read_bytes()[:-40])
-    with pytest.raises(DamagedFileError, match=r"round-0000.arrow: damaged .*; bring it back, or resume from"):
+    with pytest.raises(DamagedFileError, match=r"round-0000.arrow: damaged .*; restore the file, or resume from"):
         _ = Round(one.path).metadata
     assert not lies_at(one.path)
     assert not one.path.exists()  # it is made again
@@ -88,13 +87,14 @@ def test_a_text_that_looks_like_a_checksum_comes_back(tmp_path: Path) -> None:
     assert made(tmp_path, 0, odd).rollouts == [odd]
 
 
-def test_a_round_of_an_earlier_version_has_no_checksum_and_is_read(tmp_path: Path) -> None:
+def test_a_file_without_a_checksum_is_no_round(tmp_path: Path) -> None:
     path = made(tmp_path, 0, ONE).path
     table = pa.ipc.open_file(str(path)).read_all()
     plain = table.replace_schema_metadata({"lion": table.schema.metadata[b"lion"]})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, plain.schema) as writer:
         writer.write_table(plain)
-    assert Round(path).rollouts == [ONE]
+    with pytest.raises(ValueError, match="not a round of on-policy sampling"):
+        _ = Round(path).rollouts
 
 
 SUMMARIES = [
@@ -127,29 +127,6 @@ def test_a_damaged_round_is_set_aside_like_one_of_another_run(tmp_path: Path) ->
     set_aside(tmp_path, 1)
     assert [other.number for other in find_rounds(tmp_path)] == [0]
     assert [kept.name for kept in (tmp_path / "set_aside").iterdir()] == ["round-0001-damaged.arrow"]
-
-
-def test_pairs_are_the_sampled_tokens_and_only_answers_are_trained(tmp_path: Path) -> None:
-    one = made(tmp_path, 0, NONE, ONE)
-    rows = RoundSource(str(one.path)).open()
-    assert isinstance(rows, RoundRows)
-    assert len(rows) == 1
-    (row,) = rows.take(rows_of(0))
-    assert row.where == f"{one.path}[1]"
-    first, second = RoundEncoder().read(row.values, {})
-    assert (first.prompt, first.chosen, first.rejected, first.margin) == ((5, 6), (7, 8, 9, 2), (7, 8), 1.0)
-    assert (second.chosen, second.rejected, second.margin) == ((11, 2), (7, 8), 4.0)
-    prompt, chosen, rejected = RoundEncoder().encode_samples([first], ["f"])[0]
-    assert prompt.supervised.tolist() == [False, False]
-    assert chosen.supervised.all()
-    assert rejected.supervised.all()
-    assert (prompt.parent, chosen.parent, rejected.parent) == (-1, 0, 0)
-
-
-def rows_of(*numbers: int):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.array(numbers, dtype=np.int64)
 
 
 def test_other_runs_rounds_are_moved_with_those_that_followed(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""The pairs of a round as tokens, read from the round's file."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lion_lightning.data.reports.row_messages import RowMessages
+from lion_lightning.data.sources.readers import Numbers
+from lion_lightning.rollouts.files import read_table
+from lion_lightning.rollouts.rounds import SCHEMA
+from lion_lightning.types import SampleSegment
+
+_ANSWERS = slice(1, None)  # segments of a pair: prompt, chosen, rejected
+
+
+class RoundTokens:
+    """The pairs of a round as tokenized examples of three segments: prompt, chosen and rejected answer.
+
+    Token ids are views of the memory-mapped file. Every token of an answer is a target, and no token of a prompt.
+
+    Args:
+        path: File of the round.
+
+    Attributes:
+        raw_rows: Prompts with pairs.
+        skipped_rows: 0, since no transform reads these rows.
+        notes: Empty, for the same reason.
+        segment_lengths: ``(pairs, 3)`` tokens of each segment.
+        margins: ``(pairs,)`` score of chosen minus score of rejected.
+        groups: ``(pairs, 2)`` 128-bit hash of the prompt.
+        tokens: Hash of all tokens and pairs, in their order.
+
+    Raises:
+        ValueError: The file is damaged or not a round.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and find the tokens of each pair."""
+        self.path = path
+        table = read_table(path, SCHEMA)[0]
+        pairs, prompts, answers = (_column(table, name) for name in ("pairs", "prompt_ids", "token_ids"))
+        per_row = np.diff(pairs.offsets.to_numpy())
+        self._rows = np.repeat(np.arange(len(table)), per_row)  # (pairs,) row of the table
+        chosen_rejected = pairs.values.values.to_numpy().reshape(-1, 2)  # (pairs, 2) among the answers of the row
+
+        which = answers.offsets.to_numpy()[self._rows, None] + chosen_rejected  # (pairs, 2) among all answers
+        bounds = answers.values.offsets.to_numpy()
+        prompt_bounds = prompts.offsets.to_numpy()[self._rows[:, None]]
+        self._starts = np.hstack([prompt_bounds, bounds[which]]).astype(np.int64)  # (pairs, 3)
+        stops = np.hstack([prompts.offsets.to_numpy()[self._rows[:, None] + 1], bounds[which + 1]])
+        self.segment_lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
+        self._prompt_ids, self._answer_ids = prompts.values.to_numpy(), answers.values.values.to_numpy()
+
+        self.margins = _margins(_column(table, "scores"), self._rows, chosen_rejected)
+        hashes = np.frombuffer(_column(table, "group").buffers()[1], np.uint64, 2 * len(table))
+        self.groups: npt.NDArray[np.uint64] = hashes.reshape(-1, 2)[self._rows]
+        self.raw_rows, self.skipped_rows = int(np.count_nonzero(per_row)), 0
+        self.notes = RowMessages()
+        self.tokens = _hash(self._prompt_ids, self._answer_ids, self._starts, self.segment_lengths).hex()
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self._rows)
+
+    def __reduce__(self) -> tuple[type[RoundTokens], tuple[Path]]:
+        """Travel to worker processes as a path."""
+        return RoundTokens, (self.path,)
+
+    @property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """``(pairs, 2)`` 128-bit hash of each pair's prompt and answers, whatever their scores."""
+        content = [_hash(self.groups[pair], *self._answers(pair)) for pair in range(len(self))]
+        return np.frombuffer(b"".join(content), np.uint64).reshape(-1, 2)
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that a prompt has together with one of its answers."""
+        return int((self.segment_lengths[:, 0] + self.segment_lengths[:, _ANSWERS].max(axis=1)).max(initial=0))
+
+    def segment(self, row: int, start: int, stop: int) -> SampleSegment:
+        """Tokens ``start`` to ``stop`` of a pair, which lie in one of its segments; the ids are a read-only view."""
+        before = np.cumsum(self.segment_lengths[row]) - self.segment_lengths[row]  # tokens before each segment
+        which = int(np.searchsorted(before, start, side="right")) - 1
+        ids = self._answer_ids if which else self._prompt_ids
+        first = self._starts[row, which] - before[which]
+        return SampleSegment(ids[first + start : first + stop], np.full(stop - start, which > 0))
+
+    def where(self, row: int) -> str:
+        """Place of the prompt of a pair in the file."""
+        return f"{self.path}[{self._rows[row]}]"
+
+    def targets(self, rows: Numbers, starts: Numbers, stops: Numbers) -> Numbers:
+        """Number of tokens trained in each span, ``(documents, 3)``.
+
+        Args:
+            rows: ``(documents,)`` pair of each document.
+            starts: ``(documents, 3)`` first token of each span.
+            stops: ``(documents, 3)`` one past the last token of each.
+        """
+        counts: Numbers = np.zeros(starts.shape, dtype=np.int64)
+        counts[:, _ANSWERS] = (stops - starts)[:, _ANSWERS]
+        return counts
+
+    def _answers(self, pair: int) -> list[npt.NDArray[np.int32]]:
+        spans = zip(self._starts[pair, _ANSWERS], self.segment_lengths[pair, _ANSWERS], strict=True)
+        return [self._answer_ids[start : start + length] for start, length in spans]
+
+
+def _column(table: Any, name: str) -> Any:
+    """A column of a table as one array, without a copy where the file has one batch."""
+    chunks = table[name]
+    return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+
+
+def _margins(
+    scores: Any, rows: npt.NDArray[np.int64], chosen_rejected: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    which = scores.offsets.to_numpy()[rows, None] + chosen_rejected  # (pairs, 2) among all scores
+    values = scores.values.to_numpy()[which]
+    margins: npt.NDArray[np.float64] = values[:, 0] - values[:, 1]
+    return margins
+
+
+def _hash(*arrays: npt.NDArray[Any]) -> bytes:
+    found = blake2b(digest_size=16)
+    for array in arrays:
+        found.update(len(array).to_bytes(8))
+        found.update(array.tobytes())
+    return found.digest()

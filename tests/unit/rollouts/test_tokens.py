@@ -1,0 +1,80 @@
+"""The pairs of a round as tokenized examples."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lion_lightning.data.selection.mixture import deduplicate, mix
+from lion_lightning.data.selection.pair_filters import PairFilters
+from lion_lightning.data.sources.source import Source
+from lion_lightning.rollouts.rounds import Rollout, round_path, write_rollouts
+from lion_lightning.rollouts.tokens import RoundTokens
+from lion_lightning.types import Answer, Prompt
+
+ANSWERS = (Answer("a b c", "stop", (7, 8, 9, 2)), Answer("a b", "length", (7, 8)), Answer("own", "original", (11, 2)))
+PAIRED = Rollout(Prompt("hi", (5, 6)), ANSWERS, b"a" * 16, scores=(1.0, 0.0, 4.0), pairs=((0, 1), (2, 1)))
+NO_PAIR = Rollout(Prompt("long", (5,) * 9), left_out="prompt longer than 3 tokens")
+OTHER = Rollout(Prompt("yo", (4,)), ANSWERS[1:], b"b" * 16, scores=(2.0, 2.5), pairs=((1, 0),))
+
+
+def tokens_of(folder: Path, *rollouts: Rollout) -> RoundTokens:
+    write_rollouts(round_path(folder, 0), rollouts, {"round": 0})
+    return RoundTokens(round_path(folder, 0))
+
+
+def test_each_pair_is_a_prompt_and_two_answers_of_which_all_is_trained(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, NO_PAIR, PAIRED, OTHER)
+    assert (len(tokens), tokens.raw_rows, tokens.skipped_rows, tokens.longest) == (3, 2, 0, 6)
+    assert tokens.segment_lengths.tolist() == [[2, 4, 2], [2, 2, 2], [1, 2, 2]]
+    assert tokens.margins.tolist() == [1.0, 4.0, 0.5]
+    assert tokens.groups.tobytes() == b"a" * 32 + b"b" * 16
+    assert [tokens.where(pair) for pair in range(3)] == [f"{tokens.path}[{row}]" for row in (1, 1, 2)]
+    bounds = ([0, 2, 6], [2, 6, 8])
+    ids = [tokens.segment(0, start, stop).input_ids.tolist() for start, stop in zip(*bounds, strict=True)]
+    assert ids == [[5, 6], [7, 8, 9, 2], [7, 8]]
+    assert tokens.segment(2, 3, 4).input_ids.tolist() == [7]
+    assert [bool(tokens.segment(0, start, start + 1).supervised) for start in (0, 1, 2, 6)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    counts = tokens.targets(np.array([0]), np.array([[1, 2, 6]]), np.array([[2, 4, 8]]))
+    assert counts.tolist() == [[0, 2, 2]]
+
+
+def test_documents_of_a_round_are_filtered_like_those_on_disk(tmp_path: Path) -> None:
+    tie = replace(OTHER, scores=(2.0, 2.0), group=b"c" * 16)
+    tokens = tokens_of(tmp_path, PAIRED, tie, PAIRED)  # a prompt that is asked twice, and answered alike
+    mixture = mix(deduplicate([Source("round", name="round 0")], [tokens]), PairFilters(max_length=5, min_margin=0.5))
+    (report,) = mixture.reports
+    assert {cause: counts.documents for cause, counts in report.left_out.items()} == {"duplicate": 2, "equal scores": 1}
+    assert [sample.index for sample in map(mixture.documents.__getitem__, range(2))] == [0, 1]
+    prompt, chosen, rejected = mixture.documents[0].segments
+    assert [part.input_ids.tolist() for part in (prompt, chosen, rejected)] == [[5, 6], [7, 8, 9], [7, 8]]
+    assert (prompt.parent, chosen.parent, rejected.parent) == (-1, 0, 0)
+
+
+def test_hashes_follow_content(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, PAIRED, OTHER)
+    again = pickle.loads(pickle.dumps(tokens))  # as worker processes get it
+    assert (again.tokens, again.digests.tolist()) == (tokens.tokens, tokens.digests.tolist())
+    assert len(np.unique(tokens.digests, axis=0)) == 3
+    scored = tokens_of(tmp_path, replace(PAIRED, scores=(3.0, 0.0, 1.0)), OTHER)
+    assert scored.digests.tolist() == tokens.digests.tolist()
+    swapped = tokens_of(tmp_path, replace(PAIRED, pairs=((1, 0), (2, 1))), OTHER)
+    assert swapped.tokens != tokens.tokens
+    assert swapped.digests[0].tolist() != tokens.digests[0].tolist()
+
+
+def test_a_round_without_pairs_has_no_examples(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, NO_PAIR)
+    assert (len(tokens), tokens.longest, tokens.segment_lengths.shape) == (0, 0, (0, 3))
+    assert tokens.digests.shape == tokens.groups.shape == (0, 2)
+    with pytest.raises(ValueError, match="no example is made"):
+        mix(deduplicate([Source("round")], [tokens]), PairFilters(max_length=5))
