@@ -105,8 +105,8 @@ def test_the_filter_skips_long_answers_and_they_are_counted(folder: Path) -> Non
     data = SFTDataModule([source], TokenizerSpec("runs/demo/model"), max_length=192)
     data.prepare_data()
     data.setup()
-    assert data.train is not None
-    assert 0 < len(long) == data.train.reports[0].skipped
+    assert data.train_mixture is not None
+    assert 0 < len(long) == data.train_mixture.reports[0].skipped
     assert main(["fit", "-c", str(ROOT / "configs/sft.yaml"), "-c", str(EXAMPLES / "sft_filtered.yaml"), *FAST]) == 0
 
 
