@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lion_lightning.endpoint.http import ask
 from lion_lightning.endpoint.replies import Reply
 from lion_lightning.printing import holds_secret, printable
-from lion_lightning.processes.threads import in_threads
+from lion_lightning.processes.threads import map_in_threads
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Status codes that may be gone at the next try."""
@@ -132,7 +132,7 @@ class Endpoint:
             return self._retried(route, body, _json, stop)
 
         try:
-            answers = in_threads(one, bodies, self.concurrency)
+            answers = map_in_threads(one, bodies, self.concurrency)
             found = dict(tqdm(answers, title, total=len(bodies), delay=2))
         except BaseException:
             stop.set()

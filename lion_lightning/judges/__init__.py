@@ -1,6 +1,6 @@
 """What scores answers. The libraries that a judge needs are imported when it scores."""
 
-from lion_lightning.judges.base import Judge, Judgement, judge_answers
+from lion_lightning.judges.base import Judge, JudgeScores, score_answers
 from lion_lightning.judges.llm import PairwiseLLMJudge, RubricLLMJudge
 from lion_lightning.judges.pair_rm import PairRMJudge
 from lion_lightning.judges.reward_model import RewardModelJudge
@@ -11,7 +11,7 @@ __all__ = [
     "ExactMatch",
     "JSONSchema",
     "Judge",
-    "Judgement",
+    "JudgeScores",
     "Length",
     "MathAnswer",
     "PairRMJudge",
@@ -21,5 +21,5 @@ __all__ = [
     "RubricLLMJudge",
     "VerifierJudge",
     "WeightedJudge",
-    "judge_answers",
+    "score_answers",
 ]

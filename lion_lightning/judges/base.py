@@ -35,7 +35,7 @@ class Judge(Protocol):
 
 
 @runtime_checkable
-class Loaded(Protocol):
+class LoadableJudge(Protocol):
     """A judge that holds a model: opened before a round is judged, closed after it."""
 
     def open(self, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class Loaded(Protocol):
 
 
 @runtime_checkable
-class Combined(Protocol):
+class CompositeJudge(Protocol):
     """A judge whose scores come from several."""
 
     def parts(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> Mapping[str, Scores]:
@@ -56,7 +56,7 @@ class Combined(Protocol):
         """The scores made of those."""
 
 
-class Judgement(NamedTuple):
+class JudgeScores(NamedTuple):
     """Checked scores.
 
     Attributes:
@@ -68,7 +68,7 @@ class Judgement(NamedTuple):
     by_judge: dict[str, list[list[float]]]
 
 
-def judge_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> Judgement:
+def score_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> JudgeScores:
     """Ask a judge, and let nothing pass that is no score.
 
     Args:
@@ -82,17 +82,17 @@ def judge_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Seq
     """
     name = type(judge).__name__
     try:
-        if isinstance(judge, Combined):
+        if isinstance(judge, CompositeJudge):
             parts = {
                 part: _checked(scores, part, prompts, answers) for part, scores in judge.parts(prompts, answers).items()
             }
-            return Judgement(_checked(judge.combine(parts), name, prompts, answers), parts)
+            return JudgeScores(_checked(judge.combine(parts), name, prompts, answers), parts)
         scores = _checked(judge.score(prompts, answers), name, prompts, answers)
     except (ValueError, OSError):
         raise
     except Exception as error:
         raise ValueError(f"{name} failed ({first_line(error, with_type=True)}); fix the judge and rerun") from error
-    return Judgement(scores, {name: scores})
+    return JudgeScores(scores, {name: scores})
 
 
 def _checked(scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:

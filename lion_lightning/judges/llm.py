@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, hash_json, remove_stale_files
 from lion_lightning.endpoint.client import Endpoint
-from lion_lightning.judges.text import as_question, check_template
-from lion_lightning.judges.verdicts import distinct, last_rating, last_verdict, standings, what_is_whole
+from lion_lightning.judges.pairwise import complete_text, distinct, last_rating, last_verdict, standings
+from lion_lightning.judges.text import build_question, check_template
 from lion_lightning.types import Prompt
 
 RATE = """Rate an answer that an assistant gave. Judge whether it is right, does what was asked, and is clear.
@@ -131,7 +131,7 @@ class _LLM(ABC):
             part = todo[start : start + 4 * self.endpoint.concurrency]
             replies = self.endpoint.post_all(ROUTE, [bodies[place] for place in part], "judge")
             for place, reply in zip(part, replies, strict=True):
-                _keep(files[place], what_is_whole(self.endpoint.said(ROUTE, reply)["choices"].items()[0]))
+                _keep(files[place], complete_text(self.endpoint.said(ROUTE, reply)["choices"].items()[0]))
         return [_kept(file) for file in files]
 
     def _body(self, question: str, seed: int) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class RubricLLMJudge(_LLM):
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         bounds = {"lowest": f"{self.lowest:g}", "highest": f"{self.highest:g}"}
         flat = [(prompt, text) for prompt, given in zip(prompts, answers, strict=True) for text in given]
-        questions = [as_question(self.template, prompt, {"answer": text}, bounds) for prompt, text in flat]
+        questions = [build_question(self.template, prompt, {"answer": text}, bounds) for prompt, text in flat]
         ratings = iter(self.ask(questions, [prompt.where for prompt, _ in flat], self._rating))
         return [[next(ratings) for _ in given] for given in answers]
 
@@ -253,7 +253,7 @@ class PairwiseLLMJudge(_LLM):
         return scores
 
     def _question(self, prompt: Prompt, texts: Sequence[str], first: int, second: int) -> str:
-        return as_question(self.template, prompt, {"first": texts[first], "second": texts[second]}, {})
+        return build_question(self.template, prompt, {"first": texts[first], "second": texts[second]}, {})
 
 
 def _sign(agreement: float) -> float:

@@ -73,7 +73,7 @@ class ModelJudge(ABC):
         return model
 
     def open(self, device: torch.device) -> None:
-        """See :class:`~lion_lightning.judges.base.Loaded`."""
+        """See :class:`~lion_lightning.judges.base.LoadableJudge`."""
         if self._model is None:
             with torch.random.fork_rng(devices=[]):  # building a model may draw numbers that training would have drawn
                 self._model = self.load().eval().requires_grad_(False)
@@ -92,7 +92,7 @@ class ModelJudge(ABC):
             ) from error
 
     def close(self) -> None:
-        """See :class:`~lion_lightning.judges.base.Loaded`."""
+        """See :class:`~lion_lightning.judges.base.LoadableJudge`."""
         self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

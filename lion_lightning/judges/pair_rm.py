@@ -13,8 +13,8 @@ from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 from typing_extensions import override
 
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
+from lion_lightning.judges.pairwise import distinct, standings
 from lion_lightning.judges.text import broken, conversation
-from lion_lightning.judges.verdicts import distinct, standings
 from lion_lightning.models.model_configs import stored_config
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Prompt

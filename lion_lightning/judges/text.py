@@ -45,7 +45,7 @@ def check_template(template: str, fields: Collection[str], owner: str) -> None:
         raise ValueError(f"{owner}: the template has no place for {places}; write it where the text shall stand")
 
 
-def as_question(template: str, prompt: Prompt, answers: Mapping[str, str], words: Mapping[str, str]) -> str:
+def build_question(template: str, prompt: Prompt, answers: Mapping[str, str], words: Mapping[str, str]) -> str:
     """What a judge is asked about answers, none of which can pretend to be a part of the question.
 
     Prompt and answers stand between tags with a code that is in none of them, so that no text ends itself. The code

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from lion_lightning.processes.limited import Apart
+from lion_lightning.processes.limited_process import LimitedCheck
 from lion_lightning.types import Prompt
 
 Verifier = Callable[[Prompt, str], bool | float]
@@ -57,7 +57,7 @@ class VerifierJudge:
         return self.reward * said if isinstance(said, bool) else said
 
 
-def right_answer(prompt: Prompt, column: str) -> Any:
+def reference_answer(prompt: Prompt, column: str) -> Any:
     """What the prompt's row has in a column.
 
     Args:
@@ -88,7 +88,7 @@ class ExactMatch:
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Whether the two are the same."""
-        texts = [str(right_answer(prompt, self.column)).strip(), answer.strip()]
+        texts = [str(reference_answer(prompt, self.column)).strip(), answer.strip()]
         wanted, given = (text.casefold() for text in texts) if self.ignore_case else texts
         return wanted == given
 
@@ -105,7 +105,7 @@ class MathAnswer:
 
     def __init__(self, column: str = "answer") -> None:
         self.column = column
-        self._check = Apart("has_value")
+        self._check = LimitedCheck("has_value")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Whether the values are the same.
@@ -117,7 +117,7 @@ class MathAnswer:
         if find_spec("math_verify") is None:
             raise ModuleNotFoundError("MathAnswer needs math-verify: pip install 'lion-lightning[judges]'")
         try:
-            return self._check(_place(prompt), str(right_answer(prompt, self.column)), answer)
+            return self._check(_place(prompt), str(reference_answer(prompt, self.column)), answer)
         except ValueError as error:
             raise ValueError(f"column {self.column!r}: {error}") from error
 
@@ -138,7 +138,7 @@ class Regex:
         except re.error as error:
             raise ValueError(f"Regex: {pattern!r} is no pattern ({error})") from error
         self.pattern = pattern
-        self._check = Apart("matches")
+        self._check = LimitedCheck("matches")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Whether it matches."""
@@ -160,7 +160,7 @@ class JSONSchema:
         if (schema is None) == (column is None):
             raise ValueError("JSONSchema: give either `schema` or `column`")
         self.schema, self.column = schema, column
-        self._check = Apart("fits")
+        self._check = LimitedCheck("fits")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Whether it fits.
@@ -171,7 +171,7 @@ class JSONSchema:
         """
         if find_spec("jsonschema") is None:
             raise ModuleNotFoundError("JSONSchema needs jsonschema: pip install 'lion-lightning[judges]'")
-        schema = self.schema if self.column is None else right_answer(prompt, self.column)
+        schema = self.schema if self.column is None else reference_answer(prompt, self.column)
         return self._check(_place(prompt), schema, answer)
 
 

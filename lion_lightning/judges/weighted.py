@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lion_lightning.judges.base import Judge, Loaded, Scores
+from lion_lightning.judges.base import Judge, LoadableJudge, Scores
 from lion_lightning.readiness import require_ready
 from lion_lightning.types import Prompt
 
@@ -21,7 +21,7 @@ class WeightedJudge:
         judges: The judges.
         weights: Weight of each; None for 1 each.
         names: Name of each, for what is stored; None for their classes' names, numbered where they repeat.
-        standardise: Whether each judge's scores of a prompt's answers are first brought to mean 0 and deviation 1, for
+        standardize: Whether each judge's scores of a prompt's answers are first brought to mean 0 and deviation 1, for
             judges on different scales. A judge that finds all answers alike then adds nothing.
 
     Raises:
@@ -33,11 +33,11 @@ class WeightedJudge:
         judges: list[Judge],
         weights: list[float] | None = None,
         names: list[str] | None = None,
-        standardise: bool = False,
+        standardize: bool = False,
     ) -> None:
         if not judges:
             raise ValueError("WeightedJudge: judges is empty; name at least one")
-        self.judges, self.standardise = judges, standardise
+        self.judges, self.standardize = judges, standardize
         self.weights = [1.0] * len(judges) if weights is None else weights
         self.names = _names(judges) if names is None else names
         for what, values in (("weights", self.weights), ("names", set(self.names))):
@@ -51,18 +51,18 @@ class WeightedJudge:
         """What decides the scores."""
         parts = [judge.identity() if hasattr(judge, "identity") else type(judge).__qualname__ for judge in self.judges]
         weighed = dict(zip(self.names, zip(parts, self.weights, strict=True), strict=True))
-        return {"judge": type(self).__name__, "parts": weighed, "standardise": self.standardise}
+        return {"judge": type(self).__name__, "parts": weighed, "standardize": self.standardize}
 
     def open(self, device: torch.device) -> None:
-        """See :class:`~lion_lightning.judges.base.Loaded`."""
+        """See :class:`~lion_lightning.judges.base.LoadableJudge`."""
         for judge in self.judges:
-            if isinstance(judge, Loaded):
+            if isinstance(judge, LoadableJudge):
                 judge.open(device)
 
     def close(self) -> None:
-        """See :class:`~lion_lightning.judges.base.Loaded`."""
+        """See :class:`~lion_lightning.judges.base.LoadableJudge`."""
         for judge in self.judges:
-            if isinstance(judge, Loaded):
+            if isinstance(judge, LoadableJudge):
                 judge.close()
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
@@ -75,7 +75,7 @@ class WeightedJudge:
 
     def combine(self, parts: Mapping[str, Scores]) -> list[list[float]]:
         """The weighted sum of those."""
-        given = [[_standard(row) if self.standardise else row for row in parts[name]] for name in self.names]
+        given = [[_standard(row) if self.standardize else row for row in parts[name]] for name in self.names]
         return [[self._sum(scores) for scores in zip(*rows, strict=True)] for rows in zip(*given, strict=True)]
 
     def _sum(self, scores: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
-"""Checks of answers that a text can be written to drag out for ever: they run in a process of their own.
+"""Checks of model answers that can take forever or use much memory on hostile input: run in a limited process.
 
-:class:`~lion_lightning.processes.limited.Apart` starts it and ends it. Nothing here imports torch, so that it starts
-at once.
+:class:`~lion_lightning.processes.limited_process.LimitedCheck` starts and ends the process. Nothing here imports torch,
+so that it starts quickly.
 """
 
 from __future__ import annotations

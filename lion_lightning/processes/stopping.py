@@ -128,7 +128,7 @@ def end_by_interrupts() -> None:
 
 
 @contextmanager
-def signals_wait() -> Iterator[None]:
+def delayed_signals() -> Iterator[None]:
     """Let signals wait for the end of a block, in which an exception would end the process by an abort.
 
     C++ code that calls Python back may do so in a destructor: ``torch.save`` writes the end of a file there if it was

@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_threads(call: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[tuple[int, Result]]:
+def map_in_threads(call: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[tuple[int, Result]]:
     """Results of a call for each item, with the item's place, as they come.
 
     Who is interrupted meanwhile does not wait for the calls under way, as he would with a pool of threads: a server may

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import end_of_turn_id
 from lion_lightning.rollouts.rounds import Rollout, Round, round_path
-from lion_lightning.sampling.answers import as_answer
+from lion_lightning.sampling.answers import to_answer
 from lion_lightning.types import Answer, Prompt
 
 
@@ -28,7 +28,7 @@ def answered(rollout: Rollout, answers: Sequence[Any], served: RolloutPolicy, or
     Raises:
         ValueError: An answer is none, or has tokens that the policy has not.
     """
-    made = [as_answer(answer, rollout.prompt.where, served) for answer in answers]
+    made = [to_answer(answer, rollout.prompt.where, served) for answer in answers]
     own = rollout.prompt.original
     if original and own is not None:
         made.append(Answer(own, "original"))

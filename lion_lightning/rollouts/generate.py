@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from lion_lightning.cache import atomic_write, explain_write_errors, remove_stale_files
 from lion_lightning.distributed.rendezvous import WorkerGroup
-from lion_lightning.judges.base import Judge, Loaded, judge_answers
+from lion_lightning.judges.base import Judge, LoadableJudge, score_answers
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.rollouts.rounds import WRITABLE, Rollout, lies_at, read_rollouts, write_rollouts
-from lion_lightning.sampling.base import Following, Sampler
+from lion_lightning.sampling.base import Sampler, SyncedSampler
 from lion_lightning.types import Answer
 
 
@@ -90,7 +90,7 @@ def sample(
     todo = [chunk for chunk in place.strided(chunks) if not lies_at(place.sampled(chunk))]
     if served.ranks.all_agree(not todo):
         return
-    with _opened(sampler, Following, served):
+    with _opened(sampler, SyncedSampler, served):
         for chunk in _progress(todo, "sample", place):
             prompts = [rollout.prompt for rollout in chunk.rollouts]
             answers = sampler.sample(prompts, chunk.samples, chunk.seed)
@@ -115,11 +115,11 @@ def judge(
     todo = [chunk for chunk in place.strided(chunks) if not lies_at(place.judged(chunk))]
     if not todo:
         return
-    with _opened(judge, Loaded, device):
+    with _opened(judge, LoadableJudge, device):
         for chunk in _progress(todo, "judge", place):
             rollouts = [complete(rollout) for rollout in read_rollouts(place.sampled(chunk))]
             texts = [[answer.text for answer in rollout.answers] for rollout in rollouts]
-            said = judge_answers(judge, [rollout.prompt for rollout in rollouts], texts)
+            said = score_answers(judge, [rollout.prompt for rollout in rollouts], texts)
             made = [
                 replace(
                     rollout,

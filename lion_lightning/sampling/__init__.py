@@ -1,28 +1,34 @@
-"""What generates answers. The engines' libraries are imported when one starts."""
+"""Samplers: transformers, vLLM in process, or a server; and how the policy's weights reach them."""
 
-from lion_lightning.sampling.base import EngineError, Following, Sampler, SamplingSettings
+from lion_lightning.sampling.base import EngineError, Sampler, SamplingSettings, SyncedSampler
+from lion_lightning.sampling.engine_weight_sync import AdapterWeightSync, EngineWeightSync, MergedWeightSync
 from lion_lightning.sampling.server import ServerSampler
-from lion_lightning.sampling.server_weight_sync import AdapterRoutes, FolderRoute, SGLangRoutes, VLLMRoutes, WeightRoute
-from lion_lightning.sampling.sync_check import Probe
+from lion_lightning.sampling.server_weight_sync import (
+    FolderWeightSync,
+    SGLangWeightSync,
+    VLLMAdapterSync,
+    VLLMWeightSync,
+    WeightSync,
+)
+from lion_lightning.sampling.sync_check import SyncCheck
 from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.sampling.vllm import VLLMSampler
-from lion_lightning.sampling.weight_sync import AdapterWeights, EngineWeights, MergedWeights
 
 __all__ = [
-    "AdapterRoutes",
-    "AdapterWeights",
+    "AdapterWeightSync",
     "EngineError",
-    "EngineWeights",
-    "FolderRoute",
-    "Following",
-    "MergedWeights",
-    "Probe",
-    "SGLangRoutes",
+    "EngineWeightSync",
+    "FolderWeightSync",
+    "MergedWeightSync",
+    "SGLangWeightSync",
     "Sampler",
     "SamplingSettings",
     "ServerSampler",
+    "SyncCheck",
+    "SyncedSampler",
     "TransformersSampler",
-    "VLLMRoutes",
+    "VLLMAdapterSync",
     "VLLMSampler",
-    "WeightRoute",
+    "VLLMWeightSync",
+    "WeightSync",
 ]

@@ -1,4 +1,4 @@
-"""What samplers of any make give, as answers that can be judged, written down and trained on."""
+"""Checks of what a sampler returns, which may be a user's class."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ if TYPE_CHECKING:
     from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
-def one_each(sampler: Sampler, prompts: Sequence[Prompt], seed: int, policy: RolloutPolicy | None) -> list[Answer]:
-    """One answer to each prompt.
+def sample_one_each(
+    sampler: Sampler, prompts: Sequence[Prompt], seed: int, policy: RolloutPolicy | None
+) -> list[Answer]:
+    """Sample one answer per prompt.
 
     Args:
-        sampler: What answers.
-        prompts: What is asked.
-        seed: Of the draw.
-        policy: What is sampled from; None where tokens do not matter.
+        sampler: The sampler.
+        prompts: The prompts.
+        seed: Seed for sampling.
+        policy: The policy that answers; None to drop token ids.
 
     Raises:
-        ValueError: There are too few or too many, or one is none.
+        ValueError: The sampler returned another number of answers, or something that is not an answer.
     """
     given = list(sampler.sample(prompts, 1, seed))
     if len(given) != len(prompts) or not all(len(row) == 1 for row in given):
         counts = sorted({len(row) for row in given})
         raise ValueError(
-            f"{type(sampler).__name__} was asked for one answer to each of {len(prompts)} prompts, and gave "
-            f"{len(given)} rows of {counts} answers; give a row of one answer to each"
+            f"{type(sampler).__name__}.sample() returned {len(given)} lists of {counts} answers for {len(prompts)} "
+            "prompts and n=1; return one list with one answer per prompt"
         )
-    return [as_answer(row[0], prompt.where, policy) for prompt, row in zip(prompts, given, strict=True)]
+    return [to_answer(row[0], prompt.where, policy) for prompt, row in zip(prompts, given, strict=True)]
 
 
-def as_answer(given: Any, where: str, policy: RolloutPolicy | None) -> Answer:
-    """An answer, anything with its attributes, or a bare text.
+def to_answer(given: Any, where: str, policy: RolloutPolicy | None) -> Answer:
+    """Convert what a sampler returned (a string, or an object with the attributes of an answer) to an answer.
 
     Args:
-        given: What a sampler gave.
-        where: The prompt, for messages.
-        policy: What was sampled from; None to leave tokens out.
+        given: What the sampler returned.
+        where: Location of the prompt, for error messages.
+        policy: The policy that was sampled from; None to drop token ids.
 
     Raises:
-        ValueError: It has no text, or tokens that are none of the policy's.
+        ValueError: It has no text, or token ids outside of the policy's vocabulary.
     """
     text = given if isinstance(given, str) else getattr(given, "text", None)
     if not isinstance(text, str) or any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError(f"{where}: the sampler gave {str(given)[:60]!r}; an answer is a text, or has `text`")
+        raise ValueError(f"{where}: the sampler returned {str(given)[:60]!r}; return a string or an object with `text`")
     ids = getattr(given, "token_ids", None)
     checked = None if ids is None or policy is None else _ids(ids, where, vocabulary_size(policy))
     return Answer(text, str(getattr(given, "finish_reason", "stop")), checked)
@@ -58,7 +60,7 @@ def _ids(given: Any, where: str, vocabulary: int) -> tuple[int, ...]:
     wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
     if wrong is not None:
         raise ValueError(
-            f"{where}: the sampler gave the token {wrong}, and the policy has {vocabulary}; sample from the policy's "
-            "own model, or leave `token_ids` out"
+            f"{where}: the sampler returned token id {wrong}, but the policy's vocabulary has {vocabulary} tokens; "
+            "sample from the policy's own model, or leave `token_ids` out"
         )
     return ids

@@ -1,4 +1,4 @@
-"""What generates answers, and what it may ask of the policy that it generates from."""
+"""Protocols of samplers and of the policy that they sample from, and sampling settings."""
 
 from __future__ import annotations
 
@@ -11,78 +11,71 @@ if TYPE_CHECKING:
 
 
 class Sampler(Protocol):
-    """Generates answers. Any class with this method is one; nothing has to be imported for it.
+    """Generates answers. Any class with this method is a sampler; it needs no import from this package.
 
-    (Arguments have no types here, so that config files accept a class of any annotations, or of none.)
+    The arguments are annotated as ``Any`` so that config files accept classes with any annotations, or none.
     """
 
     def sample(self, prompts: Any, n: Any, seed: Any, /) -> Any:
-        """``n`` answers to each prompt.
+        """Sample ``n`` answers per prompt.
 
         Args:
-            prompts: What is asked, a sequence of :class:`~lion_lightning.types.Prompt`.
-            n: Answers to each.
-            seed: The same seed and prompts give the same answers, as far as the engine can.
+            prompts: A sequence of :class:`~lion_lightning.types.Prompt`.
+            n: Number of answers per prompt.
+            seed: The same seed and prompts should give the same answers, as far as the engine allows.
 
         Returns:
-            For each prompt, in order, ``n`` of :class:`~lion_lightning.types.Answer`, or of anything with its
-            attributes, or bare texts.
+            For each prompt, in order, a list of ``n`` :class:`~lion_lightning.types.Answer`, of objects with the same
+            attributes, or of strings.
         """
 
 
 def require_adapters(policy: RolloutPolicy) -> PolicyAdapters:
-    """The adapters of a policy.
-
-    Args:
-        policy: What will be served.
+    """Return the adapters of a policy.
 
     Raises:
-        ValueError: It has none, or more than plain adapters on linear layers.
+        ValueError: The policy has none, or trains more than plain LoRA on linear layers.
     """
     if policy.adapters is None:
         raise ValueError(
-            "adapters alone can be served only of a policy with plain LoRA on linear layers: no modules_to_save, no "
-            "rows of new tokens; push all weights (VLLMSampler: MergedWeights, ServerSampler: VLLMRoutes)"
+            "only plain LoRA on linear layers (no modules_to_save, no new tokens) can be synced as adapters; sync all "
+            "weights: `weight_sync` MergedWeightSync for VLLMSampler, VLLMWeightSync for ServerSampler"
         )
     return policy.adapters
 
 
 def vocabulary_size(policy: RolloutPolicy) -> int:
-    """Tokens that the policy has rows for: an engine can name no others.
-
-    Args:
-        policy: What is served.
-    """
+    """Number of rows of the policy's embedding, padding included; an engine returns no larger token ids."""
     config = policy.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return max(len(policy.tokenizer), getattr(text, "vocab_size", 0))
 
 
 @runtime_checkable
-class Following(Protocol):
-    """A sampler that follows the policy: opened before each round, closed after it."""
+class SyncedSampler(Protocol):
+    """A sampler that uses the policy's current weights: opened before each round, closed after it."""
 
     def open(self, policy: RolloutPolicy) -> None:
-        """Generate from this policy, as it is now, from here on."""
+        """Load the policy's current weights."""
 
     def close(self) -> None:
-        """Give back the memory that training needs; :meth:`open` comes again before the next round."""
+        """Free memory for training; :meth:`open` is called again before the next round."""
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How answers are drawn.
+    """Sampling parameters.
 
     Attributes:
-        temperature: The paper's is 0.8; 0 is greedy, for one answer to a prompt. What lies between 0 and 1e-5 would
-            overflow in fp32, and is refused.
-        top_p: Draw from the smallest set of tokens with this probability; 1 for all.
-        top_k: Draw from so many of the most probable tokens; 0 for all.
-        max_new_tokens: Most tokens of an answer; one that is longer is cut off, with finish reason ``length``.
-        stop: Texts that end an answer; they are left out of it.
+        temperature: Sampling temperature, 0.8 in the paper; 0 is greedy, for one answer per prompt. Values between 0
+            and 1e-5 would overflow in fp32 and are refused.
+        top_p: Sample from the smallest set of tokens with this total probability; 1 for all tokens.
+        top_k: Sample from the ``top_k`` most probable tokens; 0 for all tokens.
+        max_new_tokens: Maximum length of an answer; longer ones are truncated, with finish reason ``length``.
+        stop: Strings that end an answer and are removed from it.
 
     Raises:
-        ValueError: If a setting is out of its range.
+        ValueError: A setting is out of range.
     """
 
     temperature: float = 0.8
@@ -92,7 +85,7 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the settings."""
+        """Check the ranges."""
         for name, good, range_ in (
             ("temperature", self.temperature == 0 or 1e-5 <= self.temperature < float("inf"), "of at least 1e-5, or 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -100,23 +93,23 @@ class SamplingSettings:
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
         ):
             if not good:
-                raise ValueError(f"sampling.{name} is {getattr(self, name)}; give a number {range_}")
+                raise ValueError(f"sampling.{name} is {getattr(self, name)}; set a number {range_}")
 
         if not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError("sampling.stop holds an empty text, which would end every answer at once; take it out")
+            raise ValueError("sampling.stop has an empty string, which would end every answer at once; remove it")
 
-    def require_draws(self, n: int) -> None:
-        """Refuse to draw several answers where all would be the same.
+    def check_num_answers(self, n: int) -> None:
+        """Refuse several answers per prompt under greedy decoding, which would be identical.
 
         Args:
-            n: Answers to each prompt.
+            n: Number of answers per prompt.
 
         Raises:
-            ValueError: If there are several, and decoding is greedy.
+            ValueError: ``n`` is over 1 and the temperature is 0.
         """
         if n > 1 and self.temperature == 0:
-            raise ValueError(f"sampling.temperature is 0, so {n} answers to a prompt would be the same; raise it")
+            raise ValueError(f"sampling.temperature is 0, so the {n} answers per prompt would be identical; raise it")
 
 
 class EngineError(OSError):
-    """What generates has failed. Nothing that was finished is lost: the round goes on with the next start."""
+    """The sampling engine failed. Finished answers of the round are kept; a rerun continues with the rest."""

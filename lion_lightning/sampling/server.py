@@ -1,4 +1,4 @@
-"""Answers by a server that speaks OpenAI's protocol."""
+"""Sampling from a server with an OpenAI-compatible completions API."""
 
 from __future__ import annotations
 
@@ -13,48 +13,49 @@ import numpy as np
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.endpoint.replies import Reply
 from lion_lightning.sampling.base import EngineError, SamplingSettings, vocabulary_size
-from lion_lightning.sampling.server_weight_sync import WeightRoute
-from lion_lightning.sampling.sync_check import Probe
+from lion_lightning.sampling.server_weight_sync import WeightSync
+from lion_lightning.sampling.sync_check import SyncCheck
 from lion_lightning.types import Answer, Prompt
-
-logger = logging.getLogger(__name__)
-
-ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence"})
-"""What servers call the reason of an answer that the model ended itself."""
 
 if TYPE_CHECKING:
     from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
+logger = logging.getLogger(__name__)
+
+ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence"})
+"""Finish reasons of complete answers, as different servers call them."""
+
 
 class ServerSampler:
-    """Samples from a server (vLLM, SGLang, ...) by ``/v1/completions``: ``n`` answers a request, many requests at once.
+    """Samples from a server (vLLM, SGLang, ...) through ``/v1/completions``: one request per prompt, many at once.
 
-    Prompts are sent as token ids, so the server's own chat template plays no part. Before each round the policy's
-    weights, or its adapters, are written to a folder and the server is told to load them, by the first rank alone; then
-    a :class:`Probe` compares its log-probs with the policy's.
+    Prompts are sent as token ids, so the server's chat template is not used. Before each round the first rank writes
+    the policy's weights (or its adapters) to a folder and requests the server to load them; then a
+    :class:`~lion_lightning.sampling.SyncCheck` compares the server's log-probs with the policy's.
 
     Args:
-        url: Address of the server: ``http://127.0.0.1:8000``.
-        weights: How weights reach the server: :class:`~lion_lightning.sampling.VLLMRoutes` (all of them),
-            :class:`~lion_lightning.sampling.AdapterRoutes` (LoRA's adapters alone), or
-            :class:`~lion_lightning.sampling.SGLangRoutes`; None to leave the server's model as it is, which after the
-            first epoch is not the policy any more.
-        sampling: How answers are drawn; None for the defaults.
-        model: The model's name on the server; None to ask for it.
-        tolerance: Of the probe; None to push without a probe, for servers that give no log-probs.
-        seeded: Whether each request has a seed, so that a server may give the same answers again. Set it to false for
-            vLLM 0.32 on a CPU, which such requests bring down as soon as one is computed in parts.
-        api_key_env: Name of the environment variable that holds the server's key; None for none.
-        timeout: Seconds that a request may take.
-        retries: Further tries after a failed request.
-        backoff: Seconds before the first of them; each further one waits twice as long.
-        concurrency: Requests at once.
+        url: Address of the server, e.g. ``http://127.0.0.1:8000``.
+        weight_sync: How weights reach the server: :class:`~lion_lightning.sampling.VLLMWeightSync` or
+            :class:`~lion_lightning.sampling.SGLangWeightSync` (all weights), or
+            :class:`~lion_lightning.sampling.VLLMAdapterSync` (LoRA adapters only). None never updates the server's
+            model, so that answers are off-policy after the first round.
+        sampling: Sampling parameters; None for the defaults.
+        model: The model's name on the server; None for the first one that it lists.
+        tolerance: Largest difference of log-probs in the sync check; None to skip the check, for servers that do not
+            return log-probs.
+        seeded: Send a seed with each request, for reproducible answers. vLLM 0.32 on a CPU crashes on seeded requests
+            that it computes in chunks: set false there.
+        api_key_env: Name of the environment variable that holds the server's API key; None for no key.
+        timeout: Seconds per request.
+        retries: Number of retries of a failed request.
+        backoff: Seconds before the first retry; doubled for each further one.
+        concurrency: Number of parallel requests.
     """
 
     def __init__(
         self,
         url: str,
-        weights: WeightRoute | None = None,
+        weight_sync: WeightSync | None = None,
         sampling: SamplingSettings | None = None,
         model: str | None = None,
         tolerance: float | None = 0.2,
@@ -66,54 +67,54 @@ class ServerSampler:
         concurrency: int = 32,
     ) -> None:
         self.endpoint = Endpoint(url, api_key_env, timeout, retries, backoff, concurrency)
-        self.weights, self.sampling, self.model = weights, sampling or SamplingSettings(), model
+        self.weight_sync, self.sampling, self.model = weight_sync, sampling or SamplingSettings(), model
         self.seeded = seeded
-        self._probe = Probe(tolerance) if tolerance is not None else None
-        self._named: str | None = model
+        self._sync_check = SyncCheck(tolerance) if tolerance is not None else None
+        self._model_name: str | None = model
         self._vocabulary = 2**31
         self._opened = 0
 
     def identity(self) -> dict[str, Any]:
-        """What decides the answers."""
+        """Settings that determine the answers."""
         return {"sampler": type(self).__name__, "model": self.model, **asdict(self.sampling)}
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
-        """See :class:`~lion_lightning.readiness.ChecksReady`: the server's key is there."""
+        """Check that the API key is set."""
         self.endpoint.require_key()
 
     def open(self, policy: RolloutPolicy) -> None:
-        """See :class:`~lion_lightning.sampling.base.Following`.
+        """Sync the policy's weights to the server and check them.
 
         Raises:
-            ConnectionError: The server does not answer.
-            EngineError: It does not serve the policy's weights.
-            ValueError: It cannot be given weights.
+            ConnectionError: The server does not respond.
+            EngineError: The server does not serve the policy's weights.
+            ValueError: The weights cannot be loaded.
         """
-        self._named = self._named or self.endpoint.models()[0]
+        self._model_name = self._model_name or self.endpoint.models()[0]
         self._vocabulary = vocabulary_size(policy)
         self._opened += 1
-        if self.weights is None:
+        if self.weight_sync is None:
             if self._opened == 2:
                 logger.warning(
-                    "ServerSampler: `weights` is not set, so the server's model does not follow the policy, and from "
-                    "this round on its answers are not on-policy"
+                    "ServerSampler: `weight_sync` is not set, so the server still has its first weights: from this "
+                    "round on its answers are off-policy"
                 )
             return
-        self._named = self.weights.push(policy, self.endpoint) or self._named
-        if self._probe is not None:
-            self._probe.check(policy, self.next_logps)
+        self._model_name = self.weight_sync.push(policy, self.endpoint) or self._model_name
+        if self._sync_check is not None:
+            self._sync_check.check(policy, self.next_logps)
 
     def close(self) -> None:
-        """See :class:`~lion_lightning.sampling.base.Following`; a server keeps its memory."""
+        """Nothing to free: the server keeps its memory."""
 
     def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
-        """See :class:`~lion_lightning.sampling.base.Sampler`.
+        """Sample ``n`` answers per prompt.
 
         Raises:
-            ConnectionError: The server does not answer, after all tries.
-            ValueError: It refuses a request, or its reply cannot be used.
+            ConnectionError: The server does not respond after all retries.
+            ValueError: The server refuses a request, or its response has another format.
         """
-        self.sampling.require_draws(n)
+        self.sampling.check_num_answers(n)
         seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
         bodies = [self._body(prompt, n, one) for prompt, one in zip(prompts, seeds, strict=True)]
         replies = self._completions(bodies, "sample")
@@ -123,31 +124,34 @@ class ServerSampler:
         choices = reply["choices"].items()
         if len(choices) != n:
             raise EngineError(
-                f"{self.endpoint.url} gave {len(choices)} answers of {n} to {prompt.where}; use a server that knows `n`"
+                f"{self.endpoint.url} returned {len(choices)} of {n} answers to {prompt.where}; "
+                "use a server that supports `n`"
             )
         return [self._answer(choice) for choice in choices]
 
     def _answer(self, choice: Reply) -> Answer:
-        """A stop string is cut off the text but not off the tokens, so those are left out then."""
-        text, reason, ids = choice["text"].text(), choice["finish_reason"].text(), choice["token_ids"]
-        by_string = isinstance(choice["stop_reason"].value, str)
-        known = not ids.absent and ids.token_ids(self._vocabulary, self.sampling.max_new_tokens)
-        # Whatever else an answer may end for (aborted, filtered, ...), it is not whole.
-        return Answer(text, "stop" if reason in ENDED else "length", (known or None) if not by_string else None)
+        text = choice["text"].text()
+        # Any other reason (aborted, filtered, ...) means that the answer is incomplete.
+        reason = "stop" if choice["finish_reason"].text() in ENDED else "length"
+        ids = choice["token_ids"]
+        # A stop string is removed from the text but not from the token ids: drop those.
+        if ids.absent or isinstance(choice["stop_reason"].value, str):
+            return Answer(text, reason)
+        return Answer(text, reason, ids.token_ids(self._vocabulary, self.sampling.max_new_tokens) or None)
 
     def _completions(self, bodies: Sequence[Any], title: str) -> list[Reply]:
         route = "/v1/completions"
         return [self.endpoint.said(route, one) for one in self.endpoint.post_all(route, bodies, title)]
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
-        """Log-probs of the server's five most probable next tokens, for each prompt.
+        """Log-probs of the server's five most probable next tokens for each prompt, by token id.
 
         Raises:
-            EngineError: It does not give them by token id.
+            EngineError: The server does not return log-probs by token id.
         """
-        common = {"model": self._named, "max_tokens": 1, "temperature": 0.0, "logprobs": 5}
+        common = {"model": self._model_name, "max_tokens": 1, "temperature": 0.0, "logprobs": 5}
         bodies = [{**common, "prompt": list(ids), "return_tokens_as_token_ids": True} for ids in prompts]
-        return [self._tops(reply["choices"].items()[0]) for reply in self._completions(bodies, "probe")]
+        return [self._tops(reply["choices"].items()[0]) for reply in self._completions(bodies, "sync check")]
 
     def _tops(self, choice: Reply) -> dict[int, float]:
         logprobs = choice["logprobs"]
@@ -157,21 +161,21 @@ class ServerSampler:
         found = {name: re.fullmatch(r"token_id:(\d{1,10})", name) for name in names}
         if tops is None or not found or None in found.values():
             raise EngineError(
-                f"{self.endpoint.url} gives no log-probs by token id, so nothing proves that it serves the policy's "
-                "weights; set `tolerance: null` to go without proof"
+                f"{self.endpoint.url} returns no log-probs by token id, so its weights cannot be compared with the "
+                "policy's; set `tolerance: null` to skip the comparison"
             )
         return {int(match[1]): tops[name].number() for name, match in found.items() if match}
 
     def _body(self, prompt: Prompt, n: int, seed: int) -> dict[str, Any]:
         own = self.sampling
         body = {
-            "model": self._named,
+            "model": self._model_name,
             "prompt": list(prompt.input_ids),
             "n": n,
             "temperature": own.temperature,
             "top_p": own.top_p,
             "max_tokens": own.max_new_tokens,
-            "return_token_ids": True,  # vLLM does; others ignore it, and the text is tokenized
+            "return_token_ids": True,  # vLLM only; other servers ignore it, and the text is tokenized again
         }
         more: dict[str, Any] = {"seed": seed % 2**31 if self.seeded else None}
         more |= {"top_k": own.top_k or None, "stop": list(own.stop) or None}

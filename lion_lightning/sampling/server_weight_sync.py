@@ -1,4 +1,4 @@
-"""How weights reach a server: over the routes that it has for that, by way of a folder that both sides see."""
+"""Weight sync to a server, through a folder that this process and the server share."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ if TYPE_CHECKING:
     from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
 
-class WeightRoute(Protocol):
-    """Lets a server serve the policy."""
+class WeightSync(Protocol):
+    """Loads the policy's weights into a server."""
 
     def push(self, policy: RolloutPolicy, endpoint: Endpoint) -> str | None:
-        """Let the server serve the policy as it is now; all ranks call this together.
+        """Load the policy's current weights; called on all ranks together.
 
         Args:
-            policy: Whose weights it gets.
+            policy: The policy.
             endpoint: The server.
 
         Returns:
-            The name that the server has it under from now on; None for that of its model.
+            The model name to use in requests from now on; None to keep the current one.
         """
 
 
-class FolderRoute(ABC):
-    """Writes all weights to a folder, once, and tells the server to load them.
+class FolderWeightSync(ABC):
+    """Writes all weights to a folder and requests the server to load them.
 
     Args:
-        folder: Where weights are written.
-        seen_as: The same folder as the server sees it; None if it is the same path.
+        folder: Folder that the weights are written to.
+        seen_as: Path of that folder on the server's machine; None for the same path.
     """
 
     def __init__(self, folder: str, seen_as: str | None = None) -> None:
         self.folder, self.seen_as = folder, seen_as or str(Path(folder).absolute())
 
     def push(self, policy: RolloutPolicy, endpoint: Endpoint) -> str | None:
-        """See :class:`WeightRoute`."""
+        """Write the weights and load them into the server."""
         policy.write(Path(self.folder) if policy.ranks.is_first else None)
         with policy.ranks.together():
             if policy.ranks.is_first:
@@ -53,52 +53,52 @@ class FolderRoute(ABC):
 
     @abstractmethod
     def load(self, endpoint: Endpoint) -> None:
-        """Tell the server to load the folder, and to forget what it has cached.
+        """Request the server to load the folder and to reset its prefix cache.
 
         Args:
             endpoint: The server.
         """
 
 
-class VLLMRoutes(FolderRoute):
-    """vLLM's routes, which it has when it is started with ``VLLM_SERVER_DEV_MODE=1``.
+class VLLMWeightSync(FolderWeightSync):
+    """Weight sync to a vLLM server that was started with ``VLLM_SERVER_DEV_MODE=1``.
 
     Args:
-        folder: Where weights are written.
-        seen_as: The same folder as the server sees it; None if it is the same path.
+        folder: Folder that the weights are written to.
+        seen_as: Path of that folder on the server's machine; None for the same path.
     """
 
     @override
     def load(self, endpoint: Endpoint) -> None:
-        """Reload the weights while the server is paused.
+        """Pause the server, reload its weights, reset its prefix cache and resume it.
 
         Raises:
-            ValueError: The server has no such routes, or cannot load the folder.
+            ValueError: The server does not have these routes, or cannot load the folder.
         """
         try:
             endpoint.post("/pause?mode=wait")
             body = {"method": "reload_weights", "kwargs": {"weights_path": self.seen_as}}
             endpoint.post("/collective_rpc", body)
-            endpoint.post("/reset_prefix_cache")  # else cached prompts still answer with the weights before
+            endpoint.post("/reset_prefix_cache")  # cached prefixes were computed with the previous weights
             endpoint.post("/resume")
         except ValueError as error:
             raise ValueError(
-                f"{error}; weights are pushed over vLLM's development routes: start the server with "
-                f"VLLM_SERVER_DEV_MODE=1, on a machine that sees {self.seen_as}"
+                f"{error}; VLLMWeightSync needs vLLM's development routes: start the server with "
+                f"VLLM_SERVER_DEV_MODE=1, on a machine that can read {self.seen_as}"
             ) from error
 
 
-class SGLangRoutes(FolderRoute):
-    """SGLang's route for weights on disk.
+class SGLangWeightSync(FolderWeightSync):
+    """Weight sync to an SGLang server.
 
     Args:
-        folder: Where weights are written.
-        seen_as: The same folder as the server sees it; None if it is the same path.
+        folder: Folder that the weights are written to.
+        seen_as: Path of that folder on the server's machine; None for the same path.
     """
 
     @override
     def load(self, endpoint: Endpoint) -> None:
-        """Reload the weights and flush the prefix cache.
+        """Request an update from disk and flush the cache.
 
         Raises:
             ValueError: The server cannot load the folder.
@@ -111,27 +111,27 @@ class SGLangRoutes(FolderRoute):
         endpoint.post("/flush_cache")
 
 
-class AdapterRoutes:
-    """For LoRA: a vLLM server of the base model, which gets the adapters alone.
+class VLLMAdapterSync:
+    """Sync of LoRA adapters to a vLLM server of the base model.
 
-    It must be started from the model that the adapters are on (``policy.path``) with ``--enable-lora``, a
-    ``--max-lora-rank`` that is large enough, and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``. Adapters are named after
-    their content, so one that the server has already is what it is asked for.
+    The server must be started from the base model (``policy.path``) with ``--enable-lora``, a sufficient
+    ``--max-lora-rank`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True``. Adapters are named after the hash of their
+    weights, so adapters that the server already has are not loaded again.
 
     Args:
-        folder: Where adapters are written, each into a folder of its own; those before are removed.
-        seen_as: The same folder as the server sees it; None if it is the same path.
+        folder: Parent of the adapter folders; the previous round's is removed.
+        seen_as: Path of that folder on the server's machine; None for the same path.
     """
 
     def __init__(self, folder: str, seen_as: str | None = None) -> None:
         self.folder, self.seen_as = folder, seen_as or str(Path(folder).absolute())
-        self._served: str | None = None
+        self._served: str | None = None  # name of the adapters of the previous round
 
     def push(self, policy: RolloutPolicy, endpoint: Endpoint) -> str | None:
-        """See :class:`WeightRoute`.
+        """Write the adapters, load them into the server and unload the previous ones.
 
         Raises:
-            ValueError: The policy is not made of adapters alone, or the server cannot load them.
+            ValueError: The policy trains more than plain LoRA, or the server cannot load the adapters.
         """
         adapters = require_adapters(policy)
         name = f"policy-{adapters.digest()[:16]}"
@@ -150,9 +150,8 @@ class AdapterRoutes:
                 endpoint.tell("/v1/load_lora_adapter", body)
         except ValueError as error:
             raise ValueError(
-                f"{error}; start vLLM's server from the model that the adapters are on, with --enable-lora, "
-                f"--max-lora-rank {rank} or more and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, on a machine that sees "
-                f"{self.seen_as}"
+                f"{error}; start the vLLM server from the policy's base model, with --enable-lora, --max-lora-rank of "
+                f"at least {rank} and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, on a machine that can read {self.seen_as}"
             ) from error
         if self._served in known - {name}:
             endpoint.tell("/v1/unload_lora_adapter", {"lora_name": self._served})

@@ -1,4 +1,4 @@
-"""Proof that an engine serves the weights that it was just given."""
+"""Check after a weight sync that an engine serves the policy's weights."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from torch import Tensor
 
 from lion_lightning.sampling.base import EngineError
 
-LONG = 300
-"""Tokens of the longest probe prompt: over two blocks (of 128 on a CPU) of a prefix cache, which may be stale too."""
-
-NextLogps = Callable[[Sequence[Sequence[int]]], Sequence[Mapping[int, float]]]
-"""Log-probs that an engine gives its most probable next tokens, by id, for each prompt; before any temperature."""
-
 if TYPE_CHECKING:
     from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
+LONGEST_PROMPT = 300
+"""Tokens of the longest prompt: over two blocks of vLLM's prefix cache (128 tokens on CPU), which may be stale too."""
 
-class Probe:
-    """Compares an engine with the policy after each push of weights, on a few fixed prompts.
+NextLogps = Callable[[Sequence[Sequence[int]]], Sequence[Mapping[int, float]]]
+"""From prompts (token ids) to an engine's log-probs of its most probable next tokens, by id, without temperature."""
 
-    The engine's log-probs of its top tokens must be the policy's, up to ``tolerance``. Old weights could pass that
-    where the policy has moved little, so the engine must also have moved along with it since the last push: of the
-    policy's move, at least half must be seen in the engine. A move below a tenth of the tolerance is not judged.
+
+class SyncCheck:
+    """Compares log-probs of an engine and the policy on a few fixed prompts after each weight sync.
+
+    1. The engine's log-probs of its top tokens must equal the policy's up to ``tolerance``.
+    2. Stale weights would pass that when the policy has changed little. So the engine's log-probs must also have
+       changed along with the policy's since the last sync, by at least half as much. Changes of the policy's log-probs
+       below a tenth of the tolerance are not compared.
 
     Args:
-        tolerance: Largest difference of a log-prob: 1e-3 is far above what two kernels differ by in fp32; bf16 needs
-            some 0.2.
-        longest: Most tokens of a prompt that the engine takes; None for no limit but the model's positions.
+        tolerance: Largest difference of a log-prob. 1e-3 is far above differences between kernels in fp32; bf16 needs
+            about 0.2.
+        longest: Maximum prompt length of the engine; None for the model's number of positions.
     """
 
     def __init__(self, tolerance: float = 1e-3, longest: int | None = None) -> None:
@@ -40,82 +41,77 @@ class Probe:
         self._before: tuple[Tensor, Sequence[Mapping[int, float]]] | None = None
 
     def check(self, policy: RolloutPolicy, engine: NextLogps) -> None:
-        """Compare.
+        """Compare an engine with the policy.
 
         Args:
-            policy: The policy, as its weights were pushed.
-            engine: What is compared with it.
+            policy: The policy, with the weights that were synced.
+            engine: Computes the engine's log-probs.
 
         Raises:
             EngineError: The engine serves other weights.
         """
-        self._prompts = self._prompts or probe_prompts(policy, self.longest)
+        self._prompts = self._prompts or fixed_prompts(policy, self.longest)
         now, said = policy.next_logps(self._prompts), engine(self._prompts)
         _require_tokens(said, now.shape[1])
         worst = _distance(said, now)
         if not worst <= self.tolerance:
             raise EngineError(
-                f"after the push of weights the engine does not serve the policy: its log-probs are off by {worst:.3g} "
-                f"where {self.tolerance:g} is allowed; restart the engine, or raise the probe's tolerance if its dtype "
-                "is coarser than the policy's"
+                f"after the weight sync the engine's log-probs differ from the policy's by {worst:.3g}, over the "
+                f"tolerance of {self.tolerance:g}; restart the engine, or raise `tolerance` if its dtype is less "
+                "precise than the policy's"
             )
         if self._before is not None:
-            self._refuse_stale(now, said, *self._before)
+            self._require_change(now, said, *self._before)
         self._before = now, said
 
-    def _refuse_stale(
+    def _require_change(
         self,
         now: Tensor,
         said: Sequence[Mapping[int, float]],
         before: Tensor,
         said_before: Sequence[Mapping[int, float]],
     ) -> None:
-        moves = [
-            (float(new[token] - old[token]), value - tops_before[token])
-            for new, old, tops, tops_before in zip(now, before, said, said_before, strict=True)
-            for token, value in tops.items()
-            if token in tops_before
-        ]
-        largest = max((abs(own) for own, _ in moves), default=0.0)
-        followed = sum(own * engine for own, engine in moves)
-        if largest > self.tolerance / 10 and followed < sum(own**2 for own, _ in moves) / 2:
+        changes: list[tuple[float, float]] = []  # of a log-prob, in the policy and in the engine
+        for new, old, tops, tops_before in zip(now, before, said, said_before, strict=True):
+            for token in tops.keys() & tops_before.keys():
+                changes.append((float(new[token] - old[token]), tops[token] - tops_before[token]))
+        largest = max((abs(own) for own, _ in changes), default=0.0)
+        # The projection of the engine's change on the policy's: 1 if it follows, 0 if its weights are stale.
+        followed = sum(own * engine for own, engine in changes)
+        if largest > self.tolerance / 10 and followed < sum(own**2 for own, _ in changes) / 2:
             raise EngineError(
-                "after the push of weights the engine still serves those before (the policy's log-probs have moved by "
-                f"{largest:.3g}, and the engine's have not followed); restart the engine"
+                "after the weight sync the engine still serves the previous weights (the policy's log-probs changed by "
+                f"{largest:.3g}, the engine's did not); restart the engine"
             )
 
 
-def probe_prompts(policy: RolloutPolicy, longest: int | None = None) -> list[list[int]]:
-    """Fixed token ids: two short prompts and one that fills blocks of a cache.
+def fixed_prompts(policy: RolloutPolicy, longest: int | None = None) -> list[list[int]]:
+    """Make fixed random prompts: two short ones, and one that fills several blocks of a prefix cache.
 
     Args:
-        policy: Whose tokenizer's ids they are.
-        longest: Most tokens of a prompt; None for no limit but the model's positions.
+        policy: The policy, for its vocabulary and positions.
+        longest: Maximum prompt length; None for the model's number of positions.
     """
     size = len(policy.tokenizer)
-    positions = getattr(policy.model.config, "max_position_embeddings", None) or LONG + 1
+    positions = getattr(policy.model.config, "max_position_embeddings", None) or LONGEST_PROMPT + 1
     draw = torch.Generator().manual_seed(0)
-    lengths = [min(length, positions - 1, longest or LONG) for length in (5, 17, LONG)]
+    lengths = [min(length, positions - 1, longest or LONGEST_PROMPT) for length in (5, 17, LONGEST_PROMPT)]
     return [torch.randint(0, size, (length,), generator=draw).tolist() for length in lengths]
 
 
 def _distance(said: Sequence[Mapping[int, float]], logps: Tensor) -> float:
-    """Largest difference over the tokens that the engine names; infinite where it names none, or what is no number."""
+    """Largest difference over the engine's top tokens; infinite if there are none, or a value is not finite."""
     pairs = [(row[token], value) for row, tops in zip(logps, said, strict=True) for token, value in tops.items()]
-    if not pairs or not all(math.isfinite(value) for _, value in pairs):  # of NaN no maximum is to be had
+    if not pairs or not all(math.isfinite(value) for _, value in pairs):  # max() of NaN is undefined
         return math.inf
     return max(abs(value - float(own)) for own, value in pairs)
 
 
 def _require_tokens(said: Sequence[Mapping[int, float]], vocabulary: int) -> None:
-    """Refuse an engine of another vocabulary.
-
-    Raises:
-        EngineError: It names a token that the policy has not.
-    """
+    """Refuse token ids outside of the policy's vocabulary."""
     foreign = [token for tops in said for token in tops if not 0 <= token < vocabulary]
     if foreign:
         raise EngineError(
-            f"the engine names the token {foreign[0]}, and the policy has {vocabulary}: it serves another model; "
-            "start it from the policy's"
+            f"the engine returned token id {foreign[0]}, but the policy's vocabulary has {vocabulary} tokens, so the "
+            "engine serves another model; start it from the policy's model"
         )

@@ -1,4 +1,4 @@
-"""Answers by transformers' own generation: no server, no second copy of the weights."""
+"""Sampling with transformers' ``generate``: no server, no second copy of the weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class TransformersSampler:
-    """Samples from the policy itself, adapters and all, on the device that it trains on.
+    """Samples from the policy in training, on its device, with adapters enabled.
 
-    Prompts of like length share a batch, padded on the left. Each rank answers its own prompts and waits for nobody:
-    sharded weights are gathered for the length of a round (a whole copy on each rank meanwhile).
+    Prompts of similar length share a batch, padded on the left. Each rank answers its own prompts without waiting for
+    the others: sharded weights are gathered for the whole round, one full copy per rank.
 
     Args:
-        sampling: How answers are drawn; None for the defaults.
-        batch_size: Answers that are generated at once; the answers to one prompt are never split.
+        sampling: Sampling parameters; None for the defaults.
+        batch_size: Number of answers generated at once; all answers to a prompt are in the same batch.
 
     Raises:
-        ValueError: If ``batch_size`` is below 1.
+        ValueError: ``batch_size`` is below 1.
     """
 
     def __init__(self, sampling: SamplingSettings | None = None, batch_size: int = 64) -> None:
@@ -42,27 +42,27 @@ class TransformersSampler:
         self._stack = ExitStack()
 
     def identity(self) -> dict[str, Any]:
-        """What decides the answers."""
+        """Settings that determine the answers."""
         return {"sampler": type(self).__name__, **asdict(self.sampling)}
 
     def open(self, policy: RolloutPolicy) -> None:
-        """See :class:`~lion_lightning.sampling.base.Following`."""
+        """Switch the policy to evaluation mode and gather its weights."""
         self._policy = policy
         self._stack.enter_context(policy.generating())
 
     def close(self) -> None:
-        """See :class:`~lion_lightning.sampling.base.Following`."""
+        """Switch the policy back to training."""
         self._stack.close()
         self._policy = None
 
     def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
-        """See :class:`~lion_lightning.sampling.base.Sampler`.
+        """Sample ``n`` answers per prompt.
 
         Raises:
-            ValueError: If a prompt leaves no room for an answer in the model's positions, or several are greedy.
+            ValueError: Prompt and answer exceed the model's positions, or ``n`` is over 1 with temperature 0.
         """
-        self.sampling.require_draws(n)
-        self._require_room(prompts)
+        self.sampling.check_num_answers(n)
+        self._require_positions(prompts)
         answers: list[list[Answer]] = [[] for _ in prompts]
         seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
         for places, batch_seed in zip(self._batches(prompts, n), seeds, strict=False):
@@ -78,7 +78,7 @@ class TransformersSampler:
         return self._policy
 
     def _batches(self, prompts: Sequence[Prompt], n: int) -> Iterator[list[int]]:
-        """Places of the prompts of each batch, long ones first: if memory does not do, it is seen at once."""
+        """Indices of the prompts of each batch, longest first, so that running out of memory shows at once."""
         order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
         size = max(1, self.batch_size // n)
         return (order[start : start + size] for start in range(0, len(order), size))
@@ -98,12 +98,13 @@ class TransformersSampler:
         return [[self._answer(row) for row in rows[start : start + n]] for start in range(0, len(rows), n)]
 
     def _stops(self, start: int) -> Callable[[Tensor, Any], Tensor]:
-        """Whether rows hold a stop text. Transformers' own check fails where a tokenizer lacks tokens for letters.
+        """Make a stopping criterion for the stop strings, for answers that begin at position ``start``.
 
-        Args:
-            start: Where the answers begin.
+        The one of transformers fails on tokenizers without a token for each character.
         """
-        longest = max(map(len, self.sampling.stop)) + 4  # a token has a letter at least, but for parts of one
+        longest = (
+            max(map(len, self.sampling.stop)) + 4
+        )  # tokens to decode: at least a character each, but for UTF-8 bytes
 
         def stopped(ids: Tensor, scores: Any) -> Tensor:
             texts = self._opened.tokenizer.batch_decode(ids[:, max(start, ids.shape[1] - longest) :])
@@ -128,21 +129,20 @@ class TransformersSampler:
     def _answer(self, row: list[int]) -> Answer:
         ends = set(self._opened.end_ids)
         length = next((place for place, token in enumerate(row) if token in ends), None)
-        said = row if length is None else row[:length]
-        text = str(self._opened.tokenizer.decode(said, skip_special_tokens=True))
-        cuts = [text.find(stop) for stop in self.sampling.stop if stop in text]
-        if cuts:
-            return Answer(text[: min(cuts)])
+        text = str(self._opened.tokenizer.decode(row[:length], skip_special_tokens=True))
+        stops = [text.find(stop) for stop in self.sampling.stop if stop in text]
+        if stops:
+            return Answer(text[: min(stops)])
         if length is None:
             return Answer(text, "length", tuple(row))
         return Answer(text, "stop", tuple(row[: length + 1]))
 
-    def _require_room(self, prompts: Sequence[Prompt]) -> None:
+    def _require_positions(self, prompts: Sequence[Prompt]) -> None:
         limit = getattr(self._opened.model.config, "max_position_embeddings", None)
         for prompt in prompts:
             needed = len(prompt.input_ids) + self.sampling.max_new_tokens
             if limit is not None and needed > limit:
                 raise ValueError(
                     f"{prompt.where}: the prompt and {self.sampling.max_new_tokens} new tokens need {needed} "
-                    f"positions, and the model has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
+                    f"positions, but the model has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
                 )

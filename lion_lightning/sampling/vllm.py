@@ -1,4 +1,4 @@
-"""Answers by vLLM in the training process, which is given the policy's weights before each round."""
+"""Sampling with vLLM in the training process."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ import torch
 from lion_lightning.errors import first_line
 from lion_lightning.readiness import require_package
 from lion_lightning.sampling.base import EngineError, SamplingSettings
-from lion_lightning.sampling.sync_check import Probe
-from lion_lightning.sampling.weight_sync import AdapterWeights, EngineWeights, MergedWeights
+from lion_lightning.sampling.engine_weight_sync import AdapterWeightSync, EngineWeightSync, MergedWeightSync
+from lion_lightning.sampling.sync_check import SyncCheck
 from lion_lightning.types import Answer, Prompt
-
-KEPT = "what is finished of the round is kept: start again, and it goes on"
-ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""Set where they are not, before vLLM is imported: GiB of cache, and no thread pinned: training wants the cores too."""
 
 if TYPE_CHECKING:
     from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 
+KEPT = "finished answers of the round are kept; rerun to continue"
+ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Defaults set before vLLM is imported: GiB of KV cache, and no pinned threads, as training uses the cores too."""
+
 
 class VLLMSampler:
-    """Samples with vLLM's engine in this process, one engine a rank.
+    """Samples with one vLLM engine per rank, in the training process.
 
-    The engine starts in the first round, empty. Before every round the weights are pushed into it, one after the other,
-    without a detour over a disk, and its prefix cache is emptied; then a :class:`Probe` compares its log-probs with the
-    policy's. On a GPU the engine sleeps between rounds and gives its memory back to training.
+    The engine starts in the first round, without weights. Before every round the policy's weights are copied into it
+    one tensor at a time, without touching the disk, and its prefix cache is reset; then a
+    :class:`~lion_lightning.sampling.SyncCheck` compares its log-probs with the policy's. On a GPU the engine sleeps
+    between rounds and frees its memory for training.
 
     Args:
-        sampling: How answers are drawn; None for the defaults.
-        dtype: What the engine computes in; None for the policy's dtype.
-        max_model_len: Most tokens of a prompt with its answer; None for the model's positions.
-        gpu_memory_utilization: Share of a GPU's memory that the engine may take while it is awake.
-        tolerance: Of the probe; None for 1e-3 in fp32 and 0.2 otherwise.
-        weights: What is pushed: :class:`~lion_lightning.sampling.MergedWeights` (all weights), or
-            :class:`~lion_lightning.sampling.AdapterWeights` (the base once, then LoRA's adapters alone); None for the
-            latter where the policy is LoRA with nothing but adapters on linear layers, else for the former.
+        sampling: Sampling parameters; None for the defaults.
+        dtype: The engine's dtype; None for the policy's.
+        max_model_len: Maximum tokens of prompt and answer; None for the model's number of positions.
+        gpu_memory_utilization: Fraction of the GPU memory that the engine may use while it is awake.
+        tolerance: Largest difference of log-probs in the sync check; None for 1e-3 in fp32 and 0.2 otherwise.
+        weight_sync: What is copied: :class:`~lion_lightning.sampling.MergedWeightSync` (all weights) or
+            :class:`~lion_lightning.sampling.AdapterWeightSync` (the base model once, then LoRA adapters). None for the
+            latter if the policy trains plain LoRA on linear layers only, else for the former.
         engine: Further arguments of ``vllm.LLM``.
     """
 
@@ -53,26 +54,26 @@ class VLLMSampler:
         max_model_len: int | None = None,
         gpu_memory_utilization: float = 0.4,
         tolerance: float | None = None,
-        weights: EngineWeights | None = None,
+        weight_sync: EngineWeightSync | None = None,
         engine: dict[str, Any] | None = None,
     ) -> None:
         self.sampling, self.dtype, self.max_model_len = sampling or SamplingSettings(), dtype, max_model_len
         self.gpu_memory_utilization, self.engine = gpu_memory_utilization, engine or {}
-        self.tolerance, self.weights = tolerance, weights
-        self._probe: Probe | None = None
+        self.tolerance, self.weight_sync = tolerance, weight_sync
+        self._sync_check: SyncCheck | None = None
         self._llm: Any = None
         self._folder: Any = None
 
     def identity(self) -> dict[str, Any]:
-        """What decides the answers."""
+        """Settings that determine the answers."""
         return {"sampler": type(self).__name__, "dtype": self.dtype, **asdict(self.sampling)}
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
-        """See :class:`~lion_lightning.readiness.ChecksReady`: vLLM is installed."""
+        """Check that vLLM is installed."""
         require_package("vllm", "VLLMSampler", "vLLM", "vllm")
 
     def open(self, policy: RolloutPolicy) -> None:
-        """See :class:`~lion_lightning.sampling.base.Following`.
+        """Start or wake the engine, sync the policy's weights and check them.
 
         Raises:
             EngineError: The engine does not start, or does not serve the policy's weights.
@@ -83,46 +84,46 @@ class VLLMSampler:
                 self._start(policy)
             else:
                 self._wake()
-        assert self._probe is not None
-        assert self.weights is not None
-        with policy.ranks.together(), _engine_errors("takes no weights"):
-            self.weights.push(self._llm, policy)
-        self._probe.check(policy, self.next_logps)
+        assert self._sync_check is not None
+        assert self.weight_sync is not None
+        with policy.ranks.together(), _engine_errors("cannot load the weights"):
+            self.weight_sync.push(self._llm, policy)
+        self._sync_check.check(policy, self.next_logps)
 
     def close(self) -> None:
-        """See :class:`~lion_lightning.sampling.base.Following`."""
-        if self._llm is not None and self.weights is not None and torch.cuda.is_available():
-            self._llm.sleep(level=self.weights.sleep_level)
+        """Put the engine to sleep on a GPU."""
+        if self._llm is not None and self.weight_sync is not None and torch.cuda.is_available():
+            self._llm.sleep(level=self.weight_sync.sleep_level)
 
     def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
-        """See :class:`~lion_lightning.sampling.base.Sampler`.
+        """Sample ``n`` answers per prompt.
 
         Raises:
             EngineError: The engine fails.
-            ValueError: A prompt leaves no room for an answer.
+            ValueError: Prompt and answer exceed the engine's ``max_model_len``.
         """
-        self.sampling.require_draws(n)
-        self._require_room(prompts)
-        # The engine draws from this process's generators. Seeds of single requests are slow, and fail on a CPU as soon
-        # as the cache is full and a request has to be computed again.
-        with _engine_errors("died"), _own_random_state():
+        self.sampling.check_num_answers(n)
+        self._require_positions(prompts)
+        # The engine samples with this process's generators. Per-request seeds are slow, and fail on a CPU once the
+        # cache is full and a request has to be recomputed.
+        with _engine_errors("failed"), _restored_random_state():
             torch.manual_seed(seed)
             tokens = _tokens(prompt.input_ids for prompt in prompts)
             outputs = self._generate(tokens, self._settings(n))
         return [[_answer(completion) for completion in output.outputs] for output in outputs]
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
-        """Log-probs of the engine's five most probable next tokens, for each prompt."""
+        """Log-probs of the engine's five most probable next tokens for each prompt, by token id."""
         from vllm import SamplingParams
 
         one = SamplingParams(max_tokens=1, temperature=0.0, logprobs=5)
-        with _engine_errors("died"):
+        with _engine_errors("failed"):
             outputs = self._generate(_tokens(prompts), one)
         return [{token: entry.logprob for token, entry in out.outputs[0].logprobs[0].items()} for out in outputs]
 
     def _generate(self, tokens: list[dict[str, list[int]]], settings: Any) -> Any:
-        assert self.weights is not None
-        return self._llm.generate(tokens, settings, use_tqdm=False, lora_request=self.weights.request)
+        assert self.weight_sync is not None
+        return self._llm.generate(tokens, settings, use_tqdm=False, lora_request=self.weight_sync.request)
 
     def _start(self, policy: RolloutPolicy) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -133,20 +134,20 @@ class VLLMSampler:
 
         self._folder = tempfile.TemporaryDirectory(prefix="lion-vllm-")
         policy.write_settings(Path(self._folder.name))
-        self.weights = self.weights or (MergedWeights() if policy.adapters is None else AdapterWeights())
+        self.weight_sync = self.weight_sync or (MergedWeightSync() if policy.adapters is None else AdapterWeightSync())
         dtype = self.dtype or str(policy.model.dtype).removeprefix("torch.")
         options: dict[str, Any] = {
             "model": self._folder.name,
             "dtype": dtype,
             "max_model_len": self.max_model_len,
-            "load_format": "dummy",  # weights are pushed
-            **self.weights.options(policy),
+            "load_format": "dummy",  # weights come from the policy
+            **self.weight_sync.options(policy),
             **(self._on_gpu() if torch.cuda.is_available() else {"enforce_eager": True}),
             **self.engine,
         }
-        with _engine_errors("does not start"), _alone(), _own_random_state():
+        with _engine_errors("does not start"), _no_distributed_environment(), _restored_random_state():
             self._llm = LLM(**options)
-        self._probe = Probe(self.tolerance or (1e-3 if dtype == "float32" else 0.2), self._longest - 1)
+        self._sync_check = SyncCheck(self.tolerance or (1e-3 if dtype == "float32" else 0.2), self._longest - 1)
 
     @property
     def _longest(self) -> int:
@@ -172,14 +173,14 @@ class VLLMSampler:
             n=n,
         )
 
-    def _require_room(self, prompts: Sequence[Prompt]) -> None:
+    def _require_positions(self, prompts: Sequence[Prompt]) -> None:
         limit = self._longest
         for prompt in prompts:
             needed = len(prompt.input_ids) + self.sampling.max_new_tokens
             if needed > limit:
                 raise ValueError(
                     f"{prompt.where}: the prompt and {self.sampling.max_new_tokens} new tokens need {needed} "
-                    f"positions, and the engine has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
+                    f"positions, but the engine has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
                 )
 
 
@@ -188,8 +189,7 @@ def _tokens(prompts: Any) -> list[dict[str, list[int]]]:
 
 
 def _answer(completion: Any) -> Answer:
-    """A stop string is cut off the text but not off the tokens, so those are left out then."""
-    by_string = isinstance(completion.stop_reason, str)
+    by_string = isinstance(completion.stop_reason, str)  # removed from the text, but not from the token ids
     reason = "length" if completion.finish_reason == "length" else "stop"
     return Answer(completion.text, reason, None if by_string else tuple(completion.token_ids))
 
@@ -205,15 +205,15 @@ def _engine_errors(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Leave the random state as it was: training goes on with it."""
+def _restored_random_state() -> Iterator[None]:
+    """Restore the random state of training at the end."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         yield
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Hide the ranks of the training from the engine: each rank's engine is a world of one."""
+def _no_distributed_environment() -> Iterator[None]:
+    """Hide torchrun's environment variables: each rank's engine has a world size of 1."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
     hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:

@@ -21,7 +21,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import to_local
-from lion_lightning.sampling import MergedWeights
+from lion_lightning.sampling import MergedWeightSync
 from tests import tiny
 from tests.distributed.ranks import run_ranks
 
@@ -166,7 +166,7 @@ def unlucky(rank: int, world: int, folder: Path) -> Any:
 
     def pushed() -> None:
         with served.ranks.together():
-            MergedWeights().push(Fails() if rank else Takes(), served)
+            MergedWeightSync().push(Fails() if rank else Takes(), served)
 
     blocked = folder / "file"
     if rank == 0:

@@ -20,7 +20,7 @@ from examples.reward_model import RewardModule
 from examples.row_filter import short_answers
 from lion_lightning import PolicySpec, SFTDataModule, Source, TokenizerSpec
 from lion_lightning.cli import main
-from lion_lightning.judges import judge_answers
+from lion_lightning.judges import score_answers
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import Prompt
@@ -68,7 +68,7 @@ def test_the_loss_is_dpos_plus_both_squared_errors() -> None:
 
 def test_the_judge_counts_keywords_of_the_row() -> None:
     prompts = [Prompt("q", row={"answer": "red green"}), Prompt("q", row={"answer": "blue"})]
-    scores = judge_answers(KeywordJudge(), prompts, [["Red.", "green red", ""], ["blue sky"]]).scores
+    scores = score_answers(KeywordJudge(), prompts, [["Red.", "green red", ""], ["blue sky"]]).scores
     assert scores == [[0.5, 1.0, 0.0], [1.0]]
 
 

@@ -146,7 +146,7 @@ CAUSES: dict[str, Callable[[], Any]] = {
     "documents where pairs belong": lambda: pair_logps(policy()(row()), row()),
     "a document longer than a row": lambda: BestFit().rows(np.array([9]), 8, np.random.default_rng(0)),
     "another batch size": other_batch_size,
-    "greedy draws": lambda: SamplingSettings(temperature=0.0).require_draws(4),
+    "greedy draws": lambda: SamplingSettings(temperature=0.0).check_num_answers(4),
 }
 
 

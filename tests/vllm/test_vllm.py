@@ -11,13 +11,13 @@ import torch
 from lion_lightning import PolicySpec
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling import (
-    AdapterWeights,
+    AdapterWeightSync,
     EngineError,
-    MergedWeights,
+    MergedWeightSync,
     SamplingSettings,
     ServerSampler,
-    VLLMRoutes,
     VLLMSampler,
+    VLLMWeightSync,
 )
 from tests import tiny
 from tests.integration.online import Judge, Online, Watch, pairs_of
@@ -103,7 +103,7 @@ def test_a_prompt_without_room_is_named(tmp_path: Path) -> None:
         sampler.sample(PROMPTS, 1, 0)
 
 
-class Deaf(MergedWeights):
+class Deaf(MergedWeightSync):
     """Takes no weights but the first."""
 
     pushed = False
@@ -114,7 +114,7 @@ class Deaf(MergedWeights):
         self.pushed = True
 
 
-class Headless(MergedWeights):
+class Headless(MergedWeightSync):
     """Leaves out the tied head, as a state dict without duplicates does."""
 
     def push(self, llm: Any, policy: RolloutPolicy) -> None:
@@ -123,14 +123,14 @@ class Headless(MergedWeights):
         llm.reset_prefix_cache()
 
 
-class Remembering(MergedWeights):
+class Remembering(MergedWeightSync):
     """Keeps its prefix cache."""
 
     def push(self, llm: Any, policy: RolloutPolicy) -> None:
         llm.collective_rpc("reload_weights", kwargs={"weights_iterator": policy.weights()})
 
 
-class Clinging(AdapterWeights):
+class Clinging(AdapterWeightSync):
     """Goes on asking for the first adapters."""
 
     def push(self, llm: Any, policy: RolloutPolicy) -> None:
@@ -143,14 +143,14 @@ class Clinging(AdapterWeights):
 @pytest.mark.parametrize("kind", [Deaf, Headless, Remembering, Clinging])
 def test_stale_weights_head_cache_or_adapters_are_found_out(kind: Any, tmp_path: Path) -> None:
     served = tiny_policy(tmp_path / "tokenizer", tied=True, lora=kind is Clinging)
-    sampler = engine(weights=kind())
+    sampler = engine(weight_sync=kind())
 
     def rounds() -> None:
         for _ in range(2):
             sampler.open(served)
             move(served)
 
-    with pytest.raises(EngineError, match="after the push of weights the engine"):  # without a head in the first round
+    with pytest.raises(EngineError, match="after the weight sync the engine"):  # without a head in the first round
         rounds()
 
 
@@ -170,7 +170,7 @@ def test_a_real_server_is_pushed_to_probed_and_missed(tmp_path: Path) -> None:
     served = tiny_policy(tmp_path / "tokenizer", tied=True)
     served.write(tmp_path / "model")
     with server(tmp_path / "model", 18431) as url:
-        routes = VLLMRoutes(str(tmp_path / "pushed"))
+        routes = VLLMWeightSync(str(tmp_path / "pushed"))
         sampler = ServerSampler(
             url,
             routes,

@@ -17,7 +17,7 @@ from lion_lightning.cache import atomic_folder, atomic_write, checksum, remove_s
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.checkpoints.files import SEAL, damage, require_local, require_whole, said
 from lion_lightning.models.checkpoints.folders import is_folder, stored_names
-from lion_lightning.processes.stopping import signals_wait
+from lion_lightning.processes.stopping import delayed_signals
 
 
 def use_checked_checkpoints(strategy: Strategy) -> None:
@@ -58,7 +58,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     any tool reads it.
     """
 
-    @signals_wait()
+    @delayed_signals()
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -121,7 +121,7 @@ class _CheckedFolders:
         self.strategy: Any = strategy
         self._save, self._load = strategy.save_checkpoint, strategy.load_checkpoint
 
-    @signals_wait()
+    @delayed_signals()
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Path | str, storage_options: Any = None) -> None:
         """Write a folder under another name that all ranks know, then rename it; all ranks call this."""
         if not _writes_folders(self.strategy):

@@ -16,8 +16,8 @@ from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.sampling.answers import one_each
-from lion_lightning.sampling.base import Following, Sampler, SamplingSettings
+from lion_lightning.sampling.answers import sample_one_each
+from lion_lightning.sampling.base import Sampler, SamplingSettings, SyncedSampler
 from lion_lightning.tools.answers.base import Finished, Format, Question
 from lion_lightning.types import Prompt
 
@@ -81,7 +81,7 @@ class Asking:
 
     def _sample(self, prompts: Sequence[Prompt], *draw: int) -> list[str]:
         seed = int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0])
-        answers = one_each(self.sampler, prompts, seed, None)
+        answers = sample_one_each(self.sampler, prompts, seed, None)
         self.cut_off += sum(answer.finish_reason == "length" for answer in answers)
         return [answer.text.strip() for answer in answers]
 
@@ -148,7 +148,7 @@ def write_answers(
 
 def _chunks(sampler: Any, policy: RolloutPolicy, pending: list[Question], size: int) -> Iterator[list[Question]]:
     """Chunks of questions, while the sampler is open."""
-    follows = isinstance(sampler, Following)
+    follows = isinstance(sampler, SyncedSampler)
     if follows:
         sampler.open(policy)
     try:

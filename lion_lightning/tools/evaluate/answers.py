@@ -15,8 +15,8 @@ from tqdm import tqdm
 from lion_lightning.cache import atomic_write, explain_write_errors, hash_json
 from lion_lightning.data.sources.text_files import parse_line
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.sampling.answers import one_each
-from lion_lightning.sampling.base import Following, Sampler
+from lion_lightning.sampling.answers import sample_one_each
+from lion_lightning.sampling.base import Sampler, SyncedSampler
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def answer(
         for start in range(len(found), len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
             drawn = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
-            made = one_each(sampler, chunk, drawn, served)
+            made = sample_one_each(sampler, chunk, drawn, served)
             found += made
             if keep:
                 _append(keep, chunk, made)
@@ -71,7 +71,7 @@ def answer(
 
 @contextmanager
 def _open(sampler: Sampler, served: RolloutPolicy) -> Iterator[None]:
-    if not isinstance(sampler, Following):
+    if not isinstance(sampler, SyncedSampler):
         yield
         return
     sampler.open(served)

@@ -30,7 +30,7 @@ from lion_lightning.judges import (
     RubricLLMJudge,
     VerifierJudge,
     WeightedJudge,
-    judge_answers,
+    score_answers,
 )
 from lion_lightning.judges.pair_rm import MARKS, PairRanker
 from lion_lightning.judges.text import conversation
@@ -124,21 +124,21 @@ class Fixed:
 
 def test_weights_are_applied_and_parts_are_kept() -> None:
     judge = WeightedJudge([Fixed(1, 2), Fixed(10, 0)], weights=[1.0, 0.1])
-    said = judge_answers(judge, [asked()], [["a", "b"]])
+    said = score_answers(judge, [asked()], [["a", "b"]])
     assert said.scores == [[2.0, 2.0]]
     assert said.by_judge == {"Fixed 0": [[1.0, 2.0]], "Fixed 1": [[10.0, 0.0]]}
 
 
 def test_standardised_scores_do_not_depend_on_scale() -> None:
     # (1, 3) has mean 2 and deviation 1: -1, 1. (100, 500): -1, 1. (7, 7) decides nothing.
-    judge = WeightedJudge([Fixed(1, 3), Fixed(100, 500), Fixed(7, 7)], standardise=True)
+    judge = WeightedJudge([Fixed(1, 3), Fixed(100, 500), Fixed(7, 7)], standardize=True)
     assert judge.score([asked()], [["a", "b"]]) == [[-2.0, 2.0]]
 
 
 def test_a_nan_of_one_part_is_named() -> None:
     judge = WeightedJudge([Fixed(1, 2), Fixed(1, float("nan"))], names=["good", "bad"])
     with pytest.raises(ValueError, match="bad gave the score nan"):
-        judge_answers(judge, [asked()], [["a", "b"]])
+        score_answers(judge, [asked()], [["a", "b"]])
 
 
 # --- reward models

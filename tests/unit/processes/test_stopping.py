@@ -25,7 +25,7 @@ from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.checkpoints.io import CheckedCheckpointIO
 from lion_lightning.modules.optimization.schedules import CosineWithWarmup
 from lion_lightning.processes.folder_lock import NAME, FolderLock
-from lion_lightning.processes.stopping import STOP, Stopped, signals_wait, stop_code
+from lion_lightning.processes.stopping import STOP, Stopped, delayed_signals, stop_code
 from lion_lightning.tools.train.stopping import FolderInUse, StopBetweenSteps
 from lion_lightning.types import Sample, SampleSegment
 from tests import tiny
@@ -169,7 +169,7 @@ def test_handlers_are_given_back_after_a_block_that_signals_wait_for_even_if_it_
     before = [signal.getsignal(signum) for signum, _ in SIGNALS]
 
     def interrupted_and_failing() -> None:
-        with signals_wait():
+        with delayed_signals():
             signal.raise_signal(signal.SIGINT)
             raise OSError("full")
 
@@ -183,7 +183,7 @@ def test_a_thread_can_write_checkpoints_too() -> None:
     done = []
 
     def write() -> None:
-        with signals_wait():
+        with delayed_signals():
             done.append(True)
 
     thread = threading.Thread(target=write)

@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from lion_lightning.processes.stopping import STOP, Stopped
-from lion_lightning.processes.threads import in_threads
+from lion_lightning.processes.threads import map_in_threads
 
 
 def test_every_item_has_its_result_and_no_more_calls_run_at_once_than_threads() -> None:
@@ -27,9 +27,9 @@ def test_every_item_has_its_result_and_no_more_calls_run_at_once_than_threads() 
             running -= 1
         return item * item
 
-    assert dict(in_threads(call, range(20), 3)) == {item: item * item for item in range(20)}
+    assert dict(map_in_threads(call, range(20), 3)) == {item: item * item for item in range(20)}
     assert 1 <= most <= 3
-    assert list(in_threads(call, [], 3)) == []
+    assert list(map_in_threads(call, [], 3)) == []
 
 
 def test_a_failure_is_raised() -> None:
@@ -37,7 +37,7 @@ def test_a_failure_is_raised() -> None:
         raise ConnectionError(f"no answer to {item}")
 
     with pytest.raises(ConnectionError, match="no answer to"):
-        list(in_threads(call, range(4), 2))
+        list(map_in_threads(call, range(4), 2))
 
 
 def test_who_is_stopped_does_not_wait_for_a_server_that_takes_its_time() -> None:
@@ -46,7 +46,7 @@ def test_who_is_stopped_does_not_wait_for_a_server_that_takes_its_time() -> None
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     try:
         with STOP.listening(), pytest.raises(Stopped):
-            list(in_threads(lambda item: over.wait(30), range(4), 2))
+            list(map_in_threads(lambda item: over.wait(30), range(4), 2))
     finally:
         over.set()
     assert time.monotonic() - began < 10

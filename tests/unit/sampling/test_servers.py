@@ -1,4 +1,4 @@
-"""Servers and probes: retries, what is sent, and that an engine with other weights than the policy's is found out."""
+"""Servers and sync checks: retries, request bodies, and engines that serve other weights than the policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from torch import Tensor
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.sampling import EngineError, Probe, SamplingSettings, ServerSampler, SGLangRoutes, VLLMRoutes
+from lion_lightning.sampling import (
+    EngineError,
+    SamplingSettings,
+    ServerSampler,
+    SGLangWeightSync,
+    SyncCheck,
+    VLLMWeightSync,
+)
 from lion_lightning.types import Answer, Prompt
 from tests.unit.chat_server import serving
 
@@ -66,40 +73,40 @@ def engine(policy: Policy, weight: float, noise: float = 0.0) -> Any:
     return next_logps
 
 
-# --- probe
+# --- sync check
 
 
 def test_an_engine_that_serves_the_policy_passes_also_with_noise() -> None:
-    policy, probe = Policy(), Probe(1e-3)
+    policy, check = Policy(), SyncCheck(1e-3)
     for weight in (0.0, 0.01, 0.02, 0.02):
         policy.weight = weight
-        probe.check(policy, engine(policy, weight, noise=4e-4))
+        check.check(policy, engine(policy, weight, noise=4e-4))
 
 
 def test_an_engine_far_off_is_found_out_at_once() -> None:
     policy = Policy()
-    with pytest.raises(EngineError, match=r"does not serve the policy: its log-probs are off by 0\.\d+"):
-        Probe(1e-3).check(policy, engine(policy, 0.1))
+    with pytest.raises(EngineError, match=r"log-probs differ from the policy.s by 0\.\d+"):
+        SyncCheck(1e-3).check(policy, engine(policy, 0.1))
 
 
 def test_stale_weights_are_found_out_below_the_tolerance() -> None:
-    policy, probe = Policy(), Probe(0.2)
-    probe.check(policy, engine(policy, 0.0, noise=0.05))
+    policy, check = Policy(), SyncCheck(0.2)
+    check.check(policy, engine(policy, 0.0, noise=0.05))
     policy.weight = 0.02  # moves log-probs by some 0.1: within the tolerance
-    with pytest.raises(EngineError, match="still serves those before"):
-        probe.check(policy, engine(policy, 0.0, noise=0.05))
+    with pytest.raises(EngineError, match="still serves the previous weights"):
+        check.check(policy, engine(policy, 0.0, noise=0.05))
 
 
 def test_a_move_too_small_to_be_seen_in_bf16_is_not_judged() -> None:
-    policy, probe = Policy(), Probe(0.2)
-    probe.check(policy, engine(policy, 0.0))
+    policy, check = Policy(), SyncCheck(0.2)
+    check.check(policy, engine(policy, 0.0))
     policy.weight = 1e-5
-    probe.check(policy, engine(policy, 0.0))
+    check.check(policy, engine(policy, 0.0))
 
 
 def test_an_engine_that_says_nothing_is_not_trusted() -> None:
-    with pytest.raises(EngineError, match="off by inf"):
-        Probe().check(Policy(), lambda prompts: [{} for _ in prompts])
+    with pytest.raises(EngineError, match=r"differ from the policy.s by inf"):
+        SyncCheck().check(Policy(), lambda prompts: [{} for _ in prompts])
 
 
 def test_one_probe_prompt_is_longer_than_a_block_of_a_cache() -> None:
@@ -110,7 +117,7 @@ def test_one_probe_prompt_is_longer_than_a_block_of_a_cache() -> None:
         seen.extend(len(ids) for ids in prompts)
         return engine(policy, 0.0)(prompts)
 
-    Probe().check(policy, spy)
+    SyncCheck().check(policy, spy)
     assert max(seen) == 300
 
 
@@ -201,7 +208,7 @@ def test_answers_come_in_order_with_tokens_and_reasons(tmp_path: Path) -> None:
     policy = Policy()
     server = Server(policy)
     with serving(server) as url:
-        made = sampler(url, weights=VLLMRoutes(str(tmp_path)), tolerance=1e-3)
+        made = sampler(url, weight_sync=VLLMWeightSync(str(tmp_path)), tolerance=1e-3)
         made.open(policy)
         answers = made.sample(PROMPTS, 2, seed=4)
     assert answers[1] == [Answer("[3] 0", "stop", (7, 0)), Answer("[3] 1", "length", (7, 1))]
@@ -229,7 +236,7 @@ def test_weights_are_pushed_with_the_cache_reset_and_the_probe_asked(tmp_path: P
     policy = Policy()
     server = Server(policy)
     with serving(server) as url:
-        made = sampler(url, weights=VLLMRoutes(str(tmp_path)), tolerance=1e-3)
+        made = sampler(url, weight_sync=VLLMWeightSync(str(tmp_path)), tolerance=1e-3)
         for weight in (0.0, 0.3, 0.6):
             policy.weight = weight
             made.open(policy)
@@ -241,10 +248,10 @@ def test_weights_are_pushed_with_the_cache_reset_and_the_probe_asked(tmp_path: P
 def test_a_server_that_keeps_its_weights_is_found_out(tmp_path: Path) -> None:
     policy = Policy()
     with serving(Server(policy, deaf=True)) as url:
-        made = sampler(url, weights=VLLMRoutes(str(tmp_path)), tolerance=1e-3)
+        made = sampler(url, weight_sync=VLLMWeightSync(str(tmp_path)), tolerance=1e-3)
         made.open(policy)
         policy.weight = 0.3
-        with pytest.raises(EngineError, match="does not serve the policy"):
+        with pytest.raises(EngineError, match=r"differ from the policy.s by"):
             made.open(policy)
 
 
@@ -253,7 +260,7 @@ def test_missing_routes_say_how_to_start_the_server(tmp_path: Path) -> None:
         return (200, {"data": [{"id": "m"}]}) if route == "/v1/models" else (404, {"detail": "Not Found"})
 
     with serving(reply) as url, pytest.raises(ValueError, match="VLLM_SERVER_DEV_MODE=1"):
-        sampler(url, weights=VLLMRoutes(str(tmp_path))).open(Policy())
+        sampler(url, weight_sync=VLLMWeightSync(str(tmp_path))).open(Policy())
 
 
 def test_sglang_is_told_the_folder_and_its_refusal_is_said(tmp_path: Path) -> None:
@@ -264,10 +271,10 @@ def test_sglang_is_told_the_folder_and_its_refusal_is_said(tmp_path: Path) -> No
         return 200, {"success": len(said) < 3, "message": "no such folder"}
 
     with serving(reply) as url:
-        SGLangRoutes(str(tmp_path), "/mnt/weights").load(Endpoint(url))
+        SGLangWeightSync(str(tmp_path), "/mnt/weights").load(Endpoint(url))
         assert said == [("/update_weights_from_disk", {"model_path": "/mnt/weights"}), ("/flush_cache", {})]
         with pytest.raises(ValueError, match="no such folder"):
-            SGLangRoutes(str(tmp_path)).load(Endpoint(url))
+            SGLangWeightSync(str(tmp_path)).load(Endpoint(url))
 
 
 def test_a_server_without_logprobs_needs_the_probe_switched_off(tmp_path: Path) -> None:
@@ -278,18 +285,18 @@ def test_a_server_without_logprobs_needs_the_probe_switched_off(tmp_path: Path) 
 
     with serving(reply) as url:
         with pytest.raises(EngineError, match="tolerance: null"):
-            sampler(url, weights=SGLangRoutes(str(tmp_path))).open(Policy())
-        sampler(url, weights=SGLangRoutes(str(tmp_path)), tolerance=None).open(Policy())
+            sampler(url, weight_sync=SGLangWeightSync(str(tmp_path))).open(Policy())
+        sampler(url, weight_sync=SGLangWeightSync(str(tmp_path)), tolerance=None).open(Policy())
 
 
 def test_a_fixed_server_warns_once_it_is_off_policy(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Server(Policy())) as url:
         made = sampler(url)
         made.open(Policy())
-        assert "on-policy" not in caplog.text
+        assert "off-policy" not in caplog.text
         made.open(Policy())
         made.open(Policy())
-    assert caplog.text.count("its answers are not on-policy") == 1
+    assert caplog.text.count("its answers are off-policy") == 1
 
 
 def test_too_few_answers_are_named() -> None:
@@ -299,7 +306,7 @@ def test_too_few_answers_are_named() -> None:
     with serving(reply) as url:
         made = sampler(url)
         made.open(Policy())
-        with pytest.raises(EngineError, match=r"gave 1 answers of 3 to f:1"):
+        with pytest.raises(EngineError, match=r"returned 1 of 3 answers to f:1"):
             made.sample(PROMPTS, 3, 0)
 
 
@@ -319,7 +326,7 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_an_empty_stop_text_would_end_every_answer_at_once() -> None:
-    with pytest.raises(ValueError, match=r"sampling\.stop holds an empty text"):
+    with pytest.raises(ValueError, match=r"sampling\.stop has an empty string"):
         SamplingSettings(stop=("END", ""))
 
 
@@ -403,10 +410,10 @@ def test_a_list_of_models_that_is_none_names_the_server(reply: Any) -> None:
         ({"token_id:3": float("nan")}, "is nan, and must be a finite number"),
         ({"token_id:3": float("-inf")}, "is -inf, and must be a finite number"),
         ({"token_id:3": "0.5"}, "is '0.5', and must be a finite number"),
-        ({"token_id:99": -0.5}, "names the token 99, and the policy has 11"),
-        ({"token_id:99999999999999": -0.5}, "gives no log-probs by token id"),
-        ({"Paris": -0.5}, "gives no log-probs by token id"),
-        ([], "gives no log-probs by token id"),
+        ({"token_id:99": -0.5}, "returned token id 99, but the policy.s vocabulary has 11"),
+        ({"token_id:99999999999999": -0.5}, "returns no log-probs by token id"),
+        ({"Paris": -0.5}, "returns no log-probs by token id"),
+        ([], "returns no log-probs by token id"),
         ("x", "must be a list|no log-probs"),
     ],
 )
@@ -419,7 +426,7 @@ def test_log_probs_that_are_none_prove_nothing(tops: Any, why: str, tmp_path: Pa
         return 200, {"choices": [{"text": "", "logprobs": {"top_logprobs": [tops]}}]}
 
     with serving(reply) as url:
-        made = sampler(url, weights=VLLMRoutes(str(tmp_path)), tolerance=1e9)
+        made = sampler(url, weight_sync=VLLMWeightSync(str(tmp_path)), tolerance=1e9)
         with pytest.raises((ValueError, EngineError), match=why):
             made.open(policy)
 
@@ -431,11 +438,11 @@ def test_a_nan_among_log_probs_does_not_hide_behind_the_others() -> None:
     def with_nan(prompts: Sequence[Sequence[int]]) -> Any:
         return [{**tops, min(tops): float("nan")} for tops in said(prompts)]
 
-    with pytest.raises(EngineError, match="off by inf"):
-        Probe(0.2).check(policy, with_nan)
+    with pytest.raises(EngineError, match=r"differ from the policy.s by inf"):
+        SyncCheck(0.2).check(policy, with_nan)
 
 
 @pytest.mark.parametrize("reply", [None, [], "ok"])
 def test_sglang_s_reply_that_is_none_is_one_line(reply: Any, tmp_path: Path) -> None:
     with serving(lambda *_: (200, reply)) as url, pytest.raises(ValueError, match=f"^{url}/update_weights_from_disk: "):
-        SGLangRoutes(str(tmp_path)).load(Endpoint(url))
+        SGLangWeightSync(str(tmp_path)).load(Endpoint(url))

@@ -83,7 +83,7 @@ def test_temperature_zero_is_greedy_and_takes_one_answer(tmp_path: Path) -> None
     policy = served(tmp_path)
     greedy = [given[0].token_ids for given in drawn(policy, PROMPTS, 2, temperature=1e-4)]
     assert [given[0].token_ids for given in drawn(policy, PROMPTS, 1, temperature=0.0)] == greedy
-    with pytest.raises(ValueError, match=r"sampling\.temperature is 0, so 2 answers to a prompt would be the same"):
+    with pytest.raises(ValueError, match=r"sampling\.temperature is 0, so the 2 answers per prompt would be identical"):
         drawn(policy, PROMPTS, 2, temperature=0.0)
 
 
@@ -133,7 +133,7 @@ def test_batches_hold_whole_prompts_long_ones_first(tmp_path: Path) -> None:
 
 
 def test_a_prompt_without_room_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"f:2: the prompt and 60 new tokens need 72 positions, and the model has 64"):
+    with pytest.raises(ValueError, match=r"f:2: the prompt and 60 new tokens need 72 positions, but the model has 64"):
         drawn(served(tmp_path), PROMPTS, 1, max_new_tokens=60)
 
 
@@ -188,5 +188,5 @@ def test_next_logps_are_a_plain_forwards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, float("inf"), float("nan"), -1.0])
 def test_a_temperature_that_overflows_in_fp32_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match=r"sampling.temperature is .*; give a number of at least 1e-5, or 0"):
+    with pytest.raises(ValueError, match=r"sampling.temperature is .*; set a number of at least 1e-5, or 0"):
         SamplingSettings(temperature=temperature)

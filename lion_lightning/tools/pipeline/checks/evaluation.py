@@ -18,7 +18,7 @@ from lion_lightning.tools.chat.conversation import require_model
 from lion_lightning.tools.evaluate.main import asked_for
 from lion_lightning.tools.evaluate.run import Evaluation
 from lion_lightning.tools.evaluate.verdicts import kinds
-from lion_lightning.tools.pipeline.checks.sources import check_data, check_prompts
+from lion_lightning.tools.pipeline.checks.sources import check_data, fixed_prompts
 from lion_lightning.tools.pipeline.plan import StagePlan
 
 
@@ -46,7 +46,7 @@ def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicyS
     if asked.preferences:
         check_data(PreferenceDataModule(list(asked.preferences), loaded, max_length=asked.max_length))
     if asked.prompts:
-        prompts = check_prompts(asked.prompts, loaded, [asked.sampler, asked.judge, asked.against_judge])
+        prompts = fixed_prompts(asked.prompts, loaded, [asked.sampler, asked.judge, asked.against_judge])
         if asked.by:
             kinds(prompts, asked.by)
 

@@ -58,7 +58,7 @@ def check_first_rows(source: Source, encoder: Encoder) -> None:
         encoder.encode_samples(examples, [row.where] * len(examples))
 
 
-def check_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any]) -> list[Prompt]:
+def fixed_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any]) -> list[Prompt]:
     """Read prompts, and show some of them to what will answer or judge them.
 
     Args:

@@ -16,7 +16,7 @@ _FIRST = {"has_value": ("1", "1"), "matches": ("a", "a"), "fits": ({}, "{}")}
 """Arguments of each check that let it load its libraries."""
 
 
-class Apart:
+class LimitedCheck:
     """One of :data:`lion_lightning.processes.limited_checks.CHECKS`, which no text can make take for ever.
 
     A check that takes too long, or more memory than it may have, says no; a warning names the first one.

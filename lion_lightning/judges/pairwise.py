@@ -17,7 +17,7 @@ _VERDICT = re.compile(r"^[^\w\n]*verdict[^\w\n]*?(a|b|tie)[^\w\n]*$", re.IGNOREC
 _WORTH = {"a": 1.0, "b": -1.0, "tie": 0.0}
 
 
-def what_is_whole(choice: Reply) -> str:
+def complete_text(choice: Reply) -> str:
     """The text of a reply; without its last line where the reply was cut off: of a 10 only the 1 may be there.
 
     Args:
