@@ -94,7 +94,7 @@ def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Figures]:
     """
     loader = trainer.train_dataloader
     packed = loader if isinstance(loader, PackedLoader) else None
-    memory = estimate_memory(trainer, module, packed.capacity * packed.batch_size if packed else 0)
+    memory = estimate_memory(trainer, module, packed.sampler.capacity * packed.sampler.batch_size if packed else 0)
     return {
         "policy": _policy(module),
         "reference": _reference(module),
@@ -160,13 +160,13 @@ def _reference(module: nn.Module) -> Figures:
 
 
 def _data(loader: PackedLoader) -> Figures:
-    tokens = int(loader.lengths.sum())
+    tokens = int(loader.sampler.lengths.sum())
     return {
-        "samples": len(loader.lengths),
+        "samples": len(loader.sampler.lengths),
         "tokens": tokens,
         "rows": len(loader.rows),
-        "row_tokens": loader.capacity,
-        "full": f"{tokens / (len(loader.rows) * loader.capacity):.1%}",
+        "row_tokens": loader.sampler.capacity,
+        "full": f"{tokens / (len(loader.rows) * loader.sampler.capacity):.1%}",
     }
 
 
@@ -179,8 +179,8 @@ def _run(trainer: Trainer, loader: PackedLoader | None) -> Figures:
         "devices": trainer.world_size,
     }
     if loader:
-        batches = trainer.accumulate_grad_batches * loader.world_size
-        figures["step_tokens"] = loader.capacity * loader.batch_size * batches
+        batches = trainer.accumulate_grad_batches * loader.sampler.world_size
+        figures["step_tokens"] = loader.sampler.capacity * loader.sampler.batch_size * batches
     return figures
 
 

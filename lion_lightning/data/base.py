@@ -16,7 +16,6 @@ from lion_lightning.cache import cache_folder
 from lion_lightning.data.checks import check_at_least, check_sources
 from lion_lightning.data.packing.best_fit import BestFit, Packing
 from lion_lightning.data.packing.loader import PackedLoader
-from lion_lightning.data.reports.advice import findings, warnings
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, without
 from lion_lightning.data.sources.source import Source
@@ -260,8 +259,9 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def _tokenized(self, source: Source) -> TokenTable:
         table = tokenize(source, self._encoder, self.cache_dir, self.workers)
-        source.require_columns(table.notes)
-        self.warn(warnings(source, table.notes, table.raw_rows, self.tokenizer.chat_template is not None))
+        source.require_columns(table.messages)
+        has_chat_template = self.tokenizer.chat_template is not None
+        self.warn(source.warnings(table.messages, table.raw_rows, has_chat_template))
         return table
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
@@ -289,7 +289,7 @@ class PackedDataModule(LightningDataModule, ABC):
         reports = [
             report for mixture in (self.train_mixture, self.validation_mixture) if mixture for report in mixture.reports
         ]
-        return {report.name: findings(report.notes, report.rows) for report in reports}
+        return {report.name: report.messages.describe(report.rows) for report in reports}
 
     def warn(self, told: Sequence[str]) -> None:
         """Write to the log what was found in the rows of a source: each thing once, and on one rank.

@@ -18,7 +18,6 @@ from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.packing.best_fit import Packing
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
-from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import FilterCounts, Selection
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
@@ -36,11 +35,11 @@ class RoundLoader(PackedLoader):
     """A loader of a round's pairs: those of another round are others, which is no change that anybody made."""
 
     @override
-    def note_changes(self, state: Mapping[str, Any]) -> None:
-        """Compare only the settings that make the rounds to come."""
+    def warn_of_changes(self, state: Mapping[str, Any]) -> None:
+        """Log, once, what the rounds to come are made by, where that changed."""
         made_by = {name: state["settings"].get(name) for name in self.settings}
         if made_by != self.settings:
-            super().note_changes({**state, "settings": {**self._settings(), **made_by}})
+            super().warn_of_changes({**state, "settings": {**self._settings(), **made_by}})
 
 
 class OnPolicyDataModule(PreferenceDataModule):
@@ -148,8 +147,10 @@ class OnPolicyDataModule(PreferenceDataModule):
     @override
     def row_messages(self) -> dict[str, list[str]]:
         """Messages about the sources of pairs and of prompts."""
-        notes = self.pool.notes.items()
-        return {**super().row_messages(), **{name: findings(each, self.pool.sizes[name]) for name, each in notes}}
+        return {
+            **super().row_messages(),
+            **{name: messages.describe(self.pool.sizes[name]) for name, messages in self.pool.messages.items()},
+        }
 
     @override
     def settings(self) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from lion_lightning.data.formats.sft import (
     with_system,
 )
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
-from lion_lightning.data.reports.advice import warnings
 from lion_lightning.data.reports.row_messages import (
     RowMessages,
     collect_messages,
@@ -151,7 +150,7 @@ class PromptPool:
         order: ``(asked,)`` position of each prompt, in the order of the sources, as often as their fractions say.
         left_out: Prompts left out, by cause.
         sizes: Rows read, by the source's name.
-        notes: What else was found in them, by the source's name.
+        messages: Counted messages about them, by the source's name.
 
     Raises:
         ValueError: A source or a row is wrong, or nothing is left.
@@ -163,7 +162,7 @@ class PromptPool:
         self.sources = list(sources)
         self.left_out: Counter[str] = Counter()
         self.sizes: dict[str, int] = {}
-        self.notes: dict[str, RowMessages] = {}
+        self.messages: dict[str, RowMessages] = {}
         self._has_chat_template = tokenizer.chat_template is not None
         self._rows = [source.open() for source in self.sources]
         self._encoder = ChatEncoder(tokenizer, mask="completion")
@@ -173,10 +172,10 @@ class PromptPool:
         parts, seen = [], dict.fromkeys(without, "validated on")
         for number, source in enumerate(self.sources):
             first = len(self)
-            with collect_messages() as self.notes[source.label]:
+            with collect_messages() as self.messages[source.label]:
                 self._scan(number, source, seen)
-            source.require_columns(self.notes[source.label])
-            self.left_out.update(self.notes[source.label]["left out"])
+            source.require_columns(self.messages[source.label])
+            self.left_out.update(self.messages[source.label]["left out"])
             parts.append(first + repeats(len(self) - first, source))
         self.order: Numbers = np.concatenate(parts)
         if not len(self.order):
@@ -189,8 +188,11 @@ class PromptPool:
 
     def warnings(self) -> list[str]:
         """What is likely not meant in the rows of each source."""
-        counted = [(source, self.notes[source.label], self.sizes[source.label]) for source in self.sources]
-        return [line for each in counted for line in warnings(*each, self._has_chat_template)]
+        lines: list[str] = []
+        for source in self.sources:
+            messages, rows = self.messages[source.label], self.sizes[source.label]
+            lines += source.warnings(messages, rows, self._has_chat_template)
+        return lines
 
     def group(self, position: int) -> bytes:
         """Hash of a prompt."""

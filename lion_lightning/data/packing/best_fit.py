@@ -57,6 +57,14 @@ class PackedRows:
         columns = (self.documents[part].tolist(), self.starts[part].tolist(), self.stops[part].tolist())
         return [Span(*span) for span in zip(*columns, strict=True)]
 
+    def take(self, order: Integers) -> PackedRows:
+        """The rows at these positions."""
+        sizes = np.diff(self.offsets)[order]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)  # 0, 1, ... in each row
+        positions = np.repeat(self.offsets[:-1][order], sizes) + within
+        return PackedRows(offsets, self.documents[positions], self.starts[positions], self.stops[positions])
+
     def efficiency(self, capacity: int) -> float:
         """Tokens over what rows of this capacity could hold; 0 where there are no rows."""
         return self.tokens / (len(self) * capacity) if len(self) else 0.0

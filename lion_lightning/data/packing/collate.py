@@ -1,4 +1,4 @@
-"""From samples to a packed batch."""
+"""From the samples of packed rows to a batch."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
     """Lay samples end to end.
 
     Args:
-        samples: What the rows of a micro-batch hold; at least one.
+        samples: The samples of a micro-batch's rows; at least one.
         capacity: Tokens that those rows could have held.
     """
-    pieces = [piece for sample in samples for piece in sample.segments]
-    segments = segment_table([len(piece.input_ids) for piece in pieces], _parents(samples))
-    places = [_target_places(piece, segment) for piece, segment in zip(pieces, segments, strict=True)]
-    owners = np.repeat(np.arange(len(pieces)), [len(found) for found in places])
+    parts = [part for sample in samples for part in sample.segments]
+    segments = segment_table([len(part.input_ids) for part in parts], _parents(samples))
+    input_ids, logit_positions, targets = [], [], []
+    for part, segment in zip(parts, segments, strict=True):
+        supervised = _target_offsets(part, segment)
+        input_ids.append(part.input_ids)
+        logit_positions.append(_logit_positions(supervised, segment, segments))
+        targets.append(part.input_ids[supervised])
     return PackedBatch(
-        input_ids=_tensor([piece.input_ids for piece in pieces]),
-        position_ids=_tensor(_positions(segments)),
+        input_ids=_tensor(input_ids),
+        position_ids=_tensor(_position_ids(segments)),
         segments=segments,
-        logit_positions=_tensor(
-            [_predictors(found, owner, segments) for found, owner in zip(places, segments, strict=True)]
-        ),
-        targets=_tensor([piece.input_ids[found] for piece, found in zip(pieces, places, strict=True)]),
-        target_segments=_tensor([owners]),
+        logit_positions=_tensor(logit_positions),
+        targets=_tensor(targets),
+        target_segments=_tensor([np.repeat(np.arange(len(parts)), [len(found) for found in targets])]),
         segment_samples=tuple(place for place, sample in enumerate(samples) for _ in sample.segments),
         sample_indices=tuple(sample.index for sample in samples),
         sources=tuple(sample.source for sample in samples),
@@ -42,26 +44,28 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
 
 
 def _parents(samples: Sequence[Sample]) -> list[int]:
+    """Parent of each segment, counted through all samples."""
     parents: list[int] = []
     for sample in samples:
         first = len(parents)
-        parents += [first + piece.parent if piece.parent >= 0 else -1 for piece in sample.segments]
+        parents += [first + part.parent if part.parent >= 0 else -1 for part in sample.segments]
     return parents
 
 
-def _target_places(piece: SampleSegment, segment: Segment) -> Integers:
-    """Supervised places of a piece; nothing comes before the first token of a root, so that is never one."""
-    places = np.flatnonzero(piece.supervised)
-    return places if segment.parent >= 0 else places[places > 0]
+def _target_offsets(part: SampleSegment, segment: Segment) -> Integers:
+    """Supervised tokens of a segment; the first of a root has nothing to be predicted from."""
+    offsets = np.flatnonzero(part.supervised)
+    return offsets if segment.parent >= 0 else offsets[offsets > 0]
 
 
-def _predictors(places: Integers, segment: Segment, segments: Sequence[Segment]) -> Integers:
-    """Flat position that predicts each place: the one before it, or the parent's last for a child's first token."""
-    before_first = segments[segment.parent].stop - 1  # unused for a root, which has no target at place 0
-    return np.where(places > 0, segment.start + places - 1, before_first)
+def _logit_positions(offsets: Integers, segment: Segment, segments: Sequence[Segment]) -> Integers:
+    """Flat position that predicts each target: the token before it, or the parent's last for a child's first token."""
+    before_first = segments[segment.parent].stop - 1  # unused for a root, which has no target at offset 0
+    return np.where(offsets > 0, segment.start + offsets - 1, before_first)
 
 
-def _positions(segments: Sequence[Segment]) -> list[Integers]:
+def _position_ids(segments: Sequence[Segment]) -> list[Integers]:
+    """Positions restart in a root, and go on from the parent's end in a child."""
     ends: list[int] = []
     positions = []
     for segment in segments:

@@ -1,12 +1,11 @@
-"""A loader of packed batches that resumes at the very next batch."""
+"""Loader of packed batches that resumes at the very next batch."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
-from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lion_lightning.data.packing.best_fit import BestFit, Integers, PackedRows, Packing, Span
+from lion_lightning.data.packing.best_fit import Integers, PackedRows, Span
 from lion_lightning.data.packing.collate import collate
+from lion_lightning.data.packing.sampler import PackedBatchSampler, RowIndex
 from lion_lightning.types import PackedBatch, Sample, SampleSegment
 
 logger = logging.getLogger(__name__)
@@ -31,15 +31,34 @@ class Samples(Protocol):
         """One sample."""
 
 
+class RowDataset(Dataset[list[Sample]]):
+    """The samples of a row, by what a batch sampler says of it.
+
+    Args:
+        samples: All samples.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    @override
+    def __getitem__(self, row: RowIndex) -> list[Sample]:
+        """The samples of one row, cut where the row holds a part of one.
+
+        Raises:
+            ValueError: A sample of several segments would be cut.
+        """
+        made = [_cut(self.samples[span.document], span) for span in row.spans]
+        return made if row.supervised else [_unsupervised(sample) for sample in made]
+
+
 class PackedLoader:
-    """Packs samples into rows, rows into micro-batches, and deals the micro-batches out to ranks.
+    """A torch ``DataLoader`` of packed rows with a state: data set, batch sampler and ``collate_fn``.
 
-    All that it does follows from the seed and the epoch. Micro-batch ``i`` of an epoch holds the next ``batch_size``
-    rows and goes to rank ``i % world_size``, so the rows of an optimizer step are the same however they are split. All
-    ranks get equally many batches: where they do not come out even, the last ones of some ranks supervise nothing.
-
-    Lightning sets the epoch, saves the state in every checkpoint and hands it back on resume; it does so for any loader
-    with ``sampler.set_epoch``, ``state_dict`` and ``load_state_dict``. Without Lightning, call :meth:`set_epoch`.
+    It is not itself a ``DataLoader``, as Lightning rebuilds those with its own sampler: on several ranks where ours
+    is the ``batch_sampler``, and under ``overfit_batches`` where it is the ``sampler``. (torchdata's stateful
+    loader is a ``DataLoader``, too.) Any other iterable is left as it is; its ``sampler.set_epoch`` is called and its
+    ``state_dict`` is kept in checkpoints. Without Lightning, call :meth:`set_epoch`.
 
     A state says how many batches were handed out. That is exact for every checkpoint that is saved between two batches;
     one that an exception's handler saves in the middle of a batch counts that batch as done, unless the module is an
@@ -48,74 +67,56 @@ class PackedLoader:
     Args:
         samples: What to load.
         lengths: ``(samples,)`` tokens of each.
-        capacity: Tokens of a row.
-        packing: How samples share rows; None for best-fit decreasing.
-        batch_size: PackedRows of a micro-batch.
-        shuffle: Whether every epoch has rows and an order of its own; otherwise all are alike.
-        seed: Seed of packing and order.
-        rank: This process's place among the data-parallel ones.
-        world_size: Number of data-parallel processes.
         num_workers: Processes that read ahead.
         pin_memory: Whether batches are put into page-locked memory for a faster copy to a GPU.
         settings: What the samples follow from, by name: what a message names when they are no longer the same.
+        **sampling: Arguments of the :class:`PackedBatchSampler`: ``capacity``, ``batch_size``, ``shuffle`` and so on.
+
+    Attributes:
+        sampler: The batch sampler; Lightning looks for its ``set_epoch`` here.
 
     Raises:
-        ValueError: If there are no samples, or one does not fit.
+        ValueError: There are no samples, or one does not fit.
     """
 
     batch_sampler = None
-    """Lightning asks every loader that has a sampler for one."""
+    """Lightning asks every loader that has a sampler for one, too."""
 
     def __init__(
         self,
         samples: Samples,
         lengths: Integers,
         *,
-        capacity: int,
-        packing: Packing | None = None,
-        batch_size: int = 1,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
         settings: Mapping[str, Any] | None = None,
+        **sampling: Any,
     ) -> None:
-        if not len(lengths):
-            raise ValueError("there are no samples to load.")
-        self.samples, self.lengths = samples, lengths
-        self.capacity, self.packing = capacity, packing or BestFit()
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.rank, self.world_size = rank, world_size
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.samples = samples
+        self.sampler = PackedBatchSampler(lengths, **sampling)
         self.settings = dict(settings or {})
-        self.epoch = 0
-        self._yielded = self._resume_at = 0
-        self._noted = False
-        self._rows = self._plan()
-
-    @property
-    def sampler(self) -> PackedLoader:
-        """Itself: Lightning looks for ``set_epoch`` on a loader's sampler."""
-        return self
+        self._warned = False
+        self._batches: DataLoader[Any] = DataLoader(
+            RowDataset(samples),
+            batch_sampler=self.sampler,
+            collate_fn=partial(_collate_rows, capacity=self.sampler.capacity),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
 
     @property
     def rows(self) -> PackedRows:
-        """PackedRows of the present epoch, in the order in which they are loaded."""
-        return self._rows
+        """Rows of the present epoch, in the order in which they are loaded."""
+        return self.sampler.rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose rows the next iteration yields; another than the present begins at its first batch."""
-        if epoch == self.epoch:
-            return
-        self.epoch, self._yielded, self._resume_at = epoch, 0, 0
-        if self.shuffle:
-            self._rows = self._planned_alike()
+        """Choose the epoch whose rows the next iteration yields."""
+        self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
         """Micro-batches of this rank in an epoch, the same in every epoch."""
-        return ceil(len(self._rows) / (self.batch_size * self.world_size))
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         """Micro-batches of the present epoch; after :meth:`load_state_dict`, once, only those still to come.
@@ -123,17 +124,15 @@ class PackedLoader:
         A generator, so that nothing is decided before the first ``next``: Lightning calls ``iter`` before it sets the
         epoch of a resumed run.
         """
-        start, self._resume_at = self._resume_at, 0
-        self._yielded = start
-        for batch in self._reader(range(start, len(self))):
-            self._yielded += 1
+        for batch in self._batches:
+            self.sampler.consumed += 1  # workers may have read further
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the consumer stands (workers may have read further), and what that place means."""
+        """Where the consumer stands, and what that position means."""
         return {
-            "epoch": self.epoch,
-            "batches": self._yielded,
+            "epoch": self.sampler.epoch,
+            "batches": self.sampler.consumed,
             "length": len(self),
             "settings": self._settings(),
             "fingerprint": self.fingerprint(),
@@ -143,38 +142,40 @@ class PackedLoader:
         """Go on behind the last batch that was handed out before the state was saved, in that epoch.
 
         Raises:
-            ValueError: If the state stands within an epoch, and that epoch's batches are no longer the same.
+            ValueError: The state stands within an epoch, and that epoch's batches are no longer the same.
         """
         self.set_epoch(state["epoch"])
         finished = state["batches"] >= state["length"]
         changes, same = self.changes(state), state["fingerprint"] == self.fingerprint()
         if not same and state["batches"] and not finished:
-            self._refuse_other_batches(state)
+            raise ValueError(
+                f"the checkpoint stands after batch {state['batches']} of {state['length']} of epoch {state['epoch']}, "
+                f"and that epoch's batches have changed ({self._describe(changes)}): samples would be repeated or "
+                "skipped. Resume with the old settings and data, or from a checkpoint of the end of an epoch."
+            )
         if changes or not same:
-            self.note_changes(state)
-        self._yielded = self._resume_at = len(self) if finished else state["batches"]
+            self.warn_of_changes(state)
+        self.sampler.resume(len(self) if finished else state["batches"])
 
     def fingerprint(self) -> str:
         """Hash of which samples each batch of the present epoch holds, and of all their tokens and targets."""
-        rows = self._rows
-        digest = blake2b(f"{self.batch_size} {self.world_size} {self._content}".encode(), digest_size=16)
-        for numbers in (rows.offsets, rows.documents, rows.starts, rows.stops):
-            digest.update(numbers.astype(np.int64).tobytes())
-        return digest.hexdigest()
+        return blake2b(f"{self.sampler.fingerprint()} {self._content}".encode(), digest_size=16).hexdigest()
 
-    def note_changes(self, state: Mapping[str, Any]) -> None:
-        """Say, once, what is taken from this run and not from the checkpoint: where that ends an epoch, all of it.
+    def warn_of_changes(self, state: Mapping[str, Any]) -> None:
+        """Log, once, what is taken from this run and not from the checkpoint.
 
         Args:
             state: The checkpoint's.
         """
-        if self.rank == 0 and not self._noted:
-            what = "; ".join(self.changes(state)) or "another order of the documents"
-            logger.warning("goes on with other data or settings of it than the checkpoint's, from here on: %s", what)
-        self._noted = True
+        if self.sampler.rank == 0 and not self._warned:
+            logger.warning(
+                "goes on with other data or settings of it than the checkpoint's, from here on: %s",
+                self._describe(self.changes(state)),
+            )
+        self._warned = True
 
     def changes(self, state: Mapping[str, Any]) -> list[str]:
-        """What decides the batches and is no longer what it was, with both values.
+        """What decides the batches and has changed, with both values.
 
         Args:
             state: A checkpoint's.
@@ -190,91 +191,47 @@ class PackedLoader:
         if isinstance(known, str):
             return known
         digest = blake2b(digest_size=16)
-        for position in range(len(self.lengths)):
-            for piece in self.samples[position].segments:
-                digest.update(np.array([len(piece.input_ids), piece.parent], dtype=np.int64).tobytes())
-                digest.update(piece.input_ids.astype(np.int64).tobytes())
-                digest.update(piece.supervised.astype(np.bool_).tobytes())
+        for position in range(len(self.sampler.lengths)):
+            for segment in self.samples[position].segments:
+                digest.update(np.array([len(segment.input_ids), segment.parent], dtype=np.int64).tobytes())
+                digest.update(segment.input_ids.astype(np.int64).tobytes())
+                digest.update(segment.supervised.astype(np.bool_).tobytes())
         return digest.hexdigest()
 
     def _settings(self) -> dict[str, Any]:
         """What decides the batches, by the name under which a message can say that it changed."""
+        sampler = self.sampler
         return {
-            "documents": len(self.lengths),
-            "tokens": int(np.sum(self.lengths, dtype=np.int64)),
-            "tokens of a row": self.capacity,
-            "packing": type(self.packing).__name__,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "shuffled": self.shuffle,
-            "number of ranks": self.world_size,
+            "documents": len(sampler.lengths),
+            "tokens": int(np.sum(sampler.lengths, dtype=np.int64)),
+            "tokens of a row": sampler.capacity,
+            "packing": type(sampler.packing).__name__,
+            "batch_size": sampler.batch_size,
+            "seed": sampler.seed,
+            "shuffled": sampler.shuffle,
+            "number of ranks": sampler.world_size,
             "content of the documents": self._content[:12],
             **self.settings,
         }
 
-    def _refuse_other_batches(self, state: Mapping[str, Any]) -> None:
-        what = "; ".join(self.changes(state)) or "another order of the documents"
-        raise ValueError(
-            f"the checkpoint stands after batch {state['batches']} of {state['length']} of epoch {state['epoch']}, and "
-            f"that epoch's batches have changed ({what}): samples would be repeated or skipped. Resume with the old "
-            "settings and data, or from a checkpoint of the end of an epoch."
-        )
-
-    def _reader(self, turns: range) -> DataLoader[PackedBatch]:
-        return DataLoader(
-            _Batches(self.samples, self._rows, self.batch_size, self.capacity),
-            sampler=[turn * self.world_size + self.rank for turn in turns],
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            generator=torch.Generator().manual_seed(self.seed),  # else it would draw from the global one
-        )
-
-    def _plan(self) -> PackedRows:
-        rng = np.random.default_rng([self.seed, self.epoch] if self.shuffle else self.seed)
-        rows = self.packing.rows(self.lengths, self.capacity, rng)
-        return _reorder(rows, rng.permutation(len(rows))) if self.shuffle else rows
-
-    def _planned_alike(self) -> PackedRows:
-        """This epoch's rows; as many as the last one's, since trainers ask for the length once."""
-        rows = self._plan()
-        if len(rows) != len(self._rows):
-            raise ValueError(
-                f"{type(self.packing).__name__} made {len(self._rows)} rows in one epoch and {len(rows)} in another; "
-                "a packing's number of rows must not depend on its generator"
-            )
-        return rows
+    def _describe(self, changes: list[str]) -> str:
+        return "; ".join(changes) or "another order of the documents"
 
 
-class _Batches(Dataset[PackedBatch]):
-    """Micro-batches by number; numbers past the last are what a rank without work runs."""
-
-    def __init__(self, samples: Samples, rows: PackedRows, batch_size: int, capacity: int) -> None:
-        self.samples, self.rows, self.batch_size, self.capacity = samples, rows, batch_size, capacity
-
-    @override
-    def __getitem__(self, number: int) -> PackedBatch:
-        count = ceil(len(self.rows) / self.batch_size)
-        if number >= count:
-            return self[number % count].without_targets()
-        rows = range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.rows)))
-        parts = [_part(self.samples[span.document], span) for row in rows for span in self.rows.spans(row)]
-        return collate(parts, self.capacity * len(rows))
+def _collate_rows(rows: list[list[Sample]], capacity: int) -> PackedBatch:
+    return collate([sample for row in rows for sample in row], capacity * len(rows))
 
 
-def _part(sample: Sample, span: Span) -> Sample:
+def _cut(sample: Sample, span: Span) -> Sample:
     if span.stop - span.start == sample.length:
         return sample
     if len(sample.segments) > 1:
-        raise ValueError("packing: Wrapped cuts documents, and a sample of several parts cannot be cut; use BestFit.")
+        raise ValueError("packing: Wrapped cuts documents, and a sample of several segments cannot be cut; use BestFit")
     ids, supervised, parent = sample.segments[0]
-    piece = SampleSegment(ids[span.start : span.stop], supervised[span.start : span.stop], parent)
-    return Sample((piece,), sample.index, sample.source)
+    part = SampleSegment(ids[span.start : span.stop], supervised[span.start : span.stop], parent)
+    return Sample((part,), sample.index, sample.source)
 
 
-def _reorder(rows: PackedRows, order: Integers) -> PackedRows:
-    sizes = np.diff(rows.offsets)[order]
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-    places = np.repeat(rows.offsets[:-1][order], sizes) + within
-    return PackedRows(offsets, rows.documents[places], rows.starts[places], rows.stops[places])
+def _unsupervised(sample: Sample) -> Sample:
+    segments = [segment._replace(supervised=np.zeros_like(segment.supervised)) for segment in sample.segments]
+    return Sample(tuple(segments), sample.index, sample.source)

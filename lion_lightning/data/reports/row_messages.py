@@ -1,6 +1,6 @@
-"""What was found in single rows, counted instead of logged: a set of a million rows gives one line a kind.
+"""Messages about single rows, counted instead of logged: a set of a million rows gives one line per kind.
 
-Whoever reads a row notes it, however deep in the reading it is; whoever reads many collects.
+Code that reads a row adds messages, however deep in the reading it is; code that reads many rows collects them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from typing import Literal
 logger = logging.getLogger(__name__)
 
 Kind = Literal["warning", "left out", "plain text", "unused", "kept", "mapped"]
-"""Something not done as a row asks; why a row gave no example; that it is plain text; a column that nothing was made
-of; one that only judges see; a known name that ``columns`` brought."""
+"""Something that is not done as a row asks; why a row gave no example; a row of plain text; a column that was not used;
+a column that only judges see; a known column that ``columns`` named."""
+
+_MAX_TEXTS = 1000  # per kind: each row can have another key
+_MAX_LISTED = 20
 
 
 class RowMessages(dict[Kind, Counter[str]]):
-    """Counts by kind and text."""
+    """Number of rows by kind of message and text."""
 
     def __missing__(self, kind: Kind) -> Counter[str]:
-        """A kind of which nothing was noted."""
+        """An empty count for a kind without messages."""
         return Counter()
 
     @classmethod
     def of(cls, counts: Mapping[Kind, Mapping[str, int]]) -> RowMessages:
-        """Notes of plain data, as JSON gives it."""
+        """Messages from plain data, as JSON gives it."""
         return cls({kind: Counter(texts) for kind, texts in counts.items()})
 
     def add(self, other: Mapping[Kind, Mapping[str, int]]) -> None:
-        """Count another's too."""
+        """Add other counts to these."""
         for kind, texts in other.items():
             self.setdefault(kind, Counter()).update(texts)
 
@@ -40,68 +43,81 @@ class RowMessages(dict[Kind, Counter[str]]):
         """Texts of a kind on one line, each with its number of rows where that is not all of them."""
         found = sorted(self[kind].items(), key=lambda item: (-item[1], item[0]))
         names = [text if count == rows else f"{text} ({count:,} of {rows:,} rows)" for text, count in found]
-        more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-        return ", ".join(names[:_MOST_SHOWN]) + more
+        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        return ", ".join(names[:_MAX_LISTED]) + more
+
+    def describe(self, rows: int) -> list[str]:
+        """One line per finding, for reports; warnings were logged when the rows were read.
+
+        Args:
+            rows: Number of rows that were read.
+        """
+        lines = [f"rows left out, {cause}: {count:,}" for cause, count in self["left out"].items()]
+        if plain := self["plain text"].total():
+            lines.append(f"plain text, without a chat template: {plain:,} rows")
+        if unused := self.listed("unused", rows):
+            lines.append(f"not used: {unused}")
+        if kept := self.listed("kept", rows):
+            lines.append(f"kept for judges: {kept}")
+        return lines
 
 
-_MOST_TEXTS = 1000  # of a kind: rows can have a key of their own each
-_MOST_SHOWN = 20
-_present: ContextVar[RowMessages | None] = ContextVar("row_notes", default=None)
+_present: ContextVar[RowMessages | None] = ContextVar("row_messages", default=None)
 
 
 def add_message(kind: Kind, text: str = "") -> None:
-    """Count something about the present row; what nobody collects is not kept.
+    """Count something about the present row; outside of :func:`collect_messages` it is dropped.
 
     Args:
-        kind: What sort of thing.
-        text: The same for all rows that are counted together: no place and no content in it.
+        kind: Kind of message.
+        text: The same for all rows that are counted together, so without a row's path or content.
     """
-    if (notes := _present.get()) is None:
+    if (messages := _present.get()) is None:
         return
-    texts = notes.setdefault(kind, Counter())
-    texts[text if text in texts or len(texts) < _MOST_TEXTS else "others"] += 1
+    texts = messages.setdefault(kind, Counter())
+    texts[text if text in texts or len(texts) < _MAX_TEXTS else "others"] += 1
 
 
 def add_warning(text: str) -> None:
-    """Count something that is not done as a row asks, with the fix.
+    """Count something that is not done as a row asks.
 
     Args:
-        text: The same for all rows of the kind, so that they are counted together: no place and no content in it.
+        text: The warning with its fix; without a row's path or content.
     """
     add_message("warning", text)
 
 
 @contextmanager
 def collect_messages() -> Iterator[RowMessages]:
-    """Collect what is noted inside."""
-    notes = RowMessages()
-    token = _present.set(notes)
+    """Collect the messages that are added inside."""
+    messages = RowMessages()
+    token = _present.set(messages)
     try:
-        yield notes
+        yield messages
     finally:
         _present.reset(token)
 
 
 @contextmanager
 def collect_row_messages() -> Iterator[RowMessages]:
-    """Read one row inside: whatever is noted in it several times counts once."""
-    with collect_messages() as notes:
-        yield notes
-    for kind, texts in notes.items():
+    """Read one row inside: a message that is added several times counts once."""
+    with collect_messages() as messages:
+        yield messages
+    for kind, texts in messages.items():
         for text in texts:
             add_message(kind, text)
 
 
 @contextmanager
-def log_warnings_once(warned: set[str], what: str) -> Iterator[None]:
-    """Log what is warned of inside, each text once, for whoever reads the same rows again and again.
+def log_warnings_once(logged: set[str], what: str) -> Iterator[None]:
+    """Log the warnings that are added inside, each text once, for code that reads the same rows again and again.
 
     Args:
-        warned: The texts that were logged before; grows.
-        what: What the rows are, before each text.
+        logged: The texts that were logged before; grows.
+        what: Name of the rows, put before each text.
     """
-    with collect_messages() as notes:
+    with collect_messages() as messages:
         yield
-    for text in notes["warning"].keys() - warned:
+    for text in messages["warning"].keys() - logged:
         logger.warning("%s: %s", what, text)
-        warned.add(text)
+        logged.add(text)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from typing_extensions import override
 
-from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.selection.documents import FilterCounts, Selection
 from lion_lightning.data.sources.readers import Numbers
@@ -30,7 +29,7 @@ class SourceReport:
         kept: Documents of one epoch.
         supervised: Tokens trained in one epoch.
         longest: Tokens of the longest sequence read: a document, or a prompt with one of its answers.
-        notes: What was found in the rows, and how often.
+        messages: Counted messages about the rows.
     """
 
     noun: ClassVar[str] = "documents"
@@ -47,7 +46,7 @@ class SourceReport:
     kept: FilterCounts
     supervised: int
     longest: int
-    notes: RowMessages
+    messages: RowMessages
 
     @classmethod
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
@@ -72,7 +71,7 @@ class SourceReport:
             kept=kept,
             supervised=int(once.targets[order].sum()),
             longest=table.longest,
-            notes=table.notes,
+            messages=table.messages,
             **more,
         )
 
@@ -115,7 +114,7 @@ class SourceReport:
             lines.append(f"split: {self.split:,}")
         if self.repeated.documents:
             lines.append(f"repeated: {self.repeated}")
-        return lines + findings(self.notes, self.rows)
+        return lines + self.messages.describe(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for YAML and JSON."""

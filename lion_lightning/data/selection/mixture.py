@@ -134,7 +134,7 @@ def repeats(count: int, source: Source) -> Numbers:
 def _refuse_if_untrainable(selection: Selection) -> None:
     table, name = selection.table, selection.source.label
     if len(table) == 0:
-        causes = {"skipped by the transform": table.skipped_rows, **table.notes["left out"]}
+        causes = {"skipped by the transform": table.skipped_rows, **table.messages["left out"]}
         counts = "; ".join(f"{count} {cause}" for cause, count in causes.items() if count)
         raise ValueError(f"source {name}: no example is made of its {table.raw_rows} rows ({counts})")
     if not replace(selection, spans=Spans.whole(table, np.arange(len(table)))).targets.any():

@@ -11,6 +11,7 @@ import numpy as np
 from lion_lightning.data.formats.pairing import Preference
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.formats.turns import Message
+from lion_lightning.data.formats.unused_columns import is_harmless
 from lion_lightning.data.reports.row_messages import RowMessages, add_message
 from lion_lightning.data.sources.json_text import parse_messages
 from lion_lightning.data.sources.local_files import find_splits, kind_of, without_ending
@@ -162,21 +163,47 @@ class Source:
         finished: Made = _with_system(example, self.system)
         return finished
 
-    def require_columns(self, notes: RowMessages) -> None:
-        """Make sure that some row had what ``columns`` names.
+    def require_columns(self, messages: RowMessages) -> None:
+        """Refuse ``columns`` that name what no row has.
 
         Args:
-            notes: What was found in the rows.
+            messages: Messages about all rows.
 
         Raises:
-            ValueError: None had.
+            ValueError: A column is in no row.
         """
         for name, own in self.columns.items():
-            if name not in notes["mapped"]:
+            if name not in messages["mapped"]:
                 raise ValueError(
                     f"source {self.label}: columns maps {name} to {own!r}, which no row has; correct the name, or "
                     "leave it out"
                 )
+
+    def warnings(self, messages: RowMessages, rows: int, has_chat_template: bool) -> list[str]:
+        """What is probably not meant in the rows, each with the fix.
+
+        Args:
+            messages: Messages about all rows.
+            rows: Number of rows.
+            has_chat_template: Whether the tokenizer has a chat template.
+        """
+        lines = [f"{text} ({count:,} times)" for text, count in messages["warning"].items()]
+        lines += [f"{count:,} of {rows:,} rows are left out: {cause}" for cause, count in messages["left out"].items()]
+        doubtful = {name: count for name, count in messages["unused"].items() if not is_harmless(name)}
+        if doubtful:
+            listed = RowMessages.of({"unused": doubtful}).listed("unused", rows)
+            lines.append(
+                f"not used: {listed}. If a column matters, say with `columns` what it is, or use it in a `transform`; "
+                "if not, name it in `ignore`"
+            )
+        plain = messages["plain text"].total()
+        if plain and has_chat_template and self.format is None:
+            lines.append(
+                f"{plain:,} of {rows:,} rows are plain text, which is read without the tokenizer's chat template. Set "
+                "`format: chat` on the source to make each prompt a user's turn and each answer an assistant's, or "
+                "`format: text` if plain text is meant"
+            )
+        return [f"source {self.label}: {line}" for line in lines]
 
     def description(self) -> dict[str, Any]:
         """What was asked for, as plain data, without what was left at nothing."""

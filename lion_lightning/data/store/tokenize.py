@@ -221,13 +221,13 @@ class _Batch:
 def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
     """Write a part under another name and rename, the manifest last: a killed run leaves no half part."""
     counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
-    with atomic_write(path) as temporary, _stream(temporary, path.parent) as write, collect_messages() as notes:
+    with atomic_write(path) as temporary, _stream(temporary, path.parent) as write, collect_messages() as messages:
         for batch in batches:
             counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
             if batch.examples:
                 write(_record_batch(encoder.encode_samples(batch.examples, batch.places), batch))
     tokens = tokens_digest(read_batches(path))
-    manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "notes": notes}
+    manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "messages": messages}
     with explain_write_errors(path.parent, _WHAT), atomic_write(manifest_path(path)) as temporary:
         temporary.write_text(json.dumps(manifest), "utf-8")
 

@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 )
 """Columns of a part."""
 
-_MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "tokens": str, "notes": dict}
+_MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "tokens": str, "messages": dict}
 """What a manifest says of its part: counts, size, checksum, a hash of its tokens, what was noticed about the rows."""
 
 DAMAGE = (ValueError, pa.ArrowException)
@@ -48,14 +48,14 @@ class Part(NamedTuple):
         skipped: How many of them a transform turned into no example.
         batches: The examples, memory-mapped.
         tokens: Hash of their tokens and targets.
-        notes: What was found in the rows, and how often.
+        messages: Counted messages about the rows.
     """
 
     rows: int
     skipped: int
     batches: list[Any]
     tokens: str
-    notes: RowMessages
+    messages: RowMessages
 
 
 def shard_path(folder: Path, number: int, count: int) -> Path:
@@ -94,7 +94,9 @@ def read_shard(path: Path, check: bool = False) -> Part:
     batches = read_batches(path)
     if sum(map(len, batches)) != manifest["examples"]:
         raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
-    return Part(manifest["rows"], manifest["skipped"], batches, manifest["tokens"], RowMessages.of(manifest["notes"]))
+    return Part(
+        manifest["rows"], manifest["skipped"], batches, manifest["tokens"], RowMessages.of(manifest["messages"])
+    )
 
 
 def read_batches(path: Path) -> list[Any]:
@@ -129,9 +131,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     missing = [name for name in _MANIFEST if not isinstance(manifest.get(name), _MANIFEST[name])]
     if missing:
         raise ValueError(f"{path}: the manifest of a part has no {missing[0]}; remove the store's folder")
-    counts = [texts.values() if isinstance(texts, dict) else [None] for texts in manifest["notes"].values()]
+    counts = [texts.values() if isinstance(texts, dict) else [None] for texts in manifest["messages"].values()]
     if not all(isinstance(count, int) for texts in counts for count in texts):
-        raise ValueError(f"{path}: the manifest of a part counts no notes; remove the store's folder")
+        raise ValueError(f"{path}: the manifest of a part counts no messages; remove the store's folder")
     return manifest
 
 
@@ -156,7 +158,7 @@ class TokenTable:
         raw_rows: Rows of the source that were read.
         skipped_rows: How many of them a transform turned into no example.
         tokens: Hash of all tokens and targets, in their order.
-        notes: What was found in the rows, and how often.
+        messages: Counted messages about the rows.
 
     Raises:
         FileNotFoundError: Parts of it were not made yet.
@@ -171,9 +173,9 @@ class TokenTable:
         self.raw_rows = sum(part.rows for part in parts)
         self.skipped_rows = sum(part.skipped for part in parts)
         self.tokens = blake2b("".join(part.tokens for part in parts).encode(), digest_size=16).hexdigest()
-        self.notes = RowMessages()
+        self.messages = RowMessages()
         for part in parts:
-            self.notes.add(part.notes)
+            self.messages.add(part.messages)
         self._starts = [0, *np.cumsum([len(batch) for batch in batches]).tolist()]
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]

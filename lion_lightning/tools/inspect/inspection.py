@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lion_lightning.data.on_policy import OnPolicyDataModule
-from lion_lightning.data.reports.advice import findings
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
@@ -61,8 +60,8 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
 def _show_prompts(console: Console, pool: PromptPool, rows: int) -> None:
     left_out = "".join(f"; left out, {cause}: {count:,}" for cause, count in pool.left_out.items())
     console.print(literal(f"Prompts: {len(pool):,}{left_out}. Their answers come with each round; see `lion rounds`."))
-    found = [f"{name}: {line}" for name, notes in pool.notes.items() for line in findings(notes, pool.sizes[name])]
-    console.print(literal("\n".join([*found, ""])))
+    for name, messages in pool.messages.items():
+        console.print(literal("".join(f"{name}: {line}\n" for line in messages.describe(pool.sizes[name]))))
     for asked in pool.take(np.linspace(0, len(pool), rows, endpoint=False, dtype=int).tolist()):
         heading = f"--- {asked.prompt.where}, {len(asked.prompt.input_ids):,} tokens"
         console.print(literal(f"{heading}\n{asked.prompt.text}"))

@@ -142,9 +142,9 @@ def test_what_is_found_in_rows_of_prompts_is_counted_and_told(tmp_path: Path) ->
     ]
     made = pool(tmp_path, rows, name="questions")
     assert (len(made), made.sizes) == (2, {"questions": 3})
-    (cause,) = made.notes["questions"]["left out"]
+    (cause,) = made.messages["questions"]["left out"]
     assert made.left_out == {cause: 1}
-    assert made.notes["questions"]["kept"] == {"solution": 1, "id": 1, "label": 1}
+    assert made.messages["questions"]["kept"] == {"solution": 1, "id": 1, "label": 1}
     left_out, plain = made.warnings()
     assert left_out == f"source questions: 1 of 3 rows are left out: {cause}"
     assert plain.startswith("source questions: 2 of 3 rows are plain text, which is read without the tokenizer's chat")

@@ -11,7 +11,6 @@ from lion_lightning.data.formats.pairing import BestWorst, Preference
 from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion, Conversation, recognize
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.data.reports.advice import warnings
 from lion_lightning.data.reports.row_messages import RowMessages, collect_messages, collect_row_messages
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
@@ -394,7 +393,7 @@ def test_what_is_not_used_is_counted_once_a_row_and_what_is_harmless_is_not_warn
                 recognize(row)
     assert notes == {"unused": {"id": 3, "source": 3, "hint": 2, "user_id": 1}}
     assert notes.listed("unused", 3) == "id, source, hint (2 of 3 rows), user_id (1 of 3 rows)"
-    (told,) = warnings(Source("a.jsonl", name="sums"), notes, 3, has_chat_template=True)
+    (told,) = Source("a.jsonl", name="sums").warnings(notes, 3, has_chat_template=True)
     assert told.startswith("source sums: not used: hint (2 of 3 rows). If a column matters, say with `columns`")
 
 
@@ -403,7 +402,7 @@ def test_a_column_without_a_name_is_an_index_only_where_it_counts() -> None:
     assert noted(recognize, {**row, "": 3})["unused"] == noted(recognize, {**row, "": "3"})["unused"] == {"index": 1}
     notes = noted(recognize, {**row, "": "Count."})
     assert notes["unused"] == {"a column without a name": 1}
-    (told,) = warnings(Source("a.csv"), notes, 1, has_chat_template=True)
+    (told,) = Source("a.csv").warnings(notes, 1, has_chat_template=True)
     assert "not used: a column without a name. If" in told
 
 
@@ -429,7 +428,7 @@ def test_answers_that_begin_with_the_prompt_are_told(read: Any, row: dict[str, A
 def test_other_columns_of_a_prompt_are_kept_for_judges() -> None:
     notes = noted(recognize_prompt, {"question": "1+1?", "answer": "2", "solution": "1+1=2"})
     assert notes == {"kept": {"solution": 1}}
-    assert warnings(Source("a.jsonl"), notes, 1, has_chat_template=True) == []
+    assert Source("a.jsonl").warnings(notes, 1, has_chat_template=True) == []
 
 
 def test_columns_beside_a_pair_are_told_from_those_of_its_form() -> None:
@@ -647,14 +646,14 @@ def test_plain_text_under_a_chat_template_is_told_once_unless_it_is_chosen() -> 
         return notes
 
     source = Source("a.jsonl", name="sums")
-    (told,) = warnings(source, notes_of(source), 1, has_chat_template=True)
+    (told,) = source.warnings(notes_of(source), 1, has_chat_template=True)
     assert told.startswith(
         "source sums: 1 of 1 rows are plain text, which is read without the tokenizer's chat template"
     )
     assert "`format: chat`" in told
-    assert warnings(source, notes_of(source), 1, has_chat_template=False) == []
+    assert source.warnings(notes_of(source), 1, has_chat_template=False) == []
     chosen = Source("a.jsonl", format="text")
-    assert warnings(chosen, notes_of(chosen), 1, has_chat_template=True) == []
+    assert chosen.warnings(notes_of(chosen), 1, has_chat_template=True) == []
 
 
 # --- a prompt in a column of another name

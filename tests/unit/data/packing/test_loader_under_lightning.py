@@ -10,6 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.connectors.data_connector import _resolve_overfit_batches
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader
 
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.types import PackedBatch, Sample, SampleSegment
@@ -175,3 +179,26 @@ def test_what_no_loader_can_mend_for_a_plain_module(
     for kill in (kill for kill in kills if kill < len(whole.trained)):
         fit(tmp_path / "cut", save, kill, **options)
     assert same(fit(tmp_path / "cut", save, **options), whole)
+
+
+def test_lightning_leaves_a_loader_that_is_no_dataloader_as_it_is(tmp_path: Path) -> None:
+    made = loader()
+    run = tiny.trainer(max_epochs=2, overfit_batches=2, default_root_dir=tmp_path, num_sanity_val_steps=0)
+    run.fit(Toy(), made)
+    assert run.train_dataloader is made
+    assert made.sampler.epoch == 1  # set through `loader.sampler.set_epoch`
+
+
+def test_lightning_rebuilds_a_dataloader_however_its_batch_sampler_is_passed() -> None:
+    """Why ``PackedLoader`` is none, as seen in Lightning 2.6; where this fails, it may become one."""
+    sampler = loader().sampler
+    batches = DataLoader(range(9), batch_sampler=sampler)  # type: ignore[arg-type,var-annotated]
+    connector = tiny.trainer(strategy="ddp", devices=1)._data_connector
+    assert connector._requires_distributed_sampler(batches)
+    with pytest.raises(TypeError, match="can't inject a"):
+        connector._prepare_dataloader(batches, shuffle=True, mode=RunningStage.TRAINING)
+    alone = DataLoader(batches.dataset, sampler=sampler, batch_size=None)
+    combined = CombinedLoader(alone)
+    with pytest.warns(UserWarning, match="turning off"):
+        _resolve_overfit_batches(combined, RunningStage.TRAINING)
+    assert combined.flattened[0] is not alone

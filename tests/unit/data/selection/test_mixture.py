@@ -196,7 +196,7 @@ def test_a_report_is_plain_data(make: Make) -> None:
         "kept": {"documents": 2, "tokens": 5},
         "supervised": 2,
         "longest": 4,
-        "notes": {},
+        "messages": {},
         "supervised_share": 0.4,
     }
 

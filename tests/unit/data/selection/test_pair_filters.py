@@ -172,7 +172,7 @@ def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make
         "kept": {"pairs": 2, "tokens": 20},
         "supervised": 3 + 2 + 2 + 2,
         "longest": 10,
-        "notes": {"plain text": {"": 1}},
+        "messages": {"plain text": {"": 1}},
         "prompt": 8,
         "chosen": 6,
         "rejected": 6,

@@ -86,9 +86,9 @@ def test_what_is_warned_of_is_counted_by_its_text_and_said_again_by_a_later_run(
             return super().read(row, columns)
 
     source = write({"text": "a"}, {"text": "bb"}, {"text": "ccc"})
-    assert tokenize(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
+    assert tokenize(source, Doubtful(), tmp_path).messages["warning"] == {"short": 2, "long": 1}
     add_warning("nobody collects this")
-    assert tokenize(source, Doubtful(), tmp_path).notes["warning"] == {"short": 2, "long": 1}
+    assert tokenize(source, Doubtful(), tmp_path).messages["warning"] == {"short": 2, "long": 1}
 
 
 def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
