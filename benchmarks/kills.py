@@ -361,14 +361,14 @@ def _stale_files(run: Path) -> list[Path]:
 def _states(one: Path, other: Path) -> Iterator[str]:
     import torch
 
-    from lion_lightning.models.checkpoints.files import require_whole
+    from lion_lightning.models.checkpoints.files import require_checkpoint
 
     for path in sorted(other.glob("checkpoints/[!.l]*.ckpt")):  # last.ckpt is a link to one of them
         mine = one / "checkpoints" / path.name
         if not mine.exists():
             yield f"no {path.name}"
             continue
-        states = [torch.load(require_whole(place), weights_only=True) for place in (mine, path)]
+        states = [torch.load(require_checkpoint(place), weights_only=True) for place in (mine, path)]
         for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
             if not _equal(*(state[name] for state in states)):
                 yield f"{name} of {path.name}"

@@ -13,8 +13,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable, writes_files
-from lion_lightning.models.checkpoints.contents import PREFIX
 from lion_lightning.models.checkpoints.export import export_policy, refuse_own_base
+from lion_lightning.models.checkpoints.folders import PREFIX
 from lion_lightning.models.checkpoints.lion_entry import read_entry
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.dtensor import unwrapped

@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.cli import main
-from lion_lightning.models.checkpoints.contents import read_checkpoint
+from lion_lightning.models.checkpoints.files import read_checkpoint
 from tests.demo import copy_demo
 from tests.distributed.ranks import run_ranks
 

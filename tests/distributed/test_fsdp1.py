@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lion_lightning.models.checkpoints.contents import read_checkpoint
 from lion_lightning.models.checkpoints.export import export_checkpoint
+from lion_lightning.models.checkpoints.files import read_checkpoint
 from lion_lightning.models.weights.dtensor import full_parameters
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks

@@ -84,7 +84,7 @@ REFUSED = {
     "unequal": Case("trainer.gradient_clip_val is 2.0 there, 1.0 on rank 0", options={"gradient_clip_val": [1.0, 2.0]}),
     "no layers": Case("CTRLLMHeadModel cannot be sharded", model=NO_LAYERS),
     "pieces of FSDPStrategy": Case("fsdp1.ckpt: written by FSDPStrategy", start="fsdp1.ckpt"),
-    "pieces for DDP": Case("fsdp2.ckpt: a checkpoint that ranks wrote in pieces", lambda: "ddp", start="fsdp2.ckpt"),
+    "pieces for DDP": Case("fsdp2.ckpt: a sharded checkpoint", lambda: "ddp", start="fsdp2.ckpt"),
     "no such checkpoint": Case("nope.ckpt: no such checkpoint", start="nope.ckpt"),
     "within an epoch": Case("number of ranks was 1, is 2", start="alone.ckpt"),
 }

@@ -22,7 +22,7 @@ from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.errors import explain
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
 from lion_lightning.models.chat_template import ChatTemplate
-from lion_lightning.models.checkpoints.contents import read_checkpoint
+from lion_lightning.models.checkpoints.files import read_checkpoint
 from lion_lightning.models.generation.settings import stored_settings
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

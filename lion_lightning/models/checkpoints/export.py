@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lion_lightning.models.checkpoints.contents import read_checkpoint
 from lion_lightning.models.checkpoints.export_files import new_export
+from lion_lightning.models.checkpoints.files import read_checkpoint
 from lion_lightning.models.checkpoints.lion_entry import LionEntry, other_weights, policy_weights, read_entry
 from lion_lightning.models.embeddings import vocabulary_rows
 from lion_lightning.models.generation.settings import (

@@ -1,4 +1,4 @@
-"""Whether a checkpoint on disk is what was written, found by the checksums in it, and which is the newest that is."""
+"""Checkpoints on disk: the newest that is intact, and its content, read only after its checksums."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from lion_lightning.cache import checksum
 from lion_lightning.errors import first_line
-from lion_lightning.models.checkpoints.folders import META, FolderReader, is_folder
+from lion_lightning.models.checkpoints.folders import META, FolderReader, is_folder, read_policy_weights
 
 SEAL = "metadata.crc32"
-"""File of a folder with the checksum of its ``.metadata``, the only part that torch writes without one."""
+"""File in a folder with the checksum of its ``.metadata``, the only part that torch writes without one."""
 
 
 def require_local(path: Path | str) -> Path:
-    """A path on this machine's disks.
+    """Require a path on this machine.
 
     Raises:
-        ValueError: It is an address. What lies there could not be checked before it is read.
+        ValueError: It is an address: its content could not be checked before it is read.
     """
     if "://" in str(path) or "::" in str(path):
         raise ValueError(f"{path}: an address, and checkpoints are read from disk only; download it and name the file")
     return Path(path)
 
 
-def require_whole(path: Path | str) -> Path:
-    """A checkpoint, file or folder, that is what was written.
+def require_checkpoint(path: Path | str) -> Path:
+    """Require an intact checkpoint, file or folder.
 
     Raises:
-        ValueError: It is an address, is not there, is damaged or is no checkpoint.
+        ValueError: It is an address, missing, damaged or not a checkpoint.
     """
     found = require_local(path)
     if not found.exists():
@@ -48,64 +48,92 @@ def require_whole(path: Path | str) -> Path:
     return found
 
 
-def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
-    """What is wrong with a checkpoint's bytes, in a few words; None if they are those that were written.
-
-    torch keeps the CRC-32 of every record that it writes, and never looks at it. It finds any flipped bit; reading a
-    file takes about a third of a second per GB. What a file's records hold is not looked at here; a folder's must be
-    plain data, since torch and Lightning read some of them with pickle.
+def require_lightning(path: Path | str, checkpoint: Any) -> dict[str, Any]:
+    """Require a checkpoint that Lightning wrote.
 
     Args:
-        path: File or folder.
-        rank: Which share of a folder's records to read; a file is read by the first rank.
-        world: Number of shares.
+        path: Its file, for the message.
+        checkpoint: Its content.
+
+    Raises:
+        ValueError: It is something else that torch saved, e.g. a state dict.
     """
-    if not path.exists():
-        return "a link to a file that is gone" if path.is_symlink() else "it is not there"
-    if path.is_dir():
-        return _folder_damage(path, rank, world)
-    status = path.stat()
-    return _file_damage(path, status.st_size, status.st_mtime_ns) if rank == 0 else None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(
+            f"{path}: not a checkpoint of Lightning's, it holds no `state_dict`; to start from a model's weights, name "
+            "its Hugging Face folder in `policy.path`"
+        )
+    return checkpoint
 
 
-def said(error: BaseException) -> str:
-    """What an error says, on one line."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The plain data and the policy's weights in a checkpoint, on the CPU; a folder's optimizer states are skipped.
+
+    Args:
+        path: A ``.ckpt`` file or folder.
+
+    Raises:
+        ValueError: It is not an intact checkpoint, or holds more than tensors and plain data.
+    """
+    require_checkpoint(path)
+    try:
+        file = path if path.is_file() else path / META
+        checkpoint: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=path.is_file())
+        if path.is_dir():
+            checkpoint = checkpoint | {"state_dict": read_policy_weights(path)}
+    except Exception as error:
+        raise unreadable(path, error) from error
+    return require_lightning(path, checkpoint)
+
+
+def unreadable(path: Path | str, error: Exception) -> ValueError:
+    """The one-line error for a checkpoint that torch cannot read.
+
+    Args:
+        path: The checkpoint.
+        error: Raised over it; a ValueError that names it is returned as it is.
+    """
+    if isinstance(error, ValueError) and str(path) in str(error):
+        return error
+    return ValueError(f"{path}: not a readable checkpoint ({_reason(error)}); give another one")
+
+
+def _reason(error: Exception) -> str:
     if str(error).startswith("Weights only load failed"):  # torch goes on with how to run the file's code
         return "it holds more than tensors and plain data, which could run code"
     return first_line(error)
 
 
 def newest_checkpoint(*folders: Path | str) -> Path | None:
-    """The newest whole checkpoint of some folders, whatever its name; None if there is none at all.
+    """The newest intact checkpoint in some folders, whatever its name; None if there is no checkpoint at all.
 
-    ``trainer.fit(module, data, ckpt_path=newest_checkpoint("runs/sft/checkpoints"))`` goes on where a killed run
-    stopped, also where ``last.ckpt`` is missing, damaged or a link to a file that is gone.
+    ``trainer.fit(module, data, ckpt_path=newest_checkpoint("runs/sft/checkpoints"))`` resumes a killed run, even if
+    ``last.ckpt`` is missing, damaged or a dangling link.
 
     Args:
-        folders: Where checkpoints lie, not within further folders; a checkpoint itself also does.
+        folders: Folders of checkpoints, not searched further down; or checkpoints themselves.
 
     Raises:
-        ValueError: There are checkpoints, and none of them is whole.
+        ValueError: There are checkpoints, and none of them is intact.
     """
-    found = sorted(_candidates(map(Path, folders)), key=_written, reverse=True)
     problems: list[str] = []
-    for path in found:
+    for path in sorted(_candidates(map(Path, folders)), key=_written, reverse=True):
         problem = damage(path)
         if problem is None:
             if problems:
-                rank_zero_warn(f"Going on from {path}, the newest checkpoint that is whole: {'; '.join(problems)}.")
+                rank_zero_warn(f"Resuming from {path}, the newest intact checkpoint: {'; '.join(problems)}.")
             return path
         problems.append(f"{path}: {problem}")
     if problems:
         raise ValueError(
-            f"no checkpoint to go on from is whole ({'; '.join(problems)}); bring one back, or remove them to start "
-            "anew"
+            f"no checkpoint to resume from is intact ({'; '.join(problems)}); bring one back, or remove them to start "
+            "from the beginning"
         )
     return None
 
 
 def _candidates(folders: Iterable[Path]) -> Sequence[Path]:
-    """Checkpoints behind any names, each once; temporary ones only where nothing else is left in a folder."""
+    """Each checkpoint once, whatever links to it; hidden temporary folders only where there is nothing else."""
     found: dict[Path, None] = {}
     for folder in folders:
         inside = [folder] if folder.suffix == ".ckpt" else sorted(folder.glob("*.ckpt"))
@@ -116,24 +144,44 @@ def _candidates(folders: Iterable[Path]) -> Sequence[Path]:
 
 
 def _written(path: Path) -> tuple[float, str]:
-    """When a checkpoint was written: it says so itself, since copying changes the files' times."""
+    """Time of writing as stored in the checkpoint: copying changes that of the file."""
     try:
         content = torch.load(path / META if path.is_dir() else path, "cpu", weights_only=True, mmap=path.is_file())
         return float(content["lion"]["written"]), path.name
-    except Exception:  # damaged, or of another make
+    except Exception:  # damaged, or not written by this package
         return path.stat().st_mtime if path.exists() else 0.0, path.name
+
+
+def damage(path: Path, rank: int = 0, size: int = 1) -> str | None:
+    """What is wrong with the bytes of a checkpoint, in a few words; None if it is intact.
+
+    Torch stores a CRC-32 with every record and never checks it. This does, which finds any flipped bit in a third of a
+    second per GB. The records of a file are not unpickled here. Those of a folder must be plain data, since torch and
+    Lightning unpickle some of them.
+
+    Args:
+        path: File or folder.
+        rank: Share of a folder's records to read, from 0; rank 0 reads a file.
+        size: Number of shares.
+    """
+    if not path.exists():
+        return "a link to a file that is gone" if path.is_symlink() else "it is not there"
+    if path.is_dir():
+        return _folder_damage(path, rank, size)
+    status = path.stat()
+    return _file_damage(path, status.st_size, status.st_mtime_ns) if rank == 0 else None
 
 
 @lru_cache(maxsize=64)
 def _file_damage(path: Path, size: int, modified: int) -> str | None:
-    """Read a file once a process, as long as its size and time of change stay."""
+    """Cached, as long as the file's size and time stay."""
     if size == 0:
         return "it is empty"
     with path.open("rb") as file:
         return _record_damage(file)
 
 
-def _folder_damage(folder: Path, rank: int, world: int) -> str | None:
+def _folder_damage(folder: Path, rank: int, size: int) -> str | None:
     if not is_folder(folder):
         return "a folder that holds no checkpoint, or one whose writing was cut short"
     seal = folder / SEAL
@@ -145,35 +193,34 @@ def _folder_damage(folder: Path, rank: int, world: int) -> str | None:
             if problem := damage(folder / META):
                 return f"{META}: {problem}"
             torch.load(folder / META, "cpu", weights_only=True)
-        for index, place in sorted(metadata.storage_data.items(), key=repr)[rank::world]:
-            content = _slice(folder, place)
+        for index, record in sorted(metadata.storage_data.items(), key=repr)[rank::size]:
+            content = _read_record(folder, record)
             if problem := _record_damage(io.BytesIO(content)):
-                return f"{place.relative_path}, {index.fqn}: {problem}"
+                return f"{record.relative_path}, {index.fqn}: {problem}"
             if isinstance(metadata.state_dict_metadata.get(index.fqn), BytesStorageMetadata):
                 torch.load(io.BytesIO(content), "cpu", weights_only=True)
     except Exception as error:
-        return said(error)
+        return _reason(error)
     return None
 
 
-def _slice(folder: Path, place: Any) -> bytes:
-    """Bytes of one record; only files of the folder itself are opened."""
-    if Path(place.relative_path).name != place.relative_path:
-        raise ValueError(f"its .metadata names a file outside of it, {place.relative_path}")
-    with (folder / place.relative_path).open("rb") as file:
-        file.seek(int(place.offset))
-        return bytes(file.read(int(place.length)))
+def _read_record(folder: Path, record: Any) -> bytes:
+    if Path(record.relative_path).name != record.relative_path:
+        raise ValueError(f"its .metadata names a file outside of it, {record.relative_path}")
+    with (folder / record.relative_path).open("rb") as file:
+        file.seek(int(record.offset))
+        return bytes(file.read(int(record.length)))
 
 
 def _record_damage(file: Any) -> str | None:
-    """What is wrong with what ``torch.save`` wrote: a zip archive that is not compressed."""
+    """What is wrong with a record of ``torch.save``, which is an uncompressed zip archive."""
     try:
         with zipfile.ZipFile(file) as archive:
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 return "it was not written by torch"
             bad = archive.testzip()
             return f"its record {bad} is not what was written" if bad else None
     except zipfile.BadZipFile:
         return "it is cut short or changed, or is no checkpoint"
-    except Exception as error:  # whatever a damaged archive makes of the reader
+    except Exception as error:  # zipfile may fail in any way on damaged bytes
         return f"it is changed, or is no checkpoint: {type(error).__name__}"

@@ -1,4 +1,4 @@
-"""Checkpoints that ranks wrote together: folders of tensors, found through a list that is itself a pickle."""
+"""Sharded checkpoints: folders that all ranks wrote together, with a pickled list of their tensors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 from typing_extensions import override
 
 META = "meta.pt"
-"""Lightning's name, in a folder, for what is no tensor of model or optimizer; it is written last."""
+"""Lightning's file, within a folder, for all but the tensors of model and optimizer; it is written last."""
 
+PREFIX = "policy.model."
+"""Prefix of the policy's weights in a module's ``state_dict``."""
+
+_STATES = {f"{name}.{PREFIX}": name for name in ("state_dict", "model")}  # as FSDP2 and FSDPStrategy write it
 
 _CLASSES = {
     *(("pathlib", name) for name in ("PosixPath", "WindowsPath")),
@@ -35,18 +41,18 @@ _CLASSES = {
         )
     ),
 }
-"""What torch writes into a folder's ``.metadata``, beside dtypes."""
+"""Classes that torch writes into ``.metadata``, dtypes apart."""
 
 
 class FolderReader(FileSystemReader):
-    """Reads a folder that ranks wrote together; its ``.metadata`` is a pickle, of which nothing else is let in."""
+    """Torch's reader of a folder, but for ``.metadata``: of that pickle, only torch's own classes are unpickled."""
 
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What is in the folder (torch calls this).
+        """The list of what the folder holds.
 
         Raises:
-            pickle.UnpicklingError: There is more in it than torch writes, e.g. code to run.
+            pickle.UnpicklingError: It names another class, e.g. code to run.
         """
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata: Metadata = _PlainUnpickler(file).load()
@@ -58,7 +64,6 @@ class FolderReader(FileSystemReader):
 class _PlainUnpickler(pickle.Unpickler):
     @override
     def find_class(self, module: str, name: str) -> Any:
-        """A class that torch writes there, or a dtype; anything else is refused (pickle calls this)."""
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not dtype and (module, name) not in _CLASSES:
             raise pickle.UnpicklingError(f"its .metadata asks for {module}.{name}, which torch does not write there")
@@ -66,12 +71,12 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a checkpoint of Lightning's that each rank wrote its part of."""
+    """True for a sharded checkpoint that was written to the end."""
     return (path / META).is_file() and (path / ".metadata").is_file()
 
 
 def stored_names(folder: Path) -> list[str]:
-    """Names of what a folder holds, after ``state_dict.`` or ``model.``.
+    """Names of all that a folder holds, with the prefix ``state_dict.`` or ``model.``.
 
     Args:
         folder: See :func:`is_folder`.
@@ -83,3 +88,21 @@ def stored_names(folder: Path) -> list[str]:
         return list(FolderReader(folder).read_metadata().state_dict_metadata)
     except Exception as error:
         raise ValueError(f"{folder}: not a readable checkpoint ({error})") from error
+
+
+def read_policy_weights(folder: Path) -> dict[str, Tensor]:
+    """The policy's full weights on the CPU, by their names in the module's ``state_dict``.
+
+    Args:
+        folder: See :func:`is_folder`.
+    """
+    reader = FolderReader(folder)
+    entries = reader.read_metadata().state_dict_metadata
+    state = next(state for prefix, state in _STATES.items() if any(name.startswith(prefix) for name in entries))
+    weights = {
+        name.removeprefix(f"{state}."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if name.startswith(f"{state}.{PREFIX}") and isinstance(entry, TensorStorageMetadata)
+    }
+    load({state: weights}, storage_reader=reader, no_dist=True)
+    return weights

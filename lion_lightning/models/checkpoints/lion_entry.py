@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lion_lightning.models.checkpoints.contents import PREFIX
+from lion_lightning.models.checkpoints.folders import PREFIX
 from lion_lightning.models.settings import check_types, spec_from
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

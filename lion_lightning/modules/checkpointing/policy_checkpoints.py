@@ -19,8 +19,7 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 from typing_extensions import override
 
-from lion_lightning.models.checkpoints.files import require_whole
-from lion_lightning.models.checkpoints.io import require_training
+from lion_lightning.models.checkpoints.files import require_checkpoint, require_lightning
 from lion_lightning.models.checkpoints.lion_entry import require_plain_entry
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
@@ -168,10 +167,10 @@ class PolicyCheckpoints(LightningModule):
             ValueError: It is an address, not there, or damaged, or names other code.
         """
         if isinstance(checkpoint_path, str | Path):
-            path = require_whole(checkpoint_path)
+            path = require_checkpoint(checkpoint_path)
             if path.is_file():
                 stored = torch.load(path, "cpu", weights_only=True, mmap=True)
-                require_known_classes(require_training(path, stored), options, cls)
+                require_known_classes(require_lightning(path, stored), options, cls)
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
 
     def _refuse_other(self, checkpoint: dict[str, Any]) -> None:

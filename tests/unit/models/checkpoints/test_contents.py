@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from lion_lightning.models.checkpoints.contents import PREFIX, read_checkpoint
+from lion_lightning.models.checkpoints.files import read_checkpoint
+from lion_lightning.models.checkpoints.folders import PREFIX
 from lion_lightning.strategies import FSDP2Strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from lion_lightning.cache import checksum
 from lion_lightning.models.checkpoints import files as checkpoint_files
-from lion_lightning.models.checkpoints.files import SEAL, damage, newest_checkpoint, require_whole
+from lion_lightning.models.checkpoints.files import SEAL, damage, newest_checkpoint, require_checkpoint
 
 
 def content(step: int = 0) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_a_flipped_weight_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"some\.ckpt: not a readable checkpoint \(its record .*data/0 is not what was"
     ):
-        require_whole(path)
+        require_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "meta.pt"])
@@ -121,7 +121,7 @@ def test_what_is_no_whole_checkpoint_is_one_line(tmp_path: Path, make: Callable[
     path = tmp_path / "some.ckpt"
     make(path)
     with pytest.raises(ValueError, match=r"some\.ckpt: ") as caught:
-        require_whole(path)
+        require_checkpoint(path)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -129,7 +129,7 @@ def test_what_is_no_whole_checkpoint_is_one_line(tmp_path: Path, make: Callable[
 @pytest.mark.parametrize("address", ["http://x/a.ckpt", "https://x/a.ckpt", "s3://x/a", "simplecache::http://x/a.ckpt"])
 def test_addresses_are_refused_before_anything_is_fetched(address: str) -> None:
     with pytest.raises(ValueError, match="an address, and checkpoints are read from disk only"):
-        require_whole(address)
+        require_checkpoint(address)
 
 
 def test_the_newest_is_the_last_written_whatever_the_files_times_say(tmp_path: Path) -> None:
@@ -154,10 +154,10 @@ def test_without_a_last_one_the_newest_whole_one_goes_on(tmp_path: Path, damaged
     assert newest_checkpoint(tmp_path) == newer
     flip(newer, 8 * (newer.read_bytes().index((torch.arange(64.0) + 7).numpy().tobytes()) + 3))
     checkpoint_files._file_damage.cache_clear()
-    with pytest.warns(UserWarning, match=r"Going on from .*step=3\.ckpt.*step=7\.ckpt: its record .*is not what was"):
+    with pytest.warns(UserWarning, match=r"Resuming from .*step=3\.ckpt.*step=7\.ckpt: its record .*is not what was"):
         assert newest_checkpoint(tmp_path) == older
     os.truncate(older, 10)
-    with pytest.raises(ValueError, match=r"no checkpoint to go on from is whole .*remove them to start anew") as caught:
+    with pytest.raises(ValueError, match=r"no checkpoint to resume from is intact .*remove them") as caught:
         newest_checkpoint(tmp_path)
     assert f"{newer}: its record" in str(caught.value)
     assert f"{older}: it is cut short" in str(caught.value)

@@ -242,7 +242,7 @@ def test_a_folder_of_weights_alone_is_refused_before_torch_misses_the_optimizer(
     path = sharded(tmp_path / "some.ckpt", {})
     for strategy in strategies(monkeypatch):
         strategy.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])]
-        with pytest.raises(ValueError, match=r"some\.ckpt holds the weights alone"):
+        with pytest.raises(ValueError, match=r"some\.ckpt holds only weights"):
             strategy.load_checkpoint(path)
 
 
