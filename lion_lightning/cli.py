@@ -38,7 +38,6 @@ COMMANDS = {
     "export": "write a checkpoint as a Hugging Face folder",
     "rounds": "print and draw what happened in the rounds of on-policy sampling",
     "answers": "answer the questions of AlpacaEval, Arena-Hard or MT-Bench, in those tools' formats",
-    "harness": "score a model on tasks of lm-evaluation-harness",
     "demo": "write a small made-up task to try everything on: data, tokenizer and model config",
 }
 """Further commands: folders of ``lion_lightning.tools``, each with a module ``main``, and what they are for."""

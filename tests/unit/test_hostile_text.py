@@ -21,8 +21,6 @@ from lion_lightning.printing import literal
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rounds import Rollout, round_path, write_rollouts
 from lion_lightning.tools.evaluate import main as evaluate
-from lion_lightning.tools.harness import main as harness
-from lion_lightning.tools.harness.tasks import Figure
 from lion_lightning.tools.inspect.inspection import inspect
 from lion_lightning.tools.report import terminal
 from lion_lightning.tools.rounds.report import report
@@ -85,8 +83,6 @@ def test_evaluations_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> No
     interval = {"estimate": 0.5, "low": 0.0, "high": 1.0, "count": 2}
     found = {**interval, "by": {HOSTILE: interval}, "length": 1.0, "unfinished": 0.0, "empty": 0.0}
     evaluate.show({"model": HOSTILE, "accuracy": found})
-    assert_harmless(capsys.readouterr().out)
-    harness._print(HOSTILE, [Figure(HOSTILE, "acc", "none", 0.5, None, 0, 1)])
     assert_harmless(capsys.readouterr().out)
 
 

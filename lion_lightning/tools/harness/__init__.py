@@ -1,1 +1,0 @@
-"""`lion harness`: a model on tasks of lm-evaluation-harness."""
