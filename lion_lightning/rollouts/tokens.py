@@ -29,7 +29,7 @@ class RoundTokens:
     Attributes:
         raw_rows: Prompts with pairs.
         skipped_rows: 0, since no transform reads these rows.
-        notes: Empty, for the same reason.
+        messages: Empty, for the same reason.
         segment_lengths: ``(pairs, 3)`` tokens of each segment.
         margins: ``(pairs,)`` score of chosen minus score of rejected.
         groups: ``(pairs, 2)`` 128-bit hash of the prompt.
@@ -60,7 +60,7 @@ class RoundTokens:
         hashes = np.frombuffer(_column(table, "group").buffers()[1], np.uint64, 2 * len(table))
         self.groups: npt.NDArray[np.uint64] = hashes.reshape(-1, 2)[self._rows]
         self.raw_rows, self.skipped_rows = int(np.count_nonzero(per_row)), 0
-        self.notes = RowMessages()
+        self.messages = RowMessages()
         self.tokens = _hash(self._prompt_ids, self._answer_ids, self._starts, self.segment_lengths).hex()
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ from lion_lightning.data.formats.sft import (
     with_system,
 )
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
-from lion_lightning.data.formats.unused_columns import may_ask, printable
+from lion_lightning.data.formats.unused_columns import may_be_prompt, printable
 from lion_lightning.data.reports.row_messages import add_message
 from lion_lightning.data.sources.json_text import parse_messages, read_list
 
@@ -168,7 +168,7 @@ def _implied(row: Row, answers: Answers) -> list[PromptAnswer]:
 def _refuse_other_text(row: Row) -> None:
     """Refuse to guess the prompt from the answers' words where another column may well hold it."""
     assert isinstance(row, Fields)  # as all forms are given it
-    for name in [name for name in row.unread if may_ask(name, row.peek(name))]:
+    for name in [name for name in row.unread if may_be_prompt(name, row.peek(name))]:
         own, value = printable(row.own(name)), parse_messages(row.peek(name), name)
         kind = "question" if isinstance(value, str) else "messages"
         raise ValueError(

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lion_lightning.data.formats.column_table import THOUGHTS, TOOLS
 from lion_lightning.data.formats.tool_calls import read_calls
-from lion_lightning.data.formats.unused_columns import THOUGHTS, TOOLS, printable, spellings
+from lion_lightning.data.formats.unused_columns import name_variants, printable
 from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.data.sources.json_text import TEXT_PARTS, parse_content_parts, read_json
 from lion_lightning.models.chat_template import REASONING
@@ -152,7 +153,7 @@ def _part(part: Any, name: str) -> str:
     if kind not in TEXT_PARTS or not isinstance(text, str):
         raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
     for key in _telling(own):
-        if own[key] and not _CHANGING.isdisjoint(spellings(key)):
+        if own[key] and not _CHANGING.isdisjoint(name_variants(key)):
             raise ValueError(f"{name} has a text part with {key}, which cannot be trained on; take it out")
         if key in _FLAGS or _may_be_a_flag(key, own[key]):
             raise ValueError(
@@ -273,8 +274,8 @@ def unread_keys(messages: Sequence[Message], read: Any) -> None:
             if key in REASONING:  # of an answer to train it is missed by whoever looks for it in the text
                 add_warning(f"not used: {key} of turns that are not trained, which the chat template does not read")
                 continue
-            if value and not _CHANGING.isdisjoint(spellings(key)):
-                tools = any(spelled in TOOLS for spelled in spellings(key))
+            if value and not _CHANGING.isdisjoint(name_variants(key)):
+                tools = any(spelled in TOOLS for spelled in name_variants(key))
                 fix = "move it to the row's column `tools`" if tools else "take it out of the row"
                 raise ValueError(
                     f"the chat template leaves out the row's {key} of message {number}, which changes what it says; "

@@ -41,13 +41,13 @@ class Examples(Protocol):
     Attributes:
         raw_rows: Rows that were read.
         skipped_rows: How many of them a transform turned into no example.
-        notes: What was found in the rows, and how often.
+        messages: Counted messages about the rows.
         tokens: Hash of all tokens and targets, in their order.
     """
 
     raw_rows: int
     skipped_rows: int
-    notes: RowMessages
+    messages: RowMessages
     tokens: str
 
     def __len__(self) -> int:

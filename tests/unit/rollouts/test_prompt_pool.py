@@ -162,5 +162,5 @@ def test_a_column_of_prompts_that_no_row_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_picture_beside_a_question_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the column 'image' holds a picture"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the column 'image' holds an image"):
         pool(tmp_path, [{"question": "w5", "image": "a.png"}])

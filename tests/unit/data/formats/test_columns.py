@@ -192,7 +192,7 @@ HISTORY_NAMES = (
 @pytest.mark.parametrize("name", MEDIA_NAMES)
 def test_pictures_and_sounds_are_refused_under_all_their_names(name: str) -> None:
     for read, row in [*EVERY, *((recognize_prompt, row) for row in PROMPT_ROWS)]:
-        with pytest.raises(ValueError, match=rf"^the column '{name}' holds a picture or sound, .*`ignore: "):
+        with pytest.raises(ValueError, match=rf"^the column '{name}' holds an image or sound, .*`ignore: "):
             read(row | {name: [0.5, 0.25]})
 
 
@@ -228,7 +228,7 @@ def test_what_is_only_said_of_pictures_and_other_histories_stops_no_row(name: st
 )
 def test_pictures_and_sounds_are_refused_by_what_they_are_under_any_name(value: Any) -> None:
     for read, row in [*EVERY, *((recognize_prompt, row) for row in PROMPT_ROWS)]:
-        with pytest.raises(ValueError, match=r"^the column 'scan' holds a picture or sound"):
+        with pytest.raises(ValueError, match=r"^the column 'scan' holds an image or sound"):
             read(row | {"scan": value})
     assert noted(recognize, ROWS[1] | {"hash": b"\x00\x01"}) == {"unused": {"hash": 1}}
 
@@ -684,5 +684,5 @@ def test_an_article_in_the_column_source_may_be_the_prompt_and_a_name_is_not() -
 
 
 def test_columns_that_are_refused_by_name_are_not_asked_about() -> None:
-    with pytest.raises(ValueError, match=r"^the column 'images' holds a picture"):
+    with pytest.raises(ValueError, match=r"^the column 'images' holds an image"):
         pairs(CAPITALS | {"images": ["a.png"]})

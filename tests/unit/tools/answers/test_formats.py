@@ -195,7 +195,7 @@ def test_a_wrong_row_is_named(name: str, rows: Any, message: str, tmp_path: Path
         ([{"instruction": "w3"}, {"instruction": ""}], r"q.json\[1\]: no text in `instruction`"),
         ([{"instruction": "w3"}, {"instruction": "w3"}], r"q.json\[1\]: the same question as .*q.json\[0\]"),
         ({"instruction": "w3"}, r"q.json: not a list of objects"),
-        ([{"instruction": "w3", "input": "w4"}], r"q.json\[0\]: the column 'input' holds a part of what is asked"),
+        ([{"instruction": "w3", "input": "w4"}], r"q.json\[0\]: the column 'input' holds a part of the prompt"),
     ],
 )
 def test_a_wrong_row_of_alpaca_eval_is_named(rows: Any, message: str, tmp_path: Path) -> None:
