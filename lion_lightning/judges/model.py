@@ -61,7 +61,7 @@ class ModelJudge(ABC):
         """
         require_safetensors(Path(self.path))
         try:
-            if not options.get("trust_remote_code"):  # code of its own may not run without memory
+            if not options.get("trust_remote_code"):  # custom code may not run on the meta device
                 require_matching_shapes(self.path, self.revision, config, make)
             given = {"config": config, "revision": self.revision, "dtype": self.dtype, "use_safetensors": True}
             model: nn.Module = load_complete(kind.from_pretrained, self.path, **given, **options)

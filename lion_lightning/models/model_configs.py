@@ -175,7 +175,7 @@ def not_loadable(source: str, error: Exception) -> str:
     if not os.path.exists(source) and (source.startswith((".", "/", "~")) or source.count("/") > 1):
         return f"policy: {source} does not exist; give the folder of a Hugging Face model or a hub id."
     if "trust_remote_code" in str(error):
-        return f"policy: {source} comes with code of its own; read it, then set `trust_remote_code` to run it."
+        return f"policy: {source} comes with custom code; read it, then set `trust_remote_code` to run it."
     if unknown := re.search(r"has model type `(.*?)` but Transformers does not", str(error)):
         return f"policy: cannot load {source}: {_unknown(unknown[1])}"
     if os.path.isdir(source) and not Path(source, "config.json").exists():  # a Path complains of a name too long

@@ -1,4 +1,4 @@
-"""From a checkpoint to a Hugging Face folder that any other tool loads."""
+"""Export of a checkpoint to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ def export_policy(
 ) -> Path:
     """Write weights, tokenizer, chat template, generation config and a model card. Adapters are merged.
 
-    The merge is done in fp32 and rounded once, to the policy's dtype. Where the checkpoint does not hold the base model
-    of the adapters, that is loaded again from ``policy.path``, and whole where it was trained on in 4 bits. The base's
-    generation settings stay; the tokens that end a turn join its stops. What an earlier export left in the folder goes.
-    ``lion_export.json``, the list of the files with their checksums, comes last: without it an export is not all there.
+    The merge is done in fp32 and rounded once, to the policy's dtype. A base model that the checkpoint does not hold is
+    loaded from ``policy.path``, unquantized even if it was trained in 4 bits. The base model's generation settings
+    stay, and the tokens that end a turn are added to its stop tokens. An earlier export in the folder is replaced.
+    ``lion_export.json``, the list of the files with their checksums, is written last: without it an export is
+    incomplete.
 
     Args:
         checkpoint: A loaded Lightning checkpoint of an ``AlignmentModule``: its ``state_dict`` and its ``lion`` entry.
         out: Folder to write; made if needed.
-        adapter: Write the adapters as they are, in PEFT's format, in place of the whole model.
-        trust_remote_code: Run code that comes with the model or its tokenizer. What the checkpoint says of it does not
-            count.
+        adapter: Write the adapters alone, in PEFT's format, instead of the merged model.
+        trust_remote_code: Run code that comes with the model or its tokenizer, whatever the checkpoint says.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If the checkpoint is not one of ours, the folder cannot be written, the base model has changed or is
-            gone, there are no adapters that could be written apart from it, or a weight is not finite.
+        ValueError: The checkpoint was not written by this package, the folder cannot be written, the base model has
+            changed or is gone, there are no adapters to write alone, or a weight is not finite.
     """
     folder = Path(out)
     entry = read_entry(checkpoint, trust_remote_code)
@@ -96,26 +96,29 @@ def export_checkpoint(
     """Export a checkpoint; see :func:`export_policy`.
 
     Args:
-        path: A ``.ckpt`` file, or a folder of that name that ranks wrote together.
-        out: Folder to write.
-        adapter: See there.
-        base: Where the base model of the adapters is now; None for where it was.
-        trust_remote_code: See there.
+        path: A ``.ckpt`` file or folder.
+        out: As for :func:`export_policy`.
+        adapter: As for :func:`export_policy`.
+        base: New path of the adapters' base model; None if it has not moved.
+        trust_remote_code: As for :func:`export_policy`.
 
     Raises:
-        ValueError: If it is missing, cannot be read as plain tensors and data, or is not one of ours.
+        ValueError: It cannot be read as plain tensors and data, or :func:`export_policy` refuses it.
     """
     checkpoint = read_checkpoint(Path(path))
     try:
         if base is not None:
-            checkpoint["lion"] = _moved(checkpoint, str(base))
+            entry = checkpoint.get("lion")
+            policy = entry.get("policy") if isinstance(entry, Mapping) else None
+            if isinstance(policy, Mapping):  # anything else is refused when the entry is read
+                checkpoint["lion"] = {**entry, "policy": {**policy, "path": str(base)}}  # type: ignore[dict-item]
         return export_policy(checkpoint, out, adapter, trust_remote_code)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def model_card(entry: LionEntry) -> str:
-    """Text of the model card: what was trained, from what, on what.
+    """Text of the model card.
 
     Args:
         entry: The ``lion`` entry of a checkpoint.
@@ -133,30 +136,23 @@ def model_card(entry: LionEntry) -> str:
 
 
 def _in_line(name: str) -> str:
-    """A name from a checkpoint, which may be anybody's: it stays in its line, and is no markup."""
+    """A name from a checkpoint, which may come from anybody: on one line, with its Markdown escaped."""
     return re.sub(r"[\[\]<>!`\\]", r"\\\g<0>", " ".join(name.split()))
 
 
 def refuse_own_base(entry: LionEntry, folder: Path) -> None:
-    """Refuse to write over the model that training started from: resuming and exporting may need it again.
+    """Refuse to write over the model that training started from: resuming and exporting may need it.
 
     Args:
         entry: The ``lion`` entry.
-        folder: Where an export is to go.
+        folder: Target of an export.
 
     Raises:
-        ValueError: It is the folder of the base model.
+        ValueError: It is that model's folder.
     """
     base = entry.policy.path
     if base is not None and Path(base).is_dir() and Path(base).resolve() == folder.resolve():
         raise ValueError(f"{folder} is the model that training started from; give another output folder.")
-
-
-def _moved(checkpoint: Any, base: str) -> Any:
-    """The ``lion`` entry with another base model, if it is one that can have it."""
-    entry = checkpoint.get("lion") if isinstance(checkpoint, Mapping) else None
-    policy = entry.get("policy") if isinstance(entry, Mapping) else None
-    return {**entry, "policy": {**policy, "path": base}} if isinstance(policy, Mapping) else entry  # type: ignore[dict-item]
 
 
 def _write_model(
@@ -175,14 +171,14 @@ def _write_model(
 def _write_adapter(entry: LionEntry, weights: Mapping[str, Tensor], folder: Path, _: PreTrainedTokenizerBase) -> None:
     spec = entry.policy
     if spec.lora is None or spec.path is None:
-        raise ValueError("it has no adapters on a model of its own folder or hub id; export the whole model instead.")
+        raise ValueError("it has no adapters on a model with a path; export the full model instead.")
     model = _rebuild(entry, weights)
     grown = vocabulary_rows(model.get_base_model())
     rows = spec.load_config().get_text_config().vocab_size
     if grown > rows:
         raise ValueError(
             f"its adapters cannot stand alone: the base model has {rows} rows of embeddings and needs {grown}, for new "
-            "tokens; export the whole model instead."
+            "tokens; export the full model instead."
         )
     require_finite("the policy", model.state_dict())
     write_adapter(model, folder)
@@ -190,74 +186,75 @@ def _write_adapter(entry: LionEntry, weights: Mapping[str, Tensor], folder: Path
 
 def _rebuild(entry: LionEntry, weights: Mapping[str, Tensor]) -> Any:
     """The trained model in fp32, adapters on."""
-    again = entry.base is not None or entry.policy.quantization is not None
-    if not again and not entry.policy.trust_remote_code:  # before a wrong config takes memory and time
-        _refuse_misfits(_adapted(entry, _sketch(entry, weights)), weights)
-    model = _adapted(entry, _load_base(entry) if again else _random(entry))
-    wanted = trained_names(model) if again else None
-    given = {name: tensor for name, tensor in weights.items() if wanted is None or name in wanted}
-    _refuse_misfits(model, given, wanted)
+    load_base = entry.base is not None or entry.policy.quantization is not None
+    if not load_base and not entry.policy.trust_remote_code:
+        _require_shapes(entry, weights)
+    model = _with_adapters(entry, _load_base(entry) if load_base else _random(entry))
+    wanted = trained_names(model) if load_base else model.state_dict().keys() | weights.keys()
+    given = {name: tensor for name, tensor in weights.items() if name in wanted}
+    _require_all(model, given, wanted)
     model.load_state_dict(given, strict=False)
     return model
 
 
-def _refuse_misfits(model: Any, given: Mapping[str, Tensor], wanted: Container[str] | None = None) -> None:
-    state = model.state_dict()
-    missing = [name for name in state if name not in given and (wanted is None or name in wanted)]
-    shapes = [(n, given[n].shape, state[n].shape) for n in given if n in state and given[n].shape != state[n].shape]
-    require_matching("its", missing, given.keys() - state.keys(), shapes)
-
-
-def _adapted(entry: LionEntry, model: PreTrainedModel) -> Any:
-    return entry.policy.lora.apply(model, entry.new_ids) if entry.policy.lora is not None else model
-
-
-def _sketch(entry: LionEntry, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """The model on the meta device: shapes alone."""
+def _require_shapes(entry: LionEntry, weights: Mapping[str, Tensor]) -> None:
+    """Compare shapes on the meta device, before the model of a wrong config takes memory and time."""
     layers = _config(entry).get_text_config().num_hidden_layers
     if layers > len(weights):
         raise ValueError(f"its weights do not fit the model: {len(weights)} tensors for {layers} layers")
     with torch.device("meta"):
-        return _random(entry)
+        model = _random(entry)
+    model = _with_adapters(entry, model)
+    _require_all(model, weights, model.state_dict().keys())
+
+
+def _require_all(model: Any, given: Mapping[str, Tensor], wanted: Container[str]) -> None:
+    state = model.state_dict()
+    missing = [name for name in state if name not in given and name in wanted]
+    shapes = [(n, given[n].shape, state[n].shape) for n in given if n in state and given[n].shape != state[n].shape]
+    require_matching("its", missing, given.keys() - state.keys(), shapes)
+
+
+def _with_adapters(entry: LionEntry, model: PreTrainedModel) -> Any:
+    return entry.policy.lora.apply(model, entry.new_ids) if entry.policy.lora is not None else model
 
 
 def _random(entry: LionEntry) -> PreTrainedModel:
-    """The model, all of whose weights are in the checkpoint."""
+    """The model with random weights, for a checkpoint that holds all of them."""
     auto: Any = AutoModelForCausalLM
     made: PreTrainedModel = auto.from_config(_config(entry), trust_remote_code=entry.policy.trust_remote_code)
     return made
 
 
 def _load_base(entry: LionEntry) -> PreTrainedModel:
-    """The model that the adapters were put on, as it was built for training, but for its quantization."""
+    """The adapters' base model as it was built for training, but unquantized."""
     spec = entry.policy
     if entry.base is not None:
         require_base_model(spec, entry.base)
     if spec.quantization is not None:
         log.warning(
-            "The adapters were trained on %s in 4 bits; they go onto its whole weights (%s) here.",
+            "The adapters were trained on %s in 4 bits; here they are merged into its unquantized weights (%s).",
             spec.path,
             spec.dtype,
         )
     vocabulary = _config(entry).get_text_config().vocab_size
-    plain = replace(spec, lora=None, quantization=None, liger=False)
-    model: Any = plain.build_base(vocabulary, entry.new_ids)
+    model: Any = replace(spec, lora=None, quantization=None, liger=False).build_base(vocabulary, entry.new_ids)
     return cast(PreTrainedModel, model.float())
 
 
 def _config(entry: LionEntry) -> PretrainedConfig:
-    """The trained model's config; only a model with code of its own needs its source again."""
+    """The trained model's config; only a model with custom code needs its source for that."""
     if entry.policy.trust_remote_code:
         return entry.policy.load_config()
     try:
         return config_from(entry.config, "its `lion` entry: config")
     except ValueError as error:
-        hint = "; if the model has code of its own, read it, then give --trust-remote-code"
+        hint = "; if the model comes with custom code, read it, then give --trust-remote-code"
         raise ValueError(f"{error}{hint if entry.asked_for_code else ''}") from error
 
 
 def obstacle(folder: Path) -> str | None:
-    """What stands in the way of writing files to a folder, which is made if needed; None for nothing.
+    """Why files cannot be written to a folder, which is made if needed; None if they can.
 
     Args:
         folder: The folder.

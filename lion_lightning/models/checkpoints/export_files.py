@@ -1,4 +1,4 @@
-"""Exports on disk: all of one is there or it does not count as one, and its weights are those that were written."""
+"""Files of an export: complete, with the weights that were written, or refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from lion_lightning.cache import checksum, read_object, remove_stale_files, sync, temporary_folder, unwrap_os_errors
 
 MANIFEST = "lion_export.json"
-"""Lists an export's files with their sizes and checksums. It is written last, and taken away first."""
+"""List of an export's files with sizes and checksums; it is written last and removed first."""
 
 _REPLACED = (
     "*.safetensors",
@@ -25,18 +25,18 @@ _REPLACED = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-"""What exports hold, and loaders would mix with another's."""
+"""Files of an earlier export, which loaders would mix with the new one's."""
 
 
 @contextmanager
 def new_export(folder: Path) -> Iterator[Path]:
-    """Give a folder to write an export to, which then takes the place of what an earlier one left in ``folder``.
+    """Yield a temporary folder to write an export to; its files then replace those of an earlier export in ``folder``.
 
-    It lies within ``folder``, which may be the root of a disk or hold other files; those stay. A run that is killed
-    leaves a hidden temporary folder there, which the next export removes.
+    It lies within ``folder``, which may be a mount point or hold other files; those stay. If the run is killed, the
+    next export removes the temporary folder.
 
     Args:
-        folder: Of the export, it exists.
+        folder: Folder of the export; it must exist.
 
     Raises:
         ValueError: The disk is full, or the folder cannot be written.
@@ -51,10 +51,10 @@ def new_export(folder: Path) -> Iterator[Path]:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether all of an export is there.
+    """True for a complete export.
 
     Args:
-        folder: Of the export.
+        folder: Folder of the export.
 
     Raises:
         ValueError: The list of its files cannot be read.
@@ -63,10 +63,10 @@ def is_export(folder: Path) -> bool:
 
 
 def missing_of(folder: Path) -> str | None:
-    """What an export lacks, in a few words; None if all files that were written are there.
+    """What is missing of an export, in a few words; None if it is complete.
 
     Args:
-        folder: Of the export.
+        folder: Folder of the export.
     """
     if not (folder / MANIFEST).is_file():
         return f"there is no {MANIFEST}, which is written last"
@@ -80,19 +80,19 @@ def missing_of(folder: Path) -> str | None:
 
 
 def require_intact(folder: Path) -> None:
-    """Refuse an export that lacks files, or whose weights have changed. Reading them takes a third of a second per GB.
+    """Refuse an export that is incomplete or whose weights have changed; a folder without a manifest passes.
 
-    A folder that is no export of ours has no manifest, and passes.
+    Reading the weights takes a third of a second per GB.
 
     Args:
-        folder: A model's.
+        folder: Folder of a model.
 
     Raises:
-        ValueError: It is not what was written.
+        ValueError: It is an export, and not as it was written.
     """
     if not (folder / MANIFEST).is_file():
         if folder.is_dir() and not (folder / "config.json").exists() and any(folder.glob(".*.export")):
-            raise ValueError(f"{folder}: an export whose writing was cut short; export it again")
+            raise ValueError(f"{folder}: an incomplete export, its writing was cut short; export it again")
         return
     fix = f"export it again, or remove {MANIFEST} if that was meant"
     if problem := missing_of(folder):
@@ -105,7 +105,7 @@ def require_intact(folder: Path) -> None:
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    """Move the files to their places, so that no moment shows a mixture: weights last, the manifest behind them."""
+    """Move the files into the folder, weights and then the manifest last, so that a mixture never looks complete."""
     files = sorted(file for file in temporary.rglob("*") if file.is_file())
     listed = {
         str(file.relative_to(temporary)): {"bytes": file.stat().st_size, "crc32": checksum(file)} for file in files
@@ -117,10 +117,10 @@ def _publish(temporary: Path, folder: Path) -> None:
         if old.is_file():
             old.unlink()
     for path in sorted(temporary.iterdir(), key=lambda path: (path.name == MANIFEST, _is_weights(path), path.name)):
-        place = folder / path.name
-        if path.is_dir() and place.is_dir():
-            shutil.rmtree(place)
-        path.replace(place)
+        target = folder / path.name
+        if path.is_dir() and target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
     sync(folder)
 
 
@@ -141,5 +141,5 @@ def _files(folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _checksum(path: Path, size: int, modified: int) -> str:
-    """Read a file once a process, as long as its size and time of change stay."""
+    """Cached, as long as the file's size and time stay."""
     return checksum(path)

@@ -1,4 +1,4 @@
-"""The ``lion`` entry of a checkpoint: what its policy is. It comes from a file, so each part of it is checked."""
+"""The ``lion`` entry of a checkpoint, which describes its policy; each part is checked as it is read."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lion_lightning.models.weights.dtensor import unwrapped
 
 @dataclass
 class LionEntry:
-    """What an export needs to know, as plain data in a checkpoint and as specs here.
+    """What an export is made by: plain data in the checkpoint, specs here.
 
     Attributes:
-        policy: How the policy was built.
-        tokenizer: Its tokenizer.
+        policy: The policy's spec.
+        tokenizer: The tokenizer's spec.
         config: The transformers config, with its ``model_type``.
-        new_ids: Tokens that the base model has not seen.
+        new_ids: Tokens that the base model was not trained on.
         generation: Generation settings of the base model.
-        base: Digest of the base model's weights, where the checkpoint leaves them out.
-        module: Class that trained it.
-        steps: Optimizer steps done.
-        data: What the data module says of itself.
-        asked_for_code: Whether the entry says that code which comes with the model may run. It is not believed.
+        base: Hash of the base model's weights, if the checkpoint leaves them out.
+        module: Class of the module.
+        steps: Optimizer steps.
+        data: The data module's description.
+        asked_for_code: The entry asks for custom code to run; it never does because of that.
     """
 
     policy: PolicySpec
@@ -48,17 +48,17 @@ def read_entry(checkpoint: object, trust_remote_code: bool) -> LionEntry:
     """The entry of a checkpoint.
 
     Args:
-        checkpoint: As it was loaded.
-        trust_remote_code: Whether code that comes with model and tokenizer may run, whatever the entry says.
+        checkpoint: A loaded checkpoint.
+        trust_remote_code: Run code that comes with model and tokenizer, whatever the entry says.
 
     Raises:
-        ValueError: There is none, or a part of it is not what was once written there.
+        ValueError: There is none, or a part of it is malformed.
     """
     given = checkpoint.get("lion") if isinstance(checkpoint, Mapping) else None
     if given is None:
         raise ValueError("this checkpoint was not written by lion_lightning: it has no `lion` entry.")
     if not isinstance(given, Mapping):
-        raise ValueError(f"its `lion` entry is a {type(given).__name__}, not a mapping; this is no checkpoint of ours")
+        raise ValueError(f"its `lion` entry is a {type(given).__name__}, not a mapping; take another checkpoint")
     names = [one.name for one in fields(LionEntry) if one.name != "asked_for_code"]
     entry = spec_from(LionEntry, {name: given[name] for name in names if name in given}, "its `lion` entry")
     policy = spec_from(PolicySpec, entry.policy, "its `lion` entry: policy")
@@ -72,27 +72,27 @@ def read_entry(checkpoint: object, trust_remote_code: bool) -> LionEntry:
 
 
 def require_plain_entry(checkpoint: Mapping[str, Any], where: object) -> None:
-    """Refuse to go on from a checkpoint whose entry is none, or whose parts are of other types than they were.
+    """Refuse to resume from a malformed entry; a checkpoint without one passes.
 
     Args:
-        checkpoint: As it was loaded; one of another make may have no entry.
-        where: The file, for the message.
+        checkpoint: A loaded checkpoint.
+        where: Its file, for the message.
 
     Raises:
-        ValueError: It is odd; the message names the part.
+        ValueError: A part has another type than it was written with; the message names the part.
     """
     given = checkpoint.get("lion", {})
     if not isinstance(given, Mapping):
         raise ValueError(
             f"{where}: its `lion` entry is a {type(given).__name__}, not a mapping; take another checkpoint"
         )
-    known = {one.name for one in fields(_Parts)}
-    check_types(_Parts, {name: given[name] for name in known & given.keys()}, f"{where}: `lion`")
+    known = {one.name for one in fields(_ResumedParts)}
+    check_types(_ResumedParts, {name: given[name] for name in known & given.keys()}, f"{where}: `lion`")
 
 
 @dataclass
-class _Parts:
-    """What a resume reads of an entry."""
+class _ResumedParts:
+    """The parts of an entry that resuming reads."""
 
     module: str
     settings: dict[str, Any]
@@ -105,17 +105,17 @@ class _Parts:
 
 
 def policy_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The policy's weights in a checkpoint, by the names that they have in the policy.
+    """The policy's weights in a checkpoint, by their names in the policy.
 
     Args:
-        checkpoint: As it was loaded.
+        checkpoint: A loaded checkpoint.
 
     Raises:
-        ValueError: There are none, or they are no tensors.
+        ValueError: There are none, or something else is stored in their place.
     """
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping):
-        raise ValueError("it holds no weights: its `state_dict` is missing, or no mapping")
+        raise ValueError("it holds no weights: its `state_dict` is missing, or not a mapping")
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in _named(state) if name.startswith(PREFIX)}
     if not weights:
         raise ValueError(f"it holds no weights of a policy: no name in its `state_dict` begins with {PREFIX}")
@@ -126,7 +126,7 @@ def policy_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def other_weights(state: Mapping[str, Any]) -> list[str]:
-    """Names of weights beside the policy's, which no export holds: a value head, say. A reference is none.
+    """Names of trained weights that no export holds, e.g. of a value head.
 
     Args:
         state: A module's ``state_dict``.

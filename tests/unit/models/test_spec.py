@@ -88,7 +88,7 @@ def test_code_that_comes_with_a_model_does_not_run_unless_asked_for(tmp_path: Pa
     settings = {"model_type": "homemade", "auto_map": {"AutoConfig": "made.Made", "AutoModelForCausalLM": "made.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "made.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit\n")
-    with pytest.raises(ValueError, match="comes with code of its own; read it, then set `trust_remote_code`"):
+    with pytest.raises(ValueError, match="comes with custom code; read it, then set `trust_remote_code`"):
         PolicySpec(config=str(tmp_path)).build()
     assert not (tmp_path / "ran").exists()
 

@@ -87,7 +87,7 @@ def test_killed_at_any_file_it_is_the_old_one_or_says_that_it_is_not_all_there(
 def test_a_first_export_that_was_cut_short_is_named(tmp_path: Path) -> None:
     (tmp_path / f".host.{'0' * 32}.export").mkdir()
     assert missing_of(tmp_path) is not None
-    with pytest.raises(ValueError, match="an export whose writing was cut short; export it again"):
+    with pytest.raises(ValueError, match="an incomplete export, its writing was cut short; export it again"):
         require_intact(tmp_path)
 
 
