@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lion_lightning.processes.stopping import end_by_interrupts
+from lion_lightning.processes.stopping import default_interrupts
 from lion_lightning.tools.demo import write_demo
 
 KINDS = ("sft", "dpo", "online_dpo", "run")
@@ -488,7 +488,7 @@ def main() -> int:
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", PYTHONUNBUFFERED="1")
     import lion_lightning.tools.train.lightning_cli  # noqa: F401  (imported once, before processes are forked)
 
-    end_by_interrupts()  # as the command has it, whose processes these are from the fork on
+    default_interrupts()  # as the command has it, whose processes these are from the fork on
 
     folder = options.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""From the parser's long reports to the one line that a person needs."""
+"""One-line messages of errors, the argument parser's long reports among them."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ _NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (?:(--[\w.]+)|(\S+\.(?:ya?ml|json))\b)")
 _PARTS = ("--model.", "--data.", "--trainer.")
 _SOURCES = ("sources", "validation", "prompts", "conversations", "preferences")
-"""Settings that are lists of sources."""
+"""Arguments that are lists of sources."""
 _EXTRAS = {"bitsandbytes": "qlora"}
-"""Optional packages whose classes configs name, and the extra that brings them."""
+"""Optional packages whose classes configs may name, and the extra that installs each."""
 _LONGEST_VALUE = 80
 _LONG_WORD = re.compile(r"\S{300,}")
 
 
 def explain(error: Exception) -> str:
-    """One line for an error, without what the parser tried before it gave up.
+    """One line for an error; of the parser's reports only the cause.
 
     Args:
-        error: What was raised.
+        error: The exception.
     """
     if isinstance(error, OSError) and error.filename and error.strerror:
-        place = error.filename2 or error.filename  # of a copy or a rename, what it was to become
-        place = _shortened(str(place))
-        return f"{place}: {error.strerror.lower()}; name a place that exists and can be used"
+        path = _shortened(str(error.filename2 or error.filename))  # filename2: the target of a copy or a rename
+        return f"{path}: {error.strerror.lower()}; give a path that exists and that you may use"
     text = _shortened(str(error)) or type(error).__name__
     line = _Report.of(text).line() if _is_report(text) else " ".join(text.split())
     return _of_checkpoint(error, line) + _remedy(line)
@@ -71,13 +70,12 @@ def first_line(error: BaseException, with_type: bool = False) -> str:
 
 
 def checkpoint_being_restored(error: BaseException) -> str | None:
-    """The checkpoint that was being restored when an error arose, as Lightning 2.6 restores; None if none was.
+    """Return the checkpoint that Lightning (2.6) was restoring when an error was raised; None for other errors.
 
-    What torch and Lightning raise over an entry that is not what it was when it was saved is of any kind, and names
-    no file.
+    torch and Lightning raise exceptions of any class for entries that do not fit, without the file's name.
 
     Args:
-        error: What was raised.
+        error: The exception.
     """
     for frame, _ in walk_tb(error.__traceback__):
         code = frame.f_code
@@ -86,20 +84,34 @@ def checkpoint_being_restored(error: BaseException) -> str | None:
     return None
 
 
-def is_of_named_class(error: BaseException) -> bool:
-    """Whether a class that a config names says itself that it does not fit: a callback of Lightning's, or an optimizer.
-
-    They raise whatever they like: EarlyStopping a RuntimeError over a metric that nobody logs, Adam an AssertionError
-    over ``capturable``.
+def is_user_error(error: Exception) -> bool:
+    """Return whether a user can fix an error, so that one line is enough, or it is a bug, which needs its traceback.
 
     Args:
-        error: What was raised.
+        error: The exception.
+    """
+    if isinstance(error, ExceptionGroup):
+        return all(map(is_user_error, error.exceptions))
+    if isinstance(error, (ValueError, ModuleNotFoundError, OSError)):
+        return True
+    from jsonargparse import ArgumentError
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    if isinstance(error, (MisconfigurationException, ArgumentError)):
+        return True
+    return checkpoint_being_restored(error) is not None or _is_wrong_usage(error)
+
+
+def _is_wrong_usage(error: BaseException) -> bool:
+    """Return whether a callback of Lightning or an optimizer complains of its arguments.
+
+    EarlyStopping raises a RuntimeError for a metric that is not logged, Adam an AssertionError for ``capturable``.
     """
     module = ""
     for frame, _ in walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__"))
-    said = type(error) in (RuntimeError, AssertionError) and str(error)  # out of memory is of a class of its own
-    return bool(said) and module.startswith(("lightning.pytorch.callbacks.", "torch.optim."))
+    explained = type(error) in (RuntimeError, AssertionError) and str(error)  # running out of memory is a subclass
+    return bool(explained) and module.startswith(("lightning.pytorch.callbacks.", "torch.optim."))
 
 
 def _of_checkpoint(error: Exception, line: str) -> str:
@@ -108,9 +120,7 @@ def _of_checkpoint(error: Exception, line: str) -> str:
         return line
     if isinstance(error, ValueError):
         return f"{path}: {line}"
-    return (
-        f"{path}: it cannot be restored, since it is damaged or was written otherwise ({type(error).__name__}: {line})"
-    )
+    return f"{path}: the checkpoint is damaged or has another format ({type(error).__name__}: {line})"
 
 
 def _is_report(text: str) -> bool:
@@ -119,23 +129,23 @@ def _is_report(text: str) -> bool:
 
 @dataclass
 class _Report:
-    """What a report of the parser says: where it was, and what each way to read the value came to.
+    """A report of the parser: the path to the key, and why each type of the value was refused.
 
-    The parser reports a tree: a key, the class that its value names, a key of that class, and at the leaves one
-    complaint for every type that the value could have had. The path to the leaves is one; of the leaves, those that
-    say why a class or a setting was refused matter more than those that say that the value is no class at all.
+    The report is a tree: a key, the class that its value names, a key of that class, ..., and one leaf per type that
+    the value could have. There is one path to all leaves. Leaves on why a class or an argument was refused matter more
+    than leaves that say that the value is not of a type.
     """
 
     keys: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     leaves: list[str] = field(default_factory=list)
     value: str = ""
-    outermost: str = ""  # the value that the whole report is about
+    outermost: str = ""  # the value at the root
     depth: int = -1  # indentation of the last key
 
     @classmethod
     def of(cls, text: str) -> _Report:
-        """Read a report."""
+        """Parse a report."""
         report = cls()
         for depth, line in _lines(text):
             report._add(depth, line)
@@ -149,7 +159,7 @@ class _Report:
             self.depth = depth
         elif found := _CLASS.fullmatch(line):
             self.classes.append(found[1])
-        elif line not in self.leaves and depth > self.depth:  # else it is of a value around the last key's
+        elif line not in self.leaves and depth > self.depth:  # shallower leaves belong to an enclosing value
             self.leaves.append(line)
 
     def line(self) -> str:
@@ -165,19 +175,19 @@ class _Report:
         return f"{where}: {message}" if where else message
 
     def _expectation(self) -> str:
-        """What the value could have been, where all that is wrong is its kind."""
+        """The types that the value may have, if its type is all that is wrong."""
         kinds = [_SUBCLASS.match(leaf) for leaf in self.leaves]
         wanted = [f"a class_path of {kind[1]}" for kind in kinds if kind]
         wanted += [kind for leaf in self.leaves if (kind := _kind(leaf)) and kind not in wanted]
         if not wanted:
             wanted = ["a class_path"] if any("dot import" in leaf for leaf in self.leaves) else self.leaves
-        if nested := _NESTED.match(self.value):  # a setting of a class that nothing has named yet
+        if nested := _NESTED.match(self.value):  # an argument of a class that is not given
             return f"no class_path is given before --{'.'.join(self.keys)}.{nested[1]}; put -c FILE before it"
         given = f", got {self.value[:_LONGEST_VALUE]}" if self.value else ""
         return f"expected {' or '.join(wanted)}{given}"
 
     def _file_for_sources(self) -> str:
-        """What to write where a list of sources is a file's name, which the parser has tried to read as a config."""
+        """The list to write in place of a file name, which the parser took for a config file."""
         if not self.keys or self.keys[-1] not in _SOURCES:
             return ""
         given = rf"(?:.*'{self.keys[-1]}'(?:: |, val=))?"
@@ -186,7 +196,7 @@ class _Report:
         return ""
 
     def _suggestion(self, key: str) -> str:
-        """The nearest setting that the class does have."""
+        """The most similar argument of the class, or all."""
         module, _, name = self.classes[-1].rpartition(".")
         names = list(signature(getattr(import_module(module), name)).parameters)
         close = get_close_matches(key, names, n=1)
@@ -194,7 +204,7 @@ class _Report:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Depth and text of each line that says something, a callable's complaint split into its class and itself."""
+    """Indentation and text of each informative line; a callable's line is split into its class and its cause."""
     for raw in text.splitlines():
         line = _CALLABLE.sub("", raw.strip().removeprefix("- "))
         depth = len(raw) - len(raw.lstrip())
@@ -209,7 +219,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _kind(leaf: str) -> str:
-    """``int``, ``'16-true' | 'bf16-true'``: what a leaf says was expected."""
+    """The expected type in a leaf, e.g. ``int`` or ``'16-true' | 'bf16-true'``; empty if there is none."""
     found = _EXPECTED.fullmatch(leaf)
     if found is None or leaf.startswith(("Expected a path but", "Expected a dot import")):
         return ""
@@ -217,7 +227,7 @@ def _kind(leaf: str) -> str:
 
 
 def _remedy(line: str) -> str:
-    """What to do about an absent package, or an option without the part that it belongs to."""
+    """The fix for a missing package, a missing config or an option without its prefix."""
     for name in _ABSENT.findall(line):
         if name in _EXTRAS:
             return f"; pip install 'lion-lightning[{_EXTRAS[name]}]'"

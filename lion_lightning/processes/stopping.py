@@ -47,10 +47,10 @@ class StopSignals:
         self._since: float | None = None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Handle SIGTERM and SIGHUP; a signal that is ignored (`nohup`) or handled by somebody else stays so.
 
-        Ctrl-C is a KeyboardInterrupt here, also in a process that :func:`end_by_interrupts` was called in.
+        Ctrl-C is a KeyboardInterrupt here, also in a process that :func:`default_interrupts` was called in.
         """
         if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == self.handle:
             yield
@@ -63,7 +63,7 @@ class StopSignals:
             yield
 
     @contextmanager
-    def interrupts(self) -> Iterator[None]:
+    def handle_interrupts(self) -> Iterator[None]:
         """Handle Ctrl-C in the same way; elsewhere it stays a KeyboardInterrupt, which a chat can catch."""
         free = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ours = free and threading.current_thread() is threading.main_thread()
@@ -87,7 +87,7 @@ class StopSignals:
             return
         raise Stopped(self.signum)
 
-    def raise_if_lost(self) -> None:
+    def raise_if_swallowed(self) -> None:
         """Stop now, where the exception of an earlier signal came to nothing: ``__del__`` and some imports swallow any.
 
         Raises:
@@ -121,7 +121,7 @@ STOP = StopSignals()
 """Of this process: signals have one handler."""
 
 
-def end_by_interrupts() -> None:
+def default_interrupts() -> None:
     """Let Ctrl-C end this process without a traceback while no command runs: as it starts, and as it ends."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

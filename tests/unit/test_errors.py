@@ -12,9 +12,9 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
-from lion_lightning.cli import guarded
-from lion_lightning.errors import checkpoint_being_restored, explain, is_of_named_class
+from lion_lightning.errors import checkpoint_being_restored, explain, is_user_error
 from lion_lightning.models.tokenizer import read_template
+from lion_lightning.processes.entry_point import run_guarded
 from lion_lightning.tools.train.lightning_cli import build_cli
 from tests import tiny
 
@@ -114,7 +114,7 @@ def test_a_missing_package_is_told_without_the_settings_around_it() -> None:
 
 def test_a_full_disk_is_told_by_the_place_that_is_full_and_not_by_the_draft() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "/tmp/temporary", None, "runs/last.ckpt")
-    assert explain(error) == "runs/last.ckpt: no space left on device; name a place that exists and can be used"
+    assert explain(error) == "runs/last.ckpt: no space left on device; give a path that exists and that you may use"
 
 
 @pytest.mark.parametrize("name", ["no\nsuch.ckpt", "no\u2028such.ckpt", "no\r\nsuch.ckpt"])
@@ -124,14 +124,14 @@ def test_a_name_with_a_line_end_in_it_is_told_on_one_line(name: str, capsys: pyt
         def fail(error: Exception = error) -> None:
             raise error
 
-        assert guarded(fail) == 2
+        assert run_guarded(fail) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("lion: error: no such.ckpt")
 
 
 def test_a_name_of_thousands_of_letters_is_cut() -> None:
     said = explain(OSError(errno.ENAMETOOLONG, "File name too long", "a" * 5000))
-    assert said == f"{'a' * 80}...: file name too long; name a place that exists and can be used"
+    assert said == f"{'a' * 80}...: file name too long; give a path that exists and that you may use"
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "./" + "a" * 5000])
@@ -163,7 +163,7 @@ def test_an_entry_of_a_checkpoint_that_cannot_be_restored_is_told_with_the_file(
     with pytest.raises(TypeError) as caught:
         tiny.trainer(max_steps=2).fit(module, tiny.Rows([tiny.row()]), ckpt_path=tmp_path / "odd.ckpt")
     assert checkpoint_being_restored(caught.value) == str(tmp_path / "odd.ckpt")
-    assert explain(caught.value).startswith(f"{tmp_path / 'odd.ckpt'}: it cannot be restored, since it is damaged")
+    assert explain(caught.value).startswith(f"{tmp_path / 'odd.ckpt'}: the checkpoint is damaged or has another format")
     assert checkpoint_being_restored(TypeError("elsewhere")) is None
 
 
@@ -179,11 +179,13 @@ def test_what_a_named_class_says_of_itself_is_one_line(
 ) -> None:
     spec, tokenizer = PolicySpec(config=tiny.config()), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path)))
     module = SFTModule(spec, tokenizer, optimizer=optimizer)
-    assert guarded(lambda: tiny.trainer(max_epochs=1, callbacks=callbacks).fit(module, tiny.Rows([tiny.row()]))) == 2
+    assert (
+        run_guarded(lambda: tiny.trainer(max_epochs=1, callbacks=callbacks).fit(module, tiny.Rows([tiny.row()]))) == 2
+    )
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert said in line
 
 
 def test_a_fault_of_ours_and_a_full_memory_keep_their_tracebacks() -> None:
     for error in (RuntimeError("ours"), torch.OutOfMemoryError("full")):
-        assert not is_of_named_class(error)
+        assert not is_user_error(error)

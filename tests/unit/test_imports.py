@@ -12,14 +12,15 @@ import pytest
 from lightning.pytorch.cli import LightningCLI
 
 import lion_lightning
-from lion_lightning.cli import _FOLDERS, COMMANDS, TRAINING, help_text
+from lion_lightning.cli import COMMANDS, TRAINING, help_text
 from lion_lightning.tools.train.lightning_cli import LionCLI
 
 PACKAGE = Path(lion_lightning.__file__).parent
 
 # Rooms may import those of rows above theirs, and no others. Single modules at the top count as rooms of their own.
 ROWS = (
-    ("types", "errors", "printing", "cache", "processes"),
+    ("types", "errors", "printing", "cache"),
+    ("processes",),
     ("readiness", "ops", "distributed", "endpoint"),
     ("losses",),
     ("models",),
@@ -107,7 +108,7 @@ def test_help_and_mistyped_commands_load_no_heavy_library(arguments: list[str]) 
 
 def test_the_listed_commands_are_those_that_there_are() -> None:
     folders = {path.parent.name for path in (PACKAGE / "tools").glob("*/main.py")}
-    assert {_FOLDERS.get(name, name) for name in COMMANDS} == folders
+    assert {command.folder for command in (COMMANDS | TRAINING).values()} == folders
     assert {*LionCLI.subcommands()} == {*TRAINING} == {*LightningCLI.subcommands()} - {"predict"}
     assert all(f"    {name} " in help_text() for name in {**COMMANDS, **TRAINING})
 

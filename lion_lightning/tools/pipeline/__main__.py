@@ -11,8 +11,8 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from lion_lightning.cli import guarded
-from lion_lightning.processes.stopping import STOP, end_by_interrupts
+from lion_lightning.processes.entry_point import run_guarded
+from lion_lightning.processes.stopping import STOP, default_interrupts
 from lion_lightning.tools.pipeline.stage import run_stage
 
 
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
-    with STOP.interrupts():
+    with STOP.handle_interrupts():
         if arguments:
             return run_stage(Path(arguments[0]), Path(arguments[1]) if arguments[1:] else None)
         import_module("lion_lightning.tools.pipeline.checks.before_training").main()
@@ -44,6 +44,6 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end_by_interrupts()
+    default_interrupts()
     threading.Thread(target=stop_when_orphaned, args=(os.getppid(),), daemon=True).start()
-    sys.exit(guarded(lambda: run(sys.argv[1:])))
+    sys.exit(run_guarded(lambda: run(sys.argv[1:])))

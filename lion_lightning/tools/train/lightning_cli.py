@@ -16,7 +16,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lion_lightning.callbacks import LionProgressBar, StartupSummary
-from lion_lightning.cli import TRAINING
 from lion_lightning.models.checkpoints.files import newest_checkpoint, require_local
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.printing import require_no_secrets
@@ -50,8 +49,8 @@ class LionCLI(LightningCLI):
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's subcommands but ``predict``, which an alignment module has no step for."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINING}
+        """All subcommands of LightningCLI but ``predict``, for which alignment modules have no step."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     @override
     def before_instantiate_classes(self) -> None:

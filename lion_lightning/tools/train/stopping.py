@@ -28,13 +28,13 @@ class StopBetweenSteps(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the signal known to the trainer's other processes, too."""
-        STOP.raise_if_lost()
+        STOP.raise_if_swallowed()
         note_sigterm_without_collectives(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A step begins."""
-        STOP.raise_if_lost()
+        STOP.raise_if_swallowed()
         STOP.in_step = True
 
     @override
@@ -55,7 +55,7 @@ class StopBetweenSteps(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What follows takes the run for done."""
-        STOP.raise_if_lost()
+        STOP.raise_if_swallowed()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

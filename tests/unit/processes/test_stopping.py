@@ -24,6 +24,7 @@ from lion_lightning import PolicySpec, SFTModule, TokenizerSpec, cli
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.checkpoints.io import CheckedCheckpointIO
 from lion_lightning.modules.optimization.schedules import CosineWithWarmup
+from lion_lightning.processes.entry_point import run_guarded
 from lion_lightning.processes.folder_lock import NAME, FolderLock
 from lion_lightning.processes.stopping import STOP, Stopped, delayed_signals, stop_code
 from lion_lightning.tools.train.stopping import FolderInUse, StopBetweenSteps
@@ -48,7 +49,7 @@ def fresh() -> Iterator[None]:
 
 def command(monkeypatch: pytest.MonkeyPatch, body: Callable[..., Any]) -> int:
     """Exit code of a command that does this."""
-    monkeypatch.setattr(cli, "_command", lambda name, arguments: body())
+    monkeypatch.setattr(cli, "_run", lambda arguments: body())
     return cli.main(["report"])
 
 
@@ -123,7 +124,7 @@ def test_the_same_stop_told_twice_does_not_cut_the_cleaning_up_short() -> None:
             signal.raise_signal(signal.SIGTERM)
             cleaned.append(True)
 
-    with STOP.listening(), pytest.raises(Stopped) as stop:
+    with STOP.handle_signals(), pytest.raises(Stopped) as stop:
         stopped_twice()
     assert cleaned
     assert stop.value.code == 143
@@ -157,7 +158,7 @@ def test_a_signal_within_torchs_writer_ends_with_its_code_when_the_file_is_writt
         return before(self, *arguments)
 
     monkeypatch.setattr(writer, moment, interrupted)
-    monkeypatch.setattr(cli, "_command", lambda *_: CheckedCheckpointIO().save_checkpoint({"state_dict": {}}, path))
+    monkeypatch.setattr(cli, "_run", lambda *_: CheckedCheckpointIO().save_checkpoint({"state_dict": {}}, path))
     if not (child := os.fork()):  # it would take the tests with it
         os._exit(cli.main(["report"]))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
@@ -218,7 +219,7 @@ def test_ctrl_c_before_and_after_a_command_ends_the_process_without_a_traceback(
 ) -> None:
     """The interpreter prints one for a KeyboardInterrupt in its last second."""
     found = []
-    monkeypatch.setattr(cli, "_command", lambda *_: found.append(signal.getsignal(signal.SIGINT)))
+    monkeypatch.setattr(cli, "_run", lambda *_: found.append(signal.getsignal(signal.SIGINT)))
     monkeypatch.setattr(sys, "argv", ["lion", "report"])
     before = signal.signal(signal.SIGINT, start)
     try:
@@ -277,7 +278,7 @@ def fit(folder: Path, *callbacks: Callback, sends: int | None = None, **options:
     trainer = tiny.trainer(
         callbacks=[StopBetweenSteps(), saving, *callbacks], enable_checkpointing=True, **settings | options
     )
-    with STOP.listening(), STOP.interrupts():
+    with STOP.handle_signals(), STOP.handle_interrupts():
         trainer.fit(module, loader(shuffle=True), loader(shuffle=False), ckpt_path="last")
     return trainer
 
@@ -417,7 +418,7 @@ def test_a_stage_whose_folder_holds_nothing_to_run_is_one_line(
 ) -> None:
     from lion_lightning.tools.pipeline.__main__ import run
 
-    assert cli.guarded(lambda: run([str(tmp_path)])) == 2
+    assert run_guarded(lambda: run([str(tmp_path)])) == 2
     error = capfd.readouterr().err.strip()
     assert error.startswith("lion: error: ")
     assert "stage.yaml: no such file" in error

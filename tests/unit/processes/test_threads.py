@@ -45,7 +45,7 @@ def test_who_is_stopped_does_not_wait_for_a_server_that_takes_its_time() -> None
     began = time.monotonic()
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     try:
-        with STOP.listening(), pytest.raises(Stopped):
+        with STOP.handle_signals(), pytest.raises(Stopped):
             list(map_in_threads(lambda item: over.wait(30), range(4), 2))
     finally:
         over.set()

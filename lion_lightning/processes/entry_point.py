@@ -1,0 +1,110 @@
+"""Start and end of a process of this package: log, warnings, signals, exit codes, and errors as one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lion_lightning.errors import explain, is_user_error
+from lion_lightning.printing import PrintableFormatter, one_line
+from lion_lightning.processes.stopping import STOP, stop_code
+
+HIDDEN_WARNINGS = (
+    ".*LeafSpec.*is deprecated",
+    "LightningCLI's args parameter is intended",
+    "Total length of `list` across ranks is zero",  # no validation data, as configured
+    r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding",  # our training steps support it
+    "You requested to overfit but enabled",  # our loaders are in order already
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # reference models
+)
+"""Warnings of Lightning that a user cannot act on: patterns of their beginnings."""
+
+
+def run_guarded(body: Callable[[], object]) -> int:
+    """Run the main function of a process.
+
+    Errors that a user can fix are printed as one line; with ``LION_DEBUG=1`` they keep their traceback.
+
+    Args:
+        body: The main function; an int that it returns is the exit code.
+
+    Returns:
+        The exit code.
+    """
+    _prepare_process()
+    try:
+        with STOP.handle_signals(), _flushed():
+            returned = body()
+            STOP.raise_if_swallowed()
+    except BaseException as error:
+        code = stop_code(error)
+        if code is not None:
+            return _stopped(code)
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return 128 + signal.SIGPIPE
+        if os.environ.get("LION_DEBUG") or not isinstance(error, Exception) or not is_user_error(error):
+            raise
+        for each in _flattened(error):
+            print(f"lion: error: {one_line(explain(each))}", file=sys.stderr)
+        return 2
+    return returned if isinstance(returned, int) else 0
+
+
+def _prepare_process() -> None:
+    """Make modules in the working folder importable for configs, and set up our log and warnings."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    handler = logging.StreamHandler()  # a new one each time: it binds sys.stderr when it is made
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    package = logging.getLogger("lion_lightning")
+    package.handlers = [handler]
+    package.setLevel(logging.INFO)
+    # Lightning advertises products in its log.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
+    for message in HIDDEN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Flush stdout while errors are still caught, not at the interpreter's exit."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def _stopped(code: int) -> int:
+    if STOP.told_by_parent:
+        return 0
+    print(f"lion: stopped by {signal.Signals(code - 128).name}", file=sys.stderr)
+    return code
+
+
+def _reader_gone() -> bool:
+    """Return whether stdout is a pipe without a reader, as in ``lion inspect ... | head``, and redirect it if so."""
+    try:
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):  # replaced by an object without a file descriptor
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # the interpreter flushes it once more at exit
+    return gone
+
+
+def _flattened(error: Exception) -> Iterator[Exception]:
+    """The errors of nested exception groups, each of which gets a line."""
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            yield from _flattened(each)
+    else:
+        yield error
