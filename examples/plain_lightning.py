@@ -1,4 +1,4 @@
-"""A Lightning project of its own: a plain LightningModule that trains on this package's packed data.
+"""A foreign Lightning project: a plain LightningModule that trains on this package's packed data.
 
 python -m examples.plain_lightning    # after: lion demo runs/demo
 """
