@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _EMBEDDINGS = {"embed_tokens", "lm_head"}
-"""What peft knows as embedding and head."""
+"""Names of embedding and head in peft."""
 
 
 @dataclass
@@ -33,8 +33,8 @@ class LoRASpec:
         alpha: Scale of the update; it is multiplied by ``alpha / r``.
         dropout: Dropout on the adapter's input, in training only.
         target_modules: Names (or one regular expression) of the layers to adapt; ``all-linear`` for all but the head.
-        modules_to_save: Layers that are trained whole beside the adapters. ``embed_tokens`` or ``lm_head`` of a model
-            that ties them means both, and they stay tied.
+        modules_to_save: Layers that are trained in full next to the adapters. ``embed_tokens`` or ``lm_head`` of a
+            model that ties them means both, and they stay tied.
     """
 
     r: int = 16
@@ -56,15 +56,15 @@ class LoRASpec:
             raise ValueError("policy.lora.target_modules is empty; name layers, or `all-linear`")
 
     def apply(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
-        """Wrap a model in adapters; rows of new tokens are trained beside them.
+        """Wrap a model in adapters; rows of new tokens are trained next to them.
 
         Args:
             model: The base model; all its weights are frozen.
-            new_ids: Token ids whose embeddings must learn, since nothing has trained them.
+            new_ids: Tokens that the base model was not trained on; their embeddings are trained.
 
         Raises:
-            ModuleNotFoundError: If peft is not installed.
-            ValueError: The model has no such layers.
+            ModuleNotFoundError: peft is not installed.
+            ValueError: The model has no layer of a name.
         """
         self._require_layers(model)
         try:
@@ -74,10 +74,10 @@ class LoRASpec:
 
         config = LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number does
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft's annotation is too narrow
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
-            modules_to_save=[*self.modules_to_save] or None,  # peft adds to the list that it is given
+            modules_to_save=[*self.modules_to_save] or None,  # a copy: peft appends to the list
             trainable_token_indices=self._token_rows(model, new_ids),
             ensure_weight_tying=self._trains_tied(model),
             task_type="CAUSAL_LM",
@@ -85,7 +85,7 @@ class LoRASpec:
         return get_peft_model(model, config)
 
     def _require_layers(self, model: PreTrainedModel) -> None:
-        """Find the layers that are named as peft does, which passes over names that fit none."""
+        """Match names as peft does, which silently skips those that match no layer."""
         layers = [name for name, _ in model.named_modules()]
         wanted = {"modules_to_save": self.modules_to_save}
         if isinstance(self.target_modules, list):
@@ -98,12 +98,12 @@ class LoRASpec:
                     raise ValueError(f"policy.lora.{setting}: the model has no layer {name!r}")
 
     def _trains_tied(self, model: PreTrainedModel) -> bool:
-        """Whether a layer that is trained whole shares its weight with another; alone, it would be lost in a merge."""
+        """True if a layer that is trained in full is tied to another; trained alone it would be lost in a merge."""
         tied = bool(model.config.get_text_config().tie_word_embeddings)
         return tied and bool(_EMBEDDINGS & set(self.modules_to_save))
 
     def _token_rows(self, model: PreTrainedModel, new_ids: list[int]) -> dict[str, list[int]] | None:
-        """Rows to train by layer: the embedding and an untied head, but for layers that are trained whole."""
+        """Rows to train by layer: of the embedding and an untied head, unless they are trained in full."""
         if self._trains_tied(model):
             return None
         layers = [name.removesuffix(".weight") for name in embedding_names(model)]  # peft finds a tied head by itself
@@ -121,10 +121,10 @@ def _require_match(pattern: str, layers: list[str]) -> None:
 
 
 def adapter_weights(model: PeftModel) -> Mapping[str, Tensor]:
-    """What was trained, by the names of PEFT's files: what engines that serve adapters read.
+    """The trained weights by their names in PEFT's files; sharded ones stay sharded.
 
     Args:
-        model: A model with adapters on it. Its tensors are given as they are, sharded ones too.
+        model: A model with adapters.
     """
     from peft import get_peft_model_state_dict
 
@@ -135,12 +135,12 @@ def adapter_weights(model: PeftModel) -> Mapping[str, Tensor]:
 
 
 def write_adapter(model: PeftModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write a folder that ``PeftModel.from_pretrained(base, folder)`` loads: adapter_model.safetensors and its config.
+    """Write a folder that ``PeftModel.from_pretrained(base, folder)`` loads.
 
     Args:
-        model: A model with adapters on it.
+        model: A model with adapters.
         folder: Where to; made if needed.
-        weights: From :func:`adapter_weights`, gathered if they were sharded; None to take the model's own.
+        weights: From :func:`adapter_weights`, gathered if they are sharded; None for the model's own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in (weights or adapter_weights(model)).items()}

@@ -1,4 +1,4 @@
-"""A LoRA policy as engines want it that put adapters on by themselves: the base once, then adapters alone."""
+"""LoRA adapters apart from their base model, for engines that load the base model once and then only adapters."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from lion_lightning.models.weights.hash import hash_weights
 
 
 class PolicyAdapters:
-    """LoRA adapters on linear layers, apart from the base model: an engine loads the base model once, then only them.
+    """The active adapter of a policy. All ranks must call its methods together where the weights are sharded.
 
     Args:
-        policy: With adapters on linear layers and no other changes.
+        policy: With plain LoRA on linear layers (:func:`has_plain_lora`).
         ranks: This process among the ranks of the run.
     """
 
     def __init__(self, policy: PolicyModel, ranks: Ranks) -> None:
         self.policy, self.ranks = policy, ranks
+        self.model: Any = policy.model
 
     @property
     def rank(self) -> int:
-        """Rank of the largest adapter."""
-        return int(max(layer.r[_active(self.policy)] for layer in peft_layers(self.policy.causal_lm).values()))
+        """Highest rank of the low-rank matrices."""
+        return int(max(layer.r[self.model.active_adapter] for layer in peft_layers(self.policy.causal_lm).values()))
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights below the adapters, as :meth:`RolloutPolicy.weights` gives those of the policy."""
+        """Full weights of the base model by Hugging Face's names, tied ones under both."""
         with unflattened(self.policy):
             yield from full_weights(self.policy.causal_lm, base_layer)
 
     def digest(self) -> str:
-        """Hash of the adapters; all ranks must call this where they are sharded."""
+        """Hash of the adapter."""
         with unflattened(self.policy):
             return hash_weights(self._tensors())
 
@@ -50,36 +51,26 @@ class PolicyAdapters:
         Raises:
             OSError: The folder cannot be written, on this rank or another.
         """
-        model: Any = self.policy.model
         with self.ranks.together(), unflattened(self.policy):
-            held = {name: tensor.cpu() for name, tensor in self._tensors() if folder is not None}
+            gathered = {name: tensor.cpu() for name, tensor in self._tensors() if folder is not None}
             if folder is not None:
-                write_adapter(model, folder, held)
+                write_adapter(self.model, folder, gathered)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        model: Any = self.policy.model
-        return full_tensors(adapter_weights(model).items())
+        return full_tensors(adapter_weights(self.model).items())
 
 
-def only_linear_adapters(policy: PolicyModel) -> bool:
-    """Whether a policy is its base and plain low-rank adapters on linear layers, which engines know.
+def has_plain_lora(policy: PolicyModel) -> bool:
+    """True for a base model with plain LoRA on linear layers and nothing else trained, which engines support.
 
     Args:
         policy: With or without adapters.
     """
     if not policy.has_adapters:
         return False
-    config = _config(policy)
-    plain = not getattr(config, "use_dora", False) and getattr(config, "bias", "none") == "none"
+    model: Any = policy.model
+    config = model.peft_config[model.active_adapter]
+    if getattr(config, "use_dora", False) or getattr(config, "bias", "none") != "none":
+        return False
     layers = peft_layers(policy.causal_lm).values()
-    return plain and all(hasattr(layer, "lora_A") and isinstance(base_layer(layer), nn.Linear) for layer in layers)
-
-
-def _active(policy: PolicyModel) -> str:
-    model: Any = policy.model
-    return str(model.active_adapter)
-
-
-def _config(policy: PolicyModel) -> Any:
-    model: Any = policy.model
-    return model.peft_config[_active(policy)]
+    return all(hasattr(layer, "lora_A") and isinstance(base_layer(layer), nn.Linear) for layer in layers)

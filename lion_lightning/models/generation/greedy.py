@@ -1,4 +1,4 @@
-"""Greedy answers of a policy in training, without a trace in its state."""
+"""Greedy answers of a policy in training; its state is left as it was."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lion_lightning.ops.logprobs import pad_left
 
 
 class HasPolicy(Protocol):
-    """What answers are generated from: an ``AlignmentModule``, or anything with a policy and its tokenizer."""
+    """An ``AlignmentModule``, or anything with a policy and its tokenizer."""
 
     tokenizer_spec: TokenizerSpec
 
@@ -28,25 +28,30 @@ class HasPolicy(Protocol):
 
 
 def generate_answers(module: HasPolicy, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Greedy answer to each prompt, as a user's only turn; a tokenizer without a chat template continues the prompt.
+    """Greedy answer to each prompt, as a conversation of one turn; without a chat template, its continuation.
 
-    Dropout is off meanwhile; the random state and each submodule's training flag are as before afterwards. No
-    collectives run unless the weights are sharded, in which case every rank must call this.
+    Dropout is off; training flags and random state are restored. Every rank must call this if the weights are sharded;
+    otherwise no collectives run.
 
     Args:
-        module: Where the policy and the tokenizer are.
-        prompts: What the user says.
-        max_new_tokens: Length limit of an answer.
+        module: Module with the policy and its tokenizer.
+        prompts: The user's turns.
+        max_new_tokens: Maximum tokens of an answer.
 
     Raises:
-        ValueError: If a prompt leaves no room for an answer of that length in the model's positions.
+        ValueError: A prompt and an answer of that length exceed the model's positions.
     """
     if not prompts:
         return []
     model, tokenizer = module.policy_model.causal_lm, module.tokenizer_spec.load()
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
-        _require_room(model, prompt, len(ids) + max_new_tokens)
+        needed, limit = len(ids) + max_new_tokens, position_limit(model.config)
+        if limit is not None and needed > limit:
+            raise ValueError(
+                f"the prompt {prompt[:40]!r} and an answer need {needed} positions, and the model has {limit}: shorten "
+                "the prompt or lower max_new_tokens."
+            )
     devices = [model.device] if model.device.type == "cuda" else []
     policy = module.policy_model
     with evaluating(policy), torch.random.fork_rng(devices), torch.no_grad(), unsharded(policy):
@@ -56,7 +61,7 @@ def generate_answers(module: HasPolicy, prompts: Sequence[str], max_new_tokens: 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards, the mode that each submodule had (a frozen part may have its own).
+    """Evaluation mode for a while; each submodule then returns to its own mode, as frozen ones may have another.
 
     Args:
         module: The module.
@@ -78,19 +83,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return list(tokenizer.encode(str(text), add_special_tokens=False))  # the template writes a BOS where there is one
 
 
-def _require_room(model: PreTrainedModel, prompt: str, needed: int) -> None:
-    limit = position_limit(model.config)
-    if limit is not None and needed > limit:
-        raise ValueError(
-            f"the prompt {prompt[:40]!r} and an answer need {needed} positions, and the model has {limit}: shorten the "
-            "prompt or lower max_new_tokens."
-        )
-
-
 def _greedy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> Tensor:
-    """New tokens, ``(prompts, at most max_new_tokens)``; the prompts are padded on the left."""
+    """New tokens, ``(prompts, at most max_new_tokens)``; prompts are padded on the left."""
     config = generation_config(tokenizer)
     stops = list(stop_ids(tokenizer, model.generation_config))
     config.update(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The policy in training as samplers want it: whole, merged, in evaluation mode; no trace is left of that."""
+"""The policy as samplers use it during training: full weights, adapters merged, evaluation mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.embeddings import still_tied
-from lion_lightning.models.generation.adapters import PolicyAdapters, only_linear_adapters
+from lion_lightning.models.generation.adapters import PolicyAdapters, has_plain_lora
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.generation.settings import (
     agree_with,
@@ -49,18 +49,18 @@ class RolloutPolicy:
 
     @property
     def model(self) -> Any:
-        """The causal LM; its layers hold the adapters, where there are some."""
+        """The transformers model, with adapters in its layers if there are any."""
         return self.policy.causal_lm
 
     @property
     def device(self) -> torch.device:
-        """Where the policy is."""
+        """Device of the policy."""
         return torch.device(self.ranks.device)
 
     @property
     def adapters(self) -> PolicyAdapters | None:
-        """The adapters apart from the rest, where they are all that is trained and an engine can put them on itself."""
-        return PolicyAdapters(self.policy, self.ranks) if only_linear_adapters(self.policy) else None
+        """The adapters alone; None unless they are plain LoRA, and all that is trained."""
+        return PolicyAdapters(self.policy, self.ranks) if has_plain_lora(self.policy) else None
 
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
@@ -93,7 +93,7 @@ class RolloutPolicy:
         """Write all of such a folder but the weights: config, generation config, tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         config = deepcopy(self.model.config)
-        config.__dict__.pop("quantization_config", None)  # weights leave as they are multiplied, not in 4 bits
+        config.__dict__.pop("quantization_config", None)  # 4-bit weights are written dequantized
         config.architectures = [type(self.model).__name__]
         if getattr(config, "tie_word_embeddings", False) and not still_tied(self.model):
             config.tie_word_embeddings = False
@@ -104,7 +104,7 @@ class RolloutPolicy:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Evaluation mode without gradients, weights whole on every rank; the random state is restored afterwards."""
+        """Evaluation mode, no gradients, full weights on every rank; mode and random state are restored afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with (
             evaluating(self.policy),
@@ -119,5 +119,8 @@ class RolloutPolicy:
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """``(prompts, vocabulary)`` fp32 log-probs of the token after each prompt, on the CPU."""
         with self.generating():
-            rows = [self.model(torch.tensor([list(ids)], device=self.device), use_cache=False) for ids in prompts]
-            return torch.cat([row.logits[:, -1].float().log_softmax(-1).cpu() for row in rows])
+            logps = []
+            for ids in prompts:
+                output = self.model(torch.tensor([list(ids)], device=self.device), use_cache=False)
+                logps.append(output.logits[:, -1].float().log_softmax(-1).cpu())
+            return torch.cat(logps)

@@ -1,4 +1,4 @@
-"""Generation settings of a base model: they stay when it is trained, and the tokens that end a turn join its stops."""
+"""Generation settings: the base model's stay when it is trained, and the tokens that end a turn are added as stops."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def stored_settings(source: str, revision: str | None = None) -> GenerationConfig:
-    """Settings of a model's ``generation_config.json``; where it has none, the token ids of its ``config.json``.
+    """Settings in a model's ``generation_config.json``, otherwise the token ids in its ``config.json``.
 
     Args:
         source: Folder or hub id.
         revision: Hub revision.
 
     Raises:
-        ValueError: If the file holds something else.
+        ValueError: The file holds something else.
     """
     for name, kept in ((GENERATION_CONFIG_NAME, None), (CONFIG_NAME, _IDS)):
         file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
@@ -39,13 +39,13 @@ def stored_settings(source: str, revision: str | None = None) -> GenerationConfi
 
 
 def plain_settings(settings: Mapping[str, Any]) -> GenerationConfig:
-    """Settings from plain data, of which what transformers does not know is left out.
+    """Settings from plain data, without those that transformers does not know.
 
     Args:
         settings: By name.
 
     Raises:
-        ValueError: If a stop is no token id, or transformers refuses a value.
+        ValueError: A stop is not a token id, or transformers refuses a value.
     """
     stops = settings.get("eos_token_id")
     if not all(isinstance(token, int) for token in (stops if isinstance(stops, list) else [stops or 0])):
@@ -58,14 +58,14 @@ def plain_settings(settings: Mapping[str, Any]) -> GenerationConfig:
 
 
 def within_vocabulary(settings: GenerationConfig, size: int, source: str) -> GenerationConfig:
-    """Settings without the ids of special tokens that a model has no row for, each of which is warned of.
+    """Remove ids of special tokens that the model has no row for, with a warning.
 
-    A token that is added later may get such an id, and would then be a stop that nobody meant.
+    A token that is added later could get such an id, and would then be an unintended stop token.
 
     Args:
-        settings: Those of a model; changed in place.
-        size: Rows of its embeddings.
-        source: What the settings are of, for the warning.
+        settings: Changed in place.
+        size: Rows of the model's embeddings.
+        source: Model, for the warning.
     """
     for name in _IDS:
         given = getattr(settings, name)
@@ -85,7 +85,7 @@ def within_vocabulary(settings: GenerationConfig, size: int, source: str) -> Gen
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None = None) -> tuple[int, ...]:
-    """Tokens at which generation stops: those of the base model, and those that end an assistant's turn.
+    """Stop tokens: those of the base model, and those that end an assistant's turn.
 
     Args:
         tokenizer: The policy's tokenizer, with its chat template.
@@ -97,7 +97,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None =
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None = None) -> GenerationConfig:
-    """Generation config that stops where an assistant's turn ends, and otherwise says what the base's says.
+    """The base model's generation config, with the stop tokens of :func:`stop_ids`.
 
     Args:
         tokenizer: The policy's tokenizer, with its chat template.
@@ -113,12 +113,12 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig
 
 
 def agree_with(config: Any, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...] = _IDS) -> None:
-    """Give a config the tokenizer's ids of special tokens, where the tokenizer has them.
+    """Set a config's ids of special tokens to the tokenizer's, where it has them.
 
     Args:
-        config: Of a model or of generation; changed in place. A list of ids that holds the tokenizer's stays.
+        config: Config of a model or of generation; changed in place. A list that holds the tokenizer's id stays.
         tokenizer: The policy's tokenizer.
-        names: Which ids.
+        names: Names of the ids.
     """
     for name in names:
         own, theirs = getattr(config, name, None), getattr(tokenizer, name)
@@ -127,7 +127,7 @@ def agree_with(config: Any, tokenizer: PreTrainedTokenizerBase, names: tuple[str
 
 
 def write_settings(settings: GenerationConfig, folder: Path) -> None:
-    """Write ``generation_config.json``, also where transformers would find fault with what the base's authors wrote.
+    """Write ``generation_config.json`` without transformers' validation, which some base models' settings fail.
 
     Args:
         settings: From :func:`generation_config`.
@@ -138,7 +138,7 @@ def write_settings(settings: GenerationConfig, folder: Path) -> None:
 
 @contextmanager
 def without_settings(model: Any) -> Iterator[None]:
-    """Have a model generate by what it is asked alone: transformers fills in what is not said from the model's own.
+    """Generate by explicit settings only: transformers would fill in missing ones from the model's own.
 
     Args:
         model: A causal LM of transformers.
