@@ -189,7 +189,7 @@ class ChatEncoder:
         try:
             draft.text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"the text is not valid Unicode ({error.reason}); mend the row's escapes") from None
+            raise ValueError(f"the text is not valid Unicode ({error.reason}); fix the row's escapes") from None
         return draft
 
     def _encodings(self, drafts: Sequence[_Draft], where: Sequence[str]) -> list[Tokens]:

@@ -38,7 +38,7 @@ class Pairing(ABC):
 
     @abstractmethod
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
-        """Positions of chosen and rejected, a tuple a pair.
+        """Positions of chosen and rejected, one tuple per pair.
 
         Args:
             scores: Score of each answer, two or more; higher is better.
@@ -63,8 +63,8 @@ class BestWorst(Pairing):
 
     @override
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
-        places = range(len(scores))
-        return [(max(places, key=scores.__getitem__), min(reversed(places), key=scores.__getitem__))]
+        positions = range(len(scores))
+        return [(max(positions, key=scores.__getitem__), min(reversed(positions), key=scores.__getitem__))]
 
 
 class BestRandom(Pairing):
@@ -80,8 +80,8 @@ class BestRandom(Pairing):
     @override
     def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
         best = max(range(len(scores)), key=scores.__getitem__)
-        lower = [place for place, score in enumerate(scores) if score < scores[best]]
-        others = lower or [place for place in range(len(scores)) if place != best]
+        lower = [position for position, score in enumerate(scores) if score < scores[best]]
+        others = lower or [position for position in range(len(scores)) if position != best]
         return [(best, random.Random(f"{self.seed} {key}").choice(others))]
 
 

@@ -26,7 +26,7 @@ from lion_lightning.data.formats.sft import (
 )
 from lion_lightning.data.formats.turns import Message, read_text, read_turns
 from lion_lightning.data.formats.unused_columns import may_be_prompt, printable
-from lion_lightning.data.reports.row_messages import add_message
+from lion_lightning.data.reports.row_messages import add_message, add_warning
 from lion_lightning.data.sources.json_text import parse_messages, read_list
 
 
@@ -37,8 +37,8 @@ def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
     one that uses most of ``columns`` is taken, then the first in this order:
 
     - ``prompt``, ``chosen``, ``rejected``. Three texts are plain text without a template. Otherwise it is a chat: a
-      text as prompt is the user turn, a text as answer to messages is the assistant turn. Answers may be whole
-      conversations that hold the prompt, which the prompt column then only repeats (UltraFeedback).
+      text as prompt is the user turn, a text as answer to messages is the assistant turn. Answers may be conversations
+      that begin with the prompt, which the prompt column then only repeats (UltraFeedback).
     - ``question`` or ``instruction`` (with its ``input`` and ``history``), ``chosen``, ``rejected``: a chat, also where
       all of them are text.
     - ``messages`` or ``conversations``, ``chosen``, ``rejected``: a chat; the messages are the prompt, or the chosen
@@ -46,7 +46,7 @@ def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
     - any of these prompts with ``answers``, ``scores``: ranked answers, of any kind above, that ``pairing`` pairs.
     - ``chosen``, ``rejected``: the prompt is what they share. Of conversations those are the first messages. Of texts
       it is what stands before the last ``\n\nAssistant:`` that both have, that included; without one it ends with the
-      last whole word that both have, and the white space behind it belongs to the answers. Dialogues that part before
+      last full word that both have, and the white space behind it belongs to the answers. Dialogues that differ before
       the last answer are left out: a user's words are no answer.
 
     A ``system`` column becomes the system turn of a chat, ``tools`` go to its template. ``score_chosen`` and
@@ -58,49 +58,45 @@ def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
         pairing: How ranked answers become pairs.
 
     Raises:
-        ValueError: The row has no known form, or breaks the rules of its form. The message is one line without the
-            row's place; the caller puts ``path:line`` before it.
+        ValueError: The row has no known form, or is not valid in its form. The message is one line without the row's
+            file and line; the caller puts ``path:line`` before it.
     """
     return read_row(row, columns or {}, FORMS, pairing)
 
 
 Answers = Mapping[str, Any]
-"""Raw answers by their place in the row, which errors name."""
+"""Raw answers by their position in the row, which errors name."""
 Reader = Callable[[Row, Answers], list[PromptAnswer]]
-"""Joins the prompt of a row to each of its answers."""
+"""Joins the prompt of a row to each of its answers; empty where the row is left out."""
 
 
 # --- from answers to pairs
 
 
 def _pair(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
-    margin = _margin(row)
-    wholes = reader(row, {"chosen": row["chosen"], "rejected": row["rejected"]})
-    return [Preference(wholes[0], wholes[1], margin)] if wholes else []
+    given = [name for name in ("score_chosen", "score_rejected") if name in row]
+    if len(given) == 1:
+        raise ValueError(f"only {given[0]} is given; give the scores of both answers or of none (with a `transform`)")
+    margin = None
+    if given:
+        margin = _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
+    answers = reader(row, {"chosen": row["chosen"], "rejected": row["rejected"]})
+    return [Preference(answers[0], answers[1], margin)] if answers else []
 
 
 def _ranked(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
-    answers, scores = read_list(row["answers"], "answers"), read_list(row["scores"], "scores")
-    if len(answers) != len(scores):
-        raise ValueError(f"answers has {len(answers)} entries and scores {len(scores)}; give each answer its score")
-    if len(answers) < 2:
-        raise ValueError(f"a pair needs two answers, and answers has {len(answers)}; skip the row with a `transform`")
-    values = [_number(score, f"scores[{place}]") for place, score in enumerate(scores)]
-    named = {f"answers[{place}]": answer for place, answer in enumerate(answers)}
-    wholes = reader(row, {name: parse_messages(answer, name) for name, answer in named.items()})
-    if not wholes:
+    raw, scores = read_list(row["answers"], "answers"), read_list(row["scores"], "scores")
+    if len(raw) != len(scores):
+        raise ValueError(f"answers has {len(raw)} entries and scores {len(scores)}; give each answer its score")
+    if len(raw) < 2:
+        raise ValueError(f"a pair needs two answers, and answers has {len(raw)}; skip the row with a `transform`")
+    values = [_number(score, f"scores[{index}]") for index, score in enumerate(scores)]
+    names = [f"answers[{index}]" for index in range(len(raw))]
+    answers = reader(row, {name: parse_messages(answer, name) for name, answer in zip(names, raw, strict=True)})
+    if not answers:
         return []
-    key = json.dumps(wholes, sort_keys=True, default=str)
-    return [Preference(wholes[i], wholes[j], values[i] - values[j]) for i, j in pairing.pairs(values, key)]
-
-
-def _margin(row: Row) -> float | None:
-    given = [side for side in ("score_chosen", "score_rejected") if side in row]
-    if not given:
-        return None
-    if len(given) == 1:
-        raise ValueError(f"only {given[0]} is given; give the scores of both sides or of none (with a `transform`)")
-    return _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
+    key = json.dumps(answers, sort_keys=True, default=str)
+    return [Preference(answers[i], answers[j], values[i] - values[j]) for i, j in pairing.pairs(values, key)]
 
 
 def _number(value: Any, name: str) -> float:
@@ -116,7 +112,7 @@ def _number(value: Any, name: str) -> float:
     return number
 
 
-# --- one reader for each way to give the prompt; of an answer to leave out it makes nothing
+# --- a reader for each way to give the prompt
 
 
 def _requested(column: str, row: Row, answers: Answers) -> list[PromptAnswer]:
@@ -126,49 +122,64 @@ def _requested(column: str, row: Row, answers: Answers) -> list[PromptAnswer]:
 def _prompted(row: Row, answers: Answers) -> list[PromptAnswer]:
     prompt = row["prompt"]
     if not isinstance(prompt, str):
-        return _continued("prompt", row, answers)
+        return _after_messages("prompt", row, answers)
     if _are_text(answers):
         warn_of_repeated_prompt(prompt, *answers.values())
         return _texts(prompt, answers)
-    asked = Message("user", read_text(prompt, "prompt"))
+    user = Message("user", read_text(prompt, "prompt"))
     if all(_answer_turns(value, name)[0].role == "assistant" for name, value in answers.items()):
-        return _chats(row, (asked,), answers)
-    wholes = _implied(row, answers)
-    _check_repeated(asked.content, wholes[0])
-    return wholes
+        return _chats(row, (user,), answers)
+    joined = _shared_prompt(row, answers)  # the answers begin with the prompt; the column has to be a turn of it
+    first = joined[0]
+    turns = first.messages[: first.prompt_turns] if isinstance(first, Conversation) else ()
+    if user.content.strip() not in [turn.content.strip() for turn in turns if turn.role == "user"]:
+        raise ValueError(
+            "prompt is none of the user turns that the answers begin with, so it is not clear what the prompt is; "
+            "fix the row, or take its prompt away, with a `transform`"
+        )
+    return joined
 
 
-def _continued(column: str, row: Row, answers: Answers) -> list[PromptAnswer]:
+def _after_messages(column: str, row: Row, answers: Answers) -> list[PromptAnswer]:
     """Messages as prompt; with an answer behind them, they repeat one of the conversations, or a prompt's answer."""
     turns = read_turns(row[column], column)
-    sides = [_answer_turns(value, name) for name, value in answers.items()]
-    if turns in sides and turns[-1].role == "assistant":
-        return _implied(row, answers)
-    repeated = next((side for side in sides if side[0].role == "assistant" and turns[-len(side) :] == side), ())
-    return _chats(row, turns[: len(turns) - len(repeated)], answers)
+    given = [_answer_turns(value, name) for name, value in answers.items()]
+    if turns in given and turns[-1].role == "assistant":
+        return _shared_prompt(row, answers)
+    for answer in given:
+        if answer[0].role == "assistant" and turns[-len(answer) :] == answer:
+            turns = turns[: -len(answer)]
+            break
+    return _chats(row, turns, answers)
 
 
-def _implied(row: Row, answers: Answers) -> list[PromptAnswer]:
+def _shared_prompt(row: Row, answers: Answers) -> list[PromptAnswer]:
+    """The prompt is what all answers begin with."""
     if not _are_text(answers):
-        sides = [_answer_turns(value, name) for name, value in answers.items()]
-        return _chats(row, sides[0][: _turn_cut(sides)], answers)
+        given = [_answer_turns(value, name) for name, value in answers.items()]
+        return _chats(row, given[0][: _count_prompt_turns(given)], answers)
     texts = list(answers.values())
     if not all(text.strip() for text in texts):
         add_message("left out", "an answer has no text")
         return []
     shared = texts[0][: _shared(texts)]
-    if any(map(_ANSWER_MARK.search, texts)):
-        cut = _dialogue_cut(shared)
+    if any(map(_ASSISTANT_MARK.search, texts)):
+        end = max((mark.end() for mark in _ASSISTANT_MARK.finditer(shared)), default=0)
+        if not end:
+            add_message("left out", _DIFFERENT_DIALOGUES)
+            return []
     else:
-        _refuse_other_text(row)
-        cut = _word_cut(shared, texts)
-    return _texts(shared[:cut], {name: text[cut:] for name, text in answers.items()}) if cut else []
+        _refuse_other_prompt(row)
+        end = _last_shared_word(shared, texts)
+    return _texts(shared[:end], {name: text[end:] for name, text in answers.items()})
 
 
-def _refuse_other_text(row: Row) -> None:
+def _refuse_other_prompt(row: Row) -> None:
     """Refuse to guess the prompt from the answers' words where another column may well hold it."""
     assert isinstance(row, Fields)  # as all forms are given it
-    for name in [name for name in row.unread if may_be_prompt(name, row.peek(name))]:
+    for name in row.unread:
+        if not may_be_prompt(name, row.peek(name)):
+            continue
         own, value = printable(row.own(name)), parse_messages(row.peek(name), name)
         kind = "question" if isinstance(value, str) else "messages"
         raise ValueError(
@@ -180,15 +191,15 @@ def _refuse_other_text(row: Row) -> None:
 def _are_text(answers: Answers) -> bool:
     """Whether the answers are text, rather than messages."""
     text = [name for name, value in answers.items() if isinstance(value, str)]
-    other = [name for name, value in answers.items() if not isinstance(value, str)]
+    other = [name for name in answers if name not in text]
     if text and other:
         raise ValueError(f"{text[0]} is text and {other[0]} is not; make all of them text or all lists of messages")
     return bool(text)
 
 
 def _texts(prompt: str, answers: Answers) -> list[PromptAnswer]:
-    if _ANSWER_MARK.search(prompt) and any(map(_USER_MARK.search, answers.values())):
-        add_message("left out", _PARTED)
+    if _ASSISTANT_MARK.search(prompt) and any(map(_HUMAN_MARK.search, answers.values())):
+        add_message("left out", _DIFFERENT_DIALOGUES)
         return []
     return [Completion(prompt, read_text(value, name, may_be_empty=True)) for name, value in answers.items()]
 
@@ -197,23 +208,18 @@ def _chats(row: Row, prompt: tuple[Message, ...], answers: Answers) -> list[Prom
     if not prompt:
         raise ValueError("no message stands before the answers to be the prompt; give the row one")
     start, settings = with_system(row, prompt), read_settings(row)
-    wholes: list[PromptAnswer] = []
+    joined: list[PromptAnswer] = []
     for name, value in answers.items():
-        answer = _after(prompt, _answer_turns(value, name), name)
-        wholes.append(conversation(start + answer, len(start), **settings))
-    return wholes
-
-
-def _after(prompt: tuple[Message, ...], turns: tuple[Message, ...], name: str) -> tuple[Message, ...]:
-    """The answer alone, of one that may be given as a whole conversation."""
-    answer = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
-    roles = [turn.role for turn in answer] or ["none"]
-    if {roles[0], roles[-1]} != {"assistant"}:
-        raise ValueError(
-            f"{name} holds, after the prompt, the turns {', '.join(roles)}; an answer starts and ends with an "
-            "assistant turn, and a whole conversation begins with all of the prompt: mend the row with a `transform`"
-        )
-    return answer
+        turns = _answer_turns(value, name)
+        answer = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+        roles = [turn.role for turn in answer] or ["none"]
+        if {roles[0], roles[-1]} != {"assistant"}:
+            raise ValueError(
+                f"{name} holds, after the prompt, the turns {', '.join(roles)}; an answer starts and ends with an "
+                "assistant turn, and a conversation begins with all of the prompt: fix the row with a `transform`"
+            )
+        joined.append(conversation(start + answer, len(start), **settings))
+    return joined
 
 
 def _answer_turns(value: Any, name: str) -> tuple[Message, ...]:
@@ -223,7 +229,7 @@ def _answer_turns(value: Any, name: str) -> tuple[Message, ...]:
     return read_turns([value] if isinstance(value, Mapping) else value, name, may_be_empty=True)
 
 
-# --- where a prompt that is not given by itself ends
+# --- the end of a prompt that answers share
 
 
 def _shared(sequences: Sequence[Sequence[Any]]) -> int:
@@ -232,67 +238,55 @@ def _shared(sequences: Sequence[Sequence[Any]]) -> int:
     return sum(1 for _ in takewhile(lambda items: all(item == items[0] for item in items), columns))
 
 
-def _turn_cut(sides: Sequence[tuple[Message, ...]]) -> int:
-    """Number of messages that are prompt: those shared, less the answer where one side holds nothing else."""
-    shared = _shared(sides)
-    if shared == min(map(len, sides)):
-        answers = (place for place in range(shared - 1, 0, -1) if sides[0][place].role == "assistant")
-        shared = next(answers, 0)
+def _count_prompt_turns(answers: Sequence[tuple[Message, ...]]) -> int:
+    """Number of messages that are prompt: those shared, less the answer where one conversation holds nothing else."""
+    shared = _shared(answers)
+    if shared == min(map(len, answers)):
+        assistants = (index for index in range(shared - 1, 0, -1) if answers[0][index].role == "assistant")
+        shared = next(assistants, 0)
     if shared == 0:
-        raise ValueError("the sides share no first message to be the prompt; give the row a prompt column")
-    if any(turns[shared].role != "assistant" for turns in sides):
+        raise ValueError("the answers share no first message to be the prompt; give the row a prompt column")
+    if any(turns[shared].role != "assistant" for turns in answers):
         raise ValueError(
-            f"the prompt differs between the sides, from message {shared} on; all messages before the answers must be "
-            "the same: mend the row with a `transform`"
+            f"the prompt differs between the answers, from message {shared} on; all messages before the answers must "
+            "be the same: fix the row with a `transform`"
         )
     return shared
 
 
-def _dialogue_cut(shared: str) -> int:
-    """Where the answers of two dialogues begin: behind the last mark of an answer in what they share; 0 for none."""
-    marks = [mark.end() for mark in _ANSWER_MARK.finditer(shared)]
-    if not marks:
-        add_message("left out", _PARTED)
-    return marks[-1] if marks else 0
-
-
-def _word_cut(shared: str, texts: Sequence[str]) -> int:
+def _last_shared_word(shared: str, texts: Sequence[str]) -> int:
     """Number of characters that are prompt. White space stays with the answer: most tokenizers join it to the word."""
-    add_message("warning", "without a prompt column, the first words that both answers share are taken for the prompt")
+    add_warning("without a prompt column, the first words that both answers share are taken for the prompt")
     for gap in reversed(list(re.finditer(r"\s+", shared))):
-        if (cut := gap.start()) > 0 and all(text[cut:].strip() for text in texts):
-            return cut
+        end = gap.start()
+        if end > 0 and all(text[end:].strip() for text in texts):
+            return end
     raise ValueError("the texts share no first words to be the prompt; give the row a prompt column")
 
 
-_ANSWER_MARK = re.compile("\n\nAssistant:")
-_USER_MARK = re.compile("\n\nHuman:")
-_PARTED = "the dialogues part before the last answer, so that a user's words would be trained"
-
-
-def _check_repeated(prompt: str, whole: PromptAnswer) -> None:
-    """Make sure that a prompt beside whole conversations is a user turn of the prompt in them."""
-    turns = whole.messages[: whole.prompt_turns] if isinstance(whole, Conversation) else ()
-    if prompt.strip() not in [turn.content.strip() for turn in turns if turn.role == "user"]:
-        raise ValueError(
-            "prompt is none of the user turns that the answers begin with, so it is not clear what the prompt is; "
-            "mend the row, or take its prompt away, with a `transform`"
-        )
-
+_ASSISTANT_MARK = re.compile("\n\nAssistant:")
+_HUMAN_MARK = re.compile("\n\nHuman:")
+_DIFFERENT_DIALOGUES = "the dialogues differ before the last answer, so that a user's words would be trained"
 
 _SCORES = ("score_chosen", "score_rejected")
-_PROMPTS: tuple[tuple[str, tuple[str, ...], Reader], ...] = (
-    ("prompt", CHAT, _prompted),
-    ("question", ASKED, partial(_requested, "question")),
-    ("instruction", ASKED, partial(_requested, "instruction")),
-    ("messages", CHAT, partial(_continued, "messages")),
-    ("conversations", CHAT, partial(_continued, "conversations")),
-)
+_PROMPTS: dict[str, tuple[tuple[str, ...], Reader]] = {
+    "prompt": (CHAT, _prompted),
+    "question": (ASKED, partial(_requested, "question")),
+    "instruction": (ASKED, partial(_requested, "instruction")),
+    "messages": (CHAT, partial(_after_messages, "messages")),
+    "conversations": (CHAT, partial(_after_messages, "conversations")),
+}
+"""The column of the prompt: the columns that it may have next to it, and its reader."""
+
 FORMS: tuple[Form[list[Preference]], ...] = (
     *(
-        Form((name, "chosen", "rejected"), (*beside, *_SCORES), partial(_pair, reader))
-        for name, beside, reader in _PROMPTS
+        Form((prompt, "chosen", "rejected"), (*optional, *_SCORES), partial(_pair, reader))
+        for prompt, (optional, reader) in _PROMPTS.items()
     ),
-    *(Form((name, "answers", "scores"), beside, partial(_ranked, reader)) for name, beside, reader in _PROMPTS),
-    Form(("chosen", "rejected"), (*CHAT, *_SCORES), partial(_pair, _implied)),
+    *(
+        Form((prompt, "answers", "scores"), optional, partial(_ranked, reader))
+        for prompt, (optional, reader) in _PROMPTS.items()
+    ),
+    Form(("chosen", "rejected"), (*CHAT, *_SCORES), partial(_pair, _shared_prompt)),
 )
+"""The forms of preference rows; of several that fit, the first is taken."""

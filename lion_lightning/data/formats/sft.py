@@ -1,4 +1,4 @@
-"""The row formats that training data comes in, and how a raw row is recognized as one of them."""
+"""The row formats of supervised fine-tuning, and how a raw row is recognized as one of them."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Text(NamedTuple):
 Example = Conversation | Completion | Text
 
 CHAT = ("system", "tools", "functions", "chat_template_kwargs")
-"""Columns that may stand beside the turns of a chat."""
+"""Optional columns of every chat."""
 
 ASKED = ("input", "history", *CHAT)
-"""Columns that may stand beside an ``instruction`` or a ``question``."""
+"""Optional columns of an ``instruction`` or a ``question``."""
 
 
 def recognize(row: Row, columns: Mapping[str, str] | None = None) -> Example:
@@ -70,13 +70,13 @@ def recognize(row: Row, columns: Mapping[str, str] | None = None) -> Example:
         columns: The row's own name for a known column, e.g. ``{"prompt": "question", "completion": "answer"}``.
 
     Raises:
-        ValueError: The row has no known form, or breaks the rules of its form. The message is one line without the
-            row's place; the caller puts ``path:line`` before it.
+        ValueError: The row has no known form, or is not valid in its form. The message is one line without the
+            row's file and line; the caller puts ``path:line`` before it.
     """
     return read_row(row, columns or {}, FORMS)
 
 
-# --- one small function a form
+# --- a function per form
 
 
 def _messages(column: str, row: Row) -> Example:
@@ -100,11 +100,11 @@ def _prompt_completion(row: Row) -> Example:
 
 
 def warn_of_repeated_prompt(prompt: str, *answers: str) -> None:
-    """Count a row whose plain-text answers all begin with a prompt of some length: it would stand there twice.
+    """Warn of plain-text answers that all begin with a prompt of more than three words, which would be there twice.
 
     Args:
-        prompt: What is asked.
-        answers: All that is answered.
+        prompt: The prompt.
+        *answers: All answers to it.
     """
     if len(prompt.split()) > 3 and all(answer.lstrip().startswith(prompt.strip()) for answer in answers):
         add_warning(
@@ -113,17 +113,13 @@ def warn_of_repeated_prompt(prompt: str, *answers: str) -> None:
         )
 
 
-def _raw_text(row: Row) -> Example:
-    return Text(read_text(row["text"], "text"))
-
-
 FORMS: tuple[Form[Example], ...] = (
     Form(("messages",), CHAT, partial(_messages, "messages")),
     Form(("conversations",), CHAT, partial(_messages, "conversations")),
     Form(("instruction", "output"), ASKED, partial(_exchange, "instruction", "output")),
     Form(("prompt", "completion"), CHAT, _prompt_completion),
     Form(("question", "answer"), ASKED, partial(_exchange, "question", "answer")),
-    Form(("text",), (), _raw_text),
+    Form(("text",), (), lambda row: Text(read_text(row["text"], "text"))),
 )
 
 
@@ -155,7 +151,7 @@ def conversation(
             place = f"after {before}" if before else "and first"
             raise ValueError(
                 f"roles out of order: message {number} is {message.role} {place}; a system turn may come first, then "
-                "user and assistant alternate, tool turns follow assistant turns; mend the row with a `transform`"
+                "user and assistant alternate, tool turns follow assistant turns; fix the row with a `transform`"
             )
         before = message.role
     if not any(message.role == "assistant" for message in messages[prompt_turns or 0 :]):
@@ -164,7 +160,7 @@ def conversation(
 
 
 def read_settings(row: Row) -> dict[str, Any]:
-    """What the chat template is given besides the turns: tools, and the ``chat_template_kwargs`` of the row.
+    """Arguments of the chat template, in addition to the turns: tools, and the ``chat_template_kwargs`` of the row.
 
     Raises:
         ValueError: They cannot be read.
@@ -173,19 +169,15 @@ def read_settings(row: Row) -> dict[str, Any]:
     more = read_json(more, "chat_template_kwargs") if isinstance(more, str) else more
     if more is not None and not isinstance(more, Mapping):
         raise ValueError(f"chat_template_kwargs is {type(more).__name__}, not an object of settings; fix the row")
-    return {"tools": _tools(row), "chat_template_kwargs": without_nulls(more) or None}
-
-
-def _tools(row: Row) -> tuple[Any, ...] | None:
-    """Tool definitions, which older sets call ``functions``."""
-    tools, functions = read_tools(row), read_tools({"tools": row.get("functions")})
+    tools = read_tools(row)
+    functions = read_tools({"tools": row.get("functions")})  # older sets call them so
     if tools and functions and tools != functions:
         raise ValueError("the columns 'tools' and 'functions' differ; keep one of them, with a `transform`")
-    return tools or functions
+    return {"tools": tools or functions, "chat_template_kwargs": without_nulls(more) or None}
 
 
 def with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Turns behind the row's ``system`` column; that may repeat the system turn that they begin with.
+    """Put the row's ``system`` column before its turns, which may already begin with it.
 
     Raises:
         ValueError: The two differ.
@@ -213,11 +205,9 @@ def _read_history(row: Row) -> tuple[Message, ...]:
     if rounds and isinstance(rounds[0], Mapping):
         return read_turns(rounds, "history")
     turns: list[Message] = []
-    for number, said in enumerate(rounds):
-        if isinstance(said, str) or not isinstance(said, Sequence) or len(said) != 2:
+    for number, texts in enumerate(rounds):
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or len(texts) != 2:
             raise ValueError(f"history[{number}] is not a round of two texts, [user, assistant]; fix the row")
-        turns += (
-            Message(role, read_text(text, f"history[{number}] ({role})"))
-            for role, text in zip(("user", "assistant"), said, strict=True)
-        )
+        for role, text in zip(("user", "assistant"), texts, strict=True):
+            turns.append(Message(role, read_text(text, f"history[{number}] ({role})")))
     return tuple(turns)

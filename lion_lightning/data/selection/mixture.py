@@ -103,7 +103,7 @@ def mix(selections: Sequence[Selection], filters: Filters) -> Mixture:
     mixture = Mixture(Documents([selection for selection, _ in finished]), [report for _, report in finished])
     if len(mixture.documents) == 0:
         counts = " | ".join(map(str, mixture.reports))
-        raise ValueError(f"the mixture is empty ({counts}); mend what left its {filters.report.noun} out")
+        raise ValueError(f"the mixture is empty ({counts}); fix what leaves its {filters.report.noun} out")
     return mixture
 
 

@@ -576,7 +576,7 @@ def test_dialogues_that_part_before_the_last_answer_are_left_out_and_counted(cho
     notes = noted(pairs, {"chosen": chosen, "rejected": rejected})
     assert pairs({"chosen": chosen, "rejected": rejected}) == []
     assert notes == {
-        "left out": {"the dialogues part before the last answer, so that a user's words would be trained": 1}
+        "left out": {"the dialogues differ before the last answer, so that a user's words would be trained": 1}
     }
     assert recognize_prompt({"chosen": chosen, "rejected": rejected}) is None
 

@@ -301,7 +301,7 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
         ({"chosen": answer("b"), "rejected": answer("c")}, "share no first message to be the prompt"),
         (
             {"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "x", "d")},
-            "prompt differs between the sides, from message 2 on",
+            "prompt differs between the answers, from message 2 on",
         ),
         (PAIR | {"rejected": turns("a", "b", "c")}, "rejected holds, after the prompt, the turns assistant, user"),
         (PAIR | {"prompt": "z"}, "prompt is none of the user turns that the answers begin with"),

@@ -297,7 +297,7 @@ def test_the_same_rules_in_plain_python(make: Make) -> None:
 
 
 def test_a_mixture_that_ends_empty_says_what_became_of_the_pairs(make: Make) -> None:
-    message = r"^the mixture is empty \(a: 0 pairs, .*equal scores: 1 \(3 tokens\).*\); mend what left its pairs out"
+    message = r"^the mixture is empty \(a: 0 pairs, .*equal scores: 1 \(3 tokens\).*\); fix what leaves its pairs out"
     with pytest.raises(ValueError, match=message):
         mixed(make(["q A B 0"]), 16)
 
