@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.strategies import (
@@ -12,6 +13,7 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
+from lion_lightning.planning.job import Job
 from lion_lightning.planning.memory import Offloaded, Placement, Replicated, Sharded
 
 
@@ -35,14 +37,17 @@ def placements(strategy: Any, gpus: int, packed: bool = False) -> list[Placement
     return [own, *(other for other in others if type(other) is not type(own))]
 
 
-def recomputes(strategy: Any) -> bool:
-    """Whether a strategy has layers run again in the backward pass, whatever the policy says.
+def with_recompute_of(strategy: Any, job: Job) -> Job:
+    """The job, with gradient checkpointing if ``FSDPStrategy(activation_checkpointing_policy=...)`` does it.
 
     Args:
         strategy: A trainer's ``strategy``.
+        job: The job as the policy's config describes it.
     """
     made = _made(strategy)
-    return isinstance(made, FSDPStrategy) and bool(made._activation_checkpointing_kwargs)
+    if not (isinstance(made, FSDPStrategy) and made._activation_checkpointing_kwargs):
+        return job
+    return replace(job, spec=replace(job.spec, gradient_checkpointing=True))
 
 
 def _made(strategy: Any) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 from typing_extensions import override
 
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB, Placement
-from lion_lightning.planning.sharding_layout import placements, recomputes
+from lion_lightning.planning.sharding_layout import placements, with_recompute_of
 from lion_lightning.tools.plan.report import PlanReport
 from lion_lightning.tools.plan.step_time import Machine
 from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
@@ -103,9 +102,7 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
         accumulate=int(settings.accumulate_grad_batches or 1),
         overhead=round(options.overhead * GIB),
     )
-    if not recomputes(settings.strategy):
-        return job
-    return replace(job, spec=replace(job.spec, gradient_checkpointing=True))
+    return with_recompute_of(settings.strategy, job)
 
 
 def _sampler_share(settings: Any) -> float:

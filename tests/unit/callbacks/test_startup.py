@@ -1,4 +1,4 @@
-"""What is said before the first step, and how much memory it reckons with."""
+"""The summary before the first step, and its estimate of memory."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
-from torch import nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from lion_lightning import PolicySpec
+from lion_lightning import DPOModule, FrozenReference
 from lion_lightning.callbacks import StartupSummary
-from lion_lightning.callbacks.memory import activation_bytes, optimizer_bytes
 from lion_lightning.callbacks.startup import lines, summarize
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.ops.logprobs import LOGITS_KEPT, LOGITS_PER_TILE
-from tests import tiny
+from lion_lightning.planning.job import job_of
+from lion_lightning.planning.memory import MemoryEstimate
+from lion_lightning.planning.sharding_layout import placements
 from tests.unit.callbacks.conftest import Bench
-
-DEVICE = "lion_lightning.callbacks.startup.device_memory"
 
 
 def written(bench: Bench) -> dict[str, Any]:
@@ -31,7 +26,7 @@ def written(bench: Bench) -> dict[str, Any]:
     return found
 
 
-def test_the_figures_are_written_before_the_first_step(bench: Bench) -> None:
+def test_the_summary_is_written_before_the_first_step(bench: Bench) -> None:
     module = bench.module()
     bench.fit(bench.trainer(StartupSummary(), accumulate_grad_batches=2, max_steps=1), module)
     found = written(bench)
@@ -43,30 +38,66 @@ def test_the_figures_are_written_before_the_first_step(bench: Bench) -> None:
         "dtype": "float32",
     }
     assert found["run"] == {"epochs": 1, "steps": 1, "accumulate": 2, "devices": 1}
-    memory = found["memory"]
-    assert memory["gradients"] == 4 * size
-    assert memory["optimizer"] == 8 * size  # Adam's two moments
-    assert memory["weights"] >= 4 * size  # and a few buffers
-    parts = ("weights", "copies", "gradients", "optimizer", "reference", "activations")
-    assert memory["total"] == sum(memory[part] for part in parts)
+    assert found["memory"] == {}  # of a loader that does not say how many tokens a micro-batch has
 
 
-def test_a_packed_loader_is_told_by_rows_and_tokens(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unread:
-        def __len__(self) -> int:
-            return 6
+class Unread:
+    """Samples that nobody may read: their lengths say it all."""
 
-        def __getitem__(self, position: int) -> Any:
-            raise AssertionError("the lengths say it all")
+    def __len__(self) -> int:
+        return 6
 
-    loader = PackedLoader(Unread(), np.full(6, 12), capacity=32, batch_size=2)  # two documents of 12 a row
+    def __getitem__(self, position: int) -> Any:
+        raise AssertionError("read")
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> PackedLoader:
+    """The training loader of every trainer: two documents of 12 tokens per row."""
+    loader = PackedLoader(Unread(), np.full(6, 12), capacity=32, batch_size=2)
     monkeypatch.setattr("lightning.pytorch.Trainer.train_dataloader", property(lambda trainer: loader))
-    trainer = bench.trainer(accumulate_grad_batches=3)
     monkeypatch.setattr("lion_lightning.callbacks.startup.run_length", lambda trainer: 7)
-    found = summarize(trainer, bench.module())
+    return loader
+
+
+def test_a_packed_loader_is_described_by_rows_and_tokens(bench: Bench, packed: PackedLoader) -> None:
+    found = summarize(bench.trainer(accumulate_grad_batches=3), bench.module())
     assert found["data"] == {"samples": 6, "tokens": 72, "rows": 3, "row_tokens": 32, "full": "75.0%"}
     assert found["run"] == {"epochs": 1, "steps": 7, "accumulate": 3, "devices": 1, "step_tokens": 2 * 32 * 3}
     assert "data       6 samples of 72 tokens in 3 rows of 32, 75.0% full" in lines(found)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_memory_is_that_of_lion_plan(bench: Bench, packed: PackedLoader, precision: Any, accumulate: int) -> None:
+    module = bench.module(lora=LoRASpec(r=2))
+    before = torch.get_rng_state()
+    found = summarize(bench.trainer(accumulate_grad_batches=accumulate, precision=precision), module)
+    assert torch.equal(torch.get_rng_state(), before)
+    job = job_of(module, 64, 64, precision, accumulate=accumulate, on_gpu=False)
+    peak = placements("auto", 1)[0].peak(job)
+    assert {**peak.parts, "total": peak.total} == {
+        name: size for name, size in found["memory"].items() if name not in ("peak_in", "device")
+    }
+    text = f"at the peak ({peak.moment}): weights {peak.weights / 2**20:.1f} MiB"
+    assert [line for line in lines(found) if line.startswith("memory ") and text in line]
+
+
+def test_a_second_model_is_part_of_the_memory(bench: Bench, packed: PackedLoader) -> None:
+    module = DPOModule(bench.module().policy_spec, tokenizer=bench.tokenizer, reference=FrozenReference())
+    memory = summarize(bench.trainer(), module)["memory"]
+    assert memory["reference"] == memory["weights"] > 0
+
+
+def test_without_an_estimate_there_is_no_line_of_memory(bench: Bench, packed: PackedLoader) -> None:
+    def stuck(groups: Any) -> Any:
+        raise RuntimeError("needs a GPU")
+
+    module = bench.module()
+    module.optimizer_factory = stuck
+    found = summarize(bench.trainer(), module)
+    assert found["memory"] == {}
+    assert not [line for line in lines(found) if line.startswith("memory")]
 
 
 def test_what_was_found_in_rows_is_told_source_by_source(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,19 +114,18 @@ def test_what_was_found_in_rows_is_told_source_by_source(bench: Bench, monkeypat
     assert lines(found)[-1] == "rows       sums: rows left out, an answer has no text: 2; not used: hint"
 
 
-def test_adapters_have_gradients_and_states_and_the_base_has_not(bench: Bench) -> None:
+def test_adapters_are_counted_as_trained_and_the_base_is_not(bench: Bench) -> None:
     module = bench.module(lora=LoRASpec(r=2))
     bench.fit(bench.trainer(StartupSummary(), max_steps=1), module)
     found = written(bench)
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     assert found["policy"]["trainable"] == trained < found["policy"]["parameters"]
-    assert found["memory"]["gradients"] == 4 * trained
-    assert found["memory"]["optimizer"] == 8 * trained
 
 
 def test_more_than_the_device_has_is_a_warning(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DEVICE, lambda trainer: 1000)
-    with pytest.warns(UserWarning, match=r"needs about .* GiB a device, which has 0\.0: lower data\.batch_size"):
+    memory = {"total": 3 * 2**30, "device": 2**30, "peak_in": "forward", **MemoryEstimate().parts}
+    monkeypatch.setattr("lion_lightning.callbacks.startup._memory", lambda *arguments: memory)
+    with pytest.warns(UserWarning, match=r"needs about 3\.0 GiB per device, which has 1\.0: lower data\.batch_size"):
         bench.fit(bench.trainer(StartupSummary(), max_steps=1))
 
 
@@ -120,53 +150,4 @@ def test_any_module_is_told(bench: Bench) -> None:
     trainer.fit(BoringModel())
     found = written(bench)
     assert found["policy"] == {"class": "BoringModel", "parameters": 66, "trainable": 66, "dtype": "float32"}
-    assert (found["reference"], found["data"]) == ({}, {})
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "ratio"),
-    [
-        (torch.optim.AdamW, 2),
-        (lambda parameters: torch.optim.SGD(parameters, lr=0.1), 0),
-        (lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9), 1),
-    ],
-)
-def test_the_optimizers_states_are_foretold_as_they_come(optimizer: Any, ratio: int) -> None:
-    weight = nn.Parameter(torch.ones(32, 8))
-    made = optimizer([weight])
-    before = torch.get_rng_state()
-    assert optimizer_bytes(made) == ratio * 32 * 8 * 4
-    assert not made.state
-    assert torch.equal(weight, torch.ones(32, 8))
-    assert torch.equal(torch.get_rng_state(), before)
-    weight.grad = torch.ones_like(weight)
-    made.step()
-    assert optimizer_bytes(made) == ratio * 32 * 8 * 4
-
-
-def parts(model: Any) -> tuple[int, int, int]:
-    """Numbers of a token and layer: as wide as the model, of attention, as wide as the feed-forward layer."""
-    config = model.config
-    heads = config.num_attention_heads + config.num_key_value_heads
-    return config.hidden_size, 2 * heads * config.hidden_size // config.num_attention_heads, config.intermediate_size
-
-
-def test_activations_by_hand_with_and_without_checkpointing() -> None:
-    model: Any = LlamaForCausalLM(LlamaConfig(**tiny.config()))  # type: ignore[no-untyped-call]
-    (width, attention, inner), depth = parts(model), model.config.num_hidden_layers
-    kept = 2 * width * 12 + attention * 4 + 4 * inner * 4
-    assert 10 * model.config.vocab_size < min(LOGITS_PER_TILE["cpu"], LOGITS_KEPT)
-    logits = 3 * 4 * 10 * model.config.vocab_size  # a tile, its gradient, and what is kept
-    assert activation_bytes(model, 10, "32-true") == 10 * kept * depth + logits
-    model.gradient_checkpointing_enable()
-    assert activation_bytes(model, 10, "32-true") == 10 * (width * 4 * depth + kept) + logits
-
-
-@pytest.mark.parametrize(
-    ("precision", "size", "outputs"), [("32-true", 4, 0), ("bf16-true", 2, 0), ("bf16-mixed", 2, 2)]
-)
-def test_activations_by_hand_of_layers_that_keep_less(precision: str, size: int, outputs: int) -> None:
-    model: Any = PolicySpec(config=tiny.config()).build().causal_lm
-    (width, attention, inner), depth = parts(model), model.config.num_hidden_layers
-    kept = 2 * width * (4 + outputs) + (attention + 2 * inner) * size
-    assert activation_bytes(model, 10, precision) == 10 * kept * depth + 3 * 4 * 10 * model.config.vocab_size
+    assert (found["reference"], found["data"], found["memory"]) == ({}, {}, {})

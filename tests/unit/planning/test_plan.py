@@ -24,7 +24,7 @@ from lion_lightning.planning.memory import Offloaded, Replicated, Sharded
 from lion_lightning.planning.memory_counter import MemoryCounter
 from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.planning.optimizer_memory import update
-from lion_lightning.planning.sharding_layout import placements, recomputes
+from lion_lightning.planning.sharding_layout import placements, with_recompute_of
 from lion_lightning.planning.sizes import weight_bytes
 from lion_lightning.strategies import FSDP2Strategy, WrapLayers
 from lion_lightning.tools.plan.report import PlanReport
@@ -222,8 +222,14 @@ def test_strategies_say_how_they_spread_a_model() -> None:
     assert (placements(views, 2)[0], placements("ddp", 2)[0]) == (Replicated(2, bucket_views=True), Replicated(2))
     assert placements(FSDP2Strategy(cpu_offload=True), 2)[0] == Offloaded(2)
     assert placements("auto", 1) == [Replicated(1)]
-    assert recomputes(FSDPStrategy(activation_checkpointing_policy=WrapLayers()))
-    assert not recomputes(FSDPStrategy())
+
+
+def test_fsdps_own_activation_checkpointing_is_planned() -> None:
+    own = plain()
+    assert not own.spec.gradient_checkpointing
+    assert with_recompute_of(FSDPStrategy(), own) is own
+    strategy = FSDPStrategy(activation_checkpointing_policy=WrapLayers())
+    assert with_recompute_of(strategy, own).spec.gradient_checkpointing
 
 
 def test_four_bits_are_not_sharded() -> None:
