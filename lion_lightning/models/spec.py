@@ -1,4 +1,4 @@
-"""How a policy is built: the part of a config file that names a model."""
+"""The policy section of a config: which model, and how it is set up for training."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ class PolicySpec:
 
     @classmethod
     def of(cls, model: PolicySpec | str | dict[str, Any]) -> PolicySpec:
-        """A spec as it may be given: a string is short for its ``path``, a mapping is what checkpoints hold.
+        """A spec from a spec, a path, or a mapping, which is how checkpoints hold it.
 
         Raises:
-            ValueError: If a mapping has unknown settings, or asks for code to run: only a spec is asked on purpose.
+            ValueError: A mapping has unknown settings, or sets ``trust_remote_code``.
         """
         if isinstance(model, str):
             return cls(path=model)
@@ -114,24 +114,24 @@ class PolicySpec:
 
         Args:
             tokenizer: If given, the embeddings grow to hold all its tokens.
-            new_ids: Ids of tokens that the base model has not seen.
-            sharding: How it is split over ranks, which must all call this; None to have it whole. Weights from
-                ``path`` are then read in pieces; random ones are made whole on every rank, alike, before the split.
+            new_ids: Tokens that the base model was not trained on.
+            sharding: How to shard the model over ranks, which must all call this; None for a full model. Each rank then
+                reads its rows of the weights from ``path``; random weights are made in full on every rank.
 
         Raises:
-            ValueError: If the model is not there, has no safetensors weights, or cannot be built.
+            ValueError: The model is missing, has no safetensors weights, or cannot be built.
         """
         if self.quantization is not None:
             self.quantization.require(adapted=self.lora is not None, stored=self.path is not None, split=sharding)
         vocabulary = len(tokenizer) if tokenizer is not None else 0
         if sharding is None:
-            return self._built_whole(vocabulary, new_ids or [])
+            return self._build_full(vocabulary, new_ids or [])
         if self.path is not None:
             try:
-                return self._built_in_pieces(self.path, vocabulary, new_ids or [], sharding)
+                return self._build_sharded(self.path, vocabulary, new_ids or [], sharding)
             except ShardedLoadingError as error:
-                log.warning("%s cannot be read in pieces (%s), so every rank loads it whole first.", self.path, error)
-        policy = self._built_whole(vocabulary, new_ids or [])
+                log.warning("%s cannot be loaded sharded (%s), so every rank loads all of it first.", self.path, error)
+        policy = self._build_full(vocabulary, new_ids or [])
         sharding.apply(policy)
         return policy
 
@@ -139,8 +139,8 @@ class PolicySpec:
         """The model before any adapters.
 
         Args:
-            vocabulary: Tokens that the embeddings must hold at least.
-            new_ids: Ids of tokens that it has not seen.
+            vocabulary: Minimum rows of the embeddings.
+            new_ids: Tokens that it was not trained on.
         """
         model = self._load()
         if self.quantization is not None:
@@ -149,39 +149,36 @@ class PolicySpec:
             add_token_rows(model, vocabulary, new_ids)
         return model
 
-    def _built_whole(self, vocabulary: int, new_ids: list[int]) -> PolicyModel:
+    def _build_full(self, vocabulary: int, new_ids: list[int]) -> PolicyModel:
         return self._prepared(self.build_base(vocabulary, new_ids), new_ids)
 
-    def _built_in_pieces(self, path: str, vocabulary: int, new_ids: list[int], sharding: Sharding) -> PolicyModel:
-        """The same model, of which no rank ever holds more than its rows and one layer."""
-        with self._weight_files(path) as files:
+    def _build_sharded(self, path: str, vocabulary: int, new_ids: list[int], sharding: Sharding) -> PolicyModel:
+        """The same model; no rank ever holds more than its own rows and one layer."""
+        _require_weights(path)
+        try:
+            weight_files = WeightFiles.find(path, self.revision)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(not_loadable(path, error)) from error
+        with weight_files as files:
             known = self.load_config().get_text_config().vocab_size
             model = self._load(rows=max(vocabulary, known))
             embeddings = embedding_names(model)
             policy = self._prepared(model, new_ids)
-            sources = tensor_names(model, files)
-            to_meta(model, sources)
+            names = tensor_names(model, files)
+            to_meta(model, names)
             sharding.apply(policy)
-            read_rows(model, files, sources, sharding.device)
+            read_rows(model, files, names, sharding.device)
         start_new_rows(model, embeddings, new_rows(known, vocabulary, new_ids))
         policy.probe()
         reshard(policy)
         return policy
-
-    def _weight_files(self, path: str) -> WeightFiles:
-        require_safetensors(Path(path))
-        require_intact(Path(path))
-        try:
-            return WeightFiles.find(path, self.revision)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(not_loadable(path, error)) from error
 
     def adapted(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
         """Set a model up for training: kernels, gradient checkpointing, adapters.
 
         Args:
             model: Changed in place.
-            new_ids: Ids of tokens that the base model has not seen.
+            new_ids: Tokens that the base model was not trained on.
         """
         if self.liger:
             _apply_liger(model)
@@ -193,14 +190,14 @@ class PolicySpec:
         return wrapped
 
     def _prepared(self, model: PreTrainedModel, new_ids: list[int]) -> PolicyModel:
-        # transformers loads in evaluation mode, where nothing is checkpointed
+        # transformers loads in evaluation mode, which turns gradient checkpointing off
         return PolicyModel(self.adapted(model, new_ids)).train()
 
     def load_config(self) -> PretrainedConfig:
         """The transformers config, dropout off.
 
         Raises:
-            ValueError: If neither or both of ``path`` and ``config`` are given, or there is no config to be found.
+            ValueError: Not exactly one of ``path`` and ``config`` is given, or there is no config.
         """
         if (self.path is None) == (self.config is None):
             raise ValueError(
@@ -214,7 +211,7 @@ class PolicySpec:
         return cast("PretrainedConfig", without_dropout(config))
 
     def rows_to_train(self, model: PreTrainedModel, new_ids: list[int]) -> list[int] | None:
-        """Rows of the embeddings that learn, or None for all."""
+        """Rows of the embeddings to train; None for all."""
         if self.trainable_rows is None or isinstance(self.trainable_rows, list):
             return self.trainable_rows
         if isinstance(self.trainable_rows, int):
@@ -222,13 +219,13 @@ class PolicySpec:
         return new_ids
 
     def _load(self, rows: int | None = None) -> PreTrainedModel:
-        """The model; init_empty, with so many rows of the embeddings, where their number is given."""
+        """The model without adapters; with ``rows``, an empty one (init_empty) with so many rows of the embeddings."""
         try:
             model = self._create(rows, attn_implementation=self.attention)
         except KeyError as error:
             if error.args != (self.attention,):
                 raise
-            log.warning("%s has attention code of its own, so policy.attention is ignored.", self.path or self.config)
+            log.warning("%s has custom attention code, so policy.attention is ignored.", self.path or self.config)
             model = self._create(rows)
         train_padding_row(model)
         return model
@@ -237,17 +234,16 @@ class PolicySpec:
         config = self.load_config()
         options |= {"dtype": getattr(torch, self.dtype), "trust_remote_code": self.trust_remote_code}
         if self.path is not None:
-            require_safetensors(Path(self.path))
-            require_intact(Path(self.path))
+            _require_weights(self.path)
         settings = self._generation_settings(config)
         try:
-            if self.path is None or rows is not None:
-                model = _made(config, rows, options)
+            if self.path is not None and rows is None:
+                model = self._load_weights(self.path, config, {**options, "generation_config": settings})
             else:
-                model = self._stored(self.path, config, {**options, "generation_config": settings})
+                model = _from_config(config, rows, options)
         except (ShardedLoadingError, WrongWeightsError, ModuleNotFoundError):
             raise
-        except Exception as error:  # transformers and its models raise of any kind where a config makes no sense
+        except Exception as error:  # a malformed config may raise anything in transformers and its models
             if isinstance(error, KeyError) and error.args == (self.attention,):
                 raise
             source = self.path or self.config
@@ -256,26 +252,25 @@ class PolicySpec:
         return model
 
     def _generation_settings(self, config: PretrainedConfig) -> GenerationConfig:
-        """Those of the folder that the model or its config comes from; none where that is a mapping."""
+        """Those of the folder of the model or its config; none if the config is a mapping."""
         source = self.path or self.config
         if isinstance(source, str):
             size = config.get_text_config().vocab_size
             return within_vocabulary(stored_settings(source, self.revision), size, source)
         return GenerationConfig()  # type: ignore[no-untyped-call]
 
-    def _stored(self, path: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
-        """The model with the weights of its files."""
+    def _load_weights(self, path: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
         auto: Any = AutoModelForCausalLM
         options = {**options, "config": config, "revision": self.revision, "use_safetensors": True}
         if self.quantization is not None:
             options["quantization_config"] = self.quantization.config(options["dtype"])
-        if not self.trust_remote_code:  # code of its own may not run without memory
+        if not self.trust_remote_code:  # custom code may not run on the meta device
             require_matching_shapes(path, self.revision, config, partial(auto.from_config, config))
         model: PreTrainedModel = load_complete(auto.from_pretrained, path, **options)
         if untied(model):
             log.warning(
-                "%s: its config.json ties embedding and head, and its files hold two that differ; both are kept, and "
-                "trained apart.",
+                "%s: its config.json ties embedding and head, and its files hold two that differ; both are kept and "
+                "trained untied.",
                 path,
             )
             model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
@@ -295,8 +290,13 @@ def _apply_liger(model: PreTrainedModel) -> None:
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def _made(config: PretrainedConfig, rows: int | None, options: dict[str, Any]) -> PreTrainedModel:
-    """A model with random weights; init_empty, with so many rows of the embeddings, where their number is given."""
+def _require_weights(path: str) -> None:
+    require_safetensors(Path(path))
+    require_intact(Path(path))
+
+
+def _from_config(config: PretrainedConfig, rows: int | None, options: dict[str, Any]) -> PreTrainedModel:
+    """A model with random weights; with ``rows``, an empty one."""
     auto: Any = AutoModelForCausalLM
     if rows is None:
         return cast(PreTrainedModel, auto.from_config(config, **options))
