@@ -200,8 +200,18 @@ class OnPolicyDataModule(PreferenceDataModule):
         Args:
             made: The round of the present epoch.
         """
-        reports = self.train_mixture.reports if self.train_mixture is not None and made.pairs() else []
+        reports = self.train_mixture.reports if self.train_mixture is not None and made.num_pairs else []
         return reports[0].to_dict() if reports else {}
+
+    def keeps_pairs_of(self, made: Round) -> bool:
+        """True if an epoch on this round has pairs to train on: its own that pass the filters, or those of ``sources``.
+
+        Args:
+            made: A finished round.
+        """
+        if self.sources or not made.num_pairs:
+            return bool(self.sources)
+        return any(len(self.filters.apply(selection).spans.rows) for selection in self._sampled(made))
 
     def _pull(self, number: int) -> Round:
         if self.rounds is None:
@@ -216,22 +226,23 @@ class OnPolicyDataModule(PreferenceDataModule):
         try:
             mixture = mix([*self._sampled(made), *self._drawn(made.number)], self.filters)
         except ValueError as error:
-            raise ValueError(f"{_fruitless(made)} ({error}); {_ADVICE}") from error
+            raise ValueError(f"{_no_pairs(made)} ({error}); {_NO_PAIRS_FIX}") from error
         self.refuse_longer_than_a_row(mixture)
         for report in mixture.reports:
             logger.info("%s", report)
-        if not made.pairs():
-            logger.warning("%s; this epoch trains on data.sources alone", _fruitless(made))
+        if not made.num_pairs:
+            logger.warning("%s; this epoch trains on data.sources alone", _no_pairs(made))
         else:
             _warn_of_ties(mixture.reports[0])
         return mixture
 
     def _sampled(self, made: Round) -> list[Selection]:
-        if not made.pairs():
-            if self.sources:
-                return []
+        """The pairs of a round, read as tokens from its file."""
+        if made.num_pairs:
+            return deduplicate([Source(str(made.path), name=f"round {made.number}")], [RoundTokens(made.path)])
+        if not self.sources:
             raise ValueError("no pair was made")
-        return deduplicate([Source(str(made.path), name=f"round {made.number}")], [RoundTokens(made.path)])
+        return []
 
     def _drawn(self, number: int) -> list[Selection]:
         """The pairs of the sources; a fraction below 1 is another draw in each round."""
@@ -239,16 +250,17 @@ class OnPolicyDataModule(PreferenceDataModule):
         return drawn
 
 
-_ADVICE = (
-    "ask more prompts a round, give more answers to each, sample at a higher temperature or with more tokens, or check "
-    "with `lion rounds` that the judge tells the answers apart"
+_NO_PAIRS_FIX = (
+    "ask more prompts per round, give more answers to each (num_samples), sample at a higher temperature or with more "
+    "tokens, lower data.min_margin, or check with `lion rounds` that the judge tells the answers apart. The next start "
+    "samples this round again, unless the data module's filters then keep some of its pairs"
 )
 
 
-def _fruitless(made: Round) -> str:
+def _no_pairs(made: Round) -> str:
     causes = Counter(rollout.left_out for rollout in made.rollouts if rollout.left_out)
     counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "no prompt was left out"
-    return f"round {made.number} ({made.path}) gives no pair to train on: {made.pairs()} pairs of answers, {counts}"
+    return f"round {made.number} ({made.path}) gives no pair to train on: {made.num_pairs} pairs of answers, {counts}"
 
 
 def _warn_of_ties(report: SourceReport) -> None:
@@ -256,8 +268,8 @@ def _warn_of_ties(report: SourceReport) -> None:
     read = report.read.documents
     if 2 * ties > read:
         logger.warning(
-            "%s: %d of %d pairs are ties or equal answers, and nothing is learnt from them; %d pairs are left. A judge "
-            "with finer scores, or prompts that are neither too easy nor too hard, would give more",
+            "%s: %d of %d pairs are left out as ties or equal answers; %d pairs are left. A judge with finer scores, "
+            "or prompts that are neither too easy nor too hard, would give more",
             report.name,
             ties,
             read,

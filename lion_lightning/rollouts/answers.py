@@ -1,8 +1,8 @@
-"""What was sampled, as rollouts hold it: with tokens, and with the answers that it is compared with."""
+"""Steps that complete a rollout: its answers with tokens, the answer that it is compared with, its pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,32 +11,32 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import end_of_turn_id
-from lion_lightning.rollouts.rounds import Rollout, Round, round_path
+from lion_lightning.rollouts.rollout import Rollout
+from lion_lightning.rollouts.rounds import Round, round_path
 from lion_lightning.sampling.answers import to_answer
 from lion_lightning.types import Answer, Prompt
 
 
-def answered(rollout: Rollout, answers: Sequence[Any], served: RolloutPolicy, original: bool) -> Rollout:
-    """A rollout with its answers, each with tokens.
+def with_answers(rollout: Rollout, answers: Sequence[Any], policy: RolloutPolicy, add_original: bool) -> Rollout:
+    """Add the answers to a rollout, each with tokens.
 
     Args:
         rollout: The prompt.
-        answers: What a sampler gave: answers, anything with their attributes, or bare texts.
-        served: The policy, whose tokenizer is for answers that came without tokens.
-        original: Whether the row's own answer joins the sampled ones.
+        answers: From a sampler: answers, objects with their attributes, or texts.
+        policy: The policy, whose tokenizer encodes answers without tokens.
+        add_original: Add the row's own answer after the sampled ones.
 
     Raises:
-        ValueError: An answer is none, or has tokens that the policy has not.
+        ValueError: An answer has no text, or tokens outside the policy's vocabulary.
     """
-    made = [to_answer(answer, rollout.prompt.where, served) for answer in answers]
-    own = rollout.prompt.original
-    if original and own is not None:
-        made.append(Answer(own, "original"))
-    return replace(rollout, answers=tuple(_with_tokens(answer, rollout.prompt, served.tokenizer) for answer in made))
+    checked = [to_answer(answer, rollout.prompt.where, policy) for answer in answers]
+    if add_original and rollout.prompt.original is not None:
+        checked.append(Answer(rollout.prompt.original, "original"))
+    return replace(rollout, answers=tuple(_with_tokens(answer, rollout.prompt, policy.tokenizer) for answer in checked))
 
 
-def first_answers(folder: Path, number: int) -> dict[bytes, Answer]:
-    """The first round's answer to each monitor prompt, by the prompt's group; none for the first round itself.
+def first_monitor_answers(folder: Path, number: int) -> dict[bytes, Answer]:
+    """Answers of the first round to the monitor prompts, by ``group``; empty for the first round itself.
 
     Args:
         folder: Folder of the rounds.
@@ -48,31 +48,34 @@ def first_answers(folder: Path, number: int) -> dict[bytes, Answer]:
     return {rollout.group: rollout.answers[0] for rollout in Round(first).rollouts if rollout.monitor}
 
 
-def beside_first(rollout: Rollout, first: dict[bytes, Answer]) -> Rollout:
-    """A monitor prompt's rollout with the first round's answer behind its own; any other as it is."""
-    before = first.get(rollout.group) if rollout.monitor else None
-    return replace(rollout, answers=(*rollout.answers, before)) if before else rollout
+def with_first_answer(rollout: Rollout, first: Mapping[bytes, Answer]) -> Rollout:
+    """Add the first round's answer to a monitor prompt, after the new one; other rollouts stay as they are."""
+    if not rollout.monitor or rollout.group not in first:
+        return rollout
+    return replace(rollout, answers=(*rollout.answers, first[rollout.group]))
 
 
-def paired(
+def with_pairs(
     rollout: Rollout,
     usable: Callable[[Answer], bool],
     make_pairs: Callable[[Prompt, Sequence[Answer], Sequence[float]], Sequence[tuple[int, int]]],
 ) -> Rollout:
-    """A scored rollout with its pairs, or with the reason why there are none; nothing is made of monitor prompts.
+    """Add the pairs to a scored rollout, or the reason why there are none; monitor prompts get neither.
 
     Args:
         rollout: With answers and scores.
-        usable: Whether an answer may be in a pair.
+        usable: True for answers that may be in a pair.
         make_pairs: From prompt, usable answers and their scores to positions of chosen and rejected.
     """
     if rollout.monitor:
         return rollout
-    places = [place for place, answer in enumerate(rollout.answers) if usable(answer)]
-    if len(places) < 2:
-        return replace(rollout, left_out="fewer than two answers that are whole and not empty")
-    answers, scores = [rollout.answers[place] for place in places], [rollout.scores[place] for place in places]
-    found = [(places[chosen], places[rejected]) for chosen, rejected in make_pairs(rollout.prompt, answers, scores)]
+    usable_positions = [position for position, answer in enumerate(rollout.answers) if usable(answer)]
+    if len(usable_positions) < 2:
+        return replace(rollout, left_out="fewer than two answers that are complete and not empty")
+    answers = [rollout.answers[position] for position in usable_positions]
+    scores = [rollout.scores[position] for position in usable_positions]
+    pairs = make_pairs(rollout.prompt, answers, scores)
+    found = [(usable_positions[chosen], usable_positions[rejected]) for chosen, rejected in pairs]
     return replace(rollout, pairs=tuple(found), left_out="" if found else "the pairing made no pair")
 
 
@@ -81,5 +84,6 @@ def _with_tokens(answer: Answer, prompt: Prompt, tokenizer: PreTrainedTokenizerB
         return answer
     ids = tokenizer.encode(answer.text, add_special_tokens=False)
     end = end_of_turn_id(tokenizer) if prompt.messages else tokenizer.eos_token_id
-    closed = end is not None and answer.finish_reason != "length"
-    return answer._replace(token_ids=(*ids, *((end,) if closed else ())))
+    if end is not None and answer.finish_reason != "length":  # an answer that was cut off has no end to learn
+        ids = [*ids, end]
+    return answer._replace(token_ids=tuple(ids))

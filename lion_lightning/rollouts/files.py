@@ -18,7 +18,10 @@ _NAME = b"lion crc-32 "
 _BLANK = _NAME + b"--------"
 _CHECKSUM = re.compile(_NAME + rb"[0-9a-f]{8}")
 
-_FIX = "restore the file, or resume from a checkpoint of the end of the epoch before: the round is then sampled again"
+RESTORE = (
+    "restore the file, or resume from a checkpoint of the end of the epoch before: the round is then sampled again"
+)
+"""How to fix a round that is missing or damaged."""
 
 
 class DamagedFileError(ValueError):
@@ -66,16 +69,16 @@ def read_table(path: Path, schema: Any) -> tuple[Any, Any]:
         DamagedFileError: The content is not what was written.
         ValueError: The file is of another kind.
     """
+    with pa.memory_map(str(path)) as file:  # the content stays mapped without a file descriptor
+        content = file.read_buffer()
     try:
-        with pa.memory_map(str(path)) as file:  # the content stays mapped without a file descriptor
-            content = file.read_buffer()
         checked = _checksum_fits(memoryview(content))
         with pa.ipc.open_file(content) as reader:
             table = reader.read_all()
         table.validate(full=True)
         metadata = json.loads((table.schema.metadata or {}).get(b"lion", b"null"))
-    except (pa.ArrowException, ValueError) as error:
-        raise DamagedFileError(f"{path}: damaged ({first_line(error)}); {_FIX}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFileError(f"{path}: damaged ({first_line(error)}); {RESTORE}") from error
     if not checked or not table.schema.equals(schema):
         raise ValueError(f"{path}: not a round of on-policy sampling; name a folder of rounds")
     return table, metadata

@@ -1,4 +1,4 @@
-"""One round of sampling, made by all ranks together: answers, then scores, in pieces that survive a kill."""
+"""One round, made by all ranks together: sampled, then judged, in chunks that are saved one by one."""
 
 from __future__ import annotations
 
@@ -17,147 +17,153 @@ from lion_lightning.cache import atomic_write, explain_write_errors, remove_stal
 from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.judges.base import Judge, LoadableJudge, score_answers
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.rollouts.rounds import WRITABLE, Rollout, lies_at, read_rollouts, write_rollouts
+from lion_lightning.rollouts.rollout import WRITABLE, Rollout, has_rollouts, read_rollouts, write_rollouts
 from lion_lightning.sampling.base import Sampler, SyncedSampler
 from lion_lightning.types import Answer
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Prompts that are sampled together, and saved together.
+    """Prompts that are sampled, judged and saved together.
 
     Attributes:
-        number: Its place in the round.
+        number: Its number in the round.
         rollouts: The prompts, without answers yet.
-        samples: Answers to each.
-        seed: Seed of the draw: of round and place, so that it does not matter which rank draws, or when.
+        num_samples: Answers per prompt.
+        seed: Seed of the answers. It follows from round and chunk, so that no matter which rank samples when.
     """
 
     number: int
     rollouts: tuple[Rollout, ...]
-    samples: int
+    num_samples: int
     seed: int
 
 
-@dataclass(frozen=True)
-class Place(WorkerGroup):
-    """This process among those that make a round; its folder holds the round's pieces."""
-
-    def sampled(self, chunk: Chunk) -> Path:
-        """Where the answers of a chunk lie."""
-        return self.folder / f"sampled-{chunk.number:05}.arrow"
-
-    def judged(self, chunk: Chunk) -> Path:
-        """Where they lie with their scores."""
-        return self.folder / f"judged-{chunk.number:05}.arrow"
-
-
-def cut(rollouts: Sequence[Rollout], size: int, samples: int, seed: Sequence[int], first: int = 0) -> list[Chunk]:
-    """Cut prompts into chunks.
+def split_chunks(rollouts: Sequence[Rollout], chunk_size: int, num_samples: int, seed: Sequence[int]) -> list[Chunk]:
+    """Split the prompts of a round into chunks: first those to train on, then the monitor prompts.
 
     Args:
         rollouts: The prompts.
-        size: Prompts of a chunk.
-        samples: Answers to each prompt.
-        seed: What the chunks' seeds follow from, with their numbers.
-        first: Number of the first chunk.
+        chunk_size: Prompts per chunk.
+        num_samples: Answers per prompt; monitor prompts get one.
+        seed: Entropy of the chunks' seeds, together with their numbers.
     """
-    parts = [tuple(rollouts[start : start + size]) for start in range(0, len(rollouts), size)]
-    numbered = enumerate(parts, start=first)
-    return [
-        Chunk(number, part, samples, int(np.random.SeedSequence([*seed, number]).generate_state(1)[0]))
-        for number, part in numbered
-    ]
+    chunks: list[Chunk] = []
+    for monitor, samples in ((False, num_samples), (True, 1)):
+        prompts = [rollout for rollout in rollouts if rollout.monitor == monitor]
+        for start in range(0, len(prompts), chunk_size):
+            chunk_seed = np.random.SeedSequence([*seed, len(chunks)]).generate_state(1)[0]
+            chunks.append(Chunk(len(chunks), tuple(prompts[start : start + chunk_size]), samples, int(chunk_seed)))
+    return chunks
 
 
-def sample(
-    chunks: Sequence[Chunk],
-    place: Place,
-    sampler: Sampler,
-    served: RolloutPolicy,
-    finish: Callable[[Rollout, Sequence[Any]], Rollout],
-) -> None:
-    """Answer the prompts of this rank's chunks that are not answered yet.
+@dataclass(frozen=True)
+class RoundWorker(WorkerGroup):
+    """This rank among those that make a round. Their shared folder holds the finished chunks.
 
-    Args:
-        chunks: All chunks, the same on every rank.
-        place: This rank.
-        sampler: What answers; opened and closed here if it follows the policy. All ranks call this, and open it
-            together if any of them has something to do: a policy in pieces is gathered then.
-        served: The policy.
-        finish: Puts what was answered into a rollout.
+    No rank waits in a collective while others sample or judge: they have unequal work, and look for each other's files.
     """
-    todo = [chunk for chunk in place.strided(chunks) if not lies_at(place.sampled(chunk))]
-    if served.ranks.all_agree(not todo):
-        return
-    with _opened(sampler, SyncedSampler, served):
-        for chunk in _progress(todo, "sample", place):
-            prompts = [rollout.prompt for rollout in chunk.rollouts]
-            answers = sampler.sample(prompts, chunk.samples, chunk.seed)
-            _refuse_other_counts(sampler, chunk, answers)
-            given = zip(chunk.rollouts, answers, strict=True)
-            made = [finish(replace(rollout, seed=chunk.seed), texts) for rollout, texts in given]
-            write_rollouts(place.sampled(chunk), made)
+
+    def sampled(self, chunk: Chunk) -> Path:
+        """File of a chunk with answers."""
+        return self.folder / f"sampled-{chunk.number:05}.arrow"
+
+    def judged(self, chunk: Chunk) -> Path:
+        """File of a chunk with answers and scores."""
+        return self.folder / f"judged-{chunk.number:05}.arrow"
+
+    def start(self, chunks: Sequence[Chunk]) -> None:
+        """Make the folder on the first rank; the others wait for it."""
+        if self.rank > 0:
+            self.wait_for([self.messages / "started"])
+            return
+        with explain_write_errors(self.folder, "sampled answers", WRITABLE):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_stale_files(self.folder, self.folder.parent)
+            with atomic_write(self.folder / "plan.json") as temporary:
+                temporary.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
+        if self.size > 1:
+            self.send("started")
+
+    def sample(
+        self,
+        chunks: Sequence[Chunk],
+        sampler: Sampler,
+        policy: RolloutPolicy,
+        add_answers: Callable[[Rollout, Sequence[Any]], Rollout],
+    ) -> None:
+        """Sample answers for this rank's chunks that have none yet.
+
+        Args:
+            chunks: All chunks of the round, the same on every rank.
+            sampler: The sampler; one that follows the policy is opened on all ranks together if any has work, since
+                sharded weights are gathered then.
+            policy: The policy.
+            add_answers: Adds the sampler's answers to a rollout.
+
+        Raises:
+            ValueError: The sampler gave the wrong number of answers.
+        """
+        todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.sampled(chunk))]
+        if policy.ranks.all_agree(not todo):
+            return
+        with _opened(sampler, SyncedSampler, policy):
+            for chunk in self._progress(todo, "sample"):
+                prompts = [rollout.prompt for rollout in chunk.rollouts]
+                answers = sampler.sample(prompts, chunk.num_samples, chunk.seed)
+                _require_counts(sampler, chunk, answers)
+                seeded = [replace(rollout, seed=chunk.seed) for rollout in chunk.rollouts]
+                write_rollouts(self.sampled(chunk), map(add_answers, seeded, answers))
+
+    def judge(
+        self, chunks: Sequence[Chunk], judge: Judge, device: Any, add_comparison: Callable[[Rollout], Rollout]
+    ) -> None:
+        """Score the answers of this rank's chunks that have no scores yet.
+
+        Args:
+            chunks: All chunks of the round.
+            judge: The judge; one that holds a model is opened and closed here.
+            device: Device of that model.
+            add_comparison: Adds the answer that a monitor prompt's answer is compared with.
+        """
+        todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.judged(chunk))]
+        if not todo:
+            return
+        with _opened(judge, LoadableJudge, device):
+            for chunk in self._progress(todo, "judge"):
+                rollouts = [add_comparison(rollout) for rollout in read_rollouts(self.sampled(chunk))]
+                write_rollouts(self.judged(chunk), _with_scores(rollouts, judge))
+
+    def collect(self, chunks: Sequence[Chunk]) -> list[Rollout]:
+        """All rollouts with their scores, once every rank has written its own."""
+        self.wait_for(self.judged(chunk) for chunk in chunks)
+        return [rollout for chunk in chunks for rollout in read_rollouts(self.judged(chunk))]
+
+    def remove_chunks(self) -> None:
+        """Remove the folder, once the round is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _progress(self, chunks: Sequence[Chunk], verb: str) -> Iterator[Chunk]:
+        total = sum(len(chunk.rollouts) for chunk in chunks)
+        with tqdm(total=total, desc=verb, unit=" prompts", delay=2, disable=self.rank > 0) as bar:
+            for chunk in chunks:
+                yield chunk
+                bar.update(len(chunk.rollouts))
 
 
-def judge(
-    chunks: Sequence[Chunk], place: Place, judge: Judge, device: Any, complete: Callable[[Rollout], Rollout]
-) -> None:
-    """Score the answers of this rank's chunks that are not scored yet.
-
-    Args:
-        chunks: All chunks.
-        place: This rank.
-        judge: What scores; opened and closed here if it holds a model.
-        device: Where that model goes.
-        complete: Adds to a rollout what its answers are compared with.
-    """
-    todo = [chunk for chunk in place.strided(chunks) if not lies_at(place.judged(chunk))]
-    if not todo:
-        return
-    with _opened(judge, LoadableJudge, device):
-        for chunk in _progress(todo, "judge", place):
-            rollouts = [complete(rollout) for rollout in read_rollouts(place.sampled(chunk))]
-            texts = [[answer.text for answer in rollout.answers] for rollout in rollouts]
-            said = score_answers(judge, [rollout.prompt for rollout in rollouts], texts)
-            made = [
-                replace(
-                    rollout,
-                    scores=tuple(said.scores[number]),
-                    by_judge={name: tuple(scores[number]) for name, scores in said.by_judge.items()},
-                )
-                for number, rollout in enumerate(rollouts)
-            ]
-            write_rollouts(place.judged(chunk), made)
-
-
-def start(place: Place, chunks: Sequence[Chunk]) -> None:
-    """Make the folder of the pieces, on the first rank; the others wait for that."""
-    if place.rank > 0:
-        place.wait_for([place.messages / "started"])
-        return
-    with explain_write_errors(place.folder, "sampled answers", WRITABLE):
-        place.folder.mkdir(parents=True, exist_ok=True)
-        remove_stale_files(place.folder, place.folder.parent)
-        with atomic_write(place.folder / "plan.json") as temporary:
-            temporary.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
-    if place.size > 1:
-        place.send("started")
-
-
-def finished(place: Place, chunks: Sequence[Chunk]) -> list[Rollout]:
-    """All rollouts with their scores, once every rank has written its own."""
-    place.wait_for(place.judged(chunk) for chunk in chunks)
-    return [rollout for chunk in chunks for rollout in read_rollouts(place.judged(chunk))]
-
-
-def clear(place: Place) -> None:
-    """Remove the pieces of a round that is whole."""
-    shutil.rmtree(place.folder, ignore_errors=True)
+def _with_scores(rollouts: Sequence[Rollout], judge: Judge) -> list[Rollout]:
+    texts = [[answer.text for answer in rollout.answers] for rollout in rollouts]
+    judged = score_answers(judge, [rollout.prompt for rollout in rollouts], texts)
+    scored = []
+    for number, rollout in enumerate(rollouts):
+        by_judge = {name: tuple(scores[number]) for name, scores in judged.by_judge.items()}
+        scored.append(replace(rollout, scores=tuple(judged.scores[number]), by_judge=by_judge))
+    return scored
 
 
 @contextmanager
 def _opened(engine: Any, kind: type, argument: Any) -> Iterator[None]:
+    """Open an engine of this kind for the block; any other needs no opening."""
     if not isinstance(engine, kind):
         yield
         return
@@ -168,18 +174,10 @@ def _opened(engine: Any, kind: type, argument: Any) -> Iterator[None]:
         engine.close()  # type: ignore[attr-defined]
 
 
-def _progress(chunks: Sequence[Chunk], what: str, place: Place) -> Iterator[Chunk]:
-    total = sum(len(chunk.rollouts) for chunk in chunks)
-    with tqdm(total=total, desc=what, unit=" prompts", delay=2, disable=place.rank > 0) as bar:
-        for chunk in chunks:
-            yield chunk
-            bar.update(len(chunk.rollouts))
-
-
-def _refuse_other_counts(sampler: Sampler, chunk: Chunk, answers: Sequence[Sequence[Answer]]) -> None:
+def _require_counts(sampler: Sampler, chunk: Chunk, answers: Sequence[Sequence[Answer]]) -> None:
     counts = [len(texts) for texts in answers]
-    if counts != [chunk.samples] * len(chunk.rollouts):
+    if counts != [chunk.num_samples] * len(chunk.rollouts):
         raise ValueError(
             f"{type(sampler).__name__} gave {counts} answers where {len(chunk.rollouts)} prompts were asked for "
-            f"{chunk.samples} each; a sampler gives `n` answers to each prompt, in their order"
+            f"{chunk.num_samples} each; a sampler gives `n` answers to each prompt, in their order"
         )

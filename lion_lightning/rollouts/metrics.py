@@ -1,4 +1,4 @@
-"""What a round of on-policy sampling came to, in figures."""
+"""Metrics of a round: scores, win rate against the first round, lengths and diversity of its answers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean, pstdev
 
-from lion_lightning.rollouts.rounds import Rollout, Round
+from lion_lightning.rollouts.rollout import Rollout
+from lion_lightning.rollouts.rounds import Round
 from lion_lightning.types import Answer
 
 COMPARED = 200
 """Prompts that ``self_bleu`` is taken from, drawn with a fixed seed: it compares every two answers, which is slow."""
 
 
-def round_figures(made: Round) -> dict[str, float]:
-    """Figures of a round, by key; NaN where nothing is known.
+def round_metrics(finished: Round) -> dict[str, float]:
+    """Metrics of a round, by key; NaN where unknown.
 
     - ``score``: mean over all sampled answers; ``score_best``, ``score_worst``: over the best and worst of each prompt;
       ``score_spread``: standard deviation within a prompt's answers, mean over prompts. Pairs live from it.
@@ -29,9 +30,9 @@ def round_figures(made: Round) -> dict[str, float]:
     - ``prompts``, ``answers``, ``pairs`` (before the data module's filters), ``prompts_with_pairs`` (share).
 
     Args:
-        made: The round.
+        finished: The round.
     """
-    trained = [rollout for rollout in made.rollouts if not rollout.monitor]
+    trained = [rollout for rollout in finished.rollouts if not rollout.monitor]
     scored = [scores for scores in map(_sampled_scores, trained) if scores]
     answers = [answer for rollout in trained for answer in sampled(rollout)]
     return {
@@ -39,13 +40,13 @@ def round_figures(made: Round) -> dict[str, float]:
         "score_spread": _mean(map(pstdev, scored)),
         "score_best": _mean(map(max, scored)),
         "score_worst": _mean(map(min, scored)),
-        **_monitored([rollout for rollout in made.rollouts if rollout.monitor and rollout.scores]),
+        **_monitored([rollout for rollout in finished.rollouts if rollout.monitor and rollout.scores]),
         "length": _mean(float(len(answer.token_ids or ())) for answer in answers),
         "unfinished": _mean(float(answer.finish_reason == "length") for answer in answers),
         **_diversity([[answer.text for answer in sampled(rollout)] for rollout in trained]),
         "prompts": float(len(trained)),
         "answers": float(len(answers)),
-        "pairs": float(made.pairs()),
+        "pairs": float(finished.num_pairs),
         "prompts_with_pairs": _mean(float(bool(rollout.pairs)) for rollout in trained),
     }
 

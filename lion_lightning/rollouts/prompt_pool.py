@@ -115,7 +115,7 @@ PROMPT_FORMS: tuple[Form[PromptAnswer | None], ...] = (
 # --- the prompts of a run
 
 
-class Asked(NamedTuple):
+class PoolPrompt(NamedTuple):
     """A prompt of the pool.
 
     Attributes:
@@ -220,13 +220,13 @@ class PromptPool:
         taken = set(apart)
         return apart, [position for position in order if position not in taken]
 
-    def take(self, positions: Sequence[int]) -> list[Asked]:
+    def take(self, positions: Sequence[int]) -> list[PoolPrompt]:
         """Read the prompts at these positions, in their order.
 
         Raises:
             ValueError: The chat template cannot render one.
         """
-        found: dict[int, Asked] = {}
+        found: dict[int, PoolPrompt] = {}
         places = {position: self._place(position) for position in positions}
         for number, source in enumerate(self.sources):
             mine = [position for position, place in places.items() if place.source == number]
@@ -237,7 +237,7 @@ class PromptPool:
                 reader = _Reader()
                 whole = source.examples(raw[place.row], reader)[place.example]
                 row = raw[place.row]._replace(values=reader.rows[place.example])
-                found[position] = Asked(self._prompt(whole, row), self.group(position))
+                found[position] = PoolPrompt(self._prompt(whole, row), self.group(position))
         return [found[position] for position in positions]
 
     def _scan(self, number: int, source: Source, seen: dict[bytes, str]) -> None:

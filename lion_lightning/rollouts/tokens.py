@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.rollouts.files import read_table
-from lion_lightning.rollouts.rounds import SCHEMA
+from lion_lightning.rollouts.rollout import SCHEMA
 from lion_lightning.types import SampleSegment
 
 _ANSWERS = slice(1, None)  # segments of a pair: prompt, chosen, rejected

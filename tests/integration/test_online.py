@@ -308,7 +308,7 @@ def test_data_that_lies_on_disk_is_refused(online: Online) -> None:
     data = PreferenceDataModule([Source("pairs.jsonl")], TokenizerSpec(str(online.start)))
     trainer = online.trainer("run", [online.sampling()])
     data.prepare_data = data.setup = lambda *_, **__: None  # type: ignore[method-assign]
-    with pytest.raises(MisconfigurationException, match="PreferenceDataModule, which trains on what lies on disk"):
+    with pytest.raises(MisconfigurationException, match="PreferenceDataModule, which trains on pairs from disk"):
         trainer.fit(online.module(), datamodule=data)
 
 
@@ -333,7 +333,7 @@ def test_the_data_and_the_callback_work_with_a_plain_dpo_module(online: Online) 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"num_samples": 1}, "num_samples is 1; a pair needs 2"),
+        ({"num_samples": 1}, "num_samples is 1; a pair needs at least 2"),
         ({"prompts_per_round": 0}, "prompts_per_round is 0"),
         ({"original_chosen": 1.5}, "original_chosen is 1.5"),
         ({"monitor_prompts": -1}, "monitor_prompts is -1"),
@@ -386,7 +386,7 @@ def test_monitor_prompts_are_a_quarter_of_few_prompts_unless_their_number_is_giv
 
 def test_monitor_prompts_that_leave_none_are_named() -> None:
     shared = share_out(cast(PromptPool, Pool(10)), None, 32, 2, 0)
-    with pytest.raises(ValueError, match="no prompts left for round 0: monitor_prompts sets aside all 10 prompts"):
+    with pytest.raises(ValueError, match="no prompts left for round 0: all 10 prompts are monitor prompts"):
         shared.of_round(0, 0)
 
 
@@ -454,7 +454,7 @@ def test_ties_warn_with_their_number(online: Online, caplog: pytest.LogCaptureFi
         return [[float(n == 0 and place == 1) for place in range(len(row))] for n, row in enumerate(answers)]
 
     online.fit("run", online.sampling(Plain(), Wrong(mostly_ties), monitor_prompts=0), max_epochs=1)
-    assert "25 of 34 pairs are ties or equal answers" in caplog.text
+    assert "25 of 34 pairs are left out as ties or equal answers" in caplog.text
     assert "9 pairs are left" in caplog.text
 
 
@@ -464,7 +464,7 @@ class Silent:
 
 
 def test_empty_answers_are_an_error_with_counts(online: Online) -> None:
-    with pytest.raises(ValueError, match=r"0 pairs of answers, 30 prompts: fewer than two answers that are whole"):
+    with pytest.raises(ValueError, match=r"0 pairs of answers, 30 prompts: fewer than two answers that are complete"):
         online.fit("run", online.sampling(Silent()), max_epochs=1)
 
 

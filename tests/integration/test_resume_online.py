@@ -152,17 +152,19 @@ def test_prompts_that_a_longer_run_shares_out_otherwise_are_told() -> None:
     logged = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(round_plan.logger, "warning", lambda text, *values: logged.append(text % values))
-        two.warn_of_others(two.shares, 2)
-        three.warn_of_others(two.shares, 2)
+        two.warn_of_repeats(two.shares, 2)
+        three.warn_of_repeats(two.shares, 2)
     (told,) = logged
-    assert "earlier rounds asked 15 prompts each and set 4 aside, and now it is 10 and 4" in told
+    assert "earlier rounds asked 15 prompts each and set 4 aside as monitor prompts, and now it is 10 and 4" in told
     assert "set prompts_per_round: 15 and monitor_prompts: 4" in told
 
 
 @pytest.mark.slow
 def test_a_longer_run_says_what_it_asks_again(online: Online, caplog: pytest.LogCaptureFixture) -> None:
     online.fit("longer", max_epochs=2)
-    assert "asked, or watched, again" not in caplog.text
+    assert "of earlier rounds come again" not in caplog.text
     online.fit("longer", online.sampling(monitor_prompts=5), max_epochs=3)
-    assert "earlier rounds asked 15 prompts each and set 4 aside, and now it is 9 and 5" in caplog.text
+    assert (
+        "earlier rounds asked 15 prompts each and set 4 aside as monitor prompts, and now it is 9 and 5" in caplog.text
+    )
     assert "callbacks.OnPolicySampling.monitor_prompts was 4, is 5" in caplog.text

@@ -17,7 +17,7 @@ from lion_lightning.models.checkpoints.export import model_card
 from lion_lightning.models.checkpoints.lion_entry import LionEntry
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.rollouts.plan import identity_of
+from lion_lightning.rollouts.rounds import identity_of
 from lion_lightning.tools.pipeline.plan import read_plan
 from tests import tiny
 from tests.marks import slow

@@ -20,7 +20,7 @@ BLUE, ORANGE, GRAY = "#1f77b4", "#ff7f0e", "#888888"
 
 def draw(
     rounds: Sequence[Round],
-    figures: Sequence[Mapping[str, float]],
+    metrics: Sequence[Mapping[str, float]],
     kept: Sequence[float],
     causes: Sequence[Mapping[str, int]],
     png: Path,
@@ -29,7 +29,7 @@ def draw(
 
     Args:
         rounds: The rounds.
-        figures: Of each, from ``round_figures``.
+        metrics: Of each, from ``round_metrics``.
         kept: Pairs of each that were trained on, NaN where that is not known.
         causes: What was left out of each, and how many.
         png: Where to.
@@ -38,12 +38,12 @@ def draw(
         ValueError: The file cannot be written.
     """
     with rc_context({"text.parse_math": False}):  # a cause that names something of the data is no formula
-        _draw(rounds, figures, kept, causes, png)
+        _draw(rounds, metrics, kept, causes, png)
 
 
 def _draw(
     rounds: Sequence[Round],
-    figures: Sequence[Mapping[str, float]],
+    metrics: Sequence[Mapping[str, float]],
     kept: Sequence[float],
     causes: Sequence[Mapping[str, int]],
     png: Path,
@@ -53,7 +53,7 @@ def _draw(
     numbers = [made.number for made in rounds]
 
     def values(name: str) -> list[float]:
-        return [known[name] for known in figures]
+        return [known[name] for known in metrics]
 
     _scores(next(panels), numbers, values)
     _wins(next(panels), numbers, values, rounds)

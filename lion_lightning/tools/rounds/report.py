@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from lion_lightning.cache import read_object
 from lion_lightning.printing import literal
-from lion_lightning.rollouts.metrics import round_figures
-from lion_lightning.rollouts.rounds import Rollout, Round, find_rounds
+from lion_lightning.rollouts.metrics import round_metrics
+from lion_lightning.rollouts.rollout import Rollout
+from lion_lightning.rollouts.rounds import Round, find_rounds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,7 @@ ANSWERS = {
     "distinct_2": "{:.3f}",
     "self_bleu": "{:.3f}",
 }
-"""The figures that are printed, in two tables, and how."""
+"""The metrics that are printed, in two tables, and how."""
 
 SHOWN = 400
 """Characters of a prompt or an answer that are printed."""
@@ -60,14 +61,14 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
     rounds = find_rounds(folder)
     if not rounds:
         raise ValueError(f"{folder}: no finished rounds here; name the folder with round-0000.arrow (runs/.../rounds)")
-    figures = [_all_figures(made) for made in rounds]
-    logged = {name for known in figures for name in known} - {*round_figures(rounds[0]), *ANSWERS}
+    metrics = [_all_metrics(made) for made in rounds]
+    logged = {name for known in metrics for name in known} - {*round_metrics(rounds[0]), *ANSWERS}
     more = dict.fromkeys(sorted(logged), "{:.4g}")
-    console.print(_figures_table("Scores", rounds, figures, {**SCORES, **more}))
-    console.print(_figures_table("Answers", rounds, figures, ANSWERS))
+    console.print(_metrics_table("Scores", rounds, metrics, {**SCORES, **more}))
+    console.print(_metrics_table("Answers", rounds, metrics, ANSWERS))
     console.print(_causes_table(rounds))
     _show(console, rounds, samples)
-    _draw(console, rounds, figures, png or folder / "rounds.png")
+    _draw(console, rounds, metrics, png or folder / "rounds.png")
 
 
 def causes(made: Round) -> dict[str, int]:
@@ -101,23 +102,23 @@ def _under_way(folder: Path) -> list[str]:
     return lines
 
 
-def _figures_table(
-    title: str, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]], forms: Mapping[str, str]
+def _metrics_table(
+    title: str, rounds: Sequence[Round], metrics: Sequence[Mapping[str, float]], forms: Mapping[str, str]
 ) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for name in ("round", *forms):
         table.add_column(literal(name.replace("_", " ")), justify="right", overflow="fold")
-    for made, known in zip(rounds, figures, strict=True):
+    for made, known in zip(rounds, metrics, strict=True):
         table.add_row(str(made.number), *(_cell(known.get(name), form) for name, form in forms.items()))
     return table
 
 
-def _all_figures(made: Round) -> dict[str, float]:
-    """Figures of the rollouts, and those that were logged besides."""
+def _all_metrics(made: Round) -> dict[str, float]:
+    """Metrics of the rollouts, and those that were logged besides."""
     logged = {name.removeprefix("on_policy/"): value for name, value in made.summary.get("metrics", {}).items()}
-    return logged | round_figures(made)
+    return logged | round_metrics(made)
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -172,8 +173,8 @@ def _answer(rollout: Rollout, place: int) -> str:
     return f"{rollout.answers[place].text}\n= {rollout.scores[place]:g}{several}{cut}"
 
 
-def _draw(console: Console, rounds: Sequence[Round], figures: Sequence[Mapping[str, float]], png: Path) -> None:
+def _draw(console: Console, rounds: Sequence[Round], metrics: Sequence[Mapping[str, float]], png: Path) -> None:
     from lion_lightning.tools.rounds.plots import draw
 
-    draw(rounds, figures, [kept(made) for made in rounds], [causes(made) for made in rounds], png)
+    draw(rounds, metrics, [kept(made) for made in rounds], [causes(made) for made in rounds], png)
     console.print(f"wrote {png}", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Rounds on disk: everything comes back, whole or not at all; figures and pictures of them."""
+"""Rounds on disk: everything comes back, whole or not at all; their metrics and plots."""
 
 from __future__ import annotations
 
@@ -12,17 +12,9 @@ import pytest
 from rich.console import Console
 
 from lion_lightning.rollouts.files import DamagedFileError
-from lion_lightning.rollouts.metrics import distinct, round_figures, self_bleu
-from lion_lightning.rollouts.rounds import (
-    Rollout,
-    Round,
-    find_rounds,
-    lies_at,
-    round_path,
-    set_aside,
-    write_rollouts,
-    write_summary,
-)
+from lion_lightning.rollouts.metrics import distinct, round_metrics, self_bleu
+from lion_lightning.rollouts.rollout import Rollout, has_rollouts, write_rollouts
+from lion_lightning.rollouts.rounds import Round, find_rounds, round_path, set_aside
 from lion_lightning.tools.rounds.plots import wilson
 from lion_lightning.tools.rounds.report import report
 from lion_lightning.types import Answer, Prompt
@@ -44,7 +36,7 @@ def made(folder: Path, number: int, *rollouts: Rollout, identity: str = "0123456
 def test_everything_comes_back(tmp_path: Path) -> None:
     one = made(tmp_path, 3, ONE, NONE, MONITOR)
     assert one.rollouts == [ONE, NONE, MONITOR]
-    assert (one.number, one.metadata["identity"], one.pairs()) == (3, "0123456789abcdef", 2)
+    assert (one.number, one.metadata["identity"], one.num_pairs) == (3, "0123456789abcdef", 2)
     assert [other.path for other in find_rounds(tmp_path)] == [one.path]
 
 
@@ -61,7 +53,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     one.path.write_bytes(one.path.read_bytes()[:-40])
     with pytest.raises(DamagedFileError, match=r"round-0000.arrow: damaged .*; restore the file, or resume from"):
         _ = Round(one.path).metadata
-    assert not lies_at(one.path)
+    assert not has_rollouts(one.path)
     assert not one.path.exists()  # it is made again
     table = pa.table({"x": [1]})
     with pa.OSFile(str(one.path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -124,22 +116,25 @@ def test_a_damaged_round_is_set_aside_like_one_of_another_run(tmp_path: Path) ->
     made(tmp_path, 0, ONE)
     path = made(tmp_path, 1, ONE).path
     path.write_bytes(path.read_bytes()[:-1])
-    set_aside(tmp_path, 1)
+    set_aside(tmp_path, 1, "of another policy")
     assert [other.number for other in find_rounds(tmp_path)] == [0]
     assert [kept.name for kept in (tmp_path / "set_aside").iterdir()] == ["round-0001-damaged.arrow"]
 
 
 def test_other_runs_rounds_are_moved_with_those_that_followed(tmp_path: Path) -> None:
     rounds = [made(tmp_path, number, ONE, identity=f"{number}" * 16) for number in range(3)]
-    write_summary(rounds[1], {"metrics": {"on_policy/score": float("nan")}})
-    set_aside(tmp_path, 1)
+    rounds[1].write_summary({"on_policy/score": float("nan")}, {})
+    set_aside(tmp_path, 1, "of another policy")
     assert [other.number for other in find_rounds(tmp_path)] == [0]
     kept = sorted(path.name for path in (tmp_path / "set_aside").iterdir())
     assert kept == ["round-0001-111111111111.arrow", "round-0001-111111111111.json", "round-0002-222222222222.arrow"]
-    assert json.loads((tmp_path / "set_aside" / kept[1]).read_text()) == {"metrics": {"on_policy/score": None}}
+    assert json.loads((tmp_path / "set_aside" / kept[1]).read_text()) == {
+        "report": {},
+        "metrics": {"on_policy/score": None},
+    }
 
 
-# --- figures
+# --- metrics
 
 
 def test_distinct_counts_word_pairs() -> None:
@@ -158,8 +153,8 @@ def test_self_bleu_by_hand() -> None:
     assert self_bleu(["a", "a a a"]) == pytest.approx(expected)
 
 
-def test_figures_by_hand(tmp_path: Path) -> None:
-    figures = round_figures(made(tmp_path, 1, ONE, NONE, MONITOR))
+def test_metrics_by_hand(tmp_path: Path) -> None:
+    metrics = round_metrics(made(tmp_path, 1, ONE, NONE, MONITOR))
     wanted = {
         "score": 0.5,  # of what was sampled: 1 and 0, without the row's own answer
         "score_spread": 0.5,
@@ -175,7 +170,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
         "pairs": 2.0,
         "prompts_with_pairs": 0.5,
     }
-    assert {name: figures[name] for name in wanted} == pytest.approx(wanted)
+    assert {name: metrics[name] for name in wanted} == pytest.approx(wanted)
 
 
 def test_wilsons_interval() -> None:
@@ -191,13 +186,7 @@ def test_wilsons_interval() -> None:
 def test_the_report_prints_samples_literally_and_draws(tmp_path: Path) -> None:
     for number in range(3):
         one = made(tmp_path, number, ONE, NONE, MONITOR)
-    write_summary(
-        one,
-        {
-            "metrics": {"on_policy/kl": 0.25},
-            "report": {"kept": {"pairs": 1}, "left_out": {"equal scores": {"pairs": 1}}},
-        },
-    )
+    one.write_summary({"on_policy/kl": 0.25}, {"kept": {"pairs": 1}, "left_out": {"equal scores": {"pairs": 1}}})
     parts = tmp_path / "round-0003.parts-abc"
     parts.mkdir()
     (parts / "plan.json").write_text('{"chunks": 7}')

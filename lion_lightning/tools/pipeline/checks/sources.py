@@ -14,6 +14,7 @@ from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import Encoder
 from lion_lightning.readiness import SHOWN, require_ready
+from lion_lightning.rollouts.plan import require_on_policy
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.types import Prompt
 
@@ -91,7 +92,7 @@ def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> Non
     trainer.datamodule = data  # type: ignore[attr-defined]  # as Lightning attaches it
     for callback in callbacks:
         if isinstance(callback, OnPolicySampling):
-            callback.require_fitting(trainer, module)
+            require_on_policy(trainer, module)
             callback.require_prompts(trainer, data.pool)
             _shown(data.pool, [callback.sampler, callback.judge])
 
