@@ -129,7 +129,7 @@ BAD: list[tuple[str, Change, str]] = [
         ],
         "http://127.0.0.1:9: no answer after 2 tries",
     ),
-    ("one sample", lambda: [config(num_samples=1)], "num_samples is 1; a pair needs 2"),
+    ("one sample", lambda: [config(num_samples=1)], "num_samples is 1; a pair needs at least 2"),
 ]
 
 
