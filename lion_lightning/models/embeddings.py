@@ -16,14 +16,14 @@ from lion_lightning.models.weights.dtensor import local_rows, to_local
 
 
 def token_embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The weights of the input embedding and of the output head; one entry where they are tied."""
+    """The weights of the input embedding and of the output head; one if they are tied."""
     modules: tuple[Any, ...] = (model.get_input_embeddings(), output_head(model))
     weights: list[nn.Parameter] = [module.weight for module in modules if module is not None]
     return list({id(weight): weight for weight in weights}.values())
 
 
 def embedding_names(model: PreTrainedModel) -> list[str]:
-    """Names of those weights among the model's parameters."""
+    """Parameter names of :func:`token_embeddings`."""
     weights = {id(weight) for weight in token_embeddings(model)}
     return [name for name, parameter in model.named_parameters() if id(parameter) in weights]
 
@@ -34,7 +34,7 @@ def output_head(model: PreTrainedModel) -> Any:
 
 
 def still_tied(model: PreTrainedModel) -> bool:
-    """Whether a tied embedding and head are still one: peft may train a copy of one of them in its place.
+    """True if embedding and head are still one weight: peft may train a copy of either.
 
     Args:
         model: A model whose config ties them.
@@ -44,17 +44,17 @@ def still_tied(model: PreTrainedModel) -> bool:
 
 
 def untied(model: PreTrainedModel) -> bool:
-    """Whether embedding and head are two weights although the config ties them: its files hold two that differ.
+    """True if the files hold two different weights for embedding and head although the config ties them.
 
     Args:
-        model: As transformers has loaded it.
+        model: As loaded by transformers.
     """
     ties = bool(model.config.get_text_config().tie_word_embeddings) and bool(model._tied_weights_keys)
     return ties and len(token_embeddings(model)) > 1
 
 
 def train_padding_row(model: PreTrainedModel) -> None:
-    """Let the padding token's embedding learn as any other: no row is padding here, and the token may end turns.
+    """Train the padding token's embedding like any other: packed rows hold no padding, and the token may end turns.
 
     Args:
         model: Changed in place.
@@ -65,26 +65,26 @@ def train_padding_row(model: PreTrainedModel) -> None:
 
 
 def vocabulary_rows(model: PreTrainedModel) -> int:
-    """Rows of the embedding: the vocabulary, with whatever padding the model has."""
+    """Rows of the embedding: the vocabulary and the model's padding of it."""
     embedding: Any = model.get_input_embeddings()
     return int(embedding.weight.shape[0])
 
 
 @torch.no_grad()
 def add_token_rows(model: PreTrainedModel, vocabulary: int, new_ids: Iterable[int]) -> None:
-    """Give every new token a row at the mean of the old rows, in the embedding and in the head.
+    """Initialize the rows of new tokens to the mean of the old rows, in the embedding and the head.
 
     A random row can dominate the softmax from the first step; the mean cannot. Tied weights stay tied.
 
     Args:
-        model: The model to change in place.
-        vocabulary: Number of tokens of the tokenizer. The matrices grow to it and never shrink: many models pad them.
-        new_ids: Ids of the tokens that the base model was not trained on.
+        model: Changed in place.
+        vocabulary: Number of tokens of the tokenizer. Matrices grow to it and never shrink: many models pad them.
+        new_ids: Tokens that the base model was not trained on.
     """
     rows = vocabulary_rows(model)
     new = new_rows(rows, vocabulary, new_ids)
     if vocabulary > rows:
-        with torch.random.fork_rng(devices=[]):  # what is drawn for the new rows is written over
+        with torch.random.fork_rng(devices=[]):  # the random new rows are overwritten
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
     for weight in token_embeddings(model) if new else ():
         set_to_mean(weight, new)
@@ -94,40 +94,40 @@ def new_rows(rows: int, vocabulary: int, new_ids: Iterable[int]) -> list[int]:
     """Rows of the embeddings that the base model was not trained on.
 
     Args:
-        rows: How many the base model has.
+        rows: Rows of the base model.
         vocabulary: Number of tokens of the tokenizer.
-        new_ids: Ids of new tokens, which may lie in the base model's padding.
+        new_ids: New tokens, which may lie in the base model's padding.
     """
     return sorted({*new_ids, *range(rows, vocabulary)})
 
 
 @torch.no_grad()
 def set_to_mean(weight: Tensor, rows: Sequence[int]) -> Tensor:
-    """Set rows of a weight, which may be sharded, to the mean of its other rows; all ranks that share it call this.
+    """Set rows of a weight to the mean of its other rows; all ranks call this if it is sharded.
 
     Args:
         weight: ``(rows, width)``, changed in place.
-        rows: Which to set.
+        rows: Rows to set.
 
     Returns:
         The mean, ``(width,)``.
     """
-    part, held = to_local(weight), local_rows(weight)
-    known = torch.ones(len(held), dtype=torch.bool, device=part.device)
+    shard, held = to_local(weight), local_rows(weight)
+    known = torch.ones(len(held), dtype=torch.bool, device=shard.device)
     known[[row - held.start for row in rows if row in held]] = False
-    total = part[known].float().sum(0)
+    total = shard[known].float().sum(0)
     if isinstance(weight, DTensor):
         torch.distributed.all_reduce(total, group=weight.device_mesh.get_group())
     mean = (total / (weight.shape[0] - len(rows))).to(weight.dtype)
-    part[~known] = mean
+    shard[~known] = mean
     return mean
 
 
 def new_token_ids(spec: TokenizerSpec) -> list[int]:
-    """Ids of the special tokens that a spec adds to its tokenizer: the base model has never seen them.
+    """Ids of the special tokens that a spec adds to its tokenizer, which the base model was not trained on.
 
     Args:
-        spec: The tokenizer to load.
+        spec: The tokenizer.
     """
     if not spec.special_tokens:
         return []
@@ -137,18 +137,17 @@ def new_token_ids(spec: TokenizerSpec) -> list[int]:
 
 
 class TrainableRows:
-    """Lets only chosen rows of the token embeddings learn (the paper's embedding-gradient mask).
+    """Trains only chosen rows of the token embeddings (the paper's embedding-gradient mask).
 
-    It acts on the gradients between backward and the optimizer, when they have been reduced over ranks. A sharded
-    gradient is multiplied by a mask sharded in the same way, so that each rank masks just the row range it holds. The
-    parameters must be free of weight decay, which would shrink the other rows: ``AlignmentModule`` sees to that.
+    It masks the reduced gradients before the optimizer's step; the mask of a sharded gradient is sharded alike. The
+    parameters must have no weight decay, which would shrink the other rows: ``AlignmentModule`` sees to that.
 
     Args:
         model: The model; its embedding and its head, tied or not, are masked alike.
-        rows: Ids of the rows that learn.
+        rows: Rows to train.
 
     Raises:
-        ValueError: If no row is given or one is outside of the vocabulary.
+        ValueError: No row is given, or one is outside of the vocabulary.
     """
 
     def __init__(self, model: PreTrainedModel, rows: Iterable[int]) -> None:

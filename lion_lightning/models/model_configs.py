@@ -1,4 +1,4 @@
-"""The transformers config of a model, from its folder or from a mapping; what no model can be built by is refused."""
+"""The transformers config of a model, from its folder or a mapping, checked before a model is built from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lion_lightning.cache import read_object
 from lion_lightning.errors import first_line
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
-"""What every model has at least one of; transformers builds a model without layers of ``num_hidden_layers: -1``."""
+"""Sizes of at least 1; from ``num_hidden_layers: -1`` transformers builds a model without layers."""
 
 
 def stored_config(source: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
@@ -25,10 +25,10 @@ def stored_config(source: str, revision: str | None, trust_remote_code: bool) ->
     Args:
         source: Folder or hub id.
         revision: Hub revision.
-        trust_remote_code: Whether code that comes with the model may run.
+        trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ValueError: There is none, it makes no sense, or the folder holds adapters instead of a model.
+        ValueError: There is none, it is malformed, or the folder holds adapters instead of a model.
     """
     refuse_adapters(source, revision)
     try:
@@ -36,7 +36,7 @@ def stored_config(source: str, revision: str | None, trust_remote_code: bool) ->
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (ModuleNotFoundError, SizeError):
         raise
-    except Exception as error:  # transformers raises of any kind where a config makes no sense
+    except Exception as error:  # a malformed config may raise anything in transformers
         raise ValueError(not_loadable(source, error)) from error
     require_sizes(config.get_text_config().to_dict(), source)
     _refuse_kernels(config, source)
@@ -49,11 +49,11 @@ def config_from(settings: Mapping[str, Any], where: str) -> PretrainedConfig:
     """A config from plain data.
 
     Args:
-        settings: ``model_type``, and what that kind of model takes.
-        where: Where they come from, for messages.
+        settings: ``model_type``, and settings of that type of model.
+        where: Their source, for messages.
 
     Raises:
-        ValueError: There is no such kind of model, or it does not take these settings.
+        ValueError: The type is unknown, or it does not take these settings.
     """
     kind = settings.get("model_type")
     if kind is None:
@@ -72,33 +72,33 @@ def config_from(settings: Mapping[str, Any], where: str) -> PretrainedConfig:
 
 
 def _forget_code(config: PretrainedConfig) -> None:
-    """Drop what names code: it would go into exports, and be run by whoever trusts them."""
+    """Drop names of custom code: exports would carry them, and users who trust an export would run it."""
     for name in ("auto_map", "custom_pipelines"):
         config.__dict__.pop(name, None)
 
 
 def _refuse_kernels(config: PretrainedConfig, where: str) -> None:
-    """Refuse a config that names kernels of the hub: transformers would bring that code here and run it."""
+    """Refuse a config that names kernels on the hub: transformers would download and run that code."""
     for part in (config, config.get_text_config()):
         for name in ("_attn_implementation", "_experts_implementation"):
             asked = getattr(part, name, None)
             if "/" in str(asked):
                 raise ValueError(
-                    f"{where}: the config asks for code of the hub ({name.removeprefix('_')}: {asked!r}), and a file "
-                    "decides about no code; take the entry out"
+                    f"{where}: the config asks for code from the hub ({name.removeprefix('_')}: {asked!r}), which a "
+                    "file may not; take the entry out"
                 )
 
 
 class SizeError(ValueError):
-    """A model without layers, heads, width or words."""
+    """A model size below 1."""
 
 
 def require_sizes(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse a model without layers, heads, width or words.
+    """Refuse sizes below 1: of layers, width, heads and vocabulary.
 
     Args:
         settings: A config as plain data.
-        where: Where it comes from, for the message.
+        where: Its source, for the message.
 
     Raises:
         SizeError: A size is below 1.
@@ -110,7 +110,7 @@ def require_sizes(settings: Mapping[str, Any], where: str) -> None:
 
 
 def refuse_adapters(source: str, revision: str | None) -> None:
-    """Refuse adapters where a model is wanted: transformers would load another model, which their config names.
+    """Refuse a folder of adapters: transformers would load their base model instead.
 
     Args:
         source: Folder or hub id.
@@ -121,23 +121,23 @@ def refuse_adapters(source: str, revision: str | None) -> None:
     """
     try:
         found = find_adapter_config_file(source, revision=revision)
-    except (OSError, ValueError):  # there is no such folder or hub id, which is said where the config is read
+    except (OSError, ValueError):  # a missing folder or hub id is reported when the config is read
         return
     if found is not None:
         raise ValueError(
-            f"{source} holds adapters (adapter_config.json), not a model of its own; export the whole model with "
+            f"{source} holds adapters (adapter_config.json), not a full model; export the full model with "
             "`lion export` (without --adapter), or name the base model"
         )
 
 
 def require_safetensors(folder: Path) -> None:
-    """Refuse a folder that has no safetensors, or names some outside of it; what is no folder is a hub id.
+    """Require safetensors weights in a folder; anything else is taken for a hub id.
 
     Args:
-        folder: Of a model.
+        folder: Folder of a model.
 
     Raises:
-        ValueError: It has none, or its index names a file elsewhere.
+        ValueError: It has none, or its index names a file outside of it.
     """
     for index in folder.glob("*.safetensors.index.json"):
         weight_files(index)
@@ -148,17 +148,17 @@ def require_safetensors(folder: Path) -> None:
 
 
 def weight_files(index: Path) -> dict[str, str]:
-    """Name of each tensor's file, by the tensor's name.
+    """File name of each tensor.
 
     Args:
         index: A model's ``model.safetensors.index.json``.
 
     Raises:
-        ValueError: It is no such list, or names a file outside of its folder.
+        ValueError: It is malformed, or names a file outside of its folder.
     """
     named = read_object(index, "an index of weights", "bring the file back").get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
-        raise ValueError(f"{index}: no index of weights, it has no `weight_map`; bring the file back")
+        raise ValueError(f"{index}: not an index of weights, it has no `weight_map`; bring the file back")
     for file in named.values():
         if file == ".." or Path(file).name != file:
             raise ValueError(f"{index}: it names {file!r}, which is outside of the folder")

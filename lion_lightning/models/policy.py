@@ -1,4 +1,4 @@
-"""The policy (and any reference): a causal LM that turns packed rows into log-probs of their targets."""
+"""The policy model: a causal LM that turns packed rows into log-probs of their targets."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ log = logging.getLogger(__name__)
 class PolicyModel(nn.Module):
     """A Hugging Face causal LM behind the one forward that every stage uses.
 
-    Rows go through the model packed, by the attention of :mod:`lion_lightning.ops.attention`. A model that cannot do
-    that (state-space layers, its own attention code) is found out by a probe at construction and runs padded, with a
-    warning.
+    Rows go through the model packed, with the attention of :mod:`lion_lightning.ops.attention`. A probe at construction
+    detects models that cannot do that (state-space layers, custom attention code); they run padded, with a warning.
 
     Args:
         model: A causal LM, or a PEFT model around one.
         packed: False to run every sequence alone in a padded batch.
 
     Raises:
-        ValueError: If the model's own logits are not those of its head, under any post-processing known here.
+        ValueError: The model's logits are not those of its head, under any post-processing known here.
     """
 
     def __init__(self, model: nn.Module, packed: bool = True) -> None:
@@ -53,14 +52,14 @@ class PolicyModel(nn.Module):
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The transformers model itself, inside of any adapter."""
+        """The transformers model inside of the adapters."""
         model: Any = self.model
         base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
         return base
 
     @property
     def _name(self) -> str:
-        """What the model is called in messages: where it was loaded from, or its class."""
+        """Name in messages: the model's path, or its class."""
         return str(getattr(self.causal_lm.config, "_name_or_path", "") or type(self.causal_lm).__name__)
 
     @override
@@ -87,7 +86,7 @@ class PolicyModel(nn.Module):
         """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.
 
         Raises:
-            ValueError: If the head is of a kind whose weight cannot be had.
+            ValueError: The head has LoRA on it.
         """
         head = output_head(self.causal_lm)
         if hasattr(head, "lora_A"):
@@ -96,15 +95,15 @@ class PolicyModel(nn.Module):
 
     @property
     def has_adapters(self) -> bool:
-        """Whether LoRA adapters are on the model."""
+        """True with LoRA adapters."""
         return self.model is not self.causal_lm
 
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
-        """Be the model that the adapters were put on.
+        """Switch the adapters off for a while.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: There are none.
         """
         model: Any = self.model
         if not hasattr(model, "disable_adapter"):
@@ -113,7 +112,7 @@ class PolicyModel(nn.Module):
             yield
 
     def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
-        # A four-dimensional mask is passed through untouched, so the model builds none; the attention reads the layout.
+        # transformers passes a 4D mask through untouched, so the model builds none; our attention reads the layout.
         output = self._backbone(
             input_ids=input_ids[None],
             position_ids=position_ids[None],
@@ -140,9 +139,9 @@ class PolicyModel(nn.Module):
 
     @torch.no_grad()
     def probe(self) -> None:
-        """Run two five-token documents both ways, so that a model that would silently differ never trains.
+        """Run two five-token documents packed and padded, so that a model on which they differ never trains packed.
 
-        Done at construction, but for a model on the meta device: call it then when its weights are there.
+        Called at construction; for a model on the meta device, call it once the weights are loaded.
 
         Raises:
             ValueError: See the class.
@@ -180,7 +179,7 @@ class PolicyModel(nn.Module):
         row = ids[:5][None]
         try:
             logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
-        except (TypeError, AttributeError) as error:  # code that knows other attention than the one that was asked for
+        except (TypeError, AttributeError) as error:  # custom code without the requested attention
             asked = self.causal_lm.config._attn_implementation
             raise ValueError(
                 f"{self._name}: the model does not run with policy.attention {asked!r} ({error}); set it to eager or "
@@ -190,7 +189,7 @@ class PolicyModel(nn.Module):
         if not bool(logits.isfinite().all()):
             raise ValueError(
                 f"{self._name}: its logits are not finite, although its weights are: its config "
-                f"makes no sense, or {str(logits.dtype).removeprefix('torch.')} is too narrow for it (policy.dtype)"
+                f"is wrong, or {str(logits.dtype).removeprefix('torch.')} is too narrow for it (policy.dtype)"
             )
         weight, bias = self.head()
         own = hidden @ weight.T if bias is None else hidden @ weight.T + bias
@@ -202,7 +201,7 @@ class PolicyModel(nn.Module):
 
 
 def position_limit(config: Any) -> int | None:
-    """Longest sequence that a model of this config has positions for, or None if it has no such limit.
+    """Maximum sequence length of a model; None if it has no limit.
 
     Args:
         config: A transformers config.
@@ -212,7 +211,7 @@ def position_limit(config: Any) -> int | None:
 
 
 def logit_transform(config: Any) -> LogitTransform:
-    """What a model of this config does to its head's output.
+    """Post-processing of the head's output: scale and soft cap.
 
     Args:
         config: A transformers config.
@@ -225,9 +224,7 @@ def logit_transform(config: Any) -> LogitTransform:
 
 
 def without_dropout(config: Any) -> Any:
-    """Set every dropout probability of a config to zero, in place.
-
-    Alignment compares a policy with a reference: with dropout in either, equal models would differ.
+    """Set every dropout probability of a config to zero, in place: with dropout, policy and equal reference differ.
 
     Args:
         config: A transformers config.

@@ -1,4 +1,4 @@
-"""The frozen weights of a LoRA run in four bits (QLoRA, arXiv 2305.14314), through bitsandbytes."""
+"""4-bit base models under LoRA (QLoRA, arXiv 2305.14314), through bitsandbytes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class NF4Spec:
-    """Linear layers in NF4, four bits a weight in blocks of 64 with a scale each; embedding, head and norms stay whole.
+    """Linear layers in NF4: 4 bits per weight, a scale per block of 64; embedding, head and norms are not quantized.
 
     Attributes:
-        double_quant: Hold the scales in 8 bits too: 4.13 bits a weight instead of 4.5.
-        compute_dtype: Dtype that the weights are brought to for each product; None for ``policy.dtype``. On a GPU:
-            ``bfloat16``, beside ``policy.dtype: float32`` and ``bf16-mixed``.
+        double_quant: Hold the scales in 8 bits too: 4.13 bits per weight instead of 4.5.
+        compute_dtype: Dtype of the matrix products; None for ``policy.dtype``. On a GPU: ``bfloat16``, with
+            ``policy.dtype: float32`` and ``bf16-mixed``.
     """
 
     double_quant: bool = True
@@ -28,19 +28,19 @@ class NF4Spec:
 
     @property
     def bits(self) -> float:
-        """Bits that a weight takes: four, and of each 64 weights a scale in 32 bits, or in 8 with one of 32 for 256."""
+        """Bits per weight: 4, and a scale per 64 weights of 32 bits, or of 8 with another of 32 per 256 scales."""
         return 4 + (8 + 32 / 256 if self.double_quant else 32) / 64
 
     def require(self, adapted: bool, stored: bool, split: object | None) -> None:
-        """Refuse a policy that cannot be held in four bits.
+        """Refuse a policy that cannot be quantized.
 
         Args:
-            adapted: Whether it has adapters.
-            stored: Whether its weights are loaded rather than random.
-            split: How it is split over ranks, None if it is not.
+            adapted: It has adapters.
+            stored: Its weights are loaded rather than random.
+            split: How it is sharded over ranks, if it is.
 
         Raises:
-            ValueError: It cannot.
+            ValueError: It has no adapters, random weights, or is sharded.
         """
         if not adapted:
             raise ValueError("policy.quantization: weights in 4 bits cannot learn; set policy.lora, or leave it out.")
@@ -54,13 +54,13 @@ class NF4Spec:
             )
 
     def config(self, dtype: torch.dtype) -> BitsAndBytesConfig:
-        """What transformers loads such a model by.
+        """Transformers' config of the quantization.
 
         Args:
-            dtype: Of what is not quantized.
+            dtype: Dtype of all that is not quantized.
 
         Raises:
-            ModuleNotFoundError: If bitsandbytes is not installed.
+            ModuleNotFoundError: bitsandbytes is not installed.
         """
         if find_spec("bitsandbytes") is None:
             raise ModuleNotFoundError("policy.quantization needs bitsandbytes: pip install 'lion-lightning[qlora]'")
@@ -77,10 +77,10 @@ class NF4Spec:
 def keep_layout(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking weights in evaluation mode, as it does on some CPUs.
 
-    That rounds the scales to bfloat16 for good: a reference pass would change the weights in the middle of a run.
+    Repacking rounds the scales to bfloat16 for good: a reference pass would change the weights in the middle of a run.
 
     Args:
-        model: A model that was loaded in four bits.
+        model: A model that was loaded in 4 bits.
     """
     module: Any
     for module in model.modules():
@@ -89,7 +89,7 @@ def keep_layout(model: nn.Module) -> None:
 
 
 def product_dtype(config: Any) -> torch.dtype | None:
-    """Dtype that a quantized model's weights are brought to for each product; None for a model that is not quantized.
+    """Dtype of a quantized model's matrix products; None if it is not quantized.
 
     Args:
         config: A transformers config.
@@ -98,7 +98,7 @@ def product_dtype(config: Any) -> torch.dtype | None:
 
 
 def scales(tensor: Tensor) -> list[Tensor]:
-    """What a weight in four bits means beside its bits; nothing for any other weight.
+    """Scales of a 4-bit weight; none for any other.
 
     Args:
         tensor: A parameter.
@@ -109,20 +109,20 @@ def scales(tensor: Tensor) -> list[Tensor]:
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Whether a layer's weight is in four bits.
+    """True if a layer's weight is in 4 bits.
 
     Args:
         layer: Any module.
     """
-    return hasattr(layer._parameters.get("weight"), "quant_state")  # peft computes a `weight` that is no parameter
+    return hasattr(layer._parameters.get("weight"), "quant_state")  # peft's `weight` is computed, not a parameter
 
 
 @torch.no_grad()
 def dequantized(layer: Any) -> nn.Module:
-    """A layer with the values that its four bits stand for, in the dtype that they were rounded from.
+    """A layer with dequantized weights, in the dtype that they were quantized from.
 
     Args:
-        layer: A linear layer. One that is not quantized is given back as it is.
+        layer: A linear layer; one that is not quantized is returned as it is.
     """
     if not is_quantized(layer):
         return layer  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Specs from plain data, as checkpoints and configs hold them: each key and value is checked, and named if wrong."""
+"""Specs from plain data, as checkpoints and configs hold them, with each key and value checked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def spec_from(kind: type[T], settings: object, where: str) -> T:
-    """Make a spec of plain data.
+    """A spec from plain data.
 
     Args:
         kind: A dataclass.
-        settings: A mapping of its fields; a spec of that kind is given back as it is.
-        where: What the settings are of, ``policy`` say, for messages.
+        settings: A mapping of its fields; a spec of that kind is returned as it is.
+        where: Name of the settings in messages, e.g. ``policy``.
 
     Raises:
         ValueError: A key is unknown or missing, or a value is not of its field's type.
@@ -25,7 +25,7 @@ def spec_from(kind: type[T], settings: object, where: str) -> T:
     if isinstance(settings, kind):
         return settings
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{where}: {_shown(settings)} is no mapping of settings")
+        raise ValueError(f"{where}: {_shown(settings)} is not a mapping of settings")
     known = {field.name: field.default is MISSING and field.default_factory is MISSING for field in fields(kind)}  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
@@ -39,15 +39,15 @@ def spec_from(kind: type[T], settings: object, where: str) -> T:
 
 
 def asked_spec(kind: type[T], settings: object, where: str) -> T:
-    """A spec as modules take it: the spec itself, or a mapping, which is how checkpoints hold it.
+    """A spec given by a user; a mapping, which may come from a checkpoint, cannot make code run.
 
     Args:
         kind: A dataclass with a field ``trust_remote_code``.
         settings: A mapping of its fields, or a spec.
-        where: What the settings are of, for messages.
+        where: Name of the settings in messages.
 
     Raises:
-        ValueError: As :func:`spec_from`; or a mapping asks for code to run, which only a spec does on purpose.
+        ValueError: As :func:`spec_from`; or a mapping sets ``trust_remote_code``.
     """
     spec = spec_from(kind, settings, where)
     if spec is not settings and getattr(spec, "trust_remote_code", False):
@@ -59,15 +59,15 @@ def asked_spec(kind: type[T], settings: object, where: str) -> T:
 
 
 def check_types(kind: type, settings: Mapping[str, Any], where: str) -> None:
-    """See that values are of the types of a dataclass's fields; a nested dataclass may come as a mapping.
+    """Check values against the types of a dataclass's fields; a nested dataclass may be a mapping.
 
     Args:
         kind: The dataclass.
         settings: Values by field.
-        where: What they are of, for messages.
+        where: Name of the settings in messages.
 
     Raises:
-        ValueError: One is not; the message says what would do.
+        ValueError: A value has another type; the message names the expected one.
     """
     hints = get_type_hints(kind)
     for name, value in settings.items():
@@ -83,19 +83,19 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     if origin is Literal:
         return any(value == part and type(value) is type(part) for part in parts)
-    if origin in (list, tuple):  # data files know lists alone
+    if origin in (list, tuple):  # JSON and YAML have no tuples
         return isinstance(value, list | tuple) and all(_fits(one, parts[0]) for one in value)
     if origin is dict:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     if is_dataclass(hint):
-        return isinstance(value, Mapping | hint)  # whose own check follows
+        return isinstance(value, Mapping | hint)  # a mapping is checked when the nested spec is made
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
 
 
 def described(hint: Any) -> str:
-    """What a value of a type is, in words.
+    """A type in words.
 
     Args:
         hint: The type.

@@ -124,15 +124,15 @@ class PolicySpec:
         if self.quantization is not None:
             self.quantization.require(adapted=self.lora is not None, stored=self.path is not None, split=sharding)
         vocabulary = len(tokenizer) if tokenizer is not None else 0
-        if sharding is None:
-            return self._build_full(vocabulary, new_ids or [])
-        if self.path is not None:
+        new_ids = new_ids or []
+        if sharding is not None and self.path is not None:
             try:
-                return self._build_sharded(self.path, vocabulary, new_ids or [], sharding)
+                return self._build_sharded(self.path, vocabulary, new_ids, sharding)
             except ShardedLoadingError as error:
                 log.warning("%s cannot be loaded sharded (%s), so every rank loads all of it first.", self.path, error)
-        policy = self._build_full(vocabulary, new_ids or [])
-        sharding.apply(policy)
+        policy = self._prepared(self.build_base(vocabulary, new_ids), new_ids)
+        if sharding is not None:
+            sharding.apply(policy)
         return policy
 
     def build_base(self, vocabulary: int, new_ids: list[int]) -> PreTrainedModel:
@@ -149,12 +149,10 @@ class PolicySpec:
             add_token_rows(model, vocabulary, new_ids)
         return model
 
-    def _build_full(self, vocabulary: int, new_ids: list[int]) -> PolicyModel:
-        return self._prepared(self.build_base(vocabulary, new_ids), new_ids)
-
     def _build_sharded(self, path: str, vocabulary: int, new_ids: list[int], sharding: Sharding) -> PolicyModel:
         """The same model; no rank ever holds more than its own rows and one layer."""
-        _require_weights(path)
+        require_safetensors(Path(path))
+        require_intact(Path(path))
         try:
             weight_files = WeightFiles.find(path, self.revision)
         except (OSError, ValueError, SafetensorError) as error:
@@ -214,9 +212,7 @@ class PolicySpec:
         """Rows of the embeddings to train; None for all."""
         if self.trainable_rows is None or isinstance(self.trainable_rows, list):
             return self.trainable_rows
-        if isinstance(self.trainable_rows, int):
-            return list(range(self.trainable_rows, vocabulary_rows(model)))
-        return new_ids
+        return new_ids if self.trainable_rows == "new" else list(range(self.trainable_rows, vocabulary_rows(model)))
 
     def _load(self, rows: int | None = None) -> PreTrainedModel:
         """The model without adapters; with ``rows``, an empty one (init_empty) with so many rows of the embeddings."""
@@ -234,7 +230,8 @@ class PolicySpec:
         config = self.load_config()
         options |= {"dtype": getattr(torch, self.dtype), "trust_remote_code": self.trust_remote_code}
         if self.path is not None:
-            _require_weights(self.path)
+            require_safetensors(Path(self.path))
+            require_intact(Path(self.path))
         settings = self._generation_settings(config)
         try:
             if self.path is not None and rows is None:
@@ -288,11 +285,6 @@ def _apply_liger(model: PreTrainedModel) -> None:
         log.warning("policy.liger: Liger's kernels need a GPU, so the model's own kernels run.")
         return
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
-
-
-def _require_weights(path: str) -> None:
-    require_safetensors(Path(path))
-    require_intact(Path(path))
 
 
 def _from_config(config: PretrainedConfig, rows: int | None, options: dict[str, Any]) -> PreTrainedModel:

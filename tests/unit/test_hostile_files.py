@@ -291,7 +291,7 @@ def test_a_config_asks_for_no_code_of_the_hub(key: str, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: "evil/kernel"}))
-    with pytest.raises(ValueError, match=r"model: the config asks for code of the hub \(attn_implementation: 'evil"):
+    with pytest.raises(ValueError, match=r"model: the config asks for code from the hub \(attn_implementation: 'evil"):
         PolicySpec(path=str(folder)).load_config()
 
 

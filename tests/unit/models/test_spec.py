@@ -179,7 +179,7 @@ def test_a_wrong_setting_is_named_with_what_would_do(said: str) -> None:
 
 @pytest.mark.parametrize("given", [3, None, [1], ("a",)])
 def test_what_is_no_policy_is_one_line(given: Any) -> None:
-    with pytest.raises(ValueError, match=r"policy: .* is no mapping of settings"):
+    with pytest.raises(ValueError, match=r"policy: .* is not a mapping of settings"):
         PolicySpec.of(given)
 
 

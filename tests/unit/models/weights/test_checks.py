@@ -202,7 +202,7 @@ def test_an_index_beside_a_single_file_counts_for_nothing(folder: Path) -> None:
 INDEXES = {
     "": "not an index of weights",
     "[]": "not an index of weights",
-    '{"weight_map": {"a": 3}}': "no index of weights",
+    '{"weight_map": {"a": 3}}': "not an index of weights",
     '{"weight_map": {"a": "../model.safetensors"}}': "outside of the folder",
     '{"weight_map": {"a": "gone.safetensors"}}': "gone.safetensors",
 }
