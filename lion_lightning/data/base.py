@@ -17,7 +17,7 @@ from lion_lightning.data.checks import check_at_least, check_sources
 from lion_lightning.data.packing.best_fit import BestFit, Packing
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.selection.documents import Selection
-from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, without
+from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, remove_shared
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import Encoder, tokenize
 from lion_lightning.data.store.tokenized import TokenTable
@@ -195,7 +195,7 @@ class PackedDataModule(LightningDataModule, ABC):
         train = self._unique(sources) if sources else []
         held = self._unique(self.validation) if self.validation else []
         if held:
-            return without(train, held, "in a validation source"), held
+            return remove_shared(train, held, "in a validation source"), held
         return hold_out(train, self.validation_share) if self.validation_share else (train, held)
 
     @override

@@ -64,7 +64,7 @@ def prepare(
     rank: int, world: int, folder: Path, cache: str, errors: Sequence[Exception | None], seeds: Sequence[int]
 ) -> Any:
     """Prepare data under a Trainer; what this rank has encoded, and the samples of its batches, or its error."""
-    tokenizing._PART_ROWS = 8
+    tokenizing._MIN_SHARD_ROWS = 8
     data = Data(
         [Source(str(folder / "sums.jsonl"))],
         byte_tokenizer(),
@@ -149,7 +149,7 @@ class Dying(Recording):
 
 
 def share(rank: int, folder: Path) -> None:
-    tokenizing._PART_ROWS, workers.PATIENCE_SECONDS = 8, 2.0
+    tokenizing._MIN_SHARD_ROWS, workers.PATIENCE_SECONDS = 8, 2.0
     place = WorkerGroup(folder, rank, 2, "now")
     encoder = Dying(None) if rank else Recording(None)
     try:

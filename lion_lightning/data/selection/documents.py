@@ -84,12 +84,12 @@ class Examples(Protocol):
 
 
 class Spans(NamedTuple):
-    """Documents as parts of examples, ascending by example; one entry a document.
+    """Documents as parts of examples, ascending by example; one entry per document.
 
     Attributes:
         rows: ``(documents,)`` row of the example in its token table.
-        starts: ``(documents, segments)`` first token of each piece, counted through the example.
-        stops: ``(documents, segments)`` one past the last token of each piece.
+        starts: ``(documents, segments)`` first token of each segment, counted through the example.
+        stops: ``(documents, segments)`` one past the last token of each segment.
         numbers: ``(documents,)`` stable number of the example.
     """
 
@@ -99,15 +99,15 @@ class Spans(NamedTuple):
     numbers: Integers
 
     @classmethod
-    def whole(cls, table: Examples, numbers: Numbers) -> Spans:
-        """All examples of a table, uncut."""
-        pieces = table.segment_lengths
-        stops = small(np.cumsum(pieces, axis=1, dtype=np.int64))
-        return cls(small(np.arange(len(table))), stops - pieces, stops, small(numbers))
+    def full(cls, table: Examples, numbers: Numbers) -> Spans:
+        """All examples of a table, not truncated."""
+        lengths = table.segment_lengths
+        stops = small(np.cumsum(lengths, axis=1, dtype=np.int64))
+        return cls(small(np.arange(len(table))), stops - lengths, stops, small(numbers))
 
     @property
     def segment_lengths(self) -> Numbers:
-        """``(documents, segments)`` tokens of each piece."""
+        """``(documents, segments)`` tokens of each segment."""
         return self.stops - self.starts
 
     @property
@@ -128,14 +128,14 @@ class Spans(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """The examples of one source that go on to the next step, and what the steps before took away.
+    """The examples of one source that are left after some filters, and counts of those that are not.
 
     Attributes:
         source: Where they come from.
         table: Their tokens.
         spans: The examples left.
         left_out: Documents and tokens left out, by cause.
-        truncated: Documents that were shortened, and the tokens cut off them, by what was done.
+        truncated: Documents that were truncated, and the tokens cut off them, by what was truncated.
         split: Documents cut into several.
     """
 
@@ -147,7 +147,7 @@ class Selection:
     split: int = 0
 
     def filter(self, keep: Choice, cause: str) -> Selection:
-        """Leave out what is not kept, and account for it."""
+        """Leave out what is not kept, and count it."""
         if keep.all():
             return self
         lost = self.spans.take(~keep).counts
@@ -155,7 +155,7 @@ class Selection:
         return replace(self, spans=self.spans.take(keep), left_out=causes)
 
     def truncate(self, starts: Numbers, stops: Numbers, what: str) -> Selection:
-        """Let the pieces start later or stop sooner, and account for it."""
+        """Let segments start later or stop sooner, and count the tokens cut off."""
         spans = self.spans._replace(starts=starts, stops=stops)
         off = self.spans.lengths - spans.lengths
         counts = FilterCounts(int((off > 0).sum()), int(off.sum()))

@@ -1,4 +1,4 @@
-"""What is done to documents before they are trained on: cut to length, and leave out what trains too little."""
+"""Filters of documents: too long ones are truncated, and those with too few supervised tokens are left out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Overlong = Literal["truncate", "split", "drop"]
 
 @dataclass(frozen=True)
 class DocumentFilters(Filters):
-    """Cut what is too long, leave out what trains nothing.
+    """Truncate documents that are too long, and leave out those with too few supervised tokens.
 
     Args:
-        max_length: Tokens that a document may have.
+        max_length: Most tokens of a document.
         overlong: What happens to a longer one: ``truncate`` keeps its start; ``split`` cuts it into parts of
             ``max_length`` and a rest, of which each first token is not trained; ``drop`` leaves it out.
         min_supervised_share: Documents with a smaller share of supervised tokens are left out. The LIONs paper's code
@@ -38,17 +38,17 @@ class DocumentFilters(Filters):
         """Check the arguments."""
         if self.max_length < 2:
             raise ValueError(f"data.max_length is {self.max_length}; a row needs 2 tokens to predict one")
-        if self.overlong not in _CUTS:
-            raise ValueError(f"data.overlong: {self.overlong!r} is unknown; choose {', '.join(_CUTS)}")
+        if self.overlong not in _FIT:
+            raise ValueError(f"data.overlong: {self.overlong!r} is unknown; choose {', '.join(_FIT)}")
         if not 0 <= self.min_supervised_share <= 1:
             raise ValueError(f"data.min_supervised_share is {self.min_supervised_share}; give a share from 0 to 1")
 
     @override
     def apply(self, selection: Selection) -> Selection:
-        cut = _CUTS[self.overlong](selection, self.max_length)
-        taught = cut.filter(cut.targets[:, 0] > 0, "no supervised token")
-        shares = taught.targets[:, 0] / taught.spans.lengths
-        return taught.filter(
+        fitting = _FIT[self.overlong](selection, self.max_length)
+        supervised = fitting.filter(fitting.targets[:, 0] > 0, "no supervised token")
+        shares = supervised.targets[:, 0] / supervised.spans.lengths
+        return supervised.filter(
             shares >= self.min_supervised_share, f"supervised share below {self.min_supervised_share:g}"
         )
 
@@ -64,12 +64,12 @@ def _split(selection: Selection, max_length: int) -> Selection:
     repeated = spans.take(np.repeat(np.arange(len(parts)), parts))
     nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)  # 0, 1, ... within each document
     starts = repeated.starts + (nth * max_length)[:, None]
-    cut = repeated._replace(starts=starts, stops=np.minimum(repeated.stops, starts + max_length))
-    return replace(selection, spans=cut, split=int((parts > 1).sum()))
+    parted = repeated._replace(starts=starts, stops=np.minimum(repeated.stops, starts + max_length))
+    return replace(selection, spans=parted, split=int((parts > 1).sum()))
 
 
 def _drop(selection: Selection, max_length: int) -> Selection:
     return selection.filter(selection.spans.lengths <= max_length, f"longer than {max_length} tokens")
 
 
-_CUTS: Mapping[str, Callable[[Selection, int], Selection]] = {"truncate": _truncate, "split": _split, "drop": _drop}
+_FIT: Mapping[str, Callable[[Selection, int], Selection]] = {"truncate": _truncate, "split": _split, "drop": _drop}

@@ -1,4 +1,4 @@
-"""From tokenized sources to the documents of an epoch, with an account of everything left out."""
+"""From tokenized sources to the documents of an epoch, with counts of everything left out."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from lion_lightning.data.selection.documents import Choice, Documents, Examples,
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 
-MOST_DOCUMENTS = 10**9
-"""Of an epoch: more would take tens of gigabytes for their numbers alone."""
+MAX_DOCUMENTS = 10**9
+"""Documents of an epoch; more would take tens of gigabytes for their numbers alone."""
 
 
 class Filters(ABC):
-    """What is done to the unique examples of a source before they are trained on."""
+    """Filters of the unique examples of a source: some are truncated, some are left out."""
 
     report: ClassVar[type[SourceReport]] = SourceReport
-    """How the account of a source is written."""
+    """Class of the source's report."""
 
     @abstractmethod
     def apply(self, selection: Selection) -> Selection:
-        """Cut, and leave out, by :meth:`Selection.truncate` and :meth:`Selection.filter`, which account for it."""
+        """Truncate and leave out, with :meth:`Selection.truncate` and :meth:`Selection.filter`, which count it."""
 
 
 class Mixture(NamedTuple):
-    """The documents of an epoch, and one report a source."""
+    """The documents of an epoch, and one report per source."""
 
     documents: Documents
     reports: list[SourceReport]
@@ -48,18 +48,18 @@ def deduplicate(sources: Sequence[Source], tables: Sequence[Examples]) -> list[S
     bounds = np.cumsum([0, *sizes])
     selections = []
     for source, table, low, high in zip(sources, tables, bounds[:-1], bounds[1:], strict=True):
-        selection = Selection(source, table, Spans.whole(table, numbers[low:high]))
+        selection = Selection(source, table, Spans.full(table, numbers[low:high]))
         selections.append(selection.filter(first[low:high], "duplicate"))
     return selections
 
 
-def without(selections: Sequence[Selection], others: Sequence[Selection], cause: str) -> list[Selection]:
-    """Leave out what the others hold too, so that no document, and no prompt, is both trained and validated on."""
-    theirs = np.concatenate([other.groups for other in others])
+def remove_shared(selections: Sequence[Selection], others: Sequence[Selection], cause: str) -> list[Selection]:
+    """Leave out what is in the others too, so that no document, and no prompt, is both trained and validated on."""
+    other_groups = np.concatenate([other.groups for other in others])
     kept = []
     for selection in selections:
-        labels = _labels(np.concatenate([theirs, selection.groups]))
-        kept.append(selection.filter(~np.isin(labels[len(theirs) :], labels[: len(theirs)]), cause))
+        labels = _labels(np.concatenate([other_groups, selection.groups]))
+        kept.append(selection.filter(~np.isin(labels[len(other_groups) :], labels[: len(other_groups)]), cause))
     return kept
 
 
@@ -90,45 +90,44 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
 
 
 def mix(selections: Sequence[Selection], filters: Filters) -> Mixture:
-    """Apply the filters to every source, and repeat what is to be repeated.
+    """Filter every source, and repeat its documents as its fraction says.
 
     Args:
         selections: The examples of each source.
-        filters: What is cut and left out.
+        filters: Filters of each source.
 
     Raises:
         ValueError: A source has no supervised token at all, or nothing is left; the message holds the counts.
     """
-    finished = [_finish(selection, filters) for selection in selections]
-    mixture = Mixture(Documents([selection for selection, _ in finished]), [report for _, report in finished])
-    if len(mixture.documents) == 0:
-        counts = " | ".join(map(str, mixture.reports))
+    repeated, reports = [], []
+    for selection in selections:
+        _refuse_if_untrainable(selection)
+        once = filters.apply(selection)
+        order = repeats(len(once.spans.rows), once.source)
+        repeated.append(replace(once, spans=once.spans.take(order)))
+        reports.append(filters.report.of(once, order))
+    documents = Documents(repeated)
+    if len(documents) == 0:
+        counts = " | ".join(map(str, reports))
         raise ValueError(f"the mixture is empty ({counts}); fix what leaves its {filters.report.noun} out")
-    return mixture
-
-
-def _finish(selection: Selection, filters: Filters) -> tuple[Selection, SourceReport]:
-    _refuse_if_untrainable(selection)
-    once = filters.apply(selection)
-    order = repeats(len(once.spans.rows), once.source)
-    return replace(once, spans=once.spans.take(order)), filters.report.of(once, order)
+    return Mixture(documents, reports)
 
 
 def repeats(count: int, source: Source) -> Numbers:
     """Positions of a source's documents, as often as its fraction says.
 
     Args:
-        count: How many there are.
-        source: Whose they are.
+        count: Number of documents.
+        source: Their source.
     """
-    if count * source.fraction > MOST_DOCUMENTS:
+    if count * source.fraction > MAX_DOCUMENTS:
         raise ValueError(
             f"source {source.label}: fraction {source.fraction:g} of {count} examples is {count * source.fraction:.0e} "
-            f"of them, more than the {MOST_DOCUMENTS:.0e} that an epoch can hold; lower it, and train more epochs"
+            f"of them, more than the {MAX_DOCUMENTS:.0e} that an epoch can hold; lower it, and train more epochs"
         )
-    whole, part = divmod(max(source.fraction, 1.0), 1.0)
-    extra = np.random.default_rng(source.seed).permutation(count)[: round(part * count)]
-    return np.concatenate([np.tile(np.arange(count), int(whole)), np.sort(extra)])
+    times, rest = divmod(max(source.fraction, 1.0), 1.0)
+    extra = np.random.default_rng(source.seed).permutation(count)[: round(rest * count)]
+    return np.concatenate([np.tile(np.arange(count), int(times)), np.sort(extra)])
 
 
 def _refuse_if_untrainable(selection: Selection) -> None:
@@ -137,7 +136,7 @@ def _refuse_if_untrainable(selection: Selection) -> None:
         causes = {"skipped by the transform": table.skipped_rows, **table.messages["left out"]}
         counts = "; ".join(f"{count} {cause}" for cause, count in causes.items() if count)
         raise ValueError(f"source {name}: no example is made of its {table.raw_rows} rows ({counts})")
-    if not replace(selection, spans=Spans.whole(table, np.arange(len(table)))).targets.any():
+    if not replace(selection, spans=Spans.full(table, np.arange(len(table)))).targets.any():
         raise ValueError(
             f"source {name}: no token of its {len(table)} examples is supervised, so it would train nothing; "
             "check `mask`, the chat template, and which column holds the answer"

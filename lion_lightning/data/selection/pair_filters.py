@@ -1,4 +1,4 @@
-"""What is done to preference pairs before they are trained on: leave out what says nothing, and cut to length."""
+"""Filters of preference pairs: those without a clear preference are left out, and too long ones are truncated."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _PROMPT, _CHOSEN, _REJECTED = range(3)
 
 @dataclass(frozen=True)
 class PairFilters(Filters):
-    """Leave out pairs that say nothing about which answer is better, and cut the others to length.
+    """Leave out pairs without a clear preference, and truncate the others.
 
     In this order: pairs of identical answers, of equal scores, and whose scores go against the label, are left out,
-    then those of too small a margin. The prompt is cut, then each answer to the room that is left. Pairs with a side
-    that has no supervised token left, or whose answers became identical by the cut, or are too unequal in length, are
-    left out. A pair without scores passes all that is about scores.
+    then those of too small a margin. The prompt is truncated, then each answer to the room that is left. Pairs with an
+    answer that has no supervised token left, or whose answers are now identical, or are too unequal in length, are left
+    out. The filters of scores keep pairs without scores.
 
     Args:
-        max_length: Tokens that a prompt may have together with one answer.
-        max_prompt_length: Tokens that the prompt alone may have; None for no limit of its own.
+        max_length: Most tokens of a prompt with one answer.
+        max_prompt_length: Most tokens of a prompt; None for no other limit.
         keep: Which end of a prompt that is too long stays: ``start`` or ``end``.
         min_margin: Pairs with a smaller difference of scores are left out.
         max_length_ratio: Pairs whose longer answer has more than so many times the tokens of the shorter, after the
@@ -70,13 +70,19 @@ class PairFilters(Filters):
 
     @override
     def apply(self, selection: Selection) -> Selection:
-        """See the base class."""
-        different = selection.filter(~_identical(selection), "identical answers")
-        cut = self._cut_answers(self._cut_prompts(self._clear(different)))
-        taught = cut.filter(cut.targets[:, _CHOSEN:].min(axis=1) > 0, "an answer without a supervised token")
-        return self._alike(taught.filter(~_identical(taught), "answers identical once cut"))
+        selection = selection.filter(~_identical(selection), "identical answers")
+        selection = self._filter_scores(selection)
+        selection = self._truncate_answers(self._truncate_prompts(selection))
+        supervised = selection.targets[:, _CHOSEN:].min(axis=1) > 0
+        selection = selection.filter(supervised, "an answer without a supervised token")
+        selection = selection.filter(~_identical(selection), "answers identical once truncated")
+        if self.max_length_ratio is None:
+            return selection
+        answers = selection.spans.segment_lengths[:, _CHOSEN:]
+        fits = answers.max(axis=1) <= self.max_length_ratio * answers.min(axis=1)
+        return selection.filter(fits, f"length ratio above {self.max_length_ratio:g}")
 
-    def _clear(self, selection: Selection) -> Selection:
+    def _filter_scores(self, selection: Selection) -> Selection:
         """Leave out what the scores do not decide. Comparisons with an unknown margin (NaN) are false."""
         if self.min_margin and len(selection.margins) and np.isnan(selection.margins).all():
             logger.warning(
@@ -85,11 +91,11 @@ class PairFilters(Filters):
                 selection.source.label,
                 self.min_margin,
             )
-        untied = selection.filter(~(selection.margins == 0), "equal scores")
-        right = untied.filter(~(untied.margins < 0), "scores against the label")
-        return right.filter(~(right.margins < self.min_margin), f"score margin below {self.min_margin:g}")
+        selection = selection.filter(~(selection.margins == 0), "equal scores")
+        selection = selection.filter(~(selection.margins < 0), "scores against the label")
+        return selection.filter(~(selection.margins < self.min_margin), f"score margin below {self.min_margin:g}")
 
-    def _cut_prompts(self, selection: Selection) -> Selection:
+    def _truncate_prompts(self, selection: Selection) -> Selection:
         if self.max_prompt_length is None:
             return selection
         spans = selection.spans
@@ -101,27 +107,22 @@ class PairFilters(Filters):
             starts[:, _PROMPT] += over
         return selection.truncate(starts, stops, "prompts truncated")
 
-    def _cut_answers(self, selection: Selection) -> Selection:
+    def _truncate_answers(self, selection: Selection) -> Selection:
         spans = selection.spans
-        stops, room = spans.stops.copy(), np.maximum(self.max_length - spans.segment_lengths[:, [_PROMPT]], 0)
+        stops = spans.stops.copy()
+        room = np.maximum(self.max_length - spans.segment_lengths[:, [_PROMPT]], 0)
         stops[:, _CHOSEN:] = np.minimum(stops, spans.starts + room)[:, _CHOSEN:]
         return selection.truncate(spans.starts, stops, "answers truncated")
 
-    def _alike(self, selection: Selection) -> Selection:
-        if self.max_length_ratio is None:
-            return selection
-        answers = selection.spans.segment_lengths[:, _CHOSEN:]
-        fits = answers.max(axis=1) <= self.max_length_ratio * answers.min(axis=1)
-        return selection.filter(fits, f"length ratio above {self.max_length_ratio:g}")
-
 
 def _identical(selection: Selection) -> Choice:
-    """Whether both answers of each pair are the same tokens."""
-    spans, pieces = selection.spans, selection.spans.segment_lengths
-    same: Choice = pieces[:, _CHOSEN] == pieces[:, _REJECTED]
-    for place in np.flatnonzero(same).tolist():
-        row = int(spans.rows[place])
-        bounds = zip(spans.starts[place, _CHOSEN:].tolist(), spans.stops[place, _CHOSEN:].tolist(), strict=True)
-        chosen, rejected = (selection.table.segment(row, start, stop).input_ids for start, stop in bounds)
-        same[place] = np.array_equal(chosen, rejected)
+    """Whether both answers of each pair are the same tokens; only those of equal length are read."""
+    spans, table = selection.spans, selection.table
+    lengths = spans.segment_lengths
+    same: Choice = lengths[:, _CHOSEN] == lengths[:, _REJECTED]
+    for pair in np.flatnonzero(same).tolist():
+        row, starts, stops = int(spans.rows[pair]), spans.starts[pair].tolist(), spans.stops[pair].tolist()
+        chosen = table.segment(row, starts[_CHOSEN], stops[_CHOSEN]).input_ids
+        rejected = table.segment(row, starts[_REJECTED], stops[_REJECTED]).input_ids
+        same[pair] = np.array_equal(chosen, rejected)
     return same

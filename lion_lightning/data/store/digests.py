@@ -1,4 +1,4 @@
-"""Hashes of examples: which are equal, and which belong together."""
+"""Hashes of examples: of their content, and of the prompt that pairs share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from lion_lightning.data.formats.pairing import Preference, PromptAnswer
 from lion_lightning.data.formats.sft import Completion, Conversation, Example
-from lion_lightning.data.formats.turns import Message
 
 
 def digests(example: Example | Preference) -> tuple[bytes, bytes]:
@@ -18,18 +17,18 @@ def digests(example: Example | Preference) -> tuple[bytes, bytes]:
 
 
 def content_digest(example: Example | Preference) -> bytes:
-    """16 bytes that two examples share if, and only if, their content is equal.
+    """16-byte hash of an example's content.
 
-    How many turns count as prompt is left out: the same conversation, written in two forms, is a duplicate. So is a
+    The number of prompt turns is not part of it: the same conversation, written in two forms, is a duplicate. Nor is a
     pair's margin: the same two answers, scored twice, are one pair.
     """
     return _digest(_content(example))
 
 
 def group_digest(example: Example | Preference) -> bytes:
-    """16 bytes that two pairs share if, and only if, their prompts are equal; for anything else its own digest.
+    """16-byte hash of a pair's prompt; for anything else of its content.
 
-    What shares a group is never split between training and validation.
+    Examples with the same hash are never split between training and validation.
     """
     if isinstance(example, Preference):
         return prompt_digest(prompt_of(example.chosen))
@@ -46,22 +45,19 @@ def _content(example: Example | Preference) -> list[Any]:
     if isinstance(example, Preference):
         content = [_content(example.chosen), _content(example.rejected)]
     elif isinstance(example, Conversation):
-        content = [*map(_turn, example.messages)], None, example.tools, *filter(None, [example.chat_template_kwargs])
+        # What few examples have is written only where it is there.
+        turns = [[*turn[:3], *([] if turn.trained else ["not trained"])] for turn in example.messages]
+        content = [turns, None, example.tools, *filter(None, [example.chat_template_kwargs])]
     return [type(example).__name__, content]
 
 
-def _turn(message: Message) -> list[Any]:
-    """A turn's content; the mark of one that is not trained is written only where there is one."""
-    return [*message[:3], *([] if message.trained else ["not trained"])]
-
-
-def prompt_of(side: PromptAnswer) -> PromptAnswer:
+def prompt_of(example: PromptAnswer) -> PromptAnswer:
     """The prompt alone, of a prompt with an answer."""
-    if isinstance(side, Completion):
-        return side._replace(completion="")
-    turns = side.messages[: side.prompt_turns]
-    # None of them is trained, whatever the row says of that: it is one prompt.
-    return side._replace(messages=tuple(turn if turn.trained else turn._replace(trained=True) for turn in turns))
+    if isinstance(example, Completion):
+        return example._replace(completion="")
+    # No turn of a prompt is trained, whatever the row says of that: it is one prompt.
+    turns = tuple(turn._replace(trained=True) for turn in example.messages[: example.prompt_turns])
+    return example._replace(messages=turns)
 
 
 def _digest(content: list[Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Makes the tokens of one source, once for all runs: in parts, which ranks share, and which survive a kill."""
+"""Tokenizes a source once for all runs, in shards that ranks share and that survive a kill."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -50,18 +50,18 @@ STORE_VERSION = 9
 
 _WHAT = "tokenized data"
 _BATCH_EXAMPLES = 512
-_PART_ROWS = 2048  # the fewest that are worth a file
-_MOST_PARTS = 256
+_MIN_SHARD_ROWS = 2048
+_MAX_SHARDS = 256
 
 
 class Encoder(Protocol):
-    """What reads raw rows and tokenizes them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
+    """Reads raw rows and tokenizes them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str], /) -> Sequence[Any]:
-        """Examples that a raw row holds, under the names that ``columns`` maps known columns to."""
+        """Examples of a raw row, under the names that ``columns`` maps known columns to."""
 
     def encode_samples(self, examples: Sequence[Any], where: Sequence[str], /) -> Sequence[tuple[SampleSegment, ...]]:
-        """The pieces of each example, equally many for all: the first is the root, and the parent of all others."""
+        """The segments of each example, equally many for all: the first is the parent of all others."""
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what the other two return."""
@@ -72,15 +72,15 @@ def tokenize(
 ) -> TokenTable:
     """Tokenize a source, or open what an earlier run left of the same content.
 
-    Each rank of a workers makes some of the parts and then waits for the others', so all of them must call this while
-    they take part in it. The store is the same, bit for bit, whatever their number; so is the error that a wrong row
-    gives, on every rank. Parts that were finished are kept when a run is stopped.
+    Each worker makes some of the shards and then waits for the others', so all of them must call this. The store is the
+    same, bit for bit, whatever their number; so is the error that a wrong row gives, on every rank. Shards that were
+    finished are kept when a run is stopped.
 
     Args:
         source: What to read.
         encoder: How to read, tokenize and mask its rows.
         cache_dir: Folder of the stores; by default ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
-        workers: This process among those that do it together.
+        workers: The processes that share the work.
 
     Raises:
         ValueError: The source cannot be read, a row is wrong (the message names it), the folder cannot be written, or
@@ -91,110 +91,96 @@ def tokenize(
     key = {"version": [STORE_VERSION, __version__], "rows": rows.fingerprint(), "encoder": encoder.fingerprint()}
     folder = cache_folder("tokens", cache_dir) / hash_json(key | source.identity())
     workers.require_same(f"{source.path}: files, tokenizer or transform", hash_json(source.description()), folder.name)
-    if (table := _found(folder)) is not None:
-        return table
-    with explain_write_errors(folder, _WHAT):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale_files(*folder.parent.iterdir())
-    _Work(source, rows, encoder, workers).make(_cut(source.choose(len(rows)), folder))
-    return TokenTable(folder)
-
-
-def _found(folder: Path) -> TokenTable | None:
-    """The whole store, if it is there."""
     try:
         return TokenTable(folder, check=True)
     except FileNotFoundError:
-        return None
+        pass  # not made yet, or not wholly
     except DAMAGE as error:
         logger.warning("The tokenized store is damaged, and what is missing of it is made again: %s", error)
-        return None
+    with explain_write_errors(folder, _WHAT):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_stale_files(*folder.parent.iterdir())
+    _StoreWriter(source, rows, encoder, workers).write(_shards(source.choose(len(rows)), folder))
+    return TokenTable(folder)
 
 
-class _Part(NamedTuple):
+class _Shard(NamedTuple):
     """Raw rows that lie in one file once they are tokenized. Which these are does not depend on the ranks."""
 
     path: Path
     numbers: Numbers
 
-    @property
-    def complaint(self) -> str:
-        """Name of the note in which the rank that makes it says which of its rows is wrong."""
-        return f"bad-{self.path.parent.name}-{self.path.stem}"
-
-    def whole(self) -> bool:
-        """Whether it is there, undamaged; while it is being replaced it is not."""
+    def is_complete(self) -> bool:
+        """Whether the file is there, undamaged; while it is being replaced it is not."""
         try:
             return bool(read_shard(self.path, check=True))
         except (FileNotFoundError, *DAMAGE):
             return False
 
 
-def _cut(numbers: Numbers, folder: Path) -> list[_Part]:
-    count = min(-(-len(numbers) // _PART_ROWS), _MOST_PARTS)
-    runs = np.array_split(numbers, count)
-    return [_Part(shard_path(folder, number, count), run) for number, run in enumerate(runs)]
+def _shards(numbers: Numbers, folder: Path) -> list[_Shard]:
+    count = min(-(-len(numbers) // _MIN_SHARD_ROWS), _MAX_SHARDS)
+    parts = np.array_split(numbers, count)
+    return [_Shard(shard_path(folder, index, count), part) for index, part in enumerate(parts)]
 
 
 @dataclass(frozen=True)
-class _Work:
-    """The making of a store, as far as this rank is concerned."""
+class _StoreWriter:
+    """Writes this rank's shards of a store."""
 
     source: Source
     rows: Rows
     encoder: Encoder
     workers: WorkerGroup
 
-    def make(self, parts: Sequence[_Part]) -> None:
-        """Make this rank's parts, and wait for the others'.
+    def write(self, shards: Sequence[_Shard]) -> None:
+        """Write this rank's shards, and wait for the others'.
 
-        They are looked at in order, so all ranks, and a single process, complain about the same row: the first.
+        They are awaited in order, so all ranks, and a single process, raise the error of the same row: the first.
         """
-        self._make_mine(parts)
-        for part in parts:
-            self.workers.wait_until(partial(self._settled, part))
-            if (complaint := self._complaint(part)).exists():
-                raise ValueError(complaint.read_text("utf-8"))
+        self._write_own(shards)
+        for shard in shards:
+            self.workers.wait_until(partial(self._is_settled, shard))
+            error = self._error_file(shard)
+            if error.exists():
+                raise ValueError(error.read_text("utf-8"))
 
-    def _complaint(self, part: _Part) -> Path:
-        return self.workers.messages / part.complaint
-
-    def _settled(self, part: _Part) -> bool:
-        """Whether there is anything to wait for any more."""
-        return self._complaint(part).exists() or part.whole()
-
-    def _make_mine(self, parts: Sequence[_Part]) -> None:
-        todo = [part for part in self.workers.contiguous(parts) if not part.whole()]
-        stream = self._read(todo)
-        for part in todo:
-            if self._given_up(parts, part):
-                return
+    def _write_own(self, shards: Sequence[_Shard]) -> None:
+        own = [shard for shard in self.workers.contiguous(shards) if not shard.is_complete()]
+        stream = self._read(own)
+        for shard in own:
+            if any(self._error_file(other).exists() for other in shards if other.path < shard.path):
+                return  # an earlier shard cannot be made, so this one is of no use
             try:
-                _write(part.path, self._batches(islice(stream, len(part.numbers))), self.encoder)
+                _write(shard.path, self._batches(islice(stream, len(shard.numbers))), self.encoder)
             except ValueError as error:
                 if self.workers.size == 1:
                     raise
-                self.workers.send(part.complaint, str(error))
+                self.workers.send(self._error_file(shard).name, str(error))
 
-    def _given_up(self, parts: Sequence[_Part], part: _Part) -> bool:
-        """Whether an earlier part cannot be made: then this one is of no use."""
-        earlier = takewhile(lambda other: other is not part, parts)
-        return any(self._complaint(other).exists() for other in earlier)
+    def _is_settled(self, shard: _Shard) -> bool:
+        return self._error_file(shard).exists() or shard.is_complete()
 
-    def _read(self, parts: Sequence[_Part]) -> Iterator[Row]:
-        """The rows of these parts, in one pass."""
-        numbers = np.concatenate([np.empty(0, np.int64), *(part.numbers for part in parts)])
-        rank, world = self.workers.rank, self.workers.size
-        whose = f", share of rank {rank} of {world}" if world > 1 else ""
-        what = f"tokenize {self.source.label}{whose}"
-        return iter(tqdm(self.rows.take(numbers), what, len(numbers), unit=" rows", delay=2, disable=rank > 0))
+    def _error_file(self, shard: _Shard) -> Path:
+        """Message in which the rank that writes a shard says which of its rows is wrong."""
+        return self.workers.messages / f"bad-{shard.path.parent.name}-{shard.path.stem}"
+
+    def _read(self, shards: Sequence[_Shard]) -> Iterator[Row]:
+        """The rows of these shards, in one pass."""
+        numbers = np.concatenate([np.empty(0, np.int64), *(shard.numbers for shard in shards)])
+        rank, size = self.workers.rank, self.workers.size
+        title = f"tokenize {self.source.label}" + (f", share of rank {rank} of {size}" if size > 1 else "")
+        return iter(tqdm(self.rows.take(numbers), title, len(numbers), unit=" rows", delay=2, disable=rank > 0))
 
     def _batches(self, rows: Iterable[Row]) -> Iterator[_Batch]:
         batch = _Batch()
         for row in rows:
-            with collect_row_messages() as notes:
-                made = self.source.examples(row, self.encoder.read)
-            batch.add(row.where, made, skipped=not made and "left out" not in notes)
+            with collect_row_messages() as messages:
+                examples = self.source.examples(row, self.encoder.read)
+            batch.rows += 1
+            batch.skipped += not examples and "left out" not in messages  # by the transform
+            batch.where += [row.where] * len(examples)
+            batch.examples += examples
             if len(batch.examples) >= _BATCH_EXAMPLES:
                 yield batch
                 batch = _Batch()
@@ -203,29 +189,22 @@ class _Work:
 
 @dataclass
 class _Batch:
-    """Examples that are encoded together, and the rows that they were made of."""
+    """Examples that are encoded together, and the number of rows that they were made of."""
 
     rows: int = 0
     skipped: int = 0
-    places: list[str] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
     examples: list[Any] = field(default_factory=list)
-
-    def add(self, where: str, made: Sequence[Any], skipped: bool) -> None:
-        """Take in a row and the examples made of it, or that its transform skipped it."""
-        self.rows += 1
-        self.skipped += skipped
-        self.places += [where] * len(made)
-        self.examples += made
 
 
 def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
-    """Write a part under another name and rename, the manifest last: a killed run leaves no half part."""
+    """Write a shard under another name and rename, the manifest last: a killed run leaves no half shard."""
     counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
     with atomic_write(path) as temporary, _stream(temporary, path.parent) as write, collect_messages() as messages:
         for batch in batches:
             counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
             if batch.examples:
-                write(_record_batch(encoder.encode_samples(batch.examples, batch.places), batch))
+                write(_record_batch(encoder.encode_samples(batch.examples, batch.where), batch))
     tokens = tokens_digest(read_batches(path))
     manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "messages": messages}
     with explain_write_errors(path.parent, _WHAT), atomic_write(manifest_path(path)) as temporary:
@@ -255,17 +234,20 @@ def _stream(path: Path, folder: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def _record_batch(samples: Sequence[tuple[SampleSegment, ...]], batch: _Batch) -> Any:
-    lengths = [[len(piece.input_ids) for piece in pieces] for pieces in samples]
+    lengths = [[len(segment.input_ids) for segment in segments] for segments in samples]
     flat = list(chain.from_iterable(samples))
     offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)
-    ids = np.concatenate([piece.input_ids for piece in flat]).astype(np.int32)
-    mask = np.concatenate([piece.supervised for piece in flat]).astype(bool)
+    ids = np.concatenate([segment.input_ids for segment in flat]).astype(np.int32)
+    mask = np.concatenate([segment.supervised for segment in flat]).astype(bool)
     margins = [getattr(example, "margin", None) for example in batch.examples]
+    content, group = zip(*map(digests, batch.examples), strict=True)
     columns = [
-        *(pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, mask)),
+        pa.ListArray.from_arrays(offsets, pa.array(ids)),
+        pa.ListArray.from_arrays(offsets, pa.array(mask)),
         pa.array(lengths, pa.list_(pa.int32())),
-        *(pa.array(column, pa.binary(16)) for column in zip(*map(digests, batch.examples), strict=True)),
+        pa.array(content, pa.binary(16)),
+        pa.array(group, pa.binary(16)),
         pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
-        pa.array(batch.places, pa.string()),
+        pa.array(batch.where, pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)

@@ -31,16 +31,16 @@ SCHEMA = pa.schema(
         ("where", pa.string()),
     ]
 )
-"""Columns of a part."""
+"""Columns of a shard."""
 
 _MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "tokens": str, "messages": dict}
-"""What a manifest says of its part: counts, size, checksum, a hash of its tokens, what was noticed about the rows."""
+"""Keys of a shard's manifest: counts, size, checksum, a hash of its tokens, counted messages about the rows."""
 
 DAMAGE = (ValueError, pa.ArrowException)
-"""What a part raises that is not what was written."""
+"""Errors of a shard whose file is not what was written."""
 
 
-class Part(NamedTuple):
+class Shard(NamedTuple):
     """One file of a store.
 
     Attributes:
@@ -59,23 +59,23 @@ class Part(NamedTuple):
 
 
 def shard_path(folder: Path, number: int, count: int) -> Path:
-    """Where a part lies: its name says how many there are.
+    """Path of a shard; its name says how many there are.
 
     Args:
         folder: The store.
-        number: Which part.
-        count: Parts of the store.
+        number: Number of the shard.
+        count: Shards of the store.
     """
     return folder / f"{number:05}-of-{count:05}.arrow"
 
 
 def manifest_path(path: Path) -> Path:
-    """Where a part's manifest lies; the part is whole once it is there."""
+    """Path of a shard's manifest; the shard is complete once it is there."""
     return path.with_suffix(".json")
 
 
-def read_shard(path: Path, check: bool = False) -> Part:
-    """Map a part, and compare it with its manifest.
+def read_shard(path: Path, check: bool = False) -> Shard:
+    """Map a shard, and compare it with its manifest.
 
     Args:
         path: From :func:`shard_path`.
@@ -94,13 +94,13 @@ def read_shard(path: Path, check: bool = False) -> Part:
     batches = read_batches(path)
     if sum(map(len, batches)) != manifest["examples"]:
         raise ValueError(f"{path}: rows are missing; the manifest says {manifest['examples']}")
-    return Part(
+    return Shard(
         manifest["rows"], manifest["skipped"], batches, manifest["tokens"], RowMessages.of(manifest["messages"])
     )
 
 
 def read_batches(path: Path) -> list[Any]:
-    """The record batches of a part, memory-mapped.
+    """The record batches of a shard, memory-mapped.
 
     Raises:
         ValueError: It is no such file.
@@ -113,27 +113,27 @@ def read_batches(path: Path) -> list[Any]:
 
 
 def tokens_digest(batches: Iterable[Any]) -> str:
-    """Hash of all that is trained on of a part: tokens, which of them are targets, and where pieces begin.
+    """Hash of a shard's tokens, of which of them are targets, and of the segments' lengths.
 
     Args:
         batches: Its record batches.
     """
-    ids, targets, pieces = (blake2b(digest_size=16) for _ in range(3))
+    ids, targets, lengths = (blake2b(digest_size=16) for _ in range(3))
     for batch in batches:
         ids.update(batch["input_ids"].values.to_numpy())
         targets.update(batch["supervised"].values.to_numpy(zero_copy_only=False))
-        pieces.update(batch["segment_lengths"].values.to_numpy())
-    return blake2b(ids.digest() + targets.digest() + pieces.digest(), digest_size=16).hexdigest()
+        lengths.update(batch["segment_lengths"].values.to_numpy())
+    return blake2b(ids.digest() + targets.digest() + lengths.digest(), digest_size=16).hexdigest()
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    manifest = read_object(path, "the manifest of a part", "remove the store's folder")
+    manifest = read_object(path, "the manifest of a shard", "remove the store's folder")
     missing = [name for name in _MANIFEST if not isinstance(manifest.get(name), _MANIFEST[name])]
     if missing:
-        raise ValueError(f"{path}: the manifest of a part has no {missing[0]}; remove the store's folder")
+        raise ValueError(f"{path}: the manifest of a shard has no {missing[0]}; remove the store's folder")
     counts = [texts.values() if isinstance(texts, dict) else [None] for texts in manifest["messages"].values()]
     if not all(isinstance(count, int) for texts in counts for count in texts):
-        raise ValueError(f"{path}: the manifest of a part counts no messages; remove the store's folder")
+        raise ValueError(f"{path}: the manifest of a shard counts no messages; remove the store's folder")
     return manifest
 
 
@@ -168,14 +168,14 @@ class TokenTable:
     def __init__(self, folder: Path, check: bool = False) -> None:
         """Map the files and compare them with their manifests."""
         self.folder = folder
-        parts = [read_shard(path, check) for path in _shard_paths(folder)]
-        batches = [batch for part in parts for batch in part.batches]
-        self.raw_rows = sum(part.rows for part in parts)
-        self.skipped_rows = sum(part.skipped for part in parts)
-        self.tokens = blake2b("".join(part.tokens for part in parts).encode(), digest_size=16).hexdigest()
+        shards = [read_shard(path, check) for path in _shard_paths(folder)]
+        batches = [batch for shard in shards for batch in shard.batches]
+        self.raw_rows = sum(shard.rows for shard in shards)
+        self.skipped_rows = sum(shard.skipped for shard in shards)
+        self.tokens = blake2b("".join(shard.tokens for shard in shards).encode(), digest_size=16).hexdigest()
         self.messages = RowMessages()
-        for part in parts:
-            self.messages.add(part.messages)
+        for shard in shards:
+            self.messages.add(shard.messages)
         self._starts = [0, *np.cumsum([len(batch) for batch in batches]).tolist()]
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]

@@ -24,7 +24,7 @@ from tests.unit.data.letters import Letters
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(tokenizing, "_PART_ROWS", 2)
+    monkeypatch.setattr(tokenizing, "_MIN_SHARD_ROWS", 2)
 
 
 def ranks(folder: Path, work: Callable[[WorkerGroup], Any], world: int = 2, attempt: str = "now") -> list[Any]:

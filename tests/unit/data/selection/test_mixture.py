@@ -11,7 +11,7 @@ import pytest
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import FilterCounts
 from lion_lightning.data.selection.filters import DocumentFilters
-from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, without
+from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, remove_shared
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
@@ -166,7 +166,7 @@ def test_held_out_documents_are_not_repeated(make: Make) -> None:
 
 def test_what_a_validation_source_holds_is_not_trained_on(make: Make) -> None:
     train, validation = deduplicate(*make(["aB", "cD", "eF"])), deduplicate(*make(["cD", "gH"]))
-    mixture = mix(without(train, validation, "in a validation source"), DocumentFilters(8))
+    mixture = mix(remove_shared(train, validation, "in a validation source"), DocumentFilters(8))
     assert read(mixture) == ["aB", "eF"]
     assert mixture.reports[0].left_out == {"in a validation source": FilterCounts(1, 2)}
 

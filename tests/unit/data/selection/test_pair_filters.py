@@ -13,7 +13,7 @@ import pytest
 
 from lion_lightning.data.reports.source_report import PairReport
 from lion_lightning.data.selection.documents import FilterCounts
-from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, without
+from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, remove_shared
 from lion_lightning.data.selection.pair_filters import PairFilters
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenize
@@ -140,7 +140,7 @@ def test_answers_that_the_cut_made_identical_are_left_out_and_counted_apart(make
     mixture = mixed(make(["ab CDE CDF", "ab XY XZ"]), 4)
     assert read(mixture) == ["ab XY XZ"]
     report = report_of(mixture)
-    assert report.left_out == {"answers identical once cut": FilterCounts(1, 6)}
+    assert report.left_out == {"answers identical once truncated": FilterCounts(1, 6)}
     assert report.truncated == {"answers truncated": FilterCounts(1, 2)}
 
 
@@ -208,7 +208,7 @@ def test_no_prompt_is_on_both_sides_though_it_has_many_pairs(make: Make) -> None
 
 def test_a_prompt_that_a_validation_source_holds_is_not_trained_on_with_any_answers(make: Make) -> None:
     train, validation = deduplicate(*make(["p A B", "q A B", "q B C", "r D E", "r E F"])), make(["q X Y", "s A B"])
-    mixture = mix(without(train, deduplicate(*validation), "in a validation source"), PairFilters(16))
+    mixture = mix(remove_shared(train, deduplicate(*validation), "in a validation source"), PairFilters(16))
     assert read(mixture) == ["p A B", "r D E", "r E F"]
     assert report_of(mixture).left_out == {"in a validation source": FilterCounts(2, 6)}
 
@@ -270,7 +270,7 @@ def test_tokens_in_are_tokens_kept_and_tokens_reported(make: Make, keep: Any, fr
         "prompts truncated",
         "answers truncated",
         "an answer without a supervised token",
-        "answers identical once cut",
+        "answers identical once truncated",
         "length ratio above 1.5",
     }
 
