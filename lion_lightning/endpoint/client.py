@@ -97,7 +97,7 @@ class Endpoint:
         return self._retried(route, None, _json)
 
     def post(self, route: str, body: Any = None) -> Any:
-        """Answer to a POST, parsed from JSON; None where it is empty. See :meth:`said` for what is to be used of it.
+        """Answer to a POST, parsed from JSON; None where it is empty. See :meth:`reply` for what is to be used of it.
 
         Args:
             route: Path with a leading slash, e.g. ``/v1/completions``.
@@ -139,7 +139,7 @@ class Endpoint:
             raise
         return [found[place] for place in range(len(bodies))]
 
-    def said(self, route: str, answer: Any) -> Reply:
+    def reply(self, route: str, answer: Any) -> Reply:
         """An answer for reading, which names server and route where there is something else than is read.
 
         Args:
@@ -150,7 +150,7 @@ class Endpoint:
 
     def models(self) -> list[str]:
         """Names of the models that it serves, at least one."""
-        listed = self.said("/v1/models", self.get("/v1/models"))["data"]
+        listed = self.reply("/v1/models", self.get("/v1/models"))["data"]
         return [model["id"].text() for model in listed.items()]
 
     def _retried(self, route: str, body: Any, read: Callable[[bytes], Any], stop: threading.Event | None = None) -> Any:

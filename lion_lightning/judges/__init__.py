@@ -1,4 +1,4 @@
-"""What scores answers. The libraries that a judge needs are imported when it scores."""
+"""Judges: reward models, PairRM, language models, verifiers, and weighted sums of them."""
 
 from lion_lightning.judges.base import Judge, JudgeScores, score_answers
 from lion_lightning.judges.llm import PairwiseLLMJudge, RubricLLMJudge

@@ -1,4 +1,4 @@
-"""What scores answers, and the check of what it says."""
+"""Protocols of judges, and the check of their scores."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from lion_lightning.errors import first_line
 from lion_lightning.types import Prompt
 
 Scores = Sequence[Sequence[float]]
-"""A score for each answer to each prompt."""
+"""One score per answer, in one list per prompt."""
 
 
 class Judge(Protocol):
-    """Scores answers. Any class with this method is one; nothing has to be imported for it.
+    """Scores answers. Any class with this method is a judge; it needs no import from this package.
 
-    (Arguments have no types here, so that config files accept a class of any annotations, or of none.)
+    The arguments are annotated as ``Any`` so that config files accept classes with any annotations, or none.
     """
 
     def score(self, prompts: Any, answers: Any, /) -> Any:
-        """A score for each answer to each prompt; higher is better, equal is a tie.
+        """Score the answers to each prompt; higher is better, equal scores are a tie.
 
         Args:
-            prompts: What was asked, a sequence of :class:`~lion_lightning.types.Prompt`.
-            answers: What was answered, one or more texts to each prompt, not equally many to all.
+            prompts: A sequence of :class:`~lion_lightning.types.Prompt`.
+            answers: For each prompt a sequence of one or more answers (strings); their number may vary.
 
         Returns:
-            :data:`Scores`.
+            For each prompt, in order, a sequence with one float per answer.
         """
 
 
 @runtime_checkable
 class LoadableJudge(Protocol):
-    """A judge that holds a model: opened before a round is judged, closed after it."""
+    """A judge with a model: opened before the answers of a round are scored, closed afterwards."""
 
     def open(self, device: torch.device) -> None:
-        """Load the model to this device, if it is not there yet."""
+        """Load the model to a device, unless it is loaded already."""
 
     def close(self) -> None:
-        """Give back the device's memory."""
+        """Free the device's memory."""
 
 
 @runtime_checkable
 class CompositeJudge(Protocol):
-    """A judge whose scores come from several."""
+    """A judge that combines the scores of several judges."""
 
     def parts(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> Mapping[str, Scores]:
-        """Scores of each judge, by its name."""
+        """Scores of each judge, by name."""
 
     def combine(self, parts: Mapping[str, Scores]) -> Scores:
-        """The scores made of those."""
+        """Combine the scores of the judges."""
 
 
 class JudgeScores(NamedTuple):
     """Checked scores.
 
     Attributes:
-        scores: A finite score for each answer to each prompt.
-        by_judge: Where they come from: the scores of each judge, by name.
+        scores: One finite score per answer, in one list per prompt.
+        by_judge: The scores of each part of a combined judge, or of the judge itself, by name.
     """
 
     scores: list[list[float]]
@@ -69,41 +69,41 @@ class JudgeScores(NamedTuple):
 
 
 def score_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> JudgeScores:
-    """Ask a judge, and let nothing pass that is no score.
+    """Score answers with a judge and check the scores.
 
     Args:
         judge: The judge.
-        prompts: What was asked.
-        answers: What was answered.
+        prompts: The prompts.
+        answers: The answers to each prompt.
 
     Raises:
-        ValueError: The judge raised, gave too few or too many scores, or one that is no finite number; the message
+        ValueError: The judge failed, or returned another number of scores or a score that is not finite; the message
             names judge and prompt.
     """
     name = type(judge).__name__
     try:
         if isinstance(judge, CompositeJudge):
-            parts = {
-                part: _checked(scores, part, prompts, answers) for part, scores in judge.parts(prompts, answers).items()
-            }
+            parts = {}
+            for part, scores in judge.parts(prompts, answers).items():
+                parts[part] = _checked(scores, part, prompts, answers)
             return JudgeScores(_checked(judge.combine(parts), name, prompts, answers), parts)
-        scores = _checked(judge.score(prompts, answers), name, prompts, answers)
+        checked = _checked(judge.score(prompts, answers), name, prompts, answers)
     except (ValueError, OSError):
         raise
     except Exception as error:
         raise ValueError(f"{name} failed ({first_line(error, with_type=True)}); fix the judge and rerun") from error
-    return JudgeScores(scores, {name: scores})
+    return JudgeScores(checked, {name: checked})
 
 
 def _checked(scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
     rows = [list(row) for row in scores]
     if len(rows) != len(prompts):
-        raise ValueError(f"{name} scored {len(rows)} of {len(prompts)} prompts; a judge scores the answers to each")
+        raise ValueError(f"{name} returned scores for {len(rows)} of {len(prompts)} prompts; return a list for each")
     for row, prompt, given in zip(rows, prompts, answers, strict=True):
         place = prompt.where or repr(prompt.question[:40])
         if len(row) != len(given):
-            raise ValueError(f"{name} gave {len(row)} scores for the {len(given)} answers to {place}; give one to each")
+            raise ValueError(f"{name} returned {len(row)} scores for {len(given)} answers to {place}; return one each")
         for score in row:
             if not isinstance(score, Real) or not math.isfinite(score):
-                raise ValueError(f"{name} gave the score {score!r} to an answer to {place}; a score is a finite number")
+                raise ValueError(f"{name} returned the score {score!r} for an answer to {place}; return finite numbers")
     return [[float(score) for score in row] for row in rows]

@@ -1,4 +1,4 @@
-"""Judges that are models: loading, unloading, batches."""
+"""Base of judges with a local model: loading, unloading and batching."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lion_lightning.models.weights.sharded_loading import require_matching_shape
 from lion_lightning.types import Prompt
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""What a model computes in; ``auto`` is what its files are in."""
+"""Dtype of a model; ``auto`` for that of its files."""
 
 
 class ModelJudge(ABC):
-    """A judge with a model of its own, loaded for a round and dropped after it.
+    """A judge with a local model, which is loaded for a round and freed afterwards.
 
     Args:
-        model: Hugging Face folder, or a name on the hub. Weights are read from safetensors only.
+        model: Hugging Face folder or hub id; safetensors only.
         revision: Branch, tag or commit on the hub.
-        dtype: What it computes in.
-        batch_tokens: Most tokens of a batch, padding included; a longer text is a batch of its own.
+        dtype: Dtype of the model; ``auto`` for that of its files.
+        batch_tokens: Maximum tokens of a batch, padding included; a longer text is a batch by itself.
 
     Raises:
-        ValueError: If ``batch_tokens`` is below 1.
+        ValueError: ``batch_tokens`` is below 1.
     """
 
     def __init__(self, model: str, revision: str = "main", dtype: Dtype = "auto", batch_tokens: int = 16384) -> None:
@@ -48,16 +48,16 @@ class ModelJudge(ABC):
         """Read model and tokenizer from disk."""
 
     def weights_of(self, kind: Any, make: Callable[[], nn.Module], config: Any, **options: Any) -> nn.Module:
-        """Read a model whose files hold all its weights and no others, all of them finite.
+        """Load a model; its files must have exactly its weights, all finite.
 
         Args:
             kind: A class of transformers with ``from_pretrained``.
             make: Makes the model with any weights.
-            config: Its config.
+            config: The model's config.
             **options: Further arguments of ``from_pretrained``.
 
         Raises:
-            ValueError: They do not; it is another model than the judge needs.
+            ValueError: Weights are missing, superfluous, of other shapes or not finite.
         """
         require_safetensors(Path(self.path))
         try:
@@ -67,42 +67,42 @@ class ModelJudge(ABC):
             model: nn.Module = load_complete(kind.from_pretrained, self.path, **given, **options)
         except (WrongWeightsError, ModuleNotFoundError):
             raise
-        except Exception as error:  # transformers and its models raise of any kind where a config makes no sense
+        except Exception as error:  # transformers raises exceptions of any class for wrong configs
             raise ValueError(f"{self.path}: cannot be loaded as a judge: {first_line(error)}") from error
         require_finite(self.path, all_tensors(model))
         return model
 
     def open(self, device: torch.device) -> None:
-        """See :class:`~lion_lightning.judges.base.LoadableJudge`."""
+        """Load the model to a device, unless it is loaded already."""
         if self._model is None:
-            with torch.random.fork_rng(devices=[]):  # building a model may draw numbers that training would have drawn
+            with torch.random.fork_rng(devices=[]):  # model initialization must not change training's random state
                 self._model = self.load().eval().requires_grad_(False)
         self._model.to(device)
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
-        """See :class:`~lion_lightning.readiness.ChecksReady`: the model's config is on disk, or comes from the hub."""
+        """Check that the model's config is on disk or on the hub."""
         from transformers.utils.hub import cached_file
 
         try:
             cached_file(self.path, "config.json", revision=self.revision)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{type(self).__name__}: there is no model {self.path!r} ({first_line(error)}); give a folder with a "
+                f"{type(self).__name__}: model {self.path!r} not found ({first_line(error)}); give a folder with a "
                 "config.json or a hub id"
             ) from error
 
     def close(self) -> None:
-        """See :class:`~lion_lightning.judges.base.LoadableJudge`."""
+        """Free the model's memory."""
         self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @property
     def model(self) -> Any:
-        """The model.
+        """The loaded model.
 
         Raises:
-            ValueError: It is not loaded.
+            ValueError: The model is not loaded.
         """
         if self._model is None:
             name = type(self).__name__
@@ -110,70 +110,66 @@ class ModelJudge(ABC):
         return self._model
 
     def identity(self) -> dict[str, Any]:
-        """What decides the scores."""
-        weights = self._digest or f"{self.path}@{self.revision}"
+        """Settings that determine the scores."""
+        weights = self._files_hash or f"{self.path}@{self.revision}"
         return {"judge": type(self).__name__, "model": weights, "dtype": self.dtype}
 
     @cached_property
-    def _digest(self) -> str:
-        """Of a folder's files; empty where the model is a name on the hub."""
+    def _files_hash(self) -> str:
+        """Hash of the model's files; empty for a hub id."""
         folder = Path(self.path)
         files = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
         return hash_json({file.name: hash_file(file) for file in files}) if folder.is_dir() else ""
 
     def run(self, lengths: Sequence[int], forward: Callable[[list[int]], Tensor]) -> list[float]:
-        """One number a text, computed in batches of texts of like length.
+        """Compute one number per text, in batches of similar length.
 
         Args:
-            lengths: Tokens of each text.
-            forward: From the places of a batch's texts to ``(texts,)`` numbers.
+            lengths: Number of tokens of each text.
+            forward: From the indices of a batch's texts to their numbers, ``(texts,)``.
         """
         values = [0.0] * len(lengths)
         groups = list(batches(lengths, self.batch_tokens))
         with torch.inference_mode():
             for group in tqdm(groups, type(self).__name__, delay=2):
-                for place, value in zip(group, forward(group).float().tolist(), strict=True):
-                    values[place] = value
+                for index, value in zip(group, forward(group).float().tolist(), strict=True):
+                    values[index] = value
         return values
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """Texts that a tokenizer reads as tokens of its template, and not as text.
-
-    Args:
-        tokenizer: The judge's.
-    """
+    """All special tokens of a tokenizer, longest first."""
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     return sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Share out texts, longest first, so that those of a batch are of like length.
+    """Divide texts into batches of similar length, longest first.
 
     Args:
-        lengths: Tokens of each text.
-        tokens: Most tokens of a batch, padding included.
+        lengths: Number of tokens of each text.
+        tokens: Maximum tokens of a batch, padding included.
 
     Yields:
-        Places of the texts of a batch.
+        Indices of the texts of a batch.
     """
     batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > tokens:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(index)
     if batch:
         yield batch
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length as one tensor, and which of its places are filled: both ``(rows, longest)`` int64.
+    """Pad rows to a tensor and make its attention mask, both ``(rows, longest)`` int64.
 
     Args:
         rows: Token ids.
-        value: What to pad with.
-        device: Where to put them.
+        value: Padding token id.
+        device: Device of the result.
     """
     tensors = [torch.tensor(row) for row in rows]
     mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)

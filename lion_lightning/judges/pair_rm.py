@@ -1,10 +1,9 @@
-"""Ranks by PairRM: every two answers are read side by side, in both orders."""
+"""PairRM: a model that compares two answers at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import permutations
 from typing import Any
 
 import torch
@@ -13,20 +12,20 @@ from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 from typing_extensions import override
 
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
-from lion_lightning.judges.pairwise import distinct, standings
-from lion_lightning.judges.text import broken, conversation
+from lion_lightning.judges.pairwise import Comparison, mean_margins
+from lion_lightning.judges.text import conversation, escape_special_tokens
 from lion_lightning.models.model_configs import stored_config
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Prompt
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
-"""Tokens that the source and both candidates begin with, and whose hidden states are compared."""
+"""First tokens of the prompt and of both answers; their hidden states are compared."""
 
 
 class PairRanker(DebertaV2PreTrainedModel):
     """The architecture of PairRM's released weights (LLM-Blender, arXiv 2306.02561): DeBERTa-v3 with a small head.
 
-    The head sees the hidden state of the source's mark beside that of a candidate's, and gives a score a task.
+    The head maps the hidden states at the marks of the source and of a candidate to one score per task.
     """
 
     def __init__(self, config: Any) -> None:
@@ -40,12 +39,12 @@ class PairRanker(DebertaV2PreTrainedModel):
 
     @override
     def forward(self, input_ids: Tensor, attention_mask: Tensor, marks: Sequence[int]) -> Tensor:
-        """By how much the first candidate of each text is better than the second.
+        """Compute the preference for the first candidate over the second.
 
         Args:
             input_ids: ``(texts, tokens)``.
             attention_mask: Of the same shape.
-            marks: Ids of :data:`MARKS`, each of which stands in a text once.
+            marks: Ids of :data:`MARKS`, each of which occurs once per text.
 
         Returns:
             ``(texts,)`` logits that the first candidate is preferred, the mean over tasks.
@@ -59,20 +58,20 @@ class PairRanker(DebertaV2PreTrainedModel):
 
 
 class PairRMJudge(ModelJudge):
-    """PairRM (``llm-blender/PairRM-hf``), with which the paper ranks its online answers.
+    """PairRM (``llm-blender/PairRM-hf``), the judge of the paper's online stage.
 
-    Every two different answers are compared, in both orders, and the half difference of the two logits is by how much
-    one is better. An answer's score is the mean of that over the prompt's other answers (LLM-Blender's max-logits
-    aggregation); equal answers tie exactly. Scores compare answers to one prompt, not prompts or rounds. ``n`` answers
-    cost ``n (n - 1)`` passes.
+    All different answers to a prompt are compared in both orders. The margin of one answer over another is half the
+    difference of the two logits, an answer's score the mean of its margins over the prompt's other answers
+    (LLM-Blender's max-logits aggregation). Equal answers tie. ``n`` answers need ``n (n - 1)`` forwards. Scores are
+    comparable between answers to the same prompt only.
 
     Args:
-        model: Hugging Face folder, or a name on the hub, in the layout of ``llm-blender/PairRM-hf``; safetensors only.
+        model: Hugging Face folder or hub id, in the layout of ``llm-blender/PairRM-hf``; safetensors only.
         revision: Branch, tag or commit on the hub.
-        dtype: What it computes in.
-        batch_tokens: Most tokens of a batch, padding included.
-        source_length: Most tokens of a prompt; longer ones lose their end, as in LLM-Blender.
-        candidate_length: Most tokens of an answer.
+        dtype: Dtype of the model; ``auto`` for that of its files.
+        batch_tokens: Maximum tokens of a batch, padding included.
+        source_length: Maximum tokens of a prompt; the end of longer ones is truncated, as in LLM-Blender.
+        candidate_length: Maximum tokens of an answer.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class PairRMJudge(ModelJudge):
 
     @override
     def identity(self) -> dict[str, Any]:
-        """What decides the scores."""
+        """Settings that determine the scores."""
         lengths = {"source_length": self.source_length, "candidate_length": self.candidate_length}
         return {**super().identity(), **lengths}
 
@@ -114,18 +113,13 @@ class PairRMJudge(ModelJudge):
         return self.weights_of(PairRanker, partial(PairRanker, config), config, attn_implementation="eager")
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See :class:`~lion_lightning.judges.base.Judge`."""
-        sides = [distinct(given) for given in answers]
-        compared = [(row, *pair) for row, (texts, _) in enumerate(sides) for pair in permutations(range(len(texts)), 2)]
-        sources = [self._piece(MARKS[0], conversation(prompt), self.source_length) for prompt in prompts]
-        logits = self._logits([self._ids(sources[row], sides[row][0], a, b) for row, a, b in compared])
-        found = dict(zip(compared, logits, strict=True))
-        scores = []
-        for row, (texts, places) in enumerate(sides):
-            size = range(len(texts))
-            margins = [[0.0 if a == b else (found[row, a, b] - found[row, b, a]) / 2 for b in size] for a in size]
-            scores.append([total / max(len(places) - 1, 1) for total in standings(margins, places)])
-        return scores
+        """Score the answers to each prompt."""
+        sources = [self._encode(MARKS[0], conversation(prompt), self.source_length) for prompt in prompts]
+
+        def compare(comparisons: list[Comparison]) -> list[float]:
+            return self._logits([self._pair(sources[row], first, second) for row, first, second in comparisons])
+
+        return mean_margins(answers, compare, lambda first, second: (first - second) / 2)
 
     def _logits(self, rows: Sequence[Sequence[int]]) -> list[float]:
         marks = self.tokenizer.convert_tokens_to_ids(list(MARKS))
@@ -138,12 +132,12 @@ class PairRMJudge(ModelJudge):
 
         return self.run([len(row) for row in rows], forward)
 
-    def _ids(self, source: list[int], texts: Sequence[str], first: int, second: int) -> list[int]:
-        sides = zip(MARKS[1:], (first, second), strict=True)
-        return source + [i for mark, place in sides for i in self._piece(mark, texts[place], self.candidate_length)]
+    def _pair(self, source: list[int], first: str, second: str) -> list[int]:
+        length = self.candidate_length
+        return source + self._encode(MARKS[1], first, length) + self._encode(MARKS[2], second, length)
 
-    def _piece(self, mark: str, text: str, most: int) -> list[int]:
-        """A part as LLM-Blender encodes it, with its own special tokens; one in the text itself is none."""
-        text = broken(text, [*MARKS, *special_tokens(self.tokenizer)])
-        ids: list[int] = self.tokenizer.encode(mark + text, truncation=True, max_length=most)
+    def _encode(self, mark: str, text: str, max_length: int) -> list[int]:
+        """Tokens of source or candidate, with the special tokens that LLM-Blender adds to each."""
+        text = escape_special_tokens(text, [*MARKS, *special_tokens(self.tokenizer)])
+        ids: list[int] = self.tokenizer.encode(mark + text, truncation=True, max_length=max_length)
         return ids

@@ -1,4 +1,4 @@
-"""Scores by a reward model: a sequence classifier with a single logit."""
+"""Reward models: sequence classifiers with a single logit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lion_lightning.errors import first_line
 from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
-from lion_lightning.judges.text import broken
+from lion_lightning.judges.text import escape_special_tokens
 from lion_lightning.models.chat_template import ChatTemplate
 from lion_lightning.models.model_configs import stored_config
 from lion_lightning.models.tokenizer import TokenizerSpec, read_template
@@ -22,26 +22,26 @@ logger = logging.getLogger(__name__)
 
 
 class RewardModelJudge(ModelJudge):
-    """The logit of any of transformers' sequence classifiers that has just one.
+    """The logit of a sequence classifier of transformers with ``num_labels=1``.
 
-    The model reads a conversation under its own tokenizer's chat template, and a plain text as prompt and answer in one
-    piece. Special tokens that an answer or a turn spells out are text to it: no answer adds turns of its own. Each text
-    is scored as it would be alone; equal texts are computed once and tie exactly.
+    Conversations are rendered with the chat template of the model's tokenizer; for plain text, prompt and answer are
+    concatenated. Special tokens in answers are escaped, so that no answer adds turns. Scores do not depend on the
+    batch. Equal texts are computed once and tie exactly.
 
     Args:
-        model: Hugging Face folder, or a name on the hub; safetensors only.
+        model: Hugging Face folder or hub id; safetensors only.
         revision: Branch, tag or commit on the hub.
-        dtype: What it computes in.
-        batch_tokens: Most tokens of a batch, padding included.
-        max_length: Most tokens of a text. A longer one loses its beginning, never its answer, and there is a warning.
-            None for the longest that the model takes.
-        chat_template: In place of the tokenizer's: what ``tokenizer.chat_template`` takes, so a built-in name, the path
-            of a jinja file, or jinja itself.
+        dtype: Dtype of the model; ``auto`` for that of its files.
+        batch_tokens: Maximum tokens of a batch, padding included.
+        max_length: Maximum tokens of a text; longer ones lose their beginning, with a warning. None for the model's
+            limit.
+        chat_template: Replaces the tokenizer's: a built-in name, the path of a jinja file, or a jinja template, as for
+            ``tokenizer.chat_template``.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ValueError: The template is none; from ``open``: the model has not exactly one logit, its weights are not
-            complete, or the template leaves answers out.
+        ValueError: The template is invalid. From ``open``: the model has several logits, its weights are incomplete, or
+            the template ignores the answer.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RewardModelJudge(ModelJudge):
 
     @override
     def identity(self) -> dict[str, Any]:
-        """What decides the scores."""
+        """Settings that determine the scores."""
         return {**super().identity(), "max_length": self.max_length, "chat_template": self.chat_template}
 
     @override
@@ -75,8 +75,8 @@ class RewardModelJudge(ModelJudge):
         config = stored_config(self.path, **options)
         if config.num_labels != 1:
             raise ValueError(
-                f"{self.path}: the model has {config.num_labels} logits, so it is no reward model; name one that was "
-                "trained with num_labels=1"
+                f"{self.path}: the model has {config.num_labels} logits, so it is not a reward model; give one that "
+                "was trained with num_labels=1"
             )
         self.tokenizer = TokenizerSpec(self.path, **options).load()
         auto: Any = AutoModelForSequenceClassification
@@ -86,18 +86,18 @@ class RewardModelJudge(ModelJudge):
         return model
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See :class:`~lion_lightning.judges.base.Judge`."""
+        """Score the answers to each prompt."""
         rows = [
-            [self._cut(self._tokens(prompt, answer)) for answer in given]
+            [self._truncated(self._tokens(prompt, answer)) for answer in given]
             for prompt, given in zip(prompts, answers, strict=True)
         ]
-        long = sum(cut for row in rows for _, cut in row)
-        if long:
+        truncated = sum(too_long for row in rows for _, too_long in row)
+        if truncated:
             total = sum(map(len, rows))
-            logger.warning("RewardModelJudge: %d of %d texts were too long and lost their beginning", long, total)
+            logger.warning("RewardModelJudge: %d of %d texts are too long and lost their beginning", truncated, total)
         unique = list(dict.fromkeys(ids for row in rows for ids, _ in row))
         pad = self._pad_id(unique)
-        values = self.run([*map(len, unique)], lambda places: self._forward([unique[p] for p in places], pad))
+        values = self.run([*map(len, unique)], lambda indices: self._forward([unique[i] for i in indices], pad))
         value_of = dict(zip(unique, values, strict=True))
         return [[value_of[ids] for ids, _ in row] for row in rows]
 
@@ -108,23 +108,24 @@ class RewardModelJudge(ModelJudge):
 
     def _tokens(self, prompt: Prompt, answer: str) -> list[int]:
         if not prompt.messages:
-            text, bos = prompt.text + broken(answer, special_tokens(self.tokenizer)), self.tokenizer.bos_token
+            text = prompt.text + escape_special_tokens(answer, special_tokens(self.tokenizer))
+            bos = self.tokenizer.bos_token
             once = not (bos and text.startswith(bos))
             return self.tokenizer(text, add_special_tokens=once, verbose=False).input_ids  # type: ignore[no-any-return]
-        # The template writes whatever special tokens the model was trained with: adding them would double the BOS.
+        # The template has the special tokens already: adding them would double the BOS.
         text = self._rendered(prompt, answer)
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # type: ignore[no-any-return]
 
     def _rendered(self, prompt: Prompt, answer: str) -> str:
         special = special_tokens(self.tokenizer)
-        turns = [{**turn, "content": broken(str(turn["content"]), special)} for turn in prompt.messages]
-        turns.append({"role": "assistant", "content": broken(answer, special)})
+        turns = [{**turn, "content": escape_special_tokens(str(turn["content"]), special)} for turn in prompt.messages]
+        turns.append({"role": "assistant", "content": escape_special_tokens(answer, special)})
         try:
             return self._template.render(turns)
         except ValueError as error:
             raise ValueError(
-                f"{prompt.where or self.path}: the chat template of {self.path} cannot write this conversation "
-                f"({first_line(error)}); give RewardModelJudge a chat_template that can"
+                f"{prompt.where or self.path}: the chat template of {self.path} cannot render this conversation "
+                f"({first_line(error)}); set `chat_template` of RewardModelJudge"
             ) from error
 
     @cached_property
@@ -132,29 +133,29 @@ class RewardModelJudge(ModelJudge):
         return ChatTemplate(self.tokenizer, self.chat_template or str(self.tokenizer.get_chat_template()))
 
     def _require_answers(self) -> None:
-        """Refuse a template that leaves answers out: all of them would tie, and nobody would hear of it."""
+        """Refuse a template without the answer, with which all answers would tie silently."""
         if self.chat_template is None and self.tokenizer.chat_template is None:
-            return  # plain texts need none
+            return  # for plain text
         prompt = Prompt("", (), ({"role": "user", "content": "?"},))
         try:
             text = self._rendered(prompt, "one")
             same = text == self._rendered(prompt, "another")
-        except ValueError:  # it wants other turns, and says so when it gets none
+        except ValueError:  # it needs other turns; real prompts will show errors
             return
         if same:
             raise ValueError(
-                f"{self.path}: its chat template leaves the assistant's answer out, so all answers would score the "
-                "same; give RewardModelJudge another chat_template"
+                f"{self.path}: the chat template ignores the assistant's answer, so all answers would have the same "
+                "score; set `chat_template` of RewardModelJudge"
             )
         bos = self.tokenizer.bos_token
         if bos and text.startswith(2 * bos):
             logger.warning(
-                "%s: its chat template begins with %s twice; give RewardModelJudge a chat_template that writes it once",
+                "%s: the chat template adds %s twice; set `chat_template` of RewardModelJudge to one that adds it once",
                 self.path,
                 bos,
             )
 
-    def _cut(self, ids: list[int]) -> tuple[tuple[int, ...], bool]:
+    def _truncated(self, ids: list[int]) -> tuple[tuple[int, ...], bool]:
         limit = self.max_length or self._longest()
         if len(ids) <= limit:
             return tuple(ids), False
@@ -168,10 +169,10 @@ class RewardModelJudge(ModelJudge):
         return min(int(self.tokenizer.model_max_length), positions or 2**31)
 
     def _pad_id(self, rows: Sequence[Sequence[int]]) -> int:
-        """What to pad with.
+        """Padding token id.
 
-        A head of transformers scores the last token that is not the pad id. Where the model names none, alone it scores
-        the last token: an id that ends none of the texts makes it do so in a batch.
+        Classifiers of transformers score the last token that is not padding. For a model without a padding id, an id
+        that ends none of the texts makes them score the last token, as without a batch.
         """
         config: Any = self.model.config.get_text_config()
         if not hasattr(self, "_named_pad"):

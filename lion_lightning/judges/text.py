@@ -1,4 +1,4 @@
-"""How a prompt is put into words for a judge."""
+"""Text of judges: questions to a language model, ratings and verdicts in its replies, escaped special tokens."""
 
 from __future__ import annotations
 
@@ -8,56 +8,66 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lion_lightning.cache import hash_json
+from lion_lightning.endpoint.replies import Reply
 from lion_lightning.types import Prompt
+
+# No pattern crosses a line end: searching a reply of newlines would otherwise take quadratic time. The characters
+# before a number may not end in a part of it, such as the point of ".5" or any kind of minus.
+_RATING = re.compile(
+    r"^[^\w\n]*rating[^\w\n]*?(?<![.,\u2010-\u2015\u2212-])(-?\d+(?:\.\d+)?)(?!\s*%)[^\w\n]*(?:/\s*(\d+)[^\w\n]*)?$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_VERDICT = re.compile(r"^[^\w\n]*verdict[^\w\n]*?(a|b|tie)[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
+_PREFERENCE = {"a": 1.0, "b": -1.0, "tie": 0.0}
 
 
 def conversation(prompt: Prompt) -> str:
-    """What was asked: the text alone where it is a single turn, else all turns, each under its role.
+    """A prompt as plain text: a single turn as it is, several turns each after its role.
 
     Args:
-        prompt: What was asked.
+        prompt: The prompt.
     """
     if len(prompt.messages) < 2:
         return prompt.question
-    return "\n\n".join(f"{turn['role'].upper()}: {_said(turn)}" for turn in prompt.messages)
+    return "\n\n".join(f"{turn['role'].upper()}: {_turn_text(turn)}" for turn in prompt.messages)
 
 
-def _said(turn: Mapping[str, Any]) -> str:
-    """What a turn says, and what tools it calls."""
+def _turn_text(turn: Mapping[str, Any]) -> str:
+    """Content and tool calls of a turn."""
     calls = turn.get("tool_calls")
     return f"{turn['content']}\n{json.dumps(calls, ensure_ascii=False)}".lstrip() if calls else str(turn["content"])
 
 
 def check_template(template: str, fields: Collection[str], owner: str) -> None:
-    """See that a template has a place for each field.
+    """Require a placeholder for each field.
 
     Args:
-        template: Text with ``{field}`` where a field goes.
-        fields: Names that must be there.
-        owner: Whose template it is, for the message.
+        template: Text with placeholders ``{field}``.
+        fields: Required fields.
+        owner: Name of the judge, for the error message.
 
     Raises:
-        ValueError: A field has no place.
+        ValueError: A placeholder is missing.
     """
     missing = [field for field in fields if f"{{{field}}}" not in template]
     if missing:
-        places = " and ".join(f"{{{field}}}" for field in missing)
-        raise ValueError(f"{owner}: the template has no place for {places}; write it where the text shall stand")
+        placeholders = " and ".join(f"{{{field}}}" for field in missing)
+        raise ValueError(f"{owner}: the template lacks the placeholder {placeholders}; add it")
 
 
 def build_question(template: str, prompt: Prompt, answers: Mapping[str, str], words: Mapping[str, str]) -> str:
-    """What a judge is asked about answers, none of which can pretend to be a part of the question.
+    """Fill a judge's template so that no answer can pass for a part of the question.
 
-    Prompt and answers stand between tags with a code that is in none of them, so that no text ends itself. The code
-    follows from the texts: the same question is asked in the same words, and its reply found again.
+    Prompt and answers are enclosed in tags with a code that none of them contains, so no text can close its own tag.
+    The code is a hash of the texts: the same question has the same text, so its reply is found in the cache.
 
     Args:
-        template: Text with ``{field}`` where a field goes.
-        prompt: What was asked, for ``{prompt}``.
-        answers: Text of each field that holds an answer.
-        words: Of each other field.
+        template: Text with placeholders ``{field}``.
+        prompt: The prompt, for ``{prompt}``.
+        answers: The answer for each field.
+        words: The text for each other field.
     """
-    turns = [(str(turn["role"]), _said(turn)) for turn in prompt.messages]
+    turns = [(str(turn["role"]), _turn_text(turn)) for turn in prompt.messages]
     turns = turns if len(turns) > 1 else [("user", prompt.question)]
     code = _code([*(text for _, text in turns), *answers.values()])
     asked = "\n".join(_tagged(role, text, code) for role, text in turns)
@@ -67,21 +77,21 @@ def build_question(template: str, prompt: Prompt, answers: Mapping[str, str], wo
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """Put fields in their places, in one pass: braces in an answer are text, and never a place.
+    """Replace placeholders in one pass, so that braces in an answer are never taken for a placeholder.
 
     Args:
-        template: Text with ``{field}`` where a field goes; other braces stay.
-        fields: Text of each field.
+        template: Text with placeholders ``{field}``; other braces stay.
+        fields: Text for each field.
     """
-    places = "|".join(map(re.escape, fields))
-    return re.sub(rf"\{{({places})\}}", lambda place: fields[place[1]], template)
+    names = "|".join(map(re.escape, fields))
+    return re.sub(rf"\{{({names})\}}", lambda placeholder: fields[placeholder[1]], template)
 
 
-def broken(text: str, tokens: Iterable[str]) -> str:
-    """A text that a tokenizer reads no special token in: a space parts what would be one.
+def escape_special_tokens(text: str, tokens: Iterable[str]) -> str:
+    """Insert a space into special tokens, so that the tokenizer reads them as text.
 
     Args:
-        text: What somebody wrote.
+        text: Text of a user or a model.
         tokens: The tokenizer's special tokens.
     """
     for token in tokens:
@@ -93,19 +103,54 @@ _TURNS = re.compile(
     r"<(?=\|[^<>|\n]{1,40}\|>|\uff5c[^<>\uff5c\n]{1,40}\uff5c>|/?s>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT)\])"
 )
-"""The first character of what ChatML, Llama, Mistral, Gemma, DeepSeek and their like write between turns."""
+"""First character of the turn markers of ChatML, Llama, Mistral, Gemma, DeepSeek and similar templates."""
 
 
 def _tagged(name: str, text: str, code: str) -> str:
-    parted = _TURNS.sub(r"\g<0> ", text)  # the server's tokenizer is not known
-    return f"<{name} {code}>\n{parted}\n</{name} {code}>"
+    escaped = _TURNS.sub(r"\g<0> ", text)  # the server's tokenizer and its special tokens are unknown
+    return f"<{name} {code}>\n{escaped}\n</{name} {code}>"
 
 
 def _code(texts: Iterable[str]) -> str:
-    """Sixteen hexadecimal digits that are in none of the texts."""
+    """16 hexadecimal digits that no text contains."""
     key = json.dumps(list(texts))
     while True:
         code = hash_json(key)[:16]
         if code not in key:
             return code
         key += code
+
+
+def complete_text(choice: Reply) -> str:
+    """The text of a reply; if it was truncated, without its last line, where a rating of 10 may end after the 1.
+
+    Args:
+        choice: One of the ``choices`` in a server's response.
+    """
+    content = choice["message"]["content"]
+    text = "" if content.absent else content.text()
+    return text.rpartition("\n")[0] if choice["finish_reason"].value == "length" else text
+
+
+def last_rating(reply: str, lowest: float, highest: float) -> float | None:
+    """The number after the last ``Rating:`` in a reply; None without one, or on another scale.
+
+    Args:
+        reply: The reply.
+        lowest: Lowest valid rating.
+        highest: Highest valid rating.
+    """
+    found = _RATING.findall(reply)
+    rating, scale = found[-1] if found else ("nan", "")
+    valid = lowest <= float(rating) <= highest and (not scale or float(scale) == highest)  # "4 / 5" needs highest = 5
+    return float(rating) if valid else None
+
+
+def last_verdict(reply: str) -> float | None:
+    """1 for the first answer, -1 for the second, 0 for a tie, by the last ``Verdict:``; None without one.
+
+    Args:
+        reply: The reply.
+    """
+    found = _VERDICT.findall(reply)
+    return _PREFERENCE[found[-1].lower()] if found else None

@@ -1,4 +1,4 @@
-"""Scores by rules that can be checked, and the rules: small callables that say whether an answer is right."""
+"""Verifiers: callables that check an answer, and the judge that scores with them."""
 
 from __future__ import annotations
 
@@ -11,108 +11,107 @@ from lion_lightning.processes.limited_process import LimitedCheck
 from lion_lightning.types import Prompt
 
 Verifier = Callable[[Prompt, str], bool | float]
-"""Whether an answer to a prompt is right, or a score of it."""
+"""From prompt and answer to whether the answer is correct, or to a score."""
 
 
 class VerifierJudge:
-    """Asks a verifier about each answer: True scores ``reward``, False 0, and a number is the score itself.
+    """Scores each answer with a verifier: ``reward`` for True, 0 for False; a number is the score itself.
 
     Args:
-        verifier: A callable, by import path in a config, or one of the objects beside this class
-            (:class:`ExactMatch`, :class:`MathAnswer`, :class:`Regex`, :class:`JSONSchema`, :class:`Length`).
-        reward: Score of a right answer; RLVR (TÜLU 3, arXiv 2411.15124) has 10.
+        verifier: A callable, in a config its import path, or one of the classes of this module (:class:`ExactMatch`,
+            :class:`MathAnswer`, :class:`Regex`, :class:`JSONSchema`, :class:`Length`).
+        reward: Score of a correct answer; 10 in RLVR (TÜLU 3, arXiv 2411.15124).
     """
 
     def __init__(self, verifier: Verifier, reward: float = 1.0) -> None:
         self.verifier, self.reward = verifier, reward
 
     def identity(self) -> dict[str, Any]:
-        """What decides the scores."""
+        """Settings that determine the scores."""
         own = self.verifier
         name = getattr(own, "__qualname__", type(own).__qualname__)
         settings = {key: value for key, value in getattr(own, "__dict__", {}).items() if not key.startswith("_")}
         return {"judge": type(self).__name__, "verifier": name, "settings": settings, "reward": self.reward}
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See :class:`~lion_lightning.judges.base.Judge`.
+        """Score the answers to each prompt.
 
         Raises:
-            ValueError: The verifier fails; the message names the prompt.
+            ValueError: The verifier failed; the message names the prompt.
         """
         return [
             [self._score(prompt, answer) for answer in given] for prompt, given in zip(prompts, answers, strict=True)
         ]
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
-        """See :class:`~lion_lightning.readiness.ChecksReady`: any score shows what is missing."""
+        """Score a dummy answer, to find missing packages and columns."""
         self.score(prompts, [["?"]] * len(prompts))
 
     def _score(self, prompt: Prompt, answer: str) -> float:
         try:
-            said = self.verifier(prompt, answer)
+            found = self.verifier(prompt, answer)
         except Exception as error:
             name = getattr(self.verifier, "__qualname__", type(self.verifier).__qualname__)
-            place = prompt.where or repr(prompt.question[:40])
-            raise ValueError(f"{place}: {name} failed ({error})") from error
-        return self.reward * said if isinstance(said, bool) else said
+            raise ValueError(f"{_place(prompt)}: {name} failed ({error})") from error
+        return self.reward * found if isinstance(found, bool) else found
 
 
 def reference_answer(prompt: Prompt, column: str) -> Any:
-    """What the prompt's row has in a column.
+    """The reference answer in a column of the prompt's row.
 
     Args:
-        prompt: What was asked.
+        prompt: The prompt.
         column: Name of the column.
 
     Raises:
-        ValueError: The row has no such column.
+        ValueError: The row does not have this column.
     """
     if prompt.row.get(column) is None:
         known = ", ".join(prompt.row) or "none"
         raise ValueError(
-            f"the row has no column {column!r} with the right answer; its columns are {known}: set `column`"
+            f"the row has no column {column!r} with the reference answer; its columns are {known}: set `column`"
         )
     return prompt.row[column]
 
 
 class ExactMatch:
-    """The answer is the text in a column of the prompt's row; white space around both does not count.
+    """Compares the answer with a column of the prompt's row, without surrounding white space.
 
     Args:
         column: Name of the column.
-        ignore_case: Whether capitals do not count either.
+        ignore_case: Ignore upper and lower case.
     """
 
     def __init__(self, column: str = "answer", ignore_case: bool = False) -> None:
         self.column, self.ignore_case = column, ignore_case
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
-        """Whether the two are the same."""
+        """Return whether the texts are equal."""
         texts = [str(reference_answer(prompt, self.column)).strip(), answer.strip()]
         wanted, given = (text.casefold() for text in texts) if self.ignore_case else texts
         return wanted == given
 
 
 class MathAnswer:
-    r"""The answer ends in the same value as a column of the prompt's row, as math-verify compares them.
+    r"""Compares the final value of the answer with that of a column of the prompt's row, with math-verify.
 
-    The value is what stands behind the last ``####`` (GSM8K), else what math-verify finds: what is ``\boxed``, or else
-    the last expression. Equal forms count: 0.5 and 1/2, 1,000 and 1000.
+    The final value comes after the last ``####`` (GSM8K); without one, math-verify takes the content of ``\boxed`` or
+    the last expression. Different forms of a value are equal: 0.5 and 1/2, 1,000 and 1000.
 
     Args:
-        column: Name of the column with the right answer, alone or at the end of a solution.
+        column: Name of the column with the reference answer, by itself or at the end of a solution.
     """
 
     def __init__(self, column: str = "answer") -> None:
         self.column = column
-        self._check = LimitedCheck("has_value")
+        self._check = LimitedCheck("math_equal")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
-        """Whether the values are the same.
+        """Return whether the values are equal.
 
         Raises:
             ModuleNotFoundError: math-verify is not installed.
-            ValueError: The column holds no value.
+            ValueError: The column has no value.
         """
         if find_spec("math_verify") is None:
             raise ModuleNotFoundError("MathAnswer needs math-verify: pip install 'lion-lightning[judges]'")
@@ -123,51 +122,51 @@ class MathAnswer:
 
 
 class Regex:
-    """The answer matches a pattern somewhere.
+    """Searches the answer for a regular expression.
 
     Args:
-        pattern: A regular expression of Python; anchor it with ``^`` and ``$`` to match the whole.
+        pattern: A Python regular expression; use ``^`` and ``$`` to match the full answer.
 
     Raises:
-        ValueError: The pattern is none.
+        ValueError: The pattern is invalid.
     """
 
     def __init__(self, pattern: str) -> None:
         try:
             re.compile(pattern, re.DOTALL)
         except re.error as error:
-            raise ValueError(f"Regex: {pattern!r} is no pattern ({error})") from error
+            raise ValueError(f"Regex: {pattern!r} is not a valid regular expression ({error})") from error
         self.pattern = pattern
-        self._check = LimitedCheck("matches")
+        self._check = LimitedCheck("regex_found")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
-        """Whether it matches."""
+        """Return whether the pattern is found."""
         return self._check(_place(prompt), self.pattern, answer)
 
 
 class JSONSchema:
-    """The answer is JSON that fits a schema; a code fence around it does not count. Nothing is fetched for ``$ref``.
+    """Validates the answer, JSON with or without a code fence, against a JSON schema. ``$ref`` loads nothing.
 
     Args:
         schema: The schema; None to take it from the prompt's row.
-        column: Name of the column that holds the schema, as a mapping or as JSON.
+        column: Name of the column with the schema, as a mapping or as JSON.
 
     Raises:
-        ValueError: There is neither or both.
+        ValueError: Neither or both arguments are given.
     """
 
     def __init__(self, schema: dict[str, Any] | None = None, column: str | None = None) -> None:
         if (schema is None) == (column is None):
             raise ValueError("JSONSchema: give either `schema` or `column`")
         self.schema, self.column = schema, column
-        self._check = LimitedCheck("fits")
+        self._check = LimitedCheck("schema_valid")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
-        """Whether it fits.
+        """Return whether the answer is valid.
 
         Raises:
             ModuleNotFoundError: jsonschema is not installed.
-            ValueError: The schema is none.
+            ValueError: The schema is invalid.
         """
         if find_spec("jsonschema") is None:
             raise ModuleNotFoundError("JSONSchema needs jsonschema: pip install 'lion-lightning[judges]'")
@@ -180,21 +179,21 @@ def _place(prompt: Prompt) -> str:
 
 
 class Length:
-    """The answer has a number of words within bounds.
+    """Checks the number of words of the answer.
 
     Args:
-        least: Fewest words.
-        most: Most words; None for no bound.
+        min_words: Minimum number of words.
+        max_words: Maximum number of words; None for no limit.
 
     Raises:
-        ValueError: The bounds leave nothing.
+        ValueError: The limits exclude every answer.
     """
 
-    def __init__(self, least: int = 1, most: int | None = None) -> None:
-        if least < 0 or (most is not None and most < least):
-            raise ValueError(f"Length: no answer has at least {least} and at most {most} words; mend the bounds")
-        self.least, self.most = least, most
+    def __init__(self, min_words: int = 1, max_words: int | None = None) -> None:
+        if min_words < 0 or (max_words is not None and max_words < min_words):
+            raise ValueError(f"Length: min_words is {min_words} and max_words {max_words}; give 0 <= min <= max")
+        self.min_words, self.max_words = min_words, max_words
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
-        """Whether it has."""
-        return self.least <= len(answer.split()) <= (float("inf") if self.most is None else self.most)
+        """Return whether the number of words is within the limits."""
+        return self.min_words <= len(answer.split()) <= (float("inf") if self.max_words is None else self.max_words)

@@ -1,9 +1,10 @@
-"""Several judges as one."""
+"""Weighted sums of judges."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import mul
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -15,17 +16,17 @@ from lion_lightning.types import Prompt
 
 
 class WeightedJudge:
-    """The weighted sum of several judges' scores; what each of them said is stored with the round.
+    """Weighted sum of the scores of several judges; the scores of each judge are stored with the round.
 
     Args:
         judges: The judges.
-        weights: Weight of each; None for 1 each.
-        names: Name of each, for what is stored; None for their classes' names, numbered where they repeat.
-        standardize: Whether each judge's scores of a prompt's answers are first brought to mean 0 and deviation 1, for
-            judges on different scales. A judge that finds all answers alike then adds nothing.
+        weights: Weight of each judge; None for 1.
+        names: Name of each judge in the stored round; None for class names, numbered if they repeat.
+        standardize: Standardize each judge's scores over a prompt's answers (mean 0, standard deviation 1), for judges
+            with different scales. A judge that scores all answers alike then adds nothing.
 
     Raises:
-        ValueError: There is no judge, or weights or names are too few or too many.
+        ValueError: There are no judges, or another number of weights or names.
     """
 
     def __init__(
@@ -36,53 +37,52 @@ class WeightedJudge:
         standardize: bool = False,
     ) -> None:
         if not judges:
-            raise ValueError("WeightedJudge: judges is empty; name at least one")
+            raise ValueError("WeightedJudge: judges is empty; give at least one")
         self.judges, self.standardize = judges, standardize
         self.weights = [1.0] * len(judges) if weights is None else weights
         self.names = _names(judges) if names is None else names
         for what, values in (("weights", self.weights), ("names", set(self.names))):
             if len(values) != len(judges):
-                raise ValueError(f"WeightedJudge: {len(judges)} judges and {len(values)} {what}; give one to each")
-
+                raise ValueError(f"WeightedJudge: {len(judges)} judges but {len(values)} {what}; give one per judge")
         if not all(math.isfinite(weight) for weight in self.weights):
             raise ValueError(f"WeightedJudge: weights are {self.weights}; give finite numbers")
 
     def identity(self) -> dict[str, Any]:
-        """What decides the scores."""
+        """Settings that determine the scores."""
         parts = [judge.identity() if hasattr(judge, "identity") else type(judge).__qualname__ for judge in self.judges]
         weighed = dict(zip(self.names, zip(parts, self.weights, strict=True), strict=True))
         return {"judge": type(self).__name__, "parts": weighed, "standardize": self.standardize}
 
     def open(self, device: torch.device) -> None:
-        """See :class:`~lion_lightning.judges.base.LoadableJudge`."""
+        """Load the judges' models."""
         for judge in self.judges:
             if isinstance(judge, LoadableJudge):
                 judge.open(device)
 
     def close(self) -> None:
-        """See :class:`~lion_lightning.judges.base.LoadableJudge`."""
+        """Free the judges' memory."""
         for judge in self.judges:
             if isinstance(judge, LoadableJudge):
                 judge.close()
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
-        """See :class:`~lion_lightning.readiness.ChecksReady`."""
+        """Check the judges."""
         require_ready(self.judges, prompts)
 
     def parts(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> dict[str, Scores]:
-        """Scores of each judge, by its name."""
+        """Scores of each judge, by name."""
         return {name: judge.score(prompts, answers) for name, judge in zip(self.names, self.judges, strict=True)}
 
     def combine(self, parts: Mapping[str, Scores]) -> list[list[float]]:
-        """The weighted sum of those."""
-        given = [[_standard(row) if self.standardize else row for row in parts[name]] for name in self.names]
-        return [[self._sum(scores) for scores in zip(*rows, strict=True)] for rows in zip(*given, strict=True)]
-
-    def _sum(self, scores: Sequence[float]) -> float:
-        return sum(weight * score for weight, score in zip(self.weights, scores, strict=True))
+        """Sum the scores of the judges with their weights."""
+        totals = []
+        for rows in zip(*(parts[name] for name in self.names), strict=True):  # the judges' scores of a prompt's answers
+            scores = [_standardized(row) for row in rows] if self.standardize else rows
+            totals.append([sum(map(mul, self.weights, answer)) for answer in zip(*scores, strict=True)])
+        return totals
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See :class:`~lion_lightning.judges.base.Judge`."""
+        """Score the answers to each prompt."""
         return self.combine(self.parts(prompts, answers))
 
 
@@ -91,6 +91,6 @@ def _names(judges: Sequence[Judge]) -> list[str]:
     return [kind if kinds.count(kind) == 1 else f"{kind} {place}" for place, kind in enumerate(kinds)]
 
 
-def _standard(scores: Sequence[float]) -> list[float]:
+def _standardized(scores: Sequence[float]) -> list[float]:
     deviation = pstdev(scores)
     return [(score - fmean(scores)) / deviation if deviation else 0.0 for score in scores]

@@ -14,51 +14,46 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 MEMORY = 4 * 2**30
-"""Bytes that the process may have, where the system lets it be said."""
+"""Maximum bytes of the process, on systems with ``setrlimit``."""
 
 
-def has_value(gold: str, answer: str) -> bool:
-    """Whether an answer ends in the same value as the right one, as math-verify compares them.
+def math_equal(reference: str, answer: str) -> bool:
+    """Compare the final values of two texts with math-verify.
 
     Args:
-        gold: The right answer, alone or at the end of a solution.
-        answer: What was answered.
+        reference: The reference answer, by itself or at the end of a solution.
+        answer: The answer to check.
 
     Raises:
-        ValueError: There is no value in the right one.
+        ValueError: The reference has no value.
     """
     from math_verify import parse, verify
 
-    wanted = parse(_final(gold), parsing_timeout=None)
+    wanted = parse(_final(reference), parsing_timeout=None)
     if not wanted:
-        raise ValueError(f"no value that math-verify reads is in {gold[-40:]!r}")
+        raise ValueError(f"math-verify finds no value in the reference answer {reference[-40:]!r}")
     return bool(verify(wanted, parse(_final(answer), parsing_timeout=None), timeout_seconds=None))
 
 
 def _final(text: str) -> str:
-    """What stands behind the last ``####``; the whole text where there is none."""
+    """The text after the last ``####``; all of it without one."""
     return text.rpartition("####")[2].strip() if "####" in text else text
 
 
-def matches(pattern: str, answer: str) -> bool:
-    """Whether a pattern is found in an answer; its dot matches line ends, too.
-
-    Args:
-        pattern: A regular expression.
-        answer: What was answered.
-    """
+def regex_found(pattern: str, answer: str) -> bool:
+    """Search an answer for a regular expression, whose dot also matches line ends."""
     return re.search(pattern, answer, re.DOTALL) is not None
 
 
-def fits(schema: Any, answer: str) -> bool:
-    """Whether an answer is JSON that fits a schema; a code fence around it does not count.
+def schema_valid(schema: Any, answer: str) -> bool:
+    """Validate an answer, JSON with or without a code fence, against a JSON schema.
 
     Args:
-        schema: The schema, as data or as JSON. What it refers to must be in it: nothing is fetched.
-        answer: What was answered.
+        schema: The schema, as data or as JSON. References must be within it: nothing is loaded.
+        answer: The answer to check.
 
     Raises:
-        ValueError: The schema is none.
+        ValueError: The schema is invalid.
     """
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import validator_for
@@ -70,7 +65,7 @@ def fits(schema: Any, answer: str) -> bool:
         kind = validator_for(read)
         kind.check_schema(read)
     except (SchemaError, ValueError, TypeError) as error:
-        raise ValueError(f"the JSON schema is none: {getattr(error, 'message', error)}") from error
+        raise ValueError(f"the JSON schema is invalid: {getattr(error, 'message', error)}") from error
     try:
         value = json.loads(_unfenced(answer), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -78,7 +73,7 @@ def fits(schema: Any, answer: str) -> bool:
     try:
         return bool(kind(read, registry=Registry()).is_valid(value))
     except Unresolvable as error:
-        raise ValueError(f"the JSON schema refers to what is not in it, and nothing is fetched: {error}") from error
+        raise ValueError(f"the JSON schema refers to another document, which is not loaded: {error}") from error
 
 
 def _unfenced(text: str) -> str:
@@ -88,28 +83,32 @@ def _unfenced(text: str) -> str:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
-CHECKS: dict[str, Callable[..., bool]] = {"has_value": has_value, "matches": matches, "fits": fits}
+CHECKS: dict[str, Callable[..., bool]] = {
+    "math_equal": math_equal,
+    "regex_found": regex_found,
+    "schema_valid": schema_valid,
+}
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answer requests, a line of JSON each, until there are no more.
+    """Run checks until the requests end.
 
     Args:
-        requests: Lines of a check's name and its arguments.
-        replies: Gets a line for each: what the check says, or an error.
+        requests: Lines of JSON: a check's name and its arguments.
+        replies: Receives a line of JSON per request: ``correct``, ``gave_up`` or ``error``.
     """
     for line in requests:
         name, arguments = json.loads(line)
         try:
-            said: dict[str, Any] = {"right": CHECKS[name](*arguments)}
+            reply: dict[str, Any] = {"correct": CHECKS[name](*arguments)}
         except (RecursionError, MemoryError, OverflowError) as error:
-            said = {"gave_up": type(error).__name__}
+            reply = {"gave_up": type(error).__name__}
         except Exception as error:
-            said = {"error": str(error)}
-        replies.write(json.dumps(said) + "\n")
+            reply = {"error": str(error)}
+        replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
 
@@ -118,12 +117,12 @@ def _limit_memory() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, ValueError, OSError):  # not on this system
+    except (ImportError, ValueError, OSError):  # not supported by this system
         pass
 
 
 if __name__ == "__main__":
     _limit_memory()
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no reply
+    os.dup2(2, 1)  # prints of libraries must not mix with the replies
     serve(sys.stdin, lines)

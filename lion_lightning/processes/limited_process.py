@@ -1,4 +1,4 @@
-"""Checks that run in a process of their own, which is ended where one takes too long."""
+"""Checks of model answers in a separate process with limited time and memory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_FIRST = {"has_value": ("1", "1"), "matches": ("a", "a"), "fits": ({}, "{}")}
-"""Arguments of each check that let it load its libraries."""
+_WARM_UP = {"math_equal": ("1", "1"), "regex_found": ("a", "a"), "schema_valid": ({}, "{}")}
+"""Arguments for the first call of each check, which loads its libraries."""
 
 
 class LimitedCheck:
-    """One of :data:`lion_lightning.processes.limited_checks.CHECKS`, which no text can make take for ever.
+    """A check of :data:`lion_lightning.processes.limited_checks.CHECKS` with limited time and memory.
 
-    A check that takes too long, or more memory than it may have, says no; a warning names the first one.
+    Exceeding a limit counts as False; the first time there is a warning.
 
     Args:
-        check: Its name.
-        seconds: That it may take.
+        check: Name of the check.
+        seconds: Maximum time per call.
     """
 
     def __init__(self, check: str, seconds: float = 5.0) -> None:
@@ -31,44 +31,44 @@ class LimitedCheck:
         self._warned = False
 
     def __call__(self, where: str, *arguments: Any) -> bool:
-        """What the check says.
+        """Run the check.
 
         Args:
-            where: What the arguments are of, for messages.
-            arguments: Of the check, plain data.
+            where: Location of the prompt, for messages.
+            arguments: Arguments of the check, plain data.
 
         Raises:
-            ValueError: The check cannot be made.
+            ValueError: The check failed.
         """
-        said = _worker.ask(self.check, arguments, self.seconds)
-        if "error" in said:
-            raise ValueError(said["error"])
-        if "gave_up" in said and not self._warned:
+        reply = _process.run(self.check, arguments, self.seconds)
+        if "error" in reply:
+            raise ValueError(reply["error"])
+        if "gave_up" in reply and not self._warned:
             self._warned = True
-            message = "%s: `%s` gave up on this answer (%s), so it counts as wrong; others like it are not named"
-            logger.warning(message, where, self.check, said["gave_up"])
-        return bool(said.get("right", False))
+            message = "%s: the check %s of this answer exceeded a limit (%s) and counts as failed; shown once"
+            logger.warning(message, where, self.check, reply["gave_up"])
+        return bool(reply.get("correct", False))
 
 
-class _Worker:
-    """The process, started when it is first asked, and again after it had to be ended."""
+class LimitedProcess:
+    """The process of all checks, started at the first call and after each kill."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._loaded: set[str] = set()
         self._lock = threading.Lock()
 
-    def ask(self, check: str, arguments: Any, seconds: float) -> dict[str, Any]:
-        """What a check says, or that it gave up."""
+    def run(self, check: str, arguments: Any, seconds: float) -> dict[str, Any]:
+        """Run a check and return its reply, or ``gave_up`` with the limit."""
         with self._lock:
             if check not in self._loaded:
-                if self._answer([check, _FIRST[check]], 300.0) is None:  # libraries may take a while
-                    raise ValueError(f"the process of the check `{check}` does not start: {' '.join(_COMMAND)}")
+                if self._answer([check, _WARM_UP[check]], 300.0) is None:  # libraries may take a while
+                    raise ValueError(f"the process of the check {check} does not start: {' '.join(_COMMAND)}")
                 self._loaded.add(check)
-            return self._answer([check, arguments], seconds) or {"gave_up": f"{seconds:g} s were over"}
+            return self._answer([check, arguments], seconds) or {"gave_up": f"{seconds:g} s"}
 
-    def end(self) -> None:
-        """End the process."""
+    def kill(self) -> None:
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -76,12 +76,12 @@ class _Worker:
         self._loaded.clear()
 
     def _answer(self, request: Any, seconds: float) -> dict[str, Any] | None:
-        """The reply; None where the process had to be ended, or has ended itself."""
-        process = self._process = self._process or _started()
+        """Send a request; the reply is None if the process was killed or exited."""
+        process = self._process = self._process or _start()
         assert process.stdin is not None
         assert process.stdout is not None
-        clock = threading.Timer(seconds, process.kill)
-        clock.start()
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
@@ -89,21 +89,21 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         finally:
-            clock.cancel()
+            timer.cancel()
         if not line.endswith("\n"):
-            self.end()
+            self.kill()
             return None
-        said: dict[str, Any] = json.loads(line)
-        return said
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
 
 _COMMAND = [sys.executable, "-m", "lion_lightning.processes.limited_checks"]
 
 
-def _started() -> subprocess.Popen[str]:
-    pipe, no = subprocess.PIPE, subprocess.DEVNULL
-    return subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=no, encoding="utf-8")
+def _start() -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8")
 
 
-_worker = _Worker()
-atexit.register(_worker.end)
+_process = LimitedProcess()
+atexit.register(_process.kill)

@@ -141,7 +141,7 @@ class ServerSampler:
 
     def _completions(self, bodies: Sequence[Any], title: str) -> list[Reply]:
         route = "/v1/completions"
-        return [self.endpoint.said(route, one) for one in self.endpoint.post_all(route, bodies, title)]
+        return [self.endpoint.reply(route, one) for one in self.endpoint.post_all(route, bodies, title)]
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
         """Log-probs of the server's five most probable next tokens for each prompt, by token id.

@@ -104,7 +104,7 @@ class SGLangWeightSync(FolderWeightSync):
             ValueError: The server cannot load the folder.
         """
         route = "/update_weights_from_disk"
-        said = endpoint.said(route, endpoint.post(route, {"model_path": self.seen_as}))
+        said = endpoint.reply(route, endpoint.post(route, {"model_path": self.seen_as}))
         if said["success"].value is False:
             reason = printable(str(said["message"].value))[:300]
             raise ValueError(f"{endpoint.url} cannot load {self.seen_as}: {reason}")

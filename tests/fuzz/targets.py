@@ -130,7 +130,7 @@ def replies(space: Workspace, random: Random) -> Case:
         with serving(lambda route, body: (status, change.value)) as url:
             prompt = Prompt("Spell tako.", (5, 6), where="prompts.jsonl:1")
             if judged:
-                RubricLLMJudge(url, "m", endpoint=once, cache_dir="judgements", asks=1).score([prompt], [["tako"]])
+                RubricLLMJudge(url, "m", endpoint=once, cache_dir="judgements", attempts=1).score([prompt], [["tako"]])
             else:
                 ServerSampler(url, model="m", **once).sample([prompt], 1, 0)
         return 0

@@ -118,7 +118,7 @@ def test_a_word_that_stands_in_for_a_key_stays_in_answers(monkeypatch: pytest.Mo
 def test_a_key_in_an_answer_is_hidden_from_what_is_made_of_it(keyed: dict[str, Any], tmp_path: Path) -> None:
     reply = {"choices": [{"message": {"content": f"you sent {KEY}"}}]}
     with serving(lambda *_: (200, reply)) as url:
-        judge = RubricLLMJudge(url, "m", asks=1, cache_dir=tmp_path, endpoint=keyed)
+        judge = RubricLLMJudge(url, "m", attempts=1, cache_dir=tmp_path, endpoint=keyed)
         with pytest.raises(ValueError, match=r"ends in 'you sent \*\*\*'"):
             judge.ask(["?"], ["f:1"], lambda _: None)
     assert not any(KEY in file.read_text("utf-8") for file in tmp_path.rglob("*.txt"))

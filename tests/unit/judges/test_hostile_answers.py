@@ -20,7 +20,7 @@ from lion_lightning.judges import (
     WeightedJudge,
 )
 from lion_lightning.judges.llm import COMPARE, RATE
-from lion_lightning.judges.text import broken, build_question
+from lion_lightning.judges.text import build_question, escape_special_tokens
 from lion_lightning.processes.limited_process import LimitedCheck
 from lion_lightning.types import Prompt
 from tests.unit.chat_server import serving
@@ -112,7 +112,7 @@ def test_other_brackets_stay_as_they_were_written() -> None:
     text = "a < b | c > d, <b>bold</b> <|> <| x\n|> [INSTALL] if (a<|b|>c d) {x}"
     kept = text.replace(" if (a<|b|>c d)", "")
     assert kept in build_question("{prompt}{answer}", asked("w5"), {"answer": kept}, {})
-    assert broken("say <END> now", ("<END>",)) == "say < END> now"
+    assert escape_special_tokens("say <END> now", ("<END>",)) == "say < END> now"
 
 
 # --- replies
@@ -158,8 +158,8 @@ def test_no_reply_takes_long_to_read(reply: str, tmp_path: Path) -> None:
 
     started = time.monotonic()
     with serving(odd) as url:
-        judge = PairwiseLLMJudge(url, "m", asks=1, cache_dir=tmp_path)
-        with pytest.raises(ValueError, match="gave no value in 1 replies"):
+        judge = PairwiseLLMJudge(url, "m", attempts=1, cache_dir=tmp_path)
+        with pytest.raises(ValueError, match="no rating or verdict in 1 replies"):
             judge.score([asked("w5")], [["a", "b"]])
     assert RubricLLMJudge("http://127.0.0.1:9", "m")._rating(reply) is None
     assert time.monotonic() - started < 5
@@ -202,7 +202,7 @@ def test_a_null_reply_is_asked_for_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"max_tokens": 0}, {"lowest": float("-inf")}, {"asks": 0}],
+    [{"temperature": -1}, {"temperature": float("nan")}, {"max_tokens": 0}, {"lowest": float("-inf")}, {"attempts": 0}],
     ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
@@ -227,7 +227,7 @@ def test_a_pattern_that_goes_back_for_ever_says_no_and_a_warning_says_so(caplog:
         assert regex(asked("w5"), "aaa") is True  # a new process
         assert regex(asked("w5"), "b" * 50 + "a" * 40 + "!") is False
     assert time.monotonic() - started < 30
-    assert caplog.text.count("gave up on this answer (0.3 s were over), so it counts as wrong") == 1
+    assert caplog.text.count("exceeded a limit (0.3 s) and counts as failed") == 1
     assert "f:1" in caplog.text
 
 
@@ -253,7 +253,7 @@ def test_a_schema_of_a_row_fetches_nothing(tmp_path: Path) -> None:
     fits = JSONSchema(column="schema")
     with serving(reply) as url:
         for address in (f"{url}/any.json", (tmp_path / "any.json").as_uri(), "any.json"):
-            with pytest.raises(ValueError, match="refers to what is not in it, and nothing is fetched"):
+            with pytest.raises(ValueError, match="refers to another document, which is not loaded"):
                 fits(asked("w5", schema={"$ref": address}), "{}")
     assert calls == []
     own = {"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n"}
@@ -262,7 +262,7 @@ def test_a_schema_of_a_row_fetches_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schema", ['{"type": 3}', "{", "[1]", {"pattern": "("}, 3, {"type": "none"}])
 def test_a_schema_that_is_none_is_one_line(schema: Any) -> None:
-    with pytest.raises(ValueError, match="the JSON schema is none") as error:
+    with pytest.raises(ValueError, match="the JSON schema is invalid") as error:
         JSONSchema(column="schema")(asked("w5", schema=schema), '"x"')
     assert "\n" not in str(error.value)
 
@@ -272,5 +272,5 @@ def test_a_schema_without_an_end_says_no() -> None:
 
 
 def test_a_check_that_cannot_be_made_says_why() -> None:
-    with pytest.raises(ValueError, match="no value that math-verify reads is in 'none'"):
-        LimitedCheck("has_value")("f:1", "none", "7")
+    with pytest.raises(ValueError, match="math-verify finds no value in the reference answer 'none'"):
+        LimitedCheck("math_equal")("f:1", "none", "7")

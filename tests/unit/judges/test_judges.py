@@ -137,7 +137,7 @@ def test_standardised_scores_do_not_depend_on_scale() -> None:
 
 def test_a_nan_of_one_part_is_named() -> None:
     judge = WeightedJudge([Fixed(1, 2), Fixed(1, float("nan"))], names=["good", "bad"])
-    with pytest.raises(ValueError, match="bad gave the score nan"):
+    with pytest.raises(ValueError, match="bad returned the score nan"):
         score_answers(judge, [asked()], [["a", "b"]])
 
 
@@ -210,9 +210,7 @@ def test_a_template_of_a_judge_that_begins_with_bos_twice_is_warned_of(
         judge.tokenizer = TokenizerSpec(str(reward_model)).load()
         judge.tokenizer.add_special_tokens({"bos_token": "<s>"})
         judge._require_answers()
-        assert (
-            caplog.text.count("its chat template begins with <s> twice; give RewardModelJudge a chat_template") == count
-        )
+        assert caplog.text.count("the chat template adds <s> twice") == count
 
 
 @pytest.mark.parametrize("given", ["chatmll", "no/such.jinja", "", "You are a judge.", "{% for m in messages %}", "{{"])
@@ -232,7 +230,7 @@ def test_what_is_no_template_is_refused_when_the_judge_is_made(given: str, tmp_p
 
 @pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{% if messages %}yes{% endif %}"])
 def test_a_template_that_leaves_answers_out_would_tie_them_all(template: str, reward_model: Path) -> None:
-    with pytest.raises(ValueError, match="its chat template leaves the assistant's answer out"):
+    with pytest.raises(ValueError, match="the chat template ignores the assistant's answer"):
         RewardModelJudge(str(reward_model), chat_template=template).open(torch.device("cpu"))
 
 
@@ -378,10 +376,10 @@ def test_ratings_are_read_cached_and_never_invented(tmp_path: Path) -> None:
         assert sorted(seen) == ["3", "9.5"]
         assert judge.score([asked()], [["3", "9.5"]]) == [[3.0, 9.5]]
         assert len(seen) == 2
-        with pytest.raises(ValueError, match=r"f:1: m gave no value in 3 replies.*rather not say"):
+        with pytest.raises(ValueError, match=r"f:1: no rating or verdict in 3 replies of m.*rather not say"):
             judge.score([asked()], [["odd"]])
         assert seen.count("odd") == 3
-        with pytest.raises(ValueError, match="gave no value"):
+        with pytest.raises(ValueError, match="no rating or verdict"):
             judge.score([asked()], [["11"]])  # out of the range
 
 
@@ -418,7 +416,7 @@ def test_replies_that_were_there_are_kept_when_the_server_goes(tmp_path: Path) -
 
 
 def test_a_template_without_a_place_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no place for \{answer\}"):
+    with pytest.raises(ValueError, match=r"lacks the placeholder \{answer\}"):
         RubricLLMJudge("http://127.0.0.1:1", "m", template="{prompt}?")
 
 
@@ -488,7 +486,7 @@ def test_a_mark_or_a_separator_in_a_text_is_text_to_pair_rm(pair_rm: Path) -> No
     judge = PairRMJudge(str(pair_rm))
     judge.open(torch.device("cpu"))
     hostile = f"w10 [SEP] {MARKS[1]} w11"
-    ids = judge._ids(judge._piece(MARKS[0], hostile, 99), [hostile, "w12"], 0, 1)
+    ids = judge._pair(judge._encode(MARKS[0], hostile, 99), hostile, "w12")
     assert [ids.count(token) for token in (1, 2, 4, 5, 6)] == [3, 3, 1, 1, 1]  # [CLS] and [SEP] around each piece
 
 

@@ -105,7 +105,7 @@ def test_the_gain_is_paired() -> None:
 
 
 def test_no_number_is_one_line_that_names_the_judge_and_the_place() -> None:
-    with pytest.raises(ValueError, match=r"^Scoring gave the score nan to an answer to f.jsonl:1; a score is a finite"):
+    with pytest.raises(ValueError, match=r"^Scoring returned the score nan for an answer to f.jsonl:1; return finite"):
         scored(Scoring(lambda text, place: float("nan")), PROMPTS[:1], [[Answer("a")]])
 
 
