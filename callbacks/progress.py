@@ -1,11 +1,10 @@
-"""A progress bar with the few figures that matter, and plain lines where there is no terminal."""
+"""A progress bar with the few metrics that matter, and plain lines where there is no terminal."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
@@ -20,17 +19,19 @@ from typing_extensions import override
 class LionProgressBar(RichProgressBar):
     """Shows loss, accuracy, margin, speed and learning rate under short names, in numbers that can be read at a glance.
 
-    On a terminal it is Lightning's rich bar with other figures. Anywhere else (a pipe, a file, a CI log) it prints a
-    plain line at the first step, then every so often, at the end of each epoch and after each validation; no control
-    characters. Rank 0 alone shows anything. Put it into ``trainer.callbacks`` of any Trainer; figures that nobody logs
-    are left out, and what a module logs with ``prog_bar=True`` is shown besides.
+    On a terminal it is Lightning's rich bar with other metrics. Anywhere else (a pipe, a file, a CI log) it prints plain
+    lines without control characters: at the first step, then every so often, at the end of each epoch and after each
+    validation. They tell the share of the fit that is done and the time that is left of it, counted from where a resumed
+    fit started again. Only rank 0 prints. Metrics that are not logged are left out; what a module logs with
+    ``prog_bar=True`` is shown too.
 
     A subclass says what to show by :attr:`metrics`.
 
     Args:
         refresh_rate: Times a second that the bar is drawn; 0 shows nothing.
         leave: Whether the bar of a finished epoch stays on the screen.
-        every_seconds: Without a terminal: seconds between two lines.
+        every_seconds: Without a terminal: seconds between two lines. The first lines come sooner (a tenth of the time
+            since the start apart, at least 2 seconds), so that a short fit shows how it goes.
         every_steps: Without a terminal: a line also whenever the number of optimizer steps is a multiple of this; None
             for by time alone.
         console_kwargs: Arguments of the rich console, as of ``RichProgressBar``.
@@ -48,6 +49,7 @@ class LionProgressBar(RichProgressBar):
         "train/rewards/accuracy": "reward acc",
         "train/rewards/margin": "margin",
         "on_policy/score": "score",
+        "on_policy/pairs": "pairs",
         "val/loss": "val loss",
         "val/rewards/accuracy": "val acc",
         "test/loss": "test loss",
@@ -66,15 +68,15 @@ class LionProgressBar(RichProgressBar):
         console_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if every_seconds < 0:
-            raise ValueError(f"LionProgressBar.every_seconds: {every_seconds} is negative; give seconds between lines.")
+            raise ValueError(f"LionProgressBar.every_seconds is {every_seconds}; give the seconds between two lines.")
         if every_steps is not None and every_steps < 1:
-            raise ValueError(f"LionProgressBar.every_steps: {every_steps} is no number of steps; give at least 1.")
+            raise ValueError(f"LionProgressBar.every_steps is {every_steps}; give at least 1.")
         super().__init__(refresh_rate, leave, console_kwargs=console_kwargs)
         self.every_seconds, self.every_steps = every_seconds, every_steps
         self._animated = False
         self._due = 0.0  # when the next line is, on the monotonic clock
         self._said = 0  # optimizer steps at the last line
-        self._began: tuple[float, int] | None = None  # when this epoch was joined, and at which of its batches
+        self._start: tuple[float, float] | None = None  # when the first batch started, and the share done by then
         self._rate: float | None = None  # of the step that was made last
 
     @property
@@ -89,21 +91,21 @@ class LionProgressBar(RichProgressBar):
         super().setup(trainer, pl_module, stage)
         console = Console(**self._console_kwargs)
         self._animated = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-        self._due, self._said, self._began, self._rate = 0.0, trainer.global_step, None, None
+        self._due, self._said, self._start, self._rate = 0.0, trainer.global_step, None, None
 
     @override
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The figures of this moment, readable, by short name."""
+        """The current metrics by short name, in readable numbers."""
         logged: dict[str, Any] = {**trainer.callback_metrics}
         if self._rate is not None:
             logged["lr"] = self._rate
-        figures = {short: logged[key] for key, short in self.metrics.items() if key in logged}
+        known = {short: logged[key] for key, short in self.metrics.items() if key in logged}
         others = {key: value for key, value in trainer.progress_bar_metrics.items() if key not in self.metrics}
-        return {name: readable(float(value)) for name, value in (figures | others).items()}
+        return {name: readable(float(value)) for name, value in (known | others).items()}
 
     @override
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """A short bar and no batches a second, so that the figures fit beside it."""
+        """A short bar and no batches a second, so that the metrics fit next to it."""
         columns = [column for column in super().configure_columns(trainer) if type(column) is not ProcessingSpeedColumn]
         for column in columns:
             if isinstance(column, BarColumn):
@@ -111,15 +113,9 @@ class LionProgressBar(RichProgressBar):
         return columns
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to reckon the epoch's time."""
-        super().on_train_epoch_start(trainer, pl_module)
-        self._began = None
-
-    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the first batch, which is not the epoch's where a run is resumed."""
-        self._began = self._began or (time.monotonic(), batch_idx)
+        """Start the clock at the first batch, which is not the epoch's first after a resume."""
+        self._start = self._start or (time.monotonic(), _share_done(trainer, batch_idx))
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -132,10 +128,10 @@ class LionProgressBar(RichProgressBar):
     ) -> None:
         """Move the bar, or say a line where one is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        ends = _ahead(trainer, batch_idx + 1) <= 0
+        ends = _ends_epoch(trainer, batch_idx + 1)
         if self._speaks and trainer.global_step > self._said and (ends or self._is_due(trainer.global_step)):
-            self._said, self._due = trainer.global_step, time.monotonic() + self.every_seconds
-            self._say(self._place(trainer, batch_idx + 1), self.get_metrics(trainer, pl_module))
+            self._said, self._due = trainer.global_step, time.monotonic() + self._pause()
+            self._say(self._position(trainer, batch_idx + 1), self.get_metrics(trainer, pl_module))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,8 +140,8 @@ class LionProgressBar(RichProgressBar):
         if self._speaks and trainer.state.fn == "fit":
             title = "sanity check" if trainer.sanity_checking else f"validation at step {trainer.global_step}"
             shown = {short for key, short in self.metrics.items() if key.startswith("val/")}
-            figures = self.get_metrics(trainer, pl_module)
-            self._say(title, {name: value for name, value in figures.items() if name in shown})
+            metrics = self.get_metrics(trainer, pl_module)
+            self._say(title, {name: value for name, value in metrics.items() if name in shown})
 
     @property
     def _speaks(self) -> bool:
@@ -154,18 +150,23 @@ class LionProgressBar(RichProgressBar):
     def _is_due(self, step: int) -> bool:
         return time.monotonic() >= self._due or (self.every_steps is not None and step % self.every_steps == 0)
 
-    def _place(self, trainer: Trainer, done: int) -> str:
-        """Where training stands: epoch, batch, step, time spent in the epoch, time that is left of it."""
-        began, first = self._began or (time.monotonic(), done - 1)
-        spent, ahead, total = time.monotonic() - began, _ahead(trainer, done), trainer.num_training_batches
-        left = "" if math.isinf(ahead) else f", {_clock(spent / (done - first) * ahead)} left"
-        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        batches = "" if math.isinf(total) else f"/{int(total)}"
-        place = f"epoch {trainer.current_epoch + 1}{epochs}, batch {done}{batches}, step {trainer.global_step}"
-        return f"{place} ({_clock(spent)}{left})"
+    def _pause(self) -> float:
+        started, _ = self._start or (time.monotonic(), 0.0)
+        return min(self.every_seconds, max(2.0, (time.monotonic() - started) / 10))
 
-    def _say(self, title: str, figures: Mapping[str, str]) -> None:
-        self.print(f"{title}: {', '.join(f'{name} {value}' for name, value in figures.items())}", flush=True)
+    def _position(self, trainer: Trainer, batches: int) -> str:
+        """Share of the fit that is done, epoch, step, and the time left at the speed since this process joined."""
+        started, share_before = self._start or (time.monotonic(), 0.0)
+        share = _share_done(trainer, batches)
+        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        position = f"epoch {trainer.current_epoch + 1}{epochs}, step {trainer.global_step}"
+        if math.isnan(share) or share <= share_before:
+            return position
+        left = (time.monotonic() - started) / (share - share_before) * (1 - share)
+        return f"{share:.0%}, {position}, {_clock(left)} left"
+
+    def _say(self, title: str, metrics: Mapping[str, str]) -> None:
+        self.print(f"{title}: {', '.join(f'{name} {value}' for name, value in metrics.items())}", flush=True)
 
 
 def readable(value: float) -> str:
@@ -180,13 +181,27 @@ def readable(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _ahead(trainer: Trainer, done: int) -> float:
-    """Micro-batches that are still to come in this epoch, which ``max_steps`` may end early; infinity if unknown."""
-    rest = float(trainer.num_training_batches) - done
-    if trainer.max_steps < 0:
-        return rest
-    return min(rest, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+def _share_done(trainer: Trainer, batches: int) -> float:
+    """Share of a fit that is done, by epochs or by ``max_steps``, whichever ends it first; NaN if neither is known.
+
+    Epochs count alike, though those of on-policy training differ in length.
+    """
+    total = float(trainer.num_training_batches)
+    by_epochs = by_steps = math.nan
+    if (trainer.max_epochs or -1) > 0 and math.isfinite(total) and total > 0:
+        by_epochs = (trainer.current_epoch + batches / total) / trainer.max_epochs
+    if trainer.max_steps > 0:
+        by_steps = trainer.global_step / trainer.max_steps
+    return max((share for share in (by_epochs, by_steps) if not math.isnan(share)), default=math.nan)
+
+
+def _ends_epoch(trainer: Trainer, batches: int) -> bool:
+    steps_end = 0 <= trainer.max_steps <= trainer.global_step
+    return steps_end or batches >= trainer.num_training_batches
 
 
 def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    """``0:42``, ``1:02:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -52,7 +53,7 @@ def test_numbers_are_readable(value: float, text: str) -> None:
 
 
 def lines(text: str) -> list[str]:
-    return re.sub(r"\d+:\d\d:\d\d", "T", text).splitlines()
+    return re.sub(r"\d+:\d\d left", "T left", text).splitlines()
 
 
 def test_a_pipe_gets_plain_lines_with_the_figures_that_the_run_logged(
@@ -71,7 +72,7 @@ def test_a_pipe_gets_plain_lines_with_the_figures_that_the_run_logged(
     assert all(character.isprintable() or character == "\n" for character in printed)
     said = lines(printed)
     # six batches, one step each: the first, the fourth (every_steps), the last; Lightning validates before and after
-    starts = [f"epoch 1/1, batch {n}/6, step {n} (T, T left): loss {readable(losses[n - 1])}" for n in (1, 4, 6)]
+    starts = [f"{n / 6:.0%}, epoch 1/1, step {n}, T left: loss {readable(losses[n - 1])}" for n in (1, 4, 6)]
     sanity, *steps, validation = said
     assert re.fullmatch(r"sanity check: val loss [\d.]+", sanity)
     assert [line[: len(start)] for line, start in zip(steps, starts, strict=True)] == starts
@@ -85,8 +86,30 @@ def test_a_line_is_due_by_time_too_and_only_where_a_step_was_made(
 ) -> None:
     bar = Few(every_seconds=0)
     bench.fit(bench.trainer(bar, enable_progress_bar=True, accumulate_grad_batches=2, limit_val_batches=0))
-    said = [re.sub(r" \(.*", "", line) for line in lines(capsys.readouterr().out)]
-    assert said == [f"epoch 1/1, batch {2 * step}/6, step {step}" for step in (1, 2, 3)]
+    said = [line.partition(", T left")[0] for line in lines(capsys.readouterr().out)]
+    assert said == [f"{share}, epoch 1/1, step {step}" for step, share in ((1, "33%"), (2, "67%"), (3, "100%"))]
+
+
+def test_the_first_lines_come_sooner_than_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = LionProgressBar(every_seconds=30)
+    monkeypatch.setattr("lion_lightning.callbacks.progress.time.monotonic", lambda: 1000.0)
+    for spent, pause in ((0, 2), (50, 5), (3600, 30)):
+        bar._start = (1000.0 - spent, 0.0)
+        assert bar._pause() == pause
+
+
+def test_a_resumed_fit_counts_all_that_is_done_and_times_only_its_own_part(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trainer = bench.trainer(enable_progress_bar=False, max_epochs=2, limit_val_batches=0, max_steps=6)
+    bench.fit(trainer)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    clock = iter(range(0, 100_000, 10))  # each look at the clock is ten seconds later
+    monkeypatch.setattr("lion_lightning.callbacks.progress.time.monotonic", lambda: float(next(clock)))
+    resumed = bench.trainer(Few(every_seconds=0), enable_progress_bar=True, max_epochs=2, limit_val_batches=0)
+    bench.fit(resumed, ckpt_path=str(tmp_path / "half.ckpt"))
+    shares = [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()]
+    assert shares == ["58%", "67%", "75%", "83%", "92%", "100%"]
 
 
 def test_a_terminal_gets_the_bar_with_short_names_and_nothing_else(
@@ -147,12 +170,12 @@ def test_any_module_may_show_a_figure_of_its_own(capsys: pytest.CaptureFixture[s
     bar = LionProgressBar(every_seconds=1e9)
     tiny.trainer(callbacks=[bar], enable_progress_bar=True, max_steps=2, limit_val_batches=0).fit(Own())
     assert lines(capsys.readouterr().out) == [  # the second for the end, which max_steps brings early
-        f"epoch 1, batch {n}/64, step {n} (T, T left): lr 0.1, agreement 0.25" for n in (1, 2)
+        f"{n / 2:.0%}, epoch 1, step {n}, T left: lr 0.1, agreement 0.25" for n in (1, 2)
     ]
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"every_seconds: -1 is negative"):
+    with pytest.raises(ValueError, match=r"every_seconds is -1"):
         LionProgressBar(every_seconds=-1)
-    with pytest.raises(ValueError, match=r"every_steps: 0 is no number of steps"):
+    with pytest.raises(ValueError, match=r"every_steps is 0; give at least 1"):
         LionProgressBar(every_steps=0)
