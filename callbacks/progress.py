@@ -15,15 +15,17 @@ from rich.progress import BarColumn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lion_lightning.printing import clock
+
 
 class LionProgressBar(RichProgressBar):
     """Shows loss, accuracy, margin, speed and learning rate under short names, in numbers that can be read at a glance.
 
-    On a terminal it is Lightning's rich bar with other metrics. Anywhere else (a pipe, a file, a CI log) it prints plain
-    lines without control characters: at the first step, then every so often, at the end of each epoch and after each
-    validation. They tell the share of the fit that is done and the time that is left of it, counted from where a resumed
-    fit started again. Only rank 0 prints. Metrics that are not logged are left out; what a module logs with
-    ``prog_bar=True`` is shown too.
+    On a terminal it is Lightning's rich bar with other metrics. Anywhere else (a pipe, a file, a CI log) it prints
+    plain lines without control characters: at the first step, then every so often, at the end of each epoch and after
+    each validation. They tell the share of the fit that is done and the time left at the speed of this process, so
+    that they are right after a resume. Only rank 0 prints. Metrics that are not logged are left out; what a module
+    logs with ``prog_bar=True`` is shown too.
 
     A subclass says what to show by :attr:`metrics`.
 
@@ -163,7 +165,7 @@ class LionProgressBar(RichProgressBar):
         if math.isnan(share) or share <= share_before:
             return position
         left = (time.monotonic() - started) / (share - share_before) * (1 - share)
-        return f"{share:.0%}, {position}, {_clock(left)} left"
+        return f"{share:.0%}, {position}, {clock(left)} left"
 
     def _say(self, title: str, metrics: Mapping[str, str]) -> None:
         self.print(f"{title}: {', '.join(f'{name} {value}' for name, value in metrics.items())}", flush=True)
@@ -187,9 +189,10 @@ def _share_done(trainer: Trainer, batches: int) -> float:
     Epochs count alike, though those of on-policy training differ in length.
     """
     total = float(trainer.num_training_batches)
+    epochs = trainer.max_epochs or -1
     by_epochs = by_steps = math.nan
-    if (trainer.max_epochs or -1) > 0 and math.isfinite(total) and total > 0:
-        by_epochs = (trainer.current_epoch + batches / total) / trainer.max_epochs
+    if epochs > 0 and math.isfinite(total) and total > 0:
+        by_epochs = (trainer.current_epoch + batches / total) / epochs
     if trainer.max_steps > 0:
         by_steps = trainer.global_step / trainer.max_steps
     return max((share for share in (by_epochs, by_steps) if not math.isnan(share)), default=math.nan)
@@ -198,10 +201,3 @@ def _share_done(trainer: Trainer, batches: int) -> float:
 def _ends_epoch(trainer: Trainer, batches: int) -> bool:
     steps_end = 0 <= trainer.max_steps <= trainer.global_step
     return steps_end or batches >= trainer.num_training_batches
-
-
-def _clock(seconds: float) -> str:
-    """``0:42``, ``1:02:03``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -200,3 +200,14 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line (logging calls this)."""
         return printable(super().format(record))
+
+
+def clock(seconds: float) -> str:
+    """A duration as minutes and seconds, ``0:42``; with hours, ``1:02:03``.
+
+    Args:
+        seconds: The duration.
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

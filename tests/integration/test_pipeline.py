@@ -281,7 +281,7 @@ def test_a_stage_that_fails_names_its_log_and_the_cause(folder: Path, capfd: pyt
     write_pipeline(folder, stages={"sft": stage}, seeds=[3], workers=2)
     assert run() == 2
     error = capfd.readouterr().err.strip()
-    assert "runs/all/seed-3/sft: the stage failed (see runs/all/seed-3/sft/log.txt: lion: error: " in error
+    assert "runs/all/seed-3/sft: the stage failed (see runs/all/seed-3/sft/log.txt: " in error
     assert "none.jsonl" in error
 
 

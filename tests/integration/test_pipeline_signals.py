@@ -107,7 +107,7 @@ def test_a_run_that_is_stopped_stops_its_stage_and_goes_on_with_it(folder: Path)
     os.kill(stage, signal.SIGTERM)  # of a stage alone: the run says so, and begins no other
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "runs/one: was stopped; the same command goes on with it" in text
+    assert "runs: stopped; run the same command again to go on from there" in text
     for signum, group, code in [
         (signal.SIGTERM, False, 143),
         (signal.SIGINT, True, 130),
@@ -116,6 +116,7 @@ def test_a_run_that_is_stopped_stops_its_stage_and_goes_on_with_it(folder: Path)
         returned, text = stopped(signum, group)
         assert returned == code, text
         assert "Traceback" not in text
+        assert text.count("stopped by") == (0 if code == -9 else 1)
     assert not Path("runs/two").exists()
     assert not Path("runs/one/done.json").exists()
     assert not list(Path("runs/one").glob("export/*"))
@@ -165,7 +166,7 @@ def test_a_stage_that_was_stopped_stops_the_run_with_its_code(
     monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: code)
     assert main(["run", "pipeline.yaml", "--no-report"]) == said
     text = capfd.readouterr().out
-    assert "runs/one: was stopped; the same command goes on with it" in text
+    assert "runs: stopped; run the same command again to go on from there" in text
     assert "runs/two" not in text
 
 
@@ -175,7 +176,8 @@ def test_a_stage_that_the_system_ended_is_named_with_the_signal(
     monkeypatch.setattr(Runner, "_check", lambda self: None)
     monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: -signal.SIGKILL)
     assert main(["run", "pipeline.yaml", "--no-report"]) == 2
-    assert "runs/one: the stage was ended by SIGKILL; run the same again" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "runs/one: the stage was ended by SIGKILL (see runs/one/log.txt: nothing was written); run the same" in error
 
 
 def test_a_stage_that_does_not_stop_is_killed_by_the_third_signal() -> None:

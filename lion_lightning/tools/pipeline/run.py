@@ -1,4 +1,4 @@
-"""Run a plan: stages of a chain one after the other, chains side by side, and go on where an earlier run stopped."""
+"""Run a plan: the stages of a chain in order, chains in parallel, resuming where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+from lion_lightning.printing import clock
 from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.processes.stopping import Stopped
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, dumped
-from lion_lightning.tools.pipeline.stage import DONE, begin
+from lion_lightning.tools.pipeline.stage import DONE, begin, changes, score_of
+from lion_lightning.tools.pipeline.status import Status
 
 LOG = "log.txt"
 
 PATIENCE_SECONDS = 30.0
 """How long a run waits for the stages of one that was killed itself: they stop when they notice."""
+
+REFRESH_SECONDS = 0.5
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -34,11 +36,12 @@ class StageError(ValueError):
 
 
 class Runner:
-    """Runs the stages of a plan, each in a process of its own.
+    """Runs the stages of a plan, each in its own process.
 
-    Chains wait for a free worker stage by stage, so that all of them come forward alike. With several workers each
-    stage writes to ``log.txt`` in its folder, and has its share of the machine's cores; a single one writes to the
-    terminal. A signal that stops the run is passed on to its stages, and waits for them.
+    Chains wait for a free worker stage by stage, so that all of them advance alike. Each stage writes to ``log.txt`` in
+    its folder, and its progress is read from there (:class:`~lion_lightning.tools.pipeline.status.Status`). Chains
+    that run in parallel share the machine's cores. A signal that stops the run is passed on to its stages, and the run
+    waits for them.
 
     Args:
         plan: What to run.
@@ -48,6 +51,8 @@ class Runner:
         self.plan = plan
         self._folder = FolderLock(plan.out, "`lion run`", "another `out`")
         self._processes: set[subprocess.Popen[bytes]] = set()
+        self._parallel = min(plan.workers, len(plan.chains))
+        self._status = Status()
         self._stopped = Event()
         self._lock = Lock()
 
@@ -66,32 +71,34 @@ class Runner:
 
     def _check(self) -> None:
         """Find out what would fail in hours, in a process that gives its memory back."""
-        if all((stage.folder / DONE).exists() for chain in self.plan.chains for stage in chain):
+        stages = [stage for chain in self.plan.chains for stage in chain]
+        if all((stage.folder / DONE).exists() and not changes(stage) for stage in stages):
             return
-        print(f"{self.plan.out}: looking at configs, data and disk", flush=True)
+        self._status.say(f"{self.plan.out}: checking configs, data and disk")
         command = [sys.executable, "-m", "lion_lightning.tools.pipeline"]
         with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
             question.write(dumped(self.plan).encode())
             question.seek(0)
             code = self._process(command, stdin=question, stdout=answer)
-            _raise_if_stopped(code)
+            if (signum := _stopped_by(code)) is not None:
+                raise Stopped(signum)
             answer.seek(0)
             found = json.load(answer) if code == 0 else []
         if code:
-            raise StageError(
-                f"{self.plan.out}: the look at the stages failed before anything trained (exit code {code})"
-            )
+            raise StageError(f"{self.plan.out}: the checks before training failed themselves (exit code {code})")
         if found:
             raise ExceptionGroup("before anything trained", [ValueError(line) for line in found])
 
     def _run_chains(self) -> None:
-        pool = ThreadPoolExecutor(self.plan.workers)
+        pool = ThreadPoolExecutor(self._parallel)
         try:
-            pending = {pool.submit(self._stage, chain[0]): chain[1:] for chain in self.plan.chains}
-            while pending:
-                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    self._next(pool, pending, future)
+            with self._status.shown():
+                pending = {pool.submit(self._stage, chain[0]): chain[1:] for chain in self.plan.chains}
+                while pending:
+                    finished, _ = wait(pending, REFRESH_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        self._next(pool, pending, future)
+                    self._status.refresh()
         finally:
             pool.shutdown(wait=False)
 
@@ -106,32 +113,33 @@ class Runner:
             return
         if not begin(stage):
             return self._say(stage, "done before")
-        self._say(stage, "begins")
-        began = time.monotonic()
+        self._say(stage, f"begins, log: {stage.folder / LOG}")
+        self._status.begin(self._name(stage), stage.folder / LOG)
         code = self._stage_process(stage)
+        seconds = self._status.end(self._name(stage))
         if self._stopped.is_set():
             return None
         self._require_done(stage, code)
-        return self._say(stage, f"done in {time.monotonic() - began:.0f} s")
+        return self._say(stage, f"done in {clock(seconds)}{score_of(stage.folder)}")
 
     def _require_done(self, stage: StagePlan, code: int) -> None:
-        """Believe no exit code: a stage is done when it has said so in its folder, and only then."""
+        """Trust no exit code: a stage is done when its folder says so."""
         if (stage.folder / DONE).exists():
             return
-        if _stopped_by(code):
-            self._say(stage, "was stopped; the same command goes on with it")
-        _raise_if_stopped(code)
+        signum = _stopped_by(code)
+        if signum is not None:
+            raise Stopped(signum)
         if code < 0:
             name = signal.Signals(-code).name
-            raise StageError(f"{stage.folder}: the stage was ended by {name}{self._log_end(stage)}; run the same again")
-        raise StageError(f"{stage.folder}: the stage failed{self._log_end(stage)}; fix it and run the same again")
+            raise StageError(
+                f"{stage.folder}: the stage was ended by {name}{_log_end(stage)}; run the same command again"
+            )
+        raise StageError(f"{stage.folder}: the stage failed{_log_end(stage)}; fix it and run the same command again")
 
     def _stage_process(self, stage: StagePlan) -> int:
         command = [sys.executable, "-m", "lion_lightning.tools.pipeline", str(stage.folder)]
         command += [str(stage.start)] if stage.start else []
-        if not self._quiet:
-            return self._process(command)
-        with self._log(stage).open("ab") as log:
+        with (stage.folder / LOG).open("ab") as log:
             return self._process(command, stdout=log, stderr=log)
 
     def _process(self, command: list[str], **streams: Any) -> int:
@@ -143,26 +151,15 @@ class Runner:
             self._processes.add(process)
         return process.wait()
 
-    @property
-    def _quiet(self) -> bool:
-        return self.plan.workers > 1
-
-    def _log(self, stage: StagePlan) -> Path:
-        return stage.folder / LOG
-
-    def _log_end(self, stage: StagePlan) -> str:
-        """The last line of the log, which is where an error stands."""
-        if not self._quiet:
-            return ""
-        lines = self._log(stage).read_text("utf-8", errors="replace").strip().splitlines()
-        return f" (see {self._log(stage)}: {lines[-1] if lines else 'nothing was written'})"
-
     def _environment(self) -> dict[str, str]:
-        threads = max(1, (os.cpu_count() or 1) // self.plan.workers)
-        return {**({"OMP_NUM_THREADS": str(threads)} if self._quiet else {}), **os.environ}
+        threads = max(1, (os.cpu_count() or 1) // self._parallel)
+        return {**({"OMP_NUM_THREADS": str(threads)} if self._parallel > 1 else {}), **os.environ}
+
+    def _name(self, stage: StagePlan) -> str:
+        return str(stage.folder.relative_to(self.plan.out))
 
     def _say(self, stage: StagePlan, what: str) -> None:
-        print(f"{stage.folder}: {what}", flush=True)
+        self._status.say(f"{stage.folder}: {what}")
 
     @contextmanager
     def _stages_stopped_on_errors(self) -> Iterator[None]:
@@ -174,18 +171,22 @@ class Runner:
                 self._stopped.set()
                 running = [process for process in self._processes if process.poll() is None]
             stop(running, _signal_of(error))
+            if isinstance(error, Stopped | KeyboardInterrupt):
+                self._status.say(f"{self.plan.out}: stopped; run the same command again to go on from there")
             raise
+
+
+def _log_end(stage: StagePlan) -> str:
+    """The last line of the log, which is where an error is."""
+    log = stage.folder / LOG
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines() if log.exists() else []
+    last = lines[-1].removeprefix("lion: error: ") if lines else "nothing was written"
+    return f" (see {log}: {last})"
 
 
 def _stopped_by(code: int) -> int | None:
     """The signal that told a process to stop; None for another end."""
     return next((signum for signum in STOPS if code in (128 + signum, -signum)), None)
-
-
-def _raise_if_stopped(code: int) -> None:
-    signum = _stopped_by(code)
-    if signum is not None:
-        raise Stopped(signum)
 
 
 def _signal_of(error: BaseException) -> int:

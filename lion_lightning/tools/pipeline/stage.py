@@ -175,6 +175,19 @@ def finish(folder: Path, start: Path | None, figures: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
+def score_of(folder: Path) -> str:
+    """The score of a stage's evaluation for a message, ``; score 0.707 [0.680, 0.733]``; empty if there is none.
+
+    Args:
+        folder: The stage's folder.
+    """
+    path = folder / "evaluation" / "results.json"
+    results = read_object(path, "results", "remove it") if path.exists() else {}
+    if not (found := results.get("accuracy")):
+        return ""
+    return f"; score {found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
 def _evaluate(folder: Path) -> int:
     from lion_lightning.cli import main
 
