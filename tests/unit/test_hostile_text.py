@@ -22,6 +22,7 @@ from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout, write_rollouts
 from lion_lightning.rollouts.rounds import round_path
 from lion_lightning.tools.evaluate import main as evaluate
+from lion_lightning.tools.evaluate.intervals import Interval
 from lion_lightning.tools.inspect.inspection import inspect
 from lion_lightning.tools.report import terminal
 from lion_lightning.tools.rounds.report import report
@@ -91,8 +92,9 @@ def test_a_report_s_table_shows_names_as_text(capsys: pytest.CaptureFixture[str]
     figures: Any = SimpleNamespace(
         seeds=1,
         stages=[HOSTILE],
-        gain=lambda _: (0.1, 0.0, 0.2),
-        overall=lambda _: (0.5, 0.25, 0.75),
+        title="Held-out accuracy",
+        gain=lambda _: Interval(0.1, 0.0, 0.2),
+        overall=lambda _: Interval(0.5, 0.25, 0.75),
         values=lambda _: [0.5],
     )
     terminal.show(figures)

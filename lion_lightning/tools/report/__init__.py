@@ -1,21 +1,21 @@
-"""What a run did, drawn from its logs on disk: one HTML page, and one picture."""
+"""Report of a run from its logs on disk: one HTML page, and one image."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lion_lightning.cache import atomic_write, explain_write_errors
-from lion_lightning.tools.report import plots as figures
+from lion_lightning.tools.report import plots
 from lion_lightning.tools.report.accuracy import accuracy_of
 from lion_lightning.tools.report.logs import read_run
-from lion_lightning.tools.report.page import Picture, page
+from lion_lightning.tools.report.page import Plot, page
 from lion_lightning.tools.report.terminal import show
 
 __all__ = ["write_report"]
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write ``report.html``, with all pictures in it, and ``report.png``, an overview; print accuracies.
+    """Write ``report.html``, with all plots in it, and ``report.png``, an overview; print accuracies.
 
     Args:
         folder: Of ``lion run``, or a trainer's ``default_root_dir``.
@@ -30,16 +30,18 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     folder, out = Path(folder), Path(out or folder)
     chains = read_run(folder)
     accuracy = accuracy_of(chains)
-    pictures = [Picture("Learning curves", figures.curves(chains), "thin lines: a running mean of each seed")]
-    if accuracy:
-        pictures.insert(0, Picture("By kind of prompt", figures.accuracies(accuracy), "lines: 95% over the seeds"))
-    if drawn := figures.rounds(chains):
-        pictures.append(Picture("Rounds of on-policy sampling", drawn, "a line for each seed"))
+    images = {
+        "By kind of prompt": (plots.accuracies(accuracy), ""),
+        "Learning curves": (plots.curves(chains), "thin lines: a running mean of each seed"),
+        "Rounds of on-policy sampling": (plots.rounds(chains), "a line for each seed"),
+    }
     if accuracy:
         show(accuracy)
-    _write(out / "report.png", figures.overview(chains, accuracy))
+    if overview := plots.overview(chains, accuracy):
+        _write(out / "report.png", overview)
+    drawn = [Plot(heading, png, note) for heading, (png, note) in images.items() if png]
     path = out / "report.html"
-    _write(path, page(f"lion_lightning: {folder}", chains, accuracy, pictures).encode())
+    _write(path, page(f"lion_lightning: {folder}", chains, accuracy, drawn).encode())
     return path
 
 

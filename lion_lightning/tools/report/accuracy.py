@@ -1,4 +1,4 @@
-"""Held-out accuracy of the stages, with intervals over the seeds."""
+"""Held-out accuracy of the stages, with 95% intervals over the seeds, or over the prompts of a single seed."""
 
 from __future__ import annotations
 
@@ -17,57 +17,83 @@ class Accuracy(NamedTuple):
 
     Attributes:
         stages: Names of the stages, in order.
-        kinds: Kinds of prompts, in the order of the evaluation.
-        table: One value a seed, by stage and kind; ``""`` is the kind that all prompts are of.
+        kinds: Kinds of prompts, in the order of the evaluation; empty if it names none.
+        table: The evaluation's estimate with its interval over the prompts, one per seed, by stage and kind; the kind
+            ``""`` has all prompts.
     """
 
     stages: list[str]
     kinds: list[str]
-    table: dict[tuple[str, str], list[float]]
+    table: dict[tuple[str, str], list[Interval]]
 
     @property
     def seeds(self) -> int:
-        """How many seeds there are."""
+        """Number of seeds."""
         return len(self.table[self.stages[0], ALL])
+
+    @property
+    def title(self) -> str:
+        """Heading that says how many seeds there are and what the intervals are over."""
+        if self.seeds == 1:
+            return "Held-out accuracy [95% interval over the prompts]"
+        return f"Held-out accuracy, {self.seeds} seeds [95% interval of the mean over the seeds]"
 
     def values(self, stage: str) -> list[float]:
         """Accuracy over all prompts, of each seed."""
-        return self.table[stage, ALL]
+        return [found.estimate for found in self.table[stage, ALL]]
 
     def overall(self, stage: str) -> Interval:
         """Mean over the seeds of the accuracy over all prompts."""
-        return mean_interval(self.values(stage))
+        return self.of_kind(stage, ALL)
 
     def of_kind(self, stage: str, kind: str) -> Interval:
         """Mean over the seeds of the accuracy over the prompts of a kind."""
-        return mean_interval(self.table[stage, kind])
+        found = self.table[stage, kind]
+        return found[0] if len(found) == 1 else mean_interval([each.estimate for each in found])
 
     def gain(self, stage: str) -> Interval | None:
-        """What a stage added to the one before it, seed by seed; None for the first."""
-        place = self.stages.index(stage)
-        if not place:
+        """Difference to the stage before, seed by seed; None for the first. Of one seed it has no interval."""
+        position = self.stages.index(stage)
+        if not position:
             return None
-        before = self.values(self.stages[place - 1])
+        before = self.values(self.stages[position - 1])
         return mean_interval([after - was for was, after in zip(before, self.values(stage), strict=True)])
+
+
+def with_interval(value: Interval, form: str = "{:.3f}") -> str:
+    """``0.545 [0.442, 0.649]``; the estimate alone where no interval is known.
+
+    Args:
+        value: The estimate and its interval.
+        form: Format of each number.
+    """
+    if value.low == value.high:
+        return form.format(value.estimate)
+    return f"{form.format(value.estimate)} [{form.format(value.low)}, {form.format(value.high)}]"
 
 
 def accuracy_of(chains: Sequence[ChainLogs]) -> Accuracy | None:
     """Collect the accuracies of all stages and seeds.
 
     Args:
-        chains: A run's.
+        chains: The chains of a run.
 
     Returns:
         None if a stage was not evaluated, or seeds have different stages.
     """
     stages = [stage.name for stage in chains[0].stages]
-    whole = all([stage.name for stage in chain.stages] == stages for chain in chains)
+    alike = all([stage.name for stage in chain.stages] == stages for chain in chains)
     found = [[stage.evaluation.get("accuracy") or {} for stage in chain.stages] for chain in chains]
-    if not whole or not all(all(row) for row in found):
+    if not alike or not all(all(row) for row in found):
         return None
     kinds = list(found[0][0]["by"])
-    table = {(stage, ALL): [row[place]["estimate"] for row in found] for place, stage in enumerate(stages)}
-    for kind in kinds:
-        for place, stage in enumerate(stages):
-            table[stage, kind] = [row[place]["by"][kind]["estimate"] for row in found]
+    table: dict[tuple[str, str], list[Interval]] = {}
+    for position, stage in enumerate(stages):
+        table[stage, ALL] = [_interval(row[position]) for row in found]
+        for kind in kinds:
+            table[stage, kind] = [_interval(row[position]["by"][kind]) for row in found]
     return Accuracy(stages, kinds, table)
+
+
+def _interval(found: dict[str, float]) -> Interval:
+    return Interval(found["estimate"], found["low"], found["high"])

@@ -40,6 +40,7 @@ class Stage(NamedTuple):
         name: Its folder's name, e.g. ``dpo``.
         folder: Where it lies.
         curves: Logged metrics, by log key.
+        before: Validation metrics before the first step, by log key, as ``BeforeAfter`` keeps them; empty without it.
         rounds: Summary of each round of on-policy sampling.
         evaluation: Results of ``lion evaluate``; empty if there are none.
         samples: Answers to some of the evaluation's prompts, by question.
@@ -50,6 +51,7 @@ class Stage(NamedTuple):
     name: str
     folder: Path
     curves: dict[str, Curve]
+    before: dict[str, float]
     rounds: list[dict[str, Any]]
     evaluation: dict[str, Any]
     samples: dict[str, AnswerSample]
@@ -118,6 +120,7 @@ def read_stage(folder: Path) -> Stage:
         name=folder.name,
         folder=folder,
         curves=_curves(folder),
+        before=_before(folder / "before_after.json"),
         rounds=[_object(path) for path in sorted(folder.glob("rounds/round-*.json"))],
         evaluation=_object(folder / "evaluation" / "results.json"),
         samples=_samples(folder / "evaluation" / "scored.jsonl"),
@@ -157,6 +160,12 @@ def _values(row: dict[str, str]) -> Iterator[tuple[str, int, float]]:
     for key, value in row.items():
         if value and key not in ("step", "epoch"):
             yield key, step, float(value)
+
+
+def _before(path: Path) -> dict[str, float]:
+    """Lightning logs nothing of the sanity check, so that the first value in the logs is one after training."""
+    metrics = _object(path).get("before", {}).get("metrics", {})
+    return {str(key): float(value) for key, value in metrics.items()}
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""The page of a report: one HTML file with all pictures in it, which needs no network and runs no script."""
+"""The page of a report: one HTML file with all plots in it, which needs no network and runs no script."""
 
 from __future__ import annotations
 
 import html
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lion_lightning.tools.report.accuracy import Accuracy
+from lion_lightning.tools.report.accuracy import Accuracy, with_interval
 from lion_lightning.tools.report.logs import ChainLogs, Stage
 
 STYLE = """
@@ -23,14 +23,14 @@ img { max-width: 100%; } .note { color: #596170; font-size: .85rem; } code { fon
 
 
 class Cell(NamedTuple):
-    """A table's cell of a kind of its own: ``n`` for numbers, ``a`` for answers, ``right`` and ``wrong``."""
+    """A table's cell with a style: ``n`` for numbers, ``a`` for answers, ``right`` and ``wrong``."""
 
     text: str
     kind: str
 
 
-class Picture(NamedTuple):
-    """A picture under a heading.
+class Plot(NamedTuple):
+    """An image under a heading.
 
     Attributes:
         heading: What it shows.
@@ -43,31 +43,31 @@ class Picture(NamedTuple):
     note: str = ""
 
 
-def page(title: str, chains: Sequence[ChainLogs], accuracy: Accuracy | None, pictures: Iterable[Picture]) -> str:
-    """The whole page.
+def page(title: str, chains: Sequence[ChainLogs], accuracy: Accuracy | None, plots: Iterable[Plot]) -> str:
+    """The page as HTML.
 
     Args:
         title: Of the page.
         chains: The run.
         accuracy: Held-out accuracies; None if the stages were not evaluated.
-        pictures: In order.
+        plots: In order.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", _summary(chains)]
     if accuracy:
-        parts += ["<h2>Held-out accuracy</h2>", _accuracy_table(accuracy), _ACCURACY_NOTE]
-    for picture in pictures:
-        source = b64encode(picture.png).decode("ascii")
-        parts += [f"<h2>{html.escape(picture.heading)}</h2>", f'<img src="data:image/png;base64,{source}" alt="">']
-        parts.append(f'<p class="note">{html.escape(picture.note)}</p>' if picture.note else "")
-    parts += [_last_figures(chains), _answers(chains[0]), _origin(chains)]
+        parts += [f"<h2>{accuracy.title}</h2>", _accuracy_table(accuracy), _ACCURACY_NOTE]
+    for plot in plots:
+        source = b64encode(plot.png).decode("ascii")
+        parts += [f"<h2>{html.escape(plot.heading)}</h2>", f'<img src="data:image/png;base64,{source}" alt="">']
+        parts.append(f'<p class="note">{html.escape(plot.note)}</p>' if plot.note else "")
+    parts += [_validation(chains), _answers(chains[0]), _origin(chains)]
     body = "\n".join(part for part in parts if part)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 _ACCURACY_NOTE = (
-    '<p class="note">Share of right greedy answers to questions that no stage has seen. In brackets: 95% interval of '
-    "the mean over the seeds (Student's t); a gain is reckoned seed by seed.</p>"
+    '<p class="note">Share of right greedy answers to questions that no stage has seen. Intervals over the prompts are '
+    "bootstrapped, those over the seeds are Student's t; gains are computed seed by seed.</p>"
 )
 
 
@@ -105,35 +105,53 @@ def _summary(chains: Sequence[ChainLogs]) -> str:
 def _accuracy_table(accuracy: Accuracy) -> str:
     rows: list[Row] = []
     for stage in accuracy.stages:
-        mean, gain = accuracy.overall(stage), accuracy.gain(stage)
+        gain = accuracy.gain(stage)
+        gained = Cell(with_interval(gain, "{:+.3f}") if gain else "", "n")
         seeds = ", ".join(f"{value:.3f}" for value in accuracy.values(stage))
-        rows.append([stage, _with_interval(mean), _with_interval(gain, "{:+.3f}") if gain else Cell("", "n"), seeds])
+        rows.append([stage, Cell(with_interval(accuracy.overall(stage)), "n"), gained, seeds])
     return table(["stage", "accuracy", "gain over the stage before", "each seed"], rows)
 
 
-def _with_interval(value: Any, form: str = "{:.3f}") -> Cell:
-    return Cell(f"{form.format(value.estimate)} [{form.format(value.low)}, {form.format(value.high)}]", "n")
+VALIDATION = {
+    "val/loss": "loss",
+    "val/accuracy": "token accuracy",
+    "val/rewards/accuracy": "reward accuracy",
+    "val/rewards/margin": "reward margin",
+    "val/kl": "log-ratio to the reference, nats",  # mean over the data's answers: below zero if they grow unlikelier
+}
 
 
-def _last_figures(chains: Sequence[ChainLogs]) -> str:
-    """Validation before the first step and at the end, of every stage."""
-    keys = ("val/loss", "val/accuracy", "val/rewards/accuracy", "val/rewards/margin", "val/kl")
-    known = [key for key in keys if any(key in stage.curves for chain in chains for stage in chain.stages)]
-    rows: list[Row] = [
-        [chain.name, stage.name, *(_ends(stage, key) for key in known), _number(stage.seconds, "{:.0f} s")]
-        for chain in chains
-        for stage in chain.stages
-    ]
-    return "<h2>Validation, first → last</h2>" + table(["seed", "stage", *known, "time"], rows) if known else ""
+def _validation(chains: Sequence[ChainLogs]) -> str:
+    """Validation before the first step, where that is known, and at the end, of every stage."""
+    known = {
+        key: title
+        for key, title in VALIDATION.items()
+        if any(key in stage.curves for chain in chains for stage in chain.stages)
+    }
+    if not known:
+        return ""
+    rows: list[Row] = []
+    for chain in chains:
+        for stage in chain.stages:
+            ends = [_ends(stage, key) for key in known]
+            rows.append([chain.name, stage.name, *ends, _number(stage.seconds, "{:.0f} s")])
+    note = (
+        '<p class="note">A single value is that after training: before it is known with the callback BeforeAfter and '
+        "trainer.num_sanity_val_steps: -1.</p>"
+    )
+    return "<h2>Validation, before → after</h2>" + table(["seed", "stage", *known.values(), "time"], rows) + note
 
 
 def _ends(stage: Stage, key: str) -> Cell:
     values = list(stage.curves.get(key, {}).values())
-    return Cell(f"{values[0]:.4g} → {values[-1]:.4g}" if values else "-", "n")
+    if not values:
+        return Cell("-", "n")
+    before = f"{stage.before[key]:.4g} → " if key in stage.before else ""
+    return Cell(f"{before}{values[-1]:.4g}", "n")
 
 
 def _answers(chain: ChainLogs) -> str:
-    """The same prompts, answered by every stage."""
+    """Each stage's answers to the same prompts."""
     stages = [stage for stage in chain.stages if stage.samples]
     if not stages:
         return ""
@@ -163,4 +181,4 @@ def _origin(chains: Sequence[ChainLogs]) -> str:
             )
             rows.append([f"{chain.name}/{stage.name}", str(start.get("started", "")), commit, versions])
     note = '<p class="note">All of it: <code>provenance.json</code> and <code>stage.yaml</code> of each stage.</p>'
-    return "<h2>Where it came from</h2>" + table(["stage", "started", "commit", "packages"], rows) + note
+    return "<h2>Provenance</h2>" + table(["stage", "started", "commit", "packages"], rows) + note

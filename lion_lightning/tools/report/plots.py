@@ -1,4 +1,4 @@
-"""The pictures of a report: curves, accuracies with their intervals, rounds."""
+"""Plots of a report: curves, accuracies with their intervals, rounds."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#8a8f98", "#3b6fb6", "#e07b1f", "#3d9a6c", "#a14fa0", "#c0433a")
-"""Of the stages, in order: grey, blue, orange, ..., apart from each other for colour-blind readers, too."""
+COLORS = ("#8a8f98", "#3b6fb6", "#e07b1f", "#3d9a6c", "#a14fa0", "#c0433a")
+"""Of the stages, in order: grey, blue, orange, ..., apart from each other for color-blind readers, too."""
 
 PAIR_CURVES = {
     "train/rewards/margin": "reward margin",
     "train/rewards/accuracy": "reward accuracy",
-    "train/kl": "log-ratio to the reference (kl), nats",
+    "train/kl": "log-ratio to the reference, nats",
     "train/lengths/chosen": "length of the chosen answer, tokens",
 }
-ROUND_FIGURES = {
+ROUND_METRICS = {
     "on_policy/score": "score of sampled answers",
     "on_policy/monitor_score": "score on monitor prompts",
     "on_policy/win_rate": "win rate against round 0",
     "on_policy/length": "length of an answer, tokens",
     "on_policy/distinct_2": "distinct-2",
-    "on_policy/kl": "kl to the start, nats",
+    "on_policy/kl": "log-ratio to the start, nats",
 }
 
 Panel = Callable[["Axes"], Any]
@@ -59,23 +59,21 @@ def figure(rows: int, columns: int, height: float = 3.0) -> Iterator[tuple[Figur
             plt.close(made)
 
 
-def overview(chains: Sequence[ChainLogs], accuracy: Accuracy | None) -> bytes:
-    """The picture for a README: accuracies, losses, margins and rounds, on one page.
-
-    Returns:
-        A PNG file.
-    """
-    panels = [*_accuracy_panels(accuracy), *_loss_panels(chains), *_pair_panels(chains), *_round_panels(chains)][:6]
-    return _png(panels, columns=min(3, len(panels)))
+def overview(chains: Sequence[ChainLogs], accuracy: Accuracy | None) -> bytes | None:
+    """Accuracies, losses, margins and rounds in one image, e.g. for a README; PNG, or None if nothing was logged."""
+    panels = [*_accuracy_panels(accuracy), *_loss_panels(chains), *_pair_panels(chains), *_round_panels(chains)]
+    return _png(panels[:6])
 
 
-def curves(chains: Sequence[ChainLogs]) -> bytes:
-    """Losses of every stage, then rewards, divergence and lengths of those that train on pairs."""
-    return _png([*_loss_panels(chains), *_pair_panels(chains)], columns=3)
+def curves(chains: Sequence[ChainLogs]) -> bytes | None:
+    """Losses of every stage, then rewards, log-ratios and lengths of those that train on pairs; None without any."""
+    return _png([*_loss_panels(chains), *_pair_panels(chains)])
 
 
-def accuracies(accuracy: Accuracy) -> bytes:
-    """Held-out accuracy of the stages, over all and by kind of prompt."""
+def accuracies(accuracy: Accuracy | None) -> bytes | None:
+    """Held-out accuracy of the stages by kind of prompt; None if the evaluation names no kinds."""
+    if accuracy is None or not accuracy.kinds:
+        return None
     with figure(1, 1, height=3.2) as (made, (axes,)):
         made.set_size_inches(11, 3.4)
         by_kind(accuracy)(axes)
@@ -83,12 +81,14 @@ def accuracies(accuracy: Accuracy) -> bytes:
 
 
 def rounds(chains: Sequence[ChainLogs]) -> bytes | None:
-    """What happened in the rounds of on-policy sampling; None where there were none."""
-    panels = _round_panels(chains)
-    return _png(panels, columns=3) if panels else None
+    """Metrics of the rounds of on-policy sampling; None where there were none."""
+    return _png(_round_panels(chains))
 
 
-def _png(panels: Sequence[Panel], columns: int) -> bytes:
+def _png(panels: Sequence[Panel]) -> bytes | None:
+    if not panels:
+        return None
+    columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     with figure(rows, columns) as (made, axes):
         for draw, one in zip(panels, axes, strict=False):
@@ -108,7 +108,9 @@ def _bytes(made: Figure) -> bytes:
 
 
 def _accuracy_panels(accuracy: Accuracy | None) -> list[Panel]:
-    return [by_stage(accuracy), by_kind(accuracy)] if accuracy else []
+    if accuracy is None:
+        return []
+    return [by_stage(accuracy), *([by_kind(accuracy)] if accuracy.kinds else [])]
 
 
 def by_stage(accuracy: Accuracy) -> Panel:
@@ -119,16 +121,16 @@ def by_stage(accuracy: Accuracy) -> Panel:
     """
 
     def draw(axes: Axes) -> None:
-        for place, (stage, colour) in enumerate(zip(accuracy.stages, COLOURS, strict=False)):
+        for place, (stage, color) in enumerate(zip(accuracy.stages, COLORS, strict=False)):
             mean, low, high = accuracy.overall(stage)
-            axes.bar(place, mean, color=colour, width=0.65)
+            axes.bar(place, mean, color=color, width=0.65)
             axes.errorbar(place, mean, [[mean - low], [high - mean]], color="#222", capsize=4, linewidth=1.2)
-            seeds = accuracy.values(stage)
-            axes.plot([place + 0.22] * len(seeds), seeds, "o", color="#222", markersize=3)
+            if accuracy.seeds > 1:
+                axes.plot([place + 0.22] * accuracy.seeds, accuracy.values(stage), "o", color="#222", markersize=3)
             axes.annotate(f"{mean:.3f}", (place - 0.28, mean), fontsize=8, va="bottom")
         axes.set_xticks(range(len(accuracy.stages)), [_title(stage) for stage in accuracy.stages], fontsize=9)
         axes.set_ylim(0, 1)
-        axes.set_title(f"held-out accuracy, {accuracy.seeds} seeds", fontsize=10)
+        axes.set_title(f"held-out accuracy, {accuracy.seeds} seed{'s' * (accuracy.seeds > 1)}", fontsize=10)
 
     return draw
 
@@ -142,7 +144,7 @@ def by_kind(accuracy: Accuracy) -> Panel:
 
     def draw(axes: Axes) -> None:
         width = 0.8 / len(accuracy.stages)
-        for number, (stage, colour) in enumerate(zip(accuracy.stages, COLOURS, strict=False)):
+        for number, (stage, color) in enumerate(zip(accuracy.stages, COLORS, strict=False)):
             found = [accuracy.of_kind(stage, kind) for kind in accuracy.kinds]
             places = [place + (number - (len(accuracy.stages) - 1) / 2) * width for place in range(len(found))]
             means = [one.estimate for one in found]
@@ -151,7 +153,7 @@ def by_kind(accuracy: Accuracy) -> Panel:
             ]  # the mean of a share lies between 0 and 1
             spread = [[m - low for m, (low, _) in zip(means, ends, strict=True)]]
             spread.append([high - m for m, (_, high) in zip(means, ends, strict=True)])
-            axes.bar(places, means, width, color=colour, label=_title(stage))
+            axes.bar(places, means, width, color=color, label=_title(stage))
             axes.errorbar(places, means, spread, fmt="none", color="#222", linewidth=0.6)
         axes.set_xticks(
             range(len(accuracy.kinds)), [*map(harmless, accuracy.kinds)], fontsize=7, rotation=40, ha="right"
@@ -169,14 +171,19 @@ def by_kind(accuracy: Accuracy) -> Panel:
 
 def _loss_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
     names = list(dict.fromkeys(stage.name for chain in chains for stage in chain.stages))
-    return [_losses(chains, name, COLOURS[place % len(COLOURS)]) for place, name in enumerate(names)]
+    return [
+        _losses(chains, name, COLORS[place % len(COLORS)])
+        for place, name in enumerate(names)
+        if any(stage.curves.get(key) for stage in _named(chains, name) for key in ("train/loss", "val/loss"))
+    ]
 
 
-def _losses(chains: Sequence[ChainLogs], name: str, colour: str) -> Panel:
+def _losses(chains: Sequence[ChainLogs], name: str, color: str) -> Panel:
     def draw(axes: Axes) -> None:
         for stage in _named(chains, name):
-            _line(axes, _smooth(stage.curves.get("train/loss", {})), colour, alpha=0.6)
-            _line(axes, stage.curves.get("val/loss", {}), "#222", marker="o", markersize=2.5)
+            _line(axes, _smooth(stage.curves.get("train/loss", {})), color, alpha=0.6)
+            before = {0: stage.before["val/loss"]} if "val/loss" in stage.before else {}
+            _line(axes, before | stage.curves.get("val/loss", {}), "#222", marker="o", markersize=2.5)
         axes.set_title(f"{_title(name)}: loss (dots: held out)", fontsize=10)
         axes.set_xlabel("optimizer step", fontsize=8)
 
@@ -192,16 +199,16 @@ def _pair_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
 
 
 def _over_stages(chains: Sequence[ChainLogs], key: str, title: str) -> Panel:
-    """A figure of all stages that have it, over the share of the stage."""
+    """A metric of all stages that log it, over the share of the stage."""
 
     def draw(axes: Axes) -> None:
         names = list(dict.fromkeys(stage.name for chain in chains for stage in chain.stages))
-        for name, colour in zip(names, COLOURS, strict=False):
+        for name, color in zip(names, COLORS, strict=False):
             found = [stage.curves[key] for stage in _named(chains, name) if stage.curves.get(key)]
             for place, curve in enumerate(found):
                 last = max(curve) or 1
                 whole = {100 * step / last: value for step, value in _smooth(curve).items()}
-                _line(axes, whole, colour, label=None if place else _title(name))
+                _line(axes, whole, color, label=None if place else _title(name))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("% of the stage", fontsize=8)
         axes.legend(fontsize=7, frameon=False)
@@ -216,7 +223,7 @@ def _round_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
     sampled = [stage for chain in chains for stage in chain.stages if stage.rounds]
     return [
         _over_rounds(sampled, key, title)
-        for key, title in ROUND_FIGURES.items()
+        for key, title in ROUND_METRICS.items()
         if any(key in made.get("metrics", {}) for stage in sampled for made in stage.rounds)
     ]
 
@@ -226,7 +233,7 @@ def _over_rounds(stages: Sequence[Stage], key: str, title: str) -> Panel:
         for stage in stages:
             points = {number: made["metrics"].get(key) for number, made in enumerate(stage.rounds)}
             known = {number: value for number, value in points.items() if value is not None}
-            _line(axes, known, COLOURS[2], marker="o", markersize=3)
+            _line(axes, known, COLORS[2], marker="o", markersize=3)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("round", fontsize=8)
         axes.locator_params(axis="x", integer=True)
@@ -241,8 +248,10 @@ def _named(chains: Sequence[ChainLogs], name: str) -> list[Stage]:
     return [stage for chain in chains for stage in chain.stages if stage.name == name]
 
 
-def _line(axes: Axes, curve: Mapping[float, float] | Mapping[int, float], colour: str, **style: Any) -> None:
-    axes.plot(list(curve), list(curve.values()), color=colour, linewidth=1.1, **style)
+def _line(axes: Axes, curve: Mapping[float, float] | Mapping[int, float], color: str, **style: Any) -> None:
+    if len(curve) == 1:  # a line needs two points
+        style = {"marker": "o", "markersize": 3, **style}
+    axes.plot(list(curve), list(curve.values()), color=color, linewidth=1.1, **style)
 
 
 def _smooth(curve: Curve, weight: float = 0.8) -> Curve:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lion_lightning.printing import literal
-from lion_lightning.tools.report.accuracy import Accuracy
+from lion_lightning.tools.report.accuracy import Accuracy, with_interval
 
 
 def show(accuracy: Accuracy) -> None:
@@ -15,12 +15,17 @@ def show(accuracy: Accuracy) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"Held-out accuracy, {accuracy.seeds} seeds [95% interval]"
-    table = Table("stage", "accuracy", "gain over the stage before", "each seed", title=title, title_justify="left")
+    table = Table()
+    for title in ("stage", "accuracy", "gain"):
+        table.add_column(title, no_wrap=True)
+    if accuracy.seeds > 1:
+        table.add_column("each seed")
     for stage in accuracy.stages:
         gain = accuracy.gain(stage)
-        gained = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else ""
-        seeds = ", ".join(f"{value:.3f}" for value in accuracy.values(stage))
-        cells = (stage, "{:.3f} [{:.3f}, {:.3f}]".format(*accuracy.overall(stage)), gained, seeds)
+        cells = [stage, with_interval(accuracy.overall(stage)), with_interval(gain, "{:+.3f}") if gain else ""]
+        if accuracy.seeds > 1:
+            cells.append(", ".join(f"{value:.3f}" for value in accuracy.values(stage)))
         table.add_row(*map(literal, cells))
-    Console().print(table)
+    console = Console(highlight=False, markup=False)
+    console.print(accuracy.title)
+    console.print(table)

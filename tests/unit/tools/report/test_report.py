@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lion_lightning.cli import main
-from lion_lightning.tools.report import write_report
+from lion_lightning.tools.report import plots, write_report
 from lion_lightning.tools.report.accuracy import accuracy_of
 from lion_lightning.tools.report.logs import ChainLogs, read_run, read_stage
 from lion_lightning.tools.report.page import Cell, page, table
@@ -125,3 +125,49 @@ def test_cells_are_escaped() -> None:
         '<table><tr><th>a&lt;</th></tr><tr><td>&lt;script&gt;</td><td class="n">1 &amp; 2</td></tr></table>'
     )
     assert "<title>a &amp; b</title>" in page("a & b", [ChainLogs("run", [])], None, [])
+
+
+def small_stage(folder: Path, score: float, **before: float) -> None:
+    """A stage of a run with one seed, whose evaluation names no kinds of prompts and whose steps were few."""
+    log(folder, [{"step": 3, "val/loss": 1.5, "val/kl": -6.1}])
+    results = {"estimate": score, "low": score - 0.1, "high": score + 0.1, "count": 10, "by": {}}
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "results.json").write_text(json.dumps({"accuracy": results}))
+    if before:
+        (folder / "before_after.json").write_text(json.dumps({"before": {"step": 0, "metrics": before}}))
+
+
+def test_a_single_seed_has_intervals_over_its_prompts_and_no_plot_without_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    small_stage(tmp_path / "sft", 0.4)
+    small_stage(tmp_path / "dpo", 0.6)
+    (tmp_path / "short").mkdir()
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    text = (tmp_path / "report.html").read_text()
+    for shown in (printed, text):
+        assert "Held-out accuracy [95% interval over the prompts]" in shown
+        assert "0.600 [0.500, 0.700]" in shown
+        assert "+0.200" in shown
+        assert "+0.200 [" not in shown
+        assert "1 seeds" not in shown
+    assert len(re.findall("data:image/png;base64,", text)) == 1  # no kinds of prompts, no rounds
+
+
+def test_plots_are_left_out_where_nothing_was_logged(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "done.json").write_text('{"seconds": 3}')
+    chains = read_run(tmp_path)
+    assert (plots.overview(chains, None), plots.curves(chains), plots.accuracies(None)) == (None, None, None)
+    assert "<img" not in write_report(tmp_path).read_text()
+
+
+def test_validation_before_training_is_told_where_it_is_known(tmp_path: Path) -> None:
+    small_stage(tmp_path / "sft", 0.4)
+    small_stage(tmp_path / "dpo", 0.6, **{"val/loss": 2.5, "val/kl": 0.0})
+    text = write_report(tmp_path).read_text()
+    assert '<td>sft</td><td class="n">1.5</td><td class="n">-6.1</td>' in text
+    assert '<td>dpo</td><td class="n">2.5 → 1.5</td><td class="n">0 → -6.1</td>' in text
+    assert "<th>log-ratio to the reference, nats</th>" in text
