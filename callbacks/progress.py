@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
@@ -78,7 +79,7 @@ class LionProgressBar(RichProgressBar):
         self._animated = False
         self._due = 0.0  # when the next line is, on the monotonic clock
         self._said = 0  # optimizer steps at the last line
-        self._start: tuple[float, float] | None = None  # when the first batch started, and the share done by then
+        self._clock = _FitClock(0.0)
         self._rate: float | None = None  # of the step that was made last
 
     @property
@@ -93,7 +94,8 @@ class LionProgressBar(RichProgressBar):
         super().setup(trainer, pl_module, stage)
         console = Console(**self._console_kwargs)
         self._animated = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-        self._due, self._said, self._start, self._rate = 0.0, trainer.global_step, None, None
+        self._due, self._said, self._rate = 0.0, trainer.global_step, None
+        self._clock = _FitClock(time.monotonic())
 
     @override
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -115,9 +117,21 @@ class LionProgressBar(RichProgressBar):
         return columns
 
     @override
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock again: what follows is the first epoch's data."""
+        super().on_sanity_check_end(trainer, pl_module)
+        self._clock = _FitClock(time.monotonic())
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock at the first batch, which is not the epoch's first after a resume."""
-        self._start = self._start or (time.monotonic(), _share_done(trainer, batch_idx))
+        """Count the time before an epoch's first batch, or this process's first, as that of sampling and data."""
+        first = self._clock.share_before is None
+        if first:
+            self._clock.share_before = _share_done(trainer, batch_idx)
+        if first or batch_idx == 0:
+            # Before the first batch there is much that comes once, unless each epoch has its own round of data.
+            counts = not first or trainer.reload_dataloaders_every_n_epochs > 0
+            self._clock.between_epochs(time.monotonic(), counts)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -130,6 +144,7 @@ class LionProgressBar(RichProgressBar):
     ) -> None:
         """Move the bar, or say a line where one is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._clock.trained(time.monotonic())
         ends = _ends_epoch(trainer, batch_idx + 1)
         if self._speaks and trainer.global_step > self._said and (ends or self._is_due(trainer.global_step)):
             self._said, self._due = trainer.global_step, time.monotonic() + self._pause()
@@ -153,22 +168,59 @@ class LionProgressBar(RichProgressBar):
         return time.monotonic() >= self._due or (self.every_steps is not None and step % self.every_steps == 0)
 
     def _pause(self) -> float:
-        started, _ = self._start or (time.monotonic(), 0.0)
-        return min(self.every_seconds, max(2.0, (time.monotonic() - started) / 10))
+        return min(self.every_seconds, max(2.0, self._clock.seconds / 10))
 
     def _position(self, trainer: Trainer, batches: int) -> str:
-        """Share of the fit that is done, epoch, step, and the time left at the speed since this process joined."""
-        started, share_before = self._start or (time.monotonic(), 0.0)
+        """Share of the fit that is done, epoch, step, and the time left."""
         share = _share_done(trainer, batches)
-        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        max_epochs = trainer.max_epochs or -1
+        epochs = f"/{max_epochs}" if max_epochs > 0 else ""
         position = f"epoch {trainer.current_epoch + 1}{epochs}, step {trainer.global_step}"
-        if math.isnan(share) or share <= share_before:
-            return position
-        left = (time.monotonic() - started) / (share - share_before) * (1 - share)
-        return f"{share:.0%}, {position}, {clock(left)} left"
+        left = self._clock.left(share, max(0, max_epochs - trainer.current_epoch - 1))
+        return position if math.isnan(left) else f"{share:.0%}, {position}, {clock(left)} left"
 
     def _say(self, title: str, metrics: Mapping[str, str]) -> None:
         self.print(f"{title}: {', '.join(f'{name} {value}' for name, value in metrics.items())}", flush=True)
+
+
+@dataclass
+class _FitClock:
+    """Time that this process spent in training batches, and between epochs.
+
+    Attributes:
+        last: When the last batch ended, or the first one was waited for.
+        share_before: Share of the fit that was done when this process joined; None before its first batch.
+        training: Seconds in batches, validation within an epoch included.
+        between: Seconds between epochs: validation, sampling, data.
+        epochs: Epochs that ``between`` is of.
+    """
+
+    last: float
+    share_before: float | None = None
+    training: float = 0.0
+    between: float = 0.0
+    epochs: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.training + self.between
+
+    def between_epochs(self, now: float, counts: bool) -> None:
+        if counts:
+            self.between += now - self.last
+            self.epochs += 1
+        self.last = now
+
+    def trained(self, now: float) -> None:
+        self.training += now - self.last
+        self.last = now
+
+    def left(self, share: float, epochs: int) -> float:
+        """Seconds left with this share of the fit done and that many epochs to come; NaN if unknown."""
+        gained = share - (self.share_before or 0.0)
+        if not gained > 0:
+            return math.nan
+        return self.training / gained * (1 - share) + epochs * self.between / max(self.epochs, 1)
 
 
 def readable(value: float) -> str:

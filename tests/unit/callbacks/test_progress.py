@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lion_lightning.callbacks import LionProgressBar, TokenThroughput
-from lion_lightning.callbacks.progress import readable
+from lion_lightning.callbacks.progress import _FitClock, readable
 from tests import tiny
 from tests.unit.callbacks.conftest import Bench
 
@@ -90,26 +90,34 @@ def test_a_line_is_due_by_time_too_and_only_where_a_step_was_made(
     assert said == [f"{share}, epoch 1/1, step {step}" for step, share in ((1, "33%"), (2, "67%"), (3, "100%"))]
 
 
-def test_the_first_lines_come_sooner_than_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_lines_come_sooner_than_later_ones() -> None:
     bar = LionProgressBar(every_seconds=30)
-    monkeypatch.setattr("lion_lightning.callbacks.progress.time.monotonic", lambda: 1000.0)
     for spent, pause in ((0, 2), (50, 5), (3600, 30)):
-        bar._start = (1000.0 - spent, 0.0)
+        bar._clock = _FitClock(0.0, training=spent)
         assert bar._pause() == pause
 
 
+def test_the_time_left_counts_the_rounds_that_are_still_to_be_sampled() -> None:
+    clock = _FitClock(0.0, share_before=0.0)
+    clock.between_epochs(40.0, True)  # the first of five rounds
+    for second in range(1, 11):
+        clock.trained(40.0 + second)
+    assert clock.left(0.2, 4) == pytest.approx(4 * 10 + 4 * 40)
+    assert math.isnan(clock.left(0.0, 4))
+    assert math.isnan(clock.left(math.nan, 4))
+
+
 def test_a_resumed_fit_counts_all_that_is_done_and_times_only_its_own_part(
-    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     trainer = bench.trainer(enable_progress_bar=False, max_epochs=2, limit_val_batches=0, max_steps=6)
     bench.fit(trainer)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    clock = iter(range(0, 100_000, 10))  # each look at the clock is ten seconds later
-    monkeypatch.setattr("lion_lightning.callbacks.progress.time.monotonic", lambda: float(next(clock)))
     resumed = bench.trainer(Few(every_seconds=0), enable_progress_bar=True, max_epochs=2, limit_val_batches=0)
     bench.fit(resumed, ckpt_path=str(tmp_path / "half.ckpt"))
     shares = [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()]
     assert shares == ["58%", "67%", "75%", "83%", "92%", "100%"]
+    assert resumed.progress_bar_callback._clock.share_before == 0.5
 
 
 def test_a_terminal_gets_the_bar_with_short_names_and_nothing_else(

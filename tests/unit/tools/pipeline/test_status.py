@@ -48,7 +48,7 @@ def test_without_a_terminal_a_line_per_stage_is_printed_when_it_is_due_and_new(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("lion_lightning.tools.pipeline.status.time.monotonic", lambda: now[0])
     status = Status()
     logs = {name: tmp_path / f"{name[-1]}.txt" for name in ("seed-0", "seed-1")}
     with status.shown():
