@@ -8,8 +8,9 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from lion_lightning.errors import explain, is_user_error
 from lion_lightning.printing import PrintableFormatter, one_line
@@ -22,8 +23,16 @@ HIDDEN_WARNINGS = (
     r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding",  # our training steps support it
     "You requested to overfit but enabled",  # our loaders are in order already
     r"Found \d+ module\(s\) in eval mode at the start of training",  # reference models
+    r"Checkpoint directory .* exists and is not empty",  # so it is after every resume
+    r"The number of training batches \(\d+\) is smaller than the logging interval",  # LogShortRuns lowers it
 )
 """Warnings of Lightning that a user cannot act on: patterns of their beginnings."""
+
+HIDDEN_MESSAGES = {
+    "lightning.pytorch.utilities.rank_zero": ("Tip:", "GPU available:", "TPU available:"),
+    "lightning.fabric.utilities.seed": ("Seed set to",),
+}
+"""Log messages of Lightning of the same kind, and its advertisements: by logger, what they contain."""
 
 
 def run_guarded(body: Callable[[], object]) -> int:
@@ -65,10 +74,16 @@ def _prepare_process() -> None:
     package = logging.getLogger("lion_lightning")
     package.handlers = [handler]
     package.setLevel(logging.INFO)
-    # Lightning advertises products in its log.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
+    for name, texts in HIDDEN_MESSAGES.items():
+        logging.getLogger(name).addFilter(partial(_contains_none, texts))
     for message in HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    if not sys.stderr.isatty():  # bars of loading and saving weights; transformers reads this when it is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _contains_none(texts: Sequence[str], record: logging.LogRecord) -> bool:
+    return not any(text in str(record.msg) for text in texts)
 
 
 @contextmanager

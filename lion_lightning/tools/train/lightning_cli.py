@@ -20,7 +20,7 @@ from lion_lightning.models.checkpoints.files import newest_checkpoint, require_l
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.printing import require_no_secrets
 from lion_lightning.tools.train.config_file import check_config_files
-from lion_lightning.tools.train.metrics_log import MetricsLog
+from lion_lightning.tools.train.metrics_log import LogShortRuns, MetricsLog
 from lion_lightning.tools.train.null_settings import require_values
 from lion_lightning.tools.train.stopping import FolderInUse, StopBetweenSteps
 
@@ -76,7 +76,9 @@ class LionCLI(LightningCLI):
             kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
         # Without a folder of its own, many runs share the working folder.
         lock = [FolderInUse()] if given.get("default_root_dir") else []
-        kwargs["callbacks"] = [StopBetweenSteps(), *lock, *(given.get("callbacks") or ()), *default_callbacks(given)]
+        logs = [LogShortRuns()] if given.get("log_every_n_steps") is None else []
+        own = given.get("callbacks") or ()
+        kwargs["callbacks"] = [StopBetweenSteps(), *lock, *logs, *own, *default_callbacks(given)]
         kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
         return super().instantiate_trainer(**kwargs)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
@@ -30,6 +32,17 @@ class MetricsLog(CSVLogger):
             Path(self.root_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)
         return self._experiment
+
+
+class LogShortRuns(Callback):
+    """Lowers ``trainer.log_every_n_steps`` to a twentieth of the steps, so that a short run logs its losses too."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = trainer.estimated_stepping_batches
+        if math.isfinite(steps):
+            settings: Any = trainer
+            settings.log_every_n_steps = min(settings.log_every_n_steps, max(1, int(steps) // 20))
 
 
 class _Writer(ExperimentWriter):

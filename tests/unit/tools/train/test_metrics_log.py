@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
-from lion_lightning.tools.train.metrics_log import MetricsLog
+from lion_lightning.tools.train.metrics_log import LogShortRuns, MetricsLog
 
 
 def logged(logger: CSVLogger, *rows: tuple[int, dict[str, Any]]) -> Path:
@@ -45,3 +48,10 @@ def test_killed_while_a_column_is_added_no_row_is_lost(tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         logged(logger, (2, {"b": 1.0}))
     assert path.read_text() == before
+
+
+@pytest.mark.parametrize(("steps", "every"), [(4, 1), (60, 3), (10_000, 50), (math.inf, 50)])
+def test_a_short_run_logs_its_losses(steps: float, every: int) -> None:
+    trainer: Any = SimpleNamespace(estimated_stepping_batches=steps, log_every_n_steps=50)
+    LogShortRuns().on_train_start(trainer, BoringModel())
+    assert trainer.log_every_n_steps == every
