@@ -70,12 +70,14 @@ def _show_prompts(console: Console, pool: PromptPool, rows: int) -> None:
 def _table(title: str, reports: Sequence[SourceReport]) -> Table:
     from rich.table import Table
 
+    rows = [report.table_row() for report in reports]
     table = Table(title=title, title_justify="left")
-    figures = [report.table_row() for report in reports]
-    for name in figures[0]:
-        table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
-    for cells in figures:
-        table.add_row(*map(literal, cells.values()))
+    table.add_column("source", no_wrap=True)
+    for row in rows:  # a column per source: there are few of them, and many numbers of each
+        table.add_column(literal(row["source"]), justify="right", overflow="fold")
+    for name in rows[0]:
+        if name != "source":
+            table.add_row(name, *(literal(row[name]) for row in rows))
     return table
 
 

@@ -1,4 +1,4 @@
-"""What happened in the rounds of on-policy sampling: tables and samples, printed, and a picture."""
+"""Report of the rounds of on-policy sampling: tables, samples, and a plot."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCORES = {
-    "score": "{:.3f}",
-    "score_spread": "{:.3f}",
-    "score_worst": "{:.3f}",
-    "score_best": "{:.3f}",
-    "monitor_score": "{:.3f}",
-    "win_rate": "{:.1%}",
+    "score": "{:z.3f}",
+    "score_spread": "{:z.3f}",
+    "score_worst": "{:z.3f}",
+    "score_best": "{:z.3f}",
+    "monitor_score": "{:z.3f}",
+    "win_rate": "{:z.1%}",
 }
 ANSWERS = {
     "prompts": "{:,.0f}",
     "pairs": "{:,.0f}",
-    "pairs_kept": "{:.1%}",
-    "length": "{:.1f}",
-    "unfinished": "{:.1%}",
-    "distinct_2": "{:.3f}",
-    "self_bleu": "{:.3f}",
+    "pairs_kept": "{:z.1%}",
+    "length": "{:z.1f}",
+    "unfinished": "{:z.1%}",
+    "distinct_2": "{:z.3f}",
+    "self_bleu": "{:z.3f}",
 }
 """The metrics that are printed, in two tables, and how."""
 
@@ -45,7 +45,7 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
     """Print and draw the rounds of a folder.
 
     Args:
-        folder: Where the rounds lie.
+        folder: Folder of the rounds.
         samples: Prompts to show with their answers.
         png: Where to draw; None for ``rounds.png`` in the folder.
         console: Where to print; None for the terminal.
@@ -63,7 +63,7 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
         raise ValueError(f"{folder}: no finished rounds here; name the folder with round-0000.arrow (runs/.../rounds)")
     metrics = [_all_metrics(made) for made in rounds]
     logged = {name for known in metrics for name in known} - {*round_metrics(rounds[0]), *ANSWERS}
-    more = dict.fromkeys(sorted(logged), "{:.4g}")
+    more = dict.fromkeys(sorted(logged), "{:z.4g}")
     console.print(_metrics_table("Scores", rounds, metrics, {**SCORES, **more}))
     console.print(_metrics_table("Answers", rounds, metrics, ANSWERS))
     console.print(_causes_table(rounds))
@@ -109,14 +109,15 @@ def _metrics_table(
 
     table = Table(title=title, title_justify="left")
     for name in ("round", *forms):
-        table.add_column(literal(name.replace("_", " ")), justify="right", overflow="fold")
+        # A line for each word, and none of them broken: seven such columns fit 80 characters.
+        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for made, known in zip(rounds, metrics, strict=True):
         table.add_row(str(made.number), *(_cell(known.get(name), form) for name, form in forms.items()))
     return table
 
 
 def _all_metrics(made: Round) -> dict[str, float]:
-    """Metrics of the rollouts, and those that were logged besides."""
+    """Metrics of the rollouts, and those that were logged too."""
     logged = {name.removeprefix("on_policy/"): value for name, value in made.summary.get("metrics", {}).items()}
     return logged | round_metrics(made)
 
@@ -132,11 +133,11 @@ def _causes_table(rounds: Sequence[Round]) -> Table | str:
     names = sorted({name for found in counts for name in found})
     if not names:
         return "nothing was left out\n"
-    table = Table("round", title="Left out", title_justify="left")
+    table = Table("left out", title="Left out, by round", title_justify="left")
+    for made in rounds:
+        table.add_column(str(made.number), justify="right", no_wrap=True)
     for name in names:
-        table.add_column(literal(name))
-    for made, found in zip(rounds, counts, strict=True):
-        table.add_row(str(made.number), *(f"{found.get(name, 0):,}" for name in names))
+        table.add_row(literal(name), *(f"{found.get(name, 0):,}" for found in counts))
     return table
 
 
@@ -168,9 +169,9 @@ def _answers_table(
 
 def _answer(rollout: Rollout, place: int) -> str:
     parts = {name: scores[place] for name, scores in rollout.by_judge.items() if place < len(scores)}
-    several = f" ({', '.join(f'{name} {score:g}' for name, score in parts.items())})" if len(parts) > 1 else ""
+    several = f" ({', '.join(f'{name} {score:zg}' for name, score in parts.items())})" if len(parts) > 1 else ""
     cut = ", cut off" if rollout.answers[place].finish_reason == "length" else ""
-    return f"{rollout.answers[place].text}\n= {rollout.scores[place]:g}{several}{cut}"
+    return f"{rollout.answers[place].text}\n= {rollout.scores[place]:zg}{several}{cut}"
 
 
 def _draw(console: Console, rounds: Sequence[Round], metrics: Sequence[Mapping[str, float]], png: Path) -> None:

@@ -50,10 +50,11 @@ def write(path: Path, *pairs: tuple[str, str]) -> Source:
     return Source(str(path), name=path.stem)
 
 
-def cells(output: str, name: str) -> list[str]:
-    """The table row of a source."""
-    line = next(line for line in output.splitlines() if re.match(rf"\W*{re.escape(name)}\s", line))
-    return [cell.strip() for cell in re.split("[│┃|]", line) if cell.strip()]
+def table(output: str, source: str) -> dict[str, str]:
+    """Numbers of a source by name, from the first table."""
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in output.splitlines() if line[:1] in "│┃"]
+    column = rows[0].index(source)
+    return {row[0]: row[column] for row in reversed(rows) if len(row) == len(rows[0])}
 
 
 def test_without_colours_the_trained_text_stands_in_brackets(printed: Printed, tmp_path: Path) -> None:
@@ -92,11 +93,11 @@ def test_each_source_has_its_figures_and_every_loss_its_cause(printed: Printed, 
     short = 1 + len("user\n1+1?") + 1 + 1 + 1 + len("assistant\n2") + 1 + 1
     if "LION_SMOLLM2" not in os.environ:
         kept = short + 60
-        assert cells(output, "first")[:3] == ["first", "4", "2"]
-        assert cells(output, "first")[3] == str(kept)
+        first_row, second_row = table(output, "first"), table(output, "second")
+        assert (first_row["rows"], first_row["documents"], first_row["tokens"]) == ("4", "2", str(kept))
         assert "first: left out, no supervised token: 1 (60 tokens)" in output
-        assert cells(output, "second")[:4] == ["second", "2", "1", str(short)]
-        assert cells(output, "second")[4] == f"{2 / short:.1%}"
+        assert (second_row["rows"], second_row["documents"], second_row["tokens"]) == ("2", "1", str(short))
+        assert second_row["supervised"] == f"{2 / short:.1%}"
     assert output.count("left out, duplicate: 1 (") == 2
 
 
@@ -158,9 +159,7 @@ def test_each_source_of_pairs_has_its_figures_and_every_loss_its_cause(printed: 
     prompt = len("<user\n1+1?>\n<assistant\n")
     chosen, rejected = len("2>\n"), len("333>\n")
     pair = prompt + chosen + rejected
-    heading = next(line for line in output.splitlines() if "mean chosen" in line)
-    columns = [cell.strip() for cell in re.split("[│┃|]", heading) if cell.strip()]
-    assert dict(zip(columns, cells(output, "first"), strict=True)) == {
+    assert table(output, "first") == {
         "source": "first",
         "rows": "3",
         "pairs": "1",
@@ -197,8 +196,7 @@ def test_right_and_wrong_solutions_of_gsm8k_are_561_pairs(printed: Printed) -> N
     path = SHARED / "gsm8k" / "example_model_solutions.jsonl"
     source = Source(str(path), name="solutions", transform=ranked_solutions)
     output = printed(source, rows=1, kind=PreferenceDataModule, max_length=4096)
-    assert cells(output, "solutions")[:2] == ["solutions", "1,000"]
-    assert int(cells(output, "solutions")[2]) == 561
+    assert (table(output, "solutions")["rows"], table(output, "solutions")["pairs"]) == ("1,000", "561")
     assert "solutions: rows skipped by the transform: 439" in output
     assert len(re.findall(r"\[\[.*?<\|im_end\|>\]\]", output, re.DOTALL)) == 2
 
@@ -207,7 +205,7 @@ def test_right_and_wrong_solutions_of_gsm8k_are_561_pairs(printed: Printed) -> N
 @real
 def test_gsm8k_as_it_lies(printed: Printed) -> None:
     output = printed(Source(str(SHARED / "gsm8k" / "train.jsonl"), split="train[:300]", name="gsm8k"), rows=1)
-    assert cells(output, "gsm8k")[:3] == ["gsm8k", "300", "300"]
+    assert (table(output, "gsm8k")["rows"], table(output, "gsm8k")["documents"]) == ("300", "300")
     question = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
     assert question in output
     trained = re.search(r"\[\[(.*?)\]\]", output, re.DOTALL)
@@ -228,7 +226,7 @@ def seed_task(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_self_instruct_with_a_transform_of_two_lines(printed: Printed) -> None:
     source = Source(str(SHARED / "self_instruct" / "seed_tasks.jsonl"), name="seeds", transform=seed_task)
     output = printed(source, max_length=8192)
-    assert cells(output, "seeds")[:3] == ["seeds", "175", "175"]
+    assert (table(output, "seeds")["rows"], table(output, "seeds")["documents"]) == ("175", "175")
     assert "[[Yes, you can have 1 oatmeal banana protein shake and 4 strips of bacon." in output
 
 
@@ -236,7 +234,7 @@ def test_self_instruct_with_a_transform_of_two_lines(printed: Printed) -> None:
 @real
 def test_sharegpt_conversations_as_they_lie(printed: Printed) -> None:
     output = printed(Source(str(SHARED / "fastchat" / "sharegpt_sample.json"), name="sharegpt"))
-    assert cells(output, "sharegpt")[:2] == ["sharegpt", "500"]
+    assert table(output, "sharegpt")["rows"] == "500"
     shown = output[output.index("sharegpt_sample.json[0]") :]
     # both answers of the first conversation are trained, neither question is
     assert "user\nWho are you?<|im_end|>" in shown
