@@ -130,7 +130,7 @@ class LionProgressBar(RichProgressBar):
             self._clock.share_before = _share_done(trainer, batch_idx)
         if first or batch_idx == 0:
             # Before the first batch there is much that comes once, unless each epoch has its own round of data.
-            counts = not first or trainer.reload_dataloaders_every_n_epochs > 0
+            counts = not first or trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined]
             self._clock.between_epochs(time.monotonic(), counts)
 
     @override

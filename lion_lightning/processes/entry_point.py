@@ -35,13 +35,14 @@ HIDDEN_MESSAGES = {
 """Log messages of Lightning of the same kind, and its advertisements: by logger, what they contain."""
 
 
-def run_guarded(body: Callable[[], object]) -> int:
+def run_guarded(body: Callable[[], object], print_stop: bool = True) -> int:
     """Run the main function of a process.
 
     Errors that a user can fix are printed as one line; with ``LION_DEBUG=1`` they keep their traceback.
 
     Args:
         body: The main function; an int that it returns is the exit code.
+        print_stop: Whether to print which signal stopped the process; not where its parent prints it.
 
     Returns:
         The exit code.
@@ -54,7 +55,7 @@ def run_guarded(body: Callable[[], object]) -> int:
     except BaseException as error:
         code = stop_code(error)
         if code is not None:
-            return _stopped(code)
+            return _stopped(code, print_stop)
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return 128 + signal.SIGPIPE
         if os.environ.get("LION_DEBUG") or not isinstance(error, Exception) or not is_user_error(error):
@@ -95,10 +96,11 @@ def _flushed() -> Iterator[None]:
         sys.stdout.flush()
 
 
-def _stopped(code: int) -> int:
+def _stopped(code: int, print_stop: bool) -> int:
     if STOP.told_by_parent:
         return 0
-    print(f"lion: stopped by {signal.Signals(code - 128).name}", file=sys.stderr)
+    if print_stop:
+        print(f"lion: stopped by {signal.Signals(code - 128).name}", file=sys.stderr)
     return code
 
 

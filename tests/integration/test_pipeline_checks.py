@@ -23,6 +23,7 @@ from lion_lightning.tools.pipeline.checks.disk import space_of
 from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
 from lion_lightning.tools.pipeline.configs import standing_in
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, dumped, loaded, read_plan
+from lion_lightning.tools.pipeline.run import Runner
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,24 @@ def test_a_config_that_changed_is_found_before_an_earlier_stage_trains_again(
     monkeypatch.setattr(Checks, "_check_chain", lambda self, chain: None)
     (line,) = found(stages=STAGES | {"dpo": changed("dpo", trainer={"max_epochs": 7})})
     assert line.startswith("runs/all/dpo: the config has changed since (trainer.max_epochs: ")
+
+
+def test_a_mistyped_key_of_a_finished_stage_is_said_to_be_one(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for chain in planned(seeds=[0, 1]).chains:
+        for stage in chain:
+            stage.folder.mkdir(parents=True)
+            (stage.folder / "done.json").write_text("{}")
+            (stage.folder / "stage.yaml").write_text(yaml.safe_dump(stage.config))
+    typo = STAGES | {"dpo": changed("dpo", data={"init_args": {"max_lenght": 1}})}
+    (line,) = found(stages=typo, seeds=[0, 1])
+    assert line.startswith("stages.dpo: ")
+    assert "has no setting 'max_lenght'; did you mean 'max_length'?" in line
+    # all stages are done, and yet they are checked
+    monkeypatch.setattr(Runner, "_process", lambda self, command, **streams: 1)
+    assert main(["run", "pipeline.yaml"]) == 2
+    assert "the checks before training failed themselves (exit code 1)" in capfd.readouterr().err
 
 
 def test_too_little_disk_is_found_and_a_tight_one_is_said(

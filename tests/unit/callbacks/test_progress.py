@@ -113,11 +113,12 @@ def test_a_resumed_fit_counts_all_that_is_done_and_times_only_its_own_part(
     trainer = bench.trainer(enable_progress_bar=False, max_epochs=2, limit_val_batches=0, max_steps=6)
     bench.fit(trainer)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = bench.trainer(Few(every_seconds=0), enable_progress_bar=True, max_epochs=2, limit_val_batches=0)
+    bar = Few(every_seconds=0)
+    resumed = bench.trainer(bar, enable_progress_bar=True, max_epochs=2, limit_val_batches=0)
     bench.fit(resumed, ckpt_path=str(tmp_path / "half.ckpt"))
     shares = [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()]
     assert shares == ["58%", "67%", "75%", "83%", "92%", "100%"]
-    assert resumed.progress_bar_callback._clock.share_before == 0.5
+    assert bar._clock.share_before == 0.5
 
 
 def test_a_terminal_gets_the_bar_with_short_names_and_nothing_else(

@@ -30,7 +30,7 @@ from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
 from lion_lightning.tools.pipeline.checks.sources import check_data, check_rounds
 from lion_lightning.tools.pipeline.configs import Config, merged, standing_in
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, loaded
-from lion_lightning.tools.pipeline.stage import DONE, require_same_work, require_start
+from lion_lightning.tools.pipeline.stage import DONE, changes, require_same_work, require_start
 from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 
 logger = logging.getLogger(__name__)
@@ -55,13 +55,23 @@ class Checks:
     def run(self) -> list[str]:
         """Look at all of it; the result is :attr:`found`."""
         for stage in (stage for chain in self.plan.chains for stage in chain):
-            with self._noting(""):
-                require_same_work(stage)
+            self._check_same_work(stage)
         for chain, count in _different(self.plan.chains):
             self._chains = count
             self._check_chain(chain)
         self._check_disk()
+        self.found = list(dict.fromkeys(self.found))  # stages of several seeds have the same faults
         return self.found
+
+    def _check_same_work(self, stage: StagePlan) -> None:
+        """Find a config that has changed since its stage trained; a mistyped key is said to be that."""
+        known = len(self.found)
+        if changes(stage):
+            with self._noting(f"stages.{stage.name}"):
+                _made(stage.config)
+        if len(self.found) == known:
+            with self._noting(""):
+                require_same_work(stage)
 
     def _check_chain(self, chain: Sequence[StagePlan]) -> None:
         before: Config | None = None
@@ -137,9 +147,7 @@ class Checks:
             if os.environ.get("LION_DEBUG"):
                 raise
             text = explain(error) if str(error) else type(error).__name__
-            line = f"{where}: {text}" if where else text
-            if line not in self.found:
-                self.found.append(line)
+            self.found.append(f"{where}: {text}" if where else text)
 
 
 def _different(chains: Sequence[Sequence[StagePlan]]) -> list[tuple[Sequence[StagePlan], int]]:
