@@ -1,6 +1,6 @@
 """From examples to token ids with an exact mask of what is trained.
 
-The whole text of an example is tokenized once; a token is trained if it begins in a span of characters that is to be
+All text of an example is tokenized once; a token is trained if it begins in a span of characters that is to be
 trained. That a model which is given the prompt alone sees the same tokens is checked, not assumed.
 """
 
@@ -12,7 +12,6 @@ from functools import singledispatchmethod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import hash_json
@@ -26,8 +25,8 @@ from lion_lightning.types import SampleSegment
 
 Mask = Literal["assistant", "completion", "none"]
 
-_MARGIN = 100  # characters of a text in which it may begin with BOS, behind white space
-_VERSION = 2  # part of the fingerprint; raise it whenever the same input gives other pieces
+_MAX_BOS_OFFSET = 100  # characters of white space that BOS is looked for behind
+_VERSION = 2  # part of the fingerprint; raise it whenever the same input gives other tokens
 
 
 class _Draft(NamedTuple):
@@ -37,15 +36,15 @@ class _Draft(NamedTuple):
         text: All of it.
         spans: The characters to train.
         start: Where the answer begins.
-        bare: Whether BOS and EOS are still to be added: no chat template has written the text.
-        said: The texts of the row that it is made of.
+        templated: Whether a chat template has written it; else BOS and EOS are still to be added.
+        parts: The texts of the row that it is made of.
     """
 
     text: str
     spans: Sequence[Span]
     start: int
-    bare: bool
-    said: Sequence[str]
+    templated: bool
+    parts: Sequence[str]
 
     @property
     def starts(self) -> list[int]:
@@ -58,7 +57,7 @@ class ChatEncoder:
 
     Conversations go through the chat template, which alone decides about BOS and end-of-turn tokens. A completion or a
     text has no template: it gets BOS if the tokenizer puts one, and EOS. The token that ends an assistant turn is
-    trained, white space that the template puts after it is not. A text is trained whole under every mask.
+    trained, white space that the template puts after it is not. All of a text is trained under every mask.
 
     Args:
         tokenizer: A fast tokenizer, with a chat template where conversations are to be encoded.
@@ -77,20 +76,21 @@ class ChatEncoder:
         self.tokenizer = tokenizer
         self.mask = mask
         self._tokens = TokenBoundaries(tokenizer)
-        self._bos = _leading_ids(tokenizer)
+        # [bos] if the tokenizer puts BOS before a text, else nothing
+        self._bos = [token for token in tokenizer.encode("")[:1] if token == tokenizer.bos_token_id]
         self._renderer = ChatRenderer(tokenizer)
 
     def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[SampleSegment]:
-        """Encode a batch, one piece an example.
+        """Encode a batch, one segment per example.
 
         Args:
             examples: Examples of any form, mixed freely.
-            where: Place of each example (``path:line``), named in errors.
+            where: File and line of each example, named in errors.
 
         Raises:
-            ValueError: An example cannot be rendered or masked exactly; the message starts with its place.
+            ValueError: An example cannot be rendered or masked exactly; the message starts with its file and line.
         """
-        return [piece for piece, _ in self.encode_answers(examples, where)]
+        return [segment for segment, _ in self.encode_answers(examples, where)]
 
     def encode_answers(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[SampleSegment, int]]:
         """Encode a batch, and count the tokens that stand before each example's answer.
@@ -104,17 +104,17 @@ class ChatEncoder:
         """
         drafts = []
         for example, place in zip(examples, where, strict=True):
-            with _naming(place):
-                drafts.append(self._encodable(self._draft(example)))
-        encodings = self._encodings(drafts, where)
+            with _errors_at(place):
+                drafts.append(_require_unicode(self._draft(example)))
+        encodings = self._tokenize(drafts, where)
         answers = []
         for draft, encoding, place in zip(drafts, encodings, where, strict=True):
-            with _naming(place):
-                answers.append(self._piece(draft, encoding))
+            with _errors_at(place):
+                answers.append(self._mask(draft, encoding))
         return answers
 
     def prompt(self, prompt: Conversation | Completion) -> tuple[str, list[int]]:
-        """Text and tokens that a model is given to answer a prompt: the tokens that stand before a trained answer.
+        """Text and tokens of a prompt, as a model is given them: the tokens that stand before a trained answer.
 
         Args:
             prompt: A conversation that ends before the answer, or an empty completion.
@@ -122,20 +122,20 @@ class ChatEncoder:
         Raises:
             ValueError: The prompt cannot be rendered.
         """
-        bare = isinstance(prompt, Completion)
-        text = prompt.prompt if isinstance(prompt, Completion) else self._renderer.prompt(prompt)
-        draft = self._encodable(_Draft(text, (), 0, bare, _said(prompt)))
+        templated = isinstance(prompt, Conversation)
+        text = self._renderer.prompt(prompt) if isinstance(prompt, Conversation) else prompt.prompt
+        draft = _require_unicode(_Draft(text, (), 0, templated, _texts(prompt)))
         ids = self._tokens.encode([text])[0].ids
-        self._warn_of_bos(draft, ids)
-        return text, [*self._bos, *ids] if bare and ids[: len(self._bos)] != self._bos else ids
+        self._check_bos(draft, ids)
+        return text, ids if templated or ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
 
     def read(self, row: Row, columns: Mapping[str, str]) -> list[Example]:
-        """The example that a raw row holds; see :func:`~lion_lightning.data.formats.sft.recognize`."""
+        """The example of a raw row; see :func:`~lion_lightning.data.formats.sft.recognize`."""
         return [recognize(row, columns)]
 
     def encode_samples(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[SampleSegment]]:
-        """What :meth:`encode` gives, as the pieces of a sample each: one."""
-        return [(piece,) for piece in self.encode(examples, where)]
+        """:meth:`encode`, as samples of one segment each."""
+        return [(segment,) for segment in self.encode(examples, where)]
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what :meth:`encode` returns; a key for caches."""
@@ -153,17 +153,17 @@ class ChatEncoder:
 
     @singledispatchmethod
     def _draft(self, example: Any) -> _Draft:
-        raise TypeError(f"{type(example).__name__} is no known form")
+        raise TypeError(f"{type(example).__name__} is not a known form")
 
     @_draft.register
     def _(self, example: Text) -> _Draft:
-        return _Draft(example.text, [(0, len(example.text))], 0, bare=True, said=_said(example))
+        return _Draft(example.text, [(0, len(example.text))], 0, templated=False, parts=_texts(example))
 
     @_draft.register
     def _(self, example: Completion) -> _Draft:
         text = example.prompt + example.completion
         start = 0 if self.mask == "none" else len(example.prompt)
-        return _Draft(text, [(start, len(text))], start, bare=True, said=_said(example))
+        return _Draft(text, [(start, len(text))], start, templated=False, parts=_texts(example))
 
     @_draft.register
     def _(self, example: Conversation) -> _Draft:
@@ -171,39 +171,27 @@ class ChatEncoder:
             if not all(turn.trained for turn in example.messages):
                 raise ValueError("the row says that a turn is not trained, and mask: none trains all of it")
             text = self._renderer.render(example)
-            return _Draft(text, [(0, len(text))], 0, bare=False, said=_said(example))
-        rendered = self._renderer.answers(example, self._first_trained(example))
-        return _Draft(*rendered, bare=False, said=_said(example))
-
-    def _first_trained(self, conversation: Conversation) -> int:
-        if self.mask == "assistant":
-            return 0
-        if conversation.prompt_turns is not None:
-            return conversation.prompt_turns
-        return max((i for i, turn in enumerate(conversation.messages) if turn.role == "assistant"), default=0)
+            return _Draft(text, [(0, len(text))], 0, templated=True, parts=_texts(example))
+        first = 0
+        if self.mask == "completion":
+            assistants = [index for index, turn in enumerate(example.messages) if turn.role == "assistant"]
+            first = max(assistants, default=0) if example.prompt_turns is None else example.prompt_turns
+        return _Draft(*self._renderer.answers(example, first), templated=True, parts=_texts(example))
 
     # --- from characters to tokens
 
-    def _encodable(self, draft: _Draft) -> _Draft:
-        """Catch half characters here: the tokenizer refuses the batch without naming the row."""
-        try:
-            draft.text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the text is not valid Unicode ({error.reason}); fix the row's escapes") from None
-        return draft
-
-    def _encodings(self, drafts: Sequence[_Draft], where: Sequence[str]) -> list[Tokens]:
+    def _tokenize(self, drafts: Sequence[_Draft], where: Sequence[str]) -> list[Tokens]:
         """Tokens of each text; a model that is given the prompt alone sees the same before the answer.
 
-        Some templates ask with a space at the end that would melt into the answer's first word. Nothing in the row can
-        be done about it, and a model meets the two apart; so they are tokenized apart.
+        Some templates end a prompt with a space that would be joined to the answer's first word. Nothing in the row can
+        be done about it, and a model sees the two apart; so they are tokenized apart.
         """
         texts = [draft.text for draft in drafts]
         encodings: list[Tokens] = [*self._tokens.encode(texts)]
         starts = [draft.starts for draft in drafts]
         for number, boundary in self._tokens.differing(texts, encodings, starts):
             text, start = texts[number], boundary.start
-            by_template = not drafts[number].bare and not text[start : start + 1].isspace()
+            by_template = drafts[number].templated and not text[start : start + 1].isspace()
             apart = self._tokens.encode_parts(text, starts[number]) if by_template else None
             if apart is None or self._tokens.differing([text], [apart], [starts[number]]):
                 raise ValueError(
@@ -214,24 +202,37 @@ class ChatEncoder:
             encodings[number] = apart
         return encodings
 
-    def _piece(self, draft: _Draft, encoding: Tokens) -> tuple[SampleSegment, int]:
+    def _mask(self, draft: _Draft, encoding: Tokens) -> tuple[SampleSegment, int]:
+        """Tokens with their mask, and the number of those before the answer."""
         ids, length = encoding.ids, len(draft.text)
         supervised = np.zeros(len(ids), dtype=np.bool_)
         for start, end in draft.spans:
             supervised[first_token(encoding, start, length) : first_token(encoding, end, length)] = True
         before = first_token(encoding, draft.start, length)
-        if draft.bare:
-            ids, supervised, added = self._closed(ids, supervised)
-            before += added
-        self._warn_of_bos(draft, ids)
+        if not draft.templated:
+            bos, eos = self._missing_bos_eos(ids)
+            full = supervised.all()  # BOS is trained where all of the text is
+            supervised = np.concatenate([np.full(len(bos), full), supervised, np.full(len(eos), True)])
+            ids = [*bos, *ids, *eos]
+            before += len(bos)
+        self._check_bos(draft, ids)
         return SampleSegment(np.array(ids, dtype=np.int32), supervised), before
 
-    def _warn_of_bos(self, draft: _Draft, ids: Sequence[int]) -> None:
+    def _missing_bos_eos(self, ids: list[int]) -> tuple[list[int], list[int]]:
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise ValueError(
+                f"tokenizer {self.tokenizer.name_or_path} has no EOS token to end a text with; set tokenizer.eos_token"
+            )
+        return [] if ids[: len(self._bos)] == self._bos else self._bos, [] if ids[-1:] == [eos] else [eos]
+
+    def _check_bos(self, draft: _Draft, ids: Sequence[int]) -> None:
+        """Warn of a text that begins without BOS, or with two."""
         bos = self.tokenizer.bos_token
-        if not draft.bare and ids[: len(self._bos)] != self._bos:
+        if draft.templated and ids[: len(self._bos)] != self._bos:
             add_warning(
-                f"the tokenizer starts texts with {self.tokenizer.bos_token} and the chat template does not write it: "
-                "use a tokenizer.chat_template that begins with bos_token, as configs/recipes/chatml_with_bos.jinja"
+                f"the tokenizer starts texts with {bos} and the chat template does not write it: use a "
+                "tokenizer.chat_template that begins with bos_token, as configs/recipes/chatml_with_bos.jinja"
             )
         elif bos is not None and self._repeats_bos(draft, str(bos)):
             add_warning(
@@ -239,50 +240,44 @@ class ChatEncoder:
                 "(with a `transform`)"
             )
         elif bos is not None and list(ids[:2]) == [self.tokenizer.bos_token_id] * 2:
-            cause = "a text of the rows" if draft.bare else "the chat template"
-            fix = "take one out of the rows (with a `transform`)"
-            other = "use a tokenizer.chat_template that writes it once, or take it out of the rows (with a `transform`)"
-            add_warning(f"{cause} begins with {bos} twice: {fix if draft.bare else other}")
+            if draft.templated:
+                add_warning(
+                    f"the chat template begins with {bos} twice: use a tokenizer.chat_template that writes it once, or "
+                    "take it out of the rows (with a `transform`)"
+                )
+            else:
+                add_warning(
+                    f"a text of the rows begins with {bos} twice: take one out of the rows (with a `transform`)"
+                )
 
     def _repeats_bos(self, draft: _Draft, bos: str) -> bool:
-        """Whether a text of the row begins with BOS, although it does not begin the whole, which has its own."""
-        added = bos if draft.bare and self._bos and not draft.text.startswith(bos) else ""
-        whole = f"{added}{draft.text[: len(bos)]}"
-        beginning = [text[:_MARGIN].lstrip() for text in draft.said]
-        inner = [text for text in beginning if text.startswith(bos) and (added or not draft.text.startswith(text))]
-        return bool(inner) and whole.startswith(bos)
-
-    def _closed(self, ids: list[int], supervised: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[Any], int]:
-        """Add BOS and EOS where the text does not hold them yet, and count what comes before it."""
-        eos = self.tokenizer.eos_token_id
-        if eos is None:
-            raise ValueError(
-                f"tokenizer {self.tokenizer.name_or_path} has no EOS token to end a text with; set tokenizer.eos_token"
-            )
-        before = [] if ids[: len(self._bos)] == self._bos else self._bos
-        after = [] if ids[-1:] == [eos] else [eos]
-        whole = np.full(len(before), supervised.all())
-        return [*before, *ids, *after], np.concatenate([whole, supervised, np.full(len(after), True)]), len(before)
+        """Whether a text of the row begins with BOS in addition to the BOS that all of it begins with."""
+        is_added = not draft.templated and bool(self._bos) and not draft.text.startswith(bos)
+        if not (is_added or draft.text.startswith(bos)):
+            return False
+        beginnings = [text[:_MAX_BOS_OFFSET].lstrip() for text in draft.parts]
+        return any(text.startswith(bos) and (is_added or not draft.text.startswith(text)) for text in beginnings)
 
 
-def _said(example: Example) -> list[str]:
+def _texts(example: Example) -> list[str]:
     if isinstance(example, Conversation):
         return [turn.content for turn in example.messages]
     return [example.text] if isinstance(example, Text) else [example.prompt, example.completion]
 
 
-# --- the tokenizer
-
-
-def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """``[bos]`` if the tokenizer puts BOS before a text, else nothing."""
-    return [token for token in tokenizer.encode("")[:1] if token == tokenizer.bos_token_id]
+def _require_unicode(draft: _Draft) -> _Draft:
+    """Refuse half characters: the tokenizer would refuse the batch without naming the row."""
+    try:
+        draft.text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text is not valid Unicode ({error.reason}); fix the row's escapes") from None
+    return draft
 
 
 @contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Put the row's place before a complaint about it."""
+def _errors_at(where: str) -> Iterator[None]:
+    """Put the row's file and line before errors about it."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import hash_json
@@ -15,7 +16,7 @@ from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion
 from lion_lightning.types import SampleSegment
 
-_VERSION = 3  # part of the fingerprint; raise it whenever the same input gives other pieces
+_VERSION = 3  # part of the fingerprint; raise it whenever the same input gives other tokens
 
 Triple = tuple[SampleSegment, SampleSegment, SampleSegment]
 
@@ -24,7 +25,7 @@ class PairEncoder:
     """Reads preference rows and tokenizes them to a prompt and its two answers.
 
     Prompt and answer are tokenized as one text, by :class:`ChatEncoder` under the mask ``completion``, and cut at the
-    first token of the answer; the prompt must come out the same on both sides, and is kept once. Of an answer only
+    first token of the answer; the prompt must have the same tokens before both, and is kept once. Of an answer only
     assistant turns are trained, with the token that ends them and not the white space after it; plain text ends in EOS.
 
     Args:
@@ -47,57 +48,60 @@ class PairEncoder:
         return recognize_preferences(row, columns, self.pairing)
 
     def encode_samples(self, examples: Sequence[Preference], where: Sequence[str]) -> list[Triple]:
-        """Prompt, chosen and rejected of each pair; the parent of both answers is piece 0, the prompt.
+        """Prompt, chosen and rejected of each pair; the parent of both answers is segment 0, the prompt.
 
         Args:
             examples: The pairs.
-            where: Place of each pair (``path:line``), named in errors.
+            where: File and line of each pair, named in errors.
 
         Raises:
-            ValueError: A pair cannot be rendered or masked exactly, has no prompt, or its prompt comes out as other
-                tokens on one side than on the other; the message starts with the pair's place.
+            ValueError: A pair cannot be rendered or masked exactly, has no prompt, or its prompt has other tokens
+                before chosen than before rejected; the message starts with the pair's file and line.
         """
-        sides = [side for example in examples for side in (example.chosen, example.rejected)]
-        encoded = self._chat.encode_answers(sides, [place for place in where for _ in range(2)])
-        triples = [self._triple(*pair) for pair in zip(encoded[::2], encoded[1::2], where, strict=True)]
-        return [_without_blanks(triple, example) for triple, example in zip(triples, examples, strict=True)]
+        answers: list[PromptAnswer] = []
+        for example in examples:
+            answers += [example.chosen, example.rejected]
+        encoded = self._chat.encode_answers(answers, [place for place in where for _ in range(2)])
+        triples = []
+        for example, place, chosen, rejected in zip(examples, where, encoded[::2], encoded[1::2], strict=True):
+            prompt = _shared_prompt(chosen, rejected, place)
+            triples.append(
+                (
+                    SampleSegment(prompt, np.zeros(len(prompt), dtype=np.bool_)),
+                    _answer(chosen[0], len(prompt), example.chosen),
+                    _answer(rejected[0], len(prompt), example.rejected),
+                )
+            )
+        return triples
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides what :meth:`read` and :meth:`pieces` return; a key for caches."""
+        """Hash of everything that decides what :meth:`read` and :meth:`encode_samples` return; a key for caches."""
         return hash_json([_VERSION, self._chat.fingerprint(), self.pairing.identity()])
 
-    def _triple(self, better: tuple[SampleSegment, int], worse: tuple[SampleSegment, int], where: str) -> Triple:
-        (chosen, first), (rejected, second) = better, worse
-        if not (first and second):
-            raise ValueError(
-                f"{where}: the prompt is empty, so nothing stands before the first token of the answers; give the row "
-                "a prompt (with a `transform`), or use a tokenizer that puts BOS before a text"
-            )
-        prompt = chosen.input_ids[:first]
-        if not np.array_equal(prompt, rejected.input_ids[:second]):
-            raise ValueError(
-                f"{where}: the prompt gives other tokens before chosen than before rejected, since the chat template "
-                "renders it by what follows; set a tokenizer.chat_template that does not"
-            )
-        return SampleSegment(prompt, np.zeros(first, dtype=np.bool_)), _answer(chosen, first), _answer(rejected, second)
+
+def _shared_prompt(
+    chosen: tuple[SampleSegment, int], rejected: tuple[SampleSegment, int], where: str
+) -> npt.NDArray[np.int32]:
+    """Tokens of the prompt, which must be the same before both answers."""
+    prompt, other = (segment.input_ids[:count] for segment, count in (chosen, rejected))
+    if not (len(prompt) and len(other)):
+        raise ValueError(
+            f"{where}: the prompt is empty, so nothing stands before the first token of the answers; give the row "
+            "a prompt (with a `transform`), or use a tokenizer that puts BOS before a text"
+        )
+    if not np.array_equal(prompt, other):
+        raise ValueError(
+            f"{where}: the prompt gives other tokens before chosen than before rejected, since the chat template "
+            "renders it by what follows; set a tokenizer.chat_template that does not"
+        )
+    return prompt
 
 
-def _answer(piece: SampleSegment, start: int) -> SampleSegment:
-    return SampleSegment(piece.input_ids[start:], piece.supervised[start:], parent=0)
-
-
-def _without_blanks(triple: Triple, example: Preference) -> Triple:
-    """Nothing is to be learnt from an answer without text, so none of it is a target; such pairs are left out later."""
-    prompt, chosen, rejected = triple
-    return prompt, _unless_blank(chosen, example.chosen), _unless_blank(rejected, example.rejected)
-
-
-def _unless_blank(answer: SampleSegment, whole: PromptAnswer) -> SampleSegment:
-    return answer if any(_said(whole)) else answer._replace(supervised=np.zeros_like(answer.supervised))
-
-
-def _said(whole: PromptAnswer) -> list[Any]:
-    """Texts of an answer, and the tool calls of turns that say nothing else."""
-    if isinstance(whole, Completion):
-        return [whole.completion.strip()]
-    return [turn.content.strip() or turn.extra for turn in whole.messages[whole.prompt_turns or 0 :]]
+def _answer(segment: SampleSegment, start: int, example: PromptAnswer) -> SampleSegment:
+    """The answer alone. One without text or tool calls has no targets, and the pair is left out later."""
+    supervised = segment.supervised[start:]
+    if isinstance(example, Completion):
+        has_content = bool(example.completion.strip())
+    else:
+        has_content = any(turn.content.strip() or turn.extra for turn in example.messages[example.prompt_turns or 0 :])
+    return SampleSegment(segment.input_ids[start:], supervised if has_content else np.zeros_like(supervised), parent=0)

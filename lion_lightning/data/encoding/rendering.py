@@ -40,7 +40,7 @@ class Rendered(NamedTuple):
 class ChatRenderer:
     """Renders conversations through a tokenizer's chat template and finds the answers in the text.
 
-    Answers are spans of characters in the one text of the whole conversation. An answer begins where the generation
+    Answers are spans of characters in the text of the conversation. An answer begins where the generation
     prompt ends, which is exactly what a model is given when it is to answer. The template's own ``{% generation %}``
     tags say what else is part of it, but nothing of the generation prompt is. A span includes the token that ends the
     turn, and no white space after it.
@@ -98,20 +98,20 @@ class ChatRenderer:
         finder = self._finder(conversation)
         found = {turn: finder.spans(turn) for turn in turns if messages[turn].trained}
         for turn, spans in found.items():
-            shown = "\n".join(finder.text[start:end] for start, end in spans)
-            if missing := missing_of_answer(messages[turn], shown):
+            answer = "\n".join(finder.text[start:end] for start, end in spans)
+            if missing := missing_of_answer(messages[turn], answer):
                 last = finder.render(messages[: turn + 1])
                 raise ValueError(_left_out(f"{missing} of message {turn}", not missing_of_answer(messages[turn], last)))
             spans[-1] = self._closed(finder.text, *spans[-1])
         kept = [span for spans in found.values() for span in spans if span[0] < span[1]]
-        # Context or not, the first turn behind a prompt ends it; elsewhere nobody asks.
+        # The prompt ends where the first turn behind it starts, trained or not.
         start = kept[0][0] if kept else len(finder.text)
         if conversation.prompt_turns is not None and turns[0] not in found:
             start = finder.start(turns[0])
         return Rendered(finder.text, kept, start)
 
     def _finder(self, conversation: Conversation) -> AnswerFinder:
-        """The whole text, and what finds the answers in it."""
+        """Finder of the answers in the text of the conversation."""
         render, messages = partial(self._render, conversation), conversation.messages
         if not self._template(conversation).tagged:
             text = self._complete(conversation, render(messages))
@@ -142,7 +142,7 @@ class ChatRenderer:
         return template.render(turns, conversation.tools, conversation.chat_template_kwargs, **how)
 
     def _complete(self, conversation: Conversation, text: str) -> str:
-        """Make sure that a text shows all that was said before the answers, and that nothing else is left unread."""
+        """Refuse a text that does not show all of the conversation; warn of settings that no template reads."""
         template = self._template(conversation)
         unread_keys(conversation.messages, template.reads)
         for name in conversation.chat_template_kwargs or ():
@@ -177,6 +177,6 @@ def _marked_spans(marked: str) -> list[Span]:
 
 
 def _left_out(what: str, shown_last: bool = False) -> str:
-    """What to say of something that is not in the text; some templates show it in the last turn only."""
+    """Error about something that is not in the text; some templates show it in the last turn only."""
     fix = "use a tokenizer.chat_template that shows it, or take it out of the row (with a `transform`)"
     return f"the chat template leaves out the row's {what}; {LAST_ONLY if shown_last else fix}"

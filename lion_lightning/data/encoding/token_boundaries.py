@@ -1,4 +1,4 @@
-"""Where answers begin among the tokens of a text: what stands before one must be what its prompt alone gives."""
+"""First tokens of answers in a text; the tokens before an answer must be those that its prompt alone gives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 class Tokens(Protocol):
-    """Tokens of a text, and where they lie in it: what ``tokenizers.Encoding`` gives."""
+    """Tokens of a text with their offsets, as ``tokenizers.Encoding`` has them."""
 
     @property
     def ids(self) -> list[int]:
@@ -33,7 +33,7 @@ class Boundary(NamedTuple):
     """Tokens found before an answer, and the text that must give the same tokens when it stands alone.
 
     Attributes:
-        start: Where the answer begins, in characters of the whole text.
+        start: Where the answer begins, in characters of the text.
         text: The end of what stands before it.
         ids: The tokens of that.
     """
@@ -50,7 +50,7 @@ class TokenBoundaries:
         tokenizer: A fast tokenizer.
 
     Raises:
-        ValueError: It is no fast tokenizer.
+        ValueError: It is not a fast tokenizer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,14 +58,14 @@ class TokenBoundaries:
         self._added = frozenset(self.backend.get_added_tokens_decoder())
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Tokenize each text as a whole, without special tokens around it."""
+        """Tokenize each text, without special tokens around it."""
         return list(self.backend.encode_batch(list(texts), add_special_tokens=False))
 
     def encode_parts(self, text: str, starts: Sequence[int]) -> Tokens | None:
-        """Tokenize the parts of a text one by one, as a model meets them that is given a prompt and writes an answer.
+        """Tokenize the parts of a text one by one, as a model sees them that is given a prompt and writes an answer.
 
         Args:
-            text: The whole text.
+            text: All of the text.
             starts: Where answers begin.
 
         Returns:
@@ -73,8 +73,8 @@ class TokenBoundaries:
         """
         edges = [0, *starts, len(text)]
         parts = _TextParts(self.encode([text[start:stop] for start, stop in pairwise(edges)]), edges)
-        whole = self.encode([text])[0]
-        same = self.backend.decode(parts.ids, False) == self.backend.decode(whole.ids, False)
+        joined = self.encode([text])[0]
+        same = self.backend.decode(parts.ids, False) == self.backend.decode(joined.ids, False)
         return parts if same else None
 
     def differing(
@@ -90,11 +90,9 @@ class TokenBoundaries:
         Returns:
             Each with the number of its text.
         """
-        boundaries = [
-            (number, boundary)
-            for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
-            for boundary in self._boundaries(text, encoding, starts[number])
-        ]
+        boundaries: list[tuple[int, Boundary]] = []
+        for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            boundaries += [(number, boundary) for boundary in self._boundaries(text, encoding, starts[number])]
         before = list({boundary.text for _, boundary in boundaries})
         alone = dict(zip(before, self.encode(before), strict=True))
         return [(number, boundary) for number, boundary in boundaries if alone[boundary.text].ids != boundary.ids]
@@ -153,7 +151,7 @@ def _begin(encoding: Tokens, token: int) -> int:
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy with whole offsets: the post-processor adds special tokens and cuts white space off the offsets."""
+    """A copy with exact offsets: the post-processor adds special tokens and cuts white space off the offsets."""
     if not isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         raise ValueError(f"tokenizer {tokenizer.name_or_path} is not a fast tokenizer; masks need one with offsets")
     own = copy.deepcopy(backend)
