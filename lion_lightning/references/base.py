@@ -1,4 +1,4 @@
-"""What a policy is compared with: a switch, not a fork of the module. Each reference gives the log-probs of a batch."""
+"""References: log-probs of a batch under the model that a policy is compared with."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import PackedBatch, PairLogps, TokenLogps
 
 Build = Callable[[PolicySpec | None], PolicyModel]
-"""Builds a model from a spec, with the policy's tokenizer; from None, the policy as it was when the stage began."""
+"""Builds a model from a spec, with the policy's tokenizer; None builds the policy as it was when the stage began."""
 
 
 class Reference(nn.Module, ABC):
-    """Log-probs of a batch of pairs under what the policy is compared with. Always in evaluation mode.
+    """Log-probs of a batch of pairs under a reference model. Always in evaluation mode.
 
     The module calls :meth:`attach` once, when the policy has just been built, then :meth:`precompute` with all batches
     to come, the reference itself with each batch, and :meth:`before_epoch` and :meth:`after_step` in training.
@@ -35,14 +35,14 @@ class Reference(nn.Module, ABC):
         return super().train(False)
 
     def attach(self, policy: PolicyModel, build: Build) -> None:
-        """Take what is needed of the policy as the stage starts from it; a second call is of no effect.
+        """Set up from the policy as it is before any training; a second call does nothing.
 
         Args:
-            policy: The policy, before any training.
+            policy: The policy.
             build: Builds further models.
 
         Raises:
-            ValueError: If this reference cannot be had of this policy.
+            ValueError: The policy does not support this reference.
         """
 
     @abstractmethod
@@ -62,20 +62,20 @@ class Reference(nn.Module, ABC):
             batches: This rank's share of all batches to come, as many on every rank.
             policy: The policy as it is now.
             ranks: This process among the ranks of the run.
-            title: What the batches are, for the progress bar.
+            title: Name of the batches, for the progress bar.
         """
 
     def before_epoch(self, epoch: int, policy: PolicyModel) -> bool:
-        """Whether the reference changes with this epoch, so that everything must be precomputed again.
+        """True if the reference changes with this epoch, so that all must be precomputed again.
 
         Args:
-            epoch: Number of the epoch that begins, from 0.
+            epoch: Number of the epoch, from 0.
             policy: The policy as it is now.
         """
         return False
 
     def after_step(self, step: int, policy: PolicyModel) -> None:
-        """Follow the policy, if this reference does.
+        """Update a reference that follows the policy.
 
         Args:
             step: Optimizer steps done.
@@ -83,11 +83,11 @@ class Reference(nn.Module, ABC):
         """
 
     def identity(self) -> dict[str, Any]:
-        """What the reference is, in plain data: goes into checkpoints, and back to :meth:`restore`."""
+        """Plain data that checkpoints keep for :meth:`restore`."""
         return {"kind": type(self).__name__}
 
     def restore(self, identity: Mapping[str, Any]) -> None:
-        """Be what a checkpoint says.
+        """Become the reference of a checkpoint.
 
         Args:
             identity: From :meth:`identity`.
@@ -95,7 +95,7 @@ class Reference(nn.Module, ABC):
 
 
 class NoReference(Reference):
-    """None: every log-prob is zero. For losses that compare the policy with nothing (SimPO, ORPO, CPO)."""
+    """Log-probs of zero, for losses without a reference (SimPO, ORPO, CPO)."""
 
     @override
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
@@ -104,12 +104,12 @@ class NoReference(Reference):
 
 
 class AdapterOffReference(Reference):
-    """The policy with its LoRA adapters switched off: no second model, a second forward each step."""
+    """The policy with its LoRA adapters switched off: a second forward each step, and no second model."""
 
     @override
     def attach(self, policy: PolicyModel, build: Build) -> None:
         with policy.adapters_off():
-            pass
+            pass  # raises without adapters
 
     @torch.no_grad()
     @override
@@ -119,9 +119,9 @@ class AdapterOffReference(Reference):
 
 
 class FrozenReference(Reference):
-    """A second model in memory: a copy of the policy as the stage starts from it, or any model by name.
+    """A second model in memory: a copy of the policy from before training, or any other model.
 
-    Its weights are in the checkpoints, so that a resumed run needs nothing else.
+    Checkpoints hold its weights, so that a resumed run needs nothing else.
 
     Args:
         model: The model; None for a copy of the policy.
@@ -156,7 +156,7 @@ class MixedReference(FrozenReference):
         every_n_steps: Optimizer steps between updates.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(self, alpha: float = 0.6, every_n_steps: int = 1) -> None:
@@ -172,21 +172,19 @@ class MixedReference(FrozenReference):
     def after_step(self, step: int, policy: PolicyModel) -> None:
         assert self.model is not None, "call attach() first"
         if step % self.every_n_steps == 0:
-            own, theirs = (_pieces(model) for model in (self.model, policy))
-            torch._foreach_lerp_(own, theirs, self.alpha)
+            torch._foreach_lerp_(_shards(self.model), _shards(policy), self.alpha)
 
 
 @torch.no_grad()
 def _copy(policy: PolicyModel, build: Build) -> PolicyModel:
-    """A model with the policy's weights, sharded as the policy is; a sharded module cannot be copied as such."""
     if not is_sharded(policy):
         return deepcopy(policy)
-    copy = build(None)
-    torch._foreach_copy_(_pieces(copy), _pieces(policy))
+    copy = build(None)  # a sharded module cannot be deep-copied
+    torch._foreach_copy_(_shards(copy), _shards(policy))
     return copy
 
 
-def _pieces(model: PolicyModel) -> list[Tensor]:
-    """What this rank holds of each weight."""
+def _shards(model: PolicyModel) -> list[Tensor]:
+    """This rank's shard of each weight."""
     reshard(model)
     return [to_local(parameter.detach()) for parameter in model.parameters()]

@@ -1,15 +1,14 @@
-"""The reference whose log-probs are computed once, before training: no second model in memory."""
+"""A reference whose log-probs are computed once, before training: no second model in memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from typing_extensions import override
 
 from lion_lightning.cache import cache_folder, hash_json
@@ -21,7 +20,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import full_parameters, is_sharded, unwrapped
 from lion_lightning.models.weights.hash import hash_weights
 from lion_lightning.references.base import Build, Reference
-from lion_lightning.references.scoring import missing, score
+from lion_lightning.references.scoring import score, uncached
 from lion_lightning.references.store import PairStore, pair_keys
 from lion_lightning.types import PackedBatch, PairLogps
 
@@ -29,15 +28,14 @@ log = logging.getLogger(__name__)
 
 
 class CachedReference(Reference):
-    """Log-probs computed in a first pass by the model that the stage starts from, and kept on disk.
+    """Log-probs of the model that the stage starts from, computed before training and kept on disk.
 
-    The pass runs before training, on what is trained and what validates. It is sharded over ranks, goes on where a
-    killed one stopped, and skips what any earlier run has computed: values are found by content (tokens, targets,
-    weights, precision, attention), so a changed pair or model can only be missing, never wrong. Sums and counts are
-    kept, so that one cache serves every loss.
+    All training and validation pairs are scored, over all ranks; pairs that a killed or earlier run has scored are
+    skipped. Values are found by content (tokens, targets, weights, precision, attention), so those of a changed pair or
+    model can only be uncached, never wrong. Sums and counts are kept, so that one cache serves every loss.
 
     Args:
-        model: Another model to compare with; None for the policy as the stage starts from it.
+        model: Another model to compare with; None for the policy as it is before training.
         cache_dir: Folder of the caches, the same for all ranks; None for ``$LION_CACHE``, else the user's cache folder.
     """
 
@@ -71,12 +69,12 @@ class CachedReference(Reference):
         """Score the pairs that the store lacks.
 
         Raises:
-            ValueError: The starting model is needed, and can no longer be had.
+            ValueError: That needs the starting model, which cannot be rebuilt.
         """
         store = self._open(policy, ranks)
-        todo = missing(store, batches, ranks, title)
+        todo = uncached(store, batches, ranks, title)
         first = next(todo, None)
-        if first is not None:
+        if first is not None:  # otherwise no model is needed
             log.info("reference log-probs of %s: computed once, and kept in %s", title, store.folder)
             with self._model(policy, ranks) as model:
                 score(store, model, chain([first], todo), ranks)
@@ -92,37 +90,36 @@ class CachedReference(Reference):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle (as hyper-parameters are) without the module that builds models, and without what is on disk."""
+        """Without the builder of models and the store: hyperparameters are pickled."""
         return self.__dict__ | {"_build": None, "_store": None}
 
     def _open(self, policy: PolicyModel, ranks: Ranks) -> PairStore:
         if self._store is None:
+            config = policy.causal_lm.config
             identity = {
                 "weights": self.weights,
                 "precision": ranks.precision,
-                "attention": str(policy.causal_lm.config._attn_implementation) if policy.packed else "padded",
+                "attention": str(config._attn_implementation) if policy.packed else "padded",
             }
-            if products := product_dtype(policy.causal_lm.config):
+            if products := product_dtype(config):
                 identity["products"] = str(products)
-            name = hash_json(identity)
-            self._store = PairStore(cache_folder("references", self.cache_dir) / name, identity)
+            self._store = PairStore(cache_folder("references", self.cache_dir) / hash_json(identity), identity)
         return self._store
 
     def _digest(self, policy: PolicyModel) -> str:
-        """Hash of the weights that the pass runs with."""
-        return hash_weights(_without_adapters(policy))
+        """Hash of the weights that score: those of the base model, if there are adapters."""
+        trained = {unwrapped(name) for name, p in policy.named_parameters() if p.requires_grad and policy.has_adapters}
+        return hash_weights((name, tensor) for name, tensor in full_parameters(policy) if name not in trained)
 
     @contextmanager
     def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:
-        """The model with the weights of this reference: the policy where it still has them, else built for the pass."""
+        """The reference model: the policy while it has the same weights, otherwise a rebuilt model."""
         with evaluating(policy):
             if self.spec is not None or self._digest(policy) != self.weights:
                 yield self._rebuilt(ranks)
-            elif policy.has_adapters:
-                with policy.adapters_off():
-                    yield policy
             else:
-                yield policy
+                with policy.adapters_off() if policy.has_adapters else nullcontext():
+                    yield policy
 
     def _rebuilt(self, ranks: Ranks) -> PolicyModel:
         assert self._build is not None, "call attach() first"
@@ -132,20 +129,20 @@ class CachedReference(Reference):
             raise ValueError(
                 "the reference log-probs of some pairs are missing, and the model that they come from is gone: the "
                 "policy has been trained, and what it was built from has changed; bring back the cache "
-                f"({cache_folder('references', self.cache_dir)}) or the original model, or start the stage anew"
+                f"({cache_folder('references', self.cache_dir)}) or the original model, or start the stage again"
             )
         return model
 
 
 class RefreshedReference(CachedReference):
-    """A cached reference that becomes the policy of the moment every k epochs, by another pass over the data.
+    """A cached reference that becomes the current policy every k epochs; all pairs are then scored again.
 
     Args:
         every_n_epochs: Epochs between refreshes.
         cache_dir: Folder of the caches, the same for all ranks; None for ``$LION_CACHE``, else the user's cache folder.
 
     Raises:
-        ValueError: If ``every_n_epochs`` is below 1.
+        ValueError: ``every_n_epochs`` is below 1.
     """
 
     def __init__(self, every_n_epochs: int = 1, cache_dir: str | Path | None = None) -> None:
@@ -168,11 +165,5 @@ class RefreshedReference(CachedReference):
     @contextmanager
     @override
     def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:
-        with evaluating(policy):  # adapters stay on: they are what has been trained
+        with evaluating(policy):  # adapters stay on: they hold what was trained
             yield policy if self._digest(policy) == self.weights else self._rebuilt(ranks)
-
-
-def _without_adapters(policy: PolicyModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights that the policy has with its adapters off: those that are frozen, where there are adapters."""
-    trained = {unwrapped(name) for name, p in policy.named_parameters() if p.requires_grad and policy.has_adapters}
-    return ((name, tensor) for name, tensor in full_parameters(policy) if name not in trained)

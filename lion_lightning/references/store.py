@@ -1,4 +1,4 @@
-"""Log-probs of pairs under one model, on disk and found by content: no index that could point at another pair."""
+"""Log-probs of pairs under one model, on disk, found by the pairs' content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 log = logging.getLogger(__name__)
 
 STORE_VERSION = 1
-"""Raise it when the same model and pair would give other values; older stores are then no longer found."""
+"""Raise it when the same model and pair give other values: older stores are then no longer found."""
 
 Keys = npt.NDArray[np.uint64]
 _FIELDS = len(AnswerLogps._fields)
@@ -53,11 +53,11 @@ def pair_keys(batch: PackedBatch) -> Keys:
 
 
 class PairStore:
-    """Log-probs of pairs under one model. Several processes may add to it; each flush is a file of its own.
+    """Log-probs of pairs under one model. Several processes may add to it; each flush writes a new file.
 
     Args:
-        folder: Where it lies; made on the first flush.
-        identity: What the values come from, in plain data: another identity is another store.
+        folder: Folder of the store; made on the first flush.
+        identity: Plain data that the values depend on; another identity is another store.
 
     Raises:
         ValueError: The folder holds a store of another identity.
@@ -68,7 +68,7 @@ class PairStore:
         self._pending: list[tuple[Keys, Tensor]] = []
         self._keys: Keys = np.empty((0, 2), np.uint64)
         self._values = torch.empty(0, 2, _FIELDS)
-        self._refuse_another_identity()
+        self._require_identity()
         self.reload()
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class PairStore:
         return len(self._keys)
 
     def has(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Which of these pairs are here, ``(pairs,)``."""
+        """True for each pair that is in the store, ``(pairs,)``."""
         return self._find(keys)[1]
 
     def get(self, keys: Keys, device: torch.device | str = "cpu") -> PairLogps:
@@ -84,27 +84,27 @@ class PairStore:
 
         Args:
             keys: ``(pairs, 2)`` from :func:`pair_keys`.
-            device: Where to put them.
+            device: Device of the result.
 
         Raises:
-            ValueError: A pair is missing.
+            ValueError: A pair is not in the store.
         """
-        places, found = self._find(keys)
+        rows, found = self._find(keys)
         if not found.all():
             raise ValueError(
                 f"{self.folder}: no reference log-probs for {int((~found).sum())} of the batch's {len(keys)} pairs; "
-                "let the first pass see all pairs (CachedReference.precompute), and all ranks the same `cache_dir`"
+                "precompute all pairs first (CachedReference.precompute), and give all ranks the same `cache_dir`"
             )
-        values = self._values[torch.from_numpy(places)].to(device, non_blocking=True)
+        values = self._values[torch.from_numpy(rows)].to(device, non_blocking=True)
         return PairLogps(*(AnswerLogps(*side.unbind(1)) for side in values.unbind(1)))
 
     def add(self, keys: Keys, logps: PairLogps) -> None:
-        """Take in pairs; they are kept in memory until :meth:`flush`."""
+        """Add pairs, in memory until :meth:`flush`."""
         values = torch.stack([torch.stack(list(side), 1) for side in logps], 1)
         self._pending.append((keys, values.float().cpu()))
 
     def flush(self) -> None:
-        """Write what was added: under another name, then renamed, so that a killed run leaves no half file."""
+        """Write what was added, atomically."""
         if not self._pending:
             return
         keys = torch.from_numpy(np.concatenate([keys for keys, _ in self._pending]).view(np.int64))
@@ -120,8 +120,9 @@ class PairStore:
         self._pending = []
 
     def reload(self) -> None:
-        """Read what all processes have flushed; a damaged file is left out, and its pairs count as missing."""
-        parts = [part for path in sorted(self.folder.glob("[!.]*.safetensors")) if (part := _read(path)) is not None]
+        """Read what all processes have flushed; damaged files are removed, and their pairs count as uncached."""
+        paths = sorted(self.folder.glob("[!.]*.safetensors"))
+        parts = [part for part in map(_read, paths) if part is not None]
         keys = np.concatenate([np.empty((0, 2), np.uint64), *(keys for keys, _ in parts)])
         values = torch.cat([torch.empty(0, 2, _FIELDS), *(values for _, values in parts)])
         order = np.lexsort((keys[:, 1], keys[:, 0]))
@@ -131,13 +132,13 @@ class PairStore:
         self._keys, self._values = ordered[first], values[torch.from_numpy(order[first])]
 
     def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Position of each key, and whether it is there; by the first word, which no two pairs share in practice."""
+        """Row of each key, and whether it is there; searched by the first 64 bits, which never collide in practice."""
         if not len(self._keys):
             return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_)
-        places = np.searchsorted(self._keys[:, 0], keys[:, 0]).clip(max=len(self._keys) - 1)
-        return places, (self._keys[places] == keys).all(axis=1)
+        rows = np.searchsorted(self._keys[:, 0], keys[:, 0]).clip(max=len(self._keys) - 1)
+        return rows, (self._keys[rows] == keys).all(axis=1)
 
-    def _refuse_another_identity(self) -> None:
+    def _require_identity(self) -> None:
         manifest = self.folder / "identity.json"
         if not manifest.exists():
             if any(self.folder.glob("[!.]*.safetensors")):
@@ -158,18 +159,13 @@ def _read(path: Path) -> tuple[Keys, Tensor] | None:
         with safe_open(path, "pt") as file:
             keys, values = file.get_tensor("keys"), file.get_tensor("values")
             digest = (file.metadata() or {}).get("digest")
-    except (SafetensorError, OSError, KeyError) as error:
-        _remove_damaged(path, first_line(error))
-        return None
-    if digest != _digest(keys, values):
-        _remove_damaged(path, "its content is not what was written")
+        if digest != _digest(keys, values):
+            raise ValueError("its content is not what was written")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        log.warning("%s is damaged (%s): it is removed, and its pairs are computed again.", path, first_line(error))
+        path.unlink(missing_ok=True)
         return None
     return keys.numpy().view(np.uint64), values
-
-
-def _remove_damaged(path: Path, reason: str) -> None:
-    log.warning("%s is damaged (%s): it is removed, and its pairs are computed again.", path, reason)
-    path.unlink(missing_ok=True)
 
 
 def _digest(*tensors: Tensor) -> str:
