@@ -205,7 +205,8 @@ class OnPolicySampling(Callback):
         Raises:
             ValueError: No prompts are left, or sampling or judging failed.
         """
-        number = self._round_of(epoch)
+        # Lightning may ask for epoch 0 before it restores the epoch, for trainer.estimated_stepping_batches
+        number = max(self._round_of(epoch), self._restored.get("round", 0))
         if self.current is None or self.current.number != number:
             path = round_path(self.folder(trainer), number)
             if self._restored.get("round") == number:  # its policy is gone, so it cannot be sampled again

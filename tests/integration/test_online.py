@@ -449,6 +449,29 @@ def test_all_ties_are_an_error_that_says_what_to_change(online: Online) -> None:
     assert len(online.rounds("run")) == 1
 
 
+def test_a_round_without_pairs_is_sampled_again_after_a_change(
+    online: Online, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a judge that was corrected nothing is known but its name, so the stored round would be found again."""
+    with pytest.raises(ValueError, match="The next start samples this round again"):
+        online.fit("run", online.sampling(judge=Wrong(1.0)), max_epochs=1)
+    before = online.rounds("run")[0].path.read_bytes()
+    sampler = Sampler()
+    online.fit("run", online.sampling(sampler, _as("Wrong")), max_epochs=1)
+    assert len(sampler.asked) == 34
+    assert "round-0000.arrow is without a pair to train on; moved to" in caplog.text
+    (kept,) = (online.folder / "run" / "rounds" / "set_aside").glob("*.arrow")
+    assert kept.read_bytes() == before
+
+
+def test_a_stored_round_is_used_if_other_filters_keep_its_pairs(online: Online) -> None:
+    with pytest.raises(ValueError, match=r"gives no pair to train on: .*score margin below 1000"):
+        online.fit("run", data=online.data(min_margin=1000.0), max_epochs=1)
+    sampler = Sampler()
+    online.fit("run", online.sampling(sampler), max_epochs=1)
+    assert sampler.asked == []
+
+
 def test_ties_warn_with_their_number(online: Online, caplog: pytest.LogCaptureFixture) -> None:
     def mostly_ties(answers: Any) -> Any:
         return [[float(n == 0 and place == 1) for place in range(len(row))] for n, row in enumerate(answers)]

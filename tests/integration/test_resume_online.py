@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from torch import Tensor
 
-from lion_lightning import FrozenReference, RefreshedReference
+from lion_lightning import FrozenReference, OnlineDPOModule, RefreshedReference
 from lion_lightning.rollouts import plan as round_plan
 from lion_lightning.rollouts.plan import RoundPrompts
 from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
@@ -102,6 +103,59 @@ def test_a_round_that_is_gone_is_named(online: Online) -> None:
     online.rounds("gone")[1].path.unlink()
     with pytest.raises(ValueError, match=r"round-0001.arrow: the checkpoint stands within this round, which is gone"):
         online.fit("gone")
+
+
+class TiesInRoundOne(Judge):
+    """Gives equal scores after the answers of round 0."""
+
+    def score(self, prompts: Any, answers: Any) -> Any:
+        scores = super().score(prompts, answers)
+        return [[1.0] * len(row) for row in scores] if len(self.scored) > 14 else scores
+
+    def identity(self) -> str:
+        return "judge"
+
+
+class Decides(Judge):
+    def identity(self) -> str:
+        return "judge"
+
+
+@pytest.mark.parametrize("samples", [4, *exhaustive(3)])
+def test_a_checkpoint_of_a_round_without_pairs_does_not_bring_it_back(online: Online, samples: int) -> None:
+    name = f"ties {samples}"
+    trainer = online.trainer(name, [online.sampling(judge=TiesInRoundOne())], max_epochs=2)
+    saver = OnExceptionCheckpoint(online.folder / name, "stopped")
+    trainer.callbacks.append(saver)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"round 1 .* gives no pair to train on"):
+        trainer.fit(online.module(), datamodule=online.data())
+    sampler = Sampler()
+    trainer = online.trainer(name, [online.sampling(sampler, Decides(), num_samples=samples)], max_epochs=2)
+    trainer.fit(online.module(), datamodule=online.data(), ckpt_path=saver.ckpt_path, weights_only=False)
+    assert len(sampler.asked) == 19  # round 1 alone
+    assert [made.num_pairs > 0 for made in online.rounds(name)] == [True, True]
+
+
+class AsksForTheLength(OnlineDPOModule):
+    """Asks Lightning for the length of the run, which sets up the loader before the epoch is restored."""
+
+    def configure_optimizers(self) -> Any:
+        assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
+
+
+@pytest.mark.slow
+def test_a_module_that_asks_for_the_length_finds_the_round_of_the_checkpoint(online: Online) -> None:
+    def module() -> OnlineDPOModule:
+        return AsksForTheLength(str(online.start))
+
+    expected = online.fit("whole length", module=module())
+    with pytest.raises(KilledError):
+        online.fit("length", watch=Watch((1, 1)), module=module())
+    sampler = Sampler()
+    assert same(online.fit("length", online.sampling(sampler), module=module()), expected)
+    assert len(sampler.asked) == 14
+    assert not list((online.folder / "length").rglob("set_aside"))
 
 
 @pytest.mark.slow
