@@ -87,9 +87,11 @@ def _module(job: dict[str, Any]) -> Any:
     packed = NF4Spec() if job["packed"] else None
     policy = PolicySpec(gradient_checkpointing=job["checkpointing"], lora=lora, quantization=packed, **job["source"])
     if job["stage"] == "SFT":
-        return SFTModule(policy, TokenizerSpec(job["tokenizer"]))
+        return SFTModule(policy, tokenizer=TokenizerSpec(job["tokenizer"]))
     return DPOModule(
-        policy, TokenizerSpec(job["tokenizer"]), reference=AdapterOffReference() if lora else FrozenReference()
+        policy,
+        tokenizer=TokenizerSpec(job["tokenizer"]),
+        reference=AdapterOffReference() if lora else FrozenReference(),
     )
 
 

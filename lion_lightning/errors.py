@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from traceback import walk_tb
+from typing import Any
 
 _KEY = re.compile(r'Parser key "(.+?)":')
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
@@ -198,9 +199,18 @@ class _Report:
     def _suggestion(self, key: str) -> str:
         """The most similar argument of the class, or all."""
         module, _, name = self.classes[-1].rpartition(".")
-        names = list(signature(getattr(import_module(module), name)).parameters)
-        close = get_close_matches(key, names, n=1)
+        names = _settings_of(getattr(import_module(module), name))
+        close = get_close_matches(key.partition(".")[0], names, n=1)
         return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(names)}"
+
+
+def _settings_of(made: Any) -> list[str]:
+    """Arguments of a class or function, those that ``**kwargs`` pass on to base classes among them."""
+    from jsonargparse import ArgumentParser
+
+    if isinstance(made, type):
+        return list(ArgumentParser(exit_on_error=False).add_class_arguments(made, fail_untyped=False))
+    return list(signature(made).parameters)
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -39,14 +39,15 @@ class PackedDataModule(LightningDataModule, ABC):
     is used once, in the first of them; one that is validated on is never trained on.
 
     Args:
-        sources: What to train on.
-        tokenizer: A tokenizer, or how to load one.
-        validation: What to validate on; None for nothing, or a share of the sources.
-        validation_share: Share of the sources' unique examples to hold out where ``validation`` is None; below 1.
-        filters: What is done to the examples that are trained on.
-        validation_filters: What is done to those that validate.
+        sources: Sources to train on.
+        tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
+        filters: Filters of the training examples.
+        validation_filters: Filters of the validation examples.
         row_length: Tokens of a packed row.
-        packing: How documents share rows; None for best-fit decreasing.
+        validation: Sources to validate on; None for none, or a share of the training sources.
+        validation_share: Share of the sources' unique examples (of preference pairs: prompts) to hold out where
+            ``validation`` is None; below 1.
+        packing: How samples share rows; None for best-fit decreasing.
         batch_size: Rows of a micro-batch on each rank.
         seed: Seed of the order of the rows.
         num_workers: Processes that read rows ahead; 0 reads in the training process.
@@ -70,17 +71,18 @@ class PackedDataModule(LightningDataModule, ABC):
         sources: list[Source],
         tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
         *,
-        validation: list[Source] | None,
-        validation_share: float,
         filters: Filters,
         validation_filters: Filters,
         row_length: int,
-        packing: Packing | None,
-        batch_size: int,
-        seed: int,
-        num_workers: int,
-        cache_dir: str | Path | None,
+        validation: list[Source] | None = None,
+        validation_share: float = 0.0,
+        packing: Packing | None = None,
+        batch_size: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | Path | None = None,
     ) -> None:
+        """Check the arguments; nothing is read before :meth:`prepare_data`."""
         super().__init__()
         self.require_sources(sources)
         check_sources(sources, validation, validation_share)

@@ -7,21 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lion_lightning.data.formats.pairing import Pairing
-from lion_lightning.data.packing.best_fit import Packing
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import FilterCounts, Selection
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
-from lion_lightning.data.selection.pair_filters import Keep
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.rollouts.prompt_pool import PromptPool
@@ -51,25 +47,12 @@ class OnPolicyDataModule(PreferenceDataModule):
     disk. So the first epoch is fresh too, however many workers read.
 
     Args:
-        prompts: What the policy is asked. Rows of any known form; answers in them are not trained on.
+        prompts: Sources of the prompts that the policy answers, in any known form; answers in them are not trained on.
+            Prompts of over ``max_prompt_length`` tokens and prompts of the validation set are left out.
         tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
-        sources: Preference pairs to train on besides, in every epoch; with a fraction below 1, each epoch draws anew.
-            (The paper mixes 0.3 of Nectar in.)
-        validation: What to validate on, preference pairs; their prompts are never asked.
-        validation_share: Share of the sources' prompts to hold out where ``validation`` is None; below 1.
-        pairing: How ranked answers in ``sources`` become pairs; None for the best against the worst. (How sampled
-            answers do is the callback's.)
-        max_length: Most tokens of a prompt with one of its answers; longer answers lose their end.
-        max_prompt_length: Most tokens of a prompt; longer ones are not asked. In ``sources`` they are cut.
-        keep: Which end of a prompt of the sources that is too long stays: ``start`` or ``end``.
-        min_margin: Pairs with a smaller difference of scores are left out.
-        max_length_ratio: Pairs whose longer answer has more than so many times the tokens of the shorter are left out.
-        row_length: Tokens of a packed row, which holds whole pairs; None for twice ``max_length``, which any pair fits.
-        packing: How pairs share rows; None for best-fit decreasing.
-        batch_size: Rows of a micro-batch on each rank.
-        seed: Seed of the order of the rows.
-        num_workers: Processes that read rows ahead; 0 reads in the training process.
-        cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
+        sources: Preference pairs that every epoch trains on as well; with a fraction below 1, each epoch draws anew.
+            (The paper mixes 0.3 of Nectar in.) ``pairing`` is for these alone: the callback pairs sampled answers.
+        **kwargs: Further arguments of :class:`PreferenceDataModule`.
 
     Attributes:
         rounds: Where a round comes from, by its number; :class:`OnPolicySampling` puts itself here.
@@ -87,43 +70,12 @@ class OnPolicyDataModule(PreferenceDataModule):
         prompts: list[Source],
         tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
         sources: list[Source] | None = None,
-        validation: list[Source] | None = None,
-        validation_share: float = 0.0,
-        pairing: Pairing | None = None,
-        max_length: int = 2048,
-        max_prompt_length: int | None = None,
-        keep: Keep = "end",
-        min_margin: float = 0.0,
-        max_length_ratio: float | None = None,
-        row_length: int | None = None,
-        packing: Packing | None = None,
-        batch_size: int = 1,
-        seed: int = 0,
-        num_workers: int = 0,
-        cache_dir: str | Path | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Check the arguments; nothing is read before :meth:`prepare_data`."""
-        super().__init__(
-            sources or [],
-            tokenizer,
-            validation=validation,
-            validation_share=validation_share,
-            pairing=pairing,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
-            keep=keep,
-            min_margin=min_margin,
-            max_length_ratio=max_length_ratio,
-            row_length=row_length,
-            packing=packing,
-            batch_size=batch_size,
-            seed=seed,
-            num_workers=num_workers,
-            cache_dir=cache_dir,
-        )
+        super().__init__(sources=sources or [], tokenizer=tokenizer, **kwargs)
         if not prompts:
             raise ValueError("data.prompts is empty; name at least one source of prompts")
-        if validation_share and not sources:
+        if self.validation_share and not sources:
             raise ValueError(
                 "data.validation_share is a share of data.sources, and there are none; set data.validation"
             )

@@ -1,6 +1,5 @@
 """The data of preference optimization: from a mixture of sources to packed rows of pairs."""
 
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -9,7 +8,7 @@ from typing_extensions import override
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.pairing import BestWorst, Pairing
-from lion_lightning.data.packing.best_fit import Packing, Wrapped
+from lion_lightning.data.packing.best_fit import Wrapped
 from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.data.selection.pair_filters import Keep, PairFilters
 from lion_lightning.data.sources.source import Source
@@ -26,10 +25,8 @@ class PreferenceDataModule(PackedDataModule):
     out, and in which order, see :class:`~lion_lightning.data.selection.pair_filters.PairFilters`; all of it is counted.
 
     Args:
-        sources: What to train on.
+        sources: Sources to train on.
         tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
-        validation: What to validate on; None for nothing, or a share of the sources.
-        validation_share: Share of the sources' prompts to hold out where ``validation`` is None; below 1.
         pairing: How ranked answers become pairs; None for the best against the worst.
         max_length: Most tokens of a prompt with one of its answers; longer answers lose their end.
         max_prompt_length: Most tokens of a prompt; it is cut before the answers are. None for no limit of its own, and
@@ -39,11 +36,7 @@ class PreferenceDataModule(PackedDataModule):
         max_length_ratio: Training pairs whose longer answer has more than so many times the tokens of the shorter are
             left out; None keeps all.
         row_length: Tokens of a packed row, which holds whole pairs; None for twice ``max_length``, which any pair fits.
-        packing: How pairs share rows; None for best-fit decreasing.
-        batch_size: Rows of a micro-batch on each rank.
-        seed: Seed of the order of the rows.
-        num_workers: Processes that read rows ahead; 0 reads in the training process.
-        cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
+        **kwargs: Further arguments of :class:`~lion_lightning.data.base.PackedDataModule`.
 
     Attributes:
         train_mixture: Pairs and reports of what is trained, after :meth:`setup`.
@@ -57,8 +50,7 @@ class PreferenceDataModule(PackedDataModule):
         self,
         sources: list[Source],
         tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
-        validation: list[Source] | None = None,
-        validation_share: float = 0.0,
+        *,
         pairing: Pairing | None = None,
         max_length: int = 2048,
         max_prompt_length: int | None = None,
@@ -66,28 +58,17 @@ class PreferenceDataModule(PackedDataModule):
         min_margin: float = 0.0,
         max_length_ratio: float | None = None,
         row_length: int | None = None,
-        packing: Packing | None = None,
-        batch_size: int = 1,
-        seed: int = 0,
-        num_workers: int = 0,
-        cache_dir: str | Path | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Check the arguments; nothing is read before :meth:`prepare_data`."""
         super().__init__(
-            sources,
-            tokenizer,
-            validation=validation,
-            validation_share=validation_share,
+            sources=sources,
+            tokenizer=tokenizer,
             filters=PairFilters(max_length, max_prompt_length, keep, min_margin, max_length_ratio),
             validation_filters=PairFilters(max_length, max_prompt_length, keep),
             row_length=2 * max_length if row_length is None else row_length,
-            packing=packing,
-            batch_size=batch_size,
-            seed=seed,
-            num_workers=num_workers,
-            cache_dir=cache_dir,
+            **kwargs,
         )
-        if isinstance(packing, Wrapped):
+        if isinstance(self.packing, Wrapped):
             raise ValueError(
                 "data.packing: Wrapped cuts what does not fit a row, and a pair must stay whole; use BestFit"
             )

@@ -6,7 +6,6 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from inspect import signature
 from typing import Any, Self, cast
 
 import numpy as np
@@ -86,9 +85,9 @@ class AlignmentModule(SteppedPolicy, ABC):
         with warnings.catch_warnings():  # a loss among the hyper-parameters is meant: see _plain
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
             warnings.filterwarnings("ignore", message="Attribute .* removed from hparams")
-            secret = [name for name in signature(type(self).__init__).parameters if is_secret(name)]
-            self.save_hyperparameters(ignore=secret)  # they would be in each checkpoint, and in hparams.yaml
-            for name in [name for name, value in self.hparams.items() if holds_secret(str(value))]:
+            self.save_hyperparameters()
+            # Secrets would be in each checkpoint, and in hparams.yaml.
+            for name in [name for name, value in self.hparams.items() if is_secret(name) or holds_secret(str(value))]:
                 for kept in (self.hparams, cast(dict[str, Any], self._hparams_initial)):
                     del kept[name]
             clean_namespace(self.hparams)  # of functions, as the Trainer would do, with advice that is for us

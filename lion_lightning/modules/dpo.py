@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
@@ -16,7 +15,6 @@ from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.process import evaluation_batches, refuse_rounds, train_batches
 from lion_lightning.ops.logprobs import pair_logps, pair_segments
@@ -37,12 +35,10 @@ class DPOModule(AlignmentModule):
 
     Args:
         policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
-        tokenizer: The tokenizer; None for the one in the policy's folder.
         loss: Loss per pair; None for :class:`SigmoidLoss`.
         reference: What the policy is compared with; None for a :class:`CachedReference` of the model that the stage
             starts from, or for nothing where the loss needs nothing.
-        optimizer: From parameter groups to an optimizer; None for AdamW at 5e-7 without weight decay.
-        lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
+        **kwargs: Further arguments of :class:`AlignmentModule`; the default learning rate is 5e-7.
 
     Raises:
         ValueError: If the loss needs a reference and there is none.
@@ -56,13 +52,12 @@ class DPOModule(AlignmentModule):
     def __init__(
         self,
         policy: PolicySpec | str | dict[str, Any],
-        tokenizer: TokenizerSpec | None = None,
+        *,
         loss: PreferenceLoss | None = None,
         reference: Reference | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(policy, tokenizer, optimizer, lr_scheduler)
+        super().__init__(policy=policy, **kwargs)
         self.loss = loss or SigmoidLoss()
         self.reference = reference or (CachedReference() if self.loss.needs_reference else NoReference())
         if self.loss.needs_reference and isinstance(self.reference, NoReference):

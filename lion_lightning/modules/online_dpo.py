@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
-from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.process import epoch_batches
 from lion_lightning.ops.logprobs import pair_logps
@@ -37,29 +34,16 @@ class OnlineDPOModule(DPOModule):
 
     Args:
         policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
-        tokenizer: The tokenizer; None for the one in the policy's folder.
-        loss: Loss per pair; None for :class:`SigmoidLoss`.
-        reference: What the policy is compared with; None as for :class:`DPOModule`.
-        optimizer: From parameter groups to an optimizer; None for AdamW at 5e-7 without weight decay.
-        lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
         kl_batches: Batches of each rank that ``on_policy/kl`` is estimated on; 0 leaves it out. Where the reference is
             another than the starting model, they cost two passes, else one.
+        **kwargs: Further arguments of :class:`DPOModule`.
 
     Raises:
         ValueError: If the loss needs a reference and there is none, or ``kl_batches`` is negative.
     """
 
-    def __init__(
-        self,
-        policy: PolicySpec | str | dict[str, Any],
-        tokenizer: TokenizerSpec | None = None,
-        loss: PreferenceLoss | None = None,
-        reference: Reference | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        kl_batches: int = 8,
-    ) -> None:
-        super().__init__(policy, tokenizer, loss, reference, optimizer, lr_scheduler)
+    def __init__(self, policy: PolicySpec | str | dict[str, Any], *, kl_batches: int = 8, **kwargs: Any) -> None:
+        super().__init__(policy=policy, **kwargs)
         if kl_batches < 0:
             raise ValueError(f"model.kl_batches is {kl_batches}; give 0 or more")
         self.kl_batches = kl_batches

@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from typing_extensions import override
 
 from lion_lightning.losses.sft import NLLLoss, SFTLoss
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.process import refuse_rounds
 from lion_lightning.ops.logprobs import require_documents
@@ -27,12 +25,10 @@ class SFTModule(AlignmentModule):
 
     Args:
         policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
-        tokenizer: The tokenizer; None for the one in the policy's folder.
         loss: Loss per token; None for :class:`NLLLoss`.
         reduction: ``token_mean`` divides by the supervised tokens of the global step; ``sum`` by nothing, so that the
-            learning rate must fit the number of tokens a step.
-        optimizer: From parameter groups to an optimizer; None for AdamW at 2e-5 without weight decay.
-        lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
+            learning rate must fit the number of tokens per step.
+        **kwargs: Further arguments of :class:`AlignmentModule`; the default learning rate is 2e-5.
 
     Example:
         ``Trainer(max_steps=100).fit(SFTModule("HuggingFaceTB/SmolLM2-135M"), datamodule)``
@@ -43,13 +39,12 @@ class SFTModule(AlignmentModule):
     def __init__(
         self,
         policy: PolicySpec | str | dict[str, Any],
-        tokenizer: TokenizerSpec | None = None,
+        *,
         loss: SFTLoss | None = None,
         reduction: Literal["token_mean", "sum"] = "token_mean",
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(policy, tokenizer, optimizer, lr_scheduler)
+        super().__init__(policy=policy, **kwargs)
         self.loss = loss or NLLLoss()
         self.reduction = reduction
 

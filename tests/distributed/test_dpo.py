@@ -61,7 +61,7 @@ def fit(
     torch.manual_seed(0)
     module = Counting(
         PolicySpec(config=config(), lora=lora),
-        TokenizerSpec(str(folder)),
+        tokenizer=TokenizerSpec(str(folder)),
         loss=SigmoidLoss(0.5),
         reference=reference(),
         optimizer=lambda groups: SGD(groups, lr=0.5),

@@ -45,7 +45,7 @@ def module(folder: Path, model: str, momentum: float = 0.0, rank: int = 0, **how
     torch.manual_seed(rank)  # ranks that draw unequal weights must not train a patchwork of them
     tokenizer = TokenizerSpec(str(folder), **how.pop("tokenizer", {}))
     spec = PolicySpec(**({"path": str(folder / model)} | how))
-    return SFTModule(spec, tokenizer, optimizer=lambda p: SGD(p, lr=0.1, momentum=momentum))
+    return SFTModule(spec, tokenizer=tokenizer, optimizer=lambda p: SGD(p, lr=0.1, momentum=momentum))
 
 
 def ranks(world: int, **options: Any) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def fit_all(rank: int, world: int, folder: Path) -> dict[str, Any]:
 def test_half_precision_in_pieces_is_that_of_one_process(tmp_path: Path) -> None:
     tokenizer_folder(tmp_path)
     torch.manual_seed(0)
-    start = SFTModule(PolicySpec(config=config()), TokenizerSpec(str(tmp_path)))
+    start = SFTModule(PolicySpec(config=config()), tokenizer=TokenizerSpec(str(tmp_path)))
     start.configure_model()
     one, two = fit_all(0, 1, tmp_path), run_ranks(fit_all, tmp_path, tmp_path)
     moved = (one["32-true"]["weights"] - weights(start)).norm()

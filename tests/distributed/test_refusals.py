@@ -94,7 +94,7 @@ def fit(folder: Path, case: Case, rank: int, saved: str | None = None, world: in
     """Fit a step of the many that an epoch has, and save there."""
     own = {key: value[rank] if isinstance(value, list) else value for key, value in case.options.items()}
     ranks = {"strategy": case.strategy(), "devices": world} if world > 1 else {}
-    module = case.kind(PolicySpec(config=case.model), TokenizerSpec(str(folder)))
+    module = case.kind(PolicySpec(config=case.model), tokenizer=TokenizerSpec(str(folder)))
     data = SFTDataModule([Source(str(folder / "rows.jsonl"))], module.tokenizer_spec, max_length=16)
     run = trainer(max_steps=2 if case.start else 1, **own, **ranks)
     run.fit(module, datamodule=data, ckpt_path=case.start and folder / case.start)
@@ -135,7 +135,7 @@ def no_numbers(rank: int, world: int, folder: Path) -> dict[str, str]:
     lacking, broken = (PolicySpec(str(folder / name)) for name in ("lacking", "broken"))
     for name, start in (("lacking", lacking), ("loaded", broken), ("trained", config())):
         spec = start if isinstance(start, PolicySpec) else PolicySpec(config=start)
-        module = SFTModule(spec, TokenizerSpec(str(folder)))
+        module = SFTModule(spec, tokenizer=TokenizerSpec(str(folder)))
         ranks: dict[str, Any] = {"strategy": FSDP2Strategy(), "devices": world, "default_root_dir": folder / name}
         run = trainer(max_steps=1, callbacks=[HuggingFaceExport(), NoNumber()], **ranks)
         with pytest.raises((MisconfigurationException, ValueError)) as caught:

@@ -58,7 +58,7 @@ def fit(
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.manual_seed(0)
     optimizer = partial(SGD, lr=0.1, momentum=0.9)
-    module = SFTModule(PolicySpec(str(folder / "start")), TokenizerSpec(str(folder)), optimizer=optimizer)
+    module = SFTModule(PolicySpec(str(folder / "start")), tokenizer=TokenizerSpec(str(folder)), optimizer=optimizer)
     sharded = {"strategy": strategy()} if strategy is not None else {}
     settings = {"accelerator": accelerator, "devices": world, "precision": precision, "gradient_clip_val": 0.5}
     run = trainer(max_steps=2, accumulate_grad_batches=4 // world, **settings, **sharded)

@@ -6,7 +6,6 @@ import re
 from dataclasses import fields
 from functools import cache
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from lion_lightning import (
     TokenizerSpec,
 )
 from lion_lightning.cli import COMMANDS, TRAINING
+from lion_lightning.distributed.same_settings import argument_names
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -83,7 +83,7 @@ def exists(name: str) -> bool:
 @cache
 def arguments(section: str) -> set[str]:
     """Names that may stand below a key of a config."""
-    return {name for kind in SECTIONS[section] for name in signature(kind).parameters} | {"class_path", "init_args"}
+    return {name for kind in SECTIONS[section] for name in argument_names(kind)} | {"class_path", "init_args"}
 
 
 @cache

@@ -56,13 +56,13 @@ class Bench:
     def sft(self, seed: int = 7, **changes: Any) -> SFTModule:
         torch.manual_seed(seed)
         spec = PolicySpec(path=str(self.base), lora=LoRASpec(r=4, dropout=0.1), **changes)
-        return SFTModule(spec, self.tokenizer, optimizer=partial(torch.optim.AdamW, lr=1e-2))
+        return SFTModule(spec, tokenizer=self.tokenizer, optimizer=partial(torch.optim.AdamW, lr=1e-2))
 
     def dpo(self, reference: Reference, seed: int = 7) -> DPOModule:
         torch.manual_seed(seed)
         spec = PolicySpec(path=str(self.base), lora=LoRASpec(r=4))
         adam = partial(torch.optim.AdamW, lr=1e-2)
-        return DPOModule(spec, self.tokenizer, reference=reference, optimizer=adam)
+        return DPOModule(spec, tokenizer=self.tokenizer, reference=reference, optimizer=adam)
 
     def fit(self, module: AlignmentModule, name: str, steps: int, resume: Path | None = None) -> Path:
         """Train up to a step, and save there."""
@@ -110,7 +110,7 @@ def test_a_checkpoint_holds_the_adapters_their_moments_and_no_more(bench: Bench)
 
 
 def test_a_policy_of_random_weights_keeps_whole_checkpoints(bench: Bench) -> None:
-    module = SFTModule(PolicySpec(config=tiny.config(), lora=LoRASpec(r=4)), bench.tokenizer)
+    module = SFTModule(PolicySpec(config=tiny.config(), lora=LoRASpec(r=4)), tokenizer=bench.tokenizer)
     content = read(bench.fit(module, "run", 2))
     assert content["state_dict"].keys() == module.state_dict().keys()
     assert "base" not in content["lion"]
@@ -209,7 +209,7 @@ def trained(
 ) -> tuple[Path, SFTModule]:
     """A checkpoint of adapters that are far from where they began."""
     tokenizer = TokenizerSpec(bench.tokenizer.path, special_tokens=special_tokens)
-    module = SFTModule(spec, tokenizer, optimizer=partial(torch.optim.AdamW, lr=0.0))
+    module = SFTModule(spec, tokenizer=tokenizer, optimizer=partial(torch.optim.AdamW, lr=0.0))
     module.configure_model()
     with torch.no_grad():
         for parameter in module.parameters():

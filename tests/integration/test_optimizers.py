@@ -107,7 +107,7 @@ def test_training_resumes_bit_for_bit_from_moments_in_eight_bits(name: str, tmp_
     def fit(steps: int, resume: Path | None) -> tuple[Path, SFTModule, Any]:
         torch.manual_seed(0)
         optimizer = partial(getattr(bitsandbytes.optim, name), lr=1e-2)
-        module = SFTModule(PolicySpec(config=wide), tokenizer, optimizer=optimizer)
+        module = SFTModule(PolicySpec(config=wide), tokenizer=tokenizer, optimizer=optimizer)
         trainer = tiny.trainer(max_steps=steps, max_epochs=-1)
         trainer.fit(module, tiny.Rows([tiny.row()]), ckpt_path=resume)
         path = tmp_path / f"{steps}-{resume is None}.ckpt"

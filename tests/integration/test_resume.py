@@ -88,7 +88,7 @@ class Runs:
         torch.manual_seed(0)
         module = SFTModule(
             PolicySpec(config=tiny.config(num_hidden_layers=1), lora=lora),
-            self.tokenizer,
+            tokenizer=self.tokenizer,
             optimizer=partial(torch.optim.AdamW, lr=1e-2),
             lr_scheduler=CosineWithWarmup,
         )

@@ -118,7 +118,7 @@ class Runs:
         adapters = LoRASpec(r=4) if kind == "adapters off" else None
         module = DPOModule(
             PolicySpec(config=tiny.config(num_hidden_layers=1), lora=adapters),
-            self.tokenizer,
+            tokenizer=self.tokenizer,
             loss=Remembering(0.5),
             reference=REFERENCES[kind](),
             optimizer=partial(torch.optim.AdamW, lr=1e-2),

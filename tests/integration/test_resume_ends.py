@@ -105,7 +105,7 @@ class Runs:
         torch.manual_seed(0)
         module = SFTModule(
             PolicySpec(config=tiny.config(num_hidden_layers=1)),
-            self.tokenizer,
+            tokenizer=self.tokenizer,
             optimizer=partial(torch.optim.AdamW, lr=1e-2),
         )
         folder, hooks = self.folder / name, Hooks(at_end)

@@ -107,7 +107,7 @@ def against_nothing() -> None:
     losses = [SigmoidLoss(), ChosenNLLLoss()]
     DPOModule(
         PolicySpec(config=config()),
-        TokenizerSpec("my-model"),
+        tokenizer=TokenizerSpec("my-model"),
         loss=WeightedSum(losses, [1.0, 1.0]),
         reference=NoReference(),
     )

@@ -153,7 +153,7 @@ def test_an_error_without_words_is_told_by_its_name() -> None:
 
 
 def test_an_entry_of_a_checkpoint_that_cannot_be_restored_is_told_with_the_file(tmp_path: Path) -> None:
-    module = SFTModule(PolicySpec(config=tiny.shallow()), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path))))
+    module = SFTModule(PolicySpec(config=tiny.shallow()), tokenizer=TokenizerSpec(str(tiny.tokenizer_folder(tmp_path))))
     trainer = tiny.trainer(max_steps=1)
     trainer.fit(module, tiny.Rows([tiny.row()]))
     trainer.save_checkpoint(tmp_path / "good.ckpt")
@@ -178,7 +178,7 @@ def test_what_a_named_class_says_of_itself_is_one_line(
     said: str, optimizer: Any, callbacks: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec, tokenizer = PolicySpec(config=tiny.config()), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path)))
-    module = SFTModule(spec, tokenizer, optimizer=optimizer)
+    module = SFTModule(spec, tokenizer=tokenizer, optimizer=optimizer)
     assert (
         run_guarded(lambda: tiny.trainer(max_epochs=1, callbacks=callbacks).fit(module, tiny.Rows([tiny.row()]))) == 2
     )

@@ -111,7 +111,7 @@ def test_an_evaluation_takes_no_secret_either(tmp_path: Path, capsys: pytest.Cap
 def test_a_secret_argument_of_a_module_is_in_no_checkpoint(tmp_path: Path) -> None:
     class Keyed(SFTModule):
         def __init__(self, policy: PolicySpec, tokenizer: TokenizerSpec, api_key: str, temperature: float) -> None:
-            super().__init__(policy, tokenizer)
+            super().__init__(policy, tokenizer=tokenizer)
             self.api_key = api_key
 
     module = Keyed(PolicySpec(config=tiny.shallow()), TokenizerSpec("none"), api_key=SECRET, temperature=0.5)
@@ -124,7 +124,7 @@ def test_a_secret_argument_of_a_module_is_in_no_checkpoint(tmp_path: Path) -> No
 def test_an_address_with_a_secret_is_in_no_checkpoint_and_on_no_card(url: str) -> None:
     class Asking(SFTModule):
         def __init__(self, policy: PolicySpec, tokenizer: TokenizerSpec, url: str, other: str) -> None:
-            super().__init__(policy, tokenizer)
+            super().__init__(policy, tokenizer=tokenizer)
 
     module = Asking(PolicySpec(config=tiny.config()), TokenizerSpec("none"), url, other="https://h/v1")
     assert module.hparams["other"] == "https://h/v1"

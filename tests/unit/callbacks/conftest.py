@@ -39,7 +39,7 @@ class Bench:
     def module(self, lora: LoRASpec | None = None) -> SFTModule:
         spec = PolicySpec(config=tiny.shallow(tie_word_embeddings=True, eos_token_id=2, pad_token_id=2), lora=lora)
         optimizer: Callable[..., Any] = lambda groups: torch.optim.AdamW(groups, lr=1e-2)  # noqa: E731
-        return SFTModule(spec, self.tokenizer, optimizer=optimizer)
+        return SFTModule(spec, tokenizer=self.tokenizer, optimizer=optimizer)
 
     def trainer(self, *callbacks: Callback, **options: Any) -> Trainer:
         settings: dict[str, Any] = {

@@ -132,7 +132,7 @@ def test_a_run_with_averages_resumes_to_the_same_export(kept: str, bench: Bench)
     def module() -> SFTModule:
         if kept == "all weights":
             return bench.module()
-        return SFTModule(PolicySpec(str(bench.folder / "base"), lora=LoRASpec(r=2)), bench.tokenizer)
+        return SFTModule(PolicySpec(str(bench.folder / "base"), lora=LoRASpec(r=2)), tokenizer=bench.tokenizer)
 
     def fit(name: str, epochs: int, **options: Any) -> Path:
         saving = ModelCheckpoint(bench.folder / name, save_last=True)

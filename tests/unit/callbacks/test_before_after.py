@@ -74,7 +74,7 @@ class Noisy(SFTModule):
 def test_a_watched_run_ends_at_the_same_weights(bench: Bench) -> None:
     def weights(*callbacks: Any) -> dict[str, torch.Tensor]:
         plain = bench.module()
-        module = Noisy(plain.policy_spec, plain.tokenizer_spec, optimizer=plain.optimizer_factory)
+        module = Noisy(plain.policy_spec, tokenizer=plain.tokenizer_spec, optimizer=plain.optimizer_factory)
         bench.fit(bench.trainer(*callbacks, val_check_interval=2), module)
         return dict(module.policy_model.state_dict())
 

@@ -99,7 +99,7 @@ def test_rows_that_are_not_chosen_stay_bit_equal_under_adamw_with_weight_decay(t
     chosen = [4, 50]
     module = SFTModule(
         PolicySpec(config=config(tie_word_embeddings=tied), trainable_rows=chosen),
-        TokenizerSpec(str(tokenizer_folder(tmp_path))),
+        tokenizer=TokenizerSpec(str(tokenizer_folder(tmp_path))),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.5),
     )
     module.configure_model()

@@ -142,7 +142,9 @@ def test_a_run_resumes_bit_for_bit_and_exports_into_the_whole_base(
     spec = PolicySpec(path=path, lora=LoRASpec(r=4), quantization=NF4Spec())
 
     def fit(steps: int, resume: Path | None) -> tuple[Path, DPOModule]:
-        module = DPOModule(spec, tokenizer, reference=AdapterOffReference(), optimizer=partial(torch.optim.SGD, lr=0.1))
+        module = DPOModule(
+            spec, tokenizer=tokenizer, reference=AdapterOffReference(), optimizer=partial(torch.optim.SGD, lr=0.1)
+        )
         trainer = tiny.trainer(max_steps=steps, max_epochs=-1)
         trainer.fit(module, tiny.Rows([tiny.pairs((4, 5, 6))]), ckpt_path=resume)
         trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
@@ -217,7 +219,7 @@ def test_smollm2_in_four_bits_is_its_rounded_self_and_learns() -> None:
 def test_the_export_at_the_end_of_a_fit_needs_no_checkpoint(tmp_path: Path) -> None:
     path, tokenizer = stored(tmp_path / "base"), TokenizerSpec(str(tiny.tokenizer_folder(tmp_path / "tokenizer")))
     spec = PolicySpec(path=path, lora=LoRASpec(r=4), quantization=NF4Spec())
-    module = SFTModule(spec, tokenizer, optimizer=partial(torch.optim.SGD, lr=0.1))
+    module = SFTModule(spec, tokenizer=tokenizer, optimizer=partial(torch.optim.SGD, lr=0.1))
     trainer = tiny.trainer(max_steps=2, callbacks=[HuggingFaceExport(str(tmp_path / "out"))])
     trainer.fit(module, tiny.Rows([tiny.row(), tiny.row(seed=1)]))
     trainer.save_checkpoint(tmp_path / "last.ckpt")

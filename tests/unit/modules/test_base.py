@@ -46,7 +46,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 
 def module(tokenizer: TokenizerSpec, kind: Any = Recorder, spec: PolicySpec | None = None, **options: Any) -> Any:
     torch.manual_seed(0)
-    made = kind(spec or PolicySpec(config=shallow()), tokenizer, **({"optimizer": sgd} | options))
+    made = kind(spec or PolicySpec(config=shallow()), tokenizer=tokenizer, **({"optimizer": sgd} | options))
     made.configure_model()
     return made
 
@@ -219,7 +219,7 @@ def test_building_the_model_twice_builds_it_once(tokenizer: TokenizerSpec) -> No
     made.configure_model()
     assert made.policy is first
     with pytest.raises(RuntimeError, match="built in configure_model"):
-        _ = SFTModule(PolicySpec(config=shallow()), tokenizer).policy_model
+        _ = SFTModule(PolicySpec(config=shallow()), tokenizer=tokenizer).policy_model
 
 
 def test_a_subclass_may_override_compute_loss_for_what_a_loss_cannot_say(tokenizer: TokenizerSpec) -> None:

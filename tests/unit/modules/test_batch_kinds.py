@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[Any, Any, Any, str]] = {
 
 def made(kind: Any, tokenizer: TokenizerSpec, **options: Any) -> Any:
     torch.manual_seed(0)
-    module = kind(PolicySpec(config=shallow()), tokenizer, **options)
+    module = kind(PolicySpec(config=shallow()), tokenizer=tokenizer, **options)
     module.configure_model()
     return module
 

@@ -60,7 +60,7 @@ def module(
     spec = PolicySpec(config=shallow(), lora=LoRASpec(r=4) if lora else None)
     made = DPOModule(
         options.pop("policy", spec),
-        tokenizer,
+        tokenizer=tokenizer,
         **({"loss": SigmoidLoss(BETA)} | options),
         reference=reference,
         optimizer=lambda p: SGD(p, lr=lr),

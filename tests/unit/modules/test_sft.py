@@ -29,7 +29,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 def module(tokenizer: TokenizerSpec, lr: float = 0.0, **options: Any) -> SFTModule:
     torch.manual_seed(0)
     policy = PolicySpec(config=shallow(**options.pop("shape", {})))
-    made = SFTModule(policy, tokenizer, optimizer=lambda groups: SGD(groups, lr=lr), **options)
+    made = SFTModule(policy, tokenizer=tokenizer, optimizer=lambda groups: SGD(groups, lr=lr), **options)
     made.configure_model()
     return made
 

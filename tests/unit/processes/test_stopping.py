@@ -268,7 +268,7 @@ def fit(folder: Path, *callbacks: Callback, sends: int | None = None, **options:
     tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(folder / "tokenizer")))
     module = Sender(
         PolicySpec(config=tiny.shallow()),
-        tokenizer,
+        tokenizer=tokenizer,
         optimizer=partial(torch.optim.AdamW, lr=0.1),
         lr_scheduler=CosineWithWarmup,
     )

@@ -28,7 +28,7 @@ def trained(tmp_path: Path, spec: PolicySpec, special_tokens: tuple[str, ...] = 
     """A checkpoint after two steps, and the module that it was saved from."""
     tokenizer = TokenizerSpec(str(tokenizer_folder(tmp_path / "tokenizer")), special_tokens=special_tokens)
     torch.manual_seed(0)
-    module = SFTModule(spec, tokenizer, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5))
+    module = SFTModule(spec, tokenizer=tokenizer, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5))
     run = trainer(max_steps=2)
     rows = [row(seed=seed, vocabulary=VOCABULARY + len(special_tokens)) for seed in range(2)]
     run.fit(module, Rows(rows))

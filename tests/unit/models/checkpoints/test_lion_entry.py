@@ -190,7 +190,7 @@ def test_an_odd_entry_is_one_line_that_names_what_is_odd(name: str, checkpoint: 
 
 def fit(tokenizer: Path, steps: int, **options: Any) -> Trainer:
     run = trainer(max_steps=steps)
-    module = SFTModule(PolicySpec(config=shallow()), TokenizerSpec(str(tokenizer)))
+    module = SFTModule(PolicySpec(config=shallow()), tokenizer=TokenizerSpec(str(tokenizer)))
     run.fit(module, Rows([row(seed=seed) for seed in range(4)]), **options)
     return run
 

@@ -38,7 +38,7 @@ def base(tmp_path: Path) -> Path:
 
 def exported(spec: PolicySpec, tokenizer: TokenizerSpec, folder: Path, adapter: bool = False) -> dict[str, Any]:
     """Export of an untrained policy: its generation settings, and the ids in its config."""
-    module, run = SFTModule(spec, tokenizer), trainer(max_steps=1)
+    module, run = SFTModule(spec, tokenizer=tokenizer), trainer(max_steps=1)
     run.fit(module, Rows([row()]))
     run.save_checkpoint(folder / "last.ckpt")
     out = export_checkpoint(folder / "last.ckpt", folder / "out", adapter)
@@ -110,7 +110,7 @@ def test_stops_that_the_model_has_no_token_for_are_left_out_and_named(
 
 
 def test_a_checkpoint_of_before_loses_such_stops_when_it_is_exported(base: Path, tmp_path: Path) -> None:
-    module, run = SFTModule(PolicySpec(str(base)), TokenizerSpec(str(base))), trainer(max_steps=1)
+    module, run = SFTModule(PolicySpec(str(base)), tokenizer=TokenizerSpec(str(base))), trainer(max_steps=1)
     run.fit(module, Rows([row()]))
     run.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)

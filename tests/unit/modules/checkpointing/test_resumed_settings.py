@@ -245,7 +245,7 @@ def test_another_stages_checkpoint_is_refused_with_the_way_out(
     fit: Fit, tokenizer: TokenizerSpec, tmp_path: Path, stage: str
 ) -> None:
     fit()
-    module = DPOModule(PolicySpec(config=shallow()), tokenizer, reference=FrozenReference())
+    module = DPOModule(PolicySpec(config=shallow()), tokenizer=tokenizer, reference=FrozenReference())
     with pytest.raises(ValueError, match=r"two\.ckpt is a checkpoint of SFTModule, .* is DPOModule: .*`lion export"):
         getattr(trainer(), stage)(module, Rows(PAIRS), ckpt_path=tmp_path / "two.ckpt")
 
@@ -256,7 +256,7 @@ def test_weights_of_another_shape_are_refused_in_one_line_outside_of_training_to
     fit: Fit, tokenizer: TokenizerSpec, tmp_path: Path, stage: str
 ) -> None:
     fit()
-    module = SFTModule(PolicySpec(config=shallow(hidden_size=64)), tokenizer)
+    module = SFTModule(PolicySpec(config=shallow(hidden_size=64)), tokenizer=tokenizer)
     with pytest.raises(
         ValueError, match=r"another shape than the model's \(policy\.config\.head.*hidden_size was 32, is 64"
     ):
@@ -271,7 +271,7 @@ def test_weights_alone_are_saved_evaluated_and_not_gone_on_from(
     first.save_checkpoint(tmp_path / "two.ckpt", weights_only=True)
     with pytest.raises(ValueError, match=r"two\.ckpt holds the weights alone .*`lion export"):
         fit(resume=True)
-    module = SFTModule(PolicySpec(config=shallow()), tokenizer)
+    module = SFTModule(PolicySpec(config=shallow()), tokenizer=tokenizer)
     trainer().validate(module, Rows(ROWS), ckpt_path=tmp_path / "two.ckpt", verbose=False)
     saved = weights(first)
     assert all(torch.equal(parameter, saved[name]) for name, parameter in module.named_parameters())

@@ -128,7 +128,7 @@ def test_a_checkpoint_allows_no_code_of_a_model(changes: dict[str, Any], checkpo
 
 
 def test_an_argument_that_is_given_is_not_the_checkpoint_s(checkpoint: Any, evil: Path) -> None:
-    path = checkpoint(_instantiator=None, loss={"class_path": "evil_module.Loss"})
+    path = checkpoint(loss={"class_path": "evil_module.Loss"})
     loaded = SFTModule.load_from_checkpoint(path, loss=DFTLoss(), map_location="cpu")
     assert isinstance(loaded.loss, DFTLoss)
     assert not evil.exists()

@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 
 def module(tokenizer: TokenizerSpec, **options: Any) -> SFTModule:
     torch.manual_seed(0)
-    made = SFTModule(PolicySpec(config=shallow()), tokenizer, **options)
+    made = SFTModule(PolicySpec(config=shallow()), tokenizer=tokenizer, **options)
     made.configure_model()
     return made
 
@@ -86,7 +86,7 @@ def test_numbers_of_optimizers_and_schedules(tokenizer: TokenizerSpec, said: str
 def test_a_number_of_ones_own_objective(tokenizer: TokenizerSpec) -> None:
     class Own(SFTModule):
         def __init__(self, policy: Any, tokenizer: Any, margin: float) -> None:
-            super().__init__(policy, tokenizer)
+            super().__init__(policy, tokenizer=tokenizer)
             self.margin = margin
 
     own = Own(PolicySpec(config=shallow()), tokenizer, math.nan)

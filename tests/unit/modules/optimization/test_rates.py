@@ -40,7 +40,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 
 def module(tokenizer: TokenizerSpec, **options: Any) -> SFTModule:
     torch.manual_seed(0)
-    made = SFTModule(PolicySpec(config=shallow()), tokenizer, **options)
+    made = SFTModule(PolicySpec(config=shallow()), tokenizer=tokenizer, **options)
     made.configure_model()
     return made
 
