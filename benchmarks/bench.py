@@ -1,6 +1,6 @@
 """The whole suite on a CPU, ours against what one would use instead: ``python benchmarks/bench.py`` (``make bench``).
 
-Each measure is a script of its own, which can be run alone; each figure is a ratio from one run, or stands for itself.
+Each measure is a script that also runs alone; each measurement is a ratio from one run, or stands for itself.
 The table goes to docs/performance.md, every round to benchmarks/results/cpu.json. A measure that fails is named at the
 end and the others go on; a target that is missed is no failure. Leave the machine alone meanwhile.
 """
@@ -20,11 +20,11 @@ import preparation
 import rollout
 import startup
 import training
-from figures import Figure, show
+from measurements import Measurement, show
 from results import machine, put_table, save
 
 HERE = Path(__file__).parent
-Measure = Callable[[int], list[Figure]]
+Measure = Callable[[int], list[Measurement]]
 MEASURES: dict[str, Measure] = {
     "training": training.measure,
     "overhead": overhead.measure,
@@ -39,7 +39,7 @@ MEASURES: dict[str, Measure] = {
 class Found:
     """What a run of the suite has found so far."""
 
-    figures: list[Figure] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ def perform(names: Iterable[str], rounds: int) -> Found:
         print(f"{name} ...", end=" ", flush=True)
         start = time.perf_counter()
         try:
-            found.figures += MEASURES[name](rounds)
+            found.measurements += MEASURES[name](rounds)
         except (Exception, SystemExit) as error:
             found.errors[name] = f"{type(error).__name__}: {error}"[-2000:]
             traceback.print_exc()
@@ -75,10 +75,10 @@ def main() -> None:
     options = parser.parse_args()
     found = perform(options.only, options.rounds)
     about = machine() | {"measured in": f"{sum(found.seconds.values()):.0f} s, {options.rounds} rounds"}
-    save(options.out, found.figures, machine=about, seconds=found.seconds, errors=found.errors)
+    save(options.out, found.measurements, machine=about, seconds=found.seconds, errors=found.errors)
     if set(options.only) == set(MEASURES) and not found.errors:  # a part would take the others' lines off the page
-        put_table(options.page, "bench", found.figures, [f"{', '.join(f'{k} {v}' for k, v in about.items())}."])
-    show(found.figures)
+        put_table(options.page, "bench", found.measurements, [f"{', '.join(f'{k} {v}' for k, v in about.items())}."])
+    show(found.measurements)
     print(f"every round: {options.out}")
     if found.errors:
         raise SystemExit("\n".join(f"{name} failed: {error[-300:]}" for name, error in found.errors.items()))

@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --tiny --device cpu     # the same lines with a tiny model, to see that they run
 
 Four parts, each with a time budget: what the machine is, whether packed rows are exact there (``gpu_checks.py``), SFT
-and DPO against TRL's trainers (``duel.py``). Sides are processes of their own on the same device that take turns;
+and DPO against TRL's trainers (``paired_benchmark.py``). Workers are processes on the same device that take turns;
 where TRL is not installed, ours runs alone. Parts that fail print why, and the next one runs; the exit status is 1 if
 one has failed. A target that is missed is no failure.
 """
@@ -26,9 +26,9 @@ from typing import Any
 
 import results
 import torch
-from duel import Duel, Stage, make_model, tokens
-from figures import Figure, show
 from gpu_checks import Check, Place, checks, path_taken
+from measurements import Measurement, show
+from paired_benchmark import PairedBenchmark, Stage, make_model, tokens
 
 OUT = Path(__file__).parent / "results" / "gpu.json"
 BUDGETS = {"machine": 60.0, "parity": 90.0, "sft": 165.0, "dpo": 150.0}
@@ -68,7 +68,7 @@ class Run:
     peak: float | None
     machine: dict[str, str] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -80,11 +80,11 @@ class Run:
         """
         tested = [asdict(check) | {"passed": check.passed} for check in self.checks]
         more = {"machine": self.machine, "parity": tested, "errors": self.errors, "seconds": self.seconds}
-        results.save(path, self.figures, **more)
+        results.save(path, self.measurements, **more)
 
 
 def machine(run: Run) -> None:
-    """What the figures are from, and which attention ``lion`` takes there."""
+    """What the measurements are from, and which attention ``lion`` takes there."""
     run.machine |= results.machine()
     run.machine["device"] = torch.cuda.get_device_name() if run.device == "cuda" else run.device
     run.machine["dense bf16 peak"] = f"{run.peak:.4g} FLOP/s" if run.peak else "not known"
@@ -158,10 +158,10 @@ def dpo(run: Run) -> None:
 
 
 def compare(run: Run, stage: Stage) -> None:
-    """Let both sides train, and keep the figures.
+    """Let both sides train, and keep the measurements.
 
     Args:
-        run: What is asked for; the figures are put there.
+        run: What is asked for; the measurements are put there.
         stage: What they do.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -171,25 +171,25 @@ def compare(run: Run, stage: Stage) -> None:
         make_model(job)
         command = f"python benchmarks/gpu.py --only {stage.name}"
         warm_up, trial, large = (1, 1, 512) if run.tiny else (2, 2, 8192)
-        duel = Duel(replace(stage, job=job, command=command), run.rounds, warm_up, trial, large)
-        duel.fight()
-    run.figures += [*duel.figures(), *_efficiency(run, duel)]
+        paired = PairedBenchmark(replace(stage, job=job, command=command), run.rounds, warm_up, trial, large)
+        paired.run()
+    run.measurements += [*paired.measurements(), *_efficiency(run, paired)]
     if find_spec("trl") is None:
         print("TRL is not installed: ours alone")
-    elif "trl" not in duel.turns:
-        run.errors[f"{stage.name}: TRL"] = "; ".join(f"{name}: {error}" for name, error in duel.errors.items())
-    for name, error in duel.errors.items():
+    elif "trl" not in paired.turns:
+        run.errors[f"{stage.name}: TRL"] = "; ".join(f"{name}: {error}" for name, error in paired.errors.items())
+    for name, error in paired.errors.items():
         print(f"TRL, {name}, left out: {error}")
 
 
-def _efficiency(run: Run, duel: Duel) -> Iterator[Figure]:
+def _efficiency(run: Run, paired: PairedBenchmark) -> Iterator[Measurement]:
     """MFU, and the same over what a large matrix product reaches."""
-    what = duel.stage.what
+    what = paired.stage.what
     if run.peak:
-        least = 0.5 if duel.stage.name == "sft" else None
-        shares = [rate / run.peak for rate in duel.rates]
-        yield Figure(f"{what}: MFU", "of the dense bf16 peak", shares, least=least)
-    yield Figure(f"{what}: FLOP/s", "of a large matmul's in the same round", duel.shares)
+        least = 0.5 if paired.stage.name == "sft" else None
+        shares = [rate / run.peak for rate in paired.rates]
+        yield Measurement(f"{what}: MFU", "of the dense bf16 peak", shares, least=least)
+    yield Measurement(f"{what}: FLOP/s", "of a large matmul's in the same round", paired.shares)
 
 
 PARTS: dict[str, Callable[[Run], None]] = {"machine": machine, "parity": parity, "sft": sft, "dpo": dpo}
@@ -259,7 +259,7 @@ def main() -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # the sides share the memory
     run = Run(options.device, options.tiny, options.rounds, options.peak or dense_peak(options.device))
     perform(run, options.only, options.out)
-    show(run.figures)
+    show(run.measurements)
     print(f"seconds: {run.seconds}, all {sum(run.seconds.values()):.0f}")
     if run.errors:
         raise SystemExit("\n".join(f"{name} failed: {error[-300:]}" for name, error in run.errors.items()))

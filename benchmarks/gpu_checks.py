@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from batches import Item
 from torch import Tensor
-from training_sides import loader
+from training_workers import loader
 
 from lion_lightning import CachedReference, PolicySpec
 from lion_lightning.distributed.ranks import Ranks

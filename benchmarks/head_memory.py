@@ -38,15 +38,15 @@ def measure(way: str) -> None:
 
 def main() -> None:
     """Alternate the two ways and print medians and their ratio."""
-    figures: dict[str, list[tuple[float, float]]] = {"tiled": [], "plain": []}
+    measurements: dict[str, list[tuple[float, float]]] = {"tiled": [], "plain": []}
     for _ in range(ROUNDS):
-        for way, found in figures.items():
+        for way, found in measurements.items():
             printed = subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True).stdout
             mib, seconds = map(float, printed.split())
             found.append((mib, seconds))
     print(f"{TARGETS} targets, hidden {HIDDEN}, vocabulary {VOCABULARY}, fp32, {ROUNDS} rounds")
     medians = {
-        way: [statistics.median(column) for column in zip(*found, strict=True)] for way, found in figures.items()
+        way: [statistics.median(column) for column in zip(*found, strict=True)] for way, found in measurements.items()
     }
     for way, (mib, seconds) in medians.items():
         print(f"{way:8} {mib:7.0f} MiB  {seconds:6.2f} s")

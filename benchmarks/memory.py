@@ -5,8 +5,8 @@ in processes of its own, whose peak is the largest resident set that the kernel 
 another, which trains nothing, as `lion plan` makes it. The C library is told to give freed blocks back
 (MALLOC_MMAP_THRESHOLD_): otherwise it was seen to keep a fifth more than tensors ever held at once. The time of a step
 is that of its processor (one thread a process), so that others on the machine count for little. The table is printed in
-Markdown, ``--out`` writes the figures as JSON, ``--only`` runs the cases with a word in their name. Some twenty minutes
-on two cores; the case of 4 bits is left out without bitsandbytes.
+Markdown, ``--out`` writes the measurements as JSON, ``--only`` runs the cases with a word in their name. Some twenty
+minutes on two cores; the case of 4 bits is left out without bitsandbytes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Case:
         return "one" if self.ranks == 1 else f"{self.ranks}, {self.strategy}"
 
     def job(self, folder: str) -> dict[str, Any]:
-        """What ``memory_sides.py`` is told.
+        """What ``memory_workers.py`` is told.
 
         Args:
             folder: Of the model, or of a tokenizer for one of SHAPES.
@@ -132,18 +132,18 @@ class Found:
 def main() -> None:
     """Train and reckon every case, and print the table."""
     options = _options()
-    figures: list[dict[str, Any]] = []
+    measurements: list[dict[str, Any]] = []
     bits = find_spec("bitsandbytes") is not None
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(folder)
         for case in CASES:
             if options.only in f"{case.model}, {case.name}, {case.spread}" and (bits or not case.packed):
                 found = compare(case, options.model if case.model == REAL else folder)
-                figures.append({**asdict(case), **asdict(found)})
-                print(rows(figures)[-1], flush=True)
-    print("\n".join(["", *HEADER, *rows(figures)]))
+                measurements.append({**asdict(case), **asdict(found)})
+                print(rows(measurements)[-1], flush=True)
+    print("\n".join(["", *HEADER, *rows(measurements)]))
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(measurements, indent=2) + "\n", encoding="utf-8")
 
 
 HEADER = (
@@ -152,16 +152,16 @@ HEADER = (
 )
 
 
-def rows(figures: Sequence[dict[str, Any]]) -> list[str]:
+def rows(measurements: Sequence[dict[str, Any]]) -> list[str]:
     """The table, without its header, in Markdown.
 
     Args:
-        figures: As the JSON file has them.
+        measurements: As the JSON file has them.
     """
     made = []
-    for figure in figures:
-        found = Found(**{name: figure[name] for name in Found.__dataclass_fields__})
-        case = Case(**{name: figure[name] for name in Case.__dataclass_fields__})
+    for measurement in measurements:
+        found = Found(**{name: measurement[name] for name in Found.__dataclass_fields__})
+        case = Case(**{name: measurement[name] for name in Case.__dataclass_fields__})
         beyond = (found.reckoned - found.libraries) / (found.measured - found.libraries)
         cells = [case.model, f"{case.tokens:,}", case.name, case.spread]
         cells += [f"{size:,.0f} MiB" for size in (found.measured, found.reckoned)]
@@ -202,7 +202,7 @@ def _start(what: str, case: Case, folder: str, rank: int, port: int) -> subproce
     if case.ranks > 1:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_PORT": port}
         own |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
-    arguments = [sys.executable, str(Path(__file__).with_name("memory_sides.py")), what, json.dumps(case.job(folder))]
+    arguments = [sys.executable, str(Path(__file__).with_name("memory_workers.py")), what, json.dumps(case.job(folder))]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=own)
 
 
@@ -218,7 +218,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("LION_SMOLLM2"), help="folder of SmolLM2-135M")
     parser.add_argument("--only", default="", help="a word that the cases' names have, e.g. fsdp")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="JSON file for the measurements")
     options = parser.parse_args()
     if options.model is None:
         parser.error("--model: name the folder of SmolLM2-135M")

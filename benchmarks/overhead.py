@@ -16,12 +16,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from figures import Figure, show
-from lockstep import Worker, ended
+from interleaved import Worker, ended
+from measurements import Measurement, show
 
 COMMAND = "python benchmarks/overhead.py"
-SIDES = Path(__file__).with_name("training_sides.py")
-PLAIN = Path(__file__).with_name("overhead_sides.py")
+WORKERS = Path(__file__).with_name("training_workers.py")
+PLAIN = Path(__file__).with_name("overhead_workers.py")
 JOBS: dict[str, dict[str, Any]] = {
     "SFT, 600 tokens a step": {"stage": "sft", "data": "documents", "tokens": 600},
     "DPO, cached reference, 2 pairs a step": {"stage": "dpo", "data": "gsm8k", "pairs": 2},
@@ -38,7 +38,7 @@ APART = 1e-3
 """How far losses of a step may be apart."""
 
 
-def measure(rounds: int = 5, threads: int = 2, **changes: Any) -> list[Figure]:
+def measure(rounds: int = 5, threads: int = 2, **changes: Any) -> list[Measurement]:
     """Seconds of a step, ours over the hand-written loop's.
 
     Args:
@@ -48,10 +48,10 @@ def measure(rounds: int = 5, threads: int = 2, **changes: Any) -> list[Figure]:
     """
     with tempfile.TemporaryDirectory() as folder:
         shared = SHARED | {"model": folder, "steps": rounds + 1} | changes
-        Worker(SIDES, "model", json.dumps(shared)).finish()
+        Worker(WORKERS, "model", json.dumps(shared)).finish()
         with ExitStack() as stack:  # all load side by side, and sleep while it is not their turn
             sides = {what: stack.enter_context(ended(_sides(job | shared, threads))) for what, job in JOBS.items()}
-            return [figure(what, in_turn(workers, shared["steps"])) for what, workers in sides.items()]
+            return [measurement(what, in_turn(workers, shared["steps"])) for what, workers in sides.items()]
 
 
 def in_turn(sides: dict[str, Any], steps: int) -> dict[str, list[dict[str, Any]]]:
@@ -68,7 +68,7 @@ def in_turn(sides: dict[str, Any], steps: int) -> dict[str, list[dict[str, Any]]
     return turns
 
 
-def figure(what: str, turns: dict[str, list[dict[str, Any]]]) -> Figure:
+def measurement(what: str, turns: dict[str, list[dict[str, Any]]]) -> Measurement:
     """Seconds of a step in each round, without the first step.
 
     Args:
@@ -90,16 +90,16 @@ def figure(what: str, turns: dict[str, list[dict[str, Any]]]) -> Figure:
         "largest difference of a step's losses": apart,
     }
     step = f"overhead of a step: {what}"
-    return Figure(step, "s", ours, plain, "a hand-written loop", most=1.03, command=COMMAND, extra=extra)
+    return Measurement(step, "s", ours, plain, "a hand-written loop", most=1.03, command=COMMAND, extra=extra)
 
 
 def _sides(job: dict[str, Any], threads: int) -> dict[str, Worker]:
     told = json.dumps(job)
-    return {"ours": Worker(SIDES, "ours", told, threads=threads), "plain": Worker(PLAIN, told, threads=threads)}
+    return {"ours": Worker(WORKERS, "ours", told, threads=threads), "plain": Worker(PLAIN, told, threads=threads)}
 
 
 def _steps(turns: dict[str, list[dict[str, Any]]], name: str) -> list[list[float]]:
-    """A figure of each side's steps but the first."""
+    """A measurement of each side's steps but the first."""
     return [[turn[name] for turn in turns[side][1:]] for side in ("ours", "plain")]
 
 

@@ -6,7 +6,7 @@ import resource
 import time
 
 import numpy as np
-from figures import Figure, show
+from measurements import Measurement, show
 
 from lion_lightning.data.packing.best_fit import BestFit, Packing, Unpacked, Wrapped
 
@@ -16,7 +16,7 @@ PACKINGS: tuple[Packing, ...] = (BestFit(), Wrapped(), Unpacked())
 COMMAND = "python benchmarks/packing.py"
 
 
-def measure(rounds: int = 5) -> list[Figure]:
+def measure(rounds: int = 5) -> list[Measurement]:
     """Seconds and efficiency of the default packing.
 
     Args:
@@ -25,8 +25,8 @@ def measure(rounds: int = 5) -> list[Figure]:
     found = [packed(BestFit(), seed) for seed in range(rounds)]
     what = f"packing {DOCUMENTS:,} lengths into rows of {CAPACITY:,}"
     return [
-        Figure(what, "s", [seconds for seconds, *_ in found], most=10, command=COMMAND),
-        Figure(f"{what}: efficiency", "share", [share for _, _, share in found], least=0.99, command=COMMAND),
+        Measurement(what, "s", [seconds for seconds, *_ in found], most=10, command=COMMAND),
+        Measurement(f"{what}: efficiency", "share", [share for _, _, share in found], least=0.99, command=COMMAND),
     ]
 
 

@@ -16,10 +16,10 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from batches import real_lengths
-from figures import Figure, show
-from lockstep import Worker, ended
+from interleaved import Worker, ended
+from measurements import Measurement, show
 
-SIDES = Path(__file__).with_name("preparation_sides.py")
+WORKERS = Path(__file__).with_name("preparation_workers.py")
 COMMAND = "python benchmarks/preparation.py"
 DOCUMENTS, CAPACITY = 2_000, 2048
 OURS, COUNTED = "ours", ("rows", "tokens", "targets")
@@ -38,7 +38,7 @@ WAYS = {
 """TRL's: with the template's assistant mask, or as a prompt and a completion."""
 
 
-def measure(rounds: int = 5) -> list[Figure]:
+def measure(rounds: int = 5) -> list[Measurement]:
     """Rows a second of each side.
 
     Args:
@@ -59,7 +59,7 @@ def measure(rounds: int = 5) -> list[Figure]:
     sides = {OURS: OURS, "trl": best}
     counted = {f"{what}, {side}": first[name][what] for side, name in sides.items() for what in COUNTED}
     return [
-        Figure(
+        Measurement(
             f"data: {DOCUMENTS:,} documents of GSM8K's and Self-Instruct's lengths, from a file to packed rows",
             "documents/s",
             [speed[OURS] for speed in speeds],
@@ -139,7 +139,7 @@ def _text(words: list[str], draw: random.Random, tokens: int) -> str:
 
 
 def _worker(name: str, job: dict[str, Any]) -> Worker:
-    return Worker(SIDES, OURS if name == OURS else "trl", json.dumps(job))
+    return Worker(WORKERS, OURS if name == OURS else "trl", json.dumps(job))
 
 
 def _speed(worker: Worker) -> float:

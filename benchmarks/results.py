@@ -11,14 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from figures import Figure, table
+from measurements import Measurement, table
 
 PACKAGES = ("torch", "lightning", "transformers", "trl", "vllm", "flash_attn", "liger_kernel")
 BEGIN, END = "<!-- {name} begins -->", "<!-- {name} ends -->"
 
 
 def machine() -> dict[str, str]:
-    """What the figures are from."""
+    """What the measurements are from."""
     cpu = Path("/proc/cpuinfo")
     names = [line.partition(": ")[2] for line in cpu.read_text().splitlines() if line.startswith("model name")]
     return {
@@ -30,26 +30,26 @@ def machine() -> dict[str, str]:
     }
 
 
-def save(path: Path, figures: Iterable[Figure], **more: Any) -> None:
+def save(path: Path, measurements: Iterable[Measurement], **more: Any) -> None:
     """Write all that was found as JSON.
 
     Args:
         path: Where to.
-        figures: With all their rounds.
+        measurements: With all their rounds.
         **more: What else belongs to them, by name.
     """
-    rows = [asdict(figure) | {"ratio": figure.ratio, "met": figure.met} for figure in figures]
+    rows = [asdict(measurement) | {"ratio": measurement.ratio, "met": measurement.met} for measurement in measurements]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(more | {"figures": rows}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(more | {"measurements": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def put_table(page: Path, name: str, figures: Iterable[Figure], lines: Iterable[str]) -> None:
+def put_table(page: Path, name: str, measurements: Iterable[Measurement], lines: Iterable[str]) -> None:
     """Renew the part of a page that lies between two marks.
 
     Args:
         page: A Markdown file with the marks.
         name: Of the marks.
-        figures: Lines of the table.
+        measurements: Lines of the table.
         lines: What is written above it.
 
     Raises:
@@ -61,7 +61,7 @@ def put_table(page: Path, name: str, figures: Iterable[Figure], lines: Iterable[
     _, last, after = rest.partition(end)
     if not first or not last:
         raise ValueError(f"{page}: put the lines {begin} and {end} where the table belongs")
-    body = "\n".join([*lines, "", *table(figures)])
+    body = "\n".join([*lines, "", *table(measurements)])
     page.write_text(f"{before}{begin}\n{body}\n{end}{after}", encoding="utf-8")
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from figures import Figure, show
-from lockstep import Worker, ended
+from interleaved import Worker, ended
+from measurements import Measurement, show
 
 COMMAND = "python benchmarks/rollout.py"
-SIDES = Path(__file__).with_name("rollout_sides.py")
+WORKERS = Path(__file__).with_name("rollout_workers.py")
 MODEL = {"layers": 4, "hidden": 512, "vocabulary": 8192}
 DRAWN = {"samples": 4, "new_tokens": 32, "batch_size": 64}
 PROMPTS = {"transformers": 16, "vllm": 64}
@@ -28,7 +28,7 @@ PROMPTS = {"transformers": 16, "vllm": 64}
 PEERS = {"transformers": "bare generate", "vllm": "bare LLM.generate"}
 
 
-def measure(rounds: int = 5, threads: int = 2, **changes: Any) -> list[Figure]:
+def measure(rounds: int = 5, threads: int = 2, **changes: Any) -> list[Measurement]:
     """New tokens a second, ours over the engine's own, for each engine that is there.
 
     Args:
@@ -38,7 +38,7 @@ def measure(rounds: int = 5, threads: int = 2, **changes: Any) -> list[Figure]:
     """
     engines = [name for name in PEERS if find_spec(name) is not None]
     jobs = {name: MODEL | DRAWN | {"prompts": PROMPTS[name], "rounds": rounds + 1} | changes for name in engines}
-    return [figure(engine, job, told(engine, job, threads)) for engine, job in jobs.items()]
+    return [measurement(engine, job, told(engine, job, threads)) for engine, job in jobs.items()]
 
 
 def told(engine: str, job: dict[str, Any], threads: int) -> list[dict[str, Any]]:
@@ -50,12 +50,12 @@ def told(engine: str, job: dict[str, Any], threads: int) -> list[dict[str, Any]]
         threads: That it may use.
     """
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(SIDES, json.dumps(job | {"engine": engine, "folder": folder}), threads=threads)
+        worker = Worker(WORKERS, json.dumps(job | {"engine": engine, "folder": folder}), threads=threads)
         with ended({engine: worker}):
             return [worker.turn() for _ in range(job["rounds"])][1:]
 
 
-def figure(engine: str, job: dict[str, Any], turns: list[dict[str, Any]]) -> Figure:
+def measurement(engine: str, job: dict[str, Any], turns: list[dict[str, Any]]) -> Measurement:
     """The engine's line.
 
     Args:
@@ -69,7 +69,7 @@ def figure(engine: str, job: dict[str, Any], turns: list[dict[str, Any]]) -> Fig
     extra["the rest (hash of the policy, pairing, files), s"] = median(
         turn["ours_seconds"] - sum(turn[f"{part}_seconds"] for part in parts.values()) for turn in turns
     )
-    return Figure(
+    return Measurement(
         what,
         "new tokens/s",
         [turn["tokens"] / turn["ours_seconds"] for turn in turns],

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from figures import Figure, show
+from measurements import Measurement, show
 
 COMMAND = "python benchmarks/startup.py"
 STARTS = {
@@ -15,14 +15,14 @@ STARTS = {
 }
 
 
-def measure(rounds: int = 5) -> list[Figure]:
+def measure(rounds: int = 5) -> list[Measurement]:
     """Seconds of fresh processes; Python's own start is among them.
 
     Args:
         rounds: Starts of each.
     """
     return [
-        Figure(
+        Measurement(
             what, "s", [seconds(arguments) for _ in range(rounds)], most=most, command="python benchmarks/startup.py"
         )
         for what, (arguments, most) in STARTS.items()

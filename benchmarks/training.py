@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from batches import Item
-from duel import Duel, Stage, fastest_precision, make_model
-from figures import Figure, show
+from measurements import Measurement, show
+from paired_benchmark import PairedBenchmark, Stage, fastest_precision, make_model
 
 ROUNDS = 5
 SMOLLM2 = {
@@ -104,7 +104,7 @@ QUICK = ("sft", "dpo-gsm8k", "dpo-chat", "reference-chat")
 """What ``make bench`` has time for."""
 
 
-def measure(rounds: int = ROUNDS, names: Iterable[str] = QUICK, precision: str = "") -> list[Figure]:
+def measure(rounds: int = ROUNDS, names: Iterable[str] = QUICK, precision: str = "") -> list[Measurement]:
     """Speed and peak memory of each stage.
 
     Args:
@@ -125,9 +125,9 @@ def measure(rounds: int = ROUNDS, names: Iterable[str] = QUICK, precision: str =
             if not known:
                 make_model(job)
             command = f"python benchmarks/training.py --only {stage.name}"
-            duel = Duel(replace(stage, job=job, command=command), rounds)
-            duel.fight()
-            found += duel.figures()
+            paired = PairedBenchmark(replace(stage, job=job, command=command), rounds)
+            paired.run()
+            found += paired.measurements()
     return found
 
 

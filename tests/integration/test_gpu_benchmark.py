@@ -27,6 +27,6 @@ def test_the_script_for_gpus_runs_whole_on_a_cpu(tmp_path: Path, parts: tuple[st
     assert all(check["passed"] for check in found["parity"])
     assert bool(found["parity"]) == ("parity" in parts)
     assert set(found["seconds"]) == {*parts}
-    against = [figure["against"] for figure in found["figures"] if "FLOP/s" not in figure["what"]]
+    against = [measurement["against"] for measurement in found["measurements"] if "FLOP/s" not in measurement["what"]]
     assert len(against) == 2  # speed and memory of a stage
     assert all(name.startswith("TRL, ") for name in against)

@@ -1,4 +1,4 @@
-"""The measure of the modules' overhead: both sides do the same, and what is made of their figures."""
+"""The measure of the modules' overhead: both sides do the same, and what is made of their measurements."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def turns(*seconds: float, loss: float = 1.0) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_the_hand_written_loop_trains_what_the_module_trains(scripts: Any, tmp_path: Path, stage: str) -> None:
-    sides = scripts("overhead_sides")
+    sides = scripts("overhead_workers")
     lengths = (4, 3, 5), (2, 6, 2)
     batches = [tiny.pairs(*lengths, seed=seed) if stage == "dpo" else tiny.row(seed=seed) for seed in range(3)]
     torch.manual_seed(0)
@@ -60,14 +60,14 @@ def test_the_hand_written_loop_trains_what_the_module_trains(scripts: Any, tmp_p
 
 
 def test_a_ratio_is_of_steps_side_by_side_without_the_first(scripts: Any) -> None:
-    found = scripts("overhead").figure("SFT", {"ours": turns(9, 2.02, 1.04), "plain": turns(1, 2, 1)})
+    found = scripts("overhead").measurement("SFT", {"ours": turns(9, 2.02, 1.04), "plain": turns(1, 2, 1)})
     assert found.ratios == pytest.approx([1.01, 1.04])
     assert found.met
 
 
 def test_sides_that_do_not_do_the_same_are_not_compared(scripts: Any) -> None:
     with pytest.raises(SystemExit, match=r"0\.5 apart"):
-        scripts("overhead").figure("SFT", {"ours": turns(1, 1), "plain": turns(1, 1, loss=1.5)})
+        scripts("overhead").measurement("SFT", {"ours": turns(1, 1), "plain": turns(1, 1, loss=1.5)})
 
 
 @pytest.mark.exhaustive

@@ -1,4 +1,4 @@
-"""The sides of ``preparation.py``, each a worker of ``lockstep``: ``python preparation_sides.py SIDE JOB``.
+"""The sides of ``preparation.py``, each a worker of ``interleaved``: ``python preparation_workers.py SIDE JOB``.
 
 A turn goes from a JSON Lines file, new to the side, to packed rows with masked prompts: reading, rendering the chat
 template, tokenizing, masking, packing. Loading the tokenizer and the libraries is left out.
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from typing import Any
 
-from lockstep import Turns
+from interleaved import Turns
 
 
 def ours(job: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""TRL's sides of the training measures, each a worker of ``lockstep``: ``python trl_sides.py SIDE JOB``."""
+"""TRL's sides of the training measures, each a worker of ``interleaved``: ``python trl_workers.py SIDE JOB``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from batches import Item, flat
 from datasets import Dataset
-from training_sides import BETA, LEARNING_RATE, SUMS, Watch, grouped, quiet, serve, steps_of
+from training_workers import BETA, LEARNING_RATE, SUMS, Watch, grouped, quiet, serve, steps_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 

@@ -1,6 +1,6 @@
-"""Our sides of the training measures, each a worker of ``lockstep``: ``python training_sides.py SIDE JOB``.
+"""Our sides of the training measures, each a worker of ``interleaved``: ``python training_workers.py SIDE JOB``.
 
-All sides (TRL's: ``trl_sides.py``) get the same weights, the same token ids in the same micro-batches and the same
+All sides (TRL's: ``trl_workers.py``) get the same weights, the same token ids in the same micro-batches and the same
 AdamW; every token of an answer is a target. A turn is an optimizer step: reading its micro-batches, forward, backward,
 optimizer, what is logged. Nothing is read off a GPU before the step has ended, so that no side waits for itself.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from batches import VOCABULARY, Item, chat_pairs, documents, gsm8k_pairs
-from lockstep import Turns, peak_mib
+from interleaved import Turns, peak_mib
 from torch.utils.data import DataLoader
 
 LEARNING_RATE, BETA = 1e-5, 0.1

@@ -1,4 +1,7 @@
-"""The hand-written loop that the modules are compared with, a worker of ``lockstep``: ``python overhead_sides.py JOB``.
+"""A hand-written training loop to compare the modules with, a worker of ``interleaved``.
+
+    python overhead_workers.py JOB
+
 
 It is what one would write without Lightning for this batch size, with the library's own forward and losses: read the
 batch, forward, loss, backward, divide the gradients by the step's items, their norm, AdamW. Nothing is logged.
@@ -13,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lockstep import Turns
+from interleaved import Turns
 from torch import Tensor
-from training_sides import BETA, LEARNING_RATE, loader, quiet, steps_of
+from training_workers import BETA, LEARNING_RATE, loader, quiet, steps_of
 
 from lion_lightning import PolicySpec
 from lion_lightning.losses import NLLLoss, SigmoidLoss
@@ -84,7 +87,7 @@ def main(job: dict[str, Any]) -> None:
     """Train on a job's steps, one a turn.
 
     Args:
-        job: As ``training_sides`` has it.
+        job: As ``training_workers`` has it.
     """
     quiet()
     policy = PolicySpec(path=job["model"]).build().train()

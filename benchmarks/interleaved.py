@@ -1,8 +1,8 @@
 """Two or more processes that take turns: each does one step when told to, and sleeps while the others work.
 
 The parent holds ``Worker`` objects and calls ``turn()``; a worker's script holds a ``Turns`` and calls ``start()`` when
-it has loaded and ``end(figures)`` after each step. So sides are compared step by step on the same data, what each loads
-is loaded once, and a process's peak memory is its side's own.
+it has loaded and ``end(measurements)`` after each step. So sides are compared step by step on the same data, what
+each loads is loaded once, and a process's peak memory is its side's own.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Worker:
         try:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
-            figures: dict[str, Any] = json.loads(self._process.stdout.readline())
+            measurements: dict[str, Any] = json.loads(self._process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
             self._fail()
-        return figures
+        return measurements
 
     def _fail(self) -> NoReturn:
         self._errors.seek(0)
@@ -102,15 +102,15 @@ class Turns:
         self._loaded = resident_mib()
         self._wait()
 
-    def end(self, **figures: Any) -> None:
-        """A step has been done: tell its time, its memory and the figures given, and wait for the next turn.
+    def end(self, **measurements: Any) -> None:
+        """A step has been done: tell its time, its memory and the measurements given, and wait for the next turn.
 
         Args:
-            **figures: What else there is to tell.
+            **measurements: What else there is to tell.
         """
         times = {"seconds": time.perf_counter() - self._start[0], "cpu_seconds": time.process_time() - self._start[1]}
         memory = {"peak_mib": peak_mib(), "growth_mib": peak_mib() - self._loaded}
-        print(json.dumps({**times, **memory, **figures}), file=self._answers, flush=True)
+        print(json.dumps({**times, **memory, **measurements}), file=self._answers, flush=True)
         self._wait()
 
     def _wait(self) -> None:

@@ -1,4 +1,4 @@
-"""The benchmarks' duels: which of the peer's settings is kept, and what a round counts."""
+"""The benchmarks' paired_benchmark: which of the peer's settings is kept, and what a round counts."""
 
 from __future__ import annotations
 
@@ -30,33 +30,37 @@ class Side:
 
 
 @pytest.fixture
-def duels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def paired_benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    module = benchmark("duel")
+    module = benchmark("paired_benchmark")
     monkeypatch.setattr(module, "matmul_flops", lambda *_: 20.0)
     monkeypatch.setattr(module, "find_spec", lambda _: True)
     return module
 
 
-def fight(
-    duels: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str = "cpu", **seconds: float | None
+def run_benchmark(
+    paired_benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str = "cpu", **seconds: float | None
 ) -> tuple[Any, dict[str, Side]]:
     sides = {name: Side(value) for name, value in seconds.items()}
-    monkeypatch.setattr(duels, "_worker", lambda side, job: sides[job["name"] if side == "trl_dpo" else "ours"])
+    monkeypatch.setattr(
+        paired_benchmark, "_worker", lambda side, job: sides[job["name"] if side == "trl_dpo" else "ours"]
+    )
     job = {"stage": "dpo", "data": "gsm8k", "pairs": 2, "accumulate": 1, "device": device, "precision": "32-true"}
     settings = {name: {"name": name} for name in sides if name != "ours"}
-    duel = duels.Duel(duels.Stage("dpo", "DPO", "pairs/s", job, "ours", "trl_dpo", settings, len, least=5.0), ROUNDS)
-    duel.fight()
-    return duel, sides
+    paired = paired_benchmark.PairedBenchmark(
+        paired_benchmark.Stage("dpo", "DPO", "pairs/s", job, "ours", "trl_dpo", settings, len, least=5.0), ROUNDS
+    )
+    paired.run()
+    return paired, sides
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_fastest_setting_goes_on_and_the_others_are_ended(
-    duels: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str
+    paired_benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    duel, sides = fight(duels, monkeypatch, device, ours=1.0, slow=8.0, fast=4.0, slower=9.0)
-    assert duel.against == "TRL, fast"
-    untimed = duel.warm_up + duel.trial
+    paired, sides = run_benchmark(paired_benchmark, monkeypatch, device, ours=1.0, slow=8.0, fast=4.0, slower=9.0)
+    assert paired.against == "TRL, fast"
+    untimed = paired.warm_up + paired.trial
     assert {name: side.turns for name, side in sides.items()} == {
         "ours": untimed + ROUNDS,
         "fast": untimed + ROUNDS,
@@ -64,32 +68,36 @@ def test_the_fastest_setting_goes_on_and_the_others_are_ended(
         "slower": untimed,
     }
     assert all(side.closed for side in sides.values())
-    speed, memory = duel.figures()
+    speed, memory = paired.measurements()
     # two pairs a step on both sides, so the speeds' ratio is that of the seconds
     assert speed.ratios == pytest.approx([4.0] * ROUNDS)
     assert memory.ratios == [1.0]
-    assert duel.shares == [0.5] * ROUNDS  # 10 FLOP/s of 20
+    assert paired.shares == [0.5] * ROUNDS  # 10 FLOP/s of 20
 
 
-def test_a_setting_that_fails_is_named_and_the_rest_goes_on(duels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    duel, sides = fight(duels, monkeypatch, ours=1.0, broken=None, works=2.0)
-    assert duel.errors == {"broken": "no memory"}
-    assert duel.against == "TRL, works"
+def test_a_setting_that_fails_is_named_and_the_rest_goes_on(
+    paired_benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paired, sides = run_benchmark(paired_benchmark, monkeypatch, ours=1.0, broken=None, works=2.0)
+    assert paired.errors == {"broken": "no memory"}
+    assert paired.against == "TRL, works"
     assert sides["broken"].closed
 
 
-def test_without_a_peer_that_runs_ours_goes_on_alone(duels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    duel, _ = fight(duels, monkeypatch, ours=1.0, broken=None)
-    speed, memory = duel.figures()
+def test_without_a_peer_that_runs_ours_goes_on_alone(
+    paired_benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paired, _ = run_benchmark(paired_benchmark, monkeypatch, ours=1.0, broken=None)
+    speed, memory = paired.measurements()
     assert (speed.peer, speed.met, memory.peer) == ([], None, [])
 
 
-def test_if_ours_fails_the_duel_does(duels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_ours_fails_the_duel_does(paired_benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="no memory"):
-        fight(duels, monkeypatch, ours=None, works=2.0)
+        run_benchmark(paired_benchmark, monkeypatch, ours=None, works=2.0)
 
 
-def test_by_length_the_same_documents_are_in_steps_of_the_same_sizes(duels: ModuleType) -> None:
+def test_by_length_the_same_documents_are_in_steps_of_the_same_sizes(paired_benchmark: ModuleType) -> None:
     batches = benchmark("batches")
     mixed, by_length = (batches.documents(5, 2048, flag, [512]) for flag in (False, True))
     found = [sorted(map(str, batches.flat(steps))) for steps in (mixed, by_length)]

@@ -1,7 +1,7 @@
-"""Rounds of on-policy sampling and the bare engine's answers to the same prompts: ``python rollout_sides.py JOB``.
+"""Rounds of on-policy sampling and the bare engine's answers to the same prompts: ``python rollout_workers.py JOB``.
 
-A worker of ``lockstep``: a turn is a round of ``OnPolicySampling`` under a Trainer, and the engine alone, one after the
-other. The model is random and of moderate size, made on the spot.
+A worker of ``interleaved``: a turn is a round of ``OnPolicySampling`` under a Trainer, and the engine alone, in
+turn. The model is random and of moderate size, made on the spot.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from interleaved import Turns
 from lightning.pytorch import Trainer
-from lockstep import Turns
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from training_sides import quiet
+from training_workers import quiet
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 from typing_extensions import override
 
@@ -116,7 +116,7 @@ class Watched(OnPolicySampling):
 
     Args:
         bare: The engine alone: from prompts to the number of new tokens.
-        told: Is told the figures of each round.
+        told: Is told the measurements of each round.
         **options: Of :class:`OnPolicySampling`.
     """
 
@@ -190,7 +190,7 @@ def run(job: dict[str, Any], told: Callable[..., None]) -> None:
 
     Args:
         job: ``engine``, ``folder``, sizes of the model, and how much is drawn.
-        told: Is told the figures of each round.
+        told: Is told the measurements of each round.
     """
     make_model(job)
     folder = Path(job["folder"])

@@ -1,4 +1,4 @@
-"""Ours and TRL's trainers in turns on one device, and the figures of that."""
+"""Ours and TRL's trainers in turns on one device, and the measurements of that."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from batches import Item, flat
-from figures import Figure
-from lockstep import Worker, ended
-from training_sides import grouped, steps_of
+from interleaved import Worker, ended
+from measurements import Measurement
+from training_workers import grouped, steps_of
 
 HERE = Path(__file__).parent
 OURS = "ours"
@@ -30,15 +30,15 @@ class Stage:
         what: In words.
         unit: What is counted a second.
         job: What the sides are told; ``accumulate`` micro-batches are a turn.
-        ours: Our side, in ``training_sides.py``.
-        peer: TRL's, in ``trl_sides.py``.
+        ours: Our side, in ``training_workers.py``.
+        peer: TRL's, in ``trl_workers.py``.
         settings: Of TRL's side, by name, what its job has besides: the fastest is kept.
         count: What is counted, of some items.
         least: Target of the speeds' ratio.
         most: Target of the peaks' ratio; None if there is none.
         memory: Whether peaks are compared.
         command: What measures this stage alone.
-        before: A side of ``training_sides.py`` that is run first, alone: it makes what the others read.
+        before: A side of ``training_workers.py`` that is run first, alone: it makes what the others read.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Stage:
 
 
 @dataclass
-class Duel:
+class PairedBenchmark:
     """Ours and TRL's trainer in turns.
 
     Attributes:
@@ -86,7 +86,7 @@ class Duel:
     turns: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     matmul: list[float] = field(default_factory=list)
 
-    def fight(self) -> None:
+    def run(self) -> None:
         """Let both sides train.
 
         Raises:
@@ -105,13 +105,13 @@ class Duel:
                 self._keep_fastest(workers)
             self._take_turns(workers)
 
-    def figures(self) -> list[Figure]:
+    def measurements(self) -> list[Measurement]:
         """Speed, and peak memory where the stage has it."""
         stage, both = self.stage, "trl" in self.turns
         speed = {side: self._speeds(side) for side in self.turns}
         common = {"against": self.against, "command": stage.command}
         found = [
-            Figure(
+            Measurement(
                 stage.what,
                 stage.unit,
                 speed[OURS],
@@ -128,7 +128,7 @@ class Duel:
             grown = {
                 f"MiB above the loaded model's, {side}": turns[-1]["growth_mib"] for side, turns in self.turns.items()
             }
-            found.append(Figure(what, "MiB", peaks[OURS], peaks.get("trl", []), most=most, extra=grown, **common))
+            found.append(Measurement(what, "MiB", peaks[OURS], peaks.get("trl", []), most=most, extra=grown, **common))
         return found
 
     @property
@@ -260,5 +260,5 @@ def matmul_flops(device: str, precision: str, size: int) -> float:
 
 
 def _worker(side: str, job: dict[str, Any]) -> Worker:
-    script = "trl_sides.py" if side.startswith("trl") else "training_sides.py"
+    script = "trl_workers.py" if side.startswith("trl") else "training_workers.py"
     return Worker(HERE / script, side, json.dumps(job))

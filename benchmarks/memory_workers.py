@@ -1,4 +1,4 @@
-"""The two sides of ``memory.py``, each run in a process of its own: ``python memory_sides.py train|reckon JOB``."""
+"""The two sides of ``memory.py``, each run in a process of its own: ``python memory_workers.py train|reckon JOB``."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _mapped_weights() -> float:
 
 
 def _status(field: str) -> float:
-    """A figure of this process in MiB."""
+    """A measurement of this process in MiB."""
     return int(Path("/proc/self/status").read_text(encoding="ascii").partition(f"{field}:")[2].split()[0]) / 1024
 
 

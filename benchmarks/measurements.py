@@ -10,7 +10,7 @@ HEADER = ("| what | against | ours | peer | ratio (rounds) | target | |", "|---|
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One line of the table in docs/performance.md.
 
     Attributes:
@@ -64,26 +64,26 @@ class Figure:
         return f"| {' | '.join(cells)} | {_digits(self.ratio)} ({spread}) | {target} | {said} |"
 
 
-def table(figures: Iterable[Figure]) -> list[str]:
+def table(measurements: Iterable[Measurement]) -> list[str]:
     """Lines of a Markdown table.
 
     Args:
-        figures: A line each.
+        measurements: A line each.
     """
-    return [*HEADER, *(figure.row() for figure in figures)]
+    return [*HEADER, *(measurement.row() for measurement in measurements)]
 
 
-def show(figures: Iterable[Figure]) -> None:
+def show(measurements: Iterable[Measurement]) -> None:
     """Print the table, and what else was found, below.
 
     Args:
-        figures: Its lines.
+        measurements: Its lines.
     """
-    figures = list(figures)
-    print(*table(figures), sep="\n")
-    for figure in figures:
-        for name, value in figure.extra.items():
-            print(f"{figure.what}: {name}: {_digits(value)}")
+    measurements = list(measurements)
+    print(*table(measurements), sep="\n")
+    for measurement in measurements:
+        for name, value in measurement.extra.items():
+            print(f"{measurement.what}: {name}: {_digits(value)}")
 
 
 def _digits(value: float) -> str:
