@@ -128,8 +128,8 @@ class Watched(OnPolicySampling):
 
     @override
     def pull(self, trainer: Trainer, module: Any, epoch: int) -> Any:
-        if self.present is not None and self.present.number == epoch:
-            return self.present
+        if self.current is not None and self.current.number == epoch:
+            return self.current
         self.seconds.clear()
         sides = {"ours": partial(super().pull, trainer, module, epoch), "bare": partial(self._alone, trainer, epoch)}
         found = {name: self._timed(name, sides[name])() for name in sorted(sides, reverse=epoch % 2 == 0)}
@@ -139,8 +139,8 @@ class Watched(OnPolicySampling):
         return found["ours"]
 
     def _alone(self, trainer: Any, epoch: int) -> int:
-        asked, _ = self._choose(trainer, trainer.datamodule.pool, epoch)
-        return self.bare([one.prompt for one in asked])
+        rollouts = self._choose_prompts(trainer, trainer.datamodule.pool, epoch)
+        return self.bare([rollout.prompt for rollout in rollouts])
 
     def _timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
