@@ -1,4 +1,4 @@
-"""Text on its way to a person or a file: what controls a terminal, and what nobody else may read, is taken out."""
+"""Text for terminals and files, without control characters and secrets."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _LOGIN = re.compile(r"\bhttps?://[^/\s@?#]*@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]*:[
 
 
 def harmless(text: str) -> str:
-    """Text that says nothing to a terminal: what controls one, or turns the direction of writing, becomes a mark.
+    """Replace control characters, of terminals and of text direction, by the replacement character.
 
     Args:
-        text: What a model, a file or a server says.
+        text: Text of a model, a file or a server.
     """
-    # Joiners are control characters by category, but Persian and many an emoji fall apart without them.
+    # Joiners are control characters by category, but Persian and many emojis need them.
     return "".join(
         char if char in "\n\t\u200c\u200d" or unicodedata.category(char)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
         for char in text
@@ -61,10 +61,10 @@ def harmless(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """Text without user names and passwords in addresses, and without what looks like a key.
+    """Mask user names and passwords in URLs, and strings that look like keys.
 
     Args:
-        text: What is going to be shown or written.
+        text: Text to print or write.
     """
     text = _BARE_LOGIN.sub(f"{HIDDEN}@", _USER.sub(f"{HIDDEN}@", text))
     text = _ADDRESS.sub(lambda address: _RANDOM.sub(rf"\1{HIDDEN}", _without_keys(address[0])), text)
@@ -74,16 +74,16 @@ def redacted(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text as :func:`printable` has it, on one line: what a person named may hold line ends.
+    """:func:`printable`, with line ends replaced by spaces.
 
     Args:
-        text: What is going to be shown.
+        text: Text to print.
     """
     return printable(_LINE_END.sub(" ", text))
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a text has an address with a user name, a password or a key in it.
+    """Return whether a text has a URL with a user name, a password or a key.
 
     Args:
         text: A setting.
@@ -96,28 +96,28 @@ def holds_secret(text: str) -> bool:
 
 
 def _without_keys(address: str) -> str:
-    """An address without the segments of its path that are keys by name."""
+    """Mask the segments of a URL's path that are keys by their name."""
     for pattern in _IN_PATH:
         address = pattern.sub(rf"\1{HIDDEN}", address)
     return address
 
 
 def printable(text: str) -> str:
-    """Both :func:`redacted` and :func:`harmless`.
+    """:func:`redacted` and :func:`harmless`.
 
     Args:
-        text: What is going to be shown.
+        text: Text to print.
     """
     return harmless(redacted(text))
 
 
 def literal(text: str, most: int | None = None, style: str = "") -> Text:
-    """A text for a rich table or console, in which brackets are no markup and which says nothing to the terminal.
+    """Text for a rich table or console, without markup and control characters.
 
     Args:
-        text: What a model, a file or a server says.
-        most: Characters of it; a longer one loses its middle. None for all.
-        style: Of rich.
+        text: Text of a model, a file or a server.
+        most: Maximum number of characters; the middle of longer texts is removed. None for no limit.
+        style: Style of rich.
     """
     from rich.text import Text
 
@@ -127,19 +127,15 @@ def literal(text: str, most: int | None = None, style: str = "") -> Text:
 
 
 def is_secret(name: Any) -> bool:
-    """Whether a setting of this name is a key or a password: ``api_key``, ``db_password``, ``hf_token``.
-
-    Args:
-        name: Of the setting.
-    """
+    """Return whether a setting with this name is a secret, e.g. ``api_key``, ``db_password`` or ``hf_token``."""
     return _NAMED.fullmatch(str(name)) is not None
 
 
 def without_secrets(value: Any) -> Any:
-    """A structure of plain data in which settings that are named like secrets have no value, and addresses no keys.
+    """Mask settings with names of secrets, and secrets in URLs.
 
     Args:
-        value: Mappings, lists, plain values.
+        value: Plain data: mappings, lists and scalars.
     """
     if isinstance(value, Mapping):
         return {name: HIDDEN if is_secret(name) else without_secrets(inner) for name, inner in value.items()}
@@ -149,10 +145,10 @@ def without_secrets(value: Any) -> Any:
 
 
 def redacted_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line in which no option has a key or a password as its value.
+    """Mask secrets in a command line.
 
     Args:
-        arguments: Of a process.
+        arguments: Arguments of a process.
     """
     before = ["", *arguments]
     named = (one.startswith("--") and is_secret(one) for one in before)
@@ -160,41 +156,40 @@ def redacted_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def require_no_secrets(config: Any, owner: str = "") -> None:
-    """Refuse settings that would write a password or a key into every file that keeps the config.
+    """Refuse secrets in a config, which is written to many files of a run.
 
     Args:
-        config: Settings: mappings, lists, plain values; others are passed over.
-        owner: What the message begins with, e.g. a file's name and a colon.
+        config: Mappings, lists and scalars; other values are ignored.
+        owner: Prefix of the message, e.g. a file's name and a colon.
 
     Raises:
-        ValueError: One is an address with a user name, a password or a key in it, or is named like a secret. The
-            message has its name, and not its value.
+        ValueError: A URL has a user name, a password or a key, or a setting has the name of a secret. The message has
+            the setting's name, not its value.
     """
     for place, what in _secrets(config, ""):
         raise ValueError(
-            f"{owner}{place}: {what}, which would be copied into the run's files; leave it out, and keep it in an "
-            "environment variable: servers have `api_key_env` for its name, the hub reads HF_TOKEN, loggers have "
-            "variables of their own"
+            f"{owner}{place}: {what}, which would be written to the run's files; remove it and use an environment "
+            "variable: `api_key_env` names one for servers, the hub reads HF_TOKEN, loggers have others"
         )
 
 
 def _secrets(config: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Where a secret stands, and what it is."""
+    """Path and description of each secret."""
     if isinstance(config, Mapping):
         for name, value in config.items():
             inner = f"{place}.{name}" if place else str(name)
             if isinstance(value, str) and value and is_secret(name):
-                yield inner, "this is a key or a password"
+                yield inner, "a key or a password"
             yield from _secrets(value, inner)
     elif isinstance(config, list | tuple):
         for number, value in enumerate(config):
             yield from _secrets(value, f"{place}[{number}]")
     elif isinstance(config, str) and holds_secret(config):
-        yield place, "there is a user name, a password or a key in this address"
+        yield place, "a URL with a user name, a password or a key"
 
 
 class PrintableFormatter(logging.Formatter):
-    """A log's lines as :func:`printable` has them."""
+    """Applies :func:`printable` to log messages."""
 
     @override
     def format(self, record: logging.LogRecord) -> str:

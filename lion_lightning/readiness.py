@@ -1,4 +1,4 @@
-"""What samplers and judges can say before they are needed: a package, a model, a key or a column that is missing."""
+"""Early checks of samplers and judges: missing packages, models, keys and columns."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from typing import Any, Protocol, runtime_checkable
 
 from lion_lightning.types import Prompt
 
-SHOWN = 64
-"""Prompts that are shown beforehand."""
+NUM_PROMPTS = 64
+"""Number of prompts that are checked."""
 
 
 @runtime_checkable
 class ChecksReady(Protocol):
-    """A sampler, judge or verifier that can find out beforehand what would fail later."""
+    """A sampler, judge or verifier that can check its requirements before training."""
 
     def check_ready(self, prompts: Sequence[Prompt], /) -> None:
-        """Raise what would be raised later: at the first answer, or the first score.
+        """Raise what the first call would raise.
 
         Args:
-            prompts: Some of those that it will be asked about.
+            prompts: Some of the prompts.
         """
 
 
 def require_ready(parts: Iterable[Any], prompts: Sequence[Prompt]) -> None:
-    """Ask those that can say so whether they are ready.
+    """Check all samplers and judges that can be checked.
 
     Args:
-        parts: Samplers and judges, of any class; None among them is nothing.
-        prompts: What will be asked; the first :data:`SHOWN` are shown.
+        parts: Samplers and judges of any class, or None.
+        prompts: The prompts; the first :data:`NUM_PROMPTS` are used.
 
     Raises:
-        ValueError: One of them is not.
-        ModuleNotFoundError: It needs a package that is not installed.
+        ValueError: A requirement is missing.
+        ModuleNotFoundError: A package is not installed.
     """
     for part in parts:
         if isinstance(part, ChecksReady):
-            part.check_ready(prompts[:SHOWN])
+            part.check_ready(prompts[:NUM_PROMPTS])
 
 
 def require_package(module: str, whose: str, what: str, extra: str) -> None:
-    """Find out whether an optional package is installed, without importing it.
+    """Check that an optional package is installed, without importing it.
 
     Args:
-        module: Its module.
-        whose: What needs it.
-        what: Its name, as people know it.
-        extra: The extra of this package that brings it.
+        module: Name of its module.
+        whose: The class that needs it.
+        what: Name of the package, for the message.
+        extra: The extra of this package that installs it.
 
     Raises:
-        ModuleNotFoundError: It is not.
+        ModuleNotFoundError: The package is not installed.
     """
     if find_spec(module) is None:
         raise ModuleNotFoundError(f"{whose} needs {what}: pip install 'lion-lightning[{extra}]'")

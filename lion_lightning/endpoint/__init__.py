@@ -1,1 +1,1 @@
-"""A client of servers that speak OpenAI's protocol: requests, retries, and checked replies."""
+"""Client of OpenAI-compatible servers: requests, retries and checked replies."""

@@ -1,4 +1,4 @@
-"""A client of servers that speak OpenAI's protocol: many requests at once, with retries."""
+"""Client of an OpenAI-compatible server: parallel requests with retries."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from lion_lightning.endpoint.http import ask
+from lion_lightning.endpoint.http import request
 from lion_lightning.endpoint.replies import Reply
 from lion_lightning.printing import holds_secret, printable
 from lion_lightning.processes.threads import map_in_threads
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Status codes that may be gone at the next try."""
+"""Status codes of temporary errors."""
 
 LONGEST_WAIT = 60.0
-"""Seconds before a further try, at most."""
+"""Maximum seconds before a retry."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server, by its address.
+    """A server and how to send requests to it.
 
-    It is sent no key and no prompt to anywhere else: a server that sends on to another address is an error that names
-    it. Requests go through the proxies of the environment (``HTTPS_PROXY``), those to this machine never do.
+    Keys and prompts are sent to this address only: redirects are errors. Requests use the proxies of the environment
+    (``HTTPS_PROXY``), except to this machine.
 
     Attributes:
-        url: Address without a route: ``http://127.0.0.1:8000``. No user name, password or key may be in it.
-        api_key_env: Name of the environment variable that holds the key; None for no key. The key itself is never
-            written anywhere, nor shown where the server says it back.
-        timeout: Seconds that a request may take, to the last byte of its answer.
-        retries: Further tries after a failed one.
-        backoff: Seconds before the first of them; each further one waits twice as long, up to a minute.
-        concurrency: Requests at once.
+        url: Address without a route, e.g. ``http://127.0.0.1:8000``; without user name, password or key.
+        api_key_env: Name of the environment variable that holds the API key; None for no key. The key is never written
+            to files, and masked in responses.
+        timeout: Seconds per request, until the last byte of the response.
+        retries: Number of retries of a failed request.
+        backoff: Seconds before the first retry; doubled for each further one, up to a minute.
+        concurrency: Number of parallel requests.
 
     Raises:
-        ValueError: If a setting makes no sense.
+        ValueError: An argument is out of range or of another type.
     """
 
     url: str
@@ -58,7 +58,7 @@ class Endpoint:
     concurrency: int = 32
 
     def __post_init__(self) -> None:
-        """Check the settings."""
+        """Check the arguments."""
         object.__setattr__(self, "url", _address(self.url))
         _require_name(self.api_key_env)
         for name, least, most, kind in (
@@ -69,93 +69,91 @@ class Endpoint:
         ):
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= float(value) <= most:
-                what = "a whole number" if kind is int else "a number"
+                what = "an integer" if kind is int else "a number"
                 raise ValueError(f"{name} is {value!r}; give {what} from {least:g} to {most:g}")
 
     @classmethod
     def of(cls, url: str, settings: Mapping[str, Any]) -> Endpoint:
-        """A server, with further settings by name.
+        """Make an endpoint from a mapping of arguments.
 
         Args:
-            url: Its address.
-            settings: All that it takes besides.
+            url: Address of the server.
+            settings: All other arguments.
 
         Raises:
-            ValueError: If a setting is unknown, or makes no sense.
+            ValueError: An argument is unknown or out of range.
         """
         known = [field.name for field in fields(cls) if field.name != "url"]
         unknown = [name for name in settings if name not in known]
         if unknown:
             raise ValueError(
-                f"endpoint: there is no setting {unknown[0]!r}; it takes {', '.join(known)} (a key stays in an "
-                "environment variable, whose name is `api_key_env`)"
+                f"endpoint: unknown argument {unknown[0]!r}; known are {', '.join(known)} (`api_key_env` is the "
+                "name of an environment variable)"
             )
         return cls(url, **settings)
 
     def get(self, route: str) -> Any:
-        """Answer to a GET; see :meth:`post`."""
+        """Send a GET request; see :meth:`post`."""
         return self._retried(route, None, _json)
 
     def post(self, route: str, body: Any = None) -> Any:
-        """Answer to a POST, parsed from JSON; None where it is empty. See :meth:`reply` for what is to be used of it.
+        """Send a POST request.
 
         Args:
             route: Path with a leading slash, e.g. ``/v1/completions``.
-            body: What is sent as JSON.
+            body: Request body, sent as JSON.
+
+        Returns:
+            The response, parsed from JSON; None if it is empty. Read it through :meth:`reply`.
 
         Raises:
-            ConnectionError: There is no answer, after all tries.
+            ConnectionError: The server does not respond after all retries.
             ValueError: The server refuses the request.
         """
         return self._retried(route, {} if body is None else body, _json)
 
-    def tell(self, route: str, body: Any) -> None:
-        """POST where the answer does not matter, whatever it is written in; see :meth:`post`.
-
-        Args:
-            route: Path with a leading slash.
-            body: What is sent as JSON.
-        """
+    def post_only(self, route: str, body: Any) -> None:
+        """Send a POST request and ignore the response, which may not be JSON; see :meth:`post`."""
         self._retried(route, body, bytes)
 
     def post_all(self, route: str, bodies: Sequence[Any], title: str) -> list[Any]:
-        """Answers to many requests, in their order, ``concurrency`` at once; see :meth:`post`.
+        """Send many POST requests, ``concurrency`` at once; see :meth:`post`.
 
         Args:
             route: Path with a leading slash.
-            bodies: What is sent, one a request.
-            title: For the progress bar.
-        """
-        stop = threading.Event()  # the first failure keeps the others from going on
+            bodies: Request bodies.
+            title: Title of the progress bar.
 
-        def one(body: Any) -> Any:
-            return self._retried(route, body, _json, stop)
+        Returns:
+            The responses, in the order of the requests.
+        """
+        stop = threading.Event()  # after the first failure no thread sends another request
 
         try:
-            answers = map_in_threads(one, bodies, self.concurrency)
-            found = dict(tqdm(answers, title, total=len(bodies), delay=2))
+            found = map_in_threads(lambda body: self._retried(route, body, _json, stop), bodies, self.concurrency)
+            responses = dict(tqdm(found, title, total=len(bodies), delay=2))
         except BaseException:
             stop.set()
             raise
-        return [found[place] for place in range(len(bodies))]
+        return [responses[index] for index in range(len(bodies))]
 
     def reply(self, route: str, answer: Any) -> Reply:
-        """An answer for reading, which names server and route where there is something else than is read.
+        """Wrap a response, so that reading a value that is not there is an error with server and route.
 
         Args:
-            route: Where it came from.
-            answer: From :meth:`get`, :meth:`post` or :meth:`post_all`.
+            route: Route of the request.
+            answer: Response of :meth:`get`, :meth:`post` or :meth:`post_all`.
         """
         return Reply(answer, self.url + route)
 
     def models(self) -> list[str]:
-        """Names of the models that it serves, at least one."""
+        """Names of the models that the server serves, at least one."""
         listed = self.reply("/v1/models", self.get("/v1/models"))["data"]
         return [model["id"].text() for model in listed.items()]
 
     def _retried(self, route: str, body: Any, read: Callable[[bytes], Any], stop: threading.Event | None = None) -> Any:
         started, stop = time.monotonic(), stop or threading.Event()
-        reason = "given up"
+        reason = "another request failed"
         for attempt in range(self.retries + 1):
             if stop.wait(self._pause(attempt)) or stop.is_set():
                 break
@@ -168,9 +166,9 @@ class Endpoint:
                 reason = f"{error.code} {reason}"
             except (URLError, HTTPException, OSError, _NoJSONError) as error:
                 reason = self._clean(str(getattr(error, "reason", error)) or type(error).__name__)
-        tries = f"{self.retries + 1} {'tries' if self.retries else 'try'}"
+        attempts = f"{self.retries + 1} {'attempts' if self.retries else 'attempt'}"
         raise ConnectionError(
-            f"{self.url}: no answer after {tries} in {time.monotonic() - started:.0f} s ({reason}); "
+            f"{self.url}: no response after {attempts} in {time.monotonic() - started:.0f} s ({reason}); "
             "start the server or correct `url`"
         )
 
@@ -181,13 +179,13 @@ class Endpoint:
         key = self._key()
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
-        return self._without_secret(ask(self.url + route, data, headers, self.timeout))
+        return self._without_secret(request(self.url + route, data, headers, self.timeout))
 
     def require_key(self) -> None:
-        """Find out whether the key is there, without asking the server.
+        """Check the API key's environment variable, without a request.
 
         Raises:
-            ValueError: It is not, or cannot be one.
+            ValueError: It is not set, or holds something that cannot be a key.
         """
         self._key()
 
@@ -199,19 +197,19 @@ class Endpoint:
             raise ValueError(f"api_key_env: the environment variable {self.api_key_env} is not set, or is empty")
         if not re.fullmatch(r"[!-~]+", key):
             raise ValueError(
-                f"api_key_env: what the environment variable {self.api_key_env} holds is no key (white space or "
-                "letters with accents in it); set it to the key alone"
+                f"api_key_env: the environment variable {self.api_key_env} does not hold a key (it has white space or "
+                "characters outside of ASCII); set it to the key only"
             )
         return key
 
     def _reason(self, error: HTTPError) -> str:
-        """What the server says about an error, or where it sends on to."""
+        """The server's explanation of an error, or the address that it redirects to."""
         if 300 <= error.code < 400:
             where = self._clean(str(error.headers.get("Location", "another address")))
-            return f"it sends on to {where}, where nothing is sent to; if that is the server, put its address in `url`"
+            return f"the server redirects to {where}, which is not followed; if that is right, use it as `url`"
         try:
             text = self._without_key(error.read(2**16)).decode(errors="replace").strip()
-        except (OSError, HTTPException):  # the explanation never ends, or is cut off
+        except (OSError, HTTPException):  # the body is incomplete or too slow
             text = ""
         return self._clean(_message(text) or str(error.reason))
 
@@ -219,12 +217,12 @@ class Endpoint:
         return " ".join(printable(self._without_key(text.encode(errors="replace")).decode()).split())[:300]
 
     def _without_key(self, said: bytes) -> bytes:
-        """What a server said, without the key that it was sent, in whichever letters and however it is escaped."""
+        """Mask the API key in a response, in upper and lower case and in all escapes."""
         key = os.environ.get(self.api_key_env or "", "").strip()
         return re.sub("".join(map(_spelled, key)).encode(), b"***", said) if key else said
 
     def _without_secret(self, said: bytes) -> bytes:
-        """The same of an answer that is used: a word that stands in for a key ("EMPTY", "none") is a word there."""
+        """Mask the API key in a response whose text is used; short placeholders such as "EMPTY" are not masked."""
         key = os.environ.get(self.api_key_env or "", "").strip()
         return self._without_key(said) if len(key) >= _SHORTEST_SECRET else said
 
@@ -233,15 +231,15 @@ _SHORTEST_SECRET = 8
 
 
 def _spelled(char: str) -> str:
-    """A pattern of the ways to write a character of a key: itself, or escaped for JSON, an address or HTML."""
+    """A pattern for a character of a key: itself, or escaped for JSON, URLs or HTML."""
     if char.isalnum():
-        return f"(?i:{char})"  # nobody escapes letters
+        return f"(?i:{char})"  # never escaped
     code, named = ord(char), re.escape(escape(char))
     return rf"(?i:{named}|\\?{re.escape(char)}|\\u00{code:02x}|%(?:25)?{code:02x}|&#0*{code};|&#x0*{code:x};)"
 
 
 class _NoJSONError(ValueError):
-    """An answer that is no JSON."""
+    """A response that is not JSON."""
 
 
 def _json(text: bytes) -> Any:
@@ -249,23 +247,23 @@ def _json(text: bytes) -> Any:
         return json.loads(text) if text.strip() else None
     except (ValueError, RecursionError) as error:
         start = repr(text[:40].decode(errors="replace"))
-        raise _NoJSONError(f"the answer is no JSON that can be read, it begins with {start}") from error
+        raise _NoJSONError(f"the response is not JSON; it starts with {start}") from error
 
 
 def _message(text: str) -> str:
-    """The explanation in an error's body: of OpenAI's form, another one, or the text itself."""
+    """The explanation in an error's body, in OpenAI's or a similar format, or the body itself."""
     try:
-        said = json.loads(text)
-        return str(said.get("error", {}).get("message") or said.get("message") or text)
+        body = json.loads(text)
+        return str(body.get("error", {}).get("message") or body.get("message") or text)
     except (AttributeError, ValueError, RecursionError):
         return text
 
 
 def _address(url: str) -> str:
-    """An address as it can be kept: with a host, and nothing secret in it."""
+    """Check an address and remove its route: it must have a host and no secrets."""
     shown = printable(re.split(r"[?#]", str(url))[0].rpartition("@")[2])[:100]
     if not isinstance(url, str) or not re.match(r"https?://", url):
-        raise ValueError(f"url: {shown!r} is no address; give one such as http://127.0.0.1:8000")
+        raise ValueError(f"url: {shown!r} is not an address; give one such as http://127.0.0.1:8000")
     try:
         parts = urlsplit(url)
         valid = bool(parts.hostname) and (parts.port is None or parts.port > 0) and re.fullmatch(r"[!-~]+", url)
@@ -273,21 +271,21 @@ def _address(url: str) -> str:
         valid = False
     if "@" in url or "?" in url or "#" in url or holds_secret(url):
         raise ValueError(
-            f"url: the address of {shown!r} has a user name, a password, a key or a query in it, which would be copied "
-            "into the run's files; leave it out, and name the environment variable that holds the key in `api_key_env`"
+            f"url: the address of {shown!r} has a user name, a password, a key or a query, which would be written to "
+            "the run's files; remove it, and set `api_key_env` to an environment variable that holds the key"
         )
     if not valid:
-        raise ValueError(f"url: {shown!r} is no address; give one such as http://127.0.0.1:8000")
+        raise ValueError(f"url: {shown!r} is not an address; give one such as http://127.0.0.1:8000")
     return url.rstrip("/").removesuffix("/v1")
 
 
 def _require_name(variable: Any) -> None:
-    """Refuse a key where the name of a variable belongs, without showing it."""
+    """Refuse a key in place of a variable's name, without showing it."""
     if variable is None:
         return
     named = isinstance(variable, str) and re.fullmatch(r"[A-Za-z_]\w*", variable)
     if not named or (variable != variable.upper() and variable not in os.environ):
         raise ValueError(
-            "api_key_env: this is no name of an environment variable (it is not shown, as it may be the key itself); "
-            "put the key into a variable such as OPENAI_API_KEY, and give that name"
+            "api_key_env: the value (hidden, as it may be the key itself) is not the name of an environment variable; "
+            "put the key into a variable such as OPENAI_API_KEY and give that name"
         )

@@ -1,4 +1,4 @@
-"""One HTTP request: no redirects, an end to waiting, and an end to what is read."""
+"""An HTTP request without redirects, with limited time and size."""
 
 from __future__ import annotations
 
@@ -20,54 +20,54 @@ from urllib.request import (
 
 from typing_extensions import override
 
-MOST_BYTES = 64 * 2**20
-"""Of an answer: some hundred times what the largest batch of answers takes."""
+MAX_BYTES = 64 * 2**20
+"""Maximum size of a response, about a hundred times that of the largest batch of answers."""
 
 _BLOCK = 2**20
 
 
-def ask(url: str, data: bytes | None, headers: dict[str, str], timeout: float) -> bytes:
-    """The body of an answer with a status of success.
+def request(url: str, data: bytes | None, headers: dict[str, str], timeout: float) -> bytes:
+    """Send a request and return the body of the response.
 
     Args:
         url: Address and route.
-        data: What is posted; None for a GET.
-        headers: Of the request.
-        timeout: Seconds in which the connection must stand, and again in which the whole answer must be there.
+        data: Body of a POST request; None for GET.
+        headers: Headers of the request.
+        timeout: Seconds until the connection is made, and again until the response is complete.
 
     Raises:
-        HTTPError: Any other status, redirects among them: what is sent is meant for this server alone.
-        URLError: There is no connection.
-        OSError: The answer did not come in time.
-        HTTPException: It is not HTTP, is cut off, or is larger than ``MOST_BYTES``.
+        HTTPError: A status of failure, or a redirect, which is never followed.
+        URLError: The connection failed.
+        OSError: The response took too long.
+        HTTPException: The response is not HTTP, is truncated, or is larger than ``MAX_BYTES``.
     """
     with _opener(url).open(Request(url, data, headers), timeout=timeout) as response:
-        return _whole(response)
+        return _read(response)
 
 
 def _opener(url: str) -> OpenerDirector:
-    """Python's own without what follows redirects; the proxies of the environment, but none for this machine."""
-    here = urlsplit(url).hostname in ("localhost", "::1") or str(urlsplit(url).hostname).startswith("127.")
+    """Python's default opener without redirects, and without proxies for this machine."""
+    local = urlsplit(url).hostname in ("localhost", "::1") or str(urlsplit(url).hostname).startswith("127.")
     opener = OpenerDirector()
     handlers = (_HTTP(), _HTTPS(), HTTPErrorProcessor(), HTTPDefaultErrorHandler())
-    for handler in (ProxyHandler({}) if here else ProxyHandler(), *handlers):
+    for handler in (ProxyHandler({}) if local else ProxyHandler(), *handlers):
         opener.add_handler(handler)
     return opener
 
 
-def _whole(response: Any) -> bytes:
+def _read(response: Any) -> bytes:
     parts: list[bytes] = []
     while part := response.read(_BLOCK):
         parts.append(part)
-        if len(parts) * _BLOCK > MOST_BYTES and sum(map(len, parts)) > MOST_BYTES:
-            raise HTTPException(f"the answer has more than {MOST_BYTES >> 20} MiB")
-    if response.length:  # so many bytes that were announced are missing
+        if len(parts) * _BLOCK > MAX_BYTES and sum(map(len, parts)) > MAX_BYTES:
+            raise HTTPException(f"the response has more than {MAX_BYTES >> 20} MiB")
+    if response.length:  # bytes of Content-Length that are missing
         raise IncompleteRead(b"", response.length)
     return b"".join(parts)
 
 
-class _InTime(RawIOBase):
-    """Reads a socket until a moment that does not move, however often a little comes in."""
+class _Deadline(RawIOBase):
+    """Reads a socket with a deadline for the full response, not a timeout per read."""
 
     def __init__(self, raw: Any, connection: socket.socket) -> None:
         self._raw, self._connection, self._seconds = raw, connection, connection.gettimeout()
@@ -81,12 +81,12 @@ class _InTime(RawIOBase):
     def readinto(self, buffer: Any) -> Any:
         left = self._end - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"the answer was not whole after {self._seconds:g} s")
+            raise TimeoutError(f"the response was not complete after {self._seconds:g} s")
         self._connection.settimeout(left)
         try:
             return self._raw.readinto(buffer)
         except TimeoutError as error:
-            raise TimeoutError(f"the answer was not whole after {self._seconds:g} s") from error
+            raise TimeoutError(f"the response was not complete after {self._seconds:g} s") from error
 
     @override
     def close(self) -> None:
@@ -97,7 +97,7 @@ class _InTime(RawIOBase):
 class _Response(HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = BufferedReader(_InTime(self.fp.detach(), sock))
+        self.fp = BufferedReader(_Deadline(self.fp.detach(), sock))
 
 
 class _Connection(HTTPConnection):

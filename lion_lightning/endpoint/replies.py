@@ -1,4 +1,4 @@
-"""Reading what a server said, which may be anything: a value that is not as it must be is one line that names it."""
+"""Typed access to a parsed response; a missing or wrong value is an error with its path."""
 
 from __future__ import annotations
 
@@ -10,68 +10,68 @@ from lion_lightning.printing import printable
 
 
 class ReplyError(ValueError):
-    """A server's reply cannot be used."""
+    """A server's response has another format."""
 
 
 class Reply:
-    """A part of a parsed reply.
+    """A value of a parsed response.
 
     Args:
-        value: What is there.
-        server: Who said it: address and route.
-        place: Where it stands in the reply, e.g. ``choices[0].text``; empty for the whole.
+        value: The value.
+        server: Address and route of the response.
+        path: Path of the value in the response, e.g. ``choices[0].text``; empty for the response itself.
     """
 
-    def __init__(self, value: Any, server: str, place: str = "") -> None:
-        self.value, self.server, self.place = value, server, place
+    def __init__(self, value: Any, server: str, path: str = "") -> None:
+        self.value, self.server, self.path = value, server, path
 
     def __getitem__(self, name: str) -> Reply:
-        """What an object has under a name; null where it has nothing there."""
-        inner = f"{self.place}.{name}" if self.place else name
+        """The value of a key of an object; null if it is missing."""
+        inner = f"{self.path}.{name}" if self.path else name
         return Reply(self._as("an object", lambda found: isinstance(found, dict)).get(name), self.server, inner)
 
     @property
     def absent(self) -> bool:
-        """Whether it is null, or was left out."""
+        """True if the value is null or missing."""
         return self.value is None
 
     def items(self, count: int | None = None) -> list[Reply]:
-        """The parts of a list.
+        """The items of a list.
 
         Args:
-            count: How many there must be; None for at least one.
+            count: Required number of items; None for at least one.
         """
         many = f"a list of {count}" if count is not None else "a list that is not empty"
         found = self._as(many, lambda value: isinstance(value, list) and (len(value) == count if count else value))
-        return [Reply(value, self.server, f"{self.place}[{number}]") for number, value in enumerate(found)]
+        return [Reply(value, self.server, f"{self.path}[{number}]") for number, value in enumerate(found)]
 
     def text(self) -> str:
-        """A text that can be written to a file: without halves of characters."""
-        return str(self._as("a text", _is_text))
+        """The value as a string without lone surrogates, which could not be written to a file."""
+        return str(self._as("a string", _is_text))
 
     def number(self) -> float:
-        """A finite number."""
+        """The value as a finite number."""
         return float(self._as("a finite number", _is_finite))
 
     def token_ids(self, vocabulary: int, most: int) -> tuple[int, ...]:
-        """Ids of tokens.
+        """The value as token ids.
 
         Args:
-            vocabulary: They are below this.
-            most: So many there may be.
+            vocabulary: Size of the vocabulary.
+            most: Maximum number of ids.
         """
         found = self._as(f"a list of at most {most} token ids", lambda ids: isinstance(ids, list) and len(ids) <= most)
         for number, one in enumerate(found):
             if type(one) is not int or not 0 <= one < vocabulary:
-                wrong = Reply(one, self.server, f"{self.place}[{number}]")
+                wrong = Reply(one, self.server, f"{self.path}[{number}]")
                 wrong._as(f"a token id from 0 to {vocabulary - 1}", lambda _: False)
         return tuple(found)
 
     def _as(self, what: str, fits: Callable[[Any], Any]) -> Any:
         if not fits(self.value):
             raise ReplyError(
-                f"{self.server}: {self.place or 'the reply'} is {_described(self.value)}, and must be {what}; "
-                "use a server that speaks OpenAI's protocol"
+                f"{self.server}: {self.path or 'the response'} is {_described(self.value)}, and must be {what}; "
+                "use an OpenAI-compatible server"
             )
         return self.value
 
@@ -83,12 +83,12 @@ def _is_text(value: Any) -> bool:
 def _is_finite(value: Any) -> bool:
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # a very large integer
         return False
 
 
 def _described(value: Any) -> str:
-    """What is there, shortened; a list by its length and what in it may be odd."""
+    """A short description of a value; of a list its length and first items."""
     if value is None:
         return "null or missing"
     if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""Signals, locks, threads and limited child processes."""
+"""Processes of this package: start, stop signals, locks, threads, and limited child processes."""

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that any death of its holder releases."""
+"""A lock on a folder, for one run at a time; it is released however the process ends."""
 
 from __future__ import annotations
 
@@ -20,40 +20,39 @@ NAME = ".lock"
 
 
 class FolderLock:
-    """Keeps a second process from working in a folder.
+    """An exclusive lock on a folder.
 
-    The system holds the lock (``flock``) as long as a process has the file open, so a killed one leaves none behind.
-    The file stays: it says who holds the lock, or held it last.
+    The system holds the lock (``flock``) while a process has the lock file open, so a killed process leaves no lock.
+    The file itself stays, with the current or last holder.
 
     Args:
-        folder: The folder; made if needed.
-        what: What works there, for the message of who comes second.
-        instead: What the second one is to give in place of the folder.
+        folder: The folder; created if needed.
+        command: Command that uses the folder, for the error message.
+        setting: Setting of the folder, for the error message.
     """
 
-    def __init__(self, folder: Path, what: str, instead: str) -> None:
-        self.folder, self.what, self.instead = folder, what, instead
+    def __init__(self, folder: Path, command: str, setting: str) -> None:
+        self.folder, self.command, self.setting = folder, command, setting
         self._file: IO[str] | None = None
 
     def acquire(self, patience: float = 0.0) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Args:
-            patience: Seconds to wait for the children of a holder that is dead itself: they stop when they notice.
+            patience: Seconds to wait for child processes of a dead holder, which are about to stop.
 
         Raises:
-            ValueError: Another process holds it; the message says which.
+            ValueError: Another process holds the lock; the message names it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = open(self.folder / NAME, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the lock is held)
+        file = open(self.folder / NAME, "a+", encoding="utf-8")  # noqa: SIM115 (open while the lock is held)
         until = time.monotonic() + patience
         while not _locked(file, self.folder):
             holder = _holder(self.folder)
             if _alive(holder) or time.monotonic() > until:
                 file.close()
-                raise ValueError(
-                    f"{self.folder}: {_who(self.what, holder)}; wait for it, stop it, or give {self.instead}"
-                )
+                cause = _description(self.command, holder)
+                raise ValueError(f"{self.folder}: {cause}; wait for it, stop it, or give another {self.setting}")
             time.sleep(0.1)
         self._file = file
         file.truncate(0)
@@ -63,7 +62,7 @@ class FolderLock:
 
     @contextmanager
     def held(self, patience: float = 0.0) -> Iterator[None]:
-        """Hold the lock for a while; see :meth:`acquire`."""
+        """Hold the lock in a ``with`` block; see :meth:`acquire`."""
         self.acquire(patience)
         try:
             yield
@@ -72,11 +71,11 @@ class FolderLock:
 
     @property
     def inherited(self) -> tuple[int, ...]:
-        """File descriptors that keep the lock in a child process, which then holds it too."""
+        """File descriptors to pass to a child process that shall hold the lock, too."""
         return () if self._file is None else (self._file.fileno(),)
 
     def release(self) -> None:
-        """Let others work there."""
+        """Release the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -88,7 +87,7 @@ def _locked(file: IO[str], folder: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s): let no other run write to it meanwhile.", folder, error.strerror)
+        log.warning("%s cannot be locked (%s): make sure that no other run writes to it.", folder, error.strerror)
     return True
 
 
@@ -101,7 +100,7 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 
 def _alive(holder: dict[str, Any]) -> bool:
-    """Whether the process is there; one on another machine is taken to be."""
+    """Return whether the process runs; assumed for another machine."""
     pid = holder.get("pid")
     if holder.get("host") != socket.gethostname() or not isinstance(pid, int):
         return True
@@ -114,8 +113,8 @@ def _alive(holder: dict[str, Any]) -> bool:
     return True
 
 
-def _who(what: str, holder: dict[str, Any]) -> str:
-    place = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+def _description(command: str, holder: dict[str, Any]) -> str:
+    process = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
     if not _alive(holder):
-        return f"a process that {what} ({place}) started is still at work there"
-    return f"{what} is at work there ({place})"
+        return f"a child process of {command} ({process}) still uses this folder"
+    return f"{command} is using this folder ({process})"

@@ -1,4 +1,4 @@
-"""Stop signals: each has its exit code, and none cuts an optimizer step in two."""
+"""Stop signals: exit codes, and no interruption within an optimizer step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from types import FrameType
 from typing import Any
 
 REPEAT_SECONDS = 1.0
-"""Signals that follow the first one sooner are the same stop: Ctrl-C reaches a stage from the terminal, and again from
-the `lion run` that passes it on."""
+"""Signals within this time of the first are one stop: Ctrl-C reaches a stage from the terminal and from `lion run`."""
 
 
 class Stopped(SystemExit):
-    """The process was told to stop; its exit code is 128 plus the signal's number, as a shell has it.
+    """A stop signal was received; the exit code is 128 plus its number, as in shells.
 
     Args:
         signum: The signal.
@@ -29,16 +28,16 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """What this process does when it is told to stop.
+    """Handler of stop signals: raises :class:`Stopped` at once, but within a training step at its end.
 
-    It leaves what it is doing at once, by an exception that cleans up on its way. Within a training step it waits: a
-    checkpoint that an exception's handler saves must not hold half a step. A second signal doesn't wait for the step.
+    An exception within a step could be followed by a checkpoint of half a step. A second signal does not wait for the
+    end of the step.
 
     Attributes:
-        signum: The first signal that came; None for none.
-        in_step: Whether a training step is under way, whose trainer looks for a stop at the end of the step.
-        told_by_parent: Whether this is a rank that another one started, which tells the exit code for both; that one
-            takes any code but 0 for a crash, and kills the other ranks while they still save.
+        signum: The first signal received; None for none.
+        in_step: True during a training step; the trainer checks for signals at its end.
+        told_by_parent: True in ranks that rank 0 started. They exit with 0, since Lightning takes any other code for a
+            crash and kills the remaining ranks while they save.
     """
 
     def __init__(self) -> None:
@@ -48,9 +47,9 @@ class StopSignals:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGHUP; a signal that is ignored (`nohup`) or handled by somebody else stays so.
+        """Handle SIGTERM and SIGHUP in a ``with`` block; ignored signals (`nohup`) and other handlers stay.
 
-        Ctrl-C is a KeyboardInterrupt here, also in a process that :func:`default_interrupts` was called in.
+        Ctrl-C raises KeyboardInterrupt, also after :func:`default_interrupts`.
         """
         if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == self.handle:
             yield
@@ -59,26 +58,26 @@ class StopSignals:
         interrupt: Any = signal.default_int_handler
         handlers = {signal.SIGTERM: self.handle, signal.SIGHUP: self.as_sigterm, signal.SIGINT: interrupt}
         free = {each: handler for each, handler in handlers.items() if signal.getsignal(each) == signal.SIG_DFL}
-        with _lost_in_silence(), self._handling(free):
+        with _silent_in_del(), self._handling(free):
             yield
 
     @contextmanager
     def handle_interrupts(self) -> Iterator[None]:
-        """Handle Ctrl-C in the same way; elsewhere it stays a KeyboardInterrupt, which a chat can catch."""
+        """Handle Ctrl-C like SIGTERM in a ``with`` block; otherwise it is a KeyboardInterrupt, e.g. in `lion chat`."""
         free = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ours = free and threading.current_thread() is threading.main_thread()
         with self._handling({signal.SIGINT: self.as_sigterm} if ours else {}):
             yield
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Stop now, or leave it to the step's end.
+        """Raise :class:`Stopped`, or leave that to the end of the training step.
 
         Args:
             signum: The signal.
-            frame: Where it came; not used.
+            frame: The interrupted frame; not used.
 
         Raises:
-            Stopped: Now.
+            Stopped: Outside of a training step, or for a second signal.
         """
         now, first = time.monotonic(), self._since is None
         self.signum = self.signum or signum
@@ -88,20 +87,20 @@ class StopSignals:
         raise Stopped(self.signum)
 
     def raise_if_swallowed(self) -> None:
-        """Stop now, where the exception of an earlier signal came to nothing: ``__del__`` and some imports swallow any.
+        """Raise :class:`Stopped` again if the first one was lost: ``__del__`` and some imports swallow exceptions.
 
         Raises:
-            Stopped: No step is under way, so the signal has been raised, and yet the process goes on.
+            Stopped: A signal was received outside of a training step.
         """
         if self.signum is not None and not self.in_step:
             raise Stopped(self.signum)
 
     def as_sigterm(self, signum: int, frame: FrameType | None) -> None:
-        """Do what SIGTERM does, whose handler a Trainer extends, but with this signal's exit code.
+        """Call the handler of SIGTERM, which a Trainer extends, but keep this signal's exit code.
 
         Args:
             signum: The signal.
-            frame: Where it came.
+            frame: The interrupted frame.
         """
         self.signum = self.signum or signum
         handler: Any = signal.getsignal(signal.SIGTERM)
@@ -118,28 +117,28 @@ class StopSignals:
 
 
 STOP = StopSignals()
-"""Of this process: signals have one handler."""
+"""The handler of this process."""
 
 
 def default_interrupts() -> None:
-    """Let Ctrl-C end this process without a traceback while no command runs: as it starts, and as it ends."""
+    """Let Ctrl-C end the process without a traceback while no command runs: during startup and at exit."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
 def delayed_signals() -> Iterator[None]:
-    """Let signals wait for the end of a block, in which an exception would end the process by an abort.
+    """Delay signals to the end of a ``with`` block in which an exception would abort the process.
 
-    C++ code that calls Python back may do so in a destructor: ``torch.save`` writes the end of a file there if it was
-    cut short, and what is raised then, even that the file is closed, is ``std::terminate``.
+    C++ code may call Python in a destructor, where an exception is ``std::terminate``: ``torch.save`` does so to finish
+    its file after an interruption.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals are handled in that one alone
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
     came: list[int] = []
     try:
-        with ExitStack() as handlers:  # gives all of them back, even if a signal raises meanwhile
+        with ExitStack() as handlers:  # restores all of them, even if a signal raises
             for each in signal.valid_signals():
                 if callable(handler := signal.getsignal(each)):
                     handlers.callback(signal.signal, each, handler)
@@ -151,15 +150,15 @@ def delayed_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _lost_in_silence() -> Iterator[None]:
-    """Print nothing of a stop that came within a ``__del__``, where Python tells of any exception and drops it."""
+def _silent_in_del() -> Iterator[None]:
+    """Hide Python's message for a :class:`Stopped` in a ``__del__``."""
     before = sys.unraisablehook
 
-    def tell(lost: sys.UnraisableHookArgs) -> None:
+    def report(lost: sys.UnraisableHookArgs) -> None:
         if not isinstance(lost.exc_value, Stopped):
             before(lost)
 
-    sys.unraisablehook = tell
+    sys.unraisablehook = report
     try:
         yield
     finally:
@@ -167,13 +166,13 @@ def _lost_in_silence() -> Iterator[None]:
 
 
 def stop_code(error: BaseException) -> int | None:
-    """Exit code of a process that a signal has stopped; None where no signal is the cause.
+    """Exit code of a process that was stopped by a signal; None for other errors.
 
     Args:
-        error: What ended the command. After a signal that may be anything: workers are stopped by the same signal, and
-            whoever waits for them fails.
+        error: The exception that ended the command. After a signal it may be any exception: the same signal stops
+            worker processes, and waiting for them fails.
     """
-    if isinstance(error, Stopped):  # of this process, or passed on from one that it waited for
+    if isinstance(error, Stopped):  # of this process, or of a child process
         return 128 + error.signum
     if STOP.signum is not None:
         return 128 + STOP.signum
@@ -184,5 +183,5 @@ def stop_code(error: BaseException) -> int | None:
 
 
 def _exit_after_interrupt(error: BaseException) -> bool:
-    """Lightning turns Ctrl-C into an exit with code 1."""
+    """Return whether this is the SystemExit that Lightning raises for Ctrl-C."""
     return isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)

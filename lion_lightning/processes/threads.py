@@ -1,4 +1,4 @@
-"""Calls in several threads, for which nobody who is stopped has to wait."""
+"""Parallel calls in threads that an interrupt does not have to wait for."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ Result = TypeVar("Result")
 
 
 def map_in_threads(call: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[tuple[int, Result]]:
-    """Results of a call for each item, with the item's place, as they come.
+    """Call a function for each item in several threads.
 
-    Who is interrupted meanwhile does not wait for the calls under way, as he would with a pool of threads: a server may
-    take minutes to answer, and whoever stops this process does not wait that long.
+    Unlike with a thread pool, an interrupt does not wait for running calls: a server may take minutes to respond.
 
     Args:
-        call: Called in several threads.
+        call: The function.
         items: Its arguments.
-        threads: How many at once.
+        threads: Number of threads.
+
+    Yields:
+        Index and result of each item, as they are finished.
 
     Raises:
-        Exception: A call's own, of the first one that fails.
+        Exception: The exception of the first call that fails.
     """
     todo: SimpleQueue[tuple[int, Item]] = SimpleQueue()
     done: SimpleQueue[tuple[int, Result] | Exception] = SimpleQueue()
@@ -33,11 +35,11 @@ def map_in_threads(call: Callable[[Item], Result], items: Sequence[Item], thread
     def work() -> None:
         while True:
             try:
-                place, item = todo.get_nowait()
+                index, item = todo.get_nowait()
             except Empty:
                 return
             try:
-                done.put((place, call(item)))
+                done.put((index, call(item)))
             except Exception as error:
                 done.put(error)
 

@@ -147,13 +147,13 @@ class VLLMAdapterSync:
         try:
             if name not in known:
                 body = {"lora_name": name, "lora_path": f"{self.seen_as}/{name}"}
-                endpoint.tell("/v1/load_lora_adapter", body)
+                endpoint.post_only("/v1/load_lora_adapter", body)
         except ValueError as error:
             raise ValueError(
                 f"{error}; start the vLLM server from the policy's base model, with --enable-lora, --max-lora-rank of "
                 f"at least {rank} and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, on a machine that can read {self.seen_as}"
             ) from error
         if self._served in known - {name}:
-            endpoint.tell("/v1/unload_lora_adapter", {"lora_name": self._served})
+            endpoint.post_only("/v1/unload_lora_adapter", {"lora_name": self._served})
         if self._served not in (None, name):
             shutil.rmtree(Path(self.folder, str(self._served)), ignore_errors=True)

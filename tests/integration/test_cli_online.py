@@ -127,7 +127,7 @@ BAD: list[tuple[str, Change, str]] = [
                 }
             )
         ],
-        "http://127.0.0.1:9: no answer after 2 tries",
+        "http://127.0.0.1:9: no response after 2 attempts",
     ),
     ("one sample", lambda: [config(num_samples=1)], "num_samples is 1; a pair needs at least 2"),
 ]

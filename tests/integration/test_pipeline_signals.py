@@ -101,7 +101,7 @@ def test_a_run_that_is_stopped_stops_its_stage_and_goes_on_with_it(folder: Path)
         [sys.executable, "-m", "lion_lightning", "run", "pipeline.yaml"], capture_output=True, text=True, check=False
     )
     assert second.returncode == 2
-    assert second.stderr.startswith(f"lion: error: runs: `lion run` is at work there (process {process.pid} on ")
+    assert second.stderr.startswith(f"lion: error: runs: `lion run` is using this folder (process {process.pid} on ")
     assert len(second.stderr.splitlines()) == 1
     (stage,) = stages_of(process.pid)
     os.kill(stage, signal.SIGTERM)  # of a stage alone: the run says so, and begins no other

@@ -41,7 +41,7 @@ def test_secrets_in_text_are_hidden(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "http://127.0.0.1:8000: no answer after 3 tries",
+        "http://127.0.0.1:8000: no response after 3 attempts",
         "see https://medium.com/@ann/post",
         "api_key_env: the environment variable OPENAI_API_KEY is not set",
         "write to ann@example.org or to mailto:ann@example.org",

@@ -93,7 +93,7 @@ def test_a_pipeline_writes_no_stage_with_a_secret(tmp_path: Path) -> None:
     config = online(tmp_path, {"url": f"http://ann:{SECRET}@127.0.0.1:9"})
     plan = tmp_path / "plan.yaml"
     plan.write_text(yaml.safe_dump({"out": str(tmp_path / "out"), "stages": {"online": {"config": str(config)}}}))
-    with pytest.raises(ValueError, match=r"c\.yaml: trainer\.callbacks\[0\].*url: there is a user name") as error:
+    with pytest.raises(ValueError, match=r"c\.yaml: trainer\.callbacks\[0\].*url: a URL with a user name") as error:
         read_plan(plan)
     assert SECRET not in str(error.value)
     assert not (tmp_path / "out").exists()

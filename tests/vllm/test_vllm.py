@@ -186,5 +186,5 @@ def test_a_real_server_is_pushed_to_probed_and_missed(tmp_path: Path) -> None:
             assert [len(row) for row in answers] == [4, 4, 4]
             assert all(answer.token_ids for row in answers for answer in row)
             move(served)
-    with pytest.raises(ConnectionError, match=r"no answer after 3 tries .*start the server"):
+    with pytest.raises(ConnectionError, match=r"no response after 3 attempts .*start the server"):
         sampler.sample(PROMPTS, 1, seed=2)

@@ -49,7 +49,7 @@ class Runner:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._folder = FolderLock(plan.out, "`lion run`", "another `out`")
+        self._folder = FolderLock(plan.out, "`lion run`", "`out`")
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._parallel = min(plan.workers, len(plan.chains))
         self._status = Status()

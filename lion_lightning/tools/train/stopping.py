@@ -122,7 +122,7 @@ class FolderInUse(Callback):
         self._release()
 
     def _taken(self, trainer: Trainer) -> str | None:
-        lock = FolderLock(Path(trainer.default_root_dir), "`lion fit`", "another trainer.default_root_dir")
+        lock = FolderLock(Path(trainer.default_root_dir), "`lion fit`", "trainer.default_root_dir")
         try:
             lock.acquire()
         except ValueError as error:

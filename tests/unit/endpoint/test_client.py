@@ -77,7 +77,14 @@ def test_a_key_that_ends_in_a_newline_is_sent_without_it(keyed: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [("", "empty"), ("\n", "empty"), ("a b", "no key"), ("k\x00", "no key"), ("schlüssel", "no key")]
+    ("value", "said"),
+    [
+        ("", "empty"),
+        ("\n", "empty"),
+        ("a b", "does not hold a key"),
+        ("k\x00", "does not hold a key"),
+        ("schlüssel", "does not hold a key"),
+    ],
 )
 def test_what_can_be_no_key_is_refused_without_showing_it(
     value: str, said: str, monkeypatch: pytest.MonkeyPatch
@@ -126,7 +133,7 @@ def test_a_key_in_an_answer_is_hidden_from_what_is_made_of_it(keyed: dict[str, A
 
 @pytest.mark.parametrize("name", ["", "sk-abc def", "hf_abcDEF123", "Bearer x", 3])
 def test_a_key_in_place_of_a_variable_s_name_is_not_shown(name: Any) -> None:
-    with pytest.raises(ValueError, match="no name of an environment variable") as error:
+    with pytest.raises(ValueError, match="is not the name of an environment variable") as error:
         Endpoint("http://127.0.0.1:9", api_key_env=name)
     assert not name or str(name) not in str(error.value)
 
@@ -159,7 +166,7 @@ def test_an_address_with_a_secret_is_refused_without_showing_it(url: str) -> Non
     ["http://", "http://host:port", "http://host:0", "http://h\nX: y", "http://hö.st", "http://a b", "file:///x", 3],
 )
 def test_what_is_no_address_is_refused_at_once(url: Any) -> None:
-    with pytest.raises(ValueError, match="is no address; give one such as http"):
+    with pytest.raises(ValueError, match="is not an address; give one such as http"):
         Endpoint(url)
 
 
@@ -169,7 +176,7 @@ def test_a_redirect_is_not_followed_but_named(status: str, keyed: dict[str, Any]
         there = f"Location: {elsewhere}/v1?token=hunter2\r\n"
         with (
             speaking(saying(whole(b"", status, there))) as (url, _),
-            pytest.raises(ValueError, match=f"{url} refuses .*sends on to {elsewhere}/v1.*put its address") as error,
+            pytest.raises(ValueError, match=f"{url} refuses .*redirects to {elsewhere}/v1.*use it as `url`") as error,
         ):
             Endpoint(url, **keyed).get("/v1/models")
     assert asked == []
@@ -213,7 +220,7 @@ def test_settings_out_of_their_range_are_refused_by_name(wrong: dict[str, Any]) 
 
 
 def test_an_unknown_setting_is_named_without_its_value() -> None:
-    with pytest.raises(ValueError, match=r"no setting 'api_key'; it takes api_key_env") as error:
+    with pytest.raises(ValueError, match=r"unknown argument 'api_key'; known are api_key_env") as error:
         RubricLLMJudge("http://127.0.0.1:9", "m", endpoint={"api_key": "hunter2"})
     assert "hunter2" not in str(error.value)
     with pytest.raises(ValueError, match=r"^retries is -1"):
@@ -249,11 +256,11 @@ def test_an_answer_that_drips_for_ever_ends_with_the_timeout(start: bytes) -> No
     ):
         Endpoint(url, retries=0, timeout=0.4).get("/x")
     assert time.monotonic() - started < 5
-    assert b"400" in start or "the answer was not whole after 0.4 s" in str(error.value)
+    assert b"400" in start or "the response was not complete after 0.4 s" in str(error.value)
 
 
 def test_a_huge_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(transfer, "MAX_BYTES", 2**20)
     endless = b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 2**23
     with speaking(saying(endless)) as (url, _), pytest.raises(ConnectionError, match=f"{url}: .*more than 1 MiB"):
         Endpoint(url, retries=0).get("/x")
@@ -262,10 +269,10 @@ def test_a_huge_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (whole(b"<html>hello</html>"), "no JSON that can be read, it begins with '<html>hello"),
-        (whole(b"[" * 100_000), "no JSON that can be read, it begins with"),
-        (whole(b"9" * 10_000), "no JSON that can be read, it begins with"),
-        (whole(b"\xff\xfe\x00"), "no JSON that can be read"),
+        (whole(b"<html>hello</html>"), "the response is not JSON; it starts with '<html>hello"),
+        (whole(b"[" * 100_000), "the response is not JSON; it starts with"),
+        (whole(b"9" * 10_000), "the response is not JSON; it starts with"),
+        (whole(b"\xff\xfe\x00"), "the response is not JSON"),
         (whole(b"\x1b]0;owned\x07"), r"begins with '\\x1b\]0;owned"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}", "IncompleteRead"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "IncompleteRead"),

@@ -168,13 +168,13 @@ def test_no_reply_takes_long_to_read(reply: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reply", "why"),
     [
-        (None, "the reply is null"),
-        ([], "the reply is a list of 0"),
+        (None, "the response is null"),
+        ([], "the response is a list of 0"),
         ({"choices": []}, "choices is a list of 0"),
         ({"choices": None}, "choices is null"),
         ({"choices": [{}]}, r"choices\[0\]\.message is null"),
         ({"choices": [{"message": "Rating: 9"}]}, r"choices\[0\]\.message is 'Rating: 9', and must be an object"),
-        ({"choices": [{"message": {"content": 9}}]}, r"choices\[0\]\.message\.content is 9, and must be a text"),
+        ({"choices": [{"message": {"content": 9}}]}, r"choices\[0\]\.message\.content is 9, and must be a string"),
         ({"choices": [{"message": {"content": ["Rating: 9"]}}]}, r"message\.content is a list of 1"),
         ({"choices": [{"message": {"content": "\ud83d"}}]}, r"message\.content is '\\ud83d'"),
     ],

@@ -409,7 +409,7 @@ def test_replies_that_were_there_are_kept_when_the_server_goes(tmp_path: Path) -
     texts = [str(number) for number in range(8)]
     with serving(reply) as url:
         judge = RubricLLMJudge(url, "m", cache_dir=tmp_path, endpoint=quick)
-        with pytest.raises(ConnectionError, match=r"no answer after 2 tries in .* \(503"):
+        with pytest.raises(ConnectionError, match=r"no response after 2 attempts in .* \(503"):
             judge.score([asked()], [texts])
         assert judge.score([asked()], [texts[:4]]) == [[5.0] * 4]
     assert all(calls.count(question) == 1 for question in calls[:4])

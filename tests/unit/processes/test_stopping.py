@@ -371,9 +371,11 @@ def test_lightnings_note_of_a_sigterm_is_where_it_was_seen() -> None:
 
 
 def test_a_second_run_in_a_folder_is_refused_by_name(tmp_path: Path) -> None:
-    first, second = (FolderLock(tmp_path, "`lion run`", "another `out`") for _ in range(2))
+    first, second = (FolderLock(tmp_path, "`lion run`", "`out`") for _ in range(2))
     first.acquire()
-    with pytest.raises(ValueError, match=rf"`lion run` is at work there \(process {os.getpid()} on .*another `out`"):
+    with pytest.raises(
+        ValueError, match=rf"`lion run` is using this folder \(process {os.getpid()} on .*another `out`"
+    ):
         second.acquire()
     first.release()
     second.acquire()
@@ -386,7 +388,7 @@ def test_a_lock_is_free_when_its_holder_has_died_whatever_it_left(tmp_path: Path
         "FolderLock(Path(sys.argv[1]), 'a', 'b').acquire(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
-    lock = FolderLock(tmp_path, "`lion run`", "another `out`")
+    lock = FolderLock(tmp_path, "`lion run`", "`out`")
     lock.acquire()
     assert f'"pid": {os.getpid()}' in (tmp_path / NAME).read_text()
     lock.release()
@@ -395,18 +397,18 @@ def test_a_lock_is_free_when_its_holder_has_died_whatever_it_left(tmp_path: Path
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"pid": "x"}', "\x00\xff"])
 def test_a_lock_file_that_holds_anything_else_does_no_harm(tmp_path: Path, content: str) -> None:
     (tmp_path / NAME).write_text(content)
-    held = FolderLock(tmp_path, "`lion run`", "another `out`")
+    held = FolderLock(tmp_path, "`lion run`", "`out`")
     held.acquire()
     (tmp_path / NAME).write_text(content)
-    with pytest.raises(ValueError, match="is at work there"):
-        FolderLock(tmp_path, "`lion run`", "another `out`").acquire()
+    with pytest.raises(ValueError, match="is using this folder"):
+        FolderLock(tmp_path, "`lion run`", "`out`").acquire()
     held.release()
 
 
 def test_two_fits_do_not_train_in_one_folder(tmp_path: Path) -> None:
-    held = FolderLock(tmp_path, "`lion fit`", "another `out`")
+    held = FolderLock(tmp_path, "`lion fit`", "`out`")
     held.acquire()
-    with pytest.raises(MisconfigurationException, match="is at work there"):
+    with pytest.raises(MisconfigurationException, match="is using this folder"):
         fit(tmp_path, FolderInUse())
     held.release()
     fit(tmp_path, FolderInUse(), max_epochs=1)

@@ -135,7 +135,7 @@ def test_failures_are_retried_and_then_named_with_their_number() -> None:
         assert Endpoint(url, retries=2, backoff=0.01).post("/x") == {"ok": True}
         assert len(calls) == 3
         calls.clear()
-        with pytest.raises(ConnectionError, match=r"no answer after 2 tries in 0 s \(503"):
+        with pytest.raises(ConnectionError, match=r"no response after 2 attempts in 0 s \(503"):
             Endpoint(url, retries=1, backoff=0.01).post("/x")
 
 
@@ -164,7 +164,7 @@ def test_the_key_is_sent_and_a_missing_one_is_named(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", ""])
 def test_an_address_without_a_scheme_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not an address"):
         Endpoint(url)
 
 
@@ -312,7 +312,7 @@ def test_too_few_answers_are_named() -> None:
 
 def test_an_unreachable_server_is_one_clear_error() -> None:
     with pytest.raises(
-        ConnectionError, match=r"http://127.0.0.1:9: no answer after 3 tries .*start the server or correct"
+        ConnectionError, match=r"http://127.0.0.1:9: no response after 3 attempts .*start the server or correct"
     ):
         ServerSampler("http://127.0.0.1:9", retries=2, backoff=0.01).open(Policy())
 
@@ -334,23 +334,23 @@ def test_an_empty_stop_text_would_end_every_answer_at_once() -> None:
 
 
 ODD_COMPLETIONS: list[tuple[Any, str]] = [
-    (None, "the reply is null or missing, and must be an object"),
-    ([], r"the reply is a list of 0 .*, and must be an object"),
-    ([1, 2], r"the reply is a list of 2 \(\[1, 2\]\), and must be an object"),
-    ("done", "the reply is 'done', and must be an object"),
+    (None, "the response is null or missing, and must be an object"),
+    ([], r"the response is a list of 0 .*, and must be an object"),
+    ([1, 2], r"the response is a list of 2 \(\[1, 2\]\), and must be an object"),
+    ("done", "the response is 'done', and must be an object"),
     ({}, "choices is null or missing, and must be a list"),
     ({"choices": None}, "choices is null or missing, and must be a list"),
     ({"choices": {"0": "x"}}, "choices is an object with '0', and must be a list"),
     ({"choices": [None]}, r"choices\[0\] is null or missing, and must be an object"),
     ({"choices": ["x"]}, r"choices\[0\] is 'x', and must be an object"),
-    ({"choices": [{}]}, r"choices\[0\]\.text is null or missing, and must be a text"),
+    ({"choices": [{}]}, r"choices\[0\]\.text is null or missing, and must be a string"),
     ({"choices": [{"text": None}]}, r"choices\[0\]\.text is null or missing"),
     ({"choices": [{"text": ["x"]}]}, r"choices\[0\]\.text is a list of 1"),
-    ({"choices": [{"text": "half \ud83d"}]}, r"choices\[0\]\.text is 'half \\ud83d', and must be a text"),
+    ({"choices": [{"text": "half \ud83d"}]}, r"choices\[0\]\.text is 'half \\ud83d', and must be a string"),
     ({"choices": [{"text": "x"}]}, r"choices\[0\]\.finish_reason is null or missing"),
     (
         {"choices": [{"text": "\x1b[2J" * 30, "finish_reason": 3}]},
-        r"choices\[0\]\.finish_reason is 3, and must be a text",
+        r"choices\[0\]\.finish_reason is 3, and must be a string",
     ),
 ]
 

@@ -13,7 +13,7 @@ from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import Encoder
-from lion_lightning.readiness import SHOWN, require_ready
+from lion_lightning.readiness import NUM_PROMPTS, require_ready
 from lion_lightning.rollouts.plan import require_on_policy
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.types import Prompt
@@ -98,6 +98,6 @@ def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> Non
 
 
 def _shown(pool: PromptPool, parts: Sequence[Any]) -> list[Prompt]:
-    prompts = [asked.prompt for asked in pool.take(range(min(SHOWN, len(pool))))]
+    prompts = [asked.prompt for asked in pool.take(range(min(NUM_PROMPTS, len(pool))))]
     require_ready(parts, prompts)
     return prompts
