@@ -273,7 +273,7 @@ def test_a_huge_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -
         (whole(b"[" * 100_000), "the response is not JSON; it starts with"),
         (whole(b"9" * 10_000), "the response is not JSON; it starts with"),
         (whole(b"\xff\xfe\x00"), "the response is not JSON"),
-        (whole(b"\x1b]0;owned\x07"), r"begins with '\\x1b\]0;owned"),
+        (whole(b"\x1b]0;owned\x07"), r"starts with '\\x1b\]0;owned"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}", "IncompleteRead"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "IncompleteRead"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "IncompleteRead"),
