@@ -19,12 +19,12 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 def check_same_on_all_ranks(ranks: Ranks, part: str, settings: Mapping[str, Any]) -> None:
-    """Compare settings over all ranks.
+    """Compare settings over all ranks; different ones would end in a hang.
 
     Args:
         ranks: All ranks must call this together; a single process compares nothing.
-        part: What the settings are of, e.g. ``model``: it begins their names in the message.
-        settings: Any objects by name; of objects, what :func:`flat` says counts.
+        part: Prefix of the names in the message, e.g. ``model``.
+        settings: Any objects by name; see :func:`flat`.
 
     Raises:
         ValueError: On every rank, if they differ.
@@ -44,13 +44,13 @@ def check_same_on_all_ranks(ranks: Ranks, part: str, settings: Mapping[str, Any]
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Names and plain values within a value, as a config would have them.
+    """Dotted names and plain values of a value, as in a config.
 
-    Of an object that is what it is (``class_path``), the arguments of its constructor that it keeps under their names,
-    and specs that it holds; not what it has come to since. Models are left out, and what is named like a secret.
+    Of an object: its class (``class_path``), constructor arguments that it keeps as attributes of the same name, and
+    specs that it holds. Models are skipped, and names that look like secrets.
 
     Args:
-        name: Begins the names.
+        name: Prefix of the names.
         value: Any object.
     """
     if isinstance(value, PLAIN):
@@ -77,7 +77,7 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _arguments(value: Any) -> dict[str, Any]:
-    """The arguments of an object's constructors that it keeps, and its specs."""
+    """Constructor arguments that an object keeps as attributes, and its specs."""
     known = dict(vars(value)) if hasattr(value, "__dict__") else {}
     kept = {name: getattr(value, name) for name in sorted(argument_names(type(value))) if hasattr(value, name)}
     specs = {name: part for name, part in known.items() if is_dataclass(part) and not isinstance(part, type)}
@@ -85,17 +85,13 @@ def _arguments(value: Any) -> dict[str, Any]:
 
 
 def argument_names(kind: type) -> set[str]:
-    """Names of the arguments of a class's constructor, and of those that it may pass others on to.
-
-    Args:
-        kind: The class.
-    """
+    """Names of the arguments of a class's constructor and of its base classes'."""
     made = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one)]
     return {name for one in made if inspect.isfunction(one) for name in signature(one).parameters} - {"self"}
 
 
 def _is_model(value: Any) -> bool:
-    """Whether a part is a network rather than a setting: a module with parts of its own that learn."""
+    """True for a network, rather than a setting with a few parameters."""
     return isinstance(value, nn.Module) and len(list(islice(value.parameters(), 9))) > 8
 
 

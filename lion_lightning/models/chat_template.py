@@ -68,11 +68,7 @@ class ChatTemplate:
         return self._rendered([self._spelled(turn) for turn in turns], tools, variables, prompt, marked)
 
     def reads(self, key: str) -> bool:
-        """Whether the template reads a key of messages, or of something else.
-
-        Args:
-            key: Its name.
-        """
+        """Whether the template reads a key of messages, or of something else."""
         return _reads(self.text, key)
 
     @cached_property

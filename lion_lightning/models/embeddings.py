@@ -34,21 +34,13 @@ def output_head(model: PreTrainedModel) -> Any:
 
 
 def still_tied(model: PreTrainedModel) -> bool:
-    """True if embedding and head are still one weight: peft may train a copy of either.
-
-    Args:
-        model: A model whose config ties them.
-    """
+    """True if embedding and head are still one weight: peft may train a copy of either."""
     tables: list[Any] = [model.get_input_embeddings(), output_head(model)]
     return not any(hasattr(table, "modules_to_save") for table in tables) or tables[0].weight is tables[1].weight
 
 
 def untied(model: PreTrainedModel) -> bool:
-    """True if the files hold two different weights for embedding and head although the config ties them.
-
-    Args:
-        model: As loaded by transformers.
-    """
+    """True if the files hold two different weights for embedding and head although the config ties them."""
     ties = bool(model.config.get_text_config().tie_word_embeddings) and bool(model._tied_weights_keys)
     return ties and len(token_embeddings(model)) > 1
 
@@ -124,11 +116,7 @@ def set_to_mean(weight: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def new_token_ids(spec: TokenizerSpec) -> list[int]:
-    """Ids of the special tokens that a spec adds to its tokenizer, which the base model was not trained on.
-
-    Args:
-        spec: The tokenizer.
-    """
+    """Ids of the special tokens that a spec adds to its tokenizer, which the base model was not trained on."""
     if not spec.special_tokens:
         return []
     known = replace(spec, chat_template=None, special_tokens=(), eos_token=None).load().get_vocab()

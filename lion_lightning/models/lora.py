@@ -121,11 +121,7 @@ def _require_match(pattern: str, layers: list[str]) -> None:
 
 
 def adapter_weights(model: PeftModel) -> Mapping[str, Tensor]:
-    """The trained weights by their names in PEFT's files; sharded ones stay sharded.
-
-    Args:
-        model: A model with adapters.
-    """
+    """The trained weights by their names in PEFT's files; sharded ones stay sharded."""
     from peft import get_peft_model_state_dict
 
     weights: dict[str, Tensor] = get_peft_model_state_dict(

@@ -133,9 +133,6 @@ def refuse_adapters(source: str, revision: str | None) -> None:
 def require_safetensors(folder: Path) -> None:
     """Require safetensors weights in a folder; anything else is taken for a hub id.
 
-    Args:
-        folder: Folder of a model.
-
     Raises:
         ValueError: It has none, or its index names a file outside of it.
     """
@@ -149,9 +146,6 @@ def require_safetensors(folder: Path) -> None:
 
 def weight_files(index: Path) -> dict[str, str]:
     """File name of each tensor.
-
-    Args:
-        index: A model's ``model.safetensors.index.json``.
 
     Raises:
         ValueError: It is malformed, or names a file outside of its folder.

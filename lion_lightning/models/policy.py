@@ -157,7 +157,10 @@ class PolicyModel(nn.Module):
                     "%s cannot run packed rows; every sequence runs alone in a padded batch, which is slower.", name
                 )
                 self.packed = False
-                self.causal_lm.set_attn_implementation(_native_attention(self.causal_lm))
+                config = self.causal_lm.config.get_text_config()
+                softcapped = getattr(config, "attn_logit_softcapping", None) is not None  # SDPA has no soft cap
+                native = "sdpa" if self.causal_lm._supports_sdpa and not softcapped else "eager"
+                self.causal_lm.set_attn_implementation(native)
         finally:
             self.train(training)
 
@@ -201,21 +204,13 @@ class PolicyModel(nn.Module):
 
 
 def position_limit(config: Any) -> int | None:
-    """Maximum sequence length of a model; None if it has no limit.
-
-    Args:
-        config: A transformers config.
-    """
+    """Maximum sequence length of a model; None if it has no limit."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
 
 
 def logit_transform(config: Any) -> LogitTransform:
-    """Post-processing of the head's output: scale and soft cap.
-
-    Args:
-        config: A transformers config.
-    """
+    """Post-processing of the head's output: scale and soft cap."""
     config = config.get_text_config()
     multiply = getattr(config, "logit_scale", None)
     divide = getattr(config, "logits_scaling", None)
@@ -224,21 +219,12 @@ def logit_transform(config: Any) -> LogitTransform:
 
 
 def without_dropout(config: Any) -> Any:
-    """Set every dropout probability of a config to zero, in place: with dropout, policy and equal reference differ.
-
-    Args:
-        config: A transformers config.
-    """
+    """Set every dropout probability of a config to zero, in place: with dropout, policy and equal reference differ."""
     settings: Mapping[str, Any] = config.to_dict()
     for name, value in settings.items():
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
-
-
-def _native_attention(model: PreTrainedModel) -> str:
-    softcapped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return "sdpa" if model._supports_sdpa and not softcapped else "eager"
 
 
 def _probe_row(model: PreTrainedModel) -> tuple[Tensor, Tensor, RowLayout]:

@@ -78,9 +78,6 @@ def keep_layout(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking weights in evaluation mode, as it does on some CPUs.
 
     Repacking rounds the scales to bfloat16 for good: a reference pass would change the weights in the middle of a run.
-
-    Args:
-        model: A model that was loaded in 4 bits.
     """
     module: Any
     for module in model.modules():
@@ -89,31 +86,19 @@ def keep_layout(model: nn.Module) -> None:
 
 
 def product_dtype(config: Any) -> torch.dtype | None:
-    """Dtype of a quantized model's matrix products; None if it is not quantized.
-
-    Args:
-        config: A transformers config.
-    """
+    """Dtype of a quantized model's matrix products; None if it is not quantized."""
     return getattr(getattr(config, "quantization_config", None), "bnb_4bit_compute_dtype", None)
 
 
 def scales(tensor: Tensor) -> list[Tensor]:
-    """Scales of a 4-bit weight; none for any other.
-
-    Args:
-        tensor: A parameter.
-    """
+    """Scales of a 4-bit weight; none for any other."""
     state = getattr(tensor, "quant_state", None)
     nested = getattr(state, "state2", None)
     return [part.absmax for part in (state, nested) if part is not None]
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """True if a layer's weight is in 4 bits.
-
-    Args:
-        layer: Any module.
-    """
+    """True if a layer's weight is in 4 bits."""
     return hasattr(layer._parameters.get("weight"), "quant_state")  # peft's `weight` is computed, not a parameter
 
 

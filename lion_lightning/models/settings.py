@@ -95,11 +95,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def described(hint: Any) -> str:
-    """A type in words.
-
-    Args:
-        hint: The type.
-    """
+    """A type in words."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(map(described, parts))

@@ -1,4 +1,4 @@
-"""Which tokenizer to use, and with which chat template."""
+"""The tokenizer section of a config: tokenizer, chat template and special tokens."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ CHAT_TEMPLATES = ("chatml", "gemma", "llama3", "zephyr")
 
 @dataclass
 class TokenizerSpec:
-    """How to load a tokenizer; nothing is loaded before :meth:`load`.
+    """A tokenizer, its chat template and special tokens; :meth:`load` loads it.
 
     Attributes:
         path: Folder or hub id.
         chat_template: None for the tokenizer's own, a built-in name (one of :data:`CHAT_TEMPLATES`), the path of a
-            jinja file, or jinja itself.
-        special_tokens: Special tokens to add where the tokenizer lacks them. The model's embeddings grow with them.
-        eos_token: Token that ends a generation, in place of the tokenizer's own; it must be in the vocabulary or in
-            ``special_tokens``.
+            Jinja file, or Jinja text.
+        special_tokens: Special tokens to add if the tokenizer lacks them; the model's embeddings grow with them.
+        eos_token: EOS token instead of the tokenizer's own; it must be in the vocabulary or in ``special_tokens``.
         revision: Branch, tag or commit on the hub.
-        trust_remote_code: Whether code that comes with the tokenizer may run.
+        trust_remote_code: Run code that comes with the tokenizer.
     """
 
     path: str
@@ -48,13 +47,18 @@ class TokenizerSpec:
         """Load the tokenizer and apply the template and the tokens.
 
         Raises:
-            ValueError: There is no such tokenizer, template or token; the message says what there is.
+            ValueError: There is no such tokenizer, template or token.
         """
         tokenizer = self._pretrained()
         if self.special_tokens:
             tokenizer.add_tokens(list(self.special_tokens), special_tokens=True)
         if self.eos_token is not None:
-            self._set_eos(tokenizer, self.eos_token)
+            if self.eos_token not in tokenizer.get_vocab():
+                raise ValueError(
+                    f"tokenizer.eos_token: {self.eos_token!r} is not in the vocabulary of {self.path!r}; add it to "
+                    "tokenizer.special_tokens as well"
+                )
+            tokenizer.eos_token = self.eos_token
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
             self._warn_of_split_marker(tokenizer)
@@ -73,23 +77,15 @@ class TokenizerSpec:
                 "holds tokenizer files or a hub id"
             ) from error
         _require_plain(tokenizer, self.path)
-        if not self.trust_remote_code:  # what names code would go into exports, and be run by whoever trusts them
+        if not self.trust_remote_code:  # an export would carry it on, and may be trusted
             tokenizer.init_kwargs.pop("auto_map", None)
         return tokenizer
-
-    def _set_eos(self, tokenizer: PreTrainedTokenizerBase, token: str) -> None:
-        if token not in tokenizer.get_vocab():
-            raise ValueError(
-                f"tokenizer.eos_token: {token!r} is not in the vocabulary of {self.path!r}; add it to "
-                "tokenizer.special_tokens as well"
-            )
-        tokenizer.eos_token = token
 
     def _warn_of_split_marker(self, tokenizer: PreTrainedTokenizerBase) -> None:
         marker, _ = _closings(tokenizer)
         if marker and not _added_ids(tokenizer, marker):
             logger.warning(
-                "Chat template %s ends a turn with %r, which is no token of %s and gets split; add its markers with "
+                "Chat template %s ends a turn with %r, which is not a token of %s and gets split; add its markers with "
                 "tokenizer.special_tokens.",
                 self.chat_template,
                 marker,
@@ -98,25 +94,25 @@ class TokenizerSpec:
 
 
 def _require_plain(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Refuse settings that transformers takes from a file as they are, and that fail in the middle of something."""
+    """Refuse malformed settings that transformers accepts from a file, and that fail later."""
     template: object = tokenizer.chat_template
     texts = template.values() if isinstance(template, dict) else [template or ""]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"tokenizer.path: the chat_template of {path!r} is no text; fix its tokenizer_config.json")
+        raise ValueError(f"tokenizer.path: the chat_template of {path!r} is not text; fix its tokenizer_config.json")
     longest: object = tokenizer.model_max_length
     if not isinstance(longest, int | float):
         raise ValueError(f"tokenizer.path: model_max_length of {path!r} is {longest!r}; give a number")
 
 
 def read_template(given: Any, setting: str = "tokenizer.chat_template") -> str:
-    """Text of a built-in chat template, by name, or of a jinja file, by path; text that holds jinja is itself one.
+    """Text of a chat template.
 
     Args:
-        given: What the setting says.
-        setting: Its name, for messages.
+        given: A built-in name, the path of a Jinja file, or Jinja text.
+        setting: Name of the setting, for messages.
 
     Raises:
-        ValueError: It is none of them, or no jinja that can be read.
+        ValueError: It is none of these, or the Jinja does not parse.
     """
     if not isinstance(given, str):
         raise ValueError(
@@ -127,7 +123,7 @@ def read_template(given: Any, setting: str = "tokenizer.chat_template") -> str:
     try:
         _compile_jinja_template(text)
     except TemplateError as error:
-        raise ValueError(f"{setting}: {given[:60]!r} is no jinja that can be read: {error}") from error
+        raise ValueError(f"{setting}: {given[:60]!r} does not parse as jinja: {error}") from error
     return text
 
 
@@ -135,7 +131,7 @@ def _stored_template(name_or_path: str, setting: str) -> str:
     if name_or_path in CHAT_TEMPLATES:
         return (resources.files("lion_lightning.models") / "templates" / f"{name_or_path}.jinja").read_text("utf-8")
     path = Path(name_or_path).expanduser()
-    if not os.path.isfile(path):  # a name too long to be one is none
+    if not os.path.isfile(path):  # unlike Path.is_file, false for a name that is too long
         raise ValueError(
             f"{setting}: {name_or_path[:60]!r} is neither a built-in template ({', '.join(CHAT_TEMPLATES)}) "
             "nor a jinja file, nor jinja itself"
@@ -151,11 +147,11 @@ def _is_jinja(text: str) -> bool:
 
 
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids of the tokens that end an assistant turn, for the generation config.
+    """Ids of the tokens that end an assistant turn, for the generation config; empty if there are none.
 
-    These are the tokenizer's EOS, the special token that the chat template puts after an assistant's words, which is
-    another one for e.g. Llama-3 (``<|eot_id|>``) and Gemma (``<end_of_turn>``), and the last one that it puts after a
-    tool call, which may be a third (GPT-OSS's ``<|call|>``). Empty where there is none.
+    The tokenizer's EOS; the token that the chat template puts after an assistant's answer, another one for e.g. Llama-3
+    (``<|eot_id|>``) and Gemma (``<end_of_turn>``); and its last one after a tool call, which may be a third (GPT-OSS's
+    ``<|call|>``).
     """
     behind_words, behind_calls = _closings(tokenizer)
     ids = (tokenizer.eos_token_id, *_added_ids(tokenizer, behind_words)[:1], *_last_added_id(tokenizer, behind_calls))
@@ -163,36 +159,24 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Id of the token that the chat template puts after an assistant's words; EOS where it puts none, if there is one.
-
-    Args:
-        tokenizer: A tokenizer.
-    """
+    """The token that the chat template puts after an assistant's answer, otherwise EOS, if there is one."""
     return next(iter(_added_ids(tokenizer, _closings(tokenizer)[0])), tokenizer.eos_token_id)
 
 
 def ends_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template puts a token that generation stops at right after an assistant's words.
-
-    Args:
-        tokenizer: A tokenizer with a chat template.
-    """
+    """True if the chat template puts a stop token right after an assistant's answer."""
     behind, eos = _closings(tokenizer)[0], tokenizer.eos_token
     return bool(_added_ids(tokenizer, behind)) or (eos is not None and behind.startswith(str(eos)))
 
 
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Every token that may stand at the end of an assistant turn: those that end it, and those that follow them.
-
-    Args:
-        tokenizer: A tokenizer.
-    """
+    """All tokens that can close an assistant turn: stop tokens, and those that the template puts after them."""
     ids = [*end_of_turn_ids(tokenizer), *_added_ids(tokenizer, _closings(tokenizer)[0])]
     return tuple(map(str, tokenizer.convert_ids_to_tokens(list(dict.fromkeys(ids)))))
 
 
 def _closings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the chat template writes behind an answer's words, and behind a call; empty without a template."""
+    """Text that the chat template writes after an answer, and after a tool call; empty without a template."""
     if tokenizer.chat_template is None:
         return "", ""
     template = ChatTemplate(tokenizer, str(tokenizer.get_chat_template()))
@@ -200,7 +184,7 @@ def _closings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 
 def _added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The added tokens that a text begins with; an unknown marker may become ``<unk>``, which is none."""
+    """The added tokens at the start of a text; an unknown marker that becomes ``<unk>`` does not count."""
     ids = []
     while text:
         first = tokenizer.encode(text, add_special_tokens=False)[0]
@@ -213,12 +197,12 @@ def _added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _last_added_id(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The added token that a text ends in, if it does."""
+    """The added token at the end of a text, if there is one."""
     last = tokenizer.encode(text, add_special_tokens=False)[-1:]
     return [token for token in last if (content := _content(tokenizer, token)) and text.endswith(content)]
 
 
 def _content(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """What an added token stands for; empty for any other."""
+    """Text of an added token; empty for any other token."""
     added = tokenizer.added_tokens_decoder.get(token)
     return added.content if added is not None else ""

@@ -87,11 +87,7 @@ class Reference(nn.Module, ABC):
         return {"kind": type(self).__name__}
 
     def restore(self, identity: Mapping[str, Any]) -> None:
-        """Become the reference of a checkpoint.
-
-        Args:
-            identity: From :meth:`identity`.
-        """
+        """Become the reference of a checkpoint."""
 
 
 class NoReference(Reference):

@@ -118,11 +118,7 @@ def export_checkpoint(
 
 
 def model_card(entry: LionEntry) -> str:
-    """Text of the model card.
-
-    Args:
-        entry: The ``lion`` entry of a checkpoint.
-    """
+    """Text of the model card."""
     base = entry.policy.path
     header = ["---", "library_name: transformers", "tags: [lion-lightning]"]
     header += [f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []
@@ -254,11 +250,7 @@ def _config(entry: LionEntry) -> PretrainedConfig:
 
 
 def obstacle(folder: Path) -> str | None:
-    """Why files cannot be written to a folder, which is made if needed; None if they can.
-
-    Args:
-        folder: The folder.
-    """
+    """Why files cannot be written to a folder, which is made if needed; None if they can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

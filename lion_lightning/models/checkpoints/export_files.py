@@ -53,9 +53,6 @@ def new_export(folder: Path) -> Iterator[Path]:
 def is_export(folder: Path) -> bool:
     """True for a complete export.
 
-    Args:
-        folder: Folder of the export.
-
     Raises:
         ValueError: The list of its files cannot be read.
     """
@@ -63,11 +60,7 @@ def is_export(folder: Path) -> bool:
 
 
 def missing_of(folder: Path) -> str | None:
-    """What is missing of an export, in a few words; None if it is complete.
-
-    Args:
-        folder: Folder of the export.
-    """
+    """What is missing of an export, in a few words; None if it is complete."""
     if not (folder / MANIFEST).is_file():
         return f"there is no {MANIFEST}, which is written last"
     for name, size in _files(folder).items():
@@ -83,9 +76,6 @@ def require_intact(folder: Path) -> None:
     """Refuse an export that is incomplete or whose weights have changed; a folder without a manifest passes.
 
     Reading the weights takes a third of a second per GB.
-
-    Args:
-        folder: Folder of a model.
 
     Raises:
         ValueError: It is an export, and not as it was written.

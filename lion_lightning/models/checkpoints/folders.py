@@ -78,9 +78,6 @@ def is_folder(path: Path) -> bool:
 def stored_names(folder: Path) -> list[str]:
     """Names of all that a folder holds, with the prefix ``state_dict.`` or ``model.``.
 
-    Args:
-        folder: See :func:`is_folder`.
-
     Raises:
         ValueError: Its list cannot be read.
     """
@@ -91,11 +88,7 @@ def stored_names(folder: Path) -> list[str]:
 
 
 def read_policy_weights(folder: Path) -> dict[str, Tensor]:
-    """The policy's full weights on the CPU, by their names in the module's ``state_dict``.
-
-    Args:
-        folder: See :func:`is_folder`.
-    """
+    """The policy's full weights on the CPU, by their names in the module's ``state_dict``."""
     reader = FolderReader(folder)
     entries = reader.read_metadata().state_dict_metadata
     state = next(state for prefix, state in _STATES.items() if any(name.startswith(prefix) for name in entries))

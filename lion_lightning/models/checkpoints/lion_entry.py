@@ -107,9 +107,6 @@ class _ResumedParts:
 def policy_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The policy's weights in a checkpoint, by their names in the policy.
 
-    Args:
-        checkpoint: A loaded checkpoint.
-
     Raises:
         ValueError: There are none, or something else is stored in their place.
     """
@@ -126,11 +123,7 @@ def policy_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def other_weights(state: Mapping[str, Any]) -> list[str]:
-    """Names of trained weights that no export holds, e.g. of a value head.
-
-    Args:
-        state: A module's ``state_dict``.
-    """
+    """Names of trained weights that no export holds, e.g. of a value head."""
     known = (PREFIX, "reference.", "start.", "loss.", "_meters.")
     return [name for name, value in _named(state) if isinstance(value, Tensor) and not name.startswith(known)]
 

@@ -61,11 +61,7 @@ class PolicyAdapters:
 
 
 def has_plain_lora(policy: PolicyModel) -> bool:
-    """True for a base model with plain LoRA on linear layers and nothing else trained, which engines support.
-
-    Args:
-        policy: With or without adapters.
-    """
+    """True for a base model with plain LoRA on linear layers and nothing else trained, which engines support."""
     if not policy.has_adapters:
         return False
     model: Any = policy.model

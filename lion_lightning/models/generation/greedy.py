@@ -61,11 +61,7 @@ def generate_answers(module: HasPolicy, prompts: Sequence[str], max_new_tokens: 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each submodule then returns to its own mode, as frozen ones may have another.
-
-    Args:
-        module: The module.
-    """
+    """Evaluation mode for a while; each submodule then returns to its own mode, as frozen ones may have another."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

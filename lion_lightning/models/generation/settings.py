@@ -41,9 +41,6 @@ def stored_settings(source: str, revision: str | None = None) -> GenerationConfi
 def plain_settings(settings: Mapping[str, Any]) -> GenerationConfig:
     """Settings from plain data, without those that transformers does not know.
 
-    Args:
-        settings: By name.
-
     Raises:
         ValueError: A stop is not a token id, or transformers refuses a value.
     """
@@ -138,11 +135,7 @@ def write_settings(settings: GenerationConfig, folder: Path) -> None:
 
 @contextmanager
 def without_settings(model: Any) -> Iterator[None]:
-    """Generate by explicit settings only: transformers would fill in missing ones from the model's own.
-
-    Args:
-        model: A causal LM of transformers.
-    """
+    """Generate by explicit settings only: transformers would fill in missing ones from the model's own."""
     kept, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield

@@ -17,11 +17,7 @@ from lion_lightning.models.weights.sharded_loading import WeightFiles
 
 
 def has_stored_base(spec: PolicySpec) -> bool:
-    """True for adapters on a model from a path, which checkpoints need not hold; a random base is stored nowhere else.
-
-    Args:
-        spec: The policy.
-    """
+    """True for adapters on a model from a path, which checkpoints need not hold."""
     return spec.lora is not None and spec.path is not None
 
 

@@ -90,11 +90,7 @@ def require_finite(source: str, tensors: Mapping[str, Tensor] | Iterable[tuple[s
 
 
 def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Floating-point parameters and buffers by name, but for those on the meta device.
-
-    Args:
-        model: Sharded or not.
-    """
+    """Floating-point parameters and buffers by name, but for those on the meta device."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not tensor.is_meta:
             yield name, tensor.detach()

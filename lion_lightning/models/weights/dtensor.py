@@ -70,11 +70,7 @@ def full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def unwrapped(name: str) -> str:
-    """A parameter's name without the wrappers of FSDPStrategy.
-
-    Args:
-        name: From ``named_parameters``.
-    """
+    """A parameter's name without the wrappers of FSDPStrategy."""
     return name.replace(_WRAPPER, "").replace("_checkpoint_wrapped_module.", "")
 
 

@@ -55,9 +55,6 @@ class Sharding:
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder layers of a causal LM, as its own code marks them.
 
-    Args:
-        model: A causal LM of transformers.
-
     Raises:
         ValueError: It marks none.
     """

@@ -170,9 +170,6 @@ def init_empty(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
     Unlike on the meta device, adapters can be put on it on the CPU, with the values that they have on a full model.
 
-    Args:
-        make: Makes the model, with any weights.
-
     Raises:
         ShardedLoadingError: A buffer cannot be computed.
     """

@@ -122,7 +122,7 @@ def test_end_of_turn_ids_are_eos_and_the_templates_own_token(folder: str) -> Non
 def test_a_marker_that_the_tokenizer_splits_is_warned_about(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         TokenizerSpec(folder, "chatml").load()
-    assert "'<|im_end|>', which is no token" in caplog.text
+    assert "'<|im_end|>', which is not a token" in caplog.text
     caplog.clear()
     TokenizerSpec(folder, "chatml", special_tokens=("<|im_end|>",)).load()
     assert caplog.text == ""
