@@ -174,19 +174,19 @@ class PairLogps(NamedTuple):
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What ``AlignmentModule.compute_loss`` returns for a micro-batch.
+    """Result of ``AlignmentModule.compute_loss`` for a micro-batch.
 
-    Totals, not means: the module divides by the weight of the whole global step (all micro-batches of an accumulation
-    window on all ranks), so that a gradient never depends on how the rows were split.
+    Totals, not means: the module divides by the items of the global step (all micro-batches of an accumulation window
+    on all ranks), so that a gradient never depends on how the rows were split.
 
     Attributes:
         total: Scalar sum of the loss over the items; differentiable.
-        weight: Scalar number of items (supervised tokens for SFT, pairs for DPO).
+        num_items: Scalar number of items (supervised tokens for SFT, pairs for DPO).
         metrics: Sums over the same items, by log key; each is logged as its mean over the items of the global step.
     """
 
     total: Tensor
-    weight: Tensor
+    num_items: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -26,7 +26,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import broadcast_parameters
 from lion_lightning.modules.checkpointing.averaging import refuse_averaging
-from lion_lightning.modules.metrics import StageMeter
+from lion_lightning.modules.metrics import StageMetrics
 from lion_lightning.modules.optimization.limits import (
     refuse_tuners,
     require_finite_settings,
@@ -96,7 +96,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self._draws = self._stepped = False
-        self._meters = nn.ModuleDict({stage: StageMeter(self.finishers) for stage in ("val", "test")})
+        self._stage_metrics = nn.ModuleDict({stage: StageMetrics(self.metric_transforms) for stage in ("val", "test")})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy all but what makes optimizer and schedule: a config's factories lead to the program that read it.
@@ -234,9 +234,9 @@ class AlignmentModule(SteppedPolicy, ABC):
 
     def _evaluation_step(self, batch: PackedBatch, stage: str) -> None:
         self.require_kind(batch)
-        meter = self._meters[stage]
-        assert isinstance(meter, StageMeter)
-        for name, metric in meter.update(self.compute_loss(batch)).items():
+        metrics = self._stage_metrics[stage]
+        assert isinstance(metrics, StageMetrics)
+        for name, metric in metrics.update(self.compute_loss(batch)).items():
             self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == "loss", batch_size=1)
 
 

@@ -1,4 +1,4 @@
-"""Means over the items of a global step (training) and of a whole data set (evaluation)."""
+"""Metrics: means over the items of a global step (training) or of a data set (evaluation)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing_extensions import override
 
 from lion_lightning.types import LossOutput
 
-Finishers = Mapping[str, Callable[[Tensor], Tensor]]
-"""By metric, what to do to its mean before it is logged."""
+MetricTransforms = Mapping[str, Callable[[Tensor], Tensor]]
+"""Function applied to a metric's mean before it is logged, by metric, e.g. ``exp`` for perplexity."""
 
 
-class StepTotals:
-    """Sums over the micro-batches of one optimizer step; a new step starts by itself after :meth:`reduce`."""
+class StepMetrics:
+    """Training metrics: sums over the micro-batches of an optimizer step, until :meth:`reduce` ends it."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
         self._reduced = True
 
     def add(self, output: LossOutput) -> None:
-        """Take in a micro-batch."""
+        """Add a micro-batch; the first one after :meth:`reduce` starts a new step."""
         if self._reduced:
             self._totals, self._reduced = {}, False
-        values = {"weight": output.weight, "loss": output.total, **output.metrics}
+        values = {"num_items": output.num_items, "loss": output.total, **output.metrics}
         for name, value in values.items():
             value = value.detach().double()
             self._totals[name] = self._totals[name] + value if name in self._totals else value
 
     def reduce(self, strategy: Strategy) -> None:
-        """Add up over ranks, in one collective; every rank has the same keys, since it ran the same module."""
+        """Sum over ranks, in one collective; every rank has the same keys, since it ran the same module."""
         if self._reduced:
             return
         names = sorted(self._totals)
@@ -44,67 +44,66 @@ class StepTotals:
         self._reduced = True
 
     @property
-    def weight(self) -> Tensor:
+    def num_items(self) -> Tensor:
         """Items of the step."""
-        return self._totals["weight"]
+        return self._totals["num_items"]
 
-    def waited_for(self, number: Tensor) -> tuple[float, float]:
-        """A number of the step and its total loss, as numbers of the process: a GPU is waited for once.
+    def as_floats(self, number: Tensor) -> tuple[float, float]:
+        """A scalar and the step's total loss as floats, with one wait for the device.
 
         Args:
-            number: A scalar that was made of :attr:`weight`.
+            number: A scalar that follows from :attr:`num_items`.
         """
         loss = self._totals["loss"]
         first, second = torch.stack([number.to(loss), loss]).tolist()
         return first, second
 
-    def means(self, finishers: Finishers) -> dict[str, Tensor]:
+    def means(self, metric_transforms: MetricTransforms) -> dict[str, Tensor]:
         """Loss and metrics, as means over the step's items."""
-        weight = self.weight.clamp_min(1.0)
-        means = {name: total / weight for name, total in self._totals.items() if name != "weight"}
-        return {name: finishers.get(name, _same)(mean).float() for name, mean in means.items()}
+        count = self.num_items.clamp_min(1.0)
+        means = {name: total / count for name, total in self._totals.items() if name != "num_items"}
+        return {name: metric_transforms.get(name, _identity)(mean).float() for name, mean in means.items()}
 
 
-class StageMeter(nn.Module):
-    """Torchmetrics for one evaluation stage, made when the first batch shows which metrics there are.
+class StageMetrics(nn.Module):
+    """Evaluation metrics of a stage, one torchmetrics mean each, created when the first batch names them.
 
     Args:
-        finishers: By metric, what to do to its mean.
+        metric_transforms: Function applied to a metric's mean, by metric.
     """
 
-    def __init__(self, finishers: Finishers) -> None:
+    def __init__(self, metric_transforms: MetricTransforms) -> None:
         super().__init__()
-        self.finishers = dict(finishers)
+        self.metric_transforms = dict(metric_transforms)
         self.metrics = nn.ModuleDict()
 
     def update(self, output: LossOutput) -> dict[str, Metric]:
-        """Take in a batch and give the metrics to log, by name."""
+        """Add a batch, and return the metrics to log by name."""
         totals = {"loss": output.total, **output.metrics}
         for name, total in totals.items():
             key = name.replace(".", "_")
             if key not in self.metrics:
-                self.metrics[key] = FinishedMean(self.finishers.get(name, _same)).to(total.device)
+                self.metrics[key] = TransformedMean(self.metric_transforms.get(name, _identity)).to(total.device)
             metric: Any = self.metrics[key]
-            metric.update(total.detach() / output.weight.clamp_min(1.0), output.weight)
+            metric.update(total.detach() / output.num_items.clamp_min(1.0), output.num_items)
         return {name: self.metrics[name.replace(".", "_")] for name in totals}  # type: ignore[misc]
 
 
-class FinishedMean(MeanMetric):
+class TransformedMean(MeanMetric):
     """A weighted mean with a function applied at the end, e.g. ``exp`` for perplexity.
 
     Args:
-        finish: The function.
+        transform: The function.
     """
 
-    def __init__(self, finish: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.finish = finish
+        self.transform = transform
 
     @override
     def compute(self) -> Tensor:
-        """Finished mean (torchmetrics calls this)."""
-        return self.finish(super().compute())
+        return self.transform(super().compute())
 
 
-def _same(mean: Tensor) -> Tensor:
+def _identity(mean: Tensor) -> Tensor:
     return mean

@@ -34,7 +34,7 @@ class SFTModule(AlignmentModule):
         ``Trainer(max_steps=100).fit(SFTModule("HuggingFaceTB/SmolLM2-135M"), datamodule)``
     """
 
-    finishers: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {"perplexity": torch.exp}
+    metric_transforms: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {"perplexity": torch.exp}
 
     def __init__(
         self,
@@ -66,6 +66,6 @@ class SFTModule(AlignmentModule):
         require_documents(batch)
 
     @override
-    def normalizer(self, weight: Tensor) -> Tensor:
+    def normalizer(self, num_items: Tensor) -> Tensor:
         """Supervised tokens of the global step, or one for ``reduction="sum"``."""
-        return weight if self.reduction == "token_mean" else torch.ones_like(weight)
+        return num_items if self.reduction == "token_mean" else torch.ones_like(num_items)

@@ -124,7 +124,7 @@ def policy_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def other_weights(state: Mapping[str, Any]) -> list[str]:
     """Names of trained weights that no export holds, e.g. of a value head."""
-    known = (PREFIX, "reference.", "start.", "loss.", "_meters.")
+    known = (PREFIX, "reference.", "start.", "loss.", "_stage_metrics.")
     return [name for name, value in _named(state) if isinstance(value, Tensor) and not name.startswith(known)]
 
 

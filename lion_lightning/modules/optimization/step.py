@@ -1,4 +1,4 @@
-"""What an optimizer step is made of: schedules told how long the run is, gradients divided by the step's items."""
+"""The optimizer step: schedules that know the run's length, gradients divided by the step's items."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing_extensions import override
 from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpointing.policy_checkpoints import PolicyCheckpoints
-from lion_lightning.modules.metrics import StepTotals
+from lion_lightning.modules.metrics import StepMetrics
 from lion_lightning.modules.optimization.gradients import clips_flat_pieces, gradient_norm, scale_gradients
 from lion_lightning.modules.optimization.limits import made, require_finite_loss, require_optimizer_numbers
 from lion_lightning.modules.optimization.rates import RateWatch
@@ -30,8 +30,8 @@ class SteppedPolicy(PolicyCheckpoints):
     default_learning_rate: ClassVar[float] = 2e-5
     """Of the AdamW that is used where no optimizer is given."""
 
-    finishers: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {}
-    """What to do to a metric's mean before it is logged, by log key, e.g. ``{"perplexity": torch.exp}``."""
+    metric_transforms: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {}
+    """Function applied to a metric's mean before it is logged, by log key, e.g. ``{"perplexity": torch.exp}``."""
 
     optimizer_factory: Callable[[Any], Optimizer] | None = None
     lr_scheduler_factory: Callable[[Optimizer], Any] | None = None
@@ -40,17 +40,17 @@ class SteppedPolicy(PolicyCheckpoints):
         super().__init__()
         self._dims: dict[str, int] = {}  # of parameters, before FSDPStrategy flattens them
         self._trainable_rows: TrainableRows | None = None
-        self._step = StepTotals()
+        self._step = StepMetrics()
         self._endless: list[WarmupSchedule] = []
         self._rates = RateWatch()
 
-    def normalizer(self, weight: Tensor) -> Tensor:
-        """What the global step's total loss is divided by: its items. Override it for another reduction.
+    def normalizer(self, num_items: Tensor) -> Tensor:
+        """Divisor of the global step's total loss: its items. Override it for another reduction.
 
         Args:
-            weight: Items of the global step, over all micro-batches and ranks.
+            num_items: Items of the global step, over all micro-batches and ranks.
         """
-        return weight
+        return num_items
 
     @property
     def global_batches(self) -> int:
@@ -79,7 +79,7 @@ class SteppedPolicy(PolicyCheckpoints):
         """Tell the schedule how long the run is, and do what a resumed batch or epoch left.
 
         The length not in ``configure_optimizers``: asking the trainer there makes it set up the loader before it has
-        read the checkpoint's loader state, which it then never hands over. Others may ask, so that is mended here too.
+        read the checkpoint's loader state, which it then never hands over. Others may ask, so that is fixed here too.
         """
         super().on_train_start()
         resumed, self._resumed = self._resumed, None
@@ -128,8 +128,8 @@ class SteppedPolicy(PolicyCheckpoints):
     ) -> None:
         """Normalize and mask the gradients between the last backward and the step.
 
-        After the step they are let go. Lightning would keep them until the next backward, beside the activations of the
-        next forward. To look at them, there is ``on_before_optimizer_step``.
+        After the step they are freed: Lightning would keep them until the next backward pass, next to the activations
+        of the next forward. To look at them, use ``on_before_optimizer_step``.
         """
 
         def closure() -> Any:
@@ -144,7 +144,7 @@ class SteppedPolicy(PolicyCheckpoints):
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the global step's loss, metrics, rate, and gradient norm before clipping."""
-        for name, mean in self._step.means(self.finishers).items():
+        for name, mean in self._step.means(self.metric_transforms).items():
             self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
         self.log("train/grad_norm", gradient_norm(self, self.trainer.strategy), batch_size=1)
         self.log("train/lr", float(optimizer.param_groups[0]["lr"]), batch_size=1)
@@ -168,7 +168,7 @@ class SteppedPolicy(PolicyCheckpoints):
 
     def _normalize_gradients(self) -> None:
         self._step.reduce(self.trainer.strategy)
-        divisor, loss = self._step.waited_for(self.normalizer(self._step.weight))
+        divisor, loss = self._step.as_floats(self.normalizer(self._step.num_items))
         require_finite_loss(loss, self.trainer)
         # The strategy has averaged over ranks and Lightning over the window: both are undone here.
         scale_gradients(self, self.global_batches / divisor if divisor else 0.0)

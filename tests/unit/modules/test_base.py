@@ -234,10 +234,10 @@ def test_a_subclass_may_override_compute_loss_for_what_a_loss_cannot_say(tokeniz
     made = module(tokenizer, PerDocument)
     with torch.no_grad():
         totals = [made.compute_loss(batch) for batch in ROWS[:2]]
-    expected = sum(output.total for output in totals) / sum(output.weight for output in totals)
+    expected = sum(output.total for output in totals) / sum(output.num_items for output in totals)
     metrics = fit(made, ROWS[:2], accumulate_grad_batches=2).callback_metrics
     assert metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-6)
-    assert metrics["train/documents"].item() == pytest.approx(14 / sum(int(output.weight) for output in totals))
+    assert metrics["train/documents"].item() == pytest.approx(14 / sum(int(output.num_items) for output in totals))
     assert math.isfinite(metrics["train/grad_norm"])
 
 
