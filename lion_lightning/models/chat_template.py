@@ -1,8 +1,8 @@
-"""A chat template: turns in, text out, each thing that turns say in the spelling that the template reads.
+"""Rendering of conversations with a chat template, in the format that the template reads.
 
-Templates differ in what they take: content as text or as a list of parts, the arguments of a call as a mapping or as
-JSON text, null or empty text beside a call, thoughts under one of three names. Each is found out once, by rendering a
-turn of made-up words and looking for them.
+Templates differ in what they accept: content as text or as a list of parts, the arguments of a tool call as a mapping
+or as JSON text, null or empty content next to a call, reasoning under one of three keys. Each is detected once, by
+rendering a conversation of made-up words and looking for them.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 Turn = Mapping[str, Any]
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Names of one thing: what an assistant thought before it answered. A template reads one of them."""
+"""Keys of an assistant's reasoning; a template reads one of them."""
 
 MARK = "\ufdd0"
-"""Stands in marked text where ``{% generation %}`` begins or ends; Unicode guarantees that it is never a character."""
+"""Marks in rendered text where ``{% generation %}`` begins or ends; Unicode reserves it as a noncharacter."""
 
 
 class ChatTemplate:
-    """Renders turns with one chat template of a tokenizer.
+    """Renders conversations with one chat template of a tokenizer.
 
     Args:
-        tokenizer: Whose special tokens the template may write.
+        tokenizer: The tokenizer, whose special tokens the template may write.
         text: The template.
 
     Attributes:
-        tagged: Whether ``{% generation %}`` says what the assistant wrote.
+        tagged: True if the template marks the assistant's text with ``{% generation %}``.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
@@ -53,93 +53,92 @@ class ChatTemplate:
         """Text of a conversation.
 
         Args:
-            turns: ``role``, ``content`` as text, and whatever else a turn says.
+            turns: ``role``, ``content`` as text, and any further keys.
             tools: Tool definitions.
-            variables: More that the template may read, such as ``enable_thinking``.
-            prompt: Whether the generation prompt follows.
-            marked: Whether :data:`MARK` stands where ``{% generation %}`` begins and ends.
+            variables: Further variables of the template, such as ``enable_thinking``.
+            prompt: Add the generation prompt.
+            marked: Add :data:`MARK` where ``{% generation %}`` begins and ends.
 
         Raises:
-            ValueError: The template cannot show these turns, or a variable is not for rows to set; the message says
-                why.
+            ValueError: The template cannot render these turns, or rows may not set a variable.
         """
         if taken := sorted(_TAKEN & (variables or {}).keys()):
-            raise ValueError(f"chat_template_kwargs sets {taken[0]!r}, which is decided elsewhere; take it out")
-        return self._rendered([self._spelled(turn) for turn in turns], tools, variables, prompt, marked)
+            raise ValueError(f"chat_template_kwargs sets {taken[0]!r}, which rows may not set; take it out")
+        return self._rendered([self._formatted(turn) for turn in turns], tools, variables, prompt, marked)
 
     def reads(self, key: str) -> bool:
-        """Whether the template reads a key of messages, or of something else."""
+        """True if the template reads a key, of messages or of anything else."""
         return _reads(self.text, key)
 
     @cached_property
-    def behind_words(self) -> str:
-        """What is written behind the words of a last answer, without the spaces around it; empty if that fails."""
+    def answer_suffix(self) -> str:
+        """Text that follows a last answer, stripped; empty if that cannot be rendered."""
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE_WORDS[-1]}]
-        return self._behind([self._parts(turn) for turn in turns])
+        return self._suffix([self._content_as_parts(turn) for turn in turns])
 
     @cached_property
-    def behind_calls(self) -> str:
-        """The same of a tool call; empty for a template that shows none."""
-        return self._behind(_probe(self._beside_calls)[:2], [_PROBE_TOOL]) if self.reads("tool_calls") else ""
+    def call_suffix(self) -> str:
+        """Text that follows a last tool call; empty for a template without tool calls."""
+        return self._suffix(_probe(self._call_format)[:2], [_PROBE_TOOL]) if self.reads("tool_calls") else ""
 
-    def _behind(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> str:
-        _, word, behind = self._tried(turns, tools).rpartition(_PROBE_WORDS[-1])
-        return behind.strip() if word else ""
+    def _suffix(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> str:
+        _, word, suffix = self._rendered_or_empty(turns, tools).rpartition(_PROBE_WORDS[-1])
+        return suffix.strip() if word else ""
 
     @cached_property
-    def text_is_written(self) -> bool:
-        """Whether text inside of ``{% generation %}`` goes to the output as it is, so that marks change nothing else.
+    def tags_are_transparent(self) -> bool:
+        """True if text inside of ``{% generation %}`` is written unchanged, so that marks change nothing else.
 
-        Not so in a macro, a filter or an assignment, which may cut or measure what they hold.
+        Macros, filters and assignments may cut or measure their content.
         """
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_with_marks(self.text))
         holders = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
         return not any(MARK in _constants(holder) for kind in holders for holder in tree.find_all(kind))
 
-    # --- how the template wants things spelled
+    # --- the format that the template reads
 
-    def _spelled(self, turn: Turn) -> dict[str, Any]:
+    def _formatted(self, turn: Turn) -> dict[str, Any]:
         own = dict(turn)
         for key in REASONING:
             if key in own and not self.reads(key):
                 own[next(filter(self.reads, REASONING), key)] = own.pop(key)
                 break
         if calls := own.get("tool_calls"):
-            own["tool_calls"] = [_with_text(call) for call in calls] if self._beside_calls.as_text else calls
+            own["tool_calls"] = [_arguments_as_text(call) for call in calls] if self._call_format.as_text else calls
             if not own.pop("content"):
-                return {**own, **self._beside_calls.content}
-        return self._parts({**own, "content": turn["content"]})
+                return {**own, **self._call_format.content}
+        return self._content_as_parts({**own, "content": turn["content"]})
 
-    def _parts(self, turn: Turn) -> dict[str, Any]:
+    def _content_as_parts(self, turn: Turn) -> dict[str, Any]:
         parts = [{"type": "text", "text": turn["content"]}]
         return {**turn, "content": parts} if turn["content"] and self._takes_parts else dict(turn)
 
     @cached_property
     def _takes_parts(self) -> bool:
-        """Whether content is read as a list of parts only."""
+        """True if content is read only as a list of parts."""
         words = ("probeuser", "probeanswer")
         turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant"), words, strict=True)]
-        as_text = self._tried(turns)
-        as_parts = self._tried([{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns])
-        listed = "{'type'" in as_parts or '{"type"' in as_parts  # the list itself is written out, not what it says
+        in_parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+        as_text, as_parts = self._rendered_or_empty(turns), self._rendered_or_empty(in_parts)
+        listed = "{'type'" in as_parts or '{"type"' in as_parts  # the list itself was printed
         return not (all(word in as_text for word in words) or listed) and all(word in as_parts for word in words)
 
     @cached_property
-    def _beside_calls(self) -> _Spelling:
-        """What stands for no content beside a call, and how arguments are given: the first that shows all of the call.
+    def _call_format(self) -> _CallFormat:
+        """Format of a call's arguments, and of no content next to it: the first that renders all of the call.
 
-        Null comes first, as rows have it mostly; but some templates write it out, or take it for a text.
+        Null content is tried first, as most rows have it; but some templates print it, or treat it as text.
         """
         contents: list[dict[str, Any]] = [{"content": None}, {"content": ""}, {}]
-        spellings = [_Spelling(content, as_text) for as_text in (False, True) for content in contents]
-        shown = [self._tried(_probe(spelling), [_PROBE_TOOL]) for spelling in spellings]
+        formats = [_CallFormat(content, as_text) for as_text in (False, True) for content in contents]
+        shown = [self._rendered_or_empty(_probe(form), [_PROBE_TOOL]) for form in formats]
         usual = min((text.count("None") for text in shown if text), default=0)
-        for spelling, text in zip(spellings, shown, strict=True):
+        for form, text in zip(formats, shown, strict=True):
             if all(word in text for word in _PROBE_WORDS) and "{'probe" not in text and text.count("None") == usual:
-                return spelling
-        return spellings[0]
+                return form
+        return formats[0]
 
-    def _tried(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> str:
+    def _rendered_or_empty(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> str:
         try:
             return self._rendered(turns, tools)
         except ValueError:
@@ -163,7 +162,7 @@ class ChatTemplate:
                 tokenize=False,
                 **(variables or {}),
             )
-        except Exception as error:  # a template is a program of somebody's, and may fail in any way
+        except Exception as error:  # a template is a program, and may fail in any way
             raise ValueError(f"the chat template cannot render the row: {self._cause(error)}") from error
         return str(text)
 
@@ -182,12 +181,12 @@ _TAKEN = frozenset((
     "tools", "truncation",
 ))
 # fmt: on
-"""What ``apply_chat_template`` takes for itself."""
+"""Arguments of ``apply_chat_template``."""
 
-# --- what a template is tried with
+# --- the conversation that a template is probed with
 
 
-class _Spelling(NamedTuple):
+class _CallFormat(NamedTuple):
     content: dict[str, Any]
     as_text: bool
 
@@ -203,21 +202,21 @@ _PROBE_TOOL = {
 }
 
 
-def _probe(spelling: _Spelling) -> list[Turn]:
+def _probe(form: _CallFormat) -> list[Turn]:
     call = {
         "id": "call00001",
         "type": "function",
         "function": {"name": "probetool", "arguments": {"probekey": "probevalue"}},
     }
-    calls = [_with_text(call) if spelling.as_text else call]
+    calls = [_arguments_as_text(call) if form.as_text else call]
     return [
         {"role": "user", "content": "?"},
-        {"role": "assistant", **spelling.content, "tool_calls": calls},
+        {"role": "assistant", **form.content, "tool_calls": calls},
         {"role": "tool", "content": "!", "name": "probetool", "tool_call_id": "call00001"},
     ]
 
 
-def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments_as_text(call: Mapping[str, Any]) -> dict[str, Any]:
     """A call with its arguments as JSON text."""
     function = call["function"]
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
@@ -240,7 +239,7 @@ def _mark(tag: re.Match[str]) -> str:
 
 @lru_cache(maxsize=256)
 def _reads(template: str, key: str) -> bool:
-    """Whether a template names a key behind a dot or in quotes: prose in it that happens to hold the word is no use."""
+    """True if the template names a key after a dot or in quotes, not just anywhere in its prose."""
     return re.search(rf"(?:\.\s*|['\"]){re.escape(key)}\b", template) is not None
 
 

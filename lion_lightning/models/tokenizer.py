@@ -82,7 +82,7 @@ class TokenizerSpec:
         return tokenizer
 
     def _warn_of_split_marker(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        marker, _ = _closings(tokenizer)
+        marker, _ = _suffixes(tokenizer)
         if marker and not _added_ids(tokenizer, marker):
             logger.warning(
                 "Chat template %s ends a turn with %r, which is not a token of %s and gets split; add its markers with "
@@ -153,34 +153,34 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     (``<|eot_id|>``) and Gemma (``<end_of_turn>``); and its last one after a tool call, which may be a third (GPT-OSS's
     ``<|call|>``).
     """
-    behind_words, behind_calls = _closings(tokenizer)
-    ids = (tokenizer.eos_token_id, *_added_ids(tokenizer, behind_words)[:1], *_last_added_id(tokenizer, behind_calls))
+    after_answer, after_call = _suffixes(tokenizer)
+    ids = (tokenizer.eos_token_id, *_added_ids(tokenizer, after_answer)[:1], *_last_added_id(tokenizer, after_call))
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the chat template puts after an assistant's answer, otherwise EOS, if there is one."""
-    return next(iter(_added_ids(tokenizer, _closings(tokenizer)[0])), tokenizer.eos_token_id)
+    return next(iter(_added_ids(tokenizer, _suffixes(tokenizer)[0])), tokenizer.eos_token_id)
 
 
 def ends_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
     """True if the chat template puts a stop token right after an assistant's answer."""
-    behind, eos = _closings(tokenizer)[0], tokenizer.eos_token
-    return bool(_added_ids(tokenizer, behind)) or (eos is not None and behind.startswith(str(eos)))
+    suffix, eos = _suffixes(tokenizer)[0], tokenizer.eos_token
+    return bool(_added_ids(tokenizer, suffix)) or (eos is not None and suffix.startswith(str(eos)))
 
 
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """All tokens that can close an assistant turn: stop tokens, and those that the template puts after them."""
-    ids = [*end_of_turn_ids(tokenizer), *_added_ids(tokenizer, _closings(tokenizer)[0])]
+    ids = [*end_of_turn_ids(tokenizer), *_added_ids(tokenizer, _suffixes(tokenizer)[0])]
     return tuple(map(str, tokenizer.convert_ids_to_tokens(list(dict.fromkeys(ids)))))
 
 
-def _closings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def _suffixes(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Text that the chat template writes after an answer, and after a tool call; empty without a template."""
     if tokenizer.chat_template is None:
         return "", ""
     template = ChatTemplate(tokenizer, str(tokenizer.get_chat_template()))
-    return template.behind_words, template.behind_calls
+    return template.answer_suffix, template.call_suffix
 
 
 def _added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -118,7 +118,7 @@ class ChatRenderer:
             return AnswerFinder(conversation, render, text, self._closers)
         marked = render(messages, marked=True)
         text = self._complete(conversation, marked.replace(MARK, ""))
-        if not self._template(conversation).text_is_written and text != render(messages):
+        if not self._template(conversation).tags_are_transparent and text != render(messages):
             raise ValueError("the chat template alters what it renders inside {% generation %}; move the tags outwards")
         return TaggedAnswers(conversation, render, text, self._closers, _marked_spans(marked))
 
