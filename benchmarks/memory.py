@@ -47,7 +47,7 @@ class Case:
     Attributes:
         model: REAL or a name in SHAPES.
         stage: SFT; DPO, with a second model as reference.
-        checkpointing: Whether each layer is run again in the backward pass.
+        recompute: What the backward pass computes again.
         lora: Whether adapters train, and the reference of DPO is the policy without them.
         packed: Whether the weights under the adapters are held in four bits; such cases need bitsandbytes.
         precision: The trainer's.
@@ -57,7 +57,7 @@ class Case:
 
     model: str
     stage: str = "SFT"
-    checkpointing: bool = False
+    recompute: str = "none"
     lora: bool = False
     packed: bool = False
     precision: str = "32-true"
@@ -73,7 +73,7 @@ class Case:
     def name(self) -> str:
         """For a person."""
         extras = {
-            "checkpointed": self.checkpointing,
+            f"recompute {self.recompute}": self.recompute != "none",
             "LoRA": self.lora,
             "4 bits": self.packed,
             self.precision: self.precision != "32-true",
@@ -96,17 +96,18 @@ class Case:
 
 
 SMALL, WIDE = SHAPES
+MODES = ("none", "elementwise", "full")
 CASES = (
-    *(Case(REAL, stage, checkpointing) for stage in ("SFT", "DPO") for checkpointing in (False, True)),
-    *(Case(SMALL, stage, checkpointing) for stage in ("SFT", "DPO") for checkpointing in (False, True)),
+    *(Case(REAL, stage, mode) for stage in ("SFT", "DPO") for mode in MODES),
+    *(Case(SMALL, stage, mode) for stage in ("SFT", "DPO") for mode in MODES),
     Case(SMALL, precision="bf16-mixed"),
     Case(SMALL, "DPO", lora=True),
-    Case(WIDE, "SFT", checkpointing=True, tokens=2048),
-    Case(WIDE, "DPO", checkpointing=True, lora=True, tokens=2048),
+    Case(WIDE, "SFT", recompute="full", tokens=2048),
+    Case(WIDE, "DPO", recompute="full", lora=True, tokens=2048),
     Case(REAL, "DPO", lora=True, packed=True),
     *(Case(SMALL, stage, strategy="ddp") for stage in ("SFT", "DPO")),
-    *(Case(SMALL, stage, c, strategy="fsdp") for stage in ("SFT", "DPO") for c in (False, True)),
-    Case(WIDE, "SFT", checkpointing=True, strategy="fsdp", tokens=2048),
+    *(Case(SMALL, stage, mode, strategy="fsdp") for stage in ("SFT", "DPO") for mode in ("none", "full")),
+    Case(WIDE, "SFT", recompute="full", strategy="fsdp", tokens=2048),
 )
 
 

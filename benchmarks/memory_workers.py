@@ -85,7 +85,7 @@ def _module(job: dict[str, Any]) -> Any:
 
     lora = LoRASpec() if job["lora"] else None
     packed = NF4Spec() if job["packed"] else None
-    policy = PolicySpec(gradient_checkpointing=job["checkpointing"], lora=lora, quantization=packed, **job["source"])
+    policy = PolicySpec(recompute=job["recompute"], lora=lora, quantization=packed, **job["source"])
     if job["stage"] == "SFT":
         return SFTModule(policy, tokenizer=TokenizerSpec(job["tokenizer"]))
     return DPOModule(

@@ -64,11 +64,9 @@ def main() -> None:
 def cases() -> Iterator[tuple[str, Job, tuple[Kind, ...]]]:
     """A title, what is trained, and the placements to compare."""
     for model, config in MODELS.items():
-        spec = PolicySpec(config=config, gradient_checkpointing=True)
+        spec = PolicySpec(config=config, recompute="full")
         second = PolicySpec(config=config)
-        small = PolicySpec(
-            config=config, gradient_checkpointing=True, lora=LoRASpec(), quantization=NF4Spec(), dtype="bfloat16"
-        )
+        small = PolicySpec(config=config, recompute="full", lora=LoRASpec(), quantization=NF4Spec(), dtype="bfloat16")
         whole: Kind = partial(Replicated, bucket_views=True)  # as in configs/strategy/ddp.yaml
         yield f"{model} | SFT", _job(spec, documents(TOKENS, 2048)), (whole, Sharded, Offloaded)
         yield f"{model} | DPO, frozen reference", _job(spec, pairs(TOKENS, 2048), second), (whole, Sharded, Offloaded)

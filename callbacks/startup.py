@@ -103,7 +103,7 @@ def lines(summary: dict[str, Section]) -> list[str]:
         summary: The result of :func:`summarize`.
     """
     templates = {
-        "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}",
+        "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}, recompute: {recompute}",
         "reference": "{kind}, {parameters} parameters",
         "data": "{samples} samples of {tokens} tokens in {rows} rows of {row_tokens}, {full} full",
         "run": "{epochs} epochs, {steps} optimizer steps; a step: {accumulate} accumulated x {devices} device(s)"
@@ -140,6 +140,7 @@ def _policy(module: LightningModule) -> Section:
         "parameters": sum(map(_size, own)),
         "trainable": sum(_size(parameter) for parameter in own if parameter.requires_grad),
         "dtype": " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in own})),
+        "recompute": getattr(getattr(module, "policy_spec", None), "recompute", "none"),
     }
 
 
@@ -232,7 +233,7 @@ def _warn_of_little_memory(memory: Section) -> None:
         rank_zero_warn(
             f"StartupSummary: the run needs about {memory['total'] / GIB:.1f} GiB per device, which has "
             f"{memory['device'] / GIB:.1f}: lower data.batch_size (and raise trainer.accumulate_grad_batches), shorten "
-            "the rows, set policy.gradient_checkpointing or lora, or shard the model."
+            "the rows, set policy.recompute or lora, or shard the model."
         )
 
 

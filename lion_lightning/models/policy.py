@@ -18,7 +18,6 @@ from lion_lightning.models.weights.checks import all_tensors, require_finite
 from lion_lightning.ops.attention import PATHS
 from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.ops.layout import RowLayout
-from lion_lightning.ops.lean import keep_less
 from lion_lightning.ops.logprobs import token_logps
 from lion_lightning.ops.padding import pad_row
 from lion_lightning.types import PackedBatch, Segment, TokenLogps
@@ -46,7 +45,6 @@ class PolicyModel(nn.Module):
         self.transform = logit_transform(self.causal_lm.config)
         attention = getattr(self.causal_lm.config, "_attn_implementation", None)
         self.packed = packed and attention in PATHS
-        keep_less(self.causal_lm)
         if not any(parameter.is_meta for parameter in self.parameters()):
             self.probe()
 

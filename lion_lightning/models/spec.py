@@ -43,6 +43,7 @@ from lion_lightning.models.weights.sharded_loading import (
     tensor_names,
     to_meta,
 )
+from lion_lightning.ops.recompute import Recompute, set_recompute
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -62,7 +63,9 @@ class PolicySpec:
         dtype: Dtype of the weights. Keep ``float32`` with mixed precision; use ``bfloat16`` with ``bf16-true``.
         attention: ``lion`` (packed rows, fastest path), one of its single paths (``lion_sdpa``, ``lion_varlen``,
             ``lion_flash``, ``lion_dense``), or any ``attn_implementation`` of transformers, which runs padded.
-        gradient_checkpointing: Recompute each layer in backward: less memory, about a third more time.
+        recompute: What the backward pass computes again instead of keeping it: ``none``; ``elementwise``, all but
+            matrix products and attention (less memory, a few percent more time); ``full``, whole layers, also called
+            gradient checkpointing (least memory, up to a third more time).
         liger: Swap in Liger's fused GPU kernels where liger-kernel is installed.
         lora: Train adapters instead of the weights.
         quantization: Hold the weights that the adapters are put on in 4 bits (QLoRA); needs ``lora`` and ``path``.
@@ -76,7 +79,7 @@ class PolicySpec:
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str = "lion"
-    gradient_checkpointing: bool = False
+    recompute: Recompute = "none"
     liger: bool = False
     lora: LoRASpec | None = None
     quantization: NF4Spec | None = None
@@ -172,7 +175,7 @@ class PolicySpec:
         return policy
 
     def adapted(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
-        """Set a model up for training: kernels, gradient checkpointing, adapters.
+        """Set a model up for training: kernels, adapters, recomputation.
 
         Args:
             model: Changed in place.
@@ -180,12 +183,9 @@ class PolicySpec:
         """
         if self.liger:
             _apply_liger(model)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        wrapped = self.lora.apply(model, new_ids) if self.lora else model
-        if self.lora and self.gradient_checkpointing:
-            model.enable_input_require_grads()  # type: ignore[no-untyped-call]
-        return wrapped
+        adapted = self.lora.apply(model, new_ids) if self.lora else model
+        set_recompute(model, self.recompute)
+        return adapted
 
     def _prepared(self, model: PreTrainedModel, new_ids: list[int]) -> PolicyModel:
         # transformers loads in evaluation mode, which turns gradient checkpointing off

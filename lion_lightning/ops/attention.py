@@ -22,7 +22,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lion_lightning.ops.layout import RowLayout
-from lion_lightning.ops.remade import with_recipe
 
 
 class Heads(NamedTuple):
@@ -64,10 +63,10 @@ def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
         )
         for chain in layout.chains
     ]
-    parts = [output.transpose(0, 1) for output in outputs]
-    if len(parts) == 1:
+    if len(outputs) == 1:
         return outputs[0]
-    return with_recipe(torch.cat(parts), _cat, *parts).transpose(0, 1)  # the backward of SDPA needs the parts anyway
+    # along the tokens' dimension of a (tokens, heads, head size) tensor, as the output projection reads it
+    return torch.cat([output.transpose(0, 1) for output in outputs]).transpose(0, 1)
 
 
 def attend_dense(heads: Heads, layout: RowLayout) -> Tensor:
@@ -147,10 +146,6 @@ def _segment_mask(own: Heads, layout: RowLayout) -> Tensor:
 def _joined(parts: list[Tensor]) -> Tensor:
     """Parts of ``(tokens, heads, head size)`` one after the other, heads first."""
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)
-
-
-def _cat(*parts: Tensor) -> Tensor:
-    return torch.cat(parts)
 
 
 def _lower_right(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:

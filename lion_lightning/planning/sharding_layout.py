@@ -47,7 +47,7 @@ def with_recompute_of(strategy: Any, job: Job) -> Job:
     made = _made(strategy)
     if not (isinstance(made, FSDPStrategy) and made._activation_checkpointing_kwargs):
         return job
-    return replace(job, spec=replace(job.spec, gradient_checkpointing=True))
+    return replace(job, spec=replace(job.spec, recompute="full"))
 
 
 def _made(strategy: Any) -> Any:

@@ -12,7 +12,7 @@ class WrapLayers:
     """An ``auto_wrap_policy`` for any causal LM of transformers: units are its decoder layers, found by their class.
 
     The rest of each model is a unit too, so that a frozen reference shares none with the policy. It serves as
-    ``activation_checkpointing_policy`` as well; ``policy.gradient_checkpointing`` does the same under any strategy.
+    ``activation_checkpointing_policy`` as well; ``policy.recompute: full`` does the same under any strategy.
     """
 
     def __call__(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:

@@ -29,10 +29,11 @@ NEW_TOKENS = {"special_tokens": ("<a>", "<b>", "<c>")}
 CASES: dict[str, dict[str, Any]] = {
     "from a folder": {},
     "random weights": {"path": None, "config": config()},
-    "checkpointing": {"gradient_checkpointing": True},
+    "recompute elementwise": {"recompute": "elementwise"},
+    "recompute full": {"recompute": "full"},
     "new tokens": {"tokenizer": NEW_TOKENS},
     "chosen rows": {"trainable_rows": [3, 60, 90]},
-    "lora": {"lora": LoRASpec(r=4), "gradient_checkpointing": True},
+    "lora": {"lora": LoRASpec(r=4), "recompute": "full"},
     "lora, new tokens": {"lora": LoRASpec(r=4), "tokenizer": NEW_TOKENS},
     "lora, embedding whole": {"lora": LoRASpec(r=4, modules_to_save=["embed_tokens"])},
 }

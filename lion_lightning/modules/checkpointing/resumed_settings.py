@@ -29,7 +29,7 @@ from lion_lightning.modules.optimization.schedules import WarmupSchedule
 
 logger = logging.getLogger(__name__)
 
-COMPUTED = ("attention", "gradient_checkpointing", "liger")
+COMPUTED = ("attention", "recompute", "liger")
 """Of a policy, how it is computed: to rounding the same numbers."""
 
 STEPPING = ("model.optimizer", "model.lr_scheduler")

@@ -59,7 +59,7 @@ class PlanReport:
             "NF4" if spec.quantization else spec.dtype,
             job.precision,
             *(["LoRA"] if spec.lora else []),
-            *(["gradient checkpointing"] if spec.gradient_checkpointing else []),
+            *([f"recompute: {spec.recompute}"] if spec.recompute != "none" else []),
         ]
         there, learn = (f"{number / 1e9:.3f} G" for number in numbers)
         yield f"policy   {there} weights, {learn} of them trained; {', '.join(extras)}"

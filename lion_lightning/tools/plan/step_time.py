@@ -70,7 +70,7 @@ def micro_batch_flops(job: Job) -> float:
     model: Any = job.model
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     forward = forward_flops(base)
-    again = forward if job.spec.gradient_checkpointing else forward._replace(per_token=0.0, per_pair={})
+    again = forward if job.spec.recompute == "full" else forward._replace(per_token=0.0, per_pair={})
     passes = job.reference_passes * _of(forward, job)
     return _of(training_flops(base), job) + _of(again, job) + passes
 

@@ -36,6 +36,7 @@ def test_the_summary_is_written_before_the_first_step(bench: Bench) -> None:
         "parameters": size,
         "trainable": size,
         "dtype": "float32",
+        "recompute": "none",
     }
     assert found["run"] == {"epochs": 1, "steps": 1, "accumulate": 2, "devices": 1}
     assert found["memory"] == {}  # of a loader that does not say how many tokens a micro-batch has
@@ -149,5 +150,6 @@ def test_any_module_is_told(bench: Bench) -> None:
     trainer = bench.trainer(StartupSummary(), max_steps=1, limit_val_batches=0)
     trainer.fit(BoringModel())
     found = written(bench)
-    assert found["policy"] == {"class": "BoringModel", "parameters": 66, "trainable": 66, "dtype": "float32"}
+    policy = {"class": "BoringModel", "parameters": 66, "trainable": 66, "dtype": "float32", "recompute": "none"}
+    assert found["policy"] == policy
     assert (found["reference"], found["data"], found["memory"]) == ({}, {}, {})

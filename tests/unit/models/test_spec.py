@@ -160,7 +160,7 @@ WRONG_SPECS: dict[str, dict[str, Any]] = {
     "policy.path: 3 cannot be used; give text or null": {"path": 3},
     "policy.config: [1] cannot be used; give text or a mapping or null": {"config": [1]},
     "policy.liger: 'yes' cannot be used; give true or false": {"liger": "yes"},
-    "policy.gradient_checkpointing: 1 cannot be used; give true or false": {"gradient_checkpointing": 1},
+    "policy.recompute: 'some' cannot be used; give none, elementwise, full": {"recompute": "some"},
     "policy.trainable_rows: 'all' cannot be used": {"trainable_rows": "all"},
     "policy.trainable_rows: [1.5] cannot be used": {"trainable_rows": [1.5]},
     "policy.lora: there is no setting 'rank'; there are r, alpha": {"lora": {"rank": 8}},

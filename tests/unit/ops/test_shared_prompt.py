@@ -126,14 +126,14 @@ def test_dpo_loss_and_gradients_of_shared_prompts_equal_padded_sequences(attenti
     assert_equals_plain(policy, frozen(SHAPES[shape], attention))
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("recompute", ["none", "elementwise", "full"])
 @pytest.mark.parametrize("lora", [None, LoRASpec(r=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("attention", ["lion", *slow("lion_dense", "sdpa")])
-def test_adapters_and_checkpointing_on_shared_prompts_equal_padded_sequences(
-    attention: str, lora: LoRASpec | None, recompute: bool
+def test_adapters_and_recomputation_on_shared_prompts_equal_padded_sequences(
+    attention: str, lora: LoRASpec | None, recompute: str
 ) -> None:
-    policy = build(0, attention, lora=lora, gradient_checkpointing=recompute)
-    assert policy.causal_lm.is_gradient_checkpointing == recompute
+    policy = build(0, attention, lora=lora, recompute=recompute).train()
+    assert policy.causal_lm.is_gradient_checkpointing == (recompute != "none")
     assert any("lora_B" in name for name, _ in policy.named_parameters()) == (lora is not None)
     assert_equals_plain(policy, frozen())
 

@@ -123,18 +123,19 @@ def test_adapters_leave_the_base_without_gradients_and_four_bits_shrink_it() -> 
 
 
 @pytest.mark.parametrize(
-    ("rows", "checkpointing"),
+    ("rows", "recompute"),
     [
-        pytest.param(documents(48, 16), False, id="documents", marks=pytest.mark.exhaustive),
-        pytest.param(documents(48, 16), True, id="documents, checkpointed", marks=pytest.mark.exhaustive),
-        pytest.param(pairs(48, 32), False, id="pairs", marks=pytest.mark.exhaustive),
-        pytest.param(pairs(48, 32), True, id="pairs, checkpointed", marks=pytest.mark.slow),
+        pytest.param(documents(48, 16), "none", id="documents", marks=pytest.mark.exhaustive),
+        pytest.param(documents(48, 16), "full", id="documents, full", marks=pytest.mark.exhaustive),
+        pytest.param(pairs(48, 32), "none", id="pairs", marks=pytest.mark.exhaustive),
+        pytest.param(pairs(48, 32), "elementwise", id="pairs, elementwise", marks=pytest.mark.exhaustive),
+        pytest.param(pairs(48, 32), "full", id="pairs, full", marks=pytest.mark.slow),
     ],
 )
-def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, checkpointing: bool) -> None:
+def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, recompute: Any) -> None:
     """Of five layers, from rehearsals of two and of three; the real one on real tensors."""
     shape = tiny.config(tie_word_embeddings=False, num_hidden_layers=5)
-    spec = PolicySpec(config=shape, gradient_checkpointing=checkpointing)
+    spec = PolicySpec(config=shape, recompute=recompute)
     lengths, parents = rows
     held = DryRun(spec, lengths, parents, autocast=False, optimizer=AdamW, foreach=False).held()
     auto: Any = AutoModelForCausalLM
@@ -226,10 +227,10 @@ def test_strategies_say_how_they_spread_a_model() -> None:
 
 def test_fsdps_own_activation_checkpointing_is_planned() -> None:
     own = plain()
-    assert not own.spec.gradient_checkpointing
+    assert own.spec.recompute == "none"
     assert with_recompute_of(FSDPStrategy(), own) is own
     strategy = FSDPStrategy(activation_checkpointing_policy=WrapLayers())
-    assert with_recompute_of(strategy, own).spec.gradient_checkpointing
+    assert with_recompute_of(strategy, own).spec.recompute == "full"
 
 
 def test_four_bits_are_not_sharded() -> None:

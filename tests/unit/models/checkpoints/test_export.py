@@ -50,7 +50,7 @@ SPECS = {
     "lora_tied": PolicySpec(config=config(tie_word_embeddings=True), lora=LoRASpec(r=4)),
     "whole_head": PolicySpec(config=config(), lora=LoRASpec(r=4, modules_to_save=["lm_head"])),
     "padded_attention": PolicySpec(config=config(), attention="sdpa"),
-    "checkpointed": PolicySpec(config=config(), gradient_checkpointing=True),
+    "recomputed": PolicySpec(config=config(), recompute="full"),
 }
 
 
@@ -61,9 +61,9 @@ NEW = ("<a>", "<b>")
     ("name", "new_tokens"),
     [
         *(("plain", ()), ("tied", NEW), ("lora", NEW), ("whole_head", NEW)),
-        *slow(("plain", NEW), ("lora_tied", ()), ("padded_attention", ()), ("checkpointed", ())),
+        *slow(("plain", NEW), ("lora_tied", ()), ("padded_attention", ()), ("recomputed", ())),
         *exhaustive(("tied", ()), ("lora", ()), ("lora_tied", NEW)),
-        *exhaustive(("whole_head", ()), ("padded_attention", NEW), ("checkpointed", NEW)),
+        *exhaustive(("whole_head", ()), ("padded_attention", NEW), ("recomputed", NEW)),
     ],
 )
 def test_exported_logits_equal_the_trained_models(name: str, new_tokens: tuple[str, ...], tmp_path: Path) -> None:
