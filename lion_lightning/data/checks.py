@@ -9,15 +9,15 @@ from lion_lightning.data.sources.source import Source
 
 
 def check_sources(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:
-    """Refuse sources that cannot be told apart, and what cannot be held out.
+    """Refuse sources of the same name, and a validation share that is out of range.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument is not valid.
     """
-    for side in (sources, validation or ()):
-        label, count = Counter(source.label for source in side).most_common(1)[0] if side else ("", 0)
-        if count > 1:
-            raise ValueError(f"{count} sources are called {label!r}; give each a `name` of its own")
+    for named in (sources, validation or ()):
+        for label, count in Counter(source.label for source in named).items():
+            if count > 1:
+                raise ValueError(f"{count} sources are called {label!r}; give each another `name`")
     if not 0 <= validation_share < 1:
         raise ValueError(f"data.validation_share is {validation_share}; give a share of at least 0 and below 1")
     if validation and validation_share:
@@ -25,10 +25,13 @@ def check_sources(sources: Sequence[Source], validation: Sequence[Source] | None
 
 
 def check_at_least(**arguments: tuple[int, int]) -> None:
-    """Refuse values below the least of each.
+    """Refuse values below a minimum.
+
+    Args:
+        **arguments: Value and minimum of each argument.
 
     Raises:
-        ValueError: One is.
+        ValueError: A value is below its minimum.
     """
     for name, (value, least) in arguments.items():
         if value < least:

@@ -12,16 +12,17 @@ from lion_lightning.data.sources.json_text import parse_messages
 def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each answer of a conversation, which ends with it; the answers before it are context.
 
-    For templates that show an answer wholly only where it is the last turn, as those that drop earlier thoughts. Each
+    For templates that show all of an answer only in the last turn, as those that drop earlier reasoning. Each
     answer is then trained behind exactly what a model is given when it writes it, at the price of more tokens.
 
     Args:
         row: With ``messages``, or ShareGPT's ``conversations``; any other row stays as it is.
     """
-    spelled = {name: parse_messages(row[name], name) for name in ("messages", "conversations") if name in row}
-    column = next((name for name, value in spelled.items() if isinstance(value, list)), None)
-    turns = spelled[column] if column else []
-    if column is None or not all(isinstance(turn, Mapping) for turn in turns):
+    for column in ("messages", "conversations"):
+        turns = parse_messages(row.get(column), column)
+        if isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns):
+            break
+    else:
         yield row
         return
     for number, turn in enumerate(turns):

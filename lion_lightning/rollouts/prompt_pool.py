@@ -269,7 +269,7 @@ class PromptPool:
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
         turns = asked.messages if isinstance(asked, Conversation) else ()
-        messages = tuple(turn.spoken() for turn in turns)
+        messages = tuple(turn.to_dict() for turn in turns)
         return Prompt(text, tuple(ids), messages, dict(row.values), _original(whole), row.where)
 
 

@@ -134,7 +134,7 @@ class ChatRenderer:
         return self._templates[text]
 
     def _render(self, conversation: Conversation, messages: Sequence[Message], **how: bool) -> str:
-        template, turns = self._template(conversation), [turn.spoken() for turn in messages]
+        template, turns = self._template(conversation), [turn.to_dict() for turn in messages]
         if conversation.tools and not re.search(r"\btools\b", template.text):
             raise ValueError(_left_out("tools"))
         if not template.reads("tool_calls") and any("tool_calls" in turn for turn in turns):

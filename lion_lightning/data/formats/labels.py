@@ -1,4 +1,4 @@
-"""Labels of answers: their names, and whether a value says yes or no, as a truth value, a number or a word."""
+"""Labels of answers: names of their columns, and values that mean yes or no: booleans, numbers or words."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ MEDIA = r"""(?x) (?!(?:num|n|has|is|no|with|needs|contains)_) (?:[a-z\d]+_)*
 """Pattern of the names. Some say something else behind another word, as ``time_frame`` and ``social_media`` do."""
 
 _STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"OggS", b"fLaC", b"ID3", b"II*\0", b"MM\0*")
-_SHOWN = ("data:image/", "data:audio/", "data:video/")
+_DATA_URLS = ("data:image/", "data:audio/", "data:video/")
 
 
 def is_media(value: Any) -> bool:
@@ -27,5 +27,5 @@ def is_media(value: Any) -> bool:
     if isinstance(value, Mapping):
         return value.keys() >= {"array", "sampling_rate"} or is_media(value.get("bytes"))
     if isinstance(value, str):
-        return value.startswith(_SHOWN)
+        return value.startswith(_DATA_URLS)
     return isinstance(value, bytes) and (value.startswith(_STARTS) or value[4:8] == b"ftyp")

@@ -1,6 +1,6 @@
-"""Tool calls and tool definitions as rows spell them: as structures or as JSON text, with the nulls of Arrow's structs.
+"""Tool calls and tool definitions of rows: structures or JSON text, with the nulls of Arrow's structs.
 
-The same call gives the same tokens in every spelling. A null in a structure counts as absent, since Arrow gives every
+The same call gives the same tokens however it is written. A null in a structure counts as absent, as Arrow gives every
 struct the keys of all others; JSON text is taken as it stands.
 """
 
@@ -31,8 +31,8 @@ def _tool(tool: Any, name: str) -> Any:
     if not isinstance(schema, Mapping):
         raise ValueError(f"{name} is {type(schema).__name__}, not a JSON schema")
     # Templates look for the function inside of a tool, where most sets have it.
-    bare = "function" not in schema and "name" in schema and "input_schema" not in schema
-    made = {"type": "function", "function": schema} if bare else schema
+    is_function = "function" not in schema and "name" in schema and "input_schema" not in schema
+    made = {"type": "function", "function": schema} if is_function else schema
     function = made.get("function")
     if isinstance(function, Mapping) and isinstance(function.get("parameters"), str):
         parameters = _parsed(function["parameters"], f"{name}.parameters", "a JSON schema")
@@ -44,8 +44,8 @@ def read_calls(extra: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Take the tool calls out of a message: a list of them, or the one ``function_call`` of older sets.
 
     Args:
-        extra: What a message says besides its role and content; loses its calls.
-        name: Its place in the row, for errors.
+        extra: Keys of a message other than role and content; its calls are taken out.
+        name: Its path in the row, for errors.
 
     Returns:
         The calls, their arguments as a mapping.
@@ -83,7 +83,7 @@ def _call(call: Any, name: str) -> dict[str, Any]:
 
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
-"""Names of what a function is called with; templates read the first."""
+"""Keys of the arguments of a call; templates read the first."""
 
 
 def _arguments(value: Any, name: str) -> dict[str, Any]:

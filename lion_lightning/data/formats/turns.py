@@ -1,4 +1,4 @@
-"""The turns of a conversation: what a row's message says, in one spelling, whichever the row used.
+"""The turns of a conversation, read from messages in any of the known formats.
 
 Every key of a message is used, is known to change nothing, or is named to whoever reads the log: the chat template gets
 what is not read here, and :mod:`~lion_lightning.data.encoding.rendering` warns of keys that it does not read either.
@@ -33,8 +33,8 @@ class Message(NamedTuple):
     extra: dict[str, Any] | None = None
     trained: bool = True
 
-    def spoken(self) -> dict[str, Any]:
-        """All that is said, as chat templates take it."""
+    def to_dict(self) -> dict[str, Any]:
+        """The message that a chat template is given."""
         return {**(self.extra or {}), "role": self.role, "content": self.content}
 
 
@@ -45,7 +45,7 @@ HARMLESS = frozenset(
     stop_reason usage user_name username author status end_turn annotations metadata source
     """.split()  # noqa: SIM905
 )
-"""Keys of a message that say nothing about its words: a template that does not read them loses nothing."""
+"""Keys of a message that only describe it: a template may leave them out."""
 
 _CHANGING = frozenset(
     """
@@ -53,7 +53,7 @@ _CHANGING = frozenset(
     thinking_blocks train_detail training_detail prefix partial tool_responses documents citations
     """.split()  # noqa: SIM905
 ).union(TOOLS, THOUGHTS)
-"""Keys that change what a message means, so that leaving them out is no small thing."""
+"""Keys that change what a message means: leaving them out is an error."""
 
 _ROLES = {
     "system": "system",
@@ -73,7 +73,7 @@ _ROLES = {
 
 
 def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
-    """Make sure that a value is text; ``name`` is its place in the row, for errors."""
+    """Require a value to be text; ``name`` is its path in the row, for errors."""
     if value is None:
         raise ValueError(f"{name} has no content; remove the row or fill it in")
     if not isinstance(value, str):
@@ -88,11 +88,11 @@ def read_turns(value: Any, name: str, may_be_empty: bool = False) -> tuple[Messa
 
     Args:
         value: What the row holds.
-        name: Its place in the row, for errors.
+        name: Its path in the row, for errors.
         may_be_empty: Whether the messages' text may be empty.
 
     Raises:
-        ValueError: It is no such list, or says something that cannot be read.
+        ValueError: It is not such a list, or a message cannot be read.
     """
     if isinstance(value, str):
         value = _parsed(value, name)
@@ -115,12 +115,12 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     if not isinstance(turn, Mapping):
         raise ValueError(f"{name} is {type(turn).__name__}, not an object with role and content")
     own = {key: value for key, value in turn.items() if value is not None}
-    spoken = _either(own, "role", "from", name)
-    role = _ROLES.get(spoken) if isinstance(spoken, str) else None
+    raw_role = _either(own, "role", "from", name)
+    role = _ROLES.get(raw_role) if isinstance(raw_role, str) else None
     if role is None:
-        raise ValueError(f"{name} has the role {repr(spoken)[:60]}; known roles are {', '.join(_ROLES)}")
+        raise ValueError(f"{name} has the role {repr(raw_role)[:60]}; known roles are {', '.join(_ROLES)}")
     content = _either(own, "content", "value", name)
-    # What a tool returns is often such JSON, and is shown as it is.
+    # The result of a tool is often such JSON, and stays as it is.
     content = _joined(content if role == "tool" else parse_content_parts(content), name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
@@ -152,7 +152,7 @@ def _part(part: Any, name: str) -> str:
     text = own.pop("text", None)
     if kind not in TEXT_PARTS or not isinstance(text, str):
         raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
-    for key in _telling(own):
+    for key in _nonempty(own):
         if own[key] and not _CHANGING.isdisjoint(name_variants(key)):
             raise ValueError(f"{name} has a text part with {key}, which cannot be trained on; take it out")
         if key in _FLAGS or _may_be_a_flag(key, own[key]):
@@ -231,8 +231,8 @@ def context(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _extra(own: dict[str, Any], role: str, name: str) -> dict[str, Any]:
-    """Everything else that a message says, for the template. What is empty says nothing."""
-    extra = {key: own[key] for key in _telling(own)}
+    """All other keys of a message that are not empty, for the template."""
+    extra = {key: own[key] for key in _nonempty(own)}
     calls = read_calls(extra, name)
     if calls and role != "assistant":
         raise ValueError(f"{name} is a {role} turn with tool calls, which only an assistant turn makes")
@@ -242,12 +242,12 @@ def _extra(own: dict[str, Any], role: str, name: str) -> dict[str, Any]:
     return extra
 
 
-def _telling(own: Mapping[str, Any]) -> list[str]:
+def _nonempty(own: Mapping[str, Any]) -> list[str]:
     return [key for key, value in own.items() if value is not None and value not in ("", [], {}, ())]
 
 
 def _one_reasoning(extra: dict[str, Any], name: str) -> None:
-    """Make sure that there is one text that was thought, if any."""
+    """Keep one key of the reasoning, if any."""
     given = [key for key in REASONING if key in extra]
     for key in given:
         read_text(extra[key], f"{name}.{key}", may_be_empty=True)
@@ -258,7 +258,7 @@ def _one_reasoning(extra: dict[str, Any], name: str) -> None:
 
 
 def unread_keys(messages: Sequence[Message], read: Any) -> None:
-    """Refuse, or warn of, what messages say besides their words that a chat template does not read.
+    """Refuse, or warn of, keys of messages that a chat template does not read.
 
     Args:
         messages: The turns.
@@ -275,10 +275,10 @@ def unread_keys(messages: Sequence[Message], read: Any) -> None:
                 add_warning(f"not used: {key} of turns that are not trained, which the chat template does not read")
                 continue
             if value and not _CHANGING.isdisjoint(name_variants(key)):
-                tools = any(spelled in TOOLS for spelled in name_variants(key))
-                fix = "move it to the row's column `tools`" if tools else "take it out of the row"
+                is_tools = any(variant in TOOLS for variant in name_variants(key))
+                fix = "move it to the row's column `tools`" if is_tools else "take it out of the row"
                 raise ValueError(
-                    f"the chat template leaves out the row's {key} of message {number}, which changes what it says; "
+                    f"the chat template leaves out the row's {key} of message {number}, which changes what it means; "
                     f"{fix} (with a `transform`), or use a template that shows it"
                 )
             add_warning(f"not used: key {key!r} of messages, which the chat template does not read")

@@ -1,1 +1,1 @@
-"""What became of rows and sources, counted and told."""
+"""Counted messages about rows, and reports of sources."""

@@ -1,4 +1,4 @@
-"""The account of what became of each source."""
+"""Report of each source: rows read, documents kept, truncated and left out."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SourceReport:
         skipped: How many of them the transform skipped.
         read: Examples made of the rows.
         left_out: Documents left out, by cause.
-        truncated: Documents shortened, and the tokens cut off them, by what was done.
-        split: Documents cut into several.
+        truncated: Documents truncated, and the tokens cut off them, by what was truncated.
+        split: Documents split into several.
         repeated: The part of ``kept`` that a fraction above 1 adds.
         kept: Documents of one epoch.
         supervised: Tokens trained in one epoch.
@@ -33,7 +33,7 @@ class SourceReport:
     """
 
     noun: ClassVar[str] = "documents"
-    """What a document is called."""
+    """Name of a document, for reports."""
 
     name: str
     rows: int
@@ -55,7 +55,7 @@ class SourceReport:
         Args:
             once: What is left of a source.
             order: Positions of its documents in an epoch, those of repeated ones several times.
-            **more: Fields that a subclass has besides.
+            **more: Further fields of a subclass.
         """
         table, spans = once.table, once.spans.take(order)
         unrepeated, kept = once.spans.counts, spans.counts
@@ -103,7 +103,7 @@ class SourceReport:
         return "; ".join([f"{self.name}: {self.summary()}", *self.changes()])
 
     def changes(self) -> list[str]:
-        """What makes the kept documents differ from the rows, an item each."""
+        """Differences between the rows and the kept documents, one per line."""
         lines = [f"left out, {cause}: {counts}" for cause, counts in self.left_out.items()]
         if self.skipped:
             lines.append(f"rows skipped by the transform: {self.skipped:,}")
@@ -118,7 +118,7 @@ class SourceReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for YAML and JSON."""
-        values = {name: self._plain(getattr(self, name)) for name in (field.name for field in fields(self))}
+        values = {field.name: self._plain(getattr(self, field.name)) for field in fields(self)}
         return values | {"supervised_share": round(self.supervised_share, 4)}
 
     def _plain(self, value: Any) -> Any:
@@ -129,7 +129,7 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class PairReport(SourceReport):
-    """What became of a source of preference pairs.
+    """Counts of one source of preference pairs.
 
     Attributes:
         prompt: Tokens of the prompts in one epoch, each counted once for both answers.
@@ -170,9 +170,9 @@ class PairReport(SourceReport):
             "mean chosen": f"{chosen:,.1f}",
             "mean rejected": f"{rejected:,.1f}",
         }
-        figures = super().table_row()
-        longest = figures.pop("longest")
-        return {**figures, **more, "longest": longest}
+        row = super().table_row()
+        longest = row.pop("longest")
+        return {**row, **more, "longest": longest}
 
     @override
     def summary(self) -> str:

@@ -12,7 +12,7 @@ MAX_DEPTH = 100
 
 
 class BrokenJSONError(ValueError):
-    """Text that is no JSON that can be used; the message is the reason alone.
+    """Text is not valid JSON, or cannot be used; the message is the reason alone.
 
     Attributes:
         line: Line of the text where that shows, counted from 0.
@@ -35,7 +35,7 @@ def parse_json(text: str) -> Any:
         raise BrokenJSONError(error.msg, error.lineno - 1) from error
     except RecursionError:
         raise BrokenJSONError(_TOO_DEEP) from None
-    except ValueError as error:  # a key that is there twice, or a number of thousands of digits
+    except ValueError as error:  # a key that occurs twice, or a number of thousands of digits
         raise BrokenJSONError(str(error)) from error
 
 
@@ -55,8 +55,7 @@ def require_shallow(value: Any, depth: int = 0) -> None:
 def parse_shallow(text: str) -> Any:
     """Parse the JSON text of a list or an object, and refuse what :func:`require_shallow` refuses.
 
-    A mark of byte order before it says nothing, and text that was written as JSON again, as strings, is read all the
-    way.
+    A byte order mark before it is skipped, and text that was encoded as JSON several times is decoded as often.
 
     Raises:
         BrokenJSONError: It is broken, or nested too deeply.
@@ -69,7 +68,7 @@ def parse_shallow(text: str) -> Any:
 
 
 def read_json(text: str, name: str) -> Any:
-    """What a column holds as JSON text; ``name`` is its place, for errors.
+    """Parse the JSON text of a column; ``name`` is its path in the row, for errors.
 
     Raises:
         ValueError: It is broken, or nested too deeply.
@@ -81,7 +80,7 @@ def read_json(text: str, name: str) -> Any:
 
 
 def read_list(value: Any, name: str) -> Sequence[Any]:
-    """A list, or the JSON text of one, as CSV files and many tables have it; ``name`` is its place, for errors.
+    """A list, or its JSON text, as CSV files and many tables have it; ``name`` is its path in the row, for errors.
 
     Raises:
         ValueError: It is something else.
@@ -94,7 +93,7 @@ def read_list(value: Any, name: str) -> Sequence[Any]:
 
 
 def parse_messages(value: Any, name: str) -> Any:
-    """Messages that stand in a column as JSON text, or as a list a key, as lists of messages; all else as it is.
+    """Parse messages that a column holds as JSON text, or as one list per key; return anything else as it is.
 
     A text is taken for messages only if all of it is a JSON list of objects that have a role and a content, or one such
     object, each of which may be JSON text itself; an answer that merely begins with a bracket stays text.
@@ -124,7 +123,7 @@ def parse_messages(value: Any, name: str) -> Any:
 
 
 def parse_content_parts(content: Any) -> Any:
-    """Content parts that stand in a message as JSON text, as a list; all else as it is.
+    """Parse content parts that a message holds as JSON text; return anything else as it is.
 
     A text is taken for parts only if all of it is a JSON list of text parts and pictures: other JSON is an answer.
     """
@@ -142,23 +141,23 @@ def _is_part(value: Any) -> bool:
         return False
     if value.get("type") in TEXT_PARTS:
         return isinstance(value.get("text"), str)
-    return value.get("type") in _PICTURES and value.keys() <= _OF_PICTURES
+    return value.get("type") in _IMAGES and value.keys() <= _IMAGE_KEYS
 
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Kinds of content parts that are text."""
 
-_PICTURES = ("image", "image_url", "input_image")
-_OF_PICTURES = {"type", "text", "image", "image_url", "url", "path", "base64", "source", "detail"}
+_IMAGES = ("image", "image_url", "input_image")
+_IMAGE_KEYS = {"type", "text", "image", "image_url", "url", "path", "base64", "source", "detail"}
 
 
 def is_message(value: Any) -> bool:
-    """Whether a value looks like a turn: an object that says who speaks, and what is said or called."""
-    return isinstance(value, Mapping) and bool(value.keys() & _SPEAKER) and bool(value.keys() & _SAID)
+    """Whether a value looks like a message: an object with a role, and with a content or calls."""
+    return isinstance(value, Mapping) and bool(value.keys() & _ROLE_KEYS) and bool(value.keys() & _CONTENT_KEYS)
 
 
-_SPEAKER = {"role", "from"}
-_SAID = {"content", "value", "tool_calls", "function_call"}
+_ROLE_KEYS = {"role", "from"}
+_CONTENT_KEYS = {"content", "value", "tool_calls", "function_call"}
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep, as no row of text is"
 _WRAPPED = r'(?:[\s\ufeff"\\]|(?<=\\)(?:[nrt]|ufeff))*'  # what JSON text has around it that is JSON text again
 _MAY_BE_LIST = re.compile(rf"{_WRAPPED}\[")
@@ -180,7 +179,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return made
 
 

@@ -1,4 +1,4 @@
-"""What lies on disk under a path: a file, a glob of files, a folder of files, or a data set saved by ``datasets``."""
+"""Local data: a file, a glob of files, a folder of files, or a data set saved by ``datasets``."""
 
 from __future__ import annotations
 
@@ -27,68 +27,64 @@ _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 
 def kind_of(path: Path) -> str | None:
-    """The ending that says how a file is read, in small letters; None if it cannot be."""
-    packed = path.suffix.lower() in COMPRESSIONS
-    ending = Path(path.stem if packed else path.name).suffix.lower()
-    return ending if ending in KINDS and not (packed and ending == ".parquet") else None
+    """The ending of a file's name that says how it is read, in small letters; None if it is unknown."""
+    compressed = path.suffix.lower() in COMPRESSIONS
+    ending = Path(path.stem if compressed else path.name).suffix.lower()
+    return ending if ending in KINDS and not (compressed and ending == ".parquet") else None
 
 
 def without_ending(path: Path) -> Path:
-    """The path without the endings that say how it is read and compressed."""
+    """The path without the endings of its kind and compression."""
     return path.with_name(path.stem).with_suffix("") if path.suffix.lower() in COMPRESSIONS else path.with_suffix("")
 
 
 def find_splits(path: str) -> dict[str, Rows] | None:
-    """The rows that lie under a path, by split; None if nothing does and it can only be a hub id.
+    """The rows under a local path, by split; None if nothing is there and it can only be a hub id.
 
     Raises:
         ValueError: Nothing is there, or it cannot be read.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return _saved(place) if _is_saved(place) else _folder(place)
-    if place.is_file():
-        return _file(place)
+    local = Path(path).expanduser()
+    if local.is_dir():
+        is_saved = (local / "state.json").is_file() or (local / "dataset_dict.json").is_file()
+        return _saved_dataset(local) if is_saved else _folder(local)
+    if local.is_file():
+        return _file(local)
     if glob.has_magic(path):
-        files = sorted(name for name in map(Path, glob.glob(str(place), recursive=True)) if name.is_file())
-        if not files:
-            raise ValueError(_missing(path, "no file matches"))
-        return _joined([_file(name) for name in files])
-    if kind_of(place) or path[:1] in "./~" or path.count("/") > 1:
-        raise ValueError(_missing(path, "no such file"))
+        files = sorted(name for name in map(Path, glob.glob(str(local), recursive=True)) if name.is_file())
+        if files:
+            return _chain([_file(name) for name in files])
+        raise ValueError(f"{path}: no file matches; check the path (it is taken from {Path.cwd()})")
+    if kind_of(local) or path[:1] in "./~" or path.count("/") > 1:
+        raise ValueError(f"{path}: no such file; check the path (it is taken from {Path.cwd()})")
     return None
 
 
-def _missing(path: str, what: str) -> str:
-    return f"{path}: {what}; check the path (it is taken from {Path.cwd()})"
-
-
 def _file(path: Path) -> dict[str, Rows]:
-    if (kind := kind_of(path)) is None:
+    kind = kind_of(path)
+    if kind is None:
         known = f"{', '.join(KINDS)}, and all but .parquet compressed ({', '.join(COMPRESSIONS)})"
         raise ValueError(f"{path}: cannot read {''.join(path.suffixes[-2:]) or 'such'} files; known are {known}")
     return KINDS[kind](path)
 
 
-def _joined(files: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
+def _chain(files: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
     """The rows of several files, one after the other."""
-    names = dict.fromkeys(name for splits in files for name in splits)
-    parts = {name: [splits[name] for splits in files if name in splits] for name in names}
-    return {name: found[0] if len(found) == 1 else ChainedRows(found) for name, found in parts.items()}
+    found: dict[str, list[Rows]] = {}
+    for splits in files:
+        for name, rows in splits.items():
+            found.setdefault(name, []).append(rows)
+    return {name: parts[0] if len(parts) == 1 else ChainedRows(parts) for name, parts in found.items()}
 
 
 # --- folders
 
 
-def _is_saved(folder: Path) -> bool:
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
-
-
-def _saved(folder: Path) -> dict[str, Rows]:
+def _saved_dataset(folder: Path) -> dict[str, Rows]:
     from datasets import DatasetDict, load_from_disk
 
     try:
-        _refuse_other_places(folder)
+        _refuse_outside_files(folder)
         saved = load_from_disk(str(folder))
     except Exception as error:  # datasets raises of any kind where its files are not what it wrote
         raise ValueError(f"{folder}: not a complete saved data set ({first_line(error)}); save it again") from error
@@ -96,8 +92,8 @@ def _saved(folder: Path) -> dict[str, Rows]:
     return {name: DatasetRows(dataset, str(folder)) for name, dataset in splits.items()}
 
 
-def _refuse_other_places(folder: Path) -> None:
-    """Refuse a saved set whose own lists name files outside of it."""
+def _refuse_outside_files(folder: Path) -> None:
+    """Refuse a saved data set that lists files outside of its folder."""
     for listing in (folder / "dataset_dict.json", *folder.glob("state.json"), *folder.glob("*/state.json")):
         known = read_object(listing, "a list of a saved set's parts", "save it again") if listing.exists() else {}
         names = [*known.get("splits", ()), *(file["filename"] for file in known.get("_data_files", ()))]
@@ -110,22 +106,26 @@ def _folder(folder: Path) -> dict[str, Rows]:
     """Files of one kind with their splits in their names, as a download from the hub leaves them."""
     files = [path for path in sorted(folder.rglob("*")) if _is_data(path.relative_to(folder)) and path.is_file()]
     if not files:
-        fix = f"to read other files in it give a glob such as {folder}/*.jsonl"
-        raise ValueError(f"{folder}: not a data set saved with save_to_disk, and no file in it can be read; {fix}")
+        raise ValueError(
+            f"{folder}: not a data set saved with save_to_disk, and no file in it can be read; to read other files in "
+            f"it give a glob such as {folder}/*.jsonl"
+        )
     _require_one(folder, {str(kind_of(path)) for path in files}, "files of several kinds")
     _require_one(folder, {_subset(path.relative_to(folder)) for path in files}, "files in several folders")
-    splits = {path: _split_of(path.relative_to(folder)) for path in files}
-    unnamed = [path for path, split in splits.items() if split is None]
-    if unnamed and len(unnamed) < len(files):
+    by_split: dict[str | None, list[Path]] = {}
+    for path in files:
+        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    if by_split.keys() == {None}:
+        return _chain([_file(path) for path in files])
+    if None in by_split:
         raise ValueError(
-            f"{folder}: of {unnamed[0].relative_to(folder)} it is not clear which split it is of, though others name "
-            "theirs; give a glob of the files that are meant"
+            f"{folder}: the name of {by_split[None][0].relative_to(folder)} does not say its split, though those of "
+            "other files do; give a glob of the files to read"
         )
-    names = dict.fromkeys(split or "train" for split in splits.values())
-    by_split = {name: [_file(path) for path in files if (splits[path] or "train") == name] for name in names}
-    if all(split is None for split in splits.values()):
-        return _joined(by_split["train"])
-    return {name: ChainedRows([rows for file in found for rows in file.values()]) for name, found in by_split.items()}
+    splits: dict[str, Rows] = {}
+    for name, paths in by_split.items():
+        splits[str(name)] = ChainedRows([rows for path in paths for rows in _file(path).values()])
+    return splits
 
 
 def _is_data(path: Path) -> bool:
@@ -145,7 +145,7 @@ def _subset(path: Path) -> str:
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that the name of a file says, or else that of a folder around it."""
+    """The split in the name of a file, or else in that of a folder around it."""
     name = without_ending(path).name
     if shard := _SHARD.fullmatch(name):
         return SPLITS.get(shard[1].lower(), shard[1])

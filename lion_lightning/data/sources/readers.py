@@ -1,4 +1,4 @@
-"""Raw rows of files and data sets, each with the place that it stands at."""
+"""Raw rows of files and data sets, each with its file and line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     """A raw row.
 
     Attributes:
-        where: Its place, ``path:line`` or ``name[row]``.
+        where: File and line, ``path:line``, or ``name[row]``.
         values: Its columns.
     """
 
@@ -45,12 +45,12 @@ class Rows(ABC):
         """Read the rows of these numbers, which must ascend.
 
         Raises:
-            ValueError: A row cannot be read; the message starts with its place.
+            ValueError: A row cannot be read; the message starts with its file and line.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the content and of the places; equal fingerprints give equal rows."""
+        """Hash of the content and of the path; equal fingerprints give equal rows."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Parquet(FileRows):
             file = pyarrow.parquet.ParquetFile(self.path)
         names = file.schema_arrow.names
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{self.path}: two columns are called {twice[0]!r}; give each a name of its own")
+            raise ValueError(f"{self.path}: two columns are called {twice[0]!r}; rename one of them")
         return file
 
     @override
@@ -103,7 +103,9 @@ class Parquet(FileRows):
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno:  # of the disk
                 raise
-            raise ValueError(f"{self.path}: not a whole parquet file ({first_line(error)}); write it again") from error
+            raise ValueError(
+                f"{self.path}: not a complete parquet file ({first_line(error)}); write it again"
+            ) from error
 
     def _take_of(self, group: int, start: int, numbers: Numbers) -> Iterator[Row]:
         for batch in self._file.iter_batches(batch_size=1000, row_groups=[group]):
@@ -119,7 +121,7 @@ class DatasetRows(Rows):
 
     Attributes:
         dataset: The data set.
-        name: What places are named after.
+        name: Name of the data set, for errors.
     """
 
     dataset: Any
@@ -139,7 +141,7 @@ class DatasetRows(Rows):
     @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
-        # In memory: without it `select` writes a file of indices beside the data, which may be read-only.
+        # In memory: without it `select` writes a file of indices next to the data, which may be read-only.
         chosen = self.dataset.with_format(None).select(numbers, keep_in_memory=True)
         for number, values in zip(numbers.tolist(), chosen, strict=True):
             yield Row(f"{self.name}[{number}]", values)

@@ -92,8 +92,8 @@ class Source:
         """Name of the source in reports and logs."""
         if self.name:
             return self.name
-        place = Path(self.path)
-        short = "/".join(without_ending(place).parts[-2:]) if kind_of(place) else self.path
+        path = Path(self.path)
+        short = "/".join(without_ending(path).parts[-2:]) if kind_of(path) else self.path
         return short if self.split == "train" else f"{short}:{self.split}"
 
     def open(self) -> Rows:
@@ -123,7 +123,7 @@ class Source:
             return np.arange(count)
         share = round(count * self.fraction)
         if share == 0:
-            raise ValueError(f"{self.path}: fraction {self.fraction} of {count} rows is none; raise it")
+            raise ValueError(f"{self.path}: fraction {self.fraction} of {count} rows leaves none; raise it")
         return np.sort(np.random.default_rng(self.seed).permutation(count)[:share])
 
     def examples(self, row: Row, read: Read[Made]) -> list[Made]:
@@ -134,7 +134,7 @@ class Source:
             read: An encoder's ``read``, which knows the forms.
 
         Raises:
-            ValueError: A step fails; the message starts with the row's place.
+            ValueError: A step fails; the message starts with the row's file and line.
         """
         rows = [row.values] if self.transform is None else transformed(self.transform, row)
         try:
@@ -142,26 +142,24 @@ class Source:
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
 
-    def _read(self, values: Mapping[str, Any], read: Read[Made]) -> list[Made]:
+    def _read(self, values: Mapping[str, Any], read: Read[Made]) -> Sequence[Made]:
         """Examples of a row that a transform has made, if there is one."""
         kept = {name: value for name, value in values.items() if name not in self.ignore}
         for name, own in self.columns.items():
             if kept.get(own) is not None:
                 add_message("mapped", name)
         columns = as_chat(kept, self.columns) if self.format == "chat" else self.columns
-        return [self._finished(made) for made in read(kept, columns)]
-
-    def _finished(self, example: Made) -> Made:
-        """An example with the system message, plain text noted, or refused where the source is a chat."""
-        if _is_plain(example):
+        examples = read(kept, columns)
+        for example in examples:
+            if not isinstance(example.chosen if isinstance(example, Preference) else example, Completion):
+                continue
             if self.format == "chat":
                 raise ValueError(
-                    "`format: chat` is set, but this row is plain text without a prompt of its own; give it a prompt "
+                    "`format: chat` is set, but this row is plain text without a prompt; give it a prompt "
                     "or messages, with a `transform`, or set `format: text`"
                 )
             add_message("plain text")
-        finished: Made = _with_system(example, self.system)
-        return finished
+        return examples if self.system is None else [_with_system(example, self.system) for example in examples]
 
     def require_columns(self, messages: RowMessages) -> None:
         """Refuse ``columns`` that name what no row has.
@@ -211,7 +209,7 @@ class Source:
         return {name: value for name, value in (asdict(self) | {"transform": transform}).items() if value}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the examples, besides the rows, as plain data: a part of cache keys."""
+        """Settings that decide the examples, as plain data: a part of cache keys, in addition to the rows."""
         subsample = [self.fraction, self.seed] if self.fraction < 1 else None
         transform = code_of(self.transform) if self.transform else None
         read = {"columns": self.columns, "system": self.system, "format": self.format, "ignore": self.ignore}
@@ -278,17 +276,10 @@ def as_chat(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str
     return named
 
 
-def _is_plain(example: Any) -> bool:
-    """Whether an example is plain text with a prompt."""
-    return isinstance(example.chosen if isinstance(example, Preference) else example, Completion)
-
-
-def _with_system(example: Any, system: str | None) -> Any:
-    if system is None:
-        return example
+def _with_system(example: Any, system: str) -> Any:
     if isinstance(example, Preference):
-        chosen, rejected = (_with_system(side, system) for side in (example.chosen, example.rejected))
-        return example._replace(chosen=chosen, rejected=rejected)
+        chosen = _with_system(example.chosen, system)
+        return example._replace(chosen=chosen, rejected=_with_system(example.rejected, system))
     if not isinstance(example, Conversation):
         raise ValueError("`system` is set, but this row is plain text without turns; leave `system` out")
     if example.messages[0].role == "system":

@@ -31,7 +31,7 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""What splits are called in names of files and folders, as ``datasets`` reads them, and in JSON documents."""
+"""Names of splits in names of files and folders, as ``datasets`` reads them, and in JSON documents."""
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a long conversation; 128 KiB are Python's own limit
 
@@ -60,10 +60,10 @@ COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The bytes of a file as they were before it was compressed.
+    """The decompressed bytes of a file.
 
     Raises:
-        ValueError: It is cut off, not compressed as its name says, or not UTF-8.
+        ValueError: It is truncated, not compressed as its name says, or not UTF-8.
     """
     opener = COMPRESSIONS.get(path.suffix.lower(), _open_plain)
     try:
@@ -93,7 +93,7 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
 
 
 class JsonLines(FileRows):
-    """A file with one JSON object a line; blank lines are skipped, and lines that are not asked for are not parsed."""
+    """A file with one JSON object per line; blank lines are skipped, and lines that are not wanted are not parsed."""
 
     @override
     def __len__(self) -> int:
@@ -137,15 +137,15 @@ class JsonDocument(FileRows):
 
 
 def read_json(path: Path) -> dict[str, FileRows]:
-    """The splits of a ``.json`` file, which holds an object a line or one value.
+    """The splits of a ``.json`` file, which holds an object per line or one value.
 
     The value is an array of rows, ``{"data": [...]}``, arrays by split (``{"train": [...], "test": [...]}``), or one
     row.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: It is something else.
     """
-    if _holds_lines(path):
+    if _has_object_per_line(path):
         return {"train": JsonLines(path)}
     with opened(path) as file:
         value = _parse(file.read(), path, 1, "the file must hold one array of objects, or one object a line")
@@ -153,8 +153,8 @@ def read_json(path: Path) -> dict[str, FileRows]:
     return {split: JsonDocument(path, split, values) for split, values in splits.items()}
 
 
-def _holds_lines(path: Path) -> bool:
-    """Whether there are several lines, and the first is a value by itself."""
+def _has_object_per_line(path: Path) -> bool:
+    """Whether there are several lines, and the first is a complete value."""
     lines = _lines(path)
     first, second = next(lines, None), next(lines, None)
     if first is None or second is None:
@@ -165,29 +165,25 @@ def _holds_lines(path: Path) -> bool:
         return False
 
 
+_ABOUT_ROWS = ("name", "title", "description", "info", "meta", "metadata", "count", "total", "status")
+"""Keys next to the ``data`` of a document that may be dropped."""
+
+
 def _rows_by_split(value: Any, path: Path) -> dict[str, list[Any]]:
     if isinstance(value, list):
         return {"train": value}
     if not isinstance(value, dict):
         raise ValueError(f"{path}: the file must hold one array of objects, not {type(value).__name__}")
     if isinstance(value.get("data"), list):
-        _require_harmless(value, path)
+        for name in value:
+            if not (name in ("data", *_ABOUT_ROWS) or is_harmless(name)):
+                raise ValueError(
+                    f"{path}: {name!r} is next to the rows in `data` and would be lost; put it into the rows"
+                )
         return {"train": value["data"]}
     if value and all(name in SPLITS and isinstance(rows, list) for name, rows in value.items()):
         return value
     return {"train": [value]}
-
-
-def _require_harmless(document: dict[str, Any], path: Path) -> None:
-    """Make sure that what stands in a document beside its rows says nothing about them."""
-    for name in document:
-        if not (name in ("data", *_ABOUT) or is_harmless(name)):
-            raise ValueError(
-                f"{path}: {name!r} stands beside the rows in `data` and would be lost; put it into the rows"
-            )
-
-
-_ABOUT = ("name", "title", "description", "info", "meta", "metadata", "count", "total", "status")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -219,11 +215,11 @@ def parse_line(text: bytes, path: Path, line: int) -> dict[str, Any]:
 
     Args:
         text: The line.
-        path: Of the file, for errors.
-        line: Its number.
+        path: Path of the file, for errors.
+        line: Number of the line, for errors.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The line is not a JSON object.
     """
     value = _parse(text, path, line, "each line must hold one complete JSON object")
     return dict(_row(f"{path}:{line}", value).values)
@@ -242,7 +238,7 @@ def _row(where: str, value: Any) -> Row:
 
 
 def _wanted(numbers: Numbers) -> bytes:
-    """Whether each row is asked for, up to the last one that is: nothing behind it is read."""
+    """Whether each row is wanted, up to the last one that is: nothing behind it is read."""
     wanted = np.zeros(int(numbers.max(initial=-1)) + 1, dtype=bool)
     wanted[numbers] = True
     return wanted.tobytes()
@@ -292,7 +288,7 @@ class Table(FileRows):
     def _names(self, names: list[str]) -> list[str]:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"{self.path}:1: two columns are called {twice!r}; give each a name of its own")
+            raise ValueError(f"{self.path}:1: two columns are called {twice!r}; rename one of them")
         if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
             raise ValueError(
                 f"{self.path}:1: the cells are separated by {other!r}; write commas, or tabs in a .tsv file"

@@ -281,7 +281,7 @@ def test_a_header_that_ends_in_a_space_is_not_melted_into_the_answer() -> None:
     piece = encode(tokenizer, talk)
     assert trained(tokenizer, piece) == ["world</s>", "42</s>", "!</s>"]
     assert tokenizer.decode(piece.input_ids) == tokenizer.apply_chat_template(
-        [turn.spoken() for turn in talk.messages], tokenize=False
+        [turn.to_dict() for turn in talk.messages], tokenize=False
     )
     assert piece.input_ids[: runs(piece)[0][0]].tolist() == prompt_ids(tokenizer, talk, 1)
 

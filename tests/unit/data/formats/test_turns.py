@@ -263,7 +263,9 @@ def test_keys_that_no_template_reads_are_harmless_counted_or_refused() -> None:
 @pytest.mark.parametrize("key", [*THOUGHTS, "CoT", "chainOfThought", "internal-monologue"])
 def test_thoughts_under_any_name_are_refused_in_messages_as_in_columns(key: str) -> None:
     said = answer(content="four", **{key: "two and two"})
-    with pytest.raises(ValueError, match=rf"leaves out the row's {key} of message 0, which changes what it says; take"):
+    with pytest.raises(
+        ValueError, match=rf"leaves out the row's {key} of message 0, which changes what it means; take"
+    ):
         unread_keys([said], lambda read: False)
     unread_keys([said], lambda read: read == key)
     with pytest.raises(ValueError, match=rf"the column '{key}' holds a part of the answer"):

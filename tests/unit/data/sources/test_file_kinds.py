@@ -188,7 +188,7 @@ def test_a_document_has_the_splits_that_it_names(tmp_path: Path) -> None:
 
 def test_what_stands_beside_the_rows_of_a_document_is_not_lost(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"data": [{"text": "a"}], "system": "Be kind.", "version": 1}))
-    with pytest.raises(ValueError, match=r"a\.json: 'system' stands beside the rows in `data` and would be lost"):
+    with pytest.raises(ValueError, match=r"a\.json: 'system' is next to the rows in `data` and would be lost"):
         texts(tmp_path / "a.json")
 
 
@@ -222,8 +222,8 @@ def test_a_long_cell_is_read(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), r"a\.jsonl: not UTF-8 but, by its first bytes, UTF-16"),
         ("a.jsonl", '{"text": "a"}\n'.encode("utf-16-le"), r"a\.jsonl: not UTF-8 but"),
         ("a.jsonl", b"", r"a\.jsonl: split 'train' is empty"),
-        ("a.jsonl", b'{"text": "a", "text": "b"}\n', r"a\.jsonl:1: broken JSON \(the key 'text' is there twice\)"),
-        ("a.jsonl", b'{"n": {"a": 1, "a": 1}}\n', r"a\.jsonl:1: broken JSON \(the key 'a' is there twice\)"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}\n', r"a\.jsonl:1: broken JSON \(the key 'text' occurs twice\)"),
+        ("a.jsonl", b'{"n": {"a": 1, "a": 1}}\n', r"a\.jsonl:1: broken JSON \(the key 'a' occurs twice\)"),
         ("a.jsonl", b"[" * 100_000 + b"\n", r"a\.jsonl:1: broken JSON \((nested more than 100 levels|Expecting)"),
         ("a.jsonl", b'{"n": ' + b"[" * 200 + b"]" * 200 + b"}\n", r"a\.jsonl:1: nested more than 100 levels deep"),
         ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}\n", r"a\.jsonl:1: broken JSON \(Exceeds the limit"),
@@ -297,7 +297,7 @@ def test_files_that_name_no_split_are_all_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"train_jsonl": "a", "more_jsonl": "b"}, r"of more\.jsonl it is not clear which split"),
+        ({"train_jsonl": "a", "more_jsonl": "b"}, r"the name of more\.jsonl does not say its split"),
         ({"en__train_jsonl": "a", "de__train_jsonl": "b"}, r"files in several folders \(de, en\); name one"),
         ({"train_jsonl": "a", "train_json": "b"}, r"files of several kinds \(\.json, \.jsonl\)"),
     ],

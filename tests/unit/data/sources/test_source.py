@@ -80,7 +80,7 @@ def test_of_parquet_only_row_groups_with_rows_that_are_asked_for_are_read(tmp_pa
     taken = list(rows.take(np.array([7, 999, 2000, 2499])))
     assert [row.values["text"] for row in taken] == ["7", "999", "2000", "2499"]
     assert taken[2].where == f"{path}[2000]"
-    with pytest.raises(ValueError, match=r"a\.parquet: not a whole parquet file \(.*\); write it again"):
+    with pytest.raises(ValueError, match=r"a\.parquet: not a complete parquet file \(.*\); write it again"):
         list(rows.take(np.array([1000])))
 
 
@@ -162,7 +162,7 @@ def test_fractions_that_make_no_sense(fraction: float) -> None:
 
 
 def test_a_fraction_that_leaves_no_row(numbered: str) -> None:
-    with pytest.raises(ValueError, match=r"fraction 0\.001 of 100 rows is none"):
+    with pytest.raises(ValueError, match=r"fraction 0\.001 of 100 rows leaves none"):
         texts(Source(numbered, fraction=0.001))
 
 
@@ -191,7 +191,7 @@ def test_a_broken_array_names_the_line_inside_it(tmp_path: Path) -> None:
 
 def test_a_cut_off_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(ValueError, match=r"a\.parquet: not a whole parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet: not a complete parquet file"):
         Source(f"{tmp_path}/a.parquet").open()
 
 
