@@ -114,6 +114,18 @@ def refuse_rounds(module: LightningModule, data: Any) -> None:
         )
 
 
+def data_source(loop: Any) -> Any:
+    """The source that a loop of a Trainer gets its loaders from: ``is_defined()``, and ``dataloader()`` for a new one.
+
+    A private attribute of Lightning, seen in 2.6.6; a test pins the version. The public properties of a Trainer give the
+    loader that the loop itself iterates over, and set it up before a checkpoint's state has reached it.
+
+    Args:
+        loop: A fit, validation or test loop.
+    """
+    return loop._data_source
+
+
 def train_batches(trainer: Trainer) -> Batches:
     """Batches of this rank with every pair that the run can train on: an epoch, or less where ``max_steps`` ends in it.
 
@@ -131,7 +143,7 @@ def epoch_batches(trainer: Trainer) -> Any:
     Args:
         trainer: About to train, or training.
     """
-    return trainer.fit_loop._data_source.dataloader()
+    return data_source(trainer.fit_loop).dataloader()
 
 
 def evaluation_batches(trainer: Trainer) -> list[Batches]:
@@ -141,7 +153,7 @@ def evaluation_batches(trainer: Trainer) -> list[Batches]:
         trainer: About to fit, validate or test.
     """
     loops: dict[Any, Any] = {TrainerFn.VALIDATING: trainer.validate_loop, TrainerFn.TESTING: trainer.test_loop}
-    source = loops.get(trainer.state.fn, trainer.fit_loop.epoch_loop.val_loop)._data_source
+    source = data_source(loops.get(trainer.state.fn, trainer.fit_loop.epoch_loop.val_loop))
     limit = trainer.limit_test_batches if trainer.state.fn == TrainerFn.TESTING else trainer.limit_val_batches
     loaders = source.dataloader() if source.instance is not None and source.is_defined() and limit else []
     return list(loaders) if isinstance(loaders, list | tuple) else [loaders]

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lion_lightning.modules.checkpointing.settings import GROUP, Settings, optimizer_settings, plain
+from lion_lightning.modules.process import data_source
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -186,7 +187,7 @@ def require_validation(trainer: Trainer) -> None:
         MisconfigurationException: One waits.
     """
     loaders: Any = trainer.val_dataloaders  # None where none was asked for yet
-    defined = trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined() and trainer.limit_val_batches
+    defined = data_source(trainer.fit_loop.epoch_loop.val_loop).is_defined() and trainer.limit_val_batches
     if defined and (loaders is None or loaders):
         return
     for name, key in monitors(trainer):
