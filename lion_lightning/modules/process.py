@@ -117,7 +117,7 @@ def refuse_rounds(module: LightningModule, data: Any) -> None:
 def data_source(loop: Any) -> Any:
     """The source that a loop of a Trainer gets its loaders from: ``is_defined()``, and ``dataloader()`` for a new one.
 
-    A private attribute of Lightning, seen in 2.6.6; a test pins the version. The public properties of a Trainer give the
+    A private attribute of Lightning, seen in 2.6.6; a test pins the version. A Trainer's public properties give the
     loader that the loop itself iterates over, and set it up before a checkpoint's state has reached it.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 from lightning.pytorch.demos.boring_classes import BoringModel
 
@@ -13,7 +14,8 @@ from tests import tiny
 def test_the_source_of_a_loops_loaders_is_where_lightning_2_6_keeps_it() -> None:
     assert version("lightning").startswith("2.6."), "look at data_source() again: it was written for Lightning 2.6"
     trainer = tiny.trainer(max_steps=1, limit_val_batches=1)
-    module, seen = BoringModel(), []
+    module = BoringModel()
+    seen: list[Any] = []
 
     def on_train_start() -> None:
         source = data_source(trainer.fit_loop)
