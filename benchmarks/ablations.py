@@ -1,7 +1,7 @@
 """What each choice of the recipe is worth, on the made-up task: one change at a time, over the seeds of a run.
 
-    make demo                                   # or: lion run configs/pipeline.yaml
-    python benchmarks/ablations.py --run configs/pipeline.yaml --out runs/ablations
+    make demo SEEDS=3                           # or: lion run configs/pipeline.yaml --seeds 0 1 2
+    python benchmarks/ablations.py --run configs/pipeline.yaml --seeds 0 1 2 --out runs/ablations
 
 Starts from the stages of a finished `lion run`: a change to SFT trains from scratch again, one to DPO starts from the
 run's SFT, one to online DPO from its DPO. All else is the run's. Stopped, it goes on with the same command. It prints
@@ -263,12 +263,14 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, default=Path("configs/pipeline.yaml"), help="pipeline file of a finished run"
     )
+    parser.add_argument("--seeds", type=int, nargs="+", help="that run's seeds, if not the file's")
     parser.add_argument("--run-out", help="that run's folder, if not the file's")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--only", nargs="+", help="stages to change, or names of changes")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    base = read_plan(options.run, {"out": options.run_out} if options.run_out else None)
+    given = {"out": options.run_out, "seeds": options.seeds}
+    base = read_plan(options.run, {key: value for key, value in given.items() if value is not None})
     variants = sorted(chosen(options.only), key=lambda variant: STAGES.index(variant.stage))
     made = plan_of(base, options.out, variants)
     Runner(made).run()

@@ -509,7 +509,7 @@ def main() -> int:
             kills += made
             if found:
                 wrong[f"{kind} {number}"] = found
-            told = ", ".join(f"{signal.Signals(k.signum).name} in {k.moment}" for k in made)
+            told = ", ".join(f"{signal.Signals(k.signum).name} in {k.moment}: exit code {k.code}" for k in made)
             print(f"{kind} {number}: {len(made)} kills ({told}): {'; '.join(found[:4]) or 'equal'}", flush=True)
             number += 1
     print(table(kills, wrong))

@@ -79,8 +79,10 @@ def _prepare_process() -> None:
         logging.getLogger(name).addFilter(partial(_contains_none, texts))
     for message in HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    if not sys.stderr.isatty():  # bars of loading and saving weights; transformers reads this when it is imported
+    if not sys.stderr.isatty():
+        # Read when transformers and tqdm are imported: no bars of loading and saving weights, few updates of others.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_MININTERVAL", "2")
 
 
 def _contains_none(texts: Sequence[str], record: logging.LogRecord) -> bool:
