@@ -48,7 +48,7 @@ PYTHON_GPU ?= $(BIN)/python
 bench-gpu:  ## parity, speed and memory on a GPU, against TRL where it is installed: under eight minutes
 	$(PYTHON_GPU) benchmarks/gpu.py
 
-# vLLM pins torch and much else, so it has an environment of its own. INSTALL_VLLM is a script that installs a build of it.
+# vLLM pins torch and much else, so it has a separate environment. INSTALL_VLLM is a script that installs a build of it.
 INSTALL_VLLM ?= $(wildcard ../shared/tools/install_vllm_cpu.sh)
 
 .venv-vllm/ready: pyproject.toml constraints.txt
@@ -60,7 +60,7 @@ INSTALL_VLLM ?= $(wildcard ../shared/tools/install_vllm_cpu.sh)
 
 vllm-setup: $(if $(INSTALL_VLLM),.venv-vllm/ready)
 
-vllm: vllm-setup  ## the tests with a real vLLM, in an environment of its own
+vllm: vllm-setup  ## the tests with a real vLLM, in a separate environment
 ifeq ($(INSTALL_VLLM),)
 	@echo 'make vllm: no script to install vLLM with; name one: make vllm INSTALL_VLLM=script.sh'
 else

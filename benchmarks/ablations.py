@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
-from lion_lightning.tools.pipeline.configs import Config, merged, placed, starting_from
+from lion_lightning.tools.pipeline.configs import Config, merged, with_output_folder, with_start_model
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, read_plan
 from lion_lightning.tools.pipeline.run import Runner
 from lion_lightning.tools.report.logs import Stage, read_stage
@@ -128,8 +128,8 @@ def _stage(stages: dict[str, StagePlan], variant: Variant, out: Path) -> StagePl
     folder = out / variant.stage / variant.name.replace(" ", "-").replace(",", "").replace("%", "pc").replace("'", "")
     start = stages[variant.start].folder if variant.start else own.start
     if start:
-        config = starting_from(config, start / "export")
-    return StagePlan(variant.name, folder, placed(config, folder), start, own.evaluate)
+        config = with_start_model(config, start / "export")
+    return StagePlan(variant.name, folder, with_output_folder(config, folder), start, own.evaluate)
 
 
 def _changed(config: Config, change: Config) -> Config:

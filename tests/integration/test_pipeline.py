@@ -160,7 +160,7 @@ def test_options_are_laid_over_one_stage_or_all(folder: Path) -> None:
         (["--sft.config", "x"], "--sft.config: begin with a stage"),
         (["--trainer.max_steps"], "--trainer.max_steps: give an option of a stage with its value"),
         (["more.yaml"], "more.yaml: give an option of a stage with its value"),
-        (["--trainer.max_steps", "{"], "--trainer.max_steps: '{' is no YAML value"),
+        (["--trainer.max_steps", "{"], "--trainer.max_steps: '{' is not a YAML value"),
     ],
 )
 def test_an_option_of_no_stage_gets_one_line(
@@ -195,7 +195,7 @@ def test_a_stage_without_a_whole_export_is_never_done(folder: Path) -> None:
     assert begin(sft)
     export(sft.folder, b"weights")
     (sft.folder / "export" / "lion_export.json").unlink()  # which comes last
-    with pytest.raises(ValueError, match="there is no whole export, so the stage is not done"):
+    with pytest.raises(ValueError, match="the export is missing or incomplete, so the stage is not done"):
         finish(sft.folder, None, {})
     assert begin(sft)
 
@@ -213,7 +213,7 @@ def test_an_export_that_changed_or_is_gone_is_no_start(folder: Path) -> None:
     (sft.folder / "export" / "config.json").unlink()
     with pytest.raises(
         ValueError,
-        match=r"its export is not all there \(config.json is gone\); bring it back, or remove",
+        match=r"its export is incomplete \(config.json is gone\); bring it back, or remove",
     ):
         require_start(sft.folder)
 
@@ -238,7 +238,7 @@ def test_a_stage_done_from_another_start_is_refused(folder: Path, capfd: pytest.
         ({"stages": {"sft": {"confg": "x"}}}, "stages.sft: unknown key 'confg'; it takes config"),
         ({"stages": {"sft": {"config": "none.yaml"}}}, "none.yaml: no such file or directory"),
         ({"stages": {"sft": 3}}, "stages.sft is 3"),
-        ({"seeds": [0, 0]}, "seeds is [0, 0]; give a list of different whole numbers"),
+        ({"seeds": [0, 0]}, "seeds is [0, 0]; give a list of different integers"),
         ({"workers": 0}, "workers is 0"),
         ({"workers": True}, "workers is True"),
         ({"seeds": [True]}, "seeds is [True]"),
@@ -252,9 +252,9 @@ def test_a_stage_done_from_another_start_is_refused(folder: Path, capfd: pytest.
         ({"stages": {"sft": {"data": {"init_args": [1]}}}}, "stages.sft.data.init_args is [1]; give a mapping"),
         ({"out": ""}, "out is ''; give the path of a folder"),
         ({"evaluate": 3}, "evaluate is 3; give a mapping"),
-        ({"evaluate": {"model": "x"}}, "evaluate.model is each stage's own export"),
-        *(({"stages": {name: "x.yaml"}}, "cannot be a stage's name") for name in BAD_NAMES),
-        ({"stages": {"SFT": "x.yaml", "sft": "x.yaml"}}, "'SFT' and 'sft' are one folder where case does not count"),
+        ({"evaluate": {"model": "x"}}, "evaluate.model is set to each stage's export"),
+        *(({"stages": {name: "x.yaml"}}, "cannot name a stage") for name in BAD_NAMES),
+        ({"stages": {"SFT": "x.yaml", "sft": "x.yaml"}}, "'SFT' and 'sft' are the same folder where case is ignored"),
         ({"speed": 3}, "unknown key 'speed'"),
     ],
 )

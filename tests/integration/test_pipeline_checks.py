@@ -21,8 +21,8 @@ from lion_lightning.tools.pipeline.checks import sources
 from lion_lightning.tools.pipeline.checks.before_training import Checks
 from lion_lightning.tools.pipeline.checks.disk import space_of
 from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
-from lion_lightning.tools.pipeline.configs import standing_in
-from lion_lightning.tools.pipeline.plan import Plan, StagePlan, dumped, loaded, read_plan
+from lion_lightning.tools.pipeline.configs import with_available_model
+from lion_lightning.tools.pipeline.plan import Plan, StagePlan, plan_from_yaml, plan_to_yaml, read_plan
 from lion_lightning.tools.pipeline.run import Runner
 from tests import tiny
 
@@ -215,18 +215,18 @@ def test_of_many_rows_the_first_ones_are_read(folder: Path, monkeypatch: pytest.
 def test_a_stage_is_looked_at_with_the_model_and_the_tokenizer_that_its_chain_starts_from() -> None:
     first = {"model": {"init_args": {"policy": {"config": "a", "dtype": "bfloat16"}, "tokenizer": {"path": "b"}}}}
     later = {"model": {"init_args": {"policy": {"path": "sft/export", "lora": {"r": 4}}, "loss": 1}}}
-    assert standing_in(later, first)["model"]["init_args"] == {
+    assert with_available_model(later, first)["model"]["init_args"] == {
         "policy": {"config": "a", "lora": {"r": 4}},
         "tokenizer": {"path": "b"},
         "loss": 1,
     }
     named = {"model": {"init_args": {"policy": "hub/model"}}}
-    assert standing_in(later, named)["model"]["init_args"]["policy"] == {"path": "hub/model", "lora": {"r": 4}}
+    assert with_available_model(later, named)["model"]["init_args"]["policy"] == {"path": "hub/model", "lora": {"r": 4}}
 
 
 def test_a_plan_is_the_same_in_another_process(folder: Path) -> None:
     plan = planned(seeds=[0, 1], workers=2)
-    assert loaded(dumped(plan)) == plan
+    assert plan_from_yaml(plan_to_yaml(plan)) == plan
 
 
 def test_bytes_on_disk_are_those_of_weights_and_two_moments() -> None:

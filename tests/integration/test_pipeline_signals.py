@@ -139,7 +139,7 @@ def test_a_report_that_cannot_be_drawn_is_said_and_fails_nothing(
 ) -> None:
     monkeypatch.setattr(Runner, "run", lambda self: None)
     assert main(["run", "pipeline.yaml"]) == 0
-    assert "All stages are done, but there is no report: runs is no folder" in capfd.readouterr().err
+    assert "All stages are done, but there is no report: runs is not a folder" in capfd.readouterr().err
 
 
 def test_a_stage_that_was_stopped_when_all_was_done_is_done(

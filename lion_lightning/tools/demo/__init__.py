@@ -1,13 +1,13 @@
-"""A small instruction task made on the spot: data, tokenizer and model shape, with no network and nothing to download.
+"""A small synthetic instruction task: data, tokenizer and model config, without any download.
 
 ``lion demo OUT`` writes:
 
 - ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, not all
-  that is trained on is right: a quarter of the answers are plausible mistakes.
-- ``preferences.jsonl`` and ``preferences_validation.jsonl``: to each prompt a right answer and a plausible mistake.
-- ``prompts.jsonl`` to train online, ``questions.jsonl`` to evaluate with: the right answer stands beside the question.
-- ``model``: a byte-level tokenizer with a ChatML template, and the config of a tiny Llama without weights: a policy
-  built from that config starts at random.
+  answers are right: a quarter of them are plausible mistakes.
+- ``preferences.jsonl`` and ``preferences_validation.jsonl``: prompts with a right answer and a plausible mistake.
+- ``prompts.jsonl`` to train online, ``questions.jsonl`` to evaluate with, both with the right answers.
+- ``model``: a byte-level tokenizer with a ChatML template, and the config of a tiny Llama; a policy built from it
+  has random weights.
 
 A model of this size learns most of it in a minute or two on two CPU cores,
 and :func:`check` says whether an answer is right, so that accuracy can be measured and answers can be ranked.
@@ -73,7 +73,7 @@ def write_demo(
 
     Raises:
         OSError: If the folder can't be written.
-        ValueError: If there are not so many different rows.
+        ValueError: If the task has fewer different rows.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

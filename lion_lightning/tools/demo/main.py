@@ -1,4 +1,4 @@
-"""``lion demo OUT``: the demo task's files."""
+"""``lion demo OUT``: write the files of the demo task."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 
 
 def main(arguments: list[str]) -> None:
-    """Write them.
+    """Write the data, the tokenizer and the model config.
 
     Args:
         arguments: Of the command line.
     """
     from lion_lightning.tools.demo import FILES, write_demo
 
-    parser = argparse.ArgumentParser(prog="lion demo", description="Write a small made-up task to try everything on.")
+    parser = argparse.ArgumentParser(prog="lion demo", description="Write a small synthetic task to try everything on.")
     parser.add_argument("out", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files (default: 0)")
     options = parser.parse_args(arguments)

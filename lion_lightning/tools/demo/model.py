@@ -1,4 +1,4 @@
-"""The demo task's tokenizer, and the shape of a model small enough to learn it in a minute."""
+"""Tokenizer of the demo task, and config of a model small enough to learn it in a minute."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""As few tokens around a turn as can be: a turn of this task is short."""
+"""Few tokens around a turn, since the turns of this task are short."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with the words of the wordings whole and all else as single bytes: the model sees letters."""
+    """Make a tokenizer with a token per word of the instructions; everything else is split into bytes."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -52,7 +52,7 @@ def _known_words() -> list[str]:
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """The shape of the tiny Llama: 0.8M parameters, 4 layers, hidden size 128 in 4 heads of 32, a tied head."""
+    """Make the config of the tiny Llama: 0.8M parameters, 4 layers, hidden size 128 in 4 heads of 32, a tied head."""
     from transformers import LlamaConfig
 
     return LlamaConfig(

@@ -1,4 +1,4 @@
-"""Rows of the demo task: conversations to imitate, and pairs of a right answer and a mistake."""
+"""Rows of the demo task: conversations, preference pairs and prompts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Row = dict[str, Any]
 
 
 def make_rows(count: int, random: Random, taken: set[str], slips: float = 0.0) -> list[Row]:
-    """Conversations of one question and its answer, the families in turn.
+    """Make conversations of one question and its answer, the families in turn.
 
     Args:
         count: How many.
-        random: Where the draws come from.
+        random: Random generator.
         taken: Family and input of every row so far, added to here: no two rows share an input, however it is worded.
         slips: Share of the answers that are plausible mistakes; the others are right.
 
@@ -33,18 +33,18 @@ def make_rows(count: int, random: Random, taken: set[str], slips: float = 0.0) -
 
 
 def make_pairs(count: int, random: Random, taken: set[str]) -> list[Row]:
-    """Prompts with a right answer and a plausible mistake, the families in turn; see :func:`make_rows`."""
+    """Make prompts with a right answer and a plausible mistake; arguments as of :func:`make_rows`."""
     rows = []
     for name, question, drawn in _questions(count, random, taken):
         family = FAMILIES[name]
         answers = {"chosen": family.solve(drawn), "rejected": family.slip(drawn, random)}
-        sides = {side: [_turn("assistant", answer)] for side, answer in answers.items()}
-        rows.append({"prompt": [_turn("user", question)], **sides})
+        turns = {column: [_turn("assistant", answer)] for column, answer in answers.items()}
+        rows.append({"prompt": [_turn("user", question)], **turns})
     return rows
 
 
 def make_prompts(count: int, random: Random, taken: set[str]) -> list[Row]:
-    """Questions with their kind, and their right answers for a verifier, beside them; see :func:`make_rows`."""
+    """Make questions with their family and their right answer, for a verifier; arguments as of :func:`make_rows`."""
     return [
         {"family": name, "question": question, "answer": FAMILIES[name].solve(drawn)}
         for name, question, drawn in _questions(count, random, taken)

@@ -1,4 +1,4 @@
-"""The task itself: families of instructions, their right answers and plausible mistakes."""
+"""Families of instructions, with their right answers and plausible mistakes."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def word(random: Random) -> str:
 
 
 def numbers(count: int, separator: str, below: int = 100) -> Callable[[Random], str]:
-    """A draw of ``count`` different whole numbers from 0 to ``below - 1``."""
+    """A draw of ``count`` different integers from 0 to ``below - 1``."""
     return lambda random: separator.join(map(str, random.sample(range(below), count)))
 
 
 def swap(items: Sequence[str], random: Random) -> list[str]:
-    """The items with two neighbours that differ in each other's place."""
+    """Swap two neighbors that differ."""
     places = [place for place in range(len(items) - 1) if items[place] != items[place + 1]]
     at = random.choice(places)
     return [*items[:at], items[at + 1], items[at], *items[at + 2 :]]
 
 
 def swapped(solve: Callable[[str], str], separator: str = "") -> Callable[[str, Random], str]:
-    """The mistake of getting two neighbouring parts of the right answer the wrong way round."""
+    """Make a mistake that swaps two neighboring parts of the right answer."""
 
     def slip(x: str, random: Random) -> str:
         answer = solve(x)

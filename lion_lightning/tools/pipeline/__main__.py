@@ -46,4 +46,5 @@ def run(arguments: list[str]) -> int:
 if __name__ == "__main__":
     default_interrupts()
     threading.Thread(target=stop_when_orphaned, args=(os.getppid(),), daemon=True).start()
-    sys.exit(run_guarded(lambda: run(sys.argv[1:]), print_stop=len(sys.argv) > 1))  # the checks print to the terminal
+    # `lion run` prints on the terminal that it was stopped; a stage's fit prints it in its log.
+    sys.exit(run_guarded(lambda: run(sys.argv[1:]), print_stop=False))

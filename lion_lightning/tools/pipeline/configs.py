@@ -1,4 +1,4 @@
-"""Configs of ``lion fit`` as plain data: read, merged, and told where their stage lies."""
+"""Configs of ``lion fit`` as plain data: merge them, and set the model and the folders of a stage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CHECKPOINT = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
     "init_args": {"save_last": "link", "every_n_train_steps": 100},
 }
-"""For a stage whose config has no checkpoints: without them it could not be resumed."""
+"""Default for a stage whose config has no checkpoints: without them it could not be resumed."""
 
 ALWAYS = ("lion_lightning.callbacks.HuggingFaceExport", "lion_lightning.callbacks.Provenance")
-"""Callbacks that every stage of a pipeline has: what the next stage starts from, and where this one came from."""
+"""Callbacks of every stage: the next stage starts from the export."""
 
 SHOWN = 60
 """Characters of a value in a message about a change."""
@@ -26,13 +26,13 @@ _OWN_FOLDERS = ("dirpath", "rounds_dir", "save_dir")
 
 
 def merged(base: Any, over: Any) -> Any:
-    """``over`` laid over ``base``: mappings are merged key by key, all else is replaced.
+    """Merge two configs: mappings key by key, everything else is replaced.
 
-    So is a mapping that names another class than the one below it: its arguments mean nothing to another class.
+    A mapping with another ``class_path`` is replaced, too: its arguments are those of another class.
 
     Args:
-        base: What lies below.
-        over: What is laid over it.
+        base: The config to override.
+        over: The values that override it.
     """
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return deepcopy(over)
@@ -42,14 +42,14 @@ def merged(base: Any, over: Any) -> Any:
 
 
 def with_plain_parts(config: Config, where: str) -> Config:
-    """The config with its parts as mappings, and its callbacks as a list of them, as all that follows takes them.
+    """Write the parts of a config as mappings, and its callbacks as a list of mappings.
 
     Args:
         config: Of ``lion fit``.
-        where: What it belongs to, for messages.
+        where: File and stage, for messages.
 
     Raises:
-        ValueError: A part is of another kind.
+        ValueError: A part is neither a class path nor a mapping.
     """
     parts = {key: _as_class(config[key], f"{where}.{key}") for key in ("model", "data") if config.get(key) is not None}
     trainer = config.get("trainer")
@@ -72,15 +72,15 @@ def _as_class(given: Any, where: str) -> Config:
     return dict(part)
 
 
-def placed(config: Config, folder: Path) -> Config:
-    """The config with all that a stage writes under its own folder, checkpoints and export included.
+def with_output_folder(config: Config, folder: Path) -> Config:
+    """Put all output of a stage into its folder, checkpoints and export included.
 
     Args:
         config: Of ``lion fit``.
         folder: Of the stage.
     """
     trainer = dict(config.get("trainer") or {})
-    callbacks = [_own_folder(deepcopy(given)) for given in trainer.get("callbacks") or ()]
+    callbacks = [_without_folders(deepcopy(given)) for given in trainer.get("callbacks") or ()]
     callbacks += [{"class_path": name} for name in ALWAYS if not any(_is(given, name) for given in callbacks)]
     if not any(_is(given, "ModelCheckpoint") for given in callbacks):
         callbacks.append(deepcopy(CHECKPOINT))
@@ -92,8 +92,8 @@ def placed(config: Config, folder: Path) -> Config:
     return {**config, "trainer": {**trainer, "default_root_dir": str(folder), "callbacks": callbacks}}
 
 
-def starting_from(config: Config, export: Path) -> Config:
-    """The config with the policy that another stage exported; what else is said of the policy stays.
+def with_start_model(config: Config, export: Path) -> Config:
+    """Set the exported model of another stage as the policy; its other settings stay.
 
     Args:
         config: Of ``lion fit``.
@@ -107,12 +107,12 @@ def starting_from(config: Config, export: Path) -> Config:
     return {**config, "model": {**model, "init_args": arguments}}
 
 
-def standing_in(config: Config, before: Config) -> Config:
-    """The config of a stage whose start is still to be made, with the model that the stage before it starts from.
+def with_available_model(config: Config, before: Config) -> Config:
+    """Replace a start model that does not exist yet by the one that the previous stage starts from.
 
     Args:
         config: Of the stage.
-        before: Of the stage before, with a model that is there.
+        before: Of the previous stage, with a model that exists.
     """
     model, earlier = (dict(each.get("model") or {}) for each in (config, before))
     arguments, given = (dict(each.get("init_args") or {}) for each in (model, earlier))
@@ -129,12 +129,12 @@ def standing_in(config: Config, before: Config) -> Config:
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """Where two configs differ, as ``trainer.max_epochs: 1 -> 2``.
+    """Differences of two configs, as ``trainer.max_epochs: 1 -> 2``.
 
     Args:
         old: One config.
         new: The other.
-        key: Where in the whole they stand.
+        key: Prefix of the keys.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted({*old, *new}, key=str):
@@ -147,13 +147,13 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    """A value on a part of a line; of a class with arguments, its name."""
+    """A value in a few characters; a class with arguments as its name."""
     text = str(value["class_path"] if isinstance(value, Mapping) and "class_path" in value else value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _logging_to(given: Any, folder: Path) -> Any:
-    """Loggers with the stage's folder where they name one."""
+    """Replace the ``save_dir`` of loggers by the stage's folder."""
     if isinstance(given, list):
         return [_logging_to(one, folder) for one in given]
     arguments = given.get("init_args") if isinstance(given, Mapping) else None
@@ -166,8 +166,8 @@ def _is(given: Config, name: str) -> bool:
     return str(given.get("class_path", "")).rpartition(".")[2] == name.rpartition(".")[2]
 
 
-def _own_folder(given: Config) -> Config:
-    """Without folders of its own: under the stage's folder is where each callback writes by default."""
+def _without_folders(given: Config) -> Config:
+    """Drop the folders that a callback is given: by default each writes under the stage's folder."""
     arguments = {key: value for key, value in (given.get("init_args") or {}).items() if key not in _OWN_FOLDERS}
     rest = {key: value for key, value in given.items() if key != "init_args"}
     return {**rest, "init_args": arguments} if arguments else rest

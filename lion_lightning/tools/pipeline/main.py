@@ -1,4 +1,4 @@
-"""``lion run PIPELINE``: the stages of a pipeline file, one after the other."""
+"""``lion run PIPELINE``: run the stages of a pipeline file in order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _report(out: Path) -> None:
-    """Draw the report; what all stages have done is no failure because of it."""
+    """Write the report; an error there is a warning, since all stages are done."""
     from lion_lightning.tools.report import write_report
 
     try:
@@ -41,10 +41,10 @@ def stage_options(arguments: list[str]) -> dict[str, str]:
     """Options of stages by their keys: ``--dpo.trainer.max_steps 3``, or with ``=`` between.
 
     Args:
-        arguments: What of the command line is no option of ``lion run``.
+        arguments: Arguments of the command line that ``lion run`` does not know itself.
 
     Raises:
-        ValueError: Something else is among them.
+        ValueError: An argument is not such an option.
     """
     found: dict[str, str] = {}
     rest = iter(arguments)

@@ -1,4 +1,4 @@
-"""From one pipeline file to the stages of a run, each with its whole config."""
+"""Read a pipeline file into the stages of a run, each with its complete config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lion_lightning.tools.pipeline.configs import Config, merged, placed, starting_from, with_plain_parts
+from lion_lightning.tools.pipeline.configs import Config, merged, with_output_folder, with_plain_parts, with_start_model
 from lion_lightning.tools.train.config_file import read_config_file
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
@@ -27,8 +27,8 @@ class StagePlan(NamedTuple):
 
     Attributes:
         name: Its name in the pipeline file.
-        folder: Where all that it writes goes.
-        config: The whole config for ``lion fit``.
+        folder: Folder of all its output.
+        config: The complete config for ``lion fit``.
         start: Folder of the stage that it starts from; None for the first.
         evaluate: Config of ``lion evaluate`` for its export; None for no evaluation.
     """
@@ -41,7 +41,7 @@ class StagePlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What ``lion run`` is to do.
+    """Stages that ``lion run`` runs.
 
     Attributes:
         out: Folder of the run.
@@ -63,7 +63,7 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
         options: Values laid over the stages, by key: ``dpo.trainer.max_steps`` of one, ``trainer.max_steps`` of all.
 
     Raises:
-        ValueError: If a file can't be read, or a key is unknown, missing or makes no sense.
+        ValueError: If a file can't be read, or a key is unknown, missing or has a wrong value.
     """
     given = {**read_config_file(path), **(changes or {})}
     _refuse_unknown(str(path), given, KEYS)
@@ -71,8 +71,8 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
     if not isinstance(stages, Mapping) or not stages:
         raise ValueError(f"{path}: `stages` is missing; name the stages in order, e.g. stages: {{sft: {{config: F}}}}")
     _require_folder_names(path, list(stages))
-    laid_over = {name: with_options(options or {}, name, list(stages)) for name in stages}
-    configs = {name: _stage_config(path, name, stage, laid_over[name]) for name, stage in stages.items()}
+    overrides = {name: with_options(options or {}, name, list(stages)) for name in stages}
+    configs = {name: _stage_config(path, name, stage, overrides[name]) for name, stage in stages.items()}
     out = _out(path, given.get("out"))
     evaluate = _evaluation(path, given.get("evaluate"))
     seeds = _seeds(path, given.get("seeds"))
@@ -83,33 +83,35 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
     return Plan(out, chains, _workers(path, given.get("workers", 1)))
 
 
-def dumped(plan: Plan) -> str:
-    """A plan as a text, which :func:`loaded` reads in another process.
+def plan_to_yaml(plan: Plan) -> str:
+    """The plan as YAML, which :func:`plan_from_yaml` reads in another process.
 
     Args:
         plan: The plan.
     """
-    chains = [[_plain(stage) for stage in chain] for chain in plan.chains]
+    chains = [[_to_dict(stage) for stage in chain] for chain in plan.chains]
     text: str = yaml.safe_dump({"out": str(plan.out), "chains": chains, "workers": plan.workers})
     return text
 
 
-def loaded(text: str) -> Plan:
-    """What :func:`dumped` wrote.
+def plan_from_yaml(text: str) -> Plan:
+    """Read a plan that :func:`plan_to_yaml` wrote.
 
     Args:
-        text: The text.
+        text: The YAML text.
     """
     given = yaml.safe_load(text)
-    return Plan(Path(given["out"]), [[_stage(each) for each in chain] for chain in given["chains"]], given["workers"])
+    return Plan(
+        Path(given["out"]), [[_from_dict(each) for each in chain] for chain in given["chains"]], given["workers"]
+    )
 
 
-def _plain(stage: StagePlan) -> Config:
+def _to_dict(stage: StagePlan) -> Config:
     start = None if stage.start is None else str(stage.start)
     return {**stage._asdict(), "folder": str(stage.folder), "start": start}
 
 
-def _stage(given: Config) -> StagePlan:
+def _from_dict(given: Config) -> StagePlan:
     start = given["start"]
     return StagePlan(**{**given, "folder": Path(given["folder"]), "start": None if start is None else Path(start)})
 
@@ -120,13 +122,13 @@ def _require_folder_names(path: Path, names: Sequence[Any]) -> None:
     for name in names:
         if not isinstance(name, str) or not FOLDER_NAME.fullmatch(name) or RESERVED.fullmatch(name):
             raise ValueError(
-                f"{path}: stages: {str(name)[:60]!r} cannot be a stage's name, which names its folder; give one of "
-                "letters, digits, `_`, `-` and dots within it, at most 64, and not one that is kept, such as seed-0"
+                f"{path}: stages: {str(name)[:60]!r} cannot name a stage and its folder; use at most "
+                "64 letters, digits, `_`, `-` and dots within the name, and not a reserved name such as seed-0"
             )
         same = unicodedata.normalize("NFKC", name).casefold()
         if same in seen:
             raise ValueError(
-                f"{path}: stages: {seen[same]!r} and {name!r} are one folder where case does not count; rename one"
+                f"{path}: stages: {seen[same]!r} and {name!r} are the same folder where case is ignored; rename one"
             )
         seen[same] = name
 
@@ -146,12 +148,12 @@ def _evaluation(path: Path, evaluate: Any) -> Config | None:
         raise ValueError(f"{path}: evaluate is {evaluate!r}; give a mapping with keys of `lion evaluate`")
     for key, what in (("model", "export"), ("out", "folder `evaluation`")):
         if key in evaluate:
-            raise ValueError(f"{path}: evaluate.{key} is each stage's own {what}; leave it out")
+            raise ValueError(f"{path}: evaluate.{key} is set to each stage's {what}; leave it out")
     return dict(evaluate)
 
 
 def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) -> Config:
-    """What the command line lays over a stage's config.
+    """Options of the command line for a stage, as a config to merge over its own.
 
     Args:
         options: Values by key, as they were written.
@@ -159,7 +161,7 @@ def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) ->
         names: Of all stages.
 
     Raises:
-        ValueError: A key is of no stage, or a value is no YAML.
+        ValueError: A key names no stage and no part of a config, or a value is not YAML.
     """
     config: Config = {}
     for key, value in options.items():
@@ -179,7 +181,7 @@ def _value(key: str, text: str) -> Any:
     try:
         return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text, re.IGNORECASE) else yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"--{key}: {text[:60]!r} is no YAML value") from error
+        raise ValueError(f"--{key}: {text[:60]!r} is not a YAML value") from error
 
 
 def _stage_config(path: Path, name: str, stage: Any, options: Config) -> Config:
@@ -204,13 +206,13 @@ def _chain(out: Path, configs: Mapping[str, Config], evaluate: Config | None) ->
     chain: list[StagePlan] = []
     for name, config in configs.items():
         start = chain[-1].folder if chain else None
-        begun = starting_from(config, start / "export") if start else config
-        chain.append(StagePlan(name, out / name, placed(begun, out / name), start, evaluate))
+        started = with_start_model(config, start / "export") if start else config
+        chain.append(StagePlan(name, out / name, with_output_folder(started, out / name), start, evaluate))
     return chain
 
 
 def _seeded(configs: Mapping[str, Config], seed: int) -> dict[str, Config]:
-    """The configs with a seed of their own for weights, dropout and the order of the data."""
+    """The configs with this seed for weights, dropout and the order of the data."""
     change = {"seed_everything": seed, "data": {"init_args": {"seed": seed}}}
     return {name: merged(config, change) for name, config in configs.items()}
 
@@ -224,13 +226,13 @@ def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> No
 def _seeds(path: Path, seeds: Any) -> Sequence[int] | None:
     if seeds is None:
         return None
-    whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not whole or len(set(seeds)) < len(seeds):
-        raise ValueError(f"{path}: seeds is {seeds!r}; give a list of different whole numbers, e.g. [0, 1, 2]")
+    valid = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not valid or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{path}: seeds is {seeds!r}; give a list of different integers from 0 on, e.g. [0, 1, 2]")
     return list(seeds)
 
 
 def _workers(path: Path, workers: Any) -> int:
     if type(workers) is not int or workers < 1:
-        raise ValueError(f"{path}: workers is {workers!r}; give a whole number of at least 1")
+        raise ValueError(f"{path}: workers is {workers!r}; give an integer of at least 1")
     return workers

@@ -17,7 +17,7 @@ from typing import Any
 from lion_lightning.printing import clock
 from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.processes.stopping import Stopped
-from lion_lightning.tools.pipeline.plan import Plan, StagePlan, dumped
+from lion_lightning.tools.pipeline.plan import Plan, StagePlan, plan_to_yaml
 from lion_lightning.tools.pipeline.stage import DONE, begin, changes, score_of
 from lion_lightning.tools.pipeline.status import Status
 
@@ -70,14 +70,14 @@ class Runner:
             self._run_chains()
 
     def _check(self) -> None:
-        """Find out what would fail in hours, in a process that gives its memory back."""
+        """Check all stages in a separate process, which frees its memory at its end."""
         stages = [stage for chain in self.plan.chains for stage in chain]
         if all((stage.folder / DONE).exists() and not changes(stage) for stage in stages):
             return
         self._status.say(f"{self.plan.out}: checking configs, data and disk")
         command = [sys.executable, "-m", "lion_lightning.tools.pipeline"]
         with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
-            question.write(dumped(self.plan).encode())
+            question.write(plan_to_yaml(self.plan).encode())
             question.seek(0)
             code = self._process(command, stdin=question, stdout=answer)
             if (signum := _stopped_by(code)) is not None:

@@ -1,4 +1,4 @@
-"""One stage, in its own process: train, export, evaluate, and say that it is done."""
+"""Run one stage in its own process: train, export, evaluate, and mark it as done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG, EVALUATION, DONE = "stage.yaml", "evaluate.yaml", "done.json"
 
 
 def begin(stage: StagePlan) -> bool:
-    """Write down what the stage is to do, and say whether it is still to be done.
+    """Write the configs of a stage, and return whether it is still to be done.
 
     Args:
         stage: The stage.
@@ -44,7 +44,7 @@ def begin(stage: StagePlan) -> bool:
 
 
 def require_same_work(stage: StagePlan) -> None:
-    """Refuse to go on in a folder where something else was trained. A stage that never trained may change.
+    """Refuse a folder where another config was trained, or from another model. An untrained stage may change.
 
     Args:
         stage: The stage.
@@ -52,7 +52,7 @@ def require_same_work(stage: StagePlan) -> None:
     Raises:
         ValueError: If its folder holds the work of another config, or of another start.
     """
-    fix = f"take that back, give the run another `out`, or remove {stage.folder} to do the stage again"
+    fix = f"undo the change, give the run another `out`, or remove {stage.folder} to run the stage again"
     changed = changes(stage)
     if changed and trained(stage.folder):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -63,7 +63,7 @@ def require_same_work(stage: StagePlan) -> None:
 
 
 def changes(stage: StagePlan) -> list[str]:
-    """Keys of the config that differ from those that the stage was begun with, each with both values.
+    """Keys of the config that have changed since the stage started, each with both values.
 
     Args:
         stage: The stage.
@@ -73,7 +73,7 @@ def changes(stage: StagePlan) -> list[str]:
 
 
 def trained(folder: Path) -> bool:
-    """Whether a stage has something to go on from: a checkpoint, or all that it was to do.
+    """Whether a stage has a checkpoint or an export.
 
     Args:
         folder: The stage's folder.
@@ -89,11 +89,11 @@ def _set_logs_aside(folder: Path) -> None:
 
 
 def run_stage(folder: Path, start: Path | None) -> int:
-    """Train, export and evaluate, from where an earlier process stopped.
+    """Train, export and evaluate, resuming where an earlier process stopped.
 
     Args:
         folder: The stage's folder, as :func:`begin` left it.
-        start: Folder of the stage that it starts from.
+        start: Folder of the stage whose export it starts from.
 
     Returns:
         0; 2 after an error that the user can fix, which is printed; 128 plus its number after a signal.
@@ -121,12 +121,12 @@ def _export(folder: Path) -> int:
 
     newest = newest_checkpoint(folder / "checkpoints")
     if newest is None:
-        raise ValueError(f"{folder}: neither an export nor a checkpoint to make one of; remove it to train anew")
+        raise ValueError(f"{folder}: there is neither an export nor a checkpoint; remove the folder to train again")
     return main(["export", str(newest), str(folder / "export")])
 
 
 def exported(folder: Path) -> bool:
-    """Whether all of a stage's model is there, by the list of its files that an export ends with.
+    """Whether the export of a stage is complete, by the list of its files, which is written last.
 
     Args:
         folder: The stage's folder.
@@ -138,10 +138,10 @@ def exported(folder: Path) -> bool:
 
 
 def require_start(folder: Path) -> None:
-    """Refuse to start from a stage whose export is not the one that it was done with.
+    """Refuse to start from an export that changed after its stage was done.
 
     Args:
-        folder: Of the stage to start from; one that is still to be done is not looked at.
+        folder: Of the stage to start from; one that is not done yet is not checked.
 
     Raises:
         ValueError: The export is gone, or has changed.
@@ -149,7 +149,7 @@ def require_start(folder: Path) -> None:
     done, export = _read(folder / DONE), folder / "export"
     if not done:
         return
-    what = f"is not all there ({problem})" if (problem := missing_of(export)) else "has changed since"
+    what = f"is incomplete ({problem})" if (problem := missing_of(export)) else "has changed since"
     if problem or _weights(export) != done["export"]:
         raise ValueError(
             f"{export}: the stage is done, and its export {what}; bring it back, or remove {export} and "
@@ -157,20 +157,20 @@ def require_start(folder: Path) -> None:
         )
 
 
-def finish(folder: Path, start: Path | None, figures: dict[str, Any]) -> None:
-    """Write that the stage is done.
+def finish(folder: Path, start: Path | None, times: dict[str, float]) -> None:
+    """Mark the stage as done.
 
     Args:
         folder: The stage's folder.
         start: Folder of the stage that it started from.
-        figures: What else to note.
+        times: Seconds by name, to keep with it.
 
     Raises:
-        ValueError: There is no whole export.
+        ValueError: The export is missing or incomplete.
     """
     if not exported(folder):
-        raise ValueError(f"{folder / 'export'}: there is no whole export, so the stage is not done")
-    known = {"start": _digest(start), "export": _weights(folder / "export"), **figures}
+        raise ValueError(f"{folder / 'export'}: the export is missing or incomplete, so the stage is not done")
+    known = {"start": _digest(start), "export": _weights(folder / "export"), **times}
     with atomic_write(folder / DONE) as temporary:
         temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
@@ -196,7 +196,7 @@ def _evaluate(folder: Path) -> int:
 
 
 def _digest(start: Path | None) -> str | None:
-    """What tells the model that a stage starts from; None for the first stage."""
+    """Hash of the model that a stage starts from; None for the first stage."""
     done = _read(start / DONE) if start else None
     return done["export"] if done else None
 

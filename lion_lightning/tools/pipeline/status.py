@@ -55,8 +55,16 @@ def _short_clock(text: str) -> str:
 
 
 @dataclass
-class _Running:
-    """A stage that runs: its log, the log's size when it began, when it began, what was printed of it last and when."""
+class RunningStage:
+    """A stage that runs.
+
+    Attributes:
+        log: Its log.
+        start: Size of the log when it began.
+        began: When it began, on the monotonic clock.
+        printed: Progress that was printed last.
+        printed_at: When that was.
+    """
 
     log: Path
     start: int
@@ -72,7 +80,7 @@ class Status:
     """
 
     def __init__(self) -> None:
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, RunningStage] = {}
         self._lock = Lock()
         self._console: Console | None = None
         self._live: Live | None = None
@@ -102,7 +110,7 @@ class Status:
         """
         start = log.stat().st_size if log.exists() else 0
         with self._lock:
-            self._running[name] = _Running(log, start, time.monotonic(), printed_at=time.monotonic())
+            self._running[name] = RunningStage(log, start, time.monotonic(), printed_at=time.monotonic())
 
     def end(self, name: str) -> float:
         """A stage is over.
@@ -139,7 +147,7 @@ class Status:
             if now - stage.printed_at >= EVERY_SECONDS:
                 self._print(name, stage, now)
 
-    def _print(self, name: str, stage: _Running, now: float) -> None:
+    def _print(self, name: str, stage: RunningStage, now: float) -> None:
         progress = _progress(stage)
         if progress and progress != stage.printed:
             self.say(f"{name}: {progress}")
@@ -147,7 +155,7 @@ class Status:
         stage.printed_at = now
 
 
-def _lines(running: dict[str, _Running]) -> Group:
+def _lines(running: dict[str, RunningStage]) -> Group:
     from rich.console import Group
     from rich.text import Text
 
@@ -158,5 +166,5 @@ def _lines(running: dict[str, _Running]) -> Group:
     return Group(*texts)
 
 
-def _progress(stage: _Running) -> str:
+def _progress(stage: RunningStage) -> str:
     return progress_of(stage.log, stage.start) if stage.log.exists() else ""

@@ -1,4 +1,4 @@
-"""What a run left on disk, read back: metrics, rounds, evaluations, answers and provenance of each stage."""
+"""Read the logs of a run: metrics, rounds, evaluations, answers and provenance of each stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class AnswerSample(NamedTuple):
 
     Attributes:
         text: The answer.
-        score: What the judge gave it.
+        score: Score of the judge.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Stage(NamedTuple):
 
     Attributes:
         name: Its folder's name, e.g. ``dpo``.
-        folder: Where it lies.
+        folder: The stage's folder.
         curves: Logged metrics, by log key.
         before: Validation metrics before the first step, by log key, as ``BeforeAfter`` keeps them; empty without it.
         rounds: Summary of each round of on-policy sampling.
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> list[ChainLogs]:
         ValueError: If nothing was logged there.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give that of a run, e.g. runs/pipeline")
+        raise ValueError(f"{folder} is not a folder; give that of a run, e.g. runs/pipeline")
     numbered = [path for path in folder.glob("seed-*") if path.name.partition("-")[2].isdecimal()]
     seeds = sorted(numbered, key=lambda path: int(path.name.partition("-")[2]))
     chains = [ChainLogs(path.name, _stages(path)) for path in seeds] or [ChainLogs(folder.name, _stages(folder))]
@@ -106,12 +106,12 @@ def _begun(folder: Path) -> float:
 
 
 def _traces(folder: Path) -> list[Path]:
-    """What shows that a stage ran: its logs, or that it is done. A short one may end before it logs anything."""
+    """Files that only a stage has: logs, or ``done.json`` where a short one ended before it logged anything."""
     return [*_logs(folder), *folder.glob("done.json")]
 
 
 def read_stage(folder: Path) -> Stage:
-    """Read what a trainer left under its ``default_root_dir``.
+    """Read the logs under a trainer's ``default_root_dir``.
 
     Args:
         folder: That folder.
@@ -139,19 +139,18 @@ def _version(path: Path) -> tuple[int, float]:
 
 
 def _curves(folder: Path) -> dict[str, Curve]:
-    """All versions in one: where a resumed run logged a step again, what it logged holds."""
+    """Metrics of all versions: where a resumed run logged a step again, the later value holds."""
     curves: dict[str, Curve] = {}
     for path in _logs(folder):
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                whole = [
-                    line for line in file if line.endswith("\n")
-                ]  # a kill may leave half a row, logged again later
-            for row in csv.DictReader(whole):
+                # A kill may leave half a row, which is logged again later.
+                complete = [line for line in file if line.endswith("\n")]
+            for row in csv.DictReader(complete):
                 for key, step, value in _values(row):
                     curves.setdefault(key, {})[step] = value
         except (ValueError, TypeError, csv.Error) as error:
-            raise ValueError(f"{path}: damaged, or no metrics ({error}); {_FIX}") from error
+            raise ValueError(f"{path}: damaged, or not metrics ({error}); {_FIX}") from error
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
 
 
@@ -175,7 +174,7 @@ def _object(path: Path) -> dict[str, Any]:
 def _last_start(path: Path) -> dict[str, Any]:
     starts = read_json(path, "what a run wrote", _FIX) if path.exists() else [{}]
     if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
-        raise ValueError(f"{path}: no list of starts; {_FIX}")
+        raise ValueError(f"{path}: not a list of starts; {_FIX}")
     return starts[-1]
 
 
@@ -187,4 +186,4 @@ def _samples(path: Path) -> dict[str, AnswerSample]:
             rows = [json.loads(line) for line in islice(file, SAMPLES)]
         return {str(row["question"]): AnswerSample(str(row["answer"]), float(row["score"])) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, or no answers with scores; {_FIX}") from error
+        raise ValueError(f"{path}: damaged, or not answers with scores; {_FIX}") from error

@@ -1,4 +1,4 @@
-"""``lion report DIR``: what a run did, drawn from its logs on disk."""
+"""``lion report DIR``: plot a run from its logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
     from lion_lightning.tools.report import write_report
 
     parser = argparse.ArgumentParser(
-        prog="lion report", description="Draw what a run did, from its logs on disk: report.html, and report.png."
+        prog="lion report", description="Plot a run from its logs: report.html, and report.png."
     )
     parser.add_argument("folder", type=Path, help="of `lion run`, or a trainer's default_root_dir")
     parser.add_argument("--out", type=Path, help="where to write; by default the same folder")

@@ -44,7 +44,7 @@ def figure(rows: int, columns: int, height: float = 3.0) -> Iterator[tuple[Figur
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    with matplotlib.rc_context({"text.parse_math": False}):  # a name from the data is no formula
+    with matplotlib.rc_context({"text.parse_math": False}):  # names from the data are not formulas
         made, axes = plt.subplots(
             rows, columns, figsize=(4.4 * columns, height * rows), layout="constrained", squeeze=False
         )
@@ -148,13 +148,11 @@ def by_kind(accuracy: Accuracy) -> Panel:
             found = [accuracy.of_kind(stage, kind) for kind in accuracy.kinds]
             places = [place + (number - (len(accuracy.stages) - 1) / 2) * width for place in range(len(found))]
             means = [one.estimate for one in found]
-            ends = [
-                (max(one.low, 0.0), min(one.high, 1.0)) for one in found
-            ]  # the mean of a share lies between 0 and 1
-            spread = [[m - low for m, (low, _) in zip(means, ends, strict=True)]]
-            spread.append([high - m for m, (_, high) in zip(means, ends, strict=True)])
+            # A Student's t interval may leave 0 to 1, the mean of shares cannot.
+            below = [one.estimate - max(one.low, 0.0) for one in found]
+            above = [min(one.high, 1.0) - one.estimate for one in found]
             axes.bar(places, means, width, color=color, label=_title(stage))
-            axes.errorbar(places, means, spread, fmt="none", color="#222", linewidth=0.6)
+            axes.errorbar(places, means, [below, above], fmt="none", color="#222", linewidth=0.6)
         axes.set_xticks(
             range(len(accuracy.kinds)), [*map(harmless, accuracy.kinds)], fontsize=7, rotation=40, ha="right"
         )
@@ -207,8 +205,8 @@ def _over_stages(chains: Sequence[ChainLogs], key: str, title: str) -> Panel:
             found = [stage.curves[key] for stage in _named(chains, name) if stage.curves.get(key)]
             for place, curve in enumerate(found):
                 last = max(curve) or 1
-                whole = {100 * step / last: value for step, value in _smooth(curve).items()}
-                _line(axes, whole, color, label=None if place else _title(name))
+                percent = {100 * step / last: value for step, value in _smooth(curve).items()}
+                _line(axes, percent, color, label=None if place else _title(name))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("% of the stage", fontsize=8)
         axes.legend(fontsize=7, frameon=False)

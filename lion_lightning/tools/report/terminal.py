@@ -1,4 +1,4 @@
-"""The report's first table, for the terminal."""
+"""Print the accuracies of a report."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What can be found wrong with a pipeline before its first stage trains."""
+"""Checks of a pipeline before its first stage trains."""

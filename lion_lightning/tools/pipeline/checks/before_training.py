@@ -1,7 +1,7 @@
-"""What can be found wrong with a run before its first stage trains; ``lion run`` calls it in a process of its own.
+"""Check all stages of a run before the first one trains; ``lion run`` does it in a separate process.
 
-Each stage is made from its config as it will be, and asked for its tokenizer, data, prompts, judge and evaluation. A
-stage that starts from an export that is still to be made is looked at with the model that its chain starts from.
+Module, data module and trainer of each stage are built from its config, and its tokenizer, data, prompts, judge and
+evaluation are checked. A stage whose start model does not exist yet is checked with the one that its chain starts from.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from lion_lightning.references.base import FrozenReference
 from lion_lightning.tools.pipeline.checks.disk import GIB, Space, free_space, space_of
 from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
 from lion_lightning.tools.pipeline.checks.sources import check_data, check_rounds
-from lion_lightning.tools.pipeline.configs import Config, merged, standing_in
-from lion_lightning.tools.pipeline.plan import Plan, StagePlan, loaded
+from lion_lightning.tools.pipeline.configs import Config, merged, with_available_model
+from lion_lightning.tools.pipeline.plan import Plan, StagePlan, plan_from_yaml
 from lion_lightning.tools.pipeline.stage import DONE, changes, require_same_work, require_start
 from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 
@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 
 class Checks:
-    """Looks at every stage of a plan that is still to be done.
+    """Checks every stage of a plan that is not done yet.
 
     Args:
         plan: The plan.
 
     Attributes:
-        found: What is wrong, a line each.
+        found: Errors, one line each.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -53,7 +53,7 @@ class Checks:
         self._least = self._most = 0  # bytes
 
     def run(self) -> list[str]:
-        """Look at all of it; the result is :attr:`found`."""
+        """Check everything; the result is :attr:`found`."""
         for stage in (stage for chain in self.plan.chains for stage in chain):
             self._check_same_work(stage)
         for chain, count in _different(self.plan.chains):
@@ -67,58 +67,58 @@ class Checks:
         """Find a config that has changed since its stage trained; a mistyped key is said to be that."""
         known = len(self.found)
         if changes(stage):
-            with self._noting(f"stages.{stage.name}"):
-                _made(stage.config)
+            with self._collect_errors(f"stages.{stage.name}"):
+                _build(stage.config)
         if len(self.found) == known:
-            with self._noting(""):
+            with self._collect_errors(""):
                 require_same_work(stage)
 
     def _check_chain(self, chain: Sequence[StagePlan]) -> None:
         before: Config | None = None
         for number, stage in enumerate(chain):
             coming = stage.start is not None and not (stage.start / DONE).exists()
-            before = standing_in(stage.config, before) if coming and before else stage.config
+            before = with_available_model(stage.config, before) if coming and before else stage.config
             if not (stage.folder / DONE).exists():
                 if stage.start and not coming:
-                    with self._noting(f"stages.{stage.name}"):
+                    with self._collect_errors(f"stages.{stage.name}"):
                         require_start(stage.start)
                 exports = {(each.folder / "export").absolute() for each in chain[: number + 1]}
                 self._check_stage(stage, before, exports)
 
     def _check_stage(self, stage: StagePlan, config: Config, exports: set[Path]) -> None:
-        """Look at a stage.
+        """Check a stage.
 
         Args:
             stage: The stage.
-            config: With a model that is there.
-            exports: Folders that will hold a model when it is evaluated.
+            config: Its config, with a model that exists.
+            exports: Folders that will have a model when it is evaluated.
         """
         name = f"stages.{stage.name}"
         with _named_warnings(name, logging.WARNING if stage.start else logging.ERROR):  # the first one says its own
             cli = None
-            with self._noting(name):
-                cli = _made(config)
+            with self._collect_errors(name):
+                cli = _build(config)
             if cli is None:
                 return
             policy = None
-            with self._noting(name):
+            with self._collect_errors(name):
                 policy = _readable_policy(cli)
             if policy is not None:
-                with self._noting(name):
+                with self._collect_errors(name):
                     self._count(space_of(policy, cli.trainer))
-            with self._noting(name):
+            with self._collect_errors(name):
                 tokenizer: TokenizerSpec = cli.model.tokenizer_spec
                 tokenizer.load()
                 self._check_data(name, cli)
                 if stage.evaluate:
-                    with self._noting("evaluate"):
+                    with self._collect_errors("evaluate"):
                         check_evaluation(stage, tokenizer, cli.model.policy_spec, exports)
 
     def _check_data(self, name: str, cli: LionCLI) -> None:
         data = cli.datamodule
         if not isinstance(data, PackedDataModule):
             return
-        with self._noting(name):
+        with self._collect_errors(name):
             trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[])
             trainer.strategy.connect(cli.model)
             data.trainer = trainer
@@ -139,8 +139,8 @@ class Checks:
             logger.warning("%s may write up to %.1f GiB.", text, self._most / GIB)
 
     @contextmanager
-    def _noting(self, where: str) -> Iterator[None]:
-        """Take an error down as a line, and go on."""
+    def _collect_errors(self, where: str) -> Iterator[None]:
+        """Keep an error as one line, and go on."""
         try:
             yield
         except Exception as error:
@@ -151,7 +151,7 @@ class Checks:
 
 
 def _different(chains: Sequence[Sequence[StagePlan]]) -> list[tuple[Sequence[StagePlan], int]]:
-    """Chains of which none is like another but for its seed, the least done first, and how many there are of each."""
+    """Chains that differ in more than the seed, the least done first, and how many there are of each."""
     kinds: dict[str, list[Sequence[StagePlan]]] = {}
     for chain in sorted(chains, key=lambda chain: sum((stage.folder / DONE).exists() for stage in chain)):
         kinds.setdefault(json.dumps([_seedless(stage) for stage in chain], default=str), []).append(chain)
@@ -163,8 +163,8 @@ def _seedless(stage: StagePlan) -> Any:
     return [json.dumps(config, default=str).replace(str(stage.folder.parent), ""), stage.evaluate]
 
 
-def _made(config: Config) -> LionCLI:
-    """Module, data module and trainer of a stage."""
+def _build(config: Config) -> LionCLI:
+    """Build module, data module and trainer of a stage."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stage.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -176,7 +176,7 @@ def _made(config: Config) -> LionCLI:
 
 
 def _readable_policy(cli: LionCLI) -> PolicySpec:
-    """The policy's spec; its files, and those of a reference of its own, are there."""
+    """The policy's spec, after a check that its files and those of a frozen reference exist."""
     from lion_lightning.tools.chat.conversation import require_model
 
     reference = getattr(cli.model, "reference", None)
@@ -191,7 +191,7 @@ def _readable_policy(cli: LionCLI) -> PolicySpec:
 
 @contextmanager
 def _named_warnings(name: str, level: int) -> Iterator[None]:
-    """Put the stage's name before what is logged meanwhile, from a level on."""
+    """Prefix log messages from a level on with the stage's name."""
     package = logging.getLogger("lion_lightning")
     handlers, usual = package.handlers, package.level
     package.setLevel(level)
@@ -207,12 +207,12 @@ def _named_warnings(name: str, level: int) -> Iterator[None]:
 
 
 def main() -> None:
-    """Read a plan, and write what was found as a JSON list; all else that is printed goes to the error output."""
+    """Read a plan from stdin, and write the errors to stdout as a JSON list; everything else goes to stderr."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.getLogger("lion_lightning").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    found = Checks(loaded(sys.stdin.read())).run()
+    found = Checks(plan_from_yaml(sys.stdin.read())).run()
     with answer:
         json.dump(found, answer)

@@ -1,4 +1,4 @@
-"""How much a stage is going to write, from its config alone."""
+"""Estimate how much a stage writes to disk, from its config."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Space(NamedTuple):
     """Bytes of a stage on disk.
 
     Attributes:
-        least: What is there at its end in any case: a checkpoint and the export.
-        most: What may be there at once, with every checkpoint that its config keeps and one more being written.
+        least: Size of one checkpoint and the export.
+        most: Size with every checkpoint that its config keeps, and one more being written.
     """
 
     least: int
@@ -31,10 +31,10 @@ class Space(NamedTuple):
 
 
 def space_of(spec: PolicySpec, trainer: Trainer) -> Space:
-    """Estimate what a stage writes: optimizer state is taken to be two values a trained weight, as Adam's.
+    """Estimate the disk space of a stage, with two optimizer values per trained parameter, as Adam has.
 
     Args:
-        spec: Its policy, which can be read.
+        spec: Its policy.
         trainer: With its callbacks.
     """
     parameters = list(meta_model(spec).parameters())

@@ -1,4 +1,4 @@
-"""The evaluation of a stage's export, looked at before anything trains."""
+"""Check the evaluation of a stage's export before anything trains."""
 
 from __future__ import annotations
 
@@ -18,40 +18,42 @@ from lion_lightning.tools.chat.conversation import require_model
 from lion_lightning.tools.evaluate.main import asked_for
 from lion_lightning.tools.evaluate.run import Evaluation
 from lion_lightning.tools.evaluate.verdicts import kinds
-from lion_lightning.tools.pipeline.checks.sources import check_data, fixed_prompts
+from lion_lightning.tools.pipeline.checks.sources import check_data, check_prompts
 from lion_lightning.tools.pipeline.plan import StagePlan
 
 
 def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicySpec, exports: Collection[Path]) -> None:
-    """Find out what would fail after the stage has trained.
+    """Find errors of an evaluation that would otherwise show after training.
 
     Args:
         stage: With an evaluation.
         tokenizer: The stage's.
         policy: The stage's, for the number of its positions.
-        exports: Folders that will hold a model by then.
+        exports: Folders that will have a model by then.
 
     Raises:
-        ValueError: The config or a source is wrong, or a model or a judge is not there.
+        ValueError: The config or a source is wrong, or a model or a judge does not exist.
     """
-    asked = _asked(stage)
-    asked.require_sense()
-    for model in filter(None, (asked.reference, asked.against)):
+    evaluation = _parse(stage)
+    evaluation.require_sense()
+    for model in filter(None, (evaluation.reference, evaluation.against)):
         if Path(model).absolute() not in exports:
             require_model(model)
-    _require_positions(asked, policy)
+    _require_positions(evaluation, policy)
     loaded = tokenizer.load()
-    if asked.conversations:
-        check_data(SFTDataModule(list(asked.conversations), loaded, max_length=asked.max_length))
-    if asked.preferences:
-        check_data(PreferenceDataModule(list(asked.preferences), loaded, max_length=asked.max_length))
-    if asked.prompts:
-        prompts = fixed_prompts(asked.prompts, loaded, [asked.sampler, asked.judge, asked.against_judge])
-        if asked.by:
-            kinds(prompts, asked.by)
+    if evaluation.conversations:
+        check_data(SFTDataModule(list(evaluation.conversations), loaded, max_length=evaluation.max_length))
+    if evaluation.preferences:
+        check_data(PreferenceDataModule(list(evaluation.preferences), loaded, max_length=evaluation.max_length))
+    if evaluation.prompts:
+        prompts = check_prompts(
+            evaluation.prompts, loaded, [evaluation.sampler, evaluation.judge, evaluation.against_judge]
+        )
+        if evaluation.by:
+            kinds(prompts, evaluation.by)
 
 
-def _asked(stage: StagePlan) -> Evaluation:
+def _parse(stage: StagePlan) -> Evaluation:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evaluate.yaml"
         path.write_text(yaml.safe_dump(stage.evaluate, sort_keys=False), encoding="utf-8")
@@ -71,10 +73,11 @@ def _asked(stage: StagePlan) -> Evaluation:
             raise ValueError(str(error).replace(f"{path}: ", "")) from error
 
 
-def _require_positions(asked: Evaluation, policy: PolicySpec) -> None:
+def _require_positions(evaluation: Evaluation, policy: PolicySpec) -> None:
     positions: Any = position_limit(policy.load_config())
-    if (asked.conversations or asked.preferences) and positions is not None and asked.max_length > positions:
+    longest = evaluation.max_length
+    if (evaluation.conversations or evaluation.preferences) and positions is not None and longest > positions:
         raise ValueError(
-            f"max_length is {asked.max_length}, but the model has positions for {positions} tokens; set max_length to "
+            f"max_length is {longest}, but the model has positions for {positions} tokens; set max_length to "
             f"{positions} or less"
         )

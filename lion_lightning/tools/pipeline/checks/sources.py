@@ -1,4 +1,4 @@
-"""Data of a stage, looked at before anything trains."""
+"""Check the data of a stage before anything trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.types import Prompt
 
 ALL_ROWS = 20_000
-"""So many rows are tokenized to the last, which is kept for the stage. Of more, the first ones of each source are."""
+"""Up to this many rows all are tokenized, and kept for the stage; beyond, the first ones of each source."""
 
 FIRST_ROWS = 1000
 
@@ -48,7 +48,7 @@ def check_first_rows(source: Source, encoder: Encoder) -> None:
 
     Args:
         source: The source.
-        encoder: What reads its rows.
+        encoder: Reader of its rows.
 
     Raises:
         ValueError: A row is wrong.
@@ -59,8 +59,8 @@ def check_first_rows(source: Source, encoder: Encoder) -> None:
         encoder.encode_samples(examples, [row.where] * len(examples))
 
 
-def fixed_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any]) -> list[Prompt]:
-    """Read prompts, and show some of them to what will answer or judge them.
+def check_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any]) -> list[Prompt]:
+    """Read prompts, and check that samplers and judges can work on the first ones.
 
     Args:
         sources: Where they come from.
@@ -71,13 +71,13 @@ def fixed_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any
         The first prompts.
 
     Raises:
-        ValueError: A row is wrong, or a part says that it cannot do its work.
+        ValueError: A row is wrong, or a sampler or judge is not ready.
     """
     return _shown(PromptPool(sources, tokenizer), parts)
 
 
 def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> None:
-    """See that every round of a run has prompts, and that its sampler and judge can do their work.
+    """Check that every round of a run has prompts, and that its sampler and judge are ready.
 
     Args:
         trainer: Of the run, with its callbacks.
@@ -85,7 +85,7 @@ def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> Non
         data: Its data, after ``setup``.
 
     Raises:
-        ValueError: Prompts run out, or a part says that it cannot do its work.
+        ValueError: Prompts run out, or a sampler or judge is not ready.
         MisconfigurationException: Trainer, module and data do not fit.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

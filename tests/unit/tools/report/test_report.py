@@ -117,7 +117,7 @@ def test_a_folder_without_logs_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert main(["report", str(tmp_path)]) == 2
     assert "no stage has logged anything there (no metrics.csv)" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "none")]) == 2
-    assert "none is no folder" in capsys.readouterr().err
+    assert "none is not a folder" in capsys.readouterr().err
 
 
 def test_cells_are_escaped() -> None:
