@@ -93,7 +93,7 @@ def test_all_that_is_wrong_is_found_at_once(folder: Path) -> None:
             "none.jsonl: no such file",
             "pairs.jsonl:61: ",
             "has no setting 'max_lenght'; did you mean 'max_length'?",
-            "no prompts left for round 99: 45 prompts (15 more are set aside by monitor_prompts) make 45 rounds of 1",
+            "no prompts left for round 99: 45 prompts (15 more are monitor prompts) make 45 rounds of 1",
             "there is no folder './none'",
         ),
         strict=True,
@@ -162,7 +162,7 @@ def test_too_little_disk_is_found_and_a_tight_one_is_said(
         ({"conversations": [{"path": "runs/demo/preferences.jsonl"}], "max_length": 128}, "preferences.jsonl:1: "),
         (
             {"judge": {"class_path": "lion_lightning.judges.RewardModelJudge", "init_args": {"model": "./none"}}},
-            "RewardModelJudge: there is no model './none'",
+            "RewardModelJudge: model './none' not found",
         ),
         (
             {
