@@ -178,7 +178,7 @@ def test_a_validation_without_a_checkpoint_says_that_nothing_trained_is_validate
 ) -> None:
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         assert main(["validate", "-c", str(SFT), *SMALL]) == 0
-    assert "--ckpt_path last takes what `lion fit` has trained" in caplog.text
+    assert "--ckpt_path last for the trained one" in caplog.text
 
 
 def test_a_missing_checkpoint_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,10 +190,10 @@ def test_a_pass_over_no_rows_or_of_no_checkpoint_is_no_success(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["validate", "-c", str(SFT), *SMALL, "--data.validation=null"]) == 2
-    assert "there are no rows to measure on: give data.validation" in capsys.readouterr().err
+    assert "there are no validation rows; set data.validation" in capsys.readouterr().err
     for command in ("validate", "test"):
         assert main([command, "-c", str(SFT), *SMALL, "--ckpt_path=last"]) == 2  # and not the starting weights
-        assert "there is no checkpoint yet that `last` could mean" in capsys.readouterr().err
+        assert "`last` finds no checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -122,11 +122,11 @@ def test_a_secret_argument_of_a_module_is_in_no_checkpoint(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("url", [f"http://ann:{SECRET}@h", f"https://h/v1/sk-{SECRET}/chat", f"https://h?key={SECRET}"])
 def test_an_address_with_a_secret_is_in_no_checkpoint_and_on_no_card(url: str) -> None:
-    class Asking(SFTModule):
+    class MultiTurnSampler(SFTModule):
         def __init__(self, policy: PolicySpec, tokenizer: TokenizerSpec, url: str, other: str) -> None:
             super().__init__(policy, tokenizer=tokenizer)
 
-    module = Asking(PolicySpec(config=tiny.config()), TokenizerSpec("none"), url, other="https://h/v1")
+    module = MultiTurnSampler(PolicySpec(config=tiny.config()), TokenizerSpec("none"), url, other="https://h/v1")
     assert module.hparams["other"] == "https://h/v1"
     assert SECRET not in str(module.hparams) + str(module.hparams_initial)
     entry = LionEntry(PolicySpec(url), TokenizerSpec(url), {}, data={"sources": [url]}, module="m")

@@ -1,4 +1,4 @@
-"""Arena-Hard (https://github.com/lmarena/arena-hard-auto): its two layouts, answers as JSON lines."""
+"""Arena-Hard (https://github.com/lmarena/arena-hard-auto), in both of its formats."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from uuid import uuid4
 
 from typing_extensions import override
 
-from lion_lightning.tools.answers.base import Finished, JSONLines, Question, Row, read_turns
+from lion_lightning.tools.answers.base import AnsweredQuestion, JSONLines, Question, Row, read_turns
 
 
 class ArenaHard(JSONLines):
-    """Reads ``data/BENCH/question.jsonl``; writes what lies in ``data/BENCH/model_answer/MODEL.jsonl``.
+    """Reads ``data/BENCH/question.jsonl`` and writes ``data/BENCH/model_answer/MODEL.jsonl``.
 
-    The tool changed its layout in April 2025, for its v0.1 questions too: ``uid`` and ``prompt`` in a question,
-    ``messages`` in an answer. Before, a question had ``question_id`` and ``turns``, and an answer ``choices``. Answers
-    are written in the layout of their question. The counts of style (``metadata``) come from the tool's own
-    ``add_markdown_info.py``, since they count tokens with OpenAI's tokenizer.
+    Since April 2025, questions have ``uid`` and ``prompt``, and answers ``messages``. Before, questions had
+    ``question_id`` and ``turns``, and answers ``choices``. Answers are written in the format of their question. The
+    style counts (``metadata``) are added by the tool's ``add_markdown_info.py``, with OpenAI's tokenizer.
     """
 
     id_keys = ("uid", "question_id")
@@ -31,14 +30,14 @@ class ArenaHard(JSONLines):
         turns = read_turns(
             row.get("turns"), where, lambda turn: turn.get("content") if isinstance(turn, dict) else None
         )
-        return Question(found, turns, row, where, 0.0)  # config/gen_answer_config.yaml of the old layout
+        return Question(found, turns, row, where, 0.0)  # config/gen_answer_config.yaml of the old format
 
     @override
-    def record(self, finished: Finished, model: str) -> dict[str, Any]:
+    def record(self, finished: AnsweredQuestion, model: str) -> dict[str, Any]:
         return (_record if "uid" in finished.question.row else _old_record)(finished, model)
 
 
-def _record(finished: Finished, model: str) -> dict[str, Any]:
+def _record(finished: AnsweredQuestion, model: str) -> dict[str, Any]:
     return {
         "uid": finished.question.id,
         "ans_id": uuid4().hex,
@@ -51,7 +50,7 @@ def _record(finished: Finished, model: str) -> dict[str, Any]:
     }
 
 
-def _old_record(finished: Finished, model: str) -> dict[str, Any]:
+def _old_record(finished: AnsweredQuestion, model: str) -> dict[str, Any]:
     return {
         "question_id": finished.question.id,
         "answer_id": uuid4().hex,

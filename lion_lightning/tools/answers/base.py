@@ -1,4 +1,4 @@
-"""What the formats of benchmarks have in common."""
+"""Base classes of benchmark file formats."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Row = Mapping[str, Any]
 
 
 class Question(NamedTuple):
-    """What a benchmark asks.
+    """A question of a benchmark.
 
     Attributes:
-        id: What its answer is found again by.
-        turns: What the user says, turn after turn; each is answered before the next one is said.
-        row: The whole row that it was read from.
-        where: Place of the row, ``path:line``; errors name it.
-        temperature: That the benchmark's own tool has this question answered at; None if it leaves that open.
+        id: Identifier, also of its answer.
+        turns: User turns; each is answered before the next one is sent.
+        row: The row of the question file.
+        where: Location of the row (``path:line``), for error messages.
+        temperature: The benchmark's sampling temperature for this question; None if it has none.
     """
 
     id: Hashable
@@ -37,20 +37,15 @@ class Question(NamedTuple):
     temperature: float | None = None
 
 
-class Finished(NamedTuple):
-    """A question with its answers.
-
-    Attributes:
-        question: The question.
-        answers: An answer to each of its turns.
-    """
+class AnsweredQuestion(NamedTuple):
+    """A question with one answer per turn."""
 
     question: Question
     answers: tuple[str, ...]
 
 
 class Format(Protocol):
-    """The files of a benchmark. The model's name in them is the answer file's own, without its ending."""
+    """The file format of a benchmark. Answer files are named after the model."""
 
     def questions(self, path: Path) -> list[Question]:
         """Read the questions.
@@ -59,37 +54,37 @@ class Format(Protocol):
             path: The benchmark's question file.
 
         Raises:
-            ValueError: A row is no question of this benchmark, has no id or the id of another one.
+            ValueError: A row is not a question of this benchmark, or its id is missing or not unique.
         """
 
     def answered(self, out: Path) -> set[Hashable]:
-        """Ids of the questions that have an answer already; none where there is no file.
+        """Ids of the questions that are already answered.
 
         Args:
-            out: The answer file.
+            out: The answer file; it may not exist.
 
         Raises:
-            ValueError: It is not an answer file of this benchmark and model.
+            ValueError: The file is not an answer file of this benchmark and model.
         """
 
-    def add(self, out: Path, finished: Sequence[Finished]) -> None:
-        """Write further answers, so that a kill at any time loses none that stand already.
+    def add(self, out: Path, finished: Sequence[AnsweredQuestion]) -> None:
+        """Add answers to the file; a kill at any time must not lose earlier ones.
 
         Args:
-            out: The answer file; made if needed.
-            finished: The answers.
+            out: The answer file; created if needed.
+            finished: The answered questions.
 
         Raises:
-            ValueError: It cannot be written.
+            ValueError: The file cannot be written.
         """
 
 
 class JSONLines(ABC):
-    """A benchmark whose questions and answers are rows of JSON lines, one file of answers a model.
+    """Base of formats with JSON lines, in one answer file per model.
 
     Attributes:
-        id_keys: Names that the id of a question goes by, in questions and answers alike.
-        model_keys: Names that the model goes by in an answer.
+        id_keys: Possible keys of the question's id, in questions and answers.
+        model_keys: Possible keys of the model's name, in answers.
     """
 
     id_keys: tuple[str, ...] = ("question_id",)
@@ -97,37 +92,37 @@ class JSONLines(ABC):
 
     @abstractmethod
     def question(self, row: Row, where: str) -> Question:
-        """The question of a row.
+        """Read a question.
 
         Args:
-            row: A row of the question file, with an id.
-            where: Place of the row.
+            row: A row of the question file.
+            where: Location of the row.
         """
 
     @abstractmethod
-    def record(self, finished: Finished, model: str) -> dict[str, Any]:
-        """The row of an answer.
+    def record(self, finished: AnsweredQuestion, model: str) -> dict[str, Any]:
+        """Make a row of the answer file.
 
         Args:
-            finished: The question and its answers.
+            finished: The answered question.
             model: Name of the model.
         """
 
     def questions(self, path: Path) -> list[Question]:
-        """See :class:`Format`."""
+        """Read the questions."""
         return unique(self.question(row, where) for row, where in _rows(path))
 
     def answered(self, out: Path) -> set[Hashable]:
-        """See :class:`Format`. A last line that a killed run left unfinished is cut off."""
+        """Ids of the questions that are already answered; an incomplete last line is removed."""
         if not out.exists():
             return set()
-        _cut_torn_line(out)
+        _remove_incomplete_line(out)
         return {self._answered(row, out, where) for row, where in _rows(out)}
 
-    def add(self, out: Path, finished: Sequence[Finished]) -> None:
-        """See :class:`Format`; lines are appended and on the disk when this returns."""
+    def add(self, out: Path, finished: Sequence[AnsweredQuestion]) -> None:
+        """Append answers and flush them to disk."""
         lines = [json.dumps(self.record(one, out.stem), ensure_ascii=False) + "\n" for one in finished]
-        with explain_write_errors(out, "answers", "name another file in --out"):
+        with explain_write_errors(out, "answers", "give another file in --out"):
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as file:
                 file.writelines(lines)
@@ -135,18 +130,18 @@ class JSONLines(ABC):
                 os.fsync(file.fileno())
 
     def read_id(self, row: Row, where: str) -> str | int:
-        """Id of a question.
+        """Read the id of a question.
 
         Args:
-            row: A row of questions or answers.
-            where: Its place.
+            row: A row of the question or answer file.
+            where: Location of the row.
 
         Raises:
-            ValueError: There is none.
+            ValueError: The row has no id.
         """
         found = next((row[key] for key in self.id_keys if row.get(key) is not None), None)
         if not isinstance(found, str | int) or found == "":
-            raise ValueError(f"{where}: no {' or '.join(self.id_keys)}; a question needs an id of its own")
+            raise ValueError(f"{where}: {' or '.join(self.id_keys)} is missing; each question needs an id")
         return found
 
     def _answered(self, row: Row, out: Path, where: str) -> str | int:
@@ -156,69 +151,68 @@ class JSONLines(ABC):
 
 
 def unique(questions: Iterable[Question]) -> list[Question]:
-    """The questions, if no two have the same id.
+    """Return the questions as a list.
 
     Raises:
-        ValueError: Two have, one asks more than its text says, or there are no questions.
+        ValueError: Two questions have the same id, a row has a second prompt, or there are no questions.
     """
     seen: dict[Hashable, str] = {}
     found = []
     for question in questions:
         if question.id in seen:
-            raise ValueError(f"{question.where}: the same question as {seen[question.id]} ({question.id!r}); drop one")
+            raise ValueError(f"{question.where}: duplicate of {seen[question.id]} ({question.id!r}); remove one")
         seen[question.id] = question.where
         require_prompt_kept(question.row, question.where)
         found.append(question)
     if not found:
-        raise ValueError("the file of prompts is empty; name the benchmark's question file")
+        raise ValueError("the question file is empty; give the benchmark's question file")
     return found
 
 
 def require_same_model(model: Any, out: Path, where: str) -> None:
-    """Refuse to mix two models' answers.
+    """Refuse a file with answers of another model.
 
     Args:
-        model: The name in the file.
-        out: The file, whose name is the model's.
-        where: Place of the row.
+        model: Name of the model in the row.
+        out: The answer file, named after the model.
+        where: Location of the row.
 
     Raises:
-        ValueError: They differ.
+        ValueError: The names differ.
     """
     if model != out.stem:
-        raise ValueError(f"{where}: an answer of the model {model!r} in the file of {out.stem!r}; name another file")
+        raise ValueError(f"{where}: an answer of model {model!r} in the file of model {out.stem!r}; give another file")
 
 
 def read_turns(turns: Any, where: str, text: Callable[[Any], Any] = lambda turn: turn) -> tuple[str, ...]:
-    """Texts of a question's turns.
+    """Read the user turns of a question.
 
     Args:
-        turns: What the row has for them.
-        where: Its place.
-        text: Gets the text out of a turn.
+        turns: The turns in the row.
+        where: Location of the row.
+        text: Gets the text of a turn.
 
     Raises:
-        ValueError: They are no list of texts.
+        ValueError: The turns are not a list of non-empty texts.
     """
-    good = isinstance(turns, list) and turns
-    found = tuple(text(turn) for turn in turns) if good else ()
+    found = tuple(text(turn) for turn in turns) if isinstance(turns, list) else ()
     if not found or not all(isinstance(turn, str) and turn.strip() for turn in found):
-        raise ValueError(f"{where}: `turns` is no list of texts; is this the question file of another benchmark?")
+        raise ValueError(f"{where}: `turns` is not a list of strings; is this the question file of another benchmark?")
     return found
 
 
 def read_text(path: Path) -> str:
-    """Text of a file.
+    """Read a UTF-8 file.
 
     Raises:
-        ValueError: It is not there, or no text.
+        ValueError: The file cannot be read, or is not UTF-8 text.
     """
     try:
         return path.read_text("utf-8")
     except OSError as error:
-        raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}; name the benchmark's file") from error
+        raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}; give the benchmark's file") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file; name the benchmark's file") from error
+        raise ValueError(f"{path}: not a text file; give the benchmark's file") from error
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -232,16 +226,16 @@ def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = parse_json(line)
     except BrokenJSONError as error:
-        raise ValueError(f"{where}: broken JSON ({error}); each line has to be one object") from error
+        raise ValueError(f"{where}: broken JSON ({error}); each line must be an object") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: a {type(row).__name__} where an object is expected; each line has to be one")
+        raise ValueError(f"{where}: a {type(row).__name__}; each line must be an object")
     return row
 
 
-def _cut_torn_line(out: Path) -> None:
+def _remove_incomplete_line(out: Path) -> None:
     content = out.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        logger.warning("%s ended in the middle of a line, which is cut off; its question is asked again", out)
-        with explain_write_errors(out, "answers", "name another file in --out"):
-            os.truncate(out, whole)
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        logger.warning("%s: the last line is incomplete; it is removed, and its question is answered again", out)
+        with explain_write_errors(out, "answers", "give another file in --out"):
+            os.truncate(out, complete)

@@ -1,4 +1,4 @@
-"""MT-Bench (https://github.com/lm-sys/FastChat, fastchat/llm_judge): two turns, answers as JSON lines."""
+"""MT-Bench (https://github.com/lm-sys/FastChat, fastchat/llm_judge), with two turns per question."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from typing_extensions import override
 
-from lion_lightning.tools.answers.base import Finished, JSONLines, Question, Row, read_turns
+from lion_lightning.tools.answers.base import AnsweredQuestion, JSONLines, Question, Row, read_turns
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -20,23 +20,23 @@ TEMPERATURES = {
     "stem": 0.1,
     "humanities": 0.1,
 }
-"""By category, as FastChat 0.2.36 has them."""
+"""Temperatures by category, from FastChat 0.2.36."""
 
-OTHER = 0.7
-"""FastChat's temperature for any other category."""
+DEFAULT_TEMPERATURE = 0.7
+"""Temperature of all other categories."""
 
 
 class MTBench(JSONLines):
-    """Reads ``data/mt_bench/question.jsonl``; writes what lies in ``data/mt_bench/model_answer/MODEL.jsonl``."""
+    """Reads ``data/mt_bench/question.jsonl`` and writes ``data/mt_bench/model_answer/MODEL.jsonl``."""
 
     @override
     def question(self, row: Row, where: str) -> Question:
         found = self.read_id(row, where)
-        temperature = TEMPERATURES.get(str(row.get("category")), OTHER)
+        temperature = TEMPERATURES.get(str(row.get("category")), DEFAULT_TEMPERATURE)
         return Question(found, read_turns(row.get("turns"), where), row, where, temperature)
 
     @override
-    def record(self, finished: Finished, model: str) -> dict[str, Any]:
+    def record(self, finished: AnsweredQuestion, model: str) -> dict[str, Any]:
         return {
             "question_id": finished.question.id,
             "answer_id": uuid4().hex,

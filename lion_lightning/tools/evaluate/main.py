@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from lion_lightning.printing import literal, require_no_secrets
 from lion_lightning.tools.train.config_file import check_config_files
-from lion_lightning.tools.train.null_settings import require_values
+from lion_lightning.tools.train.null_settings import refuse_nulls
 
 if TYPE_CHECKING:
     from lion_lightning.tools.evaluate.run import Evaluation
@@ -50,7 +50,7 @@ def asked_for(arguments: list[str]) -> Evaluation:
     parser.add_class_arguments(Evaluation)
     parsed = parser.parse_args(arguments)
     require_no_secrets(parsed.as_dict())
-    require_values(parsed.as_dict(), Evaluation)
+    refuse_nulls(parsed.as_dict(), Evaluation)
     given = parser.instantiate(parsed)
     settings = {name: value for name, value in vars(given).items() if name != "config"}
     return Evaluation(**settings)

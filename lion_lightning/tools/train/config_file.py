@@ -1,4 +1,4 @@
-"""Config files read strictly: whatever is wrong with one is said with its name, before anything else is done."""
+"""Strict reading of YAML config files."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from lion_lightning.printing import require_no_secrets
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+    """Read a YAML file with a mapping.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: It can't be read, is no YAML, gives a key twice, holds something other than a mapping, or a secret.
+        ValueError: The file cannot be read, is not valid YAML or not a mapping, or has duplicate keys or secrets.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         config = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: plain data only
     except OSError as error:
-        raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}; name a config file") from error
+        raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}; give a config file") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-99-99
-        raise ValueError(f"{path}: no valid YAML: {_reason(error)}") from error
+        raise ValueError(f"{path}: not valid YAML: {_reason(error)}") from error
     if config is None:
         raise ValueError(f"{path}: the file is empty; a config is a mapping of keys to values")
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: a config is a mapping of keys to values, and this is a {type(config).__name__}")
+        raise ValueError(f"{path}: a config is a mapping of keys to values, but this is a {type(config).__name__}")
     _require_bounded(config, path)
     require_no_secrets(config, f"{path}: ")
     return config
 
 
 MOST_VALUES = 100_000
-"""In a config. Aliases may hold one another, or themselves: a few lines are then as many values as one likes."""
+"""Maximum number of values. A few lines of nested aliases could otherwise expand to any number."""
 
 
 def _require_bounded(config: dict[str, Any], path: str | Path) -> None:
@@ -55,20 +55,19 @@ def _require_bounded(config: dict[str, Any], path: str | Path) -> None:
         if len(todo) > MOST_VALUES:
             break
     raise ValueError(
-        f"{path}: more than {MOST_VALUES:,} values; aliases (*name) that hold one another, or themselves, make many: "
-        "write them out"
+        f"{path}: more than {MOST_VALUES:,} values, probably by nested aliases (*name); write the values out"
     )
 
 
 def check_config_files(arguments: Sequence[str], known: Mapping[str, Collection[str] | None]) -> None:
-    """Refuse what the parser would drop without a word or blame on something else.
+    """Check config files of a command line for what the parser would silently drop or report unclearly.
 
     Args:
-        arguments: A command line; its ``-c FILE`` and ``--config FILE`` are checked.
-        known: Top-level keys of a config. Where one is a group of plain settings, their names; else None.
+        arguments: A command line; the files of its ``-c FILE`` and ``--config FILE`` are checked.
+        known: Valid top-level keys; for a group of plain settings the valid keys in it, else None.
 
     Raises:
-        ValueError: A file is not one that :func:`read_config_file` takes, or has a key that nothing reads.
+        ValueError: A file is invalid or has an unknown key.
     """
     for path in _config_arguments(arguments):
         config = read_config_file(path)
@@ -100,16 +99,16 @@ def _check_keys(path: str, prefix: str, config: Mapping[Any, Any], known: Collec
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, and the line where."""
+    """The cause of a YAML error, and its line."""
     if isinstance(error, RecursionError):
-        return "it is nested too deep"
+        return "it is nested too deeply"
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
     return f"{problem}, line {mark.line + 1}" if mark is not None else problem
 
 
 class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types; the C one crashes on deep nesting
-    """Plain data only; a key that stands twice is an error, where others keep the last, and so is half a character."""
+    """Loads plain data only, and refuses duplicate keys and lone surrogates."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -132,5 +131,7 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no typ
 
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
         if any("\ud800" <= character <= "\udfff" for character in node.value):
-            raise yaml.constructor.ConstructorError(problem="half a character", problem_mark=node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                problem="a lone surrogate, which is not a character", problem_mark=node.start_mark
+            )
         return super().construct_scalar(node)

@@ -1,4 +1,4 @@
-"""The commands that a config drives (``lion fit -c ...``): LightningCLI with this project's defaults."""
+"""LightningCLI with the defaults of this project: ``lion fit``, ``validate`` and ``test``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lion_lightning.models.checkpoints.files import newest_checkpoint, require_l
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.printing import require_no_secrets
 from lion_lightning.tools.train.config_file import check_config_files
-from lion_lightning.tools.train.metrics_log import LogShortRuns, MetricsLog
-from lion_lightning.tools.train.null_settings import require_values
-from lion_lightning.tools.train.stopping import FolderInUse, StopBetweenSteps
+from lion_lightning.tools.train.metrics_log import AtomicCSVLogger, LogShortRuns
+from lion_lightning.tools.train.null_settings import refuse_nulls
+from lion_lightning.tools.train.stopping import LockRootDir, StopBetweenSteps
 
 CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
     "seed_everything": None,
@@ -33,17 +33,17 @@ CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
     "ckpt_path": None,
     "weights_only": None,
 }
-"""What a config file may hold at the top; of ``trainer``, what it may hold below."""
+"""Valid top-level keys of a config file, and valid keys of ``trainer``."""
 
 _EXAMPLES = {"model": "lion_lightning.SFTModule", "data": "lion_lightning.SFTDataModule"}
 
 
 class LionCLI(LightningCLI):
-    """Runs any ``AlignmentModule`` with any data module; the tokenizer is written once, in the model."""
+    """Runs any ``AlignmentModule`` with any data module, which gets the model's tokenizer."""
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Give the data module the model's tokenizer."""
+        """Link the data module's tokenizer to the model's."""
         parser.link_arguments("model", "data.init_args.tokenizer", compute_fn=_tokenizer_spec, apply_on="instantiate")
 
     @staticmethod
@@ -54,28 +54,28 @@ class LionCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Refuse a config that names no class, holds a secret, or a null for a value.
+        """Refuse a config without classes, with secrets or with nulls.
 
-        Without a class the parser would make an empty base class. Of secrets, config files are searched when they are
-        read; here come those of the command line.
+        Without a class the parser would instantiate the base class. Config files are checked for secrets when they are
+        read; this also covers the command line.
         """
         require_no_secrets(self.config.as_dict())
         for part, base in (("model", AlignmentModule), ("data", LightningDataModule)):
             if str(self._get(self.config, f"{part}.class_path")).rpartition(".")[2] == base.__name__:
-                raise ValueError(f"{part}: no class_path is given; name the class, e.g. {_EXAMPLES[part]}")
+                raise ValueError(f"{part}: class_path is missing; set it, e.g. to {_EXAMPLES[part]}")
         config = self.config.as_dict()
         own = config[self.subcommand] if self.subcommand else config
-        require_values({name: own[name] for name in ("model", "data")}, None)
-        require_values(own["trainer"], Trainer, "trainer")
+        refuse_nulls({name: own[name] for name in ("model", "data")}, None)
+        refuse_nulls(own["trainer"], Trainer, "trainer")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log, show progress and sum up the start, where the config does not say otherwise."""
+        """Add default loggers and callbacks, unless the config has others."""
         given = self._get(self.config_init, "trainer", default={})
         if given.get("logger") in (None, True):
             kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
-        # Without a folder of its own, many runs share the working folder.
-        lock = [FolderInUse()] if given.get("default_root_dir") else []
+        # Without default_root_dir many runs may share the working folder.
+        lock = [LockRootDir()] if given.get("default_root_dir") else []
         logs = [LogShortRuns()] if given.get("log_every_n_steps") is None else []
         own = given.get("callbacks") or ()
         kwargs["callbacks"] = [StopBetweenSteps(), *lock, *logs, *own, *default_callbacks(given)]
@@ -83,49 +83,47 @@ class LionCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Find what `--ckpt_path last` means (Lightning calls this)."""
+        """Find the checkpoint for `--ckpt_path last`."""
         self._choose_checkpoint()
 
     def before_validate(self) -> None:
-        """The same, and say which model it is (Lightning calls this)."""
+        """Find the checkpoint, and log if there is none."""
         self._choose_checkpoint()
         self._say_untrained()
 
     def before_test(self) -> None:
-        """The same (Lightning calls this)."""
+        """Find the checkpoint, and log if there is none."""
         self._choose_checkpoint()
         self._say_untrained()
 
     def _say_untrained(self) -> None:
         if self.config_init[self.subcommand].get("ckpt_path") is None:
-            rank_zero_info(
-                "The model is the one that the config starts from; --ckpt_path last takes what `lion fit` has trained."
-            )
+            rank_zero_info("Using the model that training starts from; use --ckpt_path last for the trained one.")
 
     def after_validate(self) -> None:
-        """Refuse to have measured nothing (Lightning calls this)."""
+        """Refuse a run without batches."""
         _require_batches(self.trainer.num_val_batches, "limit_val_batches")
 
     def after_test(self) -> None:
-        """The same (Lightning calls this)."""
+        """Refuse a run without batches."""
         _require_batches(self.trainer.num_test_batches, "limit_test_batches")
 
     def _choose_checkpoint(self) -> None:
-        """The newest whole one for ``last``: Lightning takes ``last*.ckpt`` as they are, or starts anew without any."""
+        """Resolve ``last`` to the newest complete checkpoint; Lightning would take an incomplete ``last.ckpt``."""
         given = self.config_init[self.subcommand]
         if given.get("ckpt_path") == "last":
-            found = newest_checkpoint(*checkpoint_places(self.trainer))
+            found = newest_checkpoint(*checkpoint_paths(self.trainer))
             if found is None and self.subcommand != "fit":
-                raise ValueError("ckpt_path: there is no checkpoint yet that `last` could mean; train first")
+                raise ValueError("ckpt_path: `last` finds no checkpoint; train first")
             if found is None:
-                rank_zero_info("There is no checkpoint yet: starting from the beginning.")
+                rank_zero_info("No checkpoint yet: starting from the beginning.")
             given["ckpt_path"] = found and str(found)
         elif given.get("ckpt_path") is not None:
             require_local(given["ckpt_path"])
 
     @override
     def _set_seed(self) -> None:
-        """Seed; Lightning's complaint does not say which key it is about."""
+        """Set the seed; Lightning's error does not name the key."""
         try:
             super()._set_seed()
         except ValueError as error:
@@ -133,25 +131,24 @@ class LionCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Leave the config as it was given: Lightning would replace it by the checkpoint's, without a word."""
+        """Keep the config: Lightning would silently replace it by the checkpoint's."""
 
 
 def _require_batches(counts: Sequence[float], limit: str) -> None:
-    """Refuse a pass over no rows, which would end as if all were well."""
+    """Refuse a run without batches, which would succeed without metrics."""
     if not sum(counts):
         raise ValueError(
-            "there are no rows to measure on: give data.validation or data.validation_share (and no "
-            f"trainer.{limit}: 0)"
+            f"there are no validation rows; set data.validation or data.validation_share (and no trainer.{limit}: 0)"
         )
 
 
-def checkpoint_places(trainer: Trainer) -> list[Path]:
-    """Folders and files that a trainer's checkpoints may lie in; earlier starts' where each start has its own.
+def checkpoint_paths(trainer: Trainer) -> list[Path]:
+    """Folders and files that may hold checkpoints of a trainer, those of earlier runs in its folder included.
 
     Args:
-        trainer: With its callbacks.
+        trainer: The trainer, with its callbacks.
     """
-    places = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))  # what Lightning writes under SLURM
+    places = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))  # written by Lightning under SLURM
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
             places.append(Path(callback.dirpath))
@@ -165,21 +162,21 @@ def checkpoint_places(trainer: Trainer) -> list[Path]:
 
 
 def default_loggers(folder: str) -> list[Logger]:
-    """Metrics as ``metrics.csv``, which `lion report` reads, and for TensorBoard: both in one folder a start.
+    """Loggers for ``metrics.csv``, which `lion report` reads, and TensorBoard, with one folder per run for both.
 
     Args:
         folder: The trainer's ``default_root_dir``.
     """
-    table = MetricsLog(folder)
+    table = AtomicCSVLogger(folder)
     return [table, TensorBoardLogger(folder, version=table.version)]
 
 
 def default_callbacks(trainer: Mapping[str, Any]) -> list[Callback]:
-    """A progress bar and a start-up summary, unless the config has its own or switches them off.
+    """A progress bar and a start-up summary, unless the config has others or disables them.
 
     Args:
-        trainer: The config's ``trainer``, its callbacks made: ``enable_progress_bar: false`` leaves out the bar,
-            ``enable_model_summary`` the summary: ``false`` for none, ``true`` for Lightning's instead.
+        trainer: The config's ``trainer``, with instantiated callbacks. ``enable_progress_bar: false`` disables the bar;
+            ``enable_model_summary: false`` disables the summary, ``true`` replaces it by Lightning's.
     """
     given = trainer.get("callbacks") or ()
     made: list[Callback] = []
@@ -191,12 +188,12 @@ def default_callbacks(trainer: Mapping[str, Any]) -> list[Callback]:
 
 
 def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = LionCLI) -> LionCLI:
-    """Parse arguments into a model, a data module and a trainer, and run the subcommand among them.
+    """Instantiate model, data module and trainer from arguments, and run the subcommand.
 
     Args:
-        arguments: Command line, with a subcommand if ``run``.
-        run: Whether to run it.
-        kind: What parses.
+        arguments: Command line, with a subcommand if ``run`` is set.
+        run: Run the subcommand.
+        kind: Class of the CLI.
     """
     check_config_files(arguments, CONFIG_KEYS)
     return kind(

@@ -1,4 +1,4 @@
-"""Metrics as a table on disk that no kill can empty."""
+"""A CSV logger with atomic rewrites."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing_extensions import override
 from lion_lightning.cache import atomic_write
 
 
-class MetricsLog(CSVLogger):
-    """Lightning's ``CSVLogger``, which writes the whole table again in place whenever there is a new column.
+class AtomicCSVLogger(CSVLogger):
+    """Lightning's ``CSVLogger``, with an atomic rewrite of ``metrics.csv`` when a column is added.
 
-    A kill in between would leave an empty ``metrics.csv``, and steps before the last checkpoint are logged by no later
-    start. Here the new table takes the old one's place at once.
+    The original rewrites the file in place. A kill would leave it empty, and a resumed run does not log earlier steps
+    again.
     """
 
     @property
     @rank_zero_experiment
     @override
     def experiment(self) -> Any:
-        """What writes the files; made on first use."""
+        """The writer, made on first use."""
         if self._experiment is None:
             Path(self.root_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)
@@ -48,7 +48,7 @@ class LogShortRuns(Callback):
 class _Writer(ExperimentWriter):
     @override
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Add columns (Lightning 2.6 calls this, in ``save``)."""
+        """Add columns (called by Lightning 2.6 in ``save``)."""
         path = Path(self.metrics_file_path)
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""A null where a setting has to have a value: the parser takes it for "not given", and the class gets it as None."""
+"""Check of configs for nulls: the parser takes them for missing values and passes None to the class."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 from lion_lightning.models.settings import described
 
 
-def require_values(settings: Mapping[str, Any], owner: Any, place: str = "") -> None:
-    """Refuse a null that the setting's type excludes, however deep in lists, specs and classes of a config it stands.
+def refuse_nulls(settings: Mapping[str, Any], owner: Any, place: str = "") -> None:
+    """Refuse nulls that a setting's type excludes, also in nested lists, dataclasses and classes.
 
-    Not so what the parser fills in: a default that is null, whatever the type says, and a setting without a default,
-    which the parser asks for itself, or links to another.
+    Settings whose default is None are skipped, and settings without a default, which the parser requires or links.
 
     Args:
         settings: Values by name, classes as ``class_path`` and ``init_args``.
-        owner: The class or function whose parameters they are.
-        place: Of the settings, e.g. ``trainer``.
+        owner: The class or function with these parameters.
+        place: Path of the settings, e.g. ``trainer``.
 
     Raises:
-        ValueError: There is one; the message has its key, and what is wanted.
+        ValueError: There is a null; the message has its key and the expected type.
     """
     for where, wanted in _nulls_of(settings, owner, place):
         raise ValueError(f"{where} is null; give {wanted}")
 
 
 class _Setting(NamedTuple):
-    """A parameter: its type (Any where that is not known), and its default."""
+    """Type (Any if unknown) and default of a parameter."""
 
     hint: Any = Any
     default: Any = None
@@ -45,12 +44,15 @@ def _nulls_of(settings: Mapping[str, Any], owner: Any, place: str) -> Iterator[t
         by_default = setting.default is None or setting.default is Parameter.empty
         if value is None and not by_default and not _takes_null(setting.hint):
             without = isinstance(setting.default, str | int | float)
-            yield where, described(setting.hint) + (f", or leave it out for {setting.default!r}" if without else "")
+            yield (
+                where,
+                described(setting.hint) + (f", or remove it for the default {setting.default!r}" if without else ""),
+            )
         yield from _nulls_in(value, setting.hint, where)
 
 
 def _nulls_in(value: Any, hint: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Those in a value: in the settings of a class that it names, of a dataclass, or of several in a list."""
+    """Nulls in the value of a setting: arguments of a class or a dataclass, or of several in a list."""
     if isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             yield from _nulls_in(inner, hint, f"{place}[{number}]")
@@ -58,7 +60,7 @@ def _nulls_in(value: Any, hint: Any, place: str) -> Iterator[tuple[str, str]]:
         yield from _nulls_of(value.get("init_args") or {}, _named(str(value["class_path"])), place)
     elif isinstance(value, Mapping):
         kind = next((one for one in _dataclasses(hint) if value.keys() <= _settings_of(one).keys()), None)
-        yield from _nulls_of(value, kind, place)  # of other mappings nothing but what is in them is known
+        yield from _nulls_of(value, kind, place)  # the keys of other mappings are unknown
 
 
 def _named(path: str) -> Any:
@@ -66,18 +68,18 @@ def _named(path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        return None  # the parser's business
+        return None  # reported by the parser
 
 
 def _settings_of(owner: Any) -> dict[str, _Setting]:
-    """Parameters of a function, or of a class and those that it hands further ones on to."""
+    """Parameters of a function, or of a class and its base classes."""
     classes = owner.__mro__ if isclass(owner) else ()
     functions = [vars(one)["__init__"] for one in classes if "__init__" in vars(one)] or [owner]
     found: dict[str, _Setting] = {}
     for function in functions:
         try:
             hints, parameters = get_type_hints(function), signature(function).parameters
-        except (NameError, TypeError, ValueError, AttributeError):  # types that are there for checkers alone
+        except (NameError, TypeError, ValueError, AttributeError):  # types imported for type checking only
             continue
         own = {name: _Setting(hints.get(name, Any), each.default) for name, each in parameters.items()}
         found = own | found

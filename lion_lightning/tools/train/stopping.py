@@ -1,4 +1,4 @@
-"""What a fit of the command line does when it is told to stop, and what it keeps others from doing meanwhile."""
+"""Callbacks of the command line: stop signals between training steps, and a lock on the run's folder."""
 
 from __future__ import annotations
 
@@ -19,47 +19,46 @@ from lion_lightning.processes.stopping import STOP
 
 
 class StopBetweenSteps(Callback):
-    """Lets a signal wait for the end of the step that it comes in; at any other moment it stops the fit at once.
+    """Delays stop signals to the end of the training step; at any other time they stop the run at once.
 
-    Lightning looks at its own mark of SIGTERM when a batch is over. What is saved in an exception's handler is then
-    never half a step.
+    Lightning checks its flag for SIGTERM after each batch, so no checkpoint is saved within a step.
     """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the signal known to the trainer's other processes, too."""
+        """Pass signals on to the trainer's other processes."""
         STOP.raise_if_swallowed()
         note_sigterm_without_collectives(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A step begins."""
+        """Mark the start of a step."""
         STOP.raise_if_swallowed()
         STOP.in_step = True
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation may take long, and trains nothing."""
+        """Let signals interrupt validation, which may take long and trains nothing."""
         STOP.in_step = False
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows still belongs to the batch before: its schedule and its counters."""
+        """Mark the rest of the previous batch: its schedule and counters."""
         STOP.in_step = trainer.training and not trainer.sanity_checking
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The epoch's last step is over."""
+        """Mark the end of the epoch's last step."""
         STOP.in_step = False
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What follows takes the run for done."""
+        """Stop now, before the run counts as done."""
         STOP.raise_if_swallowed()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop the ranks that this process has started."""
+        """Stop the ranks that this process started."""
         STOP.in_step = False
         launcher = trainer.strategy.launcher
         if STOP.signum is not None and launcher is not None:
@@ -73,12 +72,12 @@ def _started_by_rank_0(trainer: Trainer) -> bool:
 
 
 def note_sigterm_without_collectives(trainer: Trainer) -> None:
-    """Replace Lightning 2.6's note of a SIGTERM, which broadcasts from within the signal's handler.
+    """Replace Lightning 2.6's handler of SIGTERM, which broadcasts within the signal handler.
 
-    A rank in the middle of another collective would wait for ever, or take one's numbers for the other's.
+    A rank within another collective would then hang or receive wrong values.
 
     Args:
-        trainer: Before it registers its handlers.
+        trainer: The trainer, before it registers its handlers.
     """
     trainer._signal_connector._sigterm_notifier_fn = partial(_note, trainer)  # type: ignore[method-assign]
 
@@ -88,15 +87,15 @@ def _note(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
     if not connector.received_sigterm and launcher is not None:
         launcher.kill(signal.SIGTERM)
     if not connector.received_sigterm and _started_by_rank_0(trainer):
-        os.kill(os.getppid(), signal.SIGTERM)  # a rank that stops alone would be an error of all others
+        os.kill(os.getppid(), signal.SIGTERM)  # a rank that stops alone would fail all others
     connector.received_sigterm = True
 
 
-class FolderInUse(Callback):
-    """Holds a lock on the trainer's root folder while it trains, so that no other fit writes to the same files.
+class LockRootDir(Callback):
+    """Locks the trainer's ``default_root_dir`` during ``fit``.
 
     Raises:
-        MisconfigurationException: Another process trains there.
+        MisconfigurationException: Another process holds the lock.
     """
 
     def __init__(self) -> None:
@@ -104,24 +103,24 @@ class FolderInUse(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the lock on rank 0; all ranks raise where it is taken."""
+        """Acquire the lock on rank 0; all ranks raise if it is held."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        reason = trainer.strategy.broadcast(self._taken(trainer) if trainer.is_global_zero else None)
+        reason = trainer.strategy.broadcast(self._acquire(trainer) if trainer.is_global_zero else None)
         if reason is not None:
             raise MisconfigurationException(reason)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._release()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._release()
 
-    def _taken(self, trainer: Trainer) -> str | None:
+    def _acquire(self, trainer: Trainer) -> str | None:
         lock = FolderLock(Path(trainer.default_root_dir), "`lion fit`", "trainer.default_root_dir")
         try:
             lock.acquire()

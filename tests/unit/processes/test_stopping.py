@@ -27,7 +27,7 @@ from lion_lightning.modules.optimization.schedules import CosineWithWarmup
 from lion_lightning.processes.entry_point import run_guarded
 from lion_lightning.processes.folder_lock import NAME, FolderLock
 from lion_lightning.processes.stopping import STOP, Stopped, delayed_signals, stop_code
-from lion_lightning.tools.train.stopping import FolderInUse, StopBetweenSteps
+from lion_lightning.tools.train.stopping import LockRootDir, StopBetweenSteps
 from lion_lightning.types import Sample, SampleSegment
 from tests import tiny
 from tests.marks import slow
@@ -409,10 +409,10 @@ def test_two_fits_do_not_train_in_one_folder(tmp_path: Path) -> None:
     held = FolderLock(tmp_path, "`lion fit`", "`out`")
     held.acquire()
     with pytest.raises(MisconfigurationException, match="is using this folder"):
-        fit(tmp_path, FolderInUse())
+        fit(tmp_path, LockRootDir())
     held.release()
-    fit(tmp_path, FolderInUse(), max_epochs=1)
-    fit(tmp_path, FolderInUse(), max_epochs=1)  # the first has given it back
+    fit(tmp_path, LockRootDir(), max_epochs=1)
+    fit(tmp_path, LockRootDir(), max_epochs=1)  # the first has given it back
 
 
 def test_a_stage_whose_folder_holds_nothing_to_run_is_one_line(

@@ -12,7 +12,7 @@ from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling import SamplingSettings
 from lion_lightning.tools.answers import FORMATS, write_answers
-from lion_lightning.tools.answers.writing import Asking
+from lion_lightning.tools.answers.run import MultiTurnSampler
 from lion_lightning.types import Answer, Prompt
 from tests import tiny
 
@@ -92,5 +92,5 @@ def read(path: Path) -> list[dict[str, Any]]:
 def write(
     name: str, prompts: Path, out: Path, served: RolloutPolicy, sampler: Any, save_every: int = 64, **options: Any
 ) -> int:
-    asking = Asking(sampler, ChatEncoder(served.tokenizer, mask="completion"), **options)
+    asking = MultiTurnSampler(sampler, ChatEncoder(served.tokenizer, mask="completion"), **options)
     return write_answers(FORMATS[name], prompts, out, served, asking, save_every)

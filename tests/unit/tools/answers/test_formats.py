@@ -164,22 +164,22 @@ def test_a_line_that_a_kill_cut_off_is_answered_again(tmp_path: Path, served: Ro
     sampler = Echo()
     with caplog.at_level(logging.WARNING):
         assert write("arena_hard", prompts, out, served, sampler) == 1
-    assert "in the middle of a line" in caplog.text
+    assert "the last line is incomplete" in caplog.text
     assert [row["uid"] for row in read(out)] == ["2ed", "0af"]
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
-        ("mt_bench", [MT[0], {"category": "math", "turns": ["w3"]}], r"q.jsonl:2: no question_id"),
-        ("mt_bench", [MT[0], MT[1], MT[0]], r"q.jsonl:3: the same question as .*q.jsonl:1 \(81\)"),
-        ("mt_bench", ARENA_OLD, r"q.jsonl:1: `turns` is no list of texts"),
-        ("mt_bench", [{"question_id": 1, "turns": []}], r"q.jsonl:1: `turns` is no list"),
-        ("arena_hard", [{"category": "x", "prompt": "w3"}], r"q.jsonl:1: no uid or question_id"),
-        ("arena_hard", [{"uid": "a", "prompt": " "}], r"q.jsonl:1: `turns` is no list of texts"),
-        ("arena_hard", MT, r"q.jsonl:1: `turns` is no list of texts"),
-        ("arena_hard", [], r"the file of prompts is empty"),
-        ("arena_hard", [[1]], r"q.jsonl:1: a list where an object is expected"),
+        ("mt_bench", [MT[0], {"category": "math", "turns": ["w3"]}], r"q.jsonl:2: question_id is missing"),
+        ("mt_bench", [MT[0], MT[1], MT[0]], r"q.jsonl:3: duplicate of .*q.jsonl:1 \(81\)"),
+        ("mt_bench", ARENA_OLD, r"q.jsonl:1: `turns` is not a list of strings"),
+        ("mt_bench", [{"question_id": 1, "turns": []}], r"q.jsonl:1: `turns` is not a list"),
+        ("arena_hard", [{"category": "x", "prompt": "w3"}], r"q.jsonl:1: uid or question_id is missing"),
+        ("arena_hard", [{"uid": "a", "prompt": " "}], r"q.jsonl:1: `turns` is not a list of strings"),
+        ("arena_hard", MT, r"q.jsonl:1: `turns` is not a list of strings"),
+        ("arena_hard", [], r"the question file is empty"),
+        ("arena_hard", [[1]], r"q.jsonl:1: a list; each line must be an object"),
         ("mt_bench", [{**MT[0], "images": ["a.png"]}], r"q.jsonl:1: the column 'images' .* has no place for it"),
         ("arena_hard", [{"uid": "a", "prompt": "w3", "system": "s"}], r"q.jsonl:1: the column 'system'"),
     ],
@@ -192,8 +192,8 @@ def test_a_wrong_row_is_named(name: str, rows: Any, message: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"instruction": "w3"}, {"instruction": ""}], r"q.json\[1\]: no text in `instruction`"),
-        ([{"instruction": "w3"}, {"instruction": "w3"}], r"q.json\[1\]: the same question as .*q.json\[0\]"),
+        ([{"instruction": "w3"}, {"instruction": ""}], r"q.json\[1\]: `instruction` is missing or empty"),
+        ([{"instruction": "w3"}, {"instruction": "w3"}], r"q.json\[1\]: duplicate of .*q.json\[0\]"),
         ({"instruction": "w3"}, r"q.json: not a list of objects"),
         ([{"instruction": "w3", "input": "w4"}], r"q.json\[0\]: the column 'input' holds a part of the prompt"),
     ],
@@ -208,7 +208,7 @@ def test_a_file_that_is_none_or_not_json_is_named(name: str, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"nowhere.jsonl: no such file"):
         FORMATS[name].questions(tmp_path / "nowhere.jsonl")
     (tmp_path / "q.jsonl").write_text('{"a": 1}\nnot json\n')
-    with pytest.raises(ValueError, match=r"q.jsonl:[12]: (broken JSON|no question_id|no uid)"):
+    with pytest.raises(ValueError, match=r"q.jsonl:[12]: (broken JSON|question_id|uid)"):
         FORMATS[name].questions(tmp_path / "q.jsonl")
     (tmp_path / "q.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"q.jsonl: not a text file"):
@@ -217,10 +217,10 @@ def test_a_file_that_is_none_or_not_json_is_named(name: str, tmp_path: Path) -> 
 
 def test_answers_of_another_model_are_not_added_to(tmp_path: Path, served: RolloutPolicy) -> None:
     lines(tmp_path / "m.jsonl", [{"uid": "2ed", "model": "gpt"}])
-    with pytest.raises(ValueError, match=r"m.jsonl:1: an answer of the model 'gpt' in the file of 'm'"):
+    with pytest.raises(ValueError, match=r"m.jsonl:1: an answer of model 'gpt' in the file of model 'm'"):
         FORMATS["arena_hard"].answered(tmp_path / "m.jsonl")
     listed(tmp_path / "m.json", [{**ALPACA[0]}])
-    with pytest.raises(ValueError, match=r"m.json\[0\]: an answer of the model 'text_davinci_003'"):
+    with pytest.raises(ValueError, match=r"m.json\[0\]: an answer of model 'text_davinci_003'"):
         FORMATS["alpaca_eval"].answered(tmp_path / "m.json")
 
 
@@ -233,8 +233,8 @@ def test_answers_cut_off_and_settings_that_cannot_be_set_are_told(
 
     with caplog.at_level(logging.WARNING):
         write("mt_bench", lines(tmp_path / "q.jsonl", MT), tmp_path / "m.jsonl", served, Bare())
-    assert "Bare has no `sampling` settings, so temperature [0.1, 0.7] is left to it" in caplog.text
-    assert "7 answers were cut off" in caplog.text  # three of two turns, one of one
+    assert "Bare has no attribute `sampling`, so temperature [0.1, 0.7] cannot be set" in caplog.text
+    assert "7 answers were truncated" in caplog.text  # three of two turns, one of one
 
 
 def test_the_command_answers_by_any_sampler(tmp_path: Path, served: RolloutPolicy, capsys: Any) -> None:
@@ -243,10 +243,10 @@ def test_the_command_answers_by_any_sampler(tmp_path: Path, served: RolloutPolic
     common = ["--format", "alpaca_eval", "--model", folder, "--prompts", str(prompts)]
     sampler = ["--sampler", "lion_lightning.sampling.TransformersSampler", "--sampler.sampling.max_new_tokens", "3"]
     main([*common, "--out", str(out), *sampler])
-    assert capsys.readouterr().out == f"wrote {out} (2 questions asked)\n"
+    assert capsys.readouterr().out == f"wrote {out} (2 new answers)\n"
     assert [row["instruction"] for row in read(out)] == ["w3 w4", "w5"]
     assert all(row["output"] for row in read(out))
     main([*common, "--out", str(out), *sampler])
-    assert "0 questions asked" in capsys.readouterr().out
+    assert "0 new answers" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'mtbench' is unknown; the formats are alpaca_eval, arena_hard, mt_bench"):
         main(["--format", "mtbench", *common[2:], "--out", str(out)])

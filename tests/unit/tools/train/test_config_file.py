@@ -15,16 +15,16 @@ from lion_lightning.tools.train.lightning_cli import CONFIG_KEYS, LionCLI, build
 WRONG = {
     "empty": (b"", "the file is empty"),
     "comments alone": (b"# nothing\n", "the file is empty"),
-    "a list": (b"- a\n- b\n", "and this is a list"),
-    "a text": (b"hello", "and this is a str"),
+    "a list": (b"- a\n- b\n", "but this is a list"),
+    "a text": (b"hello", "but this is a str"),
     "binary": (bytes(range(256)), "not UTF-8 text (byte 128)"),
     "UTF-16": ("model: x\n".encode("utf-16"), "not UTF-8 text (byte 0)"),
     "a tab": (b"model:\n\tpolicy: x\n", "cannot start any token, line 2"),
     "a tag": (b"a: 1\nmodel: !!python/object/apply:os.system ['true']\n", "python/object/apply:os.system', line 2"),
     "a key twice": (b"seed_everything: 1\nmodel: {}\nseed_everything: 2\n", "'seed_everything' is given twice, line 3"),
     "a nested key twice": (b"trainer:\n  max_steps: 1\n  max_steps: 2\n", "'max_steps' is given twice, line 3"),
-    "an impossible date": (b"a: 2026-99-99\n", "no valid YAML"),
-    "half a character": (b'a: 1\nb: "\\ud800"\n', "half a character, line 2"),
+    "an impossible date": (b"a: 2026-99-99\n", "not valid YAML"),
+    "half a character": (b'a: 1\nb: "\\ud800"\n', "not a character, line 2"),
     "aliases that multiply": (
         b"a: &a [1, 1, 1, 1, 1, 1]\n"
         + b"".join(b"%c: &%c [%s]\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 6)) for n in range(98, 108)),
@@ -53,7 +53,7 @@ def test_a_file_that_is_no_config_is_named_with_what_is_wrong(case: str, tmp_pat
 
 def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.yaml"):
-        with pytest.raises(ValueError, match=f"{path}: .*; name a config file"):
+        with pytest.raises(ValueError, match=f"{path}: .*; give a config file"):
             read_config_file(path)
 
 

@@ -13,7 +13,7 @@ import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
-from lion_lightning.tools.train.metrics_log import LogShortRuns, MetricsLog
+from lion_lightning.tools.train.metrics_log import AtomicCSVLogger, LogShortRuns
 
 
 def logged(logger: CSVLogger, *rows: tuple[int, dict[str, Any]]) -> Path:
@@ -30,14 +30,14 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_new_columns_give_the_same_table_as_lightnings(tmp_path: Path) -> None:
     rows = [(0, {"a": 1.5}), (1, {"a": 2.5, "b": 0.1}), (2, {"c": 3.0}), (3, {"a": 1.0})]
-    mine = logged(MetricsLog(tmp_path / "mine"), *rows)
+    mine = logged(AtomicCSVLogger(tmp_path / "mine"), *rows)
     assert table(mine) == table(logged(CSVLogger(tmp_path / "lightning"), *rows))
     assert [path.name for path in mine.parent.iterdir()] == ["metrics.csv"]
 
 
 def test_killed_while_a_column_is_added_no_row_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This is what Lightning 2.6 calls for a new column; were it another method, the table above would differ."""
-    logger = MetricsLog(tmp_path)
+    logger = AtomicCSVLogger(tmp_path)
     path = logged(logger, (0, {"a": 1.5}), (1, {"a": 2.5}))
     before = path.read_text()
 

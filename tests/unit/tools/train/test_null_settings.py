@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
-from lion_lightning.tools.train.null_settings import require_values
+from lion_lightning.tools.train.null_settings import refuse_nulls
 
 SOURCES = [{"path": "x.jsonl"}]
 MODULE = "lion_lightning.SFTModule"
@@ -21,12 +21,15 @@ CHECKPOINT = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"data": {"max_length": None}}, "data.max_length is null; give a whole number, or leave it out for 2048"),
-        ({"data": {"mask": None}}, "data.mask is null; give assistant, completion, none, or leave it out for"),
+        (
+            {"data": {"max_length": None}},
+            "data.max_length is null; give a whole number, or remove it for the default 2048",
+        ),
+        ({"data": {"mask": None}}, "data.mask is null; give assistant, completion, none, or remove it for"),
         ({"data": {"sources": [*SOURCES, {"path": None}]}}, "data.sources"),
-        ({"model": {"reduction": None}}, "model.reduction is null; give token_mean, sum, or leave"),
+        ({"model": {"reduction": None}}, "model.reduction is null; give token_mean, sum, or remove"),
         ({"model": {"policy": {"path": "m", "dtype": None}}}, "model.policy.dtype is null; give float32"),
-        ({"model": {"optimizer": ADAM}}, "model.optimizer.lr is null; give a number or a Tensor, or leave it out for"),
+        ({"model": {"optimizer": ADAM}}, "model.optimizer.lr is null; give a number or a Tensor, or remove it for"),
         (
             {"trainer": {"accumulate_grad_batches": None}},
             "trainer.accumulate_grad_batches is null; give a whole number",
@@ -90,13 +93,13 @@ class Owner(Base):
 
 def test_what_takes_null_and_what_is_null_by_default_may_be() -> None:
     given = dict.fromkeys(("may", "either", "wrongly", "parts", "free", "unknown", "of_nobody"))
-    require_values({"linked": None, **given, "depth": 1}, Owner)
+    refuse_nulls({"linked": None, **given, "depth": 1}, Owner)
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"depth": None}, "depth is null; give a whole number, or leave it out for 2$"),
+        ({"depth": None}, "depth is null; give a whole number, or remove it for the default 2$"),
         ({"parts": [{"size": 1}, {"size": None}]}, r"parts\[1\]\.size is null"),
         ({"parts": [{"names": None}]}, r"parts\[0\]\.names is null; give a mapping$"),
         ({"free": {"class_path": f"{__name__}.Owner", "init_args": {"depth": None}}}, r"free\.depth is null"),
@@ -104,4 +107,4 @@ def test_what_takes_null_and_what_is_null_by_default_may_be() -> None:
 )
 def test_a_null_is_found_wherever_its_type_is_known(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}"):
-        require_values(given, Owner)
+        refuse_nulls(given, Owner)

@@ -1,0 +1,171 @@
+"""Answer the questions of a benchmark with a sampler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.formats.sft import Conversation
+from lion_lightning.data.formats.turns import Message
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
+from lion_lightning.sampling.answers import sample_one_each
+from lion_lightning.sampling.base import Sampler, SamplingSettings, SyncedSampler
+from lion_lightning.tools.answers.base import AnsweredQuestion, Format, Question
+from lion_lightning.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+
+class MultiTurnSampler:
+    """Answers questions turn by turn; earlier answers are part of the prompt of the next turn.
+
+    Args:
+        sampler: The sampler.
+        encoder: Renders and tokenizes prompts.
+        temperature: Temperature of all answers; None for that of the question, if it has one, else the sampler's.
+        seed: Seed for sampling.
+
+    Attributes:
+        truncated: Number of answers so far that reached the maximum length.
+    """
+
+    def __init__(self, sampler: Sampler, encoder: ChatEncoder, temperature: float | None = None, seed: int = 0) -> None:
+        self.sampler, self.encoder, self.temperature, self.seed = sampler, encoder, temperature, seed
+        self.truncated = 0
+
+    def answer(self, questions: Sequence[Question], number: int) -> list[AnsweredQuestion]:
+        """Answer all turns of some questions.
+
+        Args:
+            questions: The questions.
+            number: A number for the random seed: the same seed and number give the same answers.
+        """
+        answers: list[list[str]] = [[] for _ in questions]
+        for turn in range(max(len(question.turns) for question in questions)):
+            for group in _by_temperature(questions, turn):
+                prompts = [self._prompt(questions[index], answers[index]) for index in group]
+                with self._temperature(questions[group[0]].temperature):
+                    texts = self._sample(prompts, number, turn, group[0])
+                for index, text in zip(group, texts, strict=True):
+                    answers[index].append(text)
+        return [AnsweredQuestion(question, tuple(texts)) for question, texts in zip(questions, answers, strict=True)]
+
+    def temperatures(self, questions: Sequence[Question]) -> set[float]:
+        """Temperatures of the questions that replace the sampler's.
+
+        Args:
+            questions: The questions.
+        """
+        wanted = {question.temperature if self.temperature is None else self.temperature for question in questions}
+        return {temperature for temperature in wanted if temperature is not None}
+
+    def _prompt(self, question: Question, answers: Sequence[str]) -> Prompt:
+        messages = [Message("user", question.turns[0])]
+        for answer, next_turn in zip(answers, question.turns[1:], strict=False):
+            messages += [Message("assistant", answer), Message("user", next_turn)]
+        try:
+            text, ids = self.encoder.prompt(Conversation(tuple(messages), len(messages)))
+        except ValueError as error:
+            raise ValueError(f"{question.where}: {error}") from error
+        turns = tuple({"role": message.role, "content": message.content} for message in messages)
+        return Prompt(text, tuple(ids), turns, question.row, None, question.where)
+
+    def _sample(self, prompts: Sequence[Prompt], *draw: int) -> list[str]:
+        seed = int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0])
+        answers = sample_one_each(self.sampler, prompts, seed, None)
+        self.truncated += sum(answer.finish_reason == "length" for answer in answers)
+        return [answer.text.strip() for answer in answers]
+
+    @contextmanager
+    def _temperature(self, default: float | None) -> Iterator[None]:
+        wanted = default if self.temperature is None else self.temperature
+        sampler: Any = self.sampler
+        if wanted is None or not has_settings(sampler):
+            yield
+            return
+        before = sampler.sampling
+        sampler.sampling = replace(before, temperature=wanted)
+        try:
+            yield
+        finally:
+            sampler.sampling = before
+
+
+def has_settings(sampler: Any) -> bool:
+    """Return whether a sampler has an attribute ``sampling`` with ``SamplingSettings``, like those of this package."""
+    return isinstance(getattr(sampler, "sampling", None), SamplingSettings)
+
+
+def write_answers(
+    form: Format, prompts: Path, out: Path, policy: RolloutPolicy, sampler: MultiTurnSampler, save_every: int = 64
+) -> int:
+    """Answer the questions of a benchmark that are not answered in its file yet.
+
+    Args:
+        form: The benchmark's format.
+        prompts: The question file.
+        out: The answer file, named after the model.
+        policy: The model, for samplers that use it.
+        sampler: Answers the questions.
+        save_every: Number of questions that are answered and saved together.
+
+    Returns:
+        The number of new answers.
+
+    Raises:
+        ValueError: A file is invalid, a question does not fit the model, or ``save_every`` is below 1.
+    """
+    if save_every < 1:
+        raise ValueError(f"save_every is {save_every}; give at least 1")
+    questions, done = form.questions(prompts), form.answered(out)
+    pending = [question for question in questions if question.id not in done]
+    if len(pending) < len(questions):
+        logger.info("%s has %d of %d answers; sampling the others", out, len(questions) - len(pending), len(questions))
+    if not pending:
+        return 0
+    _log_temperatures(sampler, pending)
+    with tqdm(desc=f"answers of {out.stem}", total=len(pending), unit=" questions") as bar:
+        for chunk in _chunks(sampler.sampler, policy, pending, save_every):
+            form.add(out, sampler.answer(chunk, questions.index(chunk[0])))
+            bar.update(len(chunk))
+    if sampler.truncated:
+        logger.warning("%d answers were truncated; raise the sampler's max_new_tokens", sampler.truncated)
+    return len(pending)
+
+
+def _chunks(sampler: Any, policy: RolloutPolicy, pending: list[Question], size: int) -> Iterator[list[Question]]:
+    """Open the sampler, and yield chunks of questions."""
+    is_synced = isinstance(sampler, SyncedSampler)
+    if is_synced:
+        sampler.open(policy)
+    try:
+        yield from (pending[start : start + size] for start in range(0, len(pending), size))
+    finally:
+        if is_synced:
+            sampler.close()
+
+
+def _by_temperature(questions: Sequence[Question], turn: int) -> list[list[int]]:
+    """Indices of the questions that have this turn, grouped by temperature."""
+    groups: dict[float | None, list[int]] = {}
+    for index, question in enumerate(questions):
+        if turn < len(question.turns):
+            groups.setdefault(question.temperature, []).append(index)
+    return list(groups.values())
+
+
+def _log_temperatures(sampler: MultiTurnSampler, questions: Sequence[Question]) -> None:
+    wanted = sorted(sampler.temperatures(questions))
+    if wanted and not has_settings(sampler.sampler):
+        name = type(sampler.sampler).__name__
+        logger.warning("%s has no attribute `sampling`, so temperature %s cannot be set", name, wanted)
+    elif wanted:
+        logger.info("temperature %s, in place of the sampler's", ", ".join(f"{each:g}" for each in wanted))
