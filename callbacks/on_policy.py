@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,21 +20,21 @@ from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.readiness import require_ready
-from lion_lightning.rollouts.answers import first_monitor_answers, with_answers, with_first_answer, with_pairs
+from lion_lightning.rollouts import plan
+from lion_lightning.rollouts.files import write_rollouts
 from lion_lightning.rollouts.generate import RoundWorker, split_chunks
 from lion_lightning.rollouts.metrics import round_metrics
-from lion_lightning.rollouts.plan import (
-    RoundPrompts,
-    check_arguments,
-    last_epoch,
-    num_epochs,
-    on_policy_data,
-    require_on_policy,
-    share_out,
-)
 from lion_lightning.rollouts.prompt_pool import PromptPool
-from lion_lightning.rollouts.rollout import Rollout, write_rollouts
-from lion_lightning.rollouts.rounds import Round, identity_of, restored_round, round_path, round_settings, set_aside
+from lion_lightning.rollouts.rollout import Rollout, with_answers, with_first_answer, with_pairs
+from lion_lightning.rollouts.rounds import (
+    Round,
+    first_monitor_answers,
+    identity_of,
+    restored_round,
+    round_path,
+    round_settings,
+    set_aside,
+)
 from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer, Prompt
 
@@ -60,7 +59,6 @@ class OnPolicySampling(Callback):
     6. The data module filters and packs the pairs, the metrics are logged, and the epoch trains.
 
     Answers depend on seed, round and chunk alone, not on the number of ranks or on earlier draws.
-
     Logs once per round, under ``on_policy/``: mean ``score`` and its ``score_spread`` within a prompt's answers; the
     ``monitor_score`` of the monitor prompts and their ``win_rate`` against the first round's answers; ``length`` in
     tokens; share of ``unfinished`` answers; ``distinct_2``; ``pairs``, and ``pairs_kept``, the share of them that pass
@@ -100,7 +98,7 @@ class OnPolicySampling(Callback):
         seed: int = 0,
         rounds_dir: str | Path | None = None,
     ) -> None:
-        check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
+        plan.check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
         self.sampler, self.judge, self.num_samples = sampler, judge, num_samples
         self.prompts_per_round, self.pairing = prompts_per_round, pairing or BestWorst()
         self.original_chosen, self.keep_unfinished = original_chosen, keep_unfinished
@@ -138,26 +136,26 @@ class OnPolicySampling(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        require_on_policy(trainer, pl_module)
-        on_policy_data(trainer).rounds = partial(self.pull, trainer, cast(AlignmentModule, pl_module))
+        plan.require_on_policy(trainer, pl_module)
+        plan.on_policy_data(trainer).rounds = partial(self.pull, trainer, cast(AlignmentModule, pl_module))
         self.current, self._trained, self._restored, self._report = None, None, {}, None  # of an earlier fit
         remove_scratch(trainer, self.folder(trainer))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._trained = self.current
+        self._trained = self.current  # also where an epoch has only its end left
         if trainer.fit_loop.restarted_mid_epoch:  # Lightning calls no on_train_epoch_start for that epoch
             self._log_round(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._trained = self.current
         self._log_round(trainer, pl_module)
 
     def _log_round(self, trainer: Trainer, module: LightningModule) -> None:
         if self.current is None:
             return
-        self._report = on_policy_data(trainer).report(self.current)
+        self._trained = self.current
+        self._report = plan.on_policy_data(trainer).report(self.current)
         metrics = round_metrics(self.current)
         kept = self._report["kept"]["pairs"] if self._report else 0
         metrics["pairs_kept"] = kept / max(metrics["pairs"], 1)
@@ -216,10 +214,10 @@ class OnPolicySampling(Callback):
         return self.current
 
     def _stored_or_new(self, trainer: Trainer, module: AlignmentModule, path: Path, number: int) -> Round:
-        data = on_policy_data(trainer)
+        data = plan.on_policy_data(trainer)
         policy = RolloutPolicy(module.policy_model, data.tokenizer, Ranks.of(trainer.strategy))
-        rollouts = self._choose_prompts(trainer, data.pool, number)
         limit = data.max_prompt_length or data.max_length - 1
+        rollouts = self._choose_prompts(trainer, data.pool, number, limit)
         settings = round_settings(self.sampling_settings(), policy.digest(), [r.prompt for r in rollouts], limit)
         identity = policy.ranks.broadcast(hash_json(settings))
         worker = RoundWorker.of(policy.ranks, path.with_name(f"{path.stem}.parts-{identity[:12]}"))
@@ -234,19 +232,11 @@ class OnPolicySampling(Callback):
         return self._sample(worker, policy, rollouts, path, {"round": number, "identity": identity, **settings})
 
     def _sample(
-        self,
-        worker: RoundWorker,
-        policy: RolloutPolicy,
-        rollouts: Sequence[Rollout],
-        path: Path,
-        metadata: Mapping[str, Any],
+        self, worker: RoundWorker, policy: RolloutPolicy, rollouts: list[Rollout], path: Path, metadata: dict[str, Any]
     ) -> Round:
         """Each rank samples and judges its chunks; the first one makes the pairs and writes the round."""
-        number, limit = metadata["round"], metadata["max_prompt_length"]
-        too_long = [r for r in rollouts if not r.monitor and len(r.prompt.input_ids) > limit]
-        fitting = [r for r in rollouts if r.monitor or len(r.prompt.input_ids) <= limit]
-        chunks = split_chunks(fitting, self.chunk_size, self.num_samples, [self.seed, number])
-        first = first_monitor_answers(path.parent, number)
+        chunks = split_chunks(rollouts, self.chunk_size, self.num_samples, [self.seed, metadata["round"]])
+        first = first_monitor_answers(path.parent, metadata["round"])
         with worker.heartbeat():
             require_ready([self.sampler, self.judge], [r.prompt for r in rollouts if not r.monitor])
             worker.start(chunks)
@@ -254,8 +244,7 @@ class OnPolicySampling(Callback):
             worker.judge(chunks, self.judge, policy.device, partial(with_first_answer, first=first))
             if worker.rank == 0:
                 paired = [with_pairs(rollout, self.usable, self.make_pairs) for rollout in worker.collect(chunks)]
-                left_out = [replace(rollout, left_out=f"prompt longer than {limit} tokens") for rollout in too_long]
-                write_rollouts(path, [*paired, *left_out], metadata)
+                write_rollouts(path, [*paired, *(r for r in rollouts if r.left_out)], metadata)
             else:
                 worker.wait_for([path])
         policy.ranks.barrier()
@@ -267,7 +256,7 @@ class OnPolicySampling(Callback):
         drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen
         return with_answers(rollout, answers, policy, add_original=drawn and not rollout.monitor)
 
-    # --- its prompts and settings
+    # --- prompts and settings of a round
 
     def require_prompts(self, trainer: Trainer, pool: PromptPool) -> None:
         """Refuse a run that would reach a round without prompts.
@@ -279,10 +268,10 @@ class OnPolicySampling(Callback):
         Raises:
             ValueError: There are too few.
         """
-        last = self._round_of(last_epoch(trainer))
+        last = self._round_of(plan.last_epoch(trainer))
         self._round_prompts(trainer, pool).require(self._rounds_before(last), last)
 
-    def _choose_prompts(self, trainer: Trainer, pool: PromptPool, number: int) -> list[Rollout]:
+    def _choose_prompts(self, trainer: Trainer, pool: PromptPool, number: int, limit: int) -> list[Rollout]:
         self.require_prompts(trainer, pool)
         prompts = self._round_prompts(trainer, pool)
         if self._shares is not None:
@@ -290,12 +279,12 @@ class OnPolicySampling(Callback):
         self._shares = prompts.shares
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             prompts = prompts.at_most(self.chunk_size)
-        return prompts.rollouts(pool, self._rounds_before(number), number)
+        return prompts.rollouts(pool, self._rounds_before(number), number, limit)
 
-    def _round_prompts(self, trainer: Trainer, pool: PromptPool) -> RoundPrompts:
-        epochs = num_epochs(trainer)
+    def _round_prompts(self, trainer: Trainer, pool: PromptPool) -> plan.RoundPrompts:
+        epochs = plan.num_epochs(trainer)
         rounds = None if epochs is None else self._rounds_before(epochs)
-        return share_out(pool, self.prompts_per_round, self.monitor_prompts, rounds, self.seed)
+        return plan.share_out(pool, self.prompts_per_round, self.monitor_prompts, rounds, self.seed)
 
     def _round_of(self, epoch: int) -> int:
         return max(earlier for earlier in range(epoch + 1) if earlier == 0 or self.should_sample(earlier))
@@ -309,5 +298,5 @@ class OnPolicySampling(Callback):
 
     def training_settings(self) -> dict[str, Any]:
         """All settings that decide the pairs, for a resumed run to compare."""
-        shares = {"prompts_per_round": self.prompts_per_round, "monitor_prompts": self.monitor_prompts}
-        return {**self.sampling_settings(), **shares}
+        names = ("prompts_per_round", "monitor_prompts")
+        return self.sampling_settings() | {name: getattr(self, name) for name in names}

@@ -28,23 +28,23 @@ logger = logging.getLogger(__name__)
 
 
 class RoundLoader(PackedLoader):
-    """A loader of a round's pairs: those of another round are others, which is no change that anybody made."""
+    """A loader of a round's pairs. Another round has other pairs, which is not a change of settings to warn of."""
 
     @override
     def warn_of_changes(self, state: Mapping[str, Any]) -> None:
-        """Log, once, what the rounds to come are made by, where that changed."""
+        """Log, once, the settings of later rounds that have changed."""
         made_by = {name: state["settings"].get(name) for name in self.settings}
         if made_by != self.settings:
             super().warn_of_changes({**state, "settings": {**self._settings(), **made_by}})
 
 
 class OnPolicyDataModule(PreferenceDataModule):
-    """Packed rows of pairs that the policy's own answers make, a new set each epoch.
+    """Packed rows of pairs of the policy's own answers, new ones each epoch.
 
-    The pairs are *pulled*: Lightning asks for an epoch's loader (``trainer.reload_dataloaders_every_n_epochs: 1``),
-    the loader asks ``rounds`` for the epoch's round, and whoever is registered there
-    (:class:`~lion_lightning.callbacks.OnPolicySampling`) samples it with the weights of that moment, or finds it on
-    disk. So the first epoch is fresh too, however many workers read.
+    Lightning asks for each epoch's loader (``trainer.reload_dataloaders_every_n_epochs: 1``), and the loader asks
+    ``rounds`` for the epoch's round: :class:`~lion_lightning.callbacks.OnPolicySampling` samples it with the weights
+    of that moment, or finds it on disk. So the first epoch is on-policy too, however many workers read ahead. The
+    tokens of the pairs are read from the round's file.
 
     Args:
         prompts: Sources of the prompts that the policy answers, in any known form; answers in them are not trained on.
@@ -55,12 +55,12 @@ class OnPolicyDataModule(PreferenceDataModule):
         **kwargs: Further arguments of :class:`PreferenceDataModule`.
 
     Attributes:
-        rounds: Where a round comes from, by its number; :class:`OnPolicySampling` puts itself here.
-        train_mixture: Pairs and reports of the present epoch.
-        validation_mixture: The same of what validates; None where there is nothing.
+        rounds: Gives the round of an epoch; :class:`OnPolicySampling` sets it.
+        train_mixture: Pairs and reports of the current epoch.
+        validation_mixture: Pairs and reports of the validation data; None without any.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: A number is out of range, or there are no prompts.
     """
 
     loader_class = RoundLoader
@@ -82,12 +82,12 @@ class OnPolicyDataModule(PreferenceDataModule):
         self.prompts = prompts
         self.rounds: Callable[[int], Round] | None = None
         self._prepared = False
-        self._present: int | None = None
+        self._epoch: int | None = None
         self._validated: frozenset[bytes] = frozenset()
 
     @override
     def require_sources(self, sources: Sequence[Source]) -> None:
-        """None are needed: the policy makes the pairs."""
+        """Accept a data module without sources: the policy makes the pairs."""
 
     @cached_property
     def pool(self) -> PromptPool:
@@ -133,65 +133,68 @@ class OnPolicyDataModule(PreferenceDataModule):
 
     @override
     def train_dataloader(self) -> PackedLoader:
-        """Shuffled packed rows of the present epoch's pairs, for this rank.
+        """Shuffled packed rows of the current epoch's pairs, for this rank.
 
         Raises:
-            MisconfigurationException: Nobody makes rounds.
+            MisconfigurationException: No callback samples rounds.
             ValueError: The round has no pair to train on.
         """
-        number = self.trainer.current_epoch if self.trainer is not None else 0
-        if self.train_mixture is None or self._present != number:
-            made = self._pull(number)
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        if self.train_mixture is None or self._epoch != epoch:
+            finished = self._round(epoch)
             with self.preparing_together():
-                self.train_mixture, self._present = self._mixture(made), number
+                self.train_mixture = self._mixture(finished)
+            self._epoch = epoch
         return super().train_dataloader()
 
-    def report(self, made: Round) -> dict[str, Any]:
-        """What became of a round's pairs, as plain data; empty if it gave none.
+    def report(self, finished: Round) -> dict[str, Any]:
+        """Report on a round's pairs, what was kept and left out, as plain data; empty if it has no pairs.
 
         Args:
-            made: The round of the present epoch.
+            finished: The round of the current epoch.
         """
-        reports = self.train_mixture.reports if self.train_mixture is not None and made.num_pairs else []
+        reports = self.train_mixture.reports if self.train_mixture is not None and finished.num_pairs else []
         return reports[0].to_dict() if reports else {}
 
-    def keeps_pairs_of(self, made: Round) -> bool:
+    def keeps_pairs_of(self, finished: Round) -> bool:
         """True if an epoch on this round has pairs to train on: its own that pass the filters, or those of ``sources``.
 
         Args:
-            made: A finished round.
+            finished: A finished round.
         """
-        if self.sources or not made.num_pairs:
+        if self.sources or not finished.num_pairs:
             return bool(self.sources)
-        return any(len(self.filters.apply(selection).spans.rows) for selection in self._sampled(made))
+        return any(len(self.filters.apply(selection).spans.rows) for selection in self._sampled(finished))
 
-    def _pull(self, number: int) -> Round:
+    def _round(self, epoch: int) -> Round:
         if self.rounds is None:
             raise MisconfigurationException(
-                "nobody samples for OnPolicyDataModule: add lion_lightning.callbacks.OnPolicySampling to "
+                "no callback samples rounds for OnPolicyDataModule: add lion_lightning.callbacks.OnPolicySampling to "
                 "trainer.callbacks, or set the data module's `rounds`"
             )
-        return self.rounds(number)
+        return self.rounds(epoch)
 
-    def _mixture(self, made: Round) -> Mixture:
+    def _mixture(self, finished: Round) -> Mixture:
         """The pairs of a round, and those of the sources."""
         try:
-            mixture = mix([*self._sampled(made), *self._drawn(made.number)], self.filters)
+            mixture = mix([*self._sampled(finished), *self._drawn(finished.number)], self.filters)
         except ValueError as error:
-            raise ValueError(f"{_no_pairs(made)} ({error}); {_NO_PAIRS_FIX}") from error
+            raise ValueError(f"{_no_pairs(finished)} ({error}); {_NO_PAIRS_FIX}") from error
         self.refuse_longer_than_a_row(mixture)
         for report in mixture.reports:
             logger.info("%s", report)
-        if not made.num_pairs:
-            logger.warning("%s; this epoch trains on data.sources alone", _no_pairs(made))
+        if not finished.num_pairs:
+            logger.warning("%s; this epoch trains on data.sources alone", _no_pairs(finished))
         else:
             _warn_of_ties(mixture.reports[0])
         return mixture
 
-    def _sampled(self, made: Round) -> list[Selection]:
+    def _sampled(self, finished: Round) -> list[Selection]:
         """The pairs of a round, read as tokens from its file."""
-        if made.num_pairs:
-            return deduplicate([Source(str(made.path), name=f"round {made.number}")], [RoundTokens(made.path)])
+        if finished.num_pairs:
+            return deduplicate(
+                [Source(str(finished.path), name=f"round {finished.number}")], [RoundTokens(finished.path)]
+            )
         if not self.sources:
             raise ValueError("no pair was made")
         return []
@@ -209,10 +212,11 @@ _NO_PAIRS_FIX = (
 )
 
 
-def _no_pairs(made: Round) -> str:
-    causes = Counter(rollout.left_out for rollout in made.rollouts if rollout.left_out)
+def _no_pairs(finished: Round) -> str:
+    causes = Counter(rollout.left_out for rollout in finished.rollouts if rollout.left_out)
     counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "no prompt was left out"
-    return f"round {made.number} ({made.path}) gives no pair to train on: {made.num_pairs} pairs of answers, {counts}"
+    name = f"round {finished.number} ({finished.path})"
+    return f"{name} gives no pair to train on: {finished.num_pairs} pairs of answers, {counts}"
 
 
 def _warn_of_ties(report: SourceReport) -> None:

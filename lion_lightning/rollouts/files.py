@@ -1,18 +1,48 @@
-"""Arrow files with a checksum: damage is found before anything is made of the content."""
+"""Files of rollouts: Arrow tables with a checksum, so that damage is found before anything is read."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from lion_lightning.cache import atomic_write
+from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.errors import first_line
+from lion_lightning.rollouts.rollout import Rollout
+from lion_lightning.types import Answer, Prompt
+
+logger = logging.getLogger(__name__)
+
+WRITABLE = "set `rounds_dir` of OnPolicySampling to a folder that you can write"
+"""How to fix a round that cannot be written."""
+
+SCHEMA = pa.schema(
+    [
+        ("where", pa.string()),
+        ("text", pa.string()),
+        ("messages", pa.string()),  # JSON, like row and by_judge: users decide what these hold
+        ("row", pa.string()),
+        ("original", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("group", pa.binary(16)),
+        ("monitor", pa.bool_()),
+        ("seed", pa.int64()),
+        ("answers", pa.list_(pa.string())),
+        ("finish_reasons", pa.list_(pa.string())),
+        ("token_ids", pa.list_(pa.list_(pa.int32()))),
+        ("scores", pa.list_(pa.float64())),
+        ("by_judge", pa.string()),
+        ("pairs", pa.list_(pa.list_(pa.int32()))),
+        ("left_out", pa.string()),
+    ]
+)
+"""Columns of a file of rollouts."""
 
 _NAME = b"lion crc-32 "
 _BLANK = _NAME + b"--------"
@@ -28,7 +58,107 @@ class DamagedFileError(ValueError):
     """The content of a file is not what was written."""
 
 
-def write_table(path: Path, table: Any, metadata: Mapping[str, Any] | None = None) -> None:
+def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write rollouts to one file, atomically.
+
+    Args:
+        path: The file.
+        rollouts: What to write.
+        metadata: Plain data about them.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
+    table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=SCHEMA)
+    with explain_write_errors(path, "sampled answers", WRITABLE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_table(path, table, metadata)
+
+
+def read_rollouts(path: Path) -> list[Rollout]:
+    """Read the rollouts of a file.
+
+    Raises:
+        ValueError: The file is damaged (:class:`DamagedFileError`) or of another kind.
+    """
+    return to_rollouts(path, read_table(path)[0])
+
+
+def to_rollouts(path: Path, table: Any) -> list[Rollout]:
+    """The rows of a table as rollouts.
+
+    Args:
+        path: File of the table, for error messages.
+        table: With the columns of :data:`SCHEMA`.
+
+    Raises:
+        DamagedFileError: A row is not a rollout.
+    """
+    try:
+        return [_from_row(row) for row in table.to_pylist()]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path}: damaged (a row is not a rollout: {error})") from error
+
+
+def has_rollouts(path: Path) -> bool:
+    """True if the file exists and is intact; a damaged file is removed, so that it is made again."""
+    try:
+        return path.exists() and bool(read_table(path))
+    except ValueError as error:
+        reason = str(error).partition(": ")[2].partition(";")[0]
+        logger.warning("%s: removed, and will be made again (%s)", path, reason)
+        path.unlink(missing_ok=True)
+        return False
+
+
+def _to_row(rollout: Rollout) -> dict[str, Any]:
+    prompt, answers = rollout.prompt, rollout.answers
+    return {
+        "where": prompt.where,
+        "text": prompt.text,
+        "messages": json.dumps(prompt.messages, default=str),
+        "row": json.dumps(dict(prompt.row), default=str),
+        "original": prompt.original,
+        "prompt_ids": prompt.input_ids,
+        "group": rollout.group,
+        "monitor": rollout.monitor,
+        "seed": rollout.seed,
+        "answers": [answer.text for answer in answers],
+        "finish_reasons": [answer.finish_reason for answer in answers],
+        "token_ids": [answer.token_ids for answer in answers],
+        "scores": rollout.scores,
+        "by_judge": json.dumps({name: list(scores) for name, scores in rollout.by_judge.items()}),
+        "pairs": rollout.pairs,
+        "left_out": rollout.left_out,
+    }
+
+
+def _from_row(row: Mapping[str, Any]) -> Rollout:
+    columns = zip(row["answers"], row["finish_reasons"], row["token_ids"], strict=True)
+    return Rollout(
+        prompt=Prompt(
+            text=row["text"],
+            input_ids=tuple(row["prompt_ids"]),
+            messages=tuple(json.loads(row["messages"])),
+            row=json.loads(row["row"]),
+            original=row["original"],
+            where=row["where"],
+        ),
+        answers=tuple(Answer(text, reason, ids and tuple(ids)) for text, reason, ids in columns),
+        group=row["group"],
+        monitor=row["monitor"],
+        seed=row["seed"],
+        scores=tuple(row["scores"]),
+        by_judge={name: tuple(scores) for name, scores in json.loads(row["by_judge"]).items()},
+        pairs=tuple((chosen, rejected) for chosen, rejected in row["pairs"]),
+        left_out=row["left_out"],
+    )
+
+
+# --- Arrow files with a checksum
+
+
+def _write_table(path: Path, table: Any, metadata: Mapping[str, Any] | None) -> None:
     """Write a table as an Arrow file, atomically.
 
     The checksum is computed with its own digits blanked. It is an entry of the schema, which an Arrow file holds
@@ -55,12 +185,11 @@ def write_table(path: Path, table: Any, metadata: Mapping[str, Any] | None = Non
         temporary.write_bytes(content)
 
 
-def read_table(path: Path, schema: Any) -> tuple[Any, Any]:
-    """Read a table and its metadata; the columns are views of the memory-mapped file.
+def read_table(path: Path) -> tuple[Any, Any]:
+    """Read rollouts as a table with the columns of :data:`SCHEMA`, which are views of the memory-mapped file.
 
     Args:
-        path: From :func:`write_table`.
-        schema: Columns that the table must have.
+        path: From :func:`write_rollouts`.
 
     Returns:
         The table, and its metadata or None.
@@ -79,7 +208,7 @@ def read_table(path: Path, schema: Any) -> tuple[Any, Any]:
         metadata = json.loads((table.schema.metadata or {}).get(b"lion", b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFileError(f"{path}: damaged ({first_line(error)}); {RESTORE}") from error
-    if not checked or not table.schema.equals(schema):
+    if not checked or not table.schema.equals(SCHEMA):
         raise ValueError(f"{path}: not a round of on-policy sampling; name a folder of rounds")
     return table, metadata
 

@@ -17,7 +17,8 @@ from lion_lightning.cache import atomic_write, explain_write_errors, remove_stal
 from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.judges.base import Judge, LoadableJudge, score_answers
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.rollouts.rollout import WRITABLE, Rollout, has_rollouts, read_rollouts, write_rollouts
+from lion_lightning.rollouts.files import WRITABLE, has_rollouts, read_rollouts, write_rollouts
+from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.sampling.base import Sampler, SyncedSampler
 from lion_lightning.types import Answer
 
@@ -43,14 +44,14 @@ def split_chunks(rollouts: Sequence[Rollout], chunk_size: int, num_samples: int,
     """Split the prompts of a round into chunks: first those to train on, then the monitor prompts.
 
     Args:
-        rollouts: The prompts.
+        rollouts: The prompts; those that are left out are in no chunk.
         chunk_size: Prompts per chunk.
         num_samples: Answers per prompt; monitor prompts get one.
         seed: Entropy of the chunks' seeds, together with their numbers.
     """
     chunks: list[Chunk] = []
     for monitor, samples in ((False, num_samples), (True, 1)):
-        prompts = [rollout for rollout in rollouts if rollout.monitor == monitor]
+        prompts = [rollout for rollout in rollouts if rollout.monitor == monitor and not rollout.left_out]
         for start in range(0, len(prompts), chunk_size):
             chunk_seed = np.random.SeedSequence([*seed, len(chunks)]).generate_state(1)[0]
             chunks.append(Chunk(len(chunks), tuple(prompts[start : start + chunk_size]), samples, int(chunk_seed)))

@@ -12,8 +12,8 @@ from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import Round
 from lion_lightning.types import Answer
 
-COMPARED = 200
-"""Prompts that ``self_bleu`` is taken from, drawn with a fixed seed: it compares every two answers, which is slow."""
+MAX_SELF_BLEU_PROMPTS = 200
+"""Prompts that ``self_bleu`` is computed on, drawn with a fixed seed: it compares every two answers, which is slow."""
 
 
 def round_metrics(finished: Round) -> dict[str, float]:
@@ -33,14 +33,16 @@ def round_metrics(finished: Round) -> dict[str, float]:
         finished: The round.
     """
     trained = [rollout for rollout in finished.rollouts if not rollout.monitor]
-    scored = [scores for scores in map(_sampled_scores, trained) if scores]
+    monitors = [rollout for rollout in finished.rollouts if rollout.monitor and rollout.scores]
+    scored = [scores for scores in map(sampled_scores, trained) if scores]
     answers = [answer for rollout in trained for answer in sampled(rollout)]
     return {
         "score": _mean(score for scores in scored for score in scores),
         "score_spread": _mean(map(pstdev, scored)),
         "score_best": _mean(map(max, scored)),
         "score_worst": _mean(map(min, scored)),
-        **_monitored([rollout for rollout in finished.rollouts if rollout.monitor and rollout.scores]),
+        "monitor_score": _mean(rollout.scores[0] for rollout in monitors),
+        "win_rate": _mean(map(_win, monitors)),
         "length": _mean(float(len(answer.token_ids or ())) for answer in answers),
         "unfinished": _mean(float(answer.finish_reason == "length") for answer in answers),
         **_diversity([[answer.text for answer in sampled(rollout)] for rollout in trained]),
@@ -52,8 +54,14 @@ def round_metrics(finished: Round) -> dict[str, float]:
 
 
 def sampled(rollout: Rollout) -> list[Answer]:
-    """The answers that the policy gave, without the row's own."""
+    """Answers of the policy, without the row's own."""
     return [answer for answer in rollout.answers if answer.finish_reason != "original"]
+
+
+def sampled_scores(rollout: Rollout) -> list[float]:
+    """Scores of these answers; empty before they are judged."""
+    given = zip(rollout.answers, rollout.scores, strict=False)
+    return [score for answer, score in given if answer.finish_reason != "original"]
 
 
 def distinct(texts: Sequence[str], size: int = 2) -> float:
@@ -70,7 +78,7 @@ def distinct(texts: Sequence[str], size: int = 2) -> float:
 def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
     """Mean BLEU of each text against the others; NaN for fewer than two texts, empty ones left out.
 
-    Precisions of n-grams are counted with one more hit and one more trial for n above 1 (Lin and Och, 2004), so that
+    Precisions of n-grams are counted with one more match and one more trial for n above 1 (Lin and Och, 2004), so that
     short texts have a value; a text has no n-grams longer than itself.
 
     Args:
@@ -89,38 +97,29 @@ def _bleu(own: list[str], others: Sequence[list[str]], longest: int) -> float:
         counts, most = Counter(_grams(own, size)), Counter[tuple[str, ...]]()
         for other in others:
             most |= Counter(_grams(other, size))
-        hits, smooth = (counts & most).total(), int(size > 1)
-        if not hits + smooth:
+        matches = (counts & most).total()  # clipped, as in BLEU
+        smooth = int(size > 1)
+        if not matches + smooth:
             return 0.0
-        logs.append(math.log((hits + smooth) / (counts.total() + smooth)))
+        logs.append(math.log((matches + smooth) / (counts.total() + smooth)))
     nearest = min((len(other) for other in others), key=lambda length: (abs(length - len(own)), length))
-    return math.exp(fmean(logs) + min(0.0, 1 - nearest / len(own)))
+    brevity = min(0.0, 1 - nearest / len(own))
+    return math.exp(fmean(logs) + brevity)
 
 
 def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
 
 
-def _sampled_scores(rollout: Rollout) -> list[float]:
-    given = zip(rollout.answers, rollout.scores, strict=False)
-    return [score for answer, score in given if answer.finish_reason != "original"]
-
-
-def _monitored(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    won = [
-        0.5 if len(rollout.scores) < 2 else 0.5 + 0.5 * ((rollout.scores[0] > rollout.scores[1]) - _lost(rollout))
-        for rollout in rollouts
-    ]
-    return {"monitor_score": _mean(rollout.scores[0] for rollout in rollouts), "win_rate": _mean(won)}
-
-
-def _lost(rollout: Rollout) -> bool:
-    return rollout.scores[0] < rollout.scores[1]
+def _win(rollout: Rollout) -> float:
+    """1, 1/2 or 0: a monitor prompt's answer scores above, like or below the first round's, which follows it."""
+    own, first = rollout.scores[0], rollout.scores[-1]  # the same in the first round
+    return 0.5 + 0.5 * ((own > first) - (own < first))
 
 
 def _diversity(answers: Sequence[Sequence[str]]) -> dict[str, float]:
     many = [texts for texts in answers if len(texts) > 1]
-    drawn = random.Random(0).sample(many, min(COMPARED, len(many)))
+    drawn = random.Random(0).sample(many, min(MAX_SELF_BLEU_PROMPTS, len(many)))
     return {"distinct_2": _mean(map(distinct, answers)), "self_bleu": _mean(map(self_bleu, drawn))}
 
 

@@ -72,11 +72,22 @@ class RoundPrompts(NamedTuple):
             logger.warning("round %d: only %d prompts are left of %d per round", number, len(chosen), self.size)
         return chosen
 
-    def rollouts(self, pool: PromptPool, rounds_before: int, number: int) -> list[Rollout]:
-        """The prompts of a round and its monitor prompts, read from the pool; see :meth:`of_round`."""
-        chosen, monitors = pool.take(self.of_round(rounds_before, number)), pool.take(self.monitors)
-        rollouts = [Rollout(each.prompt, group=each.group) for each in chosen]
-        return rollouts + [Rollout(each.prompt, group=each.group, monitor=True) for each in monitors]
+    def rollouts(self, pool: PromptPool, rounds_before: int, number: int, max_prompt_length: int) -> list[Rollout]:
+        """Read the prompts of a round, then its monitor prompts; see :meth:`of_round`.
+
+        Args:
+            pool: The prompts.
+            rounds_before: Number of rounds before this one.
+            number: Number of the round, for messages.
+            max_prompt_length: Longer prompts are marked as left out.
+        """
+        rollouts = []
+        for prompt, group in pool.take(self.of_round(rounds_before, number)):
+            too_long = len(prompt.input_ids) > max_prompt_length
+            left_out = f"prompt longer than {max_prompt_length} tokens" if too_long else ""
+            rollouts.append(Rollout(prompt, group=group, left_out=left_out))
+        monitors = pool.take(self.monitors)
+        return rollouts + [Rollout(prompt, group=group, monitor=True) for prompt, group in monitors]
 
     def at_most(self, count: int) -> RoundPrompts:
         """Limit the prompts, and the monitor prompts, of a round, for a ``fast_dev_run`` with its few batches."""

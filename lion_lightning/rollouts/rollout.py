@@ -1,46 +1,17 @@
-"""A prompt with its sampled answers, their scores and pairs, and the files that hold many of them."""
+"""A prompt with its sampled answers, their scores and pairs, and the steps that add them."""
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.cache import explain_write_errors
-from lion_lightning.rollouts.files import DamagedFileError, read_table, write_table
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
+from lion_lightning.models.tokenizer import end_of_turn_id
+from lion_lightning.sampling.answers import to_answer
 from lion_lightning.types import Answer, Prompt
-
-logger = logging.getLogger(__name__)
-
-WRITABLE = "set `rounds_dir` of OnPolicySampling to a folder that you can write"
-"""How to fix a round that cannot be written."""
-
-SCHEMA = pa.schema(
-    [
-        ("where", pa.string()),
-        ("text", pa.string()),
-        ("messages", pa.string()),  # JSON, like row and by_judge: users decide what these hold
-        ("row", pa.string()),
-        ("original", pa.string()),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("group", pa.binary(16)),
-        ("monitor", pa.bool_()),
-        ("seed", pa.int64()),
-        ("answers", pa.list_(pa.string())),
-        ("finish_reasons", pa.list_(pa.string())),
-        ("token_ids", pa.list_(pa.list_(pa.int32()))),
-        ("scores", pa.list_(pa.float64())),
-        ("by_judge", pa.string()),
-        ("pairs", pa.list_(pa.list_(pa.int32()))),
-        ("left_out", pa.string()),
-    ]
-)
-"""Columns of a file of rollouts."""
 
 
 @dataclass(frozen=True)
@@ -71,98 +42,60 @@ class Rollout:
     left_out: str = ""
 
 
-def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write rollouts to one file, atomically.
+def with_answers(rollout: Rollout, answers: Sequence[Any], policy: RolloutPolicy, add_original: bool) -> Rollout:
+    """Add the answers to a rollout, each with tokens.
 
     Args:
-        path: The file.
-        rollouts: What to write.
-        metadata: Plain data about them.
+        rollout: The prompt.
+        answers: From a sampler: answers, objects with their attributes, or texts.
+        policy: The policy, whose tokenizer encodes answers without tokens.
+        add_original: Add the row's own answer after the sampled ones.
 
     Raises:
-        ValueError: The file cannot be written.
+        ValueError: An answer has no text, or tokens outside the policy's vocabulary.
     """
-    table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=SCHEMA)
-    with explain_write_errors(path, "sampled answers", WRITABLE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, table, metadata)
+    checked = [to_answer(answer, rollout.prompt.where, policy) for answer in answers]
+    if add_original and rollout.prompt.original is not None:
+        checked.append(Answer(rollout.prompt.original, "original"))
+    return replace(rollout, answers=tuple(_with_tokens(answer, rollout.prompt, policy.tokenizer) for answer in checked))
 
 
-def read_rollouts(path: Path) -> list[Rollout]:
-    """Read the rollouts of a file.
-
-    Raises:
-        ValueError: The file is damaged (:class:`DamagedFileError`) or of another kind.
-    """
-    return to_rollouts(path, read_table(path, SCHEMA)[0])
+def with_first_answer(rollout: Rollout, first: Mapping[bytes, Answer]) -> Rollout:
+    """Add the first round's answer to a monitor prompt, after the new one; other rollouts stay as they are."""
+    if not rollout.monitor or rollout.group not in first:
+        return rollout
+    return replace(rollout, answers=(*rollout.answers, first[rollout.group]))
 
 
-def to_rollouts(path: Path, table: Any) -> list[Rollout]:
-    """The rows of a table as rollouts.
+def with_pairs(
+    rollout: Rollout,
+    usable: Callable[[Answer], bool],
+    make_pairs: Callable[[Prompt, Sequence[Answer], Sequence[float]], Sequence[tuple[int, int]]],
+) -> Rollout:
+    """Add the pairs to a scored rollout, or the reason why there are none; monitor prompts get neither.
 
     Args:
-        path: File of the table, for error messages.
-        table: With the columns of :data:`SCHEMA`.
-
-    Raises:
-        DamagedFileError: A row is not a rollout.
+        rollout: With answers and scores.
+        usable: True for answers that may be in a pair.
+        make_pairs: From prompt, usable answers and their scores to positions of chosen and rejected.
     """
-    try:
-        return [_from_row(row) for row in table.to_pylist()]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path}: damaged (a row is not a rollout: {error})") from error
+    if rollout.monitor:
+        return rollout
+    usable_positions = [position for position, answer in enumerate(rollout.answers) if usable(answer)]
+    if len(usable_positions) < 2:
+        return replace(rollout, left_out="fewer than two answers that are complete and not empty")
+    answers = [rollout.answers[position] for position in usable_positions]
+    scores = [rollout.scores[position] for position in usable_positions]
+    pairs = make_pairs(rollout.prompt, answers, scores)
+    found = [(usable_positions[chosen], usable_positions[rejected]) for chosen, rejected in pairs]
+    return replace(rollout, pairs=tuple(found), left_out="" if found else "the pairing made no pair")
 
 
-def has_rollouts(path: Path) -> bool:
-    """True if the file exists and is intact; a damaged file is removed, so that it is made again."""
-    try:
-        return path.exists() and bool(read_table(path, SCHEMA))
-    except ValueError as error:
-        reason = str(error).partition(": ")[2].partition(";")[0]
-        logger.warning("%s: removed, and will be made again (%s)", path, reason)
-        path.unlink(missing_ok=True)
-        return False
-
-
-def _to_row(rollout: Rollout) -> dict[str, Any]:
-    prompt, answers = rollout.prompt, rollout.answers
-    return {
-        "where": prompt.where,
-        "text": prompt.text,
-        "messages": json.dumps(prompt.messages, default=str),
-        "row": json.dumps(dict(prompt.row), default=str),
-        "original": prompt.original,
-        "prompt_ids": prompt.input_ids,
-        "group": rollout.group,
-        "monitor": rollout.monitor,
-        "seed": rollout.seed,
-        "answers": [answer.text for answer in answers],
-        "finish_reasons": [answer.finish_reason for answer in answers],
-        "token_ids": [answer.token_ids for answer in answers],
-        "scores": rollout.scores,
-        "by_judge": json.dumps({name: list(scores) for name, scores in rollout.by_judge.items()}),
-        "pairs": rollout.pairs,
-        "left_out": rollout.left_out,
-    }
-
-
-def _from_row(row: Mapping[str, Any]) -> Rollout:
-    columns = zip(row["answers"], row["finish_reasons"], row["token_ids"], strict=True)
-    return Rollout(
-        prompt=Prompt(
-            text=row["text"],
-            input_ids=tuple(row["prompt_ids"]),
-            messages=tuple(json.loads(row["messages"])),
-            row=json.loads(row["row"]),
-            original=row["original"],
-            where=row["where"],
-        ),
-        answers=tuple(Answer(text, reason, ids and tuple(ids)) for text, reason, ids in columns),
-        group=row["group"],
-        monitor=row["monitor"],
-        seed=row["seed"],
-        scores=tuple(row["scores"]),
-        by_judge={name: tuple(scores) for name, scores in json.loads(row["by_judge"]).items()},
-        pairs=tuple((chosen, rejected) for chosen, rejected in row["pairs"]),
-        left_out=row["left_out"],
-    )
+def _with_tokens(answer: Answer, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Answer:
+    if answer.token_ids:
+        return answer
+    ids = tokenizer.encode(answer.text, add_special_tokens=False)
+    end = end_of_turn_id(tokenizer) if prompt.messages else tokenizer.eos_token_id
+    if end is not None and answer.finish_reason != "length":  # an answer that was cut off has no end to learn
+        ids = [*ids, end]
+    return answer._replace(token_ids=tuple(ids))

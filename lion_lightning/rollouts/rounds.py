@@ -13,9 +13,9 @@ from typing import Any
 
 from lion_lightning.cache import atomic_write, explain_write_errors, hash_json, read_object
 from lion_lightning.printing import without_secrets
-from lion_lightning.rollouts.files import RESTORE, read_table
-from lion_lightning.rollouts.rollout import SCHEMA, WRITABLE, Rollout, to_rollouts
-from lion_lightning.types import Prompt
+from lion_lightning.rollouts.files import RESTORE, WRITABLE, read_table, to_rollouts
+from lion_lightning.rollouts.rollout import Rollout
+from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Round:
 
     @cached_property
     def _content(self) -> tuple[Any, Any]:
-        return read_table(self.path, SCHEMA)
+        return read_table(self.path)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -128,6 +128,19 @@ def round_path(folder: Path, number: int) -> Path:
 def find_rounds(folder: Path) -> list[Round]:
     """The finished rounds of a folder, in order."""
     return [Round(path) for path in sorted(folder.glob("round-*.arrow"))]
+
+
+def first_monitor_answers(folder: Path, number: int) -> dict[bytes, Answer]:
+    """Answers of the first round to the monitor prompts, by ``group``; empty for the first round itself.
+
+    Args:
+        folder: Folder of the rounds.
+        number: The round that is being made.
+    """
+    first = round_path(folder, 0)
+    if number == 0 or not first.exists():
+        return {}
+    return {rollout.group: rollout.answers[0] for rollout in Round(first).rollouts if rollout.monitor}
 
 
 def round_settings(

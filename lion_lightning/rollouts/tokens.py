@@ -12,7 +12,6 @@ import numpy.typing as npt
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.rollouts.files import read_table
-from lion_lightning.rollouts.rollout import SCHEMA
 from lion_lightning.types import SampleSegment
 
 _ANSWERS = slice(1, None)  # segments of a pair: prompt, chosen, rejected
@@ -42,7 +41,7 @@ class RoundTokens:
     def __init__(self, path: Path) -> None:
         """Map the file and find the tokens of each pair."""
         self.path = path
-        table = read_table(path, SCHEMA)[0]
+        table = read_table(path)[0]
         pairs, prompts, answers = (_column(table, name) for name in ("pairs", "prompt_ids", "token_ids"))
         per_row = np.diff(pairs.offsets.to_numpy())
         self._rows = np.repeat(np.arange(len(table)), per_row)  # (pairs,) row of the table

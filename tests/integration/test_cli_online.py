@@ -108,7 +108,7 @@ BAD: list[tuple[str, Change, str]] = [
     (
         "no prompts left",
         lambda: [config(prompts_per_round=36)],
-        "no prompts left for round 1: 36 prompts (4 more are set aside by monitor_prompts) make 1 rounds of 36",
+        "no prompts left for round 1: 36 prompts (4 more are monitor prompts) make 1 rounds of 36",
     ),
     (
         "NaN",

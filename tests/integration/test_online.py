@@ -420,11 +420,11 @@ class Wrong(Judge):
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
-        (float("nan"), r"Wrong gave the score nan to an answer to .*prompts.jsonl:\d+; a score is a finite number"),
+        (float("nan"), r"Wrong returned the score nan for an answer to .*prompts.jsonl:\d+; return finite numbers"),
         *slow((RuntimeError("out of memory"), r"Wrong failed \(RuntimeError: out of memory\)")),
         *exhaustive(
-            (lambda answers: [row[1:] for row in answers], r"Wrong gave 3 scores for the 4 answers to .*\.jsonl:\d+"),
-            (lambda answers: [[1.0] * 4], "Wrong scored 1 of 4 prompts"),
+            (lambda answers: [row[1:] for row in answers], r"Wrong returned 3 scores for 4 answers to .*\.jsonl:\d+"),
+            (lambda answers: [[1.0] * 4], "Wrong returned scores for 1 of 4 prompts"),
         ),
     ],
 )

@@ -18,8 +18,9 @@ from lion_lightning.models.checkpoints.lion_entry import LionEntry
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import literal
+from lion_lightning.rollouts.files import write_rollouts
 from lion_lightning.rollouts.prompt_pool import PromptPool
-from lion_lightning.rollouts.rollout import Rollout, write_rollouts
+from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import round_path
 from lion_lightning.tools.evaluate import main as evaluate
 from lion_lightning.tools.evaluate.intervals import Interval

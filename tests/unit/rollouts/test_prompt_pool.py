@@ -12,7 +12,8 @@ from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.rollouts.prompt_pool import PromptPool, recognize_prompt
+from lion_lightning.rollouts.prompt_forms import recognize_prompt
+from lion_lightning.rollouts.prompt_pool import PromptPool
 from tests import tiny
 
 ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -129,7 +130,7 @@ def test_validated_prompts_are_left_out_and_nothing_left_is_an_error(tmp_path: P
     made = pool(tmp_path, [{"question": "w5"}, {"question": "w6"}])
     without = PromptPool(made.sources, TokenizerSpec(str(tmp_path)).load(), [made.group(0)])
     assert [asked.prompt.question for asked in without.take([0])] == ["w6"]
-    with pytest.raises(ValueError, match=r"nothing to ask \(2 validated on\)"):
+    with pytest.raises(ValueError, match=r"no prompt is left \(2 validated on\)"):
         PromptPool(made.sources, TokenizerSpec(str(tmp_path)).load(), [made.group(n) for n in range(len(made))])
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from lion_lightning.rollouts.files import DamagedFileError
+from lion_lightning.rollouts.files import DamagedFileError, has_rollouts, write_rollouts
 from lion_lightning.rollouts.metrics import distinct, round_metrics, self_bleu
-from lion_lightning.rollouts.rollout import Rollout, has_rollouts, write_rollouts
+from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import Round, find_rounds, round_path, set_aside
 from lion_lightning.tools.rounds.plots import wilson
 from lion_lightning.tools.rounds.report import report

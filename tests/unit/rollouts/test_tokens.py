@@ -12,7 +12,8 @@ import pytest
 from lion_lightning.data.selection.mixture import deduplicate, mix
 from lion_lightning.data.selection.pair_filters import PairFilters
 from lion_lightning.data.sources.source import Source
-from lion_lightning.rollouts.rollout import Rollout, write_rollouts
+from lion_lightning.rollouts.files import write_rollouts
+from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import round_path
 from lion_lightning.rollouts.tokens import RoundTokens
 from lion_lightning.types import Answer, Prompt
