@@ -120,16 +120,16 @@ class _CheckedFolders:
         if not _writes_folders(self.strategy):
             self._save(checkpoint, filepath, storage_options)  # rank 0 writes, through the plugin
             return
-        is_first = self.strategy.is_global_zero
-        target = Path(self.strategy.broadcast(filepath))
-        with atomic_folder(target) if is_first else nullcontext() as temporary:
-            temporary = Path(self.strategy.broadcast(temporary))
+        ranks = Ranks.of(self.strategy)
+        target = Path(ranks.broadcast(filepath))
+        with atomic_folder(target) if ranks.is_first else nullcontext() as temporary:
+            temporary = Path(ranks.broadcast(temporary))
             self._save(checkpoint, temporary, storage_options)
-            self.strategy.barrier()
-            if is_first:
+            ranks.barrier()
+            if ranks.is_first:
                 (temporary / SEAL).write_text(checksum(temporary / ".metadata"), "ascii")
-        self.strategy.barrier()
-        if is_first:
+        ranks.barrier()
+        if ranks.is_first:
             remove_stale_files(target.parent)
 
     def load_checkpoint(self, checkpoint_path: Path | str, weights_only: bool | None = None) -> dict[str, Any]:
@@ -140,23 +140,25 @@ class _CheckedFolders:
         Raises:
             ValueError: On every rank, if it is an address, missing, damaged, or holds more than plain data.
         """
-        path = Path(self.strategy.broadcast(checkpoint_path))
-        own = self._problem(path, plain=weights_only is not False)
-        if problems := [problem for problem in Ranks.of(self.strategy).all_gather(own) if problem]:
-            raise ValueError(problems[0])
+        ranks = Ranks.of(self.strategy)
+        path = Path(ranks.broadcast(checkpoint_path))
+        problems = ranks.all_gather(self._problem(path, ranks, plain=weights_only is not False))
+        for problem in problems:
+            if problem is not None:
+                raise ValueError(problem)
         return self._load(path, weights_only is not False)
 
-    def _problem(self, path: Path, plain: bool) -> str | None:
+    def _problem(self, path: Path, ranks: Ranks, plain: bool) -> str | None:
         """Why this rank's share of a checkpoint cannot be read."""
         try:
             if not require_local(path).exists():
                 require_checkpoint(path)
-            if problem := damage(path, self.strategy.global_rank, self.strategy.world_size):
+            if problem := damage(path, ranks.rank, ranks.size):
                 return f"{path}: not a readable checkpoint ({problem}); give another one"
             training = path.is_dir() and self.strategy.optimizers
             if training and not any(name.startswith("optimizer_") for name in stored_names(path)):
                 return f"{path} holds only weights, so training cannot resume from it; give another one"
-            if plain and path.is_file() and self.strategy.is_global_zero:
+            if plain and path.is_file() and ranks.is_first:
                 require_lightning(path, torch.load(path, "cpu", weights_only=True, mmap=True))
         except Exception as error:
             return str(unreadable(path, error))

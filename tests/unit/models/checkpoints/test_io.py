@@ -204,7 +204,6 @@ def strategies(monkeypatch: pytest.MonkeyPatch) -> list[Strategy]:
     made: list[FSDP2Strategy | FSDPStrategy] = [FSDP2Strategy(), FSDPStrategy()]
     for strategy in made:
         strategy.parallel_devices = [torch.device("cpu")]
-        monkeypatch.setattr(strategy, "broadcast", lambda path: path)
         monkeypatch.setattr(strategy, "_lightning_module", None)
         use_checked_checkpoints(strategy)
         use_checked_checkpoints(strategy)  # no second time
