@@ -115,7 +115,7 @@ def _require_match(pattern: str, layers: list[str]) -> None:
     try:
         found = any(re.fullmatch(pattern, layer) for layer in layers)
     except re.error as error:
-        raise ValueError(f"policy.lora.target_modules: {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"policy.lora.target_modules: {pattern!r} is not a regular expression: {error}") from error
     if not found:
         raise ValueError(f"policy.lora.target_modules: the model has no layer {pattern!r}; name some, or `all-linear`")
 

@@ -88,7 +88,9 @@ class PolicyModel(nn.Module):
         """
         head = output_head(self.causal_lm)
         if hasattr(head, "lora_A"):
-            raise ValueError("lora.target_modules: leave the output head out (use modules_to_save to train it whole).")
+            raise ValueError(
+                "lora.target_modules: leave the output head out (use modules_to_save to train it in full)."
+            )
         return head.weight, getattr(head, "bias", None)  # peft's wrappers give the weight of the adapter that is on
 
     @property

@@ -18,7 +18,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import product_dtype
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import full_parameters, is_sharded, unwrapped
-from lion_lightning.models.weights.hash import hash_weights
+from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.references.base import Build, Reference
 from lion_lightning.references.scoring import score, uncached
 from lion_lightning.references.store import PairStore, pair_keys
@@ -109,7 +109,7 @@ class CachedReference(Reference):
     def _digest(self, policy: PolicyModel) -> str:
         """Hash of the weights that score: those of the base model, if there are adapters."""
         trained = {unwrapped(name) for name, p in policy.named_parameters() if p.requires_grad and policy.has_adapters}
-        return hash_weights((name, tensor) for name, tensor in full_parameters(policy) if name not in trained)
+        return hash_tensors((name, tensor) for name, tensor in full_parameters(policy) if name not in trained)
 
     @contextmanager
     def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:
@@ -160,7 +160,7 @@ class RefreshedReference(CachedReference):
 
     @override
     def _digest(self, policy: PolicyModel) -> str:
-        return hash_weights(full_parameters(policy))
+        return hash_tensors(full_parameters(policy))
 
     @contextmanager
     @override

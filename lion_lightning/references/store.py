@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lion_lightning.cache import atomic_write, explain_write_errors, read_object, remove_stale_files, unwrap_os_errors
 from lion_lightning.errors import first_line
+from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.ops.logprobs import pair_segments
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 
@@ -109,7 +110,7 @@ class PairStore:
             return
         keys = torch.from_numpy(np.concatenate([keys for keys, _ in self._pending]).view(np.int64))
         values = torch.cat([values for _, values in self._pending])
-        metadata = {"digest": _digest(keys, values)}
+        metadata = {"digest": hash_tensors({"keys": keys, "values": values}.items())}
         with explain_write_errors(self.folder, "reference log-probs"):
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale_files(self.folder)
@@ -159,17 +160,10 @@ def _read(path: Path) -> tuple[Keys, Tensor] | None:
         with safe_open(path, "pt") as file:
             keys, values = file.get_tensor("keys"), file.get_tensor("values")
             digest = (file.metadata() or {}).get("digest")
-        if digest != _digest(keys, values):
+        if digest != hash_tensors({"keys": keys, "values": values}.items()):
             raise ValueError("its content is not what was written")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         log.warning("%s is damaged (%s): it is removed, and its pairs are computed again.", path, first_line(error))
         path.unlink(missing_ok=True)
         return None
     return keys.numpy().view(np.uint64), values
-
-
-def _digest(*tensors: Tensor) -> str:
-    state = blake2b(digest_size=16)
-    for tensor in tensors:
-        state.update(tensor.contiguous().numpy().tobytes())
-    return state.hexdigest()

@@ -30,7 +30,7 @@ from lion_lightning import (
 )
 from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.judges import VerifierJudge
-from lion_lightning.models.weights.hash import hash_weights
+from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.modules import LinearWithWarmup
 from lion_lightning.sampling import TransformersSampler
 from lion_lightning.sampling.base import SamplingSettings
@@ -160,7 +160,7 @@ class Runs:
         return {
             "loss": steps.loss,
             "grad_norm": steps.grad_norm,
-            "weights": hash_weights(module.policy.state_dict().items()),
+            "weights": hash_tensors(module.policy.state_dict().items()),
         }
 
 

@@ -221,6 +221,6 @@ def _record_damage(file: Any) -> str | None:
             bad = archive.testzip()
             return f"its record {bad} is not what was written" if bad else None
     except zipfile.BadZipFile:
-        return "it is cut short or changed, or is no checkpoint"
+        return "it is cut short or changed, or not a checkpoint"
     except Exception as error:  # zipfile may fail in any way on damaged bytes
-        return f"it is changed, or is no checkpoint: {type(error).__name__}"
+        return f"it is changed, or not a checkpoint: {type(error).__name__}"

@@ -12,7 +12,7 @@ from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.lora import adapter_weights, write_adapter
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.full_state import base_layer, full_tensors, full_weights, peft_layers, unflattened
-from lion_lightning.models.weights.hash import hash_weights
+from lion_lightning.models.weights.hash import hash_tensors
 
 
 class PolicyAdapters:
@@ -40,7 +40,7 @@ class PolicyAdapters:
     def digest(self) -> str:
         """Hash of the adapter."""
         with unflattened(self.policy):
-            return hash_weights(self._tensors())
+            return hash_tensors(self._tensors())
 
     def write(self, folder: Path | None) -> None:
         """Write peft's folder of an adapter: ``adapter_config.json`` and ``adapter_model.safetensors``.

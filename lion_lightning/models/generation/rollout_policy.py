@@ -26,7 +26,7 @@ from lion_lightning.models.generation.settings import (
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.dtensor import full_parameters
 from lion_lightning.models.weights.full_state import full_weights, merged_layer, unflattened, unsharded
-from lion_lightning.models.weights.hash import hash_weights
+from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.models.weights.safetensors_writer import save_weights
 from lion_lightning.ops.logprobs import to_the_end
 
@@ -64,7 +64,7 @@ class RolloutPolicy:
 
     def digest(self) -> str:
         """Hash of all weights, adapters included."""
-        return hash_weights(full_parameters(self.policy))
+        return hash_tensors(full_parameters(self.policy))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full weights by Hugging Face's names, adapters merged; tied weights come under both of their names.

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lion_lightning.errors import first_line
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import unwrapped
-from lion_lightning.models.weights.hash import hash_weights
+from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.models.weights.sharded_loading import WeightFiles
 
 
@@ -40,7 +40,7 @@ def hash_base_model(spec: PolicySpec) -> str:
             f"the base model of the adapters cannot be read from {spec.path} ({first_line(error)}); "
             "put it back, or say where it is: --model.policy.path DIR, or lion export --base DIR"
         ) from error
-    return hash_weights(tqdm(weights.items(), f"hash of {spec.path}", delay=2, leave=False))
+    return hash_tensors(tqdm(weights.items(), f"hash of {spec.path}", delay=2, leave=False))
 
 
 def require_base_model(spec: PolicySpec, wanted: str) -> None:

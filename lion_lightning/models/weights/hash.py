@@ -1,4 +1,4 @@
-"""Hashes of weights."""
+"""Hash of tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lion_lightning.models.quantization import scales
 
 
-def hash_weights(parameters: Iterable[tuple[str, Tensor]]) -> str:
+def hash_tensors(parameters: Iterable[tuple[str, Tensor]]) -> str:
     """Hash of names, dtypes, shapes and values, whatever their order; 4-bit weights count with their scales.
 
     Args:

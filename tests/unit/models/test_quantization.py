@@ -21,7 +21,7 @@ from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec, scales
-from lion_lightning.models.weights.hash import hash_weights
+from lion_lightning.models.weights.hash import hash_tensors
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -107,7 +107,7 @@ def test_two_bases_that_differ_by_a_factor_have_digests_of_their_own(tmp_path: P
         policy = built(str(tmp_path / str(factor)), NF4Spec(double_quant=False))
         layer: Any = policy.causal_lm.get_submodule("model.layers.0.self_attn.q_proj.base_layer")
         assert len(scales(layer.weight)) == 1
-        digests.append((hash_weights([("", layer.weight)]), layer.weight.data.clone()))
+        digests.append((hash_tensors([("", layer.weight)]), layer.weight.data.clone()))
     assert torch.equal(digests[0][1], digests[1][1])
     assert digests[0][0] != digests[1][0]
 

@@ -198,7 +198,7 @@ def test_adapters_that_could_learn_nothing_are_refused(setting: str, value: floa
         ({"modules_to_save": ["lm_head", "hed"]}, r"policy\.lora\.modules_to_save: the model has no layer 'hed'"),
         ({"target_modules": ["q_proj", "nope"]}, r"policy\.lora\.target_modules: the model has no layer 'nope'"),
         ({"target_modules": "nope.*"}, r"policy\.lora\.target_modules: the model has no layer 'nope"),
-        ({"target_modules": "("}, r"policy\.lora\.target_modules: '\(' is no regular expression"),
+        ({"target_modules": "("}, r"policy\.lora\.target_modules: '\(' is not a regular expression"),
         ({"target_modules": []}, r"policy\.lora\.target_modules is empty"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.models.weights.hash import hash_weights
+from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.references import scoring as passes
 from lion_lightning.references.base import FrozenReference, MixedReference, NoReference
@@ -206,10 +206,10 @@ def test_no_reference_is_zero() -> None:
 
 def test_a_digest_sees_one_changed_weight_its_dtype_and_its_name() -> None:
     weight = torch.ones(3)
-    same = hash_weights([("a", weight)])
-    assert hash_weights([("a", weight.clone())]) == same
+    same = hash_tensors([("a", weight)])
+    assert hash_tensors([("a", weight.clone())]) == same
     changed = [{"b": weight}, {"a": weight.double()}, {"a": weight[None]}, {"a": torch.tensor([1.0, 1.0, 1.0001])}]
-    assert same not in [hash_weights(other.items()) for other in changed]
+    assert same not in [hash_tensors(other.items()) for other in changed]
 
 
 @pytest.mark.parametrize(

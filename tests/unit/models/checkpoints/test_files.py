@@ -108,7 +108,7 @@ def test_the_shares_of_all_ranks_are_the_folder(tmp_path: Path) -> None:
     [
         (lambda path: path.write_bytes(b""), "it is empty"),
         (lambda path: path.write_bytes(a_file(path).read_bytes()[:-300]), "it is cut short or changed"),
-        (lambda path: path.write_text("a poem"), "or is no checkpoint"),
+        (lambda path: path.write_text("a poem"), "or not a checkpoint"),
         (lambda path: path.symlink_to("gone.ckpt"), "no such checkpoint"),
         (lambda path: path.mkdir(), "a folder that holds no checkpoint, or one whose writing was cut short"),
         (lambda path: (a_folder(path) / "meta.pt").unlink(), "whose writing was cut short"),
