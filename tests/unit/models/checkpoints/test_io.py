@@ -102,7 +102,7 @@ def test_a_disk_that_is_really_full_is_named(tmp_path: Path) -> None:
     [
         (lambda path: os.truncate(path, 100_000), "not a readable checkpoint (it is cut short"),
         (lambda path: os.truncate(path, 0), "not a readable checkpoint (it is empty)"),
-        (lambda path: path.write_text("no checkpoint"), "not a readable checkpoint (it is cut short or changed, or not"),
+        (lambda path: path.write_text("no checkpoint"), "not a readable checkpoint (it is cut short or changed"),
         (
             lambda path: torch.save({"weight": torch.ones(2)}, path),
             "not a checkpoint of Lightning's, it holds no `state",
