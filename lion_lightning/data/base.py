@@ -1,4 +1,4 @@
-"""What all data modules of packed rows share: sources in, packed batches out."""
+"""Base of the data modules of packed rows: sources in, packed batches out."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -16,6 +16,7 @@ from lion_lightning.cache import cache_folder
 from lion_lightning.data.checks import check_at_least, check_sources
 from lion_lightning.data.packing.best_fit import BestFit, Packing
 from lion_lightning.data.packing.loader import PackedLoader
+from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, remove_shared
 from lion_lightning.data.sources.source import Source
@@ -29,7 +30,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 logger = logging.getLogger(__name__)
 
 KNOWN = ("data.filters", "data.validation_filters", "data.row_length", "data.batch_size", "data.seed")
-"""What the loader knows by itself, or follows from other settings."""
+"""Settings that the loader has itself, or that follow from others."""
 
 
 class PackedDataModule(LightningDataModule, ABC):
@@ -55,12 +56,12 @@ class PackedDataModule(LightningDataModule, ABC):
 
     Attributes:
         max_length: Most tokens of one sequence, which the model needs positions for.
-        train_mixture: Documents and reports of what is trained, after :meth:`setup`.
-        validation_mixture: The same of what validates; None where there is nothing.
+        train_mixture: Documents and reports for training, after :meth:`setup`.
+        validation_mixture: The same for validation; None where there is none.
         workers: The processes that share the work of preparing.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument is not valid.
     """
 
     max_length: int
@@ -100,17 +101,17 @@ class PackedDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def make_encoder(self) -> Encoder:
-        """What reads and tokenizes the rows of all sources."""
+        """The encoder of the rows of all sources."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The subclass's part of :meth:`description`: what it was asked for, as plain data."""
+        """The subclass's settings, as plain data: a part of :meth:`description`."""
 
     def require_sources(self, sources: Sequence[Source]) -> None:
-        """Refuse to go on with nothing to train on. A subclass may have more to train on than sources.
+        """Refuse to train without sources. A subclass may not need any.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There are no sources.
         """
         if not sources:
             raise ValueError("data.sources is empty; name at least one source")
@@ -129,7 +130,7 @@ class PackedDataModule(LightningDataModule, ABC):
         """Tokenize every source that no earlier run has tokenized; Lightning calls this in one process of a machine.
 
         Where there are several processes, they share that work in :meth:`setup`, which all of them are called for. Then
-        this only fetches what is on the hub, and leaves complaints to :meth:`setup` too, where all ranks make them.
+        this only fetches what is on the hub, and leaves errors to :meth:`setup`, where all ranks raise them.
 
         Raises:
             ValueError: A source or a row is wrong, or rows are longer than the model's positions.
@@ -137,16 +138,16 @@ class PackedDataModule(LightningDataModule, ABC):
         sources = [*self.sources, *(self.validation or ())]
         if self._ranks.size > 1:
             for source in sources:
-                with suppress(Exception):  # setup opens it again, and then every rank complains
+                with suppress(Exception):  # setup opens it again, and every rank raises the error
                     source.fetch()
             return
-        self._refuse_rows_beyond_the_model()
+        self._check_max_positions()
         for source in sources:
             self._tokenized(source)
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Make the stores with the other ranks, open them and choose the documents, alike on every rank.
+        """Make the stores with the other ranks, open them and choose the documents, the same on every rank.
 
         Raises:
             ValueError: A source or a row is wrong, a source trains nothing, or nothing is left of the mixture.
@@ -162,7 +163,7 @@ class PackedDataModule(LightningDataModule, ABC):
 
     @contextmanager
     def preparing_together(self) -> Iterator[None]:
-        """Prepare data with the other ranks, which all must come here together: they share the work, and fail as one.
+        """Prepare data with the other ranks, which must all call this: they share the work, and all fail if one does.
 
         Raises:
             ValueError: The ranks were started with different settings.
@@ -177,23 +178,23 @@ class PackedDataModule(LightningDataModule, ABC):
                 self.workers = ALONE
 
     def batch_settings(self) -> dict[str, Any]:
-        """What decides the batches, and must be the same on all ranks."""
+        """Settings that decide the batches, and must be the same on all ranks."""
         names = ("validation_share", "filters", "validation_filters", "row_length", "packing", "batch_size", "seed")
-        sides = {"sources": self.sources, "validation": self.validation or ()}
         return {
             "class_path": type(self).__name__,
             **self.settings(),
             **{name: getattr(self, name) for name in names},
-            **{side: [source.description() for source in sources] for side, sources in sides.items()},
+            "sources": [source.description() for source in self.sources],
+            "validation": [source.description() for source in self.validation or ()],
         }
 
     def split_validation(self, sources: Sequence[Source]) -> tuple[list[Selection], list[Selection]]:
-        """The unique examples of each source that are trained on, and those that validate.
+        """The unique examples of each source, for training and for validation.
 
         Args:
-            sources: What to train on.
+            sources: The training sources.
         """
-        self._refuse_rows_beyond_the_model()
+        self._check_max_positions()
         train = self._unique(sources) if sources else []
         held = self._unique(self.validation) if self.validation else []
         if held:
@@ -202,7 +203,7 @@ class PackedDataModule(LightningDataModule, ABC):
 
     @override
     def train_dataloader(self) -> PackedLoader:
-        """Packed rows of this rank, shuffled unless the same are to be trained on again and again."""
+        """Packed rows of this rank, shuffled unless ``overfit_batches`` repeats a few of them."""
         assert self.train_mixture is not None, "call setup() first"
         return self.loader(self.train_mixture, shuffle=not getattr(self.trainer, "overfit_batches", 0))
 
@@ -218,7 +219,8 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def loader(self, mixture: Mixture, shuffle: bool) -> PackedLoader:
         """Packed rows of a mixture, for this rank where a trainer is attached."""
-        place = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        ranks = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        settings = {name: value for name, value in flat("data", self.batch_settings()) if not name.startswith(KNOWN)}
         return self.loader_class(
             mixture.documents,
             mixture.documents.lengths,
@@ -227,15 +229,14 @@ class PackedDataModule(LightningDataModule, ABC):
             batch_size=self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            rank=place["rank"],
-            world_size=place["num_replicas"],
+            rank=ranks["rank"],
+            world_size=ranks["num_replicas"],
             num_workers=self.num_workers,
-            settings={name: value for name, value in flat("data", self.batch_settings()) if not name.startswith(KNOWN)},
+            settings=settings,
         )
 
     def description(self) -> dict[str, Any]:
-        """The mixture and, after :meth:`setup`, what became of it: plain data for a model card."""
-        sides = {"train": self.train_mixture, "validation": self.validation_mixture}
+        """Settings, sources and, after :meth:`setup`, their reports, as plain data: for a model card."""
         return {
             **self.settings(),
             "validation_share": self.validation_share,
@@ -243,10 +244,8 @@ class PackedDataModule(LightningDataModule, ABC):
             "packing": type(self.packing).__name__,
             "sources": self._described(self.sources),
             "validation_sources": self._described(self.validation or ()),
-            **{
-                side: [report.to_dict() for report in mixture.reports] if mixture else []
-                for side, mixture in sides.items()
-            },
+            "train": [report.to_dict() for report in _reports(self.train_mixture)],
+            "validation": [report.to_dict() for report in _reports(self.validation_mixture)],
         }
 
     @property
@@ -255,9 +254,11 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def _described(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
         """Settings of each source, with the digest of its examples once they are read."""
-        digests = [self._digests.get(id(source)) for source in sources]
-        pairs = zip(sources, digests, strict=True)
-        return [source.description() | ({"digest": digest} if digest else {}) for source, digest in pairs]
+        described = []
+        for source in sources:
+            digest = self._digests.get(id(source))
+            described.append(source.description() | ({"digest": digest} if digest else {}))
+        return described
 
     def _tokenized(self, source: Source) -> TokenTable:
         table = tokenize(source, self._encoder, self.cache_dir, self.workers)
@@ -271,7 +272,7 @@ class PackedDataModule(LightningDataModule, ABC):
         self._digests |= {id(source): table.digest for source, table in zip(sources, tables, strict=True)}
         return deduplicate(sources, tables)
 
-    def _refuse_rows_beyond_the_model(self) -> None:
+    def _check_max_positions(self) -> None:
         module = getattr(self.trainer, "lightning_module", None)
         positions = getattr(module, "max_positions", None)
         if isinstance(positions, int) and self.max_length > positions:
@@ -281,25 +282,28 @@ class PackedDataModule(LightningDataModule, ABC):
             )
 
     def log_reports(self) -> None:
-        """Write to the log what became of each source."""
-        for side, mixture in (("train", self.train_mixture), ("validation", self.validation_mixture)):
-            for report in mixture.reports if mixture else ():
-                logger.info("%s: %s", side, report)
+        """Log the report of each source."""
+        for report in _reports(self.train_mixture):
+            logger.info("train: %s", report)
+        for report in _reports(self.validation_mixture):
+            logger.info("validation: %s", report)
 
     def row_messages(self) -> dict[str, list[str]]:
-        """What was found in the rows of each source, for whoever sums up the start."""
-        reports = [
-            report for mixture in (self.train_mixture, self.validation_mixture) if mixture for report in mixture.reports
-        ]
+        """Messages about the rows, by source, for the start-up summary."""
+        reports = [*_reports(self.train_mixture), *_reports(self.validation_mixture)]
         return {report.name: report.messages.describe(report.rows) for report in reports}
 
-    def warn(self, told: Sequence[str]) -> None:
-        """Write to the log what was found in the rows of a source: each thing once, and on one rank.
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Log warnings, each once and on the first rank only.
 
         Args:
-            told: What to say.
+            warnings: Texts of the warnings.
         """
-        if self._ranks.is_first:
-            for line in [line for line in told if line not in self._warned]:
-                logger.warning("%s", line)
-        self._warned.update(told)
+        for text in warnings:
+            if self._ranks.is_first and text not in self._warned:
+                logger.warning("%s", text)
+            self._warned.add(text)
+
+
+def _reports(mixture: Mixture | None) -> list[SourceReport]:
+    return mixture.reports if mixture else []

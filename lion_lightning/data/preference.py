@@ -29,21 +29,21 @@ class PreferenceDataModule(PackedDataModule):
         tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
         pairing: How ranked answers become pairs; None for the best against the worst.
         max_length: Most tokens of a prompt with one of its answers; longer answers lose their end.
-        max_prompt_length: Most tokens of a prompt; it is cut before the answers are. None for no limit of its own, and
+        max_prompt_length: Most tokens of a prompt; truncated before the answers are. None for no other limit, and
             pairs whose prompt leaves no room for an answer are left out.
         keep: Which end of a prompt that is too long stays: ``start`` or ``end``.
         min_margin: Training pairs with a smaller difference of scores are left out; pairs without scores stay.
         max_length_ratio: Training pairs whose longer answer has more than so many times the tokens of the shorter are
             left out; None keeps all.
-        row_length: Tokens of a packed row, which holds whole pairs; None for twice ``max_length``, which any pair fits.
+        row_length: Tokens of a packed row; None for twice ``max_length``, which any pair fits.
         **kwargs: Further arguments of :class:`~lion_lightning.data.base.PackedDataModule`.
 
     Attributes:
-        train_mixture: Pairs and reports of what is trained, after :meth:`setup`.
-        validation_mixture: The same of what validates; None where there is nothing.
+        train_mixture: Pairs and reports for training, after :meth:`setup`.
+        validation_mixture: The same for validation; None where there is none.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument is not valid.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PreferenceDataModule(PackedDataModule):
         )
         if isinstance(self.packing, Wrapped):
             raise ValueError(
-                "data.packing: Wrapped cuts what does not fit a row, and a pair must stay whole; use BestFit"
+                "data.packing: Wrapped splits what does not fit a row, and a pair cannot be split; use BestFit"
             )
         if self.row_length < 3:
             raise ValueError(f"data.row_length is {row_length}; a prompt and two answers need 3 tokens at least")
@@ -85,7 +85,7 @@ class PreferenceDataModule(PackedDataModule):
 
     @override
     def settings(self) -> dict[str, Any]:
-        """What was asked for, as plain data."""
+        """Settings of the data module, as plain data."""
         names = ("max_length", "max_prompt_length", "keep", "min_margin", "max_length_ratio", "row_length")
         return {"pairing": type(self.pairing).__name__, **{name: getattr(self, name) for name in names}}
 

@@ -30,11 +30,11 @@ class SFTDataModule(PackedDataModule):
         **kwargs: Further arguments of :class:`~lion_lightning.data.base.PackedDataModule`.
 
     Attributes:
-        train_mixture: Documents and reports of what is trained, after :meth:`setup`.
-        validation_mixture: The same of what validates; None where there is nothing.
+        train_mixture: Documents and reports for training, after :meth:`setup`.
+        validation_mixture: The same for validation; None where there is none.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument is not valid.
     """
 
     def __init__(
@@ -66,6 +66,6 @@ class SFTDataModule(PackedDataModule):
 
     @override
     def settings(self) -> dict[str, Any]:
-        """What was asked for, as plain data."""
+        """Settings of the data module, as plain data."""
         names = ("mask", "max_length", "overlong", "min_supervised_share")
         return {name: getattr(self, name) for name in names}

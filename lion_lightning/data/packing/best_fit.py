@@ -91,7 +91,7 @@ class BestFit(Packing):
     """Best-fit decreasing: longest documents first, each into the fullest row that still holds it. Nothing is cut.
 
     At most 11/9 of the fewest possible rows, plus a constant (Johnson et al., 1974), and nearly all of the room on real
-    lengths. Documents of equal length change places between epochs.
+    lengths. Documents of equal length are permuted between epochs.
     """
 
     @override
@@ -116,7 +116,7 @@ class Unpacked(Packing):
 class Wrapped(Packing):
     """Documents in random order, end to end, cut where a row ends: rows are full, and documents lose their context.
 
-    Each part is a document of its own: its positions restart and its first token is not trained. It is what most
+    Each part is a document by itself: its positions restart and its first token is not trained. It is what most
     pretraining code does; for conversations :class:`BestFit` is better.
     """
 
@@ -125,12 +125,12 @@ class Wrapped(Packing):
         order = rng.permutation(len(lengths))
         ends = np.cumsum(lengths[order])
         total = int(ends[-1]) if len(ends) else 0
-        cuts = np.unique(np.concatenate([[0], ends, np.arange(capacity, total, capacity)]))
-        firsts, lasts = cuts[:-1], cuts[1:]
-        places = np.searchsorted(ends, firsts, side="right")
-        begins = firsts - (ends - lengths[order])[places]
+        edges = np.unique(np.concatenate([[0], ends, np.arange(capacity, total, capacity)]))
+        firsts, lasts = edges[:-1], edges[1:]
+        index = np.searchsorted(ends, firsts, side="right")
+        begins = firsts - (ends - lengths[order])[index]
         offsets = np.searchsorted(firsts, np.arange(0, total, capacity))
-        documents, ends_within = order[places], begins + lasts - firsts
+        documents, ends_within = order[index], begins + lasts - firsts
         return PackedRows(np.append(offsets, len(firsts)), small(documents), small(begins), small(ends_within))
 
 

@@ -36,7 +36,7 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         logit_positions=_tensor(logit_positions),
         targets=_tensor(targets),
         target_segments=_tensor([np.repeat(np.arange(len(parts)), [len(found) for found in targets])]),
-        segment_samples=tuple(place for place, sample in enumerate(samples) for _ in sample.segments),
+        segment_samples=tuple(number for number, sample in enumerate(samples) for _ in sample.segments),
         sample_indices=tuple(sample.index for sample in samples),
         sources=tuple(sample.source for sample in samples),
         capacity=capacity,

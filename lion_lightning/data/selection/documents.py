@@ -136,7 +136,7 @@ class Selection:
         spans: The examples left.
         left_out: Documents and tokens left out, by cause.
         truncated: Documents that were truncated, and the tokens cut off them, by what was truncated.
-        split: Documents cut into several.
+        split: Documents split into several.
     """
 
     source: Source
@@ -202,9 +202,9 @@ class Documents:
 
     @property
     def shared(self) -> int:
-        """Tokens of prompts that answers have in common: what sequences of one answer each would hold besides."""
-        pieces = self._spans.segment_lengths
-        return int(pieces[:, 0].sum() * max(pieces.shape[1] - 2, 0))
+        """Tokens of prompts that answers share, and that sequences of one answer each would repeat."""
+        lengths = self._spans.segment_lengths
+        return int(lengths[:, 0].sum() * max(lengths.shape[1] - 2, 0))
 
     @cached_property
     def digest(self) -> str:
@@ -223,9 +223,9 @@ class Documents:
         """Read one document."""
         origin, row = self._place(position)
         bounds = zip(self._spans.starts[position].tolist(), self._spans.stops[position].tolist(), strict=True)
-        pieces = [self._tables[origin].segment(row, start, stop) for start, stop in bounds]
-        answers = (piece._replace(parent=0) for piece in pieces[1:])
-        return Sample((pieces[0], *answers), int(self._spans.numbers[position]), self._names[origin])
+        root, *children = [self._tables[origin].segment(row, start, stop) for start, stop in bounds]
+        children = [child._replace(parent=0) for child in children]
+        return Sample((root, *children), int(self._spans.numbers[position]), self._names[origin])
 
     def where(self, position: int) -> str:
         """Place of the raw row that a document was made from."""

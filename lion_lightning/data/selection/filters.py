@@ -27,7 +27,7 @@ class DocumentFilters(Filters):
             leaves out what is masked by more than 90 %: 0.1 here.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument is not valid.
     """
 
     max_length: int

@@ -39,7 +39,7 @@ class PairFilters(Filters):
             cut, are left out; None keeps all.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument is not valid.
     """
 
     report: ClassVar[type[SourceReport]] = PairReport

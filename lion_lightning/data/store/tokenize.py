@@ -215,7 +215,7 @@ def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
 def _stream(path: Path, folder: Path) -> Iterator[Callable[[Any], None]]:
     """A function that adds a record batch to a file.
 
-    Only what it meets is said to be of the folder: what goes wrong in between, where rows are read, has another cause.
+    Only errors of writing are explained by the folder; errors in between, where rows are read, have other causes.
     """
     with explain_write_errors(folder, _WHAT):
         file = pa.OSFile(str(path), "wb")

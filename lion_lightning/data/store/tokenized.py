@@ -103,7 +103,7 @@ def read_batches(path: Path) -> list[Any]:
     """The record batches of a shard, memory-mapped.
 
     Raises:
-        ValueError: It is no such file.
+        ValueError: It is not such a file.
     """
     try:
         with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
@@ -194,7 +194,7 @@ class TokenTable:
 
     @property
     def segment_lengths(self) -> npt.NDArray[np.int32]:
-        """``(examples, segments)`` tokens of each piece: of a document, or of prompt, chosen and rejected."""
+        """``(examples, segments)`` tokens of each segment: of a document, or of prompt, chosen and rejected."""
         counts = [batch["segment_lengths"].values.to_numpy().reshape(len(batch), -1) for batch in self._batches]
         return np.concatenate(counts) if counts else np.empty((0, 1), np.int32)
 
@@ -216,8 +216,8 @@ class TokenTable:
     @property
     def longest(self) -> int:
         """Most tokens that one sequence has: a document, or a prompt with one of its answers."""
-        pieces = self.segment_lengths
-        return int((pieces[:, 0] + pieces[:, 1:].max(axis=1, initial=0)).max(initial=0))
+        lengths = self.segment_lengths
+        return int((lengths[:, 0] + lengths[:, 1:].max(axis=1, initial=0)).max(initial=0))
 
     @property
     def digest(self) -> str:

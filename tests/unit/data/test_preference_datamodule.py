@@ -200,7 +200,7 @@ def test_training_is_shuffled_by_the_seed_and_validation_is_not(write: Write, mo
     ("options", "message"),
     [
         ({"sources": []}, r"^data\.sources is empty"),
-        ({"packing": Wrapped()}, r"^data\.packing: Wrapped cuts .* use BestFit"),
+        ({"packing": Wrapped()}, r"^data\.packing: Wrapped splits .* use BestFit"),
         ({"max_length": 1}, r"^data\.max_length is 1"),
         ({"max_length": 512, "max_prompt_length": 512}, r"^data\.max_prompt_length is 512"),
         ({"keep": "middle"}, r"^data\.keep: 'middle'"),
