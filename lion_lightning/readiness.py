@@ -1,8 +1,9 @@
-"""Early checks of samplers and judges: missing packages, models, keys and columns."""
+"""Samplers and judges of any class: checked early for what they lack, and opened for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,6 +39,24 @@ def require_ready(parts: Iterable[Any], prompts: Sequence[Prompt]) -> None:
     for part in parts:
         if isinstance(part, ChecksReady):
             part.check_ready(prompts[:NUM_PROMPTS])
+
+
+@contextmanager
+def opened(part: Any, argument: Any) -> Iterator[None]:
+    """Open a sampler or judge for the block, and close it after; one without ``open`` and ``close`` needs neither.
+
+    Args:
+        part: A sampler or judge of any class.
+        argument: Argument of ``open``: the policy of a sampler, the device of a judge.
+    """
+    if not (hasattr(part, "open") and hasattr(part, "close")):
+        yield
+        return
+    part.open(argument)
+    try:
+        yield
+    finally:
+        part.close()
 
 
 def require_package(module: str, whose: str, what: str, extra: str) -> None:

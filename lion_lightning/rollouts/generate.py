@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from tqdm import tqdm
 
 from lion_lightning.cache import atomic_write, explain_write_errors, remove_stale_files
 from lion_lightning.distributed.rendezvous import WorkerGroup
-from lion_lightning.judges.base import Judge, LoadableJudge, score_answers
+from lion_lightning.judges.base import Judge, score_answers
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
+from lion_lightning.readiness import opened
 from lion_lightning.rollouts.files import WRITABLE, has_rollouts, read_rollouts, write_rollouts
 from lion_lightning.rollouts.rollout import Rollout
-from lion_lightning.sampling.base import Sampler, SyncedSampler
+from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer
 
 
@@ -108,7 +108,7 @@ class RoundWorker(WorkerGroup):
         todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.sampled(chunk))]
         if policy.ranks.all_agree(not todo):
             return
-        with _opened(sampler, SyncedSampler, policy):
+        with opened(sampler, policy):
             for chunk in self._progress(todo, "sample"):
                 prompts = [rollout.prompt for rollout in chunk.rollouts]
                 answers = sampler.sample(prompts, chunk.num_samples, chunk.seed)
@@ -130,7 +130,7 @@ class RoundWorker(WorkerGroup):
         todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.judged(chunk))]
         if not todo:
             return
-        with _opened(judge, LoadableJudge, device):
+        with opened(judge, device):
             for chunk in self._progress(todo, "judge"):
                 rollouts = [add_comparison(rollout) for rollout in read_rollouts(self.sampled(chunk))]
                 write_rollouts(self.judged(chunk), _with_scores(rollouts, judge))
@@ -160,19 +160,6 @@ def _with_scores(rollouts: Sequence[Rollout], judge: Judge) -> list[Rollout]:
         by_judge = {name: tuple(scores[number]) for name, scores in judged.by_judge.items()}
         scored.append(replace(rollout, scores=tuple(judged.scores[number]), by_judge=by_judge))
     return scored
-
-
-@contextmanager
-def _opened(engine: Any, kind: type, argument: Any) -> Iterator[None]:
-    """Open an engine of this kind for the block; any other needs no opening."""
-    if not isinstance(engine, kind):
-        yield
-        return
-    engine.open(argument)  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        engine.close()  # type: ignore[attr-defined]
 
 
 def _require_counts(sampler: Sampler, chunk: Chunk, answers: Sequence[Sequence[Answer]]) -> None:

@@ -16,8 +16,9 @@ from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
+from lion_lightning.readiness import opened
 from lion_lightning.sampling.answers import sample_one_each
-from lion_lightning.sampling.base import Sampler, SamplingSettings, SyncedSampler
+from lion_lightning.sampling.base import Sampler, SamplingSettings
 from lion_lightning.tools.answers.base import AnsweredQuestion, Format, Question
 from lion_lightning.types import Prompt
 
@@ -143,14 +144,9 @@ def write_answers(
 
 def _chunks(sampler: Any, policy: RolloutPolicy, pending: list[Question], size: int) -> Iterator[list[Question]]:
     """Open the sampler, and yield chunks of questions."""
-    is_synced = isinstance(sampler, SyncedSampler)
-    if is_synced:
-        sampler.open(policy)
-    try:
-        yield from (pending[start : start + size] for start in range(0, len(pending), size))
-    finally:
-        if is_synced:
-            sampler.close()
+    with opened(sampler, policy):
+        for start in range(0, len(pending), size):
+            yield pending[start : start + size]
 
 
 def _by_temperature(questions: Sequence[Question], turn: int) -> list[list[int]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from tqdm import tqdm
 from lion_lightning.cache import atomic_write, explain_write_errors, hash_json
 from lion_lightning.data.sources.text_files import parse_line
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
+from lion_lightning.readiness import opened
 from lion_lightning.sampling.answers import sample_one_each
-from lion_lightning.sampling.base import Sampler, SyncedSampler
+from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def answer(
         return found
     if keep:
         _begin(keep, identity, prompts, found)
-    with _open(sampler, served), tqdm(desc="answers", total=len(prompts), initial=len(found)) as bar:
+    with opened(sampler, served), tqdm(desc="answers", total=len(prompts), initial=len(found)) as bar:
         for start in range(len(found), len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
             drawn = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
@@ -67,18 +67,6 @@ def answer(
                 _append(keep, chunk, made)
             bar.update(len(chunk))
     return found
-
-
-@contextmanager
-def _open(sampler: Sampler, served: RolloutPolicy) -> Iterator[None]:
-    if not isinstance(sampler, SyncedSampler):
-        yield
-        return
-    sampler.open(served)
-    try:
-        yield
-    finally:
-        sampler.close()
 
 
 def _identity(served: RolloutPolicy, prompts: Sequence[Prompt], sampler: Any, seed: int, chunk_size: int) -> str:

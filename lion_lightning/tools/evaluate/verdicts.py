@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lion_lightning.judges.base import Judge, LoadableJudge, score_answers
+from lion_lightning.judges.base import Judge, score_answers
+from lion_lightning.readiness import opened
 from lion_lightning.tools.evaluate.intervals import Interval, bootstrap
 from lion_lightning.types import Answer, Prompt
 
@@ -68,13 +69,8 @@ def scored(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[A
     Raises:
         ValueError: If the judge fails, or gives no score.
     """
-    if isinstance(judge, LoadableJudge):
-        judge.open(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
+    with opened(judge, torch.device("cuda" if torch.cuda.is_available() else "cpu")):
         return score_answers(judge, prompts, [[one.text for one in row] for row in answers]).scores
-    finally:
-        if isinstance(judge, LoadableJudge):
-            judge.close()
 
 
 def win_rate(
