@@ -1,4 +1,4 @@
-"""What training did: validation metrics and answers before it and after it, side by side."""
+"""Validation metrics and answers before and after training, side by side."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class BeforeAfter(Callback):
 
     Under ``fast_dev_run`` it prints, and writes nothing.
 
-    *Before* is the sanity check, which must see the whole validation set (``trainer.num_sanity_val_steps: -1``), and
+    *Before* is the sanity check, which must see the full validation set (``trainer.num_sanity_val_steps: -1``), and
     greedy answers to the prompts; it is kept in checkpoints, so that a resumed run compares with the first run's start.
     *After* is the last validation, and the answers of the run's result (of averaged weights, where they are averaged).
     The answers also go to every logger whose experiment takes text (TensorBoard). Watching changes nothing: random
@@ -75,22 +75,22 @@ class BeforeAfter(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training what would fail after it."""
+        """Check before training what would fail after it."""
         if stage != "fit":
             return
         if trainer.global_step == 0:  # another run than the one that this object may have seen
             self.before = self.after = self._validated = None
         if not isinstance(pl_module, AlignmentModule):
             raise MisconfigurationException(
-                f"BeforeAfter: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to ask; subclass "
-                "one (e.g. SFTModule), or take the callback out of trainer.callbacks."
+                f"BeforeAfter: {type(pl_module).__name__} is not an AlignmentModule and has no policy to sample from; "
+                "subclass one (e.g. SFTModule), or take the callback out of trainer.callbacks."
             )
         run_last(trainer, self)
         require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the metrics of a whole validation."""
+        """Keep the metrics of a full validation."""
         if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -98,7 +98,7 @@ class BeforeAfter(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
-        """Take the picture of before, unless it came with the checkpoint."""
+        """Record the state before training, unless it came with the checkpoint."""
         if self.before is not None:
             return
         if trainer.global_step > 0:
@@ -108,14 +108,14 @@ class BeforeAfter(Callback):
             return
         if self._validated is None:
             rank_zero_warn(
-                "BeforeAfter: there was no validation of the whole set before training, so no metrics of before; set "
+                "BeforeAfter: there was no validation of the full set before training, so no metrics of before; set "
                 "trainer.num_sanity_val_steps: -1."
             )
         self.before = self._snapshot(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
-        """Take the picture of after, write the report and log it (not after an exception)."""
+        """Record the state after training, write the report and log it (not after an exception)."""
         self.after = self._snapshot(trainer, pl_module)
         if self.after.step != trainer.global_step:
             rank_zero_warn(

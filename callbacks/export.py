@@ -52,7 +52,7 @@ class HuggingFaceExport(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training what would fail after it."""
+        """Check before training what would fail after it."""
         if stage != "fit":
             return
         if not callable(getattr(pl_module, "provenance", None)):
@@ -66,7 +66,7 @@ class HuggingFaceExport(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Find out what only a module that is built can say."""
+        """Check the model, which is built by now."""
         try:
             entry = read_entry({"lion": pl_module.provenance()}, trust_remote_code=False)
             refuse_own_base(entry, self.folder(trainer))
@@ -74,8 +74,8 @@ class HuggingFaceExport(Callback):
             raise MisconfigurationException(f"HuggingFaceExport: {type(pl_module).__name__}: {error}") from error
         if not isinstance(getattr(pl_module, "policy_model", None), PolicyModel):
             raise MisconfigurationException(
-                f"HuggingFaceExport: {type(pl_module).__name__}.policy_model is no PolicyModel, so there is nothing to "
-                "export; subclass AlignmentModule, or take the callback out of trainer.callbacks."
+                f"HuggingFaceExport: {type(pl_module).__name__}.policy_model is not a PolicyModel, so there is nothing "
+                "to export; subclass AlignmentModule, or take the callback out of trainer.callbacks."
             )
         if left_out := [name for name, p in pl_module.named_parameters() if p.requires_grad and not _exported(name)]:
             rank_zero_warn(

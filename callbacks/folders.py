@@ -1,4 +1,4 @@
-"""What callbacks that write files ask first: whether they may, and whether they can."""
+"""Checks for callbacks that write files: permitted, and possible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lion_lightning.models.checkpoints.export import obstacle
 
 
 def writes_files(trainer: Trainer) -> bool:
-    """Whether callbacks write files: not under ``fast_dev_run``, whose few batches must not replace a real run's files.
+    """True unless under ``fast_dev_run``, whose few batches must not replace a real run's files.
 
     Args:
         trainer: The trainer.
@@ -21,7 +21,7 @@ def writes_files(trainer: Trainer) -> bool:
 
 
 def scratch_or(trainer: Trainer, folder: Path) -> Path:
-    """A folder for files that the run itself needs: under ``fast_dev_run`` another one, beside a real run's.
+    """A folder for files that the run itself needs: under ``fast_dev_run`` another one, next to a real run's.
 
     Args:
         trainer: The trainer.

@@ -85,12 +85,12 @@ class LionProgressBar(RichProgressBar):
     @property
     @override
     def is_enabled(self) -> bool:
-        """Whether the bar is drawn; the plain lines are for where it is not."""
+        """True if the bar is drawn; else plain lines are printed."""
         return super().is_enabled and self._animated
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out where the output goes."""
+        """Find out if the output is a terminal."""
         super().setup(trainer, pl_module, stage)
         console = Console(**self._console_kwargs)
         self._animated = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)

@@ -53,7 +53,7 @@ class Provenance(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training what would fail later."""
+        """Check before training what would fail later."""
         if stage == "fit":
             require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
 
@@ -79,7 +79,7 @@ def _earlier(path: Path) -> list[Any]:
     if isinstance(found, list):
         return found
     aside = path.with_suffix(f".{uuid4().hex[:8]}.json")
-    rank_zero_warn(f"Provenance: {path} is no list of starts, and is now {aside}.")
+    rank_zero_warn(f"Provenance: {path} is not a list of starts; it was renamed to {aside}.")
     path.replace(aside)
     return []
 

@@ -32,7 +32,7 @@ class SampleTable(Callback):
         every_n_validations: How often; 1 for every validation.
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If an argument is out of range.
         MisconfigurationException: Before training, if the file cannot be written or the module has no policy.
     """
 
@@ -53,8 +53,8 @@ class SampleTable(Callback):
         """Find out before training what would fail later."""
         if not isinstance(pl_module, AlignmentModule):
             raise MisconfigurationException(
-                f"SampleTable: {type(pl_module).__name__} is no AlignmentModule, so it has no policy to ask; subclass "
-                "one (e.g. SFTModule), or take the callback out of trainer.callbacks."
+                f"SampleTable: {type(pl_module).__name__} is not an AlignmentModule and has no policy to sample from; "
+                "subclass one (e.g. SFTModule), or take the callback out of trainer.callbacks."
             )
         run_first(trainer, self)
         require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
@@ -71,7 +71,7 @@ class SampleTable(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """How many validations there were."""
+        """The number of validations so far."""
         return {"validations": self._validations}
 
     @override
@@ -122,8 +122,8 @@ def greedy_answers(
         max_new_tokens: Length limit of an answer.
     """
     # Subclasses may shard (DeepSpeed's does); that all ranks generate is right for every strategy, if wasteful.
-    whole = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-    if whole and not trainer.is_global_zero:
+    replicated = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+    if replicated and not trainer.is_global_zero:
         return {}
     return dict(zip(prompts, generate_answers(module, prompts, max_new_tokens), strict=True))
 

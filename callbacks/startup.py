@@ -31,7 +31,7 @@ from lion_lightning.planning.sharding_layout import placements, with_recompute_o
 log = logging.getLogger(__name__)
 
 FEW_STEPS = 10
-"""With fewer, a warmup and a few examples decide the whole run."""
+"""With fewer, a warmup and a few examples decide the run."""
 
 Section = dict[str, Any]
 

@@ -20,7 +20,7 @@ from lion_lightning.planning.flops import TrainingFlops, training_flops
 from lion_lightning.types import PackedBatch
 
 DENSE_HALF = {"h200": 989.4e12, "h100 nvl": 835.5e12}
-"""FLOP/s in bf16 and fp16, by words of a GPU's name: Lightning's table lacks it, or counts sparsity (twice as much)."""
+"""Dense FLOP/s in bf16 and fp16, by words of a GPU's name, where Lightning's table lacks them or counts sparsity."""
 
 
 class TokenThroughput(Callback):
@@ -34,12 +34,12 @@ class TokenThroughput(Callback):
       that the devices could do. Left out where the module holds no transformers model or the device's peak is unknown.
 
     What counts as time: each micro-batch with its callbacks, and the wait for its data. Not validation, checkpoints and
-    what happens between epochs; a wait that touches one of those is left out whole, since Lightning does not tell them
-    apart. Works with any module whose batches are :class:`~lion_lightning.types.PackedBatch`.
+    what happens between epochs; a wait that touches one of those is left out, since Lightning does not tell them apart.
+    Works with any module whose batches are :class:`~lion_lightning.types.PackedBatch`.
 
     Args:
         window: Optimizer steps to average over.
-        peak_flops: FLOPs a second that one device can do in the training dtype. None: for a GPU, what is listed
+        peak_flops: FLOP/s of one device in the training dtype. None: for a GPU, what is listed
             (:func:`listed_peak`; give yours to be exact); on a CPU, the rate of a large fp32 matrix product, measured
             once when the fit starts (about a second), so that MFU there is relative to what the machine did then.
 
@@ -50,7 +50,7 @@ class TokenThroughput(Callback):
 
     def __init__(self, window: int = 20, peak_flops: float | None = None) -> None:
         if window < 1:
-            raise ValueError(f"TokenThroughput.window: {window} is no number of optimizer steps; give at least 1.")
+            raise ValueError(f"TokenThroughput.window: {window} must be at least 1 optimizer step.")
         if peak_flops is not None and peak_flops <= 0:
             raise ValueError(f"TokenThroughput.peak_flops: {peak_flops} is not positive; leave it out to look it up.")
         self.peak_flops = peak_flops
@@ -94,7 +94,7 @@ class TokenThroughput(Callback):
         sizes = (len(batch.input_ids), len(batch.targets), len(batch.sample_indices), batch.capacity)
         self._counts += torch.tensor([*sizes, flops], dtype=torch.float64)
         if trainer.global_step > self._global_step:
-            totals = _over_ranks(trainer, self._counts)  # waits for the device, so that the step's time is whole
+            totals = _over_ranks(trainer, self._counts)  # waits for the device, so that the step's time is complete
             self._window.append((totals, self._watch.take()))
             self._counts.zero_()
             self._global_step = trainer.global_step
@@ -145,9 +145,9 @@ class TokenThroughput(Callback):
 
 
 def listed_peak(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that a device is said to do without sparsity: ``DENSE_HALF``, else Lightning's table; None if unknown.
+    """Dense FLOP/s of a device by its vendor: ``DENSE_HALF``, else Lightning's table; None if unknown.
 
-    Some entries of that table are its vendor's figures with sparsity, twice what dense products can reach.
+    Some entries of that table are for sparse products, twice what dense ones can reach.
 
     Args:
         device: Not a CPU.

@@ -15,7 +15,7 @@ from lion_lightning.types import AnswerLogps, PairLogps
 
 
 class _Around(PreferenceLoss):
-    """A loss around others: what is said of the first of them holds for the whole, and every one follows the steps."""
+    """A loss made of others: rewards are those of the first, and each one is told of optimizer steps."""
 
     def __init__(self, parts: list[PreferenceLoss]) -> None:
         super().__init__(parts[0].beta)
@@ -28,22 +28,22 @@ class _Around(PreferenceLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """As the first loss does."""
+        """Reduction of the first loss."""
         return self._losses[0].reduce(answer)
 
     @override
     def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
-        """As the first loss has them."""
+        """Log-ratios of the first loss."""
         return self._losses[0].log_ratios(policy, reference)
 
     @override
     def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
-        """Those of the first loss."""
+        """Rewards of the first loss."""
         return self._losses[0].rewards(policy, reference)
 
     @override
     def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
-        """Let every loss follow."""
+        """Tell each loss."""
         for loss in self._losses:
             loss.after_step(add_up)
 
@@ -58,7 +58,7 @@ class WeightedSum(_Around):
         weights: Weight of each, at least 0; None for 1 each.
 
     Raises:
-        ValueError: If there is no loss, a weight is missing or too many, or one is negative or not finite.
+        ValueError: If there are no losses, not as many weights as losses, or a weight is negative or not finite.
     """
 
     def __init__(self, losses: list[PreferenceLoss], weights: list[float] | None = None) -> None:

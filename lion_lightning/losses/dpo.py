@@ -72,10 +72,10 @@ class SigmoidLoss(LogisticLoss):
 
 
 class SigmoidNormLoss(SigmoidLoss):
-    r"""DPO on log-ratios a token: :math:`z = \beta(\rho_w/|y_w| - \rho_l/|y_l|)` (TÜLU 3, arXiv 2411.15124).
+    r"""DPO on log-ratios per token: :math:`z = \beta(\rho_w/|y_w| - \rho_l/|y_l|)` (TÜLU 3, arXiv 2411.15124).
 
     Args:
-        beta: Strength of the pull towards the reference, above 0; larger than in DPO, for log-ratios a token.
+        beta: Strength of the pull towards the reference, above 0; larger than in DPO, for log-ratios per token.
         label_smoothing: Probability that a label is wrong, at least 0 and below 0.5.
         divergence: What holds the policy to the reference; None for reverse KL.
     """
@@ -85,7 +85,7 @@ class SigmoidNormLoss(SigmoidLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Log-prob a token."""
+        """Mean log-prob per token."""
         return answer.means
 
 
@@ -157,7 +157,7 @@ class RDPOLoss(LogisticLoss):
 
     Args:
         beta: Strength of the pull towards the reference, above 0.
-        alpha: Price of a token, at least 0; 0 is DPO.
+        alpha: Penalty per token, at least 0; 0 is DPO.
         label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
 
     Raises:

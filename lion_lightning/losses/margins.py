@@ -48,17 +48,17 @@ class HingeLoss(PreferenceLoss):
 
 
 class IPOLoss(PreferenceLoss):
-    r"""IPO: :math:`(h - 1 / 2\beta)^2`, h the margin of the mean log-ratios a token (arXiv 2310.12036, eq. 17).
+    r"""IPO: :math:`(h - 1 / 2\beta)^2`, h the margin of the mean log-ratios per token (arXiv 2310.12036, eq. 17).
 
-    The equation is silent on length; the authors confirmed to TRL that the results are those of means a token.
+    The equation is silent on length; the authors confirmed to TRL that the results are those of means per token.
 
     Args:
-        beta: The paper's :math:`\tau`, above 0: the margin aimed at is :math:`1 / 2\beta` nats a token.
+        beta: The paper's :math:`\tau`, above 0: the margin aimed at is :math:`1 / 2\beta` nats per token.
     """
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean a token."""
+        """Mean log-prob per token."""
         return answer.means
 
     @override

@@ -69,7 +69,7 @@ class KTOPairLoss(PreferenceLoss):
 
     :math:`\rho` are the log-ratios, and :math:`z = \max(0, \mathrm{mean}\, \rho)` estimates the KL divergence of the
     policy from the reference for one side by the other side's answers; no gradient flows through it. The mean is over
-    the micro-batch: unlike other losses this one depends on how a step is split, and wants several pairs a row.
+    the micro-batch: unlike other losses this one depends on how a step is split, and wants several pairs per row.
     """
 
     @override

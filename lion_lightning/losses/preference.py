@@ -1,4 +1,4 @@
-"""The seam of every preference loss: from the log-probs of pairs, under policy and reference, to a loss a pair."""
+"""Base class of preference losses: log-probs of pairs under policy and reference in, a loss per pair out."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ class PreferenceLoss(nn.Module, ABC):
 
         Args:
             policy: Log-probs under the policy; differentiable.
-            reference: Log-probs under the reference; all zero where there is none.
+            reference: Log-probs under the reference; all zero without a reference.
 
         Returns:
             ``(pairs,)`` losses; the module sums and normalizes them over the global step.
         """
 
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """One number an answer: the log-prob of the whole of it, unless a loss says otherwise."""
+        """One number per answer: its summed log-prob, unless a loss overrides this."""
         return answer.sums
 
     def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:

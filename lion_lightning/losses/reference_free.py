@@ -30,7 +30,7 @@ class ChosenNLLLoss(ReferenceFreeLoss):
 
     A part of :class:`~lion_lightning.losses.combined.WeightedSum`: with DPO it makes the loss of iterative RPO
     (arXiv 2404.19733) and of RPO (arXiv 2405.16436), with DPO and BCO that of MPO (arXiv 2411.10442). Every pair
-    weighs the same, whatever its length. It has no strength of its own: rewards are mean log-probs.
+    weighs the same, whatever its length. It has no ``beta``: rewards are mean log-probs.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class ChosenNLLLoss(ReferenceFreeLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean a token."""
+        """Mean log-prob per token."""
         return answer.means
 
     @override
@@ -48,7 +48,7 @@ class ChosenNLLLoss(ReferenceFreeLoss):
 
 class SimPOLoss(ReferenceFreeLoss):
     r"""SimPO: :math:`-\log \sigma(\beta (\bar\ell_w - \bar\ell_l) - \gamma)`, with :math:`\bar\ell` the mean log-prob
-    a token (arXiv 2405.14734).
+    per token (arXiv 2405.14734).
 
     Args:
         beta: Scale of the rewards, above 0. The paper takes 2 to 10.
@@ -66,7 +66,7 @@ class SimPOLoss(ReferenceFreeLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean a token."""
+        """Mean log-prob per token."""
         return answer.means
 
     @override
@@ -80,7 +80,7 @@ class CPOLoss(ReferenceFreeLoss):
 
     Args:
         beta: Scale of the rewards, above 0.
-        alpha: Weight of the chosen answer's negative log-likelihood a token, at least 0 (TRL's ``cpo_alpha``).
+        alpha: Weight of the chosen answer's negative log-likelihood per token, at least 0 (TRL's ``cpo_alpha``).
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -99,7 +99,7 @@ class CPOLoss(ReferenceFreeLoss):
 
 class ORPOLoss(ReferenceFreeLoss):
     r"""ORPO: :math:`\mathrm{NLL}(y_w) - \lambda \log \sigma(\log \mathrm{odds}_w - \log \mathrm{odds}_l)`, the odds
-    :math:`p / (1 - p)` of the mean log-prob a token (arXiv 2403.07691).
+    :math:`p / (1 - p)` of the mean log-prob per token (arXiv 2403.07691).
 
     Args:
         beta: :math:`\lambda`, weight of the odds ratio, above 0.
@@ -107,7 +107,7 @@ class ORPOLoss(ReferenceFreeLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean a token."""
+        """Mean log-prob per token."""
         return answer.means
 
     @override

@@ -14,7 +14,7 @@ class AOTLoss(LogisticLoss):
 
     :math:`z_i = \beta (\mathrm{sort}(\log \pi(y_w) - \log \pi(y_l))_i - \mathrm{sort}(\log \pi_{ref}(y_w) -
     \log \pi_{ref}(y_l))_i)`. Sorting is over the pairs of the micro-batch: unlike other losses this one depends on how
-    a step is split, wants many pairs a row, and is DPO for one.
+    a step is split, wants many pairs per row, and is DPO for one.
 
     Args:
         beta: Strength of the pull towards the reference, above 0. The paper takes 0.01.

@@ -53,13 +53,13 @@ AGREED = (
     "precision",
     "val_check_interval",
 )
-"""What of a Trainer must be the same on all ranks: its steps, and what is done in them."""
+"""Settings of a Trainer that must be the same on all ranks."""
 
 
 class AlignmentModule(SteppedPolicy, ABC):
-    """Trains a policy on packed rows. Subclass it and say what the loss of a micro-batch is; the rest is here.
+    """Trains a policy on packed rows. A subclass implements :meth:`compute_loss`.
 
-    A micro-batch returns totals over its items; gradients are divided by the number of items of the whole global step,
+    A micro-batch returns totals over its items; gradients are divided by the number of items of the global step,
     so that they do not depend on how rows are split over micro-batches, accumulation and ranks, short last steps
     included. (Lightning divides each micro-batch by a constant, so that a token's weight depends on its neighbours.)
 

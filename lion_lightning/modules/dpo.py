@@ -26,9 +26,9 @@ from lion_lightning.types import LossOutput, PackedBatch, PairLogps
 class DPOModule(AlignmentModule):
     """Trains a policy on preference pairs (stage 2 of LIONs, arXiv 2407.06542; DPO: arXiv 2305.18290).
 
-    Logs, for training, validation and test, means over the pairs of the global step (or the whole set): ``loss``;
+    Logs, for training, validation and test, means over the pairs of the global step (or of the data set): ``loss``;
     ``rewards/chosen``, ``rewards/rejected``, ``rewards/margin`` and ``rewards/accuracy`` (share of positive margins; a
-    margin of exactly 0 counts half), as the loss defines rewards; ``logps/chosen`` and ``logps/rejected`` in nats an
+    margin of exactly 0 counts half), as the loss defines rewards; ``logps/chosen`` and ``logps/rejected`` in nats per
     answer; ``lengths/chosen`` and ``lengths/rejected`` in targets; with a reference, ``kl``: the mean log-ratio of
     policy to reference over all answers, in nats. That estimates the KL divergence where the answers are the policy's
     own (online DPO); elsewhere it shows how far the policy has moved on the data.
@@ -41,7 +41,7 @@ class DPOModule(AlignmentModule):
         **kwargs: Further arguments of :class:`AlignmentModule`; the default learning rate is 5e-7.
 
     Raises:
-        ValueError: If the loss needs a reference and there is none.
+        ValueError: If the loss needs a reference and gets none.
 
     Example:
         ``Trainer(max_steps=100).fit(DPOModule("runs/sft/export"), datamodule)``
@@ -159,7 +159,7 @@ class DPOModule(AlignmentModule):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        """What the policy is and was trained on, and what it was compared with."""
+        """Description of policy, training data and reference."""
         return {**super().provenance(), "reference": self.reference.identity()}
 
     @override

@@ -25,11 +25,11 @@ class OnlineDPOModule(DPOModule):
 
     Everything but where the pairs come from is :class:`DPOModule`'s: any preference loss, any reference. The reference
     is the model that the stage starts from, its log-probs computed once a round; ``RefreshedReference`` makes it the
-    policy of the round's beginning instead (iterated DPO). A schedule without a length of its own ends with the last
-    epoch, which is reckoned anew each epoch, since rounds give unequally many pairs.
+    policy of the round's beginning instead (iterated DPO). A schedule without ``total_steps`` ends with the last
+    epoch; its length is updated each epoch, since rounds have different numbers of pairs.
 
-    Logs besides ``on_policy/kl``, once an epoch before it trains: the mean log-ratio of the policy to the model that
-    the stage starts from, over the answers of a round's pairs, in nats an answer. The answers are the policy's own, so
+    Also logs ``on_policy/kl``, once per epoch before it trains: the mean log-ratio of the policy to the model that
+    the stage starts from, over the answers of a round's pairs, in nats per answer. The answers are the policy's own, so
     that estimates the KL divergence; pairs are the best and worst answers, though, not all, so take it as a gauge.
 
     Args:
@@ -39,7 +39,7 @@ class OnlineDPOModule(DPOModule):
         **kwargs: Further arguments of :class:`DPOModule`.
 
     Raises:
-        ValueError: If the loss needs a reference and there is none, or ``kl_batches`` is negative.
+        ValueError: If the loss needs a reference and gets none, or ``kl_batches`` is negative.
     """
 
     def __init__(self, policy: PolicySpec | str | dict[str, Any], *, kl_batches: int = 8, **kwargs: Any) -> None:
@@ -63,7 +63,7 @@ class OnlineDPOModule(DPOModule):
             )
         if self.trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
-                "OnlineDPOModule: each epoch has pairs of its own; add the line "
+                "OnlineDPOModule: each epoch has new pairs; add the line "
                 "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
             )
 
@@ -104,7 +104,7 @@ class OnlineDPOModule(DPOModule):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        """What the policy is and was trained on, and what it was compared with."""
+        """Description of policy, training data, reference and starting model."""
         return {**super().provenance(), "start": self.start.identity()}
 
     @override
@@ -139,12 +139,13 @@ class OnlineDPOModule(DPOModule):
                     start = self.start(batch, self.policy_model)
                 for side, other in zip(own, start, strict=True):
                     total += torch.stack([(side.sums - other.sums).sum(), side.counts.new_tensor(len(side.counts))])
-        whole = self._add_up(total)
-        return whole[0] / whole[1].clamp_min(1.0)
+        log_ratios, answers = self._add_up(total)
+        mean: torch.Tensor = log_ratios / answers.clamp_min(1.0)
+        return mean
 
 
 def _is_start(reference: Reference) -> bool:
-    """Whether a reference is, for good, the model that the stage starts from."""
+    """True if a reference stays the model that the stage starts from."""
     if isinstance(reference, AdapterOffReference):
         return True
     return type(reference) in (CachedReference, FrozenReference) and getattr(reference, "spec", None) is None

@@ -27,17 +27,17 @@ PRECISIONS = {
     "bf16-true": MixedPrecisionPolicy(reduce_dtype=torch.float32),
     "bf16-mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
 }
-"""What FSDP2 does under each precision of the Trainer; gradients are added up in fp32."""
+"""FSDP2's mixed precision under each precision of the Trainer; gradients are reduced in fp32."""
 
 
 def sharding_of(trainer: Trainer) -> Sharding | None:
-    """How a trainer wants models to be split; None where its strategy keeps them whole, or splits them itself.
+    """Sharding of models under a trainer's strategy; None if it replicates them, or shards them itself.
 
     Args:
         trainer: In ``configure_model``, or later.
 
     Raises:
-        MisconfigurationException: The strategy or the precision cannot be followed.
+        MisconfigurationException: The strategy or the precision is not supported.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
@@ -60,14 +60,14 @@ def sharding_of(trainer: Trainer) -> Sharding | None:
 
 
 def require_sharded(strategy: Strategy, module: nn.Module | None) -> None:
-    """Refuse to train what is sharded in name only: each rank would train weights of its own, without a word.
+    """Refuse a module that FSDP2 was to shard and did not: the ranks' weights would drift apart silently.
 
     Args:
         strategy: The trainer's.
         module: As ``configure_model`` left it.
 
     Raises:
-        MisconfigurationException: The strategy leaves sharding to ``configure_model``, and that left some whole.
+        MisconfigurationException: Some trainable parameters are not sharded, though ``configure_model`` was to do it.
     """
     if not isinstance(strategy, ModelParallelStrategy) or strategy.world_size < 2 or module is None:
         return
@@ -75,13 +75,13 @@ def require_sharded(strategy: Strategy, module: nn.Module | None) -> None:
     if alone:
         raise MisconfigurationException(
             f"{type(strategy).__name__} shards what configure_model() shards, and {type(module).__name__}'s leaves "
-            f"{', '.join(alone[:3])} whole on each rank, where nothing keeps ranks alike: shard all that is trained "
+            f"{', '.join(alone[:3])} unsharded on each rank, where they would drift apart: shard all that is trained "
             "there (AlignmentModule.build does, or torch's fully_shard), or use trainer.strategy: ddp"
         )
 
 
 def require_rows_of(rows: TrainableRows | None, strategy: Strategy) -> None:
-    """Refuse to train chosen rows of the embeddings where rows are not to be seen.
+    """Refuse ``trainable_rows`` of the embeddings under a strategy that flattens weights.
 
     Args:
         rows: Those that learn, if they are chosen.
@@ -92,7 +92,7 @@ def require_rows_of(rows: TrainableRows | None, strategy: Strategy) -> None:
     """
     if rows is not None and isinstance(strategy, FSDPStrategy):
         raise MisconfigurationException(
-            "policy.trainable_rows: FSDPStrategy flattens weights, which hides rows; use "
+            "policy.trainable_rows: FSDPStrategy flattens weights, so that rows cannot be selected; use "
             "lion_lightning.strategies.FSDP2Strategy"
         )
 

@@ -1,1 +1,1 @@
-"""What a run will need, reckoned before it starts: memory of a device, and time of a step."""
+"""Estimates before a run starts: memory of a device, and FLOPs of a step."""

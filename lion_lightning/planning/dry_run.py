@@ -1,4 +1,4 @@
-"""A step of training on tensors without memory: the model's own code says how much it would have held, and when."""
+"""Dry run of a training step on fake tensors: how much memory the model's own code would hold, and when."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
 from lion_lightning.planning.memory_counter import MemoryCounter
 from lion_lightning.planning.meta_model import like_llama, materialized, meta_model, packed_layers
-from lion_lightning.planning.optimizer_memory import Factory, update
+from lion_lightning.planning.optimizer_memory import Factory, step_memory
 from lion_lightning.types import PackedBatch, segment_table
 
 log = logging.getLogger(__name__)
 
 MOMENTS = ("forward", "head backward", "first layer backward", "end of backward", "optimizer step")
-"""Stretches of a step. What is held at the peak of each grows evenly with the number of layers."""
+"""Phases of a step. The peak of each grows linearly with the number of layers."""
 
 DEPTHS = (2, 3)
-"""Layers of the models that rehearse for a deeper one."""
+"""Layers of the two models from which a deeper one is extrapolated."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """A micro-batch through forward, backward and optimizer, on fake tensors of the CPU: no memory, hardly any time.
+    """A micro-batch through forward, backward and optimizer on fake CPU tensors, which take no memory.
 
-    What is counted is what PyTorch would have allocated beyond weights, gradients of earlier steps and the optimizer's
-    state. Models of two and of three layers run, and the rest is a straight line: layers are taken to be alike.
+    Counts what PyTorch would allocate beyond weights, gradients of earlier micro-batches and optimizer state. Models of
+    two and of three layers run, and deeper ones are extrapolated linearly: layers are assumed to be alike.
 
     Attributes:
         spec: The policy.
@@ -75,7 +75,7 @@ class DryRun:
     def _step(self, depth: int) -> dict[str, Counter[str]]:
         trained = [parameter for parameter in meta_model(self.spec, depth).parameters() if parameter.requires_grad]
         shapes = [(parameter.shape, parameter.dtype) for parameter in trained]
-        return {**self._passes(depth), "optimizer step": update(self.optimizer, shapes, self.foreach)}
+        return {**self._passes(depth), "optimizer step": step_memory(self.optimizer, shapes, self.foreach)}
 
     def _passes(self, depth: int) -> dict[str, Counter[str]]:
         try:
@@ -83,7 +83,7 @@ class DryRun:
         except Exception as error:  # kernels that know nothing of fake tensors fail in all kinds of ways
             name = self.spec.path or self.spec.load_config().model_type
             log.warning(
-                "%s cannot be rehearsed (%s), so its activations are reckoned as a Llama's of the same sizes.",
+                "%s cannot do a dry run (%s): its activations are estimated as those of a Llama of the same sizes.",
                 name,
                 first_line(error),
             )
@@ -117,11 +117,11 @@ class DryRun:
 
 
 class _Unprobed(PolicyModel):
-    """A policy whose numbers nobody can look at."""
+    """A policy of fake tensors, whose logits cannot be checked."""
 
     @override
     def probe(self) -> None:
-        """Nothing."""
+        """Skip the check."""
 
 
 def _line(low: Counter[str], high: Counter[str], steps: int) -> Counter[str]:
@@ -137,7 +137,7 @@ def _batch(lengths: Sequence[int], parents: Sequence[int]) -> PackedBatch:
 
 
 def _mark_moments(policy: PolicyModel, counter: MemoryCounter) -> None:
-    """Turn to the next moment when the gradient of the last layer's output is there, and of the one before it."""
+    """Start the next phase when the gradient of the last layer's output exists, and of the one before it."""
     layers = decoder_layers(policy.causal_lm)
     for layer, moment in zip(layers[-2:][::-1], ("first layer backward", "end of backward"), strict=False):
         layer.register_forward_hook(_turning(counter, moment))

@@ -1,4 +1,4 @@
-"""What a module or a config says about a step: the job that is reckoned."""
+"""The job that is estimated: model, micro-batch, precision and optimizer of a training step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lion_lightning.planning.optimizer_memory import Factory
 from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
 HALVES: dict[str, Literal["bfloat16", "float16"]] = {"bf16-true": "bfloat16", "16-true": "float16"}
-"""What Lightning makes of a model's weights under these precisions."""
+"""Dtype of a model's weights under Lightning's true half precisions."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What decides the memory and the time of a step.
+    """Settings that decide memory and time of a step.
 
     Attributes:
         spec: The policy.
@@ -31,10 +31,10 @@ class Job:
         precision: The trainer's.
         optimizer: From parameter groups to an optimizer.
         accumulate: Micro-batches of a step, on each device.
-        reference: A second model in memory; None for none.
+        reference: A second model in memory, or None.
         reference_passes: Forward passes of a reference in each step: 1 for a second model, or adapters switched off.
         on_gpu: Whether devices are GPUs.
-        overhead: Bytes that frameworks take for themselves.
+        overhead: Bytes of frameworks (CUDA context, libraries).
     """
 
     spec: PolicySpec
@@ -47,7 +47,7 @@ class Job:
     reference_passes: int = 0
     on_gpu: bool = True
     overhead: int = 0
-    _rehearsed: dict[Any, dict[str, Counter[str]]] = field(default_factory=dict, init=False, repr=False)
+    _dry_runs: dict[Any, dict[str, Counter[str]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def mixed(self) -> bool:
-        """Whether products run in bf16 and weights are kept in fp32."""
+        """True if products run in bf16 and weights are fp32."""
         return self.precision.endswith("-mixed") and self.spec.dtype == "float32"
 
     @cached_property
@@ -70,21 +70,21 @@ class Job:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def held(self, stays: str, gathered: str | None = None) -> dict[str, Counter[str]]:
-        """What a micro-batch holds beyond weights, state and earlier gradients, by moment and kind.
+        """Memory of a micro-batch beyond weights, optimizer state and earlier gradients, by phase and kind.
 
         Args:
             stays: See :class:`~lion_lightning.planning.dry_run.DryRun`.
             gathered: Likewise.
         """
-        if (stays, gathered) not in self._rehearsed:
+        if (stays, gathered) not in self._dry_runs:
             mixed = self.precision.endswith("-mixed")
             own = (self.spec, self.lengths, self.parents, mixed, self.optimizer, self.on_gpu)
-            self._rehearsed[stays, gathered] = DryRun(*own, stays=stays, gathered=gathered).held()
-        return self._rehearsed[stays, gathered]
+            self._dry_runs[stays, gathered] = DryRun(*own, stays=stays, gathered=gathered).held()
+        return self._dry_runs[stays, gathered]
 
 
 def job_of(module: AlignmentModule, tokens: int, longest: int, precision: str, **settings: Any) -> Job:
-    """What a module does with micro-batches of so many tokens.
+    """The job of a module with micro-batches of so many tokens.
 
     Args:
         module: Built or not; only its settings are read.

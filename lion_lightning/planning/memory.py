@@ -1,4 +1,4 @@
-"""What one device holds at the peak of a training step, from the shape of the model and the way it is spread."""
+"""Peak memory of one device in a training step, from the model's shapes and the sharding layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GPU_OVERHEAD = 2 * GIB
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that one device holds at the peak of a step; what is not there at that moment is 0.
+    """Bytes on one device at the peak of a step; parts that do not exist at that moment are 0.
 
     Attributes:
         weights: Parameters and buffers of all but the reference.
@@ -31,8 +31,8 @@ class MemoryEstimate:
         reference: Weights of the model that the policy is compared with.
         activations: What the backward pass needs of the forward's results, and temporaries.
         logits: Chunks of logits.
-        overhead: What frameworks take for themselves.
-        moment: When the peak is.
+        overhead: Memory of frameworks (CUDA context, libraries).
+        moment: Phase of the step that has the peak.
     """
 
     weights: int = 0
@@ -56,11 +56,11 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
     def at(self, moment: str, kinds: Counter[str], gradients: int = 0, in_flight: int = 0) -> MemoryEstimate:
-        """What is always there, and what is there at a moment besides.
+        """This estimate plus the memory of one phase of the step.
 
         Args:
-            moment: Its name.
-            kinds: What a dry run held; of its kinds, gradients and copies are left to the caller.
+            moment: Name of the phase.
+            kinds: Memory of the dry run by kind; gradients and copies are left to the caller.
             gradients: To add.
             in_flight: To add.
         """
@@ -76,7 +76,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class Placement(ABC):
-    """How a model is spread over devices.
+    """Placement of a model on devices.
 
     Attributes:
         devices: How many there are.
@@ -90,7 +90,7 @@ class Placement(ABC):
         """For a person."""
 
     def peak(self, job: Job) -> MemoryEstimate:
-        """What a device holds when it holds most.
+        """Memory of a device at the peak of a step.
 
         Args:
             job: What is trained.
@@ -99,16 +99,16 @@ class Placement(ABC):
 
     @abstractmethod
     def moments(self, job: Job) -> list[MemoryEstimate]:
-        """What a device holds at the peak of each moment of a step."""
+        """Memory of a device at the peak of each phase of a step."""
 
     @abstractmethod
     def traffic(self, job: Job) -> float:
-        """Bytes that a device sends for a step."""
+        """Bytes that a device sends per step."""
 
 
 @dataclass(frozen=True)
 class Replicated(Placement):
-    """The model whole on every device: one device, or DDP.
+    """The full model on each device: one device, or DDP.
 
     Attributes:
         bucket_views: Whether gradients are views of DDP's buckets (``gradient_as_bucket_view``).
@@ -143,13 +143,13 @@ class Replicated(Placement):
 
     @override
     def traffic(self, job: Job) -> float:
-        """An all-reduce of the gradients, once a step."""
+        """An all-reduce of the gradients, once per step."""
         return 2 * (self.devices - 1) / self.devices * size_of(job.trained)
 
 
 @dataclass(frozen=True)
 class Sharded(Placement):
-    """FSDP: weights, gradients and optimizer state in equal pieces, a unit for each decoder layer and one for the rest.
+    """FSDP: weights, gradients and optimizer state sharded, with a unit per decoder layer and one for the rest.
 
     In flight at a time: the weights of two layers (the one that runs and the one that is gathered, or a layer and the
     buffer it comes in), in the backward pass a layer's gradients and the buffer that they are reduced in, and from the
@@ -166,15 +166,15 @@ class Sharded(Placement):
         gradients, units = size_of(job.trained), Units.of(job)
         held = job.held("root", gathered="bfloat16" if job.mixed else None)
         base = MemoryEstimate(
-            weights=self._piece(weight_bytes(job.spec, job.model)),
-            gradients=self._piece(gradients),
-            optimizer=self._piece(state_bytes(held, gradients)),
-            reference=self._piece(weight_bytes(job.reference, meta_model(job.reference))) if job.reference else 0,
+            weights=self._shard(weight_bytes(job.spec, job.model)),
+            gradients=self._shard(gradients),
+            optimizer=self._shard(state_bytes(held, gradients)),
+            reference=self._shard(weight_bytes(job.reference, meta_model(job.reference))) if job.reference else 0,
             overhead=job.overhead,
         )
         forward = units.root + 2 * units.layer + (units.root if job.reference else 0)
         backward = forward + units.layer_gradients + units.layer_buffer
-        update = Counter(activations=self._piece(held["optimizer step"]["activations"]))
+        update = Counter(activations=self._shard(held["optimizer step"]["activations"]))
         flying = dict(zip(held, (forward, forward, backward, backward), strict=False))
         last = units.root + units.root_gradients + units.root_buffer
         return [
@@ -196,13 +196,13 @@ class Sharded(Placement):
         sent = (2 * own + theirs) * size + 4 * reduced
         return job.accumulate * sent * (self.devices - 1) / self.devices
 
-    def _piece(self, size: int) -> int:
+    def _shard(self, size: int) -> int:
         return -(-size // self.devices)
 
 
 @dataclass(frozen=True)
 class Offloaded(Sharded):
-    """FSDP2 with ``cpu_offload``: pieces stay in the host's memory, where the optimizer works too."""
+    """FSDP2 with ``cpu_offload``: shards stay in the host's memory, where the optimizer works too."""
 
     @property
     @override

@@ -1,4 +1,4 @@
-"""How much memory operations hold, counted as they run."""
+"""Memory that operations allocate, counted as they run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing_extensions import override
 
 
 class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the memory that operations make, while it lives, by what it is for.
+    """Counts the live memory that operations allocate, by kind.
 
     Args:
-        weights: What is there already, and does not count.
-        vocabulary: Rows of the embedding, by which logits are known; None where there are none.
+        weights: Tensors that exist already and are not counted.
+        vocabulary: Rows of the embedding, which identifies logits; None for no logits.
     """
 
     def __init__(self, weights: Iterable[Tensor] = (), vocabulary: int | None = None) -> None:
@@ -35,13 +35,13 @@ class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def at(self, moment: str) -> Iterator[None]:
-        """Note peaks under this name, until the end of the block or another name."""
+        """Record peaks under this name, until the end of the block or another name."""
         self.turn(moment)
         yield
         self.moment = ""
 
     def turn(self, moment: str) -> None:
-        """From here on, note peaks under this name."""
+        """Record peaks under this name from now on."""
         self.moment = moment
         self._note()
 
@@ -54,7 +54,7 @@ class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made."""
+        """Run an operation, and count the memory of its results."""
         made = func(*args, **(kwargs or {}))
         fresh = [tensor for tensor in tree_iter(made) if isinstance(tensor, Tensor)]
         for tensor in fresh:

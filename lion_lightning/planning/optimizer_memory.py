@@ -1,4 +1,4 @@
-"""What an optimizer keeps, and what comes and goes while it steps: found out by letting it step."""
+"""Optimizer state and temporaries of an optimizer step, measured by a step on fake tensors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SAMPLE = (1024, 1024)
 """Shape of the weight on which an optimizer is tried that will not step without values."""
 
 
-def update(make: Factory, shapes: Sequence[tuple[torch.Size, torch.dtype]], foreach: bool) -> Counter[str]:
-    """Bytes of a step: ``activations`` come and go, ``state`` is kept, and ``trained`` are those of the weights.
+def step_memory(make: Factory, shapes: Sequence[tuple[torch.Size, torch.dtype]], foreach: bool) -> Counter[str]:
+    """Bytes of an optimizer step: temporaries (``activations``), ``state``, and weights (``trained``).
 
     Of an optimizer that will not step without values they are those of one weight of SAMPLE, and nothing comes and
     goes: kernels outside of PyTorch work in place.

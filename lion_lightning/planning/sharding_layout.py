@@ -1,4 +1,4 @@
-"""From a trainer's strategy to how it spreads a model."""
+"""Placement of a model under a trainer's strategy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lion_lightning.planning.memory import Offloaded, Placement, Replicated, Sha
 
 
 def placements(strategy: Any, gpus: int, packed: bool = False) -> list[Placement]:
-    """That of a strategy first, and then the others, to compare with.
+    """The placement of a strategy, followed by the others for comparison.
 
     Args:
         strategy: A trainer's ``strategy``: an object, or a name that Lightning knows.
-        gpus: How many there are.
+        gpus: Number of GPUs.
         packed: Whether weights are held in four bits, which are not sharded.
 
     Raises:
@@ -66,7 +66,7 @@ def _placement(strategy: Any, gpus: int) -> Placement:
     if strategy in (None, "auto") or isinstance(strategy, SingleDeviceStrategy):
         return Replicated(gpus)
     raise ValueError(
-        f"trainer.strategy: what {type(strategy).__name__} holds is not known here; plan with "
+        f"trainer.strategy: the memory of {type(strategy).__name__} cannot be estimated; plan with "
         "--trainer.strategy ddp, or -c configs/strategy/fsdp2.yaml"
     )
 

@@ -1,4 +1,4 @@
-"""Bytes that follow from shapes alone."""
+"""Bytes of weights, gradients and buffers, from shapes alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lion_lightning.planning.meta_model import packed_layers
 
 @dataclass(frozen=True)
 class Units:
-    """Bytes of what is gathered and reduced at once, in the dtypes that it travels in.
+    """Bytes of one FSDP unit when gathered and reduced, in the dtypes of communication.
 
     Attributes:
         layer: Weights of the largest decoder layer.
@@ -78,7 +78,7 @@ def unpacked_bytes(job: Job) -> int:
 
 
 def size_of(parts: Iterable[Tensor]) -> int:
-    """Bytes of whole tensors."""
+    """Bytes of full tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in parts)
 
 
@@ -87,7 +87,7 @@ def state_bytes(held: dict[str, Counter[str]], gradients: int) -> int:
 
     Args:
         held: Of a dry run.
-        gradients: Bytes of the gradients of the whole model.
+        gradients: Bytes of the gradients of the full model.
     """
     last = held["optimizer step"]
     return last["state"] * gradients // max(1, last["trained"])

@@ -20,13 +20,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy, with the weights split over all ranks.
 
     The sizes that Lightning chooses by itself mean tensor parallelism within a machine, which no module here does. Any
-    ``AlignmentModule`` trains under this strategy, one process a device, and so does any module whose
+    ``AlignmentModule`` trains under this strategy, one process per device, and so does any module whose
     ``configure_model`` shards all that it trains; others are refused.
 
     Args:
         save_distributed_checkpoint: Whether each rank saves its own pieces: a checkpoint is then a folder, which any
             number of ranks can resume from. Otherwise rank 0 gathers everything into a single file.
-        cpu_offload: Whether weights, gradients and optimizer state stay in the host's memory, and a layer is on the GPU
+        cpu_offload: True if weights, gradients and optimizer state stay in the host's memory, and a layer is on the GPU
             only while it runs. Far slower; for models that fit in no other way.
         process_group_backend: Of the process group; None for the one that suits the devices.
         timeout: How long a rank waits for the others before it gives up.
@@ -58,7 +58,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Set optimizers up, and refuse to train what is not sharded.
 
         Raises:
-            MisconfigurationException: Each rank would train weights of its own, without a word.
+            MisconfigurationException: Some parameters are not sharded, so that ranks would drift apart silently.
         """
         if trainer.state.fn == TrainerFn.FITTING:
             require_sharded(self, self.lightning_module)
@@ -66,7 +66,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def model_to_device(self) -> None:
-        """Move what is whole to the device, and leave pieces where they are to stay."""
+        """Move unsharded tensors to the device; shards stay where they are."""
         if not self.cpu_offload:
             super().model_to_device()
             return

@@ -1,4 +1,4 @@
-"""What Lightning's FSDPStrategy makes units of."""
+"""Auto-wrap policy for Lightning's FSDPStrategy."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class WrapLayers:
     """
 
     def __call__(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-        """Whether a module is a unit, or is to be looked into (FSDP calls this)."""
+        """True if a module is a unit, or if its children are to be visited (FSDP calls this)."""
         return recurse or isinstance(module, GradientCheckpointingLayer | PolicyModel)

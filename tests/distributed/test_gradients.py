@@ -57,7 +57,7 @@ def fit(
     reduction = options.pop("reduction", "token_mean")
     module = Recorder(
         PolicySpec(config=config()),
-        TokenizerSpec(str(folder)),
+        tokenizer=TokenizerSpec(str(folder)),
         reduction=reduction,
         optimizer=lambda groups: SGD(groups, lr=rate),
     )

@@ -50,7 +50,7 @@ def weights(module: SFTModule) -> Tensor:
 def fit(rank: int, world: int, folder: Path, precision: str) -> dict[str, Any]:
     torch.manual_seed(0)
     spec = PolicySpec(config=config(), dtype=DTYPES[precision])  # type: ignore[arg-type]
-    module = Recorder(spec, TokenizerSpec(str(folder)), optimizer=lambda groups: SGD(groups, lr=0.1))
+    module = Recorder(spec, tokenizer=TokenizerSpec(str(folder)), optimizer=lambda groups: SGD(groups, lr=0.1))
     ranks: dict[str, Any] = {"strategy": FSDP2Strategy(), "devices": world} if world > 1 else {}
     run = trainer(max_steps=STEPS, precision=precision, accumulate_grad_batches=4 // world, **ranks)
     run.fit(module, Rows(ROWS, rank, world))

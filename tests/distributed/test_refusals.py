@@ -74,7 +74,7 @@ class Case:
 NO_LAYERS = {"model_type": "ctrl", "vocab_size": 101, "n_embd": 32, "dff": 48, "n_layer": 1, "n_head": 4}
 REFUSED = {
     "nothing is sharded": Case("Whole's leaves policy.model.model.embed_tokens.weight, policy.", kind=Whole),
-    "a head is left whole": Case("WithHead's leaves head.weight, head.bias whole on each rank", kind=WithHead),
+    "a head is left whole": Case("WithHead's leaves head.weight, head.bias unsharded on each rank", kind=WithHead),
     "averaging": Case(
         "EMAWeightAveraging does not work with weights that", options={"callbacks": EMAWeightAveraging()}
     ),

@@ -1,1 +1,1 @@
-"""What a module's checkpoints hold, and how a run resumes from one."""
+"""Contents of a module's checkpoints, and exact resume."""

@@ -1,4 +1,4 @@
-"""What Lightning 2.6 still writes under ``fast_dev_run``."""
+"""Files that Lightning 2.6 still writes under ``fast_dev_run``."""
 
 from __future__ import annotations
 

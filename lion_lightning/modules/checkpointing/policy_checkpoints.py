@@ -1,4 +1,4 @@
-"""What checkpoints of a module hold: enough to resume exactly and to export; of a LoRA run, no base model."""
+"""Checkpoints of a module: all that exact resume and export need; of a LoRA run without the base model."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class PolicyCheckpoints(LightningModule):
     @property
     @override
     def strict_loading(self) -> bool:
-        """Whether checkpoints hold all weights; :meth:`load_state_dict` finds what is missing beside the base."""
+        """False if checkpoints leave out a base model; :meth:`load_state_dict` checks the rest."""
         return not has_stored_base(self.policy_spec) and super().strict_loading
 
     @strict_loading.setter
@@ -161,7 +161,7 @@ class PolicyCheckpoints(LightningModule):
         """A module with the weights of a checkpoint, which is checked before; see Lightning's own.
 
         Classes of this package, of the module's own and of ``torch.optim`` are made as the checkpoint says. Others, and
-        models with code of their own, are arguments to be given: a file decides about no code.
+        models with remote code, must be passed as arguments: a file may not choose code to run.
 
         Raises:
             ValueError: It is an address, not there, or damaged, or names other code.
@@ -196,14 +196,14 @@ class PolicyCheckpoints(LightningModule):
             )
         if fits:
             self._run_settings.compare(lion["settings"], self.model_settings)
-        whole = not self.trainer.strategy.restore_checkpoint_after_setup  # else weights are in pieces, or there already
-        if whole and self.policy is not None:
+        early = not self.trainer.strategy.restore_checkpoint_after_setup  # else they are sharded, or loaded already
+        if early and self.policy is not None:
             then, now = lion.get("config", {}), self.policy_model.causal_lm.config.to_dict()
             require_same_shapes(checkpoint.get("state_dict", {}), self.state_dict(), then, now)
 
     @property
     def model_settings(self) -> Settings:
-        """What the model, its objective and its tokenizer are, as plain data by dotted name."""
+        """Settings of model, objective and tokenizer, as plain data by dotted name."""
         names = [name for name in self.hparams if name not in MADE and not name.startswith("_")]
         given = {name: getattr(self, name, self.hparams[name]) for name in names}
         found = plain({"model": {"class_path": type(self).__name__, "policy": self.policy_spec, **given}})
@@ -227,7 +227,7 @@ class PolicyCheckpoints(LightningModule):
                 group["params"] = [own[number] for number in group["params"]]
 
     def provenance(self) -> dict[str, Any]:
-        """What the policy is and was trained on, in plain data: enough to rebuild it without the original model."""
+        """Description of policy and training data, as plain data: enough to rebuild it without the original model."""
         data: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         config = self.policy_model.causal_lm.config.to_dict()
         config.pop("quantization_config", None)  # not plain data; the policy's entry says it
@@ -278,7 +278,7 @@ def _leave_base_out(module: Any, state: dict[str, Any], prefix: str, _: Any) -> 
 
 
 def _miss_no_base(module: Any, found: Any) -> None:
-    """What of the base is not in a state is no loss, also where a copy of the module is loaded (an average's)."""
+    """Accept a state without the base model, also for copies of the module (averaged weights)."""
     if has_stored_base(module.policy_spec) and module.policy is not None:
         own = {name: name.removeprefix("module.") for name in found.missing_keys}  # in torch's AveragedModel
         base = module.base_names(own.values())

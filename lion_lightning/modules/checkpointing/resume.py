@@ -1,4 +1,4 @@
-"""What Lightning 2.6 leaves out of a checkpoint, or gets wrong in one, that an exact resume needs."""
+"""Exact resume: state that Lightning 2.6 leaves out of a checkpoint, or stores wrongly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 @dataclass
 class Resumption:
-    """What a checkpoint leaves to be done of the batch or the epoch that it was saved in.
+    """Remaining work of the batch or epoch in which a checkpoint was saved.
 
     Lightning goes on with the next batch instead: it skips the log's row of the batch, the validation behind it and the
     end of the epoch, and all of the end of a run that has no batch left to train, the callbacks' ``on_train_end`` too.
@@ -80,7 +80,7 @@ def _validate(trainer: Any) -> None:
 
 
 def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
-    """What a checkpoint leaves to be done; its counters are changed so that Lightning comes to the place in between.
+    """Remaining work of a checkpoint; its counters are changed so that Lightning resumes at that place.
 
     Lightning's counters say of an epoch's last batch, or of its end, that the epoch is neither running nor over. It
     then counts an epoch too many under ``max_steps``, or repeats batches when a resumed run is resumed there again.
@@ -146,7 +146,7 @@ def require_same_shapes(
 
 
 def _last_epoch(trainer: Trainer) -> int:
-    """Epochs of the whole run; -1 for no limit."""
+    """Epochs of the run; -1 for no limit."""
     return -1 if trainer.max_epochs is None else trainer.max_epochs
 
 
@@ -172,7 +172,7 @@ def unlogged(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def _fit_loop(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """The counters of training, if they have the form of Lightning 2.6; a later one may have mended them itself."""
+    """The counters of training, if they have the form of Lightning 2.6; a later one may have fixed them itself."""
     loops: dict[str, Any] = checkpoint["loops"].get("fit_loop", {})
     if {"epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict", "state_dict"} <= loops.keys():
         return loops

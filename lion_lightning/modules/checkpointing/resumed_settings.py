@@ -33,11 +33,11 @@ COMPUTED = ("attention", "recompute", "liger")
 """Of a policy, how it is computed: to rounding the same numbers."""
 
 STEPPING = ("model.optimizer", "model.lr_scheduler")
-"""What is known once the optimizers are made, later than the rest."""
+"""Settings that are known only when the optimizers exist."""
 
 
 class Change(NamedTuple):
-    """A setting that differs from the checkpoint's; None where there is none of the name."""
+    """A setting that differs from the checkpoint's; None where one side lacks it."""
 
     name: str
     then: Any
@@ -45,7 +45,7 @@ class Change(NamedTuple):
 
     @property
     def alike(self) -> bool:
-        """Whether it is the same after all: a folder by whichever path, a text (with its digest) of whichever name."""
+        """True for the same folder under another path, or the same text (by digest) under another name."""
         if self.name.startswith("model.tokenizer.") and self.then and self.now:
             return str(self.then).rpartition(" ")[2] == str(self.now).rpartition(" ")[2]
         if self.name.endswith((".path", ".config")) and isinstance(self.then, str) and isinstance(self.now, str):
@@ -54,18 +54,18 @@ class Change(NamedTuple):
 
     @property
     def refused(self) -> bool:
-        """Whether the checkpoint's state is that of the old value."""
+        """True if the checkpoint's state belongs to the old value."""
         if self.name.startswith(tuple(f"model.policy.{name}" for name in COMPUTED)):
             return False
         if self.name.startswith(("model.policy.", "model.tokenizer.")):
             return True
         if self.name.endswith(".momentum") and bool(self.then) != bool(self.now):
-            return True  # without momentum there is no state of it to go on with
+            return True  # without momentum there is no state to go on with
         return self.name.startswith("model.") and not (_is_number(self.then) and _is_number(self.now))
 
 
 def changes(then: Settings, now: Settings) -> list[Change]:
-    """What differs, by name. That one has no such setting, and that it has None, is the same.
+    """Differences by name; a missing setting equals None.
 
     Args:
         then: The checkpoint's.
@@ -77,7 +77,7 @@ def changes(then: Settings, now: Settings) -> list[Change]:
 
 
 def _follows(change: Change, others: Mapping[str, Change]) -> bool:
-    """Whether a change goes without saying: another class has other arguments; a further parameter group has the first.
+    """True if a change follows from another one: of the class, or of the first parameter group.
 
     Args:
         change: The change.
@@ -95,7 +95,7 @@ def _follows(change: Change, others: Mapping[str, Change]) -> bool:
 
 
 class RunSettings:
-    """The settings of a run, as they are given and before a checkpoint is restored, which brings some of its own."""
+    """The settings of a run as given, before a checkpoint restores some of them."""
 
     def __init__(self) -> None:
         self.values: Settings = {}
@@ -161,7 +161,7 @@ class RunSettings:
         self._stored = None
 
     def _changes(self) -> list[Change]:
-        """What differs, as far as both sides are known yet."""
+        """Differences between settings that are known on both sides by now."""
         if self._stored is None:
             return []
         if self._groups:
@@ -177,7 +177,7 @@ class RunSettings:
             )
 
     def _keeps(self, change: Change) -> bool:
-        """Whether the state of a schedule of another make holds a setting, in a form that only it knows."""
+        """True if the state of a foreign schedule holds a setting, in a form that only it knows."""
         return self._foreign and change.name.startswith(("model.lr_scheduler.", "model.optimizer.lr"))
 
 

@@ -34,7 +34,7 @@ OF_THE_RUN = (
     "limit_train_batches",
     "overfit_batches",
 )
-"""What of a Trainer shapes training."""
+"""Settings of a Trainer that change the training."""
 
 SHAPING = (EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging, WeightAveraging)
 """Lightning's callbacks that shape training. Others say so by a method ``training_settings``."""
@@ -74,7 +74,7 @@ def run_settings(trainer: Trainer) -> Settings:
 
 
 def tokenizer_settings(spec: TokenizerSpec) -> Settings:
-    """What a tokenizer makes of a text, and what ends one: names, each with a digest of the content, which counts.
+    """Settings of a tokenizer: template and special tokens, long texts by name and digest.
 
     Args:
         spec: How it is loaded.

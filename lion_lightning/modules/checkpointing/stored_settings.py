@@ -1,4 +1,4 @@
-"""What a checkpoint says of how a module was made, and of files, is checked: it comes from a file."""
+"""Checks of the constructor arguments and paths in a checkpoint, which may come from anywhere."""
 
 from __future__ import annotations
 

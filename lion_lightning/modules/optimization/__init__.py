@@ -1,1 +1,1 @@
-"""What an optimizer step is made of: schedules, gradients, run length and limits."""
+"""The optimizer step: schedules, gradients, run length, and checks of settings."""

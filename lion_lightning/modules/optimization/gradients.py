@@ -14,7 +14,7 @@ from lion_lightning.models.weights.dtensor import to_full, to_local
 
 @torch.no_grad()
 def scale_gradients(module: nn.Module, factor: float) -> None:
-    """Multiply all gradients, or this rank's pieces of them: on a GPU in a few launches, not one a parameter.
+    """Multiply all gradients, or this rank's shards of them: on a GPU in a few launches, not one per parameter.
 
     Args:
         module: After a backward pass.
@@ -39,6 +39,6 @@ def gradient_norm(module: nn.Module, strategy: Strategy) -> Tensor:
     return torch.sqrt(total)
 
 
-def clips_flat_pieces(strategy: Strategy, algorithm: str | None) -> bool:
-    """Whether only FSDP itself can clip: by a norm, over pieces that do not know of one another."""
+def clips_flat_shards(strategy: Strategy, algorithm: str | None) -> bool:
+    """True if only FSDP itself can clip: by the norm over all flat shards."""
     return isinstance(strategy, FSDPStrategy) and algorithm in (None, "norm")

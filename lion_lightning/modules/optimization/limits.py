@@ -1,4 +1,4 @@
-"""Numbers, callbacks and precisions that make no sense: refused by the name of their key, before they do harm."""
+"""Checks of numbers, callbacks and precisions; errors name the key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LEAST_OF_STEPS = {
 
 
 def made(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
-    """What a factory makes; its complaint names the key, where torch's names the argument alone.
+    """The product of a factory; errors name the key of the config, where torch names only the argument.
 
     Args:
         name: The key that the factory comes from.
@@ -61,7 +61,7 @@ def require_trainer_numbers(trainer: Trainer) -> None:
         trainer: The trainer.
 
     Raises:
-        MisconfigurationException: One makes no sense; the message names it.
+        MisconfigurationException: A number is out of range; the message names it.
     """
     for name, least in LEAST.items():
         value = getattr(trainer, name, None)
@@ -95,7 +95,7 @@ def require_optimizer_numbers(optimizer: Optimizer) -> None:
         optimizer: The module's.
 
     Raises:
-        ValueError: One makes no sense; the message names it.
+        ValueError: A number is out of range; the message names it.
     """
     found = optimizer_settings([optimizer])
     require_arguments({name: value for name, value in found.items() if not name.startswith(GROUP)})
@@ -108,7 +108,7 @@ def require_arguments(settings: Settings) -> None:
         settings: By dotted name.
 
     Raises:
-        ValueError: One makes no sense; the message names it.
+        ValueError: A number is out of range; the message names it.
     """
     require_finite_settings(settings)
     for name, value in settings.items():
@@ -155,7 +155,7 @@ def refuse_tuners(trainer: Trainer) -> None:
             )
         if isinstance(callback, BatchSizeFinder):
             raise MisconfigurationException(
-                "BatchSizeFinder trains on trial batches and takes them back by a checkpoint of its own, which is not "
+                "BatchSizeFinder trains on trial batches and undoes that with its own checkpoint, which is not "
                 "supported: take the callback out of trainer.callbacks, and set data.batch_size; `lion plan` estimates "
                 "what fits"
             )
@@ -238,7 +238,7 @@ def warn_of_slow_precision(trainer: Trainer) -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 itself; True where that is not known.
+    """True if a device has bf16 matrix products in hardware, or where that is unknown.
 
     Args:
         device: Of the Trainer.

@@ -1,4 +1,4 @@
-"""How many optimizer steps a run makes, by Lightning's rules for epochs, limits and accumulation."""
+"""Number of optimizer steps of a run, by Lightning's rules for epochs, limits and accumulation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def accumulation(trainer: Trainer, epoch: int) -> int:
 
 
 def run_length(trainer: Trainer) -> float:
-    """Optimizer steps of the whole run, those that are done included; infinity where nothing ends it.
+    """Optimizer steps of the run from its start; infinity where nothing ends it.
 
     The steps to come are counted as the trainer is set up now: a resumed run may have other batches or another
     accumulation than the steps that are done had.

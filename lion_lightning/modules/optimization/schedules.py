@@ -27,7 +27,7 @@ class WarmupSchedule(LRScheduler):
         total_steps: Length of the run; None to have the module fill it in.
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.1, total_steps: int | None = None) -> None:
@@ -69,7 +69,7 @@ class WarmupSchedule(LRScheduler):
         """Take in how long the run is, which changes the present rate too.
 
         Args:
-            total_steps: Optimizer steps of the whole run, those that are done included.
+            total_steps: Optimizer steps of the run from its start.
         """
         self.total_steps = total_steps
         self.set_rates()
@@ -109,7 +109,7 @@ class CosineWithWarmup(WarmupSchedule):
         total_steps: See :class:`WarmupSchedule`.
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpointing.policy_checkpoints import PolicyCheckpoints
 from lion_lightning.modules.metrics import StepMetrics
-from lion_lightning.modules.optimization.gradients import clips_flat_pieces, gradient_norm, scale_gradients
+from lion_lightning.modules.optimization.gradients import clips_flat_shards, gradient_norm, scale_gradients
 from lion_lightning.modules.optimization.limits import made, require_finite_loss, require_optimizer_numbers
 from lion_lightning.modules.optimization.rates import RateWatch
 from lion_lightning.modules.optimization.run_length import accumulation, run_length
@@ -25,7 +25,7 @@ from lion_lightning.modules.process import require_rows_of, require_sharded
 
 
 class SteppedPolicy(PolicyCheckpoints):
-    """A module with a policy, optimizer and schedule, whose steps are divided by the items of the whole global step."""
+    """A module with policy, optimizer and schedule; gradients are divided by the items of the global step."""
 
     default_learning_rate: ClassVar[float] = 2e-5
     """Of the AdamW that is used where no optimizer is given."""
@@ -156,8 +156,8 @@ class SteppedPolicy(PolicyCheckpoints):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm of the whole gradient under every strategy."""
-        if gradient_clip_val and clips_flat_pieces(self.trainer.strategy, gradient_clip_algorithm):
+        """Clip by the norm of the full gradient under every strategy."""
+        if gradient_clip_val and clips_flat_shards(self.trainer.strategy, gradient_clip_algorithm):
             root: Any = self.trainer.strategy.model
             root.clip_grad_norm_(gradient_clip_val)
         else:

@@ -110,6 +110,6 @@ class ValueHead(SFTModule):
 
 def test_a_head_beside_the_policy_is_said_to_be_left_out(bench: Bench) -> None:
     plain = bench.module()
-    module = ValueHead(plain.policy_spec, plain.tokenizer_spec)
+    module = ValueHead(plain.policy_spec, tokenizer=plain.tokenizer_spec)
     with pytest.warns(UserWarning, match=r"trained, and not in it: value_head\.weight, value_head\.bias"):
         bench.fit(bench.trainer(HuggingFaceExport()), module)

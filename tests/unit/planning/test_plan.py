@@ -23,7 +23,7 @@ from lion_lightning.planning.job import Job, documents, pairs
 from lion_lightning.planning.memory import Offloaded, Replicated, Sharded
 from lion_lightning.planning.memory_counter import MemoryCounter
 from lion_lightning.planning.meta_model import meta_model
-from lion_lightning.planning.optimizer_memory import update
+from lion_lightning.planning.optimizer_memory import step_memory
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
 from lion_lightning.planning.sizes import weight_bytes
 from lion_lightning.strategies import FSDP2Strategy, WrapLayers
@@ -51,7 +51,7 @@ def job(**changes: Any) -> Job:
 
 @cache
 def plain() -> Job:
-    """The same one for all tests, since it is rehearsed when it is first asked."""
+    """The same one for all tests, since its dry run is done once."""
     return job()
 
 
@@ -96,12 +96,12 @@ class Broken(Bytes):
 def test_an_optimizer_that_looks_at_values_is_tried_on_a_real_weight(total: int) -> None:
     # AdamW, a weight at a time: the root of the second moment, and that root corrected for bias
     shapes = [(torch.Size((3, 5)), torch.float32)]
-    assert update(AdamW, shapes, foreach=False) == {"activations": 2 * 4 * 15, "state": 8 * 15, "trained": 4 * 15}
-    assert update(SGD, shapes, foreach=False) == {"activations": 0, "state": 0, "trained": 4 * 15}
-    assert update(Bytes, shapes, foreach=False) == {"state": 2**20, "trained": 2**22}
+    assert step_memory(AdamW, shapes, foreach=False) == {"activations": 2 * 4 * 15, "state": 8 * 15, "trained": 4 * 15}
+    assert step_memory(SGD, shapes, foreach=False) == {"activations": 0, "state": 0, "trained": 4 * 15}
+    assert step_memory(Bytes, shapes, foreach=False) == {"state": 2**20, "trained": 2**22}
     assert Replicated().peak(job(optimizer=Bytes)).optimizer == total
     with pytest.raises(ValueError, match=r"model.optimizer: it does not step on a CPU \(no kernel\)"):
-        update(Broken, shapes, foreach=False)
+        step_memory(Broken, shapes, foreach=False)
 
 
 def test_a_second_model_counts_as_reference(total: int) -> None:
@@ -240,5 +240,5 @@ def test_four_bits_are_not_sharded() -> None:
 
 
 def test_a_strategy_that_is_not_known_is_said() -> None:
-    with pytest.raises(ValueError, match="what object holds is not known here"):
+    with pytest.raises(ValueError, match="the memory of object cannot be estimated"):
         placements(object(), 2)
