@@ -1,1 +1,1 @@
-"""`lion rounds`: what happened in the rounds of on-policy sampling."""
+"""``lion rounds``: metrics, samples and plots of the rounds of on-policy sampling."""

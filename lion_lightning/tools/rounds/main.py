@@ -1,4 +1,4 @@
-"""``lion rounds DIR``: what happened in the rounds of on-policy sampling."""
+"""``lion rounds DIR``: metrics, samples and plots of the rounds of on-policy sampling."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> None:
-    """Print and draw it.
+    """Run the command.
 
     Args:
-        arguments: Of the command line.
+        arguments: Command line without ``lion rounds``.
     """
     from lion_lightning.tools.rounds.report import report
 
-    parser = argparse.ArgumentParser(
-        prog="lion rounds", description="Print and draw what happened in the rounds of on-policy sampling."
-    )
-    parser.add_argument("folder", help="where the rounds lie, e.g. runs/online_dpo/rounds")
+    parser = argparse.ArgumentParser(prog="lion rounds", description="Print and plot the rounds of on-policy sampling.")
+    parser.add_argument("folder", help="folder of the rounds, e.g. runs/online_dpo/rounds")
     parser.add_argument("--samples", type=int, default=3, help="prompts to show with their answers (3)")
-    parser.add_argument("--png", help="where to draw; by default rounds.png in the folder")
+    parser.add_argument("--png", help="file of the plots; by default rounds.png in the folder")
     options = parser.parse_args(arguments)
     report(Path(options.folder), options.samples, Path(options.png) if options.png else None)

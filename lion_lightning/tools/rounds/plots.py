@@ -1,4 +1,4 @@
-"""The picture of ``lion rounds``."""
+"""Plots of ``lion rounds``."""
 
 from __future__ import annotations
 
@@ -18,51 +18,41 @@ from lion_lightning.rollouts.rounds import Round
 BLUE, ORANGE, GRAY = "#1f77b4", "#ff7f0e", "#888888"
 
 
-def draw(
+def plot(
     rounds: Sequence[Round],
     metrics: Sequence[Mapping[str, float]],
-    kept: Sequence[float],
-    causes: Sequence[Mapping[str, int]],
+    pairs_kept: Sequence[float],
+    left_out: Sequence[Mapping[str, int]],
     png: Path,
 ) -> None:
-    """Draw scores, win rate, lengths, diversity and what was left out, over the rounds.
+    """Plot scores, win rate, lengths, diversity, and prompts and pairs left out, over the rounds.
 
     Args:
         rounds: The rounds.
-        metrics: Of each, from ``round_metrics``.
-        kept: Pairs of each that were trained on, NaN where that is not known.
-        causes: What was left out of each, and how many.
-        png: Where to.
+        metrics: Metrics of each round, from ``round_metrics``.
+        pairs_kept: Pairs of each round that were trained on, NaN where unknown.
+        left_out: Prompts and pairs of each round that were left out, by cause.
+        png: File to write.
 
     Raises:
         ValueError: The file cannot be written.
     """
-    with rc_context({"text.parse_math": False}):  # a cause that names something of the data is no formula
-        _draw(rounds, metrics, kept, causes, png)
-
-
-def _draw(
-    rounds: Sequence[Round],
-    metrics: Sequence[Mapping[str, float]],
-    kept: Sequence[float],
-    causes: Sequence[Mapping[str, int]],
-    png: Path,
-) -> None:
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    panels = figure.subplots(2, 3).flat
-    numbers = [made.number for made in rounds]
+    numbers = [finished.number for finished in rounds]
 
     def values(name: str) -> list[float]:
         return [known[name] for known in metrics]
 
-    _scores(next(panels), numbers, values)
-    _wins(next(panels), numbers, values, rounds)
-    _spread(next(panels), numbers, rounds)
-    _lengths(next(panels), numbers, values)
-    _diversity(next(panels), numbers, values)
-    _left_out(next(panels), numbers, kept, causes)
-    with explain_write_errors(png, "the picture", "give another place with --png"), atomic_write(png) as temporary:
-        figure.savefig(temporary, dpi=110)
+    with rc_context({"text.parse_math": False}):  # a cause with dollar signs is not a formula
+        figure = Figure(figsize=(13, 7), layout="constrained")
+        panels = figure.subplots(2, 3).flat
+        _scores(next(panels), numbers, values)
+        _wins(next(panels), numbers, values, rounds)
+        _spread(next(panels), numbers, rounds)
+        _lengths(next(panels), numbers, values)
+        _diversity(next(panels), numbers, values)
+        _left_out(next(panels), numbers, pairs_kept, left_out)
+        with explain_write_errors(png, "the plots", "name another file with --png"), atomic_write(png) as temporary:
+            figure.savefig(temporary, dpi=110)
 
 
 Values = Callable[[str], list[float]]
@@ -78,10 +68,11 @@ def _scores(axes: Any, numbers: Sequence[int], values: Values) -> None:
 
 
 def _wins(axes: Any, numbers: Sequence[int], values: Values, rounds: Sequence[Round]) -> None:
-    counts = [sum(rollout.monitor for rollout in made.rollouts) for made in rounds]
-    bounds = [wilson(rate, count) for rate, count in zip(values("win_rate"), counts, strict=True)]
-    below = [rate - low for rate, (low, _) in zip(values("win_rate"), bounds, strict=True)]
-    above = [high - rate for rate, (_, high) in zip(values("win_rate"), bounds, strict=True)]
+    below, above = [], []
+    for rate, finished in zip(values("win_rate"), rounds, strict=True):
+        low, high = wilson(rate, sum(rollout.monitor for rollout in finished.rollouts))
+        below.append(rate - low)
+        above.append(high - rate)
     axes.errorbar(numbers, values("win_rate"), [below, above], color=BLUE, marker="o", capsize=3, label="95% interval")
     axes.axhline(0.5, color=GRAY, linestyle="--", linewidth=1)
     axes.set_ylim(0, 1)
@@ -89,11 +80,11 @@ def _wins(axes: Any, numbers: Sequence[int], values: Values, rounds: Sequence[Ro
 
 
 def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share (Wilson, 1927); NaN where nothing was counted.
+    """Wilson's interval of a share (Wilson, 1927); NaN for a count of 0.
 
     Args:
         rate: The share.
-        count: Of how many.
+        count: Number of trials.
         z: Quantile of the normal distribution: 1.96 for 95%.
     """
     if not count or math.isnan(rate):
@@ -104,12 +95,15 @@ def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def _spread(axes: Any, numbers: Sequence[int], rounds: Sequence[Round]) -> None:
-    """How the scores of all answers of a round are distributed: one box a round, with its mean."""
-    scores = [[s for rollout in made.rollouts if not rollout.monitor for s in rollout.scores] for made in rounds]
-    filled = [(number, row) for number, row in zip(numbers, scores, strict=True) if row]
-    if filled:
-        places, rows = zip(*filled, strict=True)
-        axes.boxplot(rows, positions=places, widths=0.6, showmeans=True, showfliers=False, manage_ticks=False)
+    """Box plot of the scores of all answers, one box per round, with the mean."""
+    positions, scores = [], []
+    for number, finished in zip(numbers, rounds, strict=True):
+        row = [score for rollout in finished.rollouts if not rollout.monitor for score in rollout.scores]
+        if row:
+            positions.append(number)
+            scores.append(row)
+    if scores:
+        axes.boxplot(scores, positions=positions, widths=0.6, showmeans=True, showfliers=False, manage_ticks=False)
     _finish(axes, "distribution of scores (triangle: mean)", "score", legend=False)
 
 
@@ -130,17 +124,18 @@ def _diversity(axes: Any, numbers: Sequence[int], values: Values) -> None:
     _finish(axes, "diversity of a prompt's answers", "")
 
 
-def _left_out(axes: Any, numbers: Sequence[int], kept: Sequence[float], causes: Sequence[Mapping[str, int]]) -> None:
-    names = ["pairs kept", *sorted({name for found in causes for name in found})]
-    columns = [
-        {"pairs kept": 0.0 if math.isnan(count) else count, **found} for count, found in zip(kept, causes, strict=True)
-    ]
+def _left_out(
+    axes: Any, numbers: Sequence[int], pairs_kept: Sequence[float], left_out: Sequence[Mapping[str, int]]
+) -> None:
+    """Stacked bars: pairs kept, and prompts and pairs left out by cause."""
+    causes = sorted({cause for counts in left_out for cause in counts})
+    bars = {"pairs kept": [0.0 if math.isnan(count) else count for count in pairs_kept]}
+    bars |= {cause: [float(counts.get(cause, 0)) for counts in left_out] for cause in causes}
     bottom = [0.0] * len(numbers)
-    for place, name in enumerate(names):
-        heights = [float(column.get(name, 0)) for column in columns]
-        axes.bar(numbers, heights, bottom=bottom, label=harmless(name), color=f"C{place}", width=0.7)
+    for position, (name, heights) in enumerate(bars.items()):
+        axes.bar(numbers, heights, bottom=bottom, label=harmless(name), color=f"C{position}", width=0.7)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    _finish(axes, "what became of prompts and pairs", "number", legend=False)
+    _finish(axes, "prompts and pairs, kept or left out", "number", legend=False)
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # causes are long: below the bars
 
 
@@ -151,6 +146,3 @@ def _finish(axes: Any, title: str, label: str, legend: bool = True) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if legend:
         axes.legend(fontsize=8)
-
-
-__all__ = ["draw", "wilson"]

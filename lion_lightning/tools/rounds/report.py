@@ -35,70 +35,75 @@ ANSWERS = {
     "distinct_2": "{:z.3f}",
     "self_bleu": "{:z.3f}",
 }
-"""The metrics that are printed, in two tables, and how."""
+"""Metrics of the two printed tables, with their formats."""
 
 SHOWN = 400
-"""Characters of a prompt or an answer that are printed."""
+"""Printed characters of a prompt or an answer."""
 
 
 def report(folder: Path, samples: int = 3, png: Path | None = None, console: Console | None = None) -> None:
-    """Print and draw the rounds of a folder.
+    """Print and plot the rounds of a folder.
 
     Args:
         folder: Folder of the rounds.
         samples: Prompts to show with their answers.
-        png: Where to draw; None for ``rounds.png`` in the folder.
-        console: Where to print; None for the terminal.
+        png: File of the plots; None for ``rounds.png`` in the folder.
+        console: Prints the report; None for the terminal.
 
     Raises:
         ValueError: There are no rounds, or one is damaged.
     """
     from rich.console import Console
 
+    from lion_lightning.tools.rounds.plots import plot  # matplotlib takes a second to import
+
     console = console or Console(soft_wrap=True)
-    for line in _under_way(folder):
+    for line in _unfinished(folder):
         console.print(line, highlight=False, markup=False)
     rounds = find_rounds(folder)
     if not rounds:
         raise ValueError(f"{folder}: no finished rounds here; name the folder with round-0000.arrow (runs/.../rounds)")
-    metrics = [_all_metrics(made) for made in rounds]
+    metrics = [_all_metrics(finished) for finished in rounds]
     logged = {name for known in metrics for name in known} - {*round_metrics(rounds[0]), *ANSWERS}
     more = dict.fromkeys(sorted(logged), "{:z.4g}")
     console.print(_metrics_table("Scores", rounds, metrics, {**SCORES, **more}))
     console.print(_metrics_table("Answers", rounds, metrics, ANSWERS))
-    console.print(_causes_table(rounds))
-    _show(console, rounds, samples)
-    _draw(console, rounds, metrics, png or folder / "rounds.png")
+    console.print(_left_out_table(rounds))
+    _print_answers(console, rounds, samples)
+    png = png or folder / "rounds.png"
+    plot(rounds, metrics, [pairs_kept(finished) for finished in rounds], [left_out(each) for each in rounds], png)
+    console.print(f"wrote {png}", highlight=False, markup=False)
 
 
-def causes(made: Round) -> dict[str, int]:
-    """What kept prompts and pairs of a round from training, with their numbers.
+def left_out(finished: Round) -> dict[str, int]:
+    """Number of prompts and pairs of a round that were not trained on, by cause.
 
     Args:
-        made: The round; what its pairs lost is known once it was trained on.
+        finished: The round; what the filters left out of its pairs is known once it was trained on.
     """
-    prompts = Counter(rollout.left_out for rollout in made.rollouts if rollout.left_out)
-    lost = made.summary.get("report", {}).get("left_out", {})
-    pairs = {f"pairs: {cause}": int(counts["pairs"]) for cause, counts in lost.items()}
-    return {**{f"prompts: {cause}": count for cause, count in prompts.items()}, **pairs}
+    prompts = Counter(rollout.left_out for rollout in finished.rollouts if rollout.left_out)
+    pairs = finished.summary.get("report", {}).get("left_out", {})
+    counts = {f"prompts: {cause}": count for cause, count in prompts.items()}
+    return counts | {f"pairs: {cause}": int(count["pairs"]) for cause, count in pairs.items()}
 
 
-def kept(made: Round) -> float:
-    """Pairs of a round that were trained on; NaN where that is not known yet."""
-    found = made.summary.get("report", {}).get("kept", {})
-    return float(found.get("pairs", math.nan))
+def pairs_kept(finished: Round) -> float:
+    """Number of pairs of a round that were trained on; NaN if unknown."""
+    kept = finished.summary.get("report", {}).get("kept", {})
+    return float(kept.get("pairs", math.nan))
 
 
-def _under_way(folder: Path) -> list[str]:
+def _unfinished(folder: Path) -> list[str]:
+    """A line for each round that is being made, or was when its run was killed."""
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; name the one with the rounds (runs/.../rounds)")
+        raise ValueError(f"{folder}: no such folder; name the folder of the rounds (runs/.../rounds)")
     lines = []
-    for parts in sorted(folder.glob("round-*.parts-*")):
-        plan = parts / "plan.json"
+    for chunks in sorted(folder.glob("round-*.parts-*")):
+        plan = chunks / "plan.json"
         known = read_object(plan, "the plan of a round", "remove it") if plan.exists() else {}
         total = known.get("chunks", "?")
-        done = [len(list(parts.glob(f"{what}-*.arrow"))) for what in ("sampled", "judged")]
-        lines.append(f"{parts.name}: under way, {done[0]} of {total} chunks sampled and {done[1]} judged")
+        sampled, judged = (len(list(chunks.glob(f"{step}-*.arrow"))) for step in ("sampled", "judged"))
+        lines.append(f"{chunks.name}: unfinished, {sampled} of {total} chunks sampled and {judged} judged")
     return lines
 
 
@@ -111,48 +116,50 @@ def _metrics_table(
     for name in ("round", *forms):
         # A line for each word, and none of them broken: seven such columns fit 80 characters.
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
-    for made, known in zip(rounds, metrics, strict=True):
-        table.add_row(str(made.number), *(_cell(known.get(name), form) for name, form in forms.items()))
+    for finished, known in zip(rounds, metrics, strict=True):
+        cells = [_cell(known.get(name), form) for name, form in forms.items()]
+        table.add_row(str(finished.number), *cells)
     return table
 
 
-def _all_metrics(made: Round) -> dict[str, float]:
-    """Metrics of the rollouts, and those that were logged too."""
-    logged = {name.removeprefix("on_policy/"): value for name, value in made.summary.get("metrics", {}).items()}
-    return logged | round_metrics(made)
+def _all_metrics(finished: Round) -> dict[str, float]:
+    """Metrics of the rollouts, and others that were logged while the round was trained on."""
+    logged = {name.removeprefix("on_policy/"): value for name, value in finished.summary.get("metrics", {}).items()}
+    return logged | round_metrics(finished)
 
 
 def _cell(value: float | None, form: str) -> str:
     return "-" if value is None or math.isnan(value) else form.format(value)
 
 
-def _causes_table(rounds: Sequence[Round]) -> Table | str:
+def _left_out_table(rounds: Sequence[Round]) -> Table | str:
     from rich.table import Table
 
-    counts = [causes(made) for made in rounds]
-    names = sorted({name for found in counts for name in found})
-    if not names:
+    counts = [left_out(finished) for finished in rounds]
+    causes = sorted({cause for found in counts for cause in found})
+    if not causes:
         return "nothing was left out\n"
     table = Table("left out", title="Left out, by round", title_justify="left")
-    for made in rounds:
-        table.add_column(str(made.number), justify="right", no_wrap=True)
-    for name in names:
-        table.add_row(literal(name), *(f"{found.get(name, 0):,}" for found in counts))
+    for finished in rounds:
+        table.add_column(str(finished.number), justify="right", no_wrap=True)
+    for cause in causes:
+        table.add_row(literal(cause), *(f"{found.get(cause, 0):,}" for found in counts))
     return table
 
 
-def _show(console: Console, rounds: Sequence[Round], samples: int) -> None:
-    """The same monitor prompts over the first and the last round; then pairs of the last."""
-    watched = [rollout for rollout in rounds[-1].rollouts if rollout.monitor][:samples]
-    if watched:
-        first = {rollout.group: rollout for rollout in rounds[0].rollouts if rollout.monitor}
-        rows = [(one, [(first.get(one.group, one), 0), (one, 0)]) for one in watched]
-        names = [f"round {made.number}" for made in (rounds[0], rounds[-1])]
+def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> None:
+    """Print answers to the same monitor prompts in the first and the last round, then pairs of the last."""
+    first, last = rounds[0], rounds[-1]
+    before = {rollout.group: rollout for rollout in first.rollouts if rollout.monitor}
+    monitors = [rollout for rollout in last.rollouts if rollout.monitor][:samples]
+    if monitors:
+        rows = [(each, [(before.get(each.group, each), 0), (each, 0)]) for each in monitors]
+        names = [f"round {first.number}", f"round {last.number}"]
         console.print(_answers_table("Monitor prompts", names, rows))
-    paired = [rollout for rollout in rounds[-1].rollouts if rollout.pairs][:samples]
-    pairs = [(one, [(one, place) for place in one.pairs[0]]) for one in paired]
-    if pairs:
-        console.print(_answers_table(f"Pairs of round {rounds[-1].number}", ["chosen", "rejected"], pairs))
+    paired = [rollout for rollout in last.rollouts if rollout.pairs][:samples]
+    if paired:
+        rows = [(each, [(each, position) for position in each.pairs[0]]) for each in paired]
+        console.print(_answers_table(f"Pairs of round {last.number}", ["chosen", "rejected"], rows))
 
 
 def _answers_table(
@@ -162,20 +169,14 @@ def _answers_table(
 
     table = Table("prompt", *names, title=title, title_justify="left", show_lines=True)
     for rollout, answers in rows:
-        said = [_answer(one, place) for one, place in answers]
-        table.add_row(*(literal(text, SHOWN) for text in (rollout.prompt.question, *said)))
+        texts = [_answer(other, position) for other, position in answers]
+        table.add_row(*(literal(text, SHOWN) for text in (rollout.prompt.question, *texts)))
     return table
 
 
-def _answer(rollout: Rollout, place: int) -> str:
-    parts = {name: scores[place] for name, scores in rollout.by_judge.items() if place < len(scores)}
-    several = f" ({', '.join(f'{name} {score:zg}' for name, score in parts.items())})" if len(parts) > 1 else ""
-    cut = ", cut off" if rollout.answers[place].finish_reason == "length" else ""
-    return f"{rollout.answers[place].text}\n= {rollout.scores[place]:zg}{several}{cut}"
-
-
-def _draw(console: Console, rounds: Sequence[Round], metrics: Sequence[Mapping[str, float]], png: Path) -> None:
-    from lion_lightning.tools.rounds.plots import draw
-
-    draw(rounds, metrics, [kept(made) for made in rounds], [causes(made) for made in rounds], png)
-    console.print(f"wrote {png}", highlight=False, markup=False)
+def _answer(rollout: Rollout, position: int) -> str:
+    """An answer with its score, the scores of several judges, and a note where it was cut off."""
+    by_judge = [f"{name} {scores[position]:zg}" for name, scores in rollout.by_judge.items() if position < len(scores)]
+    several = f" ({', '.join(by_judge)})" if len(by_judge) > 1 else ""
+    cut = ", cut off" if rollout.answers[position].finish_reason == "length" else ""
+    return f"{rollout.answers[position].text}\n= {rollout.scores[position]:zg}{several}{cut}"

@@ -194,7 +194,7 @@ def test_the_report_prints_samples_literally_and_draws(tmp_path: Path) -> None:
     console = Console(record=True, width=120)
     report(tmp_path, console=console)
     text = console.export_text()
-    assert "round-0003.parts-abc: under way, 1 of 7 chunks sampled and 0 judged" in text
+    assert "round-0003.parts-abc: unfinished, 1 of 7 chunks sampled and 0 judged" in text
     assert "hi [bold]" in text
     assert "\x1b" not in text
     assert "0.25" in text
