@@ -159,7 +159,10 @@ class PackedDataModule(LightningDataModule, ABC):
             train, held = self.split_validation(self.sources)
             self.train_mixture = mix(train, self.filters)
             self.validation_mixture = mix(held, self.validation_filters) if held else None
-        self.log_reports()
+        for report in _reports(self.train_mixture):
+            logger.info("train: %s", report)
+        for report in _reports(self.validation_mixture):
+            logger.info("validation: %s", report)
 
     @contextmanager
     def preparing_together(self) -> Iterator[None]:
@@ -254,17 +257,14 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def _described(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
         """Settings of each source, with the digest of its examples once they are read."""
-        described = []
-        for source in sources:
-            digest = self._digests.get(id(source))
-            described.append(source.description() | ({"digest": digest} if digest else {}))
-        return described
+        digests = [self._digests.get(id(source)) for source in sources]
+        pairs = zip(sources, digests, strict=True)
+        return [source.description() | ({"digest": digest} if digest else {}) for source, digest in pairs]
 
     def _tokenized(self, source: Source) -> TokenTable:
         table = tokenize(source, self._encoder, self.cache_dir, self.workers)
         source.require_columns(table.messages)
-        has_chat_template = self.tokenizer.chat_template is not None
-        self.warn(source.warnings(table.messages, table.raw_rows, has_chat_template))
+        self.warn(source.warnings(table.messages, table.raw_rows, self.tokenizer.chat_template is not None))
         return table
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
@@ -280,13 +280,6 @@ class PackedDataModule(LightningDataModule, ABC):
                 f"data.max_length is {self.max_length}, but the model has positions for {positions} tokens; "
                 f"set data.max_length to {positions} or less"
             )
-
-    def log_reports(self) -> None:
-        """Log the report of each source."""
-        for report in _reports(self.train_mixture):
-            logger.info("train: %s", report)
-        for report in _reports(self.validation_mixture):
-            logger.info("validation: %s", report)
 
     def row_messages(self) -> dict[str, list[str]]:
         """Messages about the rows, by source, for the start-up summary."""

@@ -1,16 +1,16 @@
-"""Where in the text of a conversation an answer begins and ends, under any chat template.
+"""Start and end of each answer in the text of a conversation, under any chat template.
 
 An answer begins where the generation prompt ends: there, and only there, a model starts to write. Mostly the turns
-before an answer, rendered with the generation prompt, are what the whole text begins with; and so are the turns up to
+before an answer, rendered with the generation prompt, are what all of the text begins with; and so are the turns up to
 the answer. But some templates render earlier turns differently when more turns follow: tools before the last user
-turn, EOS behind the last turn, thoughts in the last turn only. Then a turn is found by what becomes of the text when
+turn, EOS behind the last turn, reasoning in the last turn only. Then a turn is found by what becomes of the text when
 its words are replaced.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -26,10 +26,10 @@ Render = Callable[..., str]
 
 
 LAST_ONLY = (
-    "in the last turn of a conversation it is otherwise: set mask: completion, or give each answer a row of its own "
+    "in the last turn of a conversation it is otherwise: set mask: completion, or make a row of each answer "
     "with `transform: lion_lightning.data.transforms.each_answer`"
 )
-"""What to do where a template renders a last answer as it should, and an earlier one not."""
+"""Fix for a template that renders the last answer correctly, but not earlier ones."""
 
 
 class AnswerFinder:
@@ -37,8 +37,8 @@ class AnswerFinder:
 
     Args:
         conversation: The turns.
-        render: Renders messages as the whole text was.
-        text: The whole text.
+        render: Renders messages as the text was rendered.
+        text: The text of all turns.
         closers: Tokens that end an answer.
     """
 
@@ -52,7 +52,7 @@ class AnswerFinder:
             turn: Its index.
 
         Raises:
-            ValueError: It does not stand behind the generation prompt, or its end cannot be told.
+            ValueError: It does not stand behind the generation prompt, or its end is not clear.
         """
         return [(self.start(turn), self._end(turn))]
 
@@ -88,28 +88,28 @@ class AnswerFinder:
         return min(_shared(header, self.text), _shared(self.text, self.render(self._without_words(0))))
 
     def _start_behind_words(self, turn: int, prompt: str) -> int:
-        """The start found by the words before it: what the prompt has behind them, the whole text has too."""
+        """The start, found by the words before it: what the prompt has behind them, the text has too."""
         others = self._without_words(turn - 1)
-        asked, whole = self.render(others[:turn], prompt=True), self.render(others)
+        asked, other_text = self.render(others[:turn], prompt=True), self.render(others)
         header = prompt[len(prompt) - _shared_end(prompt, asked) :]
-        place = len(self.text) - _shared_end(self.text, whole)
-        if prompt == asked or self.text == whole:
+        position = len(self.text) - _shared_end(self.text, other_text)
+        if prompt == asked or self.text == other_text:
             raise ValueError(f"the chat template leaves out message {turn - 1}, so that the answer to it is not found")
-        if not self.text.startswith(header, place):
-            raise ValueError(self._parted(turn, prompt, header, self.text[place:]))
-        return place + len(header)
+        if not self.text.startswith(header, position):
+            raise ValueError(self._different_header(turn, prompt, header, self.text[position:]))
+        return position + len(header)
 
     def _end_behind_words(self, turn: int, until: str) -> int:
-        """The end found by the words before it: what follows them in the last turn, as far as it follows them here."""
+        """The end, found by the words before it: what follows them in the last turn, as far as it follows them here."""
         others = self._without_words(turn)
-        short, whole = self.render(others[: turn + 1]), self.render(others)
-        if until == short or self.text == whole:
+        short, other_text = self.render(others[: turn + 1]), self.render(others)
+        if until == short or self.text == other_text:
             raise ValueError(f"the chat template leaves out the words of message {turn}")
         closing = until[len(until) - _shared_end(until, short) :]
-        place = len(self.text) - _shared_end(self.text, whole)
-        shared = closing[: _shared(closing, self.text[place : place + len(closing)])]
+        position = len(self.text) - _shared_end(self.text, other_text)
+        shared = closing[: _shared(closing, self.text[position : position + len(closing)])]
         # Two markers may begin alike, as <|end|> and <|user|> do: then the first of them was cut in two.
-        end = place + (len(shared) if shared == closing else self._last_border(shared))
+        end = position + (len(shared) if shared == closing else self._last_border(shared))
         if _shared(self.text, self.render(self._without_words(turn + 1))) < end:
             raise ValueError(
                 f"the chat template writes words of message {turn + 1} into the answer (message {turn}), so it cannot "
@@ -127,8 +127,8 @@ class AnswerFinder:
         messages[turn] = _wordless(messages[turn])
         return messages
 
-    def _parted(self, turn: int, prompt: str, header: str, there: str) -> str:
-        """What to say of an answer that does not stand behind the generation prompt."""
+    def _different_header(self, turn: int, prompt: str, header: str, there: str) -> str:
+        """Error about an answer that does not stand behind the generation prompt."""
         part = _shared(header, there)
         asked, written = header[part : part + 30], there[part : part + 30]
         last = self.render(self.messages[: turn + 1])
@@ -143,13 +143,13 @@ class AnswerFinder:
 class TaggedAnswers(AnswerFinder):
     """Finds the answers under a template whose ``{% generation %}`` tags say what the assistant wrote.
 
-    The tags are held against the generation prompt all the same. What they take in of it is no part of the answer;
+    The tags are checked against the generation prompt. A part of it inside of them does not belong to the answer;
     where they begin behind it, words that a model has to write would not be trained.
 
     Args:
         conversation: The turns.
-        render: Renders messages as the whole text was.
-        text: The whole text.
+        render: Renders messages as the text was rendered.
+        text: The text of all turns.
         closers: Tokens that end an answer.
         tagged: What stands between tags, in order.
     """
@@ -178,7 +178,7 @@ class TaggedAnswers(AnswerFinder):
         return kept
 
     def _of(self, turn: int) -> list[Span]:
-        """What the tags hold of a turn; by its number where each has one pair of tags, else by its place.
+        """The tagged spans of a turn: by its number where each turn has one pair of tags, else by its position.
 
         Tags may stand around turns of others too, or not close before them: what is behind an answer's end is none.
         """
@@ -194,19 +194,19 @@ class TaggedAnswers(AnswerFinder):
         words = self.messages[turn].content.strip() if turn < len(self.messages) else ""
         return bool(words) and words in self.text[slice(*span)]
 
-    def _start_of(self, turn: int, place: int) -> int:
-        """Where the answer begins: at ``place``, where its first tag stands, or behind it.
+    def _start_of(self, turn: int, tag: int) -> int:
+        """Start of the answer: at ``tag``, the position of its first tag, or behind it.
 
         What one turn has between the words before it and its answer, the others of the conversation have too.
         """
         before = self.messages[turn - 1] if turn else Message("", "")
         header = self._headers.get(before.role)
-        if header and self.text.endswith(header, 0, place):
-            return place
+        if header and self.text.endswith(header, 0, tag):
+            return tag
         start = self.start(turn)
-        if start < place:
+        if start < tag:
             raise ValueError(
-                f"the {{% generation %}} tag of the chat template begins behind {self.text[start:place][:40]!r}, which "
+                f"the {{% generation %}} tag of the chat template begins behind {self.text[start:tag][:40]!r}, which "
                 f"a model has to write in its answer (message {turn}) and would not learn to; move the tag"
             )
         words = before.content.strip()
@@ -223,20 +223,17 @@ _STAND_IN = "\ufdd1"
 
 
 def _wordless(message: Message) -> Message:
-    """A turn of the same make that says something else."""
+    """A turn of the same structure with other words."""
     extra: dict[str, Any] = dict(message.extra or {})
     for key in REASONING:
         if key in extra:
             extra[key] = _STAND_IN
     calls = extra.get("tool_calls")
     if calls:
-        extra["tool_calls"] = [_other_call(call) for call in calls]
+        other = {"name": _STAND_IN, "arguments": {_STAND_IN: _STAND_IN}}
+        extra["tool_calls"] = [{**call, "function": {**call["function"], **other}} for call in calls]
     content = _STAND_IN if message.content or not calls else ""
     return message._replace(content=content, extra=extra or None)
-
-
-def _other_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    return {**call, "function": {**call["function"], "name": _STAND_IN, "arguments": {_STAND_IN: _STAND_IN}}}
 
 
 def _shared(one: str, other: str) -> int:

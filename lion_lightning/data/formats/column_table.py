@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lion_lightning.data.formats.labels import FAULTS, LABELS, RATINGS, has_no, has_no_word, has_yes, is_yes
-from lion_lightning.data.formats.media import MEDIA
 from lion_lightning.models.chat_template import REASONING
 
 PROMPTS = ("prompt", "question", "instruction", "messages", "conversations")
@@ -59,6 +58,13 @@ class Meaning(NamedTuple):
     more: str = r"(?!)"
 
 
+_MEDIA = r"""(?x) (?!(?:num|n|has|is|no|with|needs|contains)_) (?:[a-z\d]+_)*
+    (?:(?:image|img|picture|photo|video|audio|waveform|spectrogram|sound|wav|mp3|mp4|gif|jpe?g|png|screenshot|
+    thumbnail|pixel_value)s? | (?<![a-z\d]_)(?:media|frame|speech|clip|recording)s?) _?\d*
+    (?:_(?:path|url|uri|link|file|file_?name|name|byte|data|base64|b64|value|feature|embed|embedding|list|array|content|
+    video|image|audio|frame|clip|grid_thw)s?)*"""
+"""Names of images and sounds; ``time_frame`` and ``social_media`` are something else."""
+
 _HISTORY = r"""(?x) (?:(?:chat|conv|conversation|dialog|dialogue|message|turn|talk|session)s?_)histor(?:y|ies)
     |(?:prev|previous|past|prior|earlier|history|context)_
     (?:chat|message|turn|round|conversation|dialog|dialogue|utterance|exchange)s?"""
@@ -71,7 +77,7 @@ MEANINGS = (
         ("image", "video", "audio", "input_features"),
         "an image or sound, or the name of one",
         f"only text can be trained on; {_LEAVE_OUT}",
-        more=MEDIA,
+        more=_MEDIA,
     ),
     Meaning(
         ("history", "past"),

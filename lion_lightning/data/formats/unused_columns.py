@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from lion_lightning.data.formats.column_table import ANSWERS, HARMLESS, MEANINGS, PROMPTS, Meaning
 from lion_lightning.data.formats.labels import has_grade, is_yes, leaves
-from lion_lightning.data.formats.media import is_media
 from lion_lightning.data.reports.row_messages import add_message, add_warning
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def check_unused_columns(fields: Fields, form: str, only_prompt: bool = False) -
         value = fields.peek(name)
         if is_empty(value):
             continue
-        meaning = _meaning(name, fields.own(name)) or (_BY_NAME["image"] if is_media(value) else None)
+        meaning = _meaning(name, fields.own(name)) or (_BY_NAME["image"] if _is_media(value) else None)
         may_repeat = meaning.is_text if meaning else name in ANSWERS
         if name in PROMPTS:
             _check_second_prompt(fields, name, form)
@@ -179,3 +178,18 @@ def _prompt_texts(value: Any) -> Iterator[str]:
         role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
         if role not in ("assistant", "gpt", "chatgpt", "model"):
             yield from texts_in(turn)
+
+
+_MEDIA_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"OggS", b"fLaC", b"ID3", b"II*\0", b"MM\0*")
+_DATA_URLS = ("data:image/", "data:audio/", "data:video/")
+
+
+def _is_media(value: Any) -> bool:
+    """Whether a value is an image or a sound, or a list of them, as ``datasets`` and parquet files have it."""
+    if isinstance(value, list | tuple):
+        return bool(value) and _is_media(value[0])
+    if isinstance(value, Mapping):
+        return value.keys() >= {"array", "sampling_rate"} or _is_media(value.get("bytes"))
+    if isinstance(value, str):
+        return value.startswith(_DATA_URLS)
+    return isinstance(value, bytes) and (value.startswith(_MEDIA_BYTES) or value[4:8] == b"ftyp")

@@ -39,10 +39,6 @@ csv.field_size_limit(2**31 - 1)  # a cell may hold a long conversation; 128 KiB 
 # --- bytes
 
 
-def _open_plain(path: Path) -> Any:
-    return path.open("rb")
-
-
 def _open_zstd(path: Path) -> Any:
     import pyarrow as pa
 
@@ -65,20 +61,17 @@ def opened(path: Path) -> Iterator[Any]:
     Raises:
         ValueError: It is truncated, not compressed as its name says, or not UTF-8.
     """
-    opener = COMPRESSIONS.get(path.suffix.lower(), _open_plain)
+    opener = COMPRESSIONS.get(path.suffix.lower())
     try:
-        with opener(path) as file:
-            _require_utf8(path, file.peek(4)[:4])
+        with opener(path) if opener else path.open("rb") as file:
+            start = file.peek(4)[:4]
+            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+                raise ValueError(f"{path}: not UTF-8 but, by its first bytes, UTF-16 or binary; save the file as UTF-8")
             yield file
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # of the disk, and not of the decompression
             raise
         raise ValueError(f"{path}: not a complete {path.suffix} file ({first_line(error)}); write it again") from error
-
-
-def _require_utf8(path: Path, start: bytes) -> None:
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
-        raise ValueError(f"{path}: not UTF-8 but, by its first bytes, UTF-16 or binary; save the file as UTF-8")
 
 
 def _decoded(line: bytes, path: Path, number: int) -> str:
