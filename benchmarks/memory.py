@@ -1,7 +1,7 @@
-"""Measured peaks of training on a CPU against what is reckoned: ``python benchmarks/memory.py --model FOLDER``.
+"""Measured peaks of training on a CPU against what is estimated: ``python benchmarks/memory.py --model FOLDER``.
 
 Two steps of each of CASES: of the model in FOLDER (SmolLM2-135M) and of random Llamas of other shapes. Each case trains
-in processes of its own, whose peak is the largest resident set that the kernel saw (VmHWM); the reckoning is made in
+in processes of its own, whose peak is the largest resident set that the kernel saw (VmHWM); the estimate is made in
 another, which trains nothing, as `lion plan` makes it. The C library is told to give freed blocks back
 (MALLOC_MMAP_THRESHOLD_): otherwise it was seen to keep a fifth more than tensors ever held at once. The time of a step
 is that of its processor (one thread a process), so that others on the machine count for little. The table is printed in
@@ -117,21 +117,21 @@ class Found:
 
     Attributes:
         measured: MiB at the peak, of the process that took most.
-        reckoned: MiB.
-        libraries: MiB of ``reckoned`` that a process has before it trains.
+        estimated: MiB.
+        libraries: MiB of ``estimated`` that a process has before it trains.
         seconds: Processor seconds of the second step.
         gflop: Reckoned 10^9 FLOPs of a step, on each process.
     """
 
     measured: float
-    reckoned: float
+    estimated: float
     libraries: float
     seconds: float
     gflop: float
 
 
 def main() -> None:
-    """Train and reckon every case, and print the table."""
+    """Train and estimate every case, and print the table."""
     options = _options()
     measurements: list[dict[str, Any]] = []
     bits = find_spec("bitsandbytes") is not None
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 HEADER = (
-    "| model | tokens | stage | processes | measured | reckoned | ratio | without libraries | s a step | GFLOP/s |",
+    "| model | tokens | stage | processes | measured | estimated | ratio | without libraries | s a step | GFLOP/s |",
     "|---|---|---|---|---|---|---|---|---|---|",
 )
 
@@ -163,16 +163,16 @@ def rows(measurements: Sequence[dict[str, Any]]) -> list[str]:
     for measurement in measurements:
         found = Found(**{name: measurement[name] for name in Found.__dataclass_fields__})
         case = Case(**{name: measurement[name] for name in Case.__dataclass_fields__})
-        beyond = (found.reckoned - found.libraries) / (found.measured - found.libraries)
+        beyond = (found.estimated - found.libraries) / (found.measured - found.libraries)
         cells = [case.model, f"{case.tokens:,}", case.name, case.spread]
-        cells += [f"{size:,.0f} MiB" for size in (found.measured, found.reckoned)]
-        cells += [f"{ratio:.2f}" for ratio in (found.reckoned / found.measured, beyond)]
+        cells += [f"{size:,.0f} MiB" for size in (found.measured, found.estimated)]
+        cells += [f"{ratio:.2f}" for ratio in (found.estimated / found.measured, beyond)]
         made.append(f"| {' | '.join([*cells, f'{found.seconds:.1f}', f'{found.gflop / found.seconds:.0f}'])} |")
     return made
 
 
 def compare(case: Case, folder: str) -> Found:
-    """Train a case and reckon it.
+    """Train a case and estimate it.
 
     Args:
         case: The case.
@@ -184,7 +184,7 @@ def compare(case: Case, folder: str) -> Found:
     ranks = [_start("train", case, folder, rank, port) for rank in range(case.ranks)]
     trained = [_result(rank) for rank in ranks]
     largest = {name: max(rank[name] for rank in trained) for name in trained[0]}
-    return Found(**largest, **_result(_start("reckon", case, folder, 0, port)))
+    return Found(**largest, **_result(_start("estimate", case, folder, 0, port)))
 
 
 def write_tokenizer(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""The two sides of ``memory.py``, each run in a process of its own: ``python memory_workers.py train|reckon JOB``."""
+"""The two sides of ``memory.py``, each run in a process of its own: ``python memory_workers.py train|estimate JOB``."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def train(job: dict[str, Any]) -> dict[str, float]:
     return {"measured": _status("VmHWM") - _mapped_weights(), "seconds": clock.seconds}
 
 
-def reckon(job: dict[str, Any]) -> dict[str, float]:
-    """What the case is reckoned to take."""
+def estimate(job: dict[str, Any]) -> dict[str, float]:
+    """What the case is estimated to take."""
     from lion_lightning.planning.job import job_of
     from lion_lightning.planning.sharding_layout import placements
     from lion_lightning.planning.sizes import library_memory
@@ -59,7 +59,7 @@ def reckon(job: dict[str, Any]) -> dict[str, float]:
     for estimate in moments:
         print({name: size >> 20 for name, size in estimate.parts.items()}, estimate.moment, file=sys.stderr)
     peak = max(estimate.total for estimate in moments)
-    return {"reckoned": peak / 2**20, "libraries": libraries / 2**20, "gflop": micro_batch_flops(planned) / 1e9}
+    return {"estimated": peak / 2**20, "libraries": libraries / 2**20, "gflop": micro_batch_flops(planned) / 1e9}
 
 
 def _strategy(job: dict[str, Any]) -> Any:
@@ -135,4 +135,4 @@ def _status(field: str) -> float:
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    print(json.dumps({"train": train, "reckon": reckon}[sys.argv[1]](json.loads(sys.argv[2]))))
+    print(json.dumps({"train": train, "estimate": estimate}[sys.argv[1]](json.loads(sys.argv[2]))))

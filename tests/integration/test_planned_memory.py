@@ -1,4 +1,4 @@
-"""What `lion plan` reckons against what training takes, each in processes of their own."""
+"""What `lion plan` estimates against what training takes, each in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak 
         pytest.param("DPO", False, "fsdp", marks=pytest.mark.distributed),
     ],
 )
-def test_the_reckoned_peak_is_within_15_percent(stage: str, checkpointing: bool, strategy: str, tmp_path: Path) -> None:
+def test_the_estimate_is_within_15_percent(stage: str, checkpointing: bool, strategy: str, tmp_path: Path) -> None:
     memory = benchmark("memory")
     memory.write_tokenizer(str(tmp_path))
     found = memory.compare(memory.Case(memory.SMALL, stage, checkpointing, strategy=strategy), str(tmp_path))
     assert found.measured > 2 * found.libraries
-    assert found.reckoned == pytest.approx(found.measured, rel=0.15)
+    assert found.estimated == pytest.approx(found.measured, rel=0.15)

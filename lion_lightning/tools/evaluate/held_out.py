@@ -1,4 +1,4 @@
-"""Loss on held-out conversations, and rewards on held-out preference pairs, as the training modules reckon them."""
+"""Loss on held-out conversations, and rewards on held-out preference pairs, as the training modules estimate them."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Evaluation:
     Attributes:
         model: A Hugging Face folder, such as a stage exports, or a hub id.
         out: Folder of the answers and results.
-        conversations: What the loss is reckoned on; empty for no loss.
-        preferences: Pairs that rewards are reckoned on; empty for none. They need ``reference``.
+        conversations: What the loss is estimated on; empty for no loss.
+        preferences: Pairs that rewards are estimated on; empty for none. They need ``reference``.
         reference: What rewards are measured against, e.g. the export of the stage before.
         prompts: What the model is asked; empty for nothing. They need ``judge``.
         judge: What scores each answer; None for nothing.

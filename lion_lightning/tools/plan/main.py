@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
         arguments: Of the command line.
 
     Raises:
-        ValueError: What is asked for cannot be reckoned.
+        ValueError: What is asked for cannot be estimated.
     """
     options, rest = _parser().parse_known_args(arguments)
     _require_positive(options)
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(
         prog="lion plan",
         usage="lion plan -c CONFIG [--gpus N] [--memory GIB] [any option of lion fit]",
-        description="Reckon memory a GPU and time a step of a config, under each strategy; no GPU is needed for it.",
+        description="Estimate memory a GPU and time a step of a config, under each strategy; no GPU is needed for it.",
     )
     own.add_argument("--gpus", type=int, help="how many (devices x num_nodes of the config's trainer)")
     own.add_argument("--tokens", type=int, help="of a micro-batch (rows x row_length of the config's data module)")
