@@ -56,6 +56,7 @@ def rendezvous(ranks: Ranks, folder: Path) -> Iterator[WorkerGroup]:
         raise  # a collective would wait for the lost rank
     except Exception as error:
         failure = error
+    # Ranks that have not failed learn of it here, at the latest.
     failures = ranks.all_gather(failure and f"{type(failure).__name__}: {failure}")
     if group.rank == 0:
         shutil.rmtree(group.messages, ignore_errors=True)
@@ -75,6 +76,7 @@ def _group_of(ranks: Ranks, folder: Path) -> WorkerGroup:
             _remove_old_messages(folder)
             sign.touch()
     ranks.barrier()
+    # Machines without a shared disk do not see rank 0's file: each then works for itself.
     shared = ranks.all_agree(sign.exists())
     if ranks.is_first:
         sign.unlink(missing_ok=True)
@@ -191,7 +193,7 @@ class WorkerGroup:
         Raises:
             RuntimeError: Another rank failed, or was lost (:class:`RankLostError`).
         """
-        others = _Others(self)
+        others = _Others(self)  # whoever waits checks that the others live
         while not done():
             others.check()
             time.sleep(POLL_SECONDS)

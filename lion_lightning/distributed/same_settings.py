@@ -56,7 +56,7 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, PLAIN):
         yield name, value
         return
-    for key, part in _parts(value):
+    for key, part in _parts(value):  # the message prints values, so secrets are left out
         if not is_secret(key):
             yield from flat(f"{name}.{key}", part)
 

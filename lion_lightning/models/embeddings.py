@@ -105,12 +105,12 @@ def set_to_mean(weight: Tensor, rows: Sequence[int]) -> Tensor:
         The mean, ``(width,)``.
     """
     shard, held = to_local(weight), local_rows(weight)
-    known = torch.ones(len(held), dtype=torch.bool, device=shard.device)
+    known = torch.ones(len(held), dtype=torch.bool, device=shard.device)  # this rank's rows that have a value
     known[[row - held.start for row in rows if row in held]] = False
     total = shard[known].float().sum(0)
     if isinstance(weight, DTensor):
         torch.distributed.all_reduce(total, group=weight.device_mesh.get_group())
-    mean = (total / (weight.shape[0] - len(rows))).to(weight.dtype)
+    mean = (total / (weight.shape[0] - len(rows))).to(weight.dtype)  # the sum is over all ranks' rows, so is the count
     shard[~known] = mean
     return mean
 
@@ -119,6 +119,7 @@ def new_token_ids(spec: TokenizerSpec) -> list[int]:
     """Ids of the special tokens that a spec adds to its tokenizer, which the base model was not trained on."""
     if not spec.special_tokens:
         return []
+    # The tokenizer as it is stored, without what the spec adds.
     known = replace(spec, chat_template=None, special_tokens=(), eos_token=None).load().get_vocab()
     vocabulary = spec.load().get_vocab()
     return sorted(vocabulary[token] for token in spec.special_tokens if token not in known)

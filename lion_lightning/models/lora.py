@@ -79,7 +79,7 @@ class LoRASpec:
             target_modules=self.target_modules,
             modules_to_save=[*self.modules_to_save] or None,  # a copy: peft appends to the list
             trainable_token_indices=self._token_rows(model, new_ids),
-            ensure_weight_tying=self._trains_tied(model),
+            ensure_weight_tying=self._trains_tied(model),  # copies of embedding and head stay one weight
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)

@@ -163,14 +163,14 @@ class PolicySpec:
         with weight_files as files:
             known = self.load_config().get_text_config().vocab_size
             model = self._load(rows=max(vocabulary, known))
-            embeddings = embedding_names(model)
+            embeddings = embedding_names(model)  # before adapters and FSDP change the names
             policy = self._prepared(model, new_ids)
             names = tensor_names(model, files)
-            to_meta(model, names)
+            to_meta(model, names)  # adapters stay: their initial values are not in the files
             sharding.apply(policy)
             read_rows(model, files, names, sharding.device)
         start_new_rows(model, embeddings, new_rows(known, vocabulary, new_ids))
-        policy.probe()
+        policy.probe()  # not possible at construction, on the meta device
         reshard(policy)
         return policy
 
@@ -241,7 +241,7 @@ class PolicySpec:
         except (ShardedLoadingError, WrongWeightsError, ModuleNotFoundError):
             raise
         except Exception as error:  # a malformed config may raise anything in transformers and its models
-            if isinstance(error, KeyError) and error.args == (self.attention,):
+            if isinstance(error, KeyError) and error.args == (self.attention,):  # handled by _load
                 raise
             source = self.path or self.config
             raise ValueError(not_loadable(source if isinstance(source, str) else "policy.config", error)) from error

@@ -130,7 +130,7 @@ class FrozenReference(Reference):
 
     @override
     def attach(self, policy: PolicyModel, build: Build) -> None:
-        if self.model is None:
+        if self.model is None:  # Lightning may configure the model more than once
             made = _copy(policy, build) if self.spec is None else build(self.spec)
             self.model = made.requires_grad_(False).eval()
 

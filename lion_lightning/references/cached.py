@@ -85,7 +85,7 @@ class CachedReference(Reference):
 
     @override
     def restore(self, identity: Mapping[str, Any]) -> None:
-        if identity.get("weights") not in (None, self.weights):
+        if identity.get("weights") not in (None, self.weights):  # another model's store is opened when needed
             self.weights, self._store = identity["weights"], None
 
     @override
@@ -96,6 +96,7 @@ class CachedReference(Reference):
     def _open(self, policy: PolicyModel, ranks: Ranks) -> PairStore:
         if self._store is None:
             config = policy.causal_lm.config
+            # Everything that changes a value is part of the store's name.
             identity = {
                 "weights": self.weights,
                 "precision": ranks.precision,

@@ -55,5 +55,5 @@ def score(store: PairStore, model: PolicyModel, batches: Iterable[tuple[PackedBa
             store.flush()
             flushed = time.monotonic()
     store.flush()
-    ranks.barrier()
+    ranks.barrier()  # every rank's files are on disk before any rank reads them
     store.reload()

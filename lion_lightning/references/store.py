@@ -126,9 +126,9 @@ class PairStore:
         parts = [part for part in map(_read, paths) if part is not None]
         keys = np.concatenate([np.empty((0, 2), np.uint64), *(keys for keys, _ in parts)])
         values = torch.cat([torch.empty(0, 2, _FIELDS), *(values for _, values in parts)])
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        order = np.lexsort((keys[:, 1], keys[:, 0]))  # sorted for searchsorted in _find
         ordered = keys[order]
-        first = np.ones(len(keys), dtype=bool)
+        first = np.ones(len(keys), dtype=bool)  # several processes may have scored the same pair
         first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
         self._keys, self._values = ordered[first], values[torch.from_numpy(order[first])]
 
@@ -146,7 +146,7 @@ class PairStore:
                 raise ValueError(f"{self.folder}: log-probs of an unknown model (no identity.json); delete the folder")
             return
         theirs = read_object(manifest, "what the log-probs come from", "delete the folder, they are computed again")
-        ours = json.loads(json.dumps(self.identity))
+        ours = json.loads(json.dumps(self.identity))  # as it reads back: tuples are lists in JSON
         changed = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
         if changed:
             raise ValueError(

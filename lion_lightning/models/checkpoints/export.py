@@ -156,6 +156,7 @@ def _write_model(
 ) -> None:
     spec = entry.policy
     model = _rebuild(entry, weights)
+    # Merged in fp32, then rounded once.
     plain = (model.merge_and_unload() if spec.lora is not None else model).to(getattr(torch, spec.dtype))
     require_finite("the policy", plain.state_dict())
     for config in {id(one): one for one in (plain.config, plain.config.get_text_config())}.values():
@@ -171,7 +172,7 @@ def _write_adapter(entry: LionEntry, weights: Mapping[str, Tensor], folder: Path
     model = _rebuild(entry, weights)
     grown = vocabulary_rows(model.get_base_model())
     rows = spec.load_config().get_text_config().vocab_size
-    if grown > rows:
+    if grown > rows:  # peft loads adapters onto the stored base model, which has fewer rows
         raise ValueError(
             f"its adapters cannot stand alone: the base model has {rows} rows of embeddings and needs {grown}, for new "
             "tokens; export the full model instead."
@@ -186,6 +187,7 @@ def _rebuild(entry: LionEntry, weights: Mapping[str, Tensor]) -> Any:
     if not load_base and not entry.policy.trust_remote_code:
         _require_shapes(entry, weights)
     model = _with_adapters(entry, _load_base(entry) if load_base else _random(entry))
+    # With a loaded base model, only what was trained is taken from the checkpoint.
     wanted = trained_names(model) if load_base else model.state_dict().keys() | weights.keys()
     given = {name: tensor for name, tensor in weights.items() if name in wanted}
     _require_all(model, given, wanted)

@@ -103,6 +103,7 @@ def _publish(temporary: Path, folder: Path) -> None:
     (temporary / MANIFEST).write_text(json.dumps({"files": listed}, indent=1) + "\n", encoding="utf-8")
     for file in (*files, temporary / MANIFEST):
         sync(file)
+    # Without its manifest the old export no longer counts, whatever happens from here on.
     for old in [folder / MANIFEST, *(path for pattern in _REPLACED for path in folder.glob(pattern))]:
         if old.is_file():
             old.unlink()

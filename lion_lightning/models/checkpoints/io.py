@@ -122,7 +122,7 @@ class _CheckedFolders:
             return
         ranks = Ranks.of(self.strategy)
         target = Path(ranks.broadcast(filepath))
-        with atomic_folder(target) if ranks.is_first else nullcontext() as temporary:
+        with atomic_folder(target) if ranks.is_first else nullcontext() as temporary:  # rank 0 makes and renames it
             temporary = Path(ranks.broadcast(temporary))
             self._save(checkpoint, temporary, storage_options)
             ranks.barrier()

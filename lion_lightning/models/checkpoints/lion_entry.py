@@ -86,7 +86,7 @@ def require_plain_entry(checkpoint: Mapping[str, Any], where: object) -> None:
         raise ValueError(
             f"{where}: its `lion` entry is a {type(given).__name__}, not a mapping; take another checkpoint"
         )
-    known = {one.name for one in fields(_ResumedParts)}
+    known = {one.name for one in fields(_ResumedParts)}  # older checkpoints may lack some
     check_types(_ResumedParts, {name: given[name] for name in known & given.keys()}, f"{where}: `lion`")
 
 

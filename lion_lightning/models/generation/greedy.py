@@ -89,6 +89,6 @@ def _greedy(
     ids = pad_left(prompts, config.pad_token_id or 0).to(model.device)
     mask = pad_left([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
     generate: Any = model.generate
-    with without_settings(model):
+    with without_settings(model):  # the model's own temperature, say, would warn or change the answer
         output: Tensor = generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return output[:, ids.shape[1] :]

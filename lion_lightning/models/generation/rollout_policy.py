@@ -95,6 +95,7 @@ class RolloutPolicy:
         config = deepcopy(self.model.config)
         config.__dict__.pop("quantization_config", None)  # 4-bit weights are written dequantized
         config.architectures = [type(self.model).__name__]
+        # A trained copy of the head unties it: the engine must not tie it again.
         if getattr(config, "tie_word_embeddings", False) and not still_tied(self.model):
             config.tie_word_embeddings = False
         agree_with(config, self.tokenizer)

@@ -78,6 +78,7 @@ def require_finite(source: str, tensors: Mapping[str, Tensor] | Iterable[tuple[s
     """
     named = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
     first = next((index for index, (_, tensor) in enumerate(named) if not _is_finite(to_local(tensor))), len(named))
+    # All ranks must raise over the same tensor, or some would wait for the others.
     first = _lowest_of_ranks(first, [tensor for _, tensor in named])
     if first < len(named):
         name, tensor = named[first]

@@ -137,6 +137,7 @@ def tensor_names(model: PreTrainedModel, files: WeightFiles) -> dict[str, str]:
         ShardedLoadingError: The files lack a parameter of the base model, or hold a tensor that belongs to none.
     """
     found: dict[str, str] = {}
+    # Parameters of adapters are not in the files, and hold values already.
     for name, parameter in model.named_parameters():
         plain = base_name(name)
         known = [key for key in (plain, plain.removeprefix(f"{model.base_model_prefix}.")) if key in files.names]
@@ -236,7 +237,7 @@ def read_rows(model: nn.Module, files: WeightFiles, names: Mapping[str, str], de
         if own[1:] != stored[1:] or own[0] < stored[0]:
             raise ShardedLoadingError(f"{name} is {own} in the model and {stored} in its files")
         materialize(parameter, device)
-        rows = files.rows(names[name], local_rows(parameter))
+        rows = files.rows(names[name], local_rows(parameter))  # fewer than the rank's where rows were added
         to_local(parameter)[: len(rows)].copy_(rows)
 
 
