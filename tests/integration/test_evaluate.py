@@ -200,7 +200,7 @@ def test_a_judge_that_gives_no_number_is_one_line(
     }
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
     said = failing(["-c", str(tmp_path / "evaluate.yaml")], capsys)
-    assert said == f"NaN gave the score nan to an answer to {source.path}:1; a score is a finite number"
+    assert said == f"NaN returned the score nan for an answer to {source.path}:1; return finite numbers"
     assert not (tmp_path / "out" / "results.json").exists()
     assert (tmp_path / "out" / "answers.jsonl").exists()
 
