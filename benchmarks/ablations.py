@@ -152,7 +152,7 @@ class Row(NamedTuple):
         name: The change.
         accuracy: Mean over the seeds; None if the run's evaluation asks no questions.
         gain: Difference to the unchanged stage, seed by seed; None for that itself.
-        loss: Held-out loss at the end, mean over the seeds: the evaluation's, on answers alone, if it estimates one.
+        loss: Held-out loss at the end, mean over the seeds: the evaluation's, on answers alone, if it computes one.
         speed: Tokens a second over those of the unchanged stage, mean over the seeds.
     """
 

@@ -1,4 +1,4 @@
-"""Measured peaks of training on a CPU against what is estimated: ``python benchmarks/memory.py --model FOLDER``.
+"""Measured peaks of training on a CPU against the estimate: ``python benchmarks/memory.py --model FOLDER``.
 
 Two steps of each of CASES: of the model in FOLDER (SmolLM2-135M) and of random Llamas of other shapes. Each case trains
 in processes of its own, whose peak is the largest resident set that the kernel saw (VmHWM); the estimate is made in

@@ -106,7 +106,7 @@ def _cell(job: Job, placement: Placement) -> str:
     size = f"{peak / GIB:.0f} GiB"
     if peak > MEMORY:
         return f"{size}: too much"
-    if isinstance(placement, Offloaded):  # what the way to the host's memory takes is not estimated
+    if isinstance(placement, Offloaded):  # transfers to the host's memory are not estimated
         return size
     return f"{size}, {step_time(job, placement, MACHINE).seconds:.1f} s"
 

@@ -27,7 +27,7 @@ def counted(policy: torch.nn.Module, batch: PackedBatch) -> int:
     in_place: Any = {torch.ops.aten.addmm_: lambda total, left, right, **_: 2 * left[0] * left[1] * right[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter, sdpa_kernel(SDPBackend.MATH):
         policy(batch).values.sum().backward()
-    # In transformers 5.17 the angles of rotary positions are a matrix product too, which is not estimated.
+    # In transformers 5.17 the angles of rotary positions are a matrix product too, which is not counted.
     angles = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.endswith("rotary_emb"))
     return int(counter.get_total_flops() - angles)
 

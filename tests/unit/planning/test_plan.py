@@ -1,4 +1,4 @@
-"""What is estimated of a step, against counts by hand and against the same step on real tensors."""
+"""The estimate of a step, against counts by hand and against the same step on real tensors."""
 
 from __future__ import annotations
 
