@@ -50,7 +50,7 @@ DPO_SOURCES = {
 LLAMA_DPO = {f"Columbia-NLP/DPO-{name}": rest for name, rest in (DPO_SOURCES | {"Nectar": ("train", 1.0)}).items()}
 GEMMA_DPO = LLAMA_DPO | {
     "Columbia-NLP/DPO-Nectar": ("train", 0.25),
-    "Columbia-NLP/DPO-tldr-summarization-preferences": ("train", 0.1),
+    "Columbia-NLP/DPO-tldr-summarisation-preferences": ("train", 0.1),
 }
 SOURCES = {
     "lion_gemma_2b/sft": SFT,
