@@ -37,7 +37,7 @@ from lion_lightning.modules.optimization.limits import (
     warn_of_slow_precision,
 )
 from lion_lightning.modules.optimization.step import SteppedPolicy
-from lion_lightning.modules.process import sharding_of
+from lion_lightning.modules.sharding import sharding_of
 from lion_lightning.ops.logprobs import segment_parents
 from lion_lightning.printing import holds_secret, is_secret
 from lion_lightning.types import LossOutput, PackedBatch

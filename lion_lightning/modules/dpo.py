@@ -16,7 +16,7 @@ from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.process import evaluation_batches, refuse_rounds, train_batches
+from lion_lightning.modules.batches import evaluation_batches, refuse_rounds, train_batches
 from lion_lightning.ops.logprobs import pair_logps, pair_segments
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import CachedReference

@@ -13,8 +13,8 @@ from typing_extensions import override
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.modules.batches import epoch_batches
 from lion_lightning.modules.dpo import DPOModule
-from lion_lightning.modules.process import epoch_batches
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, Reference
 from lion_lightning.references.cached import CachedReference

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lion_lightning.losses.sft import NLLLoss, SFTLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.process import refuse_rounds
+from lion_lightning.modules.batches import refuse_rounds
 from lion_lightning.ops.logprobs import require_documents
 from lion_lightning.types import LossOutput, PackedBatch
 

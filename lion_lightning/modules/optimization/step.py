@@ -21,7 +21,7 @@ from lion_lightning.modules.optimization.limits import made, require_finite_loss
 from lion_lightning.modules.optimization.rates import RateWatch
 from lion_lightning.modules.optimization.run_length import accumulation, run_length
 from lion_lightning.modules.optimization.schedules import WarmupSchedule
-from lion_lightning.modules.process import require_rows_of, require_sharded
+from lion_lightning.modules.sharding import require_rows_of, require_sharded
 
 
 class SteppedPolicy(PolicyCheckpoints):
