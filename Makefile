@@ -23,6 +23,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task, under four minutes; SEEDS=3: with intervals
 	HF_HUB_OFFLINE=1 $(BIN)/lion demo $(DEMO)
 	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml --seeds $(shell seq 0 $$(($(SEEDS) - 1)))
+	@echo 'Talk to the model: $(BIN)/lion chat runs/pipeline/seed-0/online_dpo/export'
 
 test: $(READY)  ## the default tests: no network, no GPU, about two minutes
 	$(PYTEST) $(TWO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,11 @@ def test_the_report_prints_samples_literally_and_draws(tmp_path: Path) -> None:
     assert "0.25" in text
     assert "prompt longer than 3 tokens" in text.replace("\n", " ")
     assert (tmp_path / "rounds.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    report(tmp_path, samples=0, png=tmp_path / "other.png", console=console)
+    narrow = Console(record=True, width=80)
+    report(tmp_path, samples=0, png=tmp_path / "other.png", console=narrow)
     assert (tmp_path / "other.png").exists()
+    words = set(re.findall(r"\w+", narrow.export_text()))
+    assert {"unfinished", "distinct", "spread", "monitor"} <= words  # no title of a column is broken
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
