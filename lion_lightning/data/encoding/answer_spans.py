@@ -180,7 +180,7 @@ class TaggedAnswers(AnswerFinder):
     def _of(self, turn: int) -> list[Span]:
         """The tagged spans of a turn: by its number where each turn has one pair of tags, else by its position.
 
-        Tags may stand around turns of others too, or not close before them: what is behind an answer's end is none.
+        Tags may also be around turns of other roles, or end late: nothing behind the end of an answer is part of it.
         """
         if len(self.tagged) == len(self._turns):
             span = self.tagged[self._turns.index(turn)]

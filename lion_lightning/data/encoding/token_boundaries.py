@@ -107,7 +107,7 @@ class TokenBoundaries:
 
 
 class _TextParts:
-    """Tokens of a text that was tokenized in parts; those of the library forget where they lie when they are merged."""
+    """Tokens of a text that was tokenized in parts; ``Encoding.merge`` would lose their offsets."""
 
     def __init__(self, parts: Sequence[Encoding], edges: Sequence[int]) -> None:
         self._parts, self._edges = parts, edges
@@ -124,11 +124,11 @@ class _TextParts:
 
     def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
         part = bisect_right(self._firsts, token_index) - 1
-        place = self._parts[part].token_to_chars(token_index - self._firsts[part])
-        return None if place is None else (place[0] + self._edges[part], place[1] + self._edges[part])
+        chars = self._parts[part].token_to_chars(token_index - self._firsts[part])
+        return None if chars is None else (chars[0] + self._edges[part], chars[1] + self._edges[part])
 
 
-# --- which tokens lie where. Offsets are asked for one by one: as a list they cost more than rendering does.
+# --- offsets, read one by one: a list of them costs more than rendering does
 
 
 def first_token(encoding: Tokens, start: int, end: int) -> int:
@@ -146,8 +146,8 @@ def first_token(encoding: Tokens, start: int, end: int) -> int:
 
 
 def _begin(encoding: Tokens, token: int) -> int:
-    place = encoding.token_to_chars(token)
-    return int(place[0]) if place is not None else 0  # a token that the tokenizer adds by itself has none
+    chars = encoding.token_to_chars(token)
+    return int(chars[0]) if chars is not None else 0  # a token that the tokenizer adds by itself has none
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

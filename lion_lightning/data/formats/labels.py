@@ -56,32 +56,32 @@ _WORDS = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
 
 
 def is_yes(value: Any) -> bool:
-    """Whether a value says yes, or 1, throughout."""
+    """Whether all values are yes, or 1."""
     return all(_truth(one) is True for one in leaves(value))
 
 
 def has_yes(value: Any) -> bool:
-    """Whether a value says yes, or 1, anywhere."""
+    """Whether any value is yes, or 1."""
     return any(_truth(one) is True for one in leaves(value))
 
 
 def has_no(value: Any) -> bool:
-    """Whether a value says no, or 0 or less, anywhere."""
+    """Whether any value is no, or 0 or less."""
     return any(_truth(one) is False for one in leaves(value))
 
 
 def has_no_word(value: Any) -> bool:
-    """Whether a value says no in words anywhere; numbers say nothing."""
+    """Whether any value is no in words; numbers are ignored."""
     return any(_truth(one) is False for one in leaves(value) if isinstance(one, str) and not _is_number(one))
 
 
 def has_grade(value: Any) -> bool:
-    """Whether a value grades in words anywhere, of which none is a yes or a no: ``low``, ``medium quality``."""
+    """Whether any value is a grade in words that is neither yes nor no: ``low``, ``medium quality``."""
     return any(_word(one) in _GRADES for one in leaves(value) if isinstance(one, str) and len(one) <= _LONGEST_WORD)
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What stands in a value, without the lists and mappings that hold it."""
+    """Values in nested lists and mappings."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -92,7 +92,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def _truth(value: Any) -> bool | None:
-    """Whether a value is a yes (or 1), a no (or 0 and less), or neither; CSV files have them as text."""
+    """True for yes or 1, False for no or 0 and less, else None; CSV files have them as text."""
     if isinstance(value, str):
         if len(value) > _LONGEST_WORD:
             return None

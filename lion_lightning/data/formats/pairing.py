@@ -46,7 +46,7 @@ class Pairing(ABC):
         """
 
     def identity(self) -> dict[str, Any]:
-        """What decides the pairs, as plain data: a part of cache keys."""
+        """Class, settings and source code, as plain data: a part of cache keys."""
         try:
             source = inspect.getsource(type(self))
         except (OSError, TypeError):  # typed into an interpreter

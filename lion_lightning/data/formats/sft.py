@@ -195,8 +195,8 @@ def read_request(row: Row, column: str) -> tuple[Message, ...]:
     """A user turn: a request with its ``input`` behind it, after the rounds of the row's ``history``."""
     request = read_text(row[column], column)
     detail = read_text(row.get("input", ""), "input", may_be_empty=True)
-    asked = f"{request}\n\n{detail}" if detail.strip() else request
-    return (*_read_history(row), Message("user", asked))
+    content = f"{request}\n\n{detail}" if detail.strip() else request
+    return (*_read_history(row), Message("user", content))
 
 
 def _read_history(row: Row) -> tuple[Message, ...]:

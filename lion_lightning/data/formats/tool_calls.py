@@ -94,7 +94,7 @@ def _arguments(value: Any, name: str) -> dict[str, Any]:
 
 
 def _parsed(value: Any, name: str, what: str) -> Any:
-    """What JSON text holds; anything else as it is."""
+    """Parse JSON text; return anything else as it is."""
     if not isinstance(value, str):
         return value
     try:

@@ -178,22 +178,22 @@ _YES_OR_NO = {"true": True, "1": True, "1.0": True, "false": False, "0": False, 
 
 def _trained(own: dict[str, Any], role: str, name: str) -> bool:
     """Take the flags that say whether a turn is trained out of a message."""
-    asked = {key: _yes_or_no(own.pop(key), f"{name}.{key}") for key in sorted(_FLAGS & own.keys())}
+    flags = {key: _yes_or_no(own.pop(key), f"{name}.{key}") for key in sorted(_FLAGS & own.keys())}
     if "masked" in own:
-        asked["masked"] = not _yes_or_no(own.pop("masked"), f"{name}.masked")
+        flags["masked"] = not _yes_or_no(own.pop("masked"), f"{name}.masked")
     for key in own:
         if _may_be_a_flag(key, own[key]):
             raise ValueError(
                 f"{name}.{printable(key)} could mean that the turn is trained or that it is not; call it `train`"
             )
-    if len(set(asked.values())) > 1:
-        raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(asked)}); keep one")
-    if role != "assistant" and any(asked.values()):
+    if len(set(flags.values())) > 1:
+        raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(flags)}); keep one")
+    if role != "assistant" and any(flags.values()):
         raise ValueError(
-            f"{name}.{next(iter(asked))} asks to train a {role} turn, and only assistant turns can be trained; set it "
+            f"{name}.{next(iter(flags))} asks to train a {role} turn, and only assistant turns can be trained; set it "
             "to false, or remove it (with a `transform`)"
         )
-    return all(asked.values())
+    return all(flags.values())
 
 
 def _may_be_a_flag(key: str, value: Any) -> bool:
@@ -201,12 +201,12 @@ def _may_be_a_flag(key: str, value: Any) -> bool:
 
 
 def _yes_or_no(value: Any, name: str) -> bool:
-    asked = _YES_OR_NO.get(str(value).strip().lower())
-    if asked is None:
+    flag = _YES_OR_NO.get(str(value).strip().lower())
+    if flag is None:
         raise ValueError(
             f"{name} is {repr(value)[:60]}; a turn is trained (1 or true) or not (0 or false), and no share of it"
         )
-    return asked
+    return flag
 
 
 def is_answer(turn: Mapping[str, Any]) -> bool:

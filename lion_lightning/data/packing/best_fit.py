@@ -52,7 +52,7 @@ class PackedRows:
         return int((self.stops - self.starts).sum())
 
     def spans(self, row: int) -> list[Span]:
-        """What lies in a row, in order."""
+        """The spans of a row, in order."""
         part = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
         columns = (self.documents[part].tolist(), self.starts[part].tolist(), self.stops[part].tolist())
         return [Span(*span) for span in zip(*columns, strict=True)]

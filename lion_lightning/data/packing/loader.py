@@ -175,7 +175,7 @@ class PackedLoader:
         self._warned = True
 
     def changes(self, state: Mapping[str, Any]) -> list[str]:
-        """What decides the batches and has changed, with both values.
+        """Settings that decide the batches and have changed, with both values.
 
         Args:
             state: A checkpoint's.
@@ -199,7 +199,7 @@ class PackedLoader:
         return digest.hexdigest()
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the batches, by the name under which a message can say that it changed."""
+        """Settings that decide the batches, by their names in messages."""
         sampler = self.sampler
         return {
             "documents": len(sampler.lengths),

@@ -15,7 +15,7 @@ from lion_lightning.data.packing.best_fit import BestFit, Integers, PackedRows, 
 
 
 class RowIndex(NamedTuple):
-    """What a batch sampler yields for each row of a micro-batch.
+    """A row of a micro-batch, as the batch sampler yields it.
 
     Attributes:
         spans: The documents of the row, or parts of them, in order.

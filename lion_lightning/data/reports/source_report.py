@@ -92,7 +92,7 @@ class SourceReport:
         }
 
     def summary(self) -> str:
-        """What is kept, for logs."""
+        """Counts of the kept documents, for logs."""
         return (
             f"{self.kept.documents:,} {self.noun}, {self.kept.tokens:,} tokens, {self.supervised_share:.1%} supervised"
         )
@@ -176,7 +176,7 @@ class PairReport(SourceReport):
 
     @override
     def summary(self) -> str:
-        """What is kept, for logs."""
+        """Counts of the kept documents, for logs."""
         chosen, rejected = self.mean_lengths
         means = f"answers of {chosen:,.1f} (chosen) and {rejected:,.1f} (rejected) tokens on average"
         return f"{super().summary()}, {self.prompt_share:.1%} prompt, {means}"

@@ -1,1 +1,1 @@
-"""What of the tokenized sources an epoch trains on: mixing, filters, lengths."""
+"""Selection of the examples of an epoch: filters, duplicates, validation split, mixture."""

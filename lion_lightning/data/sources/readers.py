@@ -66,7 +66,7 @@ class FileRows(Rows):
 
 
 class Parquet(FileRows):
-    """A parquet file, read a batch at a time; row groups of which no row is asked for are not read."""
+    """A parquet file, read in batches; row groups without a wanted row are not read."""
 
     @override
     def __len__(self) -> int:

@@ -178,7 +178,7 @@ class Source:
                 )
 
     def warnings(self, messages: RowMessages, rows: int, has_chat_template: bool) -> list[str]:
-        """What is probably not meant in the rows, each with the fix.
+        """Warnings about the rows, each with the fix.
 
         Args:
             messages: Messages about all rows.
@@ -204,7 +204,7 @@ class Source:
         return [f"source {self.label}: {line}" for line in lines]
 
     def description(self) -> dict[str, Any]:
-        """What was asked for, as plain data, without what was left at nothing."""
+        """Settings that are not empty, as plain data."""
         transform = self.transform and name_of(self.transform)
         return {name: value for name, value in (asdict(self) | {"transform": transform}).items() if value}
 

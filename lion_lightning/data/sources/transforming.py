@@ -1,4 +1,4 @@
-"""Functions of a user's that turn a raw row into rows of a known form."""
+"""Functions of the user that turn a raw row into rows of a known form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def imported(path: str) -> Transform:
     """A transform by its import path.
 
     Raises:
-        ValueError: There is no such function.
+        ValueError: The function does not exist.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -32,7 +32,7 @@ def imported(path: str) -> Transform:
 
 
 def name_of(transform: Any) -> str:
-    """What a transform is called; one that is a partial or an object is called as what it is made of."""
+    """Name of a transform; of a partial its function's, of an object its class's."""
     made_of = getattr(transform, "func", transform)
     named = made_of if hasattr(made_of, "__qualname__") else type(made_of)
     return f"{named.__module__}.{named.__qualname__}"
@@ -57,7 +57,7 @@ def transformed(transform: Transform, row: Row) -> list[dict[str, Any]]:
 
 
 def code_of(transform: Transform) -> list[str]:
-    """What changes when a function or anything else in its file does."""
+    """Values that change when the function, or anything else in its file, does."""
     from datasets.fingerprint import Hasher
 
     module = inspect.getmodule(transform)

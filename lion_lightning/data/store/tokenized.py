@@ -148,7 +148,7 @@ def _shard_paths(folder: Path) -> list[Path]:
 class TokenTable:
     """Tokenized examples of one source, memory-mapped: a row costs no memory until it is read.
 
-    Columns of numbers are put together anew whenever they are asked for, so that none is kept as long as a training.
+    Columns of numbers are put together on each access, so that none is kept for the length of a training.
 
     Args:
         folder: The store, as :func:`~lion_lightning.data.store.tokenize.tokenize` made it: Arrow files with manifests.
