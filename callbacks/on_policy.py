@@ -20,21 +20,13 @@ from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.readiness import require_ready
-from lion_lightning.rollouts import plan
+from lion_lightning.rollouts import plan, rounds
 from lion_lightning.rollouts.files import write_rollouts
 from lion_lightning.rollouts.generate import RoundWorker, split_chunks
 from lion_lightning.rollouts.metrics import round_metrics
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout, with_answers, with_first_answer, with_pairs
-from lion_lightning.rollouts.rounds import (
-    Round,
-    first_monitor_answers,
-    identity_of,
-    restored_round,
-    round_path,
-    round_settings,
-    set_aside,
-)
+from lion_lightning.rollouts.rounds import Round
 from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer, Prompt
 
@@ -59,6 +51,7 @@ class OnPolicySampling(Callback):
     6. The data module filters and packs the pairs, the metrics are logged, and the epoch trains.
 
     Answers depend on seed, round and chunk alone, not on the number of ranks or on earlier draws.
+
     Logs once per round, under ``on_policy/``: mean ``score`` and its ``score_spread`` within a prompt's answers; the
     ``monitor_score`` of the monitor prompts and their ``win_rate`` against the first round's answers; ``length`` in
     tokens; share of ``unfinished`` answers; ``distinct_2``; ``pairs``, and ``pairs_kept``, the share of them that pass
@@ -138,7 +131,8 @@ class OnPolicySampling(Callback):
             return
         plan.require_on_policy(trainer, pl_module)
         plan.on_policy_data(trainer).rounds = partial(self.pull, trainer, cast(AlignmentModule, pl_module))
-        self.current, self._trained, self._restored, self._report = None, None, {}, None  # of an earlier fit
+        self.current = self._trained = self._report = None  # of an earlier fit
+        self._restored = {}
         remove_scratch(trainer, self.folder(trainer))
 
     @override
@@ -206,9 +200,9 @@ class OnPolicySampling(Callback):
         # Lightning may ask for epoch 0 before it restores the epoch, for trainer.estimated_stepping_batches
         number = max(self._round_of(epoch), self._restored.get("round", 0))
         if self.current is None or self.current.number != number:
-            path = round_path(self.folder(trainer), number)
+            path = rounds.round_path(self.folder(trainer), number)
             if self._restored.get("round") == number:  # its policy is gone, so it cannot be sampled again
-                self.current = restored_round(path, self._restored["identity"])
+                self.current = rounds.restored_round(path, self._restored["identity"])
             else:
                 self.current = self._stored_or_new(trainer, module, path, number)
         return self.current
@@ -218,7 +212,7 @@ class OnPolicySampling(Callback):
         policy = RolloutPolicy(module.policy_model, data.tokenizer, Ranks.of(trainer.strategy))
         limit = data.max_prompt_length or data.max_length - 1
         rollouts = self._choose_prompts(trainer, data.pool, number, limit)
-        settings = round_settings(self.sampling_settings(), policy.digest(), [r.prompt for r in rollouts], limit)
+        settings = rounds.round_settings(self.sampling_settings(), policy.digest(), [r.prompt for r in rollouts], limit)
         identity = policy.ranks.broadcast(hash_json(settings))
         worker = RoundWorker.of(policy.ranks, path.with_name(f"{path.stem}.parts-{identity[:12]}"))
         stored = Round(path)
@@ -228,7 +222,7 @@ class OnPolicySampling(Callback):
             return stored
         if worker.rank == 0:
             reason = "without a pair to train on" if same else "sampled from another policy or with other settings"
-            set_aside(path.parent, number, reason)
+            rounds.set_aside(path.parent, number, reason)
         return self._sample(worker, policy, rollouts, path, {"round": number, "identity": identity, **settings})
 
     def _sample(
@@ -236,7 +230,7 @@ class OnPolicySampling(Callback):
     ) -> Round:
         """Each rank samples and judges its chunks; the first one makes the pairs and writes the round."""
         chunks = split_chunks(rollouts, self.chunk_size, self.num_samples, [self.seed, metadata["round"]])
-        first = first_monitor_answers(path.parent, metadata["round"])
+        first = rounds.first_monitor_answers(path.parent, metadata["round"])
         with worker.heartbeat():
             require_ready([self.sampler, self.judge], [r.prompt for r in rollouts if not r.monitor])
             worker.start(chunks)
@@ -283,8 +277,8 @@ class OnPolicySampling(Callback):
 
     def _round_prompts(self, trainer: Trainer, pool: PromptPool) -> plan.RoundPrompts:
         epochs = plan.num_epochs(trainer)
-        rounds = None if epochs is None else self._rounds_before(epochs)
-        return plan.share_out(pool, self.prompts_per_round, self.monitor_prompts, rounds, self.seed)
+        num_rounds = None if epochs is None else self._rounds_before(epochs)
+        return plan.share_out(pool, self.prompts_per_round, self.monitor_prompts, num_rounds, self.seed)
 
     def _round_of(self, epoch: int) -> int:
         return max(earlier for earlier in range(epoch + 1) if earlier == 0 or self.should_sample(earlier))
@@ -294,9 +288,12 @@ class OnPolicySampling(Callback):
 
     def sampling_settings(self) -> dict[str, Any]:
         """Settings that decide the answers and pairs of given prompts, as plain data."""
-        return {"callback": type(self).__qualname__, **{name: identity_of(getattr(self, name)) for name in _SETTINGS}}
+        return {
+            "callback": type(self).__qualname__,
+            **{name: rounds.identity_of(getattr(self, name)) for name in _SETTINGS},
+        }
 
     def training_settings(self) -> dict[str, Any]:
         """All settings that decide the pairs, for a resumed run to compare."""
-        names = ("prompts_per_round", "monitor_prompts")
-        return self.sampling_settings() | {name: getattr(self, name) for name in names}
+        shares = {"prompts_per_round": self.prompts_per_round, "monitor_prompts": self.monitor_prompts}
+        return self.sampling_settings() | shares

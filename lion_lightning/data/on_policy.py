@@ -1,4 +1,4 @@
-"""The data of online training: prompts, and the pairs that each epoch's round of sampling makes of them."""
+"""The data of online training: prompts, and the pairs of each epoch's round of sampling."""
 
 from __future__ import annotations
 
@@ -179,7 +179,8 @@ class OnPolicyDataModule(PreferenceDataModule):
         try:
             mixture = mix([*self._sampled(finished), *self._drawn(finished.number)], self.filters)
         except ValueError as error:
-            raise ValueError(f"{_no_pairs(finished)} ({error}); {_NO_PAIRS_FIX}") from error
+            again = "" if self.sources else _SAMPLED_AGAIN
+            raise ValueError(f"{_no_pairs(finished)} ({error}); {_NO_PAIRS_FIX}{again}") from error
         self.refuse_longer_than_a_row(mixture)
         for report in mixture.reports:
             logger.info("%s", report)
@@ -192,9 +193,8 @@ class OnPolicyDataModule(PreferenceDataModule):
     def _sampled(self, finished: Round) -> list[Selection]:
         """The pairs of a round, read as tokens from its file."""
         if finished.num_pairs:
-            return deduplicate(
-                [Source(str(finished.path), name=f"round {finished.number}")], [RoundTokens(finished.path)]
-            )
+            source = Source(str(finished.path), name=f"round {finished.number}")
+            return deduplicate([source], [RoundTokens(finished.path)])
         if not self.sources:
             raise ValueError("no pair was made")
         return []
@@ -207,9 +207,9 @@ class OnPolicyDataModule(PreferenceDataModule):
 
 _NO_PAIRS_FIX = (
     "ask more prompts per round, give more answers to each (num_samples), sample at a higher temperature or with more "
-    "tokens, lower data.min_margin, or check with `lion rounds` that the judge tells the answers apart. The next start "
-    "samples this round again, unless the data module's filters then keep some of its pairs"
+    "tokens, lower data.min_margin, or check with `lion rounds` that the judge tells the answers apart"
 )
+_SAMPLED_AGAIN = ". The next start samples this round again, unless the filters then keep some of its pairs"
 
 
 def _no_pairs(finished: Round) -> str:

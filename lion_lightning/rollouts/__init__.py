@@ -1,1 +1,5 @@
-"""The parts of the on-policy loop: plan, generate and score a round, keep it on disk, pair it."""
+"""The on-policy loop's parts.
+
+Prompts: ``prompt_forms``, ``prompt_pool``, ``plan``. Answers, scores and pairs: ``rollout``, ``generate``, ``files``.
+Finished rounds: ``rounds``, ``metrics``, ``tokens``.
+"""

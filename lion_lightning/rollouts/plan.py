@@ -183,7 +183,7 @@ def require_on_policy(trainer: Trainer, module: LightningModule) -> None:
         )
     if not hasattr(type(module), "policy_model"):
         raise MisconfigurationException(
-            f"OnPolicySampling: {type(module).__name__} is no AlignmentModule, so it has no policy to sample from; "
+            f"OnPolicySampling: {type(module).__name__} is not an AlignmentModule, so it has no policy to sample from; "
             "use OnlineDPOModule, or subclass one"
         )
 

@@ -1,4 +1,4 @@
-"""Rounds of on-policy sampling on disk: one Arrow file each, with everything that was made in it."""
+"""Rounds of on-policy sampling on disk: one Arrow file each, with prompts, answers, scores and pairs."""
 
 from __future__ import annotations
 

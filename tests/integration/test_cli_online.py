@@ -113,7 +113,7 @@ BAD: list[tuple[str, Change, str]] = [
     (
         "NaN",
         lambda: [config(judge={"class_path": "my_judges.Undecided"})],
-        "Undecided gave the score nan to an answer to runs/demo",
+        "Undecided returned the score nan for an answer to runs/demo",
     ),
     ("ties", lambda: [config(judge={"class_path": "my_judges.Same"})], "gives no pair to train on"),
     ("no file", lambda: [config(), '--data.prompts=[{"path": "nothing.jsonl"}]'], "nothing.jsonl: no such file"),

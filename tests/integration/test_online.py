@@ -523,7 +523,7 @@ def test_an_engine_that_dies_loses_nothing_that_was_finished(online: Online) -> 
 def test_policies_without_an_alignment_module_are_refused(online: Online) -> None:
     from lightning.pytorch.demos.boring_classes import BoringModel
 
-    with pytest.raises(MisconfigurationException, match="BoringModel is no AlignmentModule"):
+    with pytest.raises(MisconfigurationException, match="BoringModel is not an AlignmentModule"):
         online.trainer("run", [online.sampling()]).fit(BoringModel(), datamodule=online.data())
 
 
