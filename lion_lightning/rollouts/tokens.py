@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.readers import Numbers
@@ -66,6 +67,7 @@ class RoundTokens:
         """Number of pairs."""
         return len(self._rows)
 
+    @override
     def __reduce__(self) -> tuple[type[RoundTokens], tuple[Path]]:
         """Travel to worker processes as a path."""
         return RoundTokens, (self.path,)

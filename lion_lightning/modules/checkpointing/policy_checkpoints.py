@@ -80,7 +80,7 @@ class PolicyCheckpoints(LightningModule):
             )
         return self.policy
 
-    @property
+    @property  # type: ignore[explicit-override]  # mypy does not see @override on a property with a setter
     @override
     def strict_loading(self) -> bool:
         """False if checkpoints leave out a base model; :meth:`load_state_dict` checks the rest."""
