@@ -208,17 +208,15 @@ def test_a_judge_that_gives_no_number_is_one_line(
 def test_a_missing_column_is_found_before_anything_is_asked(model: Path, tmp_path: Path) -> None:
     source = questions(tmp_path, {"question": "w3", "kind": "a"}, {"question": "w4"})
     asked = Evaluation(str(model), tmp_path / "out", prompts=[source], judge=NaN(), sampler=Saying(), by="kind")
-    with pytest.raises(
-        ValueError, match=r"questions\.jsonl:2: there is no column 'kind' to group by; the row has quest"
-    ):
+    with pytest.raises(ValueError, match=r"questions\.jsonl:2: `by` names the column 'kind', but the row has quest"):
         evaluate(asked)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "nothing to evaluate on; give conversations, preferences or prompts"),
-        (["--preferences+.path", "f.jsonl"], "preferences need a reference to measure rewards against"),
+        ([], "nothing to evaluate; give conversations, preferences or prompts"),
+        (["--preferences+.path", "f.jsonl"], "preferences need a reference model"),
         (["--prompts+.path", "f.jsonl"], "prompts need a judge to score the answers"),
         (["--conversations+.path", "f.jsonl", "--against", "other"], "against needs prompts, which both models answer"),
         (["--conversations+.path", "f.jsonl", "--reference", "./none"], "./none does not exist; give the folder"),

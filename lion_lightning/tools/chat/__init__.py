@@ -1,1 +1,1 @@
-"""`lion chat`: talk with a model on the terminal."""
+"""`lion chat`: talk to a model on the terminal."""

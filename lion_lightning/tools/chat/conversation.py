@@ -1,4 +1,4 @@
-"""A conversation with a model whose answers stream, and what shows it on a terminal."""
+"""A conversation with a model, with streamed answers."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from lion_lightning.types import Answer
 
 
 def load_served(path: str, trust_remote_code: bool = False) -> RolloutPolicy:
-    """A model as it is served: on the GPU in bf16 where there is one, else on the CPU in fp32.
+    """Load a chat model, in bf16 on the GPU or in fp32 on the CPU.
 
     Args:
-        path: A Hugging Face folder, such as ``lion export`` writes, or a hub id. Safetensors only.
+        path: A Hugging Face folder, e.g. of ``lion export``, or a hub id; safetensors only.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ValueError: If there is no such model, it has no weights or no chat template.
+        ValueError: The model does not exist, or has no weights or no chat template.
     """
     require_model(path)
-    device, dtype = _place()
+    device, dtype = _device_and_dtype()
     tokenizer = TokenizerSpec(path, trust_remote_code=trust_remote_code).load()
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"{path} has no chat template, so it cannot take turns; a model that was trained with "
-            "`tokenizer.chat_template: chatml` and exported has one"
+            f"{path} has no chat template, so it is not a chat model; train and export one with "
+            "`tokenizer.chat_template: chatml`"
         )
     policy = PolicySpec(path, dtype=dtype, trust_remote_code=trust_remote_code).build()
     return RolloutPolicy(policy.to(device).eval(), tokenizer, Ranks(device=device))
 
 
 def require_model(name: str) -> None:
-    """Find out at once what the hub's client would ask the network for.
+    """Check a model's path without network access.
 
     Args:
         name: A Hugging Face folder or a hub id.
 
     Raises:
-        ValueError: It cannot be a hub id, and is no folder with a config and safetensors weights.
+        ValueError: It is neither a folder with config and safetensors weights nor a possible hub id.
     """
     path = Path(name).expanduser()
     if path.is_file():
         raise ValueError(f"{name} is a file; give a folder: `lion export {name} OUT` writes one from a checkpoint")
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{name} holds no model (no config.json); give a folder such as `lion export` writes")
+        raise ValueError(f"{name} is not a model (no config.json); give a folder such as `lion export` writes")
     if path.is_dir() and not list(path.glob("*.safetensors")):
         raise ValueError(f"{name} has no safetensors weights; export the model again, or convert its weights")
     if not path.exists() and (len(path.parts) > 2 or name.startswith((".", "/", "~", "runs/"))):
@@ -65,19 +65,19 @@ def require_model(name: str) -> None:
 
 
 class Chat:
-    """Turns of a user and a model, after an optional system turn.
+    """A conversation of a user and a model.
 
     Args:
         policy: The model.
-        system: Text of the system turn; None for none.
-        temperature: 0 for greedy answers.
-        max_new_tokens: Most tokens of an answer.
+        system: System message; None for none.
+        temperature: Sampling temperature; 0 for greedy answers.
+        max_new_tokens: Maximum tokens of an answer.
 
     Attributes:
-        turns: What has been said so far.
+        turns: All messages so far.
 
     Raises:
-        ValueError: If a setting is out of its range, or the chat template refuses the system turn.
+        ValueError: An argument is out of range, or the chat template refuses system messages.
     """
 
     def __init__(
@@ -94,31 +94,31 @@ class Chat:
         self._encode([*self.turns, Message("user", "?")])
 
     def say(self, text: str, show: Callable[[str], None]) -> Answer:
-        """Say something and have the answer shown while it comes; both are remembered.
+        """Send a message and stream the answer; both are added to the conversation.
 
         Args:
-            text: What the user says.
-            show: Takes each piece of the answer.
+            text: The user's message.
+            show: Receives each part of the answer.
 
         Returns:
-            The answer; its finish reason is ``interrupted`` if Ctrl-C ended it (before its first word: as if nothing
-            had been said).
+            The answer; its finish reason is ``interrupted`` after Ctrl-C. If that came before the first word, nothing
+            is added to the conversation.
 
         Raises:
-            ValueError: If the conversation does not fit the model's positions any more; nothing is remembered then.
+            ValueError: The conversation exceeds the model's positions; nothing is added.
         """
         asked = Message("user", text)
         ids = self._encode([*self.turns, asked])
-        room = self._room(len(ids))
-        shown = _Pieces(self.policy.tokenizer, show)
-        reason = self._generate(ids, min(room, self.max_new_tokens), shown)
-        answer = Answer("".join(shown.pieces).strip(), reason)
+        remaining = self._remaining(len(ids))
+        shown = _Streamer(self.policy.tokenizer, show)
+        reason = self._generate(ids, min(remaining, self.max_new_tokens), shown)
+        answer = Answer("".join(shown.parts).strip(), reason)
         if answer.text or reason != "interrupted":
             self.turns += [asked, Message("assistant", answer.text)]
         return answer
 
     def undo(self) -> str | None:
-        """Forget the last question with its answer, and return the question; None if there is none."""
+        """Remove the last question and its answer, and return the question; None if there is none."""
         if self.turns == self._first:
             return None
         question = self.turns[-2].content
@@ -126,7 +126,7 @@ class Chat:
         return question
 
     def reset(self) -> None:
-        """Forget all but the system turn."""
+        """Remove all messages but the system message."""
         self.turns = list(self._first)
 
     def _encode(self, turns: list[Message]) -> list[int]:
@@ -135,17 +135,17 @@ class Chat:
         except ValueError as error:
             raise ValueError(f"{self.policy.tokenizer.name_or_path}: {error}") from error
 
-    def _room(self, length: int) -> int:
+    def _remaining(self, length: int) -> int:
         limit = position_limit(self.policy.model.config)
         if limit is not None and length >= limit:
             raise ValueError(
-                f"the conversation has {length} tokens and the model only {limit} positions, so no answer has room; "
-                "take turns back with /undo, or start anew with /reset"
+                f"the conversation has {length} tokens, but the model only {limit} positions; remove turns with /undo "
+                "or start a new conversation with /reset"
             )
         return self.max_new_tokens if limit is None else limit - length
 
-    def _generate(self, ids: list[int], most: int, shown: _Pieces) -> Literal["stop", "length", "interrupted"]:
-        """Answer into ``shown``, in this thread: Ctrl-C then ends the loop over the tokens itself."""
+    def _generate(self, ids: list[int], most: int, shown: _Streamer) -> Literal["stop", "length", "interrupted"]:
+        """Generate into ``shown``, in this thread, so that Ctrl-C interrupts the loop over tokens."""
         row = torch.tensor([ids], device=self.policy.device)
         model: Any = self.policy.model
         try:
@@ -169,20 +169,20 @@ class Chat:
         return config
 
 
-class _Pieces(TextStreamer):
-    """Hands on finished words of an answer; a character of several tokens comes whole."""
+class _Streamer(TextStreamer):
+    """Passes on finished words of an answer, never a part of a character."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        self.pieces: list[str] = []
+        self.parts: list[str] = []
         self._show = show
 
     @override
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Show and keep a piece of the answer (transformers calls this)."""
-        self.pieces.append(text)
+        """Show and store a part of the answer."""
+        self.parts.append(text)
         self._show(text)
 
 
-def _place() -> tuple[str, Literal["float32", "bfloat16"]]:
+def _device_and_dtype() -> tuple[str, Literal["float32", "bfloat16"]]:
     return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")

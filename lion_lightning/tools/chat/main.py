@@ -1,4 +1,4 @@
-"""``lion chat DIR``: talk with a model on the terminal."""
+"""``lion chat``: talk to a model on the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lion_lightning.printing import harmless
 if TYPE_CHECKING:
     from lion_lightning.tools.chat.conversation import Chat
 
-HELP = "/undo takes the last turn back, /reset forgets all, /quit or Ctrl-D ends; Ctrl-C stops an answer"
+HELP = "/undo removes the last turn, /reset clears the conversation, /quit or Ctrl-D ends; Ctrl-C stops an answer"
 
 
 def main(arguments: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
         arguments: Command line after ``lion chat``.
 
     Raises:
-        ValueError: If the model cannot be talked with.
+        ValueError: The model cannot be used for chat.
     """
     options = _parser().parse_args(arguments)
     from lion_lightning.tools.chat.conversation import Chat, load_served
@@ -30,17 +30,17 @@ def main(arguments: list[str]) -> None:
     policy = load_served(options.model, options.trust_remote_code)
     chat = Chat(policy, options.system, options.temperature, options.max_new_tokens)
     if sys.stdin.isatty():
-        import readline  # noqa: F401 - input() then has a history, and keys that edit
+        import readline  # noqa: F401 - gives input() a history and editing keys
 
         note(HELP)
     talk(chat)
 
 
 def talk(chat: Chat) -> None:
-    """Answer line after line of the standard input, until it ends.
+    """Answer the lines of standard input.
 
     Args:
-        chat: Who answers.
+        chat: The conversation.
     """
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
@@ -52,12 +52,12 @@ def talk(chat: Chat) -> None:
         except KeyboardInterrupt:
             note("\n(/quit or Ctrl-D ends)")
         except EOFError:
-            print(end="\n" if prompt else "")  # the shell's own prompt wants a line of its own
+            print(end="\n" if prompt else "")  # the shell's prompt starts on a new line
             return
 
 
 def note(text: str) -> None:
-    """Tell the user something that the model did not say."""
+    """Print a message that is not part of the conversation."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -71,12 +71,12 @@ def _reply(chat: Chat, line: str) -> None:
 def _answer(chat: Chat, line: str) -> None:
     try:
         answer = chat.say(line, lambda piece: print(harmless(piece), end="", flush=True))
-    except ValueError as error:  # no room: what to do about it is the user's choice
+    except ValueError as error:  # the conversation is too long: the user decides
         note(str(error))
         return
     print(flush=True)
     if answer.finish_reason != "stop":
-        note(f"({_CUT[answer.finish_reason]})")
+        note(f"({_NOTES[answer.finish_reason]})")
 
 
 def _command(chat: Chat, line: str) -> None:
@@ -88,7 +88,7 @@ def _command(chat: Chat, line: str) -> None:
 
 def _undo(chat: Chat) -> None:
     question = chat.undo()
-    note("(there is nothing to take back)" if question is None else f"(took back: {question})")
+    note("(nothing to undo)" if question is None else f"(removed: {question})")
 
 
 def _reset(chat: Chat) -> None:
@@ -97,18 +97,18 @@ def _reset(chat: Chat) -> None:
 
 
 _COMMANDS: dict[str, Callable[[Chat], None]] = {"/undo": _undo, "/reset": _reset}
-_CUT = {"interrupted": "stopped", "length": "cut off: no more tokens, see --max-new-tokens"}
+_NOTES = {"interrupted": "stopped", "length": "truncated: see --max-new-tokens"}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lion chat",
-        description="Talk with a model on the terminal; piped lines are answered one by one.",
+        description="Talk to a model on the terminal; piped lines are answered one by one.",
         epilog=HELP,
     )
     parser.add_argument("model", help="a Hugging Face folder, e.g. runs/sft/export, or a hub id")
     parser.add_argument("--system", help="text of a system turn")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 for greedy answers (0.8)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens of an answer (512)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="maximum tokens of an answer (512)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     return parser

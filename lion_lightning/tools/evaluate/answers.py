@@ -1,4 +1,4 @@
-"""A model's answers to the prompts of an evaluation, kept on disk as they come."""
+"""Answers to the prompts of an evaluation, saved to disk chunk by chunk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lion_lightning.types import Answer, Prompt
 logger = logging.getLogger(__name__)
 
 KEY = "answers_of"
-"""Key of a file's first line, which says whose answers follow."""
+"""Key of a file's first line, with the hash of model, sampler and prompts."""
 
 
 def answer(
@@ -33,26 +33,26 @@ def answer(
     keep: Path | None = None,
     chunk_size: int = 256,
 ) -> list[Answer]:
-    """One answer to each prompt, from a file of an earlier call as far as that has them.
+    """Sample one answer per prompt, except for those in the file of an earlier call.
 
     Args:
         served: The model.
-        prompts: What is asked.
-        sampler: What answers.
-        seed: Of the draws; each chunk has its own, so that a resumed call draws what an unbroken one would have.
-        keep: JSONL file to keep the answers in: a line that says whose they are, then one a prompt. If it holds those
-            of another model, sampler, seed or prompts, it is written anew. None keeps nothing.
-        chunk_size: Prompts answered, and saved, together; a part of a chunk is answered again.
+        prompts: The prompts.
+        sampler: The sampler.
+        seed: Seed for sampling; each chunk has a derived one, so that a resumed call gives the same answers.
+        keep: JSONL file of the answers, after a line with a hash. A file of another model, sampler, seed or prompts is
+            overwritten. None saves nothing.
+        chunk_size: Number of prompts that are answered and saved together; incomplete chunks are answered again.
 
     Raises:
-        ValueError: If the sampler gives too few answers, or the file cannot be written or holds something else.
+        ValueError: The sampler returns another number of answers, or the file cannot be written or is not of this kind.
     """
     identity = _identity(served, prompts, sampler, seed, chunk_size)
     found = _found(keep, identity) if keep else []
     if len(found) < len(prompts):
         found = found[: len(found) // chunk_size * chunk_size]
     if keep and found:
-        logger.info("%s: %d of %d answers were there", keep, len(found), len(prompts))
+        logger.info("%s: %d of %d answers found", keep, len(found), len(prompts))
     if len(found) == len(prompts):
         return found
     if keep:
@@ -78,22 +78,22 @@ def _identity(served: RolloutPolicy, prompts: Sequence[Prompt], sampler: Any, se
 def _found(path: Path, identity: str) -> list[Answer]:
     if not path.exists():
         return []
-    whole = path.read_bytes().split(b"\n")[:-1]  # a killed run may leave half a line, and half a letter
-    if not whole:
+    lines = path.read_bytes().split(b"\n")[:-1]  # the last line of a killed run may be incomplete
+    if not lines:
         return []
-    if not whole[0].startswith(f'{{"{KEY}"'.encode()):
-        raise ValueError(f"{path} holds no answers of an evaluation; give another `out`, or move the file away")
-    if parse_line(whole[0], path, 1).get(KEY) != identity:
-        logger.info("%s: answers of another model or sampler, or to other prompts; asked anew", path)
+    if not lines[0].startswith(f'{{"{KEY}"'.encode()):
+        raise ValueError(f"{path} is not a file of answers of an evaluation; give another `out`, or move the file")
+    if parse_line(lines[0], path, 1).get(KEY) != identity:
+        logger.info("%s: answers of another model or sampler, or to other prompts; sampling again", path)
         return []
-    return [_read(parse_line(line, path, number), path, number) for number, line in enumerate(whole[1:], start=2)]
+    return [_read(parse_line(line, path, number), path, number) for number, line in enumerate(lines[1:], start=2)]
 
 
 def _read(row: dict[str, Any], path: Path, number: int) -> Answer:
     text, reason, ids = row.get("answer"), row.get("finish_reason"), row.get("token_ids")
     tokens = ids is None or (isinstance(ids, list) and all(isinstance(one, int) and one >= 0 for one in ids))
     if not (isinstance(text, str) and isinstance(reason, str) and tokens):
-        raise ValueError(f"{path}:{number}: no answer of an evaluation; remove the file, and all is asked again")
+        raise ValueError(f"{path}:{number}: not an answer of an evaluation; remove the file and rerun")
     return Answer(text, reason, None if ids is None else tuple(ids))
 
 
@@ -114,7 +114,7 @@ def _explain_errors(path: Path) -> Any:
 
 
 def _lines(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> str:
-    """A row for each answer that is there."""
+    """One JSON line per answer."""
     rows = (
         {
             "question": prompt.question,

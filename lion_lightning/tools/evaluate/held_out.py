@@ -1,4 +1,4 @@
-"""Loss on held-out conversations, and rewards on held-out preference pairs, as the training modules estimate them."""
+"""Loss on held-out conversations and rewards on held-out pairs, computed by the training modules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.sft import SFTModule
 from lion_lightning.references.base import FrozenReference
-from lion_lightning.tools.evaluate.verdicts import summary
+from lion_lightning.tools.evaluate.scores import summary
 from lion_lightning.types import PairLogps
 
 logger = logging.getLogger(__name__)
@@ -33,20 +33,20 @@ logger = logging.getLogger(__name__)
 def conversation_loss(
     model: str, sources: Sequence[Source], max_length: int = 2048, batch_size: int = 1
 ) -> dict[str, float]:
-    """Negative log-likelihood a supervised token, perplexity and token accuracy.
+    """Compute the negative log-likelihood per supervised token, perplexity and token accuracy.
 
     Args:
         model: A Hugging Face folder or hub id.
         sources: Conversations.
-        max_length: Tokens of a row; longer conversations lose their end, and that is counted.
-        batch_size: Rows of a micro-batch.
+        max_length: Tokens per row; longer conversations are truncated and counted.
+        batch_size: Rows per micro-batch.
 
     Returns:
-        ``loss``, ``perplexity``, ``accuracy``; ``conversations`` that they come from, ``cut`` ones among them, and
-        those ``left_out`` (duplicates, say).
+        ``loss``, ``perplexity``, ``accuracy``; the numbers of ``conversations``, of truncated ones among them (``cut``)
+        and of those ``left_out``, e.g. duplicates.
 
     Raises:
-        ValueError: If the model or a source cannot be used, or the model has fewer positions than ``max_length``.
+        ValueError: The model or a source cannot be used, or the model has fewer positions than ``max_length``.
     """
     data = SFTDataModule(list(sources), TokenizerSpec(model), max_length=max_length, batch_size=batch_size)
     return {**_validated(SFTModule(PolicySpec(model)), data), **_counts(data, "conversations")}
@@ -60,24 +60,24 @@ def preference_rewards(
     max_length: int = 2048,
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """Share of pairs whose chosen answer has the higher reward, the margins, and the DPO loss.
+    """Compute reward accuracy, reward margins and the DPO loss on preference pairs.
 
     A reward is ``beta`` times the log-ratio of model to reference, summed over the tokens of an answer.
 
     Args:
         model: A Hugging Face folder or hub id.
         sources: Preference pairs.
-        reference: The model that rewards are measured against, with the same tokenizer.
+        reference: The reference model, with the same tokenizer.
         beta: Scale of the rewards.
-        max_length: Tokens of a prompt and one answer; longer answers lose their end, and that is counted.
-        batch_size: Rows of a micro-batch.
+        max_length: Tokens of a prompt and one answer; longer answers are truncated and counted.
+        batch_size: Rows per micro-batch.
 
     Returns:
-        ``accuracy`` and ``margin``, each with its bootstrap interval over the pairs; what
-        :class:`~lion_lightning.modules.dpo.DPOModule` logs; ``pairs``, ``cut`` and ``left_out`` ones.
+        ``accuracy`` and ``margin`` with bootstrap intervals over the pairs; all metrics of
+        :class:`~lion_lightning.modules.dpo.DPOModule`; the numbers of ``pairs``, truncated (``cut``) and ``left_out``.
 
     Raises:
-        ValueError: If a model or a source cannot be used, the model has fewer positions than ``max_length``, or the
+        ValueError: A model or a source cannot be used, the model has fewer positions than ``max_length``, or the
             reference has another tokenizer.
     """
     _require_same_tokenizer(model, reference)
@@ -89,7 +89,7 @@ def preference_rewards(
 
 
 class _Margins(DPOModule):
-    """Remembers the margin of every pair: an interval needs more than their mean."""
+    """Keeps the margin of every pair, for an interval."""
 
     margins: list[float]
 
@@ -101,13 +101,13 @@ class _Margins(DPOModule):
 
     @override
     def on_validation_start(self) -> None:
-        """Begin without margins."""
+        """Reset the margins."""
         super().on_validation_start()
         self.margins = []
 
 
 def _validated(module: AlignmentModule, data: PackedDataModule) -> dict[str, float]:
-    """Validate on all that the sources hold, quietly; nothing is written but the cache of tokens."""
+    """Validate on all rows of the sources; nothing is written but the cache of tokens."""
     _require_positions(module, data.max_length)
     on_gpu = torch.cuda.is_available()
     with _hushed("lightning.pytorch", "lion_lightning.data.base"), tempfile.TemporaryDirectory() as folder:
@@ -141,7 +141,7 @@ def _require_positions(module: AlignmentModule, max_length: int) -> None:
     positions = module.max_positions
     if positions is not None and max_length > positions:
         raise ValueError(
-            f"max_length is {max_length}, but {module.policy_spec.path} has positions for {positions} tokens; set "
+            f"max_length is {max_length}, but {module.policy_spec.path} has {positions} positions; set "
             f"max_length to {positions} or less"
         )
 
@@ -149,14 +149,13 @@ def _require_positions(module: AlignmentModule, max_length: int) -> None:
 def _require_same_tokenizer(model: str, reference: str) -> None:
     if TokenizerSpec(model).load().get_vocab() != TokenizerSpec(reference).load().get_vocab():
         raise ValueError(
-            f"reference: {reference} has another tokenizer than {model}, so the same ids are other words to it; name "
-            "the model that training started from"
+            f"reference: {reference} has another tokenizer than {model}; give the model that training started from"
         )
 
 
 @contextmanager
 def _hushed(*names: str) -> Iterator[None]:
-    """Only warnings of these loggers: they tell of training."""
+    """Hide messages below warnings of these loggers, which are about training."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [one.level for one in loggers]
     for one in loggers:

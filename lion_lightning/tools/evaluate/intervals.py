@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals over the items of one run, and over a few seeds."""
+"""Confidence intervals over the items of one run, and over a few seeds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-AT_ONCE = 1 << 18
-"""Draws that are in memory at the same time."""
+CHUNK_SIZE = 1 << 18
+"""Number of resampled items in memory at once."""
 
 
 class Interval(NamedTuple):
-    """A figure, and where it may lie.
-
-    Attributes:
-        estimate: The figure.
-        low: Lower end.
-        high: Upper end.
-    """
+    """An estimate with its confidence interval from ``low`` to ``high``."""
 
     estimate: float
     low: float
@@ -28,22 +22,22 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values: Sequence[float], resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Percentile bootstrap of the mean over items: prompts of an evaluation, say (Efron, 1979).
+    """Percentile bootstrap interval of a mean over items, e.g. prompts (Efron, 1979).
 
     Args:
-        values: One an item.
-        resamples: How many times to draw.
-        level: Share of the resamples within the interval.
-        seed: Of the draws.
+        values: One value per item.
+        resamples: Number of resamples.
+        level: Confidence level.
+        seed: Seed for resampling.
 
     Raises:
-        ValueError: If there are no items.
+        ValueError: There are no items.
     """
     items = np.asarray(values, dtype=np.float64)
     if not len(items):
-        raise ValueError("an interval over no items; evaluate at least one")
+        raise ValueError("no items to compute an interval of; evaluate at least one")
     draws = np.random.default_rng(seed)
-    step = max(1, AT_ONCE // len(items))  # all at once would be thousands of copies of the items
+    step = max(1, CHUNK_SIZE // len(items))  # all resamples at once would need thousands of copies of the items
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
     means = [items[draws.integers(len(items), size=(size, len(items)))].mean(axis=1) for size in sizes]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
@@ -51,19 +45,19 @@ def bootstrap(values: Sequence[float], resamples: int = 2000, level: float = 0.9
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's t interval of the mean of a few independent values: one a seed, say.
+    """Student's t interval of the mean of a few independent values, e.g. one per seed.
 
-    With one value the interval is that value, since nothing is known of the spread.
+    With one value the interval is that value.
 
     Args:
-        values: One a seed.
-        level: How often such an interval holds the true mean, if the values are normal.
+        values: The values, assumed to be normally distributed.
+        level: Confidence level.
 
     Raises:
-        ValueError: If there are no values.
+        ValueError: There are no values.
     """
     if not values:
-        raise ValueError("an interval over no values; give at least one")
+        raise ValueError("no values to compute an interval of; give at least one")
     mean = fmean(values)
     if len(values) == 1:
         return Interval(mean, mean, mean)
@@ -75,7 +69,7 @@ def t_quantile(share: float, freedom: int) -> float:
     """Quantile of Student's t distribution, by bisection on its density's integral.
 
     Args:
-        share: Between 0.5 and 1.
+        share: Probability, between 0.5 and 1.
         freedom: Degrees of freedom, at least 1.
     """
     low, high = 0.0, 1.0
@@ -88,7 +82,7 @@ def t_quantile(share: float, freedom: int) -> float:
 
 
 def _t_share(x: float, freedom: int) -> float:
-    """Share of the distribution below ``x``, in closed form (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Cumulative distribution function for ``x >= 0``, in closed form (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     angle = math.atan(x / math.sqrt(freedom))
     cosine = math.cos(angle)
     total, term = 0.0, cosine if freedom % 2 else 1.0

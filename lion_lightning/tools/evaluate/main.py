@@ -1,4 +1,4 @@
-"""``lion evaluate``: what a trained model is worth."""
+"""``lion evaluate``: metrics of a trained model."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from lion_lightning.tools.train.null_settings import refuse_nulls
 if TYPE_CHECKING:
     from lion_lightning.tools.evaluate.run import Evaluation
 
-DESCRIPTION = """Loss on held-out conversations, rewards on held-out preference pairs, what a judge says of a model's
-answers, and its win rate against another model: as much of that as is asked for. Answers are kept in --out, so that a
-call that was stopped goes on. docs/evaluation.md shows a config."""
+DESCRIPTION = """Compute the loss on held-out conversations, rewards on held-out preference pairs, a judge's scores of
+answers, and the win rate against another model, as configured. Answers are saved in --out, and a rerun continues from
+them. docs/evaluation.md shows a config."""
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluate, and print a table.
+    """Run the command.
 
     Args:
-        arguments: Of the command line.
+        arguments: Command line after ``lion evaluate``.
     """
     from lion_lightning.tools.chat.conversation import require_model
     from lion_lightning.tools.evaluate.run import RESULTS, evaluate
 
-    asked = asked_for(arguments)
-    for model in filter(None, (asked.model, asked.reference, asked.against)):
+    evaluation = parse(arguments)
+    for model in filter(None, (evaluation.model, evaluation.reference, evaluation.against)):
         require_model(model)
-    show(evaluate(asked))
-    print(f"wrote {asked.out / RESULTS}")
+    show(evaluate(evaluation))
+    print(f"wrote {evaluation.out / RESULTS}")
 
 
-def asked_for(arguments: list[str]) -> Evaluation:
-    """What a command line asks for.
+def parse(arguments: list[str]) -> Evaluation:
+    """Parse a command line.
 
     Args:
-        arguments: Of the command line.
+        arguments: Command line after ``lion evaluate``.
     """
     from lion_lightning.tools.evaluate.run import Evaluation
 
@@ -60,7 +60,7 @@ def show(results: dict[str, Any]) -> None:
     """Print results as a table.
 
     Args:
-        results: As :func:`~lion_lightning.tools.evaluate.run.evaluate` gives them.
+        results: Results of :func:`~lion_lightning.tools.evaluate.run.evaluate`.
     """
     from rich.console import Console
     from rich.table import Table
@@ -73,7 +73,7 @@ def show(results: dict[str, Any]) -> None:
 
 def _rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for part in ("loss", "rewards"):
-        yield from (_figure(f"{part}: {name}", value) for name, value in results.get(part, {}).items())
+        yield from (_metric(f"{part}: {name}", value) for name, value in results.get(part, {}).items())
     if found := results.get("accuracy"):
         yield _interval("score", found)
         yield from (_interval(f"  {kind}", one) for kind, one in found["by"].items())
@@ -82,12 +82,12 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if found := results.get("win_rate"):
         yield _interval(f"win rate against {found['against']}", found["win_rate"])
         if found["like_length"]:
-            yield _interval("  answers of like length", found["like_length"])
+            yield _interval("  answers of similar length", found["like_length"])
         yield from (_share(f"  {name}", found[name]) for name in ("ties", "disagreements"))
         yield "  lengths", "{:.1f} and {:.1f} characters".format(*found["lengths"]), "", ""
 
 
-def _figure(name: str, value: Any) -> tuple[str, ...]:
+def _metric(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, dict):
         return _interval(name, value)
     return name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", "", ""

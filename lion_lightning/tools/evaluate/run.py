@@ -1,4 +1,4 @@
-"""All that ``lion evaluate`` can be asked for, and one call that does what was asked."""
+"""Configuration and run of an evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lion_lightning.sampling.base import Sampler, SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.tools.evaluate.answers import answer
 from lion_lightning.tools.evaluate.held_out import conversation_loss, preference_rewards
-from lion_lightning.tools.evaluate.verdicts import accuracy, kinds, scored, win_rate
+from lion_lightning.tools.evaluate.scores import accuracy, categories, score_all, win_rate
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
@@ -37,24 +37,24 @@ ANSWERS, AGAINST, RESULTS, SCORED = "answers.jsonl", "answers_against.jsonl", "r
 
 @dataclass
 class Evaluation:
-    """What to find out about a model.
+    """What to evaluate.
 
     Attributes:
-        model: A Hugging Face folder, such as a stage exports, or a hub id.
-        out: Folder of the answers and results.
-        conversations: What the loss is estimated on; empty for no loss.
-        preferences: Pairs that rewards are estimated on; empty for none. They need ``reference``.
-        reference: What rewards are measured against, e.g. the export of the stage before.
-        prompts: What the model is asked; empty for nothing. They need ``judge``.
-        judge: What scores each answer; None for nothing.
-        sampler: What answers; None for greedy answers of at most 512 tokens by transformers.
+        model: A Hugging Face folder, e.g. the export of a stage, or a hub id.
+        out: Folder of answers and results.
+        conversations: Sources for the loss; empty for no loss.
+        preferences: Sources of pairs for the rewards; empty for no rewards. They need ``reference``.
+        reference: Reference model of the rewards, e.g. the export of the previous stage.
+        prompts: Sources of prompts; empty for no answers. They need a judge.
+        judge: Scores each answer; None for no scores.
+        sampler: Answers the prompts; None for greedy answers of at most 512 tokens with transformers.
         against: Another model, for a win rate on the same prompts.
-        against_judge: What compares the two models' answers; None for ``judge``.
-        by: Column of the prompts' rows that names their kind.
-        max_length: Tokens of a row of conversations, or of a prompt with one answer.
+        against_judge: Compares the answers of both models; None for ``judge``.
+        by: Column of the prompts' rows with their category.
+        max_length: Tokens of a conversation, or of a prompt with one answer.
         beta: Scale of the rewards.
-        seed: Of the draws.
-        save_every: Prompts that are answered, and saved, together.
+        seed: Seed for sampling.
+        save_every: Number of prompts that are answered and saved together.
     """
 
     model: str
@@ -73,16 +73,16 @@ class Evaluation:
     seed: int = 0
     save_every: int = 256
 
-    def require_sense(self) -> None:
-        """Refuse what cannot be answered, before anything is loaded.
+    def validate(self) -> None:
+        """Check the configuration before anything is loaded.
 
         Raises:
-            ValueError: Nothing is asked, or a part is missing.
+            ValueError: There is nothing to evaluate, or a setting is missing.
         """
         if not (self.conversations or self.preferences or self.prompts):
-            raise ValueError("nothing to evaluate on; give conversations, preferences or prompts")
+            raise ValueError("nothing to evaluate; give conversations, preferences or prompts")
         if self.preferences and not self.reference:
-            raise ValueError("preferences need a reference to measure rewards against; give reference: FOLDER")
+            raise ValueError("preferences need a reference model; give reference: FOLDER")
         if self.prompts and not (self.judge or (self.against and self.against_judge)):
             raise ValueError("prompts need a judge to score the answers, e.g. lion_lightning.judges.VerifierJudge")
         if self.against and not self.prompts:
@@ -91,59 +91,59 @@ class Evaluation:
             raise ValueError(f"save_every is {self.save_every}; give at least 1")
 
 
-def evaluate(asked: Evaluation) -> dict[str, Any]:
-    """Do what was asked, and write ``results.json``.
+def evaluate(config: Evaluation) -> dict[str, Any]:
+    """Run an evaluation and write ``results.json``.
 
     Args:
-        asked: What to find out.
+        config: The configuration.
 
     Returns:
-        The results as plain data: ``loss``, ``rewards``, ``accuracy`` and ``win_rate``, as far as they were asked for.
+        The results as plain data: ``loss``, ``rewards``, ``accuracy`` and ``win_rate``, as configured.
 
     Raises:
-        ValueError: If something is missing, or a model, a source or the judge fails.
+        ValueError: A setting is missing, or a model, a source or the judge fails.
     """
-    asked.require_sense()
-    results: dict[str, Any] = {"model": asked.model}
-    if asked.conversations:
-        results["loss"] = conversation_loss(asked.model, asked.conversations, asked.max_length)
-    if asked.preferences and asked.reference:
+    config.validate()
+    results: dict[str, Any] = {"model": config.model}
+    if config.conversations:
+        results["loss"] = conversation_loss(config.model, config.conversations, config.max_length)
+    if config.preferences and config.reference:
         results["rewards"] = preference_rewards(
-            asked.model, asked.preferences, asked.reference, asked.beta, asked.max_length
+            config.model, config.preferences, config.reference, config.beta, config.max_length
         )
-    if asked.prompts:
-        results |= _answers(asked)
-    with explain_write_errors(asked.out, "results", "give another `out`"):
-        asked.out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(asked.out / RESULTS) as temporary:
+    if config.prompts:
+        results |= _answers(config)
+    with explain_write_errors(config.out, "results", "give another `out`"):
+        config.out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(config.out / RESULTS) as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
-def _answers(asked: Evaluation) -> dict[str, Any]:
-    sampler = asked.sampler or TransformersSampler(SamplingSettings(temperature=0.0))
-    prompts, ours = _ask(asked.model, asked, sampler, ANSWERS)
+def _answers(config: Evaluation) -> dict[str, Any]:
+    sampler = config.sampler or TransformersSampler(SamplingSettings(temperature=0.0))
+    prompts, ours = _sample(config.model, config, sampler, ANSWERS)
     results: dict[str, Any] = {}
-    if asked.judge:
-        scores = [row[0] for row in scored(asked.judge, prompts, [[one] for one in ours])]
-        _keep_scores(asked.out / SCORED, prompts, ours, scores)
-        results["accuracy"] = {**accuracy(scores, prompts, asked.by), **_shape(ours)}
-    judge = asked.against_judge or asked.judge
-    if asked.against and judge:
-        # The other model's template may write the same prompts otherwise; what is judged is what was asked.
-        _, theirs = _ask(asked.against, asked, sampler, AGAINST)
-        results["win_rate"] = {"against": asked.against, **win_rate(judge, prompts, ours, theirs)}
+    if config.judge:
+        scores = [row[0] for row in score_all(config.judge, prompts, [[one] for one in ours])]
+        _keep_scores(config.out / SCORED, prompts, ours, scores)
+        results["accuracy"] = {**accuracy(scores, prompts, config.by), **_answer_metrics(ours)}
+    judge = config.against_judge or config.judge
+    if config.against and judge:
+        # The other model's template may render prompts differently; the judge sees the first model's.
+        _, theirs = _sample(config.against, config, sampler, AGAINST)
+        results["win_rate"] = {"against": config.against, **win_rate(judge, prompts, ours, theirs)}
     return results
 
 
-def _ask(model: str, asked: Evaluation, sampler: Sampler, name: str) -> tuple[list[Prompt], list[Answer]]:
+def _sample(model: str, config: Evaluation, sampler: Sampler, name: str) -> tuple[list[Prompt], list[Answer]]:
     tokenizer = TokenizerSpec(model).load()
-    prompts = _prompts(asked.prompts, tokenizer)
-    if asked.by:
-        kinds(prompts, asked.by)  # a missing column is found before the work, not after it
-    require_ready([sampler, asked.judge, asked.against_judge], prompts)  # likewise
+    prompts = _prompts(config.prompts, tokenizer)
+    if config.by:
+        categories(prompts, config.by)  # raises for a missing column before sampling
+    require_ready([sampler, config.judge, config.against_judge], prompts)  # likewise for missing packages and models
     served = _served(model, tokenizer)
-    return prompts, answer(served, prompts, sampler, asked.seed, asked.out / name, asked.save_every)
+    return prompts, answer(served, prompts, sampler, config.seed, config.out / name, config.save_every)
 
 
 def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -152,21 +152,21 @@ def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[
         logger.info("prompts left out, %s: %d", cause, count)
     for line in pool.warnings():
         logger.warning("%s", line)
-    parts = np.array_split(np.arange(len(pool)), 1 + min(len(pool) // 1000, 20))  # each reads its file anew
+    parts = np.array_split(np.arange(len(pool)), 1 + min(len(pool) // 1000, 20))  # each part reads the file again
     bar = tqdm(parts, "reading prompts", unit=" parts", delay=2)
     return [one.prompt for part in bar for one in pool.take(part.tolist())]
 
 
 def _served(model: str, tokenizer: PreTrainedTokenizerBase) -> RolloutPolicy:
-    """The model on the GPU in bf16 where there is one, else on the CPU in fp32, as `lion chat` has it."""
+    """The model in bf16 on the GPU, or in fp32 on the CPU, as in `lion chat`."""
     on_gpu = torch.cuda.is_available()
     policy = PolicySpec(model, dtype="bfloat16" if on_gpu else "float32").build()
     device = "cuda" if on_gpu else "cpu"
     return RolloutPolicy(policy.to(device).eval(), tokenizer, Ranks(device=device))
 
 
-def _shape(answers: Sequence[Answer]) -> dict[str, float]:
-    """How long the answers are, in characters, and how many were cut off or say nothing."""
+def _answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
+    """Mean length in characters, and shares of truncated and of empty answers."""
     count = len(answers)
     return {
         "length": sum(len(one.text) for one in answers) / count,

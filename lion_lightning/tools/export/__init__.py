@@ -1,1 +1,1 @@
-"""`lion export`: a checkpoint as a Hugging Face folder."""
+"""`lion export`: write a checkpoint as a Hugging Face folder."""

@@ -1,4 +1,4 @@
-"""``lion export CKPT OUT``: a checkpoint as a Hugging Face folder."""
+"""``lion export``: write a checkpoint as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> None:
-    """Write it.
+    """Run the command.
 
     Args:
-        arguments: Of the command line.
+        arguments: Command line after ``lion export``.
     """
     from lion_lightning.models.checkpoints.export import export_checkpoint
 

@@ -1,1 +1,1 @@
-"""`lion inspect`: what training would see."""
+"""`lion inspect`: filters, loss masks and packing of a config's data."""

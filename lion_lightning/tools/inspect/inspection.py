@@ -1,4 +1,4 @@
-"""What a data module really trains on, printed before any training: the figures behind ``lion inspect``."""
+"""Statistics and samples of a data module."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from lion_lightning.data.base import PackedDataModule
     from lion_lightning.types import SampleSegment
 
-_OPEN, _CLOSE = "[[", "]]"  # around supervised text where there is no colour
+_OPEN, _CLOSE = "[[", "]]"  # around supervised text without colors
 
 
 def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
-    """Print what became of each source, how full the packed rows are, and the masks of a few documents or pairs.
+    """Print statistics of each source and of packing, and the loss masks of a few documents or pairs.
 
-    Supervised text is bold green and masked text dim; without colours (``NO_COLOR``, or no terminal) supervised text
-    stands between ``[[`` and ``]]``.
+    Supervised text is bold green and masked text dim. Without colors (``NO_COLOR``, or no terminal) supervised text is
+    enclosed in ``[[`` and ``]]``.
 
     Args:
-        datamodule: What to look at; its sources are tokenized if they were not before.
-        rows: Documents or pairs to show; every source shows at least one unless this is 0.
+        datamodule: The data module; its sources are tokenized if needed.
+        rows: Number of documents or pairs to show; at least one per source unless it is 0.
 
     Raises:
-        ValueError: A source cannot be read, or has no supervised token, or the mixture is empty.
+        ValueError: A source cannot be read or has no supervised token, or the mixture is empty.
     """
     from rich.console import Console
 
@@ -87,7 +87,7 @@ def _packing(datamodule: PackedDataModule, mixture: Mixture) -> list[str]:
     lines = [f"{len(rows):,} packed rows of {capacity:,} tokens, {rows.tokens:,} tokens in all: {full}"]
     if shared := mixture.documents.shared:
         share = shared / (rows.tokens + shared)
-        lines.append(f"sharing the prompt saves {shared:,} tokens, {share:.1%} of what separate sequences would take")
+        lines.append(f"sharing the prompt saves {shared:,} tokens, {share:.1%} of separate sequences")
     return lines
 
 
@@ -106,7 +106,7 @@ def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture
 
 
 def _spread(documents: Documents, rows: int) -> list[int]:
-    """Positions of ``rows`` documents, shared out over the sources and evenly spaced in each."""
+    """Positions of ``rows`` documents, equally many per source and evenly spaced in each."""
     chosen: list[int] = []
     for low, high in documents.bounds:
         share = -(-rows // len(documents.bounds))

@@ -1,4 +1,4 @@
-"""``lion inspect -c CONFIG``: what training would see."""
+"""``lion inspect``: filters, loss masks and packing of a config's data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 
 
 def main(arguments: list[str]) -> None:
-    """Print it, and stop before any training.
+    """Run the command.
 
     Args:
-        arguments: Of the command line.
+        arguments: Command line after ``lion inspect``.
     """
     from lion_lightning.tools.inspect.inspection import inspect
     from lion_lightning.tools.train.lightning_cli import build_cli
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     own = argparse.ArgumentParser(
         prog="lion inspect",
         usage="lion inspect -c CONFIG [--rows ROWS] [any option of lion fit]",
-        description="Show what a config does to its data, before any training: masks, packing, and what is left out.",
+        description="Show filters, loss masks and packing of a config's data, without training.",
     )
     own.add_argument("--rows", type=int, default=3, help="documents to show (3)")
     options, rest = own.parse_known_args(arguments)

@@ -1,1 +1,1 @@
-"""`lion plan`: memory per GPU and time per step of a config, before any GPU is rented."""
+"""`lion plan`: estimates of memory per GPU and time per step of a config."""

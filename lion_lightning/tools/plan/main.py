@@ -1,4 +1,4 @@
-"""``lion plan -c CONFIG --gpus N``: what each GPU would hold and how long a step would take, before any is rented."""
+"""``lion plan``: estimates of memory per GPU and time per step of a config."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
 
 
 class SettingsCLI(LionCLI):
-    """Makes the model and the data module of a config, but no trainer: its devices are not on this machine."""
+    """Instantiates model and data module of a config, but no trainer, whose devices are not on this machine."""
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The trainer's settings."""
+        """Return the settings instead of a trainer."""
         return self._get(self.config_init, "trainer")
 
 
 def main(arguments: list[str]) -> None:
-    """Print it; nothing is loaded or trained.
+    """Run the command; no weights are loaded.
 
     Args:
-        arguments: Of the command line.
+        arguments: Command line after ``lion plan``.
 
     Raises:
-        ValueError: What is asked for cannot be estimated.
+        ValueError: The config cannot be estimated.
     """
     options, rest = _parser().parse_known_args(arguments)
     _require_positive(options)
@@ -53,20 +53,22 @@ def _parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(
         prog="lion plan",
         usage="lion plan -c CONFIG [--gpus N] [--memory GIB] [any option of lion fit]",
-        description="Estimate memory a GPU and time a step of a config, under each strategy; no GPU is needed for it.",
+        description="Estimate memory per GPU and time per step of a config under each strategy, without any GPU.",
     )
-    own.add_argument("--gpus", type=int, help="how many (devices x num_nodes of the config's trainer)")
-    own.add_argument("--tokens", type=int, help="of a micro-batch (rows x row_length of the config's data module)")
-    own.add_argument("--memory", type=float, default=80.0, help="GiB that a GPU has (80)")
-    own.add_argument("--overhead", type=float, default=2.0, help="GiB for CUDA, NCCL and fragments (2: a guess)")
+    own.add_argument("--gpus", type=int, help="number of GPUs (devices x num_nodes of the config's trainer)")
+    own.add_argument(
+        "--tokens", type=int, help="tokens per micro-batch (batch_size x row_length of the config's data module)"
+    )
+    own.add_argument("--memory", type=float, default=80.0, help="GiB per GPU (80)")
+    own.add_argument("--overhead", type=float, default=2.0, help="GiB for CUDA, NCCL and fragmentation (2: a guess)")
     own.add_argument(
         "--tflops",
         type=float,
         default=989.0,
         help="peak TFLOP/s of a GPU in the run's precision (989: bf16 on an H100)",
     )
-    own.add_argument("--mfu", type=float, default=0.4, help="share of the peak that training reaches (0.4: a guess)")
-    own.add_argument("--bandwidth", type=float, default=50.0, help="GB/s from each GPU to the others (50: a guess)")
+    own.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilization (0.4: a guess)")
+    own.add_argument("--bandwidth", type=float, default=50.0, help="GB/s that a GPU sends to the others (50: a guess)")
     return own
 
 
@@ -79,7 +81,7 @@ def _require_positive(options: argparse.Namespace) -> None:
 def _devices(settings: Any) -> int:
     devices = settings.devices
     if not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"trainer.devices is {devices}: say how many GPUs to plan for, with --gpus N")
+        raise ValueError(f"trainer.devices is {devices}: set the number of GPUs with --gpus N")
     return devices * int(settings.num_nodes or 1)
 
 
@@ -93,7 +95,9 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
     data: Any = cli.datamodule
     tokens = options.tokens or getattr(data, "row_length", 0) * getattr(data, "batch_size", 0)
     if tokens < 1:
-        raise ValueError(f"{type(data).__name__} does not say how many tokens a micro-batch has; give --tokens N")
+        raise ValueError(
+            f"{type(data).__name__} has no batch_size and row_length; give the tokens per micro-batch with --tokens N"
+        )
     job = job_of(
         cli.model,
         tokens,
@@ -106,6 +110,6 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
 
 
 def _sampler_share(settings: Any) -> float:
-    """Of a GPU's memory that an engine of this process takes between epochs."""
+    """Share of a GPU's memory that a sampler's engine uses between epochs."""
     samplers = [getattr(callback, "sampler", None) for callback in settings.callbacks or ()]
     return max((getattr(sampler, "gpu_memory_utilization", 0.0) for sampler in samplers), default=0.0)

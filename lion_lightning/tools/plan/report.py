@@ -1,4 +1,4 @@
-"""A plan as a person reads it."""
+"""The printed plan."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class PlanReport:
     """A job under several placements.
 
     Attributes:
-        job: What is trained.
-        placements: How it may be spread; the first is the config's own.
-        machine: What a GPU is assumed to do.
-        memory: Bytes that a GPU has.
-        sampler: Share of them that an engine takes between epochs.
+        job: The training job.
+        placements: Possible shardings over devices; the first is the config's.
+        machine: Assumed speed of a GPU.
+        memory: Bytes per GPU.
+        sampler: Share of the memory that a sampler's engine uses between epochs.
     """
 
     job: Job
@@ -36,15 +36,15 @@ class PlanReport:
 
     @cached_property
     def peaks(self) -> list[MemoryEstimate]:
-        """What a GPU holds when it holds most, under each placement."""
+        """Peak memory of a GPU under each placement."""
         return [placement.peak(self.job) for placement in tqdm(self.placements, "strategies", leave=False)]
 
     def lines(self) -> list[str]:
-        """The plan, line by line."""
+        """Lines of the plan."""
         return [*self._job(), *self._assumptions(), "", *self._memory(), "", *self._time()]
 
     def fits(self, peak: MemoryEstimate) -> bool:
-        """Whether a GPU has memory enough to train, and to sample between epochs.
+        """Return whether a GPU has enough memory for training and for sampling between epochs.
 
         Args:
             peak: One of :attr:`peaks`.
@@ -61,24 +61,24 @@ class PlanReport:
             *(["LoRA"] if spec.lora else []),
             *([f"recompute: {spec.recompute}"] if spec.recompute != "none" else []),
         ]
-        there, learn = (f"{number / 1e9:.3f} G" for number in numbers)
-        yield f"policy   {there} weights, {learn} of them trained; {', '.join(extras)}"
-        whole = job.tokens * job.accumulate * count
+        size, trained = (f"{number / 1e9:.3f} G" for number in numbers)
+        yield f"policy   {size} weights, {trained} of them trained; {', '.join(extras)}"
+        total = job.tokens * job.accumulate * count
         yield (
-            f"step     {job.tokens:,} tokens a micro-batch x {job.accumulate} accumulated x {count} GPUs: "
-            f"{whole:,} tokens at most"
+            f"step     {job.tokens:,} tokens per micro-batch x {job.accumulate} accumulated x {count} GPUs: "
+            f"up to {total:,} tokens"
         )
 
     def _assumptions(self) -> Iterator[str]:
         own = self.machine
         yield (
-            f"assumed  {self.memory / GIB:.0f} GiB a GPU, {self.job.overhead / GIB:.1f} of them for frameworks; "
+            f"assumed  {self.memory / GIB:.0f} GiB per GPU, {self.job.overhead / GIB:.1f} of them for frameworks; "
             f"{own.tflops:.0f} TFLOP/s at {own.mfu:.0%}; {own.bandwidth:.0f} GB/s to the others"
         )
 
     def _memory(self) -> Iterator[str]:
         names = [placement.name for placement in self.placements]
-        yield _row("GiB a GPU", [f"{names[0]} (config's)", *names[1:]])
+        yield _row("GiB per GPU", [f"{names[0]} (config's)", *names[1:]])
         for part in self.peaks[0].parts:
             yield _row(TITLES.get(part, part), [_gib(peak.parts[part]) for peak in self.peaks])
         yield _row("at the peak", [_gib(peak.total) for peak in self.peaks])
@@ -89,12 +89,12 @@ class PlanReport:
 
     def _time(self) -> Iterator[str]:
         times = [step_time(self.job, placement, self.machine) for placement in self.placements]
-        yield _row("seconds of products", [f"{time.compute:.2f}" for time in times])
-        yield _row("seconds of traffic", [f"{time.traffic:.2f}" for time in times])
+        yield _row("compute seconds", [f"{time.compute:.2f}" for time in times])
+        yield _row("traffic seconds", [f"{time.traffic:.2f}" for time in times])
         yield _row("tokens/s at most", [f"{time.tokens / time.seconds:,.0f}" for time in times])
 
     def _sampling(self, peak: MemoryEstimate) -> int:
-        """What a GPU holds between epochs: no gradients or activations, but an engine."""
+        """Memory between epochs: no gradients or activations, but a sampler's engine."""
         held = peak.weights + peak.optimizer + peak.reference + peak.overhead
         return held + round(self.sampler * self.memory) if self.sampler else 0
 

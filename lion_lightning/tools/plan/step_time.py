@@ -1,4 +1,4 @@
-"""How long a step takes, from FLOPs and from bytes between devices: arithmetic, not a measurement."""
+"""Estimate of the time per step, from FLOPs and from bytes sent between devices."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lion_lightning.types import segment_table
 
 @dataclass(frozen=True)
 class Machine:
-    """What a device can do.
+    """Speed of a device.
 
     Attributes:
-        tflops: Peak of dense products in the training dtype, in 10^12 FLOPs a second.
-        mfu: Share of it that training reaches while it computes.
-        bandwidth: GB a second that a device sends to others while all do so.
+        tflops: Peak TFLOP/s of dense matrix products in the training dtype.
+        mfu: Share of the peak that training reaches.
+        bandwidth: GB/s that a device sends to others while all devices send.
     """
 
     tflops: float
@@ -31,9 +31,9 @@ class StepTime:
     """Seconds of an optimizer step.
 
     Attributes:
-        compute: Of products, recomputed ones and a reference's passes included.
-        traffic: Of gathering and reducing.
-        tokens: That all devices train on in the step.
+        compute: Time of matrix products, with recomputation and reference forwards.
+        traffic: Time of all-gathers and reductions.
+        tokens: Tokens per step over all devices.
     """
 
     compute: float
@@ -42,17 +42,17 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """The longer of the two, since they run at the same time."""
+        """The longer of the two, assuming full overlap."""
         return max(self.compute, self.traffic)
 
 
 def step_time(job: Job, placement: Placement, machine: Machine) -> StepTime:
-    """Time of an optimizer step over all devices.
+    """Estimate the time of an optimizer step.
 
     Args:
-        job: What is trained.
-        placement: How it is spread.
-        machine: What each device can do.
+        job: The training job.
+        placement: Its sharding over devices.
+        machine: Speed of each device.
     """
     return StepTime(
         compute=job.accumulate * micro_batch_flops(job) / (machine.tflops * 1e12 * machine.mfu),
@@ -62,10 +62,10 @@ def step_time(job: Job, placement: Placement, machine: Machine) -> StepTime:
 
 
 def micro_batch_flops(job: Job) -> float:
-    """FLOPs that a micro-batch takes on a device: the model's, what is computed again, and a reference's.
+    """FLOPs of a micro-batch on a device: training, recomputation and reference forwards.
 
     Args:
-        job: What is trained.
+        job: The training job.
     """
     model: Any = job.model
     base = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -193,7 +193,7 @@ def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFi
     fragment = Path(__file__).parents[3] / "configs" / "strategy" / "fsdp2.yaml"
     assert main(["plan", "-c", str(config), "-c", str(fragment), "--gpus", "4", "--memory", "2"]) == 0
     said = capsys.readouterr().out
-    assert "32 tokens a micro-batch x 1 accumulated x 4 GPUs: 128 tokens at most" in said
+    assert "32 tokens per micro-batch x 1 accumulated x 4 GPUs: up to 128 tokens" in said
     assert "fsdp (config's)" in said
     assert [line.split()[1:] for line in said.splitlines() if line.startswith("fits")] == [["NO", "NO", "NO"]]
     assert not list(config.parent.glob("lightning_logs"))
@@ -202,7 +202,7 @@ def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([], "trainer.devices is auto: say how many GPUs to plan for, with --gpus N"),
+        ([], "trainer.devices is auto: set the number of GPUs with --gpus N"),
         (["--gpus", "0"], "--gpus is 0; give 1 or more"),
         (["--gpus", "2", "--mfu", "0"], "--mfu is 0.0; give a number above 0"),
         (["--gpus", "2", "--trainer.strategy", "best"], "Lightning knows no 'best'"),

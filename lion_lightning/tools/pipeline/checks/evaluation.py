@@ -15,9 +15,9 @@ from lion_lightning.models.policy import position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.tools.chat.conversation import require_model
-from lion_lightning.tools.evaluate.main import asked_for
+from lion_lightning.tools.evaluate.main import parse
 from lion_lightning.tools.evaluate.run import Evaluation
-from lion_lightning.tools.evaluate.verdicts import kinds
+from lion_lightning.tools.evaluate.scores import categories
 from lion_lightning.tools.pipeline.checks.sources import check_data, check_prompts
 from lion_lightning.tools.pipeline.plan import StagePlan
 
@@ -35,7 +35,7 @@ def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicyS
         ValueError: The config or a source is wrong, or a model or a judge does not exist.
     """
     evaluation = _parse(stage)
-    evaluation.require_sense()
+    evaluation.validate()
     for model in filter(None, (evaluation.reference, evaluation.against)):
         if Path(model).absolute() not in exports:
             require_model(model)
@@ -50,7 +50,7 @@ def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicyS
             evaluation.prompts, loaded, [evaluation.sampler, evaluation.judge, evaluation.against_judge]
         )
         if evaluation.by:
-            kinds(prompts, evaluation.by)
+            categories(prompts, evaluation.by)
 
 
 def _parse(stage: StagePlan) -> Evaluation:
@@ -66,7 +66,7 @@ def _parse(stage: StagePlan) -> Evaluation:
             str(stage.folder / "evaluation"),
         ]
         try:
-            return asked_for(arguments)
+            return parse(arguments)
         except Exception as error:
             if str(path) not in str(error):
                 raise

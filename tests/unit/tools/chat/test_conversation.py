@@ -141,9 +141,9 @@ def test_piped_lines_are_answered_and_nothing_else_is_on_the_output(
 
 def test_commands_of_the_terminal(monkeypatch: Any, capsys: Any, folder: Path) -> None:
     shown = run(monkeypatch, capsys, folder, "/undo\nw3\n/undo\n/udno\n")
-    assert "nothing to take back" in shown.err
-    assert "took back: w3" in shown.err
-    assert "unknown command /udno; /undo takes" in shown.err
+    assert "nothing to undo" in shown.err
+    assert "removed: w3" in shown.err
+    assert "unknown command /udno; /undo removes" in shown.err
     assert len(shown.out.splitlines()) == 1
 
 

@@ -116,7 +116,9 @@ def test_chunks_and_seeds_draw_differently() -> None:
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"question": "mine"}\n')
-    with pytest.raises(ValueError, match=r"answers\.jsonl holds no answers of an evaluation; give another `out`"):
+    with pytest.raises(
+        ValueError, match=r"answers\.jsonl is not a file of answers of an evaluation; give another `out`"
+    ):
         asked(path)
     assert path.read_text() == '{"question": "mine"}\n'
 

@@ -144,11 +144,11 @@ def test_cut_and_doubled_conversations_are_counted(
 
 
 def test_a_model_of_few_positions_is_told_with_the_fix(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"max_length is 65, but .* has positions for 64 tokens; set max_length to 64"):
+    with pytest.raises(ValueError, match=r"max_length is 65, but .* has 64 positions; set max_length to 64"):
         conversation_loss(str(folder / "model"), [source(folder, "talks.jsonl")], max_length=65)
 
 
 def test_a_reference_of_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"^reference: .* has another tokenizer than .*name the model that training"):
+    with pytest.raises(ValueError, match=r"^reference: .* has another tokenizer than .*give the model that training"):
         preference_rewards(str(folder / "model"), [source(folder, "pairs.jsonl")], str(tmp_path))

@@ -40,9 +40,9 @@ def test_of_one_value_nothing_is_known_but_the_value() -> None:
 
 
 def test_no_values_have_no_interval() -> None:
-    with pytest.raises(ValueError, match="over no values; give at least one"):
+    with pytest.raises(ValueError, match="no values to compute an interval of"):
         mean_interval([])
-    with pytest.raises(ValueError, match="over no items; evaluate at least one"):
+    with pytest.raises(ValueError, match="no items to compute an interval of; evaluate at least one"):
         bootstrap([])
 
 
@@ -53,7 +53,9 @@ def test_bootstrap_of_a_constant_is_the_constant() -> None:
 def test_bootstrap_of_many_items_draws_what_it_would_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.linspace(0.0, 1.0, 30).tolist()
     whole = bootstrap(values, resamples=100)
-    monkeypatch.setattr("lion_lightning.tools.evaluate.intervals.AT_ONCE", 7 * 30)  # 15 blocks, the last of them short
+    monkeypatch.setattr(
+        "lion_lightning.tools.evaluate.intervals.CHUNK_SIZE", 7 * 30
+    )  # 15 blocks, the last of them short
     assert bootstrap(values, resamples=100) == pytest.approx(whole, rel=1e-12)
 
 

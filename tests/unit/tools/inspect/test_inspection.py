@@ -175,7 +175,7 @@ def test_each_source_of_pairs_has_its_figures_and_every_loss_its_cause(printed: 
     total = pair + prompt + 2 * chosen
     assert f"1 packed rows of 120 tokens, {total} tokens in all: {total / 120:.1%} full" in output
     saved = f"{2 * prompt / (total + 2 * prompt):.1%}"
-    assert f"sharing the prompt saves {2 * prompt} tokens, {saved} of what separate sequences would take" in output
+    assert f"sharing the prompt saves {2 * prompt} tokens, {saved} of separate sequences" in output
 
 
 def test_nothing_is_said_of_sharing_where_nothing_is_shared(printed: Printed, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lion_lightning.tools.evaluate.verdicts import accuracy, gain, kinds, scored, win_rate
+from lion_lightning.tools.evaluate.scores import accuracy, categories, gain, score_all, win_rate
 from lion_lightning.types import Answer, Prompt
 
 PROMPTS = [Prompt(f"q{number}", where=f"f.jsonl:{number + 1}", row={"kind": "ab"[number // 2]}) for number in range(4)]
@@ -92,10 +92,8 @@ def test_accuracy_is_the_mean_score_over_all_and_over_each_kind() -> None:
 
 def test_a_missing_column_is_one_line_that_names_the_place() -> None:
     other = Prompt("q", where="f.jsonl:9", row={"level": 1, "answer": "x"})
-    with pytest.raises(
-        ValueError, match=r"^f.jsonl:9: there is no column 'kind' to group by; the row has level, answer$"
-    ):
-        kinds([*PROMPTS, other], "kind")
+    with pytest.raises(ValueError, match=r"^f.jsonl:9: `by` names the column 'kind', but the row has level, answer$"):
+        categories([*PROMPTS, other], "kind")
 
 
 def test_the_gain_is_paired() -> None:
@@ -106,7 +104,7 @@ def test_the_gain_is_paired() -> None:
 
 def test_no_number_is_one_line_that_names_the_judge_and_the_place() -> None:
     with pytest.raises(ValueError, match=r"^Scoring returned the score nan for an answer to f.jsonl:1; return finite"):
-        scored(Scoring(lambda text, place: float("nan")), PROMPTS[:1], [[Answer("a")]])
+        score_all(Scoring(lambda text, place: float("nan")), PROMPTS[:1], [[Answer("a")]])
 
 
 class Loading(Scoring):
@@ -132,5 +130,5 @@ def test_a_judge_that_holds_a_model_loads_it_once_for_both_orders() -> None:
 def test_a_judge_that_fails_is_closed() -> None:
     judge = Loading(value)
     with pytest.raises(ValueError, match="could not convert"):
-        scored(judge, PROMPTS[:1], [[Answer("no number")]])
+        score_all(judge, PROMPTS[:1], [[Answer("no number")]])
     assert judge.calls == ["open", "close"]
