@@ -47,16 +47,11 @@ class RoundTokens:
         per_row = np.diff(pairs.offsets.to_numpy())
         self._rows = np.repeat(np.arange(len(table)), per_row)  # (pairs,) row of the table
         chosen_rejected = pairs.values.values.to_numpy().reshape(-1, 2)  # (pairs, 2) among the answers of the row
-
-        which = answers.offsets.to_numpy()[self._rows, None] + chosen_rejected  # (pairs, 2) among all answers
-        bounds = answers.values.offsets.to_numpy()
-        prompt_bounds = prompts.offsets.to_numpy()[self._rows[:, None]]
-        self._starts = np.hstack([prompt_bounds, bounds[which]]).astype(np.int64)  # (pairs, 3)
-        stops = np.hstack([prompts.offsets.to_numpy()[self._rows[:, None] + 1], bounds[which + 1]])
+        self._prompt_ids = prompts.values.to_numpy()
+        self._answer_ids = answers.values.values.to_numpy()
+        self._starts, stops = _segments(prompts, answers, self._rows[:, None], chosen_rejected)
         self.segment_lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
-        self._prompt_ids, self._answer_ids = prompts.values.to_numpy(), answers.values.values.to_numpy()
-
-        self.margins = _margins(_column(table, "scores"), self._rows, chosen_rejected)
+        self.margins = _margins(_column(table, "scores"), self._rows[:, None], chosen_rejected)
         hashes = np.frombuffer(_column(table, "group").buffers()[1], np.uint64, 2 * len(table))
         self.groups: npt.NDArray[np.uint64] = hashes.reshape(-1, 2)[self._rows]
         self.raw_rows, self.skipped_rows = int(np.count_nonzero(per_row)), 0
@@ -118,11 +113,17 @@ def _column(table: Any, name: str) -> Any:
     return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
 
 
-def _margins(
-    scores: Any, rows: npt.NDArray[np.int64], chosen_rejected: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float64]:
-    which = scores.offsets.to_numpy()[rows, None] + chosen_rejected  # (pairs, 2) among all scores
-    values = scores.values.to_numpy()[which]
+def _segments(prompts: Any, answers: Any, rows: Numbers, chosen_rejected: Numbers) -> tuple[Numbers, Numbers]:
+    """``(pairs, 3)`` bounds of prompt, chosen and rejected in the token ids of all prompts, or of all answers."""
+    which = answers.offsets.to_numpy()[rows] + chosen_rejected  # (pairs, 2) among all answers
+    prompt_bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()
+    starts = np.hstack([prompt_bounds[rows], answer_bounds[which]])
+    stops = np.hstack([prompt_bounds[rows + 1], answer_bounds[which + 1]])
+    return starts.astype(np.int64), stops.astype(np.int64)
+
+
+def _margins(scores: Any, rows: Numbers, chosen_rejected: Numbers) -> npt.NDArray[np.float64]:
+    values = scores.values.to_numpy()[scores.offsets.to_numpy()[rows] + chosen_rejected]  # (pairs, 2)
     margins: npt.NDArray[np.float64] = values[:, 0] - values[:, 1]
     return margins
 

@@ -112,7 +112,7 @@ TRAINED = {"weights": None, "lora": LoRASpec(r=4)}
 
 
 def train(rank: int, world: int, folder: Path, name: str, what: str) -> dict[str, Any]:
-    """Two rounds, sharded where there are ranks; weights and logged figures at the end."""
+    """Two rounds, sharded where there are ranks; weights and logged metrics at the end."""
     online, place = opened(folder), f"{name} {what}"
     os.environ["LION_CACHE"] = str(folder / "cache" / place)
     torch.manual_seed(0)

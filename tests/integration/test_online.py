@@ -125,7 +125,7 @@ def test_unfinished_and_empty_answers_make_no_pair(online: Online, keep: bool, p
     assert made.rollouts[0].answers[1].token_ids == (50, 2)
 
 
-def test_figures_of_a_round_are_logged_and_stored(standard: Standard) -> None:
+def test_metrics_of_a_round_are_logged_and_stored(standard: Standard) -> None:
     trainer, rounds = standard.module.trainer, standard.rounds
     logged = {name for name in trainer.callback_metrics if name.startswith("on_policy/")}
     assert {

@@ -68,9 +68,9 @@ def test_prompts_are_the_tokens_before_a_trained_answer(tmp_path: Path) -> None:
     tokenizer = TokenizerSpec(str(tmp_path)).load()
     whole = recognize_prompt({"question": "w5 w6", "answer": "w7"})
     assert whole is not None
-    (piece,) = ChatEncoder(tokenizer, mask="completion").encode([whole], [""])
-    first = int(piece.supervised.argmax())
-    assert asked.prompt.input_ids == tuple(piece.input_ids[:first].tolist())
+    (segment,) = ChatEncoder(tokenizer, mask="completion").encode([whole], [""])
+    first = int(segment.supervised.argmax())
+    assert asked.prompt.input_ids == tuple(segment.input_ids[:first].tolist())
     assert asked.prompt.original == "w7"
     assert asked.prompt.row == {"question": "w5 w6", "answer": "w7", "id": 4}
     assert asked.prompt.question == "w5 w6"
