@@ -49,7 +49,7 @@ class BeforeAfter(Callback):
     state and training mode stay as they were.
 
     On one device or under DDP, rank 0 alone generates while the others wait; under any other strategy all ranks do,
-    since each holds only a piece of the weights.
+    since each holds only a shard of the weights.
 
     Args:
         prompts: What a user says, one turn each; None for no answers.

@@ -1,4 +1,4 @@
-"""A progress bar with the few metrics that matter, and plain lines where there is no terminal."""
+"""A progress bar with the few metrics that matter, and plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LionProgressBar(RichProgressBar):
 
     Args:
         refresh_rate: Times a second that the bar is drawn; 0 shows nothing.
-        leave: Whether the bar of a finished epoch stays on the screen.
+        leave: True to keep the bar of a finished epoch on the screen.
         every_seconds: Without a terminal: seconds between two lines. The first lines come sooner (a tenth of the time
             since the start apart, at least 2 seconds), so that a short fit shows how it goes.
         every_steps: Without a terminal: a line also whenever the number of optimizer steps is a multiple of this; None

@@ -113,7 +113,7 @@ def greedy_answers(
     """The policy's greedy answer to each prompt; nothing where another rank answers. Every rank calls this.
 
     On one device or under DDP, rank 0 alone generates; under any other strategy all ranks do, since each holds only a
-    piece of the weights.
+    shard of the weights.
 
     Args:
         trainer: The trainer.

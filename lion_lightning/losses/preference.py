@@ -39,7 +39,7 @@ class PreferenceLoss(nn.Module, ABC):
         beta: Strength of the pull towards the reference, above 0.
 
     Attributes:
-        needs_reference: Whether the loss means anything without a reference.
+        needs_reference: True if the loss compares policy and reference.
 
     Raises:
         ValueError: If ``beta`` is not a positive number.

@@ -21,7 +21,7 @@ from lion_lightning.references.cached import CachedReference
 
 
 class OnlineDPOModule(DPOModule):
-    """Trains a policy on pairs of its own answers, new ones each epoch (stage 3 of LIONs, arXiv 2407.06542).
+    """Trains a policy on pairs of answers that it samples itself (stage 3 of LIONs, arXiv 2407.06542).
 
     Everything but where the pairs come from is :class:`DPOModule`'s: any preference loss, any reference. The reference
     is the model that the stage starts from, its log-probs computed once a round; ``RefreshedReference`` makes it the

@@ -42,9 +42,9 @@ class DryRun:
         spec: The policy.
         lengths: Tokens of each segment of the micro-batch; all of them are targets, but for the first of a document.
         parents: Parent of each segment.
-        autocast: Whether products run in bf16 (``bf16-mixed``).
+        autocast: True if products run in bf16 (``bf16-mixed``).
         optimizer: The optimizer.
-        foreach: Whether it works on all weights at once, as PyTorch's do by themselves on GPUs.
+        foreach: True if it updates all weights at once, PyTorch's default on GPUs.
         stays: Which new gradients stay: ``all``; ``root`` (those outside of decoder layers), where each layer's is
             reduced at once; ``none``, where all are added to what is there.
         gathered: Dtype in which the model has its weights while it runs, where that is not their own.

@@ -111,10 +111,10 @@ def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, bool]]:
     ends: tuple[Any, ...] = (model.get_input_embeddings(), output_head(model))
     skipped = {id(module) for end in ends for module in end.modules()}
     for name, module in model.named_modules():
-        # peft keeps the frozen original beside a layer that trains whole; it does not run
+        # peft keeps the frozen original of a fully trained layer; it does not run
         if id(module) in skipped or isinstance(module, nn.Embedding | nn.Conv1d) or "original_module" in name:
             continue
-        if isinstance(module, nn.Linear):  # by its sizes: FSDP1 leaves a flat piece of the weight
+        if isinstance(module, nn.Linear):  # by its sizes: FSDP1 leaves a flat shard of the weight
             yield module.in_features * module.out_features, module.weight.requires_grad
         else:
             yield from _stacked(module, model.config.get_text_config())

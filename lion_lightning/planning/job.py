@@ -33,7 +33,7 @@ class Job:
         accumulate: Micro-batches of a step, on each device.
         reference: A second model in memory, or None.
         reference_passes: Forward passes of a reference in each step: 1 for a second model, or adapters switched off.
-        on_gpu: Whether devices are GPUs.
+        on_gpu: True if devices are GPUs.
         overhead: Bytes of frameworks (CUDA context, libraries).
     """
 

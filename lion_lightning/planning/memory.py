@@ -111,7 +111,7 @@ class Replicated(Placement):
     """The full model on each device: one device, or DDP.
 
     Attributes:
-        bucket_views: Whether gradients are views of DDP's buckets (``gradient_as_bucket_view``).
+        bucket_views: True if gradients are views of DDP's buckets (``gradient_as_bucket_view``).
     """
 
     bucket_views: bool = False

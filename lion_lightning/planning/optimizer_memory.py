@@ -29,7 +29,7 @@ def step_memory(make: Factory, shapes: Sequence[tuple[torch.Size, torch.dtype]],
     Args:
         make: Makes the optimizer.
         shapes: Of the weights, each with its dtype.
-        foreach: Whether it works on all weights at once where it has the choice, as PyTorch's do on GPUs.
+        foreach: True to update all weights at once where it has the choice, PyTorch's default on GPUs.
 
     Raises:
         ValueError: The optimizer does not step on a CPU at all.

@@ -23,7 +23,7 @@ def placements(strategy: Any, gpus: int, packed: bool = False) -> list[Placement
     Args:
         strategy: A trainer's ``strategy``: an object, or a name that Lightning knows.
         gpus: Number of GPUs.
-        packed: Whether weights are held in four bits, which are not sharded.
+        packed: True for 4-bit weights, which are not sharded.
 
     Raises:
         ValueError: The strategy is not one whose memory is known here, or not one for such weights.

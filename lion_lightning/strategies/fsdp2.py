@@ -24,7 +24,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     ``configure_model`` shards all that it trains; others are refused.
 
     Args:
-        save_distributed_checkpoint: Whether each rank saves its own pieces: a checkpoint is then a folder, which any
+        save_distributed_checkpoint: True if each rank saves its shards: a checkpoint is then a folder, which any
             number of ranks can resume from. Otherwise rank 0 gathers everything into a single file.
         cpu_offload: True if weights, gradients and optimizer state stay in the host's memory, and a layer is on the GPU
             only while it runs. Far slower; for models that fit in no other way.
@@ -77,7 +77,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, each rank its pieces.
+        """Read a checkpoint, each rank its shards.
 
         Raises:
             ValueError: On every rank, if it is not one that this strategy can read.
@@ -94,6 +94,6 @@ def _require_readable(path: Path) -> None:
         raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a folder that a sharded run wrote")
     if not any(name.startswith("state_dict.") for name in stored_names(path)):
         raise ValueError(
-            f"{path}: written by FSDPStrategy, whose pieces fit only that strategy; go on with it, or let it write a "
+            f"{path}: written by FSDPStrategy, whose shards fit only that strategy; go on with it, or let it write a "
             "single file (state_dict_type: full)"
         )

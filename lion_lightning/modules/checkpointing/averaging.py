@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 def refuse_averaging(trainer: Trainer) -> None:
-    """Refuse averaging that would average nothing, or pieces of weights.
+    """Refuse averaging that would average nothing, or shards of weights.
 
     Args:
         trainer: About to run. Only a fit averages.

@@ -20,9 +20,9 @@ class Resumption:
     Attributes:
         loops: Entry of the checkpoint.
         row: What Lightning was about to log; None for nothing.
-        within_batch: Whether it was saved in ``on_train_batch_end``, so that validation is still to come.
-        ends: Whether the epoch ends with the batch that it stands behind.
-        over: Whether the epoch itself was over, and the run with it.
+        within_batch: True if it was saved in ``on_train_batch_end``, so that validation is still to come.
+        ends: True if the epoch ends with the batch before the checkpoint.
+        over: True if the epoch was over, and the run with it.
         steps: Optimizer steps that the counters were set back by, so that Lightning does not skip the end of the run.
     """
 
@@ -213,7 +213,7 @@ def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> bool:
         trainer: Whose checkpoint it is.
 
     Returns:
-        Whether anything was undone. What follows the last step, its row in the log and validation, was then done.
+        True if anything was undone. What follows the last step, its row in the log and validation, was then done.
     """
     loops = _fit_loop(checkpoint)
     if loops is None:

@@ -86,11 +86,11 @@ def _follows(change: Change, others: Mapping[str, Change]) -> bool:
     if change.name.startswith(GROUP):
         first = others.get(f"model.optimizer.{change.name.removeprefix(GROUP).partition('.')[2]}")
         return first is not None and first[1:] == change[1:]
-    whole, _, argument = change.name.rpartition(".")
-    while whole:
-        if f"{whole}.class_path" in others and argument != "class_path":
+    parent, _, argument = change.name.rpartition(".")
+    while parent:
+        if f"{parent}.class_path" in others and argument != "class_path":
             return True
-        whole = whole.rpartition(".")[0]
+        parent = parent.rpartition(".")[0]
     return False
 
 

@@ -1,4 +1,4 @@
-"""Scaling and norms of gradients, which ranks may hold in pieces."""
+"""Scaling and norms of gradients, which may be sharded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scale_gradients(module: nn.Module, factor: float) -> None:
 
 
 def gradient_norm(module: nn.Module, strategy: Strategy) -> Tensor:
-    """Norm of the gradient of all parameters, over all ranks' pieces.
+    """Norm of the gradient of all parameters, over all ranks' shards.
 
     Args:
         module: After a backward pass.
@@ -35,7 +35,7 @@ def gradient_norm(module: nn.Module, strategy: Strategy) -> Tensor:
     norm = to_full(get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
     if not isinstance(strategy, FSDPStrategy):
         return norm
-    total: Any = strategy.reduce(norm.to(strategy.root_device) ** 2, reduce_op="sum")  # flat pieces know only their own
+    total: Any = strategy.reduce(norm.to(strategy.root_device) ** 2, reduce_op="sum")  # a flat shard has only its part
     return torch.sqrt(total)
 
 
