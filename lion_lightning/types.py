@@ -101,10 +101,26 @@ class PackedBatch:
     sample_indices: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
     capacity: int = 0
+    # Not an argument, so that `replace`, which changes tensors, forgets it.
+    _cpu_copy: PackedBatch | None = field(default=None, init=False, repr=False, compare=False)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """Copy with every tensor on ``device`` (Lightning calls this to move a batch)."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> PackedBatch:
+        """Copy with every tensor on ``device`` (Lightning calls this to move a batch).
+
+        Args:
+            device: Where to.
+            non_blocking: Whether to go on before the copies are done; None: from the CPU to another device.
+        """
+        device, from_cpu = torch.device(device), self.input_ids.device.type == "cpu"
+        if non_blocking is None:
+            non_blocking = from_cpu and device.type != "cpu"
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved._cpu_copy = self if from_cpu else None
+        return moved
+
+    def on_cpu(self) -> PackedBatch:
+        """The same batch on the CPU: the one that this was copied from, so that nothing waits for the device."""
+        return self if self.input_ids.device.type == "cpu" else self._cpu_copy or self.to("cpu")
 
     def pin_memory(self) -> PackedBatch:
         """Copy with every tensor in page-locked memory (``DataLoader(pin_memory=True)`` calls this)."""

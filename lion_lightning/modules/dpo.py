@@ -74,7 +74,7 @@ class DPOModule(AlignmentModule):
         losses = self.loss(policy, reference)
         with torch.no_grad():
             metrics = self.pair_metrics(policy, reference)
-        return LossOutput(losses.sum(), torch.tensor(len(losses), device=losses.device), metrics)
+        return LossOutput(losses.sum(), torch.full((), len(losses), device=losses.device), metrics)
 
     @override
     def require_data(self, data: Any) -> None:

@@ -53,7 +53,7 @@ class SFTModule(AlignmentModule):
         """Sum of the losses of the supervised tokens."""
         logps, top1_correct, _ = self.policy_model(batch)
         metrics = {"perplexity": -logps.detach().sum(), "accuracy": top1_correct.sum()}
-        return LossOutput(self.loss(logps).sum(), torch.tensor(len(logps), device=logps.device), metrics)
+        return LossOutput(self.loss(logps).sum(), torch.full((), len(logps), device=logps.device), metrics)
 
     @override
     def require_data(self, data: Any) -> None:

@@ -104,7 +104,7 @@ class RowLayout:
             first = ends[segment.parent] if segment.parent >= 0 else 0
             ends.append(first + segment.length)
             parts.append(torch.arange(first, ends[-1]))
-        return torch.cat(parts).to(self.device)
+        return torch.cat(parts).to(self.device, non_blocking=True)
 
     @cached_property
     def visible(self) -> Tensor:
@@ -115,7 +115,7 @@ class RowLayout:
                 mask[access.queries, span] = True
             own = access.queries
             mask[own, own] = torch.ones(own.stop - own.start, own.stop - own.start, dtype=torch.bool).tril()
-        return mask.to(self.device)
+        return mask.to(self.device, non_blocking=True)
 
     def _key_index(self) -> Tensor:
         parts = [torch.arange(span.start, span.stop) for access in self.accesses for span in access.keys]

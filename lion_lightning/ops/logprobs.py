@@ -86,9 +86,9 @@ def pair_logps(logps: TokenLogps, batch: PackedBatch) -> PairLogps:
         batch: Samples of three segments: prompt, chosen, rejected. One without targets holds no pairs: it is what a
             rank runs that has no rows left.
     """
-    chosen, rejected = (places.to(batch.targets.device) for places in _sides(batch))
+    chosen, rejected = (places.to(batch.targets.device, non_blocking=True) for places in _sides(batch))
     owners, segments = batch.target_segments, len(batch.segments)
-    counts = torch.bincount(owners, minlength=segments)
+    counts = segment_sums(torch.ones_like(owners), owners, segments)  # bincount would wait for the device
     shorter = torch.zeros_like(counts)
     shorter[chosen] = shorter[rejected] = torch.minimum(counts[chosen], counts[rejected])
     nth = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners]  # of its segment

@@ -1,4 +1,4 @@
-"""The slow way to run a packed row: every sequence alone in a padded batch. For models that cannot do packed rows."""
+"""Packed rows unpacked into a padded batch, one sequence per row: slower, for models that cannot run packed rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lion_lightning.ops.layout import RowLayout
 
@@ -16,21 +17,22 @@ class PaddedSequences(NamedTuple):
     Attributes:
         source: ``(sequences, longest)`` flat position of each token; 0 where there is padding.
         mask: ``(sequences, longest)`` bool, False where there is padding.
+        first: ``(tokens,)`` for each token of the row, its first position in the flattened batch.
     """
 
     source: Tensor
     mask: Tensor
+    first: Tensor
 
     def restore(self, padded: Tensor) -> Tensor:
         """Bring ``(sequences, longest, size)`` back to ``(tokens, size)``; a shared prompt is taken from one sequence.
 
-        One, not the average of several: they are equal, and a gradient that enters once must leave once.
+        One, not the mean of several: they are equal, and a gradient that enters once must leave once.
+
+        Args:
+            padded: Of every token of the padded batch.
         """
-        positions = self.source[self.mask]
-        tokens = int(positions.max()) + 1
-        places = torch.arange(len(positions), device=padded.device)
-        owner = places.new_zeros(tokens).scatter_reduce(0, positions, places, "amin", include_self=False)
-        return padded[self.mask][owner]
+        return padded.flatten(0, 1)[self.first]
 
 
 def pad_row(layout: RowLayout) -> PaddedSequences:
@@ -42,7 +44,10 @@ def pad_row(layout: RowLayout) -> PaddedSequences:
     parents = {segment.parent for segment in layout.segments}
     leaves = [access for index, access in enumerate(layout.accesses) if index not in parents]
     sequences = [torch.cat([torch.arange(span.start, span.stop) for span in access.keys]) for access in leaves]
-    source = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    source = pad_sequence(sequences, batch_first=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     mask = torch.arange(source.shape[1])[None, :] < lengths[:, None]
-    return PaddedSequences(source.to(layout.device), mask.to(layout.device))
+    # All of it on the CPU: on the device, boolean indexing would wait for the result.
+    places = mask.flatten().nonzero().flatten()
+    first = places.new_zeros(layout.tokens).scatter_reduce(0, source[mask], places, "amin", include_self=False)
+    return PaddedSequences(*(part.to(layout.device, non_blocking=True) for part in (source, mask, first)))

@@ -38,8 +38,9 @@ def pair_keys(batch: PackedBatch) -> Keys:
     Args:
         batch: Preference pairs.
     """
+    host = batch.on_cpu()
     ids, logit_positions, owners = (
-        tensor.cpu().numpy() for tensor in (batch.input_ids, batch.logit_positions, batch.target_segments)
+        tensor.numpy() for tensor in (host.input_ids, host.logit_positions, host.target_segments)
     )
     bounds = np.searchsorted(owners, np.arange(len(batch.segments) + 1))
     digests = []

@@ -147,3 +147,10 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     store.add(pair_keys(A), logps(0.0))
     with pytest.raises(ValueError, match="cannot write reference log-probs"):
         store.flush()
+
+
+def test_keys_of_a_moved_batch_are_read_from_the_copy_that_stayed_and_a_changed_batch_forgets_it() -> None:
+    moved = A.to("meta")  # has no values to read
+    assert (pair_keys(moved) == pair_keys(A)).all()
+    with pytest.raises(NotImplementedError):
+        pair_keys(replace(moved, targets=moved.targets))
