@@ -152,10 +152,10 @@ def test_too_little_disk_is_found_and_a_tight_one_is_said(
     [
         ({"judg": JUDGE}, "unknown key 'judg'; did you mean 'judge'?"),
         ({"judge": {"class_path": "lion_lightning.judges.Verifier"}}, '"judge"'),
-        ({"prompts": []}, "nothing to evaluate on"),
+        ({"prompts": []}, "nothing to evaluate"),
         ({"prompts": [{"path": "none.jsonl"}]}, "none.jsonl: no such file"),
         ({"judge": None}, "prompts need a judge"),
-        ({"by": "kind"}, "there is no column 'kind' to group by"),
+        ({"by": "kind"}, "`by` names the column 'kind'"),
         ({"against": "runs/other/export"}, "runs/other/export does not exist"),
         ({"against": "./runs/all/dpo/export"}, "does not exist"),  # of a stage that comes later
         ({"conversations": [{"path": "runs/demo/validation.jsonl"}], "max_length": 4096}, "has positions for 1024"),
