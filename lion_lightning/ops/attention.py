@@ -25,15 +25,15 @@ from lion_lightning.ops.layout import RowLayout
 
 
 class Heads(NamedTuple):
-    """What one attention call works on.
+    """Inputs of one attention call.
 
     Attributes:
         query: ``(heads, tokens, head size)``.
         key: ``(key heads, tokens, head size)``; each key head serves as many query heads as the ratio says.
         value: Like ``key``.
         scale: Factor on the scores; None for one over the root of the head size.
-        window: Most tokens that a query sees, itself among them; None for all before it.
-        softcap: Bound that scores are soft-clipped to; None for none.
+        window: Sliding window, in tokens up to and including the query; None for none.
+        softcap: Bound of soft-capped scores; None for none.
     """
 
     query: Tensor
@@ -49,7 +49,7 @@ Attend = Callable[[Heads, RowLayout], Tensor]
 
 
 def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
-    """One SDPA call a segment: no mask tensor for documents, a small one (answer by context) for answers."""
+    """One SDPA call per segment: no mask tensor for documents, a small one (answer by context) for answers."""
     query, key, value = (layout.split(tensor.transpose(0, 1)) for tensor in heads[:3])
     outputs = [
         _attend_segment(
@@ -70,7 +70,7 @@ def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
 
 
 def attend_dense(heads: Heads, layout: RowLayout) -> Tensor:
-    """One call over the whole row under a ``(tokens, tokens)`` mask: slow, quadratic in memory, and easy to trust."""
+    """One call over the full row under a ``(tokens, tokens)`` mask: slow and quadratic in memory, for tests."""
     mask = layout.visible
     if heads.window is not None:
         mask = mask & (layout.positions[:, None] - layout.positions[None, :] < heads.window)
@@ -81,13 +81,13 @@ def attend_varlen(heads: Heads, layout: RowLayout) -> Tensor:
     """PyTorch's own variable-length flash attention (GPU, half precision, torch >= 2.10).
 
     Raises:
-        ValueError: If the model asks for what the kernel cannot do: soft-clipped scores, or a window before torch 2.11.
+        ValueError: The model needs soft-capped scores, or a sliding window before torch 2.11.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     if heads.softcap is not None:
         raise ValueError(
-            "attention: lion_varlen cannot soft-clip scores as this model does; use lion_sdpa or lion_flash."
+            "attention: lion_varlen does not support the soft-capped scores of this model; use lion_sdpa or lion_flash."
         )
     kernel: Callable[..., Any] = varlen_attn
     heads, options = _varlen_options(heads, _parameters(kernel))
@@ -110,7 +110,7 @@ def attend_flash(heads: Heads, layout: RowLayout) -> Tensor:
 
 
 def attend_best(heads: Heads, layout: RowLayout) -> Tensor:
-    """The fastest path that can do these tensors: a variable-length kernel on a GPU in half precision, else SDPA."""
+    """The fastest path that supports these tensors: a variable-length kernel on a GPU in half precision, else SDPA."""
     half = heads.query.is_cuda and heads.query.dtype in (torch.bfloat16, torch.float16)
     path = _gpu_path(heads.window is not None, heads.softcap is not None) if half else attend_sdpa
     return path(heads, layout)
@@ -123,7 +123,7 @@ PATHS: dict[str, Attend] = {
     "lion_flash": attend_flash,
     "lion_dense": attend_dense,
 }
-"""Names for ``PolicySpec.attention`` (and any ``attn_implementation``) to their functions."""
+"""Functions by their name in ``PolicySpec.attention`` (and in any ``attn_implementation``)."""
 
 
 def _attend_segment(own: Heads, layout: RowLayout, alone: bool) -> Tensor:
@@ -134,17 +134,17 @@ def _attend_segment(own: Heads, layout: RowLayout, alone: bool) -> Tensor:
 
 
 def _segment_mask(own: Heads, layout: RowLayout) -> Tensor:
-    """What is added to a segment's scores. All layers share it, and so does what autograd keeps for their backward."""
-    queries, keys, made = own.query.shape[1], own.key.shape[1], layout.masks
+    """Additive mask ``(queries, keys)``; one tensor for all layers, also among what autograd saves."""
+    queries, keys, masks = own.query.shape[1], own.key.shape[1], layout.masks
     name = (queries, keys, own.window, own.query.dtype)
-    if name not in made:
+    if name not in masks:
         hidden = ~_lower_right(queries, keys, own.window, own.query.device)
-        made[name] = own.query.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
-    return made[name]
+        masks[name] = own.query.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+    return masks[name]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Parts of ``(tokens, heads, head size)`` one after the other, heads first."""
+    """Concatenate parts ``(tokens, heads, head size)`` along the tokens, and put the heads first."""
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)
 
 
@@ -155,9 +155,9 @@ def _lower_right(queries: int, keys: int, window: int | None, device: torch.devi
 
 
 def _attend(heads: Heads, mask: Tensor | None) -> Tensor:
-    """SDPA under ``mask`` (None: plain causal), with the scores soft-clipped by hand where the model wants that.
+    """SDPA under ``mask`` (None: causal), or by hand where scores are soft-capped.
 
-    A mask is bool (may it be seen?) or, in the query's dtype, what is added to the scores.
+    A mask is bool (True: attend) or, in the query's dtype, added to the scores.
     """
     if heads.softcap is not None:
         return _attend_softcapped(heads, mask, heads.softcap)
@@ -191,7 +191,7 @@ def _with_repeated_keys(heads: Heads) -> Heads:
 
 
 def _varlen_arguments(heads: Heads, layout: RowLayout) -> tuple[Any, ...]:
-    """Rows of tokens, cumulative lengths and longest lengths, as variable-length kernels take them."""
+    """Positional arguments of variable-length kernels: rows of tokens, cumulative and longest lengths."""
     index = layout.varlen
     key, value = (t if index.gather is None else t[:, index.gather] for t in (heads.key, heads.value))
     rows = (tensor.transpose(0, 1).contiguous() for tensor in (heads.query, key, value))
@@ -199,7 +199,7 @@ def _varlen_arguments(heads: Heads, layout: RowLayout) -> tuple[Any, ...]:
 
 
 def _varlen_options(heads: Heads, accepted: frozenset[str]) -> tuple[Heads, dict[str, Any]]:
-    """Options in the names of this torch, and heads changed to make up for those that it lacks.
+    """Options by the names of this torch version, and heads adapted where it lacks one.
 
     torch 2.10 had ``is_causal``, no window and no scale; 2.11 has both, and equal head counts only; 2.12 added
     ``enable_gqa``.
@@ -268,7 +268,7 @@ def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
             )
         unknown = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
         if unknown:
-            raise NotImplementedError(f"packed attention knows nothing of {unknown}")
+            raise NotImplementedError(f"packed attention does not support {', '.join(unknown)}")
         query, key, value = _as_autocast(query[0], key[0], value[0])
         output = attend(Heads(query, key, value, scaling, sliding_window, softcap), layout)
         return output.transpose(0, 1)[None], None
@@ -277,10 +277,10 @@ def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 
 def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors in autocast's dtype, where that is on.
+    """Cast to autocast's dtype where that is on.
 
-    Rotary positions make queries and keys fp32 again, so that no half-precision kernel would be taken; and kernels that
-    are called by hand do not cast, as SDPA does.
+    Rotary embeddings bring queries and keys back to fp32, which have no variable-length kernel; and kernels that
+    are called directly do not cast as SDPA does.
     """
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):

@@ -1,4 +1,4 @@
-"""Where the segments of a flat row lie: the one description that all attention paths read."""
+"""Layout of the segments of a flat row, read by all attention paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lion_lightning.types import Segment
 
 
 class SegmentAccess(NamedTuple):
-    """One segment's queries and the spans of keys that they may see.
+    """One segment's queries and the spans of keys that they attend to.
 
     Attributes:
         queries: The segment's own span.
@@ -27,7 +27,7 @@ class SegmentAccess(NamedTuple):
 
 
 class VarlenIndex(NamedTuple):
-    """What variable-length attention kernels ask for; tensors are int32 on the row's device, but ``gather`` (int64)."""
+    """Arguments of variable-length attention kernels; int32 tensors on the row's device, ``gather`` int64."""
 
     gather: Tensor | None
     cu_queries: Tensor
@@ -37,14 +37,14 @@ class VarlenIndex(NamedTuple):
 
 
 class RowLayout:
-    """The segments of one flat row, with what each attention path derives from them, derived once per forward.
+    """The segments of one flat row, and what attention paths derive from them, once per forward.
 
     Args:
         segments: The row's segments, parents before children.
         device: Where the row's tensors are.
 
     Attributes:
-        masks: Masks that an attention path has made for the row, by its own names, for the layers that follow.
+        masks: Cache of masks, shared by the layers; keys are the attention path's.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu") -> None:
@@ -59,7 +59,7 @@ class RowLayout:
 
     @cached_property
     def chains(self) -> tuple[tuple[int, ...], ...]:
-        """For every segment, the segments that it sees, from the oldest ancestor to itself."""
+        """For each segment, the indices of its ancestors, oldest first, and its own."""
         chains: list[tuple[int, ...]] = []
         for index, segment in enumerate(self.segments):
             chains.append((*(chains[segment.parent] if segment.parent >= 0 else ()), index))
@@ -72,9 +72,9 @@ class RowLayout:
         return tuple(SegmentAccess(spans[chain[-1]], tuple(spans[index] for index in chain)) for chain in self.chains)
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The segments' own parts of a tensor of the row's tokens.
+        """Split a tensor of the row's tokens by segment.
 
-        By one operation, whose gradient is one pass over the row: that of a slice is as large as the row, for each.
+        One operation, whose gradient is one pass over the row: slices would each have a gradient as large as the row.
 
         Args:
             rows: ``(tokens, ...)``.
@@ -84,7 +84,7 @@ class RowLayout:
 
     @cached_property
     def varlen(self) -> VarlenIndex:
-        """Cumulative lengths, and the index that copies each segment's keys side by side where any has a parent."""
+        """Cumulative lengths, and an index that gathers each segment's keys where any segment has a parent."""
         queries = [access.queries.stop - access.queries.start for access in self.accesses]
         keys = [sum(span.stop - span.start for span in access.keys) for access in self.accesses]
         return VarlenIndex(
@@ -108,7 +108,7 @@ class RowLayout:
 
     @cached_property
     def visible(self) -> Tensor:
-        """``(tokens, tokens)`` bool: may the row's token see the column's? Quadratic in memory."""
+        """``(tokens, tokens)`` bool, True where the query may attend to the key. Quadratic in memory."""
         mask = torch.zeros(self.tokens, self.tokens, dtype=torch.bool)
         for access in self.accesses:
             for span in access.keys[:-1]:

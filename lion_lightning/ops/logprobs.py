@@ -1,4 +1,4 @@
-"""Pure tensor functions: log-probs of targets without a whole logits tensor, and sums over segments."""
+"""Log-probs of targets without a full logits tensor, and their sums over segments and pairs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LOGITS_PER_TILE = {"cpu": 2**20, "cuda": 2**26}
 """Logits that exist at once, by kind of device: what the caches of a CPU hold, and what keeps a GPU busy."""
 
 LOGITS_KEPT = 2**25
-"""So many, 128 MiB, are kept for the backward pass, which makes only the rest again. Making them is most of the time of
-a small model's step; beside what a large one holds, these do not show."""
+"""Logits (128 MiB) saved for the backward pass, which recomputes the rest. They are most of a small model's step, and
+negligible next to the activations of a large one."""
 
 TARGETS_AT_ONCE = 2**14
-"""More of them make the tiles of a CPU too narrow to be fast, and are taken in parts."""
+"""Most targets of one call; more would make the tiles of a CPU too narrow to be fast."""
 
 
 def token_logps(
@@ -82,7 +82,7 @@ def pair_logps(logps: TokenLogps, batch: PackedBatch) -> PairLogps:
     """Reduce the log-probs of a batch of preference pairs to what losses consume.
 
     Args:
-        logps: One entry a target of the batch.
+        logps: One entry per target of the batch.
         batch: Samples of three segments: prompt, chosen, rejected. One without targets holds no pairs: it is what a
             rank runs that has no rows left.
     """
@@ -109,7 +109,7 @@ def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
         batch: Samples of three segments. One without targets holds no pairs: it is what a rank runs that has no rows.
 
     Raises:
-        ValueError: If the batch holds anything but pairs.
+        ValueError: The batch holds anything but pairs.
     """
     parents = segment_parents(batch)
     roots = range(0, len(parents), 3)
@@ -121,13 +121,13 @@ def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
 
 
 def require_documents(batch: PackedBatch) -> None:
-    """Refuse answers that share a prompt: as documents, the words of a rejected one would be trained like all others.
+    """Refuse answers that share a prompt: as documents, rejected ones would be trained as well.
 
     Args:
         batch: Rows of documents, each of one segment.
 
     Raises:
-        ValueError: If the batch holds anything else.
+        ValueError: The batch holds anything else.
     """
     if any(parent >= 0 for parent in segment_parents(batch)):
         raise ValueError(
@@ -137,10 +137,10 @@ def require_documents(batch: PackedBatch) -> None:
 
 
 def segment_parents(batch: PackedBatch) -> list[int]:
-    """The parent of each segment of a batch, whoever made it.
+    """Index of the parent of each segment of a batch, -1 for none.
 
     Raises:
-        ValueError: If it is no batch of packed rows.
+        ValueError: The batch is not a ``PackedBatch``.
     """
     if not isinstance(batch, PackedBatch):
         raise ValueError(
@@ -168,12 +168,12 @@ def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 @contextmanager
 def to_the_end(items: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Go through an iterator to its end, also where its reader stops early or fails.
+    """Exhaust an iterator, also where its reader stops early or fails.
 
-    Tensors that come out of it may be gathered from all ranks one by one, and the others would wait for this one.
+    Its tensors may be gathered from all ranks one by one: the others would wait for this one forever.
 
     Args:
-        items: Left at its end.
+        items: Exhausted at exit.
     """
     try:
         yield items
