@@ -40,8 +40,8 @@ class Whole(SFTModule):
 class WithHead(SFTModule):
     """Shards its policy, and not what it trains beside it."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, policy: Any, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
         self.head = torch.nn.Linear(2, 2)
 
 
@@ -158,7 +158,7 @@ def test_every_rank_says_why_in_a_line(tmp_path: Path) -> None:
         assert "lacking: its weights do not fit the model: missing lm_head.weight" in said["lacking"]
         assert "broken: model.layers.1.mlp.down_proj.weight holds NaN" in said["loaded"]
         assert "nothing was exported: the policy: model.norm.weight holds NaN" in said["trained"]
-        assert "BoringModel's leaves layer.weight, layer.bias whole" in said["somebody else's module"]
+        assert "BoringModel's leaves layer.weight, layer.bias unsharded" in said["somebody else's module"]
         for name, case in REFUSED.items():
             assert case.said in said[name], name
             assert "\n" not in said[name]
