@@ -161,7 +161,7 @@ class TokenTable:
         messages: Counted messages about the rows.
 
     Raises:
-        FileNotFoundError: Parts of it were not made yet.
+        FileNotFoundError: Some of its shards were not made yet.
         ValueError: A file is not what its manifest says.
     """
 
@@ -180,7 +180,7 @@ class TokenTable:
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]
         self._masks = [batch["supervised"].values for batch in batches]
-        self._places = [batch["where"] for batch in batches]
+        self._where = [batch["where"] for batch in batches]
         self._batches = batches
 
     def __len__(self) -> int:
@@ -210,7 +210,7 @@ class TokenTable:
 
     @property
     def margins(self) -> npt.NDArray[np.float64]:
-        """``(examples,)`` by how much chosen scores above rejected; NaN where that is unknown."""
+        """``(examples,)`` score of chosen minus score of rejected; NaN where that is unknown."""
         return np.concatenate([np.empty(0), *(batch["margin"].to_numpy() for batch in self._batches)])
 
     @property
@@ -232,9 +232,9 @@ class TokenTable:
         return SampleSegment(self._ids[batch][first + start : first + stop], mask.to_numpy(zero_copy_only=False))
 
     def where(self, row: int) -> str:
-        """Place of the raw row that example ``row`` was made from."""
+        """File and line of the raw row that example ``row`` was made from."""
         batch = bisect_right(self._starts, row) - 1
-        return str(self._places[batch][row - self._starts[batch]].as_py())
+        return str(self._where[batch][row - self._starts[batch]].as_py())
 
     def targets(self, rows: Numbers, starts: Numbers, stops: Numbers) -> Numbers:
         """Number of tokens trained in each span, ``(documents, segments)``.
