@@ -1,1 +1,1 @@
-"""What a trained model is worth: losses, accuracies, win rates, and answers in the formats of the public benchmarks."""
+"""`lion evaluate`: losses, accuracies, win rates and confidence intervals of trained models."""
