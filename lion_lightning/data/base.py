@@ -108,11 +108,7 @@ class PackedDataModule(LightningDataModule, ABC):
         """The subclass's settings, as plain data: a part of :meth:`description`."""
 
     def require_sources(self, sources: Sequence[Source]) -> None:
-        """Refuse to train without sources. A subclass may not need any.
-
-        Raises:
-            ValueError: There are no sources.
-        """
+        """Refuse to train without sources, with a ``ValueError``. A subclass may not need any."""
         if not sources:
             raise ValueError("data.sources is empty; name at least one source")
 
@@ -129,8 +125,7 @@ class PackedDataModule(LightningDataModule, ABC):
     def prepare_data(self) -> None:
         """Tokenize every source that no earlier run has tokenized; Lightning calls this in one process of a machine.
 
-        Where there are several processes, they share that work in :meth:`setup`, which all of them are called for. Then
-        this only fetches what is on the hub, and leaves errors to :meth:`setup`, where all ranks raise them.
+        Several processes share that work in :meth:`setup` instead, where all of them raise the same errors.
 
         Raises:
             ValueError: A source or a row is wrong, or rows are longer than the model's positions.
