@@ -101,8 +101,10 @@ class PackedBatch:
     sample_indices: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
     capacity: int = 0
-    # Not an argument, so that `replace`, which changes tensors, forgets it.
-    _cpu_copy: PackedBatch | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Start without a copy; not a field, since FSDP2 hands all fields to ``replace``, which is to forget it."""
+        self._cpu_copy: PackedBatch | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> PackedBatch:
         """Copy with every tensor on ``device`` (Lightning calls this to move a batch).
