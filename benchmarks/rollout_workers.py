@@ -139,7 +139,9 @@ class Watched(OnPolicySampling):
         return found["ours"]
 
     def _alone(self, trainer: Any, epoch: int) -> int:
-        rollouts = self._choose_prompts(trainer, trainer.datamodule.pool, epoch)
+        data = trainer.datamodule
+        limit = data.max_prompt_length or data.max_length - 1
+        rollouts = self._choose_prompts(trainer, data.pool, epoch, limit)
         return self.bare([rollout.prompt for rollout in rollouts])
 
     def _timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:

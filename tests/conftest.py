@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -37,6 +38,13 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
         "needs a torch build with torch.distributed",
     ),
 }
+
+
+def pytest_configure() -> None:
+    """Take the signals that tests send: a shell has what it starts in the background, or by nohup, ignore them."""
+    for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

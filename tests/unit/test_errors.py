@@ -100,7 +100,7 @@ def test_a_setting_before_the_config_says_so() -> None:
 
 
 def test_data_without_a_class_is_no_empty_data_module() -> None:
-    said = "data: no class_path is given; name the class, e.g. lion_lightning.SFTDataModule"
+    said = "data: class_path is missing; set it, e.g. to lion_lightning.SFTDataModule"
     assert line([BASE[0], "--model.policy=gpt2", "--data={}"]) == said
 
 

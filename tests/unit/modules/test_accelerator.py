@@ -1,218 +1,31 @@
-"""Whole training steps on a device that is not the CPU: no tensor left behind, and no wait but those listed here."""
+"""Whole training steps on a device that is not the CPU (``accelerator_steps.py``), in a process of their own."""
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from lightning.pytorch import LightningModule
-from torch.optim import AdamW
 
-from lion_lightning import DPOModule, LoRASpec, OnlineDPOModule, PolicySpec, SFTModule, TokenizerSpec
-from lion_lightning.losses import BCOLoss, SigmoidLoss, SimPOLoss
-from lion_lightning.models.embeddings import TrainableRows
-from lion_lightning.models.policy import PolicyModel
-from lion_lightning.modules.metrics import StepMetrics
-from lion_lightning.ops.logprobs import pair_logps
-from lion_lightning.planning.meta_model import meta_model
-from lion_lightning.references.base import AdapterOffReference, FrozenReference, MixedReference, NoReference
-from lion_lightning.references.cached import CachedReference
-from lion_lightning.references.store import PairStore, pair_keys
-from lion_lightning.types import PackedBatch
-from tests.accelerator import fake_accelerator, move, no_blocking_copies
-from tests.tiny import pairs, row
-from tests.tiny import shallow as config
-
-WAITS = {
-    (StepMetrics, "as_floats"): "one wait per step, after all of it was launched: the divisor of the gradients, and a "
-    "loss that is not finite ends the run before the weights are updated",
-}
-"""Functions that wait for the device within a training step, and why."""
-
-ATTENTION = ("lion_sdpa", "lion_dense", "lion_varlen")
-ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}}
+from tests.processes import start
 
 
-class Unchecked(PolicyModel):
-    """A policy whose values nobody can look at."""
-
-    def probe(self) -> None:
-        """Nothing."""
-
-
-def batches() -> tuple[PackedBatch, PackedBatch]:
-    """Documents and pairs, made on the CPU with values, as loaders make them."""
-    return row(), pairs((6, 5, 3), (4, 7, 9))
+def run_steps(report: Path) -> int:
+    """Run the cases, and write what pytest prints to a file."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]  # of the worker that started this process
+    steps = Path(__file__).with_name("accelerator_steps.py")
+    with report.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        return int(pytest.main([str(steps), "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]))
 
 
-def policy(spec: PolicySpec, device: torch.device) -> PolicyModel:
-    model: Any = meta_model(spec)
-    for part in model.modules():  # `meta_model` replaces variable-length kernels, which this device has as CUDA has
-        if hasattr(part, "config"):
-            part.config._attn_implementation = spec.attention
-    return Unchecked(move(model, device)).train()
-
-
-@pytest.fixture
-def listed_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in WAITS:
-        monkeypatch.setattr(owner, name, lambda *_: (2.0, 1.0))
-    # A number of the CPU, which FakeTensorMode does not know either: the count of AdamW's steps.
-    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_value", lambda value: 1.0)
-
-
-@pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As much of a Trainer as a step asks for, and Lightning's order of a step."""
-    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor, distributed_sampler_kwargs=None)
-    made = SimpleNamespace(strategy=strategy, accumulate_grad_batches=1, precision_plugin=None, global_step=0)
-
-    def optimizer_step(self: Any, epoch: int, batch_idx: int, optimizer: Any, closure: Any) -> None:
-        closure()
-        self.on_before_optimizer_step(optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0, foreach=True)
-        optimizer.step()
-
-    monkeypatch.setattr(LightningModule, "optimizer_step", optimizer_step)
-    monkeypatch.setattr(LightningModule, "log", lambda self, name, value, **options: None)
-    monkeypatch.setattr(LightningModule, "trainer", made)
-    monkeypatch.setattr(LightningModule, "global_step", 0)
-    return made
-
-
-def step(
-    module: Any,
-    batch: PackedBatch,
-    spec: PolicySpec,
-    autocast: bool = False,
-    optimizer: Any = None,
-    steps: int = 1,
-) -> None:
-    """Optimizer steps, from the batch's way to the device to the update; from the second the optimizer has state."""
-    with fake_accelerator() as device:
-        module.policy = policy(spec, device)
-        reference = getattr(module, "reference", None)
-        if isinstance(reference, FrozenReference):
-            reference.model = policy(spec, device).requires_grad_(False).eval()
-        if spec.trainable_rows is not None:
-            module._trainable_rows = TrainableRows(module.policy.causal_lm, [3, 5])
-            module._trainable_rows._mask = torch.zeros(101, 1, device=device)  # made once per run
-        module._dims = {name: parameter.dim() for name, parameter in module.named_parameters()}
-        move_loss(module, device)
-        made = AdamW(module.parameter_groups(), lr=1e-3, **(optimizer or {"fused": True}))
-        with no_blocking_copies():
-            for _ in range(steps):
-                moved = fake(batch, device)
-
-                def closure(moved: PackedBatch = moved) -> None:
-                    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                        loss = module.training_step(moved, 0)
-                    torch.autograd.backward(loss)
-
-                module.optimizer_step(0, 0, made, closure)
-        trained = [parameter for parameter in module.policy.parameters() if parameter.requires_grad]
-        assert all(parameter.device.type == device.type for parameter in trained)
-
-
-def fake(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    """A batch as it arrives on the device; its copy on the CPU keeps its values."""
-    on_host = batch._map(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
-    moved = on_host.to(device)
-    moved._cpu_copy = batch
-    return moved
-
-
-def move_loss(module: Any, device: torch.device) -> None:
-    """What a loss counts over the run."""
-    loss = getattr(module, "loss", None)
-    if loss is not None:
-        for name, value in list(vars(loss).items()) + list(loss._buffers.items()):
-            if isinstance(value, torch.Tensor):
-                setattr(loss, name, torch.zeros(value.shape, dtype=value.dtype, device=device))
-
-
-@pytest.mark.parametrize("recompute", ["none", "elementwise", "full"])
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16-mixed"])
-def test_a_step_of_sft(trainer: Any, listed_waits: None, autocast: bool, recompute: Any) -> None:
-    spec = PolicySpec(config=config(), recompute=recompute)
-    step(SFTModule(spec, tokenizer=TokenizerSpec("none")), batches()[0], spec, autocast)
-
-
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16-mixed"])
-def test_a_step_of_dpo(trainer: Any, listed_waits: None, attention: str, autocast: bool) -> None:
-    spec = PolicySpec(config=config(), attention=attention)
-    step(DPOModule(spec, tokenizer=TokenizerSpec("none"), reference=FrozenReference()), batches()[1], spec, autocast)
-
-
-@pytest.mark.parametrize("recompute", ["none", "elementwise", "full"])
-def test_a_step_of_adapters_against_the_base_model(trainer: Any, listed_waits: None, recompute: Any) -> None:
-    spec = PolicySpec(config=config(), lora=LoRASpec(r=4), recompute=recompute)
-    step(DPOModule(spec, tokenizer=TokenizerSpec("none"), reference=AdapterOffReference()), batches()[1], spec)
-
-
-@pytest.mark.parametrize("optimizer", ADAMW)
-@pytest.mark.parametrize("rows", [None, "new"])
-def test_adamw_and_trainable_rows(trainer: Any, listed_waits: None, optimizer: str, rows: Any) -> None:
-    spec = PolicySpec(config=config(), trainable_rows=rows)
-    step(SFTModule(spec, tokenizer=TokenizerSpec("none")), batches()[0], spec, optimizer=ADAMW[optimizer], steps=2)
-
-
-@pytest.mark.parametrize("loss", [SigmoidLoss(), SimPOLoss(), BCOLoss()], ids=lambda loss: type(loss).__name__)
-def test_losses_that_need_a_reference_none_or_a_running_mean(trainer: Any, listed_waits: None, loss: Any) -> None:
-    spec = PolicySpec(config=config())
-    reference = MixedReference() if loss.needs_reference else NoReference()
-    step(OnlineDPOModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=reference), batches()[1], spec)
-
-
-def test_a_step_against_cached_log_probs(
-    trainer: Any, listed_waits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec, batch = PolicySpec(config=config()), batches()[1]
-    keys = pair_keys(batch)  # numbers of the CPU, which fake tensors have not
-    read: list[PackedBatch] = []
-
-    def keys_of(moved: PackedBatch) -> Any:
-        read.append(moved.on_cpu())
-        return keys
-
-    monkeypatch.setattr("lion_lightning.references.cached.pair_keys", keys_of)
-    store = PairStore(tmp_path, {})
-    monkeypatch.setattr(PairStore, "_find", lambda self, keys: (np.zeros(2, np.int64), np.ones(2, np.bool_)))
-    monkeypatch.setattr(PairStore, "_values", property(lambda self: torch.zeros(1, 2, 4)), raising=False)
-    reference = CachedReference(cache_dir=tmp_path)
-    reference._store = store
-    step(DPOModule(spec, tokenizer=TokenizerSpec("none"), reference=reference), batch, spec)
-    assert all(each is batch for each in read)
-
-
-def test_the_scoring_of_references(listed_waits: None) -> None:
-    spec = PolicySpec(config=config())
-    with fake_accelerator() as device, torch.no_grad(), no_blocking_copies():
-        batch = fake(batches()[1], device)
-        logps = pair_logps(policy(spec, device).eval()(batch), batch)
-        assert logps.chosen.sums.device.type == device.type
-
-
-@pytest.mark.parametrize(
-    ("error", "read"),
-    [
-        ("DataDependentOutputException", lambda tensor: tensor.sum().item()),
-        ("DynamicOutputShapeException", lambda tensor: tensor[tensor > 0]),
-        ("DynamicOutputShapeException", torch.bincount),
-        ("WaitError", lambda tensor: tensor.to("cpu")),
-        ("WaitError", lambda tensor: torch.zeros(4).to(tensor.device)),
-    ],
-    ids=["item", "boolean index", "bincount", "to the CPU", "blocking copy"],
-)
-def test_a_wait_is_found(error: str, read: Any) -> None:
-    with fake_accelerator() as device, no_blocking_copies():
-        tensor = torch.zeros(4, dtype=torch.int64, device=device)
-        with pytest.raises(Exception, match=r".*") as found:
-            read(tensor)
-    assert found.type.__name__ == error
+def test_steps_leave_no_tensor_on_the_cpu_and_wait_only_where_listed(tmp_path: Path) -> None:
+    # autograd makes its queues for the devices that it knows at the first backward pass, which no other test may make
+    process = start(run_steps, tmp_path / "report")
+    process.join()
+    printed = (tmp_path / "report").read_text()
+    sys.stdout.write(printed)
+    assert process.exitcode == 0, printed
+    assert " passed" in printed
