@@ -112,7 +112,7 @@ def test_the_shipped_config_runs_leaves_nothing_about_and_goes_on(
         "scored.jsonl",
     ]
     assert main([*arguments, "--conversations=[]", "--preferences=[]"]) == 0
-    assert capsys.readouterr().err.count("22 of 22 answers were there") == 2
+    assert capsys.readouterr().err.count("22 of 22 answers found") == 2
     again = json.loads((out / "results.json").read_text())
     assert again == {name: results[name] for name in ("model", "accuracy", "win_rate")}
 

@@ -257,6 +257,6 @@ def test_nothing_is_begun_where_something_is_wrong(folder: Path, capfd: pytest.C
     assert main(["run", "pipeline.yaml"]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("lion: error: ")]
     assert len(lines) == 2
-    assert "evaluate: runs/demo/questions.jsonl:1: there is no column 'kind'" in lines[0]
+    assert "evaluate: runs/demo/questions.jsonl:1: `by` names the column 'kind'" in lines[0]
     assert "stages.dpo: none.jsonl: no such file" in lines[1]
     assert not Path("runs/all/sft").exists()
