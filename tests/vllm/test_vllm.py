@@ -98,7 +98,7 @@ def test_a_prompt_without_room_is_named(tmp_path: Path) -> None:
     sampler = engine(max_model_len=50)
     sampler.open(tiny_policy(tmp_path / "tokenizer"))
     with pytest.raises(
-        ValueError, match=r"f:40: the prompt and 12 new tokens need 52 positions, and the engine has 50"
+        ValueError, match=r"f:40: the prompt and 12 new tokens need 52 positions, but the engine has 50"
     ):
         sampler.sample(PROMPTS, 1, 0)
 
