@@ -24,6 +24,7 @@ from lion_lightning.models.generation.settings import (
     write_settings,
 )
 from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import full_parameters
 from lion_lightning.models.weights.full_state import full_weights, merged_layer, unflattened, unsharded
 from lion_lightning.models.weights.hash import hash_tensors
@@ -46,6 +47,20 @@ class RolloutPolicy:
     def __init__(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None) -> None:
         self.policy, self.tokenizer, self.ranks = policy, tokenizer, ranks or Ranks()
         self.end_ids = stop_ids(tokenizer, policy.causal_lm.generation_config)
+
+    @classmethod
+    def load(cls, path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> RolloutPolicy:
+        """A stored model, in bf16 on the GPU or in fp32 on the CPU.
+
+        Args:
+            path: A Hugging Face folder or a hub id.
+            tokenizer: Its tokenizer.
+            trust_remote_code: Run code that comes with the model.
+        """
+        on_gpu = torch.cuda.is_available()
+        spec = PolicySpec(path, dtype="bfloat16" if on_gpu else "float32", trust_remote_code=trust_remote_code)
+        ranks = Ranks(device="cuda" if on_gpu else "cpu")
+        return cls(spec.build().to(ranks.device).eval(), tokenizer, ranks)
 
     @property
     def model(self) -> Any:

@@ -13,11 +13,9 @@ from typing_extensions import override
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.generation.settings import generation_config, without_settings
 from lion_lightning.models.policy import position_limit
-from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Answer
 
@@ -33,15 +31,13 @@ def load_served(path: str, trust_remote_code: bool = False) -> RolloutPolicy:
         ValueError: The model does not exist, or has no weights or no chat template.
     """
     require_model(path)
-    device, dtype = _device_and_dtype()
     tokenizer = TokenizerSpec(path, trust_remote_code=trust_remote_code).load()
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{path} has no chat template, so it is not a chat model; train and export one with "
             "`tokenizer.chat_template: chatml`"
         )
-    policy = PolicySpec(path, dtype=dtype, trust_remote_code=trust_remote_code).build()
-    return RolloutPolicy(policy.to(device).eval(), tokenizer, Ranks(device=device))
+    return RolloutPolicy.load(path, tokenizer, trust_remote_code)
 
 
 def require_model(name: str) -> None:
@@ -182,7 +178,3 @@ class _Streamer(TextStreamer):
         """Show and store a part of the answer."""
         self.parts.append(text)
         self._show(text)
-
-
-def _device_and_dtype() -> tuple[str, Literal["float32", "bfloat16"]]:
-    return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")

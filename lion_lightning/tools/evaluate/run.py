@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.data.sources.source import Source
-from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.readiness import require_ready
 from lion_lightning.rollouts.prompt_pool import PromptPool
@@ -142,8 +139,8 @@ def _sample(model: str, config: Evaluation, sampler: Sampler, name: str) -> tupl
     if config.by:
         categories(prompts, config.by)  # raises for a missing column before sampling
     require_ready([sampler, config.judge, config.against_judge], prompts)  # likewise for missing packages and models
-    served = _served(model, tokenizer)
-    return prompts, answer(served, prompts, sampler, config.seed, config.out / name, config.save_every)
+    policy = RolloutPolicy.load(model, tokenizer)
+    return prompts, answer(policy, prompts, sampler, config.seed, config.out / name, config.save_every)
 
 
 def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -155,14 +152,6 @@ def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[
     parts = np.array_split(np.arange(len(pool)), 1 + min(len(pool) // 1000, 20))  # each part reads the file again
     bar = tqdm(parts, "reading prompts", unit=" parts", delay=2)
     return [one.prompt for part in bar for one in pool.take(part.tolist())]
-
-
-def _served(model: str, tokenizer: PreTrainedTokenizerBase) -> RolloutPolicy:
-    """The model in bf16 on the GPU, or in fp32 on the CPU, as in `lion chat`."""
-    on_gpu = torch.cuda.is_available()
-    policy = PolicySpec(model, dtype="bfloat16" if on_gpu else "float32").build()
-    device = "cuda" if on_gpu else "cpu"
-    return RolloutPolicy(policy.to(device).eval(), tokenizer, Ranks(device=device))
 
 
 def _answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
