@@ -140,8 +140,7 @@ class Watched(OnPolicySampling):
 
     def _alone(self, trainer: Any, epoch: int) -> int:
         data = trainer.datamodule
-        limit = data.max_prompt_length or data.max_length - 1
-        rollouts = self._choose_prompts(trainer, data.pool, epoch, limit)
+        rollouts = self._choose_prompts(trainer, data.pool, epoch, data.prompt_limit)
         return self.bare([rollout.prompt for rollout in rollouts])
 
     def _timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:

@@ -210,7 +210,7 @@ class OnPolicySampling(Callback):
     def _stored_or_new(self, trainer: Trainer, module: AlignmentModule, path: Path, number: int) -> Round:
         data = plan.on_policy_data(trainer)
         policy = RolloutPolicy(module.policy_model, data.tokenizer, Ranks.of(trainer.strategy))
-        limit = data.max_prompt_length or data.max_length - 1
+        limit = data.prompt_limit
         rollouts = self._choose_prompts(trainer, data.pool, number, limit)
         settings = rounds.round_settings(self.sampling_settings(), policy.digest(), [r.prompt for r in rollouts], limit)
         identity = policy.ranks.broadcast(hash_json(settings))

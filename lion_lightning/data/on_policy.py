@@ -96,6 +96,11 @@ class OnPolicyDataModule(PreferenceDataModule):
         self.warn(pool.warnings())
         return pool
 
+    @property
+    def prompt_limit(self) -> int:
+        """Most tokens of a prompt: ``max_prompt_length``, or what leaves room for one token of an answer."""
+        return self.max_prompt_length or self.max_length - 1
+
     @override
     def row_messages(self) -> dict[str, list[str]]:
         """Messages about the sources of pairs and of prompts."""
