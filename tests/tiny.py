@@ -28,6 +28,18 @@ DOCUMENTS = ((7, 1, 5, 9), (-1, -1, -1, -1))
 TREE = ((7, 5, 9, 4), (-1, -1, 1, 1))
 """A document, then a prompt with two answers of unequal lengths."""
 
+SOFTCAPPED: dict[str, Any] = {
+    "model_type": "gemma2",
+    "head_dim": 8,
+    "sliding_window": 4,
+    "query_pre_attn_scalar": 8,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+"""Config of a model that caps its scores and its logits."""
+LEARNED_POSITIONS: dict[str, Any] = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+"""Config of a model without rotary positions."""
+
 
 def config(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
     """Config of a random model of two layers, hidden size 32, four query heads over two key heads."""

@@ -22,22 +22,15 @@ from lion_lightning.ops.attention import PATHS, Heads, attend_dense, attend_sdpa
 from lion_lightning.ops.layout import RowLayout
 from lion_lightning.types import segment_table
 from tests.marks import exhaustive
-from tests.tiny import DOCUMENTS, TREE, alone, config, gradients, policy, row
+from tests.tiny import DOCUMENTS, LEARNED_POSITIONS, SOFTCAPPED, TREE, alone, config, gradients, policy, row
 
 # The paths that run on a CPU, where `lion` takes `lion_sdpa`; "eager" runs padded.
 HERE = ("lion", "lion_dense", "eager", *exhaustive("lion_sdpa"))
 SHAPES: dict[str, Any] = {
     "grouped_heads": {},
     "sliding_window_shorter_than_documents": {"model_type": "mistral", "sliding_window": 4},
-    "softcapped_scores": {
-        "model_type": "gemma2",
-        "head_dim": 8,
-        "sliding_window": 4,
-        "query_pre_attn_scalar": 8,
-        "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 3.0,
-    },
-    "learned_positions": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "softcapped_scores": SOFTCAPPED,
+    "learned_positions": LEARNED_POSITIONS,
     "scaled_logits": {"model_type": "granite", "logits_scaling": 3.0, "attention_multiplier": 0.2},
 }
 

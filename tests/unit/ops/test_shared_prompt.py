@@ -23,7 +23,7 @@ from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import PackedBatch
 from tests.marks import exhaustive, slow
 from tests.plain_pairs import PAIRS, padded_sides, pair_samples, plain_dpo, plain_logps, plain_logps_one_by_one
-from tests.tiny import config
+from tests.tiny import LEARNED_POSITIONS, SOFTCAPPED, config
 
 SAMPLES = pair_samples()
 BATCH = collate(SAMPLES, 64)
@@ -31,15 +31,8 @@ SHAPES: dict[str, Any] = {
     "grouped_heads": {},
     "tied_head": {"tie_word_embeddings": True},
     "sliding_window_shorter_than_answers": {"model_type": "mistral", "sliding_window": 4},
-    "softcapped_scores_and_logits": {
-        "model_type": "gemma2",
-        "head_dim": 8,
-        "sliding_window": 4,
-        "query_pre_attn_scalar": 8,
-        "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 3.0,
-    },
-    "learned_positions": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "softcapped_scores_and_logits": SOFTCAPPED,
+    "learned_positions": LEARNED_POSITIONS,
 }
 TOLERANCE = 1e-5
 

@@ -21,22 +21,11 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, SFTModule
 from lion_lightning.modules.optimization.limits import has_bf16
-from tests.tiny import Rows, row, shallow, tokenizer_folder, trainer
+from tests.sft import module
+from tests.tiny import Rows, row, shallow, trainer
 
 ROWS = [row(seed=seed) for seed in range(4)]
 HALT = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
-
-
-def module(tokenizer: TokenizerSpec, **options: Any) -> SFTModule:
-    torch.manual_seed(0)
-    made = SFTModule(PolicySpec(config=shallow()), tokenizer=tokenizer, **options)
-    made.configure_model()
-    return made
 
 
 TRAINER = {

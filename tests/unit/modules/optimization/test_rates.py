@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.modules import ConstantWithWarmup, CosineWithWarmup, LinearWithWarmup, SFTModule
+from lion_lightning.modules import ConstantWithWarmup, CosineWithWarmup, LinearWithWarmup
 from tests.marks import exhaustive
-from tests.tiny import DOCUMENTS, Rows, row, shallow, tokenizer_folder, trainer
+from tests.sft import module
+from tests.tiny import DOCUMENTS, Rows, row, trainer
 
 ROWS = [row(*DOCUMENTS, seed=seed) for seed in range(10)]
 
@@ -31,18 +31,6 @@ class Rates(Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.used.append(optimizer.param_groups[0]["lr"])
         self.windows.append(trainer.accumulate_grad_batches)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
-
-
-def module(tokenizer: TokenizerSpec, **options: Any) -> SFTModule:
-    torch.manual_seed(0)
-    made = SFTModule(PolicySpec(config=shallow()), tokenizer=tokenizer, **options)
-    made.configure_model()
-    return made
 
 
 @pytest.mark.parametrize("kind", [CosineWithWarmup, LinearWithWarmup, ConstantWithWarmup])
