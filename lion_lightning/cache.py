@@ -9,9 +9,9 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -48,34 +48,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A process that is killed leaves ``path`` unchanged and a hidden temporary file next to it, which
     :func:`remove_stale_files` removes. With several writers the last one wins.
 
-    Args:
-        path: The file to write.
-
     Yields:
         The temporary file, empty.
 
     Raises:
         OSError: The file cannot be written; the error names ``path``, not the temporary file.
     """
-    temporary = _temporary_name(path)
-    try:
-        with _errors_name(path, temporary):
-            temporary.touch()
-            with _locked(temporary):
-                yield temporary
-                sync(temporary)
-                os.replace(temporary, path)
-                sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path, Path.touch) as temporary:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Write a folder under a temporary name and rename it to ``path``; an earlier folder or file there is removed.
-
-    Args:
-        path: The folder to write.
 
     Yields:
         The temporary folder, empty.
@@ -87,7 +75,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with temporary_folder(path) as temporary:
             yield temporary
-            replace_folder(temporary, path, replaced)
+            for file in temporary.rglob("*"):
+                sync(file)
+            # No portable system call swaps two folders: a kill between the renames leaves none under the name.
+            if path.is_symlink() or path.exists():
+                os.rename(path, replaced)
+            os.rename(temporary, path)
+            sync(path.parent)
     finally:
         if path.exists():  # otherwise the renamed earlier folder is the only copy
             remove(replaced)
@@ -95,10 +89,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Make a hidden folder next to ``path`` and remove it, if it is still there, at the end.
-
-    Args:
-        path: The folder that the content is meant for.
+    """Make a hidden folder next to ``path``, for its content, and remove it, if it is still there, at the end.
 
     Yields:
         The temporary folder, empty.
@@ -106,32 +97,36 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be written; the error names ``path``, not the temporary folder.
     """
+    with _temporary(path, partial(Path.mkdir, parents=True)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a temporary file or folder, locked as a sign that its writer is running, and remove it at the end."""
     temporary = _temporary_name(path)
     try:
-        with _errors_name(path, temporary):
-            temporary.mkdir(parents=True)
-            with _locked(temporary):
-                yield temporary
+        make(temporary)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            if fcntl is not None:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield temporary
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # A user knows the final path only; errors of other files keep their name.
+        if error.filename is None or Path(str(error.filename)).is_relative_to(temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.exists():
+            remove(temporary)
 
 
-def replace_folder(temporary: Path, path: Path, replaced: Path | None = None) -> None:
-    """Rename a finished folder to ``path``, then remove what was there before.
-
-    Args:
-        temporary: The finished folder, on the same disk.
-        path: Its final name; a file, a link or a folder may be there.
-        replaced: Name for what was there, until it is removed; None for a temporary name.
-    """
-    for file in temporary.rglob("*"):
-        sync(file)
-    replaced = replaced or _temporary_name(path)
-    if path.is_symlink() or path.exists():
-        os.rename(path, replaced)  # no portable system call swaps two folders
-    os.rename(temporary, path)
-    sync(path.parent)
-    remove(replaced)
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{_HOST}.{uuid4().hex}.{path.name}")
 
 
 def remove_stale_files(*folders: Path, files_only: bool = False) -> None:
@@ -144,10 +139,27 @@ def remove_stale_files(*folders: Path, files_only: bool = False) -> None:
         folders: Where to look, without subfolders.
         files_only: Keep temporary folders.
     """
-    for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
-        found = _TEMPORARY.fullmatch(path.name)
-        if found and not (files_only and path.is_dir()) and _is_stale(path, ours=found["host"] == _HOST):
-            remove(path)
+    for folder in filter(Path.is_dir, folders):
+        for path in list(folder.iterdir()):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and not (files_only and path.is_dir()) and _is_stale(path, ours=found["host"] == _HOST):
+                remove(path)
+
+
+def _is_stale(path: Path, ours: bool) -> bool:
+    try:
+        # A writer locks its file only after it has made it.
+        if time.time() - path.stat().st_mtime <= (_GRACE if ours and fcntl is not None else _DAY):
+            return False
+        if fcntl is not None:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+    except OSError:  # locked by its writer, removed or renamed meanwhile, or a file system without locks
+        return False
+    return True
 
 
 def remove(path: Path) -> None:
@@ -180,6 +192,18 @@ def hash_file(path: Path) -> str:
     """Hash of a file's content, computed once per process as long as size and modification time stay the same."""
     status = path.stat()
     return _hash_content(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash_content(path: Path, size: int, modified: int) -> str:
+    from tqdm import tqdm
+
+    state = blake2b(digest_size=20)
+    with path.open("rb") as file, tqdm(total=size, desc=f"hash {path.name}", unit="B", unit_scale=True, delay=2) as bar:
+        while block := file.read(1 << 24):
+            state.update(block)
+            bar.update(len(block))
+    return state.hexdigest()
 
 
 def read_json(path: Path, content: str, fix: str) -> Any:
@@ -253,64 +277,3 @@ def unwrap_os_errors() -> Iterator[None]:
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
-
-
-@cache
-def _hash_content(path: Path, size: int, modified: int) -> str:
-    from tqdm import tqdm
-
-    state = blake2b(digest_size=20)
-    with path.open("rb") as file, tqdm(total=size, desc=f"hash {path.name}", unit="B", unit_scale=True, delay=2) as bar:
-        while block := file.read(1 << 24):
-            state.update(block)
-            bar.update(len(block))
-    return state.hexdigest()
-
-
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{_HOST}.{uuid4().hex}.{path.name}")
-
-
-@contextmanager
-def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
-    """Let errors that name the temporary file, or no file, name the final path."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or Path(str(error.filename)).is_relative_to(temporary):
-            error.filename, error.filename2 = str(path), None
-        raise
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a temporary file, as a sign that its writer is running; without effect on Windows."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if fcntl is not None:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _is_stale(path: Path, ours: bool) -> bool:
-    try:
-        age = time.time() - path.stat().st_mtime
-        return age > (_GRACE if ours and fcntl is not None else _DAY) and not _is_locked(path)
-    except OSError:  # removed or renamed meanwhile, or a file system without locks
-        return False
-
-
-def _is_locked(path: Path) -> bool:
-    if fcntl is None:
-        return False
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 from lion_lightning.errors import explain, is_user_error
@@ -49,13 +48,18 @@ def run_guarded(body: Callable[[], object], print_stop: bool = True) -> int:
     """
     _prepare_process()
     try:
-        with STOP.handle_signals(), _flushed():
-            returned = body()
-            STOP.raise_if_swallowed()
+        with STOP.handle_signals():
+            try:
+                returned = body()
+                STOP.raise_if_swallowed()
+            finally:
+                sys.stdout.flush()  # while errors are still caught, not at the interpreter's exit
     except BaseException as error:
         code = stop_code(error)
         if code is not None:
-            return _stopped(code, print_stop)
+            if print_stop and not STOP.told_by_parent:
+                print(f"lion: stopped by {signal.Signals(code - 128).name}", file=sys.stderr)
+            return 0 if STOP.told_by_parent else code
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return 128 + signal.SIGPIPE
         if os.environ.get("LION_DEBUG") or not isinstance(error, Exception) or not is_user_error(error):
@@ -87,23 +91,6 @@ def _prepare_process() -> None:
 
 def _contains_none(texts: Sequence[str], record: logging.LogRecord) -> bool:
     return not any(text in str(record.msg) for text in texts)
-
-
-@contextmanager
-def _flushed() -> Iterator[None]:
-    """Flush stdout while errors are still caught, not at the interpreter's exit."""
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-
-
-def _stopped(code: int, print_stop: bool) -> int:
-    if STOP.told_by_parent:
-        return 0
-    if print_stop:
-        print(f"lion: stopped by {signal.Signals(code - 128).name}", file=sys.stderr)
-    return code
 
 
 def _reader_gone() -> bool:

@@ -49,9 +49,14 @@ class FolderLock:
         until = time.monotonic() + patience
         while not _locked(file, self.folder):
             holder = _holder(self.folder)
-            if _alive(holder) or time.monotonic() > until:
+            alive = _alive(holder)
+            if alive or time.monotonic() > until:
                 file.close()
-                cause = _description(self.command, holder)
+                process = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+                if alive:
+                    cause = f"{self.command} is using this folder ({process})"
+                else:  # children inherit the open file, and with it the lock
+                    cause = f"a child process of {self.command} ({process}) still uses this folder"
                 raise ValueError(f"{self.folder}: {cause}; wait for it, stop it, or give another {self.setting}")
             time.sleep(0.1)
         self._file = file
@@ -108,13 +113,6 @@ def _alive(holder: dict[str, Any]) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # of another user
+        pass
     return True
-
-
-def _description(command: str, holder: dict[str, Any]) -> str:
-    process = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-    if not _alive(holder):
-        return f"a child process of {command} ({process}) still uses this folder"
-    return f"{command} is using this folder ({process})"

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TextIO
 
 MEMORY = 4 * 2**30
@@ -66,20 +67,17 @@ def schema_valid(schema: Any, answer: str) -> bool:
         kind.check_schema(read)
     except (SchemaError, ValueError, TypeError) as error:
         raise ValueError(f"the JSON schema is invalid: {getattr(error, 'message', error)}") from error
+    fence, _, rest = answer.strip().partition("\n")
+    if fence.strip() in ("```", "```json") and rest.endswith("```"):
+        answer = rest.removesuffix("```")
     try:
-        value = json.loads(_unfenced(answer), parse_constant=_refuse_constant)
+        value = json.loads(answer, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return False
     try:
         return bool(kind(read, registry=Registry()).is_valid(value))
     except Unresolvable as error:
         raise ValueError(f"the JSON schema refers to another document, which is not loaded: {error}") from error
-
-
-def _unfenced(text: str) -> str:
-    start, _, rest = text.strip().partition("\n")
-    fenced = start.strip() in ("```", "```json") and rest.endswith("```")
-    return rest.removesuffix("```") if fenced else text
 
 
 def _refuse_constant(name: str) -> Any:
@@ -112,17 +110,11 @@ def serve(requests: TextIO, replies: TextIO) -> None:
         replies.flush()
 
 
-def _limit_memory() -> None:
-    try:
+if __name__ == "__main__":
+    with suppress(ImportError, ValueError, OSError):  # a system without limits of memory
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, ValueError, OSError):  # not supported by this system
-        pass
-
-
-if __name__ == "__main__":
-    _limit_memory()
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # prints of libraries must not mix with the replies
     serve(sys.stdin, lines)

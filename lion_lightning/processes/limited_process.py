@@ -77,7 +77,10 @@ class LimitedProcess:
 
     def _answer(self, request: Any, seconds: float) -> dict[str, Any] | None:
         """Send a request; the reply is None if the process was killed or exited."""
-        process = self._process = self._process or _start()
+        if self._process is None:
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            self._process = subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=null, encoding="utf-8")
+        process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
         timer = threading.Timer(seconds, process.kill)
@@ -86,7 +89,7 @@ class LimitedProcess:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
-        except BrokenPipeError:
+        except BrokenPipeError:  # it exited before it read the request
             line = ""
         finally:
             timer.cancel()
@@ -98,11 +101,6 @@ class LimitedProcess:
 
 
 _COMMAND = [sys.executable, "-m", "lion_lightning.processes.limited_checks"]
-
-
-def _start() -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8")
 
 
 _process = LimitedProcess()

@@ -54,11 +54,13 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == self.handle:
             yield
             return
-        self.__init__()  # type: ignore[misc]
+        self.__init__()  # type: ignore[misc]  # forget the signals of an earlier command
         interrupt: Any = signal.default_int_handler
         handlers = {signal.SIGTERM: self.handle, signal.SIGHUP: self.as_sigterm, signal.SIGINT: interrupt}
-        free = {each: handler for each, handler in handlers.items() if signal.getsignal(each) == signal.SIG_DFL}
-        with _silent_in_del(), self._handling(free):
+        for each in list(handlers):
+            if signal.getsignal(each) != signal.SIG_DFL:
+                del handlers[each]
+        with _silent_in_del(), self._handling(handlers):
             yield
 
     @contextmanager
@@ -71,10 +73,6 @@ class StopSignals:
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Raise :class:`Stopped`, or leave that to the end of the training step.
-
-        Args:
-            signum: The signal.
-            frame: The interrupted frame; not used.
 
         Raises:
             Stopped: Outside of a training step, or for a second signal.
@@ -96,15 +94,12 @@ class StopSignals:
             raise Stopped(self.signum)
 
     def as_sigterm(self, signum: int, frame: FrameType | None) -> None:
-        """Call the handler of SIGTERM, which a Trainer extends, but keep this signal's exit code.
-
-        Args:
-            signum: The signal.
-            frame: The interrupted frame.
-        """
+        """Call the handler of SIGTERM, which a Trainer extends, but keep this signal's exit code."""
         self.signum = self.signum or signum
         handler: Any = signal.getsignal(signal.SIGTERM)
-        (handler if callable(handler) else self.handle)(signal.SIGTERM, frame)
+        if not callable(handler):  # SIG_DFL or SIG_IGN
+            handler = self.handle
+        handler(signal.SIGTERM, frame)
 
     @contextmanager
     def _handling(self, handlers: dict[signal.Signals, Any]) -> Iterator[None]:
@@ -176,12 +171,10 @@ def stop_code(error: BaseException) -> int | None:
         return 128 + error.signum
     if STOP.signum is not None:
         return 128 + STOP.signum
-    if isinstance(error, KeyboardInterrupt) or _exit_after_interrupt(error):
+    # Lightning raises SystemExit while it handles a KeyboardInterrupt.
+    interrupt = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(interrupt, KeyboardInterrupt):
         return 128 + signal.SIGINT
+    # Looked up, as importing Lightning takes seconds; without it there is no such exception.
     lightning: Any = sys.modules.get("lightning.pytorch.utilities.exceptions")
     return 128 + signal.SIGTERM if lightning and isinstance(error, lightning.SIGTERMException) else None
-
-
-def _exit_after_interrupt(error: BaseException) -> bool:
-    """Return whether this is the SystemExit that Lightning raises for Ctrl-C."""
-    return isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)

@@ -16,11 +16,6 @@ def map_in_threads(call: Callable[[Item], Result], items: Sequence[Item], thread
 
     Unlike with a thread pool, an interrupt does not wait for running calls: a server may take minutes to respond.
 
-    Args:
-        call: The function.
-        items: Its arguments.
-        threads: Number of threads.
-
     Yields:
         Index and result of each item, as they are finished.
 
@@ -40,11 +35,11 @@ def map_in_threads(call: Callable[[Item], Result], items: Sequence[Item], thread
                 return
             try:
                 done.put((index, call(item)))
-            except Exception as error:
+            except Exception as error:  # raised below, in the caller's thread
                 done.put(error)
 
     for _ in range(min(threads, len(items))):
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=work, daemon=True).start()  # the process may exit before they end
     for _ in items:
         result = done.get()
         if isinstance(result, Exception):
