@@ -168,10 +168,12 @@ class ChatEncoder:
     @_draft.register
     def _(self, example: Conversation) -> _Draft:
         if self.mask == "none":
-            if not all(turn.trained for turn in example.messages):
-                raise ValueError("the row says that a turn is not trained, and mask: none trains all of it")
+            if any(turn.weight != 1.0 for turn in example.messages):
+                raise ValueError("the row gives a turn a weight of its own, and mask: none trains all of it alike")
             text = self._renderer.render(example)
             return _Draft(text, [(0, len(text))], 0, templated=True, parts=_texts(example))
+        if any(turn.weight not in (0.0, 1.0) for turn in example.messages):
+            raise ValueError("the row gives a turn a weight other than 0 and 1")
         first = 0
         if self.mask == "completion":
             assistants = [index for index, turn in enumerate(example.messages) if turn.role == "assistant"]

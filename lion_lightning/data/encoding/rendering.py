@@ -96,7 +96,7 @@ class ChatRenderer:
         if not turns:
             raise ValueError("no assistant turn to train; give the row an answer, or set mask: none")
         finder = self._finder(conversation)
-        found = {turn: finder.spans(turn) for turn in turns if messages[turn].trained}
+        found = {turn: finder.spans(turn) for turn in turns if messages[turn].weight}
         for turn, spans in found.items():
             answer = "\n".join(finder.text[start:end] for start, end in spans)
             if missing := missing_of_answer(messages[turn], answer):

@@ -6,6 +6,7 @@ what is not read here, and :mod:`~lion_lightning.data.encoding.rendering` warns 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,13 +26,14 @@ class Message(NamedTuple):
         role: ``system``, ``user``, ``assistant`` or ``tool``.
         content: Its text; empty only for a system or tool turn, or an assistant turn that does nothing but call tools.
         extra: Every other key of the row's message (``tool_calls``, ``name``, ...), for the chat template to use.
-        trained: False where the row says that this turn is context and no target.
+        weight: What each of its tokens counts in the loss, as the row says: 1 unless it says anything, 0 for a turn
+            that is context and no target.
     """
 
     role: str
     content: str
     extra: dict[str, Any] | None = None
-    trained: bool = True
+    weight: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The message that a chat template is given."""
@@ -124,11 +126,11 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     content = _joined(content if role == "tool" else parse_content_parts(content), name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
-    trained = _trained(own, role, name)
+    weight = _weight(own, role, name)
     extra = _extra(own, role, name)
     silent = may_be_empty or role in ("system", "tool") or "tool_calls" in extra
     text = read_text("" if content is None and "tool_calls" in extra else content, f"{name} ({role})", silent)
-    return Message(role, text, extra or None, trained)
+    return Message(role, text, extra or None, weight)
 
 
 def _either(own: dict[str, Any], key: str, other: str, name: str) -> Any:
@@ -165,46 +167,63 @@ def _part(part: Any, name: str) -> str:
     return text
 
 
-# --- which turns are trained
+# --- which turns are trained, and how much each counts
 
-_FLAGS = frozenset(
-    """
-    weight loss_weight loss_scale loss loss_mask train training trainable is_trainable train_on_turn supervised
-    """.split()  # noqa: SIM905
+_WEIGHTS = frozenset(["weight", "loss_weight", "loss_scale"])
+_FLAGS = _WEIGHTS.union(
+    ["loss", "loss_mask", "train", "training", "trainable", "is_trainable", "train_on_turn", "supervised"]
 )
+_LARGEST_WEIGHT = 3.4e38  # a finite number in fp32, as losses are
 _MAY_BE_A_FLAG = re.compile("loss|train|mask|weight|supervis|learn|target")
-_YES_OR_NO = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_YES_OR_NO = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
 
 
-def _trained(own: dict[str, Any], role: str, name: str) -> bool:
-    """Take the flags that say whether a turn is trained out of a message."""
-    flags = {key: _yes_or_no(own.pop(key), f"{name}.{key}") for key in sorted(_FLAGS & own.keys())}
+def _weight(own: dict[str, Any], role: str, name: str) -> float:
+    """Take the keys that say whether a turn is trained, and how much it counts, out of a message."""
+    given = {key: _number(own.pop(key), f"{name}.{key}") for key in sorted(_WEIGHTS & own.keys())}
+    weights = set(given.values())
+    for key in sorted(_FLAGS & own.keys()):
+        given[key] = _yes_or_no(own.pop(key), f"{name}.{key}")
     if "masked" in own:
-        flags["masked"] = not _yes_or_no(own.pop("masked"), f"{name}.masked")
+        given["masked"] = 1.0 - _yes_or_no(own.pop("masked"), f"{name}.masked")
     for key in own:
         if _may_be_a_flag(key, own[key]):
             raise ValueError(
                 f"{name}.{printable(key)} could mean that the turn is trained or that it is not; call it `train`"
             )
-    if len(set(flags.values())) > 1:
-        raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(flags)}); keep one")
-    if role != "assistant" and any(flags.values()):
+    if len({value > 0 for value in given.values()}) > 1:
+        raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(given)}); keep one")
+    if len(weights) > 1:
+        raise ValueError(f"{name} has more than one weight ({', '.join(given)}); keep one")
+    if role != "assistant" and any(given.values()):
         raise ValueError(
-            f"{name}.{next(iter(flags))} asks to train a {role} turn, and only assistant turns can be trained; set it "
+            f"{name}.{next(iter(given))} asks to train a {role} turn, and only assistant turns can be trained; set it "
             "to false, or remove it (with a `transform`)"
         )
-    return all(flags.values())
+    return next(iter(weights), min(given.values(), default=1.0))
+
+
+def _number(value: Any, name: str) -> float:
+    text = str(value).strip().lower()
+    try:
+        weight = _YES_OR_NO[text] if text in _YES_OR_NO else float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight <= _LARGEST_WEIGHT:
+        raise ValueError(f"{name} is {repr(value)[:60]}; a weight is a number of at least 0, true or false")
+    return weight
 
 
 def _may_be_a_flag(key: str, value: Any) -> bool:
     return bool(_MAY_BE_A_FLAG.search(key.lower())) and str(value).strip().lower() in _YES_OR_NO
 
 
-def _yes_or_no(value: Any, name: str) -> bool:
+def _yes_or_no(value: Any, name: str) -> float:
     flag = _YES_OR_NO.get(str(value).strip().lower())
     if flag is None:
         raise ValueError(
-            f"{name} is {repr(value)[:60]}; a turn is trained (1 or true) or not (0 or false), and no share of it"
+            f"{name} is {repr(value)[:60]}; a turn is trained (1 or true) or not (0 or false); call a number between "
+            "or above them `weight`"
         )
     return flag
 

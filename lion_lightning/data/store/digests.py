@@ -46,7 +46,7 @@ def _content(example: Example | Preference) -> list[Any]:
         content = [_content(example.chosen), _content(example.rejected)]
     elif isinstance(example, Conversation):
         # What few examples have is written only where it is there.
-        turns = [[*turn[:3], *([] if turn.trained else ["not trained"])] for turn in example.messages]
+        turns = [[*turn[:3], *([] if turn.weight == 1.0 else [turn.weight])] for turn in example.messages]
         content = [turns, None, example.tools, *filter(None, [example.chat_template_kwargs])]
     return [type(example).__name__, content]
 
@@ -55,8 +55,8 @@ def prompt_of(example: PromptAnswer) -> PromptAnswer:
     """The prompt alone, of a prompt with an answer."""
     if isinstance(example, Completion):
         return example._replace(completion="")
-    # No turn of a prompt is trained, whatever the row says of that: it is one prompt.
-    turns = tuple(turn._replace(trained=True) for turn in example.messages[: example.prompt_turns])
+    # No turn of a prompt is trained, whatever its weight: it is one prompt.
+    turns = tuple(turn._replace(weight=1.0) for turn in example.messages[: example.prompt_turns])
     return example._replace(messages=turns)
 
 

@@ -18,9 +18,9 @@ def test_each_answer_becomes_the_end_of_a_row_and_those_before_it_are_context() 
     rows = list(each_answer({"conversations": turns, "system": "Be kind."}))
     assert [len(row["conversations"]) for row in rows] == [2, 4]
     talks = [recognize(row) for row in rows]
-    assert [[turn.trained for turn in talk.messages] for talk in talks if isinstance(talk, Conversation)] == [
-        [True, True, True],
-        [True, True, False, True, True],
+    assert [[turn.weight for turn in talk.messages] for talk in talks if isinstance(talk, Conversation)] == [
+        [1.0, 1.0, 1.0],
+        [1.0, 1.0, 0.0, 1.0, 1.0],
     ]
 
 

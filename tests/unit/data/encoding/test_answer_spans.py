@@ -222,13 +222,13 @@ def test_a_tag_that_closes_behind_turns_of_others_trains_no_word_of_theirs() -> 
 def test_turns_that_are_not_to_be_trained_are_context(template: str) -> None:
     tokenizer = byte_level(template)
     asked, first, again, last = ROUND.messages
-    half = ROUND._replace(messages=(asked, first._replace(trained=False), again, last))
+    half = ROUND._replace(messages=(asked, first._replace(weight=0.0), again, last))
     whole, piece = encode(tokenizer, ROUND), encode(tokenizer, half)
     assert trained(tokenizer, piece) == ["yes<|im_end|>"]
     assert piece.input_ids.tolist() == whole.input_ids.tolist()
-    none = ROUND._replace(messages=tuple(turn._replace(trained=False) for turn in ROUND.messages))
+    none = ROUND._replace(messages=tuple(turn._replace(weight=0.0) for turn in ROUND.messages))
     assert not encode(tokenizer, none).supervised.any()
-    with pytest.raises(ValueError, match="the row says that a turn is not trained, and mask: none trains all"):
+    with pytest.raises(ValueError, match="the row gives a turn a weight of its own, and mask: none trains all"):
         encode(tokenizer, half, "none")
 
 

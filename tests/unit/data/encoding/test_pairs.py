@@ -135,7 +135,7 @@ def test_a_turn_of_an_answer_that_is_not_to_be_trained_is_a_part_of_it_without_t
     example = pair(["a"], ["one", "user", "two"], ["three"])
     assert isinstance(example.chosen, Conversation)
     asked, first, *rest = example.chosen.messages
-    chosen = example.chosen._replace(messages=(asked, first._replace(trained=False), *rest))
+    chosen = example.chosen._replace(messages=(asked, first._replace(weight=0.0), *rest))
     half = example._replace(chosen=chosen)
     triple = encode(tokenizer, half)
     assert_exact(tokenizer, half, triple)

@@ -30,30 +30,49 @@ def answer(**said: Any) -> Message:
 
 @pytest.mark.parametrize("key", ["weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight"])
 @pytest.mark.parametrize(
-    ("value", "trained"),
-    [(0, False), (0.0, False), (False, False), ("false", False), (1, True), (1.0, True), (True, True), (None, True)],
+    ("value", "weight"),
+    [(0, 0.0), (0.0, 0.0), (False, 0.0), ("false", 0.0), (1, 1.0), (1.0, 1.0), (True, 1.0), (None, 1.0)],
 )
 def test_a_flag_of_a_turn_says_whether_it_is_trained_and_is_not_for_the_template(
-    key: str, value: Any, trained: bool
+    key: str, value: Any, weight: float
 ) -> None:
-    assert answer(content="four", **{key: value}) == Message("assistant", "four", None, trained)
+    assert answer(content="four", **{key: value}) == Message("assistant", "four", None, weight)
+
+
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "loss_scale"])
+@pytest.mark.parametrize(("value", "weight"), [(0.5, 0.5), (2, 2.0), ("0.25", 0.25), (1e-3, 0.001), (0, 0.0)])
+def test_a_weight_of_a_turn_is_any_number_of_at_least_0(key: str, value: Any, weight: float) -> None:
+    assert answer(content="four", **{key: value}) == Message("assistant", "four", None, weight)
+
+
+def test_a_weight_and_a_flag_that_agree_are_the_weight() -> None:
+    assert answer(content="four", weight=0.5, train=True).weight == 0.5
+    assert answer(content="four", weight=2, masked=False, loss_weight="2.0").weight == 2.0
+    assert answer(content="four", weight=0, train=False).weight == 0.0
 
 
 def test_masked_means_the_opposite_of_trained() -> None:
-    assert not answer(content="four", masked=True).trained
-    assert answer(content="four", masked=False).trained
+    assert answer(content="four", masked=True).weight == 0.0
+    assert answer(content="four", masked=False).weight == 1.0
 
 
 @pytest.mark.parametrize(
     ("said", "complaint"),
     [
-        ({"weight": 0.5}, r"messages\[1\]\.weight is 0\.5; a turn is trained \(1 or true\) or not \(0 or false\)"),
+        ({"train": 0.5}, r"messages\[1\]\.train is 0\.5; .*\(1 or true\) or not \(0 or false\); call .* `weight`"),
         ({"loss": 2}, r"messages\[1\]\.loss is 2; "),
+        ({"weight": -0.5}, r"messages\[1\]\.weight is -0\.5; a weight is a number of at least 0, true or false"),
+        ({"weight": float("nan")}, r"messages\[1\]\.weight is nan; "),
+        ({"weight": float("inf")}, r"messages\[1\]\.weight is inf; "),
+        ({"weight": 1e39}, r"messages\[1\]\.weight is 1e\+39; "),
+        ({"weight": "half"}, r"messages\[1\]\.weight is 'half'; "),
+        ({"loss_scale": [1, 0]}, r"messages\[1\]\.loss_scale is \[1, 0\]; "),
+        ({"weight": 1, "loss_weight": 0.5}, r"messages\[1\] has more than one weight \(loss_weight, weight\)"),
         ({"loss_mask": [0, 1]}, r"messages\[1\]\.loss_mask is \[0, 1\]; "),
         ({"mask": 1}, r"messages\[1\]\.mask could mean .* call it `train`"),
         ({"no_loss": True}, r"messages\[1\]\.no_loss could mean"),
         ({"is_target": 0}, r"messages\[1\]\.is_target could mean"),
-        ({"weight": 1, "train": False}, r"messages\[1\] says both .*\(train, weight\)"),
+        ({"weight": 1, "train": False}, r"messages\[1\] says both .*\(weight, train\)"),
     ],
 )
 def test_a_flag_that_cannot_be_followed_is_refused_by_name(said: dict[str, Any], complaint: str) -> None:
@@ -64,9 +83,7 @@ def test_a_flag_that_cannot_be_followed_is_refused_by_name(said: dict[str, Any],
 def test_a_turn_of_the_user_that_is_to_be_trained_is_refused() -> None:
     with pytest.raises(ValueError, match=r"messages\[0\]\.train asks to train a user turn, and only assistant turns"):
         read_turns([{"role": "user", "content": "?", "train": True}], "messages")
-    assert read_turns([{"role": "user", "content": "?", "weight": 0}], "messages")[0] == Message(
-        "user", "?", None, False
-    )
+    assert read_turns([{"role": "user", "content": "?", "weight": 0}], "messages")[0] == Message("user", "?", None, 0.0)
 
 
 # --- content

@@ -20,7 +20,7 @@ def test_digests_follow_content_alone() -> None:
         Conversation(turns, tools=({"name": "search"},)),
         Conversation((*turns, *turns)),
         Conversation((turns[0], Message("assistant", "Hello", {"name": "x"}))),
-        Conversation((turns[0], turns[1]._replace(trained=False))),
+        Conversation((turns[0], turns[1]._replace(weight=0.0))),
         Conversation(turns, chat_template_kwargs={"enable_thinking": False}),
         Completion("Hi", "Hello"),
         Completion("HiHe", "llo"),
@@ -49,7 +49,7 @@ def test_pairs_of_one_prompt_are_one_group_whatever_is_answered() -> None:
     bare = Preference(chat("a", ASKED[1]), chat("b", ASKED[1]))
     search = ({"name": "search"},)
     tools = Preference(one._replace(tools=search), other._replace(tools=search))
-    marked = [turn._replace(trained=False) for turn in ASKED]
+    marked = [turn._replace(weight=0.0) for turn in ASKED]
     assert group_digest(pair) == group_digest(Preference(chat("c", *marked), one))
     texts = Preference(Completion("Hi", "a"), Completion("Hi", "b"))
     assert len({group_digest(pair) for pair in (pair, bare, tools, texts)}) == 4
