@@ -215,6 +215,30 @@ class TaggedAnswers(AnswerFinder):
         return start
 
 
+def reasoning_span(message: Message, text: str, spans: Sequence[Span]) -> Span | None:
+    """The reasoning of an answer, from the answer's start to the mark behind the reasoning, as ``</think>``.
+
+    Args:
+        message: The turn; its reasoning is a key of its own, or stands before ``</think>`` in its text.
+        text: All of the text.
+        spans: The answer.
+
+    Returns:
+        None if the turn has no reasoning, or the text does not show it.
+    """
+    extra = message.extra or {}
+    words = next((extra[key] for key in REASONING if extra.get(key)), "")
+    if not words and "</think>" in message.content:
+        words = message.content.partition("</think>")[0].rpartition("<think>")[2]
+    start, end = spans[0][0], spans[-1][1]
+    if not words.strip() or (at := text.find(words.strip(), start, end)) < 0:
+        return None
+    mark = _MARK_BEHIND.match(text, at + len(words.strip()), end)
+    return start, mark.end() if mark else at + len(words.strip())
+
+
+_MARK_BEHIND = re.compile(r"\s*(?:<[^<>]*>|\[[^\[\]]*\])\s*")
+
 _CLEAR = 20
 """Words of more characters are not a part of a header by chance."""
 

@@ -178,7 +178,9 @@ class ChatEncoder:
         if self.mask == "completion":
             assistants = [index for index, turn in enumerate(example.messages) if turn.role == "assistant"]
             first = max(assistants, default=0) if example.prompt_turns is None else example.prompt_turns
-        return _Draft(*self._renderer.answers(example, first), templated=True, parts=_texts(example))
+        text, answers, start = self._renderer.answers(example, first)
+        spans = [span for answer in answers for span in answer.spans]
+        return _Draft(text, spans, start, templated=True, parts=_texts(example))
 
     # --- from characters to tokens
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lion_lightning.data.encoding.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers
+from lion_lightning.data.encoding.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers, reasoning_span
 from lion_lightning.data.encoding.template_check import missing_function, missing_of_answer, missing_turn
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message, unread_keys
@@ -23,17 +23,31 @@ NO_END = (
 )
 
 
+class Answer(NamedTuple):
+    """One assistant turn in the text of its conversation.
+
+    Attributes:
+        message: Its index among the messages.
+        spans: Its characters, with the token that ends it.
+        reasoning: The part of them that is reasoning, marks included; None without reasoning.
+    """
+
+    message: int
+    spans: list[Span]
+    reasoning: Span | None
+
+
 class Rendered(NamedTuple):
     """The text of a conversation.
 
     Attributes:
         text: All of it.
-        spans: The answers to train.
+        answers: The answers to train, in order.
         start: Where the first answer that counts begins, trained or not.
     """
 
     text: str
-    spans: list[Span]
+    answers: list[Answer]
     start: int
 
 
@@ -103,12 +117,15 @@ class ChatRenderer:
                 last = finder.render(messages[: turn + 1])
                 raise ValueError(_left_out(f"{missing} of message {turn}", not missing_of_answer(messages[turn], last)))
             spans[-1] = self._closed(finder.text, *spans[-1])
-        kept = [span for spans in found.values() for span in spans if span[0] < span[1]]
+        answers = []
+        for turn, spans in found.items():
+            if kept := [span for span in spans if span[0] < span[1]]:
+                answers.append(Answer(turn, kept, reasoning_span(messages[turn], finder.text, kept)))
         # The prompt ends where the first turn behind it starts, trained or not.
-        start = kept[0][0] if kept else len(finder.text)
+        start = answers[0].spans[0][0] if answers else len(finder.text)
         if conversation.prompt_turns is not None and turns[0] not in found:
             start = finder.start(turns[0])
-        return Rendered(finder.text, kept, start)
+        return Rendered(finder.text, answers, start)
 
     def _finder(self, conversation: Conversation) -> AnswerFinder:
         """Finder of the answers in the text of the conversation."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.rendering import NO_END
+from lion_lightning.data.encoding.rendering import NO_END, ChatRenderer
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text
 from lion_lightning.data.formats.turns import Message, read_turns
 from lion_lightning.data.reports.row_messages import collect_messages
@@ -340,3 +340,28 @@ def test_an_end_that_is_no_token_is_warned_of_for_each_answer() -> None:
     with collect_messages() as notes:
         encode(byte_level(PLAIN_CHATML.replace("<|im_end|>", "<|stop|>")), ROUND)
     assert notes["warning"] == {NO_END: 2}
+
+
+# --- reasoning
+
+
+@pytest.mark.parametrize(
+    ("answer", "reasoning", "rest"),
+    [
+        (Message("assistant", "yes", {"reasoning_content": "hm"}), "<think>\nhm\n</think>\n\n", "yes<|im_end|>"),
+        (Message("assistant", "yes", {"thinking": " hm\n"}), "<think>\n hm\n\n</think>\n\n", "yes<|im_end|>"),
+        (Message("assistant", "yes"), "", "<think>\n\n</think>\n\nyes<|im_end|>"),
+    ],
+)
+def test_the_reasoning_of_an_answer_is_a_part_of_it(answer: Message, reasoning: str, rest: str) -> None:
+    renderer = ChatRenderer(byte_level(THINKING + ASKING))
+    text, (found,), start = renderer.answers(Conversation((Message("user", "Hello"), answer)))
+    ((first, end),) = found.spans
+    assert (found.message, first, text[first:end]) == (1, start, reasoning + rest)
+    assert (text[slice(*found.reasoning)] if found.reasoning else "") == reasoning
+
+
+def test_reasoning_in_the_text_of_an_answer_is_found_there() -> None:
+    text, (found,), _ = ChatRenderer(byte_level()).answers(chat("Hello", "<think>\nhm\n</think>\n\nyes"))
+    assert found.reasoning is not None
+    assert text[slice(*found.reasoning)] == "<think>\nhm\n</think>\n\n"
