@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lion_lightning.cache import atomic_write
-from lion_lightning.callbacks.folders import require_writable, writes_files
-from lion_lightning.callbacks.samples import greedy_answers, log_text
+from lion_lightning.callbacks.folders import require_writable_root, write_json
+from lion_lightning.callbacks.samples import greedy_answers, log_text, require_policy
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.checkpointing.averaging import run_last
 from lion_lightning.printing import literal
@@ -75,22 +70,16 @@ class BeforeAfter(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check before training what would fail after it."""
         if stage != "fit":
             return
         if trainer.global_step == 0:  # another run than the one that this object may have seen
             self.before = self.after = self._validated = None
-        if not isinstance(pl_module, AlignmentModule):
-            raise MisconfigurationException(
-                f"BeforeAfter: {type(pl_module).__name__} is not an AlignmentModule and has no policy to sample from; "
-                "subclass one (e.g. SFTModule), or take the callback out of trainer.callbacks."
-            )
+        require_policy(self, pl_module)
         run_last(trainer, self)
-        require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
+        require_writable_root(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the metrics of a full validation."""
         if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -98,8 +87,7 @@ class BeforeAfter(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
-        """Record the state before training, unless it came with the checkpoint."""
-        if self.before is not None:
+        if self.before is not None:  # it came with the checkpoint
             return
         if trainer.global_step > 0:
             rank_zero_warn(
@@ -123,31 +111,24 @@ class BeforeAfter(Callback):
                 "trainer.val_check_interval so that it runs at the end."
             )
         if trainer.is_global_zero:
-            self._write(trainer)
+            self._write(trainer, self.before or _NOTHING, self.after)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table, below the progress bar."""
         if trainer.is_global_zero and self.after is not None:
             _print_table(self.before or _NOTHING, self.after)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Before, and the last validation, in plain data."""
         kept = {"before": self.before, "validated": self._validated}
         return {name: snapshot and snapshot._asdict() for name, snapshot in kept.items()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back from a checkpoint.
-
-        Raises:
-            ValueError: It holds something else.
-        """
         try:
-            self.before, self._validated = (
-                Snapshot(**state_dict[name]) if state_dict[name] else None for name in ("before", "validated")
-            )
+            before, validated = state_dict["before"], state_dict["validated"]
+            self.before = Snapshot(**before) if before else None
+            self._validated = Snapshot(**validated) if validated else None
         except (KeyError, TypeError) as error:
             raise ValueError(f"the checkpoint's state of BeforeAfter is odd ({error!r}); take another one") from error
 
@@ -155,8 +136,7 @@ class BeforeAfter(Callback):
         validated = self._validated or _NOTHING._replace(step=trainer.global_step)
         return validated._replace(answers=greedy_answers(trainer, module, self.prompts, self.max_new_tokens))
 
-    def _write(self, trainer: Trainer) -> None:
-        before, after = self.before or _NOTHING, self.after or _NOTHING
+    def _write(self, trainer: Trainer, before: Snapshot, after: Snapshot) -> None:
         answers = [
             {"prompt": prompt, "before": before.answers.get(prompt), "after": answer}
             for prompt, answer in after.answers.items()
@@ -167,16 +147,9 @@ class BeforeAfter(Callback):
             "after": {"step": after.step, "metrics": after.metrics},
             "answers": answers,
         }
-        if writes_files(trainer):
-            with atomic_write(Path(trainer.default_root_dir) / self.filename) as temporary:
-                temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        log_text(trainer, "before_after", _as_markdown(answers))
-
-
-def _as_markdown(answers: list[dict[str, str | None]]) -> str:
-    return "\n\n---\n\n".join(
-        f"**{answer['prompt']}**\n\nbefore: {answer['before']}\n\nafter: {answer['after']}" for answer in answers
-    )
+        write_json(trainer, self.filename, report, ensure_ascii=False)
+        texts = (f"**{each['prompt']}**\n\nbefore: {each['before']}\n\nafter: {each['after']}" for each in answers)
+        log_text(trainer, "before_after", "\n\n---\n\n".join(texts))
 
 
 def _print_table(before: Snapshot, after: Snapshot) -> None:
@@ -185,12 +158,9 @@ def _print_table(before: Snapshot, after: Snapshot) -> None:
 
     table = Table("", f"before (step {before.step})", f"after (step {after.step})", title="What training did")
     for name in sorted({*before.metrics, *after.metrics}):
-        table.add_row(name, _number(before.metrics, name), _number(after.metrics, name))
+        values = (moment.metrics.get(name) for moment in (before, after))
+        table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
     table.add_section()
     for prompt, answer in after.answers.items():
         table.add_row(*map(literal, (prompt, before.answers.get(prompt, "-"), answer)))
     Console().print(table)
-
-
-def _number(metrics: Mapping[str, float], name: str) -> str:
-    return f"{metrics[name]:.4g}" if name in metrics else "-"

@@ -43,16 +43,11 @@ class HuggingFaceExport(Callback):
         self._written: Path | None = None
 
     def folder(self, trainer: Trainer) -> Path:
-        """Where the export goes.
-
-        Args:
-            trainer: The trainer of the run.
-        """
+        """Where the export goes."""
         return Path(self.dirpath or Path(trainer.default_root_dir) / "export")
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check before training what would fail after it."""
         if stage != "fit":
             return
         if not callable(getattr(pl_module, "provenance", None)):
@@ -66,8 +61,7 @@ class HuggingFaceExport(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Check the model, which is built by now."""
-        try:
+        try:  # not in setup: the model is built by now
             entry = read_entry({"lion": pl_module.provenance()}, trust_remote_code=False)
             refuse_own_base(entry, self.folder(trainer))
         except ValueError as error:
@@ -77,18 +71,14 @@ class HuggingFaceExport(Callback):
                 f"HuggingFaceExport: {type(pl_module).__name__}.policy_model is not a PolicyModel, so there is nothing "
                 "to export; subclass AlignmentModule, or take the callback out of trainer.callbacks."
             )
-        if left_out := [name for name, p in pl_module.named_parameters() if p.requires_grad and not _exported(name)]:
+        trained = [name for name, parameter in pl_module.named_parameters() if parameter.requires_grad]
+        if left_out := [name for name in trained if not unwrapped(name).startswith(PREFIX)]:
             rank_zero_warn(
                 f"HuggingFaceExport writes the policy alone; trained, and not in it: {', '.join(left_out[:3])}."
             )
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the folder (not after an exception).
-
-        Raises:
-            MisconfigurationException: On all ranks, if it cannot be written or a weight is not finite.
-        """
         if not writes_files(trainer):
             return
         state = _weights(pl_module.policy_model, kept=trainer.is_global_zero)
@@ -98,12 +88,11 @@ class HuggingFaceExport(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where it is, below the progress bar."""
-        if self._written is not None:
+        if self._written is not None:  # said here, below the progress bar
             rank_zero_info(f"HuggingFaceExport: wrote the policy to {self._written}")
 
     def _write(self, trainer: Trainer, module: Any, state: dict[str, Tensor]) -> str | None:
-        """Write it, and return why it could not be done."""
+        """Write the folder, and return why it could not be done."""
         provenance = module.provenance()
         checkpoint = {"state_dict": state, "lion": provenance}
         code = bool(provenance["policy"].get("trust_remote_code"))  # said by this run's config, not by a file
@@ -113,10 +102,6 @@ class HuggingFaceExport(Callback):
         except (ValueError, OSError) as error:
             return str(error)
         return None
-
-
-def _exported(name: str) -> bool:
-    return unwrapped(name).startswith(PREFIX)
 
 
 def _weights(policy: PolicyModel, kept: bool) -> dict[str, Tensor]:

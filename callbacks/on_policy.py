@@ -139,13 +139,10 @@ class OnPolicySampling(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trained = self.current  # also where an epoch has only its end left
         if trainer.fit_loop.restarted_mid_epoch:  # Lightning calls no on_train_epoch_start for that epoch
-            self._log_round(trainer, pl_module)
+            self.on_train_epoch_start(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_round(trainer, pl_module)
-
-    def _log_round(self, trainer: Trainer, module: LightningModule) -> None:
         if self.current is None:
             return
         self._trained = self.current
@@ -154,7 +151,7 @@ class OnPolicySampling(Callback):
         kept = self._report["kept"]["pairs"] if self._report else 0
         metrics["pairs_kept"] = kept / max(metrics["pairs"], 1)
         for name in (*LOGGED, "pairs", "pairs_kept"):
-            module.log(f"on_policy/{name}", metrics[name], on_step=False, on_epoch=True, batch_size=1)
+            pl_module.log(f"on_policy/{name}", metrics[name], on_step=False, on_epoch=True, batch_size=1)
         self._write_summary(trainer, {f"on_policy/{name}": value for name, value in metrics.items()})
 
     @override

@@ -90,7 +90,6 @@ class LionProgressBar(RichProgressBar):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out if the output is a terminal."""
         super().setup(trainer, pl_module, stage)
         console = Console(**self._console_kwargs)
         self._animated = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
@@ -99,7 +98,6 @@ class LionProgressBar(RichProgressBar):
 
     @override
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The current metrics by short name, in readable numbers."""
         logged: dict[str, Any] = {**trainer.callback_metrics}
         if self._rate is not None:
             logged["lr"] = self._rate
@@ -124,7 +122,7 @@ class LionProgressBar(RichProgressBar):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the time before an epoch's first batch, or this process's first, as that of sampling and data."""
+        # The time before an epoch's first batch, or this process's first, is that of sampling and data.
         first = self._clock.share_before is None
         if first:
             self._clock.share_before = _share_done(trainer, batch_idx)
@@ -135,26 +133,27 @@ class LionProgressBar(RichProgressBar):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Remember the rate of this step: a schedule changes it before the batch ends."""
-        self._rate = float(optimizer.param_groups[0]["lr"])
+        self._rate = float(optimizer.param_groups[0]["lr"])  # a schedule changes it before the batch ends
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar, or say a line where one is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._clock.trained(time.monotonic())
-        ends = _ends_epoch(trainer, batch_idx + 1)
-        if self._speaks and trainer.global_step > self._said and (ends or self._is_due(trainer.global_step)):
-            self._said, self._due = trainer.global_step, time.monotonic() + self._pause()
-            self._say(self._position(trainer, batch_idx + 1), self.get_metrics(trainer, pl_module))
+        now, step, batches = time.monotonic(), trainer.global_step, batch_idx + 1
+        self._clock.trained(now)
+        due = now >= self._due or (self.every_steps is not None and step % self.every_steps == 0)
+        ends = 0 <= trainer.max_steps <= step or batches >= trainer.num_training_batches
+        if self._speaks and step > self._said and (ends or due):
+            self._said = step
+            # The first lines come sooner, so that a short fit shows how it goes.
+            self._due = now + min(self.every_seconds, max(2.0, self._clock.seconds / 10))
+            self._say(self._position(trainer, batches), self.get_metrics(trainer, pl_module))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what a validation within a fit came to; Lightning prints others itself."""
         super().on_validation_end(trainer, pl_module)
-        if self._speaks and trainer.state.fn == "fit":
+        if self._speaks and trainer.state.fn == "fit":  # Lightning prints the metrics of other validations itself
             title = "sanity check" if trainer.sanity_checking else f"validation at step {trainer.global_step}"
             shown = {short for key, short in self.metrics.items() if key.startswith("val/")}
             metrics = self.get_metrics(trainer, pl_module)
@@ -163,12 +162,6 @@ class LionProgressBar(RichProgressBar):
     @property
     def _speaks(self) -> bool:
         return super().is_enabled and not self._animated
-
-    def _is_due(self, step: int) -> bool:
-        return time.monotonic() >= self._due or (self.every_steps is not None and step % self.every_steps == 0)
-
-    def _pause(self) -> float:
-        return min(self.every_seconds, max(2.0, self._clock.seconds / 10))
 
     def _position(self, trainer: Trainer, batches: int) -> str:
         """Share of the fit that is done, epoch, step, and the time left."""
@@ -224,11 +217,7 @@ class _FitClock:
 
 
 def readable(value: float) -> str:
-    """A number in at most four digits: ``12.3k``, ``0.4142``, ``5e-07``.
-
-    Args:
-        value: Any number, infinite ones and NaN included.
-    """
+    """A number in at most four digits: ``12.3k``, ``0.4142``, ``5e-07``; infinite ones and NaN too."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if math.isfinite(value) and abs(value) >= size:
             return f"{value / size:.3g}{unit}" if abs(value) < 999.5 * size else f"{value / size:.0f}{unit}"
@@ -248,8 +237,3 @@ def _share_done(trainer: Trainer, batches: int) -> float:
     if trainer.max_steps > 0:
         by_steps = trainer.global_step / trainer.max_steps
     return max((share for share in (by_epochs, by_steps) if not math.isnan(share)), default=math.nan)
-
-
-def _ends_epoch(trainer: Trainer, batches: int) -> bool:
-    steps_end = 0 <= trainer.max_steps <= trainer.global_step
-    return steps_end or batches >= trainer.num_training_batches

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lion_lightning.cache import atomic_write, read_json
-from lion_lightning.callbacks.folders import require_writable, writes_files
+from lion_lightning.cache import read_json
+from lion_lightning.callbacks.folders import require_writable_root, write_json, writes_files
 from lion_lightning.printing import redacted_arguments, without_secrets
 
 PACKAGES = (
@@ -53,19 +53,27 @@ class Provenance(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check before training what would fail later."""
         if stage == "fit":
-            require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
+            require_writable_root(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the entry."""
         if not trainer.is_global_zero or not writes_files(trainer):
             return
-        path = Path(trainer.default_root_dir) / self.filename
-        entry = {**surroundings(), **_run(trainer, pl_module)}
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps([*_earlier(path), entry], indent=2, default=str) + "\n", encoding="utf-8")
+        account = getattr(pl_module, "provenance", dict)  # an AlignmentModule's holds its data's, too
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        entry = {
+            **surroundings(),
+            "seed": None if seed is None else int(seed),
+            "step": trainer.global_step,
+            "strategy": type(trainer.strategy).__name__,
+            "devices": trainer.num_devices,
+            "nodes": trainer.num_nodes,
+            "precision": str(trainer.precision),
+            "model": without_secrets(account()),
+        }
+        earlier = _earlier(Path(trainer.default_root_dir) / self.filename)
+        write_json(trainer, self.filename, [*earlier, entry], default=str)
 
 
 def _earlier(path: Path) -> list[Any]:
@@ -86,12 +94,17 @@ def _earlier(path: Path) -> list[Any]:
 
 def surroundings() -> dict[str, Any]:
     """Time, command line, code, packages and machine, as plain data."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    commit = _git("rev-parse", "HEAD")  # None outside of a repository
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": redacted_arguments(sys.argv),
-        "git": git_state(),
+        "git": commit and {"commit": commit, "changed": bool(_git("status", "--porcelain", "-uno"))},
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": versions,
         "machine": {
             "system": platform.platform(),
             "cpus": os.cpu_count(),
@@ -101,12 +114,6 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of the working folder, and whether tracked files differ from it; None outside of a repository."""
-    commit = _git("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "changed": bool(_git("status", "--porcelain", "-uno"))}
-
-
 def _git(*arguments: str) -> str | None:
     try:
         command = ["git", "-c", "core.fsmonitor=false", *arguments]  # the repository's own settings may name a program
@@ -114,27 +121,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _run(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    account = getattr(module, "provenance", dict)  # an AlignmentModule's holds its data's, too
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return {
-        "seed": None if seed is None else int(seed),
-        "step": trainer.global_step,
-        "strategy": type(trainer.strategy).__name__,
-        "devices": trainer.num_devices,
-        "nodes": trainer.num_nodes,
-        "precision": str(trainer.precision),
-        "model": without_secrets(account()),
-    }

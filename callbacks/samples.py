@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from typing_extensions import override
 
-from lion_lightning.callbacks.folders import require_writable, writes_files
+from lion_lightning.callbacks.folders import require_writable_root, writes_files
 from lion_lightning.models.generation.greedy import generate_answers
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.checkpointing.averaging import run_first
@@ -50,61 +50,58 @@ class SampleTable(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before training what would fail later."""
-        if not isinstance(pl_module, AlignmentModule):
-            raise MisconfigurationException(
-                f"SampleTable: {type(pl_module).__name__} is not an AlignmentModule and has no policy to sample from; "
-                "subclass one (e.g. SFTModule), or take the callback out of trainer.callbacks."
-            )
+        require_policy(self, pl_module)
         run_first(trainer, self)
-        require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
+        require_writable_root(trainer)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
-        """Ask, and log the answers."""
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
         answers = greedy_answers(trainer, pl_module, self.prompts, self.max_new_tokens)
         if trainer.is_global_zero:
-            self._log(trainer, list(answers.items()))
+            if writes_files(trainer):
+                line = {"step": trainer.global_step, "answers": answers}
+                with (Path(trainer.default_root_dir) / self.filename).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for logger in trainer.loggers:
+                log_table = getattr(logger, "log_text", None)
+                if callable(log_table):
+                    log_table(key="samples", columns=["prompt", "answer"], data=[list(row) for row in answers.items()])
+            log_text(trainer, "samples", as_table(list(answers.items())))
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The number of validations so far."""
         return {"validations": self._validations}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting.
-
-        Raises:
-            ValueError: The checkpoint has no number.
-        """
         if not isinstance(count := state_dict.get("validations"), int):
             raise ValueError(f"the checkpoint's state of SampleTable is odd (validations: {count!r}); take another one")
         self._validations = count
 
-    def _log(self, trainer: Trainer, rows: Sequence[tuple[str, str]]) -> None:
-        line = {"step": trainer.global_step, "answers": dict(rows)}
-        if writes_files(trainer):
-            with (Path(trainer.default_root_dir) / self.filename).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        for logger in trainer.loggers:
-            log_table = getattr(logger, "log_text", None)
-            if callable(log_table):
-                log_table(key="samples", columns=["prompt", "answer"], data=[list(row) for row in rows])
-        log_text(trainer, "samples", as_table(rows))
+
+def require_policy(callback: Callback, module: LightningModule) -> None:
+    """Refuse a module that has no policy to sample from.
+
+    Raises:
+        MisconfigurationException: The module is not an AlignmentModule.
+    """
+    if not isinstance(module, AlignmentModule):
+        raise MisconfigurationException(
+            f"{type(callback).__name__}: {type(module).__name__} is not an AlignmentModule and has no policy to sample "
+            "from; subclass one (e.g. SFTModule), or take the callback out of trainer.callbacks."
+        )
 
 
 def as_table(rows: Sequence[tuple[str, str]]) -> str:
-    """A Markdown table; what would end a cell or a line is escaped.
-
-    Args:
-        rows: Prompt and answer.
-    """
-    lines = ("| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) + " |" for row in rows)
-    return "\n".join(["| prompt | answer |", "|---|---|", *lines])
+    """A Markdown table of prompts and answers; what would end a cell or a line is escaped."""
+    lines = ["| prompt | answer |", "|---|---|"]
+    for row in rows:
+        prompt, answer = (cell.replace("|", "\\|").replace("\n", "<br>") for cell in row)
+        lines.append(f"| {prompt} | {answer} |")
+    return "\n".join(lines)
 
 
 def greedy_answers(

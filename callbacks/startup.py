@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lion_lightning.cache import atomic_write
-from lion_lightning.callbacks.folders import require_writable, writes_files
+from lion_lightning.callbacks.folders import require_writable_root, write_json
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.errors import first_line
@@ -56,25 +53,18 @@ class StartupSummary(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check before training that the file can be written."""
         if stage == "fit":
-            require_writable(trainer, Path(trainer.default_root_dir), "give the trainer another default_root_dir.")
+            require_writable_root(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print and write the summary.
-
-        Not earlier: asked for the steps, the trainer would set the loader up before a checkpoint's state reached it.
-        """
         if not trainer.is_global_zero:
             return
+        # Not earlier: asked for the steps, the trainer would set the loader up before a checkpoint's state reached it.
         summary = summarize(trainer, pl_module)
-        if writes_files(trainer):
-            with atomic_write(Path(trainer.default_root_dir) / self.filename) as temporary:
-                temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_json(trainer, self.filename, summary)
         rank_zero_info("\n".join(lines(summary)))
-        _warn_of_few_steps(trainer, summary["run"]["steps"])
-        _warn_of_little_memory(summary["memory"])
+        _warn(trainer, summary["run"]["steps"], summary["memory"])
 
 
 def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
@@ -84,15 +74,24 @@ def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
         trainer: The trainer.
         module: The module that it trains.
     """
-    loader = trainer.train_dataloader
-    packed = loader if isinstance(loader, PackedLoader) else None
+    loader = trainer.train_dataloader if isinstance(trainer.train_dataloader, PackedLoader) else None
+    data: Section = {}
+    if loader:
+        lengths, capacity = loader.sampler.lengths, loader.sampler.capacity
+        tokens = int(lengths.sum())
+        data = {
+            "samples": len(lengths),
+            "tokens": tokens,
+            "rows": len(loader.rows),
+            "row_tokens": capacity,
+            "full": f"{tokens / (len(loader.rows) * capacity):.1%}",
+        }
     return {
-        "policy": _policy(module),
-        "reference": _reference(module),
-        "data": _data(packed) if packed else {},
-        "rows": _row_messages(trainer),
-        "run": _run(trainer, packed),
-        "memory": _memory(trainer, module, packed),
+        **_models(module),
+        "data": data,
+        "rows": getattr(getattr(trainer, "datamodule", None), "row_messages", dict)(),  # by source, what was left out
+        "run": _run(trainer, loader),
+        "memory": _memory(trainer, module, loader),
     }
 
 
@@ -114,59 +113,38 @@ def lines(summary: dict[str, Section]) -> list[str]:
         if summary[name]:
             values = {key: _count(value) for key, value in summary[name].items()}
             texts.append(f"{name:<10} {template.format(**values)}")
-    if summary["memory"]:
-        texts.append(f"{'memory':<10} {_memory_text(summary['memory'])}")
-    messages = [(source, found) for source, found in summary["rows"].items() if found]
-    return [*texts, *(f"{'rows':<10} {source}: {'; '.join(found)}" for source, found in messages)]
+    if memory := summary["memory"]:
+        parts = ", ".join(f"{name} {_bytes(memory[name])}" for name in MemoryEstimate().parts if memory[name])
+        share = f"about {_bytes(memory['total'])} of the {_bytes(memory['device'])} of a device"
+        texts.append(f"{'memory':<10} {share} at the peak ({memory['peak_in']}): {parts}")
+    for source, messages in summary["rows"].items():
+        if messages:
+            texts.append(f"{'rows':<10} {source}: {'; '.join(messages)}")
+    return texts
 
 
-def device_memory(trainer: Trainer) -> int:
-    """Bytes of memory of one device; processes that share a machine's memory share it evenly.
-
-    Args:
-        trainer: The trainer.
-    """
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(1, trainer.num_devices)
-
-
-def _policy(module: LightningModule) -> Section:
-    others = {id(parameter) for part in _references(module) for parameter in part.parameters()}
+def _models(module: LightningModule) -> dict[str, Section]:
+    """The policy, and the reference if there is one."""
+    references = [part for name, part in module.named_children() if name in ("reference", "start")]
+    compared = [parameter for part in references for parameter in part.parameters()]
+    others = set(map(id, compared))
     own = [parameter for parameter in module.parameters() if id(parameter) not in others]
-    return {
-        "class": type(_causal_lm(module) or module).__name__,
+    inside = {id(model) for part in references for model in part.modules()}
+    models = (model for model in module.modules() if isinstance(model, PreTrainedModel) and id(model) not in inside)
+    policy: Section = {
+        "class": type(next(models, module)).__name__,
         "parameters": sum(map(_size, own)),
         "trainable": sum(_size(parameter) for parameter in own if parameter.requires_grad),
         "dtype": " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in own})),
         "recompute": getattr(getattr(module, "policy_spec", None), "recompute", "none"),
     }
-
-
-def _reference(module: nn.Module) -> Section:
     reference = getattr(module, "reference", None)
     if reference is None:
-        return {}
-    size = sum(_size(parameter) for part in _references(module) for parameter in part.parameters())
-    return {"kind": type(reference).__name__, "parameters": size}
-
-
-def _data(loader: PackedLoader) -> Section:
-    tokens = int(loader.sampler.lengths.sum())
+        return {"policy": policy, "reference": {}}
     return {
-        "samples": len(loader.sampler.lengths),
-        "tokens": tokens,
-        "rows": len(loader.rows),
-        "row_tokens": loader.sampler.capacity,
-        "full": f"{tokens / (len(loader.rows) * loader.sampler.capacity):.1%}",
+        "policy": policy,
+        "reference": {"kind": type(reference).__name__, "parameters": sum(map(_size, compared))},
     }
-
-
-def _row_messages(trainer: Trainer) -> Section:
-    """Messages about the rows of each source: unused columns, rows left out."""
-    messages: Section = getattr(getattr(trainer, "datamodule", None), "row_messages", dict)()
-    return messages
 
 
 def _run(trainer: Trainer, loader: PackedLoader | None) -> Section:
@@ -179,7 +157,7 @@ def _run(trainer: Trainer, loader: PackedLoader | None) -> Section:
     }
     if loader:
         batches = trainer.accumulate_grad_batches * loader.sampler.world_size
-        section["step_tokens"] = _micro_batch_tokens(loader) * batches
+        section["step_tokens"] = loader.sampler.capacity * loader.sampler.batch_size * batches
     return section
 
 
@@ -189,11 +167,15 @@ def _memory(trainer: Trainer, module: LightningModule, loader: PackedLoader | No
         return {}
     try:
         with isolate_rng():  # the run draws the same numbers with and without a summary
-            peak = _peak(trainer, module, _micro_batch_tokens(loader))
+            peak = _peak(trainer, module, loader.sampler.capacity * loader.sampler.batch_size)
     except Exception as error:  # of a model, optimizer or strategy that cannot be estimated, but perhaps trained
         log.info("StartupSummary: no estimate of memory: %s", first_line(error))
         return {}
-    return {**peak.parts, "total": peak.total, "peak_in": peak.moment, "device": device_memory(trainer)}
+    if trainer.strategy.root_device.type == "cuda":
+        device = int(torch.cuda.get_device_properties(trainer.strategy.root_device).total_memory)
+    else:  # processes that share a machine's memory share it evenly
+        device = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(1, trainer.num_devices)
+    return {**peak.parts, "total": peak.total, "peak_in": peak.moment, "device": device}
 
 
 def _peak(trainer: Trainer, module: AlignmentModule, tokens: int) -> MemoryEstimate:
@@ -210,15 +192,8 @@ def _peak(trainer: Trainer, module: AlignmentModule, tokens: int) -> MemoryEstim
     return own.peak(with_recompute_of(trainer.strategy, job))
 
 
-def _memory_text(section: Section) -> str:
-    parts = {name: section[name] for name in MemoryEstimate().parts if section[name]}
-    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
-    total, there = _bytes(section["total"]), _bytes(section["device"])
-    return f"about {total} of the {there} of a device at the peak ({section['peak_in']}): {listed}"
-
-
-def _warn_of_few_steps(trainer: Trainer, steps: int | str) -> None:
-    """Warn where the data gives few steps, unless the trainer was told to make just so many."""
+def _warn(trainer: Trainer, steps: int | str, memory: Section) -> None:
+    """Warn of few steps, unless the trainer was told to make just so many, and of a device that is too small."""
     asked = trainer.max_steps >= 0 or trainer.limit_train_batches != 1.0
     if isinstance(steps, int) and steps < FEW_STEPS and not asked:
         rank_zero_warn(
@@ -226,31 +201,12 @@ def _warn_of_few_steps(trainer: Trainer, steps: int | str) -> None:
             "trainer.max_epochs, or lower trainer.accumulate_grad_batches, data.batch_size or the length of a row "
             "(data.max_length, data.row_length)"
         )
-
-
-def _warn_of_little_memory(memory: Section) -> None:
     if memory and memory["total"] > memory["device"]:
         rank_zero_warn(
             f"StartupSummary: the run needs about {memory['total'] / GIB:.1f} GiB per device, which has "
             f"{memory['device'] / GIB:.1f}: lower data.batch_size (and raise trainer.accumulate_grad_batches), shorten "
             "the rows, set policy.recompute or lora, or shard the model."
         )
-
-
-def _references(module: nn.Module) -> list[nn.Module]:
-    """Children that hold the models that the policy is compared with."""
-    return [part for name, part in module.named_children() if name in ("reference", "start")]
-
-
-def _causal_lm(module: nn.Module) -> PreTrainedModel | None:
-    """The transformers model of a module's policy, if it has one."""
-    others = {id(model) for part in _references(module) for model in part.modules()}
-    models = (model for model in module.modules() if isinstance(model, PreTrainedModel) and id(model) not in others)
-    return next(models, None)
-
-
-def _micro_batch_tokens(loader: PackedLoader) -> int:
-    return loader.sampler.capacity * loader.sampler.batch_size
 
 
 def _size(parameter: Tensor) -> int:

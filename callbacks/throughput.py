@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -63,7 +63,6 @@ class TokenThroughput(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the model's FLOPs and find the peak."""
         self._window.clear()
         self._watch = _Stopwatch()
         self._counts.zero_()
@@ -77,7 +76,6 @@ class TokenThroughput(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the watch, unless it has run since the last batch."""
         if not isinstance(batch, PackedBatch):
             raise MisconfigurationException(
                 f"TokenThroughput reads PackedBatch, and the train dataloader yields {type(batch).__name__}: train "
@@ -89,31 +87,34 @@ class TokenThroughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        """Count a micro-batch; log where it completes an optimizer step."""
         flops = self._flops.of(batch) if self._flops else 0.0
         sizes = (len(batch.input_ids), len(batch.targets), len(batch.sample_indices), batch.capacity)
         self._counts += torch.tensor([*sizes, flops], dtype=torch.float64)
         if trainer.global_step > self._global_step:
-            totals = _over_ranks(trainer, self._counts)  # waits for the device, so that the step's time is complete
+            # Ranks of one tensor-parallel group share their batches, which count once.
+            strategy = trainer.strategy
+            replicas = (getattr(strategy, "distributed_sampler_kwargs", None) or {}).get("num_replicas", 1)
+            summed = cast(Tensor, strategy.reduce(self._counts.to(strategy.root_device), reduce_op="sum"))
+            # .cpu() waits for the device, so that the step's time is complete.
+            totals = summed.cpu().mul(replicas / trainer.world_size)
             self._window.append((totals, self._watch.take()))
             self._counts.zero_()
             self._global_step = trainer.global_step
             pl_module.log_dict(self._rates(), batch_size=1)
         self._watch.lap()
 
+    # Validation, checkpoints and what happens between epochs are left out of the time.
+
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave validation out of the time."""
         self._watch.drop()
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leave the checkpoint out of the time."""
         self._watch.drop()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave what happens between epochs out of the time."""
         self._watch.drop()
 
     def _rates(self) -> dict[str, float]:
@@ -187,15 +188,6 @@ class _Stopwatch:
         self.lap()
         seconds, self._seconds = self._seconds, 0.0
         return seconds
-
-
-def _over_ranks(trainer: Trainer, counts: Tensor) -> Tensor:
-    """Sum over the ranks that have different batches: those of one tensor-parallel group share theirs."""
-    strategy = trainer.strategy
-    replicas = (getattr(strategy, "distributed_sampler_kwargs", None) or {}).get("num_replicas", 1)
-    total = strategy.reduce(counts.to(strategy.root_device), reduce_op="sum")
-    assert isinstance(total, Tensor)
-    return total.cpu().mul(replicas / trainer.world_size)
 
 
 def _matmul_rate(size: int = 2048, repeats: int = 3) -> float:

@@ -7,18 +7,19 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import rich
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lion_lightning.callbacks import LionProgressBar, TokenThroughput
 from lion_lightning.callbacks.progress import _FitClock, readable
 from tests import tiny
-from tests.unit.callbacks.conftest import Bench
+from tests.unit.callbacks.conftest import Bench, batches
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +91,24 @@ def test_a_line_is_due_by_time_too_and_only_where_a_step_was_made(
     assert said == [f"{share}, epoch 1/1, step {step}" for step, share in ((1, "33%"), (2, "67%"), (3, "100%"))]
 
 
-def test_the_first_lines_come_sooner_than_later_ones() -> None:
-    bar = LionProgressBar(every_seconds=30)
-    for spent, pause in ((0, 2), (50, 5), (3600, 30)):
-        bar._clock = _FitClock(0.0, training=spent)
-        assert bar._pause() == pause
+def test_the_first_lines_come_sooner_than_later_ones(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    class Second(Callback):
+        """Lets a batch take a second."""
+
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            nonlocal now
+            now += 1
+
+    monkeypatch.setattr("lion_lightning.callbacks.progress.time", SimpleNamespace(monotonic=lambda: now))
+    trainer = bench.trainer(Second(), Few(every_seconds=3), enable_progress_bar=True, limit_val_batches=0)
+    bench.fit(trainer, train=batches(40))
+    steps = [int(step) for step in re.findall(r"step (\d+)", capsys.readouterr().out)]
+    # 2 seconds apart, after 20 seconds a tenth of the time since the start, and at last every_seconds
+    assert steps == [*range(1, 22, 2), 24, 27, 30, 33, 36, 39, 40]
 
 
 def test_the_time_left_counts_the_rounds_that_are_still_to_be_sampled() -> None:
