@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lion_lightning.models.generation.settings import generation_config, stop_ids, without_settings
+from lion_lightning.models.generation.settings import stop_ids, without_settings
 from lion_lightning.models.policy import PolicyModel, position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.full_state import unsharded
@@ -83,10 +83,13 @@ def _greedy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> Tensor:
     """New tokens, ``(prompts, at most max_new_tokens)``; prompts are padded on the left."""
-    config = generation_config(tokenizer)
     stops = list(stop_ids(tokenizer, model.generation_config))
-    config.update(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None)  # type: ignore[no-untyped-call]
-    ids = pad_left(prompts, config.pad_token_id or 0).to(model.device)
+    # Masked before a prompt, and skipped behind an answer.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=pad
+    )
+    ids = pad_left(prompts, pad).to(model.device)
     mask = pad_left([[1] * len(prompt) for prompt in prompts], 0).to(model.device)
     generate: Any = model.generate
     with without_settings(model):  # the model's own temperature, say, would warn or change the answer

@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from lion_lightning.errors import first_line
-from lion_lightning.models.tokenizer import end_of_turn_ids
+from lion_lightning.models.tokenizer import end_of_turn_id, end_of_turn_ids
 
 logger = logging.getLogger(__name__)
 
@@ -84,17 +84,25 @@ def within_vocabulary(settings: GenerationConfig, size: int, source: str) -> Gen
 def stop_ids(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None = None) -> tuple[int, ...]:
     """Stop tokens: those of the base model, and those that end an assistant's turn.
 
+    The pad token is added only where it is the token that an answer is trained to end with.
+
     Args:
         tokenizer: The policy's tokenizer, with its chat template.
         base: Settings of the model that training started from.
     """
     own = base.eos_token_id if base is not None else None
-    stops = own if isinstance(own, list) else [own]
-    return tuple(dict.fromkeys(token for token in (*stops, *end_of_turn_ids(tokenizer)) if token is not None))
+    stops = [token for token in (own if isinstance(own, list) else [own]) if token is not None]
+    for token in end_of_turn_ids(tokenizer):
+        if token != tokenizer.pad_token_id or token == end_of_turn_id(tokenizer):
+            stops.append(token)
+    return tuple(dict.fromkeys(stops))
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None = None) -> GenerationConfig:
     """The base model's generation config, with the stop tokens of :func:`stop_ids`.
+
+    Its pad token stays, or is the tokenizer's. It is a stop token only if it was one of the base model: some programs
+    ignore a pad token wherever it stands, also where it ends an answer.
 
     Args:
         tokenizer: The policy's tokenizer, with its chat template.
@@ -102,15 +110,16 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig
     """
     settings = plain_settings(base.to_dict() if base is not None else {})
     stops = list(stop_ids(tokenizer, base))
-    settings.eos_token_id = stops or None
     agree_with(settings, tokenizer, ("bos_token_id", "pad_token_id"))
-    if settings.pad_token_id is None and stops:
-        settings.pad_token_id = stops[0]
+    own = settings.eos_token_id
+    if settings.pad_token_id in stops and settings.pad_token_id not in (own if isinstance(own, list) else [own]):
+        settings.pad_token_id = None
+    settings.eos_token_id = stops or None
     return settings
 
 
 def agree_with(config: Any, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...] = _IDS) -> None:
-    """Set a config's ids of special tokens to the tokenizer's, where it has them.
+    """Set a config's ids of special tokens to the tokenizer's, where it has them; a pad token of its own stays.
 
     Args:
         config: Config of a model or of generation; changed in place. A list that holds the tokenizer's id stays.
@@ -119,7 +128,8 @@ def agree_with(config: Any, tokenizer: PreTrainedTokenizerBase, names: tuple[str
     """
     for name in names:
         own, theirs = getattr(config, name, None), getattr(tokenizer, name)
-        if theirs is not None and not (isinstance(own, list) and theirs in own):
+        stays = theirs in own if isinstance(own, list) else name == "pad_token_id" and own is not None
+        if theirs is not None and not stays:
             setattr(config, name, theirs)
 
 

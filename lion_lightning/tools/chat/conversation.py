@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import TextStreamer
+from transformers import GenerationConfig, TextStreamer
 from typing_extensions import override
 
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.models.generation.settings import generation_config, without_settings
+from lion_lightning.models.generation.settings import without_settings
 from lion_lightning.models.policy import position_limit
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Answer
@@ -157,12 +157,16 @@ class Chat:
             return "interrupted"
         return "stop" if int(output[0, -1]) in self.policy.end_ids else "length"
 
-    def _config(self, most: int) -> Any:
-        config = generation_config(self.policy.tokenizer)
+    def _config(self, most: int) -> GenerationConfig:
+        stops = list(self.policy.end_ids)
         drawn = {"temperature": self.temperature, "top_k": 0, "top_p": 1.0} if self.temperature else {}
-        stops = list(self.policy.end_ids) or None
-        config.update(do_sample=bool(drawn), max_new_tokens=most, eos_token_id=stops, **drawn)  # type: ignore[no-untyped-call]
-        return config
+        return GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=bool(drawn),
+            max_new_tokens=most,
+            eos_token_id=stops or None,
+            pad_token_id=next(iter(stops), 0),  # a single row has no padding, but without one transformers warns
+            **drawn,
+        )
 
 
 class _Streamer(TextStreamer):

@@ -112,8 +112,9 @@ def test_generation_stops_at_the_templates_end_of_turn_even_where_it_is_not_the_
     tokenizer = TokenizerSpec(folder, special_tokens=("<eot>",)).load()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }}<eot>{% endfor %}"
     settings = generation_config(tokenizer)
-    assert settings.eos_token_id == [2, VOCABULARY]
+    assert settings.eos_token_id == [VOCABULARY]  # the tokenizer's EOS is also its pad token, and ends no turn
     assert settings.pad_token_id == 2
+    assert generation_config(tokenizer, GenerationConfig(eos_token_id=2)).eos_token_id == [2, VOCABULARY]  # type: ignore[no-untyped-call]
 
 
 def test_the_model_card_holds_policy_tokenizer_data_and_steps(tmp_path: Path) -> None:

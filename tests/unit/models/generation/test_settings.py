@@ -54,7 +54,7 @@ def test_the_bases_stops_and_sampling_stay_and_the_end_of_turn_joins_them(base: 
     assert found["eos_token_id"] == [50, 60, 2]
     assert {name: found[name] for name in SAMPLING} == SAMPLING
     assert found["bos_token_id"] == 51  # the tokenizer has none
-    assert found["pad_token_id"] == 2  # the tokenizer's
+    assert found.get("pad_token_id") is None  # the tokenizer's, 2, ends answers, and the base had no such pad token
     assert found["config"] == (51, 2, 2)
 
 
@@ -63,6 +63,23 @@ def test_an_eos_token_in_place_of_the_tokenizers_is_the_configs_too(base: Path, 
     found = exported(PolicySpec(str(base)), tokenizer, tmp_path)
     assert found["eos_token_id"] == [50, 60, VOCABULARY, 2]
     assert found["config"] == (51, VOCABULARY, 2)
+
+
+@pytest.mark.parametrize(
+    ("own", "pad", "stops"),
+    [
+        ({"eos_token_id": 50}, None, [50, 2]),  # the tokenizer's pad token would be an end
+        ({"eos_token_id": 2, "pad_token_id": 2}, 2, [2]),  # so it was
+        ({"eos_token_id": 50, "pad_token_id": 7}, 7, [50, 2]),
+        ({"eos_token_id": 50, "pad_token_id": 2}, None, [50, 2]),  # answers are trained to end with 2
+    ],
+)
+def test_the_pad_token_is_an_end_only_if_it_was_one(
+    base: Path, tmp_path: Path, own: dict[str, int], pad: int | None, stops: list[int]
+) -> None:
+    (base / "generation_config.json").write_text(json.dumps(own), encoding="utf-8")
+    found = exported(PolicySpec(str(base)), TokenizerSpec(str(base)), tmp_path)
+    assert (found.get("pad_token_id"), found["eos_token_id"]) == (pad, stops)
 
 
 def test_adapters_get_the_bases_settings_too(base: Path, tmp_path: Path) -> None:
