@@ -54,11 +54,12 @@ def token_logps(
     if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
         keep = 0
     apply: Any = HeadLogps.apply
-    inputs = list(zip(*(torch.split(part, TARGETS_AT_ONCE) for part in (hidden, targets)), strict=True))
-    parts = [
-        apply(states, weight, bias, ids, transform or LogitTransform(), per_tile, keep // len(inputs))
-        for states, ids in inputs
-    ]
+    transform = transform or LogitTransform()
+    states, ids = torch.split(hidden, TARGETS_AT_ONCE), torch.split(targets, TARGETS_AT_ONCE)
+    keep //= len(ids)  # of each part
+    parts = []
+    for hidden_part, targets_part in zip(states, ids, strict=True):
+        parts.append(apply(hidden_part, weight, bias, targets_part, transform, per_tile, keep))
     return TokenLogps(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -86,20 +87,20 @@ def pair_logps(logps: TokenLogps, batch: PackedBatch) -> PairLogps:
         batch: Samples of three segments: prompt, chosen, rejected. One without targets holds no pairs: it is what a
             rank runs that has no rows left.
     """
-    chosen, rejected = (places.to(batch.targets.device, non_blocking=True) for places in _sides(batch))
-    owners, segments = batch.target_segments, len(batch.segments)
+    pairs = torch.tensor(pair_segments(batch), dtype=torch.int64).reshape(-1, 3)
+    chosen = pairs[:, 1].to(batch.targets.device, non_blocking=True)  # (pairs,) indices of segments
+    rejected = pairs[:, 2].to(batch.targets.device, non_blocking=True)
+    owners, segments = batch.target_segments, len(batch.segments)  # (targets,) segment of each
     counts = segment_sums(torch.ones_like(owners), owners, segments)  # bincount would wait for the device
+    # LD-DPO: the sum over as many tokens of each answer as the shorter one of its pair has.
     shorter = torch.zeros_like(counts)
     shorter[chosen] = shorter[rejected] = torch.minimum(counts[chosen], counts[rejected])
     nth = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners]  # of its segment
-    per_token = (
-        logps.values,
-        torch.ones_like(logps.values),
-        logps.values * (nth < shorter[owners]),
-        logps.log_collision_prob,
-    )
-    totals = [segment_sums(values, owners, segments) for values in per_token]
-    return PairLogps(*(AnswerLogps(*(total[side] for total in totals)) for side in (chosen, rejected)))
+    shared = logps.values * (nth < shorter[owners])
+    per_token = (logps.values, torch.ones_like(logps.values), shared, logps.log_collision_prob)
+    sums = [segment_sums(values, owners, segments) for values in per_token]  # (segments,) each
+    answers = [AnswerLogps(*(each[places] for each in sums)) for places in (chosen, rejected)]
+    return PairLogps(*answers)
 
 
 def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
@@ -121,14 +122,7 @@ def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
 
 
 def require_documents(batch: PackedBatch) -> None:
-    """Refuse answers that share a prompt: as documents, rejected ones would be trained as well.
-
-    Args:
-        batch: Rows of documents, each of one segment.
-
-    Raises:
-        ValueError: The batch holds anything else.
-    """
+    """Refuse answers that share a prompt: as documents, rejected ones would be trained as well."""
     if any(parent >= 0 for parent in segment_parents(batch)):
         raise ValueError(
             "the batch holds preference pairs (prompt, chosen, rejected), and SFTModule would train both answers as "
@@ -137,22 +131,13 @@ def require_documents(batch: PackedBatch) -> None:
 
 
 def segment_parents(batch: PackedBatch) -> list[int]:
-    """Index of the parent of each segment of a batch, -1 for none.
-
-    Raises:
-        ValueError: The batch is not a ``PackedBatch``.
-    """
+    """Index of the parent of each segment of a batch, -1 for none."""
     if not isinstance(batch, PackedBatch):
         raise ValueError(
             f"the data gives batches of type {type(batch).__name__}, and the modules of lion_lightning train on "
             "PackedBatch: use a data module of lion_lightning, or make batches with lion_lightning.data.packing.collate"
         )
     return [segment.parent for segment in batch.segments]
-
-
-def _sides(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    pairs = torch.tensor(pair_segments(batch), dtype=torch.int64).reshape(-1, 3)
-    return pairs[:, 1], pairs[:, 2]
 
 
 def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -171,9 +156,6 @@ def to_the_end(items: Iterator[Any]) -> Iterator[Iterator[Any]]:
     """Exhaust an iterator, also where its reader stops early or fails.
 
     Its tensors may be gathered from all ranks one by one: the others would wait for this one forever.
-
-    Args:
-        items: Exhausted at exit.
     """
     try:
         yield items

@@ -42,12 +42,9 @@ def set_recompute(model: PreTrainedModel, mode: Recompute) -> None:
     checkpointing). Both use the checkpointing of transformers and of torch; layers recompute in training mode only.
 
     Args:
-        model: A causal LM, with its adapters if it has any (peft would make the embedding's output require a
-            gradient again); changed in place.
+        model: A causal LM, changed in place; with its adapters if it has any, since peft would make the embedding's
+            output require a gradient again.
         mode: What to recompute.
-
-    Raises:
-        ValueError: If the model class does not support gradient checkpointing.
     """
     if mode == "none":
         return
@@ -61,13 +58,12 @@ def set_recompute(model: PreTrainedModel, mode: Recompute) -> None:
 
 
 def _elementwise_policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    save = op.name() in SAVED_OPS and not _expands(op, args)
-    return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _expands(op: Any, args: Any) -> bool:
-    """Whether an operation is the second product of a LoRA adapter: (tokens, r) by (r, out), with r far below out.
-
-    Its output is as large as the base layer's, and costs next to nothing to compute again.
-    """
-    return op.name() == "aten::mm" and bool(args[1].shape[1] >= LOW_RANK * args[1].shape[0])
+    if op.name() not in SAVED_OPS:
+        return CheckpointPolicy.PREFER_RECOMPUTE
+    if op.name() == "aten::mm":
+        rank, out = args[1].shape
+        # The second product of a LoRA adapter, (tokens, r) @ (r, out) with r far below out: its output is as large as
+        # the base layer's, and costs next to nothing to compute again.
+        if out >= LOW_RANK * rank:
+            return CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE
