@@ -35,15 +35,7 @@ class Reference(nn.Module, ABC):
         return super().train(False)
 
     def attach(self, policy: PolicyModel, build: Build) -> None:
-        """Set up from the policy as it is before any training; a second call does nothing.
-
-        Args:
-            policy: The policy.
-            build: Builds further models.
-
-        Raises:
-            ValueError: The policy does not support this reference.
-        """
+        """Set up from the policy as it is before any training; a second call does nothing."""
 
     @abstractmethod
     @override
@@ -66,21 +58,11 @@ class Reference(nn.Module, ABC):
         """
 
     def before_epoch(self, epoch: int, policy: PolicyModel) -> bool:
-        """True if the reference changes with this epoch, so that all must be precomputed again.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            policy: The policy as it is now.
-        """
+        """True if the reference changes with this epoch, so that all must be precomputed again."""
         return False
 
     def after_step(self, step: int, policy: PolicyModel) -> None:
-        """Update a reference that follows the policy.
-
-        Args:
-            step: Optimizer steps done.
-            policy: The policy as it is now.
-        """
+        """Update a reference that follows the policy, after so many optimizer steps."""
 
     def identity(self) -> dict[str, Any]:
         """Plain data that checkpoints keep for :meth:`restore`."""
@@ -130,9 +112,17 @@ class FrozenReference(Reference):
 
     @override
     def attach(self, policy: PolicyModel, build: Build) -> None:
-        if self.model is None:  # Lightning may configure the model more than once
-            made = _copy(policy, build) if self.spec is None else build(self.spec)
-            self.model = made.requires_grad_(False).eval()
+        if self.model is not None:  # Lightning may configure the model more than once
+            return
+        if self.spec is not None:
+            model = build(self.spec)
+        elif is_sharded(policy):  # which cannot be deep-copied
+            model = build(None)
+            with torch.no_grad():
+                torch._foreach_copy_(_shards(model), _shards(policy))
+        else:
+            model = deepcopy(policy)
+        self.model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
     @override
@@ -150,9 +140,6 @@ class MixedReference(FrozenReference):
     Args:
         alpha: Weight of the policy, above 0 and at most 1.
         every_n_steps: Optimizer steps between updates.
-
-    Raises:
-        ValueError: An argument is out of its range.
     """
 
     def __init__(self, alpha: float = 0.6, every_n_steps: int = 1) -> None:
@@ -169,15 +156,6 @@ class MixedReference(FrozenReference):
         assert self.model is not None, "call attach() first"
         if step % self.every_n_steps == 0:
             torch._foreach_lerp_(_shards(self.model), _shards(policy), self.alpha)
-
-
-@torch.no_grad()
-def _copy(policy: PolicyModel, build: Build) -> PolicyModel:
-    if not is_sharded(policy):
-        return deepcopy(policy)
-    copy = build(None)  # a sharded module cannot be deep-copied
-    torch._foreach_copy_(_shards(copy), _shards(policy))
-    return copy
 
 
 def _shards(model: PolicyModel) -> list[Tensor]:

@@ -55,11 +55,7 @@ class CachedReference(Reference):
 
     @override
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
-        """Look up the stored log-probs.
-
-        Raises:
-            ValueError: A pair has not been precomputed.
-        """
+        """Look up the stored log-probs."""
         if self._store is None:
             raise ValueError("the cached reference is empty; call precompute(batches, ...) with all pairs first")
         return self._store.get(pair_keys(batch), batch.input_ids.device)
@@ -141,9 +137,6 @@ class RefreshedReference(CachedReference):
     Args:
         every_n_epochs: Epochs between refreshes.
         cache_dir: Folder of the caches, the same for all ranks; None for ``$LION_CACHE``, else the user's cache folder.
-
-    Raises:
-        ValueError: ``every_n_epochs`` is below 1.
     """
 
     def __init__(self, every_n_epochs: int = 1, cache_dir: str | Path | None = None) -> None:

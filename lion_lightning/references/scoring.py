@@ -21,14 +21,7 @@ FLUSH_SECONDS = 30.0
 def uncached(
     store: PairStore, batches: Iterable[PackedBatch], ranks: Ranks, title: str
 ) -> Iterator[tuple[PackedBatch, Keys]]:
-    """Batches with their keys of which any rank lacks a pair: as many on every rank, since sharded models run together.
-
-    Args:
-        store: The cache.
-        batches: As many on every rank.
-        ranks: This process among the ranks of the run.
-        title: Name of the batches, for the progress bar.
-    """
+    """Batches of which any rank lacks a pair, with their keys: as many on every rank, for models that are sharded."""
     for batch in tqdm(batches, f"reference log-probs: {title}", delay=2, disable=not ranks.is_first):
         keys = pair_keys(batch)
         if not ranks.all_agree(bool(store.has(keys).all())):
@@ -37,14 +30,7 @@ def uncached(
 
 @torch.no_grad()
 def score(store: PairStore, model: PolicyModel, batches: Iterable[tuple[PackedBatch, Keys]], ranks: Ranks) -> None:
-    """Compute log-probs and add them to the store; they are written every ``FLUSH_SECONDS``.
-
-    Args:
-        store: The cache.
-        model: The reference model.
-        batches: From :func:`uncached`.
-        ranks: This process among the ranks of the run.
-    """
+    """Compute log-probs and add them to the store; they are written every ``FLUSH_SECONDS``."""
     flushed = time.monotonic()
     for batch, keys in batches:
         batch = batch.to(ranks.device)

@@ -33,16 +33,11 @@ _FIELDS = len(AnswerLogps._fields)
 
 
 def pair_keys(batch: PackedBatch) -> Keys:
-    """128-bit hash of each pair: its tokens, and which of them are targets. ``(pairs, 2)``.
-
-    Args:
-        batch: Preference pairs.
-    """
+    """128-bit hash of each pair: its tokens, and which of them are targets. ``(pairs, 2)``."""
     host = batch.on_cpu()
-    ids, logit_positions, owners = (
-        tensor.numpy() for tensor in (host.input_ids, host.logit_positions, host.target_segments)
-    )
-    bounds = np.searchsorted(owners, np.arange(len(batch.segments) + 1))
+    ids, logit_positions = host.input_ids.numpy(), host.logit_positions.numpy()
+    # Targets are sorted by segment: those of segment i are bounds[i] to bounds[i + 1].
+    bounds = np.searchsorted(host.target_segments.numpy(), np.arange(len(batch.segments) + 1))
     digests = []
     for pair in pair_segments(batch):
         state = blake2b(digest_size=16)
@@ -60,9 +55,6 @@ class PairStore:
     Args:
         folder: Folder of the store; made on the first flush.
         identity: Plain data that the values depend on; another identity is another store.
-
-    Raises:
-        ValueError: The folder holds a store of another identity.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -82,15 +74,7 @@ class PairStore:
         return self._find(keys)[1]
 
     def get(self, keys: Keys, device: torch.device | str = "cpu") -> PairLogps:
-        """Log-probs of pairs.
-
-        Args:
-            keys: ``(pairs, 2)`` from :func:`pair_keys`.
-            device: Device of the result.
-
-        Raises:
-            ValueError: A pair is not in the store.
-        """
+        """Log-probs of pairs, by their keys ``(pairs, 2)``; a ValueError if one is not there."""
         rows, found = self._find(keys)
         if not found.all():
             raise ValueError(
@@ -102,7 +86,7 @@ class PairStore:
 
     def add(self, keys: Keys, logps: PairLogps) -> None:
         """Add pairs, in memory until :meth:`flush`."""
-        values = torch.stack([torch.stack(list(side), 1) for side in logps], 1)
+        values = torch.stack([torch.stack(list(side), 1) for side in logps], 1)  # (pairs, 2, fields)
         self._pending.append((keys, values.float().cpu()))
 
     def flush(self) -> None:
