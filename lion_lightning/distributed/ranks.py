@@ -41,11 +41,7 @@ class Ranks:
 
     @classmethod
     def of(cls, strategy: Strategy | None) -> Ranks:
-        """The rank of a Trainer's strategy; a single process without one.
-
-        Args:
-            strategy: After its process group has started.
-        """
+        """The rank of a Trainer's strategy; a single process without one."""
         if strategy is None:
             return cls()
         if isinstance(strategy.model, FullyShardedDataParallel):
@@ -91,11 +87,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Wait for all ranks at the end of a block, and fail on every rank if the block fails on one.
-
-        Raises:
-            OSError: The block failed on another rank, which raises its own error.
-        """
+        """Wait for all ranks at the end of a block, and fail on every rank if the block fails on one."""
         try:
             yield
         except Exception:

@@ -35,15 +35,7 @@ class RankLostError(RuntimeError):
 
 @contextmanager
 def rendezvous(ranks: Ranks, folder: Path) -> Iterator[WorkerGroup]:
-    """Group the ranks that see one folder: all of them, or those of each machine. If one fails, all raise.
-
-    Args:
-        ranks: All ranks must call this together.
-        folder: Where they exchange messages; made if needed.
-
-    Raises:
-        RuntimeError: Another rank failed or was lost.
-    """
+    """Group the ranks that see one folder: all of them, or those of each machine. If one fails, all raise."""
     if ranks.size == 1:
         yield ALONE
         return
@@ -111,12 +103,7 @@ class WorkerGroup:
 
     @classmethod
     def of(cls, ranks: Ranks, folder: Path) -> Self:
-        """A group of all ranks, which must call this together.
-
-        Args:
-            ranks: This process among the ranks of the run.
-            folder: All of them can read and write it.
-        """
+        """A group of all ranks, which must call this together."""
         return cls(folder, ranks.rank, ranks.size, ranks.broadcast(uuid4().hex))
 
     @property
@@ -136,11 +123,7 @@ class WorkerGroup:
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Send heartbeats while the block runs, and tell the others if it fails.
-
-        Raises:
-            ValueError: The folder cannot be written.
-        """
+        """Send heartbeats while the block runs, and tell the others if it fails."""
         if self.size == 1:
             yield
             return
@@ -176,19 +159,12 @@ class WorkerGroup:
             temporary.write_text(text, "utf-8")
 
     def wait_for(self, paths: Iterable[Path]) -> None:
-        """Wait until all files exist.
-
-        Raises:
-            RuntimeError: Another rank failed or was lost.
-        """
+        """Wait until all files exist."""
         for path in paths:
             self.wait_until(path.exists)
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Wait for other ranks.
-
-        Args:
-            done: True once there is nothing more to wait for.
 
         Raises:
             RuntimeError: Another rank failed, or was lost (:class:`RankLostError`).
@@ -200,11 +176,6 @@ class WorkerGroup:
 
     def require_same(self, what: str, name: str, value: str) -> None:
         """Require the same value on all ranks.
-
-        Args:
-            what: Subject of the error message.
-            name: Start of the messages' file names, the same on all ranks.
-            value: This rank's value.
 
         Raises:
             ValueError: On every rank, if they differ.

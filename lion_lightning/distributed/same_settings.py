@@ -48,10 +48,6 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
     Of an object: its class (``class_path``), constructor arguments that it keeps as attributes of the same name, and
     specs that it holds. Models are skipped, and names that look like secrets.
-
-    Args:
-        name: Prefix of the names.
-        value: Any object.
     """
     if isinstance(value, PLAIN):
         yield name, value

@@ -58,9 +58,6 @@ class AlphaDivergence(Divergence):
 
     Args:
         alpha: Above 0 and below 1 (TRL's ``f_alpha_divergence_coef`` is ``1 - alpha``).
-
-    Raises:
-        ValueError: If ``alpha`` is out of its range.
     """
 
     def __init__(self, alpha: float = 0.5) -> None:

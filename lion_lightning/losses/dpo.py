@@ -21,9 +21,6 @@ class LogisticLoss(PreferenceLoss):
     Args:
         beta: Strength of the pull towards the reference, above 0.
         label_smoothing: :math:`\epsilon`, at least 0 and below 0.5.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0) -> None:
@@ -51,9 +48,6 @@ class SigmoidLoss(LogisticLoss):
         beta: Strength of the pull towards the reference, above 0.
         label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
         divergence: What holds the policy to the reference; None for reverse KL.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence | None = None) -> None:
@@ -100,9 +94,6 @@ class LDDPOLoss(SigmoidLoss):
         alpha: At least 0 and at most 1; 1 is DPO.
         label_smoothing: Probability that a label is wrong, at least 0 and below 0.5.
         divergence: What holds the policy to the reference; None for reverse KL.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -132,9 +123,6 @@ class DPOPLoss(LogisticLoss):
         beta: Strength of the pull towards the reference, above 0.
         penalty: :math:`\lambda`, at least 0; 0 is DPO. The paper has 50 with a beta of 0.3.
         label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(self, beta: float = 0.3, penalty: float = 50.0, label_smoothing: float = 0.0) -> None:
@@ -159,9 +147,6 @@ class RDPOLoss(LogisticLoss):
         beta: Strength of the pull towards the reference, above 0.
         alpha: Penalty per token, at least 0; 0 is DPO.
         label_smoothing: Share of labels taken to be wrong, at least 0 and below 0.5.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(self, beta: float = 0.1, alpha: float = 0.01, label_smoothing: float = 0.0) -> None:

@@ -21,9 +21,6 @@ class RobustLoss(PreferenceLoss):
     Args:
         beta: Strength of the pull towards the reference, above 0.
         label_smoothing: :math:`\epsilon`, the share of labels that are wrong, at least 0 and below 0.5.
-
-    Raises:
-        ValueError: If an argument is outside its range.
     """
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.1) -> None:
@@ -73,9 +70,6 @@ class EXOLoss(PreferenceLoss):
     Args:
         beta: Strength of the pull towards the reference, above 0.
         label_smoothing: :math:`\epsilon`, the share of labels taken to be wrong, above 0 and below 0.5.
-
-    Raises:
-        ValueError: If an argument is outside its range.
     """  # noqa: D205
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 1e-3) -> None:
@@ -100,9 +94,6 @@ class DiscoPOPLoss(PreferenceLoss):
     Args:
         beta: Strength of the pull towards the reference, above 0.
         tau: Width of the crossing from one loss to the other, above 0.
-
-    Raises:
-        ValueError: If an argument is outside its range.
     """
 
     def __init__(self, beta: float = 0.05, tau: float = 0.05) -> None:

@@ -41,9 +41,6 @@ class PreferenceLoss(nn.Module, ABC):
     Attributes:
         needs_reference: True if the loss compares policy and reference.
 
-    Raises:
-        ValueError: If ``beta`` is not a positive number.
-
     Example:
         A loss of one's own:
 
@@ -99,12 +96,5 @@ class PreferenceLoss(nn.Module, ABC):
 
 
 def out_of_range(owner: object, name: str, value: float, rule: str) -> ValueError:
-    """The complaint to raise about an argument.
-
-    Args:
-        owner: Whose argument it is.
-        name: Its name.
-        value: What was given.
-        rule: The range, in words.
-    """
+    """The complaint to raise about an argument."""
     return ValueError(f"{type(owner).__name__}: {name} is {value}; give a number {rule}")

@@ -53,9 +53,6 @@ class SimPOLoss(ReferenceFreeLoss):
     Args:
         beta: Scale of the rewards, above 0. The paper takes 2 to 10.
         gamma: Margin that the rewards should have, at least 0. The paper takes 0.3 to 1.6 (TRL's ``simpo_gamma``).
-
-    Raises:
-        ValueError: If an argument is outside its range.
     """  # noqa: D205
 
     def __init__(self, beta: float = 2.0, gamma: float = 1.0) -> None:
@@ -81,9 +78,6 @@ class CPOLoss(ReferenceFreeLoss):
     Args:
         beta: Scale of the rewards, above 0.
         alpha: Weight of the chosen answer's negative log-likelihood per token, at least 0 (TRL's ``cpo_alpha``).
-
-    Raises:
-        ValueError: If an argument is outside its range.
     """  # noqa: D205
 
     def __init__(self, beta: float = 0.1, alpha: float = 1.0) -> None:

@@ -99,11 +99,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         self._stage_metrics = nn.ModuleDict({stage: StageMetrics(self.metric_transforms) for stage in ("val", "test")})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy all but what makes optimizer and schedule: a config's factories lead to the program that read it.
-
-        Args:
-            memo: What was copied before, as ``copy.deepcopy`` has it.
-        """
+        """Copy all but what makes optimizer and schedule: a config's factories lead to the program that read it."""
         memo.update({id(each): each for each in (self.optimizer_factory, self.lr_scheduler_factory) if each})
         made = type(self).__new__(type(self))
         memo[id(self)] = made
@@ -119,24 +115,10 @@ class AlignmentModule(SteppedPolicy, ABC):
         """
 
     def require_data(self, data: Any) -> None:
-        """Refuse data that the objective is not for, as far as that is known before there is a batch: here, none.
-
-        Args:
-            data: The trainer's data module, if it has one.
-
-        Raises:
-            MisconfigurationException: If it is for another objective.
-        """
+        """Refuse data that the objective is not for, as far as that is known before there is a batch: here, none."""
 
     def require_kind(self, batch: PackedBatch) -> None:
-        """Refuse batches that the objective is not for, by what they are: here, any but packed rows.
-
-        Args:
-            batch: Of whatever data, about to be trained on or evaluated.
-
-        Raises:
-            ValueError: If it is of another kind.
-        """
+        """Refuse batches that the objective is not for, by what they are: here, any but packed rows."""
         segment_parents(batch)
 
     @property
@@ -176,11 +158,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         self._dims = {name: parameter.dim() for name, parameter in self.named_parameters()}
 
     def build(self, spec: PolicySpec) -> PolicyModel:
-        """A model with the policy's tokenizer, split over ranks where the trainer's strategy says so.
-
-        Args:
-            spec: How to build it.
-        """
+        """A model with the policy's tokenizer, split over ranks where the trainer's strategy says so."""
         sharding = sharding_of(self.trainer) if self._trainer is not None else None
         model = spec.build(self.tokenizer_spec.load(), self._new_ids, sharding)
         if self._trainer is not None and isinstance(self.trainer.strategy, FSDPStrategy):

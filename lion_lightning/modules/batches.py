@@ -16,15 +16,7 @@ Batches = Iterable[PackedBatch]
 
 
 def refuse_rounds(module: LightningModule, data: Any) -> None:
-    """Refuse data whose pairs are sampled between epochs, for a module that does not follow them.
-
-    Args:
-        module: That is about to train.
-        data: The trainer's data module, if it has one.
-
-    Raises:
-        MisconfigurationException: If its pairs are sampled.
-    """
+    """Refuse data whose pairs are sampled between epochs, for a module that does not follow them."""
     if module.trainer.state.fn == TrainerFn.FITTING and hasattr(data, "rounds"):
         raise MisconfigurationException(
             f"{type(data).__name__} gives preference pairs that are sampled between epochs, which "
@@ -37,39 +29,24 @@ def data_source(loop: Any) -> Any:
 
     A private attribute of Lightning, seen in 2.6.6; a test pins the version. A Trainer's public properties give the
     loader that the loop itself iterates over, and set it up before a checkpoint's state has reached it.
-
-    Args:
-        loop: A fit, validation or test loop.
     """
     return loop._data_source
 
 
 def train_batches(trainer: Trainer) -> Batches:
-    """Batches of this rank with every pair that the run can train on: an epoch, or less where ``max_steps`` ends in it.
-
-    Args:
-        trainer: About to train.
-    """
+    """Batches of this rank with all pairs that the run can train on: an epoch, or less if ``max_steps`` ends in it."""
     loader: Any = epoch_batches(trainer)
     reached = trainer.max_steps * trainer.accumulate_grad_batches
     return _First(loader, reached) if 0 < reached < len(loader) else loader
 
 
 def epoch_batches(trainer: Trainer) -> Any:
-    """Batches of this rank with every pair of the present epoch, from a loader apart from the one that trains.
-
-    Args:
-        trainer: About to train, or training.
-    """
+    """Batches of this rank with every pair of the present epoch, from a loader apart from the one that trains."""
     return data_source(trainer.fit_loop).dataloader()
 
 
 def evaluation_batches(trainer: Trainer) -> list[Batches]:
-    """Batches of this rank of each set that validates (or tests, where the trainer tests).
-
-    Args:
-        trainer: About to fit, validate or test.
-    """
+    """Batches of this rank of each set that validates (or tests, where the trainer tests)."""
     loops: dict[Any, Any] = {TrainerFn.VALIDATING: trainer.validate_loop, TrainerFn.TESTING: trainer.test_loop}
     source = data_source(loops.get(trainer.state.fn, trainer.fit_loop.epoch_loop.val_loop))
     limit = trainer.limit_test_batches if trainer.state.fn == TrainerFn.TESTING else trainer.limit_val_batches

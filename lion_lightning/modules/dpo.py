@@ -88,12 +88,7 @@ class DPOModule(AlignmentModule):
         pair_segments(batch)
 
     def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
-        """Sums over the pairs of a batch of what is logged, by log key. Override it to log more.
-
-        Args:
-            policy: Log-probs under the policy.
-            reference: Log-probs under the reference.
-        """
+        """Sums over the pairs of a batch of what is logged, by log key. Override it to log more."""
         rewards = self.loss.rewards(policy, reference)
         won = (rewards.margin.sign() + 1) / 2
         metrics = {

@@ -49,11 +49,7 @@ class StepMetrics:
         return self._totals["num_items"]
 
     def as_floats(self, number: Tensor) -> tuple[float, float]:
-        """A scalar and the step's total loss as floats, with one wait for the device.
-
-        Args:
-            number: A scalar that follows from :attr:`num_items`.
-        """
+        """A scalar and the step's total loss as floats, with one wait for the device."""
         loss = self._totals["loss"]
         first, second = torch.stack([number.to(loss), loss]).tolist()
         return first, second

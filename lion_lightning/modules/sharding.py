@@ -22,14 +22,7 @@ PRECISIONS = {
 
 
 def sharding_of(trainer: Trainer) -> Sharding | None:
-    """Sharding of models under a trainer's strategy; None if it replicates them, or shards them itself.
-
-    Args:
-        trainer: In ``configure_model``, or later.
-
-    Raises:
-        MisconfigurationException: The strategy or the precision is not supported.
-    """
+    """Sharding of models under a trainer's strategy; None if it replicates them, or shards them itself."""
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
         return None
@@ -51,15 +44,7 @@ def sharding_of(trainer: Trainer) -> Sharding | None:
 
 
 def require_sharded(strategy: Strategy, module: nn.Module | None) -> None:
-    """Refuse a module that FSDP2 was to shard and did not: the ranks' weights would drift apart silently.
-
-    Args:
-        strategy: The trainer's.
-        module: As ``configure_model`` left it.
-
-    Raises:
-        MisconfigurationException: Some trainable parameters are not sharded, though ``configure_model`` was to do it.
-    """
+    """Refuse a module that FSDP2 was to shard and did not: the ranks' weights would drift apart silently."""
     if not isinstance(strategy, ModelParallelStrategy) or strategy.world_size < 2 or module is None:
         return
     alone = [name for name, p in module.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
@@ -72,15 +57,7 @@ def require_sharded(strategy: Strategy, module: nn.Module | None) -> None:
 
 
 def require_rows_of(rows: TrainableRows | None, strategy: Strategy) -> None:
-    """Refuse ``trainable_rows`` of the embeddings under a strategy that flattens weights.
-
-    Args:
-        rows: Those that learn, if they are chosen.
-        strategy: The trainer's.
-
-    Raises:
-        MisconfigurationException: FSDPStrategy flattens weights and gradients.
-    """
+    """Refuse ``trainable_rows`` of the embeddings under a strategy that flattens weights."""
     if rows is not None and isinstance(strategy, FSDPStrategy):
         raise MisconfigurationException(
             "policy.trainable_rows: FSDPStrategy flattens weights, so that rows cannot be selected; use "

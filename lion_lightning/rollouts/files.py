@@ -59,16 +59,7 @@ class DamagedFileError(ValueError):
 
 
 def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write rollouts to one file, atomically.
-
-    Args:
-        path: The file.
-        rollouts: What to write.
-        metadata: Plain data about them.
-
-    Raises:
-        ValueError: The file cannot be written.
-    """
+    """Write rollouts to one file, atomically."""
     table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=SCHEMA)
     with explain_write_errors(path, "sampled answers", WRITABLE):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,15 +76,7 @@ def read_rollouts(path: Path) -> list[Rollout]:
 
 
 def to_rollouts(path: Path, table: Any) -> list[Rollout]:
-    """The rows of a table as rollouts.
-
-    Args:
-        path: File of the table, for error messages.
-        table: With the columns of :data:`SCHEMA`.
-
-    Raises:
-        DamagedFileError: A row is not a rollout.
-    """
+    """The rows of a table as rollouts; a row that is none raises :class:`DamagedFileError`, which names the path."""
     try:
         return [_from_row(row) for row in table.to_pylist()]
     except (ValueError, TypeError, AttributeError) as error:
@@ -163,14 +146,6 @@ def _write_table(path: Path, table: Any, metadata: Mapping[str, Any] | None) -> 
 
     The checksum is computed with its own digits blanked. It is an entry of the schema, which an Arrow file holds
     twice: before and after the rows.
-
-    Args:
-        path: The file.
-        table: What to write.
-        metadata: Plain data about the table.
-
-    Raises:
-        OSError: The file cannot be written.
     """
     entries = {} if metadata is None else {"lion": json.dumps(metadata)}
     schema = table.schema.with_metadata({**entries, "checksum": _BLANK.decode()})
@@ -187,9 +162,6 @@ def _write_table(path: Path, table: Any, metadata: Mapping[str, Any] | None) -> 
 
 def read_table(path: Path) -> tuple[Any, Any]:
     """Read rollouts as a table with the columns of :data:`SCHEMA`, which are views of the memory-mapped file.
-
-    Args:
-        path: From :func:`write_rollouts`.
 
     Returns:
         The table, and its metadata or None.
@@ -214,11 +186,7 @@ def read_table(path: Path) -> tuple[Any, Any]:
 
 
 def _checksum_fits(content: memoryview) -> bool:
-    """Compare both copies of the checksum with the content; False if there is none.
-
-    Raises:
-        ValueError: The checksum does not fit.
-    """
+    """Compare both copies of the checksum with the content; False if there is none."""
     found = list(_CHECKSUM.finditer(content))
     if not found:
         return False

@@ -101,9 +101,6 @@ class RoundWorker(WorkerGroup):
                 sharded weights are gathered then.
             policy: The policy.
             add_answers: Adds the sampler's answers to a rollout.
-
-        Raises:
-            ValueError: The sampler gave the wrong number of answers.
         """
         todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.sampled(chunk))]
         if policy.ranks.all_agree(not todo):
@@ -119,14 +116,7 @@ class RoundWorker(WorkerGroup):
     def judge(
         self, chunks: Sequence[Chunk], judge: Judge, device: Any, add_comparison: Callable[[Rollout], Rollout]
     ) -> None:
-        """Score the answers of this rank's chunks that have no scores yet.
-
-        Args:
-            chunks: All chunks of the round.
-            judge: The judge; one that holds a model is opened and closed here.
-            device: Device of that model.
-            add_comparison: Adds the answer that a monitor prompt's answer is compared with.
-        """
+        """Score the answers of this rank's chunks that have no scores yet."""
         todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.judged(chunk))]
         if not todo:
             return

@@ -28,9 +28,6 @@ def round_metrics(finished: Round) -> dict[str, float]:
       if nothing is said twice. ``self_bleu``: BLEU-4 of an answer against a prompt's other answers (Zhu et al., 2018,
       Self-BLEU): 1 if all answers are the same. Both are means over prompts.
     - ``prompts``, ``answers``, ``pairs`` (before the data module's filters), ``prompts_with_pairs`` (share).
-
-    Args:
-        finished: The round.
     """
     trained = [rollout for rollout in finished.rollouts if not rollout.monitor]
     monitors = [rollout for rollout in finished.rollouts if rollout.monitor and rollout.scores]
@@ -65,12 +62,7 @@ def sampled_scores(rollout: Rollout) -> list[float]:
 
 
 def distinct(texts: Sequence[str], size: int = 2) -> float:
-    """Share of different word n-grams among all of some texts; NaN if they have none.
-
-    Args:
-        texts: Answers to one prompt.
-        size: Words of an n-gram.
-    """
+    """Share of different word n-grams among all of some texts; NaN if they have none."""
     grams = [gram for text in texts for gram in _grams(text.split(), size)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
@@ -80,10 +72,6 @@ def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
 
     Precisions of n-grams are counted with one more match and one more trial for n above 1 (Lin and Och, 2004), so that
     short texts have a value; a text has no n-grams longer than itself.
-
-    Args:
-        texts: Answers to one prompt.
-        longest: Words of the longest n-grams.
     """
     words = [text.split() for text in texts if text.split()]
     if len(words) < 2:

@@ -41,12 +41,7 @@ class RoundPrompts(NamedTuple):
         return [self.size, len(self.monitors)]
 
     def warn_of_repeats(self, earlier: Sequence[int], number: int) -> None:
-        """Warn if earlier rounds had other shares: then some of their prompts come again.
-
-        Args:
-            earlier: Shares of the earlier rounds.
-            number: Number of the round, for the message.
-        """
+        """Warn if earlier rounds had other shares: then some of their prompts come again."""
         size, monitors = earlier
         if [size, monitors] != self.shares:
             logger.warning(
@@ -57,15 +52,7 @@ class RoundPrompts(NamedTuple):
             )
 
     def of_round(self, rounds_before: int, number: int) -> list[int]:
-        """The prompts of a round, which no other round takes.
-
-        Args:
-            rounds_before: Number of rounds before this one.
-            number: Number of the round, for messages.
-
-        Raises:
-            ValueError: No prompts are left.
-        """
+        """The prompts of a round, which no other round takes."""
         self.require(rounds_before, number)
         chosen = self.others[rounds_before * self.size : (rounds_before + 1) * self.size]
         if len(chosen) < self.size:
@@ -73,14 +60,7 @@ class RoundPrompts(NamedTuple):
         return chosen
 
     def rollouts(self, pool: PromptPool, rounds_before: int, number: int, max_prompt_length: int) -> list[Rollout]:
-        """Read the prompts of a round, then its monitor prompts; see :meth:`of_round`.
-
-        Args:
-            pool: The prompts.
-            rounds_before: Number of rounds before this one.
-            number: Number of the round, for messages.
-            max_prompt_length: Longer prompts are marked as left out.
-        """
+        """Read the prompts of a round, then its monitor prompts; see :meth:`of_round`."""
         rollouts = []
         for prompt, group in pool.take(self.of_round(rounds_before, number)):
             too_long = len(prompt.input_ids) > max_prompt_length
@@ -120,9 +100,6 @@ def share_out(
         monitor_prompts: Number of monitor prompts; None for :data:`MAX_MONITOR_PROMPTS`, or a quarter of few prompts.
         rounds: Rounds of the run; None if unknown.
         seed: Seed of their order.
-
-    Raises:
-        MisconfigurationException: The number of rounds is unknown and ``prompts_per_round`` is None.
     """
     if monitor_prompts is None:
         monitor_prompts = min(MAX_MONITOR_PROMPTS, len(pool) // 4)
@@ -151,11 +128,7 @@ def last_epoch(trainer: Trainer) -> int:
 
 
 def on_policy_data(trainer: Trainer) -> OnPolicyDataModule:
-    """The trainer's data module.
-
-    Raises:
-        MisconfigurationException: It is not an :class:`OnPolicyDataModule`.
-    """
+    """The trainer's data module."""
     data: Any = getattr(trainer, "datamodule", None)
     if not isinstance(data, OnPolicyDataModule):
         raise MisconfigurationException(
@@ -166,15 +139,7 @@ def on_policy_data(trainer: Trainer) -> OnPolicyDataModule:
 
 
 def require_on_policy(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse a trainer, module or data module that on-policy sampling can't work with.
-
-    Args:
-        trainer: Trainer of the run, with its data module.
-        module: What it trains.
-
-    Raises:
-        MisconfigurationException: One of them does not fit.
-    """
+    """Refuse a trainer, module or data module that on-policy sampling can't work with."""
     on_policy_data(trainer)
     if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
         raise MisconfigurationException(
@@ -195,11 +160,7 @@ def check_arguments(
     monitor_prompts: int | None,
     chunk_size: int,
 ) -> None:
-    """Check the numbers that ``OnPolicySampling`` is given.
-
-    Raises:
-        ValueError: One is out of range.
-    """
+    """Check the numbers that ``OnPolicySampling`` is given."""
     checks = (
         (num_samples >= 2, f"num_samples is {num_samples}; a pair needs at least 2 answers"),
         (

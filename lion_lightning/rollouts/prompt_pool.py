@@ -134,10 +134,6 @@ class PromptPool:
     def split(self, count: int, seed: int) -> tuple[list[int], list[int]]:
         """Shuffle the prompts and split off the first ones.
 
-        Args:
-            count: Number of unique prompts to split off.
-            seed: Seed of the shuffle.
-
         Returns:
             Positions of the first ``count`` prompts, and of all others, repeated like :attr:`order`.
         """
@@ -147,11 +143,7 @@ class PromptPool:
         return first, [position for position in order if position not in taken]
 
     def take(self, positions: Sequence[int]) -> list[PoolPrompt]:
-        """Read the prompts at these positions, in their order.
-
-        Raises:
-            ValueError: The chat template cannot render one.
-        """
+        """Read the prompts at these positions, in their order."""
         found: dict[int, PoolPrompt] = {}
         locations = {position: self._location(position) for position in positions}
         for number, source in enumerate(self.sources):

@@ -80,9 +80,6 @@ class Round:
 
         Keys: ``metrics`` (by log key; null where unknown) and ``report`` (a ``PairReport`` as a mapping: what the data
         module's filters kept and left out).
-
-        Raises:
-            ValueError: The file holds something else.
         """
         if not self.summary_path.exists():
             return {}
@@ -102,15 +99,7 @@ class Round:
         return {name: math.nan if value is None else value for name, value in metrics.items()}
 
     def write_summary(self, metrics: Mapping[str, float], report: Mapping[str, Any]) -> None:
-        """Write the file that :attr:`summary` reads.
-
-        Args:
-            metrics: Metrics by log key; NaN becomes null.
-            report: From the data module.
-
-        Raises:
-            ValueError: The file cannot be written.
-        """
+        """Write the file that :attr:`summary` reads."""
         plain = {name: None if math.isnan(value) else value for name, value in metrics.items()}
         text = json.dumps({"report": report, "metrics": plain}, indent=2)
         with (
@@ -131,12 +120,7 @@ def find_rounds(folder: Path) -> list[Round]:
 
 
 def first_monitor_answers(folder: Path, number: int) -> dict[bytes, Answer]:
-    """Answers of the first round to the monitor prompts, by ``group``; empty for the first round itself.
-
-    Args:
-        folder: Folder of the rounds.
-        number: The round that is being made.
-    """
+    """Answers of the first round to the monitor prompts, by ``group``; empty for the first round itself."""
     first = round_path(folder, 0)
     if number == 0 or not first.exists():
         return {}
@@ -146,14 +130,7 @@ def first_monitor_answers(folder: Path, number: int) -> dict[bytes, Answer]:
 def round_settings(
     sampling: Mapping[str, Any], policy_digest: str, prompts: Sequence[Prompt], max_prompt_length: int
 ) -> dict[str, Any]:
-    """All that decides a round, as plain data. Rounds with equal settings are equal; their hash is the identity.
-
-    Args:
-        sampling: Settings of the sampling itself: sampler, judge, number of answers, seed, ...
-        policy_digest: Hash of the policy's weights.
-        prompts: Prompts of the round, monitor prompts included.
-        max_prompt_length: Longer prompts are left out.
-    """
+    """All that decides a round, as plain data. Rounds with equal settings are equal; their hash is the identity."""
     content = [[prompt.text, prompt.input_ids, dict(prompt.row)] for prompt in prompts]
     return {
         **sampling,
@@ -176,15 +153,7 @@ def identity_of(part: Any) -> Any:
 
 
 def restored_round(path: Path, identity: str) -> Round:
-    """The round within which a checkpoint was saved. It cannot be sampled again, since its policy is gone.
-
-    Args:
-        path: File of the round.
-        identity: Its identity, from the checkpoint.
-
-    Raises:
-        ValueError: The file is missing, damaged, or another round.
-    """
+    """The round within which a checkpoint was saved. It cannot be sampled again, since its policy is gone."""
     stored = Round(path)
     if stored.identity == identity:
         return stored
@@ -193,13 +162,7 @@ def restored_round(path: Path, identity: str) -> Round:
 
 
 def set_aside(folder: Path, number: int, reason: str) -> None:
-    """Move a round, and all that followed it, to ``set_aside``, to make room for a new one of its number.
-
-    Args:
-        folder: Folder of the rounds.
-        number: The round that is going to be made.
-        reason: Why the stored round of that number is not used, for the log.
-    """
+    """Move a round, and all that followed it, to ``set_aside``, to make room for a new one of its number."""
     for stored in find_rounds(folder):
         if stored.path < round_path(folder, number):
             continue

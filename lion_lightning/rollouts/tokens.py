@@ -34,9 +34,6 @@ class RoundTokens:
         margins: ``(pairs,)`` score of chosen minus score of rejected.
         groups: ``(pairs, 2)`` 128-bit hash of the prompt.
         tokens: Hash of all tokens and pairs, in their order.
-
-    Raises:
-        ValueError: The file is damaged or not a round.
     """
 
     def __init__(self, path: Path) -> None:

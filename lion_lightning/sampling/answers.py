@@ -15,17 +15,7 @@ if TYPE_CHECKING:
 def sample_one_each(
     sampler: Sampler, prompts: Sequence[Prompt], seed: int, policy: RolloutPolicy | None
 ) -> list[Answer]:
-    """Sample one answer per prompt.
-
-    Args:
-        sampler: The sampler.
-        prompts: The prompts.
-        seed: Seed for sampling.
-        policy: The policy that answers; None to drop token ids.
-
-    Raises:
-        ValueError: The sampler returned another number of answers, or something that is not an answer.
-    """
+    """Sample one answer per prompt."""
     given = list(sampler.sample(prompts, 1, seed))
     if len(given) != len(prompts) or not all(len(row) == 1 for row in given):
         counts = sorted({len(row) for row in given})

@@ -31,11 +31,7 @@ class Sampler(Protocol):
 
 
 def require_adapters(policy: RolloutPolicy) -> PolicyAdapters:
-    """Return the adapters of a policy.
-
-    Raises:
-        ValueError: The policy has none, or trains more than plain LoRA on linear layers.
-    """
+    """Return the adapters of a policy."""
     if policy.adapters is None:
         raise ValueError(
             "only plain LoRA on linear layers (no modules_to_save, no new tokens) can be synced as adapters; sync all "
@@ -73,9 +69,6 @@ class SamplingSettings:
         top_k: Sample from the ``top_k`` most probable tokens; 0 for all tokens.
         max_new_tokens: Maximum length of an answer; longer ones are truncated, with finish reason ``length``.
         stop: Strings that end an answer and are removed from it.
-
-    Raises:
-        ValueError: A setting is out of range.
     """
 
     temperature: float = 0.8
@@ -99,14 +92,7 @@ class SamplingSettings:
             raise ValueError("sampling.stop has an empty string, which would end every answer at once; remove it")
 
     def check_num_answers(self, n: int) -> None:
-        """Refuse several answers per prompt under greedy decoding, which would be identical.
-
-        Args:
-            n: Number of answers per prompt.
-
-        Raises:
-            ValueError: ``n`` is over 1 and the temperature is 0.
-        """
+        """Refuse several answers per prompt under greedy decoding, which would be identical."""
         if n > 1 and self.temperature == 0:
             raise ValueError(f"sampling.temperature is 0, so the {n} answers per prompt would be identical; raise it")
 

@@ -31,19 +31,10 @@ class EngineWeightSync(Protocol):
     request: Any
 
     def options(self, policy: RolloutPolicy) -> dict[str, Any]:
-        """Further arguments of ``vllm.LLM``.
-
-        Args:
-            policy: The policy.
-        """
+        """Further arguments of ``vllm.LLM``."""
 
     def push(self, llm: Any, policy: RolloutPolicy) -> None:
-        """Load the policy's current weights into the engine; called on all ranks together, each with its own engine.
-
-        Args:
-            llm: The engine, a ``vllm.LLM``.
-            policy: The policy.
-        """
+        """Load the policy's current weights into the engine; called on all ranks together, each with its own engine."""
 
 
 class MergedWeightSync:

@@ -23,10 +23,6 @@ class WeightSync(Protocol):
     def push(self, policy: RolloutPolicy, endpoint: Endpoint) -> str | None:
         """Load the policy's current weights; called on all ranks together.
 
-        Args:
-            policy: The policy.
-            endpoint: The server.
-
         Returns:
             The model name to use in requests from now on; None to keep the current one.
         """
@@ -53,11 +49,7 @@ class FolderWeightSync(ABC):
 
     @abstractmethod
     def load(self, endpoint: Endpoint) -> None:
-        """Request the server to load the folder and to reset its prefix cache.
-
-        Args:
-            endpoint: The server.
-        """
+        """Request the server to load the folder and to reset its prefix cache."""
 
 
 class VLLMWeightSync(FolderWeightSync):
@@ -98,11 +90,7 @@ class SGLangWeightSync(FolderWeightSync):
 
     @override
     def load(self, endpoint: Endpoint) -> None:
-        """Request an update from disk and flush the cache.
-
-        Raises:
-            ValueError: The server cannot load the folder.
-        """
+        """Request an update from disk and flush the cache."""
         route = "/update_weights_from_disk"
         said = endpoint.reply(route, endpoint.post(route, {"model_path": self.seen_as}))
         if said["success"].value is False:

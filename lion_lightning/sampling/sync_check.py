@@ -43,10 +43,6 @@ class SyncCheck:
     def check(self, policy: RolloutPolicy, engine: NextLogps) -> None:
         """Compare an engine with the policy.
 
-        Args:
-            policy: The policy, with the weights that were synced.
-            engine: Computes the engine's log-probs.
-
         Raises:
             EngineError: The engine serves other weights.
         """
@@ -86,12 +82,7 @@ class SyncCheck:
 
 
 def fixed_prompts(policy: RolloutPolicy, longest: int | None = None) -> list[list[int]]:
-    """Make fixed random prompts: two short ones, and one that fills several blocks of a prefix cache.
-
-    Args:
-        policy: The policy, for its vocabulary and positions.
-        longest: Maximum prompt length; None for the model's number of positions.
-    """
+    """Make fixed random prompts: two short ones, and one that fills several blocks of a prefix cache."""
     size = len(policy.tokenizer)
     positions = getattr(policy.model.config, "max_position_embeddings", None) or LONGEST_PROMPT + 1
     draw = torch.Generator().manual_seed(0)

@@ -29,9 +29,6 @@ class TransformersSampler:
     Args:
         sampling: Sampling parameters; None for the defaults.
         batch_size: Number of answers generated at once; all answers to a prompt are in the same batch.
-
-    Raises:
-        ValueError: ``batch_size`` is below 1.
     """
 
     def __init__(self, sampling: SamplingSettings | None = None, batch_size: int = 64) -> None:

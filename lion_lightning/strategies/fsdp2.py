@@ -55,11 +55,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def setup(self, trainer: Trainer) -> None:
-        """Set optimizers up, and refuse to train what is not sharded.
-
-        Raises:
-            MisconfigurationException: Some parameters are not sharded, so that ranks would drift apart silently.
-        """
+        """Set optimizers up, and refuse to train what is not sharded."""
         if trainer.state.fn == TrainerFn.FITTING:
             require_sharded(self, self.lightning_module)
         super().setup(trainer)
@@ -77,11 +73,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, each rank its shards.
-
-        Raises:
-            ValueError: On every rank, if it is not one that this strategy can read.
-        """
+        """Read a checkpoint, each rank its shards."""
         _require_readable(Path(self.broadcast(checkpoint_path)))
         return super().load_checkpoint(checkpoint_path, weights_only is not False)
 

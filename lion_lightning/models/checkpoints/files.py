@@ -49,15 +49,7 @@ def require_checkpoint(path: Path | str) -> Path:
 
 
 def require_lightning(path: Path | str, checkpoint: Any) -> dict[str, Any]:
-    """Require a checkpoint that Lightning wrote.
-
-    Args:
-        path: Its file, for the message.
-        checkpoint: Its content.
-
-    Raises:
-        ValueError: It is something else that torch saved, e.g. a state dict.
-    """
+    """Require a checkpoint that Lightning wrote."""
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(
             f"{path}: not a checkpoint of Lightning's, it holds no `state_dict`; to start from a model's weights, name "
@@ -68,9 +60,6 @@ def require_lightning(path: Path | str, checkpoint: Any) -> dict[str, Any]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The plain data and the policy's weights in a checkpoint, on the CPU; a folder's optimizer states are skipped.
-
-    Args:
-        path: A ``.ckpt`` file or folder.
 
     Raises:
         ValueError: It is not an intact checkpoint, or holds more than tensors and plain data.
@@ -87,12 +76,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def unreadable(path: Path | str, error: Exception) -> ValueError:
-    """The one-line error for a checkpoint that torch cannot read.
-
-    Args:
-        path: The checkpoint.
-        error: Raised over it; a ValueError that names it is returned as it is.
-    """
+    """The one-line error for a checkpoint that torch cannot read; a ValueError that names it is returned as it is."""
     if isinstance(error, ValueError) and str(path) in str(error):
         return error
     return ValueError(f"{path}: not a readable checkpoint ({_reason(error)}); give another one")

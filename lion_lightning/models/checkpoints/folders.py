@@ -49,11 +49,7 @@ class FolderReader(FileSystemReader):
 
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The list of what the folder holds.
-
-        Raises:
-            pickle.UnpicklingError: It names another class, e.g. code to run.
-        """
+        """The list of what the folder holds."""
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata: Metadata = _PlainUnpickler(file).load()
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
@@ -76,11 +72,7 @@ def is_folder(path: Path) -> bool:
 
 
 def stored_names(folder: Path) -> list[str]:
-    """Names of all that a folder holds, with the prefix ``state_dict.`` or ``model.``.
-
-    Raises:
-        ValueError: Its list cannot be read.
-    """
+    """Names of all that a folder holds, with the prefix ``state_dict.`` or ``model.``."""
     try:
         return list(FolderReader(folder).read_metadata().state_dict_metadata)
     except Exception as error:

@@ -31,9 +31,6 @@ def use_checked_checkpoints(strategy: Strategy) -> None:
     """Let a Trainer's strategy write checkpoints atomically, and check them before it reads them.
 
     A ``checkpoint_io`` plugin of the user's stays.
-
-    Args:
-        strategy: The Trainer's; a second call changes nothing.
     """
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = CheckedCheckpointIO()
@@ -48,9 +45,6 @@ def remove_stale_run_files(trainer: Trainer) -> None:
     """Remove the temporary files that killed runs left in the trainer's root folder and next to its checkpoints.
 
     Temporary checkpoint folders stay until the next save: one of them may be the only checkpoint.
-
-    Args:
-        trainer: On rank 0, before it trains.
     """
     root = Path(trainer.default_root_dir)
     remove_stale_files(root, root / "rounds", root / "evaluation", *root.glob("lightning_logs/*"))
@@ -67,11 +61,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     @delayed_signals()
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            OSError: It cannot be written; the error names it.
-        """
+        """Write a checkpoint."""
         if "://" in str(path) or storage_options is not None:  # left to fsspec
             super().save_checkpoint(checkpoint, path, storage_options)
             return

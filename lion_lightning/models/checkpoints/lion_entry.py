@@ -72,15 +72,7 @@ def read_entry(checkpoint: object, trust_remote_code: bool) -> LionEntry:
 
 
 def require_plain_entry(checkpoint: Mapping[str, Any], where: object) -> None:
-    """Refuse to resume from a malformed entry; a checkpoint without one passes.
-
-    Args:
-        checkpoint: A loaded checkpoint.
-        where: Its file, for the message.
-
-    Raises:
-        ValueError: A part has another type than it was written with; the message names the part.
-    """
+    """Refuse to resume from a malformed entry; a checkpoint without one passes."""
     given = checkpoint.get("lion", {})
     if not isinstance(given, Mapping):
         raise ValueError(
@@ -105,11 +97,7 @@ class _ResumedParts:
 
 
 def policy_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The policy's weights in a checkpoint, by their names in the policy.
-
-    Raises:
-        ValueError: There are none, or something else is stored in their place.
-    """
+    """The policy's weights in a checkpoint, by their names in the policy."""
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping):
         raise ValueError("it holds no weights: its `state_dict` is missing, or not a mapping")

@@ -47,9 +47,6 @@ class PolicyAdapters:
 
         Args:
             folder: Where to; None on ranks that only help to gather.
-
-        Raises:
-            OSError: The folder cannot be written, on this rank or another.
         """
         with self.ranks.together(), unflattened(self.policy):
             gathered = {name: tensor.cpu() for name, tensor in self._tensors() if folder is not None}

@@ -22,14 +22,7 @@ def has_stored_base(spec: PolicySpec) -> bool:
 
 
 def hash_base_model(spec: PolicySpec) -> str:
-    """Hash of the weights as they are stored, before dtype, quantization and new rows change them in memory.
-
-    Args:
-        spec: A policy with a ``path``.
-
-    Raises:
-        ValueError: The model cannot be read.
-    """
+    """Hash of the weights as they are stored, before dtype, quantization and new rows change them in memory."""
     try:
         files = WeightFiles.find(str(spec.path), spec.revision)
         weights: dict[str, Tensor] = {}
@@ -44,15 +37,7 @@ def hash_base_model(spec: PolicySpec) -> str:
 
 
 def require_base_model(spec: PolicySpec, wanted: str) -> None:
-    """Require the base model that adapters were trained on.
-
-    Args:
-        spec: A policy with a ``path``.
-        wanted: Hash of that base model.
-
-    Raises:
-        ValueError: The base model has changed or is gone.
-    """
+    """Require the base model that adapters were trained on."""
     if hash_base_model(spec) != wanted:
         raise ValueError(
             f"the base model at {spec.path} has changed since this checkpoint's adapters were trained on it; put the "
@@ -71,11 +56,5 @@ def trained_names(policy: nn.Module) -> set[str]:
 
 
 def base_names(names: Iterable[str], prefix: str, trained: set[str]) -> set[str]:
-    """The names in a state dict that belong to the base model.
-
-    Args:
-        names: Names in the state dict.
-        prefix: Prefix of the policy's names there, e.g. ``policy.``.
-        trained: From :func:`trained_names`.
-    """
+    """The names in a state dict that belong to the base model."""
     return {name for name in names if name.startswith(prefix) and name.removeprefix(prefix) not in trained}

@@ -20,16 +20,7 @@ class WrongWeightsError(ValueError):
 
 
 def load_complete(load: Callable[..., Any], source: str, **options: Any) -> Any:
-    """Load a model, and require that its files hold exactly its tensors, but for those that transformers ignores.
-
-    Args:
-        load: A ``from_pretrained`` of transformers.
-        source: Folder or hub id.
-        **options: Further arguments of it.
-
-    Raises:
-        WrongWeightsError: Tensors are missing, unexpected or of another shape.
-    """
+    """Load a model, and require that its files hold exactly its tensors, but for those that transformers ignores."""
     with _without_load_report():
         model, info = load(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     require_matching(f"{source}: its", info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
@@ -49,9 +40,6 @@ def require_matching(
         missing: Tensors of the model that are not in the files.
         unexpected: Tensors in the files that are not in the model.
         mismatched: Name of each tensor of another shape, with its shape in the files and in the model.
-
-    Raises:
-        WrongWeightsError: There are some.
     """
     shapes = [f"{name} (stored {list(stored)}, needed {list(needed)})" for name, stored, needed in mismatched]
     faults = []

@@ -75,11 +75,7 @@ def unwrapped(name: str) -> str:
 
 
 def local_rows(tensor: Tensor) -> range:
-    """Rows of a tensor that this rank holds.
-
-    Args:
-        tensor: Not sharded, or sharded by rows over a mesh of one dimension.
-    """
+    """Rows of a tensor that this rank holds; all of them unless it is sharded, by rows over a mesh of one dimension."""
     rows = tensor.shape[0]
     if not isinstance(tensor, DTensor):
         return range(rows)
@@ -93,10 +89,6 @@ def materialize(parameter: nn.Parameter, device: torch.device) -> None:
     """Allocate this rank's rows of a sharded parameter on the meta device; their values are undefined.
 
     The parameter stays the same object, so that tied weights stay tied.
-
-    Args:
-        parameter: Changed in place.
-        device: Device of the rows.
     """
     assert isinstance(parameter, DTensor)
     full = DTensor.from_local(

@@ -42,9 +42,6 @@ class Sharding:
         Args:
             policy: The same model on every rank, random weights apart: the first rank's are used. Weights may be on the
                 meta device.
-
-        Raises:
-            ValueError: The model marks no decoder layers.
         """
         broadcast_parameters(policy, self.mesh.get_group())
         for unit in (*decoder_layers(policy.causal_lm), policy):
@@ -53,11 +50,7 @@ class Sharding:
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers of a causal LM, as its own code marks them.
-
-    Raises:
-        ValueError: It marks none.
-    """
+    """The decoder layers of a causal LM, as its own code marks them."""
     named = set(model._no_split_modules or ())
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in named]
     if not layers:

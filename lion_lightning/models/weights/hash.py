@@ -13,11 +13,7 @@ from lion_lightning.models.quantization import scales
 
 
 def hash_tensors(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash of names, dtypes, shapes and values, whatever their order; 4-bit weights count with their scales.
-
-    Args:
-        parameters: Full tensors by name.
-    """
+    """Hash of names, dtypes, shapes and values, whatever their order; 4-bit weights count with their scales."""
     lines = []
     for name, parameter in parameters:
         lines.append(" ".join([name, *map(_hash_tensor, [parameter, *scales(parameter)])]))

@@ -41,10 +41,6 @@ class WeightFiles:
     def find(cls, source: str, revision: str | None = None) -> WeightFiles:
         """The files of a folder or hub id, downloaded if needed.
 
-        Args:
-            source: Folder or hub id.
-            revision: Hub revision.
-
         Raises:
             OSError: There are none.
             ValueError: Their index is malformed.
@@ -95,12 +91,6 @@ def require_matching_shapes(
     source: str, revision: str | None, config: PretrainedConfig, make: Callable[[], nn.Module]
 ) -> None:
     """Refuse weights of other shapes than the model's, before the model takes any memory.
-
-    Args:
-        source: Folder or hub id.
-        revision: Hub revision.
-        config: Config of the model.
-        make: Makes the model, with any weights.
 
     Raises:
         WrongWeightsError: A tensor has another shape, or there are fewer tensors than layers.
@@ -170,9 +160,6 @@ def init_empty(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """A model with its buffers, but with weights that take no memory and no time.
 
     Unlike on the meta device, adapters can be put on it on the CPU, with the values that they have on a full model.
-
-    Raises:
-        ShardedLoadingError: A buffer cannot be computed.
     """
     with torch.device("meta"):
         model = make()
@@ -202,12 +189,7 @@ def _init_buffer(model: PreTrainedModel, module: nn.Module, name: str) -> None:
 
 
 def to_meta(module: nn.Module, names: Iterable[str]) -> None:
-    """Move parameters to the meta device; tied ones stay tied.
-
-    Args:
-        module: Changed in place.
-        names: Names of the parameters.
-    """
+    """Move parameters to the meta device; tied ones stay tied."""
     chosen = {id(module.get_parameter(name)) for name in names}
     moved: dict[int, nn.Parameter] = {}
     for part in module.modules():
@@ -220,12 +202,6 @@ def to_meta(module: nn.Module, names: Iterable[str]) -> None:
 @torch.no_grad()
 def read_rows(model: nn.Module, files: WeightFiles, names: Mapping[str, str], device: torch.device) -> None:
     """Fill the parameters on the meta device with this rank's rows.
-
-    Args:
-        model: Sharded; changed in place.
-        files: Files of the weights.
-        names: From :func:`tensor_names`.
-        device: Device of the rows.
 
     Raises:
         ShardedLoadingError: A tensor has another shape than its parameter, rows for new tokens apart.
@@ -243,13 +219,7 @@ def read_rows(model: nn.Module, files: WeightFiles, names: Mapping[str, str], de
 
 @torch.no_grad()
 def start_new_rows(model: nn.Module, embeddings: Container[str], rows: Sequence[int]) -> None:
-    """Set the rows of new tokens to the mean of the others, in the embeddings and in adapters that train such rows.
-
-    Args:
-        model: Sharded and filled; changed in place.
-        embeddings: Base names of the embedding and of an untied head.
-        rows: The new tokens.
-    """
+    """Set the rows of new tokens to the mean of the others, in the embeddings and in adapters that train such rows."""
     tables = {name: p for name, p in model.named_parameters() if rows and base_name(name) in embeddings}
     means = {base_name(name): set_to_mean(table, rows) for name, table in tables.items()}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):

@@ -11,14 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 def refuse_averaging(trainer: Trainer) -> None:
-    """Refuse averaging that would average nothing, or shards of weights.
-
-    Args:
-        trainer: About to run. Only a fit averages.
-
-    Raises:
-        MisconfigurationException: One of its callbacks does.
-    """
+    """Refuse averaging that would average nothing, or shards of weights."""
     if trainer.state.fn != TrainerFn.FITTING:
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -36,11 +29,7 @@ def refuse_averaging(trainer: Trainer) -> None:
 
 
 def warn_of_no_average(trainer: Trainer) -> None:
-    """Say so if nothing was ever averaged: Lightning then ends a run with the weights that it began with.
-
-    Args:
-        trainer: Whose training has ended.
-    """
+    """Say so if nothing was ever averaged: Lightning then ends a run with the weights that it began with."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         average = getattr(callback, "_average_model", None) if isinstance(callback, WeightAveraging) else None
         if average is not None and int(average.n_averaged) == 0:
@@ -53,11 +42,8 @@ def warn_of_no_average(trainer: Trainer) -> None:
 def run_first(trainer: Trainer, callback: Callback) -> None:
     """Have a callback's hooks run before those of the others, wherever it is listed.
 
-    At the end of a validation it then finds the weights that were validated, not those that averaging puts back.
-
-    Args:
-        trainer: In ``setup``. It gets a new list: Lightning goes through the old one meanwhile.
-        callback: One of its callbacks.
+    At the end of a validation it then finds the weights that were validated, not those that averaging puts back. Called
+    in ``setup``: the trainer gets a new list, since Lightning goes through the old one meanwhile.
     """
     trainer.callbacks = [callback, *_others(trainer, callback)]  # type: ignore[attr-defined]
 
@@ -65,11 +51,7 @@ def run_first(trainer: Trainer, callback: Callback) -> None:
 def run_last(trainer: Trainer, callback: Callback) -> None:
     """Have a callback's hooks run after those of the others, wherever it is listed.
 
-    At the end of training it then finds the weights that are the run's result, e.g. averaged ones.
-
-    Args:
-        trainer: In ``setup``. It gets a new list: Lightning goes through the old one meanwhile.
-        callback: One of its callbacks.
+    At the end of training it then finds the weights that are the run's result, e.g. averaged ones. Called in ``setup``.
     """
     trainer.callbacks = [*_others(trainer, callback), callback]  # type: ignore[attr-defined]
 

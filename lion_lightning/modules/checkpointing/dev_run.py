@@ -11,9 +11,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 def suspend_last(trainer: Trainer) -> dict[ModelCheckpoint, Any]:
     """Keep a ``fast_dev_run`` from saving ``last.ckpt`` when it ends, which a real run would be resumed from.
 
-    Args:
-        trainer: About to train.
-
     Returns:
         ``save_last`` of each callback, for :func:`restore_last`: a later run may have the same callbacks.
     """
@@ -25,10 +22,6 @@ def suspend_last(trainer: Trainer) -> dict[ModelCheckpoint, Any]:
 
 
 def restore_last(suspended: dict[ModelCheckpoint, Any]) -> None:
-    """Set ``save_last`` as it was.
-
-    Args:
-        suspended: From :func:`suspend_last`.
-    """
+    """Set ``save_last`` as it was."""
     for callback, save_last in suspended.items():
         callback.save_last = save_last

@@ -69,11 +69,7 @@ class PolicyCheckpoints(LightningModule):
 
     @property
     def policy_model(self) -> PolicyModel:
-        """The policy.
-
-        Raises:
-            RuntimeError: If it has not been built yet.
-        """
+        """The policy."""
         if self.policy is None:
             raise RuntimeError(
                 "the policy is built in configure_model(); call that first when you run without a Trainer."
@@ -98,11 +94,7 @@ class PolicyCheckpoints(LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        """Take in the optimizer's settings before anything of it is restored.
-
-        Raises:
-            ValueError: If the checkpoint was of others, which its state is bound to.
-        """
+        """Take in the optimizer's settings before anything of it is restored."""
         self._run_settings.add_stepping(self.trainer, getattr(self, "lr_scheduler_factory", None))
 
     @override
@@ -162,9 +154,6 @@ class PolicyCheckpoints(LightningModule):
 
         Classes of this package, of the module's own and of ``torch.optim`` are made as the checkpoint says. Others, and
         models with remote code, must be passed as arguments: a file may not choose code to run.
-
-        Raises:
-            ValueError: It is an address, not there, or damaged, or names other code.
         """
         if isinstance(checkpoint_path, str | Path):
             path = require_checkpoint(checkpoint_path)
@@ -244,11 +233,7 @@ class PolicyCheckpoints(LightningModule):
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights; those of the base may be missing.
-
-        Raises:
-            ValueError: If others are, or if there are weights that do not belong here.
-        """
+        """Load weights; those of the base may be missing."""
         if not has_stored_base(self.policy_spec):
             return super().load_state_dict(state_dict, strict, assign)
         missing, unexpected = super().load_state_dict(state_dict, False, assign)
@@ -260,12 +245,7 @@ class PolicyCheckpoints(LightningModule):
         return _IncompatibleKeys([], [])
 
     def base_names(self, names: Iterable[str], prefix: str = "") -> set[str]:
-        """Those of a state dict's names that belong to the base, also of copies of the policy that a reference holds.
-
-        Args:
-            names: Of the state dict.
-            prefix: Of this module in them.
-        """
+        """Names in a state dict that belong to the base model, also of copies of the policy that a reference holds."""
         trained = trained_names(self.policy_model)  # its copies have the same names, and learn nothing
         adapted = (name for name, part in self.named_modules() if isinstance(part, PolicyModel) and part.has_adapters)
         return set().union(*(base_names(names, f"{prefix}{unwrapped(f'{name}.')}", trained) for name in adapted))

@@ -40,11 +40,7 @@ class Resumption:
         restore_loader(trainer, self.loops)
 
     def finish(self, trainer: Trainer) -> None:
-        """Do what is left, by Lightning's own methods, before training goes on.
-
-        Args:
-            trainer: In the module's ``on_train_start``.
-        """
+        """Do what is left, by Lightning's own methods, before training goes on."""
         if self.row is not None:
             for logger in trainer.loggers:
                 logger.log_metrics(dict(self.row["metrics"]), self.row["step"])
@@ -84,10 +80,6 @@ def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
 
     Lightning's counters say of an epoch's last batch, or of its end, that the epoch is neither running nor over. It
     then counts an epoch too many under ``max_steps``, or repeats batches when a resumed run is resumed there again.
-
-    Args:
-        checkpoint: A loaded checkpoint, before Lightning restores its loops from it; changed in place.
-        trainer: That is going to train, or to validate.
     """
     loops, said = _fit_loop(checkpoint), checkpoint.get("lion", {})
     left = Resumption(checkpoint["loops"], row=said.get("unlogged"))
@@ -122,17 +114,7 @@ def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
 def require_same_shapes(
     stored: Mapping[str, Any], own: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Refuse weights of other shapes in one line, where torch has one for each tensor.
-
-    Args:
-        stored: A checkpoint's weights.
-        own: The module's.
-        then: Config of the checkpoint's model.
-        now: Config of the module's.
-
-    Raises:
-        ValueError: If any differ; the message names the settings of the model that do, and the first of the tensors.
-    """
+    """Refuse weights of other shapes in one line, where torch has one for each tensor."""
     wrong = [name for name, tensor in stored.items() if name in own and own[name].shape != tensor.shape]
     if not wrong:
         return
@@ -151,11 +133,7 @@ def _last_epoch(trainer: Trainer) -> int:
 
 
 def unlogged(trainer: Trainer) -> dict[str, Any] | None:
-    """The row of metrics that Lightning 2.6 logs right after the hook that a checkpoint is saved in; None for none.
-
-    Args:
-        trainer: In ``on_save_checkpoint``, its counters those of the checkpoint.
-    """
+    """The row of metrics that Lightning 2.6 logs right after the hook that a checkpoint is saved in; None for none."""
     fit: Any = trainer.fit_loop
     connector = trainer._logger_connector
     batches, epochs = fit.epoch_loop.batch_progress, fit.epoch_progress
@@ -190,10 +168,6 @@ def restore_loader(trainer: Trainer, loops: dict[str, Any]) -> None:
     """Hand the train loader its saved state, which Lightning does not where the loader was set up before the restore.
 
     Doing so twice does no harm: nothing has been read from the loader yet.
-
-    Args:
-        trainer: At the start of training.
-        loops: Entry of the checkpoint.
     """
     states = loops.get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
     loader: Any = trainer.train_dataloader
@@ -207,10 +181,6 @@ def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> bool:
     Lightning saves neither a half-filled window's gradients nor that a batch was handed out but not trained. Weights
     and optimizer are those of the last step, so counters and loader go back to it, on all ranks alike: the checkpoint
     becomes the one that ``ModelCheckpoint(every_n_train_steps=...)`` would have saved there.
-
-    Args:
-        checkpoint: What is about to be saved; changed in place.
-        trainer: Whose checkpoint it is.
 
     Returns:
         True if anything was undone. What follows the last step, its row in the log and validation, was then done.

@@ -65,24 +65,14 @@ class Change(NamedTuple):
 
 
 def changes(then: Settings, now: Settings) -> list[Change]:
-    """Differences by name; a missing setting equals None.
-
-    Args:
-        then: The checkpoint's.
-        now: This run's.
-    """
+    """Differences by name; a missing setting equals None."""
     found = {name: Change(name, then.get(name), now.get(name)) for name in sorted(then.keys() | now.keys())}
     differing = {name: change for name, change in found.items() if not change.alike}
     return [change for change in differing.values() if not _follows(change, differing)]
 
 
 def _follows(change: Change, others: Mapping[str, Change]) -> bool:
-    """True if a change follows from another one: of the class, or of the first parameter group.
-
-    Args:
-        change: The change.
-        others: All changes by name.
-    """
+    """True if a change follows from another one: of the class, or of the first parameter group."""
     if change.name.startswith(GROUP):
         first = others.get(f"model.optimizer.{change.name.removeprefix(GROUP).partition('.')[2]}")
         return first is not None and first[1:] == change[1:]
@@ -105,25 +95,13 @@ class RunSettings:
         self._foreign = False
 
     def begin(self, trainer: Trainer) -> None:
-        """Take in what is known when the run is set up.
-
-        Args:
-            trainer: The trainer, set up.
-        """
+        """Take in what is known when the run is set up."""
         self.values, self._stored, self._groups, self._foreign = run_settings(trainer), None, [], False
         stops = [one for one in getattr(trainer, "callbacks", ()) if isinstance(one, EarlyStopping)]
         self._patience = [(one, one.patience) for one in stops]
 
     def add_stepping(self, trainer: Trainer, factory: Any) -> None:
-        """Take in optimizers and schedules, before anything of them is restored.
-
-        Args:
-            trainer: The trainer, with its optimizers.
-            factory: What the module makes schedules with.
-
-        Raises:
-            ValueError: If the checkpoint was of others.
-        """
+        """Take in optimizers and schedules, before anything of them is restored."""
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._groups = [[dict(arguments(one, group)) for group in one.param_groups] for one in trainer.optimizers]
         self.values |= optimizer_settings(trainer.optimizers) | schedule_settings(schedules, factory)
@@ -131,24 +109,12 @@ class RunSettings:
         self._refuse()
 
     def compare(self, stored: Settings, model: Settings) -> None:
-        """Take in a checkpoint's.
-
-        Args:
-            stored: What :attr:`values` and the model's settings were when it was saved.
-            model: What the module is made of.
-
-        Raises:
-            ValueError: If what must stay has changed; the message names it.
-        """
+        """Take in a checkpoint's."""
         self._stored, self.values = stored, self.values | model
         self._refuse()
 
     def apply(self, trainer: Trainer) -> None:
-        """Let this run's settings be used where the checkpoint brought others, and say which they are.
-
-        Args:
-            trainer: At the start of training, all restored.
-        """
+        """Let this run's settings be used where the checkpoint brought others, and say which they are."""
         if self._stored is None:
             return
         for callback, patience in self._patience:

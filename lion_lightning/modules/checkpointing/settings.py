@@ -47,11 +47,7 @@ PLACES = ("cache_dir", "trust_remote_code", "verbose")
 
 
 def plain(parts: Mapping[str, Any]) -> Settings:
-    """Settings of objects, by dotted name.
-
-    Args:
-        parts: Objects by the name that theirs begin with.
-    """
+    """Settings of objects, by dotted name."""
     found = {name: value for part, owner in parts.items() for name, value in flat(part, owner)}
     return {name: _bare(value) for name, value in found.items() if name.rpartition(".")[2] not in PLACES}
 
@@ -74,11 +70,7 @@ def run_settings(trainer: Trainer) -> Settings:
 
 
 def tokenizer_settings(spec: TokenizerSpec) -> Settings:
-    """Settings of a tokenizer: template and special tokens, long texts by name and digest.
-
-    Args:
-        spec: How it is loaded.
-    """
+    """Settings of a tokenizer: template and special tokens, long texts by name and digest."""
     tokenizer = spec.load()
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     texts = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
@@ -91,11 +83,7 @@ def tokenizer_settings(spec: TokenizerSpec) -> Settings:
 
 
 def optimizer_settings(optimizers: Iterable[Optimizer]) -> Settings:
-    """Arguments of optimizers, as their parameter groups have them; the rate is the schedule's peak.
-
-    Args:
-        optimizers: The trainer's.
-    """
+    """Arguments of optimizers, as their parameter groups have them; the rate is the schedule's peak."""
     found: Settings = {}
     for optimizer in optimizers:
         first, *others = (arguments(optimizer, group) for group in optimizer.param_groups)
@@ -106,24 +94,14 @@ def optimizer_settings(optimizers: Iterable[Optimizer]) -> Settings:
 
 
 def arguments(optimizer: Optimizer, group: Mapping[str, Any]) -> Settings:
-    """Of a parameter group, what is an argument of the optimizer's class, and not a state that some keep there.
-
-    Args:
-        optimizer: The optimizer.
-        group: One of its groups.
-    """
+    """Of a parameter group, what is an argument of the optimizer's class, and not a state that some keep there."""
     names = argument_names(type(optimizer)) - {"params", "defaults"}
     own = {name: value for name, value in group.items() if name in names}
     return own | {"lr": group.get("initial_lr", group["lr"])} if "lr" in group else own
 
 
 def schedule_settings(schedules: Iterable[Any], factory: Any) -> Settings:
-    """Arguments of learning-rate schedules, as far as they or what made them keep them.
-
-    Args:
-        schedules: The trainer's.
-        factory: What the module was given to make them with.
-    """
+    """Arguments of learning-rate schedules, as far as they or what made them keep them."""
     found = plain({"model.lr_scheduler": factory}) if isinstance(factory, partial) else {}
     for schedule in schedules:
         found |= plain({"model.lr_scheduler": schedule})

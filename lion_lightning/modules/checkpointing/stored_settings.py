@@ -26,9 +26,6 @@ def require_known_classes(checkpoint: Mapping[str, Any], given: Collection[str],
         checkpoint: As it was loaded.
         given: Arguments that the caller gives, in place of the checkpoint's.
         kind: The module's class; what its own module holds is known.
-
-    Raises:
-        ValueError: One would; the message names the argument.
     """
     known = (*_KNOWN, f"{kind.__module__}.")
     stored = [dict(checkpoint.get(key) or {}) for key in _KEYS]
@@ -52,15 +49,7 @@ def require_known_classes(checkpoint: Mapping[str, Any], given: Collection[str],
 
 
 def require_own_paths(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
-    """Refuse a checkpoint that names files elsewhere as checkpoints of the run: Lightning removes such when they age.
-
-    Args:
-        checkpoint: As it was loaded.
-        trainer: What resumes.
-
-    Raises:
-        ValueError: It names one that leaves its folder, or an address.
-    """
+    """Refuse a checkpoint that names files elsewhere as checkpoints of the run: Lightning would remove them in time."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     own = [str(getattr(callback, "dirpath", None)) for callback in callbacks if isinstance(callback, Checkpoint)]
     states = [state for state in dict(checkpoint.get("callbacks") or {}).values() if isinstance(state, Mapping)]

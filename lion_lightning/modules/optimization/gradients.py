@@ -14,12 +14,7 @@ from lion_lightning.models.weights.dtensor import to_full, to_local
 
 @torch.no_grad()
 def scale_gradients(module: nn.Module, factor: float) -> None:
-    """Multiply all gradients, or this rank's shards of them: on a GPU in a few launches, not one per parameter.
-
-    Args:
-        module: After a backward pass.
-        factor: The same on all ranks.
-    """
+    """Multiply all gradients, or this rank's shards of them: on a GPU in a few launches, not one per parameter."""
     gradients = [to_local(p.grad) for p in module.parameters() if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)

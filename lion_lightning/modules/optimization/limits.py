@@ -35,16 +35,7 @@ LEAST_OF_STEPS = {
 
 
 def made(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
-    """The product of a factory; errors name the key of the config, where torch names only the argument.
-
-    Args:
-        name: The key that the factory comes from.
-        factory: Makes an optimizer or a schedule.
-        argument: What it is given.
-
-    Raises:
-        ValueError: If it refuses its arguments.
-    """
+    """The product of a factory; errors name the key of the config, where torch names only the argument."""
     if isinstance(factory, partial):
         require_arguments(plain({name: factory.keywords}))
     try:
@@ -55,14 +46,7 @@ def made(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def require_trainer_numbers(trainer: Trainer) -> None:
-    """Refuse numbers that Lightning lets pass, and that turn gradients round or divide by zero.
-
-    Args:
-        trainer: The trainer.
-
-    Raises:
-        MisconfigurationException: A number is out of range; the message names it.
-    """
+    """Refuse numbers that Lightning lets pass, and that turn gradients round or divide by zero."""
     for name, least in LEAST.items():
         value = getattr(trainer, name, None)
         if value is not None and not least <= value < math.inf:
@@ -75,41 +59,20 @@ def require_trainer_numbers(trainer: Trainer) -> None:
 
 
 def require_finite_settings(settings: Settings) -> None:
-    """Refuse NaN and infinity among a model's settings.
-
-    Args:
-        settings: By dotted name.
-
-    Raises:
-        ValueError: One is not finite; the message names it.
-    """
+    """Refuse NaN and infinity among a model's settings."""
     for name, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}; give a finite number")
 
 
 def require_optimizer_numbers(optimizer: Optimizer) -> None:
-    """Refuse what torch's optimizers let pass: infinite rates and decays, some of them negative ones.
-
-    Args:
-        optimizer: The module's.
-
-    Raises:
-        ValueError: A number is out of range; the message names it.
-    """
+    """Refuse what torch's optimizers let pass: infinite rates and decays, some of them negative ones."""
     found = optimizer_settings([optimizer])
     require_arguments({name: value for name, value in found.items() if not name.startswith(GROUP)})
 
 
 def require_arguments(settings: Settings) -> None:
-    """Refuse arguments of an optimizer or a schedule that are not finite, or too small to make sense.
-
-    Args:
-        settings: By dotted name.
-
-    Raises:
-        ValueError: A number is out of range; the message names it.
-    """
+    """Refuse arguments of an optimizer or a schedule that are not finite, or too small to make sense."""
     require_finite_settings(settings)
     for name, value in settings.items():
         least = LEAST_OF_STEPS.get(name.rpartition(".")[2], -math.inf)
@@ -121,13 +84,6 @@ def require_finite_loss(loss: float, trainer: Trainer) -> None:
     """Stop before a step whose loss is not a number, which would make the weights as useless.
 
     Under ``16-mixed`` the scaler leaves such steps out, and lowers its scale.
-
-    Args:
-        loss: Of the global step, the same on all ranks.
-        trainer: About to make the step.
-
-    Raises:
-        ValueError: If it is NaN or infinite.
     """
     if math.isfinite(loss) or getattr(trainer.precision_plugin, "scaler", None) is not None:
         return
@@ -139,14 +95,7 @@ def require_finite_loss(loss: float, trainer: Trainer) -> None:
 
 
 def refuse_tuners(trainer: Trainer) -> None:
-    """Refuse Lightning's tuners, which write what they find into attributes that these modules do not have.
-
-    Args:
-        trainer: The trainer.
-
-    Raises:
-        MisconfigurationException: There is one among the callbacks.
-    """
+    """Refuse Lightning's tuners, which write what they find into attributes that these modules do not have."""
     for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, LearningRateFinder):
             raise MisconfigurationException(
@@ -162,15 +111,7 @@ def refuse_tuners(trainer: Trainer) -> None:
 
 
 def require_monitored(trainer: Trainer, stage: str) -> None:
-    """Refuse callbacks and schedules that wait for a metric that is not logged, once the others of its kind are.
-
-    Args:
-        trainer: Whose metrics of the stage are all logged.
-        stage: What the names of its metrics begin with.
-
-    Raises:
-        MisconfigurationException: One waits; the message has the names that there are.
-    """
+    """Refuse callbacks and schedules that wait for a metric that is not logged, once the others of its kind are."""
     known = sorted(name for name in trainer.callback_metrics if name.startswith(stage))
     for name, key in monitors(trainer):
         if key.startswith(stage) and key not in trainer.callback_metrics:
@@ -178,14 +119,7 @@ def require_monitored(trainer: Trainer, stage: str) -> None:
 
 
 def require_validation(trainer: Trainer) -> None:
-    """Refuse callbacks and schedules that wait for a metric of validation, where nothing validates.
-
-    Args:
-        trainer: At the start of training, its loaders set up.
-
-    Raises:
-        MisconfigurationException: One waits.
-    """
+    """Refuse callbacks and schedules that wait for a metric of validation, where nothing validates."""
     loaders: Any = trainer.val_dataloaders  # None where none was asked for yet
     defined = data_source(trainer.fit_loop.epoch_loop.val_loop).is_defined() and trainer.limit_val_batches
     if defined and (loaders is None or loaders):
@@ -199,14 +133,7 @@ def require_validation(trainer: Trainer) -> None:
 
 
 def require_same_batches(trainer: Trainer) -> None:
-    """Refuse a loader that shuffles where the same batches are to be trained on in every epoch.
-
-    Args:
-        trainer: At the start of training, its loaders set up.
-
-    Raises:
-        MisconfigurationException: It shuffles.
-    """
+    """Refuse a loader that shuffles where the same batches are to be trained on in every epoch."""
     if getattr(trainer, "overfit_batches", 0) and getattr(trainer.train_dataloader, "shuffle", False):
         raise MisconfigurationException(
             "trainer.overfit_batches trains on the same batches in every epoch, and the loader shuffles; give a "
@@ -224,11 +151,7 @@ def monitors(trainer: Trainer) -> list[tuple[str, str]]:
 
 
 def warn_of_slow_precision(trainer: Trainer) -> None:
-    """Say so where bf16 is emulated: a product then takes several times what it takes in fp32.
-
-    Args:
-        trainer: The trainer.
-    """
+    """Say so where bf16 is emulated: a product then takes several times what it takes in fp32."""
     precision, device = str(trainer.precision), trainer.strategy.root_device
     if precision.startswith("bf16") and not has_bf16(device):
         rank_zero_warn(
@@ -238,11 +161,7 @@ def warn_of_slow_precision(trainer: Trainer) -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """True if a device has bf16 matrix products in hardware, or where that is unknown.
-
-    Args:
-        device: Of the Trainer.
-    """
+    """True if a device has bf16 matrix products in hardware, or where that is unknown."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     known: Mapping[str, Any] = torch.cpu.get_capabilities() if device.type == "cpu" else {}

@@ -17,11 +17,7 @@ class RateWatch:
         self.largest: float | None = None
 
     def begin(self, trainer: Trainer) -> None:
-        """Look ahead.
-
-        Args:
-            trainer: At the start of training, its schedules told how long the run is.
-        """
+        """Look ahead."""
         self.largest = None
         length = run_length(trainer)
         if length - trainer.global_step == 1 and not any(map(_rate, trainer.optimizers)):

@@ -10,12 +10,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 
 def accumulation(trainer: Trainer, epoch: int) -> int:
-    """Micro-batches of an optimizer step in an epoch.
-
-    Args:
-        trainer: Whose epoch it is.
-        epoch: Its number, counted from 0.
-    """
+    """Micro-batches of an optimizer step in an epoch."""
     callbacks: Any = getattr(trainer, "callbacks", ())
     schedules = [one for one in callbacks if isinstance(one, GradientAccumulationScheduler)]
     return schedules[-1].get_accumulate_grad_batches(epoch) if schedules else trainer.accumulate_grad_batches
@@ -26,9 +21,6 @@ def run_length(trainer: Trainer) -> float:
 
     The steps to come are counted as the trainer is set up now: a resumed run may have other batches or another
     accumulation than the steps that are done had.
-
-    Args:
-        trainer: At the start of training or of an epoch; its loader is set up.
     """
     fit, batches = trainer.fit_loop, trainer.fit_loop.max_batches
     epochs = trainer.max_epochs if trainer.max_epochs is not None else -1

@@ -25,9 +25,6 @@ class WarmupSchedule(LRScheduler):
         optimizer: The optimizer; its learning rates are the peak.
         warmup: Share of the run (below 1) or number of steps (1 and more) to warm up for.
         total_steps: Length of the run; None to have the module fill it in.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.1, total_steps: int | None = None) -> None:
@@ -48,11 +45,7 @@ class WarmupSchedule(LRScheduler):
         """
 
     def factor(self, step: int) -> float:
-        """Learning rate over its peak, at a step counted from 0.
-
-        Raises:
-            ValueError: If nobody has said how long the run is by the time that it goes on.
-        """
+        """Learning rate over its peak, at a step counted from 0."""
         if self.total_steps is None and step > 0:  # as when another schedule runs this one
             raise ValueError(f"lr_scheduler: {type(self).__name__} was not told how long the run is; set total_steps")
         total = self.total_steps or 1
@@ -107,9 +100,6 @@ class CosineWithWarmup(WarmupSchedule):
         warmup: See :class:`WarmupSchedule`.
         minimum: Learning rate at the end, over the peak.
         total_steps: See :class:`WarmupSchedule`.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     def __init__(
