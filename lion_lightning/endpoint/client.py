@@ -74,22 +74,18 @@ class Endpoint:
 
     @classmethod
     def of(cls, url: str, settings: Mapping[str, Any]) -> Endpoint:
-        """Make an endpoint from a mapping of arguments.
-
-        Args:
-            url: Address of the server.
-            settings: All other arguments.
+        """Make an endpoint from its address and a mapping of all other arguments.
 
         Raises:
             ValueError: An argument is unknown or out of range.
         """
-        known = [field.name for field in fields(cls) if field.name != "url"]
-        unknown = [name for name in settings if name not in known]
-        if unknown:
-            raise ValueError(
-                f"endpoint: unknown argument {unknown[0]!r}; known are {', '.join(known)} (`api_key_env` is the "
-                "name of an environment variable)"
-            )
+        known = [field.name for field in fields(cls)][1:]  # without the address
+        for name in settings:
+            if name not in known:
+                raise ValueError(
+                    f"endpoint: unknown argument {name!r}; known are {', '.join(known)} (`api_key_env` is the name of "
+                    "an environment variable)"
+                )
         return cls(url, **settings)
 
     def get(self, route: str) -> Any:
@@ -121,7 +117,7 @@ class Endpoint:
 
         Args:
             route: Path with a leading slash.
-            bodies: Request bodies.
+            bodies: Request bodies, sent as JSON.
             title: Title of the progress bar.
 
         Returns:
@@ -138,12 +134,7 @@ class Endpoint:
         return [responses[index] for index in range(len(bodies))]
 
     def reply(self, route: str, answer: Any) -> Reply:
-        """Wrap a response, so that reading a value that is not there is an error with server and route.
-
-        Args:
-            route: Route of the request.
-            answer: Response of :meth:`get`, :meth:`post` or :meth:`post_all`.
-        """
+        """Wrap the response to a request, so that reading a missing value is an error with server and route."""
         return Reply(answer, self.url + route)
 
     def models(self) -> list[str]:
@@ -152,10 +143,12 @@ class Endpoint:
         return [model["id"].text() for model in listed.items()]
 
     def _retried(self, route: str, body: Any, read: Callable[[bytes], Any], stop: threading.Event | None = None) -> Any:
-        started, stop = time.monotonic(), stop or threading.Event()
+        started = time.monotonic()
+        stop = stop or threading.Event()
         reason = "another request failed"
         for attempt in range(self.retries + 1):
-            if stop.wait(self._pause(attempt)) or stop.is_set():
+            pause = min(self.backoff * 2.0 ** min(attempt - 1, 30), LONGEST_WAIT) if attempt else 0.0
+            if stop.wait(pause) or stop.is_set():
                 break
             try:
                 return read(self._once(route, body))
@@ -172,24 +165,22 @@ class Endpoint:
             "start the server or correct `url`"
         )
 
-    def _pause(self, attempt: int) -> float:
-        return min(self.backoff * 2.0 ** min(attempt - 1, 30), LONGEST_WAIT) if attempt else 0.0
-
     def _once(self, route: str, body: Any) -> bytes:
-        key = self._key()
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        key = self.require_key()
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
-        return self._without_secret(request(self.url + route, data, headers, self.timeout))
+        said = request(self.url + route, data, headers, self.timeout)
+        # A short key is a placeholder such as "EMPTY", which may be a word of an answer.
+        return self._without_key(said) if len(key) >= 8 else said
 
-    def require_key(self) -> None:
-        """Check the API key's environment variable, without a request.
+    def require_key(self) -> str:
+        """Read the API key from its environment variable; empty without one.
 
         Raises:
-            ValueError: It is not set, or holds something that cannot be a key.
+            ValueError: The variable is not set, or holds something that cannot be a key.
         """
-        self._key()
-
-    def _key(self) -> str:
         if self.api_key_env is None:
             return ""
         key = os.environ.get(self.api_key_env, "").strip()  # a mounted secret ends in a newline
@@ -218,16 +209,8 @@ class Endpoint:
 
     def _without_key(self, said: bytes) -> bytes:
         """Mask the API key in a response, in upper and lower case and in all escapes."""
-        key = os.environ.get(self.api_key_env or "", "").strip()
+        key = os.environ.get(self.api_key_env or "", "").strip()  # not checked again: an error is being reported
         return re.sub("".join(map(_spelled, key)).encode(), b"***", said) if key else said
-
-    def _without_secret(self, said: bytes) -> bytes:
-        """Mask the API key in a response whose text is used; short placeholders such as "EMPTY" are not masked."""
-        key = os.environ.get(self.api_key_env or "", "").strip()
-        return self._without_key(said) if len(key) >= _SHORTEST_SECRET else said
-
-
-_SHORTEST_SECRET = 8
 
 
 def _spelled(char: str) -> str:
@@ -284,6 +267,7 @@ def _require_name(variable: Any) -> None:
     if variable is None:
         return
     named = isinstance(variable, str) and re.fullmatch(r"[A-Za-z_]\w*", variable)
+    # A key such as "sk_abc" is a valid name too, but unlike most names of variables it is not in upper case.
     if not named or (variable != variable.upper() and variable not in os.environ):
         raise ValueError(
             "api_key_env: the value (hidden, as it may be the key itself) is not the name of an environment variable; "

@@ -41,28 +41,21 @@ def request(url: str, data: bytes | None, headers: dict[str, str], timeout: floa
         OSError: The response took too long.
         HTTPException: The response is not HTTP, is truncated, or is larger than ``MAX_BYTES``.
     """
-    with _opener(url).open(Request(url, data, headers), timeout=timeout) as response:
-        return _read(response)
-
-
-def _opener(url: str) -> OpenerDirector:
-    """Python's default opener without redirects, and without proxies for this machine."""
-    local = urlsplit(url).hostname in ("localhost", "::1") or str(urlsplit(url).hostname).startswith("127.")
+    # Python's default opener without redirects, and without proxies for this machine.
+    host = str(urlsplit(url).hostname)
+    proxies = ProxyHandler({}) if host in ("localhost", "::1") or host.startswith("127.") else ProxyHandler()
     opener = OpenerDirector()
-    handlers = (_HTTP(), _HTTPS(), HTTPErrorProcessor(), HTTPDefaultErrorHandler())
-    for handler in (ProxyHandler({}) if local else ProxyHandler(), *handlers):
+    for handler in (proxies, _HTTP(), _HTTPS(), HTTPErrorProcessor(), HTTPDefaultErrorHandler()):
         opener.add_handler(handler)
-    return opener
 
-
-def _read(response: Any) -> bytes:
     parts: list[bytes] = []
-    while part := response.read(_BLOCK):
-        parts.append(part)
-        if len(parts) * _BLOCK > MAX_BYTES and sum(map(len, parts)) > MAX_BYTES:
-            raise HTTPException(f"the response has more than {MAX_BYTES >> 20} MiB")
-    if response.length:  # bytes of Content-Length that are missing
-        raise IncompleteRead(b"", response.length)
+    with opener.open(Request(url, data, headers), timeout=timeout) as response:
+        while part := response.read(_BLOCK):
+            parts.append(part)
+            if len(parts) * _BLOCK > MAX_BYTES and sum(map(len, parts)) > MAX_BYTES:
+                raise HTTPException(f"the response has more than {MAX_BYTES >> 20} MiB")
+        if response.length:  # bytes of Content-Length that are missing
+            raise IncompleteRead(b"", response.length)
     return b"".join(parts)
 
 

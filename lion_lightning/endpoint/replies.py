@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from lion_lightning.printing import printable
-
-
-class ReplyError(ValueError):
-    """A server's response has another format."""
 
 
 class Reply:
@@ -28,7 +23,7 @@ class Reply:
     def __getitem__(self, name: str) -> Reply:
         """The value of a key of an object; null if it is missing."""
         inner = f"{self.path}.{name}" if self.path else name
-        return Reply(self._as("an object", lambda found: isinstance(found, dict)).get(name), self.server, inner)
+        return Reply(self._as("an object", isinstance(self.value, dict)).get(name), self.server, inner)
 
     @property
     def absent(self) -> bool:
@@ -42,16 +37,23 @@ class Reply:
             count: Required number of items; None for at least one.
         """
         many = f"a list of {count}" if count is not None else "a list that is not empty"
-        found = self._as(many, lambda value: isinstance(value, list) and (len(value) == count if count else value))
+        fits = isinstance(self.value, list) and (len(self.value) == count if count else len(self.value) > 0)
+        found = self._as(many, fits)
         return [Reply(value, self.server, f"{self.path}[{number}]") for number, value in enumerate(found)]
 
     def text(self) -> str:
         """The value as a string without lone surrogates, which could not be written to a file."""
-        return str(self._as("a string", _is_text))
+        fits = isinstance(self.value, str) and not any("\ud800" <= char <= "\udfff" for char in self.value)
+        return str(self._as("a string", fits))
 
     def number(self) -> float:
         """The value as a finite number."""
-        return float(self._as("a finite number", _is_finite))
+        value = self.value
+        try:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        except OverflowError:  # an integer beyond the range of floats
+            fits = False
+        return float(self._as("a finite number", fits))
 
     def token_ids(self, vocabulary: int, most: int) -> tuple[int, ...]:
         """The value as token ids.
@@ -60,31 +62,21 @@ class Reply:
             vocabulary: Size of the vocabulary.
             most: Maximum number of ids.
         """
-        found = self._as(f"a list of at most {most} token ids", lambda ids: isinstance(ids, list) and len(ids) <= most)
+        fits = isinstance(self.value, list) and len(self.value) <= most
+        found = self._as(f"a list of at most {most} token ids", fits)
         for number, one in enumerate(found):
             if type(one) is not int or not 0 <= one < vocabulary:
                 wrong = Reply(one, self.server, f"{self.path}[{number}]")
-                wrong._as(f"a token id from 0 to {vocabulary - 1}", lambda _: False)
+                wrong._as(f"a token id from 0 to {vocabulary - 1}", False)
         return tuple(found)
 
-    def _as(self, what: str, fits: Callable[[Any], Any]) -> Any:
-        if not fits(self.value):
-            raise ReplyError(
+    def _as(self, what: str, fits: bool) -> Any:
+        if not fits:
+            raise ValueError(
                 f"{self.server}: {self.path or 'the response'} is {_described(self.value)}, and must be {what}; "
                 "use an OpenAI-compatible server"
             )
         return self.value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a very large integer
-        return False
 
 
 def _described(value: Any) -> str:

@@ -227,9 +227,22 @@ def test_an_unknown_setting_is_named_without_its_value() -> None:
         RubricLLMJudge("http://127.0.0.1:9", "m", endpoint={"retries": -1})
 
 
-def test_a_further_try_never_waits_for_more_than_a_minute() -> None:
-    waits = [Endpoint("http://h", backoff=1.0, retries=1000)._pause(attempt) for attempt in (0, 1, 2, 3, 7, 900)]
-    assert waits == [0.0, 1.0, 2.0, 4.0, 60.0, 60.0]
+def test_a_further_try_never_waits_for_more_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+
+    class Recorded(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return False
+
+    def refuse(*_: object) -> bytes:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("lion_lightning.endpoint.client.request", refuse)
+    monkeypatch.setattr(threading, "Event", Recorded)
+    with pytest.raises(ConnectionError, match="1000 attempts"):
+        Endpoint("http://h", backoff=1.0, retries=999).get("/")
+    assert [waits[attempt] for attempt in (0, 1, 2, 3, 7, 900)] == [0.0, 1.0, 2.0, 4.0, 60.0, 60.0]
 
 
 # --- the answer
