@@ -48,8 +48,8 @@ class RowDataset(Dataset[list[Sample]]):
         Raises:
             ValueError: A sample of several segments would be cut.
         """
-        made = [_cut(self.samples[span.document], span) for span in row.spans]
-        return made if row.supervised else [_unsupervised(sample) for sample in made]
+        made = [cut(self.samples[span.document], span) for span in row.spans]
+        return made if row.supervised else [unsupervised(sample) for sample in made]
 
 
 class PackedLoader:
@@ -99,7 +99,7 @@ class PackedLoader:
         self._batches: DataLoader[Any] = DataLoader(
             RowDataset(samples),
             batch_sampler=self.sampler,
-            collate_fn=partial(_collate_rows, capacity=self.sampler.capacity),
+            collate_fn=partial(collate_rows, capacity=self.sampler.capacity),
             num_workers=num_workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else it would draw from the global one
@@ -218,11 +218,22 @@ class PackedLoader:
         return "; ".join(changes) or "another order of the documents"
 
 
-def _collate_rows(rows: list[list[Sample]], capacity: int) -> PackedBatch:
+def collate_rows(rows: list[list[Sample]], capacity: int) -> PackedBatch:
+    """A micro-batch.
+
+    Args:
+        rows: The samples of each row.
+        capacity: Tokens of a row.
+    """
     return collate([sample for row in rows for sample in row], capacity * len(rows))
 
 
-def _cut(sample: Sample, span: Span) -> Sample:
+def cut(sample: Sample, span: Span) -> Sample:
+    """The part of a sample that lies in a row.
+
+    Raises:
+        ValueError: It is a part, and the sample has several segments.
+    """
     if span.stop - span.start == sample.length:
         return sample
     if len(sample.segments) > 1:
@@ -232,6 +243,7 @@ def _cut(sample: Sample, span: Span) -> Sample:
     return Sample((part,), sample.index, sample.source)
 
 
-def _unsupervised(sample: Sample) -> Sample:
+def unsupervised(sample: Sample) -> Sample:
+    """The same tokens without targets, for a rank that runs them only to keep step with the others."""
     segments = [segment._replace(supervised=np.zeros_like(segment.supervised)) for segment in sample.segments]
     return Sample(tuple(segments), sample.index, sample.source)

@@ -172,39 +172,54 @@ class _StoreWriter:
         title = f"tokenize {self.source.label}" + (f", share of rank {rank} of {size}" if size > 1 else "")
         return iter(tqdm(self.rows.take(numbers), title, len(numbers), unit=" rows", delay=2, disable=rank > 0))
 
-    def _batches(self, rows: Iterable[Row]) -> Iterator[_Batch]:
-        batch = _Batch()
+    def _batches(self, rows: Iterable[Row]) -> Iterator[ExampleBatch]:
+        batch = ExampleBatch()
         for row in rows:
-            with collect_row_messages() as messages:
-                examples = self.source.examples(row, self.encoder.read)
-            batch.rows += 1
-            batch.skipped += not examples and "left out" not in messages  # by the transform
-            batch.where += [row.where] * len(examples)
-            batch.examples += examples
+            batch.read(row, self.source, self.encoder)
             if len(batch.examples) >= _BATCH_EXAMPLES:
                 yield batch
-                batch = _Batch()
+                batch = ExampleBatch()
         yield batch
 
 
 @dataclass
-class _Batch:
-    """Examples that are encoded together, and the number of rows that they were made of."""
+class ExampleBatch:
+    """Examples that are encoded together, and the number of rows that they were made of.
+
+    Attributes:
+        rows: Raw rows read.
+        skipped: How many of them a transform turned into no example.
+        where: Place of the row of each example.
+        examples: The examples.
+    """
 
     rows: int = 0
     skipped: int = 0
     where: list[str] = field(default_factory=list)
     examples: list[Any] = field(default_factory=list)
 
+    def read(self, row: Row, source: Source, encoder: Encoder) -> None:
+        """Add the examples of a raw row.
 
-def _write(path: Path, batches: Iterable[_Batch], encoder: Encoder) -> None:
+        Raises:
+            ValueError: It cannot be read; the message starts with its file and line.
+        """
+        with collect_row_messages() as messages:
+            examples = source.examples(row, encoder.read)
+        self.rows += 1
+        self.skipped += not examples and "left out" not in messages  # by the transform
+        self.where += [row.where] * len(examples)
+        self.examples += examples
+
+
+def _write(path: Path, batches: Iterable[ExampleBatch], encoder: Encoder) -> None:
     """Write a shard under another name and rename, the manifest last: a killed run leaves no half shard."""
     counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
     with atomic_write(path) as temporary, _stream(temporary, path.parent) as write, collect_messages() as messages:
         for batch in batches:
             counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
             if batch.examples:
-                write(_record_batch(encoder.encode_samples(batch.examples, batch.where), batch))
+                write(record_batch(batch, encoder))
     tokens = tokens_digest(read_batches(path))
     manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "messages": messages}
     with explain_write_errors(path.parent, _WHAT), atomic_write(manifest_path(path)) as temporary:
@@ -233,7 +248,13 @@ def _stream(path: Path, folder: Path) -> Iterator[Callable[[Any], None]]:
             file.close()
 
 
-def _record_batch(samples: Sequence[tuple[SampleSegment, ...]], batch: _Batch) -> Any:
+def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
+    """The tokens of examples, at least one, as an Arrow batch of the store's columns.
+
+    Raises:
+        ValueError: An example cannot be encoded; the message starts with its file and line.
+    """
+    samples = encoder.encode_samples(batch.examples, batch.where)
     lengths = [[len(segment.input_ids) for segment in segments] for segments in samples]
     flat = list(chain.from_iterable(samples))
     offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)

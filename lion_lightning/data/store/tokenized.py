@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -145,30 +145,22 @@ def _shard_paths(folder: Path) -> list[Path]:
     return [shard_path(folder, number, count) for number in range(count)]
 
 
-class TokenTable:
-    """Tokenized examples of one source, memory-mapped: a row costs no memory until it is read.
+class TokenBatches:
+    """Tokenized examples in Arrow batches.
 
     Columns of numbers are put together on each access, so that none is kept for the length of a training.
 
     Args:
-        folder: The store, as :func:`~lion_lightning.data.store.tokenize.tokenize` made it: Arrow files with manifests.
-        check: Whether to read all files once, to see that they are what was written.
+        shards: The batches, with counts of the rows that they were made of.
 
     Attributes:
         raw_rows: Rows of the source that were read.
         skipped_rows: How many of them a transform turned into no example.
         tokens: Hash of all tokens and targets, in their order.
         messages: Counted messages about the rows.
-
-    Raises:
-        FileNotFoundError: Some of its shards were not made yet.
-        ValueError: A file is not what its manifest says.
     """
 
-    def __init__(self, folder: Path, check: bool = False) -> None:
-        """Map the files and compare them with their manifests."""
-        self.folder = folder
-        shards = [read_shard(path, check) for path in _shard_paths(folder)]
+    def __init__(self, shards: Sequence[Shard]) -> None:
         batches = [batch for shard in shards for batch in shard.batches]
         self.raw_rows = sum(shard.rows for shard in shards)
         self.skipped_rows = sum(shard.skipped for shard in shards)
@@ -186,11 +178,6 @@ class TokenTable:
     def __len__(self) -> int:
         """Number of examples."""
         return int(self._starts[-1])
-
-    @override
-    def __reduce__(self) -> tuple[type[TokenTable], tuple[Path]]:
-        """Travel to worker processes as a path."""
-        return TokenTable, (self.folder,)
 
     @property
     def segment_lengths(self) -> npt.NDArray[np.int32]:
@@ -260,3 +247,26 @@ class TokenTable:
         """128-bit hashes as two words each, ``(examples, 2)``."""
         parts = [np.frombuffer(batch[name].buffers()[1], np.uint64, 2 * len(batch)) for batch in self._batches]
         return np.concatenate([np.empty(0, np.uint64), *parts]).reshape(-1, 2)
+
+
+class TokenTable(TokenBatches):
+    """Tokenized examples of one source on disk, memory-mapped: a row costs no memory until it is read.
+
+    Args:
+        folder: The store, as :func:`~lion_lightning.data.store.tokenize.tokenize` made it: Arrow files with manifests.
+        check: Whether to read all files once, to see that they are what was written.
+
+    Raises:
+        FileNotFoundError: Some of its shards were not made yet.
+        ValueError: A file is not what its manifest says.
+    """
+
+    def __init__(self, folder: Path, check: bool = False) -> None:
+        """Map the files and compare them with their manifests."""
+        self.folder = folder
+        super().__init__([read_shard(path, check) for path in _shard_paths(folder)])
+
+    @override
+    def __reduce__(self) -> tuple[type[TokenTable], tuple[Path]]:
+        """Travel to worker processes as a path."""
+        return TokenTable, (self.folder,)
