@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,19 @@ class LLMJudge(ABC):
 
     Replies are cached on disk by request, so that a rerun sends no request twice. A reply without a value is asked for
     again, and an error in the end, never a default score.
+
+    Args:
+        url: Address of the server, e.g. ``https://api.openai.com`` or ``http://127.0.0.1:8000``.
+        model: The model's name on the server.
+        template: The question.
+        temperature: Sampling temperature.
+        max_tokens: Maximum tokens of a reply.
+        attempts: Maximum number of requests until a reply has a value; repeated ones have temperature 0.7 or more.
+        cache_dir: The cache; None for ``$LION_CACHE``, else the user's cache folder.
+        endpoint: Further arguments of :class:`~lion_lightning.endpoint.client.Endpoint`, e.g. ``api_key_env``.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -67,11 +80,11 @@ class LLMJudge(ABC):
         url: str,
         model: str,
         template: str,
-        temperature: float,
-        max_tokens: int,
-        attempts: int,
-        cache_dir: str | Path | None,
-        endpoint: Mapping[str, Any] | None,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        attempts: int = 3,
+        cache_dir: str | Path | None = None,
+        endpoint: dict[str, Any] | None = None,
     ) -> None:
         minima = (("temperature", temperature, 0), ("max_tokens", max_tokens, 1), ("attempts", attempts, 1))
         for name, value, minimum in minima:
@@ -122,17 +135,24 @@ class LLMJudge(ABC):
         return [values[question] for question in questions]
 
     def _replies(self, questions: Sequence[str], seed: int) -> list[str]:
+        """Replies from the cache, and from the server where it has none."""
+        folder = cache_folder("judge_replies", self.cache_dir)
         bodies = [self._body(question, seed) for question in questions]
-        files = [self._file(body) for body in bodies]
+        names = [hash_json([self.endpoint.url, body]) for body in bodies]
+        files = [folder / name[:2] / f"{name}.txt" for name in names]
         todo = [index for index, file in enumerate(files) if not file.exists()]
         if todo:
-            _remove_stale(cache_folder("judge_replies", self.cache_dir))
+            _remove_stale(folder)
         chunk_size = 4 * self.endpoint.concurrency  # replies are cached after each chunk
         for start in range(0, len(todo), chunk_size):
             chunk = todo[start : start + chunk_size]
             responses = self.endpoint.post_all(ROUTE, [bodies[index] for index in chunk], "judge")
             for index, response in zip(chunk, responses, strict=True):
-                _write(files[index], complete_text(self.endpoint.reply(ROUTE, response)["choices"].items()[0]))
+                reply = complete_text(self.endpoint.reply(ROUTE, response)["choices"].items()[0])
+                with explain_write_errors(files[index], "a judge's reply"):
+                    files[index].parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_write(files[index]) as temporary:
+                        temporary.write_text(reply, "utf-8")
         return [_read(file) for file in files]
 
     def _body(self, question: str, seed: int) -> dict[str, Any]:
@@ -146,45 +166,27 @@ class LLMJudge(ABC):
             "seed": seed,
         }
 
-    def _file(self, body: Mapping[str, Any]) -> Path:
-        name = hash_json([self.endpoint.url, body])
-        return cache_folder("judge_replies", self.cache_dir) / name[:2] / f"{name}.txt"
-
 
 class RubricLLMJudge(LLMJudge):
     """Asks a language model for a rating of each answer.
 
     Args:
-        url: Address of the server, e.g. ``https://api.openai.com`` or ``http://127.0.0.1:8000``.
+        url: Address of the server.
         model: The model's name on the server.
         lowest: Lowest rating.
         highest: Highest rating.
         template: The question, with placeholders ``{prompt}`` and ``{answer}``. The last ``Rating: <number>`` in the
             reply is the score.
-        temperature: Sampling temperature.
-        max_tokens: Maximum tokens of a reply.
-        attempts: Maximum number of requests until a reply has a rating; repeated ones have temperature 0.7 or more.
-        cache_dir: The cache; None for ``$LION_CACHE``, else the user's cache folder.
-        endpoint: Further arguments of :class:`~lion_lightning.endpoint.client.Endpoint`, e.g. ``api_key_env``.
+        **kwargs: Further arguments of :class:`LLMJudge`.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
     def __init__(
-        self,
-        url: str,
-        model: str,
-        lowest: float = 1,
-        highest: float = 10,
-        template: str = RATE,
-        temperature: float = 0.0,
-        max_tokens: int = 512,
-        attempts: int = 3,
-        cache_dir: str | Path | None = None,
-        endpoint: dict[str, Any] | None = None,
+        self, url: str, model: str, lowest: float = 1, highest: float = 10, template: str = RATE, **kwargs: Any
     ) -> None:
-        super().__init__(url, model, template, temperature, max_tokens, attempts, cache_dir, endpoint)
+        super().__init__(url, model, template, **kwargs)
         check_template(template, ("prompt", "answer"), type(self).__name__)
         if not -float("inf") < lowest < highest < float("inf"):
             raise ValueError(
@@ -200,13 +202,13 @@ class RubricLLMJudge(LLMJudge):
     @override
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         bounds = {"lowest": f"{self.lowest:g}", "highest": f"{self.highest:g}"}
-        flat = [(prompt, text) for prompt, given in zip(prompts, answers, strict=True) for text in given]
-        questions = [build_question(self.template, prompt, {"answer": text}, bounds) for prompt, text in flat]
-        ratings = iter(self.ask(questions, [prompt.where for prompt, _ in flat], self._rating))
+        questions, places = [], []
+        for prompt, given in zip(prompts, answers, strict=True):
+            for text in given:
+                questions.append(build_question(self.template, prompt, {"answer": text}, bounds))
+                places.append(prompt.where)
+        ratings = iter(self.ask(questions, places, partial(last_rating, lowest=self.lowest, highest=self.highest)))
         return [[next(ratings) for _ in given] for given in answers]
-
-    def _rating(self, reply: str) -> float | None:
-        return last_rating(reply, self.lowest, self.highest)
 
 
 class PairwiseLLMJudge(LLMJudge):
@@ -221,60 +223,38 @@ class PairwiseLLMJudge(LLMJudge):
         model: The model's name on the server.
         template: The question, with placeholders ``{prompt}``, ``{first}`` and ``{second}``. The last ``Verdict: A``,
             ``B`` or ``tie`` in the reply counts.
-        temperature: Sampling temperature.
-        max_tokens: Maximum tokens of a reply.
-        attempts: Maximum number of requests until a reply has a verdict; repeated ones have temperature 0.7 or more.
-        cache_dir: The cache; None for ``$LION_CACHE``, else the user's cache folder.
-        endpoint: Further arguments of :class:`~lion_lightning.endpoint.client.Endpoint`, e.g. ``api_key_env``.
+        **kwargs: Further arguments of :class:`LLMJudge`.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        template: str = COMPARE,
-        temperature: float = 0.0,
-        max_tokens: int = 512,
-        attempts: int = 3,
-        cache_dir: str | Path | None = None,
-        endpoint: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(url, model, template, temperature, max_tokens, attempts, cache_dir, endpoint)
+    def __init__(self, url: str, model: str, template: str = COMPARE, **kwargs: Any) -> None:
+        super().__init__(url, model, template, **kwargs)
         check_template(template, ("prompt", "first", "second"), type(self).__name__)
 
     @override
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
 
         def compare(comparisons: list[Comparison]) -> list[float]:
-            questions = [
-                build_question(self.template, prompts[row], {"first": first, "second": second}, {})
-                for row, first, second in comparisons
-            ]
-            return self.ask(questions, [prompts[one.row].where for one in comparisons], last_verdict)
+            questions, places = [], []
+            for row, first, second in comparisons:
+                answers = {"first": first, "second": second}
+                questions.append(build_question(self.template, prompts[row], answers, {}))
+                places.append(prompts[row].where)
+            return self.ask(questions, places, last_verdict)
 
-        return [[0.5 + margin / 2 for margin in row] for row in mean_margins(answers, compare, _agreed)]
+        def win(first: float, second: float) -> float:
+            # Half a win for a tie in either order, and where the orders disagree.
+            return (first - second) / 2 if abs(first - second) == 2 else 0.0
 
-
-def _agreed(first: float, second: float) -> float:
-    """1 if both orders prefer the answer, -1 if both prefer the other one, else 0."""
-    difference = first - second
-    return difference / 2 if abs(difference) == 2 else 0.0
+        return [[0.5 + margin / 2 for margin in row] for row in mean_margins(answers, compare, win)]
 
 
 @cache
 def _remove_stale(folder: Path) -> None:
     """Remove temporary files of killed runs, once per process."""
     remove_stale_files(*folder.iterdir() if folder.is_dir() else ())
-
-
-def _write(file: Path, reply: str) -> None:
-    with explain_write_errors(file, "a judge's reply"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as temporary:
-            temporary.write_text(reply, "utf-8")
 
 
 def _read(file: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,15 +110,11 @@ class ModelJudge(ABC):
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""
-        weights = self._files_hash or f"{self.path}@{self.revision}"
+        folder, weights = Path(self.path), f"{self.path}@{self.revision}"
+        if folder.is_dir():  # by content: a later training stage may replace the files
+            files = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
+            weights = hash_json({file.name: hash_file(file) for file in files})
         return {"judge": type(self).__name__, "model": weights, "dtype": self.dtype}
-
-    @cached_property
-    def _files_hash(self) -> str:
-        """Hash of the model's files; empty for a hub id."""
-        folder = Path(self.path)
-        files = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
-        return hash_json({file.name: hash_file(file) for file in files}) if folder.is_dir() else ""
 
     def run(self, lengths: Sequence[int], forward: Callable[[list[int]], Tensor]) -> list[float]:
         """Compute one number per text, in batches of similar length.

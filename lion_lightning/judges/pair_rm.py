@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 from typing_extensions import override
 
-from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
+from lion_lightning.judges.model import ModelJudge, pad_right, special_tokens
 from lion_lightning.judges.pairwise import Comparison, mean_margins
 from lion_lightning.judges.text import conversation, escape_special_tokens
 from lion_lightning.models.model_configs import stored_config
@@ -67,23 +67,19 @@ class PairRMJudge(ModelJudge):
 
     Args:
         model: Hugging Face folder or hub id, in the layout of ``llm-blender/PairRM-hf``; safetensors only.
-        revision: Branch, tag or commit on the hub.
-        dtype: Dtype of the model; ``auto`` for that of its files.
-        batch_tokens: Maximum tokens of a batch, padding included.
         source_length: Maximum tokens of a prompt; the end of longer ones is truncated, as in LLM-Blender.
         candidate_length: Maximum tokens of an answer.
+        **kwargs: Further arguments of :class:`~lion_lightning.judges.model.ModelJudge`.
     """
 
     def __init__(
         self,
         model: str = "llm-blender/PairRM-hf",
-        revision: str = "main",
-        dtype: Dtype = "auto",
-        batch_tokens: int = 16384,
         source_length: int = 1224,
         candidate_length: int = 412,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, revision, dtype, batch_tokens)
+        super().__init__(model, **kwargs)
         if min(source_length, candidate_length) < 4:
             raise ValueError("PairRMJudge: source_length and candidate_length must be at least 4")
         self.source_length, self.candidate_length = source_length, candidate_length
@@ -117,7 +113,12 @@ class PairRMJudge(ModelJudge):
         sources = [self._encode(MARKS[0], conversation(prompt), self.source_length) for prompt in prompts]
 
         def compare(comparisons: list[Comparison]) -> list[float]:
-            return self._logits([self._pair(sources[row], first, second) for row, first, second in comparisons])
+            rows = []
+            for row, first, second in comparisons:
+                one = self._encode(MARKS[1], first, self.candidate_length)
+                other = self._encode(MARKS[2], second, self.candidate_length)
+                rows.append([*sources[row], *one, *other])
+            return self._logits(rows)
 
         return mean_margins(answers, compare, lambda first, second: (first - second) / 2)
 
@@ -131,10 +132,6 @@ class PairRMJudge(ModelJudge):
             return logits
 
         return self.run([len(row) for row in rows], forward)
-
-    def _pair(self, source: list[int], first: str, second: str) -> list[int]:
-        length = self.candidate_length
-        return source + self._encode(MARKS[1], first, length) + self._encode(MARKS[2], second, length)
 
     def _encode(self, mark: str, text: str, max_length: int) -> list[int]:
         """Tokens of source or candidate, with the special tokens that LLM-Blender adds to each."""

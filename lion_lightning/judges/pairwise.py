@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import permutations
-from typing import NamedTuple
 
-
-class Comparison(NamedTuple):
-    """A comparison of two answers to a prompt.
-
-    Attributes:
-        row: Index of the prompt.
-        first: The answer that is shown first.
-        second: The answer that is shown second.
-    """
-
-    row: int
-    first: str
-    second: str
+Comparison = tuple[int, str, str]
+"""Index of a prompt, and the answers to it that are shown first and second."""
 
 
 def mean_margins(
@@ -38,15 +26,16 @@ def mean_margins(
     Returns:
         Of each answer to each prompt, the mean margin over the other answers.
     """
-    comparisons = []
+    comparisons: list[Comparison] = []
     for row, given in enumerate(answers):
-        comparisons += [Comparison(row, first, second) for first, second in permutations(dict.fromkeys(given), 2)]
+        for first, second in permutations(dict.fromkeys(given), 2):
+            comparisons.append((row, first, second))
     preferences = dict(zip(comparisons, compare(comparisons), strict=True))
 
     def margin(row: int, answer: str, other: str) -> float:
         if answer == other:
             return 0.0
-        return combine(preferences[Comparison(row, answer, other)], preferences[Comparison(row, other, answer)])
+        return combine(preferences[row, answer, other], preferences[row, other, answer])
 
     scores = []
     for row, given in enumerate(answers):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lion_lightning.errors import first_line
-from lion_lightning.judges.model import Dtype, ModelJudge, pad_right, special_tokens
+from lion_lightning.judges.model import ModelJudge, pad_right, special_tokens
 from lion_lightning.judges.text import escape_special_tokens
 from lion_lightning.models.chat_template import ChatTemplate
 from lion_lightning.models.model_configs import stored_config
@@ -30,14 +31,12 @@ class RewardModelJudge(ModelJudge):
 
     Args:
         model: Hugging Face folder or hub id; safetensors only.
-        revision: Branch, tag or commit on the hub.
-        dtype: Dtype of the model; ``auto`` for that of its files.
-        batch_tokens: Maximum tokens of a batch, padding included.
         max_length: Maximum tokens of a text; longer ones lose their beginning, with a warning. None for the model's
             limit.
         chat_template: Replaces the tokenizer's: a built-in name, the path of a jinja file, or a jinja template, as for
             ``tokenizer.chat_template``.
         trust_remote_code: Run code that comes with the model.
+        **kwargs: Further arguments of :class:`~lion_lightning.judges.model.ModelJudge`.
 
     Raises:
         ValueError: The template is invalid. From ``open``: the model has several logits, its weights are incomplete, or
@@ -47,14 +46,12 @@ class RewardModelJudge(ModelJudge):
     def __init__(
         self,
         model: str,
-        revision: str = "main",
-        dtype: Dtype = "auto",
-        batch_tokens: int = 16384,
         max_length: int | None = None,
         chat_template: str | None = None,
         trust_remote_code: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(model, revision, dtype, batch_tokens)
+        super().__init__(model, **kwargs)
         if max_length is not None and max_length < 2:
             raise ValueError(f"RewardModelJudge: max_length is {max_length}; give at least 2")
         self.max_length, self.trust_remote_code = max_length, trust_remote_code
@@ -87,30 +84,30 @@ class RewardModelJudge(ModelJudge):
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """Score the answers to each prompt."""
-        rows = [
-            [self._truncated(self._tokens(prompt, answer)) for answer in given]
-            for prompt, given in zip(prompts, answers, strict=True)
-        ]
-        truncated = sum(too_long for row in rows for _, too_long in row)
+        rows, truncated = [], 0
+        for prompt, given in zip(prompts, answers, strict=True):
+            texts = [self._truncated(self._tokens(prompt, answer)) for answer in given]
+            rows.append([ids for ids, _ in texts])
+            truncated += sum(too_long for _, too_long in texts)
         if truncated:
             total = sum(map(len, rows))
             logger.warning("RewardModelJudge: %d of %d texts are too long and lost their beginning", truncated, total)
-        unique = list(dict.fromkeys(ids for row in rows for ids, _ in row))
+        unique = list(dict.fromkeys(chain(*rows)))
         pad = self._pad_id(unique)
-        values = self.run([*map(len, unique)], lambda indices: self._forward([unique[i] for i in indices], pad))
-        value_of = dict(zip(unique, values, strict=True))
-        return [[value_of[ids] for ids, _ in row] for row in rows]
 
-    def _forward(self, rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-        model = self.model
-        ids, mask = pad_right(rows, pad, model.device)
-        return model(input_ids=ids, attention_mask=mask).logits[:, 0]  # type: ignore[no-any-return]
+        def forward(indices: list[int]) -> Tensor:
+            ids, mask = pad_right([unique[index] for index in indices], pad, self.model.device)
+            return self.model(input_ids=ids, attention_mask=mask).logits[:, 0]  # type: ignore[no-any-return]
+
+        values = self.run([*map(len, unique)], forward)
+        value_of = dict(zip(unique, values, strict=True))
+        return [[value_of[ids] for ids in row] for row in rows]
 
     def _tokens(self, prompt: Prompt, answer: str) -> list[int]:
         if not prompt.messages:
             text = prompt.text + escape_special_tokens(answer, special_tokens(self.tokenizer))
             bos = self.tokenizer.bos_token
-            once = not (bos and text.startswith(bos))
+            once = not (bos and text.startswith(bos))  # a prompt may begin with the BOS already
             return self.tokenizer(text, add_special_tokens=once, verbose=False).input_ids  # type: ignore[no-any-return]
         # The template has the special tokens already: adding them would double the BOS.
         text = self._rendered(prompt, answer)
@@ -156,17 +153,13 @@ class RewardModelJudge(ModelJudge):
             )
 
     def _truncated(self, ids: list[int]) -> tuple[tuple[int, ...], bool]:
-        limit = self.max_length or self._longest()
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self.max_length or min(int(self.tokenizer.model_max_length), positions or 2**31)
         if len(ids) <= limit:
             return tuple(ids), False
         keeps_first = ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         first = ids[:1] if keeps_first else []
         return (*first, *ids[len(ids) - limit + len(first) :]), True
-
-    def _longest(self) -> int:
-        config = self.model.config.get_text_config()
-        positions: int | None = getattr(config, "max_position_embeddings", None)
-        return min(int(self.tokenizer.model_max_length), positions or 2**31)
 
     def _pad_id(self, rows: Sequence[Sequence[int]]) -> int:
         """Padding token id.

@@ -67,13 +67,19 @@ def build_question(template: str, prompt: Prompt, answers: Mapping[str, str], wo
         answers: The answer for each field.
         words: The text for each other field.
     """
-    turns = [(str(turn["role"]), _turn_text(turn)) for turn in prompt.messages]
-    turns = turns if len(turns) > 1 else [("user", prompt.question)]
-    code = _code([*(text for _, text in turns), *answers.values()])
-    asked = "\n".join(_tagged(role, text, code) for role, text in turns)
-    return fill(
-        template, {"prompt": asked, **{name: _tagged("answer", text, code) for name, text in answers.items()}, **words}
-    )
+    turns = [("user", prompt.question)]
+    if len(prompt.messages) > 1:
+        turns = [(str(turn["role"]), _turn_text(turn)) for turn in prompt.messages]
+    texts = json.dumps([*(text for _, text in turns), *answers.values()])
+    code = hash_json(texts)[:16]
+    while code in texts:  # the next code depends on the texts only, too
+        texts += code
+        code = hash_json(texts)[:16]
+
+    fields = {"prompt": "\n".join(_tagged(role, text, code) for role, text in turns), **words}
+    for name, text in answers.items():
+        fields[name] = _tagged("answer", text, code)
+    return fill(template, fields)
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
@@ -109,16 +115,6 @@ _TURNS = re.compile(
 def _tagged(name: str, text: str, code: str) -> str:
     escaped = _TURNS.sub(r"\g<0> ", text)  # the server's tokenizer and its special tokens are unknown
     return f"<{name} {code}>\n{escaped}\n</{name} {code}>"
-
-
-def _code(texts: Iterable[str]) -> str:
-    """16 hexadecimal digits that no text contains."""
-    key = json.dumps(list(texts))
-    while True:
-        code = hash_json(key)[:16]
-        if code not in key:
-            return code
-        key += code
 
 
 def complete_text(choice: Reply) -> str:

@@ -25,13 +25,13 @@ class VerifierJudge:
 
     def __init__(self, verifier: Verifier, reward: float = 1.0) -> None:
         self.verifier, self.reward = verifier, reward
+        self._name = getattr(verifier, "__qualname__", type(verifier).__qualname__)
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""
-        own = self.verifier
-        name = getattr(own, "__qualname__", type(own).__qualname__)
-        settings = {key: value for key, value in getattr(own, "__dict__", {}).items() if not key.startswith("_")}
-        return {"judge": type(self).__name__, "verifier": name, "settings": settings, "reward": self.reward}
+        own = getattr(self.verifier, "__dict__", {})
+        settings = {key: value for key, value in own.items() if not key.startswith("_")}
+        return {"judge": type(self).__name__, "verifier": self._name, "settings": settings, "reward": self.reward}
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """Score the answers to each prompt.
@@ -39,9 +39,10 @@ class VerifierJudge:
         Raises:
             ValueError: The verifier failed; the message names the prompt.
         """
-        return [
-            [self._score(prompt, answer) for answer in given] for prompt, given in zip(prompts, answers, strict=True)
-        ]
+        scores = []
+        for prompt, given in zip(prompts, answers, strict=True):
+            scores.append([self._score(prompt, answer) for answer in given])
+        return scores
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Score a dummy answer, to find missing packages and columns."""
@@ -51,8 +52,7 @@ class VerifierJudge:
         try:
             found = self.verifier(prompt, answer)
         except Exception as error:
-            name = getattr(self.verifier, "__qualname__", type(self.verifier).__qualname__)
-            raise ValueError(f"{_place(prompt)}: {name} failed ({error})") from error
+            raise ValueError(f"{_place(prompt)}: {self._name} failed ({error})") from error
         return self.reward * found if isinstance(found, bool) else found
 
 

@@ -38,9 +38,12 @@ class WeightedJudge:
     ) -> None:
         if not judges:
             raise ValueError("WeightedJudge: judges is empty; give at least one")
+        if names is None:
+            kinds = [type(judge).__name__ for judge in judges]
+            names = [kind if kinds.count(kind) == 1 else f"{kind} {place}" for place, kind in enumerate(kinds)]
         self.judges, self.standardize = judges, standardize
         self.weights = [1.0] * len(judges) if weights is None else weights
-        self.names = _names(judges) if names is None else names
+        self.names = names
         for what, values in (("weights", self.weights), ("names", set(self.names))):
             if len(values) != len(judges):
                 raise ValueError(f"WeightedJudge: {len(judges)} judges but {len(values)} {what}; give one per judge")
@@ -77,20 +80,13 @@ class WeightedJudge:
         """Sum the scores of the judges with their weights."""
         totals = []
         for rows in zip(*(parts[name] for name in self.names), strict=True):  # the judges' scores of a prompt's answers
-            scores = [_standardized(row) for row in rows] if self.standardize else rows
+            scores = []
+            for row in rows:
+                mean, deviation = (fmean(row), pstdev(row)) if self.standardize else (0.0, 1.0)
+                scores.append([(score - mean) / deviation if deviation else 0.0 for score in row])
             totals.append([sum(map(mul, self.weights, answer)) for answer in zip(*scores, strict=True)])
         return totals
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """Score the answers to each prompt."""
         return self.combine(self.parts(prompts, answers))
-
-
-def _names(judges: Sequence[Judge]) -> list[str]:
-    kinds = [type(judge).__name__ for judge in judges]
-    return [kind if kinds.count(kind) == 1 else f"{kind} {place}" for place, kind in enumerate(kinds)]
-
-
-def _standardized(scores: Sequence[float]) -> list[float]:
-    deviation = pstdev(scores)
-    return [(score - fmean(scores)) / deviation if deviation else 0.0 for score in scores]

@@ -170,9 +170,11 @@ def test_messages_of_other_ranks_are_read_as_text(reads: Any, tmp_path: Path) ->
 
 
 def test_a_kept_reply_of_a_judge_is_read_as_text(reads: Any, tmp_path: Path) -> None:
-    judge = RubricLLMJudge("http://127.0.0.1:9", "m", cache_dir=tmp_path)
-    file = judge._file(judge._body("?", 0))
-    reads(file, lambda: judge._replies(["?"], 0), fails=False)
+    with serving(lambda route, body: (200, {"choices": [{"message": {"content": "8"}}]})) as url:
+        judge = RubricLLMJudge(url, "m", cache_dir=tmp_path)
+        judge.ask(["?"], ["row 1"], float)
+    (file,) = tmp_path.rglob("*.txt")
+    reads(file, lambda: judge.ask(["?"], ["row 1"], lambda reply: 0.0), fails=False)
 
 
 def test_generation_settings_are_read_as_data(reads: Any, tmp_path: Path) -> None:

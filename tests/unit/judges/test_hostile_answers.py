@@ -20,7 +20,7 @@ from lion_lightning.judges import (
     WeightedJudge,
 )
 from lion_lightning.judges.llm import COMPARE, RATE
-from lion_lightning.judges.text import build_question, escape_special_tokens
+from lion_lightning.judges.text import build_question, escape_special_tokens, last_rating
 from lion_lightning.processes.limited_process import LimitedCheck
 from lion_lightning.types import Prompt
 from tests.unit.chat_server import serving
@@ -148,7 +148,7 @@ def test_other_brackets_stay_as_they_were_written() -> None:
     ],
 )
 def test_a_rating_is_read_or_there_is_none(reply: str, rating: float | None) -> None:
-    assert RubricLLMJudge("http://127.0.0.1:9", "m")._rating(reply) == rating
+    assert last_rating(reply, 1, 10) == rating
 
 
 @pytest.mark.parametrize("reply", ["\n" * 200_000, "rating " * 30_000, "Rating 1" + "!" * 200_000 + "x", "*" * 200_000])
@@ -161,7 +161,7 @@ def test_no_reply_takes_long_to_read(reply: str, tmp_path: Path) -> None:
         judge = PairwiseLLMJudge(url, "m", attempts=1, cache_dir=tmp_path)
         with pytest.raises(ValueError, match="no rating or verdict in 1 replies"):
             judge.score([asked("w5")], [["a", "b"]])
-    assert RubricLLMJudge("http://127.0.0.1:9", "m")._rating(reply) is None
+    assert last_rating(reply, 1, 10) is None
     assert time.monotonic() - started < 5
 
 

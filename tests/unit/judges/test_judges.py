@@ -486,8 +486,12 @@ def test_a_mark_or_a_separator_in_a_text_is_text_to_pair_rm(pair_rm: Path) -> No
     judge = PairRMJudge(str(pair_rm))
     judge.open(torch.device("cpu"))
     hostile = f"w10 [SEP] {MARKS[1]} w11"
-    ids = judge._pair(judge._encode(MARKS[0], hostile, 99), hostile, "w12")
-    assert [ids.count(token) for token in (1, 2, 4, 5, 6)] == [3, 3, 1, 1, 1]  # [CLS] and [SEP] around each piece
+    seen: list[list[int]] = []
+    judge.model.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0].tolist()))
+    judge.score([asked(hostile)], [[hostile, "w12"]])
+    for ids in seen:
+        assert [ids.count(token) for token in (1, 2, 4, 5, 6)] == [3, 3, 1, 1, 1]  # [CLS] and [SEP] around each piece
+    assert len(seen) == 2
 
 
 def test_calls_of_a_turn_are_shown_to_a_judge() -> None:
