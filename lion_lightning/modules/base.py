@@ -86,10 +86,9 @@ class AlignmentModule(SteppedPolicy, ABC):
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
             warnings.filterwarnings("ignore", message="Attribute .* removed from hparams")
             self.save_hyperparameters()
-            # Secrets would be in each checkpoint, and in hparams.yaml.
-            for name in [name for name, value in self.hparams.items() if is_secret(name) or holds_secret(str(value))]:
-                for kept in (self.hparams, cast(dict[str, Any], self._hparams_initial)):
-                    del kept[name]
+            for name, value in list(self.hparams.items()):
+                if is_secret(name) or holds_secret(str(value)):  # it would be in each checkpoint, and in hparams.yaml
+                    del self.hparams[name], cast(dict[str, Any], self._hparams_initial)[name]
             clean_namespace(self.hparams)  # of functions, as the Trainer would do, with advice that is for us
         self.policy_spec = PolicySpec.of(policy)
         self.tokenizer_spec = _as_tokenizer_spec(tokenizer, self.policy_spec)
@@ -151,16 +150,20 @@ class AlignmentModule(SteppedPolicy, ABC):
         if self.policy is not None:
             return
         self._new_ids = new_token_ids(self.tokenizer_spec)
-        self.policy = self.build(self.policy_spec)
+        self.policy = self.build()
         rows = self.policy_spec.rows_to_train(self.policy.causal_lm, self._new_ids)
         if rows is not None:
             self._trainable_rows = TrainableRows(self.policy.causal_lm, rows)
         self._dims = {name: parameter.dim() for name, parameter in self.named_parameters()}
 
-    def build(self, spec: PolicySpec) -> PolicyModel:
-        """A model with the policy's tokenizer, split over ranks where the trainer's strategy says so."""
+    def build(self, spec: PolicySpec | None = None) -> PolicyModel:
+        """A model with the policy's tokenizer, split over ranks where the trainer's strategy says so.
+
+        Args:
+            spec: How to build it; None for another policy as the stage starts from it.
+        """
         sharding = sharding_of(self.trainer) if self._trainer is not None else None
-        model = spec.build(self.tokenizer_spec.load(), self._new_ids, sharding)
+        model = (spec or self.policy_spec).build(self.tokenizer_spec.load(), self._new_ids, sharding)
         if self._trainer is not None and isinstance(self.trainer.strategy, FSDPStrategy):
             broadcast_parameters(model)  # it is split as it is: ranks that were seeded apart would train a patchwork
         return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from typing_extensions import override
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import PreferenceLoss
-from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.batches import evaluation_batches, refuse_rounds, train_batches
@@ -90,7 +89,7 @@ class DPOModule(AlignmentModule):
     def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
         """Sums over the pairs of a batch of what is logged, by log key. Override it to log more."""
         rewards = self.loss.rewards(policy, reference)
-        won = (rewards.margin.sign() + 1) / 2
+        won = (rewards.margin.sign() + 1) / 2  # (pairs,) 1, 0, or 1/2 for a tie
         metrics = {
             "rewards/chosen": rewards.chosen,
             "rewards/rejected": rewards.rejected,
@@ -102,15 +101,16 @@ class DPOModule(AlignmentModule):
             "lengths/rejected": policy.rejected.counts,
         }
         if not isinstance(self.reference, NoReference):
-            moved = [own.sums - other.sums for own, other in zip(policy, reference, strict=True)]
-            metrics["kl"] = sum(moved) / 2  # type: ignore[assignment]
+            chosen = policy.chosen.sums - reference.chosen.sums
+            rejected = policy.rejected.sums - reference.rejected.sums
+            metrics["kl"] = (chosen + rejected) / 2
         return {name: values.sum() for name, values in metrics.items()}
 
     @override
     def configure_model(self) -> None:
         """Build the policy, and the reference as the stage starts from it."""
         super().configure_model()
-        self.reference.attach(self.policy_model, self._build)
+        self.reference.attach(self.policy_model, self.build)
 
     @override
     def on_fit_start(self) -> None:
@@ -163,21 +163,18 @@ class DPOModule(AlignmentModule):
         super().on_load_checkpoint(checkpoint)
         self.reference.restore(checkpoint.get("lion", {}).get("reference", {}))
 
-    def _build(self, spec: PolicySpec | None) -> PolicyModel:
-        return self.build(spec or self.policy_spec)
-
     def _add_up(self, values: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(values, reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
 
     def _precompute_all(self) -> None:
-        self._precompute("training", train_batches(self.trainer))
+        ranks = Ranks.of(self.trainer.strategy)
+        self.reference.precompute(train_batches(self.trainer), self.policy_model, ranks, "training")
         self._precompute_evaluation()
 
     def _precompute_evaluation(self) -> None:
+        ranks = Ranks.of(self.trainer.strategy)
         for number, batches in enumerate(evaluation_batches(self.trainer)):
-            self._precompute(f"evaluation {number}" if number else "evaluation", batches)
-
-    def _precompute(self, title: str, batches: Iterable[PackedBatch]) -> None:
-        self.reference.precompute(batches, self.policy_model, Ranks.of(self.trainer.strategy), title)
+            title = f"evaluation {number}" if number else "evaluation"
+            self.reference.precompute(batches, self.policy_model, ranks, title)

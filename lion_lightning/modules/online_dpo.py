@@ -48,7 +48,11 @@ class OnlineDPOModule(DPOModule):
             raise ValueError(f"model.kl_batches is {kl_batches}; give 0 or more")
         self.kl_batches = kl_batches
         self._epoch_kl: float | None = None
-        self.start: Reference = self.reference if _is_start(self.reference) else CachedReference()
+        # on_policy/kl compares with the model that the stage starts from: the reference itself if it stays that model.
+        fixed = type(self.reference) in (CachedReference, FrozenReference)
+        own_start = fixed and getattr(self.reference, "spec", None) is None
+        starts = own_start or isinstance(self.reference, AdapterOffReference)
+        self.start: Reference = self.reference if starts else CachedReference()
 
     @override
     def require_data(self, data: Any) -> None:
@@ -72,7 +76,7 @@ class OnlineDPOModule(DPOModule):
         """Build the policy, and the references as the stage starts from it."""
         super().configure_model()
         if self.start is not self.reference and self.kl_batches:
-            self.start.attach(self.policy_model, self._build)
+            self.start.attach(self.policy_model, self.build)
 
     @override
     def on_train_start(self) -> None:
@@ -120,12 +124,13 @@ class OnlineDPOModule(DPOModule):
         self._precompute_evaluation()  # pairs to train on come with each epoch
 
     def _precompute_epoch(self) -> None:
-        self._precompute(f"round {self.current_epoch}", epoch_batches(self.trainer))
+        batches, ranks = epoch_batches(self.trainer), Ranks.of(self.trainer.strategy)
+        self.reference.precompute(batches, self.policy_model, ranks, f"round {self.current_epoch}")
 
     @torch.no_grad()
     def _kl(self) -> torch.Tensor:
         """Mean log-ratio of the policy to the start; the policy is the start in the first epoch."""
-        total = torch.zeros(2, dtype=torch.float32, device=self.device)
+        total = torch.zeros(2, dtype=torch.float32, device=self.device)  # sum of log-ratios, number of answers
         if self.current_epoch == 0:
             return total[0]
         batches = list(islice(iter(epoch_batches(self.trainer)), self.kl_batches))
@@ -133,7 +138,8 @@ class OnlineDPOModule(DPOModule):
         if self.start is not self.reference:
             self.start.precompute(batches, self.policy_model, ranks, "the starting model, for on_policy/kl")
         with evaluating(self.policy_model):
-            for batch in (batch.to(self.device) for batch in batches):
+            for batch in batches:
+                batch = batch.to(self.device)
                 with ranks.autocast():
                     own = pair_logps(self.policy_model(batch), batch)
                     start = self.start(batch, self.policy_model)
@@ -142,10 +148,3 @@ class OnlineDPOModule(DPOModule):
         log_ratios, answers = self._add_up(total)
         mean: torch.Tensor = log_ratios / answers.clamp_min(1.0)
         return mean
-
-
-def _is_start(reference: Reference) -> bool:
-    """True if a reference stays the model that the stage starts from."""
-    if isinstance(reference, AdapterOffReference):
-        return True
-    return type(reference) in (CachedReference, FrozenReference) and getattr(reference, "spec", None) is None

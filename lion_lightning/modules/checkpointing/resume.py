@@ -37,7 +37,12 @@ class Resumption:
         """Give back the steps, and the loader its place, at the start of training."""
         steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
         steps.total.completed += self.steps
-        restore_loader(trainer, self.loops)
+        # Lightning does not hand over the loader's state where the loader was set up before the restore. Doing so twice
+        # does no harm: nothing has been read from it yet.
+        states = self.loops.get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
+        loader: Any = trainer.train_dataloader
+        if len(states) == 1 and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(states[0])
 
     def finish(self, trainer: Trainer) -> None:
         """Do what is left, by Lightning's own methods, before training goes on."""
@@ -59,20 +64,15 @@ class Resumption:
         elif self.within_batch and loop._should_check_val_fx(fit._data_fetcher):
             loop.batch_progress.increment_completed()
             loop.update_restart_stage()  # Lightning's name for this place: validation is done, the batch's end is not
-            _validate(trainer)
+            loop.val_loop.on_iteration_done()
+            trainer.validating = True
+            loop.val_loop.run()
+            trainer.training = True
 
 
 def _as_if_never_stopped(loop: Any) -> None:
     for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
         part.on_iteration_done()
-
-
-def _validate(trainer: Any) -> None:
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.on_iteration_done()
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
 
 
 def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
@@ -91,7 +91,8 @@ def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
     ended = epochs["current"]["processed"] == epochs["current"]["started"]  # saved in on_train_epoch_end, or later
     within_hook = batches["total"]["completed"] < batches["total"]["processed"]  # saved in on_train_batch_end
     left.within_batch = within_hook and not said.get("rewound", False)
-    left.over = ended and (enough or 0 <= _last_epoch(trainer) <= epochs["current"]["processed"])
+    last_epoch = -1 if trainer.max_epochs is None else trainer.max_epochs
+    left.over = ended and (enough or 0 <= last_epoch <= epochs["current"]["processed"])
     left.ends = not ended and batches["current"]["processed"] > 0 and (batches["is_last_batch"] or enough)
     left.steps = int(enough)
     steps["completed"] -= left.steps
@@ -99,7 +100,9 @@ def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
         for counts in (batches["total"], batches["current"]):
             counts["completed"] = counts["processed"]
     elif left.over or (ended and not batches["is_last_batch"] and batches["current"]["processed"]):
-        _reopen_epoch(epochs)
+        # Go on within an epoch that max_steps or an early stop cut short: Lightning counts it as over.
+        for counts in (epochs["total"], epochs["current"]):
+            counts["processed"] = counts["completed"] = counts["started"] - 1
     elif ended and batches["is_last_batch"]:
         batches["current"] = dict.fromkeys(batches["current"], 0)
         batches["is_last_batch"] = False
@@ -127,11 +130,6 @@ def require_same_shapes(
     )
 
 
-def _last_epoch(trainer: Trainer) -> int:
-    """Epochs of the run; -1 for no limit."""
-    return -1 if trainer.max_epochs is None else trainer.max_epochs
-
-
 def unlogged(trainer: Trainer) -> dict[str, Any] | None:
     """The row of metrics that Lightning 2.6 logs right after the hook that a checkpoint is saved in; None for none."""
     fit: Any = trainer.fit_loop
@@ -156,23 +154,6 @@ def _fit_loop(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
         return loops
     rank_zero_warn("This Lightning keeps other counters than 2.6 does: a resume from this checkpoint may be inexact.")
     return None
-
-
-def _reopen_epoch(epochs: dict[str, Any]) -> None:
-    """Go on within an epoch that ``max_steps`` or an early stop cut short: Lightning counts it as over."""
-    for counts in (epochs["total"], epochs["current"]):
-        counts["processed"] = counts["completed"] = counts["started"] - 1
-
-
-def restore_loader(trainer: Trainer, loops: dict[str, Any]) -> None:
-    """Hand the train loader its saved state, which Lightning does not where the loader was set up before the restore.
-
-    Doing so twice does no harm: nothing has been read from the loader yet.
-    """
-    states = loops.get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
-    loader: Any = trainer.train_dataloader
-    if len(states) == 1 and hasattr(loader, "load_state_dict"):
-        loader.load_state_dict(states[0])
 
 
 def rewind(checkpoint: dict[str, Any], trainer: Trainer) -> bool:

@@ -135,16 +135,14 @@ class RunSettings:
         return [change for change in changes(self._stored, self.values) if not change.name.startswith(STEPPING)]
 
     def _refuse(self) -> None:
-        refused = [change for change in self._changes() if change.refused or self._keeps(change)]
+        # The state of a foreign schedule holds its settings, in a form that only it knows.
+        held = ("model.lr_scheduler.", "model.optimizer.lr") if self._foreign else ()
+        refused = [change for change in self._changes() if change.refused or change.name.startswith(held)]
         if refused:
             raise ValueError(
                 f"the checkpoint's state is of other settings: {_listed(refused)}; resume with the old ones, or begin "
                 "anew with its model: `lion export CHECKPOINT FOLDER`, then model.policy.path: FOLDER"
             )
-
-    def _keeps(self, change: Change) -> bool:
-        """True if the state of a foreign schedule holds a setting, in a form that only it knows."""
-        return self._foreign and change.name.startswith(("model.lr_scheduler.", "model.optimizer.lr"))
 
 
 def _take(group: dict[str, Any], own: Mapping[str, Any]) -> None:

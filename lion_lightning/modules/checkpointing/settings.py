@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
@@ -48,8 +48,14 @@ PLACES = ("cache_dir", "trust_remote_code", "verbose")
 
 def plain(parts: Mapping[str, Any]) -> Settings:
     """Settings of objects, by dotted name."""
-    found = {name: value for part, owner in parts.items() for name, value in flat(part, owner)}
-    return {name: _bare(value) for name, value in found.items() if name.rpartition(".")[2] not in PLACES}
+    found: Settings = {}
+    for part, owner in parts.items():
+        for name, value in flat(part, owner):
+            if name.rpartition(".")[2] not in PLACES:
+                # As Python's own types, which checkpoints load: numpy's numbers and enumerations are of others.
+                kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
+                found[name] = value if kind is None else kind(value)
+    return found
 
 
 def run_settings(trainer: Trainer) -> Settings:
@@ -58,14 +64,16 @@ def run_settings(trainer: Trainer) -> Settings:
     Args:
         trainer: Set up, and nothing restored yet: callbacks take old settings out of checkpoints.
     """
-    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
     own = {name: getattr(trainer, name) for name in OF_THE_RUN}
-    if any(isinstance(one, GradientAccumulationScheduler) for one in callbacks):
-        del own["accumulate_grad_batches"]  # it is the epoch's
-    shaping: dict[str, Any] = {f"callbacks.{type(one).__name__}": one for one in callbacks if isinstance(one, SHAPING)}
-    for one in callbacks:
-        if hasattr(one, "training_settings"):
-            shaping[f"callbacks.{type(one).__name__}"] = one.training_settings()
+    shaping: dict[str, Any] = {}
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    for callback in callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            own.pop("accumulate_grad_batches", None)  # it is the epoch's
+        if hasattr(callback, "training_settings"):
+            shaping[f"callbacks.{type(callback).__name__}"] = callback.training_settings()
+        elif isinstance(callback, SHAPING):
+            shaping[f"callbacks.{type(callback).__name__}"] = callback
     return plain({"trainer": own, **shaping, "seed_everything": os.environ.get("PL_GLOBAL_SEED")})
 
 
@@ -107,12 +115,6 @@ def schedule_settings(schedules: Iterable[Any], factory: Any) -> Settings:
         found |= plain({"model.lr_scheduler": schedule})
     left_out = ("model.lr_scheduler.optimizer", "model.lr_scheduler.last_epoch")
     return {name: value for name, value in found.items() if not name.startswith(left_out)}
-
-
-def _bare(value: Any) -> Any:
-    """The value as Python's own type, which checkpoints load: numpy's numbers and enumerations are of others."""
-    kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
-    return value if kind is None else kind(value)
 
 
 def _digest(text: str) -> str:

@@ -52,23 +52,18 @@ def require_own_paths(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
     """Refuse a checkpoint that names files elsewhere as checkpoints of the run: Lightning would remove them in time."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     own = [str(getattr(callback, "dirpath", None)) for callback in callbacks if isinstance(callback, Checkpoint)]
-    states = [state for state in dict(checkpoint.get("callbacks") or {}).values() if isinstance(state, Mapping)]
-    for path in (path for state in states for path in _checkpoints(state)):
+    paths: list[Any] = []
+    for state in dict(checkpoint.get("callbacks") or {}).values():
+        if isinstance(state, Mapping):  # the entries of a ModelCheckpoint that hold paths
+            paths += [state.get(name) for name in ("best_model_path", "kth_best_model_path", "last_model_path")]
+            paths += state["best_k_models"] if isinstance(state.get("best_k_models"), Mapping) else []
+    for path in [str(path) for path in paths if isinstance(path, str | Path)]:
         elsewhere = "://" in path and not path.startswith(tuple(f"{folder}/" for folder in own))
         if elsewhere or ".." in Path(path).parts:
             raise ValueError(
                 f"the checkpoint takes {path!r} for one of the run's, which Lightning would remove in time; resume "
                 "from a checkpoint of your own"
             )
-
-
-def _checkpoints(state: Mapping[str, Any]) -> Iterator[str]:
-    """Paths in the state of a ``ModelCheckpoint``."""
-    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        if isinstance(state.get(name), str | Path):
-            yield str(state[name])
-    if isinstance(state.get("best_k_models"), Mapping):
-        yield from map(str, state["best_k_models"])
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

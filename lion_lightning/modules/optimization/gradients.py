@@ -32,8 +32,3 @@ def gradient_norm(module: nn.Module, strategy: Strategy) -> Tensor:
         return norm
     total: Any = strategy.reduce(norm.to(strategy.root_device) ** 2, reduce_op="sum")  # a flat shard has only its part
     return torch.sqrt(total)
-
-
-def clips_flat_shards(strategy: Strategy, algorithm: str | None) -> bool:
-    """True if only FSDP itself can clip: by the norm over all flat shards."""
-    return isinstance(strategy, FSDPStrategy) and algorithm in (None, "norm")

@@ -143,11 +143,15 @@ def require_same_batches(trainer: Trainer) -> None:
 
 def monitors(trainer: Trainer) -> list[tuple[str, str]]:
     """Who monitors what, callbacks and schedules; but for those that are told to do without."""
-    callbacks: list[Any] = getattr(trainer, "callbacks", [])
-    found = [(type(one).__name__, getattr(one, "monitor", None), getattr(one, "strict", True)) for one in callbacks]
+    found: list[tuple[str, Any]] = [(type(one).__name__, one) for one in getattr(trainer, "callbacks", [])]
     for config in trainer.lr_scheduler_configs:
-        found.append((f"lr_scheduler: {type(config.scheduler).__name__}", config.monitor, config.strict))
-    return [(name, key) for name, key, strict in found if isinstance(key, str) and strict]
+        found.append((f"lr_scheduler: {type(config.scheduler).__name__}", config))
+    waiting = []
+    for name, one in found:
+        key = getattr(one, "monitor", None)
+        if isinstance(key, str) and getattr(one, "strict", True):
+            waiting.append((name, key))
+    return waiting
 
 
 def warn_of_slow_precision(trainer: Trainer) -> None:

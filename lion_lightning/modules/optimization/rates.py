@@ -25,14 +25,13 @@ class RateWatch:
                 "lr_scheduler: the run makes one optimizer step, and its learning rate is 0, so nothing is trained; "
                 "give the optimizer a rate, or a schedule that begins above 0, or make more steps"
             )
-        for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
-            if isinstance(schedule, WarmupSchedule):
-                total = schedule.total_steps or 1
-                if schedule.warmup >= total > 1:
-                    rank_zero_warn(
-                        f"lr_scheduler.warmup: {schedule.warmup:g} steps of warmup in a run of {total}, which never "
-                        "reaches the learning rate that was asked for; lower warmup, or make more steps"
-                    )
+        for config in trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if isinstance(schedule, WarmupSchedule) and schedule.warmup >= (schedule.total_steps or 1) > 1:
+                rank_zero_warn(
+                    f"lr_scheduler.warmup: {schedule.warmup:g} steps of warmup in a run of {schedule.total_steps}, "
+                    "which never reaches the learning rate that was asked for; lower warmup, or make more steps"
+                )
 
     def step(self, optimizer: Optimizer) -> None:
         """Take in the rate of a step, before it is made."""

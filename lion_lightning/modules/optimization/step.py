@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -16,7 +17,7 @@ from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpointing.policy_checkpoints import PolicyCheckpoints
 from lion_lightning.modules.metrics import StepMetrics
-from lion_lightning.modules.optimization.gradients import clips_flat_shards, gradient_norm, scale_gradients
+from lion_lightning.modules.optimization.gradients import gradient_norm, scale_gradients
 from lion_lightning.modules.optimization.limits import made, require_finite_loss, require_optimizer_numbers
 from lion_lightning.modules.optimization.rates import RateWatch
 from lion_lightning.modules.optimization.run_length import accumulation, run_length
@@ -51,12 +52,6 @@ class SteppedPolicy(PolicyCheckpoints):
             num_items: Items of the global step, over all micro-batches and ranks.
         """
         return num_items
-
-    @property
-    def global_batches(self) -> int:
-        """Micro-batches that make one optimizer step, over accumulation and data-parallel ranks."""
-        replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
-        return self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
 
     @override
     def configure_optimizers(self) -> Any:
@@ -106,16 +101,25 @@ class SteppedPolicy(PolicyCheckpoints):
     def begin_schedules(self) -> None:
         """Tell the schedules that were given no length how long the run is, as far as that is known now."""
         for schedule in self._endless:
-            schedule.begin(_finite(run_length(self.trainer)))
+            steps = run_length(self.trainer)
+            if math.isinf(steps):
+                raise MisconfigurationException(
+                    "lr_scheduler: the run has no known end; set trainer.max_steps, max_epochs or "
+                    "lr_scheduler.total_steps."
+                )
+            schedule.begin(int(steps))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters in two groups, the second free of weight decay."""
         masked = token_embeddings(self.policy_model.causal_lm) if self._trainable_rows else []
-        frozen_rows = {id(parameter) for parameter in masked}
-        trainable = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        matrices = {id(p) for name, p in trainable if self._dims.get(unwrapped(name), p.dim()) > 1} - frozen_rows
-        decayed, plain = ([p for _, p in trainable if (id(p) in matrices) is wanted] for wanted in (True, False))
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        row_masked = set(map(id, masked))  # decay would move rows that have no gradient
+        decayed: list[Any] = []
+        others: list[Any] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                matrix = self._dims.get(unwrapped(name), parameter.dim()) > 1
+                (decayed if matrix and id(parameter) not in row_masked else others).append(parameter)
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
     @override
@@ -134,7 +138,15 @@ class SteppedPolicy(PolicyCheckpoints):
 
         def closure() -> Any:
             result = optimizer_closure() if optimizer_closure is not None else None
-            self._normalize_gradients()
+            self._step.reduce(self.trainer.strategy)
+            divisor, loss = self._step.as_floats(self.normalizer(self._step.num_items))
+            require_finite_loss(loss, self.trainer)
+            # The strategy has averaged over ranks and Lightning over the window: both are undone here.
+            replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
+            batches = self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
+            scale_gradients(self, batches / divisor if divisor else 0.0)
+            if self._trainable_rows is not None:
+                self._trainable_rows.mask_gradients()
             return result
 
         self._rates.step(optimizer)
@@ -157,28 +169,12 @@ class SteppedPolicy(PolicyCheckpoints):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by the norm of the full gradient under every strategy."""
-        if gradient_clip_val and clips_flat_shards(self.trainer.strategy, gradient_clip_algorithm):
+        flat = isinstance(self.trainer.strategy, FSDPStrategy)
+        if gradient_clip_val and flat and gradient_clip_algorithm in (None, "norm"):
             root: Any = self.trainer.strategy.model
-            root.clip_grad_norm_(gradient_clip_val)
+            root.clip_grad_norm_(gradient_clip_val)  # only FSDP itself knows the norm over all flat shards
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _default_optimizer(self, parameters: Any) -> Optimizer:
         return AdamW(parameters, lr=self.default_learning_rate, weight_decay=0.0)
-
-    def _normalize_gradients(self) -> None:
-        self._step.reduce(self.trainer.strategy)
-        divisor, loss = self._step.as_floats(self.normalizer(self._step.num_items))
-        require_finite_loss(loss, self.trainer)
-        # The strategy has averaged over ranks and Lightning over the window: both are undone here.
-        scale_gradients(self, self.global_batches / divisor if divisor else 0.0)
-        if self._trainable_rows is not None:
-            self._trainable_rows.mask_gradients()
-
-
-def _finite(steps: float) -> int:
-    if math.isinf(steps):
-        raise MisconfigurationException(
-            "lr_scheduler: the run has no known end; set trainer.max_steps, max_epochs or lr_scheduler.total_steps."
-        )
-    return int(steps)
