@@ -20,7 +20,8 @@ from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, remove_shared
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenize import Encoder, tokenize
+from lion_lightning.data.store.example_batch import Encoder
+from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.rendezvous import ALONE, rendezvous

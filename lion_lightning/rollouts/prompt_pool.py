@@ -11,9 +11,11 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, hash_json
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.pairing import PromptAnswer
 from lion_lightning.data.formats.sft import Completion, Conversation
+from lion_lightning.data.reports.bad_rows import leave_out, refuse_mostly_bad
 from lion_lightning.data.reports.row_messages import (
     RowMessages,
     collect_messages,
@@ -92,20 +94,37 @@ class PromptPool:
         """Add the prompts of a source that were not seen, and return their positions, repeated by its fraction."""
         first = len(self)
         with collect_messages() as messages:
-            self._add_rows(number, source, seen)
+            if bad := self._add_rows(number, source, seen):
+                messages.bad_rows = cache_folder("bad_rows") / f"{hash_json([source.path, bad])}.jsonl"
+                with explain_write_errors(messages.bad_rows.parent, "bad rows"):
+                    messages.bad_rows.parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_write(messages.bad_rows) as temporary:
+                        temporary.write_text("".join(bad), "utf-8")
+        refuse_mostly_bad(source.label, messages, self.sizes[source.label])
         source.require_columns(messages)
         self.messages[source.label] = messages
         self.left_out.update(messages["left out"])
         return first + repeats(len(self) - first, source)
 
-    def _add_rows(self, number: int, source: Source, seen: dict[bytes, str]) -> None:
+    def _add_rows(self, number: int, source: Source, seen: dict[bytes, str]) -> list[str]:
+        """Add the prompts of a source, and return its bad rows."""
+        bad: list[str] = []
         rows = self._rows[number]
         chosen = source.choose(len(rows))
         self.sizes[source.label] = len(chosen)
         bar = tqdm(rows.take(chosen), f"prompts of {source.label}", len(chosen), unit=" rows", delay=2)
         for row_number, row in zip(chosen.tolist(), bar, strict=True):
-            with collect_row_messages():
-                prompts = source.examples(row, _Reader())
+            try:
+                with collect_row_messages():
+                    prompts = source.examples(row, _Reader())
+                    if source.on_bad_row == "skip":  # what cannot be rendered is found now, and not in a later round
+                        for prompt in prompts:
+                            self._encoder.prompt(prompt_of(prompt))
+            except ValueError as error:
+                if source.on_bad_row == "error":
+                    raise
+                bad.append(leave_out(row, error))
+                continue
             for example, prompt in enumerate(prompts):
                 group = prompt_digest(prompt_of(prompt))
                 if group in seen:
@@ -114,6 +133,7 @@ class PromptPool:
                 seen[group] = "duplicate"
                 self._locations.extend((number, row_number, example))
                 self._hashes += group
+        return bad
 
     def __len__(self) -> int:
         """Number of unique prompts."""

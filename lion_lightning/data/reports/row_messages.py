@@ -10,20 +10,27 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Literal
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["warning", "left out", "plain text", "unused", "kept", "mapped"]
-"""Something that is not done as a row asks; why a row gave no example; a row of plain text; a column that was not used;
-a column that only judges see; a known column that ``columns`` named."""
+Kind = Literal["warning", "left out", "bad row", "plain text", "unused", "kept", "mapped"]
+"""Something that is not done as a row asks; why a row gave no example; why a row cannot be used; a row of plain text; a
+column that was not used; a column that only judges see; a known column that ``columns`` named."""
 
 _MAX_TEXTS = 1000  # per kind: each row can have another key
 _MAX_LISTED = 20
 
 
 class RowMessages(dict[Kind, Counter[str]]):
-    """Number of rows by kind of message and text."""
+    """Number of rows by kind of message and text.
+
+    Attributes:
+        bad_rows: The file that holds the rows that could not be used, if there are any.
+    """
+
+    bad_rows: Path | None = None
 
     def __missing__(self, kind: Kind) -> Counter[str]:
         """An empty count for a kind without messages."""
@@ -53,6 +60,9 @@ class RowMessages(dict[Kind, Counter[str]]):
             rows: Number of rows that were read.
         """
         lines = [f"rows left out, {cause}: {count:,}" for cause, count in self["left out"].items()]
+        lines += [f"bad rows left out, {cause}: {count:,}" for cause, count in self["bad row"].most_common(_MAX_LISTED)]
+        if self.bad_rows:
+            lines.append(f"the bad rows are in {self.bad_rows}")
         if plain := self["plain text"].total():
             lines.append(f"plain text, without a chat template: {plain:,} rows")
         if unused := self.listed("unused", rows):
@@ -76,6 +86,16 @@ def add_message(kind: Kind, text: str = "") -> None:
         return
     texts = messages.setdefault(kind, Counter())
     texts[text if text in texts or len(texts) < _MAX_TEXTS else "others"] += 1
+
+
+def add_messages(messages: RowMessages) -> None:
+    """Count messages that were collected apart.
+
+    Args:
+        messages: What :func:`collect_messages` gave.
+    """
+    if (present := _present.get()) is not None:
+        present.add(messages)
 
 
 def add_warning(text: str) -> None:

@@ -21,16 +21,39 @@ from lion_lightning.errors import first_line
 Numbers = npt.NDArray[np.int64]
 
 
+class BrokenRowError(ValueError):
+    """A row of a file cannot be read, though those around it can.
+
+    Attributes:
+        raw: What the file holds in its place.
+    """
+
+    def __init__(self, message: str, raw: Any) -> None:
+        super().__init__(message)
+        self.raw = raw
+
+
 class Row(NamedTuple):
     """A raw row.
 
     Attributes:
         where: File and line, ``path:line``, or ``name[row]``.
-        values: Its columns.
+        content: Its columns, or the error of a row that cannot be read.
     """
 
     where: str
-    values: Mapping[str, Any]
+    content: Mapping[str, Any] | BrokenRowError
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Its columns.
+
+        Raises:
+            BrokenRowError: It cannot be read; the message starts with the row's file and line.
+        """
+        if isinstance(self.content, BrokenRowError):
+            raise self.content
+        return self.content
 
 
 class Rows(ABC):
@@ -44,8 +67,10 @@ class Rows(ABC):
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers, which must ascend.
 
+        A row that cannot be read raises its error when its values are asked for, so that the others can be read.
+
         Raises:
-            ValueError: A row cannot be read; the message starts with its file and line.
+            ValueError: The file cannot be read any further; the message starts with its path.
         """
 
     @abstractmethod

@@ -52,6 +52,8 @@ class Source:
             (and ``answer``), so that the chat template shows it; ``text`` trains it as it stands. None is ``text``,
             with a warning where the tokenizer has a chat template.
         ignore: Columns that are of no use, though they may look so.
+        on_bad_row: What becomes of a row that cannot be read, rendered or masked: ``error`` stops the run and names
+            it; ``skip`` leaves it out, counts it by cause and writes it to a file, unless more than half are so.
 
     Raises:
         ValueError: The path is empty, the fraction is not a positive number, or the transform cannot be imported.
@@ -69,6 +71,7 @@ class Source:
     system: str | None = None
     format: Literal["chat", "text"] | None = None
     ignore: list[str] = field(default_factory=list)
+    on_bad_row: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading, and import a transform that is given by its name."""
@@ -78,6 +81,8 @@ class Source:
             object.__setattr__(self, "transform", imported(self.transform))
         if self.format not in (None, "chat", "text"):
             raise ValueError(f"{self.path}: format is {self.format!r}; choose chat or text")
+        if self.on_bad_row not in ("error", "skip"):
+            raise ValueError(f"{self.path}: on_bad_row is {self.on_bad_row!r}; choose error or skip")
         if isinstance(self.ignore, str):
             raise ValueError(f"{self.path}: ignore is the text {self.ignore!r}; give a list of columns")
         if not self.path:
@@ -187,6 +192,9 @@ class Source:
         """
         lines = [f"{text} ({count:,} times)" for text, count in messages["warning"].items()]
         lines += [f"{count:,} of {rows:,} rows are left out: {cause}" for cause, count in messages["left out"].items()]
+        if bad := messages["bad row"]:
+            causes = ", ".join(f"{cause} ({count:,})" for cause, count in bad.most_common(5))
+            lines.append(f"{bad.total():,} of {rows:,} rows are bad and left out; see {messages.bad_rows}: {causes}")
         doubtful = {name: count for name, count in messages["unused"].items() if not is_harmless(name)}
         if doubtful:
             listed = RowMessages.of({"unused": doubtful}).listed("unused", rows)
@@ -205,15 +213,15 @@ class Source:
 
     def description(self) -> dict[str, Any]:
         """Settings that are not empty, as plain data."""
-        transform = self.transform and name_of(self.transform)
-        return {name: value for name, value in (asdict(self) | {"transform": transform}).items() if value}
+        values = asdict(self) | {"transform": self.transform and name_of(self.transform)}
+        return {name: value for name, value in values.items() if value and (name, value) != ("on_bad_row", "error")}
 
     def identity(self) -> dict[str, Any]:
         """Settings that decide the examples, as plain data: a part of cache keys, in addition to the rows."""
         subsample = [self.fraction, self.seed] if self.fraction < 1 else None
         transform = code_of(self.transform) if self.transform else None
         read = {"columns": self.columns, "system": self.system, "format": self.format, "ignore": self.ignore}
-        return {"subsample": subsample, "transform": transform, **read}
+        return {"subsample": subsample, "transform": transform, "on_bad_row": self.on_bad_row, **read}
 
 
 def open_rows(path: str, split: str = "train", subset: str | None = None, revision: str | None = None) -> Rows:

@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from lion_lightning.data.formats.unused_columns import is_harmless
 from lion_lightning.data.sources.json_text import BrokenJSONError, is_message, parse_json, require_shallow
-from lion_lightning.data.sources.readers import FileRows, Numbers, Row
+from lion_lightning.data.sources.readers import BrokenRowError, FileRows, Numbers, Row
 from lion_lightning.errors import first_line
 
 SPLITS = {
@@ -101,8 +101,7 @@ class JsonLines(FileRows):
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         for line, text in compress(_lines(self.path), _wanted(numbers)):
-            value = _parse(text.strip(), self.path, line, "each line must hold one complete JSON object")
-            yield _row(f"{self.path}:{line}", value)
+            yield _line_row(text, self.path, line)
 
 
 @dataclass(frozen=True)
@@ -214,19 +213,28 @@ def parse_line(text: bytes, path: Path, line: int) -> dict[str, Any]:
     Raises:
         ValueError: The line is not a JSON object.
     """
-    value = _parse(text, path, line, "each line must hold one complete JSON object")
-    return dict(_row(f"{path}:{line}", value).values)
+    return dict(_line_row(text, path, line).values)
+
+
+def _line_row(text: bytes, path: Path, line: int) -> Row:
+    where = f"{path}:{line}"
+    try:
+        value = _parse(text.strip(), path, line, "each line must hold one complete JSON object")
+    except ValueError as error:
+        return Row(where, BrokenRowError(str(error), text.decode(errors="replace").strip()))
+    return _row(where, value)
 
 
 def _row(where: str, value: Any) -> Row:
     try:
         require_shallow(value)
     except BrokenJSONError as error:
-        raise ValueError(f"{where}: {error}; fix the row") from error
+        return Row(where, BrokenRowError(f"{where}: {error}; fix the row", None))
     if isinstance(value, list) and value and all(map(is_message, value)):
         value = {"messages": value}  # ShareGPT as a list of conversations
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: a row must be a JSON object with named columns, not {type(value).__name__}")
+        message = f"{where}: a row must be a JSON object with named columns, not {type(value).__name__}"
+        return Row(where, BrokenRowError(message, value))
     return Row(where, value)
 
 
@@ -262,18 +270,16 @@ class Table(FileRows):
     @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
-        for line, values in compress(self._records(), _wanted(numbers)):
-            yield Row(f"{self.path}:{line}", values)
+        yield from compress(self._records(), _wanted(numbers))
 
-    def _records(self) -> Iterator[tuple[int, dict[str, str | None]]]:
-        """Line and cells of each row."""
+    def _records(self) -> Iterator[Row]:
         reader, line = csv.reader(_text(self.path), delimiter=self.delimiter, strict=True), 1
         try:
             names = self._names(next(reader, []))
             line = reader.line_num + 1
             for cells in reader:
                 if cells:  # no blank line
-                    yield line, self._row(line, names, cells)
+                    yield self._row(f"{self.path}:{line}", names, cells)
                 line = reader.line_num + 1
         except csv.Error as error:
             raise ValueError(f"{self.path}:{line}: {error}; quote cells as CSV files do") from error
@@ -288,7 +294,8 @@ class Table(FileRows):
             )
         return names
 
-    def _row(self, line: int, names: list[str], cells: list[str]) -> dict[str, str | None]:
+    def _row(self, where: str, names: list[str], cells: list[str]) -> Row:
         if len(cells) != len(names):
-            raise ValueError(f"{self.path}:{line}: {len(cells)} cells, but {len(names)} columns are named; fix the row")
-        return {name: cell or None for name, cell in zip(names, cells, strict=True)}
+            message = f"{where}: {len(cells)} cells, but {len(names)} columns are named; fix the row"
+            return Row(where, BrokenRowError(message, cells))
+        return Row(where, {name: cell or None for name, cell in zip(names, cells, strict=True)})

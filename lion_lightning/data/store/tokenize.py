@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +26,17 @@ from lion_lightning.cache import (
     hash_json,
     remove_stale_files,
 )
-from lion_lightning.data.reports.row_messages import collect_messages, collect_row_messages
+from lion_lightning.data.reports.bad_rows import refuse_mostly_bad
+from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sources.readers import Numbers, Row, Rows
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.digests import digests
+from lion_lightning.data.store.example_batch import Encoder, ExampleBatch
 from lion_lightning.data.store.tokenized import (
     DAMAGE,
     SCHEMA,
     TokenTable,
+    bad_rows_path,
     manifest_path,
     read_batches,
     read_shard,
@@ -41,30 +44,16 @@ from lion_lightning.data.store.tokenized import (
     tokens_digest,
 )
 from lion_lightning.distributed.rendezvous import ALONE, WorkerGroup
-from lion_lightning.types import SampleSegment
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 9
+STORE_VERSION = 10
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _WHAT = "tokenized data"
 _BATCH_EXAMPLES = 512
 _MIN_SHARD_ROWS = 2048
 _MAX_SHARDS = 256
-
-
-class Encoder(Protocol):
-    """Reads raw rows and tokenizes them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
-
-    def read(self, row: Mapping[str, Any], columns: Mapping[str, str], /) -> Sequence[Any]:
-        """Examples of a raw row, under the names that ``columns`` maps known columns to."""
-
-    def encode_samples(self, examples: Sequence[Any], where: Sequence[str], /) -> Sequence[tuple[SampleSegment, ...]]:
-        """The segments of each example, equally many for all: the first is the parent of all others."""
-
-    def fingerprint(self) -> str:
-        """Hash of everything that decides what the other two return."""
 
 
 def tokenize(
@@ -92,16 +81,29 @@ def tokenize(
     folder = cache_folder("tokens", cache_dir) / hash_json(key | source.identity())
     workers.require_same(f"{source.path}: files, tokenizer or transform", hash_json(source.description()), folder.name)
     try:
-        return TokenTable(folder, check=True)
-    except FileNotFoundError:
-        pass  # not made yet, or not wholly
-    except DAMAGE as error:
-        logger.warning("The tokenized store is damaged, and what is missing of it is made again: %s", error)
-    with explain_write_errors(folder, _WHAT):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale_files(*folder.parent.iterdir())
-    _StoreWriter(source, rows, encoder, workers).write(_shards(source.choose(len(rows)), folder))
-    return TokenTable(folder)
+        table = TokenTable(folder, check=True)
+    except (FileNotFoundError, *DAMAGE) as error:
+        if not isinstance(error, FileNotFoundError):  # else it was not made yet, or not wholly
+            logger.warning("The tokenized store is damaged, and what is missing of it is made again: %s", error)
+        with explain_write_errors(folder, _WHAT):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_stale_files(*folder.parent.iterdir())
+        _StoreWriter(source, rows, encoder, workers).write(_shards(source.choose(len(rows)), folder))
+        table = TokenTable(folder)
+    _gather_bad_rows(table, source, workers)
+    return table
+
+
+def _gather_bad_rows(table: TokenTable, source: Source, workers: WorkerGroup) -> None:
+    """Put the bad rows of all shards into one file; refuse a source that has more of them than of others."""
+    if not table.messages["bad row"]:
+        return
+    path = table.messages.bad_rows = table.folder / "bad_rows.jsonl"
+    if workers.rank == 0 and not path.exists():
+        parts = sorted(table.folder.glob("*.bad.jsonl"))
+        with explain_write_errors(table.folder, _WHAT), atomic_write(path) as temporary:
+            temporary.write_text("".join(part.read_text("utf-8") for part in parts), "utf-8")
+    refuse_mostly_bad(source.label, table.messages, table.raw_rows)
 
 
 class _Shard(NamedTuple):
@@ -182,48 +184,24 @@ class _StoreWriter:
         yield batch
 
 
-@dataclass
-class ExampleBatch:
-    """Examples that are encoded together, and the number of rows that they were made of.
-
-    Attributes:
-        rows: Raw rows read.
-        skipped: How many of them a transform turned into no example.
-        where: Place of the row of each example.
-        examples: The examples.
-    """
-
-    rows: int = 0
-    skipped: int = 0
-    where: list[str] = field(default_factory=list)
-    examples: list[Any] = field(default_factory=list)
-
-    def read(self, row: Row, source: Source, encoder: Encoder) -> None:
-        """Add the examples of a raw row.
-
-        Raises:
-            ValueError: It cannot be read; the message starts with its file and line.
-        """
-        with collect_row_messages() as messages:
-            examples = source.examples(row, encoder.read)
-        self.rows += 1
-        self.skipped += not examples and "left out" not in messages  # by the transform
-        self.where += [row.where] * len(examples)
-        self.examples += examples
-
-
 def _write(path: Path, batches: Iterable[ExampleBatch], encoder: Encoder) -> None:
     """Write a shard under another name and rename, the manifest last: a killed run leaves no half shard."""
     counts: Counter[str] = Counter(rows=0, skipped=0, examples=0)
+    bad: list[str] = []
     with atomic_write(path) as temporary, _stream(temporary, path.parent) as write, collect_messages() as messages:
         for batch in batches:
-            counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(batch.examples))
-            if batch.examples:
-                write(record_batch(batch, encoder))
+            if len(encoded := record_batch(batch, encoder)):
+                write(encoded)
+            counts.update(rows=batch.rows, skipped=batch.skipped, examples=len(encoded))
+            bad += batch.bad
     tokens = tokens_digest(read_batches(path))
     manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "messages": messages}
-    with explain_write_errors(path.parent, _WHAT), atomic_write(manifest_path(path)) as temporary:
-        temporary.write_text(json.dumps(manifest), "utf-8")
+    with explain_write_errors(path.parent, _WHAT):
+        if bad:
+            with atomic_write(bad_rows_path(path)) as temporary:
+                temporary.write_text("".join(bad), "utf-8")
+        with atomic_write(manifest_path(path)) as temporary:
+            temporary.write_text(json.dumps(manifest), "utf-8")
 
 
 @contextmanager
@@ -249,12 +227,16 @@ def _stream(path: Path, folder: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
-    """The tokens of examples, at least one, as an Arrow batch of the store's columns.
+    """The tokens of examples as an Arrow batch of the store's columns.
+
+    Rows that cannot be encoded and may be left out are then no longer in the batch.
 
     Raises:
         ValueError: An example cannot be encoded; the message starts with its file and line.
     """
-    samples = encoder.encode_samples(batch.examples, batch.where)
+    samples = batch.encode(encoder)
+    if not samples:
+        return pa.RecordBatch.from_pylist([], schema=SCHEMA)
     lengths = [[len(segment.input_ids) for segment in segments] for segments in samples]
     flat = list(chain.from_iterable(samples))
     offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)

@@ -74,6 +74,11 @@ def manifest_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def bad_rows_path(path: Path) -> Path:
+    """Path of the rows that were left out of a shard; it is there only if there are any."""
+    return path.with_suffix(".bad.jsonl")
+
+
 def read_shard(path: Path, check: bool = False) -> Shard:
     """Map a shard, and compare it with its manifest.
 

@@ -12,7 +12,7 @@ from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenize import Encoder
+from lion_lightning.data.store.example_batch import Encoder
 from lion_lightning.readiness import NUM_PROMPTS, require_ready
 from lion_lightning.rollouts.plan import require_on_policy
 from lion_lightning.rollouts.prompt_pool import PromptPool
@@ -55,8 +55,12 @@ def check_first_rows(source: Source, encoder: Encoder) -> None:
     """
     rows = source.open()
     for row in rows.take(np.asarray(source.choose(len(rows))[:FIRST_ROWS])):
-        examples = source.examples(row, encoder.read)
-        encoder.encode_samples(examples, [row.where] * len(examples))
+        try:
+            examples = source.examples(row, encoder.read)
+            encoder.encode_samples(examples, [row.where] * len(examples))
+        except ValueError:
+            if source.on_bad_row == "error":
+                raise
 
 
 def check_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any]) -> list[Prompt]:
