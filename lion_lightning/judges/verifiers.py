@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from lion_lightning.processes.limited_process import LimitedCheck
+from lion_lightning.readiness import require_package
 from lion_lightning.types import Prompt
 
 Verifier = Callable[[Prompt, str], bool | float]
@@ -113,8 +113,7 @@ class MathAnswer:
             ModuleNotFoundError: math-verify is not installed.
             ValueError: The column has no value.
         """
-        if find_spec("math_verify") is None:
-            raise ModuleNotFoundError("MathAnswer needs math-verify: pip install 'lion-lightning[judges]'")
+        require_package("math_verify", "MathAnswer", "math-verify", "judges")
         try:
             return self._check(_place(prompt), str(reference_answer(prompt, self.column)), answer)
         except ValueError as error:
@@ -168,8 +167,7 @@ class JSONSchema:
             ModuleNotFoundError: jsonschema is not installed.
             ValueError: The schema is invalid.
         """
-        if find_spec("jsonschema") is None:
-            raise ModuleNotFoundError("JSONSchema needs jsonschema: pip install 'lion-lightning[judges]'")
+        require_package("jsonschema", "JSONSchema", "jsonschema", "judges")
         schema = self.schema if self.column is None else reference_answer(prompt, self.column)
         return self._check(_place(prompt), schema, answer)
 

@@ -34,27 +34,12 @@ class ArenaHard(JSONLines):
 
     @override
     def record(self, finished: AnsweredQuestion, model: str) -> dict[str, Any]:
-        return (_record if "uid" in finished.question.row else _old_record)(finished, model)
-
-
-def _record(finished: AnsweredQuestion, model: str) -> dict[str, Any]:
-    return {
-        "uid": finished.question.id,
-        "ans_id": uuid4().hex,
-        "model": model,
-        "messages": [
-            {"role": "user", "content": finished.question.turns[0]},
-            {"role": "assistant", "content": {"answer": finished.answers[0]}},
-        ],
-        "tstamp": time.time(),
-    }
-
-
-def _old_record(finished: AnsweredQuestion, model: str) -> dict[str, Any]:
-    return {
-        "question_id": finished.question.id,
-        "answer_id": uuid4().hex,
-        "model_id": model,
-        "choices": [{"index": 0, "turns": [{"content": answer} for answer in finished.answers]}],
-        "tstamp": time.time(),
-    }
+        if "uid" in finished.question.row:
+            asked, answer = finished.question.turns[0], {"answer": finished.answers[0]}
+            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+            known = {"uid": finished.question.id, "ans_id": uuid4().hex, "model": model, "messages": messages}
+        else:
+            turns = [{"content": answer} for answer in finished.answers]
+            known = {"question_id": finished.question.id, "answer_id": uuid4().hex, "model_id": model}
+            known["choices"] = [{"index": 0, "turns": turns}]
+        return {**known, "tstamp": time.time()}

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from typing_extensions import override
 
 from lion_lightning.cache import explain_write_errors
 from lion_lightning.data.formats.unused_columns import require_prompt_kept
@@ -44,43 +46,8 @@ class AnsweredQuestion(NamedTuple):
     answers: tuple[str, ...]
 
 
-class Format(Protocol):
-    """The file format of a benchmark. Answer files are named after the model."""
-
-    def questions(self, path: Path) -> list[Question]:
-        """Read the questions.
-
-        Args:
-            path: The benchmark's question file.
-
-        Raises:
-            ValueError: A row is not a question of this benchmark, or its id is missing or not unique.
-        """
-
-    def answered(self, out: Path) -> set[Hashable]:
-        """Ids of the questions that are already answered.
-
-        Args:
-            out: The answer file; it may not exist.
-
-        Raises:
-            ValueError: The file is not an answer file of this benchmark and model.
-        """
-
-    def add(self, out: Path, finished: Sequence[AnsweredQuestion]) -> None:
-        """Add answers to the file; a kill at any time must not lose earlier ones.
-
-        Args:
-            out: The answer file; created if needed.
-            finished: The answered questions.
-
-        Raises:
-            ValueError: The file cannot be written.
-        """
-
-
-class JSONLines(ABC):
-    """Base of formats with JSON lines, in one answer file per model.
+class Format(ABC):
+    """The file format of a benchmark. Answer files are named after the model.
 
     Attributes:
         id_keys: Possible keys of the question's id, in questions and answers.
@@ -91,50 +58,66 @@ class JSONLines(ABC):
     model_keys: tuple[str, ...] = ("model_id",)
 
     @abstractmethod
-    def question(self, row: Row, where: str) -> Question:
-        """Read a question.
+    def rows(self, path: Path) -> Iterator[tuple[Row, str]]:
+        """Read the rows of a question or answer file, each with its location for error messages.
 
-        Args:
-            row: A row of the question file.
-            where: Location of the row.
+        Raises:
+            ValueError: The file is not of this format.
         """
 
     @abstractmethod
-    def record(self, finished: AnsweredQuestion, model: str) -> dict[str, Any]:
-        """Make a row of the answer file.
+    def question(self, row: Row, where: str) -> Question:
+        """Read a question from a row of the question file."""
 
-        Args:
-            finished: The answered question.
-            model: Name of the model.
+    @abstractmethod
+    def record(self, finished: AnsweredQuestion, model: str) -> dict[str, Any]:
+        """Make a row of the answer file."""
+
+    @abstractmethod
+    def add(self, out: Path, finished: Sequence[AnsweredQuestion]) -> None:
+        """Add answers to the file, which is created if needed; a kill at any time must not lose earlier ones.
+
+        Raises:
+            ValueError: The file cannot be written.
         """
 
     def questions(self, path: Path) -> list[Question]:
-        """Read the questions."""
-        return unique(self.question(row, where) for row, where in _rows(path))
+        """Read the questions.
+
+        Raises:
+            ValueError: A row is not a question of this benchmark, its id is missing or not unique, its prompt may not
+                be used, or there are no rows.
+        """
+        found: dict[Hashable, Question] = {}
+        for row, where in self.rows(path):
+            question = self.question(row, where)
+            if question.id in found:
+                earlier = found[question.id].where
+                raise ValueError(f"{where}: duplicate of {earlier} ({question.id!r}); remove one")
+            require_prompt_kept(row, where)
+            found[question.id] = question
+        if not found:
+            raise ValueError("the question file is empty; give the benchmark's question file")
+        return list(found.values())
 
     def answered(self, out: Path) -> set[Hashable]:
-        """Ids of the questions that are already answered; an incomplete last line is removed."""
-        if not out.exists():
-            return set()
-        _remove_incomplete_line(out)
-        return {self._answered(row, out, where) for row, where in _rows(out)}
+        """Ids of the questions that are already answered in the file, which may not exist.
 
-    def add(self, out: Path, finished: Sequence[AnsweredQuestion]) -> None:
-        """Append answers and flush them to disk."""
-        lines = [json.dumps(self.record(one, out.stem), ensure_ascii=False) + "\n" for one in finished]
-        with explain_write_errors(out, "answers", "give another file in --out"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
+        Raises:
+            ValueError: The file is not an answer file of this benchmark and model.
+        """
+        found: set[Hashable] = set()
+        for row, where in self.rows(out) if out.exists() else ():
+            model = next((row[key] for key in self.model_keys if key in row), None)
+            if model != out.stem:
+                raise ValueError(
+                    f"{where}: an answer of model {model!r} in the file of model {out.stem!r}; give another file"
+                )
+            found.add(self.read_id(row, where))
+        return found
 
     def read_id(self, row: Row, where: str) -> str | int:
-        """Read the id of a question.
-
-        Args:
-            row: A row of the question or answer file.
-            where: Location of the row.
+        """Read the id of a question from a row of the question or answer file.
 
         Raises:
             ValueError: The row has no id.
@@ -144,44 +127,43 @@ class JSONLines(ABC):
             raise ValueError(f"{where}: {' or '.join(self.id_keys)} is missing; each question needs an id")
         return found
 
-    def _answered(self, row: Row, out: Path, where: str) -> str | int:
-        model = next((row[key] for key in self.model_keys if key in row), None)
-        require_same_model(model, out, where)
-        return self.read_id(row, where)
 
+class JSONLines(Format):
+    """Base of formats with JSON lines, in one answer file per model."""
 
-def unique(questions: Iterable[Question]) -> list[Question]:
-    """Return the questions as a list.
+    @override
+    def rows(self, path: Path) -> Iterator[tuple[Row, str]]:
+        for number, line in enumerate(read_text(path).split("\n"), 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = parse_json(line)
+            except BrokenJSONError as error:
+                raise ValueError(f"{where}: broken JSON ({error}); each line must be an object") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: a {type(row).__name__}; each line must be an object")
+            yield row, where
 
-    Raises:
-        ValueError: Two questions have the same id, a row has a second prompt, or there are no questions.
-    """
-    seen: dict[Hashable, str] = {}
-    found = []
-    for question in questions:
-        if question.id in seen:
-            raise ValueError(f"{question.where}: duplicate of {seen[question.id]} ({question.id!r}); remove one")
-        seen[question.id] = question.where
-        require_prompt_kept(question.row, question.where)
-        found.append(question)
-    if not found:
-        raise ValueError("the question file is empty; give the benchmark's question file")
-    return found
+    @override
+    def answered(self, out: Path) -> set[Hashable]:
+        content = out.read_bytes() if out.exists() else b""
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):  # the writer was killed
+            logger.warning("%s: the last line is incomplete; it is removed, and its question is answered again", out)
+            with explain_write_errors(out, "answers", "give another file in --out"):
+                os.truncate(out, complete)
+        return super().answered(out)
 
-
-def require_same_model(model: Any, out: Path, where: str) -> None:
-    """Refuse a file with answers of another model.
-
-    Args:
-        model: Name of the model in the row.
-        out: The answer file, named after the model.
-        where: Location of the row.
-
-    Raises:
-        ValueError: The names differ.
-    """
-    if model != out.stem:
-        raise ValueError(f"{where}: an answer of model {model!r} in the file of model {out.stem!r}; give another file")
+    @override
+    def add(self, out: Path, finished: Sequence[AnsweredQuestion]) -> None:
+        lines = [json.dumps(self.record(one, out.stem), ensure_ascii=False) + "\n" for one in finished]
+        with explain_write_errors(out, "answers", "give another file in --out"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def read_turns(turns: Any, where: str, text: Callable[[Any], Any] = lambda turn: turn) -> tuple[str, ...]:
@@ -213,29 +195,3 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: {(error.strerror or str(error)).lower()}; give the benchmark's file") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file; give the benchmark's file") from error
-
-
-def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        where = f"{path}:{number}"
-        if line.strip():
-            yield _row(line, where), where
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except BrokenJSONError as error:
-        raise ValueError(f"{where}: broken JSON ({error}); each line must be an object") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a {type(row).__name__}; each line must be an object")
-    return row
-
-
-def _remove_incomplete_line(out: Path) -> None:
-    content = out.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        logger.warning("%s: the last line is incomplete; it is removed, and its question is answered again", out)
-        with explain_write_errors(out, "answers", "give another file in --out"):
-            os.truncate(out, complete)

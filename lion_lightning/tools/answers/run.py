@@ -59,14 +59,15 @@ class MultiTurnSampler:
                     answers[index].append(text)
         return [AnsweredQuestion(question, tuple(texts)) for question, texts in zip(questions, answers, strict=True)]
 
-    def temperatures(self, questions: Sequence[Question]) -> set[float]:
-        """Temperatures of the questions that replace the sampler's.
-
-        Args:
-            questions: The questions.
-        """
-        wanted = {question.temperature if self.temperature is None else self.temperature for question in questions}
-        return {temperature for temperature in wanted if temperature is not None}
+    def log_temperatures(self, questions: Sequence[Question]) -> None:
+        """Log the temperatures of some questions where they replace the sampler's."""
+        asked = {question.temperature if self.temperature is None else self.temperature for question in questions}
+        wanted = sorted(temperature for temperature in asked if temperature is not None)
+        if wanted and not _has_settings(self.sampler):
+            name = type(self.sampler).__name__
+            logger.warning("%s has no attribute `sampling`, so temperature %s cannot be set", name, wanted)
+        elif wanted:
+            logger.info("temperature %s, in place of the sampler's", ", ".join(f"{each:g}" for each in wanted))
 
     def _prompt(self, question: Question, answers: Sequence[str]) -> Prompt:
         messages = [Message("user", question.turns[0])]
@@ -89,7 +90,7 @@ class MultiTurnSampler:
     def _temperature(self, default: float | None) -> Iterator[None]:
         wanted = default if self.temperature is None else self.temperature
         sampler: Any = self.sampler
-        if wanted is None or not has_settings(sampler):
+        if wanted is None or not _has_settings(sampler):
             yield
             return
         before = sampler.sampling
@@ -100,7 +101,7 @@ class MultiTurnSampler:
             sampler.sampling = before
 
 
-def has_settings(sampler: Any) -> bool:
+def _has_settings(sampler: Any) -> bool:
     """Return whether a sampler has an attribute ``sampling`` with ``SamplingSettings``, like those of this package."""
     return isinstance(getattr(sampler, "sampling", None), SamplingSettings)
 
@@ -132,21 +133,17 @@ def write_answers(
         logger.info("%s has %d of %d answers; sampling the others", out, len(questions) - len(pending), len(questions))
     if not pending:
         return 0
-    _log_temperatures(sampler, pending)
-    with tqdm(desc=f"answers of {out.stem}", total=len(pending), unit=" questions") as bar:
-        for chunk in _chunks(sampler.sampler, policy, pending, save_every):
+    sampler.log_temperatures(pending)
+    bar = tqdm(desc=f"answers of {out.stem}", total=len(pending), unit=" questions")
+    with bar, opened(sampler.sampler, policy):
+        for start in range(0, len(pending), save_every):
+            chunk = pending[start : start + save_every]
+            # Numbered by place in the file: a resumed run gives the same answers.
             form.add(out, sampler.answer(chunk, questions.index(chunk[0])))
             bar.update(len(chunk))
     if sampler.truncated:
         logger.warning("%d answers were truncated; raise the sampler's max_new_tokens", sampler.truncated)
     return len(pending)
-
-
-def _chunks(sampler: Any, policy: RolloutPolicy, pending: list[Question], size: int) -> Iterator[list[Question]]:
-    """Open the sampler, and yield chunks of questions."""
-    with opened(sampler, policy):
-        for start in range(0, len(pending), size):
-            yield pending[start : start + size]
 
 
 def _by_temperature(questions: Sequence[Question], turn: int) -> list[list[int]]:
@@ -156,12 +153,3 @@ def _by_temperature(questions: Sequence[Question], turn: int) -> list[list[int]]
         if turn < len(question.turns):
             groups.setdefault(question.temperature, []).append(index)
     return list(groups.values())
-
-
-def _log_temperatures(sampler: MultiTurnSampler, questions: Sequence[Question]) -> None:
-    wanted = sorted(sampler.temperatures(questions))
-    if wanted and not has_settings(sampler.sampler):
-        name = type(sampler.sampler).__name__
-        logger.warning("%s has no attribute `sampling`, so temperature %s cannot be set", name, wanted)
-    elif wanted:
-        logger.info("temperature %s, in place of the sampler's", ", ".join(f"{each:g}" for each in wanted))
