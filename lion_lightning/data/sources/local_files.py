@@ -8,19 +8,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lion_lightning.cache import read_object
+from lion_lightning.data.sources.opening import COMPRESSIONS, JSON, PARQUET, head_of
 from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Parquet, Rows
-from lion_lightning.data.sources.text_files import COMPRESSIONS, SPLITS, JsonLines, Table, read_json
+from lion_lightning.data.sources.text_files import SPLITS, Table, read_json, read_json_lines
 from lion_lightning.errors import first_line
 
 KINDS: dict[str, Callable[[Path], dict[str, Rows]]] = {
-    ".jsonl": lambda path: {"train": JsonLines(path)},
-    ".ndjson": lambda path: {"train": JsonLines(path)},
+    ".jsonl": lambda path: {**read_json_lines(path)},
+    ".ndjson": lambda path: {**read_json_lines(path)},
     ".json": lambda path: {**read_json(path)},
     ".parquet": lambda path: {"train": Parquet(path)},
     ".csv": lambda path: {"train": Table(path)},
     ".tsv": lambda path: {"train": Table(path, delimiter="\t")},
 }
-"""The splits in a file, by the ending of its name."""
+"""The splits in a file, by the ending of its name, unless its first bytes say that it is of another kind."""
 
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"}
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
@@ -61,7 +62,11 @@ def find_splits(path: str) -> dict[str, Rows] | None:
 
 
 def _file(path: Path) -> dict[str, Rows]:
-    kind = kind_of(path)
+    kind, head = kind_of(path), head_of(path)
+    if head.startswith(PARQUET):
+        kind = ".parquet"
+    elif JSON.match(head) and kind not in (".jsonl", ".ndjson"):
+        kind = ".json"
     if kind is None:
         known = f"{', '.join(KINDS)}, and all but .parquet compressed ({', '.join(COMPRESSIONS)})"
         raise ValueError(f"{path}: cannot read {''.join(path.suffixes[-2:]) or 'such'} files; known are {known}")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
-import lzma
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BufferedReader
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +17,8 @@ from typing_extensions import override
 
 from lion_lightning.data.formats.unused_columns import is_harmless
 from lion_lightning.data.sources.json_text import BrokenJSONError, is_message, parse_json, require_shallow
+from lion_lightning.data.sources.opening import opened
 from lion_lightning.data.sources.readers import BrokenRowError, FileRows, Numbers, Row
-from lion_lightning.errors import first_line
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -34,44 +28,6 @@ SPLITS = {
 """Names of splits in names of files and folders, as ``datasets`` reads them, and in JSON documents."""
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a long conversation; 128 KiB are Python's own limit
-
-
-# --- bytes
-
-
-def _open_zstd(path: Path) -> Any:
-    import pyarrow as pa
-
-    return BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-
-
-COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zstd,
-}
-"""How a compressed file is opened, by the last ending of its name."""
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """The decompressed bytes of a file.
-
-    Raises:
-        ValueError: It is truncated, not compressed as its name says, or not UTF-8.
-    """
-    opener = COMPRESSIONS.get(path.suffix.lower())
-    try:
-        with opener(path) if opener else path.open("rb") as file:
-            start = file.peek(4)[:4]
-            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
-                raise ValueError(f"{path}: not UTF-8 but, by its first bytes, UTF-16 or binary; save the file as UTF-8")
-            yield file
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk, and not of the decompression
-            raise
-        raise ValueError(f"{path}: not a complete {path.suffix} file ({first_line(error)}); write it again") from error
 
 
 def _decoded(line: bytes, path: Path, number: int) -> str:
@@ -128,6 +84,29 @@ class JsonDocument(FileRows):
             yield _row(f"{self.path}[{number}]", deepcopy(self.values[number]))
 
 
+def read_json_lines(path: Path) -> dict[str, FileRows]:
+    """The split of a ``.jsonl`` file: an object per line, or one array of rows, as ``.json`` files have it.
+
+    Raises:
+        ValueError: It is an array that is broken.
+    """
+    return read_json(path) if _is_one_array(path) else {"train": JsonLines(path)}
+
+
+def _is_one_array(path: Path) -> bool:
+    """Whether a file is one array of rows; an array of messages on a line is a row."""
+    lines = _lines(path)
+    first, second = next(lines, None), next(lines, None)
+    if first is None or not first[1].lstrip().startswith(b"["):
+        return False
+    try:
+        value = parse_json(first[1].decode())
+    except ValueError:
+        return second is not None  # the array goes on there
+    rows = [row for row in value if isinstance(row, dict)] if second is None else []
+    return bool(rows) and not all(map(is_message, value))
+
+
 def read_json(path: Path) -> dict[str, FileRows]:
     """The splits of a ``.json`` file, which holds an object per line or one value.
 
@@ -162,8 +141,8 @@ _ABOUT_ROWS = ("name", "title", "description", "info", "meta", "metadata", "coun
 
 
 def _rows_by_split(value: Any, path: Path) -> dict[str, list[Any]]:
-    if isinstance(value, list):
-        return {"train": value}
+    if isinstance(value, list):  # of rows, or of the messages of one
+        return {"train": [value] if value and all(map(is_message, value)) else value}
     if not isinstance(value, dict):
         raise ValueError(f"{path}: the file must hold one array of objects, not {type(value).__name__}")
     if isinstance(value.get("data"), list):
@@ -253,7 +232,7 @@ class Table(FileRows):
     """A file of cells under a line of names. All cells are text; an empty one is null.
 
     Attributes:
-        delimiter: What stands between two cells.
+        delimiter: What stands between two cells, unless there is none in the line of names, and another is.
     """
 
     delimiter: str = ","
@@ -273,9 +252,13 @@ class Table(FileRows):
         yield from compress(self._records(), _wanted(numbers))
 
     def _records(self) -> Iterator[Row]:
-        reader, line = csv.reader(_text(self.path), delimiter=self.delimiter, strict=True), 1
+        lines, line = _text(self.path), 1
+        header = next(lines, "")
+        reader = csv.reader(chain([header], lines), delimiter=self._delimiter(header), strict=True)
         try:
-            names = self._names(next(reader, []))
+            names = next(reader, [])
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{self.path}:1: two columns are called {twice[0]!r}; rename one of them")
             line = reader.line_num + 1
             for cells in reader:
                 if cells:  # no blank line
@@ -284,15 +267,10 @@ class Table(FileRows):
         except csv.Error as error:
             raise ValueError(f"{self.path}:{line}: {error}; quote cells as CSV files do") from error
 
-    def _names(self, names: list[str]) -> list[str]:
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"{self.path}:1: two columns are called {twice!r}; rename one of them")
-        if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
-            raise ValueError(
-                f"{self.path}:1: the cells are separated by {other!r}; write commas, or tabs in a .tsv file"
-            )
-        return names
+    def _delimiter(self, header: str) -> str:
+        """What separates the names: as the file's name says, or else what stands between them."""
+        others = ";\t|" if self.delimiter == "," or ", " in header else ";,|"
+        return self.delimiter if self.delimiter in header else next((mark for mark in others if mark in header), ",")
 
     def _row(self, where: str, names: list[str], cells: list[str]) -> Row:
         if len(cells) != len(names):
