@@ -105,9 +105,16 @@ class Chat:
         """
         asked = Message("user", text)
         ids = self._encode([*self.turns, asked])
-        remaining = self._remaining(len(ids))
+        most, limit = self.max_new_tokens, position_limit(self.policy.model.config)
+        if limit is not None:
+            if len(ids) >= limit:
+                raise ValueError(
+                    f"the conversation has {len(ids)} tokens, but the model only {limit} positions; remove turns with "
+                    "/undo or start a new conversation with /reset"
+                )
+            most = min(most, limit - len(ids))
         shown = _Streamer(self.policy.tokenizer, show)
-        reason = self._generate(ids, min(remaining, self.max_new_tokens), shown)
+        reason = self._generate(ids, most, shown)
         answer = Answer("".join(shown.parts).strip(), reason)
         if answer.text or reason != "interrupted":
             self.turns += [asked, Message("assistant", answer.text)]
@@ -131,42 +138,28 @@ class Chat:
         except ValueError as error:
             raise ValueError(f"{self.policy.tokenizer.name_or_path}: {error}") from error
 
-    def _remaining(self, length: int) -> int:
-        limit = position_limit(self.policy.model.config)
-        if limit is not None and length >= limit:
-            raise ValueError(
-                f"the conversation has {length} tokens, but the model only {limit} positions; remove turns with /undo "
-                "or start a new conversation with /reset"
-            )
-        return self.max_new_tokens if limit is None else limit - length
-
     def _generate(self, ids: list[int], most: int, shown: _Streamer) -> Literal["stop", "length", "interrupted"]:
         """Generate into ``shown``, in this thread, so that Ctrl-C interrupts the loop over tokens."""
-        row = torch.tensor([ids], device=self.policy.device)
-        model: Any = self.policy.model
-        try:
-            with without_settings(model):
-                output = model.generate(
-                    input_ids=row,
-                    attention_mask=torch.ones_like(row),
-                    generation_config=self._config(most),
-                    streamer=shown,
-                )
-        except KeyboardInterrupt:
-            shown.end()  # type: ignore[no-untyped-call]
-            return "interrupted"
-        return "stop" if int(output[0, -1]) in self.policy.end_ids else "length"
-
-    def _config(self, most: int) -> GenerationConfig:
         stops = list(self.policy.end_ids)
         drawn = {"temperature": self.temperature, "top_k": 0, "top_p": 1.0} if self.temperature else {}
-        return GenerationConfig(  # type: ignore[no-untyped-call]
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=bool(drawn),
             max_new_tokens=most,
             eos_token_id=stops or None,
             pad_token_id=next(iter(stops), 0),  # a single row has no padding, but without one transformers warns
             **drawn,
         )
+        row = torch.tensor([ids], device=self.policy.device)
+        model: Any = self.policy.model
+        try:
+            with without_settings(model):
+                output = model.generate(
+                    input_ids=row, attention_mask=torch.ones_like(row), generation_config=config, streamer=shown
+                )
+        except KeyboardInterrupt:
+            shown.end()  # type: ignore[no-untyped-call]  # shows the last word
+            return "interrupted"
+        return "stop" if int(output[0, -1]) in self.policy.end_ids else "length"
 
 
 class _Streamer(TextStreamer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lion_lightning.printing import harmless
@@ -62,8 +61,14 @@ def note(text: str) -> None:
 
 
 def _reply(chat: Chat, line: str) -> None:
-    if line.startswith("/"):
-        _command(chat, line)
+    if line == "/undo":
+        question = chat.undo()
+        note("(nothing to undo)" if question is None else f"(removed: {question})")
+    elif line == "/reset":
+        chat.reset()
+        note("(a new conversation)")
+    elif line.startswith("/"):
+        note(f"unknown command {line.split()[0]}; {HELP}")
     elif line:
         _answer(chat, line)
 
@@ -79,24 +84,6 @@ def _answer(chat: Chat, line: str) -> None:
         note(f"({_NOTES[answer.finish_reason]})")
 
 
-def _command(chat: Chat, line: str) -> None:
-    if line not in _COMMANDS:
-        note(f"unknown command {line.split()[0]}; {HELP}")
-        return
-    _COMMANDS[line](chat)
-
-
-def _undo(chat: Chat) -> None:
-    question = chat.undo()
-    note("(nothing to undo)" if question is None else f"(removed: {question})")
-
-
-def _reset(chat: Chat) -> None:
-    chat.reset()
-    note("(a new conversation)")
-
-
-_COMMANDS: dict[str, Callable[[Chat], None]] = {"/undo": _undo, "/reset": _reset}
 _NOTES = {"interrupted": "stopped", "length": "truncated: see --max-new-tokens"}
 
 

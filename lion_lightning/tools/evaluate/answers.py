@@ -49,14 +49,17 @@ def answer(
     """
     identity = _identity(served, prompts, sampler, seed, chunk_size)
     found = _found(keep, identity) if keep else []
-    if len(found) < len(prompts):
-        found = found[: len(found) // chunk_size * chunk_size]
+    if len(found) < len(prompts):  # a chunk is drawn from one seed, so a part of it is drawn again
+        del found[len(found) // chunk_size * chunk_size :]
     if keep and found:
         logger.info("%s: %d of %d answers found", keep, len(found), len(prompts))
     if len(found) == len(prompts):
         return found
-    if keep:
-        _begin(keep, identity, prompts, found)
+    if keep:  # once more with the answers found, without those of an incomplete chunk
+        with _explain_errors(keep):
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(keep) as temporary:
+                temporary.write_text(json.dumps({KEY: identity}) + "\n" + _lines(prompts, found), encoding="utf-8")
     with opened(sampler, served), tqdm(desc="answers", total=len(prompts), initial=len(found)) as bar:
         for start in range(len(found), len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
@@ -64,7 +67,8 @@ def answer(
             made = sample_one_each(sampler, chunk, drawn, served)
             found += made
             if keep:
-                _append(keep, chunk, made)
+                with _explain_errors(keep), keep.open("a", encoding="utf-8") as file:
+                    file.write(_lines(chunk, made))
             bar.update(len(chunk))
     return found
 
@@ -97,31 +101,14 @@ def _read(row: dict[str, Any], path: Path, number: int) -> Answer:
     return Answer(text, reason, None if ids is None else tuple(ids))
 
 
-def _begin(path: Path, identity: str, prompts: Sequence[Prompt], found: Sequence[Answer]) -> None:
-    with _explain_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({KEY: identity}) + "\n" + _lines(prompts, found), encoding="utf-8")
-
-
-def _append(path: Path, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> None:
-    with _explain_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(_lines(prompts, answers))
-
-
 def _explain_errors(path: Path) -> Any:
     return explain_write_errors(path, "answers", "give the evaluation another `out`")
 
 
 def _lines(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> str:
     """One JSON line per answer."""
-    rows = (
-        {
-            "question": prompt.question,
-            "answer": one.text,
-            "finish_reason": one.finish_reason,
-            "token_ids": one.token_ids,
-        }
-        for prompt, one in zip(prompts, answers, strict=False)
-    )
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = []
+    for prompt, one in zip(prompts, answers, strict=False):
+        row = {"question": prompt.question, "answer": one.text, "finish_reason": one.finish_reason}
+        lines.append(json.dumps({**row, "token_ids": one.token_ids}, ensure_ascii=False) + "\n")
+    return "".join(lines)

@@ -80,11 +80,14 @@ def preference_rewards(
         ValueError: A model or a source cannot be used, the model has fewer positions than ``max_length``, or the
             reference has another tokenizer.
     """
-    _require_same_tokenizer(model, reference)
+    if TokenizerSpec(model).load().get_vocab() != TokenizerSpec(reference).load().get_vocab():
+        raise ValueError(
+            f"reference: {reference} has another tokenizer than {model}; give the model that training started from"
+        )
     data = PreferenceDataModule(list(sources), TokenizerSpec(model), max_length=max_length, batch_size=batch_size)
     module = _Margins(PolicySpec(model), loss=SigmoidLoss(beta), reference=FrozenReference(PolicySpec(reference)))
     means = {name.removeprefix("rewards/"): value for name, value in _validated(module, data).items()}
-    won = [(margin > 0) + (margin == 0) / 2 for margin in module.margins]
+    won = [(margin > 0) + (margin == 0) / 2 for margin in module.margins]  # a tie counts half
     return {**means, "accuracy": summary(won), "margin": summary(module.margins), **_counts(data, "pairs")}
 
 
@@ -108,9 +111,15 @@ class _Margins(DPOModule):
 
 def _validated(module: AlignmentModule, data: PackedDataModule) -> dict[str, float]:
     """Validate on all rows of the sources; nothing is written but the cache of tokens."""
-    _require_positions(module, data.max_length)
+    positions = module.max_positions
+    if positions is not None and data.max_length > positions:
+        raise ValueError(
+            f"max_length is {data.max_length}, but {module.policy_spec.path} has {positions} positions; set "
+            f"max_length to {positions} or less"
+        )
     on_gpu = torch.cuda.is_available()
     with _hushed("lightning.pytorch", "lion_lightning.data.base"), tempfile.TemporaryDirectory() as folder:
+        # All rows are rows for training to a data module without a validation share.
         data.prepare_data()
         data.setup()
         assert data.train_mixture is not None
@@ -129,28 +138,12 @@ def _validated(module: AlignmentModule, data: PackedDataModule) -> dict[str, flo
 
 
 def _counts(data: PackedDataModule, noun: str) -> dict[str, int]:
-    reports = data.train_mixture.reports if data.train_mixture else []
-    return {
-        noun: sum(report.kept.documents for report in reports),
-        "cut": sum(counts.documents for report in reports for counts in report.truncated.values()),
-        "left_out": sum(counts.documents for report in reports for counts in report.left_out.values()),
-    }
-
-
-def _require_positions(module: AlignmentModule, max_length: int) -> None:
-    positions = module.max_positions
-    if positions is not None and max_length > positions:
-        raise ValueError(
-            f"max_length is {max_length}, but {module.policy_spec.path} has {positions} positions; set "
-            f"max_length to {positions} or less"
-        )
-
-
-def _require_same_tokenizer(model: str, reference: str) -> None:
-    if TokenizerSpec(model).load().get_vocab() != TokenizerSpec(reference).load().get_vocab():
-        raise ValueError(
-            f"reference: {reference} has another tokenizer than {model}; give the model that training started from"
-        )
+    counts = {noun: 0, "cut": 0, "left_out": 0}
+    for report in data.train_mixture.reports if data.train_mixture else []:
+        counts[noun] += report.kept.documents
+        counts["cut"] += sum(found.documents for found in report.truncated.values())
+        counts["left_out"] += sum(found.documents for found in report.left_out.values())
+    return counts
 
 
 @contextmanager

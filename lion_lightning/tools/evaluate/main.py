@@ -73,7 +73,11 @@ def show(results: dict[str, Any]) -> None:
 
 def _rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for part in ("loss", "rewards"):
-        yield from (_metric(f"{part}: {name}", value) for name, value in results.get(part, {}).items())
+        for name, value in results.get(part, {}).items():
+            if isinstance(value, dict):
+                yield _interval(f"{part}: {name}", value)
+            else:
+                yield f"{part}: {name}", f"{value:,}" if isinstance(value, int) else f"{value:.4g}", "", ""
     if found := results.get("accuracy"):
         yield _interval("score", found)
         yield from (_interval(f"  {kind}", one) for kind, one in found["by"].items())
@@ -85,12 +89,6 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield _interval("  answers of similar length", found["like_length"])
         yield from (_share(f"  {name}", found[name]) for name in ("ties", "disagreements"))
         yield "  lengths", "{:.1f} and {:.1f} characters".format(*found["lengths"]), "", ""
-
-
-def _metric(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, dict):
-        return _interval(name, value)
-    return name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", "", ""
 
 
 def _interval(name: str, found: dict[str, Any]) -> tuple[str, ...]:

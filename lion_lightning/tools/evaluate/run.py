@@ -122,15 +122,32 @@ def _answers(config: Evaluation) -> dict[str, Any]:
     prompts, ours = _sample(config.model, config, sampler, ANSWERS)
     results: dict[str, Any] = {}
     if config.judge:
-        scores = [row[0] for row in score_all(config.judge, prompts, [[one] for one in ours])]
-        _keep_scores(config.out / SCORED, prompts, ours, scores)
-        results["accuracy"] = {**accuracy(scores, prompts, config.by), **_answer_metrics(ours)}
+        results["accuracy"] = _scored(config.judge, config, prompts, ours)
     judge = config.against_judge or config.judge
     if config.against and judge:
         # The other model's template may render prompts differently; the judge sees the first model's.
         _, theirs = _sample(config.against, config, sampler, AGAINST)
         results["win_rate"] = {"against": config.against, **win_rate(judge, prompts, ours, theirs)}
     return results
+
+
+def _scored(judge: Judge, config: Evaluation, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[str, Any]:
+    """Score answers, save the scores, and return their means and some counts of the answers."""
+    scores = [row[0] for row in score_all(judge, prompts, [[one] for one in answers])]
+    lines = []
+    for prompt, one, score in zip(prompts, answers, scores, strict=True):
+        row = {"question": prompt.question, "answer": one.text, "score": score, "row": dict(prompt.row)}
+        lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    path = config.out / SCORED
+    with explain_write_errors(path, "scores", "give another `out`"), atomic_write(path) as temporary:
+        temporary.write_text("".join(lines), "utf-8")
+    count = len(answers)
+    return {
+        **accuracy(scores, prompts, config.by),
+        "length": sum(len(one.text) for one in answers) / count,  # in characters
+        "unfinished": sum(one.finish_reason == "length" for one in answers) / count,
+        "empty": sum(not one.text.strip() for one in answers) / count,
+    }
 
 
 def _sample(model: str, config: Evaluation, sampler: Sampler, name: str) -> tuple[list[Prompt], list[Answer]]:
@@ -152,22 +169,3 @@ def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[
     parts = np.array_split(np.arange(len(pool)), 1 + min(len(pool) // 1000, 20))  # each part reads the file again
     bar = tqdm(parts, "reading prompts", unit=" parts", delay=2)
     return [one.prompt for part in bar for one in pool.take(part.tolist())]
-
-
-def _answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
-    """Mean length in characters, and shares of truncated and of empty answers."""
-    count = len(answers)
-    return {
-        "length": sum(len(one.text) for one in answers) / count,
-        "unfinished": sum(one.finish_reason == "length" for one in answers) / count,
-        "empty": sum(not one.text.strip() for one in answers) / count,
-    }
-
-
-def _keep_scores(path: Path, prompts: Sequence[Prompt], answers: Sequence[Answer], scores: Sequence[float]) -> None:
-    rows = (
-        {"question": prompt.question, "answer": one.text, "score": score, "row": dict(prompt.row)}
-        for prompt, one, score in zip(prompts, answers, scores, strict=True)
-    )
-    with explain_write_errors(path, "scores", "give another `out`"), atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), "utf-8")

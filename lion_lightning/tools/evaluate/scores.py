@@ -98,7 +98,11 @@ def win_rate(
     forward = [_preferred(*row) for row in both[: len(pairs)]]
     backward = [-_preferred(*row) for row in both[len(pairs) :]]
     wins = [0.5 + (one + other) / 4 for one, other in zip(forward, backward, strict=True)]  # 0, 1/4, ..., 1
-    similar = [win for win, (a, b) in zip(wins, pairs, strict=True) if _similar_length(a, b)]
+    similar = []
+    for win, (a, b) in zip(wins, pairs, strict=True):
+        short, long = sorted((len(a.text), len(b.text)))
+        if long == 0 or short / long > 0.8:
+            similar.append(win)
     return {
         "win_rate": summary(wins),
         "ties": fmean(float(a == b == 0) for a, b in zip(forward, backward, strict=True)),
@@ -120,8 +124,3 @@ def gain(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
 
 def _preferred(ours: float, theirs: float) -> int:
     return (ours > theirs) - (ours < theirs)
-
-
-def _similar_length(a: Answer, b: Answer) -> bool:
-    short, long = sorted((len(a.text), len(b.text)))
-    return long == 0 or short / long > 0.8

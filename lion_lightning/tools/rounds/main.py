@@ -12,11 +12,11 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Command line without ``lion rounds``.
     """
-    from lion_lightning.tools.rounds.report import report
-
     parser = argparse.ArgumentParser(prog="lion rounds", description="Print and plot the rounds of on-policy sampling.")
     parser.add_argument("folder", help="folder of the rounds, e.g. runs/online_dpo/rounds")
     parser.add_argument("--samples", type=int, default=3, help="prompts to show with their answers (3)")
     parser.add_argument("--png", help="file of the plots; by default rounds.png in the folder")
     options = parser.parse_args(arguments)
+    from lion_lightning.tools.rounds.report import report  # imports matplotlib
+
     report(Path(options.folder), options.samples, Path(options.png) if options.png else None)

@@ -128,7 +128,7 @@ def _left_out(
     axes: Any, numbers: Sequence[int], pairs_kept: Sequence[float], left_out: Sequence[Mapping[str, int]]
 ) -> None:
     """Stacked bars: pairs kept, and prompts and pairs left out by cause."""
-    causes = sorted({cause for counts in left_out for cause in counts})
+    causes = sorted(set().union(*left_out))
     bars = {"pairs kept": [0.0 if math.isnan(count) else count for count in pairs_kept]}
     bars |= {cause: [float(counts.get(cause, 0)) for counts in left_out] for cause in causes}
     bottom = [0.0] * len(numbers)

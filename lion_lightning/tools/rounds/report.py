@@ -6,17 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
 
 from lion_lightning.cache import read_object
 from lion_lightning.printing import literal
 from lion_lightning.rollouts.metrics import round_metrics
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import Round, find_rounds
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from lion_lightning.tools.rounds.plots import plot
 
 SCORES = {
     "score": "{:z.3f}",
@@ -53,19 +52,19 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
     Raises:
         ValueError: There are no rounds, or one is damaged.
     """
-    from rich.console import Console
-
-    from lion_lightning.tools.rounds.plots import plot  # matplotlib takes a second to import
-
     console = console or Console(soft_wrap=True)
     for line in _unfinished(folder):
         console.print(line, highlight=False, markup=False)
     rounds = find_rounds(folder)
     if not rounds:
         raise ValueError(f"{folder}: no finished rounds here; name the folder with round-0000.arrow (runs/.../rounds)")
-    metrics = [_all_metrics(finished) for finished in rounds]
-    logged = {name for known in metrics for name in known} - {*round_metrics(rounds[0]), *ANSWERS}
-    more = dict.fromkeys(sorted(logged), "{:z.4g}")
+    metrics = []
+    for finished in rounds:
+        while_training = finished.summary.get("metrics", {})  # logged while the round was trained on
+        logged = {name.removeprefix("on_policy/"): value for name, value in while_training.items()}
+        metrics.append(logged | round_metrics(finished))
+    others = set().union(*metrics) - {*round_metrics(rounds[0]), *ANSWERS}
+    more = dict.fromkeys(sorted(others), "{:z.4g}")
     console.print(_metrics_table("Scores", rounds, metrics, {**SCORES, **more}))
     console.print(_metrics_table("Answers", rounds, metrics, ANSWERS))
     console.print(_left_out_table(rounds))
@@ -110,31 +109,20 @@ def _unfinished(folder: Path) -> list[str]:
 def _metrics_table(
     title: str, rounds: Sequence[Round], metrics: Sequence[Mapping[str, float]], forms: Mapping[str, str]
 ) -> Table:
-    from rich.table import Table
-
     table = Table(title=title, title_justify="left")
     for name in ("round", *forms):
         # A line for each word, and none of them broken: seven such columns fit 80 characters.
         table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for finished, known in zip(rounds, metrics, strict=True):
-        cells = [_cell(known.get(name), form) for name, form in forms.items()]
+        cells = []
+        for name, form in forms.items():
+            value = known.get(name)
+            cells.append("-" if value is None or math.isnan(value) else form.format(value))
         table.add_row(str(finished.number), *cells)
     return table
 
 
-def _all_metrics(finished: Round) -> dict[str, float]:
-    """Metrics of the rollouts, and others that were logged while the round was trained on."""
-    logged = {name.removeprefix("on_policy/"): value for name, value in finished.summary.get("metrics", {}).items()}
-    return logged | round_metrics(finished)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None or math.isnan(value) else form.format(value)
-
-
 def _left_out_table(rounds: Sequence[Round]) -> Table | str:
-    from rich.table import Table
-
     counts = [left_out(finished) for finished in rounds]
     causes = sorted({cause for found in counts for cause in found})
     if not causes:
@@ -165,8 +153,6 @@ def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> N
 def _answers_table(
     title: str, names: Sequence[str], rows: Sequence[tuple[Rollout, list[tuple[Rollout, int]]]]
 ) -> Table:
-    from rich.table import Table
-
     table = Table("prompt", *names, title=title, title_justify="left", show_lines=True)
     for rollout, answers in rows:
         texts = [_answer(other, position) for other, position in answers]
