@@ -6,13 +6,12 @@ what is not read here, and :mod:`~lion_lightning.data.encoding.rendering` warns 
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lion_lightning.data.formats.column_table import THOUGHTS, TOOLS
 from lion_lightning.data.formats.tool_calls import read_calls
+from lion_lightning.data.formats.turn_weights import FLAGS, may_be_a_flag, read_weight
 from lion_lightning.data.formats.unused_columns import name_variants, printable
 from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.data.sources.json_text import TEXT_PARTS, parse_content_parts, read_json
@@ -126,7 +125,7 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     content = _joined(content if role == "tool" else parse_content_parts(content), name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
-    weight = _weight(own, role, name)
+    weight = read_weight(own, role, name)
     extra = _extra(own, role, name)
     silent = may_be_empty or role in ("system", "tool") or "tool_calls" in extra
     text = read_text("" if content is None and "tool_calls" in extra else content, f"{name} ({role})", silent)
@@ -157,7 +156,7 @@ def _part(part: Any, name: str) -> str:
     for key in _nonempty(own):
         if own[key] and not _CHANGING.isdisjoint(name_variants(key)):
             raise ValueError(f"{name} has a text part with {key}, which cannot be trained on; take it out")
-        if key in _FLAGS or _may_be_a_flag(key, own[key]):
+        if key in FLAGS or may_be_a_flag(key, own[key]):
             raise ValueError(
                 f"{name} has a text part with {printable(key)}, and the parts of a turn are trained together or not at "
                 "all; say it of the turn, as `train`, or take it out (with a `transform`)"
@@ -165,67 +164,6 @@ def _part(part: Any, name: str) -> str:
         if key not in HARMLESS:
             add_warning(f"not used: key {key!r} of content parts")
     return text
-
-
-# --- which turns are trained, and how much each counts
-
-_WEIGHTS = frozenset(["weight", "loss_weight", "loss_scale"])
-_FLAGS = _WEIGHTS.union(
-    ["loss", "loss_mask", "train", "training", "trainable", "is_trainable", "train_on_turn", "supervised"]
-)
-_LARGEST_WEIGHT = 3.4e38  # a finite number in fp32, as losses are
-_MAY_BE_A_FLAG = re.compile("loss|train|mask|weight|supervis|learn|target")
-_YES_OR_NO = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
-
-
-def _weight(own: dict[str, Any], role: str, name: str) -> float:
-    """Take the keys that say whether a turn is trained, and how much it counts, out of a message."""
-    given = {key: _number(own.pop(key), f"{name}.{key}") for key in sorted(_WEIGHTS & own.keys())}
-    weights = set(given.values())
-    for key in sorted(_FLAGS & own.keys()):
-        given[key] = _yes_or_no(own.pop(key), f"{name}.{key}")
-    if "masked" in own:
-        given["masked"] = 1.0 - _yes_or_no(own.pop("masked"), f"{name}.masked")
-    for key in own:
-        if _may_be_a_flag(key, own[key]):
-            raise ValueError(
-                f"{name}.{printable(key)} could mean that the turn is trained or that it is not; call it `train`"
-            )
-    if len({value > 0 for value in given.values()}) > 1:
-        raise ValueError(f"{name} says both that it is trained and that it is not ({', '.join(given)}); keep one")
-    if len(weights) > 1:
-        raise ValueError(f"{name} has more than one weight ({', '.join(given)}); keep one")
-    if role != "assistant" and any(given.values()):
-        raise ValueError(
-            f"{name}.{next(iter(given))} asks to train a {role} turn, and only assistant turns can be trained; set it "
-            "to false, or remove it (with a `transform`)"
-        )
-    return next(iter(weights), min(given.values(), default=1.0))
-
-
-def _number(value: Any, name: str) -> float:
-    text = str(value).strip().lower()
-    try:
-        weight = _YES_OR_NO[text] if text in _YES_OR_NO else float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight <= _LARGEST_WEIGHT:
-        raise ValueError(f"{name} is {repr(value)[:60]}; a weight is a number of at least 0, true or false")
-    return weight
-
-
-def _may_be_a_flag(key: str, value: Any) -> bool:
-    return bool(_MAY_BE_A_FLAG.search(key.lower())) and str(value).strip().lower() in _YES_OR_NO
-
-
-def _yes_or_no(value: Any, name: str) -> float:
-    flag = _YES_OR_NO.get(str(value).strip().lower())
-    if flag is None:
-        raise ValueError(
-            f"{name} is {repr(value)[:60]}; a turn is trained (1 or true) or not (0 or false); call a number between "
-            "or above them `weight`"
-        )
-    return flag
 
 
 def is_answer(turn: Mapping[str, Any]) -> bool:
@@ -243,7 +181,7 @@ def context(turn: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         turn: The message.
     """
-    return {key: value for key, value in turn.items() if key not in (*_FLAGS, "masked", "mask")} | {"train": False}
+    return {key: value for key, value in turn.items() if key not in (*FLAGS, "masked", "mask")} | {"train": False}
 
 
 # --- everything else

@@ -7,8 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from lion_lightning.data.formats.column_table import ANSWERS, HARMLESS, MEANINGS, PROMPTS, Meaning
-from lion_lightning.data.formats.labels import has_grade, is_yes, leaves
+from lion_lightning.data.formats.column_table import (
+    ANSWERS,
+    HARMLESS,
+    MEANINGS,
+    PROMPTS,
+    Meaning,
+    has_grade,
+    is_yes,
+    leaves,
+)
 from lion_lightning.data.reports.row_messages import add_message, add_warning
 
 if TYPE_CHECKING:
