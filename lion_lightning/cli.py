@@ -9,45 +9,33 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NamedTuple
 
 from lion_lightning import __version__
 from lion_lightning.processes.entry_point import run_guarded
 from lion_lightning.processes.stopping import default_interrupts
 
-
-class Command(NamedTuple):
-    """A subcommand.
-
-    Attributes:
-        folder: The folder of :mod:`lion_lightning.tools` whose module ``main`` runs it.
-        summary: One line for ``lion --help``.
-    """
-
-    folder: str
-    summary: str
-
-
-TRAINING = {
-    "fit": Command("train", "train a model, with validation"),
-    "validate": Command("train", "compute losses and metrics on the validation rows"),
-    "test": Command("train", "compute losses and metrics on the test rows"),
+TRAINING: dict[str, tuple[str, str]] = {
+    "fit": ("train", "train a model, with validation"),
+    "validate": ("train", "compute losses and metrics on the validation rows"),
+    "test": ("train", "compute losses and metrics on the test rows"),
 }
-"""Subcommands of LightningCLI, configured by a YAML file."""
+"""Subcommands of LightningCLI, configured by a YAML file: for each the folder in :mod:`lion_lightning.tools` whose
+module ``main`` runs it, and its line in ``lion --help``.
+"""
 
-COMMANDS = {
-    "run": Command("pipeline", "run the stages of a pipeline file, each starting from the previous one's export"),
-    "report": Command("report", "plot a run's metrics from its logs"),
-    "evaluate": Command("evaluate", "losses, accuracies and win rates of a trained model"),
-    "chat": Command("chat", "talk to a trained model"),
-    "plan": Command("plan", "estimate memory per GPU and time per step of a config, without any GPU"),
-    "inspect": Command("inspect", "show what a config's filters, loss mask and packing do to its data"),
-    "export": Command("export", "write a checkpoint as a Hugging Face folder"),
-    "rounds": Command("rounds", "print and plot statistics of on-policy rounds"),
-    "answers": Command("answers", "answer the questions of AlpacaEval, Arena-Hard or MT-Bench, in their formats"),
-    "demo": Command("demo", "write data, tokenizer and model config of a small synthetic task"),
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("pipeline", "run the stages of a pipeline file, each starting from the previous one's export"),
+    "report": ("report", "plot a run's metrics from its logs"),
+    "evaluate": ("evaluate", "losses, accuracies and win rates of a trained model"),
+    "chat": ("chat", "talk to a trained model"),
+    "plan": ("plan", "estimate memory per GPU and time per step of a config, without any GPU"),
+    "inspect": ("inspect", "show what a config's filters, loss mask and packing do to its data"),
+    "export": ("export", "write a checkpoint as a Hugging Face folder"),
+    "rounds": ("rounds", "print and plot statistics of on-policy rounds"),
+    "answers": ("answers", "answer the questions of AlpacaEval, Arena-Hard or MT-Bench, in their formats"),
+    "demo": ("demo", "write data, tokenizer and model config of a small synthetic task"),
 }
-"""All other subcommands."""
+"""All other subcommands, in the same form."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,10 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def help_text() -> str:
     """The output of ``lion --help``."""
-    training, others = (
-        "\n".join(f"    {name:<10}  {command.summary}" for name, command in table.items())
-        for table in (TRAINING, COMMANDS)
-    )
+    training, others = map(_summaries, (TRAINING, COMMANDS))
     return f"""usage: lion COMMAND ...  (lion COMMAND --help for its arguments, lion --version)
 
 Align language models with PyTorch Lightning.
@@ -83,6 +68,10 @@ other commands:
 {others}"""
 
 
+def _summaries(commands: dict[str, tuple[str, str]]) -> str:
+    return "\n".join(f"    {name:<10}  {summary}" for name, (_, summary) in commands.items())
+
+
 def _run(arguments: list[str]) -> None:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
@@ -90,7 +79,8 @@ def _run(arguments: list[str]) -> None:
     elif name == "--version":
         print(f"lion_lightning {__version__}")
     elif name in COMMANDS:
-        import_module(f"lion_lightning.tools.{COMMANDS[name].folder}.main").main(arguments[1:])
+        folder, _ = COMMANDS[name]
+        import_module(f"lion_lightning.tools.{folder}.main").main(arguments[1:])
     elif name in TRAINING or name.startswith("-"):  # LightningCLI parses the subcommand itself
         import_module("lion_lightning.tools.train.main").main(arguments)
     else:

@@ -37,17 +37,20 @@ _LONG_WORD = re.compile(r"\S{300,}")
 
 
 def explain(error: Exception) -> str:
-    """One line for an error; of the parser's reports only the cause.
-
-    Args:
-        error: The exception.
-    """
+    """One line for an error; of the parser's reports only the cause."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         path = _shortened(str(error.filename2 or error.filename))  # filename2: the target of a copy or a rename
         return f"{path}: {error.strerror.lower()}; give a path that exists and that you may use"
     text = _shortened(str(error)) or type(error).__name__
-    line = _Report.of(text).line() if _is_report(text) else " ".join(text.split())
-    return _of_checkpoint(error, line) + _remedy(line)
+    is_report = any(mark in text for mark in ('Parser key "', "Does not validate against any", "is not accepted"))
+    line = _Report.of(text).line() if is_report else " ".join(text.split())
+    remedy = _remedy(line)
+    checkpoint = checkpoint_being_restored(error)
+    if checkpoint is not None and checkpoint not in line:
+        if not isinstance(error, ValueError):  # of torch or Lightning, for entries that do not fit
+            line = f"the checkpoint is damaged or has another format ({type(error).__name__}: {line})"
+        line = f"{checkpoint}: {line}"
+    return line + remedy
 
 
 def _shortened(text: str) -> str:
@@ -74,9 +77,6 @@ def checkpoint_being_restored(error: BaseException) -> str | None:
     """Return the checkpoint that Lightning (2.6) was restoring when an error was raised; None for other errors.
 
     torch and Lightning raise exceptions of any class for entries that do not fit, without the file's name.
-
-    Args:
-        error: The exception.
     """
     for frame, _ in walk_tb(error.__traceback__):
         code = frame.f_code
@@ -86,11 +86,7 @@ def checkpoint_being_restored(error: BaseException) -> str | None:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Return whether a user can fix an error, so that one line is enough, or it is a bug, which needs its traceback.
-
-    Args:
-        error: The exception.
-    """
+    """Return whether a user can fix an error, so that one line is enough, or it is a bug, which needs its traceback."""
     if isinstance(error, ExceptionGroup):
         return all(map(is_user_error, error.exceptions))
     if isinstance(error, (ValueError, ModuleNotFoundError, OSError)):
@@ -100,32 +96,15 @@ def is_user_error(error: Exception) -> bool:
 
     if isinstance(error, (MisconfigurationException, ArgumentError)):
         return True
-    return checkpoint_being_restored(error) is not None or _is_wrong_usage(error)
-
-
-def _is_wrong_usage(error: BaseException) -> bool:
-    """Return whether a callback of Lightning or an optimizer complains of its arguments.
-
-    EarlyStopping raises a RuntimeError for a metric that is not logged, Adam an AssertionError for ``capturable``.
-    """
+    if checkpoint_being_restored(error) is not None:
+        return True
+    # EarlyStopping raises a RuntimeError for a metric that is not logged, Adam an AssertionError for ``capturable``;
+    # running out of memory is a subclass of RuntimeError.
     module = ""
     for frame, _ in walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__"))
-    explained = type(error) in (RuntimeError, AssertionError) and str(error)  # running out of memory is a subclass
-    return bool(explained) and module.startswith(("lightning.pytorch.callbacks.", "torch.optim."))
-
-
-def _of_checkpoint(error: Exception, line: str) -> str:
-    path = checkpoint_being_restored(error)
-    if path is None or path in line:
-        return line
-    if isinstance(error, ValueError):
-        return f"{path}: {line}"
-    return f"{path}: the checkpoint is damaged or has another format ({type(error).__name__}: {line})"
-
-
-def _is_report(text: str) -> bool:
-    return any(mark in text for mark in ('Parser key "', "Does not validate against any", "is not accepted"))
+    explained = type(error) in (RuntimeError, AssertionError) and str(error) != ""
+    return explained and module.startswith(("lightning.pytorch.callbacks.", "torch.optim."))
 
 
 @dataclass
@@ -149,19 +128,16 @@ class _Report:
         """Parse a report."""
         report = cls()
         for depth, line in _lines(text):
-            report._add(depth, line)
+            if found := _VALUE.match(line):
+                report.value, report.outermost = report.value or found[1], found[1]
+            elif found := _KEY.fullmatch(line):
+                report.keys.append(found[1])
+                report.depth = depth
+            elif found := _CLASS.fullmatch(line):
+                report.classes.append(found[1])
+            elif line not in report.leaves and depth > report.depth:  # shallower leaves belong to an enclosing value
+                report.leaves.append(line)
         return report
-
-    def _add(self, depth: int, line: str) -> None:
-        if found := _VALUE.match(line):
-            self.value, self.outermost = self.value or found[1], found[1]
-        elif found := _KEY.fullmatch(line):
-            self.keys.append(found[1])
-            self.depth = depth
-        elif found := _CLASS.fullmatch(line):
-            self.classes.append(found[1])
-        elif line not in self.leaves and depth > self.depth:  # shallower leaves belong to an enclosing value
-            self.leaves.append(line)
 
     def line(self) -> str:
         """The report in one line."""
@@ -170,16 +146,20 @@ class _Report:
         where = ".".join(key for key in self.keys if key != "class_path")
         refused = _NOT_ACCEPTED.search(message)
         if refused and self.classes:
-            message = (
-                f"{self.classes[-1].rpartition('.')[2]} has no setting {refused[1]!r}{self._suggestion(refused[1])}"
-            )
+            module, _, name = self.classes[-1].rpartition(".")
+            names = _settings_of(getattr(import_module(module), name))
+            close = get_close_matches(refused[1].partition(".")[0], names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}"
+            message = f"{name} has no setting {refused[1]!r}; {hint}"
         return f"{where}: {message}" if where else message
 
     def _expectation(self) -> str:
         """The types that the value may have, if its type is all that is wrong."""
-        kinds = [_SUBCLASS.match(leaf) for leaf in self.leaves]
-        wanted = [f"a class_path of {kind[1]}" for kind in kinds if kind]
-        wanted += [kind for leaf in self.leaves if (kind := _kind(leaf)) and kind not in wanted]
+        wanted = []
+        for leaf in self.leaves:
+            if kind := _SUBCLASS.match(leaf):
+                wanted.append(f"a class_path of {kind[1]}")
+        wanted += filter(None, map(_kind, self.leaves))
         if not wanted:
             wanted = ["a class_path"] if any("dot import" in leaf for leaf in self.leaves) else self.leaves
         if nested := _NESTED.match(self.value):  # an argument of a class that is not given
@@ -195,13 +175,6 @@ class _Report:
         if found := re.match(rf"{given}(?:\[?'|\{{'path': ')?(?!None\b)([\w./*?-]+)(?=['\s]|$)", self.outermost):
             return f"expected a list of sources; for one file write [{{path: {found[1][:_LONGEST_VALUE]}}}]"
         return ""
-
-    def _suggestion(self, key: str) -> str:
-        """The most similar argument of the class, or all."""
-        module, _, name = self.classes[-1].rpartition(".")
-        names = _settings_of(getattr(import_module(module), name))
-        close = get_close_matches(key.partition(".")[0], names, n=1)
-        return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(names)}"
 
 
 def _settings_of(made: Any) -> list[str]:

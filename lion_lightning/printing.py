@@ -48,11 +48,7 @@ _LOGIN = re.compile(r"\bhttps?://[^/\s@?#]*@|\b[a-z][a-z0-9+.-]*://[^/\s@?#:]*:[
 
 
 def harmless(text: str) -> str:
-    """Replace control characters, of terminals and of text direction, by the replacement character.
-
-    Args:
-        text: Text of a model, a file or a server.
-    """
+    """Replace control characters, of terminals and of text direction, by the replacement character."""
     # Joiners are control characters by category, but Persian and many emojis need them.
     return "".join(
         char if char in "\n\t\u200c\u200d" or unicodedata.category(char)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
@@ -61,11 +57,7 @@ def harmless(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """Mask user names and passwords in URLs, and strings that look like keys.
-
-    Args:
-        text: Text to print or write.
-    """
+    """Mask user names and passwords in URLs, and strings that look like keys."""
     text = _BARE_LOGIN.sub(f"{HIDDEN}@", _USER.sub(f"{HIDDEN}@", text))
     text = _ADDRESS.sub(lambda address: _RANDOM.sub(rf"\1{HIDDEN}", _without_keys(address[0])), text)
     for pattern in (_QUERY, _GIVEN, _OPTION, _BEARER):
@@ -74,20 +66,12 @@ def redacted(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """:func:`printable`, with line ends replaced by spaces.
-
-    Args:
-        text: Text to print.
-    """
+    """:func:`printable`, with line ends replaced by spaces."""
     return printable(_LINE_END.sub(" ", text))
 
 
 def holds_secret(text: str) -> bool:
-    """Return whether a text has a URL with a user name, a password or a key.
-
-    Args:
-        text: A setting.
-    """
+    """Return whether a text has a URL with a user name, a password or a key."""
     return bool(
         _LOGIN.search(text)
         or ("://" in text and (_QUERY.search(text) or _KNOWN.search(text)))
@@ -103,11 +87,7 @@ def _without_keys(address: str) -> str:
 
 
 def printable(text: str) -> str:
-    """:func:`redacted` and :func:`harmless`.
-
-    Args:
-        text: Text to print.
-    """
+    """:func:`redacted` and :func:`harmless`."""
     return harmless(redacted(text))
 
 
@@ -132,11 +112,7 @@ def is_secret(name: Any) -> bool:
 
 
 def without_secrets(value: Any) -> Any:
-    """Mask settings with names of secrets, and secrets in URLs.
-
-    Args:
-        value: Plain data: mappings, lists and scalars.
-    """
+    """Mask settings with names of secrets, and secrets in URLs, in plain data."""
     if isinstance(value, Mapping):
         return {name: HIDDEN if is_secret(name) else without_secrets(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -145,11 +121,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def redacted_arguments(arguments: Sequence[str]) -> list[str]:
-    """Mask secrets in a command line.
-
-    Args:
-        arguments: Arguments of a process.
-    """
+    """Mask secrets in a command line."""
     before = ["", *arguments]
     named = (one.startswith("--") and is_secret(one) for one in before)
     return [HIDDEN if secret else redacted(one) for secret, one in zip(named, arguments, strict=False)]
@@ -198,11 +170,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 def clock(seconds: float) -> str:
-    """A duration as minutes and seconds, ``0:42``; with hours, ``1:02:03``.
-
-    Args:
-        seconds: The duration.
-    """
+    """A duration as minutes and seconds, ``0:42``; with hours, ``1:02:03``."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -147,7 +147,7 @@ def is_option(command: str, option: str) -> bool:
         if section in {"sampler", "judge"}:  # keys of a class that the command line names
             return command in {"answers", "evaluate"}
         return section in SECTIONS and key.split(".")[0] in arguments(section)
-    folder = ROOT / "lion_lightning/tools" / (COMMANDS | TRAINING)[command].folder
+    folder = ROOT / "lion_lightning/tools" / (COMMANDS | TRAINING)[command][0]
     lightning = {"ckpt_path", "print_config", "help", "config", "seed_everything", *SECTIONS}
     given = re.compile(rf'"--{option}"|^    {option}: ', re.M)  # of argparse; of a function that jsonargparse reads
     return option in lightning or any(given.search(path.read_text("utf-8")) for path in folder.glob("*.py"))

@@ -108,7 +108,7 @@ def test_help_and_mistyped_commands_load_no_heavy_library(arguments: list[str]) 
 
 def test_the_listed_commands_are_those_that_there_are() -> None:
     folders = {path.parent.name for path in (PACKAGE / "tools").glob("*/main.py")}
-    assert {command.folder for command in (COMMANDS | TRAINING).values()} == folders
+    assert {folder for folder, _ in (COMMANDS | TRAINING).values()} == folders
     assert {*LionCLI.subcommands()} == {*TRAINING} == {*LightningCLI.subcommands()} - {"predict"}
     assert all(f"    {name} " in help_text() for name in {**COMMANDS, **TRAINING})
 

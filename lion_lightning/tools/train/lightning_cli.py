@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
@@ -44,7 +45,8 @@ class LionCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data module's tokenizer to the model's."""
-        parser.link_arguments("model", "data.init_args.tokenizer", compute_fn=_tokenizer_spec, apply_on="instantiate")
+        spec = attrgetter("tokenizer_spec")
+        parser.link_arguments("model", "data.init_args.tokenizer", compute_fn=spec, apply_on="instantiate")
 
     @staticmethod
     @override
@@ -70,35 +72,44 @@ class LionCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add default loggers and callbacks, unless the config has others."""
+        """Add default loggers, a progress bar and a start-up summary, unless the config has others or disables them."""
         given = self._get(self.config_init, "trainer", default={})
         if given.get("logger") in (None, True):
-            kwargs["logger"] = default_loggers(given.get("default_root_dir") or os.getcwd())
+            # `lion report` reads metrics.csv; TensorBoard's files are next to it, in one folder per run.
+            folder = given.get("default_root_dir") or os.getcwd()
+            table = AtomicCSVLogger(folder)
+            kwargs["logger"] = [table, TensorBoardLogger(folder, version=table.version)]
         # Without default_root_dir many runs may share the working folder.
         lock = [LockRootDir()] if given.get("default_root_dir") else []
         logs = [LogShortRuns()] if given.get("log_every_n_steps") is None else []
         own = given.get("callbacks") or ()
-        kwargs["callbacks"] = [StopBetweenSteps(), *lock, *logs, *own, *default_callbacks(given)]
+        shown: list[Callback] = []
+        if given.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in own):
+            shown.append(LionProgressBar())
+        if given.get("enable_model_summary") is None and not any(isinstance(one, StartupSummary) for one in own):
+            shown.append(StartupSummary())
+        kwargs["callbacks"] = [StopBetweenSteps(), *lock, *logs, *own, *shown]
+        # Lightning's summary only where it is asked for: ours is in its place.
         kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Find the checkpoint for `--ckpt_path last`."""
-        self._choose_checkpoint()
-
-    def before_validate(self) -> None:
-        """Find the checkpoint, and log if there is none."""
-        self._choose_checkpoint()
-        self._say_untrained()
-
-    def before_test(self) -> None:
-        """Find the checkpoint, and log if there is none."""
-        self._choose_checkpoint()
-        self._say_untrained()
-
-    def _say_untrained(self) -> None:
-        if self.config_init[self.subcommand].get("ckpt_path") is None:
+        """Resolve ``ckpt_path: last`` to the newest complete checkpoint; Lightning takes ``last.ckpt`` as it is."""
+        given = self.config_init[self.subcommand]
+        path = given.get("ckpt_path")
+        if path == "last":
+            found = newest_checkpoint(*checkpoint_paths(self.trainer))
+            if found is None and self.subcommand != "fit":
+                raise ValueError("ckpt_path: `last` finds no checkpoint; train first")
+            if found is None:
+                rank_zero_info("No checkpoint yet: starting from the beginning.")
+            given["ckpt_path"] = found and str(found)
+        elif path is not None:
+            require_local(path)
+        elif self.subcommand != "fit":
             rank_zero_info("Using the model that training starts from; use --ckpt_path last for the trained one.")
+
+    before_validate = before_test = before_fit
 
     def after_validate(self) -> None:
         """Refuse a run without batches."""
@@ -107,19 +118,6 @@ class LionCLI(LightningCLI):
     def after_test(self) -> None:
         """Refuse a run without batches."""
         _require_batches(self.trainer.num_test_batches, "limit_test_batches")
-
-    def _choose_checkpoint(self) -> None:
-        """Resolve ``last`` to the newest complete checkpoint; Lightning would take an incomplete ``last.ckpt``."""
-        given = self.config_init[self.subcommand]
-        if given.get("ckpt_path") == "last":
-            found = newest_checkpoint(*checkpoint_paths(self.trainer))
-            if found is None and self.subcommand != "fit":
-                raise ValueError("ckpt_path: `last` finds no checkpoint; train first")
-            if found is None:
-                rank_zero_info("No checkpoint yet: starting from the beginning.")
-            given["ckpt_path"] = found and str(found)
-        elif given.get("ckpt_path") is not None:
-            require_local(given["ckpt_path"])
 
     @override
     def _set_seed(self) -> None:
@@ -161,32 +159,6 @@ def checkpoint_paths(trainer: Trainer) -> list[Path]:
     return places
 
 
-def default_loggers(folder: str) -> list[Logger]:
-    """Loggers for ``metrics.csv``, which `lion report` reads, and TensorBoard, with one folder per run for both.
-
-    Args:
-        folder: The trainer's ``default_root_dir``.
-    """
-    table = AtomicCSVLogger(folder)
-    return [table, TensorBoardLogger(folder, version=table.version)]
-
-
-def default_callbacks(trainer: Mapping[str, Any]) -> list[Callback]:
-    """A progress bar and a start-up summary, unless the config has others or disables them.
-
-    Args:
-        trainer: The config's ``trainer``, with instantiated callbacks. ``enable_progress_bar: false`` disables the bar;
-            ``enable_model_summary: false`` disables the summary, ``true`` replaces it by Lightning's.
-    """
-    given = trainer.get("callbacks") or ()
-    made: list[Callback] = []
-    if trainer.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
-        made.append(LionProgressBar())
-    if trainer.get("enable_model_summary") is None and not any(isinstance(one, StartupSummary) for one in given):
-        made.append(StartupSummary())
-    return made
-
-
 def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = LionCLI) -> LionCLI:
     """Instantiate model, data module and trainer from arguments, and run the subcommand.
 
@@ -211,7 +183,3 @@ def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = Lion
         run=run,
         args=arguments,
     )
-
-
-def _tokenizer_spec(model: AlignmentModule) -> Any:
-    return model.tokenizer_spec

@@ -28,7 +28,9 @@ class StopBetweenSteps(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Pass signals on to the trainer's other processes."""
         STOP.raise_if_swallowed()
-        note_sigterm_without_collectives(trainer)
+        # In place of Lightning 2.6's handler of SIGTERM, which broadcasts within the signal handler: a rank within
+        # another collective would hang or receive wrong values.
+        trainer._signal_connector._sigterm_notifier_fn = partial(_note, trainer)  # type: ignore[method-assign]
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -71,17 +73,6 @@ def _started_by_rank_0(trainer: Trainer) -> bool:
     return trainer.local_rank > 0 and isinstance(environment, LightningEnvironment)
 
 
-def note_sigterm_without_collectives(trainer: Trainer) -> None:
-    """Replace Lightning 2.6's handler of SIGTERM, which broadcasts within the signal handler.
-
-    A rank within another collective would then hang or receive wrong values.
-
-    Args:
-        trainer: The trainer, before it registers its handlers.
-    """
-    trainer._signal_connector._sigterm_notifier_fn = partial(_note, trainer)  # type: ignore[method-assign]
-
-
 def _note(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
     connector, launcher = trainer._signal_connector, trainer.strategy.launcher
     if not connector.received_sigterm and launcher is not None:
@@ -106,30 +97,24 @@ class LockRootDir(Callback):
         """Acquire the lock on rank 0; all ranks raise if it is held."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        reason = trainer.strategy.broadcast(self._acquire(trainer) if trainer.is_global_zero else None)
+        reason = None
+        if trainer.is_global_zero:
+            self._lock = FolderLock(Path(trainer.default_root_dir), "`lion fit`", "trainer.default_root_dir")
+            try:
+                self._lock.acquire()
+            except ValueError as error:
+                reason = str(error)
+        reason = trainer.strategy.broadcast(reason)
         if reason is not None:
             raise MisconfigurationException(reason)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Release the lock."""
-        self._release()
+        if self._lock is not None:
+            self._lock.release()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Release the lock."""
-        self._release()
-
-    def _acquire(self, trainer: Trainer) -> str | None:
-        lock = FolderLock(Path(trainer.default_root_dir), "`lion fit`", "trainer.default_root_dir")
-        try:
-            lock.acquire()
-        except ValueError as error:
-            return str(error)
-        self._lock = lock
-        return None
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Release the lock: Lightning does not call ``teardown`` after an exception."""
+        self.teardown(trainer, pl_module, "fit")

@@ -167,18 +167,18 @@ def test_last_means_the_newest_whole_checkpoint_wherever_lightning_writes_them(b
     saving = ModelCheckpoint(folders["dirpath"] if place == "dirpath" else None)
     trainer = bench.trainer(saving, enable_checkpointing=True)
     cli: Any = SimpleNamespace(subcommand="fit", trainer=trainer, config_init={"fit": {"ckpt_path": "last"}})
-    LionCLI._choose_checkpoint(cli)
+    LionCLI.before_fit(cli)
     assert cli.config_init["fit"]["ckpt_path"] is None  # nothing there: from the beginning
     path = folders.get(place, root) / ("hpc_ckpt_1.ckpt" if place == "slurm" else "epoch=0-step=6.ckpt")
     path.parent.mkdir(parents=True)
     torch.save({"state_dict": {}}, path)
     cli.config_init["fit"]["ckpt_path"] = "last"
-    LionCLI._choose_checkpoint(cli)
+    LionCLI.before_fit(cli)
     assert cli.config_init["fit"]["ckpt_path"] == str(path)
     os.truncate(path, 100)
     cli.config_init["fit"]["ckpt_path"] = "last"
     with pytest.raises(ValueError, match=f"{path.name}: it is cut short .*bring one back, or remove them"):
-        LionCLI._choose_checkpoint(cli)
+        LionCLI.before_fit(cli)
 
 
 def test_a_plugin_of_the_users_own_stays(bench: Bench) -> None:
