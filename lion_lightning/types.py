@@ -43,11 +43,21 @@ class SampleSegment(NamedTuple):
         input_ids: Token ids, shape ``(tokens,)``.
         supervised: Whether each token is a training target, shape ``(tokens,)``.
         parent: Index of the parent among the sample's segments; -1 for none.
+        weights: What each target counts in the loss, shape ``(tokens,)``, above 0; without meaning where a token is no
+            target. None where all count 1.
     """
 
     input_ids: npt.NDArray[np.int32]
     supervised: npt.NDArray[np.bool_]
     parent: int = -1
+    weights: npt.NDArray[np.float32] | None = None
+
+    def part(self, start: int, stop: int) -> SampleSegment:
+        """Tokens ``start`` to ``stop`` alone."""
+        weights = None if self.weights is None else self.weights[start:stop]
+        return self._replace(
+            input_ids=self.input_ids[start:stop], supervised=self.supervised[start:stop], weights=weights
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,7 @@ class PackedBatch:
         sample_indices: Stable index of each sample.
         sources: Source name of each sample.
         capacity: Tokens that the packed rows could have held; ``tokens / capacity`` is the packing efficiency.
+        target_weights: ``(targets,)`` fp32, what each target counts in the loss; None where all count 1.
     """
 
     input_ids: Tensor
@@ -101,6 +112,7 @@ class PackedBatch:
     sample_indices: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
     capacity: int = 0
+    target_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Start without a copy; not a field, since FSDP2 hands all fields to ``replace``, which is to forget it."""
@@ -131,11 +143,11 @@ class PackedBatch:
     def without_targets(self) -> PackedBatch:
         """Copy that supervises nothing: what a rank runs to keep step with the others when it has no rows left."""
         none = self.targets[:0]
-        return replace(self, logit_positions=none, targets=none, target_segments=none)
+        return replace(self, logit_positions=none, targets=none, target_segments=none, target_weights=None)
 
     def _map(self, function: Any) -> PackedBatch:
-        names = ("input_ids", "position_ids", "logit_positions", "targets", "target_segments")
-        return replace(self, **{name: function(getattr(self, name)) for name in names})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
 
 
 class TokenLogps(NamedTuple):
@@ -199,7 +211,7 @@ class LossOutput:
 
     Attributes:
         total: Scalar sum of the loss over the items; differentiable.
-        num_items: Scalar number of items (supervised tokens for SFT, pairs for DPO).
+        num_items: Scalar number of items (supervised tokens for SFT, or the sum of their weights; pairs for DPO).
         metrics: Sums over the same items, by log key; each is logged as its mean over the items of the global step.
     """
 

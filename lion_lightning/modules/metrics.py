@@ -56,7 +56,7 @@ class StepMetrics:
 
     def means(self, metric_transforms: MetricTransforms) -> dict[str, Tensor]:
         """Loss and metrics, as means over the step's items."""
-        count = self.num_items.clamp_min(1.0)
+        count = _divisor(self.num_items)
         means = {name: total / count for name, total in self._totals.items() if name != "num_items"}
         return {name: metric_transforms.get(name, _identity)(mean).float() for name, mean in means.items()}
 
@@ -81,7 +81,7 @@ class StageMetrics(nn.Module):
             if key not in self.metrics:
                 self.metrics[key] = TransformedMean(self.metric_transforms.get(name, _identity)).to(total.device)
             metric: Any = self.metrics[key]
-            metric.update(total.detach() / output.num_items.clamp_min(1.0), output.num_items)
+            metric.update(total.detach() / _divisor(output.num_items), output.num_items)
         return {name: self.metrics[name.replace(".", "_")] for name in totals}  # type: ignore[misc]
 
 
@@ -99,6 +99,11 @@ class TransformedMean(MeanMetric):
     @override
     def compute(self) -> Tensor:
         return self.transform(super().compute())
+
+
+def _divisor(num_items: Tensor) -> Tensor:
+    """The items, which may be less than one where targets have weights; one where there are none."""
+    return num_items.where(num_items > 0, 1)
 
 
 def _identity(mean: Tensor) -> Tensor:

@@ -21,13 +21,14 @@ class SFTModule(AlignmentModule):
     """Fine-tunes a policy on the supervised tokens of packed conversations (stage 1 of LIONs, arXiv 2407.06542).
 
     Logs ``loss``, ``perplexity`` and ``accuracy`` (share of targets that are the most probable token) for training,
-    validation and test.
+    validation and test. Where targets have weights, all three are weighted means, as
+    ``torch.nn.CrossEntropyLoss(weight=...)`` takes them: each target counts its weight, in the sum and in the divisor.
 
     Args:
         policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
         loss: Loss per token; None for :class:`NLLLoss`.
-        reduction: ``token_mean`` divides by the supervised tokens of the global step; ``sum`` by nothing, so that the
-            learning rate must fit the number of tokens per step.
+        reduction: ``token_mean`` divides by the supervised tokens of the global step (or the sum of their weights);
+            ``sum`` by nothing, so that the learning rate must fit the number of tokens per step.
         **kwargs: Further arguments of :class:`AlignmentModule`; the default learning rate is 2e-5.
 
     Example:
@@ -50,10 +51,15 @@ class SFTModule(AlignmentModule):
 
     @override
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
-        """Sum of the losses of the supervised tokens."""
+        """Sum of the losses of the supervised tokens, each times its weight; the items are the sum of the weights."""
         logps, top1_correct, _ = self.policy_model(batch)
-        metrics = {"perplexity": -logps.detach().sum(), "accuracy": top1_correct.sum()}
-        return LossOutput(self.loss(logps).sum(), torch.full((), len(logps), device=logps.device), metrics)
+        losses, nll, weights = self.loss(logps), -logps.detach(), batch.target_weights
+        if weights is None:
+            num_items = torch.full((), len(logps), device=logps.device)
+        else:
+            num_items = weights.sum()
+            losses, nll, top1_correct = losses * weights, nll * weights, top1_correct * weights
+        return LossOutput(losses.sum(), num_items, {"perplexity": nll.sum(), "accuracy": top1_correct.sum()})
 
     @override
     def require_data(self, data: Any) -> None:
@@ -67,5 +73,5 @@ class SFTModule(AlignmentModule):
 
     @override
     def normalizer(self, num_items: Tensor) -> Tensor:
-        """Supervised tokens of the global step, or one for ``reduction="sum"``."""
+        """Supervised tokens of the global step (the sum of their weights), or one for ``reduction="sum"``."""
         return num_items if self.reduction == "token_mean" else torch.ones_like(num_items)

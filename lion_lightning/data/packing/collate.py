@@ -23,12 +23,13 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
     """
     parts = [part for sample in samples for part in sample.segments]
     segments = segment_table([len(part.input_ids) for part in parts], _parents(samples))
-    input_ids, logit_positions, targets = [], [], []
+    input_ids, logit_positions, targets, weights = [], [], [], []
     for part, segment in zip(parts, segments, strict=True):
         supervised = _target_offsets(part, segment)
         input_ids.append(part.input_ids)
         logit_positions.append(_logit_positions(supervised, segment, segments))
         targets.append(part.input_ids[supervised])
+        weights.append(np.ones(len(supervised), np.float32) if part.weights is None else part.weights[supervised])
     return PackedBatch(
         input_ids=_tensor(input_ids),
         position_ids=_tensor(_position_ids(segments)),
@@ -40,6 +41,7 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         sample_indices=tuple(sample.index for sample in samples),
         sources=tuple(sample.source for sample in samples),
         capacity=capacity,
+        target_weights=_weights(weights),
     )
 
 
@@ -62,6 +64,11 @@ def _logit_positions(offsets: Integers, segment: Segment, segments: Sequence[Seg
     """Flat position that predicts each target: the token before it, or the parent's last for a child's first token."""
     before_first = segments[segment.parent].stop - 1  # unused for a root, which has no target at offset 0
     return np.where(offsets > 0, segment.start + offsets - 1, before_first)
+
+
+def _weights(parts: Sequence[npt.NDArray[np.float32]]) -> Tensor | None:
+    weights = np.concatenate(parts)
+    return None if (weights == 1.0).all() else torch.from_numpy(weights)
 
 
 def _position_ids(segments: Sequence[Segment]) -> list[Integers]:

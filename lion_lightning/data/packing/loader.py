@@ -16,7 +16,7 @@ from typing_extensions import override
 from lion_lightning.data.packing.best_fit import Integers, PackedRows, Span
 from lion_lightning.data.packing.collate import collate
 from lion_lightning.data.packing.sampler import PackedBatchSampler, RowIndex
-from lion_lightning.types import PackedBatch, Sample, SampleSegment
+from lion_lightning.types import PackedBatch, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +196,7 @@ class PackedLoader:
                 digest.update(np.array([len(segment.input_ids), segment.parent], dtype=np.int64).tobytes())
                 digest.update(segment.input_ids.astype(np.int64).tobytes())
                 digest.update(segment.supervised.astype(np.bool_).tobytes())
+                digest.update(b"" if segment.weights is None else segment.weights.astype(np.float32).tobytes())
         return digest.hexdigest()
 
     def _settings(self) -> dict[str, Any]:
@@ -238,9 +239,7 @@ def cut(sample: Sample, span: Span) -> Sample:
         return sample
     if len(sample.segments) > 1:
         raise ValueError("packing: Wrapped cuts documents, and a sample of several segments cannot be cut; use BestFit")
-    ids, supervised, parent = sample.segments[0]
-    part = SampleSegment(ids[span.start : span.stop], supervised[span.start : span.stop], parent)
-    return Sample((part,), sample.index, sample.source)
+    return Sample((sample.segments[0].part(span.start, span.stop),), sample.index, sample.source)
 
 
 def unsupervised(sample: Sample) -> Sample:

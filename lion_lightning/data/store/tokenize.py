@@ -248,9 +248,20 @@ def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
         pa.ListArray.from_arrays(offsets, pa.array(ids)),
         pa.ListArray.from_arrays(offsets, pa.array(mask)),
         pa.array(lengths, pa.list_(pa.int32())),
+        pa.array([_weight_runs(segments) for segments in samples], SCHEMA.field("weights").type),
         pa.array(content, pa.binary(16)),
         pa.array(group, pa.binary(16)),
         pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
         pa.array(batch.where, pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _weight_runs(segments: tuple[SampleSegment, ...]) -> list[dict[str, Any]] | None:
+    """Runs of an example's tokens that count alike; None where all count 1."""
+    if all(segment.weights is None for segment in segments):
+        return None
+    parts = [np.ones(len(part.input_ids)) if part.weights is None else part.weights for part in segments]
+    weights = np.concatenate(parts)
+    stops = [*(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(weights)]
+    return [{"stop": stop, "weight": weights[stop - 1]} for stop in stops]

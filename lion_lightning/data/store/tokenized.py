@@ -25,13 +25,14 @@ SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
         ("segment_lengths", pa.list_(pa.int32())),
+        ("weights", pa.list_(pa.struct([("stop", pa.int32()), ("weight", pa.float32())]))),
         ("digest", pa.binary(16)),
         ("group", pa.binary(16)),
         ("margin", pa.float64()),
         ("where", pa.string()),
     ]
 )
-"""Columns of a shard."""
+"""Columns of a shard. ``weights`` are runs of tokens that count alike, each up to ``stop``; null where all count 1."""
 
 _MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "tokens": str, "messages": dict}
 """Keys of a shard's manifest: counts, size, checksum, a hash of its tokens, counted messages about the rows."""
@@ -118,17 +119,21 @@ def read_batches(path: Path) -> list[Any]:
 
 
 def tokens_digest(batches: Iterable[Any]) -> str:
-    """Hash of a shard's tokens, of which of them are targets, and of the segments' lengths.
+    """Hash of a shard's tokens, of which of them are targets and how much they count, and of the segments' lengths.
 
     Args:
         batches: Its record batches.
     """
-    ids, targets, lengths = (blake2b(digest_size=16) for _ in range(3))
+    ids, targets, lengths, weights = (blake2b(digest_size=16) for _ in range(4))
     for batch in batches:
         ids.update(batch["input_ids"].values.to_numpy())
         targets.update(batch["supervised"].values.to_numpy(zero_copy_only=False))
         lengths.update(batch["segment_lengths"].values.to_numpy())
-    return blake2b(ids.digest() + targets.digest() + lengths.digest(), digest_size=16).hexdigest()
+        weights.update(batch["weights"].is_valid().to_numpy(zero_copy_only=False))
+        for numbers in batch["weights"].flatten().flatten():
+            weights.update(numbers.to_numpy())
+    digests = [digest.digest() for digest in (ids, targets, lengths, weights)]
+    return blake2b(b"".join(digests), digest_size=16).hexdigest()
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -221,7 +226,12 @@ class TokenBatches:
         batch = bisect_right(self._starts, row) - 1
         first = int(self._offsets[batch][row - self._starts[batch]])
         mask = self._masks[batch].slice(first + start, stop - start)
-        return SampleSegment(self._ids[batch][first + start : first + stop], mask.to_numpy(zero_copy_only=False))
+        weights = self._weights(batch, row - self._starts[batch])
+        return SampleSegment(
+            self._ids[batch][first + start : first + stop],
+            mask.to_numpy(zero_copy_only=False),
+            weights=None if weights is None else weights[start:stop],
+        )
 
     def where(self, row: int) -> str:
         """File and line of the raw row that example ``row`` was made from."""
@@ -247,6 +257,14 @@ class TokenBatches:
                 first = self._offsets[batch][rows[low:high] - self._starts[batch]].astype(np.int64)[:, None]
                 counts[low:high] = total[first + stops[low:high]] - total[first + trainable[low:high]]
         return counts
+
+    def _weights(self, batch: int, row: int) -> npt.NDArray[np.float32] | None:
+        """Weights of all tokens of an example, from their runs."""
+        runs = self._batches[batch]["weights"][row]
+        if not runs.is_valid:
+            return None
+        stops, weights = (numbers.to_numpy() for numbers in runs.values.flatten())
+        return np.repeat(weights, np.diff(stops, prepend=0))
 
     def _words(self, name: str) -> npt.NDArray[np.uint64]:
         """128-bit hashes as two words each, ``(examples, 2)``."""
