@@ -185,7 +185,13 @@ def merge(rows: Sequence[PackedBatch]) -> PackedBatch:
         logit_positions=torch.cat([batch.logit_positions + start for batch, start in zip(rows, starts, strict=False)]),
         targets=torch.cat([batch.targets for batch in rows]),
         target_segments=torch.cat(owners),
+        target_weights=torch.cat([weights_of(batch) for batch in rows]),
     )
+
+
+def weights_of(batch: PackedBatch) -> Tensor:
+    """Weight of each target, ones where the batch says nothing."""
+    return torch.ones(len(batch.targets)) if batch.target_weights is None else batch.target_weights
 
 
 def _offsets(rows: Sequence[PackedBatch]) -> list[int]:

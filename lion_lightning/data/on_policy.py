@@ -73,6 +73,11 @@ class OnPolicyDataModule(PreferenceDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(sources=sources or [], tokenizer=tokenizer, **kwargs)
+        if not self.train_reasoning:
+            raise ValueError(
+                "data.train_reasoning: false is for answers of a data set, and sampled answers are compared as they "
+                "were written; remove it"
+            )
         if not prompts:
             raise ValueError("data.prompts is empty; name at least one source of prompts")
         if self.validation_share and not sources:

@@ -28,6 +28,7 @@ class PreferenceDataModule(PackedDataModule):
         sources: Sources to train on.
         tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
         pairing: How ranked answers become pairs; None for the best against the worst.
+        train_reasoning: Whether the reasoning of the answers is compared, too. Else it is context.
         max_length: Most tokens of a prompt with one of its answers; longer answers lose their end.
         max_prompt_length: Most tokens of a prompt; truncated before the answers are. None for no other limit, and
             pairs whose prompt leaves no room for an answer are left out.
@@ -52,6 +53,7 @@ class PreferenceDataModule(PackedDataModule):
         tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
         *,
         pairing: Pairing | None = None,
+        train_reasoning: bool = True,
         max_length: int = 2048,
         max_prompt_length: int | None = None,
         keep: Keep = "end",
@@ -74,19 +76,27 @@ class PreferenceDataModule(PackedDataModule):
             )
         if self.row_length < 3:
             raise ValueError(f"data.row_length is {row_length}; a prompt and two answers need 3 tokens at least")
-        self.pairing = pairing or BestWorst()
+        self.pairing, self.train_reasoning = pairing or BestWorst(), train_reasoning
         self.max_length, self.max_prompt_length, self.keep = max_length, max_prompt_length, keep
         self.min_margin, self.max_length_ratio = min_margin, max_length_ratio
 
     @override
     def make_encoder(self) -> PairEncoder:
         """Pairs of answers, under the pairing."""
-        return PairEncoder(self.tokenizer, self.pairing)
+        return PairEncoder(self.tokenizer, self.pairing, self.train_reasoning)
 
     @override
     def settings(self) -> dict[str, Any]:
         """Settings of the data module, as plain data."""
-        names = ("max_length", "max_prompt_length", "keep", "min_margin", "max_length_ratio", "row_length")
+        names = (
+            "train_reasoning",
+            "max_length",
+            "max_prompt_length",
+            "keep",
+            "min_margin",
+            "max_length_ratio",
+            "row_length",
+        )
         return {"pairing": type(self.pairing).__name__, **{name: getattr(self, name) for name in names}}
 
     @override

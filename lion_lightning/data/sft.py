@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lion_lightning.data.base import PackedDataModule
-from lion_lightning.data.encoding.chat import ChatEncoder, Mask
+from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.encoding.supervision import Mask
 from lion_lightning.data.selection.filters import DocumentFilters, Overlong
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -23,7 +24,9 @@ class SFTDataModule(PackedDataModule):
     Args:
         sources: Sources to train on.
         tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
-        mask: What is trained: ``assistant`` turns, only the ``completion`` after the prompt, or everything (``none``).
+        mask: What is trained: ``assistant`` turns, only the ``completion`` after the prompt, only the ``last_turn`` of
+            the assistant, or everything (``none``).
+        train_reasoning: Whether the reasoning of an answer is trained, too; else it is context, with its marks.
         max_length: Tokens of a packed row, and the most that a document may have.
         overlong: A longer document: ``truncate`` keeps its start, ``split`` cuts it into parts, ``drop`` leaves it out.
         min_supervised_share: Training documents with a smaller share of supervised tokens are left out; 0 keeps all.
@@ -43,6 +46,7 @@ class SFTDataModule(PackedDataModule):
         tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
         *,
         mask: Mask = "assistant",
+        train_reasoning: bool = True,
         max_length: int = 2048,
         overlong: Overlong = "truncate",
         min_supervised_share: float = 0.0,
@@ -56,16 +60,16 @@ class SFTDataModule(PackedDataModule):
             row_length=max_length,
             **kwargs,
         )
-        self.mask, self.max_length = mask, max_length
+        self.mask, self.train_reasoning, self.max_length = mask, train_reasoning, max_length
         self.overlong, self.min_supervised_share = overlong, min_supervised_share
 
     @override
     def make_encoder(self) -> ChatEncoder:
         """Conversations and texts, under the mask."""
-        return ChatEncoder(self.tokenizer, self.mask)
+        return ChatEncoder(self.tokenizer, self.mask, self.train_reasoning)
 
     @override
     def settings(self) -> dict[str, Any]:
         """Settings of the data module, as plain data."""
-        names = ("mask", "max_length", "overlong", "min_supervised_share")
+        names = ("mask", "train_reasoning", "max_length", "overlong", "min_supervised_share")
         return {name: getattr(self, name) for name in names}

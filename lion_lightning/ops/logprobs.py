@@ -110,7 +110,7 @@ def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
         batch: Samples of three segments. One without targets holds no pairs: it is what a rank runs that has no rows.
 
     Raises:
-        ValueError: The batch holds anything but pairs.
+        ValueError: The batch holds anything but pairs, or targets have weights.
     """
     parents = segment_parents(batch)
     roots = range(0, len(parents), 3)
@@ -118,6 +118,8 @@ def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
         raise ValueError(
             "the batch does not hold preference pairs (prompt, chosen, rejected); use PreferenceDataModule"
         )
+    if batch.target_weights is not None:
+        raise ValueError("target_weights are for documents: answers of pairs are compared by all their tokens alike")
     return [(root, root + 1, root + 2) for root in roots] if len(batch.targets) else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ pytestmark = pytest.mark.distributed
 # Ten rows of 1 to 24 supervised tokens; four a step, so that the last step has two.
 ROWS = [row(seed=seed, supervised=range(25 - seed**2 // 4, 25) if seed > 1 else None) for seed in range(10)]
 UNEVEN = [*ROWS[:3], ROWS[3].without_targets(), ROWS[4].without_targets(), ROWS[5]]
+WEIGHTED = [replace(b, target_weights=torch.linspace(0.01, 0.5, len(b.targets))) for b in ROWS[6:9]] + ROWS[9:]
 CHOSEN = [2, 60, 90]  # of 101 rows; two ranks hold 51 and 50 of them, so the second one's range is shifted
 RUNS: dict[str, dict[str, Any]] = {
     "token_mean": {"rows": ROWS, "accumulate": 4},
     "sum": {"rows": ROWS[:4], "accumulate": 4, "reduction": "sum", "rate": 0.001},
     "empty": {"rows": UNEVEN, "accumulate": 2},
+    "weighted": {"rows": WEIGHTED, "accumulate": 2},
     "clipped": {"rows": ROWS[:4], "accumulate": 4, "gradient_clip_val": 0.5},
 }
 

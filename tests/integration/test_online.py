@@ -538,6 +538,11 @@ def test_validation_prompts_are_never_asked(online: Online) -> None:
     assert data.pool.left_out == {"validated on": 10}
 
 
+def test_the_reasoning_of_sampled_answers_cannot_be_left_out(online: Online) -> None:
+    with pytest.raises(ValueError, match="sampled answers are compared as they were written; remove it"):
+        OnPolicyDataModule([], TokenizerSpec(str(online.start)), train_reasoning=False)
+
+
 def test_no_prompts_at_all_are_refused(online: Online) -> None:
     with pytest.raises(ValueError, match=r"data.prompts is empty"):
         OnPolicyDataModule([], TokenizerSpec(str(online.start)))

@@ -8,48 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import singledispatchmethod
-from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import hash_json
-from lion_lightning.data.encoding.answer_spans import Span
 from lion_lightning.data.encoding.rendering import ChatRenderer
+from lion_lightning.data.encoding.supervision import Draft, Mask, Supervision, texts
 from lion_lightning.data.encoding.token_boundaries import TokenBoundaries, Tokens, first_token
 from lion_lightning.data.formats.columns import Row
-from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
+from lion_lightning.data.formats.sft import Completion, Conversation, Example, recognize
 from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.types import SampleSegment
 
-Mask = Literal["assistant", "completion", "none"]
-
 _MAX_BOS_OFFSET = 100  # characters of white space that BOS is looked for behind
-_VERSION = 2  # part of the fingerprint; raise it whenever the same input gives other tokens
-
-
-class _Draft(NamedTuple):
-    """Text to tokenize.
-
-    Attributes:
-        text: All of it.
-        spans: The characters to train.
-        start: Where the answer begins.
-        templated: Whether a chat template has written it; else BOS and EOS are still to be added.
-        parts: The texts of the row that it is made of.
-    """
-
-    text: str
-    spans: Sequence[Span]
-    start: int
-    templated: bool
-    parts: Sequence[str]
-
-    @property
-    def starts(self) -> list[int]:
-        """Where a model begins to write."""
-        return sorted({self.start, *(start for start, _ in self.spans)})
+_VERSION = 3  # part of the fingerprint; raise it whenever the same input gives other tokens
 
 
 class ChatEncoder:
@@ -62,23 +35,25 @@ class ChatEncoder:
     Args:
         tokenizer: A fast tokenizer, with a chat template where conversations are to be encoded.
         mask: ``assistant`` trains every assistant turn, ``completion`` the assistant turns after the prompt,
-            ``none`` masks nothing: every token is trained.
+            ``last_turn`` the last assistant turn, ``none`` masks nothing: every token is trained.
+        train_reasoning: Whether the reasoning of an answer is trained, too. Else it is context up to the mark that ends
+            it, with the white space there.
 
     Raises:
-        ValueError: The tokenizer is not a fast one, or the mask is unknown.
+        ValueError: The tokenizer is not a fast one, the mask is unknown, or ``none`` is to leave out the reasoning.
 
     The encoder can be pickled and used by several threads at once.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mask: Mask = "assistant") -> None:
-        if mask not in ("assistant", "completion", "none"):
-            raise ValueError(f"mask: {mask!r} is unknown; choose assistant, completion or none")
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, mask: Mask = "assistant", train_reasoning: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
-        self.mask = mask
         self._tokens = TokenBoundaries(tokenizer)
         # [bos] if the tokenizer puts BOS before a text, else nothing
         self._bos = [token for token in tokenizer.encode("")[:1] if token == tokenizer.bos_token_id]
         self._renderer = ChatRenderer(tokenizer)
+        self._supervision = Supervision(self._renderer, mask, train_reasoning)
 
     def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[SampleSegment]:
         """Encode a batch, one segment per example.
@@ -105,7 +80,7 @@ class ChatEncoder:
         drafts = []
         for example, place in zip(examples, where, strict=True):
             with _errors_at(place):
-                drafts.append(_require_unicode(self._draft(example)))
+                drafts.append(self._supervision.draft(example))
         encodings = self._tokenize(drafts, where)
         answers = []
         for draft, encoding, place in zip(drafts, encodings, where, strict=True):
@@ -124,7 +99,7 @@ class ChatEncoder:
         """
         templated = isinstance(prompt, Conversation)
         text = self._renderer.prompt(prompt) if isinstance(prompt, Conversation) else prompt.prompt
-        draft = _require_unicode(_Draft(text, (), 0, templated, _texts(prompt)))
+        draft = Draft(text, (), 0, templated, texts(prompt), (0,)).checked()
         ids = self._tokens.encode([text])[0].ids
         self._check_bos(draft, ids)
         return text, ids if templated or ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
@@ -141,7 +116,8 @@ class ChatEncoder:
         """Hash of everything that decides what :meth:`encode` returns; a key for caches."""
         parts = {
             "version": _VERSION,
-            "mask": self.mask,
+            "mask": self._supervision.mask,
+            "train_reasoning": self._supervision.train_reasoning,
             "backend": self._tokens.backend.to_str(),
             "bos": self._bos,
             "chat_template": self.tokenizer.chat_template,
@@ -149,42 +125,9 @@ class ChatEncoder:
         }
         return hash_json(parts)
 
-    # --- what to tokenize, and which characters to train
-
-    @singledispatchmethod
-    def _draft(self, example: Any) -> _Draft:
-        raise TypeError(f"{type(example).__name__} is not a known form")
-
-    @_draft.register
-    def _(self, example: Text) -> _Draft:
-        return _Draft(example.text, [(0, len(example.text))], 0, templated=False, parts=_texts(example))
-
-    @_draft.register
-    def _(self, example: Completion) -> _Draft:
-        text = example.prompt + example.completion
-        start = 0 if self.mask == "none" else len(example.prompt)
-        return _Draft(text, [(start, len(text))], start, templated=False, parts=_texts(example))
-
-    @_draft.register
-    def _(self, example: Conversation) -> _Draft:
-        if self.mask == "none":
-            if any(turn.weight != 1.0 for turn in example.messages):
-                raise ValueError("the row gives a turn a weight of its own, and mask: none trains all of it alike")
-            text = self._renderer.render(example)
-            return _Draft(text, [(0, len(text))], 0, templated=True, parts=_texts(example))
-        if any(turn.weight not in (0.0, 1.0) for turn in example.messages):
-            raise ValueError("the row gives a turn a weight other than 0 and 1")
-        first = 0
-        if self.mask == "completion":
-            assistants = [index for index, turn in enumerate(example.messages) if turn.role == "assistant"]
-            first = max(assistants, default=0) if example.prompt_turns is None else example.prompt_turns
-        text, answers, start = self._renderer.answers(example, first)
-        spans = [span for answer in answers for span in answer.spans]
-        return _Draft(text, spans, start, templated=True, parts=_texts(example))
-
     # --- from characters to tokens
 
-    def _tokenize(self, drafts: Sequence[_Draft], where: Sequence[str]) -> list[Tokens]:
+    def _tokenize(self, drafts: Sequence[Draft], where: Sequence[str]) -> list[Tokens]:
         """Tokens of each text; a model that is given the prompt alone sees the same before the answer.
 
         Some templates end a prompt with a space that would be joined to the answer's first word. Nothing in the row can
@@ -206,21 +149,23 @@ class ChatEncoder:
             encodings[number] = apart
         return encodings
 
-    def _mask(self, draft: _Draft, encoding: Tokens) -> tuple[SampleSegment, int]:
+    def _mask(self, draft: Draft, encoding: Tokens) -> tuple[SampleSegment, int]:
         """Tokens with their mask, and the number of those before the answer."""
         ids, length = encoding.ids, len(draft.text)
-        supervised = np.zeros(len(ids), dtype=np.bool_)
-        for start, end in draft.spans:
-            supervised[first_token(encoding, start, length) : first_token(encoding, end, length)] = True
+        weights = np.zeros(len(ids), dtype=np.float32)
+        for start, end, weight in draft.targets:
+            weights[first_token(encoding, start, length) : first_token(encoding, end, length)] = weight
         before = first_token(encoding, draft.start, length)
         if not draft.templated:
             bos, eos = self._missing_bos_eos(ids)
-            full = supervised.all()  # BOS is trained where all of the text is
-            supervised = np.concatenate([np.full(len(bos), full), supervised, np.full(len(eos), True)])
+            full = weights.all()  # BOS is trained where all of the text is
+            weights = np.concatenate([np.full(len(bos), full, np.float32), weights, np.ones(len(eos), np.float32)])
             ids = [*bos, *ids, *eos]
             before += len(bos)
         self._check_bos(draft, ids)
-        return SampleSegment(np.array(ids, dtype=np.int32), supervised), before
+        supervised = weights > 0
+        segment = SampleSegment(np.array(ids, dtype=np.int32), supervised)
+        return segment if (weights[supervised] == 1.0).all() else segment._replace(weights=weights), before
 
     def _missing_bos_eos(self, ids: list[int]) -> tuple[list[int], list[int]]:
         eos = self.tokenizer.eos_token_id
@@ -230,7 +175,7 @@ class ChatEncoder:
             )
         return [] if ids[: len(self._bos)] == self._bos else self._bos, [] if ids[-1:] == [eos] else [eos]
 
-    def _check_bos(self, draft: _Draft, ids: Sequence[int]) -> None:
+    def _check_bos(self, draft: Draft, ids: Sequence[int]) -> None:
         """Warn of a text that begins without BOS, or with two."""
         bos = self.tokenizer.bos_token
         if draft.templated and ids[: len(self._bos)] != self._bos:
@@ -254,28 +199,13 @@ class ChatEncoder:
                     f"a text of the rows begins with {bos} twice: take one out of the rows (with a `transform`)"
                 )
 
-    def _repeats_bos(self, draft: _Draft, bos: str) -> bool:
+    def _repeats_bos(self, draft: Draft, bos: str) -> bool:
         """Whether a text of the row begins with BOS in addition to the BOS that all of it begins with."""
         is_added = not draft.templated and bool(self._bos) and not draft.text.startswith(bos)
         if not (is_added or draft.text.startswith(bos)):
             return False
         beginnings = [text[:_MAX_BOS_OFFSET].lstrip() for text in draft.parts]
         return any(text.startswith(bos) and (is_added or not draft.text.startswith(text)) for text in beginnings)
-
-
-def _texts(example: Example) -> list[str]:
-    if isinstance(example, Conversation):
-        return [turn.content for turn in example.messages]
-    return [example.text] if isinstance(example, Text) else [example.prompt, example.completion]
-
-
-def _require_unicode(draft: _Draft) -> _Draft:
-    """Refuse half characters: the tokenizer would refuse the batch without naming the row."""
-    try:
-        draft.text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text is not valid Unicode ({error.reason}); fix the row's escapes") from None
-    return draft
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class PairEncoder:
     Args:
         tokenizer: A fast tokenizer, with a chat template where conversations are to be encoded.
         pairing: How ranked answers become pairs; by default the best against the worst.
+        train_reasoning: Whether the reasoning of an answer is trained, too; see :class:`ChatEncoder`.
 
     Raises:
         ValueError: The tokenizer is not a fast one.
@@ -38,10 +39,12 @@ class PairEncoder:
     The encoder can be pickled and used by several threads at once.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, pairing: Pairing | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, pairing: Pairing | None = None, train_reasoning: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
         self.pairing = pairing or BestWorst()
-        self._chat = ChatEncoder(tokenizer, mask="completion")
+        self._chat = ChatEncoder(tokenizer, "completion", train_reasoning)
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Preference]:
         """Pairs of a raw row; see :func:`recognize_preferences`."""
@@ -64,6 +67,11 @@ class PairEncoder:
         encoded = self._chat.encode_answers(answers, [place for place in where for _ in range(2)])
         triples = []
         for example, place, chosen, rejected in zip(examples, where, encoded[::2], encoded[1::2], strict=True):
+            if not (chosen[0].weights is None and rejected[0].weights is None):
+                raise ValueError(
+                    f"{place}: a message of an answer has a weight other than 0 and 1, and answers of pairs are "
+                    "compared by the log-probs of all their tokens alike; set it to 0 or 1 (with a `transform`)"
+                )
             prompt = _shared_prompt(chosen, rejected, place)
             triples.append(
                 (
@@ -99,9 +107,9 @@ def _shared_prompt(
 
 def _answer(segment: SampleSegment, start: int, example: PromptAnswer) -> SampleSegment:
     """The answer alone. One without text or tool calls has no targets, and the pair is left out later."""
-    supervised = segment.supervised[start:]
+    answer = segment.part(start, len(segment.input_ids))._replace(parent=0)
     if isinstance(example, Completion):
         has_content = bool(example.completion.strip())
     else:
         has_content = any(turn.content.strip() or turn.extra for turn in example.messages[example.prompt_turns or 0 :])
-    return SampleSegment(segment.input_ids[start:], supervised if has_content else np.zeros_like(supervised), parent=0)
+    return answer if has_content else answer._replace(supervised=np.zeros_like(answer.supervised))

@@ -44,6 +44,7 @@ from lion_lightning.data.store.tokenized import (
     tokens_digest,
 )
 from lion_lightning.distributed.rendezvous import ALONE, WorkerGroup
+from lion_lightning.types import SampleSegment
 
 logger = logging.getLogger(__name__)
 

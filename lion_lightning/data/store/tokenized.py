@@ -155,6 +155,14 @@ def _shard_paths(folder: Path) -> list[Path]:
     return [shard_path(folder, number, count) for number in range(count)]
 
 
+def _token_weights(runs: Any) -> npt.NDArray[np.float32] | None:
+    """Weights of all tokens of an example, from their runs; None where all count 1."""
+    if not runs.is_valid:
+        return None
+    stops, weights = (numbers.to_numpy() for numbers in runs.values.flatten())
+    return np.repeat(weights, np.diff(stops, prepend=0))
+
+
 class TokenBatches:
     """Tokenized examples in Arrow batches.
 
@@ -182,6 +190,7 @@ class TokenBatches:
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]
         self._masks = [batch["supervised"].values for batch in batches]
+        self._weights = [batch["weights"] for batch in batches]
         self._where = [batch["where"] for batch in batches]
         self._batches = batches
 
@@ -226,7 +235,7 @@ class TokenBatches:
         batch = bisect_right(self._starts, row) - 1
         first = int(self._offsets[batch][row - self._starts[batch]])
         mask = self._masks[batch].slice(first + start, stop - start)
-        weights = self._weights(batch, row - self._starts[batch])
+        weights = _token_weights(self._weights[batch][row - self._starts[batch]])
         return SampleSegment(
             self._ids[batch][first + start : first + stop],
             mask.to_numpy(zero_copy_only=False),
@@ -257,14 +266,6 @@ class TokenBatches:
                 first = self._offsets[batch][rows[low:high] - self._starts[batch]].astype(np.int64)[:, None]
                 counts[low:high] = total[first + stops[low:high]] - total[first + trainable[low:high]]
         return counts
-
-    def _weights(self, batch: int, row: int) -> npt.NDArray[np.float32] | None:
-        """Weights of all tokens of an example, from their runs."""
-        runs = self._batches[batch]["weights"][row]
-        if not runs.is_valid:
-            return None
-        stops, weights = (numbers.to_numpy() for numbers in runs.values.flatten())
-        return np.repeat(weights, np.diff(stops, prepend=0))
 
     def _words(self, name: str) -> npt.NDArray[np.uint64]:
         """128-bit hashes as two words each, ``(examples, 2)``."""

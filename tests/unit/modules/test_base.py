@@ -20,7 +20,7 @@ from lion_lightning.modules import AlignmentModule, CosineWithWarmup, SFTModule
 from lion_lightning.modules.checkpointing.resume import resumption
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.marks import exhaustive
-from tests.tiny import Rows, merge, row, shallow, tokenizer_folder, trainer
+from tests.tiny import Rows, merge, row, shallow, tokenizer_folder, trainer, weights_of
 
 # Ten rows of 1 to 24 supervised tokens, so that a mean of means is far off; at four a step, the last step has two.
 ROWS = [row(seed=seed, supervised=range(25 - seed**2 // 4, 25) if seed > 1 else None) for seed in range(10)]
@@ -101,6 +101,23 @@ def test_reduction_sum_divides_by_nothing_however_rows_are_split(tokenizer: Toke
     made = module(tokenizer, reduction="sum")
     fit(made, ROWS[:STEP], accumulate_grad_batches=4)
     assert_equal(made.seen[0], by_hand(module(tokenizer), ROWS[:STEP], divide=False))
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [(4, 1), (2, 2), (1, 4)])
+def test_weighted_gradients_do_not_depend_on_how_rows_are_split(
+    tokenizer: TokenizerSpec, micro: int, accumulation: int
+) -> None:
+    rows = [ROWS[0], *(replace(b, target_weights=torch.rand(len(b.targets)) / 40) for b in ROWS[7:9]), ROWS[9]]
+    rows[3] = replace(rows[3], target_weights=torch.full((len(rows[3].targets),), 2.0))
+    made = module(tokenizer)
+    fit(
+        made, [merge(rows[start : start + micro]) for start in range(0, 4, micro)], accumulate_grad_batches=accumulation
+    )
+    weights, reference = torch.cat([weights_of(batch) for batch in rows]), module(tokenizer)
+    logps = torch.cat([reference.policy_model(batch).values for batch in rows])
+    torch.autograd.backward(-(logps * weights).sum() / weights.sum())
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    assert_equal(made.seen[0], expected)
 
 
 def test_a_last_window_that_is_half_full_is_divided_by_its_own_tokens(tokenizer: TokenizerSpec) -> None:

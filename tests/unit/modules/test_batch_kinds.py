@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.marks import exhaustive
 from tests.tiny import TREE, Rows, pairs, row, shallow, tokenizer_folder, trainer
 
 PAIRS, DOCUMENTS = pairs((4, 3, 5), (2, 6, 4)), row()
+WEIGHTED = replace(PAIRS, target_weights=torch.full((len(PAIRS.targets),), 0.5))
 PLAIN = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
 
 
@@ -49,6 +51,7 @@ WRONG: dict[str, tuple[Any, Any, Any, str]] = {
     "pairs as documents": (SFT, PAIRS, DOCUMENTS, r"holds preference pairs .* and SFTModule would train both"),
     "pairs among documents": (SFT, row(*TREE), DOCUMENTS, r"holds preference pairs"),
     "documents as pairs": (DPO, DOCUMENTS, PAIRS, r"does not hold preference pairs"),
+    "pairs with weights": (DPO, WEIGHTED, PAIRS, r"target_weights are for documents"),
     "no packed rows": (SFT, PLAIN, DOCUMENTS, r"gives batches of type dict, .* PackedBatch"),
     "no packed pairs": (DPO, PLAIN, PAIRS, r"gives batches of type dict, .* PackedBatch"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
 from lion_lightning.ops.logprobs import LOGITS_PER_TILE
 from lion_lightning.types import PackedBatch
-from tests.tiny import LargestTensor, Rows, alone, alone_all, row, shallow, tokenizer_folder, trainer
+from tests.tiny import VOCABULARY, LargestTensor, Rows, alone, alone_all, row, shallow, tokenizer_folder, trainer
 
 LONG, SHORT = row(seed=1), row(seed=2, supervised=[3, 4])
 
@@ -113,6 +114,71 @@ def test_the_loss_falls_and_moves_from_its_first_value(tokenizer: TokenizerSpec)
     first = -by_hand(made, [LONG])[0].mean().item()
     trainer(max_epochs=20).fit(made, Rows([LONG]))
     assert -by_hand(made, [LONG])[0].mean().item() < first / 4
+
+
+# --- weights of targets
+
+
+def by_token(batch: PackedBatch) -> tuple[Tensor, PackedBatch]:
+    """A weight for each word of the vocabulary, and the batch with those of its targets."""
+    weights = torch.rand(VOCABULARY, generator=torch.Generator().manual_seed(0)) + 0.1
+    return weights, replace(batch, target_weights=weights[batch.targets])
+
+
+def test_a_weighted_loss_and_its_gradient_are_those_of_torch(tokenizer: TokenizerSpec) -> None:
+    weights, batch = by_token(LONG)
+    made = module(tokenizer)
+    output = made.compute_loss(batch)
+    torch.autograd.backward(output.total / output.num_items)
+    actual = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+    made.zero_grad()
+    logits = alone_all(made.policy_model.causal_lm, batch)  # log-probs, which a softmax leaves as they are
+    expected = torch.nn.CrossEntropyLoss(weight=weights)(logits, batch.targets)
+    torch.autograd.backward(expected)
+    assert (output.total / output.num_items).item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None
+        assert (actual[name] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
+
+
+def test_weights_of_a_half_and_two_by_hand(tokenizer: TokenizerSpec) -> None:
+    made = module(tokenizer)
+    (first, second), _ = by_hand(made, [SHORT])
+    output = made.compute_loss(replace(SHORT, target_weights=torch.tensor([0.5, 2.0])))
+    assert output.num_items.item() == 2.5
+    assert output.total.item() == pytest.approx(-(0.5 * first + 2 * second).item(), rel=1e-6)
+    assert output.metrics["perplexity"].item() == output.total.item()
+    dft = module(tokenizer, loss=DFTLoss()).compute_loss(replace(SHORT, target_weights=torch.tensor([0.5, 2.0])))
+    expected = -(0.5 * first.exp() * first + 2 * second.exp() * second)
+    assert dft.total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["train", "val"])
+def test_logged_means_divide_by_the_weights_also_below_one(tokenizer: TokenizerSpec, stage: str) -> None:
+    made = module(tokenizer)
+    said = alone_all(made.policy_model.causal_lm, SHORT).argmax(1)
+    guessed = replace(SHORT, targets=torch.stack([said[0], SHORT.targets[1]]))  # the first is right
+    weights = torch.tensor([0.125, 0.375])
+    run = trainer(max_steps=1)
+    batches = Rows([replace(guessed, target_weights=weights)])
+    run.fit(made, batches, batches)
+    logps, accuracy = by_hand(made, [guessed])
+    assert accuracy == 0.5  # of tokens
+    metrics = {name.split("/")[1]: value.item() for name, value in run.callback_metrics.items() if stage in name}
+    loss = -(logps * weights).sum().item() / 0.5
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(0.25)  # of weights
+
+
+def test_weights_of_1_change_no_bit(tokenizer: TokenizerSpec) -> None:
+    made = module(tokenizer)
+    plain, ones = (
+        made.compute_loss(batch) for batch in (LONG, replace(LONG, target_weights=torch.ones(len(LONG.targets))))
+    )
+    assert torch.equal(plain.total, ones.total)
+    assert plain.num_items == ones.num_items
+    assert all(torch.equal(value.float(), ones.metrics[name].float()) for name, value in plain.metrics.items())
 
 
 def test_no_tensor_of_targets_by_vocabulary_exists_in_a_whole_training_step(

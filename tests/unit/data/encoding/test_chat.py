@@ -13,8 +13,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lion_lightning.data.encoding.chat import ChatEncoder, Mask
+from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.encoding.rendering import NO_END
+from lion_lightning.data.encoding.supervision import Mask
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_messages import collect_messages
@@ -382,7 +383,7 @@ def test_half_a_character_is_an_error_that_names_the_row() -> None:
 
 
 def test_an_unknown_mask_is_refused() -> None:
-    with pytest.raises(ValueError, match="'user' is unknown; choose assistant, completion or none"):
+    with pytest.raises(ValueError, match="'user' is unknown; choose assistant, completion, last_turn, none"):
         ChatEncoder(byte_level(), "user")  # type: ignore[arg-type]
 
 

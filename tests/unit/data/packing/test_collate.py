@@ -146,3 +146,37 @@ def _random_tree(rng: np.random.Generator, index: int) -> Sample:
         ids, supervised = rng.integers(0, 99, length).astype(np.int32), rng.random(length) < 0.5
         pieces.append(SampleSegment(ids, supervised, int(rng.integers(-1, number))))
     return Sample(tuple(pieces), index)
+
+
+# --- weights
+
+
+def weighted(sample: Sample, *weights: list[float] | None) -> Sample:
+    """A sample whose segments have these weights a token."""
+    arrays = [None if each is None else np.array(each, np.float32) for each in weights]
+    parts = [part._replace(weights=array) for part, array in zip(sample.segments, arrays, strict=True)]
+    return Sample(tuple(parts), sample.index)
+
+
+def test_each_target_has_the_weight_of_its_token() -> None:
+    first = weighted(document([5, 6, 7], [0, 2]), [9, 9, 0.5])  # the first token is no target, and 6 is masked
+    tree = weighted(pair([1], [2, 3], [4]), None, [2, 0.25], None)
+    batch = collate([first, document([8, 9], [1]), tree], capacity=9)
+    assert batch.targets.tolist() == [7, 9, 2, 3, 4]
+    assert batch.target_weights is not None
+    assert batch.target_weights.tolist() == [0.5, 1, 2, 0.25, 1]
+    assert batch.target_weights.dtype == torch.float32
+
+
+def test_there_are_no_weights_where_all_targets_count_1() -> None:
+    assert collate([document([5, 6], [1])], capacity=2).target_weights is None
+    assert collate([weighted(document([5, 6], [1]), [0.5, 1])], capacity=2).target_weights is None
+
+
+def test_weights_go_where_the_batch_goes_and_end_with_its_targets() -> None:
+    batch = collate([weighted(document([5, 6], [1]), [1, 0.5])], capacity=2)
+    assert batch.to("meta").target_weights is not None
+    moved = batch.to("meta").target_weights
+    assert moved is not None
+    assert moved.device.type == "meta"
+    assert batch.without_targets().target_weights is None

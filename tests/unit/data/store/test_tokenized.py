@@ -319,3 +319,46 @@ def test_equal_examples_of_two_sources_have_equal_digests(write: Write, tmp_path
     two = tokenize(write({"text": "cd", "more": 1}, name="b"), Letters(), tmp_path)
     assert (one.digests[1] == two.digests[0]).all()
     assert (one.digests[0] != two.digests[0]).any()
+
+
+# --- weights of targets
+
+
+class Weighted(Letters):
+    """A digit is a token that counts so much, in halves; rows without digits have no weights."""
+
+    def _one(self, example: Example) -> SampleSegment:
+        piece = super()._one(example)
+        counts = np.array([(ord(letter) - ord("0")) / 2 for letter in cast(Text, example).text], np.float32)
+        return piece._replace(weights=counts) if counts[0] < 5 else piece
+
+
+def test_weights_are_read_as_they_were_encoded_whole_and_in_part(write: Write, tmp_path: Path) -> None:
+    table = tokenize(write({"text": "11144"}, {"text": "abc"}, {"text": "3"}), Weighted(), tmp_path)
+    pieces = [table.segment(row, 0, length) for row, (length,) in enumerate(table.segment_lengths.tolist())]
+    weights = [None if piece.weights is None else piece.weights.tolist() for piece in pieces]
+    assert weights == [[0.5, 0.5, 0.5, 2, 2], None, [1.5]]
+    part = table.segment(0, 2, 4).weights
+    assert part is not None
+    assert part.dtype.name == "float32"
+    assert part.tolist() == [0.5, 2]
+
+
+def test_weights_are_kept_a_run_and_not_a_token(write: Write, tmp_path: Path) -> None:
+    def size(text: str) -> int:
+        source = write({"text": text}, name=text[-3:])
+        return sum(path.stat().st_size for path in tokenize(source, Weighted(), tmp_path).folder.glob("*.arrow"))
+
+    assert size("1" * 4000 + "4" * 4000) - size("a" * 8000) < 256  # two runs, padded, where a float a token is 32,000
+
+
+def test_other_weights_are_other_tokens(write: Write, tmp_path: Path) -> None:
+    class Doubled(Weighted):
+        def _one(self, example: Example) -> SampleSegment:
+            piece = super()._one(example)
+            return piece if piece.weights is None else piece._replace(weights=2 * piece.weights)
+
+    source = write({"text": "11"}, {"text": "ab"})
+    tables = [tokenize(source, encoder, tmp_path) for encoder in (Weighted("one"), Doubled("two"), Letters("none"))]
+    assert len({table.tokens for table in tables}) == 3
+    assert tokenize(source, Weighted("again"), tmp_path).tokens == tables[0].tokens

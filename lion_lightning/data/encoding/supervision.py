@@ -1,0 +1,150 @@
+"""What of an example is trained: its text, with the characters that are targets and what they count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import singledispatchmethod
+from typing import Any, Literal, NamedTuple, get_args
+
+from lion_lightning.data.encoding.rendering import Answer, ChatRenderer
+from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text
+
+Mask = Literal["assistant", "completion", "last_turn", "none"]
+
+_REASONING = re.compile(r"(?:\A|<think>)(?:(?!<think>).)*?</think>\s*", re.DOTALL)  # opened by the prompt, or here
+_NO_REASONING = re.compile(r"\s*<think>\s*</think>\s*")  # a template's, for an answer without any
+
+
+class Target(NamedTuple):
+    """Characters to train, and what each of their tokens counts in the loss."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+
+
+class Draft(NamedTuple):
+    """Text to tokenize.
+
+    Attributes:
+        text: All of it.
+        targets: The characters to train.
+        start: Where the answer begins.
+        templated: Whether a chat template has written it; else BOS and EOS are still to be added.
+        parts: The texts of the row that it is made of.
+        starts: Where a model begins to write, ascending.
+    """
+
+    text: str
+    targets: Sequence[Target]
+    start: int
+    templated: bool
+    parts: Sequence[str]
+    starts: Sequence[int]
+
+    def checked(self) -> Draft:
+        """Refuse half characters: the tokenizer would refuse the batch without naming the row.
+
+        Raises:
+            ValueError: There are some.
+        """
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not valid Unicode ({error.reason}); fix the row's escapes") from None
+        return self
+
+
+class Supervision:
+    """Renders examples and finds what of them is trained.
+
+    Args:
+        renderer: Renders conversations.
+        mask: See :class:`~lion_lightning.data.encoding.chat.ChatEncoder`.
+        train_reasoning: See there.
+
+    Raises:
+        ValueError: The mask is unknown, or ``none`` is to leave out the reasoning.
+    """
+
+    def __init__(self, renderer: ChatRenderer, mask: Mask, train_reasoning: bool) -> None:
+        if mask not in get_args(Mask):
+            raise ValueError(f"mask: {mask!r} is unknown; choose {', '.join(get_args(Mask))}")
+        if mask == "none" and not train_reasoning:
+            raise ValueError("train_reasoning: false leaves something out, and mask: none trains all; change one")
+        self.renderer, self.mask, self.train_reasoning = renderer, mask, train_reasoning
+
+    def draft(self, example: Example) -> Draft:
+        """The text of an example, and what of it is trained.
+
+        Raises:
+            ValueError: It cannot be rendered or masked exactly.
+        """
+        return self._draft(example).checked()
+
+    @singledispatchmethod
+    def _draft(self, example: Any) -> Draft:
+        raise TypeError(f"{type(example).__name__} is not a known form")
+
+    @_draft.register
+    def _(self, example: Text) -> Draft:
+        return self._plain(example.text, 0, texts(example))
+
+    @_draft.register
+    def _(self, example: Completion) -> Draft:
+        start = 0 if self.mask == "none" else len(example.prompt)
+        return self._plain(example.prompt + example.completion, start, texts(example))
+
+    def _plain(self, text: str, start: int, parts: Sequence[str]) -> Draft:
+        """Text without a template, all of it trained from ``start`` on."""
+        targets, at = [], start
+        for reasoning in () if self.train_reasoning else _REASONING.finditer(text[start:]):
+            targets.append(Target(at, start + reasoning.start()))
+            at = _behind(text, start + reasoning.end())
+        return Draft(text, [*targets, Target(at, len(text))], start, False, parts, (start,))
+
+    @_draft.register
+    def _(self, example: Conversation) -> Draft:
+        messages = example.messages
+        if self.mask == "none":
+            if any(turn.weight != 1.0 for turn in messages):
+                raise ValueError("the row gives a turn a weight of its own, and mask: none trains all of it alike")
+            text = self.renderer.render(example)
+            return Draft(text, [Target(0, len(text))], 0, True, texts(example), (0,))
+        text, answers, start = self.renderer.answers(example, self._first_target(example))
+        targets = [
+            target for answer in answers for target in self._targets(answer, text, messages[answer.message].weight)
+        ]
+        starts = {start, *(first for answer in answers for first, _ in answer.spans)}
+        return Draft(text, targets, start, True, texts(example), sorted(starts))
+
+    def _first_target(self, example: Conversation) -> int:
+        """Index of the message from which on assistant turns are trained."""
+        if self.mask == "assistant":
+            return 0
+        if self.mask == "completion" and example.prompt_turns is not None:
+            return example.prompt_turns
+        return max((number for number, turn in enumerate(example.messages) if turn.role == "assistant"), default=0)
+
+    def _targets(self, answer: Answer, text: str, weight: float) -> Iterable[Target]:
+        """The characters of an answer, or those behind its reasoning and the white space there."""
+        behind = 0
+        if not self.train_reasoning:
+            empty = _NO_REASONING.match(text, *answer.spans[0])
+            behind = _behind(text, answer.reasoning[1] if answer.reasoning else empty.end() if empty else 0)
+        for start, end in answer.spans:
+            if end > behind:
+                yield Target(max(start, behind), end, weight)
+
+
+def _behind(text: str, end: int) -> int:
+    """Where an answer goes on behind its reasoning: a space belongs to the token of the word that follows."""
+    return end - text.endswith(" ", 0, end)
+
+
+def texts(example: Example) -> list[str]:
+    """The texts of the row that an example was made of."""
+    if isinstance(example, Conversation):
+        return [turn.content for turn in example.messages]
+    return [example.text] if isinstance(example, Text) else [example.prompt, example.completion]
