@@ -59,11 +59,23 @@ class DamagedFileError(ValueError):
 
 
 def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write rollouts to one file, atomically."""
-    table = pa.Table.from_pylist([_to_row(rollout) for rollout in rollouts], schema=SCHEMA)
+    """Write rollouts, and plain data about them, to one file, atomically."""
+    entries = {} if metadata is None else {"lion": json.dumps(metadata)}
+    schema = SCHEMA.with_metadata({**entries, "checksum": _BLANK.decode()})
+    table = pa.Table.from_pylist(list(map(_to_row, rollouts)), schema=schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(table)
+    # The checksum is computed with its own digits blanked. It is an entry of the schema, which an Arrow file holds
+    # twice: before and after the rows.
+    content = bytearray(sink.getvalue().to_pybytes())
+    checksum = _NAME + f"{zlib.crc32(content):08x}".encode()
+    for start in {content.find(_BLANK), content.rfind(_BLANK)}:
+        content[start : start + len(checksum)] = checksum
     with explain_write_errors(path, "sampled answers", WRITABLE):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_table(path, table, metadata)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
@@ -136,28 +148,6 @@ def _from_row(row: Mapping[str, Any]) -> Rollout:
         pairs=tuple((chosen, rejected) for chosen, rejected in row["pairs"]),
         left_out=row["left_out"],
     )
-
-
-# --- Arrow files with a checksum
-
-
-def _write_table(path: Path, table: Any, metadata: Mapping[str, Any] | None) -> None:
-    """Write a table as an Arrow file, atomically.
-
-    The checksum is computed with its own digits blanked. It is an entry of the schema, which an Arrow file holds
-    twice: before and after the rows.
-    """
-    entries = {} if metadata is None else {"lion": json.dumps(metadata)}
-    schema = table.schema.with_metadata({**entries, "checksum": _BLANK.decode()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(table.replace_schema_metadata(schema.metadata))
-    content = bytearray(sink.getvalue().to_pybytes())
-    checksum = _NAME + f"{zlib.crc32(content):08x}".encode()
-    for start in {content.find(_BLANK), content.rfind(_BLANK)}:
-        content[start : start + len(checksum)] = checksum
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def read_table(path: Path) -> tuple[Any, Any]:

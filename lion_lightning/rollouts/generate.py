@@ -20,7 +20,6 @@ from lion_lightning.readiness import opened
 from lion_lightning.rollouts.files import WRITABLE, has_rollouts, read_rollouts, write_rollouts
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.sampling.base import Sampler
-from lion_lightning.types import Answer
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,12 @@ class RoundWorker(WorkerGroup):
             for chunk in self._progress(todo, "sample"):
                 prompts = [rollout.prompt for rollout in chunk.rollouts]
                 answers = sampler.sample(prompts, chunk.num_samples, chunk.seed)
-                _require_counts(sampler, chunk, answers)
+                counts = [len(texts) for texts in answers]
+                if counts != [chunk.num_samples] * len(prompts):
+                    raise ValueError(
+                        f"{type(sampler).__name__} gave {counts} answers where {len(prompts)} prompts were asked for "
+                        f"{chunk.num_samples} each; a sampler gives `n` answers to each prompt, in their order"
+                    )
                 seeded = [replace(rollout, seed=chunk.seed) for rollout in chunk.rollouts]
                 write_rollouts(self.sampled(chunk), map(add_answers, seeded, answers))
 
@@ -123,12 +127,20 @@ class RoundWorker(WorkerGroup):
         with opened(judge, device):
             for chunk in self._progress(todo, "judge"):
                 rollouts = [add_comparison(rollout) for rollout in read_rollouts(self.sampled(chunk))]
-                write_rollouts(self.judged(chunk), _with_scores(rollouts, judge))
+                texts = [[answer.text for answer in rollout.answers] for rollout in rollouts]
+                judged = score_answers(judge, [rollout.prompt for rollout in rollouts], texts)
+                for number, rollout in enumerate(rollouts):
+                    by_judge = {name: tuple(scores[number]) for name, scores in judged.by_judge.items()}
+                    rollouts[number] = replace(rollout, scores=tuple(judged.scores[number]), by_judge=by_judge)
+                write_rollouts(self.judged(chunk), rollouts)
 
     def collect(self, chunks: Sequence[Chunk]) -> list[Rollout]:
         """All rollouts with their scores, once every rank has written its own."""
         self.wait_for(self.judged(chunk) for chunk in chunks)
-        return [rollout for chunk in chunks for rollout in read_rollouts(self.judged(chunk))]
+        rollouts: list[Rollout] = []
+        for chunk in chunks:
+            rollouts += read_rollouts(self.judged(chunk))
+        return rollouts
 
     def remove_chunks(self) -> None:
         """Remove the folder, once the round is written."""
@@ -140,22 +152,3 @@ class RoundWorker(WorkerGroup):
             for chunk in chunks:
                 yield chunk
                 bar.update(len(chunk.rollouts))
-
-
-def _with_scores(rollouts: Sequence[Rollout], judge: Judge) -> list[Rollout]:
-    texts = [[answer.text for answer in rollout.answers] for rollout in rollouts]
-    judged = score_answers(judge, [rollout.prompt for rollout in rollouts], texts)
-    scored = []
-    for number, rollout in enumerate(rollouts):
-        by_judge = {name: tuple(scores[number]) for name, scores in judged.by_judge.items()}
-        scored.append(replace(rollout, scores=tuple(judged.scores[number]), by_judge=by_judge))
-    return scored
-
-
-def _require_counts(sampler: Sampler, chunk: Chunk, answers: Sequence[Sequence[Answer]]) -> None:
-    counts = [len(texts) for texts in answers]
-    if counts != [chunk.num_samples] * len(chunk.rollouts):
-        raise ValueError(
-            f"{type(sampler).__name__} gave {counts} answers where {len(chunk.rollouts)} prompts were asked for "
-            f"{chunk.num_samples} each; a sampler gives `n` answers to each prompt, in their order"
-        )

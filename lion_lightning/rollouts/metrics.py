@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain, compress
 from statistics import fmean, pstdev
 
 from lion_lightning.rollouts.rollout import Rollout
@@ -31,20 +32,29 @@ def round_metrics(finished: Round) -> dict[str, float]:
     """
     trained = [rollout for rollout in finished.rollouts if not rollout.monitor]
     monitors = [rollout for rollout in finished.rollouts if rollout.monitor and rollout.scores]
-    scored = [scores for scores in map(sampled_scores, trained) if scores]
-    answers = [answer for rollout in trained for answer in sampled(rollout)]
+    scored = list(filter(None, map(sampled_scores, trained)))  # per prompt
+    answers = [sampled(rollout) for rollout in trained]  # per prompt
+    wins = []
+    for rollout in monitors:
+        own, first = rollout.scores[0], rollout.scores[-1]  # the first round's answer follows; there, the two are one
+        wins.append(0.5 + 0.5 * ((own > first) - (own < first)))
+    texts = [[answer.text for answer in group] for group in answers]
+    several = [group for group in texts if len(group) > 1]
+    drawn = random.Random(0).sample(several, min(MAX_SELF_BLEU_PROMPTS, len(several)))
+    flat = list(chain.from_iterable(answers))
     return {
-        "score": _mean(score for scores in scored for score in scores),
+        "score": _mean(chain.from_iterable(scored)),
         "score_spread": _mean(map(pstdev, scored)),
         "score_best": _mean(map(max, scored)),
         "score_worst": _mean(map(min, scored)),
         "monitor_score": _mean(rollout.scores[0] for rollout in monitors),
-        "win_rate": _mean(map(_win, monitors)),
-        "length": _mean(float(len(answer.token_ids or ())) for answer in answers),
-        "unfinished": _mean(float(answer.finish_reason == "length") for answer in answers),
-        **_diversity([[answer.text for answer in sampled(rollout)] for rollout in trained]),
+        "win_rate": _mean(wins),
+        "length": _mean(float(len(answer.token_ids or ())) for answer in flat),
+        "unfinished": _mean(float(answer.finish_reason == "length") for answer in flat),
+        "distinct_2": _mean(map(distinct, texts)),
+        "self_bleu": _mean(map(self_bleu, drawn)),
         "prompts": float(len(trained)),
-        "answers": float(len(answers)),
+        "answers": float(len(flat)),
         "pairs": float(finished.num_pairs),
         "prompts_with_pairs": _mean(float(bool(rollout.pairs)) for rollout in trained),
     }
@@ -57,13 +67,15 @@ def sampled(rollout: Rollout) -> list[Answer]:
 
 def sampled_scores(rollout: Rollout) -> list[float]:
     """Scores of these answers; empty before they are judged."""
-    given = zip(rollout.answers, rollout.scores, strict=False)
-    return [score for answer, score in given if answer.finish_reason != "original"]
+    own = (answer.finish_reason != "original" for answer in rollout.answers)
+    return list(compress(rollout.scores, own))
 
 
 def distinct(texts: Sequence[str], size: int = 2) -> float:
     """Share of different word n-grams among all of some texts; NaN if they have none."""
-    grams = [gram for text in texts for gram in _grams(text.split(), size)]
+    grams: list[tuple[str, ...]] = []
+    for text in texts:
+        grams += _grams(text.split(), size)
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
@@ -76,11 +88,11 @@ def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
     words = [text.split() for text in texts if text.split()]
     if len(words) < 2:
         return math.nan
-    return fmean(_bleu(own, [*words[:place], *words[place + 1 :]], longest) for place, own in enumerate(words))
+    return fmean(_bleu(words[i], words[:i] + words[i + 1 :], longest) for i in range(len(words)))
 
 
 def _bleu(own: list[str], others: Sequence[list[str]], longest: int) -> float:
-    logs = []
+    logs = []  # of each precision
     for size in range(1, min(longest, len(own)) + 1):
         counts, most = Counter(_grams(own, size)), Counter[tuple[str, ...]]()
         for other in others:
@@ -97,18 +109,6 @@ def _bleu(own: list[str], others: Sequence[list[str]], longest: int) -> float:
 
 def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
-
-
-def _win(rollout: Rollout) -> float:
-    """1, 1/2 or 0: a monitor prompt's answer scores above, like or below the first round's, which follows it."""
-    own, first = rollout.scores[0], rollout.scores[-1]  # the same in the first round
-    return 0.5 + 0.5 * ((own > first) - (own < first))
-
-
-def _diversity(answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    many = [texts for texts in answers if len(texts) > 1]
-    drawn = random.Random(0).sample(many, min(MAX_SELF_BLEU_PROMPTS, len(many)))
-    return {"distinct_2": _mean(map(distinct, answers)), "self_bleu": _mean(map(self_bleu, drawn))}
 
 
 def _mean(values: Iterable[float]) -> float:

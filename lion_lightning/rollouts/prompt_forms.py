@@ -52,7 +52,7 @@ def _preferred(parse: Callable[..., list[Preference]], row: Row) -> PromptAnswer
 
 
 def _with_answer(parse: Callable[..., Any], row: Row) -> PromptAnswer | None:
-    example: PromptAnswer = parse(row)
+    example: PromptAnswer = parse(row)  # its last turn is the answer, unless it says otherwise
     if isinstance(example, Completion) or example.prompt_turns is not None:
         return example
     return example._replace(prompt_turns=len(example.messages) - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,14 +44,6 @@ class PoolPrompt(NamedTuple):
     group: bytes
 
 
-class _Location(NamedTuple):
-    """Where a prompt is read again: number of its source, raw row, and example within the row."""
-
-    source: int
-    row: int
-    example: int
-
-
 class PromptPool:
     """The unique prompts of several sources. Texts are read when they are needed; only hashes stay in memory.
 
@@ -80,7 +72,8 @@ class PromptPool:
         self._has_chat_template = tokenizer.chat_template is not None
         self._rows = [source.open() for source in self.sources]
         self._encoder = ChatEncoder(tokenizer, mask="completion")
-        self._locations = array("q")  # flat, like the hashes: millions of prompts without an object per prompt
+        # Source, raw row, and example within the row of each prompt; flat, since there may be millions of prompts.
+        self._locations = array("q")
         self._hashes = bytearray()
         self._warned: set[str] = set()
         seen = dict.fromkeys(without, "validated on")
@@ -164,22 +157,18 @@ class PromptPool:
 
     def take(self, positions: Sequence[int]) -> list[PoolPrompt]:
         """Read the prompts at these positions, in their order."""
+        by_source: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for position in dict.fromkeys(positions):
+            number, row, example = self._locations[3 * position : 3 * position + 3]
+            by_source[number].append((position, row, example))
         found: dict[int, PoolPrompt] = {}
-        locations = {position: self._location(position) for position in positions}
-        for number, source in enumerate(self.sources):
-            here = {position: place for position, place in locations.items() if place.source == number}
-            if not here:
-                continue
-            rows = np.unique([place.row for place in here.values()]).astype(np.int64)
+        for number, places in sorted(by_source.items()):
+            rows = np.unique([row for _, row, _ in places]).astype(np.int64)  # each is read once
             raw = dict(zip(rows.tolist(), self._rows[number].take(rows), strict=True))
-            for position, place in here.items():
-                prompt = self._read(source, raw[place.row], place.example)
+            for position, row, example in places:
+                prompt = self._read(self.sources[number], raw[row], example)
                 found[position] = PoolPrompt(prompt, self.group(position))
         return [found[position] for position in positions]
-
-    def _location(self, position: int) -> _Location:
-        size = len(_Location._fields)
-        return _Location(*self._locations[position * size : (position + 1) * size])
 
     def _read(self, source: Source, row: Row, example: int) -> Prompt:
         reader = _Reader()
@@ -190,9 +179,15 @@ class PromptPool:
                 text, ids = self._encoder.prompt(prompt)
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
-        turns = prompt.messages if isinstance(prompt, Conversation) else ()
-        messages = tuple(turn.to_dict() for turn in turns)
-        return Prompt(text, tuple(ids), messages, dict(reader.rows[example]), _original(answered), row.where)
+        messages: tuple[dict[str, Any], ...] = ()
+        if isinstance(answered, Completion):
+            original = answered.completion or None
+        else:
+            assert isinstance(prompt, Conversation)
+            messages = tuple(turn.to_dict() for turn in prompt.messages)
+            answer = answered.messages[answered.prompt_turns or 0 :]
+            original = answer[0].content if len(answer) == 1 and not answer[0].extra else None  # if it is one text
+        return Prompt(text, tuple(ids), messages, dict(reader.rows[example]), original, row.where)
 
 
 class _Reader:
@@ -206,11 +201,3 @@ class _Reader:
             return []
         self.rows.append(row)
         return [prompt]
-
-
-def _original(answered: PromptAnswer) -> str | None:
-    """The row's own answer, if it is one text."""
-    if isinstance(answered, Completion):
-        return answered.completion or None
-    answer = answered.messages[answered.prompt_turns or 0 :]
-    return answer[0].content if len(answer) == 1 and not answer[0].extra else None

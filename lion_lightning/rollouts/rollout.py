@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import end_of_turn_id
 from lion_lightning.sampling.answers import to_answer
@@ -54,10 +52,18 @@ def with_answers(rollout: Rollout, answers: Sequence[Any], policy: RolloutPolicy
     Raises:
         ValueError: An answer has no text, or tokens outside the policy's vocabulary.
     """
-    checked = [to_answer(answer, rollout.prompt.where, policy) for answer in answers]
-    if add_original and rollout.prompt.original is not None:
-        checked.append(Answer(rollout.prompt.original, "original"))
-    return replace(rollout, answers=tuple(_with_tokens(answer, rollout.prompt, policy.tokenizer) for answer in checked))
+    prompt, tokenizer = rollout.prompt, policy.tokenizer
+    found = [to_answer(answer, prompt.where, policy) for answer in answers]
+    if add_original and prompt.original is not None:
+        found.append(Answer(prompt.original, "original"))
+    for number, answer in enumerate(found):
+        if not answer.token_ids:
+            ids = tokenizer.encode(answer.text, add_special_tokens=False)
+            end = end_of_turn_id(tokenizer) if prompt.messages else tokenizer.eos_token_id
+            if end is not None and answer.finish_reason != "length":  # an answer that was cut off has no end to learn
+                ids = [*ids, end]
+            found[number] = answer._replace(token_ids=tuple(ids))
+    return replace(rollout, answers=tuple(found))
 
 
 def with_first_answer(rollout: Rollout, first: Mapping[bytes, Answer]) -> Rollout:
@@ -89,13 +95,3 @@ def with_pairs(
     pairs = make_pairs(rollout.prompt, answers, scores)
     found = [(usable_positions[chosen], usable_positions[rejected]) for chosen, rejected in pairs]
     return replace(rollout, pairs=tuple(found), left_out="" if found else "the pairing made no pair")
-
-
-def _with_tokens(answer: Answer, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Answer:
-    if answer.token_ids:
-        return answer
-    ids = tokenizer.encode(answer.text, add_special_tokens=False)
-    end = end_of_turn_id(tokenizer) if prompt.messages else tokenizer.eos_token_id
-    if end is not None and answer.finish_reason != "length":  # an answer that was cut off has no end to learn
-        ids = [*ids, end]
-    return answer._replace(token_ids=tuple(ids))

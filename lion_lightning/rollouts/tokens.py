@@ -48,7 +48,9 @@ class RoundTokens:
         self._answer_ids = answers.values.values.to_numpy()
         self._starts, stops = _segments(prompts, answers, self._rows[:, None], chosen_rejected)
         self.segment_lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
-        self.margins = _margins(_column(table, "scores"), self._rows[:, None], chosen_rejected)
+        scores = _column(table, "scores")
+        pair_scores = scores.values.to_numpy()[scores.offsets.to_numpy()[self._rows][:, None] + chosen_rejected]
+        self.margins: npt.NDArray[np.float64] = pair_scores[:, 0] - pair_scores[:, 1]
         hashes = np.frombuffer(_column(table, "group").buffers()[1], np.uint64, 2 * len(table))
         self.groups: npt.NDArray[np.uint64] = hashes.reshape(-1, 2)[self._rows]
         self.raw_rows, self.skipped_rows = int(np.count_nonzero(per_row)), 0
@@ -117,12 +119,6 @@ def _segments(prompts: Any, answers: Any, rows: Numbers, chosen_rejected: Number
     starts = np.hstack([prompt_bounds[rows], answer_bounds[which]])
     stops = np.hstack([prompt_bounds[rows + 1], answer_bounds[which + 1]])
     return starts.astype(np.int64), stops.astype(np.int64)
-
-
-def _margins(scores: Any, rows: Numbers, chosen_rejected: Numbers) -> npt.NDArray[np.float64]:
-    values = scores.values.to_numpy()[scores.offsets.to_numpy()[rows] + chosen_rejected]  # (pairs, 2)
-    margins: npt.NDArray[np.float64] = values[:, 0] - values[:, 1]
-    return margins
 
 
 def _hash(*arrays: npt.NDArray[Any]) -> bytes:
