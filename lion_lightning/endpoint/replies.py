@@ -31,11 +31,7 @@ class Reply:
         return self.value is None
 
     def items(self, count: int | None = None) -> list[Reply]:
-        """The items of a list.
-
-        Args:
-            count: Required number of items; None for at least one.
-        """
+        """The items of a list; without a ``count``, at least one."""
         many = f"a list of {count}" if count is not None else "a list that is not empty"
         fits = isinstance(self.value, list) and (len(self.value) == count if count else len(self.value) > 0)
         found = self._as(many, fits)
@@ -56,12 +52,7 @@ class Reply:
         return float(self._as("a finite number", fits))
 
     def token_ids(self, vocabulary: int, most: int) -> tuple[int, ...]:
-        """The value as token ids.
-
-        Args:
-            vocabulary: Size of the vocabulary.
-            most: Maximum number of ids.
-        """
+        """The value as token ids, at most ``most``, of a vocabulary of this size."""
         fits = isinstance(self.value, list) and len(self.value) <= most
         found = self._as(f"a list of at most {most} token ids", fits)
         for number, one in enumerate(found):

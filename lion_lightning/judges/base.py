@@ -69,12 +69,7 @@ class JudgeScores(NamedTuple):
 
 
 def score_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> JudgeScores:
-    """Score answers with a judge and check the scores.
-
-    Args:
-        judge: The judge.
-        prompts: The prompts.
-        answers: The answers to each prompt.
+    """Score the answers to each prompt with a judge and check the scores.
 
     Raises:
         ValueError: The judge failed, or returned another number of scores or a score that is not finite; the message

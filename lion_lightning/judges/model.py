@@ -139,11 +139,7 @@ def special_tokens(tokenizer: Any) -> list[str]:
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Divide texts into batches of similar length, longest first.
-
-    Args:
-        lengths: Number of tokens of each text.
-        tokens: Maximum tokens of a batch, padding included.
+    """Divide texts into batches of similar length, longest first, of at most ``tokens`` with padding.
 
     Yields:
         Indices of the texts of a batch.
@@ -159,13 +155,7 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pad rows to a tensor and make its attention mask, both ``(rows, longest)`` int64.
-
-    Args:
-        rows: Token ids.
-        value: Padding token id.
-        device: Device of the result.
-    """
+    """Pad rows to a tensor and make its attention mask, both ``(rows, longest)`` int64."""
     tensors = [torch.tensor(row) for row in rows]
     mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
     return pad_sequence(tensors, batch_first=True, padding_value=value).to(device), mask.to(device)

@@ -22,11 +22,7 @@ _PREFERENCE = {"a": 1.0, "b": -1.0, "tie": 0.0}
 
 
 def conversation(prompt: Prompt) -> str:
-    """A prompt as plain text: a single turn as it is, several turns each after its role.
-
-    Args:
-        prompt: The prompt.
-    """
+    """A prompt as plain text: a single turn as it is, several turns each after its role."""
     if len(prompt.messages) < 2:
         return prompt.question
     return "\n\n".join(f"{turn['role'].upper()}: {_turn_text(turn)}" for turn in prompt.messages)
@@ -39,12 +35,7 @@ def _turn_text(turn: Mapping[str, Any]) -> str:
 
 
 def check_template(template: str, fields: Collection[str], owner: str) -> None:
-    """Require a placeholder for each field.
-
-    Args:
-        template: Text with placeholders ``{field}``.
-        fields: Required fields.
-        owner: Name of the judge, for the error message.
+    """Require a placeholder ``{field}`` for each field.
 
     Raises:
         ValueError: A placeholder is missing.
@@ -83,23 +74,13 @@ def build_question(template: str, prompt: Prompt, answers: Mapping[str, str], wo
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """Replace placeholders in one pass, so that braces in an answer are never taken for a placeholder.
-
-    Args:
-        template: Text with placeholders ``{field}``; other braces stay.
-        fields: Text for each field.
-    """
+    """Replace placeholders in one pass, so that braces in an answer are never taken for a placeholder."""
     names = "|".join(map(re.escape, fields))
     return re.sub(rf"\{{({names})\}}", lambda placeholder: fields[placeholder[1]], template)
 
 
 def escape_special_tokens(text: str, tokens: Iterable[str]) -> str:
-    """Insert a space into special tokens, so that the tokenizer reads them as text.
-
-    Args:
-        text: Text of a user or a model.
-        tokens: The tokenizer's special tokens.
-    """
+    """Insert a space into special tokens, so that the tokenizer reads them as text."""
     for token in tokens:
         text = text.replace(token, f"{token[:1]} {token[1:]}")
     return text
@@ -118,24 +99,14 @@ def _tagged(name: str, text: str, code: str) -> str:
 
 
 def complete_text(choice: Reply) -> str:
-    """The text of a reply; if it was truncated, without its last line, where a rating of 10 may end after the 1.
-
-    Args:
-        choice: One of the ``choices`` in a server's response.
-    """
+    """The text of a reply; if it was truncated, without its last line, where a rating of 10 may end after the 1."""
     content = choice["message"]["content"]
     text = "" if content.absent else content.text()
     return text.rpartition("\n")[0] if choice["finish_reason"].value == "length" else text
 
 
 def last_rating(reply: str, lowest: float, highest: float) -> float | None:
-    """The number after the last ``Rating:`` in a reply; None without one, or on another scale.
-
-    Args:
-        reply: The reply.
-        lowest: Lowest valid rating.
-        highest: Highest valid rating.
-    """
+    """The number after the last ``Rating:`` in a reply; None without one, or on another scale."""
     found = _RATING.findall(reply)
     rating, scale = found[-1] if found else ("nan", "")
     valid = lowest <= float(rating) <= highest and (not scale or float(scale) == highest)  # "4 / 5" needs highest = 5
@@ -143,10 +114,6 @@ def last_rating(reply: str, lowest: float, highest: float) -> float | None:
 
 
 def last_verdict(reply: str) -> float | None:
-    """1 for the first answer, -1 for the second, 0 for a tie, by the last ``Verdict:``; None without one.
-
-    Args:
-        reply: The reply.
-    """
+    """1 for the first answer, -1 for the second, 0 for a tie, by the last ``Verdict:``; None without one."""
     found = _VERDICT.findall(reply)
     return _PREFERENCE[found[-1].lower()] if found else None

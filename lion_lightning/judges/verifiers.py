@@ -59,10 +59,6 @@ class VerifierJudge:
 def reference_answer(prompt: Prompt, column: str) -> Any:
     """The reference answer in a column of the prompt's row.
 
-    Args:
-        prompt: The prompt.
-        column: Name of the column.
-
     Raises:
         ValueError: The row does not have this column.
     """

@@ -19,11 +19,7 @@ MEMORY = 4 * 2**30
 
 
 def math_equal(reference: str, answer: str) -> bool:
-    """Compare the final values of two texts with math-verify.
-
-    Args:
-        reference: The reference answer, by itself or at the end of a solution.
-        answer: The answer to check.
+    """Compare the final values of a reference answer or solution and of an answer with math-verify.
 
     Raises:
         ValueError: The reference has no value.
@@ -47,11 +43,9 @@ def regex_found(pattern: str, answer: str) -> bool:
 
 
 def schema_valid(schema: Any, answer: str) -> bool:
-    """Validate an answer, JSON with or without a code fence, against a JSON schema.
+    """Validate an answer, JSON with or without a code fence, against a JSON schema, as data or as JSON.
 
-    Args:
-        schema: The schema, as data or as JSON. References must be within it: nothing is loaded.
-        answer: The answer to check.
+    References must be within the schema: nothing is loaded.
 
     Raises:
         ValueError: The schema is invalid.
@@ -92,11 +86,9 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
-    """Run checks until the requests end.
+    """Run checks, given by name and arguments in lines of JSON, until the requests end.
 
-    Args:
-        requests: Lines of JSON: a check's name and its arguments.
-        replies: Receives a line of JSON per request: ``correct``, ``gave_up`` or ``error``.
+    Each reply is a line of JSON: ``correct``, ``gave_up`` or ``error``.
     """
     for line in requests:
         name, arguments = json.loads(line)

@@ -31,11 +31,7 @@ class LimitedCheck:
         self._warned = False
 
     def __call__(self, where: str, *arguments: Any) -> bool:
-        """Run the check.
-
-        Args:
-            where: Location of the prompt, for messages.
-            arguments: Arguments of the check, plain data.
+        """Run the check with plain data; ``where`` is the location of the prompt, for messages.
 
         Raises:
             ValueError: The check failed.

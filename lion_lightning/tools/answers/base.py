@@ -167,12 +167,7 @@ class JSONLines(Format):
 
 
 def read_turns(turns: Any, where: str, text: Callable[[Any], Any] = lambda turn: turn) -> tuple[str, ...]:
-    """Read the user turns of a question.
-
-    Args:
-        turns: The turns in the row.
-        where: Location of the row.
-        text: Gets the text of a turn.
+    """Read the user turns of a question; ``text`` gets the text of a turn.
 
     Raises:
         ValueError: The turns are not a list of non-empty texts.

@@ -16,9 +16,6 @@ SAMPLER = "lion_lightning.sampling.TransformersSampler"
 def main(arguments: list[str]) -> None:
     """Run the command.
 
-    Args:
-        arguments: Command line after ``lion answers``.
-
     Raises:
         ValueError: A file or the model cannot be used.
     """

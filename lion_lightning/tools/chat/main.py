@@ -17,9 +17,6 @@ HELP = "/undo removes the last turn, /reset clears the conversation, /quit or Ct
 def main(arguments: list[str]) -> None:
     """Run the command.
 
-    Args:
-        arguments: Command line after ``lion chat``.
-
     Raises:
         ValueError: The model cannot be used for chat.
     """
@@ -36,11 +33,7 @@ def main(arguments: list[str]) -> None:
 
 
 def talk(chat: Chat) -> None:
-    """Answer the lines of standard input.
-
-    Args:
-        chat: The conversation.
-    """
+    """Answer the lines of standard input."""
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:

@@ -66,12 +66,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def t_quantile(share: float, freedom: int) -> float:
-    """Quantile of Student's t distribution, by bisection on its density's integral.
-
-    Args:
-        share: Probability, between 0.5 and 1.
-        freedom: Degrees of freedom, at least 1.
-    """
+    """Quantile of Student's t for a probability from 0.5 to 1, by bisection on its density's integral."""
     low, high = 0.0, 1.0
     while _t_share(high, freedom) < share:
         high *= 2

@@ -21,11 +21,7 @@ them. docs/evaluation.md shows a config."""
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command.
-
-    Args:
-        arguments: Command line after ``lion evaluate``.
-    """
+    """Run the command."""
     from lion_lightning.tools.chat.conversation import require_model
     from lion_lightning.tools.evaluate.run import RESULTS, evaluate
 
@@ -37,11 +33,7 @@ def main(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> Evaluation:
-    """Parse a command line.
-
-    Args:
-        arguments: Command line after ``lion evaluate``.
-    """
+    """Parse a command line."""
     from lion_lightning.tools.evaluate.run import Evaluation
 
     check_config_files(arguments, dict.fromkeys(signature(Evaluation).parameters))
@@ -57,11 +49,7 @@ def parse(arguments: list[str]) -> Evaluation:
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print results as a table.
-
-    Args:
-        results: Results of :func:`~lion_lightning.tools.evaluate.run.evaluate`.
-    """
+    """Print results as a table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -91,9 +91,6 @@ class Evaluation:
 def evaluate(config: Evaluation) -> dict[str, Any]:
     """Run an evaluation and write ``results.json``.
 
-    Args:
-        config: The configuration.
-
     Returns:
         The results as plain data: ``loss``, ``rewards``, ``accuracy`` and ``win_rate``, as configured.
 

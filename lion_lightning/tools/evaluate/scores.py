@@ -36,11 +36,7 @@ def accuracy(scores: Sequence[float], prompts: Sequence[Prompt], by: str | None 
 
 
 def categories(prompts: Sequence[Prompt], by: str) -> list[str]:
-    """The category of each prompt.
-
-    Args:
-        prompts: The prompts.
-        by: Column of the prompts' rows with their category.
+    """The category of each prompt, from the column ``by`` of its row.
 
     Raises:
         ValueError: A row does not have this column; the message names the row.
@@ -60,11 +56,6 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 def score_all(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
     """Load a judge, score answers and free the judge's memory.
-
-    Args:
-        judge: The judge.
-        prompts: The prompts.
-        answers: One or more answers to each prompt.
 
     Raises:
         ValueError: The judge fails, or returns an invalid score.
@@ -113,12 +104,7 @@ def win_rate(
 
 
 def gain(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-    """Difference of two models' mean scores, with a paired bootstrap interval over the prompts.
-
-    Args:
-        ours: ``(prompts,)`` scores of the first model.
-        theirs: ``(prompts,)`` scores of the second model on the same prompts.
-    """
+    """Difference of two models' mean scores on the same prompts, with a paired bootstrap interval."""
     return bootstrap(np.subtract(ours, theirs).tolist())
 
 

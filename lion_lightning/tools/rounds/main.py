@@ -7,11 +7,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command.
-
-    Args:
-        arguments: Command line without ``lion rounds``.
-    """
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="lion rounds", description="Print and plot the rounds of on-policy sampling.")
     parser.add_argument("folder", help="folder of the rounds, e.g. runs/online_dpo/rounds")
     parser.add_argument("--samples", type=int, default=3, help="prompts to show with their answers (3)")

@@ -80,13 +80,7 @@ def _wins(axes: Any, numbers: Sequence[int], values: Values, rounds: Sequence[Ro
 
 
 def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share (Wilson, 1927); NaN for a count of 0.
-
-    Args:
-        rate: The share.
-        count: Number of trials.
-        z: Quantile of the normal distribution: 1.96 for 95%.
-    """
+    """Wilson's interval of a share of ``count`` trials (Wilson, 1927; 95% by default); NaN without trials."""
     if not count or math.isnan(rate):
         return math.nan, math.nan
     middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)

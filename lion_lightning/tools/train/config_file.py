@@ -16,9 +16,6 @@ from lion_lightning.printing import require_no_secrets
 def read_config_file(path: str | Path) -> dict[str, Any]:
     """Read a YAML file with a mapping.
 
-    Args:
-        path: The file.
-
     Raises:
         ValueError: The file cannot be read, is not valid YAML or not a mapping, or has duplicate keys or secrets.
     """

@@ -141,11 +141,7 @@ def _require_batches(counts: Sequence[float], limit: str) -> None:
 
 
 def checkpoint_paths(trainer: Trainer) -> list[Path]:
-    """Folders and files that may hold checkpoints of a trainer, those of earlier runs in its folder included.
-
-    Args:
-        trainer: The trainer, with its callbacks.
-    """
+    """Folders and files that may hold checkpoints of a trainer, those of earlier runs in its folder included."""
     places = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))  # written by Lightning under SLURM
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:

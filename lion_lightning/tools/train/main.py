@@ -7,10 +7,6 @@ from lion_lightning.tools.train.lightning_cli import build_cli
 
 
 def main(arguments: list[str]) -> None:
-    """Run a subcommand of LightningCLI.
-
-    Args:
-        arguments: Command line after ``lion``, with the subcommand.
-    """
+    """Run a subcommand of LightningCLI."""
     with STOP.handle_interrupts():
         build_cli(arguments)
