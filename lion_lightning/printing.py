@@ -122,9 +122,11 @@ def without_secrets(value: Any) -> Any:
 
 def redacted_arguments(arguments: Sequence[str]) -> list[str]:
     """Mask secrets in a command line."""
-    before = ["", *arguments]
-    named = (one.startswith("--") and is_secret(one) for one in before)
-    return [HIDDEN if secret else redacted(one) for secret, one in zip(named, arguments, strict=False)]
+    shown, after_secret = [], False
+    for argument in arguments:
+        shown.append(HIDDEN if after_secret else redacted(argument))
+        after_secret = argument.startswith("--") and is_secret(argument)
+    return shown
 
 
 def require_no_secrets(config: Any, owner: str = "") -> None:
@@ -165,7 +167,6 @@ class PrintableFormatter(logging.Formatter):
 
     @override
     def format(self, record: logging.LogRecord) -> str:
-        """The line (logging calls this)."""
         return printable(super().format(record))
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-
-import torch
+from typing import Any, NamedTuple, Protocol
 
 from lion_lightning.errors import first_line
 from lion_lightning.types import Prompt
@@ -18,6 +16,10 @@ Scores = Sequence[Sequence[float]]
 
 class Judge(Protocol):
     """Scores answers. Any class with this method is a judge; it needs no import from this package.
+
+    A judge may also have ``open(device)`` and ``close()``, which load and free its model for a round; ``identity()``;
+    ``check_ready(prompts)``; and, if it combines the scores of several, ``parts`` and ``combine`` (as
+    :class:`~lion_lightning.judges.weighted.WeightedJudge` has them).
 
     The arguments are annotated as ``Any`` so that config files accept classes with any annotations, or none.
     """
@@ -32,28 +34,6 @@ class Judge(Protocol):
         Returns:
             For each prompt, in order, a sequence with one float per answer.
         """
-
-
-@runtime_checkable
-class LoadableJudge(Protocol):
-    """A judge with a model: opened before the answers of a round are scored, closed afterwards."""
-
-    def open(self, device: torch.device) -> None:
-        """Load the model to a device, unless it is loaded already."""
-
-    def close(self) -> None:
-        """Free the device's memory."""
-
-
-@runtime_checkable
-class CompositeJudge(Protocol):
-    """A judge that combines the scores of several judges."""
-
-    def parts(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> Mapping[str, Scores]:
-        """Scores of each judge, by name."""
-
-    def combine(self, parts: Mapping[str, Scores]) -> Scores:
-        """Combine the scores of the judges."""
 
 
 class JudgeScores(NamedTuple):
@@ -77,7 +57,7 @@ def score_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Seq
     """
     name = type(judge).__name__
     try:
-        if isinstance(judge, CompositeJudge):
+        if hasattr(judge, "parts") and hasattr(judge, "combine"):
             parts = {}
             for part, scores in judge.parts(prompts, answers).items():
                 parts[part] = _checked(scores, part, prompts, answers)
@@ -94,6 +74,7 @@ def _checked(scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequenc
     rows = [list(row) for row in scores]
     if len(rows) != len(prompts):
         raise ValueError(f"{name} returned scores for {len(rows)} of {len(prompts)} prompts; return a list for each")
+    checked = []
     for row, prompt, given in zip(rows, prompts, answers, strict=True):
         place = prompt.where or repr(prompt.question[:40])
         if len(row) != len(given):
@@ -101,4 +82,5 @@ def _checked(scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequenc
         for score in row:
             if not isinstance(score, Real) or not math.isfinite(score):
                 raise ValueError(f"{name} returned the score {score!r} for an answer to {place}; return finite numbers")
-    return [[float(score) for score in row] for row in rows]
+        checked.append([float(score) for score in row])
+    return checked

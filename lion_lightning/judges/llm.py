@@ -196,7 +196,6 @@ class RubricLLMJudge(LLMJudge):
 
     @override
     def identity(self) -> dict[str, Any]:
-        """Settings that determine the scores."""
         return {**super().identity(), "lowest": self.lowest, "highest": self.highest}
 
     @override

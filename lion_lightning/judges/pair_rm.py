@@ -87,17 +87,11 @@ class PairRMJudge(ModelJudge):
 
     @override
     def identity(self) -> dict[str, Any]:
-        """Settings that determine the scores."""
         lengths = {"source_length": self.source_length, "candidate_length": self.candidate_length}
         return {**super().identity(), **lengths}
 
     @override
     def load(self) -> nn.Module:
-        """Load the tokenizer and the ranker.
-
-        Raises:
-            ValueError: The folder holds another kind of model.
-        """
         self.tokenizer = TokenizerSpec(self.path, revision=self.revision).load()
         unknown = [mark for mark in MARKS if mark not in self.tokenizer.get_vocab()]
         if unknown:

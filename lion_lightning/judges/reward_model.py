@@ -61,7 +61,6 @@ class RewardModelJudge(ModelJudge):
 
     @override
     def identity(self) -> dict[str, Any]:
-        """Settings that determine the scores."""
         return {**super().identity(), "max_length": self.max_length, "chat_template": self.chat_template}
 
     @override

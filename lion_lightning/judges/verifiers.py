@@ -41,19 +41,19 @@ class VerifierJudge:
         """
         scores = []
         for prompt, given in zip(prompts, answers, strict=True):
-            scores.append([self._score(prompt, answer) for answer in given])
+            row: list[float] = []
+            for answer in given:
+                try:
+                    found = self.verifier(prompt, answer)
+                except Exception as error:
+                    raise ValueError(f"{_place(prompt)}: {self._name} failed ({error})") from error
+                row.append(self.reward * found if isinstance(found, bool) else found)
+            scores.append(row)
         return scores
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Score a dummy answer, to find missing packages and columns."""
         self.score(prompts, [["?"]] * len(prompts))
-
-    def _score(self, prompt: Prompt, answer: str) -> float:
-        try:
-            found = self.verifier(prompt, answer)
-        except Exception as error:
-            raise ValueError(f"{_place(prompt)}: {self._name} failed ({error})") from error
-        return self.reward * found if isinstance(found, bool) else found
 
 
 def reference_answer(prompt: Prompt, column: str) -> Any:
@@ -83,8 +83,9 @@ class ExactMatch:
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Return whether the texts are equal."""
-        texts = [str(reference_answer(prompt, self.column)).strip(), answer.strip()]
-        wanted, given = (text.casefold() for text in texts) if self.ignore_case else texts
+        wanted, given = str(reference_answer(prompt, self.column)).strip(), answer.strip()
+        if self.ignore_case:
+            wanted, given = wanted.casefold(), given.casefold()
         return wanted == given
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lion_lightning.judges.base import Judge, LoadableJudge, Scores
+from lion_lightning.judges.base import Judge, Scores
 from lion_lightning.readiness import require_ready
 from lion_lightning.types import Prompt
 
@@ -52,20 +52,21 @@ class WeightedJudge:
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""
-        parts = [judge.identity() if hasattr(judge, "identity") else type(judge).__qualname__ for judge in self.judges]
-        weighed = dict(zip(self.names, zip(parts, self.weights, strict=True), strict=True))
-        return {"judge": type(self).__name__, "parts": weighed, "standardize": self.standardize}
+        parts = {}
+        for name, judge, weight in zip(self.names, self.judges, self.weights, strict=True):
+            parts[name] = (judge.identity() if hasattr(judge, "identity") else type(judge).__qualname__, weight)
+        return {"judge": type(self).__name__, "parts": parts, "standardize": self.standardize}
 
     def open(self, device: torch.device) -> None:
         """Load the judges' models."""
         for judge in self.judges:
-            if isinstance(judge, LoadableJudge):
+            if hasattr(judge, "open"):
                 judge.open(device)
 
     def close(self) -> None:
         """Free the judges' memory."""
         for judge in self.judges:
-            if isinstance(judge, LoadableJudge):
+            if hasattr(judge, "close"):
                 judge.close()
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:

@@ -14,11 +14,7 @@ SAMPLER = "lion_lightning.sampling.TransformersSampler"
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command.
-
-    Raises:
-        ValueError: A file or the model cannot be used.
-    """
+    """Run the command."""
     parser = _parser()
     options = parser.instantiate(parser.parse_args(arguments))
     from lion_lightning.data.encoding.chat import ChatEncoder

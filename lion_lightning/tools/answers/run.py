@@ -51,9 +51,13 @@ class MultiTurnSampler:
         """
         answers: list[list[str]] = [[] for _ in questions]
         for turn in range(max(len(question.turns) for question in questions)):
-            for group in _by_temperature(questions, turn):
+            groups: dict[float | None, list[int]] = {}  # a call of the sampler has one temperature
+            for index, question in enumerate(questions):
+                if turn < len(question.turns):
+                    groups.setdefault(question.temperature, []).append(index)
+            for temperature, group in groups.items():
                 prompts = [self._prompt(questions[index], answers[index]) for index in group]
-                with self._temperature(questions[group[0]].temperature):
+                with self._temperature(temperature):
                     texts = self._sample(prompts, number, turn, group[0])
                 for index, text in zip(group, texts, strict=True):
                     answers[index].append(text)
@@ -144,12 +148,3 @@ def write_answers(
     if sampler.truncated:
         logger.warning("%d answers were truncated; raise the sampler's max_new_tokens", sampler.truncated)
     return len(pending)
-
-
-def _by_temperature(questions: Sequence[Question], turn: int) -> list[list[int]]:
-    """Indices of the questions that have this turn, grouped by temperature."""
-    groups: dict[float | None, list[int]] = {}
-    for index, question in enumerate(questions):
-        if turn < len(question.turns):
-            groups.setdefault(question.temperature, []).append(index)
-    return list(groups.values())

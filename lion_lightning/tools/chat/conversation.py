@@ -172,6 +172,5 @@ class _Streamer(TextStreamer):
 
     @override
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Show and store a part of the answer."""
         self.parts.append(text)
         self._show(text)

@@ -15,11 +15,7 @@ HELP = "/undo removes the last turn, /reset clears the conversation, /quit or Ct
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command.
-
-    Raises:
-        ValueError: The model cannot be used for chat.
-    """
+    """Run the command."""
     options = _parser().parse_args(arguments)
     from lion_lightning.tools.chat.conversation import Chat, load_served
 

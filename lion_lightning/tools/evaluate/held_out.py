@@ -98,13 +98,11 @@ class _Margins(DPOModule):
 
     @override
     def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
-        """Also keep the margin of each pair."""
         self.margins += self.loss.rewards(policy, reference).margin.tolist()
         return super().pair_metrics(policy, reference)
 
     @override
     def on_validation_start(self) -> None:
-        """Reset the margins."""
         super().on_validation_start()
         self.margins = []
 
@@ -149,12 +147,11 @@ def _counts(data: PackedDataModule, noun: str) -> dict[str, int]:
 @contextmanager
 def _hushed(*names: str) -> Iterator[None]:
     """Hide messages below warnings of these loggers, which are about training."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.WARNING)
+    levels = {name: logging.getLogger(name).level for name in names}
     try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.WARNING)
         yield
     finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

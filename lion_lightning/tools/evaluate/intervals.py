@@ -38,8 +38,10 @@ def bootstrap(values: Sequence[float], resamples: int = 2000, level: float = 0.9
         raise ValueError("no items to compute an interval of; evaluate at least one")
     draws = np.random.default_rng(seed)
     step = max(1, CHUNK_SIZE // len(items))  # all resamples at once would need thousands of copies of the items
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    means = [items[draws.integers(len(items), size=(size, len(items)))].mean(axis=1) for size in sizes]
+    means = []
+    for start in range(0, resamples, step):
+        chosen = draws.integers(len(items), size=(min(step, resamples - start), len(items)))
+        means.append(items[chosen].mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(items.mean()), float(low), float(high))
 

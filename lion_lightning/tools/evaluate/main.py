@@ -68,20 +68,19 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield f"{part}: {name}", f"{value:,}" if isinstance(value, int) else f"{value:.4g}", "", ""
     if found := results.get("accuracy"):
         yield _interval("score", found)
-        yield from (_interval(f"  {kind}", one) for kind, one in found["by"].items())
+        for kind, one in found["by"].items():
+            yield _interval(f"  {kind}", one)
         yield "answers: length", f"{found['length']:.1f} characters", "", ""
-        yield from (_share(f"answers: {name}", found[name]) for name in ("unfinished", "empty"))
+        for name in ("unfinished", "empty"):
+            yield f"answers: {name}", f"{found[name]:.1%}", "", ""
     if found := results.get("win_rate"):
         yield _interval(f"win rate against {found['against']}", found["win_rate"])
         if found["like_length"]:
             yield _interval("  answers of similar length", found["like_length"])
-        yield from (_share(f"  {name}", found[name]) for name in ("ties", "disagreements"))
+        for name in ("ties", "disagreements"):
+            yield f"  {name}", f"{found[name]:.1%}", "", ""
         yield "  lengths", "{:.1f} and {:.1f} characters".format(*found["lengths"]), "", ""
 
 
 def _interval(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     return name, f"{found['estimate']:.3f}", f"[{found['low']:.3f}, {found['high']:.3f}]", str(found["count"])
-
-
-def _share(name: str, share: float) -> tuple[str, ...]:
-    return name, f"{share:.1%}", "", ""

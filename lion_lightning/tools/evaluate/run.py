@@ -164,5 +164,7 @@ def _prompts(sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> list[
     for line in pool.warnings():
         logger.warning("%s", line)
     parts = np.array_split(np.arange(len(pool)), 1 + min(len(pool) // 1000, 20))  # each part reads the file again
-    bar = tqdm(parts, "reading prompts", unit=" parts", delay=2)
-    return [one.prompt for part in bar for one in pool.take(part.tolist())]
+    prompts: list[Prompt] = []
+    for part in tqdm(parts, "reading prompts", unit=" parts", delay=2):
+        prompts += [one.prompt for one in pool.take(part.tolist())]
+    return prompts

@@ -86,18 +86,21 @@ def win_rate(
     pairs = list(zip(ours, theirs, strict=True))
     # One call, so that the judge's model is loaded once.
     both = score_all(judge, [*prompts, *prompts], [*pairs, *((b, a) for a, b in pairs)])
-    forward = [_preferred(*row) for row in both[: len(pairs)]]
-    backward = [-_preferred(*row) for row in both[len(pairs) :]]
-    wins = [0.5 + (one + other) / 4 for one, other in zip(forward, backward, strict=True)]  # 0, 1/4, ..., 1
-    similar = []
-    for win, (a, b) in zip(wins, pairs, strict=True):
+    wins, similar = [], []
+    ties = disagreements = 0
+    for (a, b), scores, swapped in zip(pairs, both[: len(pairs)], both[len(pairs) :], strict=True):
+        first, second = _preferred(*scores), -_preferred(*swapped)
+        win = 0.5 + (first + second) / 4  # 0, 1/4, ..., 1
+        wins.append(win)
+        ties += first == second == 0
+        disagreements += first != second
         short, long = sorted((len(a.text), len(b.text)))
         if long == 0 or short / long > 0.8:
             similar.append(win)
     return {
         "win_rate": summary(wins),
-        "ties": fmean(float(a == b == 0) for a, b in zip(forward, backward, strict=True)),
-        "disagreements": fmean(float(a != b) for a, b in zip(forward, backward, strict=True)),
+        "ties": ties / len(pairs),
+        "disagreements": disagreements / len(pairs),
         "lengths": [fmean(len(a.text) for a, _ in pairs), fmean(len(b.text) for _, b in pairs)],
         "like_length": summary(similar) if similar else None,
     }

@@ -92,7 +92,10 @@ def _spread(axes: Any, numbers: Sequence[int], rounds: Sequence[Round]) -> None:
     """Box plot of the scores of all answers, one box per round, with the mean."""
     positions, scores = [], []
     for number, finished in zip(numbers, rounds, strict=True):
-        row = [score for rollout in finished.rollouts if not rollout.monitor for score in rollout.scores]
+        row: list[float] = []
+        for rollout in finished.rollouts:
+            if not rollout.monitor:
+                row += rollout.scores
         if row:
             positions.append(number)
             scores.append(row)
@@ -124,7 +127,8 @@ def _left_out(
     """Stacked bars: pairs kept, and prompts and pairs left out by cause."""
     causes = sorted(set().union(*left_out))
     bars = {"pairs kept": [0.0 if math.isnan(count) else count for count in pairs_kept]}
-    bars |= {cause: [float(counts.get(cause, 0)) for counts in left_out] for cause in causes}
+    for cause in causes:
+        bars[cause] = [float(counts.get(cause, 0)) for counts in left_out]
     bottom = [0.0] * len(numbers)
     for position, (name, heights) in enumerate(bars.items()):
         axes.bar(numbers, heights, bottom=bottom, label=harmless(name), color=f"C{position}", width=0.7)

@@ -67,10 +67,11 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
     more = dict.fromkeys(sorted(others), "{:z.4g}")
     console.print(_metrics_table("Scores", rounds, metrics, {**SCORES, **more}))
     console.print(_metrics_table("Answers", rounds, metrics, ANSWERS))
-    console.print(_left_out_table(rounds))
+    counts = [left_out(finished) for finished in rounds]
+    console.print(_left_out_table(rounds, counts))
     _print_answers(console, rounds, samples)
     png = png or folder / "rounds.png"
-    plot(rounds, metrics, [pairs_kept(finished) for finished in rounds], [left_out(each) for each in rounds], png)
+    plot(rounds, metrics, [pairs_kept(finished) for finished in rounds], counts, png)
     console.print(f"wrote {png}", highlight=False, markup=False)
 
 
@@ -80,10 +81,13 @@ def left_out(finished: Round) -> dict[str, int]:
     Args:
         finished: The round; what the filters left out of its pairs is known once it was trained on.
     """
-    prompts = Counter(rollout.left_out for rollout in finished.rollouts if rollout.left_out)
-    pairs = finished.summary.get("report", {}).get("left_out", {})
-    counts = {f"prompts: {cause}": count for cause, count in prompts.items()}
-    return counts | {f"pairs: {cause}": int(count["pairs"]) for cause, count in pairs.items()}
+    counts: Counter[str] = Counter()
+    for rollout in finished.rollouts:
+        if rollout.left_out:
+            counts[f"prompts: {rollout.left_out}"] += 1
+    for cause, count in finished.summary.get("report", {}).get("left_out", {}).items():
+        counts[f"pairs: {cause}"] = int(count["pairs"])
+    return counts
 
 
 def pairs_kept(finished: Round) -> float:
@@ -122,9 +126,8 @@ def _metrics_table(
     return table
 
 
-def _left_out_table(rounds: Sequence[Round]) -> Table | str:
-    counts = [left_out(finished) for finished in rounds]
-    causes = sorted({cause for found in counts for cause in found})
+def _left_out_table(rounds: Sequence[Round], counts: Sequence[Mapping[str, int]]) -> Table | str:
+    causes = sorted(set().union(*counts))
     if not causes:
         return "nothing was left out\n"
     table = Table("left out", title="Left out, by round", title_justify="left")
@@ -139,24 +142,26 @@ def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> N
     """Print answers to the same monitor prompts in the first and the last round, then pairs of the last."""
     first, last = rounds[0], rounds[-1]
     before = {rollout.group: rollout for rollout in first.rollouts if rollout.monitor}
-    monitors = [rollout for rollout in last.rollouts if rollout.monitor][:samples]
-    if monitors:
-        rows = [(each, [(before.get(each.group, each), 0), (each, 0)]) for each in monitors]
+    rows = []
+    for rollout in [rollout for rollout in last.rollouts if rollout.monitor][:samples]:
+        earlier = before.get(rollout.group, rollout)
+        rows.append([rollout.prompt.question, _answer(earlier, 0), _answer(rollout, 0)])
+    if rows:
         names = [f"round {first.number}", f"round {last.number}"]
         console.print(_answers_table("Monitor prompts", names, rows))
-    paired = [rollout for rollout in last.rollouts if rollout.pairs][:samples]
-    if paired:
-        rows = [(each, [(each, position) for position in each.pairs[0]]) for each in paired]
+
+    rows = []
+    for rollout in [rollout for rollout in last.rollouts if rollout.pairs][:samples]:
+        chosen, rejected = rollout.pairs[0]
+        rows.append([rollout.prompt.question, _answer(rollout, chosen), _answer(rollout, rejected)])
+    if rows:
         console.print(_answers_table(f"Pairs of round {last.number}", ["chosen", "rejected"], rows))
 
 
-def _answers_table(
-    title: str, names: Sequence[str], rows: Sequence[tuple[Rollout, list[tuple[Rollout, int]]]]
-) -> Table:
+def _answers_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table("prompt", *names, title=title, title_justify="left", show_lines=True)
-    for rollout, answers in rows:
-        texts = [_answer(other, position) for other, position in answers]
-        table.add_row(*(literal(text, SHOWN) for text in (rollout.prompt.question, *texts)))
+    for row in rows:
+        table.add_row(*(literal(text, SHOWN) for text in row))
     return table
 
 

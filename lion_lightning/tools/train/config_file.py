@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -66,7 +66,11 @@ def check_config_files(arguments: Sequence[str], known: Mapping[str, Collection[
     Raises:
         ValueError: A file is invalid or has an unknown key.
     """
-    for path in _config_arguments(arguments):
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        path = value if equals else following
+        if name not in ("-c", "--config") or path is None:
+            continue
         config = read_config_file(path)
         if "stages" in config:
             raise ValueError(f"{path}: this is a pipeline of several stages; run it with `lion run {path}`")
@@ -74,17 +78,6 @@ def check_config_files(arguments: Sequence[str], known: Mapping[str, Collection[
         for group, names in known.items():
             if names is not None and isinstance(config.get(group), dict):
                 _check_keys(path, f"{group}.", config[group], names)
-
-
-def _config_arguments(arguments: Sequence[str]) -> Iterator[str]:
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name not in ("-c", "--config"):
-            continue
-        if equals:
-            yield value
-        elif position + 1 < len(arguments):
-            yield arguments[position + 1]
 
 
 def _check_keys(path: str, prefix: str, config: Mapping[Any, Any], known: Collection[str]) -> None:

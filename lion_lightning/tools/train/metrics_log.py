@@ -27,7 +27,6 @@ class AtomicCSVLogger(CSVLogger):
     @rank_zero_experiment
     @override
     def experiment(self) -> Any:
-        """The writer, made on first use."""
         if self._experiment is None:
             Path(self.root_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)

@@ -26,7 +26,6 @@ class StopBetweenSteps(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Pass signals on to the trainer's other processes."""
         STOP.raise_if_swallowed()
         # In place of Lightning 2.6's handler of SIGTERM, which broadcasts within the signal handler: a rank within
         # another collective would hang or receive wrong values.
@@ -34,34 +33,30 @@ class StopBetweenSteps(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Mark the start of a step."""
         STOP.raise_if_swallowed()
         STOP.in_step = True
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let signals interrupt validation, which may take long and trains nothing."""
-        STOP.in_step = False
+        STOP.in_step = False  # a signal may interrupt validation, which may take long and trains nothing
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the rest of the previous batch: its schedule and counters."""
+        # The rest of the previous batch follows: its schedule and counters.
         STOP.in_step = trainer.training and not trainer.sanity_checking
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the end of the epoch's last step."""
-        STOP.in_step = False
+        STOP.in_step = False  # the epoch's last step is complete
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop now, before the run counts as done."""
-        STOP.raise_if_swallowed()
+        STOP.raise_if_swallowed()  # before the run counts as done
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop the ranks that this process started."""
         STOP.in_step = False
+        # The ranks that this process started would not notice.
         launcher = trainer.strategy.launcher
         if STOP.signum is not None and launcher is not None:
             launcher.kill(signal.SIGTERM)
@@ -94,7 +89,6 @@ class LockRootDir(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Acquire the lock on rank 0; all ranks raise if it is held."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         reason = None
@@ -104,17 +98,15 @@ class LockRootDir(Callback):
                 self._lock.acquire()
             except ValueError as error:
                 reason = str(error)
-        reason = trainer.strategy.broadcast(reason)
+        reason = trainer.strategy.broadcast(reason)  # all ranks raise, not one alone
         if reason is not None:
             raise MisconfigurationException(reason)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Release the lock: Lightning does not call ``teardown`` after an exception."""
-        self.teardown(trainer, pl_module, "fit")
+        self.teardown(trainer, pl_module, "fit")  # Lightning does not call it after an exception
