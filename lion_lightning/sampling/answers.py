@@ -17,8 +17,8 @@ def sample_one_each(
 ) -> list[Answer]:
     """Sample one answer per prompt."""
     given = list(sampler.sample(prompts, 1, seed))
-    if len(given) != len(prompts) or not all(len(row) == 1 for row in given):
-        counts = sorted({len(row) for row in given})
+    counts = sorted(set(map(len, given)))
+    if len(given) != len(prompts) or counts not in ([], [1]):
         raise ValueError(
             f"{type(sampler).__name__}.sample() returned {len(given)} lists of {counts} answers for {len(prompts)} "
             "prompts and n=1; return one list with one answer per prompt"
@@ -40,17 +40,14 @@ def to_answer(given: Any, where: str, policy: RolloutPolicy | None) -> Answer:
     text = given if isinstance(given, str) else getattr(given, "text", None)
     if not isinstance(text, str) or any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError(f"{where}: the sampler returned {str(given)[:60]!r}; return a string or an object with `text`")
-    ids = getattr(given, "token_ids", None)
-    checked = None if ids is None or policy is None else _ids(ids, where, vocabulary_size(policy))
-    return Answer(text, str(getattr(given, "finish_reason", "stop")), checked)
-
-
-def _ids(given: Any, where: str, vocabulary: int) -> tuple[int, ...]:
-    ids = tuple(int(token) for token in given)
-    wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
-    if wrong is not None:
-        raise ValueError(
-            f"{where}: the sampler returned token id {wrong}, but the policy's vocabulary has {vocabulary} tokens; "
-            "sample from the policy's own model, or leave `token_ids` out"
-        )
-    return ids
+    reason, ids = str(getattr(given, "finish_reason", "stop")), getattr(given, "token_ids", None)
+    if ids is None or policy is None:
+        return Answer(text, reason)
+    ids, vocabulary = tuple(map(int, ids)), vocabulary_size(policy)
+    for token in ids:
+        if not 0 <= token < vocabulary:
+            raise ValueError(
+                f"{where}: the sampler returned token id {token}, but the policy's vocabulary has {vocabulary} tokens; "
+                "sample from the policy's own model, or leave `token_ids` out"
+            )
+    return Answer(text, reason, ids)

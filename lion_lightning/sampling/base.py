@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from lion_lightning.types import Prompt
 
 if TYPE_CHECKING:
     from lion_lightning.models.generation.adapters import PolicyAdapters
@@ -95,6 +98,22 @@ class SamplingSettings:
         """Refuse several answers per prompt under greedy decoding, which would be identical."""
         if n > 1 and self.temperature == 0:
             raise ValueError(f"sampling.temperature is 0, so the {n} answers per prompt would be identical; raise it")
+
+    def check_positions(self, prompts: Sequence[Prompt], limit: int | None, engine: str) -> None:
+        """Refuse prompts that leave no room for an answer.
+
+        Args:
+            prompts: The prompts.
+            limit: Most tokens of prompt and answer; None for any number.
+            engine: What has that limit, for the message.
+        """
+        for prompt in prompts:
+            needed = len(prompt.input_ids) + self.max_new_tokens
+            if limit is not None and needed > limit:
+                raise ValueError(
+                    f"{prompt.where}: the prompt and {self.max_new_tokens} new tokens need {needed} positions, but the "
+                    f"{engine} has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
+                )
 
 
 class EngineError(OSError):

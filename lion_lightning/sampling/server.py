@@ -127,21 +127,23 @@ class ServerSampler:
                 f"{self.endpoint.url} returned {len(choices)} of {n} answers to {prompt.where}; "
                 "use a server that supports `n`"
             )
-        return [self._answer(choice) for choice in choices]
-
-    def _answer(self, choice: Reply) -> Answer:
-        text = choice["text"].text()
-        # Any other reason (aborted, filtered, ...) means that the answer is incomplete.
-        reason = "stop" if choice["finish_reason"].text() in ENDED else "length"
-        ids = choice["token_ids"]
-        # A stop string is removed from the text but not from the token ids: drop those.
-        if ids.absent or isinstance(choice["stop_reason"].value, str):
-            return Answer(text, reason)
-        return Answer(text, reason, ids.token_ids(self._vocabulary, self.sampling.max_new_tokens) or None)
+        answers = []
+        for choice in choices:
+            text = choice["text"].text()
+            # Any other reason (aborted, filtered, ...) means that the answer is incomplete.
+            reason = "stop" if choice["finish_reason"].text() in ENDED else "length"
+            ids = choice["token_ids"]
+            # A stop string is removed from the text but not from the token ids: drop those.
+            if ids.absent or isinstance(choice["stop_reason"].value, str):
+                answers.append(Answer(text, reason))
+            else:
+                tokens = ids.token_ids(self._vocabulary, self.sampling.max_new_tokens)
+                answers.append(Answer(text, reason, tokens or None))
+        return answers
 
     def _completions(self, bodies: Sequence[Any], title: str) -> list[Reply]:
-        route = "/v1/completions"
-        return [self.endpoint.reply(route, one) for one in self.endpoint.post_all(route, bodies, title)]
+        replies = self.endpoint.post_all("/v1/completions", bodies, title)
+        return [self.endpoint.reply("/v1/completions", one) for one in replies]
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
         """Log-probs of the server's five most probable next tokens for each prompt, by token id.
@@ -168,7 +170,7 @@ class ServerSampler:
 
     def _body(self, prompt: Prompt, n: int, seed: int) -> dict[str, Any]:
         own = self.sampling
-        body = {
+        body: dict[str, Any] = {
             "model": self._model_name,
             "prompt": list(prompt.input_ids),
             "n": n,
@@ -177,6 +179,11 @@ class ServerSampler:
             "max_tokens": own.max_new_tokens,
             "return_token_ids": True,  # vLLM only; other servers ignore it, and the text is tokenized again
         }
-        more: dict[str, Any] = {"seed": seed % 2**31 if self.seeded else None}
-        more |= {"top_k": own.top_k or None, "stop": list(own.stop) or None}
-        return body | {name: value for name, value in more.items() if value is not None}
+        # Left out where they say nothing: not every server knows them.
+        if self.seeded:
+            body["seed"] = seed % 2**31
+        if own.top_k:
+            body["top_k"] = own.top_k
+        if own.stop:
+            body["stop"] = list(own.stop)
+        return body

@@ -47,9 +47,17 @@ class SyncCheck:
             EngineError: The engine serves other weights.
         """
         self._prompts = self._prompts or fixed_prompts(policy, self.longest)
-        now, said = policy.next_logps(self._prompts), engine(self._prompts)
-        _require_tokens(said, now.shape[1])
-        worst = _distance(said, now)
+        now, said = policy.next_logps(self._prompts), engine(self._prompts)  # now: (prompts, vocabulary)
+        worst = 0.0 if any(said) else math.inf
+        for row, tops in zip(now, said, strict=True):
+            for token, value in tops.items():
+                if not 0 <= token < len(row):
+                    raise EngineError(
+                        f"the engine returned token id {token}, but the policy's vocabulary has {len(row)} tokens, so "
+                        "the engine serves another model; start it from the policy's model"
+                    )
+                difference = abs(value - float(row[token]))
+                worst = max(worst, difference if math.isfinite(difference) else math.inf)
         if not worst <= self.tolerance:
             raise EngineError(
                 f"after the weight sync the engine's log-probs differ from the policy's by {worst:.3g}, over the "
@@ -88,21 +96,3 @@ def fixed_prompts(policy: RolloutPolicy, longest: int | None = None) -> list[lis
     draw = torch.Generator().manual_seed(0)
     lengths = [min(length, positions - 1, longest or LONGEST_PROMPT) for length in (5, 17, LONGEST_PROMPT)]
     return [torch.randint(0, size, (length,), generator=draw).tolist() for length in lengths]
-
-
-def _distance(said: Sequence[Mapping[int, float]], logps: Tensor) -> float:
-    """Largest difference over the engine's top tokens; infinite if there are none, or a value is not finite."""
-    pairs = [(row[token], value) for row, tops in zip(logps, said, strict=True) for token, value in tops.items()]
-    if not pairs or not all(math.isfinite(value) for _, value in pairs):  # max() of NaN is undefined
-        return math.inf
-    return max(abs(value - float(own)) for own, value in pairs)
-
-
-def _require_tokens(said: Sequence[Mapping[int, float]], vocabulary: int) -> None:
-    """Refuse token ids outside of the policy's vocabulary."""
-    foreign = [token for tops in said for token in tops if not 0 <= token < vocabulary]
-    if foreign:
-        raise EngineError(
-            f"the engine returned token id {foreign[0]}, but the policy's vocabulary has {vocabulary} tokens, so the "
-            "engine serves another model; start it from the policy's model"
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -59,11 +59,16 @@ class TransformersSampler:
             ValueError: Prompt and answer exceed the model's positions, or ``n`` is over 1 with temperature 0.
         """
         self.sampling.check_num_answers(n)
-        self._require_positions(prompts)
+        limit = getattr(self._opened.model.config, "max_position_embeddings", None)
+        self.sampling.check_positions(prompts, limit, "model")
         answers: list[list[Answer]] = [[] for _ in prompts]
         seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
-        for places, batch_seed in zip(self._batches(prompts, n), seeds, strict=False):
-            torch.manual_seed(batch_seed)
+        # Longest first, so that running out of memory shows at once.
+        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
+        size = max(1, self.batch_size // n)
+        for start in range(0, len(order), size):
+            torch.manual_seed(seeds[start // size])
+            places = order[start : start + size]
             for place, made in zip(places, self._generate([prompts[place] for place in places], n), strict=True):
                 answers[place] = made
         return answers
@@ -73,12 +78,6 @@ class TransformersSampler:
         if self._policy is None:
             raise RuntimeError("call open(policy) before sample()")
         return self._policy
-
-    def _batches(self, prompts: Sequence[Prompt], n: int) -> Iterator[list[int]]:
-        """Indices of the prompts of each batch, longest first, so that running out of memory shows at once."""
-        order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
-        size = max(1, self.batch_size // n)
-        return (order[start : start + size] for start in range(0, len(order), size))
 
     def _generate(self, prompts: Sequence[Prompt], n: int) -> list[list[Answer]]:
         policy = self._opened
@@ -91,7 +90,7 @@ class TransformersSampler:
             stopping_criteria=[self._stops(ids.shape[1])] if self.sampling.stop else None,
             synced_gpus=False,
         )
-        rows = output[:, ids.shape[1] :].tolist()
+        rows = output[:, ids.shape[1] :].tolist()  # n answers to each prompt, one after the other
         return [[self._answer(row) for row in rows[start : start + n]] for start in range(0, len(rows), n)]
 
     def _stops(self, start: int) -> Callable[[Tensor, Any], Tensor]:
@@ -99,9 +98,8 @@ class TransformersSampler:
 
         The one of transformers fails on tokenizers without a token for each character.
         """
-        longest = (
-            max(map(len, self.sampling.stop)) + 4
-        )  # tokens to decode: at least a character each, but for UTF-8 bytes
+        # Tokens to decode have at least a character each, but for UTF-8 bytes.
+        longest = max(map(len, self.sampling.stop)) + 4
 
         def stopped(ids: Tensor, scores: Any) -> Tensor:
             texts = self._opened.tokenizer.batch_decode(ids[:, max(start, ids.shape[1] - longest) :])
@@ -133,13 +131,3 @@ class TransformersSampler:
         if length is None:
             return Answer(text, "length", tuple(row))
         return Answer(text, "stop", tuple(row[: length + 1]))
-
-    def _require_positions(self, prompts: Sequence[Prompt]) -> None:
-        limit = getattr(self._opened.model.config, "max_position_embeddings", None)
-        for prompt in prompts:
-            needed = len(prompt.input_ids) + self.sampling.max_new_tokens
-            if limit is not None and needed > limit:
-                raise ValueError(
-                    f"{prompt.where}: the prompt and {self.sampling.max_new_tokens} new tokens need {needed} "
-                    f"positions, but the model has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
-                )

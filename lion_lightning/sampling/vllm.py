@@ -82,8 +82,8 @@ class VLLMSampler:
         with policy.ranks.together():
             if self._llm is None:
                 self._start(policy)
-            else:
-                self._wake()
+            elif torch.cuda.is_available():
+                self._llm.wake_up()
         assert self._sync_check is not None
         assert self.weight_sync is not None
         with policy.ranks.together(), _engine_errors("cannot load the weights"):
@@ -103,7 +103,7 @@ class VLLMSampler:
             ValueError: Prompt and answer exceed the engine's ``max_model_len``.
         """
         self.sampling.check_num_answers(n)
-        self._require_positions(prompts)
+        self.sampling.check_positions(prompts, self._longest, "engine")
         # The engine samples with this process's generators. Per-request seeds are slow, and fail on a CPU once the
         # cache is full and a request has to be recomputed.
         with _engine_errors("failed"), _restored_random_state():
@@ -136,13 +136,14 @@ class VLLMSampler:
         policy.write_settings(Path(self._folder.name))
         self.weight_sync = self.weight_sync or (MergedWeightSync() if policy.adapters is None else AdapterWeightSync())
         dtype = self.dtype or str(policy.model.dtype).removeprefix("torch.")
+        on_gpu = {"gpu_memory_utilization": self.gpu_memory_utilization, "enable_sleep_mode": True}
         options: dict[str, Any] = {
             "model": self._folder.name,
             "dtype": dtype,
             "max_model_len": self.max_model_len,
             "load_format": "dummy",  # weights come from the policy
             **self.weight_sync.options(policy),
-            **(self._on_gpu() if torch.cuda.is_available() else {"enforce_eager": True}),
+            **(on_gpu if torch.cuda.is_available() else {"enforce_eager": True}),
             **self.engine,
         }
         with _engine_errors("does not start"), _no_distributed_environment(), _restored_random_state():
@@ -152,13 +153,6 @@ class VLLMSampler:
     @property
     def _longest(self) -> int:
         return int(self._llm.llm_engine.model_config.max_model_len)
-
-    def _on_gpu(self) -> dict[str, Any]:
-        return {"gpu_memory_utilization": self.gpu_memory_utilization, "enable_sleep_mode": True}
-
-    def _wake(self) -> None:
-        if torch.cuda.is_available():
-            self._llm.wake_up()
 
     def _settings(self, n: int) -> Any:
         from vllm import SamplingParams
@@ -172,16 +166,6 @@ class VLLMSampler:
             stop=list(own.stop) or None,
             n=n,
         )
-
-    def _require_positions(self, prompts: Sequence[Prompt]) -> None:
-        limit = self._longest
-        for prompt in prompts:
-            needed = len(prompt.input_ids) + self.sampling.max_new_tokens
-            if needed > limit:
-                raise ValueError(
-                    f"{prompt.where}: the prompt and {self.sampling.max_new_tokens} new tokens need {needed} "
-                    f"positions, but the engine has {limit}; lower data.max_prompt_length or sampling.max_new_tokens"
-                )
 
 
 def _tokens(prompts: Any) -> list[dict[str, list[int]]]:
