@@ -210,18 +210,15 @@ class _Others:
         for message in sorted(self.group.messages.glob("failed-*")):
             failed = message.name.rpartition("-")[2]
             raise RuntimeError(f"rank {failed} failed: {message.read_text('utf-8', 'replace')}")
-        for rank in range(self.group.size):
-            self._listen(rank)
-        self.next_check = time.monotonic() + min(BEAT_SECONDS, PATIENCE_SECONDS / 2)
-
-    def _listen(self, rank: int) -> None:
-        file = self.group.messages / f"alive-{rank}"
         now = time.monotonic()
-        beat = file.stat().st_mtime_ns if file.exists() else 0
-        last, since = self.beats.get(rank, (-1, now))
-        self.beats[rank] = (beat, since if beat == last else now)
-        if now - self.beats[rank][1] > PATIENCE_SECONDS:
-            raise RankLostError(
-                f"rank {rank} was lost: no heartbeat for {PATIENCE_SECONDS:.0f} seconds; see its own output "
-                "(was it out of memory?), and start again: finished work is kept"
-            )
+        for rank in range(self.group.size):
+            file = self.group.messages / f"alive-{rank}"
+            beat = file.stat().st_mtime_ns if file.exists() else 0
+            last, since = self.beats.get(rank, (-1, now))
+            self.beats[rank] = (beat, since if beat == last else now)
+            if now - self.beats[rank][1] > PATIENCE_SECONDS:
+                raise RankLostError(
+                    f"rank {rank} was lost: no heartbeat for {PATIENCE_SECONDS:.0f} seconds; see its own output "
+                    "(was it out of memory?), and start again: finished work is kept"
+                )
+        self.next_check = time.monotonic() + min(BEAT_SECONDS, PATIENCE_SECONDS / 2)

@@ -74,21 +74,29 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
 
 def _arguments(value: Any) -> dict[str, Any]:
     """Constructor arguments that an object keeps as attributes, and its specs."""
-    known = dict(vars(value)) if hasattr(value, "__dict__") else {}
-    kept = {name: getattr(value, name) for name in sorted(argument_names(type(value))) if hasattr(value, name)}
-    specs = {name: part for name, part in known.items() if is_dataclass(part) and not isinstance(part, type)}
-    return {name: part for name, part in (specs | kept).items() if name[0] != "_" and not _is_model(part)}
+    found: dict[str, Any] = {}
+    for name, part in getattr(value, "__dict__", {}).items():
+        if is_dataclass(part) and not isinstance(part, type):
+            found[name] = part
+    for name in sorted(argument_names(type(value))):
+        if hasattr(value, name):
+            found[name] = getattr(value, name)
+    for name, part in list(found.items()):
+        # A network is skipped, but not a setting with a few parameters.
+        is_model = isinstance(part, nn.Module) and len(list(islice(part.parameters(), 9))) > 8
+        if name.startswith("_") or is_model:
+            del found[name]
+    return found
 
 
 def argument_names(kind: type) -> set[str]:
     """Names of the arguments of a class's constructor and of its base classes'."""
-    made = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one)]
-    return {name for one in made if inspect.isfunction(one) for name in signature(one).parameters} - {"self"}
-
-
-def _is_model(value: Any) -> bool:
-    """True for a network, rather than a setting with a few parameters."""
-    return isinstance(value, nn.Module) and len(list(islice(value.parameters(), 9))) > 8
+    names: set[str] = set()
+    for one in kind.__mro__:
+        made = vars(one).get("__init__")
+        if inspect.isfunction(made):
+            names.update(signature(made).parameters)
+    return names - {"self"}
 
 
 def _name(value: Any) -> str:

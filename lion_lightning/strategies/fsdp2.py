@@ -74,18 +74,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint, each rank its shards."""
-        _require_readable(Path(self.broadcast(checkpoint_path)))
+        path = Path(self.broadcast(checkpoint_path))
+        if not path.is_file() and not is_folder(path):
+            raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a folder that a sharded run wrote")
+        # The tensors in FSDPStrategy's folders have other names: a load would end in a KeyError.
+        if path.is_dir() and not any(name.startswith("state_dict.") for name in stored_names(path)):
+            raise ValueError(
+                f"{path}: written by FSDPStrategy, whose shards fit only that strategy; go on with it, or let it write "
+                "a single file (state_dict_type: full)"
+            )
         return super().load_checkpoint(checkpoint_path, weights_only is not False)
-
-
-def _require_readable(path: Path) -> None:
-    """Refuse a folder that FSDPStrategy wrote: its tensors have other names, and a load would end in a KeyError."""
-    if path.is_file():
-        return
-    if not is_folder(path):
-        raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a folder that a sharded run wrote")
-    if not any(name.startswith("state_dict.") for name in stored_names(path)):
-        raise ValueError(
-            f"{path}: written by FSDPStrategy, whose shards fit only that strategy; go on with it, or let it write a "
-            "single file (state_dict_type: full)"
-        )
