@@ -16,8 +16,23 @@ from lion_lightning.models.chat_template import REASONING
 PROMPTS = ("prompt", "question", "instruction", "messages", "conversations")
 """Columns of prompts; where a row has several, those that are not read must say the same."""
 
-ANSWERS = ("answer", "output", "completion", "text", "chosen", "rejected")
+ANSWERS = ("answer", "output", "completion", "response", "text", "chosen", "rejected")
 """Columns of answers; one that is not read may repeat what was read."""
+
+SYNONYMS = {"system_prompt": "system", "system_message": "system", "system_instruction": "system"}
+"""Columns that can only be a known one under another name."""
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "gpt-3.5", "gpt-4", "gpt4", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("claude", "gemini", "model", "bot", "chatbot", "ai", "llm"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "assistant"),
+    **dict.fromkeys(("tool", "function", "function_response", "function_result", "tool_response"), "tool"),
+    **dict.fromkeys(("tool_result", "tool_results", "observation", "ipython"), "tool"),
+}
+"""Names of roles in small letters, of OpenAI's messages and of ShareGPT's dialects. OpenAI's ``developer`` is its newer
+name of ``system``; all templates that know it show both alike."""
 
 TOOLS = ("tools", "functions", "tool_definitions")
 """Columns of tools; few templates look for them in a message."""

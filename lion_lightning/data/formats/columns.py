@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from typing_extensions import override
 
-from lion_lightning.data.formats.unused_columns import check_unused_columns, printable
+from lion_lightning.data.formats.column_table import ANSWERS, PROMPTS, SYNONYMS
+from lion_lightning.data.formats.turns import are_turns
+from lion_lightning.data.formats.unused_columns import check_unused_columns, meaning_of, printable
 from lion_lightning.data.reports.row_messages import add_message
-from lion_lightning.data.sources.json_text import parse_messages
+from lion_lightning.data.sources.json_text import parse_messages, read_list
 
 Row = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -30,6 +33,10 @@ class Form(NamedTuple, Generic[Made]):
     optional: tuple[str, ...]
     parse: Callable[..., Made]
 
+    def fits(self, columns: Container[str]) -> bool:
+        """Whether all columns are there that make the form."""
+        return all(name in columns for name in self.required)
+
     @override
     def __str__(self) -> str:
         """The columns that make the form."""
@@ -42,13 +49,14 @@ class Fields(Mapping[str, Any]):
     Args:
         values: Values by known name.
         own: The row's own name of a column, where it is another.
+        mapped: Names that ``columns`` gives.
 
     Attributes:
         unread: Names that were not read yet, in the row's order.
     """
 
-    def __init__(self, values: Mapping[str, Any], own: Mapping[str, str]) -> None:
-        self._values, self._own = values, own
+    def __init__(self, values: Mapping[str, Any], own: Mapping[str, str], mapped: Set[str]) -> None:
+        self._values, self._own, self._mapped = values, own, mapped
         self.unread = dict.fromkeys(values)
 
     @override
@@ -83,7 +91,7 @@ class Fields(Mapping[str, Any]):
 
     def is_mapped(self, name: str) -> bool:
         """Whether ``columns`` says which column this is."""
-        return name in self._own
+        return name in self._mapped
 
 
 def read_row(
@@ -102,15 +110,16 @@ def read_row(
         ValueError: No form fits, ``columns`` names something that does not exist, or a column would be lost that
             changes what the row means.
     """
-    fields = _rename(row, columns, {column for form in forms for column in form.required + form.optional})
+    fields = _rename(row, columns, forms)
     form = _choose_form(row, fields, columns, forms)
     made = form.parse(fields, *context)
     check_unused_columns(fields, str(form), only_prompt)
     return made
 
 
-def _rename(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
+def _rename(row: Row, columns: Mapping[str, str], forms: Sequence[Form[Made]]) -> Fields:
     """The row's values under known names."""
+    known = {column for form in forms for column in form.required + form.optional}
     if unknown := sorted(columns.keys() - known):
         name, own = unknown[0], columns[unknown[0]]
         if name in row and own in known:
@@ -126,13 +135,29 @@ def _rename(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
         if own in values:
             renamed[name] = values[own]
     parsed = {name: parse_messages(value, name) if name in known else value for name, value in renamed.items()}
-    return Fields(parsed, columns)
+    found = dict(columns)
+    for name in parsed.keys() & SYNONYMS.keys() - known:
+        if SYNONYMS[name] not in parsed:
+            parsed[SYNONYMS[name]], found[SYNONYMS[name]] = parsed.pop(name), name
+    if not any(form.fits(parsed) for form in forms) and (turns := _turns_by_another_name(parsed)):
+        parsed["messages"], found["messages"] = parsed.pop(turns), turns
+    return Fields(parsed, found, columns.keys())
+
+
+def _turns_by_another_name(values: dict[str, Any]) -> str | None:
+    """The only column that holds messages, whatever its name, unless the name says that it is something else."""
+    holding = []
+    for name in values:
+        if name not in (*PROMPTS, *ANSWERS) and meaning_of(name) is None:
+            with suppress(ValueError):  # it is no list
+                holding += [name] if are_turns(read_list(values[name], name)) else []
+    return holding[0] if len(holding) == 1 else None
 
 
 def _choose_form(row: Row, fields: Fields, columns: Mapping[str, str], forms: Sequence[Form[Made]]) -> Form[Made]:
     """The form of a row; if ``columns`` names columns that make a form, the row must have one of them."""
     decisive = {name for form in forms for name in form.required} & columns.keys()
-    fitting = [form for form in forms if all(name in fields for name in form.required)]
+    fitting = [form for form in forms if form.fits(fields)]
     absent = [name for name in columns if name in decisive and name not in fields]
     if absent and (not fitting or len(absent) == len(decisive)):
         own = columns[absent[0]]

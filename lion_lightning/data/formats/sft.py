@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from lion_lightning.data.formats.columns import Form, Row, read_row
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
-from lion_lightning.data.formats.turns import Message, read_text, read_turns
-from lion_lightning.data.reports.row_messages import add_warning
+from lion_lightning.data.formats.turns import Message, read_dialogue, read_text, read_turns
+from lion_lightning.data.reports.row_messages import add_message, add_warning
 from lion_lightning.data.sources.json_text import read_json, read_list
 
 
@@ -57,10 +57,11 @@ def recognize(row: Row, columns: Mapping[str, str] | None = None) -> Example:
 
     Forms are told apart by the keys of the row (a key whose value is null counts as absent): ``messages``, ShareGPT
     ``conversations``, Alpaca ``instruction``/``input``/``output``, ``prompt``/``completion`` (both text, or both lists
-    of messages), ``question``/``answer``, ``text``. Of several that fit, the one that uses most of ``columns`` is
-    taken, then the first in that order. In every chat a ``system`` column becomes the system turn; ``tools`` (or
-    ``functions``) and ``chat_template_kwargs`` go to the template. ``input`` stands behind an instruction or question,
-    the rounds of ``history`` before it. Turns and lists may be JSON text. What becomes of any other column:
+    of messages), ``question``/``answer``, ``text``; ``response`` is an answer to any of these. Of several that fit,
+    the one that uses most of ``columns`` is taken, then the first in that order; where none does, the only column that
+    holds messages. In every chat a ``system`` column becomes the system turn; ``tools`` (or ``functions``) and
+    ``chat_template_kwargs`` go to the template. ``input`` stands behind an instruction or question, the rounds of
+    ``history`` before it. Turns and lists may be JSON text. What becomes of any other column:
     :mod:`lion_lightning.data.formats.unused_columns`.
 
     An assistant turn may open a conversation: conversations cut out of longer ones, as ShareGPT's are, often start so.
@@ -80,7 +81,16 @@ def recognize(row: Row, columns: Mapping[str, str] | None = None) -> Example:
 
 
 def _messages(column: str, row: Row) -> Example:
-    return conversation(with_system(row, read_turns(row[column], column)), **read_settings(row))
+    return conversation(_up_to_last_answer(with_system(row, read_turns(row[column], column))), **read_settings(row))
+
+
+def _up_to_last_answer(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A conversation without what stands behind its last answer, where nothing is left to be trained."""
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    if not answers or answers[-1] == len(turns) - 1:
+        return turns
+    add_message("changed", "turns behind the last answer are left out, since nothing of them is trained")
+    return turns[: answers[-1] + 1]
 
 
 def _exchange(request: str, answer: str, row: Row) -> Example:
@@ -88,15 +98,26 @@ def _exchange(request: str, answer: str, row: Row) -> Example:
     return conversation(with_system(row, turns), **read_settings(row))
 
 
-def _prompt_completion(row: Row) -> Example:
-    prompt, completion = row["prompt"], row["completion"]
+def _prompt_completion(answer: str, row: Row) -> Example:
+    prompt, completion = row["prompt"], row[answer]
     if isinstance(prompt, str) and isinstance(completion, str):
         warn_of_repeated_prompt(prompt, completion)
-        return Completion(read_text(prompt, "prompt", may_be_empty=True), read_text(completion, "completion"))
+        return Completion(read_text(prompt, "prompt", may_be_empty=True), read_text(completion, answer))
     if isinstance(prompt, str) or isinstance(completion, str):
-        raise ValueError("prompt and completion differ in kind; make both of them text or both lists of messages")
+        raise ValueError(f"prompt and {answer} differ in kind; make both of them text or both lists of messages")
     turns = with_system(row, read_turns(prompt, "prompt"))
-    return conversation(turns + read_turns(completion, "completion"), len(turns), **read_settings(row))
+    answered = _up_to_last_answer(turns + read_turns(completion, answer))
+    return conversation(answered, len(turns), **read_settings(row))
+
+
+def _text(row: Row) -> Example:
+    text = read_text(row["text"], "text")
+    if read_dialogue(text):
+        add_warning(
+            "texts are dialogues of Human and Assistant, and all of their words are trained; `format: chat` on the "
+            "source makes turns of them, of which the Assistant's are trained"
+        )
+    return Text(text)
 
 
 def warn_of_repeated_prompt(prompt: str, *answers: str) -> None:
@@ -117,9 +138,12 @@ FORMS: tuple[Form[Example], ...] = (
     Form(("messages",), CHAT, partial(_messages, "messages")),
     Form(("conversations",), CHAT, partial(_messages, "conversations")),
     Form(("instruction", "output"), ASKED, partial(_exchange, "instruction", "output")),
-    Form(("prompt", "completion"), CHAT, _prompt_completion),
+    Form(("prompt", "completion"), CHAT, partial(_prompt_completion, "completion")),
     Form(("question", "answer"), ASKED, partial(_exchange, "question", "answer")),
-    Form(("text",), (), lambda row: Text(read_text(row["text"], "text"))),
+    Form(("text",), (), _text),
+    Form(("instruction", "response"), ASKED, partial(_exchange, "instruction", "response")),
+    Form(("question", "response"), ASKED, partial(_exchange, "question", "response")),
+    Form(("prompt", "response"), CHAT, partial(_prompt_completion, "response")),
 )
 
 

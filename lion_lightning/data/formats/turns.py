@@ -6,15 +6,22 @@ what is not read here, and :mod:`~lion_lightning.data.encoding.rendering` warns 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lion_lightning.data.formats.column_table import THOUGHTS, TOOLS
+from lion_lightning.data.formats.column_table import ROLES, THOUGHTS, TOOLS
 from lion_lightning.data.formats.tool_calls import read_calls
 from lion_lightning.data.formats.turn_weights import FLAGS, may_be_a_flag, read_weight
-from lion_lightning.data.formats.unused_columns import name_variants, printable
-from lion_lightning.data.reports.row_messages import add_warning
-from lion_lightning.data.sources.json_text import TEXT_PARTS, parse_content_parts, read_json
+from lion_lightning.data.formats.unused_columns import meaning_of, name_variants, printable
+from lion_lightning.data.reports.row_messages import add_message, add_warning
+from lion_lightning.data.sources.json_text import (
+    TEXT_PARTS,
+    BrokenJSONError,
+    parse_content_parts,
+    parse_shallow,
+    read_json,
+)
 from lion_lightning.models.chat_template import REASONING
 
 
@@ -56,21 +63,15 @@ _CHANGING = frozenset(
 ).union(TOOLS, THOUGHTS)
 """Keys that change what a message means: leaving them out is an error."""
 
-_ROLES = {
+_SIDES = {
+    **dict.fromkeys(("user", "human", "prompter", "input", "question", "instruction", "prompt", "query"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "output", "answer", "response", "completion"), "assistant"),
     "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
 }
+"""Keys of rounds, which say who speaks: ``{"human": "Hi", "assistant": "Hello"}``."""
+
+_CALLS = ("function_call", "tool_call", "tool_calls")
+"""Roles of messages whose content is the JSON text of calls, in ShareGPT's dialects."""
 
 
 def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
@@ -96,19 +97,63 @@ def read_turns(value: Any, name: str, may_be_empty: bool = False) -> tuple[Messa
         ValueError: It is not such a list, or a message cannot be read.
     """
     if isinstance(value, str):
-        value = _parsed(value, name)
-    if not isinstance(value, Sequence):
+        value = read_json(value, name) if value.lstrip().startswith("[") else value
+    if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(f"{name} is {type(value).__name__}, not a list of messages")
     if not value:
         raise ValueError(f"{name} is empty; remove the row or give it messages")
-    return tuple(_message(turn, f"{name}[{number}]", may_be_empty) for number, turn in enumerate(value))
+    turns: list[Message] = []
+    for number, turn in enumerate(value):
+        turns += [_message(said, f"{name}[{number}]", may_be_empty) for said in _sides(turn)]
+    return tuple(turns)
 
 
-def _parsed(text: str, name: str) -> Any:
-    value = read_json(text, name) if text.lstrip().startswith("[") else None
-    if not isinstance(value, list):
-        raise ValueError(f"{name} is str, not a list of messages")
-    return value
+_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+def read_dialogue(text: Any) -> list[dict[str, str]] | None:
+    r"""The messages of a dialogue written as text, as those of Anthropic's HH are; None for anything else.
+
+    >>> read_dialogue("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:")
+    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}, {'role': 'user', 'content': 'Bye'}]
+
+    Args:
+        text: The text; it begins with ``Human:``, and has a later ``Assistant:``. What both say loses the white space
+            around it; an ``Assistant:`` at the end, with nothing behind it, asks for the answer.
+    """
+    if not isinstance(text, str):
+        return None
+    before, *said = _SPEAKER.split(text)
+    if before.strip() or said[:1] != ["Human"] or "Assistant" not in said[::2]:
+        return None
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [
+        {"role": roles[speaker], "content": words.strip()} for speaker, words in zip(said[::2], said[1::2], strict=True)
+    ]
+    return turns if turns[-1]["content"] or turns[-1]["role"] == "user" else turns[:-1]
+
+
+def are_turns(value: Any) -> bool:
+    """Whether a value is a list of messages or rounds, with roles that are known."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        return False
+    return all(isinstance(turn, Mapping) and (_role(turn) or _sides(turn) != [turn]) for turn in value)
+
+
+def _role(turn: Mapping[str, Any]) -> str | None:
+    return ROLES.get(str(turn.get("role") or turn.get("from")).strip().lower())
+
+
+def _sides(turn: Any) -> list[Any]:
+    """The messages of a round, which has a key for each speaker; anything else as it is."""
+    if not isinstance(turn, Mapping) or any(turn.get(key) is not None for key in ("role", "from", "content", "value")):
+        return [turn]
+    said = {key: value for key, value in turn.items() if value is not None and key.lower() in _SIDES}
+    rest = {key: value for key, value in turn.items() if key not in said and value is not None}
+    if not said or any((meaning := meaning_of(key)) and meaning.of_prompt for key in rest):
+        return [turn]
+    messages = [{"role": _SIDES[key.lower()], "content": value} for key, value in said.items()]
+    return [*messages[:-1], {**rest, **messages[-1]}]
 
 
 def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
@@ -117,10 +162,17 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
         raise ValueError(f"{name} is {type(turn).__name__}, not an object with role and content")
     own = {key: value for key, value in turn.items() if value is not None}
     raw_role = _either(own, "role", "from", name)
-    role = _ROLES.get(raw_role) if isinstance(raw_role, str) else None
+    plain_role = raw_role.strip().lower() if isinstance(raw_role, str) else ""
+    role = ROLES.get(plain_role)
     if role is None:
-        raise ValueError(f"{name} has the role {repr(raw_role)[:60]}; known roles are {', '.join(_ROLES)}")
+        raise ValueError(f"{name} has the role {repr(raw_role)[:60]}; known roles are {', '.join(ROLES)}")
+    if plain_role == "developer":
+        add_message("changed", "developer turns are read as system turns")
     content = _either(own, "content", "value", name)
+    if content is None and not own.get("tool_calls"):
+        content = own.pop("text", None)
+    if plain_role in _CALLS and (calls := _calls_in(content)):
+        content, own["tool_calls"] = None, calls
     # The result of a tool is often such JSON, and stays as it is.
     content = _joined(content if role == "tool" else parse_content_parts(content), name)
     if not own:  # most messages have nothing else
@@ -135,16 +187,26 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
 def _either(own: dict[str, Any], key: str, other: str, name: str) -> Any:
     """Take one thing that goes by two names out of a message."""
     first, second = own.pop(key, None), own.pop(other, None)
-    if first and second and _ROLES.get(str(first), first) != _ROLES.get(str(second), second):
+    if first and second and ROLES.get(str(first), first) != ROLES.get(str(second), second):
         raise ValueError(f"{name} has both {key} and {other}, which differ; keep one of them (with a `transform`)")
     return second if first is None else first or second or first
+
+
+def _calls_in(content: Any) -> list[Any] | None:
+    """The calls that a message holds as its content; None if it is something else, which is then its text."""
+    try:
+        parsed = parse_shallow(content) if isinstance(content, str) else content
+    except BrokenJSONError:
+        return None
+    calls = parsed if isinstance(parsed, list) else [parsed]
+    return calls if all(isinstance(call, Mapping) and call.keys() & {"name", "function"} for call in calls) else None
 
 
 def _joined(content: Any, name: str) -> Any:
     """Join OpenAI's list of text parts, with nothing between them; leave anything else as it is."""
     if isinstance(content, str) or not isinstance(content, Sequence):
         return content
-    return "".join(_part(part, name) for part in content)
+    return "".join(part if isinstance(part, str) else _part(part, name) for part in content)
 
 
 def _part(part: Any, name: str) -> str:
@@ -172,7 +234,7 @@ def is_answer(turn: Mapping[str, Any]) -> bool:
     Args:
         turn: The message, in any spelling.
     """
-    return _ROLES.get(str(turn.get("role") or turn.get("from"))) == "assistant"
+    return _role(turn) == "assistant"
 
 
 def context(turn: Mapping[str, Any]) -> dict[str, Any]:

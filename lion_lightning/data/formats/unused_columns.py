@@ -12,6 +12,7 @@ from lion_lightning.data.formats.column_table import (
     HARMLESS,
     MEANINGS,
     PROMPTS,
+    ROLES,
     Meaning,
     has_grade,
     is_yes,
@@ -41,7 +42,7 @@ def check_unused_columns(fields: Fields, form: str, only_prompt: bool = False) -
         value = fields.peek(name)
         if is_empty(value):
             continue
-        meaning = _meaning(name, fields.own(name)) or (_BY_NAME["image"] if _is_media(value) else None)
+        meaning = meaning_of(name, fields.own(name)) or (_BY_NAME["image"] if _is_media(value) else None)
         may_repeat = meaning.is_text if meaning else name in ANSWERS
         if name in PROMPTS:
             _check_second_prompt(fields, name, form)
@@ -89,7 +90,7 @@ def require_prompt_kept(row: Mapping[str, Any], where: str) -> None:
         ValueError: There is such a column.
     """
     for name, value in row.items():
-        meaning = _meaning(name)
+        meaning = meaning_of(name)
         if meaning is not None and meaning.of_prompt and not is_empty(value):
             raise ValueError(
                 f"{where}: the column {printable(name)!r} holds {meaning.what}, and a benchmark's question has no "
@@ -118,14 +119,15 @@ def may_be_prompt(name: str, value: Any) -> bool:
 
     A long text is more than the name of a thing: an article may stand in a column that is called its source.
     """
-    meaning, texts = _meaning(name), list(texts_in(value))
+    meaning, texts = meaning_of(name), list(texts_in(value))
     if meaning is not None and meaning.of_prompt and not meaning.is_text:
         return False  # it is refused by its name
     is_long = any(len(text) > 100 and len(text.split()) > 10 for text in texts)
     return is_long or (bool(texts) and not is_harmless(name))
 
 
-def _meaning(*names: str) -> Meaning | None:
+def meaning_of(*names: str) -> Meaning | None:
+    """What a column changes, told by its name or by one of several; None if it changes nothing."""
     return next(filter(None, map(_meaning_of_name, names)), None)
 
 
@@ -184,7 +186,7 @@ def _prompt_texts(value: Any) -> Iterator[str]:
     """Texts of a prompt: one text, or those of messages that are not the assistant's."""
     for turn in value if isinstance(value, list | tuple) else [value]:
         role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
-        if role not in ("assistant", "gpt", "chatgpt", "model"):
+        if ROLES.get(str(role).lower()) != "assistant":
             yield from texts_in(turn)
 
 

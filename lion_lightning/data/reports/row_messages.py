@@ -15,9 +15,10 @@ from typing import Literal
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["warning", "left out", "bad row", "plain text", "unused", "kept", "mapped"]
-"""Something that is not done as a row asks; why a row gave no example; why a row cannot be used; a row of plain text; a
-column that was not used; a column that only judges see; a known column that ``columns`` named."""
+Kind = Literal["warning", "left out", "bad row", "changed", "plain text", "unused", "kept", "mapped"]
+"""Something that is not done as a row asks; why a row gave no example; why a row cannot be used; what is read otherwise
+than it stands; a row of plain text; a column that was not used; a column that only judges see; a known column that
+``columns`` named."""
 
 _MAX_TEXTS = 1000  # per kind: each row can have another key
 _MAX_LISTED = 20
@@ -63,6 +64,7 @@ class RowMessages(dict[Kind, Counter[str]]):
         lines += [f"bad rows left out, {cause}: {count:,}" for cause, count in self["bad row"].most_common(_MAX_LISTED)]
         if self.bad_rows:
             lines.append(f"the bad rows are in {self.bad_rows}")
+        lines += [f"{change}: {count:,} rows" for change, count in self["changed"].items()]
         if plain := self["plain text"].total():
             lines.append(f"plain text, without a chat template: {plain:,} rows")
         if unused := self.listed("unused", rows):

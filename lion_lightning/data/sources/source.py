@@ -9,11 +9,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from lion_lightning.data.formats.pairing import Preference
-from lion_lightning.data.formats.sft import Completion, Conversation
-from lion_lightning.data.formats.turns import Message
+from lion_lightning.data.formats.sft import Completion
 from lion_lightning.data.formats.unused_columns import is_harmless
 from lion_lightning.data.reports.row_messages import RowMessages, add_message
-from lion_lightning.data.sources.json_text import parse_messages
+from lion_lightning.data.sources.chat_rows import as_chat, with_system_turn
 from lion_lightning.data.sources.local_files import find_splits, kind_of, without_ending
 from lion_lightning.data.sources.readers import ChainedRows, DatasetRows, Numbers, Row, Rows, Slice
 from lion_lightning.data.sources.text_files import SPLITS
@@ -49,8 +48,9 @@ class Source:
             ``[]`` skips the row; skipped rows are counted.
         system: System message put before every conversation that has none.
         format: What a plain text is that stands in ``prompt`` (and ``completion``): ``chat`` reads it as ``question``
-            (and ``answer``), so that the chat template shows it; ``text`` trains it as it stands. None is ``text``,
-            with a warning where the tokenizer has a chat template.
+            (and ``answer``), and a dialogue of ``Human:`` and ``Assistant:`` in any column as its turns, so that the
+            chat template shows them; ``text`` trains it as it stands. None is ``text``, with a warning where the
+            tokenizer has a chat template.
         ignore: Columns that are of no use, though they may look so.
         on_bad_row: What becomes of a row that cannot be read, rendered or masked: ``error`` stops the run and names
             it; ``skip`` leaves it out, counts it by cause and writes it to a file, unless more than half are so.
@@ -153,7 +153,9 @@ class Source:
         for name, own in self.columns.items():
             if kept.get(own) is not None:
                 add_message("mapped", name)
-        columns = as_chat(kept, self.columns) if self.format == "chat" else self.columns
+        columns = self.columns
+        if self.format == "chat":
+            kept, columns = as_chat(kept, columns)
         examples = read(kept, columns)
         for example in examples:
             if not isinstance(example.chosen if isinstance(example, Preference) else example, Completion):
@@ -164,7 +166,7 @@ class Source:
                     "or messages, with a `transform`, or set `format: text`"
                 )
             add_message("plain text")
-        return examples if self.system is None else [_with_system(example, self.system) for example in examples]
+        return examples if self.system is None else [with_system_turn(example, self.system) for example in examples]
 
     def require_columns(self, messages: RowMessages) -> None:
         """Refuse ``columns`` that name what no row has.
@@ -271,26 +273,3 @@ def _from_hub(path: str, split: str, subset: str | None, revision: str | None) -
             f"({first_line(error)}); check path, split, subset and the network"
         ) from error
     return DatasetRows(dataset, path)
-
-
-def as_chat(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """``columns`` that read a plain text prompt as the user's turn, and its completion as the assistant's."""
-    named = dict(columns)
-    for plain, turn in (("prompt", "question"), ("completion", "answer")):
-        own = named.get(plain, plain)
-        if isinstance(row.get(own), str) and parse_messages(row[own], own) is row[own]:
-            named.pop(plain, None)
-            named[turn] = own
-    return named
-
-
-def _with_system(example: Any, system: str) -> Any:
-    if isinstance(example, Preference):
-        chosen = _with_system(example.chosen, system)
-        return example._replace(chosen=chosen, rejected=_with_system(example.rejected, system))
-    if not isinstance(example, Conversation):
-        raise ValueError("`system` is set, but this row is plain text without turns; leave `system` out")
-    if example.messages[0].role == "system":
-        return example
-    turns = None if example.prompt_turns is None else example.prompt_turns + 1
-    return example._replace(messages=(Message("system", system), *example.messages), prompt_turns=turns)
