@@ -49,11 +49,10 @@ def estimate(job: dict[str, Any]) -> dict[str, float]:
     """What the case is estimated to take."""
     from lion_lightning.planning.job import job_of
     from lion_lightning.planning.sharding_layout import placements
-    from lion_lightning.planning.sizes import library_memory
     from lion_lightning.tools.plan.step_time import micro_batch_flops
 
     module = _module(job)
-    libraries = library_memory()
+    libraries = round(_status("VmRSS") * 2**20)  # this process has Python and the libraries loaded
     planned = job_of(module, job["tokens"], job["tokens"], job["precision"], on_gpu=False, overhead=libraries)
     moments = placements(_strategy(job), job["ranks"], job["packed"])[0].moments(planned)
     for estimate in moments:

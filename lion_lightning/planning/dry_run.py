@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
 from lion_lightning.planning.memory_counter import MemoryCounter
-from lion_lightning.planning.meta_model import like_llama, materialized, meta_model, packed_layers
+from lion_lightning.planning.meta_model import like_llama, materialize, meta_model, packed_layers
 from lion_lightning.planning.optimizer_memory import Factory, step_memory
 from lion_lightning.types import PackedBatch, segment_table
 
@@ -68,18 +69,18 @@ class DryRun:
         depth = int(self.spec.load_config().get_text_config().num_hidden_layers)
         if depth <= DEPTHS[-1]:
             return self._step(depth)
-        low, high = (self._step(layers) for layers in DEPTHS)
+        low, high = self._step(DEPTHS[0]), self._step(DEPTHS[1])
         beyond = (depth - DEPTHS[0]) // (DEPTHS[1] - DEPTHS[0])
-        return {moment: _line(low[moment], high[moment], beyond) for moment in MOMENTS}
+        held: dict[str, Counter[str]] = {moment: Counter() for moment in MOMENTS}
+        for moment in MOMENTS:
+            for kind in low[moment] | high[moment]:
+                of_a_layer = high[moment][kind] - low[moment][kind]
+                held[moment][kind] = low[moment][kind] + beyond * of_a_layer
+        return held
 
     def _step(self, depth: int) -> dict[str, Counter[str]]:
-        trained = [parameter for parameter in meta_model(self.spec, depth).parameters() if parameter.requires_grad]
-        shapes = [(parameter.shape, parameter.dtype) for parameter in trained]
-        return {**self._passes(depth), "optimizer step": step_memory(self.optimizer, shapes, self.foreach)}
-
-    def _passes(self, depth: int) -> dict[str, Counter[str]]:
         try:
-            return self._passes_as_they_are(depth)
+            passes = self._passes(depth)
         except Exception as error:  # kernels that know nothing of fake tensors fail in all kinds of ways
             name = self.spec.path or self.spec.load_config().model_type
             log.warning(
@@ -87,33 +88,33 @@ class DryRun:
                 name,
                 first_line(error),
             )
-            return replace(self, spec=like_llama(self.spec))._passes_as_they_are(depth)
+            passes = replace(self, spec=like_llama(self.spec))._passes(depth)
+        trained = [parameter for parameter in meta_model(self.spec, depth).parameters() if parameter.requires_grad]
+        shapes = [(parameter.shape, parameter.dtype) for parameter in trained]
+        return {**passes, "optimizer step": step_memory(self.optimizer, shapes, self.foreach)}
 
-    def _passes_as_they_are(self, depth: int) -> dict[str, Counter[str]]:
+    def _passes(self, depth: int) -> dict[str, Counter[str]]:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         model = meta_model(replace(self.spec, dtype=self.gathered or self.spec.dtype), depth)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            self._unpack(materialized(model))
+            materialize(model)
+            # Weights of four bits are unpacked into the dtype of the product, so autocast makes no further copy.
+            for layer in packed_layers(self.spec, model) if self.autocast else ():
+                layer.weight = nn.Parameter(layer.weight.to(torch.bfloat16), requires_grad=False)
             policy = _Unprobed(model).train()
             counter = MemoryCounter((*policy.parameters(), *policy.buffers()), vocabulary_rows(policy.causal_lm))
-            _mark_moments(policy, counter)
+            # The next phase begins when the gradient of the last layer's output exists, and of the one before it.
+            last = decoder_layers(policy.causal_lm)[-2:][::-1]
+            for decoder, moment in zip(last, ("first layer backward", "end of backward"), strict=False):
+                decoder.register_forward_hook(partial(_turn_at_gradient, counter, moment))
             _settle_gradients(policy, counter, self.stays)
             with counter:
-                self._run(policy, counter)
+                with counter.at("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                    loss = policy(packed_batch(self.lengths, self.parents)).values.sum()
+                with counter.at("head backward"):
+                    torch.autograd.backward(loss)
         return counter.peaks
-
-    def _run(self, policy: PolicyModel, counter: MemoryCounter) -> None:
-        with counter.at("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            loss = policy(_batch(self.lengths, self.parents)).values.sum()
-        with counter.at("head backward"):
-            torch.autograd.backward(loss)
-
-    def _unpack(self, model: nn.Module) -> None:
-        """Have weights of four bits in the dtype that they are brought to, of which no product makes a copy."""
-        if self.autocast:
-            for layer in packed_layers(self.spec, model):
-                layer.weight = nn.Parameter(layer.weight.to(torch.bfloat16), requires_grad=False)
 
 
 class _Unprobed(PolicyModel):
@@ -121,14 +122,10 @@ class _Unprobed(PolicyModel):
 
     @override
     def probe(self) -> None:
-        """Skip the check."""
+        pass
 
 
-def _line(low: Counter[str], high: Counter[str], steps: int) -> Counter[str]:
-    return Counter({kind: low[kind] + steps * (high[kind] - low[kind]) for kind in low | high})
-
-
-def _batch(lengths: Sequence[int], parents: Sequence[int]) -> PackedBatch:
+def packed_batch(lengths: Sequence[int], parents: Sequence[int]) -> PackedBatch:
     """A packed batch of these segments, every token but the first of a document a target."""
     segments, tokens = segment_table(lengths, parents), sum(lengths)
     places = torch.zeros(tokens - sum(parent < 0 for parent in parents), dtype=torch.int64)
@@ -136,20 +133,10 @@ def _batch(lengths: Sequence[int], parents: Sequence[int]) -> PackedBatch:
     return PackedBatch(ids, ids.clone(), segments, places, places.clone(), places.clone())
 
 
-def _mark_moments(policy: PolicyModel, counter: MemoryCounter) -> None:
-    """Start the next phase when the gradient of the last layer's output exists, and of the one before it."""
-    layers = decoder_layers(policy.causal_lm)
-    for layer, moment in zip(layers[-2:][::-1], ("first layer backward", "end of backward"), strict=False):
-        layer.register_forward_hook(_turning(counter, moment))
-
-
-def _turning(counter: MemoryCounter, moment: str) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        if hidden.requires_grad:
-            hidden.register_hook(lambda gradient: counter.turn(moment))  # type: ignore[no-untyped-call]
-
-    return hook
+def _turn_at_gradient(counter: MemoryCounter, moment: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    if hidden.requires_grad:
+        hidden.register_hook(lambda gradient: counter.turn(moment))  # type: ignore[no-untyped-call]
 
 
 def _settle_gradients(policy: PolicyModel, counter: MemoryCounter, stays: str) -> None:

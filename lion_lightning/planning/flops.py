@@ -32,21 +32,11 @@ class TrainingFlops(NamedTuple):
     per_pair: dict[int | None, float]
 
     def of(self, batch: PackedBatch) -> float:
-        """FLOPs of a batch.
-
-        Args:
-            batch: Packed rows.
-        """
+        """FLOPs of a batch."""
         return self.on(batch.segments, len(batch.input_ids), len(batch.targets))
 
     def on(self, segments: Sequence[Segment], tokens: int, targets: int) -> float:
-        """FLOPs of a batch that nobody has made yet.
-
-        Args:
-            segments: Its segments.
-            tokens: Its tokens.
-            targets: Its targets.
-        """
+        """FLOPs of a batch with these segments, and so many tokens and targets."""
         attention = sum(cost * visible_pairs(segments, window) for window, cost in self.per_pair.items())
         return tokens * self.per_token + targets * self.per_target + attention
 
@@ -65,11 +55,7 @@ def training_flops(model: PreTrainedModel) -> TrainingFlops:
 
 
 def forward_flops(model: PreTrainedModel) -> TrainingFlops:
-    """FLOPs of a forward pass alone: 2 for each weight and token.
-
-    Args:
-        model: The model.
-    """
+    """FLOPs of a forward pass alone: 2 for each weight and token."""
     return _flops(model, trained=2.0, frozen=2.0, attention=4.0)
 
 
@@ -99,45 +85,32 @@ def _flops(model: PreTrainedModel, trained: float, frozen: float, attention: flo
     """FLOPs at so many for each weight that is trained or not, and for each pair and dimension of a head."""
     config = model.config.get_text_config()
     head_trains = any(parameter.requires_grad for parameter in output_head(model).parameters())
+    # Attention is two products forward, 4 FLOPs for each dimension of each head, and backward twice that.
+    heads = getattr(config, "num_attention_heads", None) or 0
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    windows = {"full_attention": None, "sliding_attention": getattr(config, "sliding_window", None)}
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    layers = Counter(windows[kind] for kind in kinds if kind in windows)  # others (linear, state-space) have no pairs
     return TrainingFlops(
         per_token=sum(size * (trained if trains else frozen) for size, trains in _matrices(model)),
         per_target=vocabulary_rows(model) * config.hidden_size * (trained if head_trains else frozen),
-        per_pair=_attention(config, attention),
+        per_pair={window: attention * count * heads * size for window, count in layers.items()},
     )
 
 
 def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, bool]]:
     """Size of each matrix that a token is multiplied with, embedding and head left out, and whether it trains."""
-    ends: tuple[Any, ...] = (model.get_input_embeddings(), output_head(model))
-    skipped = {id(module) for end in ends for module in end.modules()}
+    text: Any = model.config.get_text_config()
+    skipped = set(map(id, (*model.get_input_embeddings().modules(), *output_head(model).modules())))
     for name, module in model.named_modules():
         # peft keeps the frozen original of a fully trained layer; it does not run
         if id(module) in skipped or isinstance(module, nn.Embedding | nn.Conv1d) or "original_module" in name:
             continue
         if isinstance(module, nn.Linear):  # by its sizes: FSDP1 leaves a flat shard of the weight
             yield module.in_features * module.out_features, module.weight.requires_grad
-        else:
-            yield from _stacked(module, model.config.get_text_config())
-
-
-def _stacked(module: nn.Module, config: Any) -> Iterator[tuple[float, bool]]:
-    """Matrices that a module holds itself: GPT-2's, and stacks of experts, of which a token meets few."""
-    for parameter in module.parameters(recurse=False):
-        if parameter.dim() == 3:
-            yield parameter[0].numel() * config.num_experts_per_tok, parameter.requires_grad
-        elif parameter.dim() == 2:
-            yield parameter.numel(), parameter.requires_grad
-
-
-def _attention(config: Any, cost: float) -> dict[int | None, float]:
-    """By window, FLOPs for each pair: two products forward, 4 for each dimension of each head, backward twice that."""
-    heads = getattr(config, "num_attention_heads", None) or 0
-    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    return {window: cost * layers * heads * size for window, layers in _windows(config).items()}
-
-
-def _windows(config: Any) -> Counter[int | None]:
-    """Number of attention layers, by window; layers of another kind are not counted."""
-    windows = {"full_attention": None, "sliding_attention": getattr(config, "sliding_window", None)}
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    return Counter(windows[kind] for kind in kinds if kind in windows)
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() == 3:  # a stack of experts, of which a token meets few
+                yield parameter[0].numel() * text.num_experts_per_tok, parameter.requires_grad
+            elif parameter.dim() == 2:  # GPT-2's Conv1D
+                yield parameter.numel(), parameter.requires_grad

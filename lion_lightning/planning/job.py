@@ -72,9 +72,7 @@ class Job:
     def held(self, stays: str, gathered: str | None = None) -> dict[str, Counter[str]]:
         """Memory of a micro-batch beyond weights, optimizer state and earlier gradients, by phase and kind.
 
-        Args:
-            stays: See :class:`~lion_lightning.planning.dry_run.DryRun`.
-            gathered: Likewise.
+        Arguments as of :class:`~lion_lightning.planning.dry_run.DryRun`. A plan asks for the same one several times.
         """
         if (stays, gathered) not in self._dry_runs:
             mixed = self.precision.endswith("-mixed")
@@ -117,9 +115,10 @@ def documents(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ..
         tokens: Of the micro-batch.
         longest: Most tokens of a document.
     """
-    count = -(-tokens // longest)
-    lengths = [min(longest, tokens - start * longest) for start in range(count)]
-    return tuple(lengths), (-1,) * count
+    lengths = [longest] * (tokens // longest)
+    if tokens % longest:
+        lengths.append(tokens % longest)
+    return tuple(lengths), (-1,) * len(lengths)
 
 
 def pairs(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -132,7 +131,10 @@ def pairs(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     part = max(1, min(longest // 2, tokens // 3))
     count = max(1, round(tokens / (3 * part)))
     lengths = [tokens // (3 * count)] * (3 * count)
-    return tuple(lengths), tuple(parent for pair in range(count) for parent in (-1, 3 * pair, 3 * pair))
+    parents: list[int] = []
+    for prompt in range(0, 3 * count, 3):
+        parents += [-1, prompt, prompt]
+    return tuple(lengths), tuple(parents)
 
 
 def _in_precision(spec: PolicySpec, precision: str) -> PolicySpec:

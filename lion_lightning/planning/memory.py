@@ -9,13 +9,11 @@ from dataclasses import dataclass, fields, replace
 from typing_extensions import override
 
 from lion_lightning.planning.job import Job
+from lion_lightning.planning.memory_counter import size_of
 from lion_lightning.planning.meta_model import meta_model
-from lion_lightning.planning.sizes import Units, size_of, state_bytes, unpacked_bytes, weight_bytes
+from lion_lightning.planning.sizes import Units, state_bytes, unpacked_bytes, weight_bytes
 
 GIB = 2**30
-
-GPU_OVERHEAD = 2 * GIB
-"""Left for CUDA's context, libraries, communication buffers and fragments. A guess: no GPU was measured."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,7 @@ class Placement(ABC):
         """For a person."""
 
     def peak(self, job: Job) -> MemoryEstimate:
-        """Memory of a device at the peak of a step.
-
-        Args:
-            job: What is trained.
-        """
+        """Memory of a device at the peak of a step."""
         return max(self.moments(job), key=lambda estimate: estimate.total)
 
     @abstractmethod
@@ -134,12 +128,12 @@ class Replicated(Placement):
             reference=weight_bytes(job.reference, meta_model(job.reference)) if job.reference else 0,
             overhead=job.overhead,
         )
-        # Gradients of this micro-batch are among what is held; those of earlier ones stand, and all do in the step.
-        old = {moment: gradients if stand or moment == "optimizer step" else 0 for moment in held}
-        return [
-            base.at(moment, kinds, buckets + old[moment] + kinds["gradients"], kinds["copies"])
-            for moment, kinds in held.items()
-        ]
+        estimates = []
+        for moment, kinds in held.items():
+            # Gradients of this micro-batch are among what is held; those of earlier ones stand, all do in the step.
+            old = gradients if stand or moment == "optimizer step" else 0
+            estimates.append(base.at(moment, kinds, buckets + old + kinds["gradients"], kinds["copies"]))
+        return estimates
 
     @override
     def traffic(self, job: Job) -> float:
@@ -175,16 +169,14 @@ class Sharded(Placement):
         forward = units.root + 2 * units.layer + (units.root if job.reference else 0)
         backward = forward + units.layer_gradients + units.layer_buffer
         update = Counter(activations=self._shard(held["optimizer step"]["activations"]))
-        flying = dict(zip(held, (forward, forward, backward, backward), strict=False))
         last = units.root + units.root_gradients + units.root_buffer
-        return [
-            *(
-                base.at(m, held[m], in_flight=size + held[m]["copies"] + held[m]["gradients"])
-                for m, size in flying.items()
-            ),
-            base.at("embedding's gradients reduced", Counter(), in_flight=last),
-            base.at("optimizer step", update),
-        ]
+        estimates = []
+        for (moment, kinds), gathered in zip(held.items(), (forward, forward, backward, backward), strict=False):
+            flying = gathered + kinds["copies"] + kinds["gradients"]
+            estimates.append(base.at(moment, kinds, in_flight=flying))
+        estimates.append(base.at("embedding's gradients reduced", Counter(), in_flight=last))
+        estimates.append(base.at("optimizer step", update))
+        return estimates
 
     @override
     def traffic(self, job: Job) -> float:

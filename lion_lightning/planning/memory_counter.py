@@ -54,26 +54,21 @@ class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count the memory of its results."""
         made = func(*args, **(kwargs or {}))
-        fresh = [tensor for tensor in tree_iter(made) if isinstance(tensor, Tensor)]
-        for tensor in fresh:
-            if _key(tensor) not in self._kinds:
-                self._follow(tensor, self._kind(func, args, tensor))
-        if fresh:
-            self._note()
+        for tensor in tree_iter(made):
+            if not isinstance(tensor, Tensor) or _key(tensor) in self._kinds:  # a view, or written in place
+                continue
+            kind = "activations"
+            if func is torch.ops.aten._to_copy.default and self._kinds.get(_key(args[0])) == "weights":
+                kind = "copies"  # by autocast
+            elif tensor.dim() == 2 and tensor.shape[1] == self.vocabulary:
+                kind = "logits"
+            storage, key = tensor.untyped_storage(), _key(tensor)
+            self._kinds[key] = kind
+            self.live[kind] += storage.nbytes()
+            weakref.finalize(storage, self._forget, key, storage.nbytes())
+        self._note()
         return made
-
-    def _kind(self, func: Any, args: Any, made: Tensor) -> str:
-        if func is torch.ops.aten._to_copy.default and self._kinds.get(_key(args[0])) == "weights":
-            return "copies"
-        return "logits" if made.dim() == 2 and made.shape[1] == self.vocabulary else "activations"
-
-    def _follow(self, tensor: Tensor, kind: str) -> None:
-        storage, key = tensor.untyped_storage(), _key(tensor)
-        self._kinds[key] = kind
-        self.live[kind] += storage.nbytes()
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
 
     def _forget(self, key: int, size: int) -> None:
         self.live[self._kinds.pop(key)] -= size
@@ -81,6 +76,11 @@ class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self) -> None:
         if self.moment and self.live.total() > self.peaks[self.moment].total():
             self.peaks[self.moment] = self.live.copy()
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of full tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _key(tensor: Tensor) -> int:

@@ -34,12 +34,8 @@ def meta_model(spec: PolicySpec, depth: int | None = None) -> nn.Module:
         return spec.adapted(model, [])
 
 
-def materialized(model: nn.Module) -> nn.Module:
-    """Put tensors of this place where the meta device's are, ties kept.
-
-    Args:
-        model: Changed in place.
-    """
+def materialize(model: nn.Module) -> None:
+    """Put tensors of this device where the meta device's are, in place, ties kept."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, buffer in module._buffers.items():
@@ -48,29 +44,25 @@ def materialized(model: nn.Module) -> nn.Module:
             if old is not None:
                 fresh = nn.Parameter(torch.zeros(old.shape, dtype=old.dtype), requires_grad=old.requires_grad)
                 module._parameters[name] = made.setdefault(id(old), fresh)
-    return model
 
 
 def packed_layers(spec: PolicySpec, model: nn.Module) -> list[nn.Linear]:
-    """Layers whose weights are held in four bits: all frozen linear ones but the head.
-
-    Args:
-        spec: What the model is built from.
-        model: The model.
-    """
-    linear = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    frozen = [layer for name, layer in linear if not layer.weight.requires_grad and not name.endswith("lm_head")]
-    return frozen if spec.quantization else []
+    """Layers of a spec's model whose weights are held in four bits: all frozen linear ones but the head."""
+    packed: list[nn.Linear] = []
+    for name, layer in model.named_modules() if spec.quantization else ():
+        if isinstance(layer, nn.Linear) and not layer.weight.requires_grad and not name.endswith("lm_head"):
+            packed.append(layer)
+    return packed
 
 
 def like_llama(spec: PolicySpec) -> PolicySpec:
-    """A Llama of a policy's sizes.
-
-    Args:
-        spec: The policy.
-    """
+    """A Llama of a policy's sizes."""
     config: Any = spec.load_config().get_text_config()
     heads = getattr(config, "num_attention_heads", None) or 1
+    # Feed-forward layers are as wide as those that one token goes through.
+    experts = getattr(config, "num_experts_per_tok", None)
+    width = getattr(config, "moe_intermediate_size", None) if experts else None
+    width = width or getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     sizes = {
         "model_type": "llama",
         "vocab_size": config.vocab_size,
@@ -79,15 +71,7 @@ def like_llama(spec: PolicySpec) -> PolicySpec:
         "num_attention_heads": heads,
         "num_key_value_heads": getattr(config, "num_key_value_heads", None) or heads,
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "intermediate_size": _inner(config),
+        "intermediate_size": int(width) * int(experts or 1),
         "tie_word_embeddings": config.tie_word_embeddings,
     }
     return replace(spec, path=None, config=sizes, attention="lion")
-
-
-def _inner(config: Any) -> int:
-    """Width of the feed-forward layers that one token goes through."""
-    experts = getattr(config, "num_experts_per_tok", None)
-    width = getattr(config, "moe_intermediate_size", None) if experts else None
-    width = width or getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return int(width) * int(experts or 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lion_lightning.errors import first_line
-from lion_lightning.planning.memory_counter import MemoryCounter
+from lion_lightning.planning.memory_counter import MemoryCounter, size_of
 
 Factory = Callable[[Any], Optimizer]
 """From parameter groups to an optimizer."""
@@ -39,13 +39,10 @@ def step_memory(make: Factory, shapes: Sequence[tuple[torch.Size, torch.dtype]],
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             return _stepped(make, [torch.zeros(shape, dtype=dtype) for shape, dtype in shapes], foreach)
-    except Exception:  # such kernels fail in all kinds of ways
-        return _tried(make, shapes[0][1])
-
-
-def _tried(make: Factory, dtype: torch.dtype) -> Counter[str]:
+    except Exception:  # kernels that need values fail in all kinds of ways; a small real weight has some
+        pass
     try:
-        found = _stepped(make, [torch.zeros(SAMPLE, dtype=dtype)], foreach=False)
+        found = _stepped(make, [torch.zeros(SAMPLE, dtype=shapes[0][1])], foreach=False)
     except Exception as error:
         reason = first_line(error)
         raise ValueError(
@@ -55,33 +52,24 @@ def _tried(make: Factory, dtype: torch.dtype) -> Counter[str]:
     return Counter(state=found["state"], trained=found["trained"])
 
 
-def _stepped(make: Factory, values: Iterable[Tensor], foreach: bool) -> Counter[str]:
+def _stepped(make: Factory, values: Sequence[Tensor], foreach: bool) -> Counter[str]:
     """Step twice: the first makes the state, the second tells what comes and goes."""
     trained = [nn.Parameter(value) for value in values]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = _optimizer(make, trained, foreach)
-    optimizer.step()
-    state = [part for parts in optimizer.state.values() for part in parts.values() if isinstance(part, Tensor)]
-    with (
-        MemoryCounter((*trained, *(p.grad for p in trained if p.grad is not None), *state)) as counter,
-        counter.at("step"),
-    ):
-        optimizer.step()
-    return Counter(
-        activations=counter.peaks["step"].total(),
-        state=_bytes(part for part in state if part.dim() > 0),
-        trained=_bytes(trained),
-    )
-
-
-def _optimizer(make: Factory, trained: list[nn.Parameter], foreach: bool) -> Optimizer:
     optimizer = make([{"params": trained}])
     for group in optimizer.param_groups:
         if foreach and not group.get("fused") and group.get("foreach", False) is None:
             group["foreach"] = True
-    return optimizer
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    optimizer.step()
+    state: list[Tensor] = []
+    for entries in optimizer.state.values():
+        state += [value for value in entries.values() if isinstance(value, Tensor)]
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    with MemoryCounter((*trained, *gradients, *state)) as counter, counter.at("step"):
+        optimizer.step()
+    return Counter(
+        activations=counter.peaks["step"].total(),
+        state=size_of(value for value in state if value.dim() > 0),  # step counters are scalars
+        trained=size_of(trained),
+    )

@@ -38,12 +38,7 @@ def placements(strategy: Any, gpus: int, packed: bool = False) -> list[Placement
 
 
 def with_recompute_of(strategy: Any, job: Job) -> Job:
-    """The job, with gradient checkpointing if ``FSDPStrategy(activation_checkpointing_policy=...)`` does it.
-
-    Args:
-        strategy: A trainer's ``strategy``.
-        job: The job as the policy's config describes it.
-    """
+    """The job, with gradient checkpointing if ``FSDPStrategy(activation_checkpointing_policy=...)`` does it."""
     made = _made(strategy)
     if not (isinstance(made, FSDPStrategy) and made._activation_checkpointing_kwargs):
         return job
@@ -60,7 +55,9 @@ def _made(strategy: Any) -> Any:
 
 def _placement(strategy: Any, gpus: int) -> Placement:
     if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
-        return Offloaded(gpus) if _offloads(strategy) else Sharded(gpus)
+        # FSDP2 is told by a bool, FSDP1 by torch's CPUOffload.
+        offload = getattr(strategy, "cpu_offload", False)
+        return Offloaded(gpus) if getattr(offload, "offload_params", offload) else Sharded(gpus)
     if isinstance(strategy, DDPStrategy):
         return Replicated(gpus, bucket_views=bool(strategy._ddp_kwargs.get("gradient_as_bucket_view")))
     if strategy in (None, "auto") or isinstance(strategy, SingleDeviceStrategy):
@@ -69,8 +66,3 @@ def _placement(strategy: Any, gpus: int) -> Placement:
         f"trainer.strategy: the memory of {type(strategy).__name__} cannot be estimated; plan with "
         "--trainer.strategy ddp, or -c configs/strategy/fsdp2.yaml"
     )
-
-
-def _offloads(strategy: Any) -> bool:
-    offload = strategy.cpu_offload if hasattr(strategy, "cpu_offload") else False
-    return bool(getattr(offload, "offload_params", offload))

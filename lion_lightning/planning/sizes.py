@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
 from lion_lightning.planning.job import Job
+from lion_lightning.planning.memory_counter import size_of
 from lion_lightning.planning.meta_model import packed_layers
 
 
@@ -38,29 +38,25 @@ class Units:
 
     @classmethod
     def of(cls, job: Job) -> Units:
-        """Of a job's policy."""
+        """Units of a job's policy."""
         model: Any = job.model
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         layers = [list(layer.parameters()) for layer in decoder_layers(base)]
-        inner = {id(parameter) for layer in layers for parameter in layer}
+        inner: set[int] = set()
+        for layer in layers:
+            inner.update(map(id, layer))
         root = [parameter for parameter in model.parameters() if id(parameter) not in inner]
         largest = max(layers, key=_numel)
         size = 2 if job.mixed else largest[0].element_size()
-        counts = [(_numel(unit), _numel(p for p in unit if p.requires_grad)) for unit in (largest, root)]
-        (layer, layer_trained), (rest, rest_trained) = counts
-        return cls(
-            *(layer * size, layer_trained * size, layer_trained * 4),
-            *(rest * size, rest_trained * size, rest_trained * 4),
-        )
+        sizes = []
+        for unit in (largest, root):
+            trained = _numel(parameter for parameter in unit if parameter.requires_grad)
+            sizes += [_numel(unit) * size, trained * size, trained * 4]  # gradients are reduced in fp32
+        return cls(*sizes)
 
 
 def weight_bytes(spec: PolicySpec, model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, in four bits where they are quantized.
-
-    Args:
-        spec: What it is built from.
-        model: On the meta device.
-    """
+    """Bytes of parameters and buffers of a spec's model, in four bits where they are quantized."""
     size = size_of([*model.parameters(), *model.buffers()])
     packed = [layer.weight for layer in packed_layers(spec, model)]
     bits = spec.quantization.bits if spec.quantization else 0.0
@@ -68,18 +64,9 @@ def weight_bytes(spec: PolicySpec, model: nn.Module) -> int:
 
 
 def unpacked_bytes(job: Job) -> int:
-    """Bytes of the largest weight of four bits, brought to the dtype of its product.
-
-    Args:
-        job: What is trained.
-    """
+    """Bytes of the largest weight of four bits, brought to the dtype of its product."""
     element = 2 if job.mixed or job.spec.dtype != "float32" else 4
     return element * max((layer.weight.numel() for layer in packed_layers(job.spec, job.model)), default=0)
-
-
-def size_of(parts: Iterable[Tensor]) -> int:
-    """Bytes of full tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in parts)
 
 
 def state_bytes(held: dict[str, Counter[str]], gradients: int) -> int:
@@ -91,14 +78,6 @@ def state_bytes(held: dict[str, Counter[str]], gradients: int) -> int:
     """
     last = held["optimizer step"]
     return last["state"] * gradients // max(1, last["trained"])
-
-
-def library_memory() -> int:
-    """Bytes of this process, which has Python and the libraries loaded; 0 where that is not known."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    return int(status.read_text("ascii").partition("VmRSS:")[2].split()[0]) * 1024
 
 
 def _numel(parameters: Iterable[Tensor]) -> int:

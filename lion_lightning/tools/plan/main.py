@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 from lion_lightning.planning.job import Job, job_of
-from lion_lightning.planning.memory import GIB, Placement
+from lion_lightning.planning.memory import GIB
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
 from lion_lightning.tools.plan.report import PlanReport
 from lion_lightning.tools.plan.step_time import Machine
@@ -20,7 +20,6 @@ class SettingsCLI(LionCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Return the settings instead of a trainer."""
         return self._get(self.config_init, "trainer")
 
 
@@ -34,17 +33,21 @@ def main(arguments: list[str]) -> None:
         ValueError: The config cannot be estimated.
     """
     options, rest = _parser().parse_known_args(arguments)
-    _require_positive(options)
+    for name in ("memory", "tflops", "mfu", "bandwidth"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name} is {getattr(options, name)}; give a number above 0")
     cli = build_cli(rest, run=False, kind=SettingsCLI)
     settings: Any = cli.trainer
-    gpus = _devices(settings) if options.gpus is None else options.gpus
+    gpus = _gpus(settings, options.gpus)
     job = _job(cli, settings, options)
+    # Between epochs a sampler's engine has its share of a GPU's memory.
+    samplers = [getattr(callback, "sampler", None) for callback in settings.callbacks or ()]
     plan = PlanReport(
         job,
-        _placements(settings, gpus, packed=job.spec.quantization is not None),
+        placements(settings.strategy, gpus, packed=job.spec.quantization is not None),
         Machine(options.tflops, options.mfu, options.bandwidth),
         memory=round(options.memory * GIB),
-        sampler=_sampler_share(settings),
+        sampler=max((getattr(sampler, "gpu_memory_utilization", 0.0) for sampler in samplers), default=0.0),
     )
     print("\n".join(plan.lines()))
 
@@ -72,23 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     return own
 
 
-def _require_positive(options: argparse.Namespace) -> None:
-    for name in ("memory", "tflops", "mfu", "bandwidth"):
-        if not getattr(options, name) > 0:
-            raise ValueError(f"--{name} is {getattr(options, name)}; give a number above 0")
-
-
-def _devices(settings: Any) -> int:
+def _gpus(settings: Any, given: int | None) -> int:
+    """GPUs of the command line, else of the config's trainer."""
+    if given is not None:
+        if given < 1:
+            raise ValueError(f"--gpus is {given}; give 1 or more")
+        return given
     devices = settings.devices
     if not isinstance(devices, int) or devices < 1:
         raise ValueError(f"trainer.devices is {devices}: set the number of GPUs with --gpus N")
     return devices * int(settings.num_nodes or 1)
-
-
-def _placements(settings: Any, gpus: int, packed: bool) -> list[Placement]:
-    if gpus < 1:
-        raise ValueError(f"--gpus is {gpus}; give 1 or more")
-    return placements(settings.strategy, gpus, packed)
 
 
 def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
@@ -107,9 +103,3 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
         overhead=round(options.overhead * GIB),
     )
     return with_recompute_of(settings.strategy, job)
-
-
-def _sampler_share(settings: Any) -> float:
-    """Share of a GPU's memory that a sampler's engine uses between epochs."""
-    samplers = [getattr(callback, "sampler", None) for callback in settings.callbacks or ()]
-    return max((getattr(sampler, "gpu_memory_utilization", 0.0) for sampler in samplers), default=0.0)

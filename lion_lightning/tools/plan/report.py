@@ -41,35 +41,26 @@ class PlanReport:
 
     def lines(self) -> list[str]:
         """Lines of the plan."""
-        return [*self._job(), *self._assumptions(), "", *self._memory(), "", *self._time()]
+        return [*self._settings(), "", *self._memory(), "", *self._time()]
 
     def fits(self, peak: MemoryEstimate) -> bool:
-        """Return whether a GPU has enough memory for training and for sampling between epochs.
-
-        Args:
-            peak: One of :attr:`peaks`.
-        """
+        """True if a GPU has enough memory for training, and for sampling between epochs."""
         return max(peak.total, self._sampling(peak)) <= self.memory
 
-    def _job(self) -> Iterator[str]:
-        job, count = self.job, self.placements[0].devices
-        numbers = [sum(p.numel() for p in part) for part in (job.model.parameters(), job.trained)]
-        spec = job.spec
-        extras = [
-            "NF4" if spec.quantization else spec.dtype,
-            job.precision,
-            *(["LoRA"] if spec.lora else []),
-            *([f"recompute: {spec.recompute}"] if spec.recompute != "none" else []),
-        ]
-        size, trained = (f"{number / 1e9:.3f} G" for number in numbers)
-        yield f"policy   {size} weights, {trained} of them trained; {', '.join(extras)}"
+    def _settings(self) -> Iterator[str]:
+        job, spec, count = self.job, self.job.spec, self.placements[0].devices
+        extras = ["NF4" if spec.quantization else spec.dtype, job.precision]
+        if spec.lora:
+            extras.append("LoRA")
+        if spec.recompute != "none":
+            extras.append(f"recompute: {spec.recompute}")
+        size, trained = (sum(p.numel() for p in part) / 1e9 for part in (job.model.parameters(), job.trained))
+        yield f"policy   {size:.3f} G weights, {trained:.3f} G of them trained; {', '.join(extras)}"
         total = job.tokens * job.accumulate * count
         yield (
             f"step     {job.tokens:,} tokens per micro-batch x {job.accumulate} accumulated x {count} GPUs: "
             f"up to {total:,} tokens"
         )
-
-    def _assumptions(self) -> Iterator[str]:
         own = self.machine
         yield (
             f"assumed  {self.memory / GIB:.0f} GiB per GPU, {self.job.overhead / GIB:.1f} of them for frameworks; "
@@ -80,10 +71,10 @@ class PlanReport:
         names = [placement.name for placement in self.placements]
         yield _row("GiB per GPU", [f"{names[0]} (config's)", *names[1:]])
         for part in self.peaks[0].parts:
-            yield _row(TITLES.get(part, part), [_gib(peak.parts[part]) for peak in self.peaks])
-        yield _row("at the peak", [_gib(peak.total) for peak in self.peaks])
+            yield _gib_row(TITLES.get(part, part), [peak.parts[part] for peak in self.peaks])
+        yield _gib_row("at the peak", [peak.total for peak in self.peaks])
         if self.sampler:
-            yield _row("while vLLM is awake", [_gib(self._sampling(peak)) for peak in self.peaks])
+            yield _gib_row("while vLLM is awake", [self._sampling(peak) for peak in self.peaks])
         yield _row("fits", ["yes" if self.fits(peak) else "NO" for peak in self.peaks])
         yield _row("the peak is in", [peak.moment.removesuffix(" backward") for peak in self.peaks])
 
@@ -103,5 +94,5 @@ def _row(title: str, cells: Sequence[str]) -> str:
     return f"{title:<20}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f}"
+def _gib_row(title: str, sizes: Sequence[int]) -> str:
+    return _row(title, [f"{size / GIB:.2f}" for size in sizes])

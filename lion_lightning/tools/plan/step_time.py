@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lion_lightning.planning.flops import TrainingFlops, forward_flops, training_flops
+from lion_lightning.planning.flops import forward_flops, training_flops
 from lion_lightning.planning.job import Job
 from lion_lightning.planning.memory import Placement
 from lion_lightning.types import segment_table
@@ -47,13 +47,7 @@ class StepTime:
 
 
 def step_time(job: Job, placement: Placement, machine: Machine) -> StepTime:
-    """Estimate the time of an optimizer step.
-
-    Args:
-        job: The training job.
-        placement: Its sharding over devices.
-        machine: Speed of each device.
-    """
+    """Estimate the time of an optimizer step of a job, placed on devices of such a speed."""
     return StepTime(
         compute=job.accumulate * micro_batch_flops(job) / (machine.tflops * 1e12 * machine.mfu),
         traffic=placement.traffic(job) / (machine.bandwidth * 1e9),
@@ -62,18 +56,13 @@ def step_time(job: Job, placement: Placement, machine: Machine) -> StepTime:
 
 
 def micro_batch_flops(job: Job) -> float:
-    """FLOPs of a micro-batch on a device: training, recomputation and reference forwards.
-
-    Args:
-        job: The training job.
-    """
+    """FLOPs of a micro-batch on a device: training, recomputation and reference forwards."""
     model: Any = job.model
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     forward = forward_flops(base)
+    # The head is recomputed in any case.
     again = forward if job.spec.recompute == "full" else forward._replace(per_token=0.0, per_pair={})
-    passes = job.reference_passes * _of(forward, job)
-    return _of(training_flops(base), job) + _of(again, job) + passes
-
-
-def _of(flops: TrainingFlops, job: Job) -> float:
-    return flops.on(segment_table(job.lengths, job.parents), job.tokens, job.tokens)
+    segments, total = segment_table(job.lengths, job.parents), 0.0
+    for passes, flops in ((1, training_flops(base)), (1, again), (job.reference_passes, forward)):
+        total += passes * flops.on(segments, job.tokens, job.tokens)
+    return total

@@ -18,7 +18,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.planning.dry_run import DryRun, _batch
+from lion_lightning.planning.dry_run import DryRun, packed_batch
 from lion_lightning.planning.job import Job, documents, pairs
 from lion_lightning.planning.memory import Offloaded, Replicated, Sharded
 from lion_lightning.planning.memory_counter import MemoryCounter
@@ -140,7 +140,7 @@ def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, recompute: Any) -
     held = DryRun(spec, lengths, parents, autocast=False, optimizer=AdamW, foreach=False).held()
     auto: Any = AutoModelForCausalLM
     policy = PolicyModel(spec.adapted(auto.from_config(spec.load_config(), attn_implementation="lion"), [])).train()
-    batch, counter = _batch(lengths, parents), MemoryCounter((*policy.parameters(), *policy.buffers()))
+    batch, counter = packed_batch(lengths, parents), MemoryCounter((*policy.parameters(), *policy.buffers()))
     with counter:
         with counter.at("forward"):
             loss = policy(batch).values.sum()
