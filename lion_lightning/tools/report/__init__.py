@@ -8,7 +8,7 @@ from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.tools.report import plots
 from lion_lightning.tools.report.accuracy import accuracy_of
 from lion_lightning.tools.report.logs import read_run
-from lion_lightning.tools.report.page import Plot, page
+from lion_lightning.tools.report.page import page
 from lion_lightning.tools.report.terminal import show
 
 __all__ = ["write_report"]
@@ -30,18 +30,17 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     folder, out = Path(folder), Path(out or folder)
     chains = read_run(folder)
     accuracy = accuracy_of(chains)
-    images = {
-        "By kind of prompt": (plots.accuracies(accuracy), ""),
-        "Learning curves": (plots.curves(chains), "thin lines: a running mean of each seed"),
-        "Rounds of on-policy sampling": (plots.rounds(chains), "a line for each seed"),
-    }
+    images = [
+        ("By kind of prompt", plots.accuracies(accuracy), ""),
+        ("Learning curves", plots.curves(chains), "thin lines: a running mean of each seed"),
+        ("Rounds of on-policy sampling", plots.rounds(chains), "a line for each seed"),
+    ]
     if accuracy:
         show(accuracy)
     if overview := plots.overview(chains, accuracy):
         _write(out / "report.png", overview)
-    drawn = [Plot(heading, png, note) for heading, (png, note) in images.items() if png]
     path = out / "report.html"
-    _write(path, page(f"lion_lightning: {folder}", chains, accuracy, drawn).encode())
+    _write(path, page(f"lion_lightning: {folder}", chains, accuracy, images).encode())
     return path
 
 

@@ -61,39 +61,26 @@ class Accuracy(NamedTuple):
 
 
 def with_interval(value: Interval, form: str = "{:.3f}") -> str:
-    """``0.545 [0.442, 0.649]``; the estimate alone where no interval is known.
-
-    Args:
-        value: The estimate and its interval.
-        form: Format of each number.
-    """
+    """``0.545 [0.442, 0.649]``, each number in this format; the estimate alone where no interval is known."""
     if value.low == value.high:
         return form.format(value.estimate)
     return f"{form.format(value.estimate)} [{form.format(value.low)}, {form.format(value.high)}]"
 
 
 def accuracy_of(chains: Sequence[ChainLogs]) -> Accuracy | None:
-    """Collect the accuracies of all stages and seeds.
-
-    Args:
-        chains: The chains of a run.
-
-    Returns:
-        None if a stage was not evaluated, or seeds have different stages.
-    """
+    """Collect the accuracies of all stages and seeds; None if one was not evaluated, or seeds have other stages."""
     stages = [stage.name for stage in chains[0].stages]
-    alike = all([stage.name for stage in chain.stages] == stages for chain in chains)
-    found = [[stage.evaluation.get("accuracy") or {} for stage in chain.stages] for chain in chains]
-    if not alike or not all(all(row) for row in found):
-        return None
-    kinds = list(found[0][0]["by"])
+    kinds = list((chains[0].stages[0].evaluation.get("accuracy") or {"by": ()})["by"])
     table: dict[tuple[str, str], list[Interval]] = {}
-    for position, stage in enumerate(stages):
-        table[stage, ALL] = [_interval(row[position]) for row in found]
-        for kind in kinds:
-            table[stage, kind] = [_interval(row[position]["by"][kind]) for row in found]
+    for chain in chains:
+        if [stage.name for stage in chain.stages] != stages:
+            return None
+        for stage in chain.stages:
+            results = stage.evaluation.get("accuracy")
+            if not results:
+                return None
+            for kind in (ALL, *kinds):
+                found = results["by"][kind] if kind else results
+                interval = Interval(found["estimate"], found["low"], found["high"])
+                table.setdefault((stage.name, kind), []).append(interval)
     return Accuracy(stages, kinds, table)
-
-
-def _interval(found: dict[str, float]) -> Interval:
-    return Interval(found["estimate"], found["low"], found["high"])

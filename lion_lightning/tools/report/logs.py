@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,18 +21,6 @@ SAMPLES = 24
 """Prompts whose answers are shown side by side: the first of the evaluation's, so that stages show the same ones."""
 
 
-class AnswerSample(NamedTuple):
-    """An answer that was judged.
-
-    Attributes:
-        text: The answer.
-        score: Score of the judge.
-    """
-
-    text: str
-    score: float
-
-
 class Stage(NamedTuple):
     """One stage of one seed.
 
@@ -43,7 +31,7 @@ class Stage(NamedTuple):
         before: Validation metrics before the first step, by log key, as ``BeforeAfter`` keeps them; empty without it.
         rounds: Summary of each round of on-policy sampling.
         evaluation: Results of ``lion evaluate``; empty if there are none.
-        samples: Answers to some of the evaluation's prompts, by question.
+        samples: Answer and its score for some of the evaluation's prompts, by question.
         provenance: The last start's entry of ``provenance.json``; empty if there is none.
         seconds: Wall time of the stage, its evaluation included; None if it is not known.
     """
@@ -54,7 +42,7 @@ class Stage(NamedTuple):
     before: dict[str, float]
     rounds: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    samples: dict[str, AnswerSample]
+    samples: dict[str, tuple[str, float]]
     provenance: dict[str, Any]
     seconds: float | None
 
@@ -82,10 +70,13 @@ def read_run(folder: Path) -> list[ChainLogs]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give that of a run, e.g. runs/pipeline")
-    numbered = [path for path in folder.glob("seed-*") if path.name.partition("-")[2].isdecimal()]
-    seeds = sorted(numbered, key=lambda path: int(path.name.partition("-")[2]))
-    chains = [ChainLogs(path.name, _stages(path)) for path in seeds] or [ChainLogs(folder.name, _stages(folder))]
-    found = [chain for chain in chains if chain.stages]
+    seeds = []
+    for path in folder.glob("seed-*"):
+        number = path.name.partition("-")[2]
+        if number.isdecimal():
+            seeds.append((int(number), path))  # 2 is before 10
+    chains = [ChainLogs(path.name, _stages(path)) for _, path in sorted(seeds)]
+    found = [chain for chain in chains or [ChainLogs(folder.name, _stages(folder))] if chain.stages]
     if not found:
         raise ValueError(
             f"{folder}: no stage has logged anything there (no metrics.csv); train first, or name its folder"
@@ -93,16 +84,23 @@ def read_run(folder: Path) -> list[ChainLogs]:
     return found
 
 
+def all_stages(chains: Sequence[ChainLogs], name: str | None = None) -> list[Stage]:
+    """The stages of all chains, or those with a name."""
+    found = []
+    for chain in chains:
+        found += [stage for stage in chain.stages if name in (None, stage.name)]
+    return found
+
+
 def _stages(folder: Path) -> list[Stage]:
     """The folder itself if a trainer logged there; else those within it, in the order in which they were begun."""
     if _traces(folder):
         return [read_stage(folder)]
-    stages = [path for path in folder.iterdir() if path.is_dir() and _traces(path)]
-    return [read_stage(path) for path in sorted(stages, key=_begun)]
-
-
-def _begun(folder: Path) -> float:
-    return min(path.stat().st_mtime for path in (folder / "stage.yaml", *_traces(folder)) if path.exists())
+    begun = {}
+    for path in folder.iterdir():
+        if path.is_dir() and (traces := _traces(path)):
+            begun[path] = min(each.stat().st_mtime for each in (path / "stage.yaml", *traces) if each.exists())
+    return [read_stage(path) for path in sorted(begun, key=lambda path: begun[path])]
 
 
 def _traces(folder: Path) -> list[Path]:
@@ -111,31 +109,33 @@ def _traces(folder: Path) -> list[Path]:
 
 
 def read_stage(folder: Path) -> Stage:
-    """Read the logs under a trainer's ``default_root_dir``.
-
-    Args:
-        folder: That folder.
-    """
+    """Read the logs under a trainer's ``default_root_dir``."""
+    # Lightning logs nothing of the sanity check: the first value in the logs is one after training.
+    before = _object(folder / "before_after.json").get("before", {}).get("metrics", {})
+    starts_file = folder / "provenance.json"
+    starts = read_json(starts_file, "what a run wrote", _FIX) if starts_file.exists() else [{}]
+    if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
+        raise ValueError(f"{starts_file}: not a list of starts; {_FIX}")
     return Stage(
         name=folder.name,
         folder=folder,
         curves=_curves(folder),
-        before=_before(folder / "before_after.json"),
+        before={str(key): float(value) for key, value in before.items()},
         rounds=[_object(path) for path in sorted(folder.glob("rounds/round-*.json"))],
         evaluation=_object(folder / "evaluation" / "results.json"),
         samples=_samples(folder / "evaluation" / "scored.jsonl"),
-        provenance=_last_start(folder / "provenance.json"),
+        provenance=starts[-1],
         seconds=_object(folder / "done.json").get("seconds"),
     )
 
 
 def _logs(folder: Path) -> list[Path]:
-    return sorted({*folder.glob("metrics.csv"), *folder.glob("lightning_logs/*/metrics.csv")}, key=_version)
-
-
-def _version(path: Path) -> tuple[int, float]:
-    number = path.parent.name.rpartition("_")[2]
-    return (int(number) if number.isdigit() else -1, path.stat().st_mtime)
+    """Tables of metrics, by the number of Lightning's version folder."""
+    versions = {}
+    for path in (*folder.glob("metrics.csv"), *folder.glob("lightning_logs/*/metrics.csv")):
+        number = path.parent.name.rpartition("_")[2]
+        versions[path] = (int(number) if number.isdigit() else -1, path.stat().st_mtime)
+    return sorted(versions, key=lambda path: versions[path])
 
 
 def _curves(folder: Path) -> dict[str, Curve]:
@@ -147,43 +147,25 @@ def _curves(folder: Path) -> dict[str, Curve]:
                 # A kill may leave half a row, which is logged again later.
                 complete = [line for line in file if line.endswith("\n")]
             for row in csv.DictReader(complete):
-                for key, step, value in _values(row):
-                    curves.setdefault(key, {})[step] = value
+                step = int(float(row.pop("step", None) or 0))
+                for key, value in row.items():
+                    if value and key != "epoch":
+                        curves.setdefault(key, {})[step] = float(value)
         except (ValueError, TypeError, csv.Error) as error:
             raise ValueError(f"{path}: damaged, or not metrics ({error}); {_FIX}") from error
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
-
-
-def _values(row: dict[str, str]) -> Iterator[tuple[str, int, float]]:
-    step = int(float(row.get("step") or 0))
-    for key, value in row.items():
-        if value and key not in ("step", "epoch"):
-            yield key, step, float(value)
-
-
-def _before(path: Path) -> dict[str, float]:
-    """Lightning logs nothing of the sanity check, so that the first value in the logs is one after training."""
-    metrics = _object(path).get("before", {}).get("metrics", {})
-    return {str(key): float(value) for key, value in metrics.items()}
 
 
 def _object(path: Path) -> dict[str, Any]:
     return read_object(path, "what a run wrote", _FIX) if path.exists() else {}
 
 
-def _last_start(path: Path) -> dict[str, Any]:
-    starts = read_json(path, "what a run wrote", _FIX) if path.exists() else [{}]
-    if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
-        raise ValueError(f"{path}: not a list of starts; {_FIX}")
-    return starts[-1]
-
-
-def _samples(path: Path) -> dict[str, AnswerSample]:
+def _samples(path: Path) -> dict[str, tuple[str, float]]:
     if not path.exists():
         return {}
     try:
         with path.open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in islice(file, SAMPLES)]
-        return {str(row["question"]): AnswerSample(str(row["answer"]), float(row["score"])) for row in rows}
+        return {str(row["question"]): (str(row["answer"]), float(row["score"])) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or not answers with scores; {_FIX}") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lion_lightning.tools.report.accuracy import Accuracy, with_interval
-from lion_lightning.tools.report.logs import ChainLogs, Stage
+from lion_lightning.tools.report.logs import ChainLogs, all_stages
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #20242a; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
@@ -29,77 +29,52 @@ class Cell(NamedTuple):
     kind: str
 
 
-class Plot(NamedTuple):
-    """An image under a heading.
-
-    Attributes:
-        heading: What it shows.
-        png: The file.
-        note: A line below it.
-    """
-
-    heading: str
-    png: bytes
-    note: str = ""
+Row = list[str | Cell]
 
 
-def page(title: str, chains: Sequence[ChainLogs], accuracy: Accuracy | None, plots: Iterable[Plot]) -> str:
+def page(
+    title: str,
+    chains: Sequence[ChainLogs],
+    accuracy: Accuracy | None,
+    plots: Iterable[tuple[str, bytes | None, str]],
+) -> str:
     """The page as HTML.
 
     Args:
         title: Of the page.
         chains: The run.
         accuracy: Held-out accuracies; None if the stages were not evaluated.
-        plots: In order.
+        plots: Heading, image (None: left out) and note of each, in order.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", _summary(chains)]
+    stages = " → ".join(stage.name for stage in chains[0].stages)
+    seconds = sum(stage.seconds or 0 for stage in all_stages(chains))
+    spent = f"; {seconds:.0f} s of work in all" if seconds else ""
+    summary = f"{html.escape(stages)}; {len(chains)} seed{'s' * (len(chains) > 1)}{spent}"
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="note">{summary}</p>']
     if accuracy:
-        parts += [f"<h2>{accuracy.title}</h2>", _accuracy_table(accuracy), _ACCURACY_NOTE]
-    for plot in plots:
-        source = b64encode(plot.png).decode("ascii")
-        parts += [f"<h2>{html.escape(plot.heading)}</h2>", f'<img src="data:image/png;base64,{source}" alt="">']
-        parts.append(f'<p class="note">{html.escape(plot.note)}</p>' if plot.note else "")
+        parts += [f"<h2>{accuracy.title}</h2>", _accuracy_table(accuracy)]
+    for heading, png, note in plots:
+        if png:
+            source = b64encode(png).decode("ascii")
+            parts += [f"<h2>{html.escape(heading)}</h2>", f'<img src="data:image/png;base64,{source}" alt="">']
+            parts.append(f'<p class="note">{html.escape(note)}</p>' if note else "")
     parts += [_validation(chains), _answers(chains[0]), _origin(chains)]
     body = "\n".join(part for part in parts if part)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-_ACCURACY_NOTE = (
-    '<p class="note">Share of right greedy answers to questions that no stage has seen. Intervals over the prompts are '
-    "bootstrapped, those over the seeds are Student's t; gains are computed seed by seed.</p>"
-)
-
-
-Row = list[str | Cell]
-
-
 def table(head: Sequence[str], rows: Iterable[Row]) -> str:
-    """An HTML table.
-
-    Args:
-        head: Titles of the columns.
-        rows: Texts, or cells of a kind.
-    """
-    titles = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    lines = ("".join(map(_cell, row)) for row in rows)
-    return f"<table><tr>{titles}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _cell(given: str | Cell) -> str:
-    text, kind = given if isinstance(given, Cell) else (given, "")
-    return f'<td class="{kind}">{html.escape(text)}</td>' if kind else f"<td>{html.escape(text)}</td>"
-
-
-def _number(value: float | None, form: str = "{:.4g}") -> Cell:
-    return Cell("-" if value is None else form.format(value), "n")
-
-
-def _summary(chains: Sequence[ChainLogs]) -> str:
-    stages = " → ".join(stage.name for stage in chains[0].stages)
-    times = [stage.seconds for chain in chains for stage in chain.stages if stage.seconds]
-    spent = f"; {sum(times):.0f} s of work in all" if times else ""
-    return f'<p class="note">{html.escape(stages)}; {len(chains)} seed{"s" * (len(chains) > 1)}{spent}</p>'
+    """An HTML table of texts and styled cells under these titles; all of them are escaped."""
+    parts = ["<table><tr>", *(f"<th>{html.escape(name)}</th>" for name in head), "</tr>"]
+    for row in rows:
+        parts.append("<tr>")
+        for given in row:
+            text, kind = given if isinstance(given, Cell) else (given, "")
+            opening = f'<td class="{kind}">' if kind else "<td>"
+            parts.append(f"{opening}{html.escape(text)}</td>")
+        parts.append("</tr>")
+    return "".join([*parts, "</table>"])
 
 
 def _accuracy_table(accuracy: Accuracy) -> str:
@@ -109,7 +84,11 @@ def _accuracy_table(accuracy: Accuracy) -> str:
         gained = Cell(with_interval(gain, "{:+.3f}") if gain else "", "n")
         seeds = ", ".join(f"{value:.3f}" for value in accuracy.values(stage))
         rows.append([stage, Cell(with_interval(accuracy.overall(stage)), "n"), gained, seeds])
-    return table(["stage", "accuracy", "gain over the stage before", "each seed"], rows)
+    note = (
+        '\n<p class="note">Share of right greedy answers to questions that no stage has seen. Intervals over the '
+        "prompts are bootstrapped, those over the seeds are Student's t; gains are computed seed by seed.</p>"
+    )
+    return table(["stage", "accuracy", "gain over the stage before", "each seed"], rows) + note
 
 
 VALIDATION = {
@@ -123,18 +102,21 @@ VALIDATION = {
 
 def _validation(chains: Sequence[ChainLogs]) -> str:
     """Validation before the first step, where that is known, and at the end, of every stage."""
-    known = {
-        key: title
-        for key, title in VALIDATION.items()
-        if any(key in stage.curves for chain in chains for stage in chain.stages)
-    }
+    logged: set[str] = set()
+    for stage in all_stages(chains):
+        logged.update(stage.curves)
+    known = {key: title for key, title in VALIDATION.items() if key in logged}
     if not known:
         return ""
     rows: list[Row] = []
     for chain in chains:
         for stage in chain.stages:
-            ends = [_ends(stage, key) for key in known]
-            rows.append([chain.name, stage.name, *ends, _number(stage.seconds, "{:.0f} s")])
+            row: Row = [chain.name, stage.name]
+            for key in known:
+                values = list(stage.curves.get(key, {}).values())
+                before = f"{stage.before[key]:.4g} → " if key in stage.before else ""
+                row.append(Cell(f"{before}{values[-1]:.4g}" if values else "-", "n"))
+            rows.append([*row, Cell("-" if stage.seconds is None else f"{stage.seconds:.0f} s", "n")])
     note = (
         '<p class="note">A single value is that after training: before it is known with the callback BeforeAfter and '
         "trainer.num_sanity_val_steps: -1.</p>"
@@ -142,30 +124,20 @@ def _validation(chains: Sequence[ChainLogs]) -> str:
     return "<h2>Validation, before → after</h2>" + table(["seed", "stage", *known.values(), "time"], rows) + note
 
 
-def _ends(stage: Stage, key: str) -> Cell:
-    values = list(stage.curves.get(key, {}).values())
-    if not values:
-        return Cell("-", "n")
-    before = f"{stage.before[key]:.4g} → " if key in stage.before else ""
-    return Cell(f"{before}{values[-1]:.4g}", "n")
-
-
 def _answers(chain: ChainLogs) -> str:
     """Each stage's answers to the same prompts."""
     stages = [stage for stage in chain.stages if stage.samples]
     if not stages:
         return ""
-    prompts = list(stages[0].samples)
-    rows: list[Row] = [[prompt, *(_answer(stage, prompt) for stage in stages)] for prompt in prompts]
+    rows: list[Row] = []
+    for prompt in stages[0].samples:
+        row: Row = [prompt]
+        for stage in stages:
+            answer, score = stage.samples.get(prompt, ("-", 0.5))
+            row.append(Cell(answer, "a right" if score >= 1 else "a wrong" if score <= 0 else "a"))
+        rows.append(row)
     heading = f"<h2>Answers, side by side ({html.escape(chain.name)})</h2>"
     return heading + table(["prompt", *(stage.name for stage in stages)], rows)
-
-
-def _answer(stage: Stage, prompt: str) -> Cell:
-    found = stage.samples.get(prompt)
-    if found is None:
-        return Cell("-", "a")
-    return Cell(found.text, "a right" if found.score >= 1 else "a wrong" if found.score <= 0 else "a")
 
 
 def _origin(chains: Sequence[ChainLogs]) -> str:
@@ -176,9 +148,8 @@ def _origin(chains: Sequence[ChainLogs]) -> str:
             git = start.get("git") or {}
             commit = str(git.get("commit", ""))[:12] + (" (files changed)" if git.get("changed") else "")
             packages = start.get("packages", {})
-            versions = ", ".join(
-                f"{name} {packages[name]}" for name in ("torch", "lightning", "transformers") if packages
-            )
+            names = ("torch", "lightning", "transformers") if packages else ()
+            versions = ", ".join(f"{name} {packages[name]}" for name in names)
             rows.append([f"{chain.name}/{stage.name}", str(start.get("started", "")), commit, versions])
     note = '<p class="note">All of it: <code>provenance.json</code> and <code>stage.yaml</code> of each stage.</p>'
     return "<h2>Provenance</h2>" + table(["stage", "started", "commit", "packages"], rows) + note

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from lion_lightning.printing import harmless
 from lion_lightning.tools.report.accuracy import Accuracy
-from lion_lightning.tools.report.logs import ChainLogs, Curve, Stage
+from lion_lightning.tools.report.logs import ChainLogs, Curve, Stage, all_stages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,13 +62,17 @@ def figure(rows: int, columns: int, height: float = 3.0) -> Iterator[tuple[Figur
 
 def overview(chains: Sequence[ChainLogs], accuracy: Accuracy | None) -> bytes | None:
     """Accuracies, losses, margins and rounds in one image, e.g. for a README; PNG, or None if nothing was logged."""
-    panels = [*_accuracy_panels(accuracy), *_loss_panels(chains), *_pair_panels(chains), *_round_panels(chains)]
-    return _png(panels[:6])
+    panels: list[Panel] = []
+    if accuracy is not None:
+        panels.append(partial(_by_stage, accuracy))
+        if accuracy.kinds:
+            panels.append(partial(_by_kind, accuracy))
+    return _png([*panels, *_curve_panels(chains), *_round_panels(chains)][:6])
 
 
 def curves(chains: Sequence[ChainLogs]) -> bytes | None:
     """Losses of every stage, then rewards, log-ratios and lengths of those that train on pairs; None without any."""
-    return _png([*_loss_panels(chains), *_pair_panels(chains)])
+    return _png(_curve_panels(chains))
 
 
 def accuracies(accuracy: Accuracy | None) -> bytes | None:
@@ -76,7 +81,7 @@ def accuracies(accuracy: Accuracy | None) -> bytes | None:
         return None
     with figure(1, 1, height=3.2) as (made, (axes,)):
         made.set_size_inches(11, 3.4)
-        by_kind(accuracy)(axes)
+        _by_kind(accuracy, axes)
         return _bytes(made)
 
 
@@ -104,146 +109,102 @@ def _bytes(made: Figure) -> bytes:
     return file.getvalue()
 
 
-# --- accuracies
-
-
-def _accuracy_panels(accuracy: Accuracy | None) -> list[Panel]:
-    if accuracy is None:
-        return []
-    return [by_stage(accuracy), *([by_kind(accuracy)] if accuracy.kinds else [])]
-
-
-def by_stage(accuracy: Accuracy) -> Panel:
-    """Bars of the stages with intervals over the seeds, and each seed's own value.
-
-    Args:
-        accuracy: Of every stage and seed.
-    """
-
-    def draw(axes: Axes) -> None:
-        for place, (stage, color) in enumerate(zip(accuracy.stages, COLORS, strict=False)):
-            mean, low, high = accuracy.overall(stage)
-            axes.bar(place, mean, color=color, width=0.65)
-            axes.errorbar(place, mean, [[mean - low], [high - mean]], color="#222", capsize=4, linewidth=1.2)
-            if accuracy.seeds > 1:
-                axes.plot([place + 0.22] * accuracy.seeds, accuracy.values(stage), "o", color="#222", markersize=3)
-            axes.annotate(f"{mean:.3f}", (place - 0.28, mean), fontsize=8, va="bottom")
-        axes.set_xticks(range(len(accuracy.stages)), [_title(stage) for stage in accuracy.stages], fontsize=9)
-        axes.set_ylim(0, 1)
-        axes.set_title(f"held-out accuracy, {accuracy.seeds} seed{'s' * (accuracy.seeds > 1)}", fontsize=10)
-
-    return draw
-
-
-def by_kind(accuracy: Accuracy) -> Panel:
-    """Bars of the stages for each kind of prompt.
-
-    Args:
-        accuracy: Of every stage and seed.
-    """
-
-    def draw(axes: Axes) -> None:
-        width = 0.8 / len(accuracy.stages)
-        for number, (stage, color) in enumerate(zip(accuracy.stages, COLORS, strict=False)):
-            found = [accuracy.of_kind(stage, kind) for kind in accuracy.kinds]
-            places = [place + (number - (len(accuracy.stages) - 1) / 2) * width for place in range(len(found))]
-            means = [one.estimate for one in found]
-            # A Student's t interval may leave 0 to 1, the mean of shares cannot.
-            below = [one.estimate - max(one.low, 0.0) for one in found]
-            above = [min(one.high, 1.0) - one.estimate for one in found]
-            axes.bar(places, means, width, color=color, label=_title(stage))
-            axes.errorbar(places, means, [below, above], fmt="none", color="#222", linewidth=0.6)
-        axes.set_xticks(
-            range(len(accuracy.kinds)), [*map(harmless, accuracy.kinds)], fontsize=7, rotation=40, ha="right"
-        )
-        axes.set_ylim(0, 1.2)  # room for the legend above the bars
-        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        axes.set_title("held-out accuracy by kind of prompt", fontsize=10)
-        axes.legend(fontsize=7, frameon=False, ncols=len(accuracy.stages), loc="upper center")
-
-    return draw
-
-
-# --- curves
-
-
-def _loss_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
-    names = list(dict.fromkeys(stage.name for chain in chains for stage in chain.stages))
-    return [
-        _losses(chains, name, COLORS[place % len(COLORS)])
-        for place, name in enumerate(names)
-        if any(stage.curves.get(key) for stage in _named(chains, name) for key in ("train/loss", "val/loss"))
-    ]
-
-
-def _losses(chains: Sequence[ChainLogs], name: str, color: str) -> Panel:
-    def draw(axes: Axes) -> None:
-        for stage in _named(chains, name):
-            _line(axes, _smooth(stage.curves.get("train/loss", {})), color, alpha=0.6)
-            before = {0: stage.before["val/loss"]} if "val/loss" in stage.before else {}
-            _line(axes, before | stage.curves.get("val/loss", {}), "#222", marker="o", markersize=2.5)
-        axes.set_title(f"{_title(name)}: loss (dots: held out)", fontsize=10)
-        axes.set_xlabel("optimizer step", fontsize=8)
-
-    return draw
-
-
-def _pair_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
-    return [
-        _over_stages(chains, key, title)
-        for key, title in PAIR_CURVES.items()
-        if any(stage.curves.get(key) for chain in chains for stage in chain.stages)
-    ]
-
-
-def _over_stages(chains: Sequence[ChainLogs], key: str, title: str) -> Panel:
-    """A metric of all stages that log it, over the share of the stage."""
-
-    def draw(axes: Axes) -> None:
-        names = list(dict.fromkeys(stage.name for chain in chains for stage in chain.stages))
-        for name, color in zip(names, COLORS, strict=False):
-            found = [stage.curves[key] for stage in _named(chains, name) if stage.curves.get(key)]
-            for place, curve in enumerate(found):
-                last = max(curve) or 1
-                percent = {100 * step / last: value for step, value in _smooth(curve).items()}
-                _line(axes, percent, color, label=None if place else _title(name))
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("% of the stage", fontsize=8)
-        axes.legend(fontsize=7, frameon=False)
-
-    return draw
-
-
-# --- rounds
+def _curve_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
+    panels: list[Panel] = []
+    names = dict.fromkeys(stage.name for stage in all_stages(chains))
+    for place, name in enumerate(names):
+        stages = all_stages(chains, name)
+        if any(stage.curves.get(key) for stage in stages for key in ("train/loss", "val/loss")):
+            panels.append(partial(_losses, stages, COLORS[place % len(COLORS)]))
+    for key, title in PAIR_CURVES.items():
+        if any(stage.curves.get(key) for stage in all_stages(chains)):
+            panels.append(partial(_over_stages, chains, key, title))
+    return panels
 
 
 def _round_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
-    sampled = [stage for chain in chains for stage in chain.stages if stage.rounds]
-    return [
-        _over_rounds(sampled, key, title)
-        for key, title in ROUND_METRICS.items()
-        if any(key in made.get("metrics", {}) for stage in sampled for made in stage.rounds)
-    ]
+    sampled = [stage for stage in all_stages(chains) if stage.rounds]
+    panels: list[Panel] = []
+    for key, title in ROUND_METRICS.items():
+        if any(key in made.get("metrics", {}) for stage in sampled for made in stage.rounds):
+            panels.append(partial(_over_rounds, sampled, key, title))
+    return panels
 
 
-def _over_rounds(stages: Sequence[Stage], key: str, title: str) -> Panel:
-    def draw(axes: Axes) -> None:
-        for stage in stages:
-            points = {number: made["metrics"].get(key) for number, made in enumerate(stage.rounds)}
-            known = {number: value for number, value in points.items() if value is not None}
-            _line(axes, known, COLORS[2], marker="o", markersize=3)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("round", fontsize=8)
-        axes.locator_params(axis="x", integer=True)
+# --- panels
 
-    return draw
+
+def _by_stage(accuracy: Accuracy, axes: Axes) -> None:
+    """Bars of the stages with intervals over the seeds, and each seed's own value."""
+    for place, (stage, color) in enumerate(zip(accuracy.stages, COLORS, strict=False)):
+        mean, low, high = accuracy.overall(stage)
+        axes.bar(place, mean, color=color, width=0.65)
+        axes.errorbar(place, mean, [[mean - low], [high - mean]], color="#222", capsize=4, linewidth=1.2)
+        if accuracy.seeds > 1:
+            axes.plot([place + 0.22] * accuracy.seeds, accuracy.values(stage), "o", color="#222", markersize=3)
+        axes.annotate(f"{mean:.3f}", (place - 0.28, mean), fontsize=8, va="bottom")
+    axes.set_xticks(range(len(accuracy.stages)), [*map(_title, accuracy.stages)], fontsize=9)
+    axes.set_ylim(0, 1)
+    axes.set_title(f"held-out accuracy, {accuracy.seeds} seed{'s' * (accuracy.seeds > 1)}", fontsize=10)
+
+
+def _by_kind(accuracy: Accuracy, axes: Axes) -> None:
+    """Bars of the stages for each kind of prompt."""
+    width = 0.8 / len(accuracy.stages)
+    for number, (stage, color) in enumerate(zip(accuracy.stages, COLORS, strict=False)):
+        found = [accuracy.of_kind(stage, kind) for kind in accuracy.kinds]
+        # The bars of a kind stand around its tick.
+        places = [place + (number - (len(accuracy.stages) - 1) / 2) * width for place in range(len(found))]
+        means = [one.estimate for one in found]
+        # A Student's t interval may leave 0 to 1, the mean of shares cannot.
+        below = [one.estimate - max(one.low, 0.0) for one in found]
+        above = [min(one.high, 1.0) - one.estimate for one in found]
+        axes.bar(places, means, width, color=color, label=_title(stage))
+        axes.errorbar(places, means, [below, above], fmt="none", color="#222", linewidth=0.6)
+    axes.set_xticks(range(len(accuracy.kinds)), [*map(harmless, accuracy.kinds)], fontsize=7, rotation=40, ha="right")
+    axes.set_ylim(0, 1.2)  # room for the legend above the bars
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    axes.set_title("held-out accuracy by kind of prompt", fontsize=10)
+    axes.legend(fontsize=7, frameon=False, ncols=len(accuracy.stages), loc="upper center")
+
+
+def _losses(stages: Sequence[Stage], color: str, axes: Axes) -> None:
+    """Losses of the same stage of all seeds."""
+    for stage in stages:
+        _line(axes, _smooth(stage.curves.get("train/loss", {})), color, alpha=0.6)
+        before = {0: stage.before["val/loss"]} if "val/loss" in stage.before else {}
+        _line(axes, before | stage.curves.get("val/loss", {}), "#222", marker="o", markersize=2.5)
+    axes.set_title(f"{_title(stages[0].name)}: loss (dots: held out)", fontsize=10)
+    axes.set_xlabel("optimizer step", fontsize=8)
+
+
+def _over_stages(chains: Sequence[ChainLogs], key: str, title: str, axes: Axes) -> None:
+    """A metric of all stages that log it, over the share of the stage."""
+    names = dict.fromkeys(stage.name for stage in all_stages(chains))
+    for name, color in zip(names, COLORS, strict=False):
+        label = _title(name)
+        for stage in all_stages(chains, name):
+            if curve := stage.curves.get(key):
+                last = max(curve) or 1
+                percent = {100 * step / last: value for step, value in _smooth(curve).items()}
+                _line(axes, percent, color, label=label)
+                label = ""  # the legend names a stage once, for the lines of all seeds
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("% of the stage", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _over_rounds(stages: Sequence[Stage], key: str, title: str, axes: Axes) -> None:
+    for stage in stages:
+        points = {number: made["metrics"].get(key) for number, made in enumerate(stage.rounds)}
+        known = {number: value for number, value in points.items() if value is not None}
+        _line(axes, known, COLORS[2], marker="o", markersize=3)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("round", fontsize=8)
+    axes.locator_params(axis="x", integer=True)
 
 
 # --- shared
-
-
-def _named(chains: Sequence[ChainLogs], name: str) -> list[Stage]:
-    return [stage for chain in chains for stage in chain.stages if stage.name == name]
 
 
 def _line(axes: Axes, curve: Mapping[float, float] | Mapping[int, float], color: str, **style: Any) -> None:

@@ -7,11 +7,7 @@ from lion_lightning.tools.report.accuracy import Accuracy, with_interval
 
 
 def show(accuracy: Accuracy) -> None:
-    """Print held-out accuracies of the stages, and what each added to the one before.
-
-    Args:
-        accuracy: Of every stage and seed.
-    """
+    """Print held-out accuracies of the stages, and what each added to the one before."""
     from rich.console import Console
     from rich.table import Table
 
