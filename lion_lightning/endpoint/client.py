@@ -113,18 +113,8 @@ class Endpoint:
         self._retried(route, body, bytes)
 
     def post_all(self, route: str, bodies: Sequence[Any], title: str) -> list[Any]:
-        """Send many POST requests, ``concurrency`` at once; see :meth:`post`.
-
-        Args:
-            route: Path with a leading slash.
-            bodies: Request bodies, sent as JSON.
-            title: Title of the progress bar.
-
-        Returns:
-            The responses, in the order of the requests.
-        """
+        """Send many POST requests, ``concurrency`` at once, and return the responses in order; see :meth:`post`."""
         stop = threading.Event()  # after the first failure no thread sends another request
-
         try:
             found = map_in_threads(lambda body: self._retried(route, body, _json, stop), bodies, self.concurrency)
             responses = dict(tqdm(found, title, total=len(bodies), delay=2))
@@ -157,7 +147,7 @@ class Endpoint:
                 if error.code not in RETRIED:
                     raise ValueError(f"{self.url} refuses the request ({error.code}): {reason}") from error
                 reason = f"{error.code} {reason}"
-            except (URLError, HTTPException, OSError, _NoJSONError) as error:
+            except (URLError, HTTPException, OSError) as error:
                 reason = self._clean(str(getattr(error, "reason", error)) or type(error).__name__)
         attempts = f"{self.retries + 1} {'attempts' if self.retries else 'attempt'}"
         raise ConnectionError(
@@ -221,16 +211,12 @@ def _spelled(char: str) -> str:
     return rf"(?i:{named}|\\?{re.escape(char)}|\\u00{code:02x}|%(?:25)?{code:02x}|&#0*{code};|&#x0*{code:x};)"
 
 
-class _NoJSONError(ValueError):
-    """A response that is not JSON."""
-
-
 def _json(text: bytes) -> Any:
     try:
         return json.loads(text) if text.strip() else None
     except (ValueError, RecursionError) as error:
         start = repr(text[:40].decode(errors="replace"))
-        raise _NoJSONError(f"the response is not JSON; it starts with {start}") from error
+        raise HTTPException(f"the response is not JSON; it starts with {start}") from error
 
 
 def _message(text: str) -> str:
@@ -245,14 +231,13 @@ def _message(text: str) -> str:
 def _address(url: str) -> str:
     """Check an address and remove its route: it must have a host and no secrets."""
     shown = printable(re.split(r"[?#]", str(url))[0].rpartition("@")[2])[:100]
-    if not isinstance(url, str) or not re.match(r"https?://", url):
-        raise ValueError(f"url: {shown!r} is not an address; give one such as http://127.0.0.1:8000")
+    text = url if isinstance(url, str) else ""
     try:
-        parts = urlsplit(url)
-        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0) and re.fullmatch(r"[!-~]+", url)
-    except ValueError:
+        parts = urlsplit(text)
+        valid = re.fullmatch(r"https?://[!-~]+", text) and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:  # of the port
         valid = False
-    if "@" in url or "?" in url or "#" in url or holds_secret(url):
+    if text.startswith(("http://", "https://")) and (re.search(r"[@?#]", text) or holds_secret(text)):
         raise ValueError(
             f"url: the address of {shown!r} has a user name, a password, a key or a query, which would be written to "
             "the run's files; remove it, and set `api_key_env` to an environment variable that holds the key"

@@ -74,6 +74,7 @@ class RewardModelJudge(ModelJudge):
                 f"{self.path}: the model has {config.num_labels} logits, so it is not a reward model; give one that "
                 "was trained with num_labels=1"
             )
+        self._named_pad: int | None = config.get_text_config().pad_token_id
         self.tokenizer = TokenizerSpec(self.path, **options).load()
         auto: Any = AutoModelForSequenceClassification
         code = {"trust_remote_code": self.trust_remote_code}
@@ -91,7 +92,7 @@ class RewardModelJudge(ModelJudge):
         if truncated:
             total = sum(map(len, rows))
             logger.warning("RewardModelJudge: %d of %d texts are too long and lost their beginning", truncated, total)
-        unique = list(dict.fromkeys(chain(*rows)))
+        unique = list(dict.fromkeys(chain(*rows)))  # equal texts tie exactly
         pad = self._pad_id(unique)
 
         def forward(indices: list[int]) -> Tensor:
@@ -156,6 +157,7 @@ class RewardModelJudge(ModelJudge):
         limit = self.max_length or min(int(self.tokenizer.model_max_length), positions or 2**31)
         if len(ids) <= limit:
             return tuple(ids), False
+        # The score is read at the end of the text; models were trained with a BOS or CLS at its beginning.
         keeps_first = ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         first = ids[:1] if keeps_first else []
         return (*first, *ids[len(ids) - limit + len(first) :]), True
@@ -167,8 +169,6 @@ class RewardModelJudge(ModelJudge):
         that ends none of the texts makes them score the last token, as without a batch.
         """
         config: Any = self.model.config.get_text_config()
-        if not hasattr(self, "_named_pad"):
-            self._named_pad: int | None = config.pad_token_id
         if self._named_pad is None:
             last = {row[-1] for row in rows}
             config.pad_token_id = next(token for token in range(config.vocab_size) if token not in last)

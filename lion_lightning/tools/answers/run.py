@@ -81,6 +81,7 @@ class MultiTurnSampler:
             text, ids = self.encoder.prompt(Conversation(tuple(messages), len(messages)))
         except ValueError as error:
             raise ValueError(f"{question.where}: {error}") from error
+        # A judge or server sees the turns; the sampler of this process the text and its tokens.
         turns = tuple({"role": message.role, "content": message.content} for message in messages)
         return Prompt(text, tuple(ids), turns, question.row, None, question.where)
 

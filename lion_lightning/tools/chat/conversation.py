@@ -43,9 +43,6 @@ def load_served(path: str, trust_remote_code: bool = False) -> RolloutPolicy:
 def require_model(name: str) -> None:
     """Check a model's path without network access.
 
-    Args:
-        name: A Hugging Face folder or a hub id.
-
     Raises:
         ValueError: It is neither a folder with config and safetensors weights nor a possible hub id.
     """
@@ -87,7 +84,7 @@ class Chat:
         self._encoder = ChatEncoder(policy.tokenizer, mask="completion")
         self._first = [Message("system", system)] if system else []
         self.turns = list(self._first)
-        self._encode([*self.turns, Message("user", "?")])
+        self._encode([*self.turns, Message("user", "?")])  # a template that refuses a system message is an error now
 
     def say(self, text: str, show: Callable[[str], None]) -> Answer:
         """Send a message and stream the answer; both are added to the conversation.

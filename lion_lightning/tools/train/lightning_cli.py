@@ -147,8 +147,9 @@ def checkpoint_paths(trainer: Trainer) -> list[Path]:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
             places.append(Path(callback.dirpath))
         elif isinstance(callback, ModelCheckpoint):
-            logged = [Path(logger.save_dir or trainer.default_root_dir, str(logger.name)) for logger in trainer.loggers]
-            places += [folder for logs in logged for folder in sorted(logs.glob("*/checkpoints"))]
+            for logger in trainer.loggers:  # one folder per run
+                logs = Path(logger.save_dir or trainer.default_root_dir, str(logger.name))
+                places += sorted(logs.glob("*/checkpoints"))
             places.append(Path(trainer.default_root_dir, "checkpoints"))
         elif isinstance(callback, OnExceptionCheckpoint):
             places.append(Path(callback.ckpt_path))
@@ -171,11 +172,8 @@ def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = Lion
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={
-            "description": "Align language models with PyTorch Lightning.",
-            "exit_on_error": False,
-        },
-        auto_configure_optimizers=False,
+        parser_kwargs={"description": "Align language models with PyTorch Lightning.", "exit_on_error": False},
+        auto_configure_optimizers=False,  # the module has options for them
         run=run,
         args=arguments,
     )

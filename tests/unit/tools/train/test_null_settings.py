@@ -25,7 +25,7 @@ CHECKPOINT = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init
             {"data": {"max_length": None}},
             "data.max_length is null; give a whole number, or remove it for the default 2048",
         ),
-        ({"data": {"mask": None}}, "data.mask is null; give assistant, completion, none, or remove it for"),
+        ({"data": {"mask": None}}, "data.mask is null; give assistant, completion, last_turn, none, or remove it for"),
         ({"data": {"sources": [*SOURCES, {"path": None}]}}, "data.sources"),
         ({"model": {"reduction": None}}, "model.reduction is null; give token_mean, sum, or remove"),
         ({"model": {"policy": {"path": "m", "dtype": None}}}, "model.policy.dtype is null; give float32"),
