@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -100,8 +99,15 @@ def newest_checkpoint(*folders: Path | str) -> Path | None:
     Raises:
         ValueError: There are checkpoints, and none of them is intact.
     """
+    found: dict[Path, None] = {}  # each once, whatever links to it
+    for folder in map(Path, folders):
+        inside = [folder] if folder.suffix == ".ckpt" else sorted(folder.glob("*.ckpt"))
+        shown = [path for path in inside if not path.name.startswith(".")]
+        # Hidden temporary folders only where there is nothing else.
+        for path in shown or filter(is_folder, inside):
+            found[path.resolve() if path.exists() else path] = None
     problems: list[str] = []
-    for path in sorted(_candidates(map(Path, folders)), key=_written, reverse=True):
+    for path in sorted(found, key=_written, reverse=True):
         problem = damage(path)
         if problem is None:
             if problems:
@@ -114,17 +120,6 @@ def newest_checkpoint(*folders: Path | str) -> Path | None:
             "from the beginning"
         )
     return None
-
-
-def _candidates(folders: Iterable[Path]) -> Sequence[Path]:
-    """Each checkpoint once, whatever links to it; hidden temporary folders only where there is nothing else."""
-    found: dict[Path, None] = {}
-    for folder in folders:
-        inside = [folder] if folder.suffix == ".ckpt" else sorted(folder.glob("*.ckpt"))
-        shown = [path for path in inside if not path.name.startswith(".")]
-        for path in shown or [path for path in inside if is_folder(path)]:
-            found[path.resolve() if path.exists() else path] = None
-    return list(found)
 
 
 def _written(path: Path) -> tuple[float, str]:

@@ -19,29 +19,24 @@ META = "meta.pt"
 PREFIX = "policy.model."
 """Prefix of the policy's weights in a module's ``state_dict``."""
 
-_STATES = {f"{name}.{PREFIX}": name for name in ("state_dict", "model")}  # as FSDP2 and FSDPStrategy write it
-
 _CLASSES = {
-    *(("pathlib", name) for name in ("PosixPath", "WindowsPath")),
-    *(("pathlib._local", name) for name in ("PosixPath", "WindowsPath")),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    *(("torch.distributed.checkpoint.filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")),
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
+    "pathlib": ("PosixPath", "WindowsPath"),
+    "pathlib._local": ("PosixPath", "WindowsPath"),
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
     ),
 }
-"""Classes that torch writes into ``.metadata``, dtypes apart."""
+"""Classes that torch writes into ``.metadata``, by module, dtypes apart."""
 
 
 class FolderReader(FileSystemReader):
@@ -61,7 +56,7 @@ class _PlainUnpickler(pickle.Unpickler):
     @override
     def find_class(self, module: str, name: str) -> Any:
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and (module, name) not in _CLASSES:
+        if not dtype and name not in _CLASSES.get(module, ()):
             raise pickle.UnpicklingError(f"its .metadata asks for {module}.{name}, which torch does not write there")
         return super().find_class(module, name)
 
@@ -83,11 +78,11 @@ def read_policy_weights(folder: Path) -> dict[str, Tensor]:
     """The policy's full weights on the CPU, by their names in the module's ``state_dict``."""
     reader = FolderReader(folder)
     entries = reader.read_metadata().state_dict_metadata
-    state = next(state for prefix, state in _STATES.items() if any(name.startswith(prefix) for name in entries))
-    weights = {
-        name.removeprefix(f"{state}."): torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if name.startswith(f"{state}.{PREFIX}") and isinstance(entry, TensorStorageMetadata)
-    }
+    is_fsdp2 = any(name.startswith(f"state_dict.{PREFIX}") for name in entries)
+    state = "state_dict" if is_fsdp2 else "model"  # as FSDPStrategy writes it
+    weights = {}
+    for name, entry in entries.items():
+        if name.startswith(f"{state}.{PREFIX}") and isinstance(entry, TensorStorageMetadata):
+            weights[name.removeprefix(f"{state}.")] = torch.empty(entry.size, dtype=entry.properties.dtype)
     load({state: weights}, storage_reader=reader, no_dist=True)
     return weights

@@ -107,7 +107,9 @@ class _CheckedFolders:
     @delayed_signals()
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Path | str, storage_options: Any = None) -> None:
         """Write a temporary folder that all ranks know by name, then rename it; all ranks call this."""
-        if not _writes_folders(self.strategy):
+        # Lightning 2.6's private names, in either strategy, for ranks that write shards.
+        fsdp2_folder = getattr(self.strategy, "_save_distributed_checkpoint", False)
+        if not fsdp2_folder and getattr(self.strategy, "_state_dict_type", None) != "sharded":
             self._save(checkpoint, filepath, storage_options)  # rank 0 writes, through the plugin
             return
         ranks = Ranks.of(self.strategy)
@@ -153,10 +155,3 @@ class _CheckedFolders:
         except Exception as error:
             return str(unreadable(path, error))
         return None
-
-
-def _writes_folders(strategy: Any) -> bool:
-    """True if ranks write shards, by Lightning 2.6's private names for that in either strategy."""
-    return getattr(strategy, "_save_distributed_checkpoint", False) or (
-        getattr(strategy, "_state_dict_type", None) == "sharded"
-    )

@@ -48,8 +48,11 @@ class PolicyAdapters:
         Args:
             folder: Where to; None on ranks that only help to gather.
         """
+        gathered: dict[str, Tensor] = {}
         with self.ranks.together(), unflattened(self.policy):
-            gathered = {name: tensor.cpu() for name, tensor in self._tensors() if folder is not None}
+            for name, tensor in self._tensors():  # all ranks gather, to the last
+                if folder is not None:
+                    gathered[name] = tensor.cpu()
             if folder is not None:
                 write_adapter(self.model, folder, gathered)
 

@@ -43,17 +43,18 @@ def generate_answers(module: HasPolicy, prompts: Sequence[str], max_new_tokens: 
     """
     if not prompts:
         return []
-    model, tokenizer = module.policy_model.causal_lm, module.tokenizer_spec.load()
+    policy, tokenizer = module.policy_model, module.tokenizer_spec.load()
+    model = policy.causal_lm
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    limit = position_limit(model.config)
     for prompt, ids in zip(prompts, encoded, strict=True):
-        needed, limit = len(ids) + max_new_tokens, position_limit(model.config)
+        needed = len(ids) + max_new_tokens
         if limit is not None and needed > limit:
             raise ValueError(
                 f"the prompt {prompt[:40]!r} and an answer need {needed} positions, and the model has {limit}: shorten "
                 "the prompt or lower max_new_tokens."
             )
     devices = [model.device] if model.device.type == "cuda" else []
-    policy = module.policy_model
     with evaluating(policy), torch.random.fork_rng(devices), torch.no_grad(), unsharded(policy):
         answers = _greedy(model, tokenizer, encoded, max_new_tokens)
     return [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]

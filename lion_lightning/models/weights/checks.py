@@ -65,9 +65,15 @@ def require_finite(source: str, tensors: Mapping[str, Tensor] | Iterable[tuple[s
         WrongWeightsError: A weight holds NaN or an infinity; the message names the first.
     """
     named = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-    first = next((index for index, (_, tensor) in enumerate(named) if not _is_finite(to_local(tensor))), len(named))
-    # All ranks must raise over the same tensor, or some would wait for the others.
-    first = _lowest_of_ranks(first, [tensor for _, tensor in named])
+    first, mesh = len(named), None
+    for index, (_, tensor) in enumerate(named):
+        mesh = tensor.device_mesh if isinstance(tensor, DTensor) else mesh
+        if index < first and not _is_finite(to_local(tensor)):
+            first = index
+    if mesh is not None:  # all ranks must raise over the same tensor, or some would wait for the others
+        lowest = torch.tensor(first, device=mesh.device_type)
+        dist.all_reduce(lowest, dist.ReduceOp.MIN, group=mesh.get_group())
+        first = int(lowest)
     if first < len(named):
         name, tensor = named[first]
         values = to_local(tensor).float()
@@ -93,15 +99,6 @@ def _is_finite(tensor: Tensor) -> bool:
         tensor = tensor.float()
     low, high = torch.aminmax(tensor)
     return bool(low.isfinite() & high.isfinite())
-
-
-def _lowest_of_ranks(index: int, tensors: Collection[Tensor]) -> int:
-    sharded = next((tensor for tensor in tensors if isinstance(tensor, DTensor)), None)
-    if sharded is None:
-        return index
-    lowest = torch.tensor(index, device=sharded.device_mesh.device_type)
-    dist.all_reduce(lowest, dist.ReduceOp.MIN, group=sharded.device_mesh.get_group())
-    return int(lowest)
 
 
 @contextmanager

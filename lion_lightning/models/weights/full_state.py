@@ -28,7 +28,9 @@ def unsharded(policy: PolicyModel) -> Iterator[None]:
     """
     units = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     if units:  # FSDP2 takes the first module that runs for its root, and generation skips the policy's own forward
-        policy(_shortest_row().to(next(policy.parameters()).device))
+        zeros = torch.zeros(1, dtype=torch.int64)
+        row = PackedBatch(zeros.repeat(2), torch.arange(2), (Segment(0, 2),), zeros, zeros, zeros)  # 2 tokens, 1 target
+        policy(row.to(next(policy.parameters()).device))
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -41,11 +43,6 @@ def unsharded(policy: PolicyModel) -> Iterator[None]:
             unit.reshard()
 
 
-def _shortest_row() -> PackedBatch:
-    zeros = torch.zeros(1, dtype=torch.int64)
-    return PackedBatch(zeros.repeat(2), torch.arange(2), (Segment(0, 2),), zeros, zeros, zeros)
-
-
 @contextmanager
 def unflattened(policy: PolicyModel) -> Iterator[None]:
     """Give weights that FSDPStrategy has flattened their shapes and names back; this gathers them.
@@ -55,12 +52,11 @@ def unflattened(policy: PolicyModel) -> Iterator[None]:
     Args:
         policy: All ranks must call this together if it is sharded.
     """
-    units = [
-        (parent, name, child)
-        for parent in policy.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, FullyShardedDataParallel)
-    ]
+    units: list[tuple[nn.Module, str, FullyShardedDataParallel]] = []
+    for parent in policy.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, FullyShardedDataParallel):
+                units.append((parent, name, child))
     if not units and not isinstance(policy, FullyShardedDataParallel):
         yield
         return

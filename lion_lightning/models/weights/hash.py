@@ -16,11 +16,10 @@ def hash_tensors(parameters: Iterable[tuple[str, Tensor]]) -> str:
     """Hash of names, dtypes, shapes and values, whatever their order; 4-bit weights count with their scales."""
     lines = []
     for name, parameter in parameters:
-        lines.append(" ".join([name, *map(_hash_tensor, [parameter, *scales(parameter)])]))
+        line = name
+        for tensor in (parameter, *scales(parameter)):
+            # A copy, since numpy would hold on to memory that a sharded model frees between its forwards.
+            raw: Any = tensor.detach().to("cpu", copy=True).reshape(-1).view(torch.uint8).numpy()
+            line += f" {tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"
+        lines.append(line)
     return blake2b("\n".join(sorted(lines)).encode(), digest_size=20).hexdigest()
-
-
-def _hash_tensor(tensor: Tensor) -> str:
-    # A copy, since numpy would hold on to memory that a sharded model frees between its forwards.
-    raw: Any = tensor.detach().to("cpu", copy=True).reshape(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {blake2b(raw, digest_size=20).hexdigest()}"

@@ -30,43 +30,32 @@ def save_weights(weights: Iterator[tuple[str, Tensor]], folder: Path | None, fil
             return
         for old in (*folder.glob("model-[0-9]*.safetensors"), folder / SAFE_WEIGHTS_INDEX_NAME):
             old.unlink(missing_ok=True)
-        writer = _ShardWriter(folder, file_bytes)
-        for name, tensor in weights:
-            writer.add(name, tensor)
-        writer.close()
-
-
-class _ShardWriter:
-    """Collects tensors and writes a file whenever enough have come."""
-
-    def __init__(self, folder: Path, file_bytes: int) -> None:
-        self.folder, self.file_bytes = folder, file_bytes
-        self.pending: dict[str, Tensor] = {}
-        self.pending_bytes = self.total_bytes = 0
-        self.weight_map: dict[str, str] = {}
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Add a tensor."""
-        if self.pending and self.pending_bytes + tensor.nbytes > self.file_bytes:
-            self._flush()
-        self.pending[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        self.pending_bytes += tensor.nbytes
-
-    def close(self) -> None:
-        """Write the rest, and the index where there are several files."""
-        self._flush()
-        files = sorted(set(self.weight_map.values()))
-        if len(files) == 1:
-            (self.folder / files[0]).replace(self.folder / SAFE_WEIGHTS_NAME)
+        weight_map: dict[str, str] = {}  # file of each tensor
+        total_bytes, files = 0, 0
+        for part in _parts(weights, file_bytes):
+            files += 1
+            file = f"model-{files:05}.safetensors"
+            with unwrap_os_errors():
+                save_file(part, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(part, file)
+            total_bytes += sum(tensor.nbytes for tensor in part.values())
+            part.clear()  # freed before the next part is gathered
+        if files == 1:
+            (folder / file).replace(folder / SAFE_WEIGHTS_NAME)
             return
-        (self.folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # loaders would take it rather than the index
-        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": self.weight_map}
-        (self.folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # loaders would take it rather than the index
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
-    def _flush(self) -> None:
-        file = f"model-{len(set(self.weight_map.values())) + 1:05}.safetensors"
-        with unwrap_os_errors():
-            save_file(self.pending, self.folder / file, metadata={"format": "pt"})
-        self.weight_map |= dict.fromkeys(self.pending, file)
-        self.total_bytes += self.pending_bytes
-        self.pending, self.pending_bytes = {}, 0
+
+def _parts(weights: Iterator[tuple[str, Tensor]], file_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """Tensors of one file after the other, on the CPU; there is always one, if an empty one."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in weights:
+        if part and size + tensor.nbytes > file_bytes:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size += tensor.nbytes
+    yield part

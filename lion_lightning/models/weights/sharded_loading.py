@@ -77,8 +77,11 @@ class WeightFiles:
         """True if two tensors are equal; they are read a thousand rows at a time."""
         if self.shape(name) != self.shape(other):
             return False
-        blocks = (range(start, start + 1024) for start in range(0, self.shape(name)[0], 1024))
-        return all(torch.equal(self.rows(name, rows), self.rows(other, rows)) for rows in blocks)
+        for start in range(0, self.shape(name)[0], 1024):
+            rows = range(start, start + 1024)
+            if not torch.equal(self.rows(name, rows), self.rows(other, rows)):
+                return False
+        return True
 
     def _file(self, name: str) -> Any:
         path = self.names[name]
@@ -102,8 +105,11 @@ def require_matching_shapes(
                 f"{source}: its config has {layers} layers, and its files {len(files.names)} tensors"
             )
         with torch.device("meta"):
-            shapes = {name: tuple(tensor.shape) for name, tensor in make().named_parameters() if name in files.names}
-        wrong = [(name, files.shape(name), shape) for name, shape in shapes.items() if files.shape(name) != shape]
+            model = make()
+        wrong = []
+        for name, parameter in model.named_parameters():
+            if name in files.names and files.shape(name) != tuple(parameter.shape):
+                wrong.append((name, files.shape(name), tuple(parameter.shape)))
     require_matching(f"{source}: its", (), (), wrong)
 
 
@@ -135,25 +141,23 @@ def tensor_names(model: PreTrainedModel, files: WeightFiles) -> dict[str, str]:
             found[name] = known[0]
         elif parameter.untyped_storage().nbytes() < parameter.numel() * parameter.element_size():  # still empty
             raise ShardedLoadingError(f"the files have no {name}")
-    for name in files.names.keys() - set(found.values()):
-        if not _is_ignored(model, name) and not _is_tied_copy(model, files, name, found):
-            raise ShardedLoadingError(f"the files have {name}, which is not a parameter of the model")
+    _require_no_others(model, files, found)
     return found
 
 
-def _is_ignored(model: PreTrainedModel, name: str) -> bool:
-    """True for tensors that transformers itself leaves unused."""
-    patterns = [*(model._keys_to_ignore_on_load_unexpected or ())]
+def _require_no_others(model: PreTrainedModel, files: WeightFiles, found: Mapping[str, str]) -> None:
+    """Refuse files with tensors that belong to no parameter, but for those that transformers itself leaves unused."""
+    ignored = list(model._keys_to_ignore_on_load_unexpected or ())
     if any(buffer.endswith("rotary_emb.inv_freq") for buffer, _ in model.named_buffers()):
-        patterns.append(r"rotary_emb\.inv_freq")
-    return any(re.search(pattern, name) for pattern in patterns)
-
-
-def _is_tied_copy(model: PreTrainedModel, files: WeightFiles, name: str, found: Mapping[str, str]) -> bool:
-    """True for another name of a tied weight, with the same values."""
+        ignored.append(r"rotary_emb\.inv_freq")
     parameters = {base_name(own): parameter for own, parameter in model.named_parameters(remove_duplicate=False)}
-    twins = [source for own, source in found.items() if parameters[base_name(own)] is parameters.get(name)]
-    return bool(twins) and files.equal(name, twins[0])
+    for name in files.names.keys() - set(found.values()):
+        if any(re.search(pattern, name) for pattern in ignored):
+            continue
+        # It may be another name of a tied weight, if it has the same values.
+        twins = [source for own, source in found.items() if parameters[base_name(own)] is parameters.get(name)]
+        if not twins or not files.equal(name, twins[0]):
+            raise ShardedLoadingError(f"the files have {name}, which is not a parameter of the model")
 
 
 def init_empty(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
