@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "write a checkpoint as a Hugging Face folder"),
     "rounds": ("rounds", "print and plot statistics of on-policy rounds"),
     "answers": ("answers", "answer the questions of AlpacaEval, Arena-Hard or MT-Bench, in their formats"),
+    "models": ("models", "check which types of causal LM run packed, with shared prompts, LoRA and export"),
     "demo": ("demo", "write data, tokenizer and model config of a small synthetic task"),
 }
 """All other subcommands, in the same form."""
