@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, TemplateError, nodes
@@ -40,6 +41,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
         self._tokenizer, self.text = tokenizer, text
+        self._headers: dict[str, str] = {}
         self.tagged = bool(_TAG.search(text))
 
     def render(
@@ -73,17 +75,44 @@ class ChatTemplate:
     @cached_property
     def answer_suffix(self) -> str:
         """Text that follows a last answer, stripped; empty if that cannot be rendered."""
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE_WORDS[-1]}]
-        return self._suffix([self._content_as_parts(turn) for turn in turns])
+        return self._suffix(_CHAT[:2])
+
+    @cached_property
+    def inner_answer_suffix(self) -> str:
+        """Text between an answer and the words of the next turn, stripped."""
+        return self._suffix(_CHAT[:3])
 
     @cached_property
     def call_suffix(self) -> str:
         """Text that follows a last tool call; empty for a template without tool calls."""
         return self._suffix(_probe(self._call_format)[:2], [_PROBE_TOOL]) if self.reads("tool_calls") else ""
 
+    @cached_property
+    def inner_call_suffix(self) -> str:
+        """Text between a tool call and its result."""
+        return self._suffix(_probe(self._call_format), [_PROBE_TOOL]) if self.reads("tool_calls") else ""
+
+    def header(self, variables: Mapping[str, Any] | None = None) -> str:
+        """Text with which an answer to a user turn is asked for; empty for a template without a generation prompt.
+
+        Args:
+            variables: Further variables of the template.
+        """
+        key = json.dumps(variables, sort_keys=True, default=str)
+        if key not in self._headers:
+            turns = [self._content_as_parts(turn) for turn in _CHAT[:1]]
+            try:
+                asked, alone = (self._rendered(turns, None, variables, prompt) for prompt in (True, False))
+            except ValueError:
+                asked = alone = ""
+            self._headers[key] = asked[shared_length(asked, alone) :]
+        return self._headers[key]
+
     def _suffix(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None) -> str:
-        _, word, suffix = self._rendered_or_empty(turns, tools).rpartition(_PROBE_WORDS[-1])
-        return suffix.strip() if word else ""
+        """Text behind the word of an answer, up to the word of the turn behind it, if there is one."""
+        text = self._rendered_or_empty([self._content_as_parts(turn) for turn in turns], tools)
+        _, word, suffix = text.rpartition(_PROBE_WORDS[-1])
+        return suffix.partition(_NEXT_WORD)[0].strip() if word else ""
 
     @cached_property
     def tags_are_transparent(self) -> bool:
@@ -192,6 +221,12 @@ class _CallFormat(NamedTuple):
 
 
 _PROBE_WORDS = ("probetool", "probekey", "probevalue")
+_NEXT_WORD = "probenext"
+_CHAT: list[Turn] = [
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "content": _PROBE_WORDS[-1]},
+    {"role": "user", "content": _NEXT_WORD},
+]
 _PROBE_TOOL = {
     "type": "function",
     "function": {
@@ -212,7 +247,7 @@ def _probe(form: _CallFormat) -> list[Turn]:
     return [
         {"role": "user", "content": "?"},
         {"role": "assistant", **form.content, "tool_calls": calls},
-        {"role": "tool", "content": "!", "name": "probetool", "tool_call_id": "call00001"},
+        {"role": "tool", "content": _NEXT_WORD, "name": "probetool", "tool_call_id": "call00001"},
     ]
 
 
@@ -223,6 +258,14 @@ def _arguments_as_text(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- the text of a template
+
+
+def shared_length(one: str, other: str) -> int:
+    """Number of characters that two texts begin with."""
+    if one.startswith(other):
+        return len(other)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
 
 _TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 

@@ -82,7 +82,7 @@ class TokenizerSpec:
         return tokenizer
 
     def _warn_of_split_marker(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        marker, _ = _suffixes(tokenizer)
+        marker = ChatTemplate(tokenizer, str(tokenizer.chat_template)).answer_suffix
         if marker and not _added_ids(tokenizer, marker):
             logger.warning(
                 "Chat template %s ends a turn with %r, which is not a token of %s and gets split; add its markers with "
@@ -151,36 +151,53 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
     The tokenizer's EOS; the token that the chat template puts after an assistant's answer, another one for e.g. Llama-3
     (``<|eot_id|>``) and Gemma (``<end_of_turn>``); and its last one after a tool call, which may be a third (GPT-OSS's
-    ``<|call|>``).
+    ``<|call|>``). Where the template puts nothing there but the header of the next turn, that header's token (GLM's
+    ``<|user|>``).
     """
-    after_answer, after_call = _suffixes(tokenizer)
-    ids = (tokenizer.eos_token_id, *_added_ids(tokenizer, after_answer)[:1], *_last_added_id(tokenizer, after_call))
+    template = _template(tokenizer)
+    ids = [tokenizer.eos_token_id]
+    if template is not None and ends_turns(tokenizer):
+        ids += [*_added_ids(tokenizer, template.answer_suffix)[:1], *_last_added_id(tokenizer, template.call_suffix)]
+    elif template is not None:
+        next_turn = template.inner_call_suffix.removeprefix(template.call_suffix)
+        ids += [*_first_of_header(tokenizer, template.inner_answer_suffix), *_first_of_header(tokenizer, next_turn)]
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the chat template puts after an assistant's answer, otherwise EOS, if there is one."""
-    return next(iter(_added_ids(tokenizer, _suffixes(tokenizer)[0])), tokenizer.eos_token_id)
+    return next(iter(_ends_of_answer(tokenizer)), tokenizer.eos_token_id)
 
 
 def ends_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True if the chat template puts a stop token right after an assistant's answer."""
-    suffix, eos = _suffixes(tokenizer)[0], tokenizer.eos_token
-    return bool(_added_ids(tokenizer, suffix)) or (eos is not None and suffix.startswith(str(eos)))
+    """True if the chat template puts a stop token right after an assistant's last answer."""
+    template, eos = _template(tokenizer), tokenizer.eos_token
+    eos_follows = template is not None and eos is not None and template.answer_suffix.startswith(str(eos))
+    return eos_follows or bool(_ends_of_answer(tokenizer))
 
 
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """All tokens that can close an assistant turn: stop tokens, and those that the template puts after them."""
-    ids = [*end_of_turn_ids(tokenizer), *_added_ids(tokenizer, _suffixes(tokenizer)[0])]
+    """All tokens that can close an assistant turn.
+
+    Stop tokens, those that the template puts after them, and the one that it puts after an answer that is not the last
+    (GPT-OSS's ``<|end|>``).
+    """
+    template = _template(tokenizer)
+    inner = "" if template is None else template.inner_answer_suffix
+    ids = [*end_of_turn_ids(tokenizer), *_ends_of_answer(tokenizer), *_first_of_header(tokenizer, inner)]
     return tuple(map(str, tokenizer.convert_ids_to_tokens(list(dict.fromkeys(ids)))))
 
 
-def _suffixes(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Text that the chat template writes after an answer, and after a tool call; empty without a template."""
+def _ends_of_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The added tokens right after an answer that is the last turn."""
+    template = _template(tokenizer)
+    return [] if template is None else _added_ids(tokenizer, template.answer_suffix)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
     if tokenizer.chat_template is None:
-        return "", ""
-    template = ChatTemplate(tokenizer, str(tokenizer.get_chat_template()))
-    return template.answer_suffix, template.call_suffix
+        return None
+    return ChatTemplate(tokenizer, str(tokenizer.get_chat_template()))
 
 
 def _added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -194,6 +211,11 @@ def _added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         ids.append(first)
         text = text.removeprefix(content).lstrip()
     return ids
+
+
+def _first_of_header(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The added token at the start of what stands between two turns; BOS there begins the next one."""
+    return [token for token in _added_ids(tokenizer, text)[:1] if token != tokenizer.bos_token_id]
 
 
 def _last_added_id(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
-from lion_lightning.models.chat_template import REASONING
+from lion_lightning.data.reports.row_messages import add_warning
+from lion_lightning.models.chat_template import REASONING, shared_length
 
 Span = tuple[int, int]
 Render = Callable[..., str]
@@ -31,6 +32,12 @@ LAST_ONLY = (
 )
 """Fix for a template that renders the last answer correctly, but not earlier ones."""
 
+OTHER_HEADER = (
+    "the model would be asked with what it was not trained on; set tokenizer.template_kwargs (as enable_thinking: "
+    "false), or give the answers what it goes on with"
+)
+"""Fix for a template that asks for an answer otherwise than it renders it."""
+
 
 class AnswerFinder:
     """Finds the answers in the text of one conversation.
@@ -40,10 +47,14 @@ class AnswerFinder:
         render: Renders messages as the text was rendered.
         text: The text of all turns.
         closers: Tokens that end an answer.
+        header: What the template writes before an answer that it asks for behind a user turn.
     """
 
-    def __init__(self, conversation: Conversation, render: Render, text: str, closers: Sequence[str]) -> None:
-        self.messages, self.render, self.text, self.closers = conversation.messages, render, text, closers
+    def __init__(
+        self, conversation: Conversation, render: Render, text: str, closers: Sequence[str], header: str
+    ) -> None:
+        self.messages, self.render, self.text = conversation.messages, render, text
+        self.closers, self.header = closers, header
 
     def spans(self, turn: int) -> list[Span]:
         """The answer of a turn, with what the template writes behind it.
@@ -54,7 +65,13 @@ class AnswerFinder:
         Raises:
             ValueError: It does not stand behind the generation prompt, or its end is not clear.
         """
-        return [(self.start(turn), self._end(turn))]
+        start = self.start(turn)
+        if turn == len(self.messages) - 1:
+            return [(start, len(self.text))]
+        until = self.render(self.messages[: turn + 1])
+        if self.text.startswith(until):
+            return [(start, len(until))]
+        return self._ended_by_words(turn, start, until)
 
     def start(self, turn: int) -> int:
         """Where the answer of a turn begins: behind the generation prompt.
@@ -68,54 +85,69 @@ class AnswerFinder:
         if turn == 0:
             return self._opening()
         prompt = self.render(self.messages[:turn], prompt=True)
-        return len(prompt) if self.text.startswith(prompt) else self._start_behind_words(turn, prompt)
-
-    def _end(self, turn: int) -> int:
-        if turn == len(self.messages) - 1:
-            return len(self.text)
-        until = self.render(self.messages[: turn + 1])
-        return len(until) if self.text.startswith(until) else self._end_behind_words(turn, until)
+        start = len(prompt) if self.text.startswith(prompt) else self._start_behind_words(turn, prompt)
+        # Some templates write the header behind a tool's result, and do not ask with it there.
+        is_unasked = self.text.startswith(self.header, start) and not prompt.endswith(self.header)
+        return start + len(self.header) if is_unasked else start
 
     def _opening(self) -> int:
-        """The start of an answer that opens the conversation.
-
-        Templates rarely render an empty list as they render a prompt. The header is what two such answers share.
-        """
-        openings = [self.render([Message("assistant", word)]) for word in ("a", "b")]
-        header = openings[0][: _shared(*openings)]
-        if self.text.startswith(header):
-            return len(header)
-        return min(_shared(header, self.text), _shared(self.text, self.render(self._without_words(0))))
+        """The start of an answer that opens the conversation: templates rarely render a prompt of no turns."""
+        word = self._first_word(0)
+        at = self.text.rfind(_PIECE.findall(self.header)[0], 0, word) if self.header else word
+        return word if at < 0 else at + _shared_pieces(self.header, self.text[at:])
 
     def _start_behind_words(self, turn: int, prompt: str) -> int:
-        """The start, found by the words before it: what the prompt has behind them, the text has too."""
+        """The start, found by the words before it: behind as much of the generation prompt as stands behind them."""
         others = self._without_words(turn - 1)
         asked, other_text = self.render(others[:turn], prompt=True), self.render(others)
-        header = prompt[len(prompt) - _shared_end(prompt, asked) :]
-        position = len(self.text) - _shared_end(self.text, other_text)
         if prompt == asked or self.text == other_text:
             raise ValueError(f"the chat template leaves out message {turn - 1}, so that the answer to it is not found")
-        if not self.text.startswith(header, position):
-            raise ValueError(self._different_header(turn, prompt, header, self.text[position:]))
-        return position + len(header)
+        header = prompt[len(prompt) - _shared_end(prompt, asked) :]
+        position = len(self.text) - _shared_end(self.text, other_text)
+        shared = shared_length(header, self.text[position:])
+        if shared < len(header):
+            self._warn_of_other_header(turn, prompt, header[shared:])
+            if position + shared != self._first_word(turn):  # else the shared characters end where a marker does
+                shared = _shared_pieces(header, self.text[position:])
+        return position + shared
 
-    def _end_behind_words(self, turn: int, until: str) -> int:
-        """The end, found by the words before it: what follows them in the last turn, as far as it follows them here."""
+    def _first_word(self, turn: int) -> int:
+        """Where the words of a turn begin."""
+        return shared_length(self.text, self.render(self._without_words(turn)))
+
+    def _ended_by_words(self, turn: int, start: int, until: str) -> list[Span]:
+        """An answer whose end is found by its words: what follows them in the last turn, as far as it does here."""
         others = self._without_words(turn)
         short, other_text = self.render(others[: turn + 1]), self.render(others)
         if until == short or self.text == other_text:
             raise ValueError(f"the chat template leaves out the words of message {turn}")
         closing = until[len(until) - _shared_end(until, short) :]
         position = len(self.text) - _shared_end(self.text, other_text)
-        shared = closing[: _shared(closing, self.text[position : position + len(closing)])]
+        shared = closing[: shared_length(closing, self.text[position : position + len(closing)])]
         # Two markers may begin alike, as <|end|> and <|user|> do: then the first of them was cut in two.
         end = position + (len(shared) if shared == closing else self._last_border(shared))
-        if _shared(self.text, self.render(self._without_words(turn + 1))) < end:
-            raise ValueError(
-                f"the chat template writes words of message {turn + 1} into the answer (message {turn}), so it cannot "
-                "be told apart; use another tokenizer.chat_template"
-            )
-        return end
+        if self._first_word(turn + 1) >= end:
+            return [(start, end)]
+        return self._around_results(turn, start, until, (position, end))
+
+    def _around_results(self, turn: int, start: int, until: str, last: Span) -> list[Span]:
+        """An answer in two parts, the call and its text, with what the tools gave between them.
+
+        Args:
+            turn: Index of the answer.
+            start: Its first character.
+            until: The text up to the answer, without results.
+            last: Where its text ends, without and with what closes it.
+        """
+        call = start + _shared_pieces(until[start:], self.text[start:])
+        words = self.messages[turn].content.strip()
+        text = last[0] - len(words)
+        if words and self.text[:start] == until[:start] and self.text.startswith(words, text) and call < text:
+            return [(start, call), (text, last[1])]
+        raise ValueError(
+            f"the chat template writes words of message {turn + 1} into the answer (message {turn}), so it cannot "
+            "be told apart; use another tokenizer.chat_template"
+        )
 
     def _last_border(self, text: str) -> int:
         closed = [text.rfind(closer) + len(closer) for closer in self.closers if closer in text]
@@ -127,16 +159,12 @@ class AnswerFinder:
         messages[turn] = _wordless(messages[turn])
         return messages
 
-    def _different_header(self, turn: int, prompt: str, header: str, there: str) -> str:
-        """Error about an answer that does not stand behind the generation prompt."""
-        part = _shared(header, there)
-        asked, written = header[part : part + 30], there[part : part + 30]
-        last = self.render(self.messages[: turn + 1])
-        fix = "use a tokenizer.chat_template, or chat_template_kwargs, that render an answer as it is asked for"
-        return (
-            f"the generation prompt of the chat template goes on with {asked!r} where the answer (message {turn}) is "
-            f"rendered with {written!r}, so a model would be asked with what it was not trained on; "
-            f"{LAST_ONLY if last.startswith(prompt) and turn < len(self.messages) - 1 else fix}"
+    def _warn_of_other_header(self, turn: int, prompt: str, rest: str) -> None:
+        """Warn of an answer that does not stand behind all of the generation prompt."""
+        last_agrees = turn < len(self.messages) - 1 and self.render(self.messages[: turn + 1]).startswith(prompt)
+        add_warning(
+            f"the generation prompt of the chat template goes on with {rest!r}, which the chat template does not write "
+            f"before the answer: {LAST_ONLY if last_agrees else OTHER_HEADER}"
         )
 
 
@@ -151,6 +179,7 @@ class TaggedAnswers(AnswerFinder):
         render: Renders messages as the text was rendered.
         text: The text of all turns.
         closers: Tokens that end an answer.
+        header: See :class:`AnswerFinder`.
         tagged: What stands between tags, in order.
     """
 
@@ -160,9 +189,10 @@ class TaggedAnswers(AnswerFinder):
         render: Render,
         text: str,
         closers: Sequence[str],
+        header: str,
         tagged: Sequence[Span],
     ) -> None:
-        super().__init__(conversation, render, text, closers)
+        super().__init__(conversation, render, text, closers, header)
         self.tagged = tagged
         self._turns = [turn for turn, message in enumerate(self.messages) if message.role == "assistant"]
         self._headers: dict[str, str] = {}
@@ -186,7 +216,8 @@ class TaggedAnswers(AnswerFinder):
             span = self.tagged[self._turns.index(turn)]
             if not self._takes_in(span, turn + 1):
                 return [span]
-        start, stop = self.start(turn), self._end(turn)
+        parts = super().spans(turn)
+        start, stop = parts[0][0], parts[-1][1]
         return [(first, min(end, stop)) for first, end in self.tagged if start < end and first < stop]
 
     def _takes_in(self, span: Span, turn: int) -> bool:
@@ -260,13 +291,17 @@ def _wordless(message: Message) -> Message:
     return message._replace(content=content, extra=extra or None)
 
 
-def _shared(one: str, other: str) -> int:
-    """Number of characters that two texts begin with."""
-    if one.startswith(other):
-        return len(other)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _shared_pieces(header: str, there: str) -> int:
+    """Number of characters of the markers, words and spaces that two texts begin with."""
+    pieces = takewhile(
+        lambda pair: pair[0] == pair[1], zip(_PIECE.findall(header), _PIECE.findall(there), strict=False)
+    )
+    return sum(len(piece) for piece, _ in pieces)
+
+
+_PIECE = re.compile(r"<[^<>\s]*>|\s+|[^\s<]+|<")
 
 
 def _shared_end(one: str, other: str) -> int:
     """Number of characters that two texts end with."""
-    return _shared(one[::-1], other[::-1])
+    return shared_length(one[::-1], other[::-1])

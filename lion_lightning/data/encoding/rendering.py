@@ -130,14 +130,15 @@ class ChatRenderer:
     def _finder(self, conversation: Conversation) -> AnswerFinder:
         """Finder of the answers in the text of the conversation."""
         render, messages = partial(self._render, conversation), conversation.messages
+        header = self._template(conversation).header(conversation.chat_template_kwargs)
         if not self._template(conversation).tagged:
             text = self._complete(conversation, render(messages))
-            return AnswerFinder(conversation, render, text, self._closers)
+            return AnswerFinder(conversation, render, text, self._closers, header)
         marked = render(messages, marked=True)
         text = self._complete(conversation, marked.replace(MARK, ""))
         if not self._template(conversation).tags_are_transparent and text != render(messages):
             raise ValueError("the chat template alters what it renders inside {% generation %}; move the tags outwards")
-        return TaggedAnswers(conversation, render, text, self._closers, _marked_spans(marked))
+        return TaggedAnswers(conversation, render, text, self._closers, header, _marked_spans(marked))
 
     def _template(self, conversation: Conversation) -> ChatTemplate:
         if self.tokenizer.chat_template is None:

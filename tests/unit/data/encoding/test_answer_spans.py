@@ -106,15 +106,27 @@ def test_thoughts_that_are_shown_in_the_last_turn_only_are_an_error_with_the_way
         encode(byte_level(THINKING + ASKING), talk)
 
 
-def test_a_tool_result_inside_of_the_answer_that_called_is_an_error() -> None:
-    template = (
-        "{{ tools | tojson }}{% for m in messages %}{% if m.role != 'tool' %}<|im_start|>{{ m.role }}\n"
-        "{% if m.tool_calls %}"
-        "<call>{{ m.tool_calls | tojson }}</call>{{ messages[loop.index0 + 1].content if not loop.last }}{% endif %}"
-        "{{ m.content or '' }}<|im_end|>\n{% endif %}{% endfor %}" + ASKING
-    )
-    with pytest.raises(ValueError, match=r"words of message 4 into the answer \(message 3\)"):
-        encode(byte_level(template), calling("Let me look."))
+RESULT_WITHIN = (
+    "{{ tools | tojson }}{% for m in messages %}{% if m.role != 'tool' %}<|im_start|>{{ m.role }}\n"
+    "{% if m.tool_calls %}"
+    "<call>{{ m.tool_calls | tojson }}</call>{{ messages[loop.index0 + 1].content if not loop.last }}{% endif %}"
+    "{{ m.content or '' }}<|im_end|>\n{% endif %}{% endfor %}" + ASKING
+)
+
+
+def test_a_tool_result_inside_of_the_answer_that_called_is_no_target() -> None:
+    tokenizer = byte_level(RESULT_WITHIN)
+    first, call, words, last = trained(tokenizer, encode(tokenizer, calling("Let me look.")))
+    assert (first, words, last) == ("world<|im_end|>", "Let me look.<|im_end|>", "It is.<|im_end|>")
+    assert call.startswith('<call>[{"type": "function"')
+    assert call.endswith("</call>")
+
+
+def test_a_tool_result_behind_a_call_without_words_is_no_target() -> None:
+    tokenizer = byte_level(RESULT_WITHIN)
+    with collect_messages() as notes:
+        assert trained(tokenizer, encode(tokenizer, calling()))[1].endswith("}]</call>")
+    assert notes["warning"] == {NO_END: 1}
 
 
 # --- the generation prompt
@@ -137,14 +149,26 @@ WORDS = "{{ m.content }}<|im_end|>"
 
 
 @pytest.mark.parametrize("template", [tagged(WORDS) + OPENED, PLAIN_CHATML.replace(ASKING, OPENED)])
-def test_an_answer_that_is_asked_for_otherwise_than_it_is_rendered_is_an_error_that_says_where(template: str) -> None:
+def test_an_answer_that_is_asked_for_otherwise_than_it_is_rendered_is_warned_of(template: str) -> None:
     tokenizer = byte_level(template)
-    with pytest.raises(
-        ValueError, match=r"goes on with '<think>\\n' where the answer \(message 1\) .* 'world<\|im_end"
-    ):
-        encode(tokenizer, chat("Hello", "world"))
-    thought = chat("Hello", "<think>\nhm</think>world")
-    assert trained(tokenizer, encode(tokenizer, thought)) == ["hm</think>world<|im_end|>"]
+    with collect_messages() as notes:
+        assert trained(tokenizer, encode(tokenizer, chat("Hello", "world"))) == ["world<|im_end|>"]
+    ((text, count),) = notes["warning"].items()
+    assert (text[:67], count) == ("the generation prompt of the chat template goes on with '<think>\\n'", 1)
+    assert "set tokenizer.template_kwargs (as enable_thinking: false)" in text
+    with collect_messages() as notes:
+        thought = chat("Hello", "<think>\nhm</think>world")
+        assert trained(tokenizer, encode(tokenizer, thought)) == ["hm</think>world<|im_end|>"]
+    assert not notes["warning"]
+
+
+def test_earlier_answers_that_lack_what_the_last_one_has_are_warned_of_with_the_way_out() -> None:
+    tokenizer = byte_level(THINKING + OPENED)
+    with collect_messages() as notes:
+        assert trained(tokenizer, encode(tokenizer, ROUND)) == ["world<|im_end|>", "\n</think>\n\nyes<|im_end|>"]
+    ((text, count),) = notes["warning"].items()
+    assert "each_answer" in text
+    assert count == 1
 
 
 def test_what_tags_take_in_of_the_generation_prompt_is_not_trained() -> None:
