@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template  # by which transformers renders
 
 from lion_lightning.errors import first_line
-from lion_lightning.models.chat_template import ChatTemplate
+from lion_lightning.models.chat_template import ChatTemplate, with_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ class TokenizerSpec:
             Jinja file, or Jinja text.
         special_tokens: Special tokens to add if the tokenizer lacks them; the model's embeddings grow with them.
         eos_token: EOS token instead of the tokenizer's own; it must be in the vocabulary or in ``special_tokens``.
+        template_kwargs: Variables of the chat template, as ``{"enable_thinking": False}``, for training, sampling and
+            whoever uses an export: they are written into the template as its defaults. A row's ``chat_template_kwargs``
+            win over them.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Run code that comes with the tokenizer.
     """
@@ -40,6 +45,7 @@ class TokenizerSpec:
     chat_template: str | None = None
     special_tokens: tuple[str, ...] = ()
     eos_token: str | None = None
+    template_kwargs: dict[str, Any] | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -62,7 +68,25 @@ class TokenizerSpec:
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
             self._warn_of_split_marker(tokenizer)
+        if self.template_kwargs:
+            self._set_template_kwargs(tokenizer, self.template_kwargs)
         return tokenizer
+
+    def _set_template_kwargs(self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> None:
+        templates: Any = tokenizer.chat_template  # a text, or texts by name
+        if not templates:
+            raise ValueError(
+                f"tokenizer.template_kwargs: {self.path!r} has no chat template to give them to; set "
+                f"tokenizer.chat_template: {' | '.join(CHAT_TEMPLATES)} or a jinja file"
+            )
+        named = templates if isinstance(templates, dict) else {"": templates}
+        for name in variables:
+            if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in named.values()):
+                logger.warning(
+                    "Not used: tokenizer.template_kwargs sets %s, which the chat template does not read.", name
+                )
+        set_ones = {name: with_defaults(text, variables, "tokenizer.template_kwargs") for name, text in named.items()}
+        tokenizer.chat_template = set_ones if isinstance(templates, dict) else set_ones[""]
 
     def _pretrained(self) -> PreTrainedTokenizerBase:
         if self.path.startswith((".", "/", "~")) and not os.path.exists(os.path.expanduser(self.path)):

@@ -83,9 +83,10 @@ def tokenizer_settings(spec: TokenizerSpec) -> Settings:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     texts = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     known = {name: part for name, part in texts.items() if name not in ("truncation", "padding")}
+    template = f"{spec.chat_template or 'its own'}{f' with {spec.template_kwargs}' if spec.template_kwargs else ''}"
     return {
         "model.tokenizer.path": f"{spec.path} {_digest(json.dumps(known, sort_keys=True))}",
-        "model.tokenizer.chat_template": f"{spec.chat_template or 'its own'} {_digest(str(tokenizer.chat_template))}",
+        "model.tokenizer.chat_template": f"{template} {_digest(str(tokenizer.chat_template))}",
         "model.tokenizer.eos_token": f"{tokenizer.eos_token} {_digest(str(tokenizer.special_tokens_map))}",
     }
 

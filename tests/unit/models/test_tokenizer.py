@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -139,3 +141,62 @@ def test_a_damaged_tokenizer_file_is_one_line_that_names_the_folder(folder: str,
     with pytest.raises(ValueError, match=r"tokenizer.path: cannot load a tokenizer from .*tokenizer'") as caught:
         TokenizerSpec(folder).load()
     assert "\n" not in str(caught.value)
+
+
+# --- variables of the template
+
+MOODY = "\n{% for m in messages %}{{ m.content }} {{ mood }} {{ sizes | tojson }};{% endfor %}"
+
+
+def moody(folder: str, template: str, **variables: object) -> TokenizerSpec:
+    return TokenizerSpec(folder, template, template_kwargs=variables or None)
+
+
+def test_variables_of_the_template_are_its_defaults_and_change_nothing_else(folder: str, tmp_path: Path) -> None:
+    tokenizer = moody(folder, MOODY, mood="sad 'é🦁\n", sizes=[1, {"a": None, "b": True}]).load()
+    said = '\nHi sad \'é🦁\n [1, {"a": null, "b": true}];'
+    assert tokenizer.apply_chat_template([USER], tokenize=False) == said
+    given: Any = tokenizer.apply_chat_template([USER], tokenize=False, mood="gay")
+    assert given == said.replace("sad 'é🦁\n", "gay")
+    tokenizer.save_pretrained(tmp_path / "export")  # so that whoever loads an export has them too
+    saved = TokenizerSpec(str(tmp_path / "export"))
+    assert saved.load().apply_chat_template([USER], tokenize=False) == said
+    assert "Hi new [1" in str(
+        replace(saved, template_kwargs={"mood": "new"}).load().apply_chat_template([USER], tokenize=False)
+    )
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+def test_a_template_with_defaults_renders_as_without(folder: str, template: str) -> None:
+    plain, own = TokenizerSpec(folder, template).load(), moody(folder, template, enable_thinking=False).load()
+    for prompt in (True, False):
+        texts = [
+            one.apply_chat_template([USER, ANSWER], tokenize=False, add_generation_prompt=prompt)
+            for one in (plain, own)
+        ]
+        assert texts[0] == texts[1]
+
+
+def test_variables_that_the_template_does_not_read_are_warned_of(folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    moody(folder, MOODY, mood="", enable_thinking=False).load()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Not used: tokenizer.template_kwargs sets enable_thinking, which the chat template does not read."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"tools": []}, "tokenizer.template_kwargs sets 'tools', which it may not set"),
+        ({"a b": 1}, "tokenizer.template_kwargs sets 'a b', which cannot be the name of a variable"),
+        ({"mood": object()}, "tokenizer.template_kwargs holds a object; give text, numbers"),
+    ],
+)
+def test_variables_that_cannot_be_set_are_refused(folder: str, variables: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        moody(folder, MOODY, **variables).load()
+
+
+def test_variables_without_a_template_are_refused(folder: str) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.template_kwargs: .* has no chat template to give them to"):
+        TokenizerSpec(folder, template_kwargs={"mood": "sad"}).load()

@@ -279,7 +279,7 @@ def test_settings_of_the_template_are_handed_to_it() -> None:
         encode(byte_level(), talk)
     assert notes["warning"] == {"not used: 'mood' of chat_template_kwargs, which the chat template does not read": 1}
     for name in ("tokenize", "tools", "add_generation_prompt"):
-        with pytest.raises(ValueError, match=rf"data\.jsonl:1: chat_template_kwargs sets '{name}', which rows may not"):
+        with pytest.raises(ValueError, match=rf"data\.jsonl:1: chat_template_kwargs sets '{name}', which it may not"):
             encode(tokenizer, talk._replace(chat_template_kwargs={name: True}))
 
 
