@@ -45,18 +45,24 @@ class SampleSegment(NamedTuple):
         parent: Index of the parent among the sample's segments; -1 for none.
         weights: What each target counts in the loss, shape ``(tokens,)``, above 0; without meaning where a token is no
             target. None where all count 1.
+        reasoning: Whether each token belongs to the reasoning of an answer, shape ``(tokens,)``; None where none does.
+            It says what a token is, not whether it is trained.
     """
 
     input_ids: npt.NDArray[np.int32]
     supervised: npt.NDArray[np.bool_]
     parent: int = -1
     weights: npt.NDArray[np.float32] | None = None
+    reasoning: npt.NDArray[np.bool_] | None = None
 
     def part(self, start: int, stop: int) -> SampleSegment:
         """Tokens ``start`` to ``stop`` alone."""
-        weights = None if self.weights is None else self.weights[start:stop]
-        return self._replace(
-            input_ids=self.input_ids[start:stop], supervised=self.supervised[start:stop], weights=weights
+        return SampleSegment(
+            self.input_ids[start:stop],
+            self.supervised[start:stop],
+            self.parent,
+            None if self.weights is None else self.weights[start:stop],
+            None if self.reasoning is None else self.reasoning[start:stop],
         )
 
 

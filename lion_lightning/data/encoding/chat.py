@@ -48,12 +48,14 @@ class ChatEncoder:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, mask: Mask = "assistant", train_reasoning: bool = True
     ) -> None:
-        self.tokenizer = tokenizer
+        if mask == "none" and not train_reasoning:
+            raise ValueError("train_reasoning: false leaves something out, and mask: none trains all; change one")
+        self.tokenizer, self.train_reasoning = tokenizer, train_reasoning
         self._tokens = TokenBoundaries(tokenizer)
         # [bos] if the tokenizer puts BOS before a text, else nothing
         self._bos = [token for token in tokenizer.encode("")[:1] if token == tokenizer.bos_token_id]
         self._renderer = ChatRenderer(tokenizer)
-        self._supervision = Supervision(self._renderer, mask, train_reasoning)
+        self._supervision = Supervision(self._renderer, mask)
 
     def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[SampleSegment]:
         """Encode a batch, one segment per example.
@@ -99,7 +101,7 @@ class ChatEncoder:
         """
         templated = isinstance(prompt, Conversation)
         text = self._renderer.prompt(prompt) if isinstance(prompt, Conversation) else prompt.prompt
-        draft = Draft(text, (), 0, templated, texts(prompt), (0,)).checked()
+        draft = Draft(text, (), (), 0, templated, texts(prompt), (0,)).checked()
         ids = self._tokens.encode([text])[0].ids
         self._check_bos(draft, ids)
         return text, ids if templated or ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
@@ -117,7 +119,7 @@ class ChatEncoder:
         parts = {
             "version": _VERSION,
             "mask": self._supervision.mask,
-            "train_reasoning": self._supervision.train_reasoning,
+            "train_reasoning": self.train_reasoning,
             "backend": self._tokens.backend.to_str(),
             "bos": self._bos,
             "chat_template": self.tokenizer.chat_template,
@@ -152,20 +154,30 @@ class ChatEncoder:
     def _mask(self, draft: Draft, encoding: Tokens) -> tuple[SampleSegment, int]:
         """Tokens with their mask, and the number of those before the answer."""
         ids, length = encoding.ids, len(draft.text)
-        weights = np.zeros(len(ids), dtype=np.float32)
+        weights, reasoning = np.zeros(len(ids), dtype=np.float32), np.zeros(len(ids), dtype=np.bool_)
         for start, end, weight in draft.targets:
             weights[first_token(encoding, start, length) : first_token(encoding, end, length)] = weight
+        for start, end in draft.reasoning:
+            reasoning[first_token(encoding, start, length) : first_token(encoding, end, length)] = True
+        if not self.train_reasoning:
+            weights[reasoning] = 0.0
         before = first_token(encoding, draft.start, length)
         if not draft.templated:
             bos, eos = self._missing_bos_eos(ids)
             full = weights.all()  # BOS is trained where all of the text is
             weights = np.concatenate([np.full(len(bos), full, np.float32), weights, np.ones(len(eos), np.float32)])
+            reasoning = np.pad(reasoning, (len(bos), len(eos)))
             ids = [*bos, *ids, *eos]
             before += len(bos)
         self._check_bos(draft, ids)
         supervised = weights > 0
-        segment = SampleSegment(np.array(ids, dtype=np.int32), supervised)
-        return segment if (weights[supervised] == 1.0).all() else segment._replace(weights=weights), before
+        segment = SampleSegment(
+            np.array(ids, dtype=np.int32),
+            supervised,
+            weights=None if (weights[supervised] == 1.0).all() else weights,
+            reasoning=reasoning if reasoning.any() else None,
+        )
+        return segment, before
 
     def _missing_bos_eos(self, ids: list[int]) -> tuple[list[int], list[int]]:
         eos = self.tokenizer.eos_token_id

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import singledispatchmethod
 from typing import Any, Literal, NamedTuple, get_args
 
-from lion_lightning.data.encoding.rendering import Answer, ChatRenderer
+from lion_lightning.data.encoding.answer_spans import Span
+from lion_lightning.data.encoding.rendering import ChatRenderer
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text
 
 Mask = Literal["assistant", "completion", "last_turn", "none"]
@@ -30,6 +31,7 @@ class Draft(NamedTuple):
     Attributes:
         text: All of it.
         targets: The characters to train.
+        reasoning: The characters of reasoning, with the marks and the white space around it.
         start: Where the answer begins.
         templated: Whether a chat template has written it; else BOS and EOS are still to be added.
         parts: The texts of the row that it is made of.
@@ -38,6 +40,7 @@ class Draft(NamedTuple):
 
     text: str
     targets: Sequence[Target]
+    reasoning: Sequence[Span]
     start: int
     templated: bool
     parts: Sequence[str]
@@ -57,23 +60,20 @@ class Draft(NamedTuple):
 
 
 class Supervision:
-    """Renders examples and finds what of them is trained.
+    """Renders examples and finds what of them is trained, and what is reasoning.
 
     Args:
         renderer: Renders conversations.
         mask: See :class:`~lion_lightning.data.encoding.chat.ChatEncoder`.
-        train_reasoning: See there.
 
     Raises:
-        ValueError: The mask is unknown, or ``none`` is to leave out the reasoning.
+        ValueError: The mask is unknown.
     """
 
-    def __init__(self, renderer: ChatRenderer, mask: Mask, train_reasoning: bool) -> None:
+    def __init__(self, renderer: ChatRenderer, mask: Mask) -> None:
         if mask not in get_args(Mask):
             raise ValueError(f"mask: {mask!r} is unknown; choose {', '.join(get_args(Mask))}")
-        if mask == "none" and not train_reasoning:
-            raise ValueError("train_reasoning: false leaves something out, and mask: none trains all; change one")
-        self.renderer, self.mask, self.train_reasoning = renderer, mask, train_reasoning
+        self.renderer, self.mask = renderer, mask
 
     def draft(self, example: Example) -> Draft:
         """The text of an example, and what of it is trained.
@@ -98,11 +98,9 @@ class Supervision:
 
     def _plain(self, text: str, start: int, parts: Sequence[str]) -> Draft:
         """Text without a template, all of it trained from ``start`` on."""
-        targets, at = [], start
-        for reasoning in () if self.train_reasoning else _REASONING.finditer(text[start:]):
-            targets.append(Target(at, start + reasoning.start()))
-            at = _behind(text, start + reasoning.end())
-        return Draft(text, [*targets, Target(at, len(text))], start, False, parts, (start,))
+        found = _REASONING.finditer(text[start:]) if "</think>" in text else ()
+        reasoning = [(start + each.start(), _behind(text, start + each.end())) for each in found]
+        return Draft(text, [Target(start, len(text))], reasoning, start, False, parts, (start,))
 
     @_draft.register
     def _(self, example: Conversation) -> Draft:
@@ -111,13 +109,17 @@ class Supervision:
             if any(turn.weight != 1.0 for turn in messages):
                 raise ValueError("the row gives a turn a weight of its own, and mask: none trains all of it alike")
             text = self.renderer.render(example)
-            return Draft(text, [Target(0, len(text))], 0, True, texts(example), (0,))
+            return Draft(text, [Target(0, len(text))], (), 0, True, texts(example), (0,))
         text, answers, start = self.renderer.answers(example, self._first_target(example))
-        targets = [
-            target for answer in answers for target in self._targets(answer, text, messages[answer.message].weight)
-        ]
-        starts = {start, *(first for answer in answers for first, _ in answer.spans)}
-        return Draft(text, targets, start, True, texts(example), sorted(starts))
+        targets, reasoning, starts = [], [], {start}
+        for answer in answers:
+            targets += [Target(*span, messages[answer.message].weight) for span in answer.spans]
+            starts.update(first for first, _ in answer.spans)
+            # A template's empty block, of an answer without reasoning, is no more a part of the answer than a full one.
+            empty = _NO_REASONING.match(text, *answer.spans[0])
+            if found := answer.reasoning or (empty and empty.span()):
+                reasoning.append((found[0], _behind(text, found[1])))
+        return Draft(text, targets, reasoning, start, True, texts(example), sorted(starts))
 
     def _first_target(self, example: Conversation) -> int:
         """Index of the message from which on assistant turns are trained."""
@@ -126,16 +128,6 @@ class Supervision:
         if self.mask == "completion" and example.prompt_turns is not None:
             return example.prompt_turns
         return max((number for number, turn in enumerate(example.messages) if turn.role == "assistant"), default=0)
-
-    def _targets(self, answer: Answer, text: str, weight: float) -> Iterable[Target]:
-        """The characters of an answer, or those behind its reasoning and the white space there."""
-        behind = 0
-        if not self.train_reasoning:
-            empty = _NO_REASONING.match(text, *answer.spans[0])
-            behind = _behind(text, answer.reasoning[1] if answer.reasoning else empty.end() if empty else 0)
-        for start, end in answer.spans:
-            if end > behind:
-                yield Target(max(start, behind), end, weight)
 
 
 def _behind(text: str, end: int) -> int:

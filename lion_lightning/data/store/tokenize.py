@@ -249,7 +249,7 @@ def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
         pa.ListArray.from_arrays(offsets, pa.array(ids)),
         pa.ListArray.from_arrays(offsets, pa.array(mask)),
         pa.array(lengths, pa.list_(pa.int32())),
-        pa.array([_weight_runs(segments) for segments in samples], SCHEMA.field("weights").type),
+        pa.array([_runs(segments) for segments in samples], SCHEMA.field("runs").type),
         pa.array(content, pa.binary(16)),
         pa.array(group, pa.binary(16)),
         pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
@@ -258,11 +258,17 @@ def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
     return pa.record_batch(columns, schema=SCHEMA)
 
 
-def _weight_runs(segments: tuple[SampleSegment, ...]) -> list[dict[str, Any]] | None:
-    """Runs of an example's tokens that count alike; None where all count 1."""
-    if all(segment.weights is None for segment in segments):
+def _runs(segments: tuple[SampleSegment, ...]) -> list[dict[str, Any]] | None:
+    """Runs of an example's tokens that count alike and are reasoning or not; None where all count 1 and none is."""
+    if all(segment.weights is None and segment.reasoning is None for segment in segments):
         return None
-    parts = [np.ones(len(part.input_ids)) if part.weights is None else part.weights for part in segments]
-    weights = np.concatenate(parts)
-    stops = [*(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(weights)]
-    return [{"stop": stop, "weight": weights[stop - 1]} for stop in stops]
+    weights = np.ones(sum(len(segment.input_ids) for segment in segments), np.float32)
+    reasoning = np.zeros(len(weights), np.bool_)
+    start = 0
+    for segment in segments:
+        part, start = slice(start, start + len(segment.input_ids)), start + len(segment.input_ids)
+        weights[part] = 1.0 if segment.weights is None else segment.weights
+        reasoning[part] = False if segment.reasoning is None else segment.reasoning
+    changes = np.flatnonzero((np.diff(weights) != 0) | np.diff(reasoning))
+    lasts = [*changes.tolist(), len(weights) - 1]
+    return [{"stop": last + 1, "weight": weights[last], "reasoning": reasoning[last]} for last in lasts]

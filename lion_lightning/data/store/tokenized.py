@@ -25,14 +25,14 @@ SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
         ("segment_lengths", pa.list_(pa.int32())),
-        ("weights", pa.list_(pa.struct([("stop", pa.int32()), ("weight", pa.float32())]))),
+        ("runs", pa.list_(pa.struct([("stop", pa.int32()), ("weight", pa.float32()), ("reasoning", pa.bool_())]))),
         ("digest", pa.binary(16)),
         ("group", pa.binary(16)),
         ("margin", pa.float64()),
         ("where", pa.string()),
     ]
 )
-"""Columns of a shard. ``weights`` are runs of tokens that count alike, each up to ``stop``; null where all count 1."""
+"""Columns of a shard. ``runs`` are of tokens that are alike, each up to ``stop``; null without weights or reasoning."""
 
 _MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "tokens": str, "messages": dict}
 """Keys of a shard's manifest: counts, size, checksum, a hash of its tokens, counted messages about the rows."""
@@ -124,15 +124,15 @@ def tokens_digest(batches: Iterable[Any]) -> str:
     Args:
         batches: Its record batches.
     """
-    ids, targets, lengths, weights = (blake2b(digest_size=16) for _ in range(4))
+    ids, targets, lengths, runs = (blake2b(digest_size=16) for _ in range(4))
     for batch in batches:
         ids.update(batch["input_ids"].values.to_numpy())
         targets.update(batch["supervised"].values.to_numpy(zero_copy_only=False))
         lengths.update(batch["segment_lengths"].values.to_numpy())
-        weights.update(batch["weights"].is_valid().to_numpy(zero_copy_only=False))
-        for numbers in batch["weights"].flatten().flatten():
-            weights.update(numbers.to_numpy())
-    digests = [digest.digest() for digest in (ids, targets, lengths, weights)]
+        runs.update(batch["runs"].is_valid().to_numpy(zero_copy_only=False))
+        for column in batch["runs"].flatten().flatten():
+            runs.update(column.to_numpy(zero_copy_only=False))
+    digests = [digest.digest() for digest in (ids, targets, lengths, runs)]
     return blake2b(b"".join(digests), digest_size=16).hexdigest()
 
 
@@ -155,12 +155,13 @@ def _shard_paths(folder: Path) -> list[Path]:
     return [shard_path(folder, number, count) for number in range(count)]
 
 
-def _token_weights(runs: Any) -> npt.NDArray[np.float32] | None:
-    """Weights of all tokens of an example, from their runs; None where all count 1."""
-    if not runs.is_valid:
-        return None
-    stops, weights = (numbers.to_numpy() for numbers in runs.values.flatten())
-    return np.repeat(weights, np.diff(stops, prepend=0))
+def _with_runs(segment: SampleSegment, runs: Any, start: int, stop: int) -> SampleSegment:
+    """Tokens ``start`` to ``stop`` of an example, with what its runs say of them."""
+    stops, weights, reasoning = (column.to_numpy(zero_copy_only=False) for column in runs.flatten())
+    run = np.repeat(np.arange(len(stops)), np.diff(stops, prepend=0))[start:stop]  # of each token
+    return segment._replace(
+        weights=None if (weights == 1.0).all() else weights[run], reasoning=reasoning[run] if reasoning.any() else None
+    )
 
 
 class TokenBatches:
@@ -190,7 +191,7 @@ class TokenBatches:
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]
         self._masks = [batch["supervised"].values for batch in batches]
-        self._weights = [batch["weights"] for batch in batches]
+        self._runs = [batch["runs"] for batch in batches]
         self._where = [batch["where"] for batch in batches]
         self._batches = batches
 
@@ -235,12 +236,10 @@ class TokenBatches:
         batch = bisect_right(self._starts, row) - 1
         first = int(self._offsets[batch][row - self._starts[batch]])
         mask = self._masks[batch].slice(first + start, stop - start)
-        weights = _token_weights(self._weights[batch][row - self._starts[batch]])
-        return SampleSegment(
-            self._ids[batch][first + start : first + stop],
-            mask.to_numpy(zero_copy_only=False),
-            weights=None if weights is None else weights[start:stop],
-        )
+        ids = self._ids[batch][first + start : first + stop]
+        segment = SampleSegment(ids, mask.to_numpy(zero_copy_only=False))
+        runs = self._runs[batch][row - self._starts[batch]]
+        return _with_runs(segment, runs.values, start, stop) if runs.is_valid else segment
 
     def where(self, row: int) -> str:
         """File and line of the raw row that example ``row`` was made from."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,26 +11,23 @@ from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
-from lion_lightning.printing import harmless, literal
+from lion_lightning.printing import literal
 from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.tools.inspect.marks import legend, marked, targets
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
     from lion_lightning.data.base import PackedDataModule
     from lion_lightning.types import SampleSegment
 
-_OPEN, _CLOSE = "[[", "]]"  # around supervised text without colors
-
 
 def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     """Print statistics of each source and of packing, and the loss masks of a few documents or pairs.
 
-    Supervised text is bold green and masked text dim. Without colors (``NO_COLOR``, or no terminal) supervised text is
-    enclosed in ``[[`` and ``]]``.
+    How trained text, its weight and reasoning are told apart, see :mod:`~lion_lightning.tools.inspect.marks`.
 
     Args:
         datamodule: The data module; its sources are tokenized if needed.
@@ -93,16 +89,24 @@ def _packing(datamodule: PackedDataModule, mixture: Mixture) -> list[str]:
 
 def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture, rows: int) -> None:
     documents = mixture.documents
-    plain = console.no_color or not console.is_terminal
-    for position in _spread(documents, rows):
+    colors = console.is_terminal and not console.no_color
+    positions = _spread(documents, rows)
+    if positions:
+        console.print(legend(colors))
+        console.print()
+    for position in positions:
         sample = documents[position]
-        heading = f"--- {sample.source} ({documents.where(position)}), {sample.length:,} tokens"
-        console.print(literal(heading))
+        console.print(literal(f"--- {sample.source} ({documents.where(position)}), {_counts(*sample.segments)}"))
         for piece, name in zip(sample.segments, ("", "chosen", "rejected"), strict=False):
             if name:
-                console.print(f"--- {name}, {len(piece.input_ids):,} tokens", highlight=False, markup=False)
-            console.print(_marked(tokenizer, piece, plain))
+                console.print(literal(f"--- {name}, {_counts(piece)}"))
+            console.print(marked(tokenizer, piece, colors))
         console.print()
+
+
+def _counts(*pieces: SampleSegment) -> str:
+    tokens = sum(len(piece.input_ids) for piece in pieces)
+    return f"{tokens:,} tokens, {sum(int(targets(piece).sum()) for piece in pieces):,} of them trained"
 
 
 def _spread(documents: Documents, rows: int) -> list[int]:
@@ -112,18 +116,3 @@ def _spread(documents: Documents, rows: int) -> list[int]:
         share = -(-rows // len(documents.bounds))
         chosen += np.linspace(low, high, share, endpoint=False, dtype=int).tolist() if low < high else []
     return list(dict.fromkeys(chosen))
-
-
-def _marked(tokenizer: PreTrainedTokenizerBase, piece: SampleSegment, plain: bool) -> Text:
-    """The text of a piece, its trained runs marked; the first token of a root has nothing to be predicted from."""
-    from rich.text import Text
-
-    text = Text()
-    trained = piece.supervised & ((np.arange(len(piece.input_ids)) > 0) | (piece.parent >= 0))
-    for supervised, run in groupby(
-        zip(trained.tolist(), piece.input_ids.tolist(), strict=True), key=lambda pair: pair[0]
-    ):
-        words = str(tokenizer.decode([token for _, token in run], clean_up_tokenization_spaces=False))
-        marked = f"{_OPEN}{words}{_CLOSE}" if supervised and plain else words
-        text.append(harmless(marked), style="bold green" if supervised else "dim")
-    return text

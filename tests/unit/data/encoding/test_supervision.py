@@ -202,7 +202,9 @@ def test_nothing_can_be_left_out_where_nothing_is_masked() -> None:
 
 
 def test_a_part_of_a_segment_keeps_its_weights() -> None:
-    piece = SampleSegment(np.arange(4, dtype=np.int32), np.ones(4, bool), -1, np.array([1, 2, 3, 4], np.float32))
-    ids, supervised, parent, weights = piece.part(1, 3)
-    assert weights is not None
-    assert (ids.tolist(), supervised.tolist(), parent, weights.tolist()) == ([1, 2], [True, True], -1, [2, 3])
+    weights, reasoning = np.array([1, 2, 3, 4], np.float32), np.arange(4) == 2
+    part = SampleSegment(np.arange(4, dtype=np.int32), reasoning, 5, weights, reasoning).part(1, 3)
+    assert part.weights is not None
+    assert part.reasoning is not None
+    assert (part.input_ids.tolist(), part.supervised.tolist(), part.parent) == ([1, 2], [False, True], 5)
+    assert (part.weights.tolist(), part.reasoning.tolist()) == ([2, 3], [False, True])

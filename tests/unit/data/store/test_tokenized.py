@@ -352,6 +352,23 @@ def test_weights_are_kept_a_run_and_not_a_token(write: Write, tmp_path: Path) ->
     assert size("1" * 4000 + "4" * 4000) - size("a" * 8000) < 256  # two runs, padded, where a float a token is 32,000
 
 
+def test_reasoning_is_read_as_it_was_found_next_to_weights_and_alone(write: Write, tmp_path: Path) -> None:
+    class Reasoning(Weighted):
+        def _one(self, example: Example) -> SampleSegment:
+            piece = super()._one(example)
+            thought = np.isin(piece.input_ids, [ord("1"), ord("b")])
+            return piece._replace(reasoning=thought if thought.any() else None)
+
+    table = tokenize(write({"text": "1144"}, {"text": "abb"}, {"text": "ac"}), Reasoning(), tmp_path)
+    pieces = [table.segment(row, 0, length) for row, (length,) in enumerate(table.segment_lengths.tolist())]
+    found = [None if piece.reasoning is None else piece.reasoning.tolist() for piece in pieces]
+    assert found == [[True, True, False, False], [False, True, True], None]
+    assert [piece.weights is None for piece in pieces] == [False, True, True]
+    part = table.segment(1, 0, 2).reasoning
+    assert part is not None
+    assert part.tolist() == [False, True]
+
+
 def test_other_weights_are_other_tokens(write: Write, tmp_path: Path) -> None:
     class Doubled(Weighted):
         def _one(self, example: Example) -> SampleSegment:

@@ -80,6 +80,68 @@ def test_with_colours_the_trained_text_is_bold_green(
     assert "[[Hello<|im_end|>]]" in re.sub(r"\x1b\[[0-9;]*m", "", printed(source))
 
 
+def write_rows(path: Path, *rows: Any) -> Source:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Source(str(path), name=path.stem)
+
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n"
+    "{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def answers(*said: dict[str, Any]) -> dict[str, Any]:
+    """A row of a round for each answer."""
+    asked = {"role": "user", "content": "?"}
+    return {"messages": [turn for each in said for turn in (asked, {"role": "assistant", **each})]}
+
+
+def test_a_weight_other_than_1_is_said_and_what_the_row_excludes_is_context(printed: Printed, tmp_path: Path) -> None:
+    half, none, double = ({"content": text, "weight": weight} for text, weight in (("a", 0.5), ("b", 0), ("c", 2)))
+    output = printed(write_rows(tmp_path / "one.jsonl", answers(half, none, double, {"content": "d"})))
+    shown = output[output.index("--- one") :]
+    assert re.findall(r"assistant\n(.*)\n", shown) == [
+        "[[0.5: a<|im_end|>]]",
+        "b<|im_end|>",
+        "[[2: c<|im_end|>]]",
+        "[[d<|im_end|>]]",
+    ]
+    assert "6 of them trained" in shown  # three letters, each with <|im_end|>
+    assert (
+        "Marks: [[trained]]  [[0.5: trained with this weight]]  [[reasoning: trained]]  ((reasoning: not tr" in output
+    )
+
+
+@pytest.mark.parametrize(("train_reasoning", "marks"), [(True, ("[[", "]]")), (False, ("((", "))"))])
+def test_reasoning_is_told_apart_from_the_answer(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_reasoning: bool, marks: tuple[str, str]
+) -> None:
+    made = byte_tokenizer()
+    made.chat_template = THINKING
+    monkeypatch.setitem(globals(), "tokenizer", lambda: made)
+    row = answers({"content": "four", "reasoning_content": "2+2"}, {"content": "<think>3+3</think>six"})
+    output = printed(write_rows(tmp_path / "one.jsonl", row), train_reasoning=train_reasoning)
+    opening, closing = marks
+    assert f"assistant\n{opening}reasoning: <think>\n2+2\n</think>\n\n{closing}[[four<|im_end|>]]\n" in output
+    assert f"assistant\n{opening}reasoning: <think>3+3</think>{closing}[[six<|im_end|>]]\n" in output
+
+
+def test_colors_say_weights_and_reasoning_without_brackets(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    said = {"content": "<think>3+3</think>six", "weight": 0.5}
+    output = printed(write_rows(tmp_path / "one.jsonl", answers(said)))
+    assert "\x1b[1;7;36m0.5, reasoning: \x1b[0m\x1b[1;36m<think>3+3</think>\x1b[0m" in output
+    assert "\x1b[1;7;32m0.5: \x1b[0m\x1b[1;32msix<|im_end|>\x1b[0m" in output
+    assert "[[" not in output
+    assert "((" not in output
+
+
 def test_long_lines_of_a_document_are_not_broken(printed: Printed, tmp_path: Path) -> None:
     answer = "word " * 100
     assert f"[[{answer}<|im_end|>]]" in printed(write(tmp_path / "one.jsonl", ("Hi", answer)))
@@ -143,8 +205,8 @@ def test_both_answers_of_a_pair_are_marked_and_their_prompt_is_not(printed: Prin
     assert "one.jsonl:1)" in output
     answers = re.search(
         r"<\|im_start\|>user\nIs \[this\] it\?<\|im_end\|>\n<\|im_start\|>assistant\n+"
-        r"--- chosen, \d+ tokens\n\[\[Yes, \[bold\]it\[/bold\] is\.<\|im_end\|>\]\]\n+"
-        r"--- rejected, \d+ tokens\n\[\[No\.<\|im_end\|>\]\]\n",
+        r"--- chosen, \d+ tokens, \d+ of them trained\n\[\[Yes, \[bold\]it\[/bold\] is\.<\|im_end\|>\]\]\n+"
+        r"--- rejected, \d+ tokens, \d+ of them trained\n\[\[No\.<\|im_end\|>\]\]\n",
         output,
     )
     assert answers is not None
