@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 HIDDEN = "***"
 
 _SECRET = r"api[_-]?(?:key|token)|access[_-]?(?:key|token)|(?:auth|hf)[_-]?token|passw(?:or)?d|passphrase|secret"
+# A URL's user, or its user and password, in which a slash may stand.
 _USER = re.compile(r"(?<=://)(?:[^\s'\"<>/]*|[^\s'\"<>/@:]*:[^\s'\"<>]*)@")
+# Parameters of URLs by their name, as in ?token=...; then settings (api_key: ...) and options (--api_key ...).
 _QUERY = re.compile(
     r"([?&;#][\w.%-]*(?:key|token|secret|passw|pwd|sig|auth|credential|jwt|bearer)[\w.%-]*=)[^&\s'\"#,;)]+",
     re.IGNORECASE,
@@ -24,11 +26,13 @@ _QUERY = re.compile(
 _GIVEN = re.compile(rf"((?:{_SECRET})(?:\s*=\s*|['\"]\s*[:=]\s*)['\"]?)[^\s'\",;&}}]+", re.IGNORECASE)
 _OPTION = re.compile(rf"(--[\w.-]*(?:{_SECRET})[= ])\S+", re.IGNORECASE)
 _BEARER = re.compile(r"(\bBearer\s+)[\w.~+/=-]{8,}")
+# Keys by their form, wherever they stand: OpenAI's, Stripe's, Hugging Face's, GitHub's, ... and JSON web tokens.
 _KNOWN = re.compile(
     r"\b(?:sk-[\w-]{16,}|[sr]k_(?:live|test)_\w{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
     r"|glpat-[\w-]{16,}|(?:gsk|xai|nvapi|pplx|r8)[-_][\w-]{16,}|xox[a-z]-[\w-]{10,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,})"
 )
+# A login without a scheme, user:password@host; not an e-mail address or the digest of an image.
 _BARE_LOGIN = re.compile(
     r"(?<![\w/.:@-])(?!mailto:)[\w.+-]+:[^\s'\"<>/@:,]{3,}@(?!sha\d+:)(?=[\w-]+(?:\.[\w-]+)*(?::\d{2,5}\b|\.[a-z]))",
     re.IGNORECASE,
@@ -41,6 +45,7 @@ _IN_PATH = (  # of an address: by what a segment begins with, and by the segment
     ),
     re.compile(rf"(/(?:{_SECRET})s?/)[^/?#]+", re.IGNORECASE),
 )
+# A segment of a URL's path with random letters and digits, as of a webhook.
 _RANDOM = re.compile(r"(/)(?=[^/]*[a-z])(?=[^/]*[A-Z])(?=[^/]*\d[^/]*\d)[A-Za-z0-9]{24,}(?=[/?#]|$)")
 _NAMED = re.compile(rf"(?:.*[._-])?(?:{_SECRET})", re.IGNORECASE)
 _LINE_END = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, hash_json, remove_stale_files
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.judges.pairwise import Comparison, mean_margins
-from lion_lightning.judges.text import build_question, check_template, complete_text, last_rating, last_verdict
+from lion_lightning.judges.text import build_question, complete_text, last_rating, last_verdict
 from lion_lightning.types import Prompt
 
 RATE = """Rate an answer that an assistant gave. Judge whether it is right, does what was asked, and is clear.
@@ -71,9 +71,14 @@ class LLMJudge(ABC):
         cache_dir: The cache; None for ``$LION_CACHE``, else the user's cache folder.
         endpoint: Further arguments of :class:`~lion_lightning.endpoint.client.Endpoint`, e.g. ``api_key_env``.
 
+    Attributes:
+        fields: Placeholders that the template needs.
+
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or the template lacks a placeholder.
     """
+
+    fields: tuple[str, ...]
 
     def __init__(
         self,
@@ -90,6 +95,11 @@ class LLMJudge(ABC):
         for name, value, minimum in minima:
             if not minimum <= value < float("inf"):
                 raise ValueError(f"{type(self).__name__}: {name} is {value}; give at least {minimum}")
+        missing = [f"{{{field}}}" for field in self.fields if f"{{{field}}}" not in template]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__}: the template lacks the placeholder {' and '.join(missing)}; add it"
+            )
         self.endpoint = Endpoint.of(url, endpoint or {})
         self.model, self.template, self.temperature, self.max_tokens = model, template, temperature, max_tokens
         self.attempts, self.cache_dir = attempts, cache_dir
@@ -183,11 +193,12 @@ class RubricLLMJudge(LLMJudge):
         ValueError: An argument is out of range.
     """
 
+    fields = ("prompt", "answer")
+
     def __init__(
         self, url: str, model: str, lowest: float = 1, highest: float = 10, template: str = RATE, **kwargs: Any
     ) -> None:
         super().__init__(url, model, template, **kwargs)
-        check_template(template, ("prompt", "answer"), type(self).__name__)
         if not -float("inf") < lowest < highest < float("inf"):
             raise ValueError(
                 f"RubricLLMJudge: lowest is {lowest} and highest is {highest}; lowest must be below highest"
@@ -228,9 +239,10 @@ class PairwiseLLMJudge(LLMJudge):
         ValueError: An argument is out of range.
     """
 
+    fields = ("prompt", "first", "second")
+
     def __init__(self, url: str, model: str, template: str = COMPARE, **kwargs: Any) -> None:
         super().__init__(url, model, template, **kwargs)
-        check_template(template, ("prompt", "first", "second"), type(self).__name__)
 
     @override
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:

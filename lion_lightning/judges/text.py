@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lion_lightning.cache import hash_json
@@ -34,18 +34,6 @@ def _turn_text(turn: Mapping[str, Any]) -> str:
     return f"{turn['content']}\n{json.dumps(calls, ensure_ascii=False)}".lstrip() if calls else str(turn["content"])
 
 
-def check_template(template: str, fields: Collection[str], owner: str) -> None:
-    """Require a placeholder ``{field}`` for each field.
-
-    Raises:
-        ValueError: A placeholder is missing.
-    """
-    missing = [field for field in fields if f"{{{field}}}" not in template]
-    if missing:
-        placeholders = " and ".join(f"{{{field}}}" for field in missing)
-        raise ValueError(f"{owner}: the template lacks the placeholder {placeholders}; add it")
-
-
 def build_question(template: str, prompt: Prompt, answers: Mapping[str, str], words: Mapping[str, str]) -> str:
     """Fill a judge's template so that no answer can pass for a part of the question.
 
@@ -70,11 +58,7 @@ def build_question(template: str, prompt: Prompt, answers: Mapping[str, str], wo
     fields = {"prompt": "\n".join(_tagged(role, text, code) for role, text in turns), **words}
     for name, text in answers.items():
         fields[name] = _tagged("answer", text, code)
-    return fill(template, fields)
-
-
-def fill(template: str, fields: Mapping[str, str]) -> str:
-    """Replace placeholders in one pass, so that braces in an answer are never taken for a placeholder."""
+    # In one pass, so that braces in an answer are never taken for a placeholder.
     names = "|".join(map(re.escape, fields))
     return re.sub(rf"\{{({names})\}}", lambda placeholder: fields[placeholder[1]], template)
 

@@ -52,7 +52,7 @@ class AlpacaEval(Format):
     def record(self, finished: AnsweredQuestion, model: str) -> dict[str, Any]:
         row = finished.question.row
         record = {"instruction": finished.question.id, "output": finished.answers[0], "generator": model}
-        if "dataset" in row:
+        if "dataset" in row:  # by which the tool can group its results
             record["dataset"] = row["dataset"]
         return record
 

@@ -133,7 +133,7 @@ class JSONLines(Format):
 
     @override
     def rows(self, path: Path) -> Iterator[tuple[Row, str]]:
-        for number, line in enumerate(read_text(path).split("\n"), 1):
+        for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would split within strings, too
             if not line.strip():
                 continue
             where = f"{path}:{number}"
@@ -160,7 +160,7 @@ class JSONLines(Format):
         lines = [json.dumps(self.record(one, out.stem), ensure_ascii=False) + "\n" for one in finished]
         with explain_write_errors(out, "answers", "give another file in --out"):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a", encoding="utf-8") as file:
+            with out.open("a", encoding="utf-8") as file:  # a kill leaves an incomplete last line at most
                 file.writelines(lines)
                 file.flush()
                 os.fsync(file.fileno())

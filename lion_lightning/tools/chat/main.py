@@ -37,7 +37,7 @@ def talk(chat: Chat) -> None:
             if line == "/quit":
                 return
             _reply(chat, line)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # at the prompt: during an answer it ends only the answer
             note("\n(/quit or Ctrl-D ends)")
         except EOFError:
             print(end="\n" if prompt else "")  # the shell's prompt starts on a new line

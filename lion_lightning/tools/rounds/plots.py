@@ -69,6 +69,7 @@ def _scores(axes: Any, numbers: Sequence[int], values: Values) -> None:
 
 def _wins(axes: Any, numbers: Sequence[int], values: Values, rounds: Sequence[Round]) -> None:
     below, above = [], []
+    # Errors of errorbar are distances from the rate, below and above it.
     for rate, finished in zip(values("win_rate"), rounds, strict=True):
         low, high = wilson(rate, sum(rollout.monitor for rollout in finished.rollouts))
         below.append(rate - low)
@@ -108,7 +109,7 @@ def _lengths(axes: Any, numbers: Sequence[int], values: Values) -> None:
     axes.plot(numbers, values("length"), color=BLUE, marker="o", label="tokens (left)")
     axes.set_ylim(0, 1.1 * max([value for value in values("length") if value > 0], default=1.0))
     _finish(axes, "length of answers", "tokens", legend=False)
-    share = axes.twinx()
+    share = axes.twinx()  # shares have another scale
     share.plot(numbers, values("unfinished"), color=ORANGE, marker="s", label="cut off (right)")
     share.set_ylim(0, 1.1)
     axes.legend(handles=[*axes.get_lines(), *share.get_lines()], fontsize=8)

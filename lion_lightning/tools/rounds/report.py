@@ -141,6 +141,7 @@ def _left_out_table(rounds: Sequence[Round], counts: Sequence[Mapping[str, int]]
 def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> None:
     """Print answers to the same monitor prompts in the first and the last round, then pairs of the last."""
     first, last = rounds[0], rounds[-1]
+    # Monitor prompts are the same in all rounds; a new one is compared to itself.
     before = {rollout.group: rollout for rollout in first.rollouts if rollout.monitor}
     rows = []
     for rollout in [rollout for rollout in last.rollouts if rollout.monitor][:samples]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from inspect import signature
 from operator import attrgetter
 from pathlib import Path
@@ -112,12 +112,15 @@ class LionCLI(LightningCLI):
     before_validate = before_test = before_fit
 
     def after_validate(self) -> None:
-        """Refuse a run without batches."""
-        _require_batches(self.trainer.num_val_batches, "limit_val_batches")
+        """Refuse a run without batches, which would succeed without metrics."""
+        part = "test" if self.subcommand == "test" else "val"
+        if not sum(getattr(self.trainer, f"num_{part}_batches")):
+            raise ValueError(
+                "there are no validation rows; set data.validation or data.validation_share (and no "
+                f"trainer.limit_{part}_batches: 0)"
+            )
 
-    def after_test(self) -> None:
-        """Refuse a run without batches."""
-        _require_batches(self.trainer.num_test_batches, "limit_test_batches")
+    after_test = after_validate
 
     @override
     def _set_seed(self) -> None:
@@ -130,14 +133,6 @@ class LionCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Keep the config: Lightning would silently replace it by the checkpoint's."""
-
-
-def _require_batches(counts: Sequence[float], limit: str) -> None:
-    """Refuse a run without batches, which would succeed without metrics."""
-    if not sum(counts):
-        raise ValueError(
-            f"there are no validation rows; set data.validation or data.validation_share (and no trainer.{limit}: 0)"
-        )
 
 
 def checkpoint_paths(trainer: Trainer) -> list[Path]:
