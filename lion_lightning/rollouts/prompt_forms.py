@@ -43,7 +43,13 @@ def recognize_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Prom
         ValueError: The row has no known form, breaks the rules of its form, or has a column that changes what is asked
             and that the form has no place for.
     """
-    return read_row(row, columns or {}, PROMPT_FORMS, only_prompt=True)
+    prompt = read_row(row, columns or {}, PROMPT_FORMS, only_prompt=True)
+    if isinstance(prompt, Conversation) and any(turn.prefilled for turn in prompt.messages):
+        raise ValueError(
+            "the row holds the beginning of the answer (`prefix`), and sampling starts answers from nothing; take it "
+            "out of the row (with a `transform`)"
+        )
+    return prompt
 
 
 def _preferred(parse: Callable[..., list[Preference]], row: Row) -> PromptAnswer | None:

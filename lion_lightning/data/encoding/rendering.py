@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.encoding.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers, reasoning_span
 from lion_lightning.data.encoding.template_check import missing_function, missing_of_answer, missing_turn
+from lion_lightning.data.formats.message_keys import unread_keys
 from lion_lightning.data.formats.sft import Conversation
-from lion_lightning.data.formats.turns import Message, unread_keys
+from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.models.chat_template import MARK, ChatTemplate
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, closing_tokens, ends_turns
@@ -116,6 +117,7 @@ class ChatRenderer:
             if missing := missing_of_answer(messages[turn], answer):
                 last = finder.render(messages[: turn + 1])
                 raise ValueError(_left_out(f"{missing} of message {turn}", not missing_of_answer(messages[turn], last)))
+            spans[0] = _behind_prefilled(messages[turn], finder.text, *spans[0])
             spans[-1] = self._closed(finder.text, *spans[-1])
         answers = []
         for turn, spans in found.items():
@@ -187,6 +189,18 @@ class ChatRenderer:
         if before != before.rstrip() and before.rstrip().endswith(self._closers):
             turn = before.rstrip()  # EOS behind all turns: generation stops before it
         return start, start + len(turn)
+
+
+def _behind_prefilled(message: Message, text: str, start: int, end: int) -> Span:
+    """An answer without its beginning that was given, which the template has to write first and as it stands."""
+    given = message.content[: message.prefilled].lstrip()
+    found = text.find(given, start, end)
+    if found < 0 or text[start:found].strip():
+        raise ValueError(
+            f"the chat template does not begin the answer with its prefilled part ({given[:40]!r}), so a model that "
+            "goes on from there would see another text; take it out of the row (with a `transform`)"
+        )
+    return (found + len(given), end) if given else (start, end)
 
 
 def _marked_spans(marked: str) -> list[Span]:

@@ -24,7 +24,7 @@ from lion_lightning.data.formats.sft import (
     warn_of_repeated_prompt,
     with_system,
 )
-from lion_lightning.data.formats.turns import Message, read_text, read_turns
+from lion_lightning.data.formats.turns import Message, continued, read_text, read_turns
 from lion_lightning.data.formats.unused_columns import may_be_prompt, printable
 from lion_lightning.data.reports.row_messages import add_message, add_warning
 from lion_lightning.data.sources.json_text import parse_messages, read_list
@@ -218,7 +218,7 @@ def _chats(row: Row, prompt: tuple[Message, ...], answers: Answers) -> list[Prom
                 f"{name} holds, after the prompt, the turns {', '.join(roles)}; an answer starts and ends with an "
                 "assistant turn, and a conversation begins with all of the prompt: fix the row with a `transform`"
             )
-        joined.append(conversation(start + answer, len(start), **settings))
+        joined.append(conversation(continued(start, answer), len(start) - start[-1].is_unfinished, **settings))
     return joined
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lion_lightning.data.formats.columns import Form, Row, read_row
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
-from lion_lightning.data.formats.turns import Message, read_dialogue, read_text, read_turns
+from lion_lightning.data.formats.turns import Message, continued, read_dialogue, read_text, read_turns
 from lion_lightning.data.reports.row_messages import add_message, add_warning
 from lion_lightning.data.sources.json_text import read_json, read_list
 
@@ -45,7 +45,7 @@ class Text(NamedTuple):
 
 Example = Conversation | Completion | Text
 
-CHAT = ("system", "tools", "functions", "chat_template_kwargs")
+CHAT = ("system", "tools", "functions", "chat_template_kwargs", "continue_final_message")
 """Optional columns of every chat."""
 
 ASKED = ("input", "history", *CHAT)
@@ -86,7 +86,7 @@ def _messages(column: str, row: Row) -> Example:
 
 def _up_to_last_answer(turns: tuple[Message, ...]) -> tuple[Message, ...]:
     """A conversation without what stands behind its last answer, where nothing is left to be trained."""
-    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant" and not turn.is_unfinished]
     if not answers or answers[-1] == len(turns) - 1:
         return turns
     add_message("changed", "turns behind the last answer are left out, since nothing of them is trained")
@@ -106,8 +106,8 @@ def _prompt_completion(answer: str, row: Row) -> Example:
     if isinstance(prompt, str) or isinstance(completion, str):
         raise ValueError(f"prompt and {answer} differ in kind; make both of them text or both lists of messages")
     turns = with_system(row, read_turns(prompt, "prompt"))
-    answered = _up_to_last_answer(turns + read_turns(completion, answer))
-    return conversation(answered, len(turns), **read_settings(row))
+    answered = _up_to_last_answer(continued(turns, read_turns(completion, answer)))
+    return conversation(answered, len(turns) - turns[-1].is_unfinished, **read_settings(row))
 
 
 def _text(row: Row) -> Example:
@@ -173,12 +173,20 @@ def conversation(
     for number, message in enumerate(messages):
         if message.role not in _FOLLOWERS[before]:
             place = f"after {before}" if before else "and first"
+            begun = message.role == before == "assistant" and number == prompt_turns
             raise ValueError(
                 f"roles out of order: message {number} is {message.role} {place}; a system turn may come first, then "
                 "user and assistant alternate, tool turns follow assistant turns; fix the row with a `transform`"
+                + (", or give the prompt's last message `prefix: true` if the answer continues it" if begun else "")
+            )
+        if message.is_unfinished and number < len(messages) - 1:
+            raise ValueError(
+                f"message {number} is the beginning of an answer, and others follow; take its mark away, or give the "
+                "whole answer (with a `transform`)"
             )
         before = message.role
-    if not any(message.role == "assistant" for message in messages[prompt_turns or 0 :]):
+    answers = [turn for turn in messages[prompt_turns or 0 :] if turn.role == "assistant" and not turn.is_unfinished]
+    if not answers:
         raise ValueError("no assistant turn to learn from; remove the row or give it an answer")
     return Conversation(messages, prompt_turns, tools, chat_template_kwargs)
 
@@ -203,9 +211,13 @@ def read_settings(row: Row) -> dict[str, Any]:
 def with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
     """Put the row's ``system`` column before its turns, which may already begin with it.
 
+    The last turn becomes the beginning of an answer where ``continue_final_message`` says so.
+
     Raises:
         ValueError: The two differ.
     """
+    if turns and turns[-1].role == "assistant" and row.get("continue_final_message") in (True, "true", "True", 1):
+        turns = (*turns[:-1], turns[-1]._replace(prefilled=len(turns[-1].content)))
     content = read_text(row.get("system", ""), "system", may_be_empty=True)
     own = turns[0].content.strip() if turns and turns[0].role == "system" else None
     if content.strip() in ("", own):

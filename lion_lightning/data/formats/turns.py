@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lion_lightning.data.formats.column_table import ROLES, THOUGHTS, TOOLS
+from lion_lightning.data.formats.column_table import ROLES
+from lion_lightning.data.formats.message_keys import CHANGING, FLAGS, HARMLESS, may_be_a_flag, read_weight
 from lion_lightning.data.formats.tool_calls import read_calls
-from lion_lightning.data.formats.turn_weights import FLAGS, may_be_a_flag, read_weight
 from lion_lightning.data.formats.unused_columns import meaning_of, name_variants, printable
 from lion_lightning.data.reports.row_messages import add_message, add_warning
 from lion_lightning.data.sources.json_text import (
@@ -34,34 +34,25 @@ class Message(NamedTuple):
         extra: Every other key of the row's message (``tool_calls``, ``name``, ...), for the chat template to use.
         weight: What each of its tokens counts in the loss, as the row says: 1 unless it says anything, 0 for a turn
             that is context and no target.
+        prefilled: Number of characters at the beginning of its content that were given to whoever wrote it, and are no
+            target either.
     """
 
     role: str
     content: str
     extra: dict[str, Any] | None = None
     weight: float = 1.0
+    prefilled: int = 0
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether all of it is given, so that it is the beginning of an answer and no answer."""
+        return 0 < self.prefilled == len(self.content)
 
     def to_dict(self) -> dict[str, Any]:
         """The message that a chat template is given."""
         return {**(self.extra or {}), "role": self.role, "content": self.content}
 
-
-HARMLESS = frozenset(
-    """
-    id message_id parent_id uuid index turn rank name tool_call_id type object ts time timestamp date created
-    created_at create_time updated_at update_time model language lang tokens token_count num_tokens finish_reason
-    stop_reason usage user_name username author status end_turn annotations metadata source
-    """.split()  # noqa: SIM905
-)
-"""Keys of a message that only describe it: a template may leave them out."""
-
-_CHANGING = frozenset(
-    """
-    image images image_url audio audios video videos file files attachments refusal reasoning_details
-    thinking_blocks train_detail training_detail prefix partial tool_responses documents citations
-    """.split()  # noqa: SIM905
-).union(TOOLS, THOUGHTS)
-"""Keys that change what a message means: leaving them out is an error."""
 
 _SIDES = {
     **dict.fromkeys(("user", "human", "prompter", "input", "question", "instruction", "prompt", "query"), "user"),
@@ -69,6 +60,9 @@ _SIDES = {
     "system": "system",
 }
 """Keys of rounds, which say who speaks: ``{"human": "Hi", "assistant": "Hello"}``."""
+
+_BEGUN = ("prefix", "prefill", "partial", "continue_final_message")
+"""Keys of a message that is the beginning of an answer, where they are true."""
 
 _CALLS = ("function_call", "tool_call", "tool_calls")
 """Roles of messages whose content is the JSON text of calls, in ShareGPT's dialects."""
@@ -109,6 +103,21 @@ def read_turns(value: Any, name: str, may_be_empty: bool = False) -> tuple[Messa
 
 
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+def continued(prompt: tuple[Message, ...], answer: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt and its answer, as one turn where the prompt ends in the beginning of the answer.
+
+    Args:
+        prompt: Turns of the prompt.
+        answer: Turns of the answer.
+    """
+    if not (prompt and answer and prompt[-1].is_unfinished and answer[0].role == "assistant"):
+        return prompt + answer
+    begun, rest = prompt[-1], answer[0]
+    extra = {**(begun.extra or {}), **(rest.extra or {})} or None
+    whole = Message("assistant", begun.content + rest.content, extra, rest.weight, len(begun.content))
+    return (*prompt[:-1], whole, *answer[1:])
 
 
 def read_dialogue(text: Any) -> list[dict[str, str]] | None:
@@ -177,11 +186,12 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     content = _joined(content if role == "tool" else parse_content_parts(content), name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
+    is_begun = role == "assistant" and any(own.get(key) is True and own.pop(key) for key in _BEGUN)
     weight = read_weight(own, role, name)
     extra = _extra(own, role, name)
     silent = may_be_empty or role in ("system", "tool") or "tool_calls" in extra
     text = read_text("" if content is None and "tool_calls" in extra else content, f"{name} ({role})", silent)
-    return Message(role, text, extra or None, weight)
+    return Message(role, text, extra or None, weight, len(text) if is_begun else 0)
 
 
 def _either(own: dict[str, Any], key: str, other: str, name: str) -> Any:
@@ -216,7 +226,7 @@ def _part(part: Any, name: str) -> str:
     if kind not in TEXT_PARTS or not isinstance(text, str):
         raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
     for key in _nonempty(own):
-        if own[key] and not _CHANGING.isdisjoint(name_variants(key)):
+        if own[key] and not CHANGING.isdisjoint(name_variants(key)):
             raise ValueError(f"{name} has a text part with {key}, which cannot be trained on; take it out")
         if key in FLAGS or may_be_a_flag(key, own[key]):
             raise ValueError(
@@ -274,30 +284,3 @@ def _one_reasoning(extra: dict[str, Any], name: str) -> None:
             raise ValueError(f"{name} has both {given[0]} and {key}, which differ; keep one of them")
     for key in given[1:]:
         del extra[key]
-
-
-def unread_keys(messages: Sequence[Message], read: Any) -> None:
-    """Refuse, or warn of, keys of messages that a chat template does not read.
-
-    Args:
-        messages: The turns.
-        read: Whether the template reads a key of a message.
-
-    Raises:
-        ValueError: The key changes what the message means.
-    """
-    for number, message in enumerate(messages):
-        for key, value in (message.extra or {}).items():
-            if key == "tool_calls" or key in HARMLESS or any(map(read, REASONING if key in REASONING else [key])):
-                continue
-            if key in REASONING:  # of an answer to train it is missed by whoever looks for it in the text
-                add_warning(f"not used: {key} of turns that are not trained, which the chat template does not read")
-                continue
-            if value and not _CHANGING.isdisjoint(name_variants(key)):
-                is_tools = any(variant in TOOLS for variant in name_variants(key))
-                fix = "move it to the row's column `tools`" if is_tools else "take it out of the row"
-                raise ValueError(
-                    f"the chat template leaves out the row's {key} of message {number}, which changes what it means; "
-                    f"{fix} (with a `transform`), or use a template that shows it"
-                )
-            add_warning(f"not used: key {key!r} of messages, which the chat template does not read")

@@ -46,7 +46,10 @@ def _content(example: Example | Preference) -> list[Any]:
         content = [_content(example.chosen), _content(example.rejected)]
     elif isinstance(example, Conversation):
         # What few examples have is written only where it is there.
-        turns = [[*turn[:3], *([] if turn.weight == 1.0 else [turn.weight])] for turn in example.messages]
+        turns = []
+        for turn in example.messages:
+            given = {"prefilled": turn.prefilled} if turn.prefilled else None
+            turns.append([*turn[:3], *([] if turn.weight == 1.0 else [turn.weight]), *filter(None, [given])])
         content = [turns, None, example.tools, *filter(None, [example.chat_template_kwargs])]
     return [type(example).__name__, content]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.pairing import BestWorst, Preference
 from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion, Conversation, Text, recognize
@@ -15,9 +16,10 @@ from lion_lightning.data.formats.turns import Message, are_turns, read_dialogue,
 from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
+from lion_lightning.data.store.digests import content_digest
 from lion_lightning.data.transforms import each_answer
 from lion_lightning.rollouts.prompt_forms import recognize_prompt
-from tests.unit.data.letters import byte_tokenizer
+from tests.unit.data.letters import CHATML, byte_tokenizer
 
 TALK = [("user", "Hi"), ("assistant", "Hello")]
 TURNS = tuple(Message(role, text) for role, text in TALK)
@@ -223,3 +225,67 @@ def test_each_answer_of_a_dialect() -> None:
     made = list(each_answer({"conversations": talk}))
     assert [len(row["conversations"]) for row in made] == [2, 4]
     assert [turn.weight for turn in recognize(made[1]).messages] == [1.0, 0.0, 1.0, 1.0]  # type: ignore[union-attr]
+
+
+# --- prefilled answers
+
+BEGUN = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one, ", "prefix": True}]
+REST = [{"role": "assistant", "content": "two"}]
+
+
+def trained(example: Any, mask: Any = "assistant") -> tuple[str, str]:
+    """All of the text, and the part of it that is trained."""
+    tokenizer = byte_tokenizer()
+    (segment,) = ChatEncoder(tokenizer, mask).encode([example], ["a:1"])
+    targets = segment.input_ids[segment.supervised]
+    return str(tokenizer.decode(segment.input_ids.tolist())), str(tokenizer.decode(targets.tolist()))
+
+
+@pytest.mark.parametrize("mask", ["assistant", "completion", "last_turn"])
+@pytest.mark.parametrize("key", ["prefix", "prefill", "partial", "continue_final_message"])
+def test_the_beginning_of_an_answer_that_is_given_is_not_trained(key: str, mask: str) -> None:
+    begun = [BEGUN[0], {"role": "assistant", "content": "one, ", key: True}]
+    whole = "<|im_start|>user\nCount.<|im_end|>\n<|im_start|>assistant\none, two<|im_end|>\n"
+    assert trained(recognize({"prompt": begun, "completion": REST}), mask) == (whole, "two<|im_end|>")
+    plain = {"prompt": [BEGUN[0], {"role": "assistant", "content": "one, "}], "completion": REST}
+    assert trained(recognize({**plain, "continue_final_message": True}), mask) == (whole, "two<|im_end|>")
+    with pytest.raises(
+        ValueError, match=r"message 2 is assistant after assistant; .* give the prompt's last message `pre"
+    ):
+        recognize(plain)
+
+
+def test_pairs_that_go_on_from_the_beginning_of_an_answer() -> None:
+    (pair,) = recognize_preferences({"prompt": BEGUN, "chosen": REST, "rejected": "three"}, None, BestWorst())
+    tokenizer = byte_tokenizer()
+    (made,) = PairEncoder(tokenizer).encode_samples([pair], ["a:1"])
+    texts = [tokenizer.decode(segment.input_ids.tolist()) for segment in made]
+    begun = "<|im_start|>user\nCount.<|im_end|>\n<|im_start|>assistant\none, "
+    assert texts == [begun, "two<|im_end|>\n", "three<|im_end|>\n"]
+    assert content_digest(pair.chosen) != content_digest(
+        recognize({"messages": [BEGUN[0], {**REST[0], "content": "one, two"}]})
+    )
+
+
+def test_the_beginning_of_an_answer_without_the_rest() -> None:
+    talk = [*spelled("role", "content"), *BEGUN]
+    assert recognize({"messages": talk}) == Conversation(TURNS)  # as a user's turn at the end
+    with pytest.raises(ValueError, match="no assistant turn to learn from"):
+        recognize({"messages": BEGUN})
+    with pytest.raises(ValueError, match="message 1 is the beginning of an answer, and others follow"):
+        recognize({"messages": [*BEGUN, *spelled("role", "content")]})
+    for row in ({"prompt": BEGUN}, {"messages": BEGUN}, {"prompt": BEGUN, "completion": REST}):
+        with pytest.raises(
+            ValueError, match=r"the row holds the beginning of the answer .* sampling starts answers from"
+        ):
+            recognize_prompt(row)
+
+
+def test_a_template_that_writes_something_before_the_given_part_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML.replace(
+        "m['content']", "('Well. ' if m['role'] == 'assistant' else '') + m['content']"
+    )
+    example = recognize({"prompt": BEGUN, "completion": REST})
+    with pytest.raises(ValueError, match=r"a:1: the chat template does not begin the answer with its prefilled part"):
+        ChatEncoder(tokenizer).encode([example], ["a:1"])

@@ -11,9 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from lion_lightning.data.formats.column_table import THOUGHTS
+from lion_lightning.data.formats.message_keys import unread_keys
 from lion_lightning.data.formats.sft import recognize
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
-from lion_lightning.data.formats.turns import Message, read_turns, unread_keys
+from lion_lightning.data.formats.turns import Message, read_turns
 from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sources.source import Source, open_rows
 

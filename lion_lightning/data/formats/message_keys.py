@@ -1,12 +1,38 @@
-"""Keys of a message that say whether it is trained, and how much it counts."""
+"""Keys of a message: which say whether it is trained, which change what it means, which only describe it."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from lion_lightning.data.formats.unused_columns import printable
+from lion_lightning.data.formats.column_table import THOUGHTS, TOOLS
+from lion_lightning.data.formats.unused_columns import name_variants, printable
+from lion_lightning.data.reports.row_messages import add_warning
+from lion_lightning.models.chat_template import REASONING
+
+if TYPE_CHECKING:
+    from lion_lightning.data.formats.turns import Message
+
+HARMLESS = frozenset(
+    """
+    id message_id parent_id uuid index turn rank name tool_call_id type object ts time timestamp date created
+    created_at create_time updated_at update_time model language lang tokens token_count num_tokens finish_reason
+    stop_reason usage user_name username author status end_turn annotations metadata source
+    """.split()  # noqa: SIM905
+)
+"""Keys of a message that only describe it: a template may leave them out."""
+
+CHANGING = frozenset(
+    """
+    image images image_url audio audios video videos file files attachments refusal reasoning_details
+    thinking_blocks train_detail training_detail prefix partial tool_responses documents citations
+    """.split()  # noqa: SIM905
+).union(TOOLS, THOUGHTS)
+"""Keys that change what a message means: leaving them out is an error."""
+
+# --- whether a message is trained, and how much it counts
 
 _WEIGHTS = frozenset(["weight", "loss_weight", "loss_scale"])
 FLAGS = _WEIGHTS.union(
@@ -80,3 +106,33 @@ def _yes_or_no(value: Any, name: str) -> float:
             "or above them `weight`"
         )
     return flag
+
+
+# --- keys that the template is given
+
+
+def unread_keys(messages: Sequence[Message], read: Any) -> None:
+    """Refuse, or warn of, keys of messages that a chat template does not read.
+
+    Args:
+        messages: The turns.
+        read: Whether the template reads a key of a message.
+
+    Raises:
+        ValueError: The key changes what the message means.
+    """
+    for number, message in enumerate(messages):
+        for key, value in (message.extra or {}).items():
+            if key == "tool_calls" or key in HARMLESS or any(map(read, REASONING if key in REASONING else [key])):
+                continue
+            if key in REASONING:  # of an answer to train it is missed by whoever looks for it in the text
+                add_warning(f"not used: {key} of turns that are not trained, which the chat template does not read")
+                continue
+            if value and not CHANGING.isdisjoint(name_variants(key)):
+                is_tools = any(variant in TOOLS for variant in name_variants(key))
+                fix = "move it to the row's column `tools`" if is_tools else "take it out of the row"
+                raise ValueError(
+                    f"the chat template leaves out the row's {key} of message {number}, which changes what it means; "
+                    f"{fix} (with a `transform`), or use a template that shows it"
+                )
+            add_warning(f"not used: key {key!r} of messages, which the chat template does not read")
