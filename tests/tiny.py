@@ -177,6 +177,7 @@ def merge(rows: Sequence[PackedBatch]) -> PackedBatch:
         for segment in batch.segments
     ]
     owners = [batch.target_segments + offset for batch, offset in zip(rows, _offsets(rows), strict=True)]
+    weighted = any(batch.target_weights is not None for batch in rows)
     return replace(
         rows[0],
         input_ids=torch.cat([batch.input_ids for batch in rows]),
@@ -185,7 +186,7 @@ def merge(rows: Sequence[PackedBatch]) -> PackedBatch:
         logit_positions=torch.cat([batch.logit_positions + start for batch, start in zip(rows, starts, strict=False)]),
         targets=torch.cat([batch.targets for batch in rows]),
         target_segments=torch.cat(owners),
-        target_weights=torch.cat([weights_of(batch) for batch in rows]),
+        target_weights=torch.cat([weights_of(batch) for batch in rows]) if weighted else None,
     )
 
 
