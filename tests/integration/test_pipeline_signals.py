@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from lion_lightning.cli import main
-from lion_lightning.tools.pipeline.plan import StagePlan
 from lion_lightning.tools.pipeline.run import Runner, stop
 from tests import tiny
 
@@ -127,7 +126,7 @@ def test_a_stage_without_done_is_never_taken_for_done(
 ) -> None:
     """Whatever its process says."""
     monkeypatch.setattr(Runner, "_check", lambda self: None)
-    monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: 0)
+    monkeypatch.setattr(Runner, "_process", lambda self, command, **streams: 0)
     assert main(["run", "pipeline.yaml", "--no-report"]) == 2
     said = capfd.readouterr()
     assert "runs/one: the stage failed" in said.err
@@ -147,12 +146,12 @@ def test_a_stage_that_was_stopped_when_all_was_done_is_done(
 ) -> None:
     """Its interpreter takes a while to end."""
 
-    def stopped_at_the_end(self: Runner, stage: StagePlan) -> int:
-        (stage.folder / "done.json").write_text("{}")
+    def stopped_at_the_end(self: Runner, command: list[str], **streams: Any) -> int:
+        Path(command[3], "done.json").write_text("{}")
         return -signal.SIGTERM
 
     monkeypatch.setattr(Runner, "_check", lambda self: None)
-    monkeypatch.setattr(Runner, "_stage_process", stopped_at_the_end)
+    monkeypatch.setattr(Runner, "_process", stopped_at_the_end)
     (folder / "pipeline.yaml").write_text(yaml.safe_dump({"out": "runs", "stages": {"one": STAGE}}))
     assert main(["run", "pipeline.yaml", "--no-report"]) == 0
     assert "runs/one: done in " in capfd.readouterr().out
@@ -163,7 +162,7 @@ def test_a_stage_that_was_stopped_stops_the_run_with_its_code(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], code: int, said: int
 ) -> None:
     monkeypatch.setattr(Runner, "_check", lambda self: None)
-    monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: code)
+    monkeypatch.setattr(Runner, "_process", lambda self, command, **streams: code)
     assert main(["run", "pipeline.yaml", "--no-report"]) == said
     text = capfd.readouterr().out
     assert "runs: stopped; run the same command again to go on from there" in text
@@ -174,7 +173,7 @@ def test_a_stage_that_the_system_ended_is_named_with_the_signal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Runner, "_check", lambda self: None)
-    monkeypatch.setattr(Runner, "_stage_process", lambda self, stage: -signal.SIGKILL)
+    monkeypatch.setattr(Runner, "_process", lambda self, command, **streams: -signal.SIGKILL)
     assert main(["run", "pipeline.yaml", "--no-report"]) == 2
     error = capfd.readouterr().err
     assert "runs/one: the stage was ended by SIGKILL (see runs/one/log.txt: nothing was written); run the same" in error

@@ -17,11 +17,7 @@ from lion_lightning.tools.pipeline.stage import run_stage
 
 
 def stop_when_orphaned(parent: int) -> None:
-    """Tell this process to stop when `lion run` is gone, killed by a signal that it could not pass on.
-
-    Args:
-        parent: Process of `lion run`.
-    """
+    """Tell this process to stop when `lion run`, its parent, is gone, killed by a signal that it could not pass on."""
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

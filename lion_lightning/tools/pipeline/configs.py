@@ -73,14 +73,12 @@ def _as_class(given: Any, where: str) -> Config:
 
 
 def with_output_folder(config: Config, folder: Path) -> Config:
-    """Put all output of a stage into its folder, checkpoints and export included.
-
-    Args:
-        config: Of ``lion fit``.
-        folder: Of the stage.
-    """
+    """Put all output of a stage with this config into its folder, checkpoints and export included."""
     trainer = dict(config.get("trainer") or {})
-    callbacks = [_without_folders(deepcopy(given)) for given in trainer.get("callbacks") or ()]
+    callbacks: list[Config] = deepcopy(trainer.get("callbacks") or [])
+    for given in callbacks:  # by default each writes under the stage's folder
+        kept = {key: value for key, value in (given.pop("init_args", None) or {}).items() if key not in _OWN_FOLDERS}
+        given |= {"init_args": kept} if kept else {}
     callbacks += [{"class_path": name} for name in ALWAYS if not any(_is(given, name) for given in callbacks)]
     if not any(_is(given, "ModelCheckpoint") for given in callbacks):
         callbacks.append(deepcopy(CHECKPOINT))
@@ -93,17 +91,12 @@ def with_output_folder(config: Config, folder: Path) -> Config:
 
 
 def with_start_model(config: Config, export: Path) -> Config:
-    """Set the exported model of another stage as the policy; its other settings stay.
-
-    Args:
-        config: Of ``lion fit``.
-        export: Folder of the exported model.
-    """
+    """Set the exported model of another stage as the policy of a config; its other settings stay."""
     model = dict(config.get("model") or {})
     arguments = dict(model.get("init_args") or {})
-    said = arguments.get("policy")
-    kept = {key: value for key, value in said.items() if key != "config"} if isinstance(said, Mapping) else {}
-    arguments["policy"] = {**kept, "path": str(export)}
+    policy = dict(arguments["policy"]) if isinstance(arguments.get("policy"), Mapping) else {}
+    policy.pop("config", None)  # of a model with random weights
+    arguments["policy"] = {**policy, "path": str(export)}
     return {**config, "model": {**model, "init_args": arguments}}
 
 
@@ -114,13 +107,17 @@ def with_available_model(config: Config, before: Config) -> Config:
         config: Of the stage.
         before: Of the previous stage, with a model that exists.
     """
-    model, earlier = (dict(each.get("model") or {}) for each in (config, before))
-    arguments, given = (dict(each.get("init_args") or {}) for each in (model, earlier))
+    model = dict(config.get("model") or {})
+    arguments = dict(model.get("init_args") or {})
+    given = (before.get("model") or {}).get("init_args") or {}
     base = given.get("policy")
     base = {"path": base} if isinstance(base, str) else base if isinstance(base, Mapping) else {}
-    source = {key: value for key, value in base.items() if key in ("path", "config", "revision", "trust_remote_code")}
-    kept = {key: value for key, value in dict(arguments["policy"]).items() if key != "path"}
-    arguments["policy"] = {**kept, **source}
+    policy = dict(arguments["policy"])
+    policy.pop("path", None)
+    for key in ("path", "config", "revision", "trust_remote_code"):
+        if key in base:
+            policy[key] = base[key]
+    arguments["policy"] = policy
     # An export has the tokenizer that its model was trained with.
     tokenizer = arguments.get("tokenizer") or given.get("tokenizer")
     if tokenizer:
@@ -129,13 +126,7 @@ def with_available_model(config: Config, before: Config) -> Config:
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """Differences of two configs, as ``trainer.max_epochs: 1 -> 2``.
-
-    Args:
-        old: One config.
-        new: The other.
-        key: Prefix of the keys.
-    """
+    """Differences of two configs below a key, as ``trainer.max_epochs: 1 -> 2``."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted({*old, *new}, key=str):
             yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
@@ -164,10 +155,3 @@ def _logging_to(given: Any, folder: Path) -> Any:
 
 def _is(given: Config, name: str) -> bool:
     return str(given.get("class_path", "")).rpartition(".")[2] == name.rpartition(".")[2]
-
-
-def _without_folders(given: Config) -> Config:
-    """Drop the folders that a callback is given: by default each writes under the stage's folder."""
-    arguments = {key: value for key, value in (given.get("init_args") or {}).items() if key not in _OWN_FOLDERS}
-    rest = {key: value for key, value in given.items() if key != "init_args"}
-    return {**rest, "init_args": arguments} if arguments else rest

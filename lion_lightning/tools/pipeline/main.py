@@ -24,17 +24,12 @@ def main(arguments: list[str]) -> None:
     plan = read_plan(options.pipeline, changes, stage_options(rest))
     Runner(plan).run()
     if not options.no_report:
-        _report(plan.out)
+        from lion_lightning.tools.report import write_report
 
-
-def _report(out: Path) -> None:
-    """Write the report; an error there is a warning, since all stages are done."""
-    from lion_lightning.tools.report import write_report
-
-    try:
-        print(f"wrote {write_report(out)}")
-    except (ValueError, OSError) as error:
-        logger.warning("All stages are done, but there is no report: %s", error)
+        try:
+            print(f"wrote {write_report(plan.out)}")
+        except (ValueError, OSError) as error:  # no failure of the run
+            logger.warning("All stages are done, but there is no report: %s", error)
 
 
 def stage_options(arguments: list[str]) -> dict[str, str]:

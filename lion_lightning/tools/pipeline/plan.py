@@ -73,47 +73,44 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
     _require_folder_names(path, list(stages))
     overrides = {name: with_options(options or {}, name, list(stages)) for name in stages}
     configs = {name: _stage_config(path, name, stage, overrides[name]) for name, stage in stages.items()}
-    out = _out(path, given.get("out"))
-    evaluate = _evaluation(path, given.get("evaluate"))
-    seeds = _seeds(path, given.get("seeds"))
-    if seeds is None:
-        chains = [_chain(out, configs, evaluate)]
-    else:
-        chains = [_chain(out / f"seed-{seed}", _seeded(configs, seed), evaluate) for seed in seeds]
-    return Plan(out, chains, _workers(path, given.get("workers", 1)))
+    out = given["out"] if given.get("out") is not None else Path("runs") / path.stem
+    if not isinstance(out, str | Path) or not str(out).strip():
+        raise ValueError(f"{path}: out is {out!r}; give the path of a folder")
+    out, evaluate = Path(out).expanduser(), _evaluation(path, given.get("evaluate"))
+    chains = []
+    for seed in _seeds(path, given.get("seeds")):
+        # The seed of weights and dropout, and that of the order of the data.
+        change = {} if seed is None else {"seed_everything": seed, "data": {"init_args": {"seed": seed}}}
+        seeded = {name: merged(config, change) for name, config in configs.items()}
+        chains.append(_chain(out if seed is None else out / f"seed-{seed}", seeded, evaluate))
+    workers = given.get("workers", 1)
+    if type(workers) is not int or workers < 1:
+        raise ValueError(f"{path}: workers is {workers!r}; give an integer of at least 1")
+    return Plan(out, chains, workers)
 
 
 def plan_to_yaml(plan: Plan) -> str:
-    """The plan as YAML, which :func:`plan_from_yaml` reads in another process.
-
-    Args:
-        plan: The plan.
-    """
-    chains = [[_to_dict(stage) for stage in chain] for chain in plan.chains]
+    """The plan as YAML, which :func:`plan_from_yaml` reads in another process."""
+    chains: list[list[Config]] = []
+    for chain in plan.chains:
+        chains.append([])
+        for stage in chain:
+            start = None if stage.start is None else str(stage.start)
+            chains[-1].append({**stage._asdict(), "folder": str(stage.folder), "start": start})
     text: str = yaml.safe_dump({"out": str(plan.out), "chains": chains, "workers": plan.workers})
     return text
 
 
 def plan_from_yaml(text: str) -> Plan:
-    """Read a plan that :func:`plan_to_yaml` wrote.
-
-    Args:
-        text: The YAML text.
-    """
+    """Read a plan that :func:`plan_to_yaml` wrote."""
     given = yaml.safe_load(text)
-    return Plan(
-        Path(given["out"]), [[_from_dict(each) for each in chain] for chain in given["chains"]], given["workers"]
-    )
-
-
-def _to_dict(stage: StagePlan) -> Config:
-    start = None if stage.start is None else str(stage.start)
-    return {**stage._asdict(), "folder": str(stage.folder), "start": start}
-
-
-def _from_dict(given: Config) -> StagePlan:
-    start = given["start"]
-    return StagePlan(**{**given, "folder": Path(given["folder"]), "start": None if start is None else Path(start)})
+    chains: list[list[StagePlan]] = []
+    for chain in given["chains"]:
+        chains.append([])
+        for stage in chain:
+            start = None if stage["start"] is None else Path(stage["start"])
+            chains[-1].append(StagePlan(**{**stage, "folder": Path(stage["folder"]), "start": start}))
+    return Plan(Path(given["out"]), chains, given["workers"])
 
 
 def _require_folder_names(path: Path, names: Sequence[Any]) -> None:
@@ -133,14 +130,6 @@ def _require_folder_names(path: Path, names: Sequence[Any]) -> None:
         seen[same] = name
 
 
-def _out(path: Path, out: Any) -> Path:
-    if out is None:
-        return Path("runs") / path.stem
-    if not isinstance(out, str | Path) or not str(out).strip():
-        raise ValueError(f"{path}: out is {out!r}; give the path of a folder")
-    return Path(out).expanduser()
-
-
 def _evaluation(path: Path, evaluate: Any) -> Config | None:
     if evaluate is None:
         return None
@@ -153,12 +142,7 @@ def _evaluation(path: Path, evaluate: Any) -> Config | None:
 
 
 def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) -> Config:
-    """Options of the command line for a stage, as a config to merge over its own.
-
-    Args:
-        options: Values by key, as they were written.
-        name: Of the stage.
-        names: Of all stages.
+    """Options of the command line for one stage of these names, as a config to merge over its own.
 
     Raises:
         ValueError: A key names no stage and no part of a config, or a value is not YAML.
@@ -211,28 +195,17 @@ def _chain(out: Path, configs: Mapping[str, Config], evaluate: Config | None) ->
     return chain
 
 
-def _seeded(configs: Mapping[str, Config], seed: int) -> dict[str, Config]:
-    """The configs with this seed for weights, dropout and the order of the data."""
-    change = {"seed_everything": seed, "data": {"init_args": {"seed": seed}}}
-    return {name: merged(config, change) for name, config in configs.items()}
-
-
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(map(str, given.keys() - known))
     if unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
 
 
-def _seeds(path: Path, seeds: Any) -> Sequence[int] | None:
+def _seeds(path: Path, seeds: Any) -> Sequence[int | None]:
+    """A seed for each chain; None leaves the configs' own."""
     if seeds is None:
-        return None
+        return [None]
     valid = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not valid or len(set(seeds)) < len(seeds):
         raise ValueError(f"{path}: seeds is {seeds!r}; give a list of different integers from 0 on, e.g. [0, 1, 2]")
     return list(seeds)
-
-
-def _workers(path: Path, workers: Any) -> int:
-    if type(workers) is not int or workers < 1:
-        raise ValueError(f"{path}: workers is {workers!r}; give an integer of at least 1")
-    return workers

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import Event, Lock
 from typing import Any
@@ -97,30 +97,32 @@ class Runner:
                 while pending:
                     finished, _ = wait(pending, REFRESH_SECONDS, return_when=FIRST_COMPLETED)
                     for future in finished:
-                        self._next(pool, pending, future)
+                        rest = pending.pop(future)
+                        future.result()  # raises what the stage has raised
+                        if rest:
+                            pending[pool.submit(self._stage, rest[0])] = rest[1:]
                     self._status.refresh()
         finally:
             pool.shutdown(wait=False)
-
-    def _next(self, pool: ThreadPoolExecutor, pending: dict[Future[None], list[StagePlan]], done: Future[None]) -> None:
-        rest = pending.pop(done)
-        done.result()
-        if rest:
-            pending[pool.submit(self._stage, rest[0])] = rest[1:]
 
     def _stage(self, stage: StagePlan) -> None:
         if self._stopped.is_set():
             return
         if not begin(stage):
-            return self._say(stage, "done before")
-        self._say(stage, f"begins, log: {stage.folder / LOG}")
-        self._status.begin(self._name(stage), stage.folder / LOG)
-        code = self._stage_process(stage)
-        seconds = self._status.end(self._name(stage))
+            self._status.say(f"{stage.folder}: done before")
+            return
+        self._status.say(f"{stage.folder}: begins, log: {stage.folder / LOG}")
+        name = str(stage.folder.relative_to(self.plan.out))
+        self._status.begin(name, stage.folder / LOG)
+        command = [sys.executable, "-m", "lion_lightning.tools.pipeline", str(stage.folder)]
+        command += [str(stage.start)] if stage.start else []
+        with (stage.folder / LOG).open("ab") as log:
+            code = self._process(command, stdout=log, stderr=log)
+        seconds = self._status.end(name)
         if self._stopped.is_set():
-            return None
+            return
         self._require_done(stage, code)
-        return self._say(stage, f"done in {clock(seconds)}{score_of(stage.folder)}")
+        self._status.say(f"{stage.folder}: done in {clock(seconds)}{score_of(stage.folder)}")
 
     def _require_done(self, stage: StagePlan, code: int) -> None:
         """Trust no exit code: a stage is done when its folder says so."""
@@ -136,30 +138,17 @@ class Runner:
             )
         raise StageError(f"{stage.folder}: the stage failed{_log_end(stage)}; fix it and run the same command again")
 
-    def _stage_process(self, stage: StagePlan) -> int:
-        command = [sys.executable, "-m", "lion_lightning.tools.pipeline", str(stage.folder)]
-        command += [str(stage.start)] if stage.start else []
-        with (stage.folder / LOG).open("ab") as log:
-            return self._process(command, stdout=log, stderr=log)
-
     def _process(self, command: list[str], **streams: Any) -> int:
         held = self._folder.inherited  # a child holds the lock, too, should it outlive this process
+        environment = dict(os.environ)
+        if self._parallel > 1:  # chains share the cores
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._parallel)))
         with self._lock:
             if self._stopped.is_set():
                 return 0
-            process = subprocess.Popen(command, env=self._environment(), pass_fds=held, **streams)
+            process = subprocess.Popen(command, env=environment, pass_fds=held, **streams)
             self._processes.add(process)
         return process.wait()
-
-    def _environment(self) -> dict[str, str]:
-        threads = max(1, (os.cpu_count() or 1) // self._parallel)
-        return {**({"OMP_NUM_THREADS": str(threads)} if self._parallel > 1 else {}), **os.environ}
-
-    def _name(self, stage: StagePlan) -> str:
-        return str(stage.folder.relative_to(self.plan.out))
-
-    def _say(self, stage: StagePlan, what: str) -> None:
-        self._status.say(f"{stage.folder}: {what}")
 
     @contextmanager
     def _stages_stopped_on_errors(self) -> Iterator[None]:

@@ -20,13 +20,7 @@ CONFIG, EVALUATION, DONE = "stage.yaml", "evaluate.yaml", "done.json"
 
 
 def begin(stage: StagePlan) -> bool:
-    """Write the configs of a stage, and return whether it is still to be done.
-
-    Args:
-        stage: The stage.
-
-    Returns:
-        False if it was done before, from the same start and with the same config.
+    """Write the configs of a stage; return False if it was done before, from the same start and with the same config.
 
     Raises:
         ValueError: If its folder holds the work of another config, or of another start.
@@ -36,7 +30,10 @@ def begin(stage: StagePlan) -> bool:
     if not done:
         stage.folder.mkdir(parents=True, exist_ok=True)
         if changes(stage):  # nothing was trained with the old config, but steps without a checkpoint may be logged
-            _set_logs_aside(stage.folder)
+            logs = stage.folder / "lightning_logs"
+            if logs.exists():
+                number = 1 + len(list(stage.folder.glob("lightning_logs.before-*")))
+                logs.rename(stage.folder / f"lightning_logs.before-{number}")
         _write(stage.folder / CONFIG, stage.config)
     if stage.evaluate:
         _write(stage.folder / EVALUATION, stage.evaluate)
@@ -45,9 +42,6 @@ def begin(stage: StagePlan) -> bool:
 
 def require_same_work(stage: StagePlan) -> None:
     """Refuse a folder where another config was trained, or from another model. An untrained stage may change.
-
-    Args:
-        stage: The stage.
 
     Raises:
         ValueError: If its folder holds the work of another config, or of another start.
@@ -63,29 +57,14 @@ def require_same_work(stage: StagePlan) -> None:
 
 
 def changes(stage: StagePlan) -> list[str]:
-    """Keys of the config that have changed since the stage started, each with both values.
-
-    Args:
-        stage: The stage.
-    """
+    """Keys of the config that have changed since the stage started, each with both values."""
     path = stage.folder / CONFIG
     return list(differences(read_config_file(path), stage.config)) if path.exists() else []
 
 
 def trained(folder: Path) -> bool:
-    """Whether a stage has a checkpoint or an export.
-
-    Args:
-        folder: The stage's folder.
-    """
+    """True if the folder of a stage has a checkpoint or an export."""
     return (folder / DONE).exists() or exported(folder) or any(folder.glob("checkpoints/[!.]*.ckpt"))
-
-
-def _set_logs_aside(folder: Path) -> None:
-    logs = folder / "lightning_logs"
-    if logs.exists():
-        number = 1 + len(list(folder.glob("lightning_logs.before-*")))
-        logs.rename(folder / f"lightning_logs.before-{number}")
 
 
 def run_stage(folder: Path, start: Path | None) -> int:
@@ -99,37 +78,31 @@ def run_stage(folder: Path, start: Path | None) -> int:
         0; 2 after an error that the user can fix, which is printed; 128 plus its number after a signal.
     """
     from lion_lightning.cli import main
+    from lion_lightning.models.checkpoints.files import newest_checkpoint
 
     began = time.time()
     if code := main(["fit", "-c", str(folder / CONFIG), "--ckpt_path", "last"]):
         return code
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) > 0:
         return 0  # the first process does the rest
-    trained = time.time() - began
-    # Killed between its last checkpoint and its export: Lightning finds nothing left to train, so nothing exports.
-    if not exported(folder) and (code := _export(folder)):
-        return code
-    if (folder / EVALUATION).exists() and (code := _evaluate(folder)):
-        return code
+    trained, export = time.time() - began, str(folder / "export")
+    if not exported(folder):
+        # Killed between its last checkpoint and its export: Lightning finds nothing left to train, so nothing exports.
+        newest = newest_checkpoint(folder / "checkpoints")
+        if newest is None:
+            raise ValueError(f"{folder}: there is neither an export nor a checkpoint; remove the folder to train again")
+        if code := main(["export", str(newest), export]):
+            return code
+    if (folder / EVALUATION).exists():
+        arguments = ["-c", str(folder / EVALUATION), "--model", export, "--out", str(folder / "evaluation")]
+        if code := main(["evaluate", *arguments]):
+            return code
     finish(folder, start, {"train_seconds": round(trained, 1), "seconds": round(time.time() - began, 1)})
     return 0
 
 
-def _export(folder: Path) -> int:
-    from lion_lightning.cli import main
-    from lion_lightning.models.checkpoints.files import newest_checkpoint
-
-    newest = newest_checkpoint(folder / "checkpoints")
-    if newest is None:
-        raise ValueError(f"{folder}: there is neither an export nor a checkpoint; remove the folder to train again")
-    return main(["export", str(newest), str(folder / "export")])
-
-
 def exported(folder: Path) -> bool:
-    """Whether the export of a stage is complete, by the list of its files, which is written last.
-
-    Args:
-        folder: The stage's folder.
+    """True if the export in the folder of a stage is complete, by the list of its files, which is written last.
 
     Raises:
         ValueError: The list cannot be read.
@@ -176,23 +149,12 @@ def finish(folder: Path, start: Path | None, times: dict[str, float]) -> None:
 
 
 def score_of(folder: Path) -> str:
-    """The score of a stage's evaluation for a message, ``; score 0.707 [0.680, 0.733]``; empty if there is none.
-
-    Args:
-        folder: The stage's folder.
-    """
+    """The score of a stage's evaluation for a message, ``; score 0.707 [0.680, 0.733]``; empty if there is none."""
     path = folder / "evaluation" / "results.json"
     results = read_object(path, "results", "remove it") if path.exists() else {}
     if not (found := results.get("accuracy")):
         return ""
     return f"; score {found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def _evaluate(folder: Path) -> int:
-    from lion_lightning.cli import main
-
-    model, out = str(folder / "export"), str(folder / "evaluation")
-    return main(["evaluate", "-c", str(folder / EVALUATION), "--model", model, "--out", out])
 
 
 def _digest(start: Path | None) -> str | None:
@@ -207,11 +169,8 @@ def _weights(export: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return (
-        read_object(path, "what a stage was done with", "remove it, and the stage is done again")
-        if path.exists()
-        else None
-    )
+    fix = "remove it, and the stage is done again"
+    return read_object(path, "what a stage was done with", fix) if path.exists() else None
 
 
 def _write(path: Path, config: Config) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lion_lightning.printing import clock, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Console
     from rich.live import Live
 
 EVERY_SECONDS = 15.0
@@ -43,15 +43,11 @@ def progress_of(log: Path, start: int = 0) -> str:
     # The last piece may still be written; a bar that is drawn again begins with \r, so its last state may be there.
     for line in reversed(re.split(r"[\r\n]+", text)):
         if bar := _TQDM.match(line):
-            return printable(f"{bar['percent']}, {bar['what']} {bar['count']}, {_short_clock(bar['left'])} left")
+            left = re.sub(r"^0(?=\d:)", "", bar["left"])  # tqdm's 00:07 as 0:07
+            return printable(f"{bar['percent']}, {bar['what']} {bar['count']}, {left} left")
         if _FIT.fullmatch(line.strip()):
             return printable(line.strip())
     return ""
-
-
-def _short_clock(text: str) -> str:
-    """Tqdm's ``00:07`` as ``0:07``."""
-    return text[1:] if text.startswith("0") and len(text) > 4 else text
 
 
 @dataclass
@@ -102,34 +98,18 @@ class Status:
                 self._live = None
 
     def begin(self, name: str, log: Path) -> None:
-        """A stage begins.
-
-        Args:
-            name: What to call it.
-            log: Where it writes; what is there already is not of it.
-        """
+        """A stage of this name begins, and appends to a log, which may be there already."""
         start = log.stat().st_size if log.exists() else 0
         with self._lock:
             self._running[name] = RunningStage(log, start, time.monotonic(), printed_at=time.monotonic())
 
     def end(self, name: str) -> float:
-        """A stage is over.
-
-        Args:
-            name: Of the stage.
-
-        Returns:
-            Seconds that it took.
-        """
+        """A stage is over; return the seconds that it took."""
         with self._lock:
             return time.monotonic() - self._running.pop(name).began
 
     def say(self, text: str) -> None:
-        """Print a line, above those that are rewritten.
-
-        Args:
-            text: The line.
-        """
+        """Print a line, above those that are rewritten."""
         if self._live is not None and self._console is not None:
             self._console.print(text, soft_wrap=True)
         else:
@@ -140,30 +120,23 @@ class Status:
         with self._lock:
             running = dict(self._running)
         if self._live is not None:
-            self._live.update(_lines(running), refresh=True)
+            from rich.console import Group
+            from rich.text import Text
+
+            texts = []
+            for name, stage in running.items():
+                line = f"{name} {clock(time.monotonic() - stage.began)} | {_progress(stage) or 'starting'}"
+                texts.append(Text(line, no_wrap=True, overflow="ellipsis"))
+            self._live.update(Group(*texts), refresh=True)
             return
         now = time.monotonic()
         for name, stage in running.items():
-            if now - stage.printed_at >= EVERY_SECONDS:
-                self._print(name, stage, now)
-
-    def _print(self, name: str, stage: RunningStage, now: float) -> None:
-        progress = _progress(stage)
-        if progress and progress != stage.printed:
-            self.say(f"{name}: {progress}")
-            stage.printed = progress
-        stage.printed_at = now
-
-
-def _lines(running: dict[str, RunningStage]) -> Group:
-    from rich.console import Group
-    from rich.text import Text
-
-    texts = []
-    for name, stage in running.items():
-        line = f"{name} {clock(time.monotonic() - stage.began)} | {_progress(stage) or 'starting'}"
-        texts.append(Text(line, no_wrap=True, overflow="ellipsis"))
-    return Group(*texts)
+            if now - stage.printed_at < EVERY_SECONDS:
+                continue
+            stage.printed_at, progress = now, _progress(stage)
+            if progress and progress != stage.printed:
+                self.say(f"{name}: {progress}")
+                stage.printed = progress
 
 
 def _progress(stage: RunningStage) -> str:

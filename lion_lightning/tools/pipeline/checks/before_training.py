@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
@@ -25,7 +24,7 @@ from lion_lightning.errors import explain
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.references.base import FrozenReference
-from lion_lightning.tools.pipeline.checks.disk import GIB, Space, free_space, space_of
+from lion_lightning.tools.pipeline.checks.disk import GIB, free_space, space_of
 from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
 from lion_lightning.tools.pipeline.checks.sources import check_data, check_rounds
 from lion_lightning.tools.pipeline.configs import Config, merged, with_available_model
@@ -54,12 +53,18 @@ class Checks:
 
     def run(self) -> list[str]:
         """Check everything; the result is :attr:`found`."""
-        for stage in (stage for chain in self.plan.chains for stage in chain):
-            self._check_same_work(stage)
-        for chain, count in _different(self.plan.chains):
+        for chain in self.plan.chains:
+            for stage in chain:
+                self._check_same_work(stage)
+        for alike, count in _different(self.plan.chains):
             self._chains = count
-            self._check_chain(chain)
-        self._check_disk()
+            self._check_chain(alike)
+        free = free_space(self.plan.out)
+        text = f"{self.plan.out}: {free / GIB:.1f} GiB are free, and the stages"
+        if free < self._least:
+            self.found.append(f"{text} write at least {self._least / GIB:.1f} GiB; make room, or give another `out`")
+        elif free < self._most:
+            logger.warning("%s may write up to %.1f GiB.", text, self._most / GIB)
         self.found = list(dict.fromkeys(self.found))  # stages of several seeds have the same faults
         return self.found
 
@@ -86,13 +91,7 @@ class Checks:
                 self._check_stage(stage, before, exports)
 
     def _check_stage(self, stage: StagePlan, config: Config, exports: set[Path]) -> None:
-        """Check a stage.
-
-        Args:
-            stage: The stage.
-            config: Its config, with a model that exists.
-            exports: Folders that will have a model when it is evaluated.
-        """
+        """Check a stage with a config whose model exists; `exports` will exist when it is evaluated."""
         name = f"stages.{stage.name}"
         with _named_warnings(name, logging.WARNING if stage.start else logging.ERROR):  # the first one says its own
             cli = None
@@ -100,12 +99,10 @@ class Checks:
                 cli = _build(config)
             if cli is None:
                 return
-            policy = None
             with self._collect_errors(name):
-                policy = _readable_policy(cli)
-            if policy is not None:
-                with self._collect_errors(name):
-                    self._count(space_of(policy, cli.trainer))
+                space = space_of(_readable_policy(cli), cli.trainer)
+                self._least += self._chains * space.least
+                self._most += self._chains * space.most
             with self._collect_errors(name):
                 tokenizer: TokenizerSpec = cli.model.tokenizer_spec
                 tokenizer.load()
@@ -126,18 +123,6 @@ class Checks:
             if isinstance(data, OnPolicyDataModule):
                 check_rounds(cli.trainer, cli.model, data)
 
-    def _count(self, space: Space) -> None:
-        self._least += self._chains * space.least
-        self._most += self._chains * space.most
-
-    def _check_disk(self) -> None:
-        free = free_space(self.plan.out)
-        text = f"{self.plan.out}: {free / GIB:.1f} GiB are free, and the stages"
-        if free < self._least:
-            self.found.append(f"{text} write at least {self._least / GIB:.1f} GiB; make room, or give another `out`")
-        elif free < self._most:
-            logger.warning("%s may write up to %.1f GiB.", text, self._most / GIB)
-
     @contextmanager
     def _collect_errors(self, where: str) -> Iterator[None]:
         """Keep an error as one line, and go on."""
@@ -154,13 +139,12 @@ def _different(chains: Sequence[Sequence[StagePlan]]) -> list[tuple[Sequence[Sta
     """Chains that differ in more than the seed, the least done first, and how many there are of each."""
     kinds: dict[str, list[Sequence[StagePlan]]] = {}
     for chain in sorted(chains, key=lambda chain: sum((stage.folder / DONE).exists() for stage in chain)):
-        kinds.setdefault(json.dumps([_seedless(stage) for stage in chain], default=str), []).append(chain)
+        key = ""
+        for stage in chain:
+            config = merged(stage.config, {"seed_everything": 0, "data": {"init_args": {"seed": 0}}})
+            key += json.dumps([config, stage.evaluate], default=str).replace(str(stage.folder.parent), "")
+        kinds.setdefault(key, []).append(chain)
     return [(alike[0], len(alike)) for alike in kinds.values()]
-
-
-def _seedless(stage: StagePlan) -> Any:
-    config = merged(stage.config, {"seed_everything": 0, "data": {"init_args": {"seed": 0}}})
-    return [json.dumps(config, default=str).replace(str(stage.folder.parent), ""), stage.evaluate]
 
 
 def _build(config: Config) -> LionCLI:
@@ -179,13 +163,13 @@ def _readable_policy(cli: LionCLI) -> PolicySpec:
     """The policy's spec, after a check that its files and those of a frozen reference exist."""
     from lion_lightning.tools.chat.conversation import require_model
 
-    reference = getattr(cli.model, "reference", None)
-    second = reference.spec if isinstance(reference, FrozenReference) else None
-    for spec in (cli.model.policy_spec, *([second] if second else [])):
-        if spec.path is not None:
-            require_model(spec.path)
-        spec.load_config()
     policy: PolicySpec = cli.model.policy_spec
+    reference = getattr(cli.model, "reference", None)
+    for spec in (policy, reference.spec if isinstance(reference, FrozenReference) else None):
+        if spec is not None:  # a reference without one is a copy of the policy
+            if spec.path is not None:
+                require_model(spec.path)
+            spec.load_config()
     return policy
 
 

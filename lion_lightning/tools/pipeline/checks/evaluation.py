@@ -14,6 +14,7 @@ from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.models.policy import position_limit
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.tools.chat.conversation import require_model
 from lion_lightning.tools.evaluate.main import parse
 from lion_lightning.tools.evaluate.run import Evaluation
@@ -39,16 +40,21 @@ def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicyS
     for model in filter(None, (evaluation.reference, evaluation.against)):
         if Path(model).absolute() not in exports:
             require_model(model)
-    _require_positions(evaluation, policy)
+    positions: Any = position_limit(policy.load_config())
+    longest = evaluation.max_length
+    if (evaluation.conversations or evaluation.preferences) and positions is not None and longest > positions:
+        raise ValueError(
+            f"max_length is {longest}, but the model has positions for {positions} tokens; set max_length to "
+            f"{positions} or less"
+        )
     loaded = tokenizer.load()
     if evaluation.conversations:
         check_data(SFTDataModule(list(evaluation.conversations), loaded, max_length=evaluation.max_length))
     if evaluation.preferences:
         check_data(PreferenceDataModule(list(evaluation.preferences), loaded, max_length=evaluation.max_length))
     if evaluation.prompts:
-        prompts = check_prompts(
-            evaluation.prompts, loaded, [evaluation.sampler, evaluation.judge, evaluation.against_judge]
-        )
+        parts = [evaluation.sampler, evaluation.judge, evaluation.against_judge]
+        prompts = check_prompts(PromptPool(evaluation.prompts, loaded), parts)
         if evaluation.by:
             categories(prompts, evaluation.by)
 
@@ -57,27 +63,10 @@ def _parse(stage: StagePlan) -> Evaluation:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evaluate.yaml"
         path.write_text(yaml.safe_dump(stage.evaluate, sort_keys=False), encoding="utf-8")
-        arguments = [
-            "-c",
-            str(path),
-            "--model",
-            str(stage.folder / "export"),
-            "--out",
-            str(stage.folder / "evaluation"),
-        ]
+        model, out = str(stage.folder / "export"), str(stage.folder / "evaluation")
         try:
-            return parse(arguments)
+            return parse(["-c", str(path), "--model", model, "--out", out])
         except Exception as error:
             if str(path) not in str(error):
                 raise
             raise ValueError(str(error).replace(f"{path}: ", "")) from error
-
-
-def _require_positions(evaluation: Evaluation, policy: PolicySpec) -> None:
-    positions: Any = position_limit(policy.load_config())
-    longest = evaluation.max_length
-    if (evaluation.conversations or evaluation.preferences) and positions is not None and longest > positions:
-        raise ValueError(
-            f"max_length is {longest}, but the model has positions for {positions} tokens; set max_length to "
-            f"{positions} or less"
-        )

@@ -44,15 +44,7 @@ def check_data(data: PackedDataModule) -> None:
 
 
 def check_first_rows(source: Source, encoder: Encoder) -> None:
-    """Tokenize the first rows of a source, and keep nothing.
-
-    Args:
-        source: The source.
-        encoder: Reader of its rows.
-
-    Raises:
-        ValueError: A row is wrong.
-    """
+    """Tokenize the first rows of a source, and keep nothing."""
     rows = source.open()
     for row in rows.take(np.asarray(source.choose(len(rows))[:FIRST_ROWS])):
         try:
@@ -63,21 +55,19 @@ def check_first_rows(source: Source, encoder: Encoder) -> None:
                 raise
 
 
-def check_prompts(sources: Sequence[Source], tokenizer: Any, parts: Sequence[Any]) -> list[Prompt]:
-    """Read prompts, and check that samplers and judges can work on the first ones.
+def check_prompts(pool: PromptPool, parts: Sequence[Any]) -> list[Prompt]:
+    """Check that samplers and judges can work on the first prompts, and return these.
 
     Args:
-        sources: Where they come from.
-        tokenizer: The policy's.
+        pool: All prompts.
         parts: Samplers and judges.
-
-    Returns:
-        The first prompts.
 
     Raises:
         ValueError: A row is wrong, or a sampler or judge is not ready.
     """
-    return _shown(PromptPool(sources, tokenizer), parts)
+    prompts = [asked.prompt for asked in pool.take(range(min(NUM_PROMPTS, len(pool))))]
+    require_ready(parts, prompts)
+    return prompts
 
 
 def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> None:
@@ -98,10 +88,4 @@ def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> Non
         if isinstance(callback, OnPolicySampling):
             require_on_policy(trainer, module)
             callback.require_prompts(trainer, data.pool)
-            _shown(data.pool, [callback.sampler, callback.judge])
-
-
-def _shown(pool: PromptPool, parts: Sequence[Any]) -> list[Prompt]:
-    prompts = [asked.prompt for asked in pool.take(range(min(NUM_PROMPTS, len(pool))))]
-    require_ready(parts, prompts)
-    return prompts
+            check_prompts(data.pool, [callback.sampler, callback.judge])
