@@ -18,6 +18,7 @@ from typing_extensions import override
 from lion_lightning.callbacks.folders import require_writable_root, write_json
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.packing.loader import PackedLoader
+from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.errors import first_line
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.optimization.run_length import run_length
@@ -42,7 +43,8 @@ class StartupSummary(Callback):
     on top. If it is more than the device has, a warning says so.
 
     Works with any module and any loader. Data is described for a
-    :class:`~lion_lightning.data.packing.loader.PackedLoader`, memory for such a loader and an
+    :class:`~lion_lightning.data.packing.loader.PackedLoader` or a
+    :class:`~lion_lightning.data.streaming.loader.StreamLoader`, memory for such a loader and an
     :class:`~lion_lightning.modules.base.AlignmentModule`.
 
     Raises:
@@ -74,9 +76,12 @@ def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
         trainer: The trainer.
         module: The module that it trains.
     """
-    loader = trainer.train_dataloader if isinstance(trainer.train_dataloader, PackedLoader) else None
+    loader = trainer.train_dataloader if isinstance(trainer.train_dataloader, PackedLoader | StreamLoader) else None
     data: Section = {}
-    if loader:
+    if isinstance(loader, StreamLoader):
+        sources, settings = loader.streamed.sources, loader.streamed.settings
+        data = {"sources": len(sources), "window": settings.window, "row_tokens": loader.capacity}
+    elif loader:
         lengths, capacity = loader.sampler.lengths, loader.sampler.capacity
         tokens = int(lengths.sum())
         data = {
@@ -104,7 +109,9 @@ def lines(summary: dict[str, Section]) -> list[str]:
     templates = {
         "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}, recompute: {recompute}",
         "reference": "{kind}, {parameters} parameters",
-        "data": "{samples} samples of {tokens} tokens in {rows} rows of {row_tokens}, {full} full",
+        "data": "{samples} samples of {tokens} tokens in {rows} rows of {row_tokens}, {full} full"
+        if "samples" in summary["data"]
+        else "{sources} streamed source(s), packed {window} documents at a time in rows of {row_tokens}",
         "run": "{epochs} epochs, {steps} optimizer steps; a step: {accumulate} accumulated x {devices} device(s)"
         + (", up to {step_tokens} tokens" if "step_tokens" in summary["run"] else ""),
     }
@@ -147,7 +154,7 @@ def _models(module: LightningModule) -> dict[str, Section]:
     }
 
 
-def _run(trainer: Trainer, loader: PackedLoader | None) -> Section:
+def _run(trainer: Trainer, loader: PackedLoader | StreamLoader | None) -> Section:
     steps = run_length(trainer)
     section: Section = {
         "epochs": trainer.max_epochs if (trainer.max_epochs or -1) >= 0 else "unlimited",
@@ -161,7 +168,7 @@ def _run(trainer: Trainer, loader: PackedLoader | None) -> Section:
     return section
 
 
-def _memory(trainer: Trainer, module: LightningModule, loader: PackedLoader | None) -> Section:
+def _memory(trainer: Trainer, module: LightningModule, loader: PackedLoader | StreamLoader | None) -> Section:
     """Bytes on one device at the peak of a step; empty where no estimate can be made."""
     if not isinstance(module, AlignmentModule) or loader is None:
         return {}

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lion_lightning.cache import cache_folder
-from lion_lightning.data.checks import check_at_least, check_sources
+from lion_lightning.data.checks import check_at_least, check_max_positions, check_sources
 from lion_lightning.data.packing.best_fit import BestFit, Packing
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.reports.source_report import SourceReport
@@ -23,6 +23,9 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
+from lion_lightning.data.streaming.loader import StreamLoader
+from lion_lightning.data.streaming.settings import StreamSettings, streamed_settings
+from lion_lightning.data.streaming.streamed import StreamedSources
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.rendezvous import ALONE, rendezvous
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks, flat
@@ -54,6 +57,7 @@ class PackedDataModule(LightningDataModule, ABC):
         seed: Seed of the order of the rows.
         num_workers: Processes that read rows ahead; 0 reads in the training process.
         cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
+        stream: How sources with ``streaming: true`` are mixed, shuffled and packed while training.
 
     Attributes:
         max_length: Most tokens of one sequence, which the model needs positions for.
@@ -83,6 +87,7 @@ class PackedDataModule(LightningDataModule, ABC):
         seed: int = 0,
         num_workers: int = 0,
         cache_dir: str | Path | None = None,
+        stream: StreamSettings | None = None,
     ) -> None:
         """Check the arguments; nothing is read before :meth:`prepare_data`."""
         super().__init__()
@@ -94,6 +99,9 @@ class PackedDataModule(LightningDataModule, ABC):
         self.row_length, self.packing = row_length, packing or BestFit()
         self.batch_size, self.seed, self.num_workers, self.cache_dir = batch_size, seed, num_workers, cache_dir
         self._tokenizer = tokenizer
+        self.stream = streamed_settings(stream, sources, validation, validation_share)
+        self.streamed: StreamedSources | None = None
+        self._stream_loader: StreamLoader | None = None
         self.train_mixture: Mixture | None = None
         self.validation_mixture: Mixture | None = None
         self.workers = ALONE
@@ -131,13 +139,13 @@ class PackedDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: A source or a row is wrong, or rows are longer than the model's positions.
         """
-        sources = [*self.sources, *(self.validation or ())]
+        sources = [*([] if self.stream else self.sources), *(self.validation or ())]
         if self._ranks.size > 1:
             for source in sources:
                 with suppress(Exception):  # setup opens it again, and every rank raises the error
                     source.fetch()
             return
-        self._check_max_positions()
+        check_max_positions(self.max_length, getattr(self.trainer, "lightning_module", None))
         for source in sources:
             self._tokenized(source)
 
@@ -149,14 +157,17 @@ class PackedDataModule(LightningDataModule, ABC):
             ValueError: A source or a row is wrong, a source trains nothing, or nothing is left of the mixture.
             RuntimeError: Another rank failed.
         """
-        if self.train_mixture is not None:
+        if self.train_mixture is not None or self.streamed is not None:
             return
         with self.preparing_together():
-            train, held = self.split_validation(self.sources)
-            self.train_mixture = mix(train, self.filters)
+            train, held = self.split_validation([] if self.stream else self.sources)
+            if self.stream:
+                self.streamed = StreamedSources.open(self.sources, self._encoder, self.filters, self.stream, held)
+            else:
+                self.train_mixture = mix(train, self.filters)
             self.validation_mixture = mix(held, self.validation_filters) if held else None
-        for report in _reports(self.train_mixture):
-            logger.info("train: %s", report)
+        for line in [*self.reports, *(self.streamed.describe() if self.streamed else ())]:
+            logger.info("train: %s", line)
         for report in _reports(self.validation_mixture):
             logger.info("validation: %s", report)
 
@@ -182,18 +193,15 @@ class PackedDataModule(LightningDataModule, ABC):
         return {
             "class_path": type(self).__name__,
             **self.settings(),
+            **({"stream": self.stream} if self.stream else {}),
             **{name: getattr(self, name) for name in names},
             "sources": [source.description() for source in self.sources],
             "validation": [source.description() for source in self.validation or ()],
         }
 
     def split_validation(self, sources: Sequence[Source]) -> tuple[list[Selection], list[Selection]]:
-        """The unique examples of each source, for training and for validation.
-
-        Args:
-            sources: The training sources.
-        """
-        self._check_max_positions()
+        """The unique examples of each training source, for training and for validation."""
+        check_max_positions(self.max_length, getattr(self.trainer, "lightning_module", None))
         train = self._unique(sources) if sources else []
         held = self._unique(self.validation) if self.validation else []
         if held:
@@ -201,10 +209,20 @@ class PackedDataModule(LightningDataModule, ABC):
         return hold_out(train, self.validation_share) if self.validation_share else (train, held)
 
     @override
-    def train_dataloader(self) -> PackedLoader:
+    def train_dataloader(self) -> PackedLoader | StreamLoader:
         """Packed rows of this rank, shuffled unless ``overfit_batches`` repeats a few of them."""
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)
+        if self.streamed is not None:
+            loading: dict[str, Any] = {
+                "report": self.filters.report,
+                "warn": self.warn,
+                "settings": self.batch_settings(),
+            }
+            made = StreamLoader.of(self.streamed, self.trainer, shuffle=shuffle, **loading, **self._loading())
+            self._stream_loader = made
+            return made
         assert self.train_mixture is not None, "call setup() first"
-        return self.loader(self.train_mixture, shuffle=not getattr(self.trainer, "overfit_batches", 0))
+        return self.loader(self.train_mixture, shuffle)
 
     @override
     def val_dataloader(self) -> PackedLoader | list[Any]:
@@ -213,26 +231,26 @@ class PackedDataModule(LightningDataModule, ABC):
 
     @override
     def test_dataloader(self) -> PackedLoader | list[Any]:
-        """The same rows as for validation."""
         return self.val_dataloader()
 
     def loader(self, mixture: Mixture, shuffle: bool) -> PackedLoader:
         """Packed rows of a mixture, for this rank where a trainer is attached."""
-        ranks = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
         settings = {name: value for name, value in flat("data", self.batch_settings()) if not name.startswith(KNOWN)}
         return self.loader_class(
-            mixture.documents,
-            mixture.documents.lengths,
-            capacity=self.row_length,
-            packing=self.packing,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=ranks["rank"],
-            world_size=ranks["num_replicas"],
-            num_workers=self.num_workers,
-            settings=settings,
+            mixture.documents, mixture.documents.lengths, shuffle=shuffle, settings=settings, **self._loading()
         )
+
+    def _loading(self) -> dict[str, Any]:
+        """What loaders of both kinds are told."""
+        ranks = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        names = ("packing", "batch_size", "seed", "num_workers")
+        ranks = {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}
+        return {**{name: getattr(self, name) for name in names}, **ranks, "capacity": self.row_length}
+
+    @property
+    def reports(self) -> list[SourceReport]:
+        """Counts of each training source; of a stream in the present epoch, as far as it was read."""
+        return self._stream_loader.reports if self._stream_loader else _reports(self.train_mixture)
 
     def description(self) -> dict[str, Any]:
         """Settings, sources and, after :meth:`setup`, their reports, as plain data: for a model card."""
@@ -243,7 +261,7 @@ class PackedDataModule(LightningDataModule, ABC):
             "packing": type(self.packing).__name__,
             "sources": self._described(self.sources),
             "validation_sources": self._described(self.validation or ()),
-            "train": [report.to_dict() for report in _reports(self.train_mixture)],
+            "train": [report.to_dict() for report in self.reports],
             "validation": [report.to_dict() for report in _reports(self.validation_mixture)],
         }
 
@@ -268,26 +286,13 @@ class PackedDataModule(LightningDataModule, ABC):
         self._digests |= {id(source): table.digest for source, table in zip(sources, tables, strict=True)}
         return deduplicate(sources, tables)
 
-    def _check_max_positions(self) -> None:
-        module = getattr(self.trainer, "lightning_module", None)
-        positions = getattr(module, "max_positions", None)
-        if isinstance(positions, int) and self.max_length > positions:
-            raise ValueError(
-                f"data.max_length is {self.max_length}, but the model has positions for {positions} tokens; "
-                f"set data.max_length to {positions} or less"
-            )
-
     def row_messages(self) -> dict[str, list[str]]:
         """Messages about the rows, by source, for the start-up summary."""
-        reports = [*_reports(self.train_mixture), *_reports(self.validation_mixture)]
+        reports = [*self.reports, *_reports(self.validation_mixture)]
         return {report.name: report.messages.describe(report.rows) for report in reports}
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Log warnings, each once and on the first rank only.
-
-        Args:
-            warnings: Texts of the warnings.
-        """
+        """Log warnings, each once and on the first rank only."""
         for text in warnings:
             if self._ranks.is_first and text not in self._warned:
                 logger.warning("%s", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from lion_lightning.data.sources.source import Source
 
@@ -22,6 +23,24 @@ def check_sources(sources: Sequence[Source], validation: Sequence[Source] | None
         raise ValueError(f"data.validation_share is {validation_share}; give a share of at least 0 and below 1")
     if validation and validation_share:
         raise ValueError("data.validation and data.validation_share are both set; leave one of them out")
+
+
+def check_max_positions(max_length: int, module: Any) -> None:
+    """Refuse sequences that are longer than a model's positions.
+
+    Args:
+        max_length: Most tokens of a sequence.
+        module: The module that trains, if there is one; it says ``max_positions`` if it knows of a limit.
+
+    Raises:
+        ValueError: They are longer.
+    """
+    positions = getattr(module, "max_positions", None)
+    if isinstance(positions, int) and max_length > positions:
+        raise ValueError(
+            f"data.max_length is {max_length}, but the model has positions for {positions} tokens; "
+            f"set data.max_length to {positions} or less"
+        )
 
 
 def check_at_least(**arguments: tuple[int, int]) -> None:

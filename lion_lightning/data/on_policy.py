@@ -17,8 +17,9 @@ from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import FilterCounts, Selection
-from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix
+from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix, require_fitting
 from lion_lightning.data.sources.source import Source
+from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rounds import Round
@@ -80,6 +81,13 @@ class OnPolicyDataModule(PreferenceDataModule):
             )
         if not prompts:
             raise ValueError("data.prompts is empty; name at least one source of prompts")
+        for name, named in (("prompts", prompts), ("sources", sources or [])):
+            for source in named:
+                if source.streaming:
+                    raise ValueError(
+                        f"data.{name}: source {source.label} streams, and each round draws from all of its rows; leave "
+                        "`streaming` out, and choose the rows that the rounds need"
+                    )
         if self.validation_share and not sources:
             raise ValueError(
                 "data.validation_share is a share of data.sources, and there are none; set data.validation"
@@ -139,10 +147,10 @@ class OnPolicyDataModule(PreferenceDataModule):
             self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
             if held:
                 self.validation_mixture = mix(held, self.validation_filters)
-                self.refuse_longer_than_a_row(self.validation_mixture)
+                require_fitting(self.validation_mixture.documents, self.row_length)
 
     @override
-    def train_dataloader(self) -> PackedLoader:
+    def train_dataloader(self) -> PackedLoader | StreamLoader:
         """Shuffled packed rows of the current epoch's pairs, for this rank.
 
         Raises:
@@ -191,7 +199,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         except ValueError as error:
             again = "" if self.sources else _SAMPLED_AGAIN
             raise ValueError(f"{_no_pairs(finished)} ({error}); {_NO_PAIRS_FIX}{again}") from error
-        self.refuse_longer_than_a_row(mixture)
+        require_fitting(mixture.documents, self.row_length)
         for report in mixture.reports:
             logger.info("%s", report)
         if not finished.num_pairs:

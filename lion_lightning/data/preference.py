@@ -9,7 +9,7 @@ from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.formats.pairing import BestWorst, Pairing
 from lion_lightning.data.packing.best_fit import Wrapped
-from lion_lightning.data.selection.mixture import Mixture
+from lion_lightning.data.selection.mixture import require_fitting
 from lion_lightning.data.selection.pair_filters import Keep, PairFilters
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -109,19 +109,4 @@ class PreferenceDataModule(PackedDataModule):
         super().setup(stage)
         for mixture in (self.train_mixture, self.validation_mixture):
             if mixture is not None:
-                self.refuse_longer_than_a_row(mixture)
-
-    def refuse_longer_than_a_row(self, mixture: Mixture) -> None:
-        """Make sure that every pair fits a row.
-
-        Raises:
-            ValueError: One does not; the message names it.
-        """
-        longest = int(mixture.documents.lengths.argmax())
-        length = int(mixture.documents.lengths[longest])
-        if length > self.row_length:
-            raise ValueError(
-                f"{mixture.documents.where(longest)}: the prompt and its two answers have {length} tokens, more than "
-                f"the {self.row_length} of data.row_length; set data.row_length to {length} or more, or lower "
-                "data.max_length"
-            )
+                require_fitting(mixture.documents, self.row_length)

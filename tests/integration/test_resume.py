@@ -57,6 +57,8 @@ Run = tuple[Trainer, Record]
 class Runs:
     """Makes runs of two epochs, each in a folder; a run goes on from the last checkpoint of its folder."""
 
+    schedule: Any = CosineWithWarmup
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(folder / "tokenizer")))
@@ -90,7 +92,7 @@ class Runs:
             PolicySpec(config=tiny.config(num_hidden_layers=1), lora=lora),
             tokenizer=self.tokenizer,
             optimizer=partial(torch.optim.AdamW, lr=1e-2),
-            lr_scheduler=CosineWithWarmup,
+            lr_scheduler=self.schedule,
         )
         record = Record(kill)
         callbacks: list[Callback] = [
@@ -108,7 +110,7 @@ class Runs:
             assert kill is not None
         return trainer, record
 
-    def loader(self, shuffle: bool, workers: int) -> PackedLoader:
+    def loader(self, shuffle: bool, workers: int) -> Any:
         return PackedLoader(
             self.samples, LENGTHS, capacity=8, batch_size=3, shuffle=shuffle, seed=5, num_workers=workers
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from typing_extensions import override
 
 from lion_lightning.data.reports.row_messages import RowMessages
@@ -74,6 +74,28 @@ class SourceReport:
             messages=table.messages,
             **more,
         )
+
+    def merged(self, other: Self) -> Self:
+        """The counts of both, of other rows of the same source."""
+        names = [field.name for field in fields(self) if field.name not in ("name", "longest", "messages")]
+        sums = {name: _sum(getattr(self, name), getattr(other, name)) for name in names}
+        messages = RowMessages.of(self.messages)
+        messages.add(other.messages)
+        return replace(self, **sums, longest=max(self.longest, other.longest), messages=messages)
+
+    def state(self) -> dict[str, Any]:
+        """All counts, as plain data for JSON; see :meth:`of_state`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Self:
+        """The report of a state that was written as JSON and read back."""
+        values: dict[str, Any] = {
+            name: FilterCounts(*value) if isinstance(value, list) else value for name, value in state.items()
+        }
+        for name in ("left_out", "truncated"):
+            values[name] = {cause: FilterCounts(*counts) for cause, counts in state[name].items()}
+        return cls(**{**values, "messages": RowMessages.of(state["messages"])})
 
     @property
     def supervised_share(self) -> float:
@@ -147,7 +169,8 @@ class PairReport(SourceReport):
     @override
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
         """Sum up; see :meth:`SourceReport.of`."""
-        prompt, chosen, rejected = np.sum(once.spans.segment_lengths[order], axis=0).tolist()
+        lengths = once.spans.segment_lengths[order]
+        prompt, chosen, rejected = lengths.sum(axis=0).tolist() if len(lengths) else (0, 0, 0)
         return super().of(once, order, prompt=prompt, chosen=chosen, rejected=rejected, **more)
 
     @property
@@ -187,3 +210,13 @@ class PairReport(SourceReport):
         chosen, rejected = self.mean_lengths
         means = {"mean_chosen": round(chosen, 1), "mean_rejected": round(rejected, 1)}
         return super().to_dict() | {"prompt_share": round(self.prompt_share, 4)} | means
+
+
+def _sum(first: Any, second: Any) -> Any:
+    """Both counts together: numbers, documents and tokens, or several of these by cause."""
+    if isinstance(first, FilterCounts):
+        return FilterCounts(*map(_sum, first, second))
+    if isinstance(first, dict):
+        causes = dict.fromkeys([*first, *second])
+        return {cause: _sum(first.get(cause, FilterCounts()), second.get(cause, FilterCounts())) for cause in causes}
+    return first + second

@@ -113,6 +113,21 @@ def mix(selections: Sequence[Selection], filters: Filters) -> Mixture:
     return Mixture(documents, reports)
 
 
+def require_fitting(documents: Documents, row_length: int) -> None:
+    """Make sure that every document fits a row.
+
+    Raises:
+        ValueError: One does not; the message names it. Documents are cut to ``max_length``, so it is a pair.
+    """
+    longest = int(documents.lengths.argmax())
+    length = int(documents.lengths[longest])
+    if length > row_length:
+        raise ValueError(
+            f"{documents.where(longest)}: the prompt and its two answers have {length} tokens, more than the "
+            f"{row_length} of data.row_length; set data.row_length to {length} or more, or lower data.max_length"
+        )
+
+
 def repeats(count: int, source: Source) -> Numbers:
     """Positions of a source's documents, as often as its fraction says.
 

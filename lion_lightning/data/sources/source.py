@@ -1,7 +1,7 @@
 """Where training examples come from: files, saved data sets and the hub."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -54,6 +54,10 @@ class Source:
         ignore: Columns that are of no use, though they may look so.
         on_bad_row: What becomes of a row that cannot be read, rendered or masked: ``error`` stops the run and names
             it; ``skip`` leaves it out, counts it by cause and writes it to a file, unless more than half are so.
+        streaming: Whether rows are read while training, instead of tokenized before: for what is too big for the disk.
+        weight: Share of the source among those that stream, over the sum of all weights; None is 1.
+        iterable: Import path of a function without arguments that returns an iterable of rows, to be streamed; the path
+            is then only a name.
 
     Raises:
         ValueError: The path is empty, the fraction is not a positive number, or the transform cannot be imported.
@@ -72,6 +76,9 @@ class Source:
     format: Literal["chat", "text"] | None = None
     ignore: list[str] = field(default_factory=list)
     on_bad_row: Literal["error", "skip"] = "error"
+    streaming: bool = False
+    weight: float | None = None
+    iterable: Callable[[], Iterable[Mapping[str, Any]]] | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading, and import a transform that is given by its name."""
@@ -79,6 +86,8 @@ class Source:
             object.__setattr__(self, "path", str(self.path))
         if isinstance(self.transform, str):
             object.__setattr__(self, "transform", imported(self.transform))
+        if isinstance(self.iterable, str):
+            object.__setattr__(self, "iterable", imported(self.iterable))
         if self.format not in (None, "chat", "text"):
             raise ValueError(f"{self.path}: format is {self.format!r}; choose chat or text")
         if self.on_bad_row not in ("error", "skip"):
@@ -91,6 +100,26 @@ class Source:
             raise ValueError(f"{self.path}: fraction is {self.fraction}; give a number above 0 (1 is all rows, once)")
         if self.seed < 0:
             raise ValueError(f"{self.path}: seed is {self.seed}; give at least 0")
+        self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """Refuse settings that a stream cannot have, or that only a stream has."""
+        if not self.streaming:
+            for name in ("weight", "iterable"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{self.path}: `{name}` is for sources that stream; set `streaming: true` too")
+        elif self.fraction != 1:
+            raise ValueError(
+                f"{self.path}: fraction {self.fraction:g} is a share of all rows, which a stream does not know; give "
+                "the source a `weight` among the others, or skip rows with a `transform`"
+            )
+        elif self.weight is not None and not 0 < self.weight < math.inf:
+            raise ValueError(f"{self.path}: weight is {self.weight}; give a number above 0")
+        elif "[" in self.split:
+            raise ValueError(
+                f"{self.path}: split {self.split!r} is a part of all rows, which a stream does not know; name a whole "
+                "split, or the files to read"
+            )
 
     @property
     def label(self) -> str:
@@ -115,7 +144,7 @@ class Source:
         Raises:
             ValueError: It does not load.
         """
-        if find_splits(self.path) is None:
+        if not self.streaming and find_splits(self.path) is None:
             self.open()
 
     def choose(self, count: int) -> Numbers:
@@ -217,6 +246,9 @@ class Source:
         """Settings that are not empty, as plain data."""
         values = asdict(self) | {"transform": self.transform and name_of(self.transform)}
         return {name: value for name, value in values.items() if value and (name, value) != ("on_bad_row", "error")}
+        functions = {name: getattr(self, name) for name in ("transform", "iterable")}
+        named = {name: function and name_of(function) for name, function in functions.items()}
+        return {name: value for name, value in (asdict(self) | named).items() if value}
 
     def identity(self) -> dict[str, Any]:
         """Settings that decide the examples, as plain data: a part of cache keys, in addition to the rows."""

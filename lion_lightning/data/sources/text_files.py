@@ -57,7 +57,7 @@ class JsonLines(FileRows):
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
         for line, text in compress(_lines(self.path), _wanted(numbers)):
-            yield _line_row(text, self.path, line)
+            yield line_row(text, self.path, line)
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,11 @@ def parse_line(text: bytes, path: Path, line: int) -> dict[str, Any]:
     Raises:
         ValueError: The line is not a JSON object.
     """
-    return dict(_line_row(text, path, line).values)
+    return dict(line_row(text, path, line).values)
 
 
-def _line_row(text: bytes, path: Path, line: int) -> Row:
+def line_row(text: bytes, path: Path, line: int) -> Row:
+    """The row on a line of a file; see :func:`parse_line`."""
     where = f"{path}:{line}"
     try:
         value = _parse(text.strip(), path, line, "each line must hold one complete JSON object")
@@ -244,14 +245,15 @@ class Table(FileRows):
 
     @cached_property
     def _count(self) -> int:
-        return sum(1 for _ in self._records())
+        return sum(1 for _ in self.records())
 
     @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
         """Read the rows of these numbers."""
-        yield from compress(self._records(), _wanted(numbers))
+        yield from compress(self.records(), _wanted(numbers))
 
-    def _records(self) -> Iterator[Row]:
+    def records(self) -> Iterator[Row]:
+        """All rows, in one pass."""
         lines, line = _text(self.path), 1
         header = next(lines, "")
         reader = csv.reader(chain([header], lines), delimiter=self._delimiter(header), strict=True)

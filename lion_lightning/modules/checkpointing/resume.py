@@ -38,11 +38,15 @@ class Resumption:
         steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
         steps.total.completed += self.steps
         # Lightning does not hand over the loader's state where the loader was set up before the restore. Doing so twice
-        # does no harm: nothing has been read from it yet.
+        # does no harm: nothing has been trained on yet, and a batch that Lightning has read ahead, as it does from a
+        # loader without a length, is read anew.
         states = self.loops.get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
         loader: Any = trainer.train_dataloader
         if len(states) == 1 and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(states[0])
+            fetcher: Any = trainer.fit_loop._data_fetcher
+            if getattr(fetcher, "batches", None):
+                iter(fetcher)
 
     def finish(self, trainer: Trainer) -> None:
         """Do what is left, by Lightning's own methods, before training goes on."""
@@ -109,8 +113,8 @@ def resumption(checkpoint: dict[str, Any], trainer: Trainer) -> Resumption:
         for counts in (epochs["total"], epochs["current"]):
             counts["processed"] = counts["completed"] = counts["started"]
         for place in loops["state_dict"].get("combined_loader", []):  # a limit ends it before the loader's end
-            if "batches" in place:
-                place["batches"] = max(place["batches"], place.get("length", 0))
+            if "batches" in place:  # a stream has no length until it ends
+                place["batches"] = place["length"] = max(place["batches"], place.get("length", 0))
     return left
 
 

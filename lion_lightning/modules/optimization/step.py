@@ -104,8 +104,8 @@ class SteppedPolicy(PolicyCheckpoints):
             steps = run_length(self.trainer)
             if math.isinf(steps):
                 raise MisconfigurationException(
-                    "lr_scheduler: the run has no known end; set trainer.max_steps, max_epochs or "
-                    "lr_scheduler.total_steps."
+                    "lr_scheduler: the run has no known end; set trainer.max_steps or lr_scheduler.total_steps, or "
+                    "trainer.max_epochs where the data does not stream."
                 )
             schedule.begin(int(steps))
 

@@ -1,0 +1,195 @@
+"""Documents of several streamed sources, interleaved by their weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lion_lightning.data.packing.best_fit import Span
+from lion_lightning.data.packing.loader import cut
+from lion_lightning.data.reports.source_report import SourceReport
+from lion_lightning.data.selection.documents import Documents, Selection
+from lion_lightning.data.selection.mixture import require_fitting
+from lion_lightning.data.sources.source import Source
+from lion_lightning.data.streaming.duplicates import RecentHashes
+from lion_lightning.data.streaming.encoding import EncodedBlock
+from lion_lightning.data.streaming.feed import BlockFeed
+from lion_lightning.data.streaming.reading import Place
+from lion_lightning.data.streaming.settings import MixBy
+from lion_lightning.types import Sample
+
+HOPELESS_ROWS = 20_000
+"""A source that gives no document in so many rows is wrong."""
+
+
+class Drawn(NamedTuple):
+    """A document of the mixture; its tokens are read when a row with it is made."""
+
+    documents: Documents
+    position: int
+    length: int
+
+    def sample(self, span: Span) -> Sample:
+        """Its part of a row."""
+        return cut(self.documents[self.position], span)
+
+
+@dataclass
+class Cursor:
+    """Where the mixture stands in one source; plain data but for the block and the report.
+
+    Attributes:
+        place: Where the open block begins, or the next one where none is open.
+        taken: Documents drawn from the open block.
+        repeated: Examples of it that were left out as duplicates, when it was opened.
+        examples: Examples of the source before the block.
+        documents: Documents drawn so far.
+        tokens: Their tokens.
+        is_open: Whether a block is open.
+        ended: Whether the source has ended.
+        report: Counts of the source, of all blocks that were opened.
+        block: The open block, unless it is still to be read again.
+        block_documents: Its documents.
+    """
+
+    place: Place
+    taken: int = 0
+    repeated: tuple[int, ...] = ()
+    examples: int = 0
+    documents: int = 0
+    tokens: int = 0
+    is_open: bool = False
+    ended: bool = False
+    report: SourceReport | None = None
+    block: EncodedBlock | None = None
+    block_documents: Documents | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        names = ("taken", "examples", "documents", "tokens", "is_open", "ended")
+        return {
+            "place": asdict(self.place),
+            "repeated": list(self.repeated),
+            "report": json.dumps(self.report.state()) if self.report else "",
+            **{name: getattr(self, name) for name in names},
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], report: type[SourceReport]) -> Cursor:
+        """The cursor of a state."""
+        values = {**state, "place": Place(**state["place"]), "repeated": tuple(state["repeated"])}
+        values["report"] = report.of_state(json.loads(state["report"])) if state["report"] else None
+        return cls(**values)
+
+
+class StreamMixture:
+    """Draws documents: the next is of the source that is furthest behind its weight, in documents or tokens.
+
+    So after any number of draws no source is further from its share than one document's tokens can take it. A source
+    that ends leaves the mixture, and the others go on.
+
+    Args:
+        sources: The sources.
+        feed: Their encoded blocks, from where the cursors stand.
+        cursors: Where to go on in each source.
+        hashes: The contents of earlier documents.
+        mix_by: What the weights share out.
+        row_length: Tokens that every document has to fit in.
+        report: Class of the sources' reports.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        feed: BlockFeed,
+        cursors: Sequence[Cursor],
+        hashes: RecentHashes,
+        mix_by: MixBy,
+        row_length: int,
+        report: type[SourceReport],
+    ) -> None:
+        self.sources, self.cursors, self.hashes = sources, cursors, hashes
+        self._feed, self._mix_by, self._row_length, self._report = feed, mix_by, row_length, report
+        self._weights = [source.weight or 1.0 for source in sources]
+
+    def draw(self) -> Drawn | None:
+        """The next document; None when all sources have ended.
+
+        Raises:
+            ValueError: A row is wrong, or a source gives no documents.
+        """
+        while (number := self._furthest_behind()) is not None:
+            cursor = self.cursors[number]
+            if cursor.block is None:
+                self._open(number)
+            elif cursor.block_documents is not None and cursor.taken < len(cursor.block_documents):
+                return self._draw(cursor, cursor.block_documents)
+            else:
+                self._close(cursor)
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Where all sources stand, as plain data."""
+        return {"cursors": [cursor.state() for cursor in self.cursors], "hashes": self.hashes.count}
+
+    def _furthest_behind(self) -> int | None:
+        left = [number for number, cursor in enumerate(self.cursors) if not cursor.ended]
+        return min(left, key=self._progress, default=None)
+
+    def _progress(self, number: int) -> float:
+        cursor = self.cursors[number]
+        return (cursor.tokens if self._mix_by == "tokens" else cursor.documents) / self._weights[number]
+
+    def _draw(self, cursor: Cursor, documents: Documents) -> Drawn:
+        drawn = Drawn(documents, cursor.taken, int(documents.lengths[cursor.taken]))
+        cursor.taken += 1
+        cursor.documents += 1
+        cursor.tokens += drawn.length
+        return drawn
+
+    def _open(self, number: int) -> None:
+        """Read the next block, or again the one that was open when the state was saved."""
+        cursor = self.cursors[number]
+        cursor.block = self._feed.take(number)
+        if cursor.block is None:
+            cursor.ended, cursor.is_open = True, False
+            return
+        selection = cursor.block.selection(self.sources[number])
+        numbers = selection.spans.rows + cursor.examples
+        selection = replace(selection, spans=selection.spans._replace(numbers=numbers))
+        if not cursor.is_open:
+            cursor.repeated = self._repeated(selection)
+        fresh = ~np.isin(selection.spans.rows, cursor.repeated)
+        selection = selection.filter(fresh, "duplicate")
+        if not cursor.is_open:
+            report = self._report.of(selection, np.arange(len(selection.spans.rows)))
+            cursor.report = cursor.report.merged(report) if cursor.report else report
+            self._refuse_hopeless(cursor.report)
+        cursor.is_open = True
+        cursor.block_documents = Documents([selection]) if len(selection.spans.rows) else None
+        if cursor.block_documents is not None:
+            require_fitting(cursor.block_documents, self._row_length)
+
+    def _repeated(self, selection: Selection) -> tuple[int, ...]:
+        """Examples of a block whose content was seen before."""
+        digests = selection.table.digests[:, 0].tolist()
+        rows = dict.fromkeys(selection.spans.rows.tolist())  # once each: one may be split into several documents
+        return tuple(row for row in rows if not self.hashes.add(digests[row]))
+
+    def _close(self, cursor: Cursor) -> None:
+        assert cursor.block is not None
+        cursor.examples += sum(map(len, cursor.block.shard.batches))
+        cursor.place = cursor.block.after
+        cursor.taken, cursor.repeated, cursor.is_open = 0, (), False
+        cursor.block = cursor.block_documents = None
+
+    def _refuse_hopeless(self, report: SourceReport) -> None:
+        if report.rows >= HOPELESS_ROWS and not report.kept.documents:
+            raise ValueError(
+                f"source {report.name}: none of its first {report.rows:,} rows gives anything to train on ({report}); "
+                "fix what leaves them out"
+            )
