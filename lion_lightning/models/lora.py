@@ -32,7 +32,8 @@ class LoRASpec:
         r: Rank.
         alpha: Scale of the update; it is multiplied by ``alpha / r``.
         dropout: Dropout on the adapter's input, in training only.
-        target_modules: Names (or one regular expression) of the layers to adapt; ``all-linear`` for all but the head.
+        target_modules: Names (or one regular expression) of the layers to adapt; ``all-linear`` for all but the head
+            (and but the output projections of state-space mixers, which fused kernels read past any adapter).
         modules_to_save: Layers that are trained in full next to the adapters. ``embed_tokens`` or ``lm_head`` of a
             model that ties them means both, and they stay tied.
     """
@@ -77,6 +78,7 @@ class LoRASpec:
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft's annotation is too narrow
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
+            exclude_modules=self._bypassed(model) or None,
             modules_to_save=[*self.modules_to_save] or None,  # a copy: peft appends to the list
             trainable_token_indices=self._token_rows(model, new_ids),
             ensure_weight_tying=self._trains_tied(model),  # copies of embedding and head stay one weight
@@ -96,6 +98,13 @@ class LoRASpec:
             for name in names:
                 if not any(layer == name or layer.endswith(name) for layer in layers):
                     raise ValueError(f"policy.lora.{setting}: the model has no layer {name!r}")
+
+    def _bypassed(self, model: PreTrainedModel) -> list[str]:
+        """Layers whose weights the fused kernels of state-space mixers read, past any adapter; peft refuses them."""
+        if isinstance(self.target_modules, list) or self.target_modules.lower() != "all-linear":
+            return []
+        mixers = [name for name, module in model.named_modules() if hasattr(module, "ssm_state_size")]
+        return [f"{name}.out_proj" for name in mixers]
 
     def _trains_tied(self, model: PreTrainedModel) -> bool:
         """True if a layer that is trained in full is tied to another; trained alone it would be lost in a merge."""

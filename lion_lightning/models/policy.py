@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lion_lightning.models.embeddings import output_head, vocabulary_rows
-from lion_lightning.models.quantization import product_dtype
+from lion_lightning.errors import first_line
+from lion_lightning.models.embeddings import output_head
+from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers
+from lion_lightning.models.packing.probe import close, differing_layer, probe_row
 from lion_lightning.models.weights.checks import all_tensors, require_finite
 from lion_lightning.ops.attention import PATHS
 from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.ops.layout import RowLayout
 from lion_lightning.ops.logprobs import token_logps
-from lion_lightning.ops.padding import pad_row
-from lion_lightning.types import PackedBatch, Segment, TokenLogps
+from lion_lightning.types import PackedBatch, TokenLogps
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ log = logging.getLogger(__name__)
 class PolicyModel(nn.Module):
     """A Hugging Face causal LM behind the one forward that every stage uses.
 
-    Rows go through the model packed, with the attention of :mod:`lion_lightning.ops.attention`. A probe at construction
-    detects models that cannot do that (state-space layers, custom attention code); they run padded, with a warning.
+    Rows go through the model packed, with the attention of :mod:`lion_lightning.ops.attention`; token mixers that are
+    no attention run sequence by sequence (:mod:`lion_lightning.models.packing.mixers`). A probe at construction
+    compares both with each sequence alone; models on which they differ run padded, with a warning.
 
     Args:
         model: A causal LM, or a PEFT model around one.
@@ -45,6 +47,7 @@ class PolicyModel(nn.Module):
         self.transform = logit_transform(self.causal_lm.config)
         attention = getattr(self.causal_lm.config, "_attn_implementation", None)
         self.packed = packed and attention in PATHS
+        self.mixers = SequencewiseMixers()
         if not any(parameter.is_meta for parameter in self.parameters()):
             self.probe()
 
@@ -124,13 +127,9 @@ class PolicyModel(nn.Module):
         return hidden
 
     def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
-        sequences = pad_row(layout)
-        output = self._backbone(
-            input_ids=input_ids[sequences.source],
-            attention_mask=sequences.mask.long(),
-            use_cache=False,
-        )
-        return sequences.restore(output.last_hidden_state)
+        (source,), (mask,), _ = layout.padded
+        output = self._backbone(input_ids=input_ids[source], attention_mask=mask.long(), use_cache=False)
+        return layout.padded.restore([output.last_hidden_state])
 
     @property
     def _backbone(self) -> nn.Module:
@@ -139,7 +138,7 @@ class PolicyModel(nn.Module):
 
     @torch.no_grad()
     def probe(self) -> None:
-        """Run two five-token documents packed and padded, so that a model on which they differ never trains packed.
+        """Run a packed row and its sequences padded, so that a model on which they differ never trains packed.
 
         Called at construction; for a model on the meta device, call it once the weights are loaded.
 
@@ -151,35 +150,73 @@ class PolicyModel(nn.Module):
         self.eval()
         try:
             self._probe_head()
-            if self.packed and not self._packs_exactly():
-                name = type(self.causal_lm).__name__
-                log.warning(
-                    "%s cannot run packed rows; every sequence runs alone in a padded batch, which is slower.", name
-                )
-                self.packed = False
-                config = self.causal_lm.config.get_text_config()
-                softcapped = getattr(config, "attn_logit_softcapping", None) is not None  # SDPA has no soft cap
-                native = "sdpa" if self.causal_lm._supports_sdpa and not softcapped else "eager"
-                self.causal_lm.set_attn_implementation(native)
+            if self.packed:
+                self._probe_packing()
+            self._probe_causality()
         finally:
             self.train(training)
 
-    def _packs_exactly(self) -> bool:
-        ids, positions, layout = _probe_row(self.causal_lm)
-        attention = self.causal_lm.config._attn_implementation
-        self.causal_lm.set_attn_implementation("eager")  # the model's own definition: SDPA ignores soft caps and sinks
-        expected = self._padded_hidden(ids, positions, layout)
-        self.causal_lm.set_attn_implementation(attention)
+    def _probe_packing(self) -> None:
+        asked = self.causal_lm.config._attn_implementation
         try:
-            packed = self._packed_hidden(ids, positions, layout)
+            self.mixers = self._found_mixers()
+            self.causal_lm.set_attn_implementation(asked)
+            cause = self._packing_fault()
         except (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError) as error:
-            log.info("packed probe failed: %s", error)
-            return False
-        return _close(packed, expected, self.causal_lm.config)
+            cause = first_line(error)
+        if cause is None:
+            return
+        log.warning(
+            "%s cannot run packed rows (%s); every sequence runs alone in a padded batch, which is slower.",
+            type(self.causal_lm).__name__,
+            cause,
+        )
+        self.packed = False
+        self.mixers.remove()
+        config = self.causal_lm.config.get_text_config()
+        softcapped = getattr(config, "attn_logit_softcapping", None) is not None  # SDPA has no soft cap
+        native = "sdpa" if self.causal_lm._supports_sdpa and not softcapped else "eager"
+        self.causal_lm.set_attn_implementation(native)
+        # Models with attention code of their own ignore that, and read in their config which mask they are to make.
+        self.causal_lm.config._attn_implementation = native
+
+    def _probe_causality(self) -> None:
+        row = probe_row(self.causal_lm)[0][:5][None]
+        long, short = (
+            self._backbone(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+            for ids in (row, row[:, :3])
+        )
+        if not close(long[:, :3], short, self.causal_lm.config):
+            raise ValueError(
+                f"{self._name}: what it gives for a token depends on later tokens: it is no causal language model, or "
+                f"its attention has no causal mask with {self.causal_lm.config._attn_implementation!r}."
+            )
+
+    def _found_mixers(self) -> SequencewiseMixers:
+        ids, layout = probe_row(self.causal_lm)
+        if self.causal_lm.config._attn_implementation == "lion_dense":  # NaN passes a mask
+            self.causal_lm.set_attn_implementation("lion")
+        return find_mixers(self.causal_lm, lambda: self._packed_hidden(ids, layout.positions, layout), layout)
+
+    def _packing_fault(self) -> str | None:
+        """What differs between packed and padded; None if nothing does."""
+        ids, layout = probe_row(self.causal_lm)
+        asked = self.causal_lm.config._attn_implementation
+
+        def padded() -> Tensor:
+            # the model's own definition: SDPA ignores soft caps and sinks
+            self.causal_lm.set_attn_implementation("eager")
+            hidden = self._padded_hidden(ids, layout.positions, layout)
+            self.causal_lm.set_attn_implementation(asked)
+            return hidden
+
+        name = differing_layer(
+            self.causal_lm, lambda: self._packed_hidden(ids, layout.positions, layout), padded, layout
+        )
+        return f"{name} gives other values than alone" if name else None
 
     def _probe_head(self) -> None:
-        ids, _, _ = _probe_row(self.causal_lm)
-        row = ids[:5][None]
+        row = probe_row(self.causal_lm)[0][:5][None]
         try:
             logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
         except (TypeError, AttributeError) as error:  # custom code without the requested attention
@@ -196,7 +233,7 @@ class PolicyModel(nn.Module):
             )
         weight, bias = self.head()
         own = hidden @ weight.T if bias is None else hidden @ weight.T + bias
-        if not _close(self.transform.apply(own.float().clone()), logits.float(), self.causal_lm.config):
+        if not close(self.transform.apply(own.float().clone()), logits.float(), self.causal_lm.config):
             raise ValueError(
                 f"{type(self.causal_lm).__name__}: its logits are not its head times its last hidden state under any "
                 "post-processing known here (scale, soft cap); log-probs would be wrong. Please report the model."
@@ -225,19 +262,3 @@ def without_dropout(config: Any) -> Any:
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
-
-
-def _probe_row(model: PreTrainedModel) -> tuple[Tensor, Tensor, RowLayout]:
-    device = next(model.parameters()).device
-    vocabulary = vocabulary_rows(model)
-    # From the middle of the vocabulary: pad and other special ids, which models may treat apart, stand at its ends.
-    ids = (torch.arange(10, device=device) * 7 + vocabulary // 2) % vocabulary
-    positions = torch.arange(5, device=device).repeat(2)
-    return ids, positions, RowLayout([Segment(0, 5), Segment(5, 5)], device)
-
-
-def _close(actual: Tensor, expected: Tensor, config: Any) -> bool:
-    exact = {expected.dtype, product_dtype(config) or expected.dtype} == {torch.float32}
-    tolerance = 1e-4 if exact else 3e-2
-    difference = (actual.float() - expected.float()).abs().max()
-    return bool(difference <= tolerance * expected.float().abs().max())

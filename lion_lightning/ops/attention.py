@@ -8,44 +8,22 @@ transformers' own mask, so the same model trains on packed rows and generates fr
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lion_lightning.ops.heads import Attend, Heads, with_repeated_keys
 from lion_lightning.ops.layout import RowLayout
-
-
-class Heads(NamedTuple):
-    """Inputs of one attention call.
-
-    Attributes:
-        query: ``(heads, tokens, head size)``.
-        key: ``(key heads, tokens, head size)``; each key head serves as many query heads as the ratio says.
-        value: Like ``key``.
-        scale: Factor on the scores; None for one over the root of the head size.
-        window: Sliding window, in tokens up to and including the query; None for none.
-        softcap: Bound of soft-capped scores; None for none.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scale: float | None = None
-    window: int | None = None
-    softcap: float | None = None
-
-
-Attend = Callable[[Heads, RowLayout], Tensor]
-"""From heads of a packed row to outputs, ``(heads, tokens, head size)``."""
+from lion_lightning.ops.sinks import sinks_as_key
+from lion_lightning.ops.varlen import accepted_by, attend_flash, attend_varlen
 
 
 def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
@@ -74,45 +52,15 @@ def attend_dense(heads: Heads, layout: RowLayout) -> Tensor:
     mask = layout.visible
     if heads.window is not None:
         mask = mask & (layout.positions[:, None] - layout.positions[None, :] < heads.window)
-    return _attend(heads, mask)
-
-
-def attend_varlen(heads: Heads, layout: RowLayout) -> Tensor:
-    """PyTorch's own variable-length flash attention (GPU, half precision, torch >= 2.10).
-
-    Raises:
-        ValueError: The model needs soft-capped scores, or a sliding window before torch 2.11.
-    """
-    from torch.nn.attention.varlen import varlen_attn
-
-    if heads.softcap is not None:
-        raise ValueError(
-            "attention: lion_varlen does not support the soft-capped scores of this model; use lion_sdpa or lion_flash."
-        )
-    kernel: Callable[..., Any] = varlen_attn
-    heads, options = _varlen_options(heads, _parameters(kernel))
-    output: Tensor = kernel(*_varlen_arguments(heads, layout), **options)
-    return output.transpose(0, 1)
-
-
-def attend_flash(heads: Heads, layout: RowLayout) -> Tensor:
-    """The ``flash-attn`` package's variable-length kernel (GPU, half precision)."""
-    from flash_attn import flash_attn_varlen_func
-
-    output: Tensor = flash_attn_varlen_func(
-        *_varlen_arguments(heads, layout),
-        softmax_scale=heads.scale,
-        causal=True,
-        window_size=_window_size(heads),
-        softcap=heads.softcap or 0.0,
-    )
-    return output.transpose(0, 1)
+    return _attend(heads, mask if heads.sinks is None else pad(mask, (1, 0), value=True))
 
 
 def attend_best(heads: Heads, layout: RowLayout) -> Tensor:
     """The fastest path that supports these tensors: a variable-length kernel on a GPU in half precision, else SDPA."""
     half = heads.query.is_cuda and heads.query.dtype in (torch.bfloat16, torch.float16)
     path = _gpu_path(heads.window is not None, heads.softcap is not None) if half else attend_sdpa
+    if heads.window is not None and heads.sinks is not None:  # no kernel has both
+        path = attend_sdpa
     return path(heads, layout)
 
 
@@ -134,12 +82,16 @@ def _attend_segment(own: Heads, layout: RowLayout, alone: bool) -> Tensor:
 
 
 def _segment_mask(own: Heads, layout: RowLayout) -> Tensor:
-    """Additive mask ``(queries, keys)``; one tensor for all layers, also among what autograd saves."""
+    """Additive mask ``(queries, keys)``; one tensor for all layers, also among what autograd saves.
+
+    With sinks it has a first column for them.
+    """
     queries, keys, masks = own.query.shape[1], own.key.shape[1], layout.masks
-    name = (queries, keys, own.window, own.query.dtype)
+    name = (queries, keys, own.window, own.query.dtype, own.sinks is not None)
     if name not in masks:
         hidden = ~_lower_right(queries, keys, own.window, own.query.device)
-        masks[name] = own.query.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+        mask = own.query.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
+        masks[name] = mask if own.sinks is None else pad(mask, (1, 0))
     return masks[name]
 
 
@@ -161,6 +113,8 @@ def _attend(heads: Heads, mask: Tensor | None) -> Tensor:
     """
     if heads.softcap is not None:
         return _attend_softcapped(heads, mask, heads.softcap)
+    if heads.sinks is not None:
+        return _attend_sinks(heads, mask, _attend)
     if mask is None:
         query, key, value = (tensor[None] for tensor in heads[:3])
         grouped = query.shape[1] != key.shape[1]
@@ -172,64 +126,24 @@ def _attend(heads: Heads, mask: Tensor | None) -> Tensor:
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=heads.scale).flatten(0, 1)
 
 
+def _attend_sinks(heads: Heads, mask: Tensor | None, attend: Callable[[Heads, Tensor | None], Tensor]) -> Tensor:
+    """Attention with sinks by one without; a mask has a first column for them."""
+    size = heads.value.shape[-1]
+    heads = Heads(*sinks_as_key(*heads[:3], heads.sinks, heads.scale))
+    if mask is not None:
+        return attend(heads, mask)[..., :size]
+    # causal: a query for the key in front, so that each of the others sees up to its own
+    return attend(heads._replace(query=pad(heads.query, (0, 0, 1, 0))), None)[..., 1:, :size]
+
+
 def _attend_softcapped(heads: Heads, mask: Tensor | None, softcap: float) -> Tensor:
-    query, key, value = _with_repeated_keys(heads)[:3]
+    query, key, value = with_repeated_keys(heads)[:3]
     if mask is None:
         mask = _lower_right(query.shape[-2], key.shape[-2], None, query.device)
     scores = query @ key.transpose(-1, -2) * (heads.scale if heads.scale is not None else query.shape[-1] ** -0.5)
     scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~mask, torch.finfo(query.dtype).min) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
-
-
-def _with_repeated_keys(heads: Heads) -> Heads:
-    repeats = heads.query.shape[-3] // heads.key.shape[-3]
-    if repeats == 1:
-        return heads
-    key, value = (tensor.repeat_interleave(repeats, dim=-3) for tensor in (heads.key, heads.value))
-    return heads._replace(key=key, value=value)
-
-
-def _varlen_arguments(heads: Heads, layout: RowLayout) -> tuple[Any, ...]:
-    """Positional arguments of variable-length kernels: rows of tokens, cumulative and longest lengths."""
-    index = layout.varlen
-    key, value = (t if index.gather is None else t[:, index.gather] for t in (heads.key, heads.value))
-    rows = (tensor.transpose(0, 1).contiguous() for tensor in (heads.query, key, value))
-    return (*rows, index.cu_queries, index.cu_keys, index.max_queries, index.max_keys)
-
-
-def _varlen_options(heads: Heads, accepted: frozenset[str]) -> tuple[Heads, dict[str, Any]]:
-    """Options by the names of this torch version, and heads adapted where it lacks one.
-
-    torch 2.10 had ``is_causal``, no window and no scale; 2.11 has both, and equal head counts only; 2.12 added
-    ``enable_gqa``.
-    """
-    options: dict[str, Any] = {}
-    if "window_size" in accepted:
-        options["window_size"] = _window_size(heads)
-    elif heads.window is None:
-        options["is_causal"] = True
-    else:
-        raise ValueError("attention: lion_varlen needs torch >= 2.11 for a sliding window; use lion_sdpa.")
-    if "enable_gqa" in accepted:
-        options["enable_gqa"] = True
-    else:
-        heads = _with_repeated_keys(heads)
-    if "scale" in accepted:
-        options["scale"] = heads.scale
-    elif heads.scale is not None:
-        heads = heads._replace(query=heads.query * (heads.scale * heads.query.shape[-1] ** 0.5))
-    return heads, options
-
-
-def _window_size(heads: Heads) -> tuple[int, int]:
-    """Keys to the left and to the right of a query's own, -1 for all."""
-    return (-1 if heads.window is None else heads.window - 1, 0)
-
-
-@cache
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
 
 
 @cache
@@ -240,7 +154,7 @@ def _gpu_path(window: bool, softcap: bool) -> Attend:
         return attend_sdpa
     from torch.nn.attention.varlen import varlen_attn
 
-    return attend_sdpa if window and "window_size" not in _parameters(varlen_attn) else attend_varlen
+    return attend_sdpa if window and "window_size" not in accepted_by(varlen_attn) else attend_varlen
 
 
 def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -259,21 +173,38 @@ def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
         softcap: float | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        if layout is None and softcap is not None:
-            output = _attend_softcapped(Heads(query, key, value, scaling), attention_mask, softcap)
-            return output.transpose(1, 2).contiguous(), None
+        heads = Heads(query, key, value, scaling, sliding_window, softcap, kwargs.pop("s_aux", None))
+        if softcap is not None and heads.sinks is not None:
+            raise NotImplementedError("attention: soft-capped scores with sinks are not supported; use eager.")
+        if layout is None and (softcap is not None or heads.sinks is not None):
+            return _attend_unpacked(heads, attention_mask).transpose(1, 2).contiguous(), None
         if layout is None:
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
             )
-        unknown = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
-        if unknown:
-            raise NotImplementedError(f"packed attention does not support {', '.join(unknown)}")
+        if kwargs.get("position_bias") is not None:
+            raise NotImplementedError("packed attention does not support position_bias")
         query, key, value = _as_autocast(query[0], key[0], value[0])
-        output = attend(Heads(query, key, value, scaling, sliding_window, softcap), layout)
+        output = attend(heads._replace(query=query, key=key, value=value), layout)
         return output.transpose(0, 1)[None], None
 
     return attention
+
+
+def _attend_unpacked(heads: Heads, mask: Tensor | None) -> Tensor:
+    """Padded batches ``(sequences, heads, tokens, head size)`` of models that SDPA alone gets wrong."""
+    if heads.softcap is not None:
+        return _attend_softcapped(heads, mask, heads.softcap)
+    if mask is not None:
+        mask = pad(mask, (1, 0), value=True if mask.dtype == torch.bool else 0.0)
+    elif heads.query.shape[-2] == 1:  # a step of generation, which sees all
+        mask = heads.key.new_ones(1, heads.key.shape[-2] + 1, dtype=torch.bool)
+    return _attend_sinks(heads, mask, _attend_batch)
+
+
+def _attend_batch(heads: Heads, mask: Tensor | None) -> Tensor:
+    query, key, value = with_repeated_keys(heads)[:3]
+    return scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=heads.scale)
 
 
 def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lion_lightning.ops.padding import PaddedBatches, pad, similar_lengths
 from lion_lightning.types import Segment
 
 
@@ -94,6 +95,37 @@ class RowLayout:
             max_queries=max(queries),
             max_keys=max(keys),
         )
+
+    @cached_property
+    def varlen_with_sinks(self) -> VarlenIndex:
+        """The same where the row's keys have one more in front, which every segment sees first."""
+        first = torch.zeros(1, dtype=torch.int64)
+        parts: list[Tensor] = []
+        for access in self.accesses:
+            parts += [first, *(torch.arange(span.start, span.stop) + 1 for span in access.keys)]
+        steps = torch.arange(len(self.segments) + 1, dtype=torch.int32).to(self.device, non_blocking=True)
+        return self.varlen._replace(
+            gather=torch.cat(parts).to(self.device, non_blocking=True),
+            cu_keys=self.varlen.cu_keys + steps,
+            max_keys=self.varlen.max_keys + 1,
+        )
+
+    @cached_property
+    def sequences(self) -> tuple[Tensor, ...]:
+        """For each leaf segment, the flat positions of its ancestors' tokens and its own; int64, on the CPU."""
+        parents = {segment.parent for segment in self.segments}
+        leaves = [access for index, access in enumerate(self.accesses) if index not in parents]
+        return tuple(torch.cat([torch.arange(span.start, span.stop) for span in access.keys]) for access in leaves)
+
+    @cached_property
+    def padded(self) -> PaddedBatches:
+        """All sequences in one right-padded batch, in the order of the row."""
+        return pad([self.sequences], self.tokens, self.device)
+
+    @cached_property
+    def padded_groups(self) -> PaddedBatches:
+        """All sequences in right-padded batches of similar lengths."""
+        return pad(similar_lengths(self.sequences), self.tokens, self.device)
 
     @cached_property
     def positions(self) -> Tensor:

@@ -50,15 +50,19 @@ def set_recompute(model: PreTrainedModel, mode: Recompute) -> None:
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "elementwise":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _elementwise_policy)
+        # transformers adds the biases of experts in place to their products, which then cannot be kept
+        biased = any(getattr(module, "has_bias", False) for module in model.modules())
+        saved = SAVED_OPS - {"aten::_grouped_mm"} if biased else SAVED_OPS
+        policy = partial(_elementwise_policy, saved=saved)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     # It makes the embedding's output require a gradient, which only reentrant checkpointing needs: under LoRA the first
     # layer would have a backward pass through frozen weights that nobody reads.
     model.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
-def _elementwise_policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if op.name() not in SAVED_OPS:
+def _elementwise_policy(ctx: Any, op: Any, *args: Any, saved: frozenset[str], **kwargs: Any) -> CheckpointPolicy:
+    if op.name() not in saved:
         return CheckpointPolicy.PREFER_RECOMPUTE
     if op.name() == "aten::mm":
         rank, out = args[1].shape

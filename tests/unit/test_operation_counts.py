@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lion_lightning.ops import logprobs as functional
-from lion_lightning.ops.attention import Heads, attend_sdpa
+from lion_lightning.ops.attention import attend_sdpa
+from lion_lightning.ops.heads import Heads
 from lion_lightning.ops.layout import RowLayout
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import PackedBatch, segment_table

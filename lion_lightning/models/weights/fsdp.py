@@ -14,8 +14,8 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lion_lightning.models.packing.mixers import named_decoder_layers
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.weights.dtensor import broadcast_parameters
 
@@ -51,8 +51,7 @@ class Sharding:
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder layers of a causal LM, as its own code marks them."""
-    named = set(model._no_split_modules or ())
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in named]
+    layers = list(named_decoder_layers(model).values())
     if not layers:
         raise ValueError(
             f"{type(model).__name__} cannot be sharded: its code marks no decoder layers (GradientCheckpointingLayer, "

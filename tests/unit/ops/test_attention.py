@@ -18,8 +18,10 @@ from transformers import AttentionInterface
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.ops import attention as attention_module
-from lion_lightning.ops.attention import PATHS, Heads, attend_dense, attend_sdpa, attend_varlen
+from lion_lightning.ops.attention import PATHS, attend_dense, attend_sdpa
+from lion_lightning.ops.heads import Heads
 from lion_lightning.ops.layout import RowLayout
+from lion_lightning.ops.varlen import attend_varlen
 from lion_lightning.types import segment_table
 from tests.marks import exhaustive
 from tests.tiny import DOCUMENTS, LEARNED_POSITIONS, SOFTCAPPED, TREE, alone, config, gradients, policy, row
@@ -31,6 +33,7 @@ SHAPES: dict[str, Any] = {
     "sliding_window_shorter_than_documents": {"model_type": "mistral", "sliding_window": 4},
     "softcapped_scores": SOFTCAPPED,
     "learned_positions": LEARNED_POSITIONS,
+    "sinks": {"model_type": "gpt_oss", "head_dim": 8, "num_local_experts": 4, "sliding_window": 4},
     "scaled_logits": {"model_type": "granite", "logits_scaling": 3.0, "attention_multiplier": 0.2},
 }
 
@@ -213,12 +216,53 @@ def test_varlen_refuses_what_its_kernel_would_silently_leave_out(monkeypatch: py
         attend_varlen(Heads(*heads(layout), softcap=30.0), layout)
 
 
-def test_attention_sinks_are_refused_rather_than_ignored() -> None:
+def with_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, window: int | None) -> Tensor:
+    """One document by the definition: a softmax over the keys and one more score per head, which is then dropped."""
+    key, value = (tensor.repeat_interleave(2, dim=0) for tensor in (key, value))
+    places = torch.arange(key.shape[1])
+    distance = places[-query.shape[1] :, None] - places[None, :]
+    hidden = (distance < 0) | (distance >= (window or len(places)))
+    scores = (0.3 * query @ key.transpose(1, 2)).masked_fill(hidden, float("-inf"))
+    scores = torch.cat([scores, sinks[:, None, None].expand(-1, query.shape[1], 1)], dim=-1)
+    return scores.softmax(-1)[..., :-1] @ value
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("attend", [attend_sdpa, attend_dense, attend_varlen])
+def test_sinks_and_their_gradients_are_those_of_the_definition(
+    monkeypatch: pytest.MonkeyPatch, attend: Any, window: int | None
+) -> None:
+    monkeypatch.setattr(torch_varlen, "varlen_attn", torch_2_12)
+    layout = RowLayout(segment_table(*TREE))
+    query, key, value = (tensor.double().requires_grad_() for tensor in heads(layout))
+    sinks = torch.tensor([-1.0, 0.0, 2.0, 5.0], dtype=torch.float64, requires_grad=True)
+    parts = []
+    for access in layout.accesses:
+        keys, values = (torch.cat([tensor[:, span] for span in access.keys], dim=1) for tensor in (key, value))
+        parts.append(with_sinks(query[:, access.queries], keys, values, sinks, window))
+    expected = torch.cat(parts, dim=1)
+    packed = Heads(query, key, value, 0.3, window, sinks=sinks)
+    if attend is attend_varlen and window is not None:
+        with pytest.raises(ValueError, match="no variable-length kernel has a sliding window with sinks"):
+            attend(packed, layout)
+        return
+    actual = attend(packed, layout)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    upstream = torch.randn_like(expected)
+    inputs = (query, key, value, sinks)
+    got, want = (torch.autograd.grad(output, inputs, upstream) for output in (actual, expected))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_scores_that_no_path_supports_are_refused_rather_than_ignored() -> None:
     attend = AttentionInterface()["lion"]  # type: ignore[no-untyped-call]
     layout = RowLayout(segment_table(*DOCUMENTS))
     query, key, value = (tensor[None] for tensor in heads(layout))
-    with pytest.raises(NotImplementedError, match="s_aux"):
-        attend(torch.nn.Module(), query, key, value, None, layout=layout, s_aux=torch.ones(4))
+    with pytest.raises(NotImplementedError, match="position_bias"):
+        attend(torch.nn.Module(), query, key, value, None, layout=layout, position_bias=torch.ones(1))
+    with pytest.raises(NotImplementedError, match="soft-capped scores with sinks"):
+        attend(torch.nn.Module(), query, key, value, None, layout=layout, softcap=2.0, s_aux=torch.ones(4))
 
 
 def test_under_mixed_precision_a_kernel_gets_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,172 @@
+"""Token mixers that are no attention (state-space layers, linear attention, convolutions) on packed rows.
+
+Such a module carries a state from token to token and knows nothing of a row's segments. So it alone runs sequence by
+sequence: it gets every leaf segment with its ancestors, in right-padded batches of similar lengths, and its output is
+brought back to the flat row. All else (feed-forward layers, attention, head) runs once per token of the row. It is the
+module's own forward that runs, with whatever kernels it has, and each sequence starts from an empty state, so that
+values and gradients are those of each sequence alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lion_lightning.ops.layout import RowLayout
+
+
+def named_decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The decoder layers of a causal LM, as its own code marks them, by name; empty if it marks none."""
+    marked = set(model._no_split_modules or ())
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in marked
+    }
+
+
+class SequencewiseMixers:
+    """The modules of a model that run sequence by sequence on packed rows.
+
+    Each gets a forward of its own (on the instance, as accelerate does it), and the decoder layer that it is in a hook,
+    which reads the row's layout from the layer's keywords: those are what checkpointing calls a layer with again. Rows
+    without a layout (in ``generate``, or by somebody else's code) go to the module as they are.
+
+    Attributes:
+        names: Names of the modules.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.layout: RowLayout | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._modules: list[nn.Module] = []
+
+    def add(self, name: str, mixer: nn.Module, layer: nn.Module) -> None:
+        """Have a module run sequence by sequence.
+
+        Args:
+            name: Of the module.
+            mixer: Called with tensors ``(1, tokens, ...)``, by keyword or not; gives one, or a tuple with one.
+            layer: The decoder layer that calls it.
+        """
+        mixer.forward = partial(self._forward, mixer.forward)
+        self._hooks.append(layer.register_forward_pre_hook(self._read_layout, with_kwargs=True))
+        self._modules.append(mixer)
+        self.names.append(name)
+
+    def remove(self) -> None:
+        """Give every module its own forward back."""
+        for hook in self._hooks:
+            hook.remove()
+        for module in self._modules:
+            del module.forward
+        self._hooks, self._modules, self.names = [], [], []
+
+    def _read_layout(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.layout = kwargs.get("layout")
+
+    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.layout is None:
+            return forward(*args, **kwargs)
+        layout = self.layout
+        kwargs.pop("layout", None)  # kernels would not know the word
+        outputs = []
+        for source in layout.padded_groups.sources:
+            take = partial(_take, source=source, tokens=layout.tokens)
+            # Padding stands behind, where a causal module's earlier outputs cannot see it: no mask is needed.
+            outputs.append(forward(*map(take, args), **{name: take(value) for name, value in kwargs.items()}))
+        return _restored(outputs, layout)
+
+
+def find_mixers(model: PreTrainedModel, run: Callable[[], Any], layout: RowLayout) -> SequencewiseMixers:
+    """Find the modules through which a token reaches another document of a packed row, and set them up.
+
+    Every child of a decoder layer is given the row with NaN in its first document: where NaN comes out in another, the
+    module mixes tokens without regard to the layout. Attention through :mod:`lion_lightning.ops.attention` never does.
+
+    Args:
+        model: A causal LM, in evaluation mode, whose attention is not the dense path (a mask lets NaN through).
+        run: Runs the packed row through the model.
+        layout: The row's layout, two or more documents.
+    """
+    leaks: dict[str, tuple[nn.Module, nn.Module]] = {}
+    with torch.no_grad(), _poisoned(model, layout, leaks):
+        run()
+    found = SequencewiseMixers()
+    for name, (mixer, layer) in leaks.items():
+        if not any(other.startswith(f"{name}.") for other in leaks):  # of nested ones the innermost
+            found.add(name, mixer, layer)
+    return found
+
+
+@contextmanager
+def _poisoned(
+    model: PreTrainedModel, layout: RowLayout, leaks: dict[str, tuple[nn.Module, nn.Module]]
+) -> Iterator[None]:
+    """NaN goes into each child of each decoder layer and is taken out behind it; ``leaks`` gets those spreading it."""
+    first, tokens = layout.segments[0].length, layout.tokens
+
+    def poison(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        spoil = partial(_spoiled, first=first, tokens=tokens)
+        return tuple(map(spoil, args)), {name: spoil(value) for name, value in kwargs.items()}
+
+    def clean(name: str, layer: nn.Module, module: nn.Module, _: Any, output: Any) -> Any:
+        outputs = output if isinstance(output, tuple) else (output,)
+        if any(_is_row(part, tokens) and bool(part[:, first:].isnan().any()) for part in outputs):
+            leaks[name] = (module, layer)
+        cleaned = tuple(part.nan_to_num() if _is_row(part, tokens) else part for part in outputs)
+        return cleaned if isinstance(output, tuple) else cleaned[0]
+
+    hooks = []
+    for place, layer in named_decoder_layers(model).items():
+        for name, child in layer.named_children():
+            # first in and last out, so that a module which already runs sequence by sequence is seen from outside
+            hooks.append(child.register_forward_pre_hook(poison, prepend=True, with_kwargs=True))
+            hooks.append(child.register_forward_hook(partial(clean, f"{place}.{name}", layer)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_row(value: Any, tokens: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() >= 2 and value.shape[:2] == (1, tokens)
+
+
+def _spoiled(value: Any, first: int, tokens: int) -> Any:
+    if isinstance(value, Tensor) and value.numel() == 0:  # the empty mask of packed rows, see _take
+        return None
+    if not (_is_row(value, tokens) and value.is_floating_point()):
+        return value
+    value = value.clone()
+    value[:, :first] = float("nan")
+    return value
+
+
+def _take(value: Any, source: Tensor, tokens: int) -> Any:
+    """A row's tensor as a batch of sequences; the empty mask of packed rows as none."""
+    if isinstance(value, tuple):
+        return tuple(_take(part, source, tokens) for part in value)
+    if _is_row(value, tokens):
+        return value[0][source]
+    return None if isinstance(value, Tensor) and value.numel() == 0 else value
+
+
+def _restored(outputs: list[Any], layout: RowLayout) -> Any:
+    """Outputs of the batches as those of the row; in a tuple, what is no tensor of the tokens comes from the first."""
+    if isinstance(outputs[0], tuple):
+        return tuple(_restored(list(parts), layout) for parts in zip(*outputs, strict=True))
+    shape = layout.padded_groups.sources[0].shape
+    if not (isinstance(outputs[0], Tensor) and outputs[0].shape[:2] == shape):
+        return outputs[0]
+    return layout.padded_groups.restore(outputs)[None]

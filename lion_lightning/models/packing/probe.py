@@ -1,0 +1,95 @@
+"""Probes of a model: packed rows against each sequence in a padded batch, and logits against the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lion_lightning.models.embeddings import vocabulary_rows
+from lion_lightning.models.packing.mixers import named_decoder_layers
+from lion_lightning.models.quantization import product_dtype
+from lion_lightning.ops.layout import RowLayout
+from lion_lightning.types import segment_table
+
+LENGTHS, PARENTS = (5, 6, 4, 7, 3), (-1, -1, 1, 1, -1)
+"""The probe's row: a document, a prompt with two answers of unequal lengths, and another document."""
+
+
+def probe_row(model: PreTrainedModel) -> tuple[Tensor, RowLayout]:
+    """Tokens and layout of the row that a model is probed with.
+
+    Args:
+        model: A causal LM.
+    """
+    device = next(model.parameters()).device
+    vocabulary = vocabulary_rows(model)
+    # From the middle of the vocabulary: pad and other special ids, which models may treat apart, stand at its ends.
+    ids = (torch.arange(sum(LENGTHS), device=device) * 7 + vocabulary // 2) % vocabulary
+    return ids, RowLayout(segment_table(LENGTHS, PARENTS), device)
+
+
+def close(actual: Tensor, expected: Tensor, config: Any) -> bool:
+    """True if two ways to compute the same differ by no more than rounding.
+
+    Args:
+        actual: Computed one way.
+        expected: Computed the other way, same shape.
+        config: The model's config, for the dtype of its products.
+    """
+    exact = {expected.dtype, product_dtype(config) or expected.dtype} == {torch.float32}
+    tolerance = 1e-4 if exact else 3e-2
+    difference = (actual.float() - expected.float()).abs().max()
+    return bool(difference <= tolerance * expected.float().abs().max())
+
+
+@contextmanager
+def layer_outputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """Collect the hidden states that each decoder layer gives, by its name.
+
+    Args:
+        model: A causal LM.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        seen[name] = output[0] if isinstance(output, tuple) else output
+
+    hooks = [layer.register_forward_hook(partial(keep, name)) for name, layer in named_decoder_layers(model).items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def differing_layer(
+    model: PreTrainedModel, packed: Callable[[], Tensor], padded: Callable[[], Tensor], layout: RowLayout
+) -> str | None:
+    """The first decoder layer whose output for a packed row is not that of each sequence alone.
+
+    Args:
+        model: A causal LM.
+        packed: Runs the packed row.
+        padded: Runs its sequences in a padded batch.
+        layout: The row's.
+
+    Returns:
+        Its name and class; "the model" where no layer can be told; None if the last hidden states agree.
+    """
+    with layer_outputs(model) as alone:
+        expected = padded()
+    with layer_outputs(model) as flat:
+        actual = packed()
+    if close(actual, expected, model.config):
+        return None
+    for name, output in alone.items():
+        restored = layout.padded.restore([output])
+        if name in flat and not close(flat[name][0], restored, model.config):
+            return f"{name} ({type(model.get_submodule(name)).__name__})"
+    return "the model"
