@@ -66,8 +66,14 @@ def test_a_packed_forest_equals_each_sequence_alone(
     model.causal_lm.set_attn_implementation("eager")
     expected = alone(model.model, batch)
     torch.testing.assert_close(packed, expected, rtol=0, atol=1e-5)
-    errors = relative_errors(packed_gradients, gradients(model, expected))
-    assert max(errors.values()) <= 1e-5, max(errors.items(), key=lambda item: item[1])
+    alone_gradients = gradients(model, expected)
+    tolerance = 1e-5
+    if name == "gemma4_text":  # its scores have no scale: alone, too, its gradients are 2e-5 from those in fp64
+        exact = gradients(model.double(), alone(model.model, batch))
+        tolerance = 2 * max(relative_errors(alone_gradients, exact).values())
+        assert tolerance <= 5e-5
+    errors = relative_errors(packed_gradients, alone_gradients)
+    assert max(errors.values()) <= tolerance, max(errors.items(), key=lambda item: item[1])
 
 
 @pytest.mark.parametrize("name", ["qwen3_5_text", *slow(*(name for name in NAMES if name != "qwen3_5_text"))])
