@@ -57,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def help_text() -> str:
     """The output of ``lion --help``."""
-    training, others = map(_summaries, (TRAINING, COMMANDS))
+    sections = []
+    for commands in (TRAINING, COMMANDS):
+        sections.append("\n".join(f"    {name:<10}  {summary}" for name, (_, summary) in commands.items()))
+    training, others = sections
     return f"""usage: lion COMMAND ...  (lion COMMAND --help for its arguments, lion --version)
 
 Align language models with PyTorch Lightning.
@@ -67,10 +70,6 @@ configured by a YAML file, e.g. `lion fit -c configs/sft.yaml`:
 
 other commands:
 {others}"""
-
-
-def _summaries(commands: dict[str, tuple[str, str]]) -> str:
-    return "\n".join(f"    {name:<10}  {summary}" for name, (_, summary) in commands.items())
 
 
 def _run(arguments: list[str]) -> None:

@@ -159,7 +159,11 @@ class _Report:
         for leaf in self.leaves:
             if kind := _SUBCLASS.match(leaf):
                 wanted.append(f"a class_path of {kind[1]}")
-        wanted += filter(None, map(_kind, self.leaves))
+        for leaf in self.leaves:
+            found = _EXPECTED.fullmatch(leaf)
+            if found and not leaf.startswith(("Expected a path but", "Expected a dot import")):
+                # A class such as int, the values of a Literal, or other text.
+                wanted.append(found[1] or (found[2].replace(", ", " | ") if found[2] else found[3]))
         if not wanted:
             wanted = ["a class_path"] if any("dot import" in leaf for leaf in self.leaves) else self.leaves
         if nested := _NESTED.match(self.value):  # an argument of a class that is not given
@@ -199,14 +203,6 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield depth, complaint
         if got and not made:
             yield depth, f"Got value: {value}"
-
-
-def _kind(leaf: str) -> str:
-    """The expected type in a leaf, e.g. ``int`` or ``'16-true' | 'bf16-true'``; empty if there is none."""
-    found = _EXPECTED.fullmatch(leaf)
-    if found is None or leaf.startswith(("Expected a path but", "Expected a dot import")):
-        return ""
-    return found[1] or (found[2].replace(", ", " | ") if found[2] else found[3])
 
 
 def _remedy(line: str) -> str:
