@@ -28,22 +28,18 @@ class _Around(PreferenceLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Reduction of the first loss."""
         return self._losses[0].reduce(answer)
 
     @override
     def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
-        """Log-ratios of the first loss."""
         return self._losses[0].log_ratios(policy, reference)
 
     @override
     def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
-        """Rewards of the first loss."""
         return self._losses[0].rewards(policy, reference)
 
     @override
     def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
-        """Tell each loss."""
         for loss in self._losses:
             loss.after_step(add_up)
 
@@ -74,8 +70,10 @@ class WeightedSum(_Around):
 
     @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        pairs = zip(self.weights, self._losses, strict=True)
-        return torch.stack([weight * loss(policy, reference) for weight, loss in pairs]).sum(0)
+        terms = []
+        for weight, loss in zip(self.weights, self._losses, strict=True):
+            terms.append(weight * loss(policy, reference))  # (pairs,)
+        return torch.stack(terms).sum(0)
 
 
 class WPOLoss(_Around):
@@ -97,6 +95,6 @@ class WPOLoss(_Around):
     @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         losses: Tensor = self._losses[0](policy, reference)
-        for side in policy:
+        for side in policy:  # w_w, then w_l
             losses = losses * (side.means - side.log_collision_prob / side.counts.clamp_min(1.0)).detach().exp()
         return losses

@@ -35,7 +35,7 @@ class LogisticLoss(PreferenceLoss):
 
     @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        logits = self.logits(policy, reference)
+        logits = self.logits(policy, reference)  # (pairs,) z
         return -(1 - self.label_smoothing) * logsigmoid(logits) - self.label_smoothing * logsigmoid(-logits)
 
 
@@ -58,7 +58,8 @@ class SigmoidLoss(LogisticLoss):
     def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
         """``beta`` times the divergence's derivative at the ratios."""
         ratios = self.log_ratios(policy, reference)
-        return Pair(*(self.beta * self.divergence.derivative(side) for side in ratios))
+        chosen, rejected = map(self.divergence.derivative, ratios)
+        return Pair(self.beta * chosen, self.beta * rejected)
 
     @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
@@ -79,7 +80,6 @@ class SigmoidNormLoss(SigmoidLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean log-prob per token."""
         return answer.means
 
 
@@ -110,7 +110,6 @@ class LDDPOLoss(SigmoidLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Log-prob with the part beyond the shared length weighted."""
         return answer.shared + self.alpha * (answer.sums - answer.shared)
 
 
@@ -133,7 +132,7 @@ class DPOPLoss(LogisticLoss):
 
     @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        ratios = self.log_ratios(policy, reference)
+        ratios = self.log_ratios(policy, reference)  # rho
         return self.beta * (ratios.margin - self.penalty * (-ratios.chosen).relu())
 
 
@@ -157,5 +156,5 @@ class RDPOLoss(LogisticLoss):
 
     @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        longer = policy.chosen.counts - policy.rejected.counts
+        longer = policy.chosen.counts - policy.rejected.counts  # |y_w| - |y_l|, in tokens
         return self.rewards(policy, reference).margin + self.alpha * longer

@@ -55,7 +55,6 @@ class IPOLoss(PreferenceLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean log-prob per token."""
         return answer.means
 
     @override
@@ -81,6 +80,7 @@ class EXOLoss(PreferenceLoss):
     @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         margin = self.rewards(policy, reference).margin
+        # KL(p || p_data), term by term: p log p - p log p_data.
         right = margin.sigmoid() * (logsigmoid(margin) - math.log1p(-self.label_smoothing))
         wrong = (-margin).sigmoid() * (logsigmoid(-margin) - math.log(self.label_smoothing))
         return right + wrong

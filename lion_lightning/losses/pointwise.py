@@ -34,7 +34,7 @@ class SPPOHardLoss(PreferenceLoss):
 
     @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        chosen, rejected = self.log_ratios(policy, reference)
+        chosen, rejected = self.log_ratios(policy, reference)  # rho
         return (chosen - 0.5 / self.beta) ** 2 + (rejected + 0.5 / self.beta) ** 2
 
 
@@ -75,6 +75,7 @@ class KTOPairLoss(PreferenceLoss):
     @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         rewards = self.rewards(policy, reference)
+        # beta times z_w and z_l; a micro-batch without pairs has no mean.
         chosen_anchor, rejected_anchor = (side.detach().sum().relu() / max(len(side), 1) for side in rewards)
         return ((rejected_anchor - rewards.chosen).sigmoid() + (rewards.rejected - chosen_anchor).sigmoid()) / 2
 

@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 class PreferenceLoss(nn.Module, ABC):
-    r"""A loss a preference pair. Subclass it and name the subclass in YAML by ``class_path``.
+    r"""A loss per preference pair. Subclass it and name the subclass in YAML by ``class_path``.
 
     How an answer's tokens become one number is said once, in :meth:`reduce`, and holds for policy, reference and logged
     rewards alike.
@@ -80,7 +80,8 @@ class PreferenceLoss(nn.Module, ABC):
 
     def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
         r""":math:`\log \pi(y|x) - \log \pi_{ref}(y|x)` of both sides, reduced."""
-        return Pair(*(self.reduce(own) - self.reduce(other) for own, other in zip(policy, reference, strict=True)))
+        chosen = self.reduce(policy.chosen) - self.reduce(reference.chosen)  # (pairs,)
+        return Pair(chosen, self.reduce(policy.rejected) - self.reduce(reference.rejected))
 
     def rewards(self, policy: PairLogps, reference: PairLogps) -> Pair:
         """Implicit rewards: ``beta`` times the log-ratios (arXiv 2305.18290). The module logs them."""

@@ -21,7 +21,6 @@ class ReferenceFreeLoss(PreferenceLoss):
 
     @override
     def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
-        """The policy's log-probs, reduced."""
         return Pair(*map(self.reduce, policy))
 
 
@@ -38,7 +37,6 @@ class ChosenNLLLoss(ReferenceFreeLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean log-prob per token."""
         return answer.means
 
     @override
@@ -63,7 +61,6 @@ class SimPOLoss(ReferenceFreeLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean log-prob per token."""
         return answer.means
 
     @override
@@ -101,7 +98,6 @@ class ORPOLoss(ReferenceFreeLoss):
 
     @override
     def reduce(self, answer: AnswerLogps) -> Tensor:
-        """Mean log-prob per token."""
         return answer.means
 
     @override

@@ -23,7 +23,8 @@ class AOTLoss(LogisticLoss):
 
     @override
     def logits(self, policy: PairLogps, reference: PairLogps) -> Tensor:
-        own, other = (self.reduce(side.chosen) - self.reduce(side.rejected) for side in (policy, reference))
+        own = self.reduce(policy.chosen) - self.reduce(policy.rejected)  # (pairs,) margins
+        other = self.reduce(reference.chosen) - self.reduce(reference.rejected)
         return self.beta * (own.sort().values - other.sort().values)
 
 
