@@ -57,8 +57,11 @@ class StepMetrics:
     def means(self, metric_transforms: MetricTransforms) -> dict[str, Tensor]:
         """Loss and metrics, as means over the step's items."""
         count = _divisor(self.num_items)
-        means = {name: total / count for name, total in self._totals.items() if name != "num_items"}
-        return {name: metric_transforms.get(name, _identity)(mean).float() for name, mean in means.items()}
+        means = {}
+        for name, total in self._totals.items():
+            if name != "num_items":
+                means[name] = metric_transforms.get(name, _identity)(total / count).float()
+        return means
 
 
 class StageMetrics(nn.Module):

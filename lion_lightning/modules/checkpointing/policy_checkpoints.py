@@ -34,7 +34,6 @@ from lion_lightning.models.weights.base_model import (
 from lion_lightning.models.weights.checks import all_tensors, require_finite
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpointing.averaging import warn_of_no_average
-from lion_lightning.modules.checkpointing.dev_run import restore_last, suspend_last
 from lion_lightning.modules.checkpointing.resume import Resumption, require_same_shapes, resumption, rewind, unlogged
 from lion_lightning.modules.checkpointing.resumed_settings import RunSettings
 from lion_lightning.modules.checkpointing.settings import Settings, plain, tokenizer_settings
@@ -101,7 +100,11 @@ class PolicyCheckpoints(LightningModule):
     def on_train_start(self) -> None:
         """Let the run's own settings be used, and know the base before anybody changes it."""
         self._run_settings.apply(self.trainer)
-        self._suspended = suspend_last(self.trainer)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # Lightning 2.6 would still save last.ckpt when it ends, which a real run would be resumed from.
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    self._suspended[callback], callback.save_last = callback.save_last, None
         if self._resumed is not None:
             require_finite(str(self.trainer.ckpt_path), all_tensors(self.policy_model))
         if has_stored_base(self.policy_spec) and self._base is None:
@@ -110,7 +113,9 @@ class PolicyCheckpoints(LightningModule):
     @override
     def on_train_end(self) -> None:
         """Say where averaging came to nothing."""
-        restore_last(self._suspended)
+        for callback, save_last in self._suspended.items():  # a later run may have the same callbacks
+            callback.save_last = save_last
+        self._suspended = {}
         warn_of_no_average(self.trainer)
 
     @override
@@ -193,11 +198,14 @@ class PolicyCheckpoints(LightningModule):
     @property
     def model_settings(self) -> Settings:
         """Settings of model, objective and tokenizer, as plain data by dotted name."""
-        names = [name for name in self.hparams if name not in MADE and not name.startswith("_")]
-        given = {name: getattr(self, name, self.hparams[name]) for name in names}
-        found = plain({"model": {"class_path": type(self).__name__, "policy": self.policy_spec, **given}})
+        parts: dict[str, Any] = {"class_path": type(self).__name__, "policy": self.policy_spec}
+        for name, value in self.hparams.items():
+            if name not in MADE and not name.startswith("_"):
+                parts[name] = getattr(self, name, value)
+        found = plain({"model": parts})
         if has_stored_base(self.policy_spec):  # known by its digest, wherever it lies
-            found = {name: value for name, value in found.items() if name not in BASE_PLACES}
+            for name in BASE_PLACES:
+                found.pop(name, None)
         return found | self._tokenizer_settings
 
     @cached_property
@@ -210,7 +218,9 @@ class PolicyCheckpoints(LightningModule):
             return
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         for optimizer, state in zip(self.trainer.optimizers, checkpoint["optimizer_states"], strict=True):
-            own = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+            own: list[str] = []
+            for group in optimizer.param_groups:
+                own += [names[id(parameter)] for parameter in group["params"]]
             state["state"] = {own[number]: entry for number, entry in state["state"].items()}
             for group in state["param_groups"]:
                 group["params"] = [own[number] for number in group["params"]]
@@ -247,8 +257,11 @@ class PolicyCheckpoints(LightningModule):
     def base_names(self, names: Iterable[str], prefix: str = "") -> set[str]:
         """Names in a state dict that belong to the base model, also of copies of the policy that a reference holds."""
         trained = trained_names(self.policy_model)  # its copies have the same names, and learn nothing
-        adapted = (name for name, part in self.named_modules() if isinstance(part, PolicyModel) and part.has_adapters)
-        return set().union(*(base_names(names, f"{prefix}{unwrapped(f'{name}.')}", trained) for name in adapted))
+        found: set[str] = set()
+        for name, part in self.named_modules():
+            if isinstance(part, PolicyModel) and part.has_adapters:
+                found |= base_names(names, prefix + unwrapped(f"{name}."), trained)
+        return found
 
 
 def _leave_base_out(module: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -267,7 +280,10 @@ def _miss_no_base(module: Any, found: Any) -> None:
 
 def _plain(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Specs as mappings; without injected objects and factories, which ``load_from_checkpoint`` takes as arguments."""
-    plain = {
-        name: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for name, v in hyper_parameters.items()
-    }
-    return {key: value for key, value in plain.items() if not isinstance(value, nn.Module) and not callable(value)}
+    plain: dict[str, Any] = {}
+    for name, value in hyper_parameters.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            plain[name] = asdict(value)
+        elif not isinstance(value, nn.Module) and not callable(value):
+            plain[name] = value
+    return plain

@@ -66,8 +66,11 @@ class Change(NamedTuple):
 
 def changes(then: Settings, now: Settings) -> list[Change]:
     """Differences by name; a missing setting equals None."""
-    found = {name: Change(name, then.get(name), now.get(name)) for name in sorted(then.keys() | now.keys())}
-    differing = {name: change for name, change in found.items() if not change.alike}
+    differing: dict[str, Change] = {}
+    for name in sorted(then.keys() | now.keys()):
+        change = Change(name, then.get(name), now.get(name))
+        if not change.alike:
+            differing[name] = change
     return [change for change in differing.values() if not _follows(change, differing)]
 
 
@@ -97,8 +100,8 @@ class RunSettings:
     def begin(self, trainer: Trainer) -> None:
         """Take in what is known when the run is set up."""
         self.values, self._stored, self._groups, self._foreign = run_settings(trainer), None, [], False
-        stops = [one for one in getattr(trainer, "callbacks", ()) if isinstance(one, EarlyStopping)]
-        self._patience = [(one, one.patience) for one in stops]
+        callbacks: list[Any] = getattr(trainer, "callbacks", [])
+        self._patience = [(one, one.patience) for one in callbacks if isinstance(one, EarlyStopping)]
 
     def add_stepping(self, trainer: Trainer, factory: Any) -> None:
         """Take in optimizers and schedules, before anything of them is restored."""

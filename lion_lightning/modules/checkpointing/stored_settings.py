@@ -28,8 +28,12 @@ def require_known_classes(checkpoint: Mapping[str, Any], given: Collection[str],
         kind: The module's class; what its own module holds is known.
     """
     known = (*_KNOWN, f"{kind.__module__}.")
-    stored = [dict(checkpoint.get(key) or {}) for key in _KEYS]
-    for name, value in (entry for settings in stored for entry in settings.items() if entry[0] not in given):
+    entries: list[tuple[str, Any]] = []
+    for key in _KEYS:
+        entries += dict(checkpoint.get(key) or {}).items()
+    for name, value in entries:
+        if name in given:
+            continue
         if name == "_instantiator":
             if value not in (None, _INSTANTIATOR):
                 raise ValueError(f"the checkpoint names {value!r} to be run, which is not done")
@@ -51,18 +55,20 @@ def require_known_classes(checkpoint: Mapping[str, Any], given: Collection[str],
 def require_own_paths(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
     """Refuse a checkpoint that names files elsewhere as checkpoints of the run: Lightning would remove them in time."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    own = [str(getattr(callback, "dirpath", None)) for callback in callbacks if isinstance(callback, Checkpoint)]
+    own = tuple(f"{getattr(one, 'dirpath', None)}/" for one in callbacks if isinstance(one, Checkpoint))
     paths: list[Any] = []
     for state in dict(checkpoint.get("callbacks") or {}).values():
         if isinstance(state, Mapping):  # the entries of a ModelCheckpoint that hold paths
             paths += [state.get(name) for name in ("best_model_path", "kth_best_model_path", "last_model_path")]
             paths += state["best_k_models"] if isinstance(state.get("best_k_models"), Mapping) else []
-    for path in [str(path) for path in paths if isinstance(path, str | Path)]:
-        elsewhere = "://" in path and not path.startswith(tuple(f"{folder}/" for folder in own))
+    for path in paths:
+        if not isinstance(path, str | Path):
+            continue
+        elsewhere = "://" in str(path) and not str(path).startswith(own)
         if elsewhere or ".." in Path(path).parts:
             raise ValueError(
-                f"the checkpoint takes {path!r} for one of the run's, which Lightning would remove in time; resume "
-                "from a checkpoint of your own"
+                f"the checkpoint takes {str(path)!r} for one of the run's, which Lightning would remove in time; "
+                "resume from a checkpoint of your own"
             )
 
 

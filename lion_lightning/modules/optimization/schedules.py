@@ -49,14 +49,10 @@ class WarmupSchedule(LRScheduler):
         if self.total_steps is None and step > 0:  # as when another schedule runs this one
             raise ValueError(f"lr_scheduler: {type(self).__name__} was not told how long the run is; set total_steps")
         total = self.total_steps or 1
-        warmup = self.warmup_steps(total)
+        warmup = self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)  # in steps
         if step < warmup:
             return (step + 1) / (warmup + 1)
         return self.decay(min(1.0, (step - warmup) / max(1, total - warmup)))
-
-    def warmup_steps(self, total: int) -> float:
-        """Steps of the warmup in a run of so many."""
-        return self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)
 
     def begin(self, total_steps: int) -> None:
         """Take in how long the run is, which changes the present rate too.
@@ -89,7 +85,9 @@ class WarmupSchedule(LRScheduler):
     @override
     def state_dict(self) -> dict[str, Any]:
         """State without the length of the run, which is the new run's when a checkpoint is resumed."""
-        return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
+        state = super().state_dict()
+        del state["total_steps"]
+        return state
 
 
 class CosineWithWarmup(WarmupSchedule):

@@ -82,8 +82,8 @@ class SteppedPolicy(PolicyCheckpoints):
             resumed.begin(self.trainer)
         # A run that is resumed within an epoch does not start it, which is where Lightning's callback would set this.
         self.trainer.accumulate_grad_batches = accumulation(self.trainer, self.current_epoch)
-        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        own = [schedule for schedule in schedules if isinstance(schedule, WarmupSchedule)]
+        configs = self.trainer.lr_scheduler_configs
+        own = [config.scheduler for config in configs if isinstance(config.scheduler, WarmupSchedule)]
         self._endless = [schedule for schedule in own if schedule.total_steps is None]
         self.begin_schedules()
         for schedule in own:
