@@ -49,7 +49,7 @@ def token_logps(
         logits_per_tile: How many logits may exist at once; None for ``LOGITS_PER_TILE`` of the device.
         logits_kept: How many the backward pass may find as the forward left them; None for ``LOGITS_KEPT``.
     """
-    per_tile = logits_per_tile or tile_size(hidden.device)
+    per_tile = logits_per_tile or LOGITS_PER_TILE.get(hidden.device.type, LOGITS_PER_TILE["cuda"])
     keep = LOGITS_KEPT if logits_kept is None else logits_kept
     if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
         keep = 0
@@ -61,11 +61,6 @@ def token_logps(
     for hidden_part, targets_part in zip(states, ids, strict=True):
         parts.append(apply(hidden_part, weight, bias, targets_part, transform, per_tile, keep))
     return TokenLogps(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def tile_size(device: torch.device) -> int:
-    """How many logits exist at once on a device, unless :func:`token_logps` is told another number."""
-    return LOGITS_PER_TILE.get(device.type, LOGITS_PER_TILE["cuda"])
 
 
 def segment_sums(values: Tensor, target_segments: Tensor, segments: int) -> Tensor:

@@ -124,7 +124,11 @@ def first_monitor_answers(folder: Path, number: int) -> dict[bytes, Answer]:
     first = round_path(folder, 0)
     if number == 0 or not first.exists():
         return {}
-    return {rollout.group: rollout.answers[0] for rollout in Round(first).rollouts if rollout.monitor}
+    answers = {}
+    for rollout in Round(first).rollouts:
+        if rollout.monitor:
+            answers[rollout.group] = rollout.answers[0]
+    return answers
 
 
 def round_settings(

@@ -40,7 +40,7 @@ class RoundTokens:
         """Map the file and find the tokens of each pair."""
         self.path = path
         table = read_table(path)[0]
-        pairs, prompts, answers = (_column(table, name) for name in ("pairs", "prompt_ids", "token_ids"))
+        pairs, prompts, answers = _column(table, "pairs"), _column(table, "prompt_ids"), _column(table, "token_ids")
         per_row = np.diff(pairs.offsets.to_numpy())
         self._rows = np.repeat(np.arange(len(table)), per_row)  # (pairs,) row of the table
         chosen_rejected = pairs.values.values.to_numpy().reshape(-1, 2)  # (pairs, 2) among the answers of the row

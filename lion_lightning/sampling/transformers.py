@@ -90,8 +90,8 @@ class TransformersSampler:
             stopping_criteria=[self._stops(ids.shape[1])] if self.sampling.stop else None,
             synced_gpus=False,
         )
-        rows = output[:, ids.shape[1] :].tolist()  # n answers to each prompt, one after the other
-        return [[self._answer(row) for row in rows[start : start + n]] for start in range(0, len(rows), n)]
+        answers = list(map(self._answer, output[:, ids.shape[1] :].tolist()))  # n to each prompt, one after the other
+        return [answers[start : start + n] for start in range(0, len(answers), n)]
 
     def _stops(self, start: int) -> Callable[[Tensor, Any], Tensor]:
         """Make a stopping criterion for the stop strings, for answers that begin at position ``start``.
@@ -102,8 +102,10 @@ class TransformersSampler:
         longest = max(map(len, self.sampling.stop)) + 4
 
         def stopped(ids: Tensor, scores: Any) -> Tensor:
-            texts = self._opened.tokenizer.batch_decode(ids[:, max(start, ids.shape[1] - longest) :])
-            return torch.tensor([any(stop in text for stop in self.sampling.stop) for text in texts], device=ids.device)
+            found = []
+            for text in self._opened.tokenizer.batch_decode(ids[:, max(start, ids.shape[1] - longest) :]):
+                found.append(any(stop in text for stop in self.sampling.stop))
+            return torch.tensor(found, device=ids.device)
 
         return stopped
 

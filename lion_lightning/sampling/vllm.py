@@ -110,7 +110,10 @@ class VLLMSampler:
             torch.manual_seed(seed)
             tokens = _tokens(prompt.input_ids for prompt in prompts)
             outputs = self._generate(tokens, self._settings(n))
-        return [[_answer(completion) for completion in output.outputs] for output in outputs]
+        answers: list[list[Answer]] = []
+        for output in outputs:
+            answers.append(list(map(_answer, output.outputs)))
+        return answers
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> list[dict[int, float]]:
         """Log-probs of the engine's five most probable next tokens for each prompt, by token id."""
@@ -119,7 +122,11 @@ class VLLMSampler:
         one = SamplingParams(max_tokens=1, temperature=0.0, logprobs=5)
         with _engine_errors("failed"):
             outputs = self._generate(_tokens(prompts), one)
-        return [{token: entry.logprob for token, entry in out.outputs[0].logprobs[0].items()} for out in outputs]
+        logps: list[dict[int, float]] = []
+        for output in outputs:
+            top = output.outputs[0].logprobs[0]  # of the first new token of the only answer
+            logps.append({token: entry.logprob for token, entry in top.items()})
+        return logps
 
     def _generate(self, tokens: list[dict[str, list[int]]], settings: Any) -> Any:
         assert self.weight_sync is not None
@@ -128,7 +135,8 @@ class VLLMSampler:
     def _start(self, policy: RolloutPolicy) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if not torch.cuda.is_available():
-            os.environ.update({name: value for name, value in ON_CPU.items() if name not in os.environ})
+            for name, value in ON_CPU.items():
+                os.environ.setdefault(name, value)
         require_package("vllm", "VLLMSampler", "vLLM", "vllm")
         from vllm import LLM
 

@@ -51,8 +51,11 @@ def trained_names(policy: nn.Module) -> set[str]:
     Args:
         policy: A model with its adapters on (peft marks them as frozen while they are off).
     """
-    trained = {unwrapped(name) for name, p in policy.named_parameters(remove_duplicate=False) if p.requires_grad}
-    return trained | {unwrapped(name) for name, _ in policy.named_buffers()}
+    names = {unwrapped(name) for name, _ in policy.named_buffers()}
+    for name, parameter in policy.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.add(unwrapped(name))
+    return names
 
 
 def base_names(names: Iterable[str], prefix: str, trained: set[str]) -> set[str]:

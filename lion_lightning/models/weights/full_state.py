@@ -89,20 +89,22 @@ def full_weights(model: nn.Module, plain_layer: Callable[[nn.Module], nn.Module]
         model: With or without peft's adapters; it is not changed.
         plain_layer: Turns an adapted layer into a plain one: :func:`merged_layer` or :func:`base_layer`.
     """
-    plain: dict[str, Callable[[], nn.Module]] = {
-        name: partial(dequantized, layer) for name, layer in model.named_modules() if is_quantized(layer)
-    }
-    plain |= {name: partial(plain_layer, layer) for name, layer in peft_layers(model).items()}
+    plain: dict[str, Callable[[], nn.Module]] = {}  # makes the layer that stands for one of the model's
+    for name, layer in model.named_modules():
+        if is_quantized(layer):
+            plain[name] = partial(dequantized, layer)
+    for name, layer in peft_layers(model).items():
+        plain[name] = partial(plain_layer, layer)
     done: set[str] = set()
     for name, tensor in model.state_dict().items():
         # The outermost module around this tensor that has to be replaced.
-        layer = next((path for path in accumulate(name.split("."), "{}.{}".format) if path in plain), None)
-        if layer is None:
+        outer = next((path for path in accumulate(name.split("."), "{}.{}".format) if path in plain), None)
+        if outer is None:
             yield from full_tensors([(name, tensor)])
-        elif layer not in done:
-            done.add(layer)
-            for own, weight in full_tensors(plain[layer]().state_dict().items()):
-                yield f"{layer}.{own}", weight
+        elif outer not in done:
+            done.add(outer)
+            for own, weight in full_tensors(plain[outer]().state_dict().items()):
+                yield f"{outer}.{own}", weight
 
 
 def peft_layers(model: nn.Module) -> dict[str, Any]:

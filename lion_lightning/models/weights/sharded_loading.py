@@ -49,8 +49,8 @@ class WeightFiles:
         single, index = found(SAFE_WEIGHTS_NAME), found(SAFE_WEIGHTS_INDEX_NAME)
         weight_map = {} if index is None else weight_files(Path(index))
         if single is None and weight_map:  # as in transformers, a single file goes first: the index may be stale
-            files = {file: Path(str(cached_file(source, file, revision=revision))) for file in set(weight_map.values())}
-            return cls({name: files[file] for name, file in weight_map.items()})
+            paths = {file: Path(str(cached_file(source, file, revision=revision))) for file in set(weight_map.values())}
+            return cls({name: paths[file] for name, file in weight_map.items()})
         path = Path(single or str(cached_file(source, SAFE_WEIGHTS_NAME, revision=revision)))
         with safe_open(path, "pt") as file:
             return cls(dict.fromkeys(file.keys(), path))
