@@ -115,8 +115,20 @@ class BeforeAfter(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self.after is not None:
-            _print_table(self.before or _NOTHING, self.after)
+        if not trainer.is_global_zero or self.after is None:
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        moments = before, after = self.before or _NOTHING, self.after
+        table = Table("", f"before (step {before.step})", f"after (step {after.step})", title="What training did")
+        for name in sorted({*before.metrics, *after.metrics}):
+            values = (moment.metrics.get(name) for moment in moments)
+            table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
+        table.add_section()
+        for prompt, answer in after.answers.items():
+            table.add_row(*map(literal, (prompt, before.answers.get(prompt, "-"), answer)))
+        Console().print(table)  # here, below the progress bar
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -150,17 +162,3 @@ class BeforeAfter(Callback):
         write_json(trainer, self.filename, report, ensure_ascii=False)
         texts = (f"**{each['prompt']}**\n\nbefore: {each['before']}\n\nafter: {each['after']}" for each in answers)
         log_text(trainer, "before_after", "\n\n---\n\n".join(texts))
-
-
-def _print_table(before: Snapshot, after: Snapshot) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", f"before (step {before.step})", f"after (step {after.step})", title="What training did")
-    for name in sorted({*before.metrics, *after.metrics}):
-        values = (moment.metrics.get(name) for moment in (before, after))
-        table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
-    table.add_section()
-    for prompt, answer in after.answers.items():
-        table.add_row(*map(literal, (prompt, before.answers.get(prompt, "-"), answer)))
-    Console().print(table)

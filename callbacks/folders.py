@@ -19,13 +19,8 @@ def writes_files(trainer: Trainer) -> bool:
     return not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
-def scratch_or(trainer: Trainer, folder: Path) -> Path:
-    """A folder for files that the run itself needs: under ``fast_dev_run`` another one, next to a real run's."""
-    return folder if writes_files(trainer) else folder.with_name(f"{folder.name}.fast_dev_run")
-
-
 def remove_scratch(trainer: Trainer, folder: Path) -> None:
-    """Remove the other folder of :func:`scratch_or`, if this is a ``fast_dev_run``."""
+    """Remove the folder of files that a ``fast_dev_run`` itself needs, if this is one."""
     if not writes_files(trainer) and trainer.is_global_zero:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lion_lightning.cache import hash_json
-from lion_lightning.callbacks.folders import remove_scratch, scratch_or
+from lion_lightning.callbacks.folders import remove_scratch, writes_files
 from lion_lightning.data.formats.pairing import BestWorst, Pairing
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.judges.base import Judge
@@ -181,15 +181,13 @@ class OnPolicySampling(Callback):
 
     def folder(self, trainer: Trainer) -> Path:
         """Folder of the rounds; under ``fast_dev_run`` a temporary one."""
-        return scratch_or(trainer, Path(self.rounds_dir or Path(trainer.default_root_dir) / "rounds"))
+        folder = Path(self.rounds_dir or Path(trainer.default_root_dir) / "rounds")
+        return folder if writes_files(trainer) else folder.with_name(f"{folder.name}.fast_dev_run")
 
     def pull(self, trainer: Trainer, module: AlignmentModule, epoch: int) -> Round:
         """The round of an epoch: read from disk if it is there, otherwise sampled from the policy as it is now.
 
-        Args:
-            trainer: Trainer of the run; all of its ranks must call this together.
-            module: Its policy answers.
-            epoch: Number of the epoch.
+        All ranks call this together.
 
         Raises:
             ValueError: No prompts are left, or sampling or judging failed.
@@ -252,9 +250,7 @@ class OnPolicySampling(Callback):
     def require_prompts(self, trainer: Trainer, pool: PromptPool) -> None:
         """Refuse a run that would reach a round without prompts.
 
-        Args:
-            trainer: Its epochs are counted; only the first is, if a limit of steps or time may end the run sooner.
-            pool: The prompts.
+        Of a run that a limit of steps or time may end sooner, only the first round is checked.
 
         Raises:
             ValueError: There are too few.
@@ -285,10 +281,8 @@ class OnPolicySampling(Callback):
 
     def sampling_settings(self) -> dict[str, Any]:
         """Settings that decide the answers and pairs of given prompts, as plain data."""
-        return {
-            "callback": type(self).__qualname__,
-            **{name: rounds.identity_of(getattr(self, name)) for name in _SETTINGS},
-        }
+        settings = {name: rounds.identity_of(getattr(self, name)) for name in _SETTINGS}
+        return {"callback": type(self).__qualname__, **settings}
 
     def training_settings(self) -> dict[str, Any]:
         """All settings that decide the pairs, for a resumed run to compare."""

@@ -147,7 +147,7 @@ class LionProgressBar(RichProgressBar):
         if self._speaks and step > self._said and (ends or due):
             self._said = step
             # The first lines come sooner, so that a short fit shows how it goes.
-            self._due = now + min(self.every_seconds, max(2.0, self._clock.seconds / 10))
+            self._due = now + min(self.every_seconds, max(2.0, (self._clock.training + self._clock.between) / 10))
             self._say(self._position(trainer, batches), self.get_metrics(trainer, pl_module))
 
     @override
@@ -193,10 +193,6 @@ class _FitClock:
     training: float = 0.0
     between: float = 0.0
     epochs: int = 0
-
-    @property
-    def seconds(self) -> float:
-        return self.training + self.between
 
     def between_epochs(self, now: float, counts: bool) -> None:
         if counts:

@@ -110,13 +110,7 @@ def greedy_answers(
     """The policy's greedy answer to each prompt; nothing where another rank answers. Every rank calls this.
 
     On one device or under DDP, rank 0 alone generates; under any other strategy all ranks do, since each holds only a
-    shard of the weights.
-
-    Args:
-        trainer: The trainer.
-        module: Whose policy answers; random state and training mode stay as they were.
-        prompts: What a user says, one turn each.
-        max_new_tokens: Length limit of an answer.
+    shard of the weights. Random state and training mode stay as they were.
     """
     # Subclasses may shard (DeepSpeed's does); that all ranks generate is right for every strategy, if wasteful.
     replicated = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
@@ -126,13 +120,7 @@ def greedy_answers(
 
 
 def log_text(trainer: Trainer, tag: str, text: str) -> None:
-    """Give a text to the loggers that take one: those whose experiment is TensorBoard's writer, or like it.
-
-    Args:
-        trainer: Whose loggers.
-        tag: The text's name.
-        text: Markdown; nothing is logged if it is empty.
-    """
+    """Give a Markdown text, unless it is empty, to the loggers whose experiment is TensorBoard's writer, or like it."""
     for logger in trainer.loggers if text else ():
         add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
         if callable(add_text):

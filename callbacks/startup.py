@@ -70,12 +70,7 @@ class StartupSummary(Callback):
 
 
 def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
-    """The summary as plain data, section by section. Call it when training starts, not before.
-
-    Args:
-        trainer: The trainer.
-        module: The module that it trains.
-    """
+    """The summary as plain data, section by section. Call it when training starts, not before."""
     loader = trainer.train_dataloader if isinstance(trainer.train_dataloader, PackedLoader | StreamLoader) else None
     data: Section = {}
     if isinstance(loader, StreamLoader):
@@ -101,11 +96,7 @@ def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
 
 
 def lines(summary: dict[str, Section]) -> list[str]:
-    """The summary for a person, a line per section; empty sections are left out.
-
-    Args:
-        summary: The result of :func:`summarize`.
-    """
+    """The result of :func:`summarize` for a person, a line per section; empty sections are left out."""
     templates = {
         "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}, recompute: {recompute}",
         "reference": "{kind}, {parameters} parameters",
@@ -118,7 +109,10 @@ def lines(summary: dict[str, Section]) -> list[str]:
     texts = []
     for name, template in templates.items():
         if summary[name]:
-            values = {key: _count(value) for key, value in summary[name].items()}
+            values = dict(summary[name])
+            for key, value in values.items():
+                if isinstance(value, int) and value >= 10_000:
+                    values[key] = readable(value)
             texts.append(f"{name:<10} {template.format(**values)}")
     if memory := summary["memory"]:
         parts = ", ".join(f"{name} {_bytes(memory[name])}" for name in MemoryEstimate().parts if memory[name])
@@ -133,10 +127,13 @@ def lines(summary: dict[str, Section]) -> list[str]:
 def _models(module: LightningModule) -> dict[str, Section]:
     """The policy, and the reference if there is one."""
     references = [part for name, part in module.named_children() if name in ("reference", "start")]
-    compared = [parameter for part in references for parameter in part.parameters()]
+    compared: list[Tensor] = []
+    inside: set[int] = set()  # the models in them
+    for part in references:
+        compared += part.parameters()
+        inside.update(map(id, part.modules()))
     others = set(map(id, compared))
     own = [parameter for parameter in module.parameters() if id(parameter) not in others]
-    inside = {id(model) for part in references for model in part.modules()}
     models = (model for model in module.modules() if isinstance(model, PreTrainedModel) and id(model) not in inside)
     policy: Section = {
         "class": type(next(models, module)).__name__,
@@ -219,10 +216,6 @@ def _warn(trainer: Trainer, steps: int | str, memory: Section) -> None:
 def _size(parameter: Tensor) -> int:
     """Elements of the full parameter; FSDP's flat ones keep their number in a private attribute."""
     return int(getattr(parameter, "_unpadded_unsharded_size", parameter.shape).numel())
-
-
-def _count(value: Any) -> str:
-    return readable(value) if isinstance(value, int) and value >= 10_000 else str(value)
 
 
 def _bytes(size: int) -> str:

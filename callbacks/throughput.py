@@ -149,10 +149,6 @@ def listed_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     """Dense FLOP/s of a device by its vendor: ``DENSE_HALF``, else Lightning's table; None if unknown.
 
     Some entries of that table are for sparse products, twice what dense ones can reach.
-
-    Args:
-        device: Not a CPU.
-        dtype: Of the products.
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device).lower()

@@ -140,7 +140,9 @@ def _turn_at_gradient(counter: MemoryCounter, moment: str, layer: nn.Module, inp
 
 
 def _settle_gradients(policy: PolicyModel, counter: MemoryCounter, stays: str) -> None:
-    inner = {id(parameter) for layer in decoder_layers(policy.causal_lm) for parameter in layer.parameters()}
+    inner: set[int] = set()
+    for layer in decoder_layers(policy.causal_lm):
+        inner.update(map(id, layer.parameters()))
 
     def settle(parameter: Tensor) -> None:
         if stays == "none" or (stays == "root" and id(parameter) in inner):

@@ -109,12 +109,7 @@ def job_of(module: AlignmentModule, tokens: int, longest: int, precision: str, *
 
 
 def documents(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths and parents of documents that fill a micro-batch.
-
-    Args:
-        tokens: Of the micro-batch.
-        longest: Most tokens of a document.
-    """
+    """Lengths and parents of documents of at most ``longest`` tokens that fill a micro-batch."""
     lengths = [longest] * (tokens // longest)
     if tokens % longest:
         lengths.append(tokens % longest)
@@ -124,9 +119,7 @@ def documents(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ..
 def pairs(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Lengths and parents of preference pairs that fill a micro-batch, prompts and answers equally long.
 
-    Args:
-        tokens: Of the micro-batch.
-        longest: Most tokens of a prompt and one answer.
+    A prompt and one answer have at most ``longest`` tokens.
     """
     part = max(1, min(longest // 2, tokens // 3))
     count = max(1, round(tokens / (3 * part)))

@@ -10,8 +10,8 @@ from typing_extensions import override
 
 from lion_lightning.planning.job import Job
 from lion_lightning.planning.memory_counter import size_of
-from lion_lightning.planning.meta_model import meta_model
-from lion_lightning.planning.sizes import Units, state_bytes, unpacked_bytes, weight_bytes
+from lion_lightning.planning.meta_model import meta_model, packed_layers
+from lion_lightning.planning.sizes import Units, state_bytes, weight_bytes
 
 GIB = 2**30
 
@@ -121,9 +121,12 @@ class Replicated(Placement):
         stand = job.accumulate > 1 or (self.devices > 1 and self.bucket_views)
         buckets = gradients if self.devices > 1 and not self.bucket_views else 0
         held = job.held("none" if stand else "all")
+        # A weight of four bits is unpacked into the dtype of its product, one at a time.
+        element = 2 if job.mixed or job.spec.dtype != "float32" else 4
+        largest = max((layer.weight.numel() for layer in packed_layers(job.spec, job.model)), default=0)
         base = MemoryEstimate(
             weights=weight_bytes(job.spec, job.model),
-            in_flight=unpacked_bytes(job),
+            in_flight=element * largest,
             optimizer=state_bytes(held, gradients),
             reference=weight_bytes(job.reference, meta_model(job.reference)) if job.reference else 0,
             overhead=job.overhead,

@@ -63,19 +63,8 @@ def weight_bytes(spec: PolicySpec, model: nn.Module) -> int:
     return size - size_of(packed) + round(_numel(packed) * bits / 8)
 
 
-def unpacked_bytes(job: Job) -> int:
-    """Bytes of the largest weight of four bits, brought to the dtype of its product."""
-    element = 2 if job.mixed or job.spec.dtype != "float32" else 4
-    return element * max((layer.weight.numel() for layer in packed_layers(job.spec, job.model)), default=0)
-
-
 def state_bytes(held: dict[str, Counter[str]], gradients: int) -> int:
-    """Bytes of the optimizer's state, in proportion to the weights that it was seen with.
-
-    Args:
-        held: Of a dry run.
-        gradients: Bytes of the gradients of the full model.
-    """
+    """Bytes of the optimizer's state for so many bytes of gradients, in proportion to what a dry run has ``held``."""
     last = held["optimizer step"]
     return last["state"] * gradients // max(1, last["trained"])
 

@@ -16,7 +16,7 @@ and :func:`check` says whether an answer is right, so that accuracy can be measu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -77,16 +77,13 @@ def write_demo(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    random, taken = Random(seed), set[str]()
+    random, taken = Random(seed), set[str]()  # held-out rows are drawn before those to train on
     makers: tuple[Callable[[int, Random, set[str]], list[Row]], ...]
     makers = (make_rows, partial(make_rows, slips=slips), make_pairs, make_pairs, make_prompts, make_prompts)
     counts = (validation, train, validation, preferences, prompts, questions)
     for name, make, count in zip(FILES, makers, counts, strict=True):
-        _write(out / name, make(count, random, taken))
+        lines = [json.dumps(row) + "\n" for row in make(count, random, taken)]
+        (out / name).write_text("".join(lines), encoding="utf-8")
     made = make_tokenizer()
     made.save_pretrained(out / "model")
     make_config(made).save_pretrained(out / "model")
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

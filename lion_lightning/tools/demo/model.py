@@ -23,7 +23,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    known = _known_words()
+    words: set[str] = set()
+    for family in FAMILIES.values():
+        words.update(re.findall(r"\w+", " ".join(family.wordings)))
+    known = sorted(words)
     # A leading space belongs to the word, and byte-level vocabularies write it as this letter.
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + known + [f"\u0120{name}" for name in known]
     model = models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], ignore_merges=True)
@@ -44,11 +47,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )
-
-
-def _known_words() -> list[str]:
-    wordings = (wording for family in FAMILIES.values() for wording in family.wordings)
-    return sorted({name for wording in wordings for name in re.findall(r"\w+", wording)})
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

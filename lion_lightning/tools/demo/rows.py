@@ -54,18 +54,13 @@ def make_prompts(count: int, random: Random, taken: set[str]) -> list[Row]:
 def _questions(count: int, random: Random, taken: set[str]) -> Iterator[tuple[str, str, str]]:
     """Family, question and input of each row."""
     for name in islice(cycle(FAMILIES), count):
-        drawn = _fresh(name, random, taken)
+        draws = (FAMILIES[name].draw(random) for _ in range(1000))
+        drawn = next((drawn for drawn in draws if f"{name}: {drawn}" not in taken), None)
+        if drawn is None:
+            raise ValueError(f"the demo task has too few different inputs of the kind {name!r}; ask for fewer rows")
         taken.add(f"{name}: {drawn}")
         yield name, random.choice(FAMILIES[name].wordings).format(drawn), drawn
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-def _fresh(name: str, random: Random, taken: set[str]) -> str:
-    draws = (FAMILIES[name].draw(random) for _ in range(1000))
-    drawn = next((drawn for drawn in draws if f"{name}: {drawn}" not in taken), None)
-    if drawn is None:
-        raise ValueError(f"the demo task has too few different inputs of the kind {name!r}; ask for fewer rows")
-    return drawn

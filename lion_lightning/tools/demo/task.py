@@ -29,9 +29,8 @@ class Family(NamedTuple):
 def word(random: Random) -> str:
     """A made-up word of two or three syllables and no letter twice, such as ``tako`` or ``melisu``."""
     syllables = random.choice((2, 2, 3))
-    return "".join(
-        map("".join, zip(random.sample(CONSONANTS, syllables), random.sample(VOWELS, syllables), strict=True))
-    )
+    consonants, vowels = random.sample(CONSONANTS, syllables), random.sample(VOWELS, syllables)
+    return "".join(consonant + vowel for consonant, vowel in zip(consonants, vowels, strict=True))
 
 
 def numbers(count: int, separator: str, below: int = 100) -> Callable[[Random], str]:

@@ -29,10 +29,6 @@ def merged(base: Any, over: Any) -> Any:
     """Merge two configs: mappings key by key, everything else is replaced.
 
     A mapping with another ``class_path`` is replaced, too: its arguments are those of another class.
-
-    Args:
-        base: The config to override.
-        over: The values that override it.
     """
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return deepcopy(over)
@@ -57,7 +53,7 @@ def with_plain_parts(config: Config, where: str) -> Config:
         return {**config, **parts}
     if not isinstance(trainer, Mapping):
         raise ValueError(f"{where}.trainer is {_short(trainer)}; give a mapping of the Trainer's arguments")
-    given = trainer.get("callbacks")
+    given = trainer.get("callbacks")  # a list, one callback, or nothing, as in `lion fit`
     listed = given if isinstance(given, list) else [] if given is None else [given]
     callbacks = [_as_class(one, f"{where}.trainer.callbacks[{number}]") for number, one in enumerate(listed)]
     return {**config, **parts, "trainer": {**trainer, "callbacks": callbacks}}
@@ -101,12 +97,7 @@ def with_start_model(config: Config, export: Path) -> Config:
 
 
 def with_available_model(config: Config, before: Config) -> Config:
-    """Replace a start model that does not exist yet by the one that the previous stage starts from.
-
-    Args:
-        config: Of the stage.
-        before: Of the previous stage, with a model that exists.
-    """
+    """Replace a start model that does not exist yet by the one in the config of the stage before."""
     model = dict(config.get("model") or {})
     arguments = dict(model.get("init_args") or {})
     given = (before.get("model") or {}).get("init_args") or {}

@@ -114,7 +114,7 @@ def plan_from_yaml(text: str) -> Plan:
 
 
 def _require_folder_names(path: Path, names: Sequence[Any]) -> None:
-    """A stage's name is that of its folder in ``out``, which nothing of a run may leave."""
+    """Refuse names that are no folders within ``out``, or the same folder twice."""
     seen: dict[str, str] = {}
     for name in names:
         if not isinstance(name, str) or not FOLDER_NAME.fullmatch(name) or RESERVED.fullmatch(name):
@@ -162,7 +162,7 @@ def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) ->
 
 
 def _value(key: str, text: str) -> Any:
-    try:
+    try:  # YAML 1.1 takes 1e-5 for a text
         return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text, re.IGNORECASE) else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"--{key}: {text[:60]!r} is not a YAML value") from error

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import chain
 from threading import Event, Lock
 from typing import Any
 
@@ -71,7 +72,7 @@ class Runner:
 
     def _check(self) -> None:
         """Check all stages in a separate process, which frees its memory at its end."""
-        stages = [stage for chain in self.plan.chains for stage in chain]
+        stages = chain.from_iterable(self.plan.chains)
         if all((stage.folder / DONE).exists() and not changes(stage) for stage in stages):
             return
         self._status.say(f"{self.plan.out}: checking configs, data and disk")
@@ -79,6 +80,7 @@ class Runner:
         with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
             question.write(plan_to_yaml(self.plan).encode())
             question.seek(0)
+            # Files, not pipes, which could fill up while this process waits.
             code = self._process(command, stdin=question, stdout=answer)
             if (signum := _stopped_by(code)) is not None:
                 raise Stopped(signum)
@@ -93,7 +95,7 @@ class Runner:
         pool = ThreadPoolExecutor(self._parallel)
         try:
             with self._status.shown():
-                pending = {pool.submit(self._stage, chain[0]): chain[1:] for chain in self.plan.chains}
+                pending = {pool.submit(self._stage, stages[0]): stages[1:] for stages in self.plan.chains}
                 while pending:
                     finished, _ = wait(pending, REFRESH_SECONDS, return_when=FIRST_COMPLETED)
                     for future in finished:
@@ -103,7 +105,7 @@ class Runner:
                             pending[pool.submit(self._stage, rest[0])] = rest[1:]
                     self._status.refresh()
         finally:
-            pool.shutdown(wait=False)
+            pool.shutdown(wait=False)  # its threads wait for processes, which are stopped elsewhere
 
     def _stage(self, stage: StagePlan) -> None:
         if self._stopped.is_set():
@@ -185,12 +187,7 @@ def _signal_of(error: BaseException) -> int:
 
 
 def stop(processes: list[subprocess.Popen[bytes]], signum: int) -> None:
-    """Pass a signal on and wait. A second one is passed on too, and does not wait for a step; a third one kills.
-
-    Args:
-        processes: Those that are to stop.
-        signum: The first signal.
-    """
+    """Pass a signal on and wait. A second one is passed on too, and does not wait for a step; a third one kills."""
     came = 1
     for process in processes:
         process.send_signal(signum)

@@ -48,7 +48,8 @@ def require_same_work(stage: StagePlan) -> None:
     """
     fix = f"undo the change, give the run another `out`, or remove {stage.folder} to run the stage again"
     changed = changes(stage)
-    if changed and trained(stage.folder):
+    checkpoints = stage.folder.glob("checkpoints/[!.]*.ckpt")
+    if changed and ((stage.folder / DONE).exists() or exported(stage.folder) or any(checkpoints)):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(f"{stage.folder}: the config has changed since ({'; '.join(changed[:3])}{more}); {fix}")
     done = _read(stage.folder / DONE)
@@ -62,17 +63,8 @@ def changes(stage: StagePlan) -> list[str]:
     return list(differences(read_config_file(path), stage.config)) if path.exists() else []
 
 
-def trained(folder: Path) -> bool:
-    """True if the folder of a stage has a checkpoint or an export."""
-    return (folder / DONE).exists() or exported(folder) or any(folder.glob("checkpoints/[!.]*.ckpt"))
-
-
 def run_stage(folder: Path, start: Path | None) -> int:
-    """Train, export and evaluate, resuming where an earlier process stopped.
-
-    Args:
-        folder: The stage's folder, as :func:`begin` left it.
-        start: Folder of the stage whose export it starts from.
+    """Train, export and evaluate in a folder from :func:`begin`, resuming where an earlier process stopped.
 
     Returns:
         0; 2 after an error that the user can fix, which is printed; 128 plus its number after a signal.
@@ -111,10 +103,7 @@ def exported(folder: Path) -> bool:
 
 
 def require_start(folder: Path) -> None:
-    """Refuse to start from an export that changed after its stage was done.
-
-    Args:
-        folder: Of the stage to start from; one that is not done yet is not checked.
+    """Refuse to start from the export of a stage that is done, if it changed afterwards.
 
     Raises:
         ValueError: The export is gone, or has changed.
@@ -131,18 +120,14 @@ def require_start(folder: Path) -> None:
 
 
 def finish(folder: Path, start: Path | None, times: dict[str, float]) -> None:
-    """Mark the stage as done.
-
-    Args:
-        folder: The stage's folder.
-        start: Folder of the stage that it started from.
-        times: Seconds by name, to keep with it.
+    """Mark a stage as done, with the stage that it started from and its times in seconds.
 
     Raises:
         ValueError: The export is missing or incomplete.
     """
     if not exported(folder):
         raise ValueError(f"{folder / 'export'}: the export is missing or incomplete, so the stage is not done")
+    # With hashes, so that a run notices when a model was trained again.
     known = {"start": _digest(start), "export": _weights(folder / "export"), **times}
     with atomic_write(folder / DONE) as temporary:
         temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")

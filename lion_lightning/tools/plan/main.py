@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> None:
     for name in ("memory", "tflops", "mfu", "bandwidth"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name} is {getattr(options, name)}; give a number above 0")
+    # What is no option of this command is one of `lion fit`.
     cli = build_cli(rest, run=False, kind=SettingsCLI)
     settings: Any = cli.trainer
     gpus = _gpus(settings, options.gpus)
@@ -81,7 +82,7 @@ def _gpus(settings: Any, given: int | None) -> int:
         if given < 1:
             raise ValueError(f"--gpus is {given}; give 1 or more")
         return given
-    devices = settings.devices
+    devices = settings.devices  # -1 and "auto" are those of the machine that will train
     if not isinstance(devices, int) or devices < 1:
         raise ValueError(f"trainer.devices is {devices}: set the number of GPUs with --gpus N")
     return devices * int(settings.num_nodes or 1)

@@ -41,7 +41,13 @@ class PlanReport:
 
     def lines(self) -> list[str]:
         """Lines of the plan."""
-        return [*self._settings(), "", *self._memory(), "", *self._time()]
+        columns = [self._column(*each) for each in zip(self.placements, self.peaks, strict=True)]
+        columns[0]["GiB per GPU"] += " (config's)"
+        table = []
+        for title in columns[0]:
+            cells = "".join(f"{column[title]:>{WIDTH}}" for column in columns)
+            table.append(f"{title:<20}{cells}" if title else "")
+        return [*self._settings(), "", *table]
 
     def fits(self, peak: MemoryEstimate) -> bool:
         """True if a GPU has enough memory for training, and for sampling between epochs."""
@@ -56,6 +62,7 @@ class PlanReport:
             extras.append(f"recompute: {spec.recompute}")
         size, trained = (sum(p.numel() for p in part) / 1e9 for part in (job.model.parameters(), job.trained))
         yield f"policy   {size:.3f} G weights, {trained:.3f} G of them trained; {', '.join(extras)}"
+        # Rows are filled up to their length, so that this is the most.
         total = job.tokens * job.accumulate * count
         yield (
             f"step     {job.tokens:,} tokens per micro-batch x {job.accumulate} accumulated x {count} GPUs: "
@@ -67,32 +74,26 @@ class PlanReport:
             f"{own.tflops:.0f} TFLOP/s at {own.mfu:.0%}; {own.bandwidth:.0f} GB/s to the others"
         )
 
-    def _memory(self) -> Iterator[str]:
-        names = [placement.name for placement in self.placements]
-        yield _row("GiB per GPU", [f"{names[0]} (config's)", *names[1:]])
-        for part in self.peaks[0].parts:
-            yield _gib_row(TITLES.get(part, part), [peak.parts[part] for peak in self.peaks])
-        yield _gib_row("at the peak", [peak.total for peak in self.peaks])
+    def _column(self, placement: Placement, peak: MemoryEstimate) -> dict[str, str]:
+        """Cells of a placement by the titles of their rows; an empty title is an empty line."""
+        sizes = {TITLES.get(part, part): size for part, size in peak.parts.items()}
+        sizes["at the peak"] = peak.total
         if self.sampler:
-            yield _gib_row("while vLLM is awake", [self._sampling(peak) for peak in self.peaks])
-        yield _row("fits", ["yes" if self.fits(peak) else "NO" for peak in self.peaks])
-        yield _row("the peak is in", [peak.moment.removesuffix(" backward") for peak in self.peaks])
-
-    def _time(self) -> Iterator[str]:
-        times = [step_time(self.job, placement, self.machine) for placement in self.placements]
-        yield _row("compute seconds", [f"{time.compute:.2f}" for time in times])
-        yield _row("traffic seconds", [f"{time.traffic:.2f}" for time in times])
-        yield _row("tokens/s at most", [f"{time.tokens / time.seconds:,.0f}" for time in times])
+            sizes["while vLLM is awake"] = self._sampling(peak)
+        time = step_time(self.job, placement, self.machine)
+        return {
+            "GiB per GPU": placement.name,
+            **{title: f"{size / GIB:.2f}" for title, size in sizes.items()},
+            "fits": "yes" if self.fits(peak) else "NO",
+            "the peak is in": peak.moment.removesuffix(" backward"),
+            "": "",
+            "compute seconds": f"{time.compute:.2f}",
+            "traffic seconds": f"{time.traffic:.2f}",
+            # At most: the data, the host and what does not overlap are left out.
+            "tokens/s at most": f"{time.tokens / time.seconds:,.0f}",
+        }
 
     def _sampling(self, peak: MemoryEstimate) -> int:
         """Memory between epochs: no gradients or activations, but a sampler's engine."""
         held = peak.weights + peak.optimizer + peak.reference + peak.overhead
         return held + round(self.sampler * self.memory) if self.sampler else 0
-
-
-def _row(title: str, cells: Sequence[str]) -> str:
-    return f"{title:<20}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
-
-
-def _gib_row(title: str, sizes: Sequence[int]) -> str:
-    return _row(title, [f"{size / GIB:.2f}" for size in sizes])

@@ -14,7 +14,6 @@ from lion_lightning.cache import read_json, read_object
 Curve = dict[int, float]
 """Values by optimizer step."""
 
-
 _FIX = "remove it, the report goes without"
 
 SAMPLES = 24
@@ -164,7 +163,7 @@ def _samples(path: Path) -> dict[str, tuple[str, float]]:
     if not path.exists():
         return {}
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8") as file:  # the first ones only: it may be long
             rows = [json.loads(line) for line in islice(file, SAMPLES)]
         return {str(row["question"]): (str(row["answer"]), float(row["score"])) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:

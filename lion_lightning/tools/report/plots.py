@@ -42,7 +42,7 @@ def figure(rows: int, columns: int, height: float = 3.0) -> Iterator[tuple[Figur
     """A figure of equal panels, closed afterwards."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # files only: no window, no display
     from matplotlib import pyplot as plt
 
     with matplotlib.rc_context({"text.parse_math": False}):  # names from the data are not formulas
@@ -114,7 +114,7 @@ def _curve_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
     names = dict.fromkeys(stage.name for stage in all_stages(chains))
     for place, name in enumerate(names):
         stages = all_stages(chains, name)
-        if any(stage.curves.get(key) for stage in stages for key in ("train/loss", "val/loss")):
+        if any(stage.curves.get("train/loss") or stage.curves.get("val/loss") for stage in stages):
             panels.append(partial(_losses, stages, COLORS[place % len(COLORS)]))
     for key, title in PAIR_CURVES.items():
         if any(stage.curves.get(key) for stage in all_stages(chains)):
@@ -124,11 +124,11 @@ def _curve_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
 
 def _round_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
     sampled = [stage for stage in all_stages(chains) if stage.rounds]
-    panels: list[Panel] = []
-    for key, title in ROUND_METRICS.items():
-        if any(key in made.get("metrics", {}) for stage in sampled for made in stage.rounds):
-            panels.append(partial(_over_rounds, sampled, key, title))
-    return panels
+    logged: set[str] = set()
+    for stage in sampled:
+        for made in stage.rounds:
+            logged.update(made.get("metrics", {}))
+    return [partial(_over_rounds, sampled, key, title) for key, title in ROUND_METRICS.items() if key in logged]
 
 
 # --- panels
@@ -142,6 +142,7 @@ def _by_stage(accuracy: Accuracy, axes: Axes) -> None:
         axes.errorbar(place, mean, [[mean - low], [high - mean]], color="#222", capsize=4, linewidth=1.2)
         if accuracy.seeds > 1:
             axes.plot([place + 0.22] * accuracy.seeds, accuracy.values(stage), "o", color="#222", markersize=3)
+        # Left of the middle, where the interval is drawn.
         axes.annotate(f"{mean:.3f}", (place - 0.28, mean), fontsize=8, va="bottom")
     axes.set_xticks(range(len(accuracy.stages)), [*map(_title, accuracy.stages)], fontsize=9)
     axes.set_ylim(0, 1)

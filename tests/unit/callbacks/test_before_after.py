@@ -16,7 +16,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
 from lion_lightning.callbacks import BeforeAfter, HuggingFaceExport, TokenThroughput
-from lion_lightning.callbacks.before_after import Snapshot, _print_table
+from lion_lightning.callbacks.before_after import Snapshot
 from lion_lightning.models.generation.greedy import evaluating, generate_answers
 from lion_lightning.modules.sft import SFTModule
 from lion_lightning.types import LossOutput, PackedBatch
@@ -169,15 +169,21 @@ def test_the_table_shows_both_sides_and_takes_brackets_literally(
     assert written["answers"][0]["after"] in table
 
 
+def print_table(answers: dict[str, str]) -> None:
+    callback, trainer = BeforeAfter(), Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    callback.after = Snapshot(6, {}, answers)
+    callback.on_fit_end(trainer, BoringModel())
+
+
 def test_the_table_cuts_nothing_off(capsys: pytest.CaptureFixture[str]) -> None:
     answer = "a" * 300 + "end"  # one word, wider than any terminal's column
-    _print_table(Snapshot(0, {}, {}), Snapshot(6, {}, {"w5": answer}))
+    print_table({"w5": answer})
     letters = "".join(character for character in capsys.readouterr().out if character.isalpha())
     assert letters.endswith(answer)
 
 
 def test_an_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    _print_table(Snapshot(0, {}, {}), Snapshot(6, {}, {"w5": "w6\x1b[2Jw7"}))
+    print_table({"w5": "w6\x1b[2Jw7"})
     table = capsys.readouterr().out
     assert "\x1b[2J" not in table
     assert "w6\N{REPLACEMENT CHARACTER}[2Jw7" in table

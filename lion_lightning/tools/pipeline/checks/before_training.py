@@ -38,9 +38,6 @@ logger = logging.getLogger(__name__)
 class Checks:
     """Checks every stage of a plan that is not done yet.
 
-    Args:
-        plan: The plan.
-
     Attributes:
         found: Errors, one line each.
     """
@@ -116,6 +113,7 @@ class Checks:
         if not isinstance(data, PackedDataModule):
             return
         with self._collect_errors(name):
+            # Not the config's trainer: its devices and processes are not those of this check.
             trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, callbacks=[])
             trainer.strategy.connect(cli.model)
             data.trainer = trainer
@@ -193,7 +191,7 @@ def _named_warnings(name: str, level: int) -> Iterator[None]:
 def main() -> None:
     """Read a plan from stdin, and write the errors to stdout as a JSON list; everything else goes to stderr."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    os.dup2(2, 1)  # what libraries print must not get into the answer
     logging.getLogger("lion_lightning").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -31,12 +31,7 @@ class Space(NamedTuple):
 
 
 def space_of(spec: PolicySpec, trainer: Trainer) -> Space:
-    """Estimate the disk space of a stage, with two optimizer values per trained parameter, as Adam has.
-
-    Args:
-        spec: Its policy.
-        trainer: With its callbacks.
-    """
+    """Estimate the disk space of a stage, with two optimizer values per trained parameter, as Adam has."""
     parameters = list(meta_model(spec).parameters())
     trained = size_of(parameter for parameter in parameters if parameter.requires_grad)
     weights = trained if has_stored_base(spec) else size_of(parameters)

@@ -24,12 +24,12 @@ from lion_lightning.tools.pipeline.plan import StagePlan
 
 
 def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicySpec, exports: Collection[Path]) -> None:
-    """Find errors of an evaluation that would otherwise show after training.
+    """Find errors of a stage's evaluation that would otherwise show after training.
 
     Args:
-        stage: With an evaluation.
-        tokenizer: The stage's.
-        policy: The stage's, for the number of its positions.
+        stage: The stage.
+        tokenizer: Its tokenizer.
+        policy: Its policy, for the number of positions.
         exports: Folders that will have a model by then.
 
     Raises:
@@ -69,4 +69,5 @@ def _parse(stage: StagePlan) -> Evaluation:
         except Exception as error:
             if str(path) not in str(error):
                 raise
+            # The file is temporary: its path would mislead.
             raise ValueError(str(error).replace(f"{path}: ", "")) from error

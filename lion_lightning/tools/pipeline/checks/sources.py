@@ -73,11 +73,6 @@ def check_prompts(pool: PromptPool, parts: Sequence[Any]) -> list[Prompt]:
 def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> None:
     """Check that every round of a run has prompts, and that its sampler and judge are ready.
 
-    Args:
-        trainer: Of the run, with its callbacks.
-        module: Its module.
-        data: Its data, after ``setup``.
-
     Raises:
         ValueError: Prompts run out, or a sampler or judge is not ready.
         MisconfigurationException: Trainer, module and data do not fit.
