@@ -89,7 +89,7 @@ def _number(value: Any, name: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 <= weight <= _LARGEST_WEIGHT:
-        raise ValueError(f"{name} is {repr(value)[:60]}; a weight is a number of at least 0, true or false")
+        raise ValueError(f"{name} is {repr(value)[:60]}; a weight is a finite number of at least 0, true or false")
     return weight
 
 

@@ -62,7 +62,7 @@ def test_masked_means_the_opposite_of_trained() -> None:
     [
         ({"train": 0.5}, r"messages\[1\]\.train is 0\.5; .*\(1 or true\) or not \(0 or false\); call .* `weight`"),
         ({"loss": 2}, r"messages\[1\]\.loss is 2; "),
-        ({"weight": -0.5}, r"messages\[1\]\.weight is -0\.5; a weight is a number of at least 0, true or false"),
+        ({"weight": -0.5}, r"messages\[1\]\.weight is -0\.5; a weight is a finite number of at least 0, true or false"),
         ({"weight": float("nan")}, r"messages\[1\]\.weight is nan; "),
         ({"weight": float("inf")}, r"messages\[1\]\.weight is inf; "),
         ({"weight": 1e39}, r"messages\[1\]\.weight is 1e\+39; "),
