@@ -114,7 +114,35 @@ def read_row(
     form = _choose_form(row, fields, columns, forms)
     made = form.parse(fields, *context)
     check_unused_columns(fields, str(form), only_prompt)
+    add_message("form", str(form))
+    for name in fields:
+        if name not in fields.unread:
+            own = fields.own(name)
+            add_message("used", name if own == name else f"{printable(own)} as {name}")
     return made
+
+
+def nearest_form(forms: Sequence[Form[Any]], taken: str, columns: Set[str]) -> str:
+    """The form that rows would have next, and why they have another.
+
+    Args:
+        forms: Known forms.
+        taken: The form that was read.
+        columns: The rows' columns, under their known names.
+    """
+    others = [form for form in forms if str(form) != taken]
+    if fitting := [form for form in others if form.fits(columns)]:
+        return f"{fitting[0]} fits too, and {taken} comes before it; `columns` decides otherwise"
+    read = next(form.required for form in forms if str(form) == taken)
+
+    def nearness(form: Form[Any]) -> tuple[int, int]:
+        """How many of its columns are there that were not read, and how many in all."""
+        found = columns & {*form.required}
+        return len(found - {*read}), len(found)
+
+    nearest = max(others, key=nearness)
+    lacking = [name for name in nearest.required if name not in columns]
+    return f"{nearest} lacks {', '.join(lacking)}"
 
 
 def _rename(row: Row, columns: Mapping[str, str], forms: Sequence[Form[Made]]) -> Fields:

@@ -15,10 +15,10 @@ from typing import Literal
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["warning", "left out", "bad row", "changed", "plain text", "unused", "kept", "mapped"]
+Kind = Literal["warning", "left out", "bad row", "changed", "form", "used", "plain text", "unused", "kept", "mapped"]
 """Something that is not done as a row asks; why a row gave no example; why a row cannot be used; what is read otherwise
-than it stands; a row of plain text; a column that was not used; a column that only judges see; a known column that
-``columns`` named."""
+than it stands; the form of a row; a column that was used; a row of plain text; a column that was not used; a column
+that only judges see; a known column that ``columns`` named."""
 
 _MAX_TEXTS = 1000  # per kind: each row can have another key
 _MAX_LISTED = 20

@@ -13,6 +13,7 @@ from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.printing import literal
 from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.tools.inspect.forms import forms_block
 from lion_lightning.tools.inspect.marks import legend, marked, targets
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
         if mixture is not None:
             console.print(_table(title, mixture.reports))
             changes = [f"{report.name}: {change}" for report in mixture.reports for change in report.changes()]
-            console.print(literal("\n".join([*_packing(datamodule, mixture), *changes])))
+            blocks = [forms_block(report.name, report.messages, report.noun) for report in mixture.reports]
+            console.print(literal("\n".join([*_packing(datamodule, mixture), *changes, *blocks])))
             console.print()
     if datamodule.train_mixture is not None:
         _show(console, datamodule.tokenizer, datamodule.train_mixture, rows)
@@ -57,7 +59,8 @@ def _show_prompts(console: Console, pool: PromptPool, rows: int) -> None:
     left_out = "".join(f"; left out, {cause}: {count:,}" for cause, count in pool.left_out.items())
     console.print(literal(f"Prompts: {len(pool):,}{left_out}. Their answers come with each round; see `lion rounds`."))
     for name, messages in pool.messages.items():
-        console.print(literal("".join(f"{name}: {line}\n" for line in messages.describe(pool.sizes[name]))))
+        lines = [f"{name}: {line}" for line in messages.describe(pool.sizes[name])]
+        console.print(literal("\n".join([*lines, forms_block(name, messages, "prompts")])))
     for asked in pool.take(np.linspace(0, len(pool), rows, endpoint=False, dtype=int).tolist()):
         heading = f"--- {asked.prompt.where}, {len(asked.prompt.input_ids):,} tokens"
         console.print(literal(f"{heading}\n{asked.prompt.text}"))

@@ -50,7 +50,12 @@ PROMPT_ROWS = [*ROWS, *PAIRS, {"prompt": "Hi"}, {"question": "Hi"}, {"messages":
 def noted(read: Any, row: dict[str, Any]) -> RowMessages:
     with collect_messages() as notes, collect_row_messages():
         read(row)
-    return notes
+    return but_forms(notes)
+
+
+def but_forms(notes: RowMessages) -> RowMessages:
+    """All messages but those that say how each row was read."""
+    return RowMessages.of({kind: texts for kind, texts in notes.items() if kind not in ("form", "used")})
 
 
 # --- columns that change what a row means
@@ -391,10 +396,12 @@ def test_what_is_not_used_is_counted_once_a_row_and_what_is_harmless_is_not_warn
         for row in rows:
             with collect_row_messages():
                 recognize(row)
-    assert notes == {"unused": {"id": 3, "source": 3, "hint": 2, "user_id": 1}}
+    assert but_forms(notes) == {"unused": {"id": 3, "source": 3, "hint": 2, "user_id": 1}}
+    assert notes["form"] == {"question + answer": 3}
+    assert notes["used"] == {"question": 3, "answer": 3}
     assert notes.listed("unused", 3) == "id, source, hint (2 of 3 rows), user_id (1 of 3 rows)"
-    (told,) = Source("a.jsonl", name="sums").warnings(notes, 3, has_chat_template=True)
-    assert told.startswith("source sums: not used: hint (2 of 3 rows). If a column matters, say with `columns`")
+    (warning,) = Source("a.jsonl", name="sums").warnings(notes, 3, has_chat_template=True)
+    assert warning.startswith("source sums: not used: hint (2 of 3 rows). If a column matters, say with `columns`")
 
 
 def test_a_column_without_a_name_is_an_index_only_where_it_counts() -> None:
@@ -465,7 +472,7 @@ def test_ignored_columns_are_not_seen() -> None:
     row = {"question": "a", "answer": "b", "image": "a.png", "prompt": "c"}
     with collect_messages() as notes:
         assert source.examples(Row("a:1", row), lambda row, columns: [recognize(row, columns)]) == [chat("a", "b")]
-    assert notes == {}
+    assert but_forms(notes) == {}
 
 
 def test_thousands_of_keys_and_odd_ones_make_one_short_line() -> None:
