@@ -114,14 +114,18 @@ class ChatTemplate:
         return suffix.partition(_NEXT_WORD)[0].strip() if word else ""
 
     @cached_property
-    def tags_are_transparent(self) -> bool:
-        """True if text inside of ``{% generation %}`` is written unchanged, so that marks change nothing else.
-
-        Macros, filters and assignments may cut or measure their content.
-        """
+    def sought(self) -> list[str]:
+        """Texts that the template looks for in others, as ``</think>``: what it writes may depend on them."""
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_with_marks(self.text))
-        holders = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
-        return not any(MARK in _constants(holder) for kind in holders for holder in tree.find_all(kind))
+        found: list[nodes.Node] = []
+        for compare in tree.find_all(nodes.Compare):
+            found += [compare.expr] if any(operand.op in ("in", "notin") for operand in compare.ops) else []
+        for call in tree.find_all(nodes.Call):
+            found += call.args if isinstance(call.node, nodes.Getattr) else []
+        for filtered in tree.find_all(nodes.Filter):
+            found += filtered.args
+        texts = {node.value for node in found if isinstance(node, nodes.Const) and isinstance(node.value, str)}
+        return sorted(text for text in texts if re.search(r"[^\w\s]", text))
 
     # --- the format that the template reads
 
@@ -327,7 +331,3 @@ def _mark(tag: re.Match[str]) -> str:
 def _reads(template: str, key: str) -> bool:
     """True if the template names a key after a dot or in quotes, not just anywhere in its prose."""
     return re.search(rf"(?:\.\s*|['\"]){re.escape(key)}\b", template) is not None
-
-
-def _constants(node: nodes.Node) -> str:
-    return "".join(str(constant.value) for constant in node.find_all(nodes.Const))

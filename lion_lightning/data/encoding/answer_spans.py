@@ -93,7 +93,7 @@ class AnswerFinder:
     def _opening(self) -> int:
         """The start of an answer that opens the conversation: templates rarely render a prompt of no turns."""
         word = self._first_word(0)
-        at = self.text.rfind(_PIECE.findall(self.header)[0], 0, word) if self.header else word
+        at = self.text.rfind(pieces(self.header)[0], 0, word) if self.header else word
         return word if at < 0 else at + _shared_pieces(self.header, self.text[at:])
 
     def _start_behind_words(self, turn: int, prompt: str) -> int:
@@ -291,15 +291,18 @@ def _wordless(message: Message) -> Message:
     return message._replace(content=content, extra=extra or None)
 
 
-def _shared_pieces(header: str, there: str) -> int:
-    """Number of characters of the markers, words and spaces that two texts begin with."""
-    pieces = takewhile(
-        lambda pair: pair[0] == pair[1], zip(_PIECE.findall(header), _PIECE.findall(there), strict=False)
-    )
-    return sum(len(piece) for piece, _ in pieces)
+def pieces(text: str) -> list[str]:
+    """A text, cut into markers (``<...>``), words and white space."""
+    return _PIECE.findall(text)
 
 
 _PIECE = re.compile(r"<[^<>\s]*>|\s+|[^\s<]+|<")
+
+
+def _shared_pieces(header: str, there: str) -> int:
+    """Number of characters of the markers, words and spaces that two texts begin with."""
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(pieces(header), pieces(there), strict=False))
+    return sum(len(piece) for piece, _ in shared)
 
 
 def _shared_end(one: str, other: str) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.encoding.answer_spans import LAST_ONLY, AnswerFinder, Span, TaggedAnswers, reasoning_span
+from lion_lightning.data.encoding.layouts import Layouts
 from lion_lightning.data.encoding.template_check import missing_function, missing_of_answer, missing_turn
 from lion_lightning.data.formats.message_keys import unread_keys
 from lion_lightning.data.formats.sft import Conversation
@@ -69,6 +70,7 @@ class ChatRenderer:
         self._closers, self._ends_turns = closing_tokens(tokenizer), ends_turns(tokenizer)
         self._closing = re.compile(rf"\s*({'|'.join(map(re.escape, self._closers))})")
         self._templates: dict[str, ChatTemplate] = {}
+        self._learned: dict[str, Layouts] = {}
 
     def render(self, conversation: Conversation) -> str:
         """Text of a conversation.
@@ -76,6 +78,7 @@ class ChatRenderer:
         Raises:
             ValueError: There is no chat template, or it cannot show the conversation.
         """
+        self._warn_of_settings(conversation)
         text = self._complete(conversation, self._render(conversation, conversation.messages))
         for turn, message in enumerate(conversation.messages):
             if message.role == "assistant" and (missing := missing_of_answer(message, text)):
@@ -90,6 +93,7 @@ class ChatRenderer:
         Raises:
             ValueError: There is no chat template, or it cannot show the conversation.
         """
+        self._warn_of_settings(conversation)
         text = self._complete(conversation, self._render(conversation, conversation.messages, prompt=True))
         if not self._ends_turns:
             add_warning(NO_END)
@@ -110,35 +114,43 @@ class ChatRenderer:
         turns = [turn for turn in range(first, len(messages)) if messages[turn].role == "assistant"]
         if not turns:
             raise ValueError("no assistant turn to train; give the row an answer, or set mask: none")
-        finder = self._finder(conversation)
+        text = self._render(conversation, messages)
+        self._warn_of_settings(conversation)
+        finder = self._layouts(conversation).place(conversation, text) or self._finder(conversation, text)
         found = {turn: finder.spans(turn) for turn in turns if messages[turn].weight}
         for turn, spans in found.items():
-            answer = "\n".join(finder.text[start:end] for start, end in spans)
+            answer = "\n".join(text[start:end] for start, end in spans)
             if missing := missing_of_answer(messages[turn], answer):
-                last = finder.render(messages[: turn + 1])
+                last = self._render(conversation, messages[: turn + 1])
                 raise ValueError(_left_out(f"{missing} of message {turn}", not missing_of_answer(messages[turn], last)))
             spans[0] = _behind_prefilled(messages[turn], finder.text, *spans[0])
-            spans[-1] = self._closed(finder.text, *spans[-1])
+            spans[-1] = self._closed(text, *spans[-1])
         answers = []
         for turn, spans in found.items():
             if kept := [span for span in spans if span[0] < span[1]]:
-                answers.append(Answer(turn, kept, reasoning_span(messages[turn], finder.text, kept)))
+                answers.append(Answer(turn, kept, reasoning_span(messages[turn], text, kept)))
         # The prompt ends where the first turn behind it starts, trained or not.
-        start = answers[0].spans[0][0] if answers else len(finder.text)
+        start = answers[0].spans[0][0] if answers else len(text)
         if conversation.prompt_turns is not None and turns[0] not in found:
             start = finder.start(turns[0])
-        return Rendered(finder.text, answers, start)
+        return Rendered(text, answers, start)
 
-    def _finder(self, conversation: Conversation) -> AnswerFinder:
-        """Finder of the answers in the text of the conversation."""
+    def _layouts(self, conversation: Conversation) -> Layouts:
+        template = self._template(conversation)
+        if template.text not in self._learned:
+            self._learned[template.text] = Layouts(self._finder, template.sought)
+        return self._learned[template.text]
+
+    def _finder(self, conversation: Conversation, text: str | None = None) -> AnswerFinder:
+        """Finder of the answers in the text of the conversation, by default rendered here."""
         render, messages = partial(self._render, conversation), conversation.messages
-        header = self._template(conversation).header(conversation.chat_template_kwargs)
-        if not self._template(conversation).tagged:
-            text = self._complete(conversation, render(messages))
+        text = self._complete(conversation, text or render(messages))
+        template = self._template(conversation)
+        header = template.header(conversation.chat_template_kwargs)
+        if not template.tagged:
             return AnswerFinder(conversation, render, text, self._closers, header)
         marked = render(messages, marked=True)
-        text = self._complete(conversation, marked.replace(MARK, ""))
-        if not self._template(conversation).tags_are_transparent and text != render(messages):
+        if marked.replace(MARK, "") != text:
             raise ValueError("the chat template alters what it renders inside {% generation %}; move the tags outwards")
         return TaggedAnswers(conversation, render, text, self._closers, header, _marked_spans(marked))
 
@@ -162,18 +174,20 @@ class ChatRenderer:
         return template.render(turns, conversation.tools, conversation.chat_template_kwargs, **how)
 
     def _complete(self, conversation: Conversation, text: str) -> str:
-        """Refuse a text that does not show all of the conversation; warn of settings that no template reads."""
-        template = self._template(conversation)
-        unread_keys(conversation.messages, template.reads)
-        for name in conversation.chat_template_kwargs or ():
-            if not re.search(rf"\b{re.escape(name)}\b", template.text):
-                add_warning(f"not used: {name!r} of chat_template_kwargs, which the chat template does not read")
+        """Refuse a text that does not show all of the conversation."""
+        unread_keys(conversation.messages, self._template(conversation).reads)
         missing = missing_turn(conversation.messages, text) or (
             missing_function(conversation.messages, conversation.tools, text)
         )
         if missing:
             raise ValueError(_left_out(missing))
         return text
+
+    def _warn_of_settings(self, conversation: Conversation) -> None:
+        text = self._template(conversation).text
+        for name in conversation.chat_template_kwargs or ():
+            if not re.search(rf"\b{re.escape(name)}\b", text):
+                add_warning(f"not used: {name!r} of chat_template_kwargs, which the chat template does not read")
 
     def _closed(self, text: str, start: int, end: int) -> Span:
         """An answer up to the token that closes it, or else up to its last word."""

@@ -99,11 +99,13 @@ def test_a_template_that_fails_in_any_way_is_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_marks_change_nothing_but_in_what_cuts_or_measures_its_text() -> None:
-    tags = "{% generation %}{{ m.content }}{% endgeneration %}"
-    assert template("{% for m in messages %}{% if m.role %}" + tags + "{% endif %}{% endfor %}").tags_are_transparent
-    for holder in ("{% macro a(m) %}X{% endmacro %}", "{% set a %}X{% endset %}", "{% filter trim %}X{% endfilter %}"):
-        assert not template(holder.replace("X", tags)).tags_are_transparent
+def test_texts_that_a_template_looks_for_in_others_are_known() -> None:
+    made = template(
+        "{% if '</think>' in m.content and 'word' in m %}{{ m.content.split('<a>')[0] | replace('/no', '') }}"
+        "{{ '<b>' }}{% endif %}{% generation %}{% if m.role == '[c]' or m.startswith('<d>') %}x{% endif %}"
+        "{% endgeneration %}"
+    )
+    assert made.sought == ["/no", "</think>", "<a>", "<d>"]
 
 
 def test_calls_may_end_in_a_token_of_their_own(tmp_path: Path) -> None:
