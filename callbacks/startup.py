@@ -20,6 +20,7 @@ from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.errors import first_line
+from lion_lightning.models.policy import PolicyModel
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.optimization.run_length import run_length
 from lion_lightning.planning.job import job_of
@@ -98,7 +99,8 @@ def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
 def lines(summary: dict[str, Section]) -> list[str]:
     """The result of :func:`summarize` for a person, a line per section; empty sections are left out."""
     templates = {
-        "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}, recompute: {recompute}",
+        "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}, recompute: {recompute}"
+        + (", {notes}" if "notes" in summary["policy"] else ""),
         "reference": "{kind}, {parameters} parameters",
         "data": "{samples} samples of {tokens} tokens in {rows} rows of {row_tokens}, {full} full"
         if "samples" in summary["data"]
@@ -142,6 +144,9 @@ def _models(module: LightningModule) -> dict[str, Section]:
         "dtype": " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in own})),
         "recompute": getattr(getattr(module, "policy_spec", None), "recompute", "none"),
     }
+    notes = _notes(module)
+    if notes:
+        policy["notes"] = notes
     reference = getattr(module, "reference", None)
     if reference is None:
         return {"policy": policy, "reference": {}}
@@ -149,6 +154,25 @@ def _models(module: LightningModule) -> dict[str, Section]:
         "policy": policy,
         "reference": {"kind": type(reference).__name__, "parameters": sum(map(_size, compared))},
     }
+
+
+def _notes(module: LightningModule) -> str:
+    """What is special about how the policy runs: layers that see no flat rows, balance of experts; mostly nothing."""
+    policy = getattr(module, "policy", None)
+    if not isinstance(policy, PolicyModel):
+        return ""
+    notes = []
+    if not policy.packed:
+        notes.append("padded")
+    if policy.mixers.names:
+        notes.append(f"{len(policy.mixers.names)} token mixers run sequence by sequence")
+    coefficient = module.hparams.get("router_aux_loss_coef", 0.0)
+    own = getattr(policy.causal_lm.config.get_text_config(), "router_aux_loss_coef", None)
+    if coefficient:
+        notes.append(f"experts balanced by router_aux_loss_coef {coefficient:g}")
+    elif own:
+        notes.append(f"experts not balanced (router_aux_loss_coef is 0; the {own:g} of the model's config is not used)")
+    return ", ".join(notes)
 
 
 def _run(trainer: Trainer, loader: PackedLoader | StreamLoader | None) -> Section:

@@ -16,6 +16,7 @@ from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import output_head
 from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers
 from lion_lightning.models.packing.probe import close, differing_layer, probe_row
+from lion_lightning.models.packing.routers import RouterRecorder
 from lion_lightning.models.weights.checks import all_tensors, require_finite
 from lion_lightning.ops.attention import PATHS
 from lion_lightning.ops.chunked_logprobs import LogitTransform
@@ -48,6 +49,7 @@ class PolicyModel(nn.Module):
         attention = getattr(self.causal_lm.config, "_attn_implementation", None)
         self.packed = packed and attention in PATHS
         self.mixers = SequencewiseMixers()
+        self.recorder: RouterRecorder | None = None
         if not any(parameter.is_meta for parameter in self.parameters()):
             self.probe()
 
@@ -81,7 +83,19 @@ class PolicyModel(nn.Module):
         """Last hidden state, ``(tokens, hidden)``, of every token of a packed batch."""
         layout = RowLayout(batch.segments, batch.input_ids.device)
         run = self._packed_hidden if self.packed else self._padded_hidden
-        return run(batch.input_ids, batch.position_ids, layout)
+        if self.recorder is None:
+            return run(batch.input_ids, batch.position_ids, layout)
+        with self.recorder.row(layout.tokens, None if self.packed else layout.padded.first):
+            return run(batch.input_ids, batch.position_ids, layout)
+
+    def record_routers(self) -> RouterRecorder:
+        """Keep what the routers of a mixture of experts decide in forward passes under gradient, from now on.
+
+        Raises:
+            ValueError: There are none.
+        """
+        self.recorder = self.recorder or RouterRecorder(self.causal_lm)
+        return self.recorder
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.

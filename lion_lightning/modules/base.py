@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import broadcast_parameters
 from lion_lightning.modules.checkpointing.averaging import refuse_averaging
 from lion_lightning.modules.metrics import StageMetrics
+from lion_lightning.modules.optimization.expert_balance import ExpertBalance
 from lion_lightning.modules.optimization.limits import (
     refuse_tuners,
     require_finite_settings,
@@ -69,6 +71,9 @@ class AlignmentModule(SteppedPolicy, ABC):
         optimizer: From parameter groups to an optimizer; None for AdamW at
             ``default_learning_rate`` without weight decay.
         lr_scheduler: From the optimizer to a schedule, stepped every optimizer step; None for a constant rate.
+        router_aux_loss_coef: Weight of the load-balancing loss of a mixture of experts over the global step
+            (:class:`~lion_lightning.modules.optimization.expert_balance.ExpertBalance`); 0 for none, whatever the
+            model's own config says.
 
     Raises:
         ValueError: If the specs contradict each other.
@@ -80,6 +85,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         tokenizer: TokenizerSpec | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
+        router_aux_loss_coef: float = 0.0,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():  # a loss among the hyper-parameters is meant: see _plain
@@ -94,6 +100,9 @@ class AlignmentModule(SteppedPolicy, ABC):
         self.tokenizer_spec = _as_tokenizer_spec(tokenizer, self.policy_spec)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
+        if not 0 <= router_aux_loss_coef < math.inf:
+            raise ValueError(f"model.router_aux_loss_coef is {router_aux_loss_coef}; give a number of at least 0")
+        self._balance = ExpertBalance(router_aux_loss_coef) if router_aux_loss_coef else None
         self._draws = self._stepped = False
         self._stage_metrics = nn.ModuleDict({stage: StageMetrics(self.metric_transforms) for stage in ("val", "test")})
 
@@ -151,6 +160,8 @@ class AlignmentModule(SteppedPolicy, ABC):
             return
         self._new_ids = new_token_ids(self.tokenizer_spec)
         self.policy = self.build()
+        if self._balance is not None:
+            self.policy.record_routers()
         rows = self.policy_spec.rows_to_train(self.policy.causal_lm, self._new_ids)
         if rows is not None:
             self._trainable_rows = TrainableRows(self.policy.causal_lm, rows)
@@ -173,6 +184,8 @@ class AlignmentModule(SteppedPolicy, ABC):
         """Total loss of a micro-batch; ``optimizer_step`` normalizes the gradients."""
         self.require_kind(batch)
         output = self.compute_loss(batch)
+        if self._balance is not None:
+            output = self._balance.add(output, self.policy_model.record_routers().take(), self.trainer.strategy)
         self._step.add(output)
         return output.total
 

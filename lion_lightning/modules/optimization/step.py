@@ -17,6 +17,7 @@ from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpointing.policy_checkpoints import PolicyCheckpoints
 from lion_lightning.modules.metrics import StepMetrics
+from lion_lightning.modules.optimization.expert_balance import ExpertBalance
 from lion_lightning.modules.optimization.gradients import gradient_norm, scale_gradients
 from lion_lightning.modules.optimization.limits import made, require_finite_loss, require_optimizer_numbers
 from lion_lightning.modules.optimization.rates import RateWatch
@@ -42,6 +43,7 @@ class SteppedPolicy(PolicyCheckpoints):
         self._dims: dict[str, int] = {}  # of parameters, before FSDPStrategy flattens them
         self._trainable_rows: TrainableRows | None = None
         self._step = StepMetrics()
+        self._balance: ExpertBalance | None = None
         self._endless: list[WarmupSchedule] = []
         self._rates = RateWatch()
 
@@ -158,6 +160,8 @@ class SteppedPolicy(PolicyCheckpoints):
         """Log the global step's loss, metrics, rate, and gradient norm before clipping."""
         for name, mean in self._step.means(self.metric_transforms).items():
             self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
+        if self._balance is not None:
+            self.log("train/expert_load_max", self._balance.end_step(), batch_size=1)
         self.log("train/grad_norm", gradient_norm(self, self.trainer.strategy), batch_size=1)
         self.log("train/lr", float(optimizer.param_groups[0]["lr"]), batch_size=1)
 

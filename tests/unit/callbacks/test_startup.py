@@ -10,14 +10,16 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lion_lightning import DPOModule, FrozenReference
+from lion_lightning import DPOModule, FrozenReference, SFTModule
 from lion_lightning.callbacks import StartupSummary
 from lion_lightning.callbacks.startup import lines, summarize
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.job import job_of
 from lion_lightning.planning.memory import MemoryEstimate
 from lion_lightning.planning.sharding_layout import placements
+from tests.families import family
 from tests.unit.callbacks.conftest import Bench
 
 
@@ -153,3 +155,19 @@ def test_any_module_is_told(bench: Bench) -> None:
     policy = {"class": "BoringModel", "parameters": 66, "trainable": 66, "dtype": "float32", "recompute": "none"}
     assert found["policy"] == policy
     assert (found["reference"], found["data"], found["memory"]) == ({}, {}, {})
+
+
+def test_what_is_special_about_the_policy_is_said(bench: Bench) -> None:
+    notes = "2 token mixers run sequence by sequence"
+    module = SFTModule(PolicySpec(config=family("falcon_h1")), tokenizer=bench.tokenizer)
+    module.configure_model()
+    assert summarize(bench.trainer(), module)["policy"]["notes"] == notes
+    for coefficient, text in (
+        (0.01, "experts balanced by router_aux_loss_coef 0.01"),
+        (0.0, "experts not balanced (router_aux_loss_coef is 0; the 0.001 of the model's config is not used)"),
+    ):
+        policy = PolicySpec(config=family("mixtral"))
+        module = SFTModule(policy, tokenizer=bench.tokenizer, router_aux_loss_coef=coefficient)
+        module.configure_model()
+        (line,) = [line for line in lines(summarize(bench.trainer(), module)) if line.startswith("policy")]
+        assert line.endswith(f"recompute: none, {text}")
