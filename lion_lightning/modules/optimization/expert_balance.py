@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from lion_lightning.losses.balance import load_balancing_loss
 from lion_lightning.models.packing.routers import Routing
 from lion_lightning.types import LossOutput
 
@@ -63,6 +62,18 @@ class ExpertBalance:
         ]
         self._counts = None
         return torch.stack(loads).max()
+
+
+def load_balancing_loss(probabilities: Tensor, fractions: Tensor) -> Tensor:
+    """Auxiliary loss of a router (Switch Transformer, arXiv 2101.03961, equations 4 to 6), without its weight.
+
+    With ``k`` experts per token, an even load gives ``k``, and one on the same ``k`` up to the number of experts.
+
+    Args:
+        probabilities: ``(experts,)`` mean of the router's softmax over tokens; differentiable.
+        fractions: ``(experts,)`` share of tokens that went to each expert, which sum to ``k``; no gradient.
+    """
+    return len(fractions) * (fractions * probabilities).sum()
 
 
 def _counts(routing: Routing) -> Tensor:

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.optim import SGD
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from lion_lightning.losses.balance import load_balancing_loss
-from lion_lightning.models.packing.routers import routers_of
+from lion_lightning.models.packing.routers import Routing, routers_of
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
-from lion_lightning.modules.optimization.expert_balance import ExpertBalance
+from lion_lightning.modules.optimization.expert_balance import ExpertBalance, load_balancing_loss
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.families import family
 from tests.marks import slow
@@ -148,8 +147,6 @@ def test_loads_are_summed_over_ranks_and_steps_start_anew() -> None:
 
 
 def _routings(pairs: list[tuple[Tensor, Tensor]]) -> Any:
-    from lion_lightning.models.packing.routers import Routing
-
     return [Routing(*pair) for pair in pairs]
 
 
