@@ -14,7 +14,7 @@ from lion_lightning.data.formats.sft import Completion, Conversation, Example, T
 Mask = Literal["assistant", "completion", "last_turn", "none"]
 
 _REASONING = re.compile(r"(?:\A|<think>)(?:(?!<think>).)*?</think>\s*", re.DOTALL)  # opened by the prompt, or here
-_NO_REASONING = re.compile(r"\s*<think>\s*</think>\s*")  # a template's, for an answer without any
+_NO_REASONING = re.compile(r"\s*(?:<think>\s*)?</think>\s*")  # a template's, for an answer without any
 
 
 class Target(NamedTuple):

@@ -149,6 +149,14 @@ def test_reasoning_is_context_with_its_marks_and_so_is_an_empty_block_of_the_tem
     assert whole == [f"{block}yes<|im_end|>"] * 2
 
 
+def test_an_empty_block_that_the_prompt_opens_is_context_to_its_end() -> None:
+    opened = ASKING.replace("assistant\n", "assistant\n<think>\n")
+    talk = Conversation((ASKED, Message("assistant", "yes")))
+    assert without_reasoning(talk, THINKING + opened) == ["yes<|im_end|>"]
+    tokenizer = byte_level(THINKING + opened)
+    assert trained(tokenizer, encode(tokenizer, talk)) == ["\n</think>\n\nyes<|im_end|>"]
+
+
 def test_reasoning_in_the_text_of_an_answer_is_context_too() -> None:
     talk = chat("Hello", "<think>\nhm\n</think>\n\nworld", "how", "yes")
     assert without_reasoning(talk, byte_level().chat_template) == ["world<|im_end|>", "yes<|im_end|>"]

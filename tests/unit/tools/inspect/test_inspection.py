@@ -240,6 +240,13 @@ def test_each_source_of_pairs_has_its_figures_and_every_loss_its_cause(printed: 
     assert f"sharing the prompt saves {2 * prompt} tokens, {saved} of separate sequences" in output
 
 
+def test_answers_of_pairs_show_the_reasoning_that_is_not_compared(printed: Printed, tmp_path: Path) -> None:
+    source = write_pairs(tmp_path / "one.jsonl", ("2+2?", "<think>a</think>4", "<think>b</think>5"))
+    output = printed(source, kind=PreferenceDataModule, train_reasoning=False)
+    assert "\n((reasoning: <think>a</think>))[[4<|im_end|>]]\n" in output
+    assert "\n((reasoning: <think>b</think>))[[5<|im_end|>]]\n" in output
+
+
 def test_nothing_is_said_of_sharing_where_nothing_is_shared(printed: Printed, tmp_path: Path) -> None:
     assert "sharing" not in printed(write(tmp_path / "one.jsonl", ("Hi", "Hello")))
 
