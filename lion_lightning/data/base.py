@@ -110,7 +110,7 @@ class PackedDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def make_encoder(self) -> Encoder:
-        """The encoder of the rows of all sources."""
+        """The encoder of all rows."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -162,7 +162,8 @@ class PackedDataModule(LightningDataModule, ABC):
         with self.preparing_together():
             train, held = self.split_validation([] if self.stream else self.sources)
             if self.stream:
-                self.streamed = StreamedSources.open(self.sources, self._encoder, self.filters, self.stream, held)
+                opening = (self._encoder, self.filters, self.stream, held, self.cache_dir)
+                self.streamed = StreamedSources.open(self.sources, *opening)
             else:
                 self.train_mixture = mix(train, self.filters)
             self.validation_mixture = mix(held, self.validation_filters) if held else None
@@ -213,12 +214,8 @@ class PackedDataModule(LightningDataModule, ABC):
         """Packed rows of this rank, shuffled unless ``overfit_batches`` repeats a few of them."""
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
         if self.streamed is not None:
-            loading: dict[str, Any] = {
-                "report": self.filters.report,
-                "warn": self.warn,
-                "settings": self.batch_settings(),
-            }
-            made = StreamLoader.of(self.streamed, self.trainer, shuffle=shuffle, **loading, **self._loading())
+            loading = self._loading() | {"report": self.filters.report, "warn": self.warn, "shuffle": shuffle}
+            made = StreamLoader.of(self.streamed, self.trainer, settings=self.batch_settings(), **loading)
             self._stream_loader = made
             return made
         assert self.train_mixture is not None, "call setup() first"

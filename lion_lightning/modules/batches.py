@@ -24,6 +24,19 @@ def refuse_rounds(module: LightningModule, data: Any) -> None:
         )
 
 
+def refuse_streams(module: LightningModule, data: Any) -> None:
+    """Refuse data that is read while training, for a reference that is computed on all of it before.
+
+    Raises:
+        MisconfigurationException: If it streams.
+    """
+    if module.trainer.state.fn == TrainerFn.FITTING and getattr(data, "stream", None):
+        raise MisconfigurationException(
+            "data.sources stream, and CachedReference computes the log-probs of all pairs before training; set "
+            "model.reference to lion_lightning.FrozenReference, or AdapterOffReference where the policy has LoRA"
+        )
+
+
 def data_source(loop: Any) -> Any:
     """The source that a loop of a Trainer gets its loaders from: ``is_defined()``, and ``dataloader()`` for a new one.
 
@@ -37,7 +50,8 @@ def train_batches(trainer: Trainer) -> Batches:
     """Batches of this rank with all pairs that the run can train on: an epoch, or less if ``max_steps`` ends in it."""
     loader: Any = epoch_batches(trainer)
     reached = trainer.max_steps * trainer.accumulate_grad_batches
-    return _First(loader, reached) if 0 < reached < len(loader) else loader
+    known = hasattr(loader, "__len__")  # a stream has no length
+    return _First(loader, reached) if known and 0 < reached < len(loader) else loader
 
 
 def epoch_batches(trainer: Trainer) -> Any:

@@ -15,7 +15,7 @@ from lion_lightning.losses.dpo import SigmoidLoss
 from lion_lightning.losses.preference import PreferenceLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.batches import evaluation_batches, refuse_rounds, train_batches
+from lion_lightning.modules.batches import evaluation_batches, refuse_rounds, refuse_streams, train_batches
 from lion_lightning.ops.logprobs import pair_logps, pair_segments
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import CachedReference
@@ -77,9 +77,10 @@ class DPOModule(AlignmentModule):
 
     @override
     def require_data(self, data: Any) -> None:
-        """Refuse pairs that are others in each epoch, where the reference is computed before the first."""
+        """Refuse pairs that are others in each epoch, or are streamed, where the reference is computed before."""
         if isinstance(self.reference, CachedReference):
             refuse_rounds(self, data)
+            refuse_streams(self, data)
 
     @override
     def require_kind(self, batch: PackedBatch) -> None:

@@ -43,9 +43,11 @@ class RowMessages(dict[Kind, Counter[str]]):
         return cls({kind: Counter(texts) for kind, texts in counts.items()})
 
     def add(self, other: Mapping[Kind, Mapping[str, int]]) -> None:
-        """Add other counts to these."""
+        """Add other counts to these; beyond a thousand texts of a kind as ``others``."""
         for kind, texts in other.items():
-            self.setdefault(kind, Counter()).update(texts)
+            own = self.setdefault(kind, Counter())
+            for text, count in texts.items():
+                own[text if text in own or len(own) < _MAX_TEXTS else "others"] += count
 
     def listed(self, kind: Kind, rows: int) -> str:
         """Texts of a kind on one line, each with its number of rows where that is not all of them."""

@@ -81,6 +81,7 @@ class SourceReport:
         sums = {name: _sum(getattr(self, name), getattr(other, name)) for name in names}
         messages = RowMessages.of(self.messages)
         messages.add(other.messages)
+        messages.bad_rows = other.messages.bad_rows or self.messages.bad_rows
         return replace(self, **sums, longest=max(self.longest, other.longest), messages=messages)
 
     def state(self) -> dict[str, Any]:

@@ -100,26 +100,6 @@ class Source:
             raise ValueError(f"{self.path}: fraction is {self.fraction}; give a number above 0 (1 is all rows, once)")
         if self.seed < 0:
             raise ValueError(f"{self.path}: seed is {self.seed}; give at least 0")
-        self._check_streaming()
-
-    def _check_streaming(self) -> None:
-        """Refuse settings that a stream cannot have, or that only a stream has."""
-        if not self.streaming:
-            for name in ("weight", "iterable"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{self.path}: `{name}` is for sources that stream; set `streaming: true` too")
-        elif self.fraction != 1:
-            raise ValueError(
-                f"{self.path}: fraction {self.fraction:g} is a share of all rows, which a stream does not know; give "
-                "the source a `weight` among the others, or skip rows with a `transform`"
-            )
-        elif self.weight is not None and not 0 < self.weight < math.inf:
-            raise ValueError(f"{self.path}: weight is {self.weight}; give a number above 0")
-        elif "[" in self.split:
-            raise ValueError(
-                f"{self.path}: split {self.split!r} is a part of all rows, which a stream does not know; name a whole "
-                "split, or the files to read"
-            )
 
     @property
     def label(self) -> str:
@@ -134,8 +114,13 @@ class Source:
         """The rows of the split, all of them.
 
         Raises:
-            ValueError: Nothing is at the path, or the split is unknown or empty.
+            ValueError: Nothing is at the path, the split is unknown or empty, or the source streams.
         """
+        if self.streaming:
+            raise ValueError(
+                f"source {self.label} streams, and all of its rows are needed here; leave `streaming` out, and name a "
+                "set that fits the disk"
+            )
         return open_rows(self.path, self.split, self.subset, self.revision)
 
     def fetch(self) -> None:

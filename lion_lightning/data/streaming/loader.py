@@ -235,8 +235,19 @@ class StreamLoader:
     def _rows(self, feed: BlockFeed, window: Mapping[str, Any]) -> Iterator[PackedRow]:
         """All rows from the start of a window on; a window's start is kept for states when its first row comes."""
         sources, settings = self.streamed.sources, self.streamed.settings
+        bad_rows, writes = self.streamed.bad_rows(), self.rank == 0
+        for path in bad_rows if writes and window["number"] == 0 else ():
+            path.unlink(missing_ok=True)  # of an earlier run
         mixture = StreamMixture(
-            sources, feed, self._cursors, self._hashes, settings.mix_by, self.capacity, self._report
+            sources,
+            feed,
+            self._cursors,
+            self._hashes,
+            settings.mix_by,
+            self.capacity,
+            self._report,
+            bad_rows,
+            writes,
         )
         seed = [self.seed, self.epoch] if self.shuffle else [self.seed]
         number, count = window["number"], window["rows"]

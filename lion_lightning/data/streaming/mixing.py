@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lion_lightning.cache import explain_write_errors
 from lion_lightning.data.packing.best_fit import Span
 from lion_lightning.data.packing.loader import cut
+from lion_lightning.data.reports.bad_rows import refuse_mostly_bad
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
 from lion_lightning.data.selection.mixture import require_fitting
@@ -24,6 +27,7 @@ from lion_lightning.types import Sample
 
 HOPELESS_ROWS = 20_000
 """A source that gives no document in so many rows is wrong."""
+_JUDGED_ROWS = 1024  # from so many on a source with mostly bad rows is refused
 
 
 class Drawn(NamedTuple):
@@ -100,6 +104,8 @@ class StreamMixture:
         mix_by: What the weights share out.
         row_length: Tokens that every document has to fit in.
         report: Class of the sources' reports.
+        bad_rows: Files that rows are written to that cannot be used and are left out.
+        writes: Whether this process writes them.
     """
 
     def __init__(
@@ -111,7 +117,10 @@ class StreamMixture:
         mix_by: MixBy,
         row_length: int,
         report: type[SourceReport],
+        bad_rows: Sequence[Path],
+        writes: bool = True,
     ) -> None:
+        self._bad_rows, self._writes = bad_rows, writes
         self.sources, self.cursors, self.hashes = sources, cursors, hashes
         self._feed, self._mix_by, self._row_length, self._report = feed, mix_by, row_length, report
         self._weights = [source.weight or 1.0 for source in sources]
@@ -168,7 +177,7 @@ class StreamMixture:
         if not cursor.is_open:
             report = self._report.of(selection, np.arange(len(selection.spans.rows)))
             cursor.report = cursor.report.merged(report) if cursor.report else report
-            self._refuse_hopeless(cursor.report)
+            self._check(cursor.report, cursor.block, self._bad_rows[number])
         cursor.is_open = True
         cursor.block_documents = Documents([selection]) if len(selection.spans.rows) else None
         if cursor.block_documents is not None:
@@ -187,7 +196,17 @@ class StreamMixture:
         cursor.taken, cursor.repeated, cursor.is_open = 0, (), False
         cursor.block = cursor.block_documents = None
 
-    def _refuse_hopeless(self, report: SourceReport) -> None:
+    def _check(self, report: SourceReport, block: EncodedBlock, bad_rows: Path) -> None:
+        """Write the bad rows of a block, and refuse a source that gives nothing, or mostly bad rows."""
+        if block.bad and self._writes:
+            with explain_write_errors(bad_rows.parent, "bad rows"):
+                bad_rows.parent.mkdir(parents=True, exist_ok=True)
+                with bad_rows.open("a", encoding="utf-8") as file:
+                    file.writelines(block.bad)
+        if report.messages["bad row"]:
+            report.messages.bad_rows = bad_rows
+        if report.rows >= _JUDGED_ROWS:
+            refuse_mostly_bad(report.name, report.messages, report.rows)
         if report.rows >= HOPELESS_ROWS and not report.kept.documents:
             raise ValueError(
                 f"source {report.name}: none of its first {report.rows:,} rows gives anything to train on ({report}); "

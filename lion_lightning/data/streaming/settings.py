@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -61,6 +62,8 @@ def streamed_settings(
     Raises:
         ValueError: Some stream and others do not, or something is asked for that needs all rows of a set.
     """
+    for source in [*sources, *(validation or ())]:
+        require_streamable(source)
     for source in validation or ():
         if source.streaming:
             raise ValueError(
@@ -82,3 +85,28 @@ def streamed_settings(
     if stream and not streamed:
         raise ValueError("data.stream is set, and no source streams; set `streaming: true` on them")
     return (stream or StreamSettings()) if streamed else None
+
+
+def require_streamable(source: Source) -> None:
+    """Refuse settings that a source that streams cannot have, or that no other has.
+
+    Raises:
+        ValueError: One is set; the message says what to set instead.
+    """
+    label = source.label
+    if not source.streaming:
+        for name in ("weight", "iterable"):
+            if getattr(source, name) is not None:
+                raise ValueError(f"source {label}: `{name}` is for sources that stream; set `streaming: true` too")
+    elif source.fraction != 1:
+        raise ValueError(
+            f"source {label}: fraction {source.fraction:g} is a share of all rows, which a stream does not know; give "
+            "the source a `weight` among the others, or skip rows with a `transform`"
+        )
+    elif source.weight is not None and not 0 < source.weight < math.inf:
+        raise ValueError(f"source {label}: weight is {source.weight:g}; give a number above 0")
+    elif "[" in source.split:
+        raise ValueError(
+            f"source {label}: split {source.split!r} is a part of all rows, which a stream does not know; name a whole "
+            "split, or the files to read"
+        )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lion_lightning.cache import cache_folder, hash_json
 from lion_lightning.data.reports.source_report import SourceReport
-from lion_lightning.data.selection.documents import Selection
-from lion_lightning.data.selection.mixture import Filters
+from lion_lightning.data.selection.documents import Documents, Selection
+from lion_lightning.data.selection.mixture import Filters, Mixture
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder
-from lion_lightning.data.streaming.encoding import BlockEncoder
-from lion_lightning.data.streaming.reading import SourceReader
+from lion_lightning.data.streaming.encoding import BlockEncoder, FailedBlock, Request
+from lion_lightning.data.streaming.reading import Place, RawBlock, SourceReader
 from lion_lightning.data.streaming.settings import StreamSettings
 
-logger = logging.getLogger(__name__)
+_HEAD_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class StreamedSources:
         readers: Where each is read from.
         encoder: Encodes blocks of their rows; it holds the sources.
         settings: Window, mixture, duplicates.
+        cache_dir: Folder of caches, where bad rows are written.
     """
 
     readers: Sequence[SourceReader]
     encoder: BlockEncoder
     settings: StreamSettings
+    cache_dir: str | Path | None = None
 
     @classmethod
     def open(
@@ -41,6 +47,7 @@ class StreamedSources:
         filters: Filters,
         settings: StreamSettings,
         validated: Iterable[Selection] = (),
+        cache_dir: str | Path | None = None,
     ) -> StreamedSources:
         """Find the sources' files; no row is read.
 
@@ -50,18 +57,24 @@ class StreamedSources:
             filters: Filters of the documents.
             settings: Window, mixture, duplicates.
             validated: Examples that are validated on; what shares a prompt with one of them is left out.
+            cache_dir: Folder of caches; None for the default.
 
         Raises:
             ValueError: A source is not there.
         """
         readers = [SourceReader.of(source) for source in sources]
         groups = frozenset(group.tobytes() for selection in validated for group in selection.groups)
-        return cls(readers, BlockEncoder(sources, encoder, filters, groups), settings)
+        return cls(readers, BlockEncoder(sources, encoder, filters, groups), settings, cache_dir)
 
     @property
     def sources(self) -> Sequence[Source]:
         """The sources."""
         return self.encoder.sources
+
+    def bad_rows(self) -> list[Path]:
+        """A file for the bad rows of each source."""
+        names = [hash_json(source.description()) for source in self.sources]
+        return [cache_folder("bad_rows", self.cache_dir) / f"stream_{name}.jsonl" for name in names]
 
     def describe(self) -> list[str]:
         """What is read and how, a line each, for the log."""
@@ -72,6 +85,27 @@ class StreamedSources:
             lines.append(f"{source.label}: streamed from {reader.describe()}{share}")
         window = f"{self.settings.window:,} documents are shuffled and packed together (data.stream.window)"
         return [*lines, window, self.settings.duplicates()]
+
+    def head(self) -> Mixture:
+        """The documents of the first rows of each source, to be looked at; duplicates stay in.
+
+        Raises:
+            ValueError: A row is wrong, or no first row gives a document.
+        """
+        selections = []
+        for number, (source, reader) in enumerate(zip(self.sources, self.readers, strict=True)):
+            blocks = islice(reader.blocks(Place()), _HEAD_BLOCKS)
+            rows = [row for block in blocks for row in block.rows]
+            encoded = self.encoder[Request(number, RawBlock(rows, Place()))]
+            if isinstance(encoded, FailedBlock):
+                raise ValueError(encoded.error)
+            selections.append(encoded.selection(source))
+        left = [selection for selection in selections if len(selection.spans.rows)]
+        report = self.encoder.filters.report
+        reports = [report.of(selection, np.arange(len(selection.spans.rows))) for selection in selections]
+        if not left:
+            raise ValueError(f"the first rows of all streamed sources give nothing to train on ({reports[0]})")
+        return Mixture(Documents(left), reports)
 
     def identity(self) -> dict[str, Any]:
         """What decides the documents beyond the sources' settings, by name, to tell other files or code from these."""

@@ -109,6 +109,8 @@ class _Margins(DPOModule):
 
 def _validated(module: AlignmentModule, data: PackedDataModule) -> dict[str, float]:
     """Validate on all rows of the sources; nothing is written but the cache of tokens."""
+    if data.stream:
+        data.sources[0].open()  # says that a stream is no set to evaluate on
     positions = module.max_positions
     if positions is not None and data.max_length > positions:
         raise ValueError(

@@ -42,15 +42,19 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     console = Console(soft_wrap=True)
     datamodule.prepare_data()
     datamodule.setup()
-    for title, mixture in (("Training", datamodule.train_mixture), ("Validation", datamodule.validation_mixture)):
+    training, training_title = datamodule.train_mixture, "Training"
+    if datamodule.streamed is not None:
+        training, training_title = datamodule.streamed.head(), "Training, the first rows of each stream"
+        console.print(literal("\n".join(datamodule.streamed.describe())))
+    for title, mixture in ((training_title, training), ("Validation", datamodule.validation_mixture)):
         if mixture is not None:
             console.print(_table(title, mixture.reports))
             changes = [f"{report.name}: {change}" for report in mixture.reports for change in report.changes()]
             blocks = [forms_block(report.name, report.messages, report.noun) for report in mixture.reports]
             console.print(literal("\n".join([*_packing(datamodule, mixture), *changes, *blocks])))
             console.print()
-    if datamodule.train_mixture is not None:
-        _show(console, datamodule.tokenizer, datamodule.train_mixture, rows)
+    if training is not None:
+        _show(console, datamodule.tokenizer, training, rows)
     if isinstance(datamodule, OnPolicyDataModule):
         _show_prompts(console, datamodule.pool, rows)
 

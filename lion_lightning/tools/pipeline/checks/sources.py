@@ -25,7 +25,7 @@ FIRST_ROWS = 1000
 
 
 def check_data(data: PackedDataModule) -> None:
-    """Read the sources, as far as that is quick, and mix them where all of them were read.
+    """Read the sources, as far as that is quick, and mix them where all of them were read. Of streams the first rows.
 
     Args:
         data: Attached to a trainer of a single process, if to any.
@@ -33,6 +33,12 @@ def check_data(data: PackedDataModule) -> None:
     Raises:
         ValueError: A source or a row is wrong, or nothing is left to train on or to validate on.
     """
+    if data.stream:
+        data.prepare_data()
+        data.setup()
+        assert data.streamed is not None
+        data.streamed.head()
+        return
     sources = [*data.sources, *(data.validation or ())]
     if sum(len(source.open()) for source in sources) <= ALL_ROWS:
         data.prepare_data()
