@@ -87,7 +87,7 @@ class Source:
         if isinstance(self.transform, str):
             object.__setattr__(self, "transform", imported(self.transform))
         if isinstance(self.iterable, str):
-            object.__setattr__(self, "iterable", imported(self.iterable))
+            object.__setattr__(self, "iterable", imported(self.iterable, "iterable"))
         if self.format not in (None, "chat", "text"):
             raise ValueError(f"{self.path}: format is {self.format!r}; choose chat or text")
         if self.on_bad_row not in ("error", "skip"):

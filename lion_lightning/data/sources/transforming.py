@@ -13,21 +13,23 @@ from lion_lightning.errors import first_line
 Transform = Callable[[dict[str, Any]], Iterable[dict[str, Any]] | dict[str, Any]]
 
 
-def imported(path: str) -> Transform:
-    """A transform by its import path.
+def imported(path: str, what: str = "transform") -> Any:
+    """A function by its import path.
+
+    Args:
+        path: ``MODULE.FUNCTION``.
+        what: The key that names it, for errors.
 
     Raises:
         ValueError: The function does not exist.
     """
     module, _, name = path.rpartition(".")
     try:
-        found: Transform = getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"transform {path!r} cannot be imported ({first_line(error)}); give MODULE.FUNCTION"
-        ) from error
+        raise ValueError(f"{what} {path!r} cannot be imported ({first_line(error)}); give MODULE.FUNCTION") from error
     if not callable(found):
-        raise ValueError(f"transform {path!r} is {type(found).__name__}, not a function; give MODULE.FUNCTION")
+        raise ValueError(f"{what} {path!r} is {type(found).__name__}, not a function; give MODULE.FUNCTION")
     return found
 
 

@@ -19,8 +19,8 @@ class RecentHashes:
     """Tells new hashes from those of the last ``capacity`` new ones, or a few more.
 
     The hashes of a generation (a sixteenth of the capacity) are a set; once it is full they are sorted into the
-    sixteen generations before it, and the oldest of those is forgotten. So a hash is found if at most ``capacity`` new
-    ones came since, and never after 17/16 of that. Memory: 16 bytes a hash, and 80 more for those of the generation.
+    sixteen generations before it, and the oldest of those is forgotten. So a hash is found if fewer than ``capacity``
+    new ones came since, and no longer after 17 generations. Memory: 16 bytes a hash, and 80 more for those of the set.
 
     All that is known follows from the order of the new hashes, so an earlier moment is their number then.
 
