@@ -191,12 +191,10 @@ class AlignmentModule(SteppedPolicy, ABC):
 
     @override
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Log the loss and the metrics under ``val/``."""
         self._evaluation_step(batch, "val")
 
     @override
     def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Log the loss and the metrics under ``test/``."""
         self._evaluation_step(batch, "test")
 
     @override
@@ -227,6 +225,7 @@ class AlignmentModule(SteppedPolicy, ABC):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def _evaluation_step(self, batch: PackedBatch, stage: str) -> None:
+        """Log the loss and the metrics under ``val/`` or ``test/``."""
         self.require_kind(batch)
         metrics = self._stage_metrics[stage]
         assert isinstance(metrics, StageMetrics)

@@ -67,7 +67,6 @@ class DPOModule(AlignmentModule):
 
     @override
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
-        """Sum of the losses of the pairs."""
         reference = self.reference(batch, self.policy_model)
         policy = pair_logps(self.policy_model(batch), batch)
         losses = self.loss(policy, reference)
@@ -84,8 +83,7 @@ class DPOModule(AlignmentModule):
 
     @override
     def require_kind(self, batch: PackedBatch) -> None:
-        """Take preference pairs only."""
-        pair_segments(batch)
+        pair_segments(batch)  # raises for anything but pairs
 
     def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
         """Sums over the pairs of a batch of what is logged, by log key. Override it to log more."""
@@ -155,7 +153,6 @@ class DPOModule(AlignmentModule):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        """Description of policy, training data and reference."""
         return {**super().provenance(), "reference": self.reference.identity()}
 
     @override

@@ -108,7 +108,6 @@ class OnlineDPOModule(DPOModule):
 
     @override
     def provenance(self) -> dict[str, Any]:
-        """Description of policy, training data, reference and starting model."""
         return {**super().provenance(), "start": self.start.identity()}
 
     @override

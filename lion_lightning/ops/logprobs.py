@@ -109,10 +109,11 @@ def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
     """
     parents = segment_parents(batch)
     roots = range(0, len(parents), 3)
-    if parents != [parent for root in roots for parent in (-1, root, root)]:
-        raise ValueError(
-            "the batch does not hold preference pairs (prompt, chosen, rejected); use PreferenceDataModule"
-        )
+    for root in roots:
+        if parents[root : root + 3] != [-1, root, root]:
+            raise ValueError(
+                "the batch does not hold preference pairs (prompt, chosen, rejected); use PreferenceDataModule"
+            )
     if batch.target_weights is not None:
         raise ValueError("target_weights are for documents: answers of pairs are compared by all their tokens alike")
     return [(root, root + 1, root + 2) for root in roots] if len(batch.targets) else []

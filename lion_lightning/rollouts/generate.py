@@ -108,7 +108,7 @@ class RoundWorker(WorkerGroup):
             for chunk in self._progress(todo, "sample"):
                 prompts = [rollout.prompt for rollout in chunk.rollouts]
                 answers = sampler.sample(prompts, chunk.num_samples, chunk.seed)
-                counts = [len(texts) for texts in answers]
+                counts = list(map(len, answers))
                 if counts != [chunk.num_samples] * len(prompts):
                     raise ValueError(
                         f"{type(sampler).__name__} gave {counts} answers where {len(prompts)} prompts were asked for "
@@ -136,7 +136,7 @@ class RoundWorker(WorkerGroup):
 
     def collect(self, chunks: Sequence[Chunk]) -> list[Rollout]:
         """All rollouts with their scores, once every rank has written its own."""
-        self.wait_for(self.judged(chunk) for chunk in chunks)
+        self.wait_for(map(self.judged, chunks))
         rollouts: list[Rollout] = []
         for chunk in chunks:
             rollouts += read_rollouts(self.judged(chunk))

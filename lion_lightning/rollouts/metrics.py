@@ -38,8 +38,11 @@ def round_metrics(finished: Round) -> dict[str, float]:
     for rollout in monitors:
         own, first = rollout.scores[0], rollout.scores[-1]  # the first round's answer follows; there, the two are one
         wins.append(0.5 + 0.5 * ((own > first) - (own < first)))
-    texts = [[answer.text for answer in group] for group in answers]
-    several = [group for group in texts if len(group) > 1]
+    texts, several = [], []
+    for group in answers:
+        texts.append([answer.text for answer in group])
+        if len(group) > 1:
+            several.append(texts[-1])
     drawn = random.Random(0).sample(several, min(MAX_SELF_BLEU_PROMPTS, len(several)))
     flat = list(chain.from_iterable(answers))
     return {
@@ -85,7 +88,7 @@ def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
     Precisions of n-grams are counted with one more match and one more trial for n above 1 (Lin and Och, 2004), so that
     short texts have a value; a text has no n-grams longer than itself.
     """
-    words = [text.split() for text in texts if text.split()]
+    words = list(filter(None, map(str.split, texts)))
     if len(words) < 2:
         return math.nan
     return fmean(_bleu(words[i], words[:i] + words[i + 1 :], longest) for i in range(len(words)))

@@ -66,8 +66,9 @@ class RoundPrompts(NamedTuple):
             too_long = len(prompt.input_ids) > max_prompt_length
             left_out = f"prompt longer than {max_prompt_length} tokens" if too_long else ""
             rollouts.append(Rollout(prompt, group=group, left_out=left_out))
-        monitors = pool.take(self.monitors)
-        return rollouts + [Rollout(prompt, group=group, monitor=True) for prompt, group in monitors]
+        for prompt, group in pool.take(self.monitors):
+            rollouts.append(Rollout(prompt, group=group, monitor=True))
+        return rollouts
 
     def at_most(self, count: int) -> RoundPrompts:
         """Limit the prompts, and the monitor prompts, of a round, for a ``fast_dev_run`` with its few batches."""

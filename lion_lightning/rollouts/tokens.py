@@ -46,10 +46,15 @@ class RoundTokens:
         chosen_rejected = pairs.values.values.to_numpy().reshape(-1, 2)  # (pairs, 2) among the answers of the row
         self._prompt_ids = prompts.values.to_numpy()
         self._answer_ids = answers.values.values.to_numpy()
-        self._starts, stops = _segments(prompts, answers, self._rows[:, None], chosen_rejected)
+        # (pairs, 3) bounds of prompt, chosen and rejected in the token ids of all prompts, or of all answers.
+        rows = self._rows[:, None]
+        which = answers.offsets.to_numpy()[rows] + chosen_rejected  # (pairs, 2) among all answers
+        prompt_bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()
+        self._starts = np.hstack([prompt_bounds[rows], answer_bounds[which]]).astype(np.int64)
+        stops = np.hstack([prompt_bounds[rows + 1], answer_bounds[which + 1]]).astype(np.int64)
         self.segment_lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
         scores = _column(table, "scores")
-        pair_scores = scores.values.to_numpy()[scores.offsets.to_numpy()[self._rows][:, None] + chosen_rejected]
+        pair_scores = scores.values.to_numpy()[scores.offsets.to_numpy()[rows] + chosen_rejected]
         self.margins: npt.NDArray[np.float64] = pair_scores[:, 0] - pair_scores[:, 1]
         hashes = np.frombuffer(_column(table, "group").buffers()[1], np.uint64, 2 * len(table))
         self.groups: npt.NDArray[np.uint64] = hashes.reshape(-1, 2)[self._rows]
@@ -110,15 +115,6 @@ def _column(table: Any, name: str) -> Any:
     """A column of a table as one array, without a copy where the file has one batch."""
     chunks = table[name]
     return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
-
-
-def _segments(prompts: Any, answers: Any, rows: Numbers, chosen_rejected: Numbers) -> tuple[Numbers, Numbers]:
-    """``(pairs, 3)`` bounds of prompt, chosen and rejected in the token ids of all prompts, or of all answers."""
-    which = answers.offsets.to_numpy()[rows] + chosen_rejected  # (pairs, 2) among all answers
-    prompt_bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()
-    starts = np.hstack([prompt_bounds[rows], answer_bounds[which]])
-    stops = np.hstack([prompt_bounds[rows + 1], answer_bounds[which + 1]])
-    return starts.astype(np.int64), stops.astype(np.int64)
 
 
 def _hash(*arrays: npt.NDArray[Any]) -> bytes:

@@ -153,20 +153,19 @@ class ServerSampler:
         """
         common = {"model": self._model_name, "max_tokens": 1, "temperature": 0.0, "logprobs": 5}
         bodies = [{**common, "prompt": list(ids), "return_tokens_as_token_ids": True} for ids in prompts]
-        return [self._tops(reply["choices"].items()[0]) for reply in self._completions(bodies, "sync check")]
-
-    def _tops(self, choice: Reply) -> dict[int, float]:
-        logprobs = choice["logprobs"]
-        listed = None if logprobs.absent else logprobs["top_logprobs"]
-        tops = listed.items()[0] if listed and listed.value else None
-        names = list(tops.value) if tops and isinstance(tops.value, dict) else []
-        found = {name: re.fullmatch(r"token_id:(\d{1,10})", name) for name in names}
-        if tops is None or not found or None in found.values():
-            raise EngineError(
-                f"{self.endpoint.url} returns no log-probs by token id, so its weights cannot be compared with the "
-                "policy's; set `tolerance: null` to skip the comparison"
-            )
-        return {int(match[1]): tops[name].number() for name, match in found.items() if match}
+        logps: list[dict[int, float]] = []
+        for reply in self._completions(bodies, "sync check"):
+            logprobs = reply["choices"].items()[0]["logprobs"]
+            listed = None if logprobs.absent else logprobs["top_logprobs"]
+            tops = listed.items()[0] if listed and listed.value else None
+            names = list(tops.value) if tops and isinstance(tops.value, dict) else []
+            if tops is None or not names or not all(re.fullmatch(r"token_id:\d{1,10}", name) for name in names):
+                raise EngineError(
+                    f"{self.endpoint.url} returns no log-probs by token id, so its weights cannot be compared with the "
+                    "policy's; set `tolerance: null` to skip the comparison"
+                )
+            logps.append({int(name.removeprefix("token_id:")): tops[name].number() for name in names})
+        return logps
 
     def _body(self, prompt: Prompt, n: int, seed: int) -> dict[str, Any]:
         own = self.sampling

@@ -68,5 +68,7 @@ def has_plain_lora(policy: PolicyModel) -> bool:
     config = model.peft_config[model.active_adapter]
     if getattr(config, "use_dora", False) or getattr(config, "bias", "none") != "none":
         return False
-    layers = peft_layers(policy.causal_lm).values()
-    return all(hasattr(layer, "lora_A") and isinstance(base_layer(layer), nn.Linear) for layer in layers)
+    for layer in peft_layers(policy.causal_lm).values():
+        if not hasattr(layer, "lora_A") or not isinstance(base_layer(layer), nn.Linear):
+            return False  # e.g. trainable tokens, or modules_to_save
+    return True

@@ -143,18 +143,13 @@ def merged_layer(layer: Any) -> nn.Module:
         for adapter in layer.active_adapters:
             plain.weight += layer.get_delta_weight(adapter)
         return plain  # type: ignore[no-any-return]
-    copy: Any = _full_copy(layer)
+    # A copy with full weights: merging in place and unmerging would leave rounding errors in the weights.
+    memo: dict[int, Any] = {id(p): nn.Parameter(to_full(p.detach()).clone(), False) for p in layer.parameters()}
+    memo |= {id(buffer): to_full(buffer).clone() for buffer in layer.buffers()}
+    copy: Any = deepcopy(layer, memo)
+    for part in copy.modules():
+        vars(part).pop("forward", None)  # a bound forward would keep the copy alive until the garbage collector runs
     if hasattr(copy, "unload_and_optionally_merge_module"):
         return copy.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)  # type: ignore[no-any-return]
     copy.merge()
     return base_layer(copy)
-
-
-def _full_copy(module: nn.Module) -> nn.Module:
-    """A copy with full weights: merging in place and unmerging would leave rounding errors in the weights."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(to_full(p.detach()).clone(), False) for p in module.parameters()}
-    memo |= {id(buffer): to_full(buffer).clone() for buffer in module.buffers()}
-    copy = deepcopy(module, memo)
-    for part in copy.modules():
-        vars(part).pop("forward", None)  # a bound forward would keep the copy alive until the garbage collector runs
-    return copy
