@@ -7,6 +7,9 @@ from typing import Any
 
 from lion_lightning.data.formats.turns import context, is_answer
 from lion_lightning.data.sources.json_text import parse_messages
+from lion_lightning.models.chat_template import REASONING
+
+_TURNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 
 
 def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -18,14 +21,37 @@ def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     Args:
         row: With ``messages``, or ShareGPT's ``conversations``; any other row stays as it is.
     """
-    for column in ("messages", "conversations"):
-        turns = parse_messages(row.get(column), column)
-        if isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns):
-            break
-    else:
+    column, turns = next(((name, turns) for name in _TURNS[:2] if (turns := _turns(row, name))), ("", []))
+    if not column:
         yield row
-        return
     for number, turn in enumerate(turns):
         if is_answer(turn):
             before = [context(other) if is_answer(other) else other for other in turns[:number]]
             yield {**row, column: [*before, turn]}
+
+
+def reasoning_in_text(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose answers have their reasoning in their text, between ``<think>`` and ``</think>``.
+
+    For templates that read no reasoning of its own (``reasoning_content``, ``reasoning`` or ``thinking``), and so
+    leave it out.
+
+    Args:
+        row: With lists of messages in any of its columns.
+    """
+    return {**row, **{name: list(map(_with_reasoning, turns)) for name in _TURNS if (turns := _turns(row, name))}}
+
+
+def _with_reasoning(turn: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {key: value for key, value in turn.items() if key not in REASONING}
+    reasoning = next((turn[key] for key in REASONING if turn.get(key)), None)
+    if not (is_answer(turn) and isinstance(reasoning, str)):
+        return dict(turn)
+    name = "value" if rest.get("content") is None and "value" in rest else "content"
+    return {**rest, name: f"<think>\n{reasoning.strip()}\n</think>\n\n{rest.get(name) or ''}"}
+
+
+def _turns(row: Mapping[str, Any], column: str) -> list[Any]:
+    """The messages of a column; none where it holds anything else."""
+    turns = parse_messages(row.get(column), column)
+    return turns if isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns) else []

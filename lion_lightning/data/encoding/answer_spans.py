@@ -27,7 +27,7 @@ Render = Callable[..., str]
 
 
 LAST_ONLY = (
-    "in the last turn of a conversation it is otherwise: set mask: completion, or make a row of each answer "
+    "in the last turn of a conversation it is otherwise: set mask: last_turn, or make a row of each answer "
     "with `transform: lion_lightning.data.transforms.each_answer`"
 )
 """Fix for a template that renders the last answer correctly, but not earlier ones."""

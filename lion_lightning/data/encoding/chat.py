@@ -54,7 +54,7 @@ class ChatEncoder:
         self._tokens = TokenBoundaries(tokenizer)
         # [bos] if the tokenizer puts BOS before a text, else nothing
         self._bos = [token for token in tokenizer.encode("")[:1] if token == tokenizer.bos_token_id]
-        self._renderer = ChatRenderer(tokenizer)
+        self._renderer = ChatRenderer(tokenizer, needs_reasoning=train_reasoning)
         self._supervision = Supervision(self._renderer, mask)
 
     def encode(self, examples: Sequence[Example], where: Sequence[str]) -> list[SampleSegment]:

@@ -16,7 +16,7 @@ from lion_lightning.data.formats.message_keys import unread_keys
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_messages import add_warning
-from lion_lightning.models.chat_template import MARK, ChatTemplate
+from lion_lightning.models.chat_template import MARK, REASONING, ChatTemplate
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, closing_tokens, ends_turns
 
 NO_END = (
@@ -63,10 +63,11 @@ class ChatRenderer:
 
     Args:
         tokenizer: A tokenizer; its chat template is needed as soon as something is rendered.
+        needs_reasoning: Whether a template may not leave out the reasoning of an answer, as many do in earlier turns.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, needs_reasoning: bool = True) -> None:
+        self.tokenizer, self.needs_reasoning = tokenizer, needs_reasoning
         self._closers, self._ends_turns = closing_tokens(tokenizer), ends_turns(tokenizer)
         self._closing = re.compile(rf"\s*({'|'.join(map(re.escape, self._closers))})")
         self._templates: dict[str, ChatTemplate] = {}
@@ -120,7 +121,7 @@ class ChatRenderer:
         found = {turn: finder.spans(turn) for turn in turns if messages[turn].weight}
         for turn, spans in found.items():
             answer = "\n".join(text[start:end] for start, end in spans)
-            if missing := missing_of_answer(messages[turn], answer):
+            if missing := missing_of_answer(messages[turn], answer, self.needs_reasoning):
                 last = self._render(conversation, messages[: turn + 1])
                 raise ValueError(_left_out(f"{missing} of message {turn}", not missing_of_answer(messages[turn], last)))
             spans[0] = _behind_prefilled(messages[turn], finder.text, *spans[0])
@@ -225,4 +226,9 @@ def _marked_spans(marked: str) -> list[Span]:
 def _left_out(what: str, shown_last: bool = False) -> str:
     """Error about something that is not in the text; some templates show it in the last turn only."""
     fix = "use a tokenizer.chat_template that shows it, or take it out of the row (with a `transform`)"
+    if what.startswith(REASONING):
+        fix = (
+            "write it into the text of the answer with `transform: lion_lightning.data.transforms.reasoning_in_text`, "
+            "use a tokenizer.chat_template that shows it, or set train_reasoning: false"
+        )
     return f"the chat template leaves out the row's {what}; {LAST_ONLY if shown_last else fix}"

@@ -20,18 +20,19 @@ from lion_lightning.models.chat_template import REASONING
 CHANGED = "the chat template shows only a part of a turn that is not trained"
 
 
-def missing_of_answer(turn: Message, text: str) -> str:
+def missing_of_answer(turn: Message, text: str, reasoning: bool = True) -> str:
     """Name of the first part of an answer that a text does not show; empty where there is none.
 
     Args:
         turn: An assistant turn.
         text: Its part of a rendered text.
+        reasoning: Whether its reasoning may not be missing, either.
     """
     if turn.extra is None and turn.content.strip() in text:
         return ""
     rest = _without_spaces(text)
     # The longest first, and each found only once: a short one may be a part of a long one.
-    for name, variants in sorted(_parts(turn), key=lambda part: -len(part[1][0])):
+    for name, variants in sorted(_parts(turn, reasoning), key=lambda part: -len(part[1][0])):
         found = next((variant for variant in variants if variant in rest), None)
         if found is None:
             return name
@@ -98,11 +99,12 @@ def missing_function(messages: Sequence[Message], tools: Sequence[Any] | None, t
     return ""
 
 
-def _parts(turn: Message) -> Iterator[tuple[str, list[str]]]:
+def _parts(turn: Message, reasoning: bool) -> Iterator[tuple[str, list[str]]]:
     """The parts of a turn: a name for messages, and how a text may write it."""
     extra = turn.extra or {}
-    parts: list[tuple[str, Any]] = [("content", part) for part in re.split(r"</?think>", turn.content)]
-    parts += [(key, extra.get(key, "")) for key in REASONING]
+    contents = re.split(r"</?think>", turn.content) if reasoning else [turn.content.rpartition("</think>")[2]]
+    parts: list[tuple[str, Any]] = [("content", part) for part in contents]
+    parts += [(key, extra.get(key, "")) for key in REASONING if reasoning]
     for call in extra.get("tool_calls", ()):
         parts.append(("tool_calls", call["function"]["name"]))
         parts += [("tool_calls", leaf) for leaf in _leaves(call["function"]["arguments"])]

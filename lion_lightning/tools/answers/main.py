@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
     form = FORMATS[options.format]
     form.questions(options.prompts)  # check the files before loading the model, which may take minutes
     form.answered(options.out)
-    policy = load_served(options.model, options.trust_remote_code)
+    policy = load_served(options.model, options.trust_remote_code, options.template_kwargs)
     encoder = ChatEncoder(policy.tokenizer, mask="completion")
     sampler = MultiTurnSampler(options.sampler, encoder, options.temperature, options.seed)
     asked = write_answers(form, options.prompts, options.out, policy, sampler, options.save_every)
@@ -52,6 +53,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed for sampling")
     parser.add_argument(
         "--save-every", type=int, default=64, help="number of questions that are answered and saved together"
+    )
+    parser.add_argument(
+        "--template-kwargs",
+        type=dict[str, Any] | None,
+        default=None,
+        help="variables of the chat template, e.g. '{\"enable_thinking\": false}'",
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     return parser

@@ -20,18 +20,21 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.types import Answer
 
 
-def load_served(path: str, trust_remote_code: bool = False) -> RolloutPolicy:
+def load_served(
+    path: str, trust_remote_code: bool = False, template_kwargs: dict[str, Any] | None = None
+) -> RolloutPolicy:
     """Load a chat model, in bf16 on the GPU or in fp32 on the CPU.
 
     Args:
         path: A Hugging Face folder, e.g. of ``lion export``, or a hub id; safetensors only.
         trust_remote_code: Run code that comes with the model.
+        template_kwargs: Variables of the chat template, over those that an export has in it.
 
     Raises:
         ValueError: The model does not exist, or has no weights or no chat template.
     """
     require_model(path)
-    tokenizer = TokenizerSpec(path, trust_remote_code=trust_remote_code).load()
+    tokenizer = TokenizerSpec(path, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code).load()
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{path} has no chat template, so it is not a chat model; train and export one with "

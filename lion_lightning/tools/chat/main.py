@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lion_lightning.printing import harmless
 
@@ -19,7 +20,7 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     from lion_lightning.tools.chat.conversation import Chat, load_served
 
-    policy = load_served(options.model, options.trust_remote_code)
+    policy = load_served(options.model, options.trust_remote_code, options.template_kwargs)
     chat = Chat(policy, options.system, options.temperature, options.max_new_tokens)
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives input() a history and editing keys
@@ -86,5 +87,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", help="text of a system turn")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 for greedy answers (0.8)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="maximum tokens of an answer (512)")
+    parser.add_argument(
+        "--template-kwargs",
+        type=_object,
+        metavar="JSON",
+        help="variables of the chat template, e.g. '{\"enable_thinking\": false}'",
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     return parser
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value

@@ -31,7 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 def conversation_loss(
-    model: str, sources: Sequence[Source], max_length: int = 2048, batch_size: int = 1
+    model: str,
+    sources: Sequence[Source],
+    max_length: int = 2048,
+    batch_size: int = 1,
+    template_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Compute the negative log-likelihood per supervised token, perplexity and token accuracy.
 
@@ -40,6 +44,7 @@ def conversation_loss(
         sources: Conversations.
         max_length: Tokens per row; longer conversations are truncated and counted.
         batch_size: Rows per micro-batch.
+        template_kwargs: Variables of the chat template, over those that an export has in it.
 
     Returns:
         ``loss``, ``perplexity``, ``accuracy``; the numbers of ``conversations``, of truncated ones among them (``cut``)
@@ -48,7 +53,8 @@ def conversation_loss(
     Raises:
         ValueError: The model or a source cannot be used, or the model has fewer positions than ``max_length``.
     """
-    data = SFTDataModule(list(sources), TokenizerSpec(model), max_length=max_length, batch_size=batch_size)
+    tokenizer = TokenizerSpec(model, template_kwargs=template_kwargs)
+    data = SFTDataModule(list(sources), tokenizer, max_length=max_length, batch_size=batch_size)
     return {**_validated(SFTModule(PolicySpec(model)), data), **_counts(data, "conversations")}
 
 
@@ -59,6 +65,7 @@ def preference_rewards(
     beta: float = 0.1,
     max_length: int = 2048,
     batch_size: int = 1,
+    template_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compute reward accuracy, reward margins and the DPO loss on preference pairs.
 
@@ -71,6 +78,7 @@ def preference_rewards(
         beta: Scale of the rewards.
         max_length: Tokens of a prompt and one answer; longer answers are truncated and counted.
         batch_size: Rows per micro-batch.
+        template_kwargs: Variables of the chat template, over those that an export has in it.
 
     Returns:
         ``accuracy`` and ``margin`` with bootstrap intervals over the pairs; all metrics of
@@ -84,7 +92,8 @@ def preference_rewards(
         raise ValueError(
             f"reference: {reference} has another tokenizer than {model}; give the model that training started from"
         )
-    data = PreferenceDataModule(list(sources), TokenizerSpec(model), max_length=max_length, batch_size=batch_size)
+    tokenizer = TokenizerSpec(model, template_kwargs=template_kwargs)
+    data = PreferenceDataModule(list(sources), tokenizer, max_length=max_length, batch_size=batch_size)
     module = _Margins(PolicySpec(model), loss=SigmoidLoss(beta), reference=FrozenReference(PolicySpec(reference)))
     means = {name.removeprefix("rewards/"): value for name, value in _validated(module, data).items()}
     won = [(margin > 0) + (margin == 0) / 2 for margin in module.margins]  # a tie counts half

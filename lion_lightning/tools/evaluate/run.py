@@ -50,6 +50,8 @@ class Evaluation:
         by: Column of the prompts' rows with their category.
         max_length: Tokens of a conversation, or of a prompt with one answer.
         beta: Scale of the rewards.
+        template_kwargs: Variables of the models' chat templates (``{enable_thinking: false}``), over those that an
+            export has in it.
         seed: Seed for sampling.
         save_every: Number of prompts that are answered and saved together.
     """
@@ -67,6 +69,7 @@ class Evaluation:
     by: str | None = None
     max_length: int = 2048
     beta: float = 0.1
+    template_kwargs: dict[str, Any] | None = None
     seed: int = 0
     save_every: int = 256
 
@@ -100,10 +103,17 @@ def evaluate(config: Evaluation) -> dict[str, Any]:
     config.validate()
     results: dict[str, Any] = {"model": config.model}
     if config.conversations:
-        results["loss"] = conversation_loss(config.model, config.conversations, config.max_length)
+        results["loss"] = conversation_loss(
+            config.model, config.conversations, config.max_length, template_kwargs=config.template_kwargs
+        )
     if config.preferences and config.reference:
         results["rewards"] = preference_rewards(
-            config.model, config.preferences, config.reference, config.beta, config.max_length
+            config.model,
+            config.preferences,
+            config.reference,
+            config.beta,
+            config.max_length,
+            template_kwargs=config.template_kwargs,
         )
     if config.prompts:
         results |= _answers(config)
@@ -148,7 +158,7 @@ def _scored(judge: Judge, config: Evaluation, prompts: Sequence[Prompt], answers
 
 
 def _sample(model: str, config: Evaluation, sampler: Sampler, name: str) -> tuple[list[Prompt], list[Answer]]:
-    tokenizer = TokenizerSpec(model).load()
+    tokenizer = TokenizerSpec(model, template_kwargs=config.template_kwargs).load()
     prompts = _prompts(config.prompts, tokenizer)
     if config.by:
         categories(prompts, config.by)  # raises for a missing column before sampling

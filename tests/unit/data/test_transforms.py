@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lion_lightning.data.formats.sft import Conversation, recognize
-from lion_lightning.data.transforms import each_answer
+from lion_lightning.data.transforms import each_answer, reasoning_in_text
 
 
 def test_each_answer_becomes_the_end_of_a_row_and_those_before_it_are_context() -> None:
@@ -27,3 +27,28 @@ def test_each_answer_becomes_the_end_of_a_row_and_those_before_it_are_context() 
 def test_what_is_no_conversation_stays_as_it_is() -> None:
     for row in ({"question": "a", "answer": "b"}, {"messages": "text"}, {"messages": ["text"]}):
         assert list(each_answer(row)) == [row]
+
+
+def test_reasoning_is_written_into_the_text_of_its_answer() -> None:
+    said = {"role": "assistant", "content": "b", "reasoning": " hm\n", "train": False}
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "thinking": "hm"}]
+    call: dict[str, Any] = {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [{}]}
+    row = {"messages": [{"role": "user", "content": "a"}, said, call], "chosen": turns, "prompt": "text", "id": 1}
+    assert reasoning_in_text(row) == {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "<think>\nhm\n</think>\n\nb", "train": False},
+            {"role": "assistant", "content": "<think>\nhm\n</think>\n\n", "tool_calls": [{}]},
+        ],
+        "chosen": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<think>\nhm\n</think>\n\nb"}],
+        "prompt": "text",
+        "id": 1,
+    }
+
+
+def test_turns_without_reasoning_stay_as_they_are() -> None:
+    turns = [
+        {"role": "user", "content": "a", "thinking": "mine"},
+        {"role": "assistant", "content": "b", "thinking": ""},
+    ]
+    assert reasoning_in_text({"messages": turns}) == {"messages": turns}

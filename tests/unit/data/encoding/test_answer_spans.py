@@ -106,6 +106,16 @@ def test_thoughts_that_are_shown_in_the_last_turn_only_are_an_error_with_the_way
         encode(byte_level(THINKING + ASKING), talk)
 
 
+def test_thoughts_that_are_not_trained_may_be_left_out() -> None:
+    first = Message("assistant", "world", {"reasoning_content": "hm"})
+    talk = ROUND._replace(messages=(ROUND.messages[0], first, *ROUND.messages[2:]))
+    tokenizer = byte_level(THINKING + ASKING)
+    (segment,) = ChatEncoder(tokenizer, train_reasoning=False).encode([talk], ["data.jsonl:1"])
+    assert trained(tokenizer, segment) == ["world<|im_end|>", "yes<|im_end|>"]
+    with pytest.raises(ValueError, match=r"reasoning_content \('hm'\) of message 1; write it into the text .*_in_text"):
+        encode(byte_level(), talk)
+
+
 RESULT_WITHIN = (
     "{{ tools | tojson }}{% for m in messages %}{% if m.role != 'tool' %}<|im_start|>{{ m.role }}\n"
     "{% if m.tool_calls %}"
