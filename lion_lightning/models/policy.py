@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from typing_extensions import override
 
 from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import output_head
+from lion_lightning.models.packing.hidden_states import HiddenStates, backbone_output, head_input
 from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers
 from lion_lightning.models.packing.probe import close, differing_layer, probe_row
 from lion_lightning.models.packing.routers import RouterRecorder
@@ -130,25 +131,20 @@ class PolicyModel(nn.Module):
 
     def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
         # transformers passes a 4D mask through untouched, so the model builds none; our attention reads the layout.
-        output = self._backbone(
+        hidden = self._hidden(
+            self.causal_lm,
             input_ids=input_ids[None],
             position_ids=position_ids[None],
             attention_mask=input_ids.new_empty(1, 1, 0, 0, dtype=torch.bool),
             use_cache=False,
             layout=layout,
         )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        return hidden[0]
 
     def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
         (source,), (mask,), _ = layout.padded
-        output = self._backbone(input_ids=input_ids[source], attention_mask=mask.long(), use_cache=False)
-        return layout.padded.restore([output.last_hidden_state])
-
-    @property
-    def _backbone(self) -> nn.Module:
-        backbone: nn.Module = self.causal_lm.base_model
-        return backbone
+        inputs = {"input_ids": input_ids[source], "attention_mask": mask.long(), "use_cache": False}
+        return layout.padded.restore([self._hidden(self.causal_lm, **inputs)])
 
     @torch.no_grad()
     def probe(self) -> None:
@@ -197,7 +193,7 @@ class PolicyModel(nn.Module):
     def _probe_causality(self) -> None:
         row = probe_row(self.causal_lm)[0][:5][None]
         long, short = (
-            self._backbone(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+            self._hidden(self.causal_lm, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
             for ids in (row, row[:, :3])
         )
         if not close(long[:, :3], short, self.causal_lm.config):
@@ -239,19 +235,31 @@ class PolicyModel(nn.Module):
                 f"{self._name}: the model does not run with policy.attention {asked!r} ({error}); set it to eager or "
                 "sdpa"
             ) from error
-        hidden = self._backbone(input_ids=row, use_cache=False).last_hidden_state[0]
         if not bool(logits.isfinite().all()):
             raise ValueError(
                 f"{self._name}: its logits are not finite, although its weights are: its config "
                 f"is wrong, or {str(logits.dtype).removeprefix('torch.')} is too narrow for it (policy.dtype)"
             )
+        for hidden in (backbone_output, head_input):
+            if self._gives_logits(hidden, row, logits):
+                self._hidden = hidden
+                return
+        raise ValueError(
+            f"{type(self.causal_lm).__name__}: its logits are not those of its head under any post-processing known "
+            "here (scale, soft cap); log-probs would be wrong. Please report the model."
+        )
+
+    def _gives_logits(self, hidden: HiddenStates, row: Tensor, logits: Tensor) -> bool:
+        """True if head and transform make a model's logits of such hidden states."""
+        try:
+            states = hidden(self.causal_lm, input_ids=row, use_cache=False)[0]
+        except AttributeError:  # the backbone has another name, so that base_model is the model itself (Llama 4)
+            return False
         weight, bias = self.head()
-        own = hidden @ weight.T if bias is None else hidden @ weight.T + bias
-        if not close(self.transform.apply(own.float().clone()), logits.float(), self.causal_lm.config):
-            raise ValueError(
-                f"{type(self.causal_lm).__name__}: its logits are not its head times its last hidden state under any "
-                "post-processing known here (scale, soft cap); log-probs would be wrong. Please report the model."
-            )
+        if states.shape[-1] != weight.shape[1]:
+            return False
+        own = states @ weight.T if bias is None else states @ weight.T + bias
+        return close(self.transform.apply(own.float().clone()), logits.float(), self.causal_lm.config)
 
 
 def position_limit(config: Any) -> int | None:
@@ -266,7 +274,8 @@ def logit_transform(config: Any) -> LogitTransform:
     multiply = getattr(config, "logit_scale", None)
     divide = getattr(config, "logits_scaling", None)
     scale = float(multiply if multiply is not None else 1.0) / float(divide if divide is not None else 1.0)
-    return LogitTransform(scale, getattr(config, "final_logit_softcapping", None))
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+    return LogitTransform(scale, next((cap for name in caps if (cap := getattr(config, name, None))), None))
 
 
 def without_dropout(config: Any) -> Any:
@@ -275,4 +284,6 @@ def without_dropout(config: Any) -> Any:
     for name, value in settings.items():
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
+        if isinstance(part := getattr(config, name, None), PretrainedConfig):  # text_config, say
+            without_dropout(part)
     return config
