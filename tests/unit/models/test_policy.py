@@ -106,8 +106,28 @@ class Shifted(LlamaForCausalLM):  # type: ignore[no-untyped-call]
 
 def test_logits_that_are_not_the_heads_are_an_error_not_wrong_log_probs() -> None:
     settings = config()
-    with pytest.raises(ValueError, match="Shifted: its logits are not its head times its last hidden state"):
+    with pytest.raises(ValueError, match="Shifted: its logits are not those of its head"):
         PolicyModel(Shifted(AutoConfig.for_model(settings.pop("model_type"), **settings)))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("bert", {"is_decoder": True}),  # a dense layer, an activation and a norm in front of its head
+        (
+            "llama4_text",
+            {"num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 32},
+        ),  # its base_model is itself
+    ],
+)
+def test_models_whose_head_is_not_given_the_backbones_output(model_type: str, changes: dict[str, Any]) -> None:
+    model = policy(model_type, **changes).eval()
+    assert model.packed
+    batch = row(*TREE)
+    forward = model.causal_lm.get_output_embeddings().forward
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch).values, alone(model.causal_lm, batch), rtol=0, atol=1e-5)
+    assert model.causal_lm.get_output_embeddings().forward == forward
 
 
 def test_a_model_whose_own_code_lets_packed_documents_meet_is_found_by_the_probe(
@@ -143,6 +163,8 @@ def test_every_kind_of_dropout_in_a_config_is_off() -> None:
     assert (made.resid_pdrop, made.embd_pdrop, made.attn_pdrop) == (0.0, 0.0, 0.0)
     made = without_dropout(AutoConfig.for_model("llama", attention_dropout=0.2))
     assert made.attention_dropout == 0.0
+    made = without_dropout(AutoConfig.for_model("gemma3", text_config={"attention_dropout": 0.2}))
+    assert made.text_config.attention_dropout == 0.0
 
 
 def test_dropout_is_off_so_that_train_and_eval_log_probs_are_equal() -> None:
