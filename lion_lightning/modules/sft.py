@@ -57,6 +57,7 @@ class SFTModule(AlignmentModule):
         if weights is None:
             num_items = torch.full((), len(logps), device=logps.device)
         else:
+            weights = weights.float()  # bf16-true makes bf16 of all that is float, in which a sum would be coarse
             num_items = weights.sum()
             losses, nll, top1_correct = losses * weights, nll * weights, top1_correct * weights
         return LossOutput(losses.sum(), num_items, {"perplexity": nll.sum(), "accuracy": top1_correct.sum()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ class Runs:
             Sample((SampleSegment(rng.integers(3, tiny.VOCABULARY, n).astype(np.int32), rng.random(n) < 0.7),), index)
             for index, n in enumerate(LENGTHS.tolist())
         ]
+        for index, sample in enumerate(self.samples[::3]):  # targets of some documents have weights
+            weights = np.full(sample.length, 0.5 + index, np.float32)
+            self.samples[3 * index] = replace(sample, segments=(sample.segments[0]._replace(weights=weights),))
         self.wholes: dict[str, Run] = {}
 
     def whole(self, save: dict[str, Any], **options: Any) -> Run:

@@ -48,7 +48,7 @@ from lion_lightning.types import SampleSegment
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 11
+STORE_VERSION = 12
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _WHAT = "tokenized data"

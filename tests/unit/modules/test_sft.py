@@ -17,7 +17,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
 from lion_lightning.ops.logprobs import LOGITS_PER_TILE
 from lion_lightning.types import PackedBatch
-from tests.tiny import VOCABULARY, LargestTensor, Rows, alone, alone_all, row, shallow, tokenizer_folder, trainer
+from tests.tiny import VOCABULARY, LargestTensor, Rows, alone, alone_all, merge, row, shallow, tokenizer_folder, trainer
 
 LONG, SHORT = row(seed=1), row(seed=2, supervised=[3, 4])
 
@@ -169,6 +169,14 @@ def test_logged_means_divide_by_the_weights_also_below_one(tokenizer: TokenizerS
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
     assert metrics["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx(0.25)  # of weights
+
+
+def test_weights_are_added_up_in_fp32_whatever_the_precision(tokenizer: TokenizerSpec) -> None:
+    batch = merge([LONG] * 20)
+    weights = torch.full((20 * 21,), 1.5, dtype=torch.bfloat16)
+    output = module(tokenizer).compute_loss(replace(batch, target_weights=weights))
+    assert weights.sum().item() == 632  # of these numbers, bf16 holds every fourth
+    assert output.num_items.item() == 630
 
 
 def test_weights_of_1_change_no_bit(tokenizer: TokenizerSpec) -> None:

@@ -104,6 +104,19 @@ def test_a_part_of_a_cut_document_is_a_document_of_its_own() -> None:
     assert (first.targets.tolist(), second.targets.tolist()) == ([1, 2, 3], [5, 6])
 
 
+def test_a_part_of_a_document_has_its_weights_and_other_weights_are_another_fingerprint() -> None:
+    def weighted(*weights: float) -> PackedLoader:
+        array = np.array(weights, np.float32)
+        sample = Sample((SampleSegment(np.arange(5, dtype=np.int32), np.ones(5, np.bool_), weights=array),), 0)
+        return PackedLoader([sample], np.array([5]), capacity=3, packing=Wrapped(), shuffle=False)
+
+    first, second = weighted(1, 1, 1, 0.5, 2)
+    assert first.target_weights is None
+    assert second.target_weights is not None
+    assert second.target_weights.tolist() == [2]  # token 3 begins the part
+    assert weighted(1, 1, 1, 0.5, 2).fingerprint() != weighted(1, 1, 1, 0.5, 3).fingerprint()
+
+
 def test_a_sample_of_several_parts_cannot_be_cut() -> None:
     pair = Sample(
         tuple(SampleSegment(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.bool_), p) for p in (-1, 0, 0)), 0
