@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,18 +70,14 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
     if not isinstance(stages, Mapping) or not stages:
         raise ValueError(f"{path}: `stages` is missing; name the stages in order, e.g. stages: {{sft: {{config: F}}}}")
     _require_folder_names(path, list(stages))
-    overrides = {name: with_options(options or {}, name, list(stages)) for name in stages}
-    configs = {name: _stage_config(path, name, stage, overrides[name]) for name, stage in stages.items()}
+    configs = {}
+    for name, stage in stages.items():
+        configs[name] = _stage_config(path, name, stage, with_options(options or {}, name, list(stages)))
     out = given["out"] if given.get("out") is not None else Path("runs") / path.stem
     if not isinstance(out, str | Path) or not str(out).strip():
         raise ValueError(f"{path}: out is {out!r}; give the path of a folder")
     out, evaluate = Path(out).expanduser(), _evaluation(path, given.get("evaluate"))
-    chains = []
-    for seed in _seeds(path, given.get("seeds")):
-        # The seed of weights and dropout, and that of the order of the data.
-        change = {} if seed is None else {"seed_everything": seed, "data": {"init_args": {"seed": seed}}}
-        seeded = {name: merged(config, change) for name, config in configs.items()}
-        chains.append(_chain(out if seed is None else out / f"seed-{seed}", seeded, evaluate))
+    chains = _chains(path, given.get("seeds"), out, configs, evaluate)
     workers = given.get("workers", 1)
     if type(workers) is not int or workers < 1:
         raise ValueError(f"{path}: workers is {workers!r}; give an integer of at least 1")
@@ -148,7 +143,7 @@ def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) ->
         ValueError: A key names no stage and no part of a config, or a value is not YAML.
     """
     config: Config = {}
-    for key, value in options.items():
+    for key, text in options.items():
         stage = next((each for each in names if key.startswith(f"{each}.")), None)
         parts = (key if stage is None else key.removeprefix(f"{stage}.")).split(".")
         if parts[0] not in STAGE_KEYS - {"config"}:
@@ -156,16 +151,16 @@ def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) ->
                 f"--{key}: begin with a stage ({', '.join(names)}), or with one of "
                 f"{', '.join(sorted(STAGE_KEYS - {'config'}))} for all stages, e.g. --{names[0]}.trainer.max_steps 3"
             )
+        is_number = re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text, re.IGNORECASE)
+        try:  # YAML 1.1 takes 1e-5 for a text
+            value: Any = float(text) if is_number else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--{key}: {text[:60]!r} is not a YAML value") from error
         if stage in (None, name):
-            config = merged(config, reduce(lambda inner, part: {part: inner}, reversed(parts), _value(key, value)))
+            for part in reversed(parts):
+                value = {part: value}
+            config = merged(config, value)
     return config
-
-
-def _value(key: str, text: str) -> Any:
-    try:  # YAML 1.1 takes 1e-5 for a text
-        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text, re.IGNORECASE) else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--{key}: {text[:60]!r} is not a YAML value") from error
 
 
 def _stage_config(path: Path, name: str, stage: Any, options: Config) -> Config:
@@ -186,26 +181,30 @@ def _stage_config(path: Path, name: str, stage: Any, options: Config) -> Config:
     return with_plain_parts(config, f"{path}: stages.{name}")
 
 
-def _chain(out: Path, configs: Mapping[str, Config], evaluate: Config | None) -> list[StagePlan]:
-    chain: list[StagePlan] = []
-    for name, config in configs.items():
-        start = chain[-1].folder if chain else None
-        started = with_start_model(config, start / "export") if start else config
-        chain.append(StagePlan(name, out / name, with_output_folder(started, out / name), start, evaluate))
-    return chain
+def _chains(
+    path: Path, seeds: Any, out: Path, configs: Mapping[str, Config], evaluate: Config | None
+) -> list[list[StagePlan]]:
+    """The stages in order, for each seed; a single chain with the configs' own seeds if there are none."""
+    if seeds is not None:
+        valid = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+        if not valid or len(set(seeds)) < len(seeds):
+            raise ValueError(f"{path}: seeds is {seeds!r}; give a list of different integers from 0 on, e.g. [0, 1, 2]")
+    chains: list[list[StagePlan]] = []
+    for seed in [None] if seeds is None else seeds:
+        folder = out if seed is None else out / f"seed-{seed}"
+        # The seed of weights and dropout, and that of the order of the data.
+        change = {} if seed is None else {"seed_everything": seed, "data": {"init_args": {"seed": seed}}}
+        chain: list[StagePlan] = []
+        for name, given in configs.items():
+            config, start = merged(given, change), chain[-1].folder if chain else None
+            if start:
+                config = with_start_model(config, start / "export")
+            chain.append(StagePlan(name, folder / name, with_output_folder(config, folder / name), start, evaluate))
+        chains.append(chain)
+    return chains
 
 
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(map(str, given.keys() - known))
     if unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
-
-
-def _seeds(path: Path, seeds: Any) -> Sequence[int | None]:
-    """A seed for each chain; None leaves the configs' own."""
-    if seeds is None:
-        return [None]
-    valid = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not valid or len(set(seeds)) < len(seeds):
-        raise ValueError(f"{path}: seeds is {seeds!r}; give a list of different integers from 0 on, e.g. [0, 1, 2]")
-    return list(seeds)

@@ -197,9 +197,11 @@ def _over_stages(chains: Sequence[ChainLogs], key: str, title: str, axes: Axes) 
 
 def _over_rounds(stages: Sequence[Stage], key: str, title: str, axes: Axes) -> None:
     for stage in stages:
-        points = {number: made["metrics"].get(key) for number, made in enumerate(stage.rounds)}
-        known = {number: value for number, value in points.items() if value is not None}
-        _line(axes, known, COLORS[2], marker="o", markersize=3)
+        points = {}
+        for number, made in enumerate(stage.rounds):
+            if (value := made["metrics"].get(key)) is not None:
+                points[number] = value
+        _line(axes, points, COLORS[2], marker="o", markersize=3)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("round", fontsize=8)
     axes.locator_params(axis="x", integer=True)
