@@ -32,6 +32,7 @@ from lion_lightning.data.sources.readers import Numbers, Row, Rows
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.digests import digests
 from lion_lightning.data.store.example_batch import Encoder, ExampleBatch
+from lion_lightning.data.store.runs import RUNS, runs_of
 from lion_lightning.data.store.tokenized import (
     DAMAGE,
     SCHEMA,
@@ -44,7 +45,6 @@ from lion_lightning.data.store.tokenized import (
     tokens_digest,
 )
 from lion_lightning.distributed.rendezvous import ALONE, WorkerGroup
-from lion_lightning.types import SampleSegment
 
 logger = logging.getLogger(__name__)
 
@@ -249,26 +249,10 @@ def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
         pa.ListArray.from_arrays(offsets, pa.array(ids)),
         pa.ListArray.from_arrays(offsets, pa.array(mask)),
         pa.array(lengths, pa.list_(pa.int32())),
-        pa.array([_runs(segments) for segments in samples], SCHEMA.field("runs").type),
+        pa.array([runs_of(segments) for segments in samples], RUNS),
         pa.array(content, pa.binary(16)),
         pa.array(group, pa.binary(16)),
         pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
         pa.array(batch.where, pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
-
-
-def _runs(segments: tuple[SampleSegment, ...]) -> list[dict[str, Any]] | None:
-    """Runs of an example's tokens that count alike and are reasoning or not; None where all count 1 and none is."""
-    if all(segment.weights is None and segment.reasoning is None for segment in segments):
-        return None
-    weights = np.ones(sum(len(segment.input_ids) for segment in segments), np.float32)
-    reasoning = np.zeros(len(weights), np.bool_)
-    start = 0
-    for segment in segments:
-        part, start = slice(start, start + len(segment.input_ids)), start + len(segment.input_ids)
-        weights[part] = 1.0 if segment.weights is None else segment.weights
-        reasoning[part] = False if segment.reasoning is None else segment.reasoning
-    changes = np.flatnonzero((np.diff(weights) != 0) | np.diff(reasoning))
-    lasts = [*changes.tolist(), len(weights) - 1]
-    return [{"stop": last + 1, "weight": weights[last], "reasoning": reasoning[last]} for last in lasts]

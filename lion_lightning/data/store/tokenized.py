@@ -17,6 +17,7 @@ from typing_extensions import override
 from lion_lightning.cache import checksum, read_object
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.readers import Numbers
+from lion_lightning.data.store.runs import RUNS, Runs
 from lion_lightning.errors import first_line
 from lion_lightning.types import SampleSegment
 
@@ -25,7 +26,7 @@ SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
         ("segment_lengths", pa.list_(pa.int32())),
-        ("runs", pa.list_(pa.struct([("stop", pa.int32()), ("weight", pa.float32()), ("reasoning", pa.bool_())]))),
+        ("runs", RUNS),
         ("digest", pa.binary(16)),
         ("group", pa.binary(16)),
         ("margin", pa.float64()),
@@ -155,15 +156,6 @@ def _shard_paths(folder: Path) -> list[Path]:
     return [shard_path(folder, number, count) for number in range(count)]
 
 
-def _with_runs(segment: SampleSegment, runs: Any, start: int, stop: int) -> SampleSegment:
-    """Tokens ``start`` to ``stop`` of an example, with what its runs say of them."""
-    stops, weights, reasoning = (column.to_numpy(zero_copy_only=False) for column in runs.flatten())
-    run = np.repeat(np.arange(len(stops)), np.diff(stops, prepend=0))[start:stop]  # of each token
-    return segment._replace(
-        weights=None if (weights == 1.0).all() else weights[run], reasoning=reasoning[run] if reasoning.any() else None
-    )
-
-
 class TokenBatches:
     """Tokenized examples in Arrow batches.
 
@@ -191,7 +183,7 @@ class TokenBatches:
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]
         self._masks = [batch["supervised"].values for batch in batches]
-        self._runs = [batch["runs"] for batch in batches]
+        self._runs = [Runs(batch["runs"]) for batch in batches]
         self._where = [batch["where"] for batch in batches]
         self._batches = batches
 
@@ -238,8 +230,7 @@ class TokenBatches:
         mask = self._masks[batch].slice(first + start, stop - start)
         ids = self._ids[batch][first + start : first + stop]
         segment = SampleSegment(ids, mask.to_numpy(zero_copy_only=False))
-        runs = self._runs[batch][row - self._starts[batch]]
-        return _with_runs(segment, runs.values, start, stop) if runs.is_valid else segment
+        return self._runs[batch].put(segment, row - self._starts[batch], start, stop)
 
     def where(self, row: int) -> str:
         """File and line of the raw row that example ``row`` was made from."""
