@@ -141,6 +141,8 @@ def nearest_form(forms: Sequence[Form[Any]], taken: str, columns: Set[str]) -> s
         return len(found - {*read}), len(found)
 
     nearest = max(others, key=nearness)
+    if not any(nearness(nearest)):
+        return "any other form, of which no column is there"
     lacking = [name for name in nearest.required if name not in columns]
     return f"{nearest} lacks {', '.join(lacking)}"
 
