@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from lion_lightning.data.formats.columns import Form, Row, read_row
+from lion_lightning.data.formats.columns import Form, Forms, Row, read_row
 from lion_lightning.data.formats.pairing import BestWorst, Preference, PromptAnswer
 from lion_lightning.data.formats.preference import FORMS as PREFERENCE_FORMS
 from lion_lightning.data.formats.sft import (
@@ -83,16 +83,18 @@ def _request(column: str, row: Row) -> PromptAnswer:
 
 
 _OTHER_FORMS = ({"messages"}, {"conversations"}, {"text"})
-PROMPT_FORMS: tuple[Form[PromptAnswer | None], ...] = (
-    *(Form(form.required, form.optional, partial(_preferred, form.parse)) for form in PREFERENCE_FORMS),
-    Form(("messages",), CHAT, partial(_turns, "messages")),
-    Form(("conversations",), CHAT, partial(_turns, "conversations")),
-    *(
-        Form(form.required, form.optional, partial(_with_answer, form.parse))
-        for form in FORMS
-        if set(form.required) not in _OTHER_FORMS
-    ),
-    Form(("prompt",), CHAT, _prompt),
-    Form(("question",), ASKED, partial(_request, "question")),
-    Form(("instruction",), ASKED, partial(_request, "instruction")),
+PROMPT_FORMS: Forms[PromptAnswer | None] = Forms(
+    (
+        *(Form(form.required, form.optional, partial(_preferred, form.parse)) for form in PREFERENCE_FORMS),
+        Form(("messages",), CHAT, partial(_turns, "messages")),
+        Form(("conversations",), CHAT, partial(_turns, "conversations")),
+        *(
+            Form(form.required, form.optional, partial(_with_answer, form.parse))
+            for form in FORMS
+            if set(form.required) not in _OTHER_FORMS
+        ),
+        Form(("prompt",), CHAT, _prompt),
+        Form(("question",), ASKED, partial(_request, "question")),
+        Form(("instruction",), ASKED, partial(_request, "instruction")),
+    )
 )

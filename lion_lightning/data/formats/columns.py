@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from typing_extensions import override
@@ -33,14 +34,50 @@ class Form(NamedTuple, Generic[Made]):
     optional: tuple[str, ...]
     parse: Callable[..., Made]
 
-    def fits(self, columns: Container[str]) -> bool:
-        """Whether all columns are there that make the form."""
-        return all(name in columns for name in self.required)
-
     @override
     def __str__(self) -> str:
         """The columns that make the form."""
         return " + ".join(self.required)
+
+
+class Forms(tuple[Form[Made], ...]):
+    """Known forms, in their order."""
+
+    @cached_property
+    def known(self) -> Set[str]:
+        """All columns that a form reads."""
+        return {column for form in self for column in form.required + form.optional}
+
+    @cached_property
+    def _required(self) -> list[tuple[frozenset[str], Form[Made]]]:
+        return [(frozenset(form.required), form) for form in self]
+
+    def fitting(self, columns: Iterable[str]) -> list[Form[Made]]:
+        """The forms of which all required columns are there."""
+        names = {*columns}
+        return [form for required, form in self._required if required <= names]
+
+    def nearest(self, taken: str, columns: Set[str]) -> str:
+        """The form that rows would have next, and why they have another.
+
+        Args:
+            taken: The form that was read.
+            columns: The rows' columns, under their known names.
+        """
+        if fitting := [form for form in self.fitting(columns) if str(form) != taken]:
+            return f"{fitting[0]} fits too, and {taken} comes before it; `columns` decides otherwise"
+        read = next(form.required for form in self if str(form) == taken)
+
+        def nearness(form: Form[Any]) -> tuple[int, int]:
+            """How many of its columns are there that were not read, and how many in all."""
+            found = columns & {*form.required}
+            return len(found - {*read}), len(found)
+
+        nearest = max((form for form in self if str(form) != taken), key=nearness)
+        if not any(nearness(nearest)):
+            return "any other form, of which no column is there"
+        lacking = [name for name in nearest.required if name not in columns]
+        return f"{nearest} lacks {', '.join(lacking)}"
 
 
 class Fields(Mapping[str, Any]):
@@ -48,15 +85,14 @@ class Fields(Mapping[str, Any]):
 
     Args:
         values: Values by known name.
-        own: The row's own name of a column, where it is another.
-        mapped: Names that ``columns`` gives.
+        columns: The row's own name of a column, where ``columns`` gives it another.
 
     Attributes:
         unread: Names that were not read yet, in the row's order.
     """
 
-    def __init__(self, values: Mapping[str, Any], own: Mapping[str, str], mapped: Set[str]) -> None:
-        self._values, self._own, self._mapped = values, own, mapped
+    def __init__(self, values: dict[str, Any], columns: Mapping[str, str]) -> None:
+        self._values, self._own, self._mapped = values, columns, columns
         self.unread = dict.fromkeys(values)
 
     @override
@@ -81,6 +117,11 @@ class Fields(Mapping[str, Any]):
         """Number of columns."""
         return len(self._values)
 
+    @override
+    def get(self, name: str, default: Any = None) -> Any:
+        """Read a value that may be absent; the base's way raises an error for each one that is."""
+        return self[name] if name in self._values else default
+
     def peek(self, name: str) -> Any:
         """A value, without reading it."""
         return self._values[name]
@@ -89,13 +130,24 @@ class Fields(Mapping[str, Any]):
         """The row's own name of a column."""
         return self._own.get(name, name)
 
+    def rename(self, name: str, known: str) -> None:
+        """Give a column its known name."""
+        self._values[known] = self._values.pop(name)
+        self._own = {**self._own, known: name}
+        self.unread = dict.fromkeys(self._values)
+
+    def describe_read(self) -> list[str]:
+        """The columns that were read, each as the row calls it, and as what it was read where that is another name."""
+        names = [name for name in self._values if name not in self.unread]
+        return [f"{printable(self._own[name])} as {name}" if name in self._own else name for name in names]
+
     def is_mapped(self, name: str) -> bool:
         """Whether ``columns`` says which column this is."""
         return name in self._mapped
 
 
 def read_row(
-    row: Row, columns: Mapping[str, str], forms: Sequence[Form[Made]], *context: Any, only_prompt: bool = False
+    row: Row, columns: Mapping[str, str], forms: Forms[Made], *context: Any, only_prompt: bool = False
 ) -> Made:
     """Read a row in the form that its columns make, then check the columns that the form has not read.
 
@@ -110,46 +162,20 @@ def read_row(
         ValueError: No form fits, ``columns`` names something that does not exist, or a column would be lost that
             changes what the row means.
     """
-    fields = _rename(row, columns, forms)
-    form = _choose_form(row, fields, columns, forms)
+    fields = _rename(row, columns, forms.known)
+    fitting = forms.fitting(fields)
+    if not fitting and (turns := _turns_by_another_name(fields)):
+        fields.rename(turns, "messages")
+        fitting = forms.fitting(fields)
+    form = _choose_form(row, fields, columns, forms, fitting)
     made = form.parse(fields, *context)
     check_unused_columns(fields, str(form), only_prompt)
-    add_message("form", str(form))
-    for name in fields:
-        if name not in fields.unread:
-            own = fields.own(name)
-            add_message("used", name if own == name else f"{printable(own)} as {name}")
+    add_message("form", " | ".join([str(form), *fields.describe_read()]))
     return made
 
 
-def nearest_form(forms: Sequence[Form[Any]], taken: str, columns: Set[str]) -> str:
-    """The form that rows would have next, and why they have another.
-
-    Args:
-        forms: Known forms.
-        taken: The form that was read.
-        columns: The rows' columns, under their known names.
-    """
-    others = [form for form in forms if str(form) != taken]
-    if fitting := [form for form in others if form.fits(columns)]:
-        return f"{fitting[0]} fits too, and {taken} comes before it; `columns` decides otherwise"
-    read = next(form.required for form in forms if str(form) == taken)
-
-    def nearness(form: Form[Any]) -> tuple[int, int]:
-        """How many of its columns are there that were not read, and how many in all."""
-        found = columns & {*form.required}
-        return len(found - {*read}), len(found)
-
-    nearest = max(others, key=nearness)
-    if not any(nearness(nearest)):
-        return "any other form, of which no column is there"
-    lacking = [name for name in nearest.required if name not in columns]
-    return f"{nearest} lacks {', '.join(lacking)}"
-
-
-def _rename(row: Row, columns: Mapping[str, str], forms: Sequence[Form[Made]]) -> Fields:
+def _rename(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
     """The row's values under known names."""
-    known = {column for form in forms for column in form.required + form.optional}
     if unknown := sorted(columns.keys() - known):
         name, own = unknown[0], columns[unknown[0]]
         if name in row and own in known:
@@ -165,29 +191,28 @@ def _rename(row: Row, columns: Mapping[str, str], forms: Sequence[Form[Made]]) -
         if own in values:
             renamed[name] = values[own]
     parsed = {name: parse_messages(value, name) if name in known else value for name, value in renamed.items()}
-    found = dict(columns)
-    for name in parsed.keys() & SYNONYMS.keys() - known:
-        if SYNONYMS[name] not in parsed:
-            parsed[SYNONYMS[name]], found[SYNONYMS[name]] = parsed.pop(name), name
-    if not any(form.fits(parsed) for form in forms) and (turns := _turns_by_another_name(parsed)):
-        parsed["messages"], found["messages"] = parsed.pop(turns), turns
-    return Fields(parsed, found, columns.keys())
+    fields = Fields(parsed, columns)
+    for name in SYNONYMS.keys() & parsed.keys():
+        if name not in known and SYNONYMS[name] not in parsed:
+            fields.rename(name, SYNONYMS[name])
+    return fields
 
 
-def _turns_by_another_name(values: dict[str, Any]) -> str | None:
+def _turns_by_another_name(fields: Fields) -> str | None:
     """The only column that holds messages, whatever its name, unless the name says that it is something else."""
     holding = []
-    for name in values:
+    for name in fields:
         if name not in (*PROMPTS, *ANSWERS) and meaning_of(name) is None:
             with suppress(ValueError):  # it is no list
-                holding += [name] if are_turns(read_list(values[name], name)) else []
+                holding += [name] if are_turns(read_list(fields.peek(name), name)) else []
     return holding[0] if len(holding) == 1 else None
 
 
-def _choose_form(row: Row, fields: Fields, columns: Mapping[str, str], forms: Sequence[Form[Made]]) -> Form[Made]:
+def _choose_form(
+    row: Row, fields: Fields, columns: Mapping[str, str], forms: Forms[Made], fitting: list[Form[Made]]
+) -> Form[Made]:
     """The form of a row; if ``columns`` names columns that make a form, the row must have one of them."""
-    decisive = {name for form in forms for name in form.required} & columns.keys()
-    fitting = [form for form in forms if form.fits(fields)]
+    decisive = {name for form in forms for name in form.required} & columns.keys() if columns else frozenset()
     absent = [name for name in columns if name in decisive and name not in fields]
     if absent and (not fitting or len(absent) == len(decisive)):
         own = columns[absent[0]]

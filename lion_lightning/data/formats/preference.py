@@ -11,7 +11,7 @@ from itertools import takewhile
 from numbers import Real
 from typing import Any
 
-from lion_lightning.data.formats.columns import Fields, Form, Row, read_row
+from lion_lightning.data.formats.columns import Fields, Form, Forms, Row, read_row
 from lion_lightning.data.formats.pairing import Pairing, Preference, PromptAnswer
 from lion_lightning.data.formats.sft import (
     ASKED,
@@ -278,15 +278,17 @@ _PROMPTS: dict[str, tuple[tuple[str, ...], Reader]] = {
 }
 """The column of the prompt: the columns that it may have next to it, and its reader."""
 
-FORMS: tuple[Form[list[Preference]], ...] = (
-    *(
-        Form((prompt, "chosen", "rejected"), (*optional, *_SCORES), partial(_pair, reader))
-        for prompt, (optional, reader) in _PROMPTS.items()
-    ),
-    *(
-        Form((prompt, "answers", "scores"), optional, partial(_ranked, reader))
-        for prompt, (optional, reader) in _PROMPTS.items()
-    ),
-    Form(("chosen", "rejected"), (*CHAT, *_SCORES), partial(_pair, _shared_prompt)),
+FORMS: Forms[list[Preference]] = Forms(
+    (
+        *(
+            Form((prompt, "chosen", "rejected"), (*optional, *_SCORES), partial(_pair, reader))
+            for prompt, (optional, reader) in _PROMPTS.items()
+        ),
+        *(
+            Form((prompt, "answers", "scores"), optional, partial(_ranked, reader))
+            for prompt, (optional, reader) in _PROMPTS.items()
+        ),
+        Form(("chosen", "rejected"), (*CHAT, *_SCORES), partial(_pair, _shared_prompt)),
+    )
 )
 """The forms of preference rows; of several that fit, the first is taken."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from lion_lightning.data.formats.columns import Form, Row, read_row
+from lion_lightning.data.formats.columns import Form, Forms, Row, read_row
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
 from lion_lightning.data.formats.turns import Message, continued, read_dialogue, read_text, read_turns
 from lion_lightning.data.reports.row_messages import add_message, add_warning
@@ -134,16 +134,18 @@ def warn_of_repeated_prompt(prompt: str, *answers: str) -> None:
         )
 
 
-FORMS: tuple[Form[Example], ...] = (
-    Form(("messages",), CHAT, partial(_messages, "messages")),
-    Form(("conversations",), CHAT, partial(_messages, "conversations")),
-    Form(("instruction", "output"), ASKED, partial(_exchange, "instruction", "output")),
-    Form(("prompt", "completion"), CHAT, partial(_prompt_completion, "completion")),
-    Form(("question", "answer"), ASKED, partial(_exchange, "question", "answer")),
-    Form(("text",), (), _text),
-    Form(("instruction", "response"), ASKED, partial(_exchange, "instruction", "response")),
-    Form(("question", "response"), ASKED, partial(_exchange, "question", "response")),
-    Form(("prompt", "response"), CHAT, partial(_prompt_completion, "response")),
+FORMS: Forms[Example] = Forms(
+    (
+        Form(("messages",), CHAT, partial(_messages, "messages")),
+        Form(("conversations",), CHAT, partial(_messages, "conversations")),
+        Form(("instruction", "output"), ASKED, partial(_exchange, "instruction", "output")),
+        Form(("prompt", "completion"), CHAT, partial(_prompt_completion, "completion")),
+        Form(("question", "answer"), ASKED, partial(_exchange, "question", "answer")),
+        Form(("text",), (), _text),
+        Form(("instruction", "response"), ASKED, partial(_exchange, "instruction", "response")),
+        Form(("question", "response"), ASKED, partial(_exchange, "question", "response")),
+        Form(("prompt", "response"), CHAT, partial(_prompt_completion, "response")),
+    )
 )
 
 

@@ -155,7 +155,9 @@ def _role(turn: Mapping[str, Any]) -> str | None:
 
 def _sides(turn: Any) -> list[Any]:
     """The messages of a round, which has a key for each speaker; anything else as it is."""
-    if not isinstance(turn, Mapping) or any(turn.get(key) is not None for key in ("role", "from", "content", "value")):
+    if not isinstance(turn, Mapping) or turn.get("role") is not None or turn.get("from") is not None:
+        return [turn]
+    if turn.get("content") is not None or turn.get("value") is not None:
         return [turn]
     said = {key: value for key, value in turn.items() if value is not None and key.lower() in _SIDES}
     rest = {key: value for key, value in turn.items() if key not in said and value is not None}
@@ -171,7 +173,9 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
         raise ValueError(f"{name} is {type(turn).__name__}, not an object with role and content")
     own = {key: value for key, value in turn.items() if value is not None}
     raw_role = _either(own, "role", "from", name)
-    plain_role = raw_role.strip().lower() if isinstance(raw_role, str) else ""
+    plain_role = raw_role if isinstance(raw_role, str) else ""
+    if plain_role not in ROLES:
+        plain_role = plain_role.strip().lower()
     role = ROLES.get(plain_role)
     if role is None:
         raise ValueError(f"{name} has the role {repr(raw_role)[:60]}; known roles are {', '.join(ROLES)}")

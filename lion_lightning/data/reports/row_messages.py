@@ -15,9 +15,9 @@ from typing import Literal
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["warning", "left out", "bad row", "changed", "form", "used", "plain text", "unused", "kept", "mapped"]
+Kind = Literal["warning", "left out", "bad row", "changed", "form", "plain text", "unused", "kept", "mapped"]
 """Something that is not done as a row asks; why a row gave no example; why a row cannot be used; what is read otherwise
-than it stands; the form of a row; a column that was used; a row of plain text; a column that was not used; a column
+than it stands; a row's form and the columns that were read; a row of plain text; a column that was not used; a column
 that only judges see; a known column that ``columns`` named."""
 
 _MAX_TEXTS = 1000  # per kind: each row can have another key
@@ -88,7 +88,9 @@ def add_message(kind: Kind, text: str = "") -> None:
     """
     if (messages := _present.get()) is None:
         return
-    texts = messages.setdefault(kind, Counter())
+    texts = messages.get(kind)
+    if texts is None:
+        texts = messages[kind] = Counter()
     texts[text if text in texts or len(texts) < _MAX_TEXTS else "others"] += 1
 
 

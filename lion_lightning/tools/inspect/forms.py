@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from lion_lightning.data.formats.columns import Form, nearest_form
+from lion_lightning.data.formats.columns import Forms
 from lion_lightning.data.formats.preference import FORMS as PAIR_FORMS
 from lion_lightning.data.formats.sft import FORMS as SFT_FORMS
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.rollouts.prompt_forms import PROMPT_FORMS
 
-FORMS: dict[str, Sequence[Form[Any]]] = {"documents": SFT_FORMS, "pairs": PAIR_FORMS, "prompts": PROMPT_FORMS}
+FORMS: dict[str, Forms[Any]] = {"documents": SFT_FORMS, "pairs": PAIR_FORMS, "prompts": PROMPT_FORMS}
 """Known forms, by what the rows become."""
 
 
@@ -26,15 +27,20 @@ def forms_block(name: str, messages: RowMessages, noun: str) -> str:
     return "\n".join([f"{name} is read as", *(f"  {line}" for line in _lines(messages, FORMS[noun]))])
 
 
-def _lines(messages: RowMessages, forms: Sequence[Form[Any]]) -> Iterator[str]:
-    counts, rows = messages["form"], messages["form"].total()
-    if not counts:
+def _lines(messages: RowMessages, forms: Forms[Any]) -> Iterator[str]:
+    counts, used = Counter[str](), Counter[str]()
+    for text, count in messages["form"].items():
+        form, *columns = text.split(" | ")
+        counts[form] += count
+        used.update(dict.fromkeys(columns, count))
+    rows = counts.total()
+    if not rows:
         yield "nothing: no row could be read"
         return
     yield f"form: {', '.join(f'{form} ({count:,} rows)' for form, count in counts.most_common())}"
-    yield f"columns used: {messages.listed('used', rows)}"
+    yield f"columns used: {RowMessages.of({'form': used}).listed('form', rows)}"
     yield f"columns not used: {messages.listed('unused', rows) or 'none'}"
     if kept := messages.listed("kept", rows):
         yield f"columns for judges: {kept}"
-    columns = {text.rpartition(" as ")[2] for text in messages["used"]} | messages["unused"].keys()
-    yield f"not read as: {nearest_form(forms, counts.most_common(1)[0][0], columns)}"
+    known = {text.rpartition(" as ")[2] for text in used} | messages["unused"].keys()
+    yield f"not read as: {forms.nearest(counts.most_common(1)[0][0], known)}"

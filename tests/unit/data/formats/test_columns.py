@@ -55,7 +55,7 @@ def noted(read: Any, row: dict[str, Any]) -> RowMessages:
 
 def but_forms(notes: RowMessages) -> RowMessages:
     """All messages but those that say how each row was read."""
-    return RowMessages.of({kind: texts for kind, texts in notes.items() if kind not in ("form", "used")})
+    return RowMessages.of({kind: texts for kind, texts in notes.items() if kind != "form"})
 
 
 # --- columns that change what a row means
@@ -397,8 +397,7 @@ def test_what_is_not_used_is_counted_once_a_row_and_what_is_harmless_is_not_warn
             with collect_row_messages():
                 recognize(row)
     assert but_forms(notes) == {"unused": {"id": 3, "source": 3, "hint": 2, "user_id": 1}}
-    assert notes["form"] == {"question + answer": 3}
-    assert notes["used"] == {"question": 3, "answer": 3}
+    assert notes["form"] == {"question + answer | question | answer": 3}
     assert notes.listed("unused", 3) == "id, source, hint (2 of 3 rows), user_id (1 of 3 rows)"
     (warning,) = Source("a.jsonl", name="sums").warnings(notes, 3, has_chat_template=True)
     assert warning.startswith("source sums: not used: hint (2 of 3 rows). If a column matters, say with `columns`")
