@@ -44,9 +44,9 @@ def nll(model: Any, tokenizer: Any, turns: list[dict[str, Any]]) -> tuple[Tensor
     return losses, weights[1:]
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(("accumulate", "streaming"), [(1, True), (3, False)])
 def test_the_first_step_has_the_weighted_loss_and_gradient(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, accumulate: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, accumulate: int, streaming: bool
 ) -> None:
     start = copy_start(tmp_path / "start")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in ROWS))
@@ -57,7 +57,10 @@ def test_the_first_step_has_the_weighted_loss_and_gradient(
         "data": {
             "class_path": "lion_lightning.SFTDataModule",
             # a document each in three rows, or all of them in one
-            "init_args": {"sources": [{"path": "rows.jsonl"}], "max_length": 40 if accumulate == 3 else 512},
+            "init_args": {
+                "sources": [{"path": "rows.jsonl", "streaming": streaming}],
+                "max_length": 40 if accumulate == 3 else 512,
+            },
         },
         "trainer": {
             "max_steps": 1,
@@ -70,7 +73,7 @@ def test_the_first_step_has_the_weighted_loss_and_gradient(
     }
     (tmp_path / "sft.yaml").write_text(json.dumps(config))
     assert main(["fit", "-c", "sft.yaml"]) == 0
-    assert f"3 samples of 78 tokens in {accumulate} rows" in caplog.text
+    assert streaming or "3 samples of 78 tokens in 3 rows" in caplog.text
     with next(tmp_path.glob("lightning_logs/*/metrics.csv")).open() as file:
         (logged,) = list(csv.DictReader(file))
 
