@@ -38,12 +38,13 @@ class PolicyModel(nn.Module):
     Args:
         model: A causal LM, or a PEFT model around one.
         packed: False to run every sequence alone in a padded batch.
+        probe: False for a model without its weights; call :meth:`probe` once they are loaded.
 
     Raises:
         ValueError: The model's logits are not those of its head, under any post-processing known here.
     """
 
-    def __init__(self, model: nn.Module, packed: bool = True) -> None:
+    def __init__(self, model: nn.Module, packed: bool = True, probe: bool = True) -> None:
         super().__init__()
         self.model = model
         self.transform = logit_transform(self.causal_lm.config)
@@ -51,7 +52,7 @@ class PolicyModel(nn.Module):
         self.packed = packed and attention in PATHS
         self.mixers = SequencewiseMixers()
         self.recorder: RouterRecorder | None = None
-        if not any(parameter.is_meta for parameter in self.parameters()):
+        if probe:
             self.probe()
 
     @property
@@ -150,7 +151,7 @@ class PolicyModel(nn.Module):
     def probe(self) -> None:
         """Run a packed row and its sequences padded, so that a model on which they differ never trains packed.
 
-        Called at construction; for a model on the meta device, call it once the weights are loaded.
+        Called at construction, or once the weights are loaded.
 
         Raises:
             ValueError: See the class.

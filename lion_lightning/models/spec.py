@@ -164,13 +164,13 @@ class PolicySpec:
             known = self.load_config().get_text_config().vocab_size
             model = self._load(rows=max(vocabulary, known))
             embeddings = embedding_names(model)  # before adapters and FSDP change the names
-            policy = self._prepared(model, new_ids)
+            policy = self._prepared(model, new_ids, probe=False)
             names = tensor_names(model, files)
             to_meta(model, names)  # adapters stay: their initial values are not in the files
             sharding.apply(policy)
             read_rows(model, files, names, sharding.device)
         start_new_rows(model, embeddings, new_rows(known, vocabulary, new_ids))
-        policy.probe()  # not possible at construction, on the meta device
+        policy.probe()  # not possible at construction, without weights
         reshard(policy)
         return policy
 
@@ -187,9 +187,9 @@ class PolicySpec:
         set_recompute(model, self.recompute)
         return adapted
 
-    def _prepared(self, model: PreTrainedModel, new_ids: list[int]) -> PolicyModel:
+    def _prepared(self, model: PreTrainedModel, new_ids: list[int], probe: bool = True) -> PolicyModel:
         # transformers loads in evaluation mode, which turns gradient checkpointing off
-        return PolicyModel(self.adapted(model, new_ids)).train()
+        return PolicyModel(self.adapted(model, new_ids), probe=probe).train()
 
     def load_config(self) -> PretrainedConfig:
         """The transformers config, dropout off.
