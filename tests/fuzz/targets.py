@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import shutil
 import sys
@@ -42,18 +44,33 @@ def configs(space: Workspace, random: Random) -> Case:
 
 
 def rows(space: Workspace, random: Random) -> Case:
-    """A good row and one with a thing changed, or damaged bytes, as documents, as pairs or as prompts."""
+    """A good row and one with a thing changed, or damaged bytes, in a file of any kind, as documents or as pairs."""
     stage, forms = random.choice((("sft", SFT_ROWS), ("dpo", PAIR_ROWS)))
     good = random.choice(forms)
-    path = Path("fuzzed.jsonl")
+    path = Path(random.choice(("fuzzed.jsonl", "fuzzed.json", "fuzzed.csv", "fuzzed.jsonl.gz")))
     text = jsonl([good, mutated(good, random).value, good])
-    path.write_text(text, encoding="utf-8", errors="replace")
-    if random.random() < 0.2:
-        path.write_bytes(damaged(path.read_bytes(), random))
-    source = f'--data.sources=[{{"path": "{path}"}}]'
+    content = random.choice(FILES)(text)
+    path.write_bytes(damaged(content, random) if random.random() < 0.2 else content)
+    source = {
+        "path": str(path),
+        "on_bad_row": random.choice(("error", "skip")),
+        "format": random.choice((None, "chat")),
+    }
     shutil.rmtree("fuzzed-cache", ignore_errors=True)
-    arguments = ["inspect", "-c", f"{stage}.yaml", source, "--data.cache_dir=fuzzed-cache", "--rows=1"]
-    return path.read_text("utf-8", errors="replace"), lambda: main(arguments), (str(path), "data.")
+    sources = f"--data.sources={json.dumps([source])}"
+    arguments = ["inspect", "-c", f"{stage}.yaml", sources, "--data.cache_dir=fuzzed-cache", "--rows=1"]
+    return f"{source} {content[:4]!r}\n{text}", lambda: main(arguments), (str(path), "fuzzed", "data.")
+
+
+FILES: tuple[Callable[[str], bytes], ...] = (
+    lambda text: text.encode("utf-8", "replace"),
+    lambda text: text.encode("utf-8-sig", "replace"),
+    lambda text: text.encode("utf-16", "replace"),
+    lambda text: gzip.compress(text.encode("utf-8", "replace")),
+    lambda text: bz2.compress(text.encode("utf-8", "replace")),
+    lambda text: f"[{','.join(text.splitlines())}]".encode("utf-8", "replace"),
+)
+"""Ways to write JSON lines to a file; its name need not say which."""
 
 
 def checkpoints(space: Workspace, random: Random) -> Case:

@@ -26,6 +26,12 @@ SFT_ROWS: list[Config] = [
     {"prompt": TURNS[:1], "completion": TURNS[1:]},
     {"instruction": "And tako?", "output": "t a k o", "history": [["Spell neko.", "n e k o"]], "label": True},
     {"messages": json.dumps(TURNS), "tools": "[]", "id": 7, "images": []},
+    {"dialog": [{"human": "Spell tako.", "assistant": "t a k o"}], "system_prompt": "Be short."},
+    {"conversation": [*TURNS, {"role": "user", "content": [{"type": "text", "text": "And?"}], "name": None}]},
+    {"prompt": [TURNS[0], {"role": "assistant", "content": "t a", "prefix": True}], "completion": TURNS[1:]},
+    {"text": "\n\nHuman: Spell tako.\n\nAssistant: t a k o"},
+    {"conversations": [{"from": "human", "value": "Spell."}, {"from": "function_call", "value": '{"name": "f"}'}]},
+    {"instruction": "Spell tako.", "input": None, "response": "t a k o", "weight": 1},
 ]
 PAIR_ROWS: list[Config] = [
     {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": [{"role": "assistant", "content": "no"}]},
@@ -40,6 +46,8 @@ PAIR_ROWS: list[Config] = [
         "score_chosen": 2,
         "score_rejected": 1,
     },
+    {"prompt": [TURNS[0], {"role": "assistant", "content": "t a", "prefix": True}], **PAIR},
+    {"dialog": TURNS[:1], "answers": ["t a k o", "t a o"], "scores": ["2", "1"]},
     {"chosen": "\n\nHuman: Spell tako.\n\nAssistant: t a k o", "rejected": "\n\nHuman: Spell tako.\n\nAssistant: no"},
 ]
 

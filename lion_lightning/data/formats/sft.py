@@ -86,8 +86,10 @@ def _messages(column: str, row: Row) -> Example:
 
 def _up_to_last_answer(turns: tuple[Message, ...]) -> tuple[Message, ...]:
     """A conversation without what stands behind its last answer, where nothing is left to be trained."""
+    if turns[-1].role == "assistant" and not turns[-1].is_unfinished:
+        return turns
     answers = [number for number, turn in enumerate(turns) if turn.role == "assistant" and not turn.is_unfinished]
-    if not answers or answers[-1] == len(turns) - 1:
+    if not answers:
         return turns
     add_message("changed", "turns behind the last answer are left out, since nothing of them is trained")
     return turns[: answers[-1] + 1]
@@ -181,14 +183,13 @@ def conversation(
                 "user and assistant alternate, tool turns follow assistant turns; fix the row with a `transform`"
                 + (", or give the prompt's last message `prefix: true` if the answer continues it" if begun else "")
             )
-        if message.is_unfinished and number < len(messages) - 1:
+        if message.prefilled and message.is_unfinished and number < len(messages) - 1:
             raise ValueError(
                 f"message {number} is the beginning of an answer, and others follow; take its mark away, or give the "
                 "whole answer (with a `transform`)"
             )
         before = message.role
-    answers = [turn for turn in messages[prompt_turns or 0 :] if turn.role == "assistant" and not turn.is_unfinished]
-    if not answers:
+    if not any(turn.role == "assistant" and not turn.is_unfinished for turn in messages[prompt_turns or 0 :]):
         raise ValueError("no assistant turn to learn from; remove the row or give it an answer")
     return Conversation(messages, prompt_turns, tools, chat_template_kwargs)
 
