@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from torch.optim import AdamW
 from lion_lightning import DPOModule, LoRASpec, OnlineDPOModule, PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.losses import BCOLoss, SigmoidLoss, SimPOLoss
 from lion_lightning.models.embeddings import TrainableRows
+from lion_lightning.models.packing.hidden_states import backbone_output
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.modules.metrics import StepMetrics
 from lion_lightning.ops.logprobs import pair_logps
@@ -42,7 +44,8 @@ class Unchecked(PolicyModel):
     """A policy whose values nobody can look at."""
 
     def probe(self) -> None:
-        """Nothing."""
+        """Nothing: a Llama has the usual backbone."""
+        self._hidden = backbone_output
 
 
 def batches() -> tuple[PackedBatch, PackedBatch]:
@@ -141,6 +144,12 @@ def move_loss(module: Any, device: torch.device) -> None:
 def test_a_step_of_sft(trainer: Any, listed_waits: None, autocast: bool, recompute: Any) -> None:
     spec = PolicySpec(config=config(), recompute=recompute)
     step(SFTModule(spec, tokenizer=TokenizerSpec("none")), batches()[0], spec, autocast)
+
+
+def test_a_step_of_sft_with_weights(trainer: Any, listed_waits: None) -> None:
+    documents, spec = batches()[0], PolicySpec(config=config())
+    weighted = replace(documents, target_weights=torch.linspace(0.1, 2, len(documents.targets)))
+    step(SFTModule(spec, tokenizer=TokenizerSpec("none")), weighted, spec)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
