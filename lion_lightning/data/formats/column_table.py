@@ -251,7 +251,7 @@ MEANINGS = (
     Meaning(
         ("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "train", "loss_mask", "completion_mask"),
         "how much of the row is trained",
-        f"all rows count alike here; {_LEAVE_OUT}, or repeat a source with `fraction`",
+        f"a weight belongs to a message; {_LEAVE_OUT}, or give it to the answers as their `weight`",
         is_lost=lambda value: not is_yes(value),
         of_prompt=False,
     ),

@@ -34,11 +34,11 @@ def legend(colors: bool) -> Text:
     """
     from rich.text import Text
 
-    text = Text("Marks: ")
+    examples = []
     for words, weight, reasoning in _EXAMPLES:
-        _add(text, words, weight, reasoning, colors)
-        text.append("  ")
-    return text
+        examples.append(Text())
+        _add(examples[-1], words, weight, reasoning, colors)
+    return Text("Marks: ") + Text("  ").join(examples)
 
 
 def marked(tokenizer: PreTrainedTokenizerBase, piece: SampleSegment, colors: bool) -> Text:
