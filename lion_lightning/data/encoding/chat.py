@@ -132,15 +132,16 @@ class ChatEncoder:
     def _tokenize(self, drafts: Sequence[Draft], where: Sequence[str]) -> list[Tokens]:
         """Tokens of each text; a model that is given the prompt alone sees the same before the answer.
 
-        Some templates end a prompt with a space that would be joined to the answer's first word. Nothing in the row can
-        be done about it, and a model sees the two apart; so they are tokenized apart.
+        Some templates end a prompt with a space that would be joined to the answer's first word, or with the first of
+        two line breaks. Nothing in the row can be done about it, and a model sees the two apart; so they are tokenized
+        apart.
         """
         texts = [draft.text for draft in drafts]
         encodings: list[Tokens] = [*self._tokens.encode(texts)]
         starts = [draft.starts for draft in drafts]
         for number, boundary in self._tokens.differing(texts, encodings, starts):
             text, start = texts[number], boundary.start
-            by_template = drafts[number].templated and not text[start : start + 1].isspace()
+            by_template = drafts[number].templated and not drafts[number].brings_space(start)
             apart = self._tokens.encode_parts(text, starts[number]) if by_template else None
             if apart is None or self._tokens.differing([text], [apart], [starts[number]]):
                 raise ValueError(

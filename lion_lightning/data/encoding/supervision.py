@@ -46,6 +46,10 @@ class Draft(NamedTuple):
     parts: Sequence[str]
     starts: Sequence[int]
 
+    def brings_space(self, start: int) -> bool:
+        """Whether a text of the row begins at a character, and with white space."""
+        return any(part[:1].isspace() and self.text.startswith(part.rstrip(), start) for part in self.parts)
+
     def checked(self) -> Draft:
         """Refuse half characters: the tokenizer would refuse the batch without naming the row.
 

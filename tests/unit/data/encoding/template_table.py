@@ -138,13 +138,16 @@ NINETEEN: dict[str, dict[str, Any]] = {
 
 @cache
 def tokenizer(name: str, text: str | None = None) -> PreTrainedTokenizerFast:
-    """A token a byte, and one for each marker of the template."""
-    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(alphabet, []))
+    """A token a byte, one for two line breaks, as usual, and one for each marker of the template."""
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "\u010a\u010a"]
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    backend = Tokenizer(models.BPE(vocabulary, [("\u010a", "\u010a")]))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]
     made.chat_template = text or (FOLDER / f"{name}.jinja").read_text("utf-8")
-    markers = re.findall("<[|\uff5c][^<>\\s'\"{}]+>|<\\w+\\|>|<(?:start|end)_of_\\w+>", made.chat_template)
+    markers = re.findall(
+        "<[|\uff5c][^<>\\s'\"{}]+>|<\\w+\\|>|<(?:start|end)_of_\\w+>|</?think>|</?tool_call>", made.chat_template
+    )
     made.add_tokens(sorted(set(markers)), special_tokens=True)
     return made
 

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from tests.unit.data.encoding.template_table import FIVE, NINETEEN, TEMPLATES, TWINS, agreement, outcome
+from lion_lightning.data.encoding.rendering import ChatRenderer
+from lion_lightning.data.formats.sft import Conversation, recognize
+from lion_lightning.models.chat_template import with_defaults
+from tests.unit.data.encoding.template_table import (
+    FIVE,
+    NINETEEN,
+    TEMPLATES,
+    TWINS,
+    agreement,
+    outcome,
+    template_text,
+    tokenizer,
+)
 
 pytestmark = pytest.mark.skipif(not TEMPLATES, reason="needs TRL for its templates")
 
@@ -35,8 +48,8 @@ CANNOT = {
 def kinds(situation: str, names: list[str]) -> Counter[str]:
     row = {**FIVE, **NINETEEN}[situation]
     outcomes = {name: outcome(name, row) for name in names}
-    wrong = {name: found for name, found in outcomes.items() if not found.startswith(("exact", "cannot render"))}
-    assert wrong == {}
+    known = ("exact", "cannot render", "refused: the end of the prompt (")  # by the row's white space
+    assert {name: found for name, found in outcomes.items() if not found.startswith(known)} == {}
     return Counter(found.partition(":")[0] for found in outcomes.values())
 
 
@@ -73,8 +86,45 @@ def test_what_a_template_cannot_render_is_an_error(situation: str, name: str, ca
 @pytest.mark.slow
 @pytest.mark.parametrize("situation", [*FIVE, *NINETEEN])
 def test_no_template_loses_or_adds_a_word(situation: str) -> None:
-    expected = Counter({"exact": 41 - CANNOT.get(situation, 0), "cannot render": CANNOT.get(situation, 0)})
+    cannot, refused = CANNOT.get(situation, 0), 12 if situation == "white space, unicode" else 0
+    expected = Counter({"exact": 41 - cannot - refused, "cannot render": cannot, "refused": refused})
     assert kinds(situation, TEMPLATES) == +expected
+
+
+# --- the generation prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "targets"),
+    [
+        ("qwen3", {}, ["Answerone.<|im_end|>", "<think>\n\n</think>\n\nAnswertwo.<|im_end|>"]),
+        ("qwen3", {"enable_thinking": False}, ["Answerone.<|im_end|>", "Answertwo.<|im_end|>"]),
+        ("qwen3_5_think", {}, ["Answerone.<|im_end|>", "\n</think>\n\nAnswertwo.<|im_end|>"]),
+        ("qwen3_5_think", {"enable_thinking": False}, ["Answerone.<|im_end|>", "Answertwo.<|im_end|>"]),
+        ("nemotron_3_nano", {}, ["</think>Answerone.<|im_end|>", "</think>Answertwo.<|im_end|>"]),
+        ("nemotron_3_nano", {"enable_thinking": False}, ["Answerone.<|im_end|>", "Answertwo.<|im_end|>"]),
+        (
+            "deepseekv3",
+            {},
+            ["Answerone.<\uff5cend\u2581of\u2581sentence\uff5c>", "Answertwo.<\uff5cend\u2581of\u2581sentence\uff5c>"],
+        ),
+        ("glm4moe", {}, ["\n<think></think>\nAnswerone.<|user|>", "\n<think></think>\nAnswertwo."]),
+        (
+            "gptoss",
+            {"reasoning_effort": "low"},
+            ["<|channel|>final<|message|>Answerone.<|end|>", "<|channel|>final<|message|>Answertwo.<|return|>"],
+        ),
+    ],
+)
+def test_what_the_generation_prompt_brings_is_no_target_and_the_rest_is(
+    name: str, variables: dict[str, Any], targets: list[str]
+) -> None:
+    made = tokenizer(f"{name} {variables}", with_defaults(template_text(name), variables, "kwargs"))
+    talk = recognize(FIVE["several turns"])
+    assert isinstance(talk, Conversation)
+    text, answers, _ = ChatRenderer(made).answers(talk)
+    assert [text[slice(*answer.spans[0])] for answer in answers] == targets
+    assert ("Reasoning: low" in text) == (name == "gptoss")
 
 
 # --- the tags of the twins
