@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,19 @@ def test_all_ranks_name_the_row_that_a_single_process_names(tmp_path: Path) -> N
         tokenize(source, Letters(), tmp_path / "one")
     said = ranks(tmp_path, lambda place: tokenize(source, Letters(), tmp_path / "two", place))
     assert [(type(error), str(error)) for error in said] == [(ValueError, str(alone.value))] * 2
+
+
+def test_ranks_leave_out_the_same_bad_rows_as_one_and_write_them_to_one_file(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": f"A{number}"} for number in range(12)]
+    rows[1], rows[5], rows[9] = {"nonsense": 1}, {"nonsense": 2}, {"text": ""}
+    source = replace(write(tmp_path, rows), on_bad_row="skip")
+    alone = tokenize(source, Letters(), tmp_path / "one")
+    tables = ranks(tmp_path, lambda place: tokenize(source, Letters(), tmp_path / "three", place), world=3)
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+    assert [table.messages for table in tables] == [alone.messages] * 3
+    assert [len(table) for table in tables] == [9] * 3
+    written = [json.loads(line)["where"] for line in contents(tmp_path / "three")["bad_rows.jsonl"].splitlines()]
+    assert written == [f"{source.path}:{line}" for line in (2, 6, 10)]
 
 
 def test_a_second_start_makes_only_what_the_first_has_not(tmp_path: Path) -> None:
