@@ -76,21 +76,17 @@ def _call(call: Any, name: str) -> dict[str, Any]:
     given = [key for key in _ARGUMENTS if key in function]
     if len(given) > 1:
         raise ValueError(f"{name} has both {given[0]} and {given[1]}; keep one of them (with a `transform`)")
-    arguments = _arguments(function.get(given[0]) if given else None, f"{name}.{given[0] if given else ''}")
+    path = f"{name}.{given[0] if given else ''}"
+    arguments = _parsed((function.get(given[0]) if given else None) or {}, path, "a JSON object")
+    if not isinstance(arguments, dict):
+        kind = type(arguments).__name__
+        raise ValueError(f"{path} is {kind}, not a JSON object; no parser would read such a call")
     rest = {key: value for key, value in function.items() if key not in _ARGUMENTS}
-    kind = {} if "type" in own else {"type": "function"}
-    return {**kind, **own, "function": {**rest, "arguments": arguments}}
+    return {**({} if "type" in own else {"type": "function"}), **own, "function": {**rest, "arguments": arguments}}
 
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 """Keys of the arguments of a call; templates read the first."""
-
-
-def _arguments(value: Any, name: str) -> dict[str, Any]:
-    parsed = _parsed(value or {}, name, "a JSON object")
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{name} is {type(parsed).__name__}, not a JSON object; no parser would read such a call")
-    return parsed
 
 
 def _parsed(value: Any, name: str, what: str) -> Any:

@@ -172,22 +172,8 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     if not isinstance(turn, Mapping):
         raise ValueError(f"{name} is {type(turn).__name__}, not an object with role and content")
     own = {key: value for key, value in turn.items() if value is not None}
-    raw_role = _either(own, "role", "from", name)
-    plain_role = raw_role if isinstance(raw_role, str) else ""
-    if plain_role not in ROLES:
-        plain_role = plain_role.strip().lower()
-    role = ROLES.get(plain_role)
-    if role is None:
-        raise ValueError(f"{name} has the role {repr(raw_role)[:60]}; known roles are {', '.join(ROLES)}")
-    if plain_role == "developer":
-        add_message("changed", "developer turns are read as system turns")
-    content = _either(own, "content", "value", name)
-    if content is None and not own.get("tool_calls"):
-        content = own.pop("text", None)
-    if plain_role in _CALLS and (calls := _calls_in(content)):
-        content, own["tool_calls"] = None, calls
-    # The result of a tool is often such JSON, and stays as it is.
-    content = _joined(content if role == "tool" else parse_content_parts(content), name)
+    speaker = _speaker(own, name)
+    role, content = ROLES[speaker], _content(own, speaker, name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
     is_begun = role == "assistant" and any(own.get(key) is True and own.pop(key) for key in _BEGUN)
@@ -196,6 +182,33 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     silent = may_be_empty or role in ("system", "tool") or "tool_calls" in extra
     text = read_text("" if content is None and "tool_calls" in extra else content, f"{name} ({role})", silent)
     return Message(role, text, extra or None, weight, len(text) if is_begun else 0)
+
+
+def _speaker(own: dict[str, Any], name: str) -> str:
+    """Take the name of the role out of a message."""
+    given = _either(own, "role", "from", name)
+    speaker = given if isinstance(given, str) else ""
+    speaker = speaker if speaker in ROLES else speaker.strip().lower()
+    if speaker not in ROLES:
+        raise ValueError(f"{name} has the role {repr(given)[:60]}; known roles are {', '.join(ROLES)}")
+    if speaker == "developer":
+        add_message("changed", "developer turns are read as system turns")
+    return speaker
+
+
+def _content(own: dict[str, Any], speaker: str, name: str) -> Any:
+    """Take the content out of a message; parts are joined with nothing between them, as OpenAI has them."""
+    content = _either(own, "content", "value", name)
+    if content is None and not own.get("tool_calls"):
+        content = own.pop("text", None)
+    if speaker in _CALLS and (calls := _calls_in(content)):
+        own["tool_calls"] = calls
+        return None
+    if ROLES[speaker] != "tool":  # whose result is often such JSON, and stays as it is
+        content = parse_content_parts(content)
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return content
+    return "".join(part if isinstance(part, str) else _part(part, name) for part in content)
 
 
 def _either(own: dict[str, Any], key: str, other: str, name: str) -> Any:
@@ -214,13 +227,6 @@ def _calls_in(content: Any) -> list[Any] | None:
         return None
     calls = parsed if isinstance(parsed, list) else [parsed]
     return calls if all(isinstance(call, Mapping) and call.keys() & {"name", "function"} for call in calls) else None
-
-
-def _joined(content: Any, name: str) -> Any:
-    """Join OpenAI's list of text parts, with nothing between them; leave anything else as it is."""
-    if isinstance(content, str) or not isinstance(content, Sequence):
-        return content
-    return "".join(part if isinstance(part, str) else _part(part, name) for part in content)
 
 
 def _part(part: Any, name: str) -> str:
@@ -264,23 +270,13 @@ def context(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _extra(own: dict[str, Any], role: str, name: str) -> dict[str, Any]:
-    """All other keys of a message that are not empty, for the template."""
+    """All other keys of a message that are not empty, for the template: one of them for the reasoning, if any."""
     extra = {key: own[key] for key in _nonempty(own)}
     calls = read_calls(extra, name)
     if calls and role != "assistant":
         raise ValueError(f"{name} is a {role} turn with tool calls, which only an assistant turn makes")
     if calls:
         extra["tool_calls"] = calls
-    _one_reasoning(extra, name)
-    return extra
-
-
-def _nonempty(own: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in own.items() if value is not None and value not in ("", [], {}, ())]
-
-
-def _one_reasoning(extra: dict[str, Any], name: str) -> None:
-    """Keep one key of the reasoning, if any."""
     given = [key for key in REASONING if key in extra]
     for key in given:
         read_text(extra[key], f"{name}.{key}", may_be_empty=True)
@@ -288,3 +284,8 @@ def _one_reasoning(extra: dict[str, Any], name: str) -> None:
             raise ValueError(f"{name} has both {given[0]} and {key}, which differ; keep one of them")
     for key in given[1:]:
         del extra[key]
+    return extra
+
+
+def _nonempty(own: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in own.items() if value is not None and value not in ("", [], {}, ())]

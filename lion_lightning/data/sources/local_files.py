@@ -109,7 +109,11 @@ def _refuse_outside_files(folder: Path) -> None:
 
 def _folder(folder: Path) -> dict[str, Rows]:
     """Files of one kind with their splits in their names, as a download from the hub leaves them."""
-    files = [path for path in sorted(folder.rglob("*")) if _is_data(path.relative_to(folder)) and path.is_file()]
+    files = []
+    for path in sorted(folder.rglob("*")):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if kind_of(path) and path.name not in _METADATA and not is_hidden and path.is_file():
+            files.append(path)
     if not files:
         raise ValueError(
             f"{folder}: not a data set saved with save_to_disk, and no file in it can be read; to read other files in "
@@ -131,11 +135,6 @@ def _folder(folder: Path) -> dict[str, Rows]:
     for name, paths in by_split.items():
         splits[str(name)] = ChainedRows([rows for path in paths for rows in _file(path).values()])
     return splits
-
-
-def _is_data(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return kind_of(path) is not None and path.name not in _METADATA and not hidden
 
 
 def _require_one(folder: Path, found: set[str], what: str) -> None:

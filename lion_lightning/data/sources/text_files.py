@@ -272,7 +272,8 @@ class Table(FileRows):
     def _delimiter(self, header: str) -> str:
         """What separates the names: as the file's name says, or else what stands between them."""
         others = ";\t|" if self.delimiter == "," or ", " in header else ";,|"
-        return self.delimiter if self.delimiter in header else next((mark for mark in others if mark in header), ",")
+        found = [mark for mark in (self.delimiter, *others) if mark in header]
+        return found[0] if found else self.delimiter
 
     def _row(self, where: str, names: list[str], cells: list[str]) -> Row:
         if len(cells) != len(names):

@@ -237,6 +237,12 @@ def test_cells_are_text_and_empty_ones_null(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("name", "cell"), [("a.tsv", "a, b; c"), ("a.csv", "a; b|c")])
+def test_a_table_of_one_column_is_not_cut_at_other_marks(tmp_path: Path, name: str, cell: str) -> None:
+    (tmp_path / name).write_text(f"text\n{cell}\n")
+    assert texts(tmp_path / name) == [cell]
+
+
 def test_a_long_cell_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000 + "\n")
     assert texts(tmp_path / "a.csv") == ["x" * 200_000]
