@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from threading import Thread
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -116,3 +118,11 @@ def _as_it_is(block: Any) -> Any:
 
 def _begin_worker(number: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent was killed: torch's would wait for somebody to take its last block, forever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
