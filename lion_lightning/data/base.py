@@ -214,8 +214,8 @@ class PackedDataModule(LightningDataModule, ABC):
         """Packed rows of this rank, shuffled unless ``overfit_batches`` repeats a few of them."""
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
         if self.streamed is not None:
-            loading = self._loading() | {"report": self.filters.report, "warn": self.warn, "shuffle": shuffle}
-            made = StreamLoader.of(self.streamed, self.trainer, settings=self.batch_settings(), **loading)
+            options = self._loading() | {"settings": self.batch_settings(), "shuffle": shuffle, "warn": self.warn}
+            made = StreamLoader.of(self.streamed, self.trainer, **options)
             self._stream_loader = made
             return made
         assert self.train_mixture is not None, "call setup() first"

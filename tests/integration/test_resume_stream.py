@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.packing.best_fit import BestFit
-from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.filters import DocumentFilters
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.loader import StreamLoader
@@ -55,7 +54,7 @@ class StreamRuns(Runs):
             return super().loader(shuffle, workers)
         settings = StreamSettings(window=6, remember=0)
         streamed = StreamedSources.open([self.source], Letters(), DocumentFilters(8), settings)
-        options: dict[str, Any] = {"report": SourceReport, "packing": BestFit(), "capacity": 8}
+        options: dict[str, Any] = {"packing": BestFit(), "capacity": 8}
         return StreamLoader(streamed, **options, batch_size=3, seed=5, num_workers=workers, lookahead=self.lookahead)
 
 

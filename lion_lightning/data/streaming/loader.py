@@ -43,7 +43,6 @@ class StreamLoader:
 
     Args:
         streamed: The sources.
-        report: Class of the sources' reports.
         packing: How documents share rows.
         capacity: Tokens of a row.
         batch_size: Rows of a micro-batch.
@@ -67,7 +66,6 @@ class StreamLoader:
         self,
         streamed: StreamedSources,
         *,
-        report: type[SourceReport],
         packing: Packing,
         capacity: int,
         batch_size: int = 1,
@@ -85,7 +83,7 @@ class StreamLoader:
         self.rank, self.world_size, self.num_workers, self.lookahead = rank, world_size, num_workers, lookahead
         self.settings = dict(settings or {})
         self.sampler = self
-        self._report, self._warn = report, warn
+        self._warn = warn
         self._resumed = False
         self._finished: int | None = None
         self._begin_epoch(0)
@@ -223,7 +221,7 @@ class StreamLoader:
 
     def _open(self, window: Mapping[str, Any]) -> BlockFeed:
         """The blocks of all sources from the start of a window on."""
-        self._cursors = [Cursor.of(state, self._report) for state in window["cursors"]]
+        self._cursors = [Cursor.of(state, self.streamed.encoder.filters.report) for state in window["cursors"]]
         order = [self.seed, self.epoch] if self.shuffle else []
         blocks = []
         for number, (reader, cursor) in enumerate(zip(self.streamed.readers, self._cursors, strict=True)):
@@ -234,25 +232,14 @@ class StreamLoader:
 
     def _rows(self, feed: BlockFeed, window: Mapping[str, Any]) -> Iterator[PackedRow]:
         """All rows from the start of a window on; a window's start is kept for states when its first row comes."""
-        sources, settings = self.streamed.sources, self.streamed.settings
-        bad_rows, writes = self.streamed.bad_rows(), self.rank == 0
-        for path in bad_rows if writes and window["number"] == 0 else ():
+        writes = self.rank == 0
+        for path in self.streamed.bad_rows() if writes and window["number"] == 0 else ():
             path.unlink(missing_ok=True)  # of an earlier run
-        mixture = StreamMixture(
-            sources,
-            feed,
-            self._cursors,
-            self._hashes,
-            settings.mix_by,
-            self.capacity,
-            self._report,
-            bad_rows,
-            writes,
-        )
+        mixture = StreamMixture(self.streamed, feed, self._cursors, self._hashes, self.capacity, writes)
         seed = [self.seed, self.epoch] if self.shuffle else [self.seed]
         number, count = window["number"], window["rows"]
-        show_progress = self.rank == 0
-        rows = WindowedRows(mixture, self.packing, self.capacity, settings.window, seed, number, show_progress)
+        size = self.streamed.settings.window
+        rows = WindowedRows(mixture, self.packing, self.capacity, size, seed, number, show_progress=writes)
         for row in rows:
             if row.first and row.window.number > number:
                 self._keep(row.window, count)

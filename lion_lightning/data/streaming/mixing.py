@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,13 +18,14 @@ from lion_lightning.data.reports.bad_rows import refuse_mostly_bad
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
 from lion_lightning.data.selection.mixture import require_fitting
-from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.duplicates import RecentHashes
 from lion_lightning.data.streaming.encoding import EncodedBlock
 from lion_lightning.data.streaming.feed import BlockFeed
 from lion_lightning.data.streaming.reading import Place
-from lion_lightning.data.streaming.settings import MixBy
+from lion_lightning.data.streaming.streamed import StreamedSources
 from lion_lightning.types import Sample
+
+logger = logging.getLogger(__name__)
 
 HOPELESS_ROWS = 20_000
 """A source that gives no document in so many rows is wrong."""
@@ -97,33 +99,28 @@ class StreamMixture:
     that ends leaves the mixture, and the others go on.
 
     Args:
-        sources: The sources.
+        streamed: The sources, and what the weights share out.
         feed: Their encoded blocks, from where the cursors stand.
         cursors: Where to go on in each source.
         hashes: The contents of earlier documents.
-        mix_by: What the weights share out.
         row_length: Tokens that every document has to fit in.
-        report: Class of the sources' reports.
-        bad_rows: Files that rows are written to that cannot be used and are left out.
-        writes: Whether this process writes them.
+        writes: Whether this process writes the bad rows, and says that a source has ended.
     """
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        streamed: StreamedSources,
         feed: BlockFeed,
         cursors: Sequence[Cursor],
         hashes: RecentHashes,
-        mix_by: MixBy,
         row_length: int,
-        report: type[SourceReport],
-        bad_rows: Sequence[Path],
         writes: bool = True,
     ) -> None:
-        self._bad_rows, self._writes = bad_rows, writes
-        self.sources, self.cursors, self.hashes = sources, cursors, hashes
-        self._feed, self._mix_by, self._row_length, self._report = feed, mix_by, row_length, report
-        self._weights = [source.weight or 1.0 for source in sources]
+        self.sources, self.cursors, self.hashes = streamed.sources, cursors, hashes
+        self._mix_by, self._report = streamed.settings.mix_by, streamed.encoder.filters.report
+        self._feed, self._row_length, self._writes = feed, row_length, writes
+        self._bad_rows = streamed.bad_rows()
+        self._weights = [source.weight or 1.0 for source in streamed.sources]
 
     def draw(self) -> Drawn | None:
         """The next document; None when all sources have ended.
@@ -166,6 +163,7 @@ class StreamMixture:
         cursor.block = self._feed.take(number)
         if cursor.block is None:
             cursor.ended, cursor.is_open = True, False
+            self._tell_end(number)
             return
         selection = cursor.block.selection(self.sources[number])
         numbers = selection.spans.rows + cursor.examples
@@ -188,6 +186,12 @@ class StreamMixture:
         digests = selection.table.digests[:, 0].tolist()
         rows = dict.fromkeys(selection.spans.rows.tolist())  # once each: one may be split into several documents
         return tuple(row for row in rows if not self.hashes.add(digests[row]))
+
+    def _tell_end(self, number: int) -> None:
+        left = [source.label for source, cursor in zip(self.sources, self.cursors, strict=True) if not cursor.ended]
+        if left and self._writes:
+            counts = f"{self.cursors[number].documents:,} documents, {self.cursors[number].tokens:,} tokens"
+            logger.info("source %s has ended (%s); %s go on", self.sources[number].label, counts, ", ".join(left))
 
     def _close(self, cursor: Cursor) -> None:
         assert cursor.block is not None

@@ -143,10 +143,12 @@ class IterablePart:
     Attributes:
         make: Makes the iterable.
         name: Its name, for errors.
+        fix: What to do about its errors.
     """
 
     make: Callable[[], Iterable[Mapping[str, Any]]]
     name: str
+    fix: str = "fix the iterable"
 
     def blocks(self, place: Place) -> Iterator[RawBlock]:
         """The rows from a place on.
@@ -167,7 +169,7 @@ class IterablePart:
         try:
             return self.make()
         except Exception as error:
-            raise ValueError(f"{self.name}: {first_line(error, with_type=True)}; fix the iterable") from error
+            raise ValueError(f"{self.name}: {first_line(error, with_type=True)}; {self.fix}") from error
 
     def _rows(self, made: Any, number: int, skip: int) -> Iterator[Row]:
         """The rows behind those to skip; ``number`` is that of the first."""
@@ -181,7 +183,7 @@ class IterablePart:
             except StopIteration:
                 return
             except Exception as error:
-                raise ValueError(f"{where}: {first_line(error, with_type=True)}; fix the iterable") from error
+                raise ValueError(f"{where}: {first_line(error, with_type=True)}; {self.fix}") from error
             if not isinstance(values, Mapping):
                 raise ValueError(f"{where}: a row must be a dict with named columns, not {type(values).__name__}")
             yield Row(where, values)
@@ -241,7 +243,8 @@ def _parts(source: Source) -> list[Part]:
         return [IterablePart(source.iterable, source.label)]
     local = find_splits(source.path)
     if local is None:
-        return [IterablePart(partial(_hub_rows, source), source.path)]
+        fix = "nothing on disk has this name; check path, split, subset and the network, or whether the hub has it"
+        return [IterablePart(partial(_hub_rows, source), source.path, fix)]
     if source.subset or source.revision:
         raise ValueError(f"{source.path}: `subset` and `revision` are for data sets on the hub; leave them out")
     name = source.split if source.split in local else SPLITS.get(source.split, source.split)

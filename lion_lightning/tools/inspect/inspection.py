@@ -45,7 +45,6 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     training, training_title = datamodule.train_mixture, "Training"
     if datamodule.streamed is not None:
         training, training_title = datamodule.streamed.head(), "Training, the first rows of each stream"
-        console.print(literal("\n".join(datamodule.streamed.describe())))
     for title, mixture in ((training_title, training), ("Validation", datamodule.validation_mixture)):
         if mixture is not None:
             console.print(_table(title, mixture.reports))
