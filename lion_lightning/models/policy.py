@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from typing_extensions import override
 
 from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import output_head
+from lion_lightning.models.packing.forms import RowForm, possible_forms
 from lion_lightning.models.packing.hidden_states import HiddenStates, backbone_output, head_input
-from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers
+from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers, modules_in_front
 from lion_lightning.models.packing.probe import close, differing_layer, probe_row
 from lion_lightning.models.packing.routers import RouterRecorder
 from lion_lightning.models.weights.checks import all_tensors, require_finite
@@ -37,19 +39,20 @@ class PolicyModel(nn.Module):
 
     Args:
         model: A causal LM, or a PEFT model around one.
-        packed: False to run every sequence alone in a padded batch.
+        packed: False to run every sequence alone in a padded batch; True to try attention code of the model's own on
+            packed rows; None to pack rows if the model's attention is one of :mod:`lion_lightning.ops.attention`.
         probe: False for a model without its weights; call :meth:`probe` once they are loaded.
 
     Raises:
         ValueError: The model's logits are not those of its head, under any post-processing known here.
     """
 
-    def __init__(self, model: nn.Module, packed: bool = True, probe: bool = True) -> None:
+    def __init__(self, model: nn.Module, packed: bool | None = None, probe: bool = True) -> None:
         super().__init__()
         self.model = model
         self.transform = logit_transform(self.causal_lm.config)
-        attention = getattr(self.causal_lm.config, "_attn_implementation", None)
-        self.packed = packed and attention in PATHS
+        self.packed = self._has_row_attention if packed is None else packed
+        self.form = RowForm()
         self.mixers = SequencewiseMixers()
         self.recorder: RouterRecorder | None = None
         if probe:
@@ -61,6 +64,10 @@ class PolicyModel(nn.Module):
         model: Any = self.model
         base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
         return base
+
+    @property
+    def _has_row_attention(self) -> bool:
+        return getattr(self.causal_lm.config, "_attn_implementation", None) in PATHS
 
     @property
     def _name(self) -> str:
@@ -131,16 +138,9 @@ class PolicyModel(nn.Module):
             yield
 
     def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
-        # transformers passes a 4D mask through untouched, so the model builds none; our attention reads the layout.
-        hidden = self._hidden(
-            self.causal_lm,
-            input_ids=input_ids[None],
-            position_ids=position_ids[None],
-            attention_mask=input_ids.new_empty(1, 1, 0, 0, dtype=torch.bool),
-            use_cache=False,
-            layout=layout,
-        )
-        return hidden[0]
+        inputs = self.form.inputs(input_ids, position_ids, layout, self.causal_lm.dtype)
+        with self.mixers.on(layout):
+            return self._hidden(self.causal_lm, **inputs)[0]
 
     def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
         (source,), (mask,), _ = layout.padded
@@ -168,28 +168,59 @@ class PolicyModel(nn.Module):
             self.train(training)
 
     def _probe_packing(self) -> None:
+        """Choose the first form of rows that is exact; none is for a model that then runs padded."""
         asked = self.causal_lm.config._attn_implementation
-        try:
-            self.mixers = self._found_mixers()
-            self.causal_lm.set_attn_implementation(asked)
+        causes = []
+        for form in possible_forms(self.causal_lm, self._has_row_attention):
+            self.form = form
+            self._set_attention("eager" if self.form.dense_mask else asked)
             cause = self._packing_fault()
-        except (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError) as error:
-            cause = first_line(error)
-        if cause is None:
-            return
+            if cause is None:
+                return
+            causes.append(cause)
+            self.mixers.remove()
+        self.packed = False
         log.warning(
             "%s cannot run packed rows (%s); every sequence runs alone in a padded batch, which is slower.",
             type(self.causal_lm).__name__,
-            cause,
+            next(iter(causes), "it has attention code of its own, with a window"),
         )
-        self.packed = False
-        self.mixers.remove()
         config = self.causal_lm.config.get_text_config()
         softcapped = getattr(config, "attn_logit_softcapping", None) is not None  # SDPA has no soft cap
-        native = "sdpa" if self.causal_lm._supports_sdpa and not softcapped else "eager"
-        self.causal_lm.set_attn_implementation(native)
+        self._set_attention("sdpa" if self.causal_lm._supports_sdpa and not softcapped else "eager")
+
+    def _set_attention(self, name: str) -> None:
+        self.causal_lm.set_attn_implementation(name)
         # Models with attention code of their own ignore that, and read in their config which mask they are to make.
-        self.causal_lm.config._attn_implementation = native
+        self.causal_lm.config._attn_implementation = name
+
+    def _packing_fault(self) -> str | None:
+        """What differs between packed and padded in the present form; None if nothing does."""
+        ids, layout = probe_row(self.causal_lm)
+        asked = self.causal_lm.config._attn_implementation
+        run = partial(self._packed_hidden, ids, layout.positions, layout)
+
+        def padded() -> Tensor:
+            self._set_attention("eager")  # the model's own definition: SDPA ignores soft caps and sinks
+            hidden = self._padded_hidden(ids, layout.positions, layout)
+            self._set_attention(asked)
+            return hidden
+
+        try:
+            self.mixers = SequencewiseMixers()
+            if self.form.own_positions:
+                for place, module in modules_in_front(self.causal_lm, run).items():
+                    self.mixers.add(place, module, layer=None)
+            if not self.form.dense_mask:
+                self._set_attention("lion" if asked == "lion_dense" else asked)  # NaN passes a mask
+                find_mixers(self.causal_lm, run, layout, self.mixers)
+                self._set_attention(asked)
+            name: str | None = differing_layer(self.causal_lm, run, padded, layout)
+        except (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError, AttributeError) as error:
+            return first_line(error)
+        if name is None and self.causal_lm.is_gradient_checkpointing and not self.mixers.recomputable:
+            return "its layers are not told which row they recompute, set policy.recompute: none"
+        return f"{name} gives other values than alone" if name else None
 
     def _probe_causality(self) -> None:
         row = probe_row(self.causal_lm)[0][:5][None]
@@ -202,29 +233,6 @@ class PolicyModel(nn.Module):
                 f"{self._name}: what it gives for a token depends on later tokens: it is no causal language model, or "
                 f"its attention has no causal mask with {self.causal_lm.config._attn_implementation!r}."
             )
-
-    def _found_mixers(self) -> SequencewiseMixers:
-        ids, layout = probe_row(self.causal_lm)
-        if self.causal_lm.config._attn_implementation == "lion_dense":  # NaN passes a mask
-            self.causal_lm.set_attn_implementation("lion")
-        return find_mixers(self.causal_lm, lambda: self._packed_hidden(ids, layout.positions, layout), layout)
-
-    def _packing_fault(self) -> str | None:
-        """What differs between packed and padded; None if nothing does."""
-        ids, layout = probe_row(self.causal_lm)
-        asked = self.causal_lm.config._attn_implementation
-
-        def padded() -> Tensor:
-            # the model's own definition: SDPA ignores soft caps and sinks
-            self.causal_lm.set_attn_implementation("eager")
-            hidden = self._padded_hidden(ids, layout.positions, layout)
-            self.causal_lm.set_attn_implementation(asked)
-            return hidden
-
-        name = differing_layer(
-            self.causal_lm, lambda: self._packed_hidden(ids, layout.positions, layout), padded, layout
-        )
-        return f"{name} gives other values than alone" if name else None
 
     def _probe_head(self) -> None:
         row = probe_row(self.causal_lm)[0][:5][None]

@@ -43,6 +43,7 @@ from lion_lightning.models.weights.sharded_loading import (
     tensor_names,
     to_meta,
 )
+from lion_lightning.ops.attention import PATHS
 from lion_lightning.ops.recompute import Recompute, set_recompute
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class PolicySpec:
 
     def _prepared(self, model: PreTrainedModel, new_ids: list[int], probe: bool = True) -> PolicyModel:
         # transformers loads in evaluation mode, which turns gradient checkpointing off
-        return PolicyModel(self.adapted(model, new_ids), probe=probe).train()
+        return PolicyModel(self.adapted(model, new_ids), packed=self.attention in PATHS, probe=probe).train()
 
     def load_config(self) -> PretrainedConfig:
         """The transformers config, dropout off.

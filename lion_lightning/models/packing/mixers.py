@@ -1,4 +1,4 @@
-"""Token mixers that are no attention (state-space layers, linear attention, convolutions) on packed rows.
+"""Token mixers that are not attention (state-space layers, linear attention, convolutions) on packed rows.
 
 Such a module carries a state from token to token and knows nothing of a row's segments. So it alone runs sequence by
 sequence: it gets every leaf segment with its ancestors, in right-padded batches of similar lengths, and its output is
@@ -26,11 +26,13 @@ from lion_lightning.ops.layout import RowLayout
 def named_decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The decoder layers of a causal LM, as its own code marks them, by name; empty if it marks none."""
     marked = set(model._no_split_modules or ())
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in marked
-    }
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():  # parents first
+        is_marked = isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in marked
+        in_list = name.rpartition(".")[2].isdigit()  # RoBERTa marks its embeddings too
+        if is_marked and in_list and not any(name.startswith(f"{layer}.") for layer in layers):
+            layers[name] = module
+    return layers
 
 
 class SequencewiseMixers:
@@ -42,24 +44,44 @@ class SequencewiseMixers:
 
     Attributes:
         names: Names of the modules.
+        recomputable: False if a layer with such a module is not given the layout, so that it cannot run again.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.layout: RowLayout | None = None
+        self.recomputable = True
+        self._row: RowLayout | None = None  # of the row that the model runs on
+        self._layer_row: RowLayout | None = None  # of the row that the current layer runs on, maybe once more
         self._hooks: list[RemovableHandle] = []
         self._modules: list[nn.Module] = []
 
-    def add(self, name: str, mixer: nn.Module, layer: nn.Module) -> None:
+    @contextmanager
+    def on(self, layout: RowLayout) -> Iterator[None]:
+        """Say which row the model runs on: for modules in front of its layers, and layers that get no keywords.
+
+        Args:
+            layout: The row's layout.
+        """
+        self._row = layout
+        try:
+            yield
+        finally:
+            self._row = None
+
+    def add(self, name: str, mixer: nn.Module, layer: nn.Module | None) -> None:
         """Have a module run sequence by sequence.
 
         Args:
             name: Of the module.
             mixer: Called with tensors ``(1, tokens, ...)``, by keyword or not; gives one, or a tuple with one.
-            layer: The decoder layer that calls it.
+            layer: The decoder layer that calls it; None for a module outside of them.
         """
-        mixer.forward = partial(self._forward, mixer.forward)
-        self._hooks.append(layer.register_forward_pre_hook(self._read_layout, with_kwargs=True))
+        # Partials, since a copy of the model is to call its own modules.
+        if layer is None:
+            mixer.forward = partial(self._run_in_front, mixer.forward)
+        else:
+            mixer.forward = partial(self._run_in_layer, mixer.forward)
+            self._hooks.append(layer.register_forward_pre_hook(self._read_layout, with_kwargs=True))
         self._modules.append(mixer)
         self.names.append(name)
 
@@ -71,23 +93,67 @@ class SequencewiseMixers:
             del module.forward
         self._hooks, self._modules, self.names = [], [], []
 
+    def _run_in_front(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._row is not None:
+            kwargs.pop("position_ids", None)  # BART counts the row's tokens; the module counts each sequence's
+        return _sequencewise(forward, self._row, args, kwargs)
+
+    def _run_in_layer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return _sequencewise(forward, self._layer_row, args, kwargs)
+
     def _read_layout(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.layout = kwargs.get("layout")
-
-    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.layout is None:
-            return forward(*args, **kwargs)
-        layout = self.layout
-        kwargs.pop("layout", None)  # kernels would not know the word
-        outputs = []
-        for source in layout.padded_groups.sources:
-            take = partial(_take, source=source, tokens=layout.tokens)
-            # Padding stands behind, where a causal module's earlier outputs cannot see it: no mask is needed.
-            outputs.append(forward(*map(take, args), **{name: take(value) for name, value in kwargs.items()}))
-        return _restored(outputs, layout)
+        self._layer_row = kwargs.get("layout", self._row)
+        if self._row is not None and "layout" not in kwargs:
+            self.recomputable = False
 
 
-def find_mixers(model: PreTrainedModel, run: Callable[[], Any], layout: RowLayout) -> SequencewiseMixers:
+def _sequencewise(
+    forward: Callable[..., Any], layout: RowLayout | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if layout is None:
+        return forward(*args, **kwargs)
+    kwargs.pop("layout", None)  # kernels would not know the word
+    outputs = []
+    for source in layout.padded_groups.sources:
+        take = partial(_take, source=source, tokens=layout.tokens)
+        # Padding stands behind, where a causal module's earlier outputs cannot see it: no mask is needed.
+        outputs.append(forward(*map(take, args), **{name: take(value) for name, value in kwargs.items()}))
+    return _restored(outputs, layout)
+
+
+def modules_in_front(model: PreTrainedModel, run: Callable[[], Any]) -> dict[str, nn.Module]:
+    """The modules of a model that run before its first decoder layer and are more than a layer of torch, by name.
+
+    Embeddings that count positions themselves are among them.
+
+    Args:
+        model: A causal LM.
+        run: Runs it.
+    """
+    layers = named_decoder_layers(model)
+    called: list[str] = []
+
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        called.append(name)
+
+    hooks = []
+    for name, module in model.named_modules():
+        around = any(layer.startswith(f"{name}.") or not name for layer in layers)
+        inside = any(name.startswith(f"{layer}.") for layer in layers)
+        if not (around or inside):
+            hooks.append(module.register_forward_hook(partial(note, name)))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    in_front = called[: min((called.index(name) for name in layers if name in called), default=0)]
+    outermost = [name for name in in_front if not any(name.startswith(f"{other}.") for other in in_front)]
+    modules = {name: model.get_submodule(name) for name in outermost}
+    return {name: module for name, module in modules.items() if not type(module).__module__.startswith("torch.")}
+
+
+def find_mixers(model: PreTrainedModel, run: Callable[[], Any], layout: RowLayout, mixers: SequencewiseMixers) -> None:
     """Find the modules through which a token reaches another document of a packed row, and set them up.
 
     Every child of a decoder layer is given the row with NaN in its first document: where NaN comes out in another, the
@@ -97,15 +163,14 @@ def find_mixers(model: PreTrainedModel, run: Callable[[], Any], layout: RowLayou
         model: A causal LM, in evaluation mode, whose attention is not the dense path (a mask lets NaN through).
         run: Runs the packed row through the model.
         layout: The row's layout, two or more documents.
+        mixers: Gets what is found.
     """
     leaks: dict[str, tuple[nn.Module, nn.Module]] = {}
     with torch.no_grad(), _poisoned(model, layout, leaks):
         run()
-    found = SequencewiseMixers()
     for name, (mixer, layer) in leaks.items():
         if not any(other.startswith(f"{name}.") for other in leaks):  # of nested ones the innermost
-            found.add(name, mixer, layer)
-    return found
+            mixers.add(name, mixer, layer)
 
 
 @contextmanager
@@ -166,7 +231,12 @@ def _restored(outputs: list[Any], layout: RowLayout) -> Any:
     """Outputs of the batches as those of the row; in a tuple, what is no tensor of the tokens comes from the first."""
     if isinstance(outputs[0], tuple):
         return tuple(_restored(list(parts), layout) for parts in zip(*outputs, strict=True))
-    shape = layout.padded_groups.sources[0].shape
-    if not (isinstance(outputs[0], Tensor) and outputs[0].shape[:2] == shape):
+    sources = layout.padded_groups.sources
+    if not isinstance(outputs[0], Tensor):
         return outputs[0]
-    return layout.padded_groups.restore(outputs)[None]
+    if outputs[0].shape[:2] == sources[0].shape:
+        return layout.padded_groups.restore(outputs)[None]
+    if outputs[0].shape[:1] == sources[0].shape[1:]:  # of the positions, (longest, size), the same for all sequences
+        each = [output.expand(len(source), *output.shape) for source, output in zip(sources, outputs, strict=True)]
+        return layout.padded_groups.restore(each)
+    return outputs[0]

@@ -1,0 +1,64 @@
+"""Ways to give a packed row to a model, from the best to the most general."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lion_lightning.ops.layout import RowLayout
+
+
+class RowForm(NamedTuple):
+    """What a model is given of a packed row.
+
+    Attributes:
+        dense_mask: A ``(tokens, tokens)`` mask, which attention code of the model's own adds to its scores, in place of
+            the layout, which :mod:`lion_lightning.ops.attention` reads. Its memory is quadratic in the row's length.
+        own_positions: No positions: the model counts them itself, in modules that run sequence by sequence.
+    """
+
+    dense_mask: bool = False
+    own_positions: bool = False
+
+    def inputs(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout, dtype: torch.dtype) -> dict[str, Any]:
+        """Keywords of the model's forward.
+
+        Args:
+            input_ids: ``(tokens,)`` tokens of the row.
+            position_ids: ``(tokens,)`` positions in their sequences.
+            layout: The row's layout.
+            dtype: Dtype of the model.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids[None], "use_cache": False}
+        if not self.own_positions:
+            inputs["position_ids"] = position_ids[None]
+        # transformers passes a 4D mask through untouched, so the model builds none.
+        if self.dense_mask:
+            mask = torch.zeros(layout.tokens, layout.tokens, dtype=dtype, device=layout.device)
+            inputs["attention_mask"] = mask.masked_fill_(~layout.visible, torch.finfo(dtype).min)[None, None]
+        else:
+            inputs["attention_mask"] = input_ids.new_empty(1, 1, 0, 0, dtype=torch.bool)
+            inputs["layout"] = layout
+        return inputs
+
+
+FORMS = (RowForm(), RowForm(own_positions=True), RowForm(dense_mask=True), RowForm(dense_mask=True, own_positions=True))
+"""In the order in which they are tried."""
+
+
+def possible_forms(model: PreTrainedModel, row_attention: bool) -> list[RowForm]:
+    """The forms that may be exact for a model.
+
+    A window that the model's own attention code keeps would count a row's tokens instead of a sequence's, which a short
+    probe does not show; so no mask is tried with one.
+
+    Args:
+        model: A causal LM.
+        row_attention: Whether its attention is that of :mod:`lion_lightning.ops.attention`.
+    """
+    config = model.config.get_text_config().to_dict()
+    windows = [name for name, value in config.items() if "window" in name and isinstance(value, int) and value]
+    return [form for form in FORMS if (not windows if form.dense_mask else row_attention)]
