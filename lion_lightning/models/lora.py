@@ -78,7 +78,7 @@ class LoRASpec:
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft's annotation is too narrow
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
-            exclude_modules=self._bypassed(model) or None,
+            exclude_modules=self._excluded(model) or None,
             modules_to_save=[*self.modules_to_save] or None,  # a copy: peft appends to the list
             trainable_token_indices=self._token_rows(model, new_ids),
             ensure_weight_tying=self._trains_tied(model),  # copies of embedding and head stay one weight
@@ -99,16 +99,22 @@ class LoRASpec:
                 if not any(layer == name or layer.endswith(name) for layer in layers):
                     raise ValueError(f"policy.lora.{setting}: the model has no layer {name!r}")
 
-    def _bypassed(self, model: PreTrainedModel) -> list[str]:
-        """Layers whose weights the fused kernels of state-space mixers read, past any adapter; peft refuses them."""
+    def _excluded(self, model: PreTrainedModel) -> list[str]:
+        """Linear layers that ``all-linear`` leaves out, since no adapter would be right on them."""
         if isinstance(self.target_modules, list) or self.target_modules.lower() != "all-linear":
             return []
-        mixers = [name for name, module in model.named_modules() if hasattr(module, "ssm_state_size")]
-        return [f"{name}.out_proj" for name in mixers]
+        excluded = []
+        for name, module in model.named_modules():
+            if hasattr(module, "ssm_state_size"):  # fused kernels read this weight past any adapter; peft refuses it
+                excluded.append(f"{name}.out_proj")
+            own_code = type(module).__module__.startswith("transformers.models.")
+            if isinstance(module, nn.Linear) and own_code:  # a router that gives a tuple, a grouped product
+                excluded.append(name)
+        return excluded
 
     def _trains_tied(self, model: PreTrainedModel) -> bool:
         """True if a layer that is trained in full is tied to another; trained alone it would be lost in a merge."""
-        tied = bool(model.config.get_text_config().tie_word_embeddings)
+        tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
         return tied and bool(_EMBEDDINGS & set(self.modules_to_save))
 
     def _token_rows(self, model: PreTrainedModel, new_ids: list[int]) -> dict[str, list[int]] | None:

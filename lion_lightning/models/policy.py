@@ -183,7 +183,7 @@ class PolicyModel(nn.Module):
         log.warning(
             "%s cannot run packed rows (%s); every sequence runs alone in a padded batch, which is slower.",
             type(self.causal_lm).__name__,
-            next(iter(causes), "it has attention code of its own, with a window"),
+            next(iter(causes), "its attention code has a window, or compresses or selects keys"),
         )
         config = self.causal_lm.config.get_text_config()
         softcapped = getattr(config, "attn_logit_softcapping", None) is not None  # SDPA has no soft cap
@@ -238,12 +238,16 @@ class PolicyModel(nn.Module):
         row = probe_row(self.causal_lm)[0][:5][None]
         try:
             logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
-        except (TypeError, AttributeError) as error:  # custom code without the requested attention
+        except (TypeError, AttributeError) as error:  # attention code of the model's own, without the requested one
             asked = self.causal_lm.config._attn_implementation
-            raise ValueError(
-                f"{self._name}: the model does not run with policy.attention {asked!r} ({error}); set it to eager or "
-                "sdpa"
-            ) from error
+            if asked not in PATHS:
+                raise ValueError(
+                    f"{self._name}: the model does not run with policy.attention {asked!r} ({error}); set it to eager "
+                    "or sdpa"
+                ) from error
+            log.warning("%s has custom attention code, so policy.attention is ignored.", self._name)
+            self._set_attention("eager")
+            logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
         if not bool(logits.isfinite().all()):
             raise ValueError(
                 f"{self._name}: its logits are not finite, although its weights are: its config "
@@ -272,9 +276,13 @@ class PolicyModel(nn.Module):
 
 
 def position_limit(config: Any) -> int | None:
-    """Maximum sequence length of a model; None if it has no limit."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    """Maximum sequence length of a model; None if it has no limit.
+
+    Llama 4's chunks of attention count, since packed rows know none.
+    """
+    config = config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "attention_chunk_size")]
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def logit_transform(config: Any) -> LogitTransform:

@@ -52,13 +52,16 @@ FORMS = (RowForm(), RowForm(own_positions=True), RowForm(dense_mask=True), RowFo
 def possible_forms(model: PreTrainedModel, row_attention: bool) -> list[RowForm]:
     """The forms that may be exact for a model.
 
-    A window that the model's own attention code keeps would count a row's tokens instead of a sequence's, which a short
-    probe does not show; so no mask is tried with one.
+    A short probe does not show everything: attention code of a model's own may keep a window that counts the row's
+    tokens instead of a sequence's; or it may compress keys, or select some of very many.
 
     Args:
         model: A causal LM.
         row_attention: Whether its attention is that of :mod:`lion_lightning.ops.attention`.
     """
     config = model.config.get_text_config().to_dict()
+    kept = [name for name, value in config.items() if value and ("compress" in name or name == "index_topk")]
     windows = [name for name, value in config.items() if "window" in name and isinstance(value, int) and value]
+    if kept:  # DeepSeek V3.2 and V4
+        return []
     return [form for form in FORMS if (not windows if form.dense_mask else row_attention)]

@@ -209,6 +209,8 @@ def _is_row(value: Any, tokens: int) -> bool:
 
 
 def _spoiled(value: Any, first: int, tokens: int) -> Any:
+    if isinstance(value, dict):
+        return {name: _spoiled(part, first, tokens) for name, part in value.items()}
     if isinstance(value, Tensor) and value.numel() == 0:  # the empty mask of packed rows, see _take
         return None
     if not (_is_row(value, tokens) and value.is_floating_point()):
@@ -219,7 +221,11 @@ def _spoiled(value: Any, first: int, tokens: int) -> Any:
 
 
 def _take(value: Any, source: Tensor, tokens: int) -> Any:
-    """A row's tensor as a batch of sequences; the empty mask of packed rows as none."""
+    """A row's tensor, or its size, as that of a batch of sequences; the empty mask of packed rows as none."""
+    if isinstance(value, dict):
+        return {name: _take(part, source, tokens) for name, part in value.items()}
+    if isinstance(value, tuple) and all(isinstance(part, int) for part in value):
+        return (*source.shape, *value[2:]) if value[:2] == (1, tokens) else value
     if isinstance(value, tuple):
         return tuple(_take(part, source, tokens) for part in value)
     if _is_row(value, tokens):
