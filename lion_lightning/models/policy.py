@@ -53,6 +53,7 @@ class PolicyModel(nn.Module):
         self.transform = logit_transform(self.causal_lm.config)
         self.packed = self._has_row_attention if packed is None else packed
         self.form = RowForm()
+        self._hidden: HiddenStates = backbone_output
         self.mixers = SequencewiseMixers()
         self.recorder: RouterRecorder | None = None
         if probe:

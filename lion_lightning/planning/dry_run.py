@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import vocabulary_rows
-from lion_lightning.models.packing.hidden_states import backbone_output
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.fsdp import decoder_layers
@@ -122,8 +121,7 @@ class _Unprobed(PolicyModel):
     """A policy of fake tensors, whose logits cannot be checked."""
 
     @override
-    def probe(self) -> None:
-        self._hidden = backbone_output  # few models have layers between backbone and head, and those are small
+    def probe(self) -> None: ...
 
 
 def packed_batch(lengths: Sequence[int], parents: Sequence[int]) -> PackedBatch:

@@ -140,6 +140,21 @@ def test_a_model_whose_own_code_lets_packed_documents_meet_is_found_by_the_probe
 
     monkeypatch.setattr(LlamaModel, "forward", leaky)
     model = policy()
+    assert model.packed
+    assert model.mixers.names == ["model.layers.0.self_attn", "model.layers.1.self_attn"]  # sequence by sequence
+    batch = row(*TREE)
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch).values, alone(model.causal_lm, batch), rtol=0, atol=1e-5)
+
+
+def test_a_model_that_makes_its_own_mask_of_a_row_runs_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = LlamaModel.forward
+
+    def leaky(self: Any, *args: Any, layout: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", leaky)
+    model = policy()
     assert not model.packed
     batch = row(*TREE)
     with torch.no_grad():
@@ -196,8 +211,10 @@ def test_an_adapted_head_is_refused_with_the_way_out() -> None:
         PolicySpec(config=config(), lora=LoRASpec(r=4, target_modules=["q_proj", "lm_head"])).build()
 
 
-def test_a_model_that_our_attention_cannot_run_is_one_line_with_what_can() -> None:
+def test_a_model_that_our_attention_cannot_run_runs_with_its_own(caplog: pytest.LogCaptureFixture) -> None:
     settings = {"model_type": "mpt", "vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4, "n_layers": 1}
-    with pytest.raises(ValueError, match=r"does not run with policy\.attention 'lion' .*; set it to eager or sdpa"):
-        PolicySpec(config=settings).build()
-    PolicySpec(config=settings, attention="eager").build()
+    model = PolicySpec(config=settings).build()
+    assert "custom attention code, so policy.attention is ignored" in caplog.text
+    assert not model.packed  # its ALiBi counts the row's tokens
+    with torch.no_grad():
+        torch.testing.assert_close(model(row(*TREE)).values, alone(model.causal_lm, row(*TREE)), rtol=0, atol=1e-5)

@@ -16,8 +16,8 @@ from tests.tiny import DOCUMENTS, TREE, alone, gradients, policy, row
 # a document of 2, then a prompt of 2 (flat 2-3) with answers of 1 (flat 4) and 2 (flat 5-6)
 SMALL = RowLayout(segment_table((2, 2, 1, 2), (-1, -1, 1, 1)))
 UNPACKABLE: dict[str, Any] = {
-    "token_shift": {"model_type": "rwkv", "attention_hidden_size": 32},
-    "own_attention": {"model_type": "codegen", "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "alibi": {"model_type": "bloom", "n_layer": 2, "n_head": 4},  # counts the row's tokens
+    "window": {"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4},
 }
 
 

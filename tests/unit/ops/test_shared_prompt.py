@@ -132,7 +132,7 @@ def test_adapters_and_recomputation_on_shared_prompts_equal_padded_sequences(
 
 
 def test_a_model_that_cannot_pack_warns_and_equals_padded_sequences(caplog: pytest.LogCaptureFixture) -> None:
-    shape = {"model_type": "rwkv", "attention_hidden_size": 32}
+    shape = {"model_type": "bloom", "n_layer": 2, "n_head": 4}
     with caplog.at_level(logging.WARNING, "lion_lightning"):
         policy = build(0, "lion", shape)
     assert not policy.packed
