@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lion_lightning.data.reports.bad_rows import leave_out
-from lion_lightning.data.reports.row_messages import add_messages, collect_messages, collect_row_messages
+from lion_lightning.data.reports.row_messages import RowMessages, add_messages, collect_messages, collect_row_messages
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.types import SampleSegment
@@ -25,6 +24,13 @@ class Encoder(Protocol):
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what the other two return."""
+
+
+class _ReadRow(NamedTuple):
+    row: Row
+    source: Source
+    examples: Sequence[Any]
+    messages: RowMessages  # what reading it added, which counts once it is encoded
 
 
 @dataclass
@@ -44,7 +50,7 @@ class ExampleBatch:
     where: list[str] = field(default_factory=list)
     examples: list[Any] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
-    _sources: list[tuple[Row, Source]] = field(default_factory=list)  # of each example
+    _read: list[_ReadRow] = field(default_factory=list)
 
     def read(self, row: Row, source: Source, encoder: Encoder) -> None:
         """Add the examples of a raw row.
@@ -54,13 +60,13 @@ class ExampleBatch:
         """
         self.rows += 1
         try:
-            with collect_row_messages() as messages:
+            with collect_messages() as counted, collect_row_messages() as messages:
                 examples = source.examples(row, encoder.read)
         except ValueError as error:
             self._leave_out(row, source, error)
             return
         self.skipped += not examples and "left out" not in messages  # by the transform
-        self._add(row, source, examples)
+        self._add(_ReadRow(row, source, examples, counted))
 
     def encode(self, encoder: Encoder) -> list[tuple[SampleSegment, ...]]:
         """The samples of the examples. Rows that give none and may be left out are taken out of the batch.
@@ -68,40 +74,38 @@ class ExampleBatch:
         Raises:
             ValueError: An example cannot be encoded; the message starts with its file and line.
         """
-        if not self.examples:
-            return []
         try:
             with collect_messages() as messages:
-                samples = [*encoder.encode_samples(self.examples, self.where)]
-            add_messages(messages)
-            return samples
+                samples = [*encoder.encode_samples(self.examples, self.where)] if self.examples else []
         except ValueError:
-            if all(source.on_bad_row == "error" for _, source in self._sources):
+            if all(read.source.on_bad_row == "error" for read in self._read):
                 raise
-        return self._encode_by_row(encoder)
+            return self._encode_by_row(encoder)
+        for counted in (messages, *(read.messages for read in self._read)):
+            add_messages(counted)
+        return samples
 
     def _encode_by_row(self, encoder: Encoder) -> list[tuple[SampleSegment, ...]]:
         """Encode the examples of one row at a time, to find out which cannot be."""
-        by_row = groupby(zip(self._sources, self.examples, strict=True), key=lambda pair: id(pair[0][0]))
-        groups = [list(group) for _, group in by_row]
-        self.where, self.examples, self._sources = [], [], []
+        rows, self._read, self.where, self.examples = self._read, [], [], []
         samples: list[tuple[SampleSegment, ...]] = []
-        for group in groups:
-            (row, source), examples = group[0][0], [example for _, example in group]
+        for read in rows:
             try:
                 with collect_messages() as messages:
-                    samples += encoder.encode_samples(examples, [row.where] * len(examples))
+                    if read.examples:
+                        samples += encoder.encode_samples(read.examples, [read.row.where] * len(read.examples))
             except ValueError as error:
-                self._leave_out(row, source, error)
+                self._leave_out(read.row, read.source, error)
             else:
                 add_messages(messages)
-                self._add(row, source, examples)
+                add_messages(read.messages)
+                self._add(read)
         return samples
 
-    def _add(self, row: Row, source: Source, examples: Sequence[Any]) -> None:
-        self.where += [row.where] * len(examples)
-        self._sources += [(row, source)] * len(examples)
-        self.examples += examples
+    def _add(self, read: _ReadRow) -> None:
+        self._read.append(read)
+        self.where += [read.row.where] * len(read.examples)
+        self.examples += read.examples
 
     def _leave_out(self, row: Row, source: Source, error: ValueError) -> None:
         if source.on_bad_row == "error":

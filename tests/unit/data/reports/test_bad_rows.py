@@ -62,6 +62,7 @@ def test_a_bad_row_is_an_error_or_left_out_counted_and_written(tmp_path: Path, n
     assert (table.raw_rows, len(table), table.skipped_rows) == (7, 6, 0)
     assert [table.where(row).rpartition(":")[2] for row in range(6)] == ["1", "3", "4", "5", "6", "7"]
     assert table.messages["bad row"] == {cause: 1}
+    assert table.messages["form"].total() == 6  # of the good rows alone
     written = [json.loads(text) for text in Path(str(table.messages.bad_rows)).read_text("utf-8").splitlines()]
     assert [(row["where"], row["cause"]) for row in written] == [(f"{source.path}:2", cause)]
     raw = line.decode(errors="replace")
