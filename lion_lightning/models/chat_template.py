@@ -64,7 +64,7 @@ class ChatTemplate:
         Raises:
             ValueError: The template cannot render these turns, or rows may not set a variable.
         """
-        _require_free(variables or {}, "chat_template_kwargs")
+        require_free(variables or {}, "chat_template_kwargs")
         return self._rendered([self._formatted(turn) for turn in turns], tools, variables, prompt, marked)
 
     def reads(self, key: str) -> bool:
@@ -216,47 +216,10 @@ _TAKEN = frozenset((
 """Arguments of ``apply_chat_template``."""
 
 
-def _require_free(names: Iterable[str], setting: str) -> None:
+def require_free(names: Iterable[str], setting: str) -> None:
     """Refuse variables that are arguments of ``apply_chat_template``."""
     if taken := sorted(_TAKEN.intersection(names)):
         raise ValueError(f"{setting} sets {taken[0]!r}, which it may not set; take it out")
-
-
-def with_defaults(template: str, variables: Mapping[str, Any], setting: str) -> str:
-    """A template in which variables have values unless they are given others.
-
-    Args:
-        template: Its text.
-        variables: The values: text, numbers, booleans, None, or lists and objects of these.
-        setting: Name of the setting, for errors.
-
-    Raises:
-        ValueError: A name cannot be a variable, or a value cannot be written in jinja.
-    """
-    _require_free(variables, setting)
-    if wrong := [name for name in variables if not str(name).isidentifier()]:
-        raise ValueError(f"{setting} sets {wrong[0]!r}, which cannot be the name of a variable; give another one")
-    # Jinja drops the line break behind each statement, so that the template itself stays as it is.
-    defaults = [
-        f"{{% set {name} = {name} | default({_literal(value, setting)}) %}}\n" for name, value in variables.items()
-    ]
-    return "".join(defaults) + template
-
-
-def _literal(value: Any, setting: str) -> str:
-    """A value as jinja writes it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float):
-        return ascii(value)
-    if isinstance(value, Mapping):
-        parts = (f"{_literal(key, setting)}: {_literal(inner, setting)}" for key, inner in value.items())
-        return f"{{{', '.join(parts)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_literal(inner, setting) for inner in value)}]"
-    raise ValueError(
-        f"{setting} holds a {type(value).__name__}; give text, numbers, true, false, null or lists of them"
-    )
 
 
 # --- the conversation that a template is probed with

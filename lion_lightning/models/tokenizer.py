@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template  # by which transformers renders
 
 from lion_lightning.errors import first_line
-from lion_lightning.models.chat_template import ChatTemplate, with_defaults
+from lion_lightning.models.chat_template import ChatTemplate, require_free
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,43 @@ def _require_plain(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     longest: object = tokenizer.model_max_length
     if not isinstance(longest, int | float):
         raise ValueError(f"tokenizer.path: model_max_length of {path!r} is {longest!r}; give a number")
+
+
+def with_defaults(template: str, variables: Mapping[str, Any], setting: str) -> str:
+    """A template in which variables have values unless they are given others.
+
+    Args:
+        template: Its text.
+        variables: The values: text, numbers, booleans, None, or lists and objects of these.
+        setting: Name of the setting, for errors.
+
+    Raises:
+        ValueError: A name cannot be a variable, or a value cannot be written in jinja.
+    """
+    require_free(variables, setting)
+    if wrong := [name for name in variables if not str(name).isidentifier()]:
+        raise ValueError(f"{setting} sets {wrong[0]!r}, which cannot be the name of a variable; give another one")
+    # Jinja drops the line break behind each statement, so that the template itself stays as it is.
+    defaults = [
+        f"{{% set {name} = {name} | default({_literal(value, setting)}) %}}\n" for name, value in variables.items()
+    ]
+    return "".join(defaults) + template
+
+
+def _literal(value: Any, setting: str) -> str:
+    """A value as jinja writes it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return ascii(value)
+    if isinstance(value, Mapping):
+        parts = (f"{_literal(key, setting)}: {_literal(inner, setting)}" for key, inner in value.items())
+        return f"{{{', '.join(parts)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_literal(inner, setting) for inner in value)}]"
+    raise ValueError(
+        f"{setting} holds a {type(value).__name__}; give text, numbers, true, false, null or lists of them"
+    )
 
 
 def read_template(given: Any, setting: str = "tokenizer.chat_template") -> str:

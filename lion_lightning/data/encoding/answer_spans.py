@@ -194,56 +194,27 @@ class TaggedAnswers(AnswerFinder):
     ) -> None:
         super().__init__(conversation, render, text, closers, header)
         self.tagged = tagged
-        self._turns = [turn for turn, message in enumerate(self.messages) if message.role == "assistant"]
-        self._headers: dict[str, str] = {}
 
     @override
     def spans(self, turn: int) -> list[Span]:
-        """The answer of a turn: what its tags hold, less what they take in of the generation prompt."""
-        found = self._of(turn)
-        start = self._start_of(turn, found[0][0]) if found else 0
-        kept = [(max(first, start), end) for first, end in found if end > start]
-        if not kept:
-            raise ValueError(f"the {{% generation %}} tags of the chat template leave out the answer (message {turn})")
-        return kept
-
-    def _of(self, turn: int) -> list[Span]:
-        """The tagged spans of a turn: by its number where each turn has one pair of tags, else by its position.
-
-        Tags may also be around turns of other roles, or end late: nothing behind the end of an answer is part of it.
-        """
-        if len(self.tagged) == len(self._turns):
-            span = self.tagged[self._turns.index(turn)]
-            if not self._takes_in(span, turn + 1):
-                return [span]
+        """The answer of a turn: what tags hold of it, which may also be around turns of other roles, or end late."""
         parts = super().spans(turn)
         start, stop = parts[0][0], parts[-1][1]
-        return [(first, min(end, stop)) for first, end in self.tagged if start < end and first < stop]
-
-    def _takes_in(self, span: Span, turn: int) -> bool:
-        """Whether the words of a turn, if there is one, may stand in a span."""
-        words = self.messages[turn].content.strip() if turn < len(self.messages) else ""
-        return bool(words) and words in self.text[slice(*span)]
-
-    def _start_of(self, turn: int, tag: int) -> int:
-        """Start of the answer: at ``tag``, the position of its first tag, or behind it.
-
-        What one turn has between the words before it and its answer, the others of the conversation have too.
-        """
-        before = self.messages[turn - 1] if turn else Message("", "")
-        header = self._headers.get(before.role)
-        if header and self.text.endswith(header, 0, tag):
-            return tag
-        start = self.start(turn)
-        if start < tag:
+        found: list[Span] = []
+        for first, end in self.tagged:
+            if found and first == found[-1][1]:
+                found[-1] = (found[-1][0], min(end, stop))
+            elif start < end and first < stop:
+                found.append((max(first, start), min(end, stop)))
+        if not found:
+            raise ValueError(f"the {{% generation %}} tags of the chat template leave out the answer (message {turn})")
+        if start < found[0][0]:
+            untagged = self.text[start : found[0][0]]
             raise ValueError(
-                f"the {{% generation %}} tag of the chat template begins behind {self.text[start:tag][:40]!r}, which "
-                f"a model has to write in its answer (message {turn}) and would not learn to; move the tag"
+                f"the {{% generation %}} tag of the chat template begins behind {untagged[:40]!r}, which a model has to "
+                f"write in its answer (message {turn}) and would not learn to; move the tag"
             )
-        words = before.content.strip()
-        if len(words) > _CLEAR and words in self.text[:start]:
-            self._headers[before.role] = self.text[:start].rpartition(words)[2]
-        return start
+        return found
 
 
 def reasoning_span(message: Message, text: str, spans: Sequence[Span]) -> Span | None:
@@ -269,9 +240,6 @@ def reasoning_span(message: Message, text: str, spans: Sequence[Span]) -> Span |
 
 
 _MARK_BEHIND = re.compile(r"\s*(?:<[^<>]*>|\[[^\[\]]*\])\s*")
-
-_CLEAR = 20
-"""Words of more characters are not a part of a header by chance."""
 
 _STAND_IN = "\ufdd1"
 """Never a character, as Unicode guarantees: it differs from whatever it stands for, at both ends."""

@@ -9,7 +9,7 @@ import pytest
 
 from lion_lightning.data.encoding.rendering import ChatRenderer
 from lion_lightning.data.formats.sft import Conversation, recognize
-from lion_lightning.models.chat_template import with_defaults
+from lion_lightning.models.tokenizer import with_defaults
 from tests.unit.data.encoding.template_table import (
     FIVE,
     NINETEEN,
