@@ -211,8 +211,8 @@ class TaggedAnswers(AnswerFinder):
         if start < found[0][0]:
             untagged = self.text[start : found[0][0]]
             raise ValueError(
-                f"the {{% generation %}} tag of the chat template begins behind {untagged[:40]!r}, which a model has to "
-                f"write in its answer (message {turn}) and would not learn to; move the tag"
+                f"the {{% generation %}} tag of the chat template begins behind {untagged[:40]!r}, which a model has "
+                f"to write in its answer (message {turn}) and would not learn to; move the tag"
             )
         return found
 
