@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -107,8 +108,8 @@ class LoRASpec:
         for name, module in model.named_modules():
             if hasattr(module, "ssm_state_size"):  # fused kernels read this weight past any adapter; peft refuses it
                 excluded.append(f"{name}.out_proj")
-            own_code = type(module).__module__.startswith("transformers.models.")
-            if isinstance(module, nn.Linear) and own_code:  # a router that gives a tuple, a grouped product
+            # A router that gives a tuple, or a product of groups: a subclass of a linear layer in name only.
+            if isinstance(module, nn.Linear) and type(module) is not nn.Linear and not _is_linear(module):
                 excluded.append(name)
         return excluded
 
@@ -124,6 +125,18 @@ class LoRASpec:
         layers = [name.removesuffix(".weight") for name in embedding_names(model)]  # peft finds a tied head by itself
         rows = {layer: new_ids for layer in layers if layer.rpartition(".")[2] not in self.modules_to_save}
         return rows if new_ids and rows else None
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Linear) -> bool:
+    """True if a layer makes one tensor of its output's size, as adapters do that are added to it."""
+    if not module.weight.is_floating_point():  # quantized
+        return True
+    try:
+        output = module(module.weight.new_zeros(1, 1, module.in_features))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return isinstance(output, Tensor) and output.shape == (1, 1, module.out_features)
 
 
 def _require_match(pattern: str, layers: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_lightning.cache import read_object
@@ -69,6 +70,23 @@ def config_from(settings: Mapping[str, Any], where: str) -> PretrainedConfig:
     _refuse_kernels(config, where)
     _forget_code(config)
     return config
+
+
+def require_known(config: PretrainedConfig) -> None:
+    """Refuse a model that no export could be loaded as: its config is not that of a causal LM for transformers.
+
+    Args:
+        config: Of the model that was built, which may be a part of the config that was given (Mllama, Emu 3).
+
+    Raises:
+        ValueError: It is not.
+    """
+    try:
+        kind = type(config_from(config.to_dict(), "policy.config")).model_type
+    except ValueError as error:
+        raise ValueError(f"{error}; so its export could not be loaded") from error
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"policy.config: transformers loads no causal LM of type {kind}, as its export would be")
 
 
 def _forget_code(config: PretrainedConfig) -> None:

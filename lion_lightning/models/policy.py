@@ -238,17 +238,13 @@ class PolicyModel(nn.Module):
     def _probe_head(self) -> None:
         row = probe_row(self.causal_lm)[0][:5][None]
         try:
-            logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
-        except (TypeError, AttributeError) as error:  # attention code of the model's own, without the requested one
-            asked = self.causal_lm.config._attn_implementation
-            if asked not in PATHS:
-                raise ValueError(
-                    f"{self._name}: the model does not run with policy.attention {asked!r} ({error}); set it to eager "
-                    "or sdpa"
-                ) from error
+            logits = self._logits(row)
+        except ValueError:
+            if not self._has_row_attention:
+                raise
             log.warning("%s has custom attention code, so policy.attention is ignored.", self._name)
             self._set_attention("eager")
-            logits = self.causal_lm(input_ids=row, use_cache=False).logits[0]
+            logits = self._logits(row)
         if not bool(logits.isfinite().all()):
             raise ValueError(
                 f"{self._name}: its logits are not finite, although its weights are: its config "
@@ -263,12 +259,23 @@ class PolicyModel(nn.Module):
             "here (scale, soft cap); log-probs would be wrong. Please report the model."
         )
 
+    def _logits(self, row: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.causal_lm(input_ids=row, use_cache=False).logits[0]
+        except Exception as error:  # code of any model
+            asked = self.causal_lm.config._attn_implementation
+            raise ValueError(
+                f"{self._name}: the model does not run with policy.attention {asked!r} ({first_line(error)}); set it "
+                "to eager or sdpa, or choose another model"
+            ) from error
+        return logits
+
     def _gives_logits(self, hidden: HiddenStates, row: Tensor, logits: Tensor) -> bool:
         """True if head and transform make a model's logits of such hidden states."""
         try:
             states = hidden(self.causal_lm, input_ids=row, use_cache=False)[0]
-        except AttributeError:  # the backbone has another name, so that base_model is the model itself (Llama 4)
-            return False
+        except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError):
+            return False  # the backbone has another name, so that base_model is the model itself (Llama 4), say
         weight, bias = self.head()
         if states.shape[-1] != weight.shape[1]:
             return False

@@ -26,7 +26,13 @@ from lion_lightning.models.embeddings import (
 )
 from lion_lightning.models.generation.settings import stored_settings, within_vocabulary
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.model_configs import config_from, not_loadable, require_safetensors, stored_config
+from lion_lightning.models.model_configs import (
+    config_from,
+    not_loadable,
+    require_known,
+    require_safetensors,
+    stored_config,
+)
 from lion_lightning.models.policy import PolicyModel, without_dropout
 from lion_lightning.models.quantization import NF4Spec, keep_layout
 from lion_lightning.models.settings import asked_spec, check_types, spec_from
@@ -246,6 +252,8 @@ class PolicySpec:
                 raise
             source = self.path or self.config
             raise ValueError(not_loadable(source if isinstance(source, str) else "policy.config", error)) from error
+        if not self.trust_remote_code:
+            require_known(model.config)
         model.generation_config = settings
         return model
 

@@ -97,7 +97,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": _LATENT | _ROUTED,
     "deepseek_v3": _LATENT | _ROUTED,
-    "deepseek_v32": _LATENT | _ROUTED | {"index_topk": 4, "index_head_dim": 16},
+    "deepseek_v32": _LATENT | _ROUTED | {"index_topk": 64, "index_head_dim": 16},
     "dots1": _ROUTED | {"n_shared_experts": 1},
     "emu3": {"text_config": {"pad_token_id": 0}},
     "ernie4_5_moe": {
@@ -115,7 +115,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8,
     },
     "glm4_moe_lite": _LATENT | _ROUTED,
-    "glm_moe_dsa": _LATENT | _ROUTED | {"index_topk": 4, "index_head_dim": 16},
+    "glm_moe_dsa": _LATENT | _ROUTED | {"index_topk": 64, "index_head_dim": 16},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 16},
     "gptj": {"rotary_dim": 4},
     "hunyuan_v1_dense": {"head_dim": 8},

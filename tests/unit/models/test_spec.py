@@ -214,3 +214,18 @@ def test_rows_to_train_by_number_list_and_name() -> None:
     assert PolicySpec(config=config(), trainable_rows=98).rows_to_train(model, []) == [98, 99, 100]
     assert PolicySpec(config=config(), trainable_rows=[1, 7]).rows_to_train(model, []) == [1, 7]
     assert PolicySpec(config=config(), trainable_rows="new").rows_to_train(model, [5]) == [5]
+
+
+def test_a_part_of_a_model_that_transformers_does_not_load_alone_is_refused_when_it_is_built() -> None:
+    text = {**config(), "model_type": "mllama_text_model", "pad_token_id": 0, "cross_attention_layers": []}
+    settings = {"model_type": "mllama", "text_config": text}
+    with pytest.raises(ValueError, match="transformers loads no causal LM of type mllama_text_model"):
+        PolicySpec(config=settings).build()
+
+
+def test_adapters_on_all_linear_layers_leave_out_what_is_linear_in_name_only() -> None:
+    experts = {"num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 32}
+    policy = PolicySpec(config=config("llama4_text", **experts), lora=LoRASpec(r=2)).build()
+    adapted = {name.rpartition(".lora_A")[0] for name, _ in policy.named_parameters() if "lora_A" in name}
+    assert any(name.endswith("q_proj") for name in adapted)
+    assert not any(name.endswith("router") for name in adapted)  # a linear layer that gives a tuple
