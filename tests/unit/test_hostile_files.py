@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 
 from lion_lightning.cache import read_json
+from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import manifest_path, read_batches, read_shard, shard_path
+from lion_lightning.data.streaming.mixing import Cursor
+from lion_lightning.data.streaming.reading import Line, Place, SourceReader
 from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.errors import explain
 from lion_lightning.judges import PairRMJudge, RewardModelJudge, RubricLLMJudge
@@ -79,7 +82,24 @@ def test_the_files_do_run_code_in_a_careless_reader(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.parquet", "x.pkl", "x.pt", "x.npz", "x.tar", "x.csv", "x"])
 def test_a_source_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> None:
-    reads(tmp_path / name, lambda: list(Source(str(tmp_path / name)).open().take(np.arange(1))))
+    reads(tmp_path / name, lambda: [row.values for row in Source(str(tmp_path / name)).open().take(np.arange(1))])
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.parquet", "x.csv", "x.jsonl.gz", "x.jsonl.zst", "x"])
+def test_a_stream_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> None:
+    def read() -> None:
+        for block in SourceReader.of(Source(str(tmp_path / name), streaming=True)).blocks(Place()):
+            assert [(row.parse() if isinstance(row, Line) else row).values for row in block.rows]
+
+    reads(tmp_path / name, read, fails=name != "x.csv")  # a line of names without rows is no error of the file
+
+
+def test_the_state_of_a_stream_is_read_as_data(tmp_path: Path) -> None:
+    state = Cursor(Place()).state()
+    for content in hostile.KINDS.values():
+        with pytest.raises(ValueError, match="Expecting value"):
+            Cursor.of({**state, "report": content(tmp_path / "canary").decode("latin-1")}, SourceReport)
+    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
