@@ -21,7 +21,7 @@ from lion_lightning.types import PackedBatch
 
 logger = logging.getLogger(__name__)
 
-_KEPT_BATCHES = 4096
+_KEPT_BATCHES = 1024
 """A state can be set back by so many batches, to an earlier optimizer step."""
 
 

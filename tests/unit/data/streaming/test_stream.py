@@ -310,3 +310,33 @@ def test_the_log_says_what_is_read_and_what_is_missed(tmp_path: Path, caplog: py
     assert "a new document is taken for one with a chance of 5e-14" in caplog.text  # 10^6 / 2^64
     list(data.train_dataloader())
     assert "all of the stream in epoch 0: a: 3 documents" in caplog.text
+
+
+@pytest.mark.parametrize("overlong", ["truncate", "split", "drop"])
+def test_the_documents_are_those_of_the_mapped_way(tmp_path: Path, overlong: str) -> None:
+    """Tokens, targets and their weights, of rows of several forms, with too long ones and duplicates among them."""
+    rows: list[dict[str, Any]] = [{"question": "?" * (1 + n % 90), "answer": f"{n % 70}"} for n in range(1, 100)]
+    rows += [{"text": "x" * n} for n in range(1, 150, 7)]
+    turn = {"role": "user", "content": "hi"}
+    for weight in (0, 0.5, 2):
+        answer = {"role": "assistant", "content": f"of weight {weight}", "weight": weight}
+        rows.append({"messages": [turn, answer, turn, {"role": "assistant", "content": "bye"}]})
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def documents(streaming: bool) -> list[Any]:
+        source = Source(str(path), streaming=streaming)
+        data = SFTDataModule([source], TOKENIZER, max_length=80, overlong=overlong, cache_dir=tmp_path)  # type: ignore[arg-type]
+        data.prepare_data()
+        data.setup()
+        found = []
+        for batch in data.train_dataloader():
+            for number, segment in enumerate(batch.segments):
+                chosen = batch.target_segments == number
+                weights = None if batch.target_weights is None else batch.target_weights[chosen].tolist()
+                weights = weights or [1.0] * int(chosen.sum())
+                ids = batch.input_ids[segment.start : segment.stop].tolist()
+                found.append((ids, batch.targets[chosen].tolist(), weights))
+        return sorted(found)
+
+    assert documents(True) == documents(False)
