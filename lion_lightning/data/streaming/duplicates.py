@@ -71,7 +71,7 @@ class RecentHashes:
 
     def load_state(self, state: Mapping[str, Any], count: int) -> None:
         """Go back to the moment with so many new hashes."""
-        hashes, self.count = state["hashes"].numpy().view(np.uint64), count
+        hashes, self.count = state["hashes"].cpu().numpy().view(np.uint64), count
         if not self.capacity:
             return
         self._history = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -101,8 +102,9 @@ class StreamLoader:
             shuffle: See the class.
             **options: Further arguments of the class.
         """
-        # The rows of a micro-batch may change: the rows themselves do not.
-        known = {name: value for name, value in flat("data", settings) if name != "data.batch_size"}
+        # The rows do not follow from the size of a batch, nor from the folder of files whose names and sizes are known.
+        free = re.compile(r"data\.batch_size|data\.(sources|validation)\.\d+\.path")
+        known = {name: value for name, value in flat("data", settings) if not free.fullmatch(name)}
         # Lightning reads a batch ahead where it knows no number of batches.
         lookahead = int(isinstance(getattr(trainer, "limit_train_batches", 0), float))
         known |= {**streamed.identity(), "shuffled": shuffle}
@@ -116,6 +118,7 @@ class StreamLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; another than the present begins at its first batch."""
         if epoch not in (self.epoch, self._finished):
+            self._finished = None
             self._begin_epoch(epoch)
 
     def __iter__(self) -> Iterator[PackedBatch]:

@@ -103,8 +103,8 @@ class LinesPart:
                     yield Line(self.file, number, line), replace(place, row=number, byte=byte)
 
     def fingerprint(self) -> Any:
-        """Path and size."""
-        return [str(self.file.path), self.file.path.stat().st_size]
+        """Name and size."""
+        return [self.file.path.name, self.file.path.stat().st_size]
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ class RowsPart:
             yield from self.rows.take(np.arange(first, min(first + step, count)))
 
     def fingerprint(self) -> Any:
-        """Path and size of a file, the data set's own fingerprint of a data set."""
+        """Name and size of a file, the data set's own fingerprint of a data set."""
         if isinstance(self.rows, FileRows):
-            return [str(self.rows.path), self.rows.path.stat().st_size]
-        return self.rows.fingerprint()
+            return [self.rows.path.name, self.rows.path.stat().st_size]
+        return self.rows.dataset._fingerprint if isinstance(self.rows, DatasetRows) else self.rows.fingerprint()
 
 
 @dataclass(frozen=True)

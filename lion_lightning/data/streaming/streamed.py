@@ -109,10 +109,12 @@ class StreamedSources:
 
     def identity(self) -> dict[str, Any]:
         """What decides the documents beyond the sources' settings, by name, to tell other files or code from these."""
-        names = [source.label for source in self.sources]
-        files = dict(zip(names, (reader.fingerprint()[:12] for reader in self.readers), strict=True))
         return {
-            **{f"files of {name}": found for name, found in files.items()},
+            **{f"files of source {number}": reader.fingerprint()[:12] for number, reader in enumerate(self.readers)},
+            **{
+                f"columns and transform of source {number}": hash_json(source.identity())[:12]
+                for number, source in enumerate(self.sources)
+            },
             "tokenizer, template and mask": self.encoder.encoder.fingerprint()[:12],
             "examples validated on": len(self.encoder.validated),
         }

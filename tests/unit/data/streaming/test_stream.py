@@ -340,3 +340,68 @@ def test_the_documents_are_those_of_the_mapped_way(tmp_path: Path, overlong: str
         return sorted(found)
 
     assert documents(True) == documents(False)
+
+
+def test_files_may_move_and_may_not_change(tmp_path: Path) -> None:
+    """Where they lie decides no row; which there are, and of what size, does."""
+
+    def loader(folder: str) -> StreamLoader:
+        data = SFTDataModule(
+            [Source(f"{tmp_path}/{folder}/*.jsonl", name="a", streaming=True)],
+            TOKENIZER,
+            max_length=128,
+            cache_dir=tmp_path,
+        )
+        data.setup()
+        made = data.train_dataloader()
+        assert isinstance(made, StreamLoader)
+        return made
+
+    write(tmp_path, "here", range(30))
+    write(tmp_path, "there", range(30))
+    made = loader("here")
+    whole = answers(made)
+    next(iter(made))
+    state = made.state_dict()
+    moved = loader("there")
+    moved.load_state_dict(state)
+    assert answers(moved) == whole[1:]
+    with (tmp_path / "there" / "0.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "?", "answer": "new"}) + "\n")
+    with pytest.raises(ValueError, match=r"files of source 0 was \w+, is \w+"):
+        loader("there").load_state_dict(state)
+
+
+def test_what_was_remembered_is_remembered_after_a_resume(tmp_path: Path) -> None:
+    """Duplicates at distances around the few that are remembered, in blocks that a window's start lies within."""
+    numbers = [n if n % 3 else max(0, n - (n % 37)) for n in range(400)]
+    path = write(tmp_path, "again", numbers)
+    other = write(tmp_path, "other", range(1000, 1200))
+
+    def loader() -> StreamLoader:
+        data = SFTDataModule(
+            [Source(path, name="again", streaming=True), Source(other, name="other", streaming=True, weight=0.4)],
+            TOKENIZER,
+            max_length=256,
+            cache_dir=tmp_path,
+            stream=StreamSettings(window=23, remember=32),
+        )
+        data.setup()
+        made = data.train_dataloader()
+        assert isinstance(made, StreamLoader)
+        return made
+
+    made = loader()
+    states, whole = [], []
+    for batch in made:
+        whole += answers([batch])
+        states.append(json_copy(made.state_dict()))
+    left_out = made.reports[0].left_out["duplicate"].documents
+    assert 0 < left_out < len(numbers) - len(set(numbers))  # some are too far back
+    for number in range(0, len(states), 7):
+        resumed = loader()
+        resumed.load_state_dict(states[number])
+        assert answers(resumed) == whole[number + 1 :], number
+        if number < len(states) - 1:
+            assert resumed.reports[0].left_out["duplicate"].documents == left_out
+            assert [report.to_dict() for report in resumed.reports] == [report.to_dict() for report in made.reports]
