@@ -93,8 +93,12 @@ class AnswerFinder:
     def _opening(self) -> int:
         """The start of an answer that opens the conversation: templates rarely render a prompt of no turns."""
         word = self._first_word(0)
-        at = self.text.rfind(pieces(self.header)[0], 0, word) if self.header else word
+        at = self._header_between(0, word)
         return word if at < 0 else at + _shared_pieces(self.header, self.text[at:])
+
+    def _header_between(self, start: int, word: int) -> int:
+        """Where the template's header begins before the first word of an answer; -1 if it does not."""
+        return self.text.rfind(pieces(self.header)[0], start, word) if self.header else -1
 
     def _start_behind_words(self, turn: int, prompt: str) -> int:
         """The start, found by the words before it: behind as much of the generation prompt as stands behind them."""
@@ -102,12 +106,15 @@ class AnswerFinder:
         asked, other_text = self.render(others[:turn], prompt=True), self.render(others)
         if prompt == asked or self.text == other_text:
             raise ValueError(f"the chat template leaves out message {turn - 1}, so that the answer to it is not found")
-        header = prompt[len(prompt) - _shared_end(prompt, asked) :]
+        header, word = prompt[len(prompt) - _shared_end(prompt, asked) :], self._first_word(turn)
         position = len(self.text) - _shared_end(self.text, other_text)
         shared = shared_length(header, self.text[position:])
+        if (at := self._header_between(position + shared, word)) >= 0:
+            # The turn before is closed by something else than where it is the last.
+            header, position, shared = self.header, at, shared_length(self.header, self.text[at:])
         if shared < len(header):
             self._warn_of_other_header(turn, prompt, header[shared:])
-            if position + shared != self._first_word(turn):  # else the shared characters end where a marker does
+            if position + shared != word:  # else the shared characters end where a marker does
                 shared = _shared_pieces(header, self.text[position:])
         return position + shared
 
@@ -126,6 +133,8 @@ class AnswerFinder:
         shared = closing[: shared_length(closing, self.text[position : position + len(closing)])]
         # Two markers may begin alike, as <|end|> and <|user|> do: then the first of them was cut in two.
         end = position + (len(shared) if shared == closing else self._last_border(shared))
+        if end == position:  # it ends in another token than the last turn does, as with <|end|> and <|return|>
+            end += next((len(closer) for closer in self.closers if self.text.startswith(closer, end)), 0)
         if self._first_word(turn + 1) >= end:
             return [(start, end)]
         return self._around_results(turn, start, until, (position, end))

@@ -139,6 +139,13 @@ def test_a_tool_result_behind_a_call_without_words_is_no_target() -> None:
     assert notes["warning"] == {NO_END: 1}
 
 
+def test_an_inner_answer_that_ends_as_a_last_one_does_is_closed_by_its_own_token() -> None:
+    turn = "<|im_start|>{{ m.role }}\n{{ m.content }}{{ '<|im_end|>' if loop.last else '<|eot_id|>' }}"
+    tokenizer = byte_level("{% for m in messages %}" + turn + "{% endfor %}" + ASKING)
+    talk = chat("Hello", "world<|im_end|>", "how", "yes")
+    assert trained(tokenizer, encode(tokenizer, talk)) == ["world<|im_end|><|eot_id|>", "yes<|im_end|>"]
+
+
 # --- the generation prompt
 
 OPENED = ASKING.replace("assistant\n", "assistant\n<think>\n")
