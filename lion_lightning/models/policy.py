@@ -144,8 +144,8 @@ class PolicyModel(nn.Module):
             return self._hidden(self.causal_lm, **inputs)[0]
 
     def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
-        (source,), (mask,), _ = layout.padded
-        inputs = {"input_ids": input_ids[source], "attention_mask": mask.long(), "use_cache": False}
+        (batch,) = layout.padded.batches
+        inputs = {"input_ids": input_ids[batch.source], "attention_mask": batch.mask.long(), "use_cache": False}
         return layout.padded.restore([self._hidden(self.causal_lm, **inputs)])
 
     @torch.no_grad()

@@ -2,8 +2,9 @@
 
 Such a module carries a state from token to token and knows nothing of a row's segments. So it alone runs sequence by
 sequence: it gets every leaf segment with its ancestors, in right-padded batches of similar lengths, and its output is
-brought back to the flat row. All else (feed-forward layers, attention, head) runs once per token of the row. It is the
-module's own forward that runs, with whatever kernels it has, and each sequence starts from an empty state, so that
+brought back to the flat row. All else (feed-forward layers, attention, head) runs once per token of the row, and so do
+the linear layers within such a module: its convolution and its scan alone see a shared prompt once per answer. It is
+the module's own forward that runs, with whatever kernels it has, and each sequence starts from an empty state, so that
 values and gradients are those of each sequence alone.
 """
 
@@ -16,11 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lion_lightning.ops.layout import RowLayout
+from lion_lightning.ops.padding import PaddedBatch
 
 
 def named_decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -52,6 +55,7 @@ class SequencewiseMixers:
         self.recomputable = True
         self._row: RowLayout | None = None  # of the row that the model runs on
         self._layer_row: RowLayout | None = None  # of the row that the current layer runs on, maybe once more
+        self._batch: PaddedBatch | None = None  # that a module runs on
         self._hooks: list[RemovableHandle] = []
         self._modules: list[nn.Module] = []
 
@@ -83,6 +87,10 @@ class SequencewiseMixers:
             mixer.forward = partial(self._run_in_layer, mixer.forward)
             self._hooks.append(layer.register_forward_pre_hook(self._read_layout, with_kwargs=True))
         self._modules.append(mixer)
+        for child in mixer.children():
+            if isinstance(getattr(child, "base_layer", child), nn.Linear):
+                child.forward = partial(self._linear, child.forward)
+                self._modules.append(child)
         self.names.append(name)
 
     def remove(self) -> None:
@@ -96,29 +104,40 @@ class SequencewiseMixers:
     def _run_in_front(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._row is not None:
             kwargs.pop("position_ids", None)  # BART counts the row's tokens; the module counts each sequence's
-        return _sequencewise(forward, self._row, args, kwargs)
+        return self._sequencewise(forward, self._row, args, kwargs)
 
     def _run_in_layer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return _sequencewise(forward, self._layer_row, args, kwargs)
+        return self._sequencewise(forward, self._layer_row, args, kwargs)
 
     def _read_layout(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._layer_row = kwargs.get("layout", self._row)
         if self._row is not None and "layout" not in kwargs:
             self.recomputable = False
 
+    def _sequencewise(
+        self, forward: Callable[..., Any], layout: RowLayout | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if layout is None:
+            return forward(*args, **kwargs)
+        kwargs.pop("layout", None)  # kernels would not know the word
+        outputs = []
+        for batch in layout.padded_groups.batches:
+            take = partial(_take, source=batch.source, tokens=layout.tokens)
+            self._batch = batch
+            # Padding stands behind, where a causal module's earlier outputs cannot see it: no mask is needed.
+            try:
+                outputs.append(forward(*map(take, args), **{name: take(value) for name, value in kwargs.items()}))
+            finally:  # recomputation stops a forward by an error as soon as it has what it needs
+                self._batch = None
+        return _restored(outputs, layout)
 
-def _sequencewise(
-    forward: Callable[..., Any], layout: RowLayout | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    if layout is None:
-        return forward(*args, **kwargs)
-    kwargs.pop("layout", None)  # kernels would not know the word
-    outputs = []
-    for source in layout.padded_groups.sources:
-        take = partial(_take, source=source, tokens=layout.tokens)
-        # Padding stands behind, where a causal module's earlier outputs cannot see it: no mask is needed.
-        outputs.append(forward(*map(take, args), **{name: take(value) for name, value in kwargs.items()}))
-    return _restored(outputs, layout)
+    def _linear(self, forward: Callable[..., Any], states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """A linear layer within a mixer, on one copy of each token: copies of a prompt's token are equal."""
+        batch = self._batch
+        if batch is None or states.shape[:2] != batch.source.shape or batch.places.numel() == batch.source.numel():
+            return forward(states, *args, **kwargs)
+        output = forward(states.flatten(0, 1)[batch.places][None], *args, **kwargs)
+        return embedding(batch.copies, output[0])
 
 
 def modules_in_front(model: PreTrainedModel, run: Callable[[], Any]) -> dict[str, nn.Module]:
@@ -229,7 +248,7 @@ def _take(value: Any, source: Tensor, tokens: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_take(part, source, tokens) for part in value)
     if _is_row(value, tokens):
-        return value[0][source]
+        return embedding(source, value[0]) if value.dim() == 3 and value.is_floating_point() else value[0][source]
     return None if isinstance(value, Tensor) and value.numel() == 0 else value
 
 
@@ -237,7 +256,7 @@ def _restored(outputs: list[Any], layout: RowLayout) -> Any:
     """Outputs of the batches as those of the row; in a tuple, what is no tensor of the tokens comes from the first."""
     if isinstance(outputs[0], tuple):
         return tuple(_restored(list(parts), layout) for parts in zip(*outputs, strict=True))
-    sources = layout.padded_groups.sources
+    sources = [batch.source for batch in layout.padded_groups.batches]
     if not isinstance(outputs[0], Tensor):
         return outputs[0]
     if outputs[0].shape[:2] == sources[0].shape:

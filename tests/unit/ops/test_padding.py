@@ -22,9 +22,13 @@ UNPACKABLE: dict[str, Any] = {
 
 
 def test_sequences_are_leaves_with_their_ancestors_padded_on_the_right() -> None:
-    (source,), (mask,), _ = SMALL.padded
+    (batch,) = SMALL.padded.batches
+    source, mask = batch.source, batch.mask
     assert source.tolist() == [[0, 1, 0, 0], [2, 3, 4, 0], [2, 3, 5, 6]]
     assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    # seven distinct tokens, of which the prompt's two have a copy in the third sequence
+    assert batch.places.tolist() == [0, 1, 4, 5, 6, 10, 11]
+    assert batch.copies.tolist() == [[0, 1, 0, 0], [2, 3, 4, 0], [2, 3, 5, 6]]
 
 
 def test_restoring_takes_a_shared_prompt_once_so_that_its_gradient_counts_once() -> None:
@@ -42,9 +46,9 @@ def test_batches_of_similar_lengths_are_at_most_a_quarter_padding() -> None:
     assert groups == [[100, 80, 70, 60], [4, 3]]  # 310 of 400; with the 4 it would be 314 of 500; 7 of 8
     layout = RowLayout(segment_table(lengths, (-1,) * 6))
     batches = layout.padded_groups
-    assert [tuple(source.shape) for source in batches.sources] == [(4, 100), (2, 4)]
+    assert [tuple(batch.source.shape) for batch in batches.batches] == [(4, 100), (2, 4)]
     tokens = torch.arange(317.0)[:, None]
-    assert torch.equal(batches.restore([tokens[source] for source in batches.sources]), tokens)
+    assert torch.equal(batches.restore([tokens[batch.source] for batch in batches.batches]), tokens)
 
 
 @pytest.mark.parametrize("placed", [DOCUMENTS, TREE], ids=["documents", "tree"])

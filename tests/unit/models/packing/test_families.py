@@ -84,3 +84,27 @@ def test_a_prompt_goes_through_embedding_and_feed_forward_once(name: str) -> Non
     model(row(*FOREST))
     assert set(seen) == {sum(FOREST[0])}
     assert bool(model.mixers.names) == (name in MIXERS)
+
+
+@pytest.mark.parametrize("name", ["lfm2", *slow(*(name for name in MIXERS if name != "lfm2"))])
+def test_linear_layers_within_a_mixer_see_every_token_of_a_batch_once(name: str) -> None:
+    model = build(name)
+    mixer = model.causal_lm.get_submodule(model.mixers.names[0])
+    (projection,) = [child for place, child in mixer.named_children() if place == "out_proj"]
+    seen: list[int] = []
+    weight = projection.register_forward_pre_hook(lambda _, states: seen.append(states[0].shape[:2].numel()))
+    model(row((20, 10, 10, 9), (-1, 0, 0, 0)))  # 30, 30 and 29 tokens, of which 20 are the same: one batch
+    weight.remove()
+    calls: list[int] = []
+    original = torch.nn.functional.linear
+
+    def counted(states: Tensor, *args: Any) -> Tensor:
+        if args[0] is projection.weight:
+            calls.append(states.shape[:-1].numel())
+        return original(states, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", counted)
+        model(row((20, 10, 10, 9), (-1, 0, 0, 0)))
+    assert seen == [90]
+    assert calls == [49]
