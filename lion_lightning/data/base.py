@@ -238,7 +238,7 @@ class PackedDataModule(LightningDataModule, ABC):
         )
 
     def _loading(self) -> dict[str, Any]:
-        """What loaders of both kinds are told."""
+        """Arguments of both kinds of loaders."""
         ranks = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
         names = ("packing", "batch_size", "seed", "num_workers")
         ranks = {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}

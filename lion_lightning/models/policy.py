@@ -192,11 +192,11 @@ class PolicyModel(nn.Module):
 
     def _set_attention(self, name: str) -> None:
         self.causal_lm.set_attn_implementation(name)
-        # Models with attention code of their own ignore that, and read in their config which mask they are to make.
+        # Models with custom attention code ignore that, and read in their config which mask they are to make.
         self.causal_lm.config._attn_implementation = name
 
     def _packing_fault(self) -> str | None:
-        """What differs between packed and padded in the present form; None if nothing does."""
+        """Difference between packed and padded in the present form; None if there is none."""
         ids, layout = probe_row(self.causal_lm)
         asked = self.causal_lm.config._attn_implementation
         run = partial(self._packed_hidden, ids, layout.positions, layout)

@@ -1,4 +1,4 @@
-"""What a source's settings ``format: chat`` and ``system`` do to its rows."""
+"""Effect of a source's settings ``format: chat`` and ``system`` on its rows."""
 
 from __future__ import annotations
 

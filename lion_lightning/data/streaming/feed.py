@@ -82,7 +82,7 @@ class BlockFeed:
         return self._ready[source].popleft()
 
     def requests(self) -> Iterator[Request]:
-        """What workers are given, one after the other, chosen when it is asked for."""
+        """Tasks of the workers, one after the other, each chosen when it is asked for."""
         while left := [number for number, ended in enumerate(self._ended) if not ended]:
             source = min(left, key=lambda number: self._ahead[number] / self._shares[number])
             if request := self._request(source):

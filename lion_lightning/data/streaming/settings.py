@@ -41,7 +41,7 @@ class StreamSettings:
             raise ValueError(f"data.stream.mix_by is {self.mix_by!r}; choose tokens or rows")
 
     def duplicates(self) -> str:
-        """What the search for duplicates misses, for the log."""
+        """Duplicates that the search misses, for the log."""
         if not self.remember:
             return "duplicates are not looked for (data.stream.remember: 0)"
         wrong = self.remember * 2.0**-64

@@ -77,7 +77,7 @@ class StreamedSources:
         return [cache_folder("bad_rows", self.cache_dir) / f"stream_{name}.jsonl" for name in names]
 
     def describe(self) -> list[str]:
-        """What is read and how, a line each, for the log."""
+        """Sources and settings, a line each, for the log."""
         weights = [source.weight or 1.0 for source in self.sources]
         lines = []
         for source, reader, weight in zip(self.sources, self.readers, weights, strict=True):

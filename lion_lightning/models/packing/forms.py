@@ -12,10 +12,10 @@ from lion_lightning.ops.layout import RowLayout
 
 
 class RowForm(NamedTuple):
-    """What a model is given of a packed row.
+    """Inputs for a packed row.
 
     Attributes:
-        dense_mask: A ``(tokens, tokens)`` mask, which attention code of the model's own adds to its scores, in place of
+        dense_mask: A ``(tokens, tokens)`` mask, which the model's own attention code adds to its scores, in place of
             the layout, which :mod:`lion_lightning.ops.attention` reads. Its memory is quadratic in the row's length.
         own_positions: No positions: the model counts them itself, in modules that run sequence by sequence.
     """

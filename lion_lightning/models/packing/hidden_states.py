@@ -29,7 +29,7 @@ def backbone_output(model: PreTrainedModel, **inputs: Any) -> Tensor:
 
 
 def head_input(model: PreTrainedModel, **inputs: Any) -> Tensor:
-    """What the head is given, in any model: some have more layers in front of it (BERT's), or scale what goes in.
+    """Input of the head, in any model: some have more layers in front of it (BERT's), or scale what goes in.
 
     All of the model runs, with a head that keeps its input in place of making logits.
 

@@ -41,7 +41,7 @@ def named_decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 class SequencewiseMixers:
     """The modules of a model that run sequence by sequence on packed rows.
 
-    Each gets a forward of its own (on the instance, as accelerate does it), and the decoder layer that it is in a hook,
+    Each gets another forward (on the instance, as accelerate does it), and the decoder layer that it is in a hook,
     which reads the row's layout from the layer's keywords: those are what checkpointing calls a layer with again. Rows
     without a layout (in ``generate``, or by somebody else's code) go to the module as they are.
 

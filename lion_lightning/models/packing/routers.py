@@ -1,4 +1,4 @@
-"""What the routers of a mixture of experts decide for the tokens of packed rows."""
+"""Decisions of the routers of a mixture of experts for the tokens of packed rows."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ STEPS = ("build", "packed", "exact", "DPO", "LoRA", "export")
 
 @dataclass
 class ModelCheck:
-    """What was seen of a type of model.
+    """Results for a type of model.
 
     Attributes:
         model_type: The type.

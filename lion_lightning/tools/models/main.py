@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
 
 
 def checked(types: Sequence[str], jobs: int = 1) -> Iterator[ModelCheck]:
-    """Check types, each in a process of its own, which may hang or crash.
+    """Check types, each in a separate process, which may hang or crash.
 
     Args:
         types: Types of models.
