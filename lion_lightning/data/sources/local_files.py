@@ -24,6 +24,7 @@ KINDS: dict[str, Callable[[Path], dict[str, Rows]]] = {
 """The splits in a file, by the ending of its name, unless its first bytes say that it is of another kind."""
 
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 
@@ -63,6 +64,10 @@ def find_splits(path: str) -> dict[str, Rows] | None:
 
 def _file(path: Path) -> dict[str, Rows]:
     kind, head = kind_of(path), head_of(path)
+    if head.startswith(_LFS_POINTER):
+        raise ValueError(
+            f"{path}: only Git LFS's pointer to the file, not the file; run `git lfs pull` in its repository"
+        )
     if head.startswith(PARQUET):
         kind = ".parquet"
     elif JSON.match(head) and kind not in (".jsonl", ".ndjson"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ SPLITS = {
 """Names of splits in names of files and folders, as ``datasets`` reads them, and in JSON documents."""
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a long conversation; 128 KiB are Python's own limit
+
+_EXCEL_DELIMITER = re.compile(r'"?sep=(.)"?\s*')  # a first line that tells Excel what separates cells
 
 
 def _decoded(line: bytes, path: Path, number: int) -> str:
@@ -254,18 +257,24 @@ class Table(FileRows):
 
     def records(self) -> Iterator[Row]:
         """All rows, in one pass."""
-        lines, line = _text(self.path), 1
+        lines, before = _text(self.path), 0
         header = next(lines, "")
-        reader = csv.reader(chain([header], lines), delimiter=self._delimiter(header), strict=True)
+        if named := _EXCEL_DELIMITER.fullmatch(header):
+            header, before = next(lines, ""), 1
+        delimiter = named[1] if named else self._delimiter(header)
+        # `question, answer`: a space behind the comma is no part of a name, nor of the cells below
+        is_spaced = f"{delimiter} " in re.sub(r'"[^"]*"', "", header)
+        reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True, skipinitialspace=is_spaced)
+        line = before + 1
         try:
-            names = next(reader, [])
+            names = [name.strip() for name in next(reader, [])]
             if twice := [name for name in names if names.count(name) > 1]:
-                raise ValueError(f"{self.path}:1: two columns are called {twice[0]!r}; rename one of them")
-            line = reader.line_num + 1
+                raise ValueError(f"{self.path}:{line}: two columns are called {twice[0]!r}; rename one of them")
+            line = before + reader.line_num + 1
             for cells in reader:
                 if cells:  # no blank line
                     yield self._row(f"{self.path}:{line}", names, cells)
-                line = reader.line_num + 1
+                line = before + reader.line_num + 1
         except csv.Error as error:
             raise ValueError(f"{self.path}:{line}: {error}; quote cells as CSV files do") from error
 

@@ -243,6 +243,31 @@ def test_a_table_of_one_column_is_not_cut_at_other_marks(tmp_path: Path, name: s
     assert texts(tmp_path / name) == [cell]
 
 
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("sep=;\nquestion;answer\na, b;c\n", [("x.csv:3", "a, b", "c")]),
+        ('"sep=\t"\r\nquestion\tanswer\r\na\tb\r\n\r\nc\td\r\n', [("x.csv:3", "a", "b"), ("x.csv:5", "c", "d")]),
+        ('question, answer\na, "b, c"\n', [("x.csv:2", "a", "b, c")]),
+        ('question ,"answer"\n a,b \n', [("x.csv:2", " a", "b ")]),
+    ],
+)
+def test_what_spreadsheets_write_around_names_is_no_part_of_them(
+    tmp_path: Path, text: str, rows: list[tuple[str, str, str]]
+) -> None:
+    (tmp_path / "x.csv").write_text(text, newline="")
+    read = Source(str(tmp_path / "x.csv")).open().take(np.arange(len(rows)))
+    assert [(Path(row.where).name, row.values["question"], row.values["answer"]) for row in read] == rows
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet", "x.json", "x"])
+def test_a_pointer_of_git_lfs_is_not_read_as_data(tmp_path: Path, name: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(ValueError, match=rf"{name}: only Git LFS's pointer to the file, .*; run `git lfs pull`"):
+        Source(str(tmp_path / name)).open()
+
+
 def test_a_long_cell_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000 + "\n")
     assert texts(tmp_path / "a.csv") == ["x" * 200_000]
