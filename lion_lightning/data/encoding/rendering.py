@@ -25,7 +25,7 @@ NO_END = (
 )
 
 
-class Answer(NamedTuple):
+class AnswerText(NamedTuple):
     """One assistant turn in the text of its conversation.
 
     Attributes:
@@ -49,7 +49,7 @@ class Rendered(NamedTuple):
     """
 
     text: str
-    answers: list[Answer]
+    answers: list[AnswerText]
     start: int
 
 
@@ -129,7 +129,7 @@ class ChatRenderer:
         answers = []
         for turn, spans in found.items():
             if kept := [span for span in spans if span[0] < span[1]]:
-                answers.append(Answer(turn, kept, reasoning_span(messages[turn], text, kept)))
+                answers.append(AnswerText(turn, kept, reasoning_span(messages[turn], text, kept)))
         # The prompt ends where the first turn behind it starts, trained or not.
         start = answers[0].spans[0][0] if answers else len(text)
         if conversation.prompt_turns is not None and turns[0] not in found:
