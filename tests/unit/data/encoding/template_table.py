@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.rendering import Answer, ChatRenderer, _marked_spans
+from lion_lightning.data.encoding.rendering import AnswerText, ChatRenderer, _marked_spans
 from lion_lightning.data.formats.sft import Conversation, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_messages import collect_messages
@@ -188,7 +188,7 @@ def filled(made: PreTrainedTokenizerFast, row: dict[str, Any]) -> dict[str, Any]
     return {**row, "messages": turns}
 
 
-def faults(made: PreTrainedTokenizerFast, talk: Conversation, text: str, found: Answer) -> Iterator[str]:
+def faults(made: PreTrainedTokenizerFast, talk: Conversation, text: str, found: AnswerText) -> Iterator[str]:
     """What is wrong with the span of an answer, found out without the way in which it was found."""
     shown = "".join(text[slice(*span)] for span in found.spans)
     own = words_of(talk.messages[found.message])
