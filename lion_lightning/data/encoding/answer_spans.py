@@ -113,9 +113,9 @@ class AnswerFinder:
             # The turn before is closed by something else than where it is the last.
             header, position, shared = self.header, at, shared_length(self.header, self.text[at:])
         if shared < len(header):
-            self._warn_of_other_header(turn, prompt, header[shared:])
             if position + shared != word:  # else the shared characters end where a marker does
                 shared = _shared_pieces(header, self.text[position:])
+            self._warn_of_other_header(turn, prompt, header[shared:])
         return position + shared
 
     def _first_word(self, turn: int) -> int:

@@ -122,7 +122,8 @@ class ChatRenderer:
         for turn, spans in found.items():
             answer = "\n".join(text[start:end] for start, end in spans)
             if missing := missing_of_answer(messages[turn], answer, self.needs_reasoning):
-                last = self._render(conversation, messages[: turn + 1])
+                is_last = turn == len(messages) - 1
+                last = "" if is_last else self._render(conversation, messages[: turn + 1])
                 raise ValueError(_left_out(f"{missing} of message {turn}", not missing_of_answer(messages[turn], last)))
             spans[0] = _behind_prefilled(messages[turn], finder.text, *spans[0])
             spans[-1] = self._closed(text, *spans[-1])

@@ -75,7 +75,7 @@ class Forms(tuple[Form[Made], ...]):
 
         nearest = max((form for form in self if str(form) != taken), key=nearness)
         if not any(nearness(nearest)):
-            return "any other form, of which no column is there"
+            return "any other form: none of their other columns is there"
         lacking = [name for name in nearest.required if name not in columns]
         return f"{nearest} lacks {', '.join(lacking)}"
 

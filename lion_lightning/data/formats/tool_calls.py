@@ -53,8 +53,9 @@ def read_calls(extra: dict[str, Any], name: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: A call cannot be read.
     """
-    calls = _parsed(extra.pop("tool_calls", []), f"{name}.tool_calls", "a list of calls")
-    if (legacy := extra.pop("function_call", None)) is not None:
+    calls = _parsed(extra.pop("tool_calls", None), f"{name}.tool_calls", "a list of calls")
+    calls = [] if calls is None else calls  # also of the JSON text `null`
+    if (legacy := _parsed(extra.pop("function_call", None), f"{name}.function_call", "an object")) is not None:
         if calls:
             raise ValueError(f"{name} has both tool_calls and function_call; keep one of them (with a `transform`)")
         return [_call(legacy, f"{name}.function_call")]
@@ -78,6 +79,7 @@ def _call(call: Any, name: str) -> dict[str, Any]:
         raise ValueError(f"{name} has both {given[0]} and {given[1]}; keep one of them (with a `transform`)")
     path = f"{name}.{given[0] if given else ''}"
     arguments = _parsed((function.get(given[0]) if given else None) or {}, path, "a JSON object")
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
         raise ValueError(f"{path} is {kind}, not a JSON object; no parser would read such a call")

@@ -176,12 +176,12 @@ def _message(turn: Any, name: str, may_be_empty: bool) -> Message:
     role, content = ROLES[speaker], _content(own, speaker, name)
     if not own:  # most messages have nothing else
         return Message(role, read_text(content, f"{name} ({role})", may_be_empty or role in ("system", "tool")))
-    is_begun = role == "assistant" and any(own.get(key) is True and own.pop(key) for key in _BEGUN)
+    begun = [own.pop(key) for key in _BEGUN if own.get(key) is False or (role == "assistant" and own.get(key) is True)]
     weight = read_weight(own, role, name)
     extra = _extra(own, role, name)
     silent = may_be_empty or role in ("system", "tool") or "tool_calls" in extra
     text = read_text("" if content is None and "tool_calls" in extra else content, f"{name} ({role})", silent)
-    return Message(role, text, extra or None, weight, len(text) if is_begun else 0)
+    return Message(role, text, extra or None, weight, len(text) if any(begun) else 0)
 
 
 def _speaker(own: dict[str, Any], name: str) -> str:
@@ -189,6 +189,9 @@ def _speaker(own: dict[str, Any], name: str) -> str:
     given = _either(own, "role", "from", name)
     speaker = given if isinstance(given, str) else ""
     speaker = speaker if speaker in ROLES else speaker.strip().lower()
+    if given is None:
+        keys = f"its other keys are {', '.join(map(printable, own))}" if own else "it is empty"
+        raise ValueError(f"{name} has no role; give each message a role and content ({keys})")
     if speaker not in ROLES:
         raise ValueError(f"{name} has the role {repr(given)[:60]}; known roles are {', '.join(ROLES)}")
     if speaker == "developer":
@@ -233,6 +236,8 @@ def _part(part: Any, name: str) -> str:
     own = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
     kind = own.pop("type", "text" if "text" in own else type(part).__name__)
     text = own.pop("text", None)
+    if kind in TEXT_PARTS and text is None:
+        raise ValueError(f"{name} has a text part without text; fill it in or take it out (with a `transform`)")
     if kind not in TEXT_PARTS or not isinstance(text, str):
         raise ValueError(f"{name} has a content part of the kind {kind!r}; only text parts can be trained on")
     for key in _nonempty(own):

@@ -106,6 +106,15 @@ def test_thoughts_that_are_shown_in_the_last_turn_only_are_an_error_with_the_way
         encode(byte_level(THINKING + ASKING), talk)
 
 
+def test_thoughts_that_the_last_turn_does_not_show_are_not_said_to_be_shown_there() -> None:
+    last = Message("assistant", "yes", {"reasoning_content": "how"})  # a word of the question
+    talk = ROUND._replace(messages=(*ROUND.messages[:-1], last))
+    with pytest.raises(
+        ValueError, match=r"reasoning_content \('how'\) of message 3; write it into the text .*_in_text"
+    ):
+        encode(byte_level(), talk)
+
+
 def test_thoughts_that_are_not_trained_may_be_left_out() -> None:
     first = Message("assistant", "world", {"reasoning_content": "hm"})
     talk = ROUND._replace(messages=(ROUND.messages[0], first, *ROUND.messages[2:]))

@@ -9,6 +9,7 @@ import pytest
 
 from lion_lightning.data.encoding.rendering import ChatRenderer
 from lion_lightning.data.formats.sft import Conversation, recognize
+from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.models.tokenizer import with_defaults
 from tests.unit.data.encoding.template_table import (
     FIVE,
@@ -156,3 +157,13 @@ def test_spans_are_what_the_tags_of_every_training_template_say(twin: str) -> No
         name for name in (*FIVE, *NINETEEN) if name not in ("question fakes an answer", "first answer is context")
     ]
     assert {situation: found for situation in situations if (found := differing(twin, situation))} == {}
+
+
+def test_the_generation_prompt_that_is_not_written_is_named_whole() -> None:
+    made, talk = tokenizer("qwen3_6"), recognize(NINETEEN["calls in two turns"])  # a call begins with < as well
+    assert isinstance(talk, Conversation)
+    with collect_messages() as messages:
+        ChatRenderer(made).answers(talk)
+    assert [text.partition(", which")[0] for text in messages["warning"]] == [
+        "the generation prompt of the chat template goes on with '<think>\\n'"
+    ]

@@ -109,7 +109,7 @@ def test_a_response_is_an_answer() -> None:
 def test_a_round_keeps_what_else_it_says() -> None:
     (_, answer) = read_turns([{"human": "Hi", "assistant": "Hello", "weight": 0, "mood": "good"}], "messages")
     assert answer == Message("assistant", "Hello", {"mood": "good"}, 0.0)
-    with pytest.raises(ValueError, match=r"messages\[0\] has the role None"):
+    with pytest.raises(ValueError, match=r"messages\[0\] has no role"):
         read_turns([{"question": "Hi", "answer": "Hello", "context": "Oslo is wet."}], "messages")
 
 

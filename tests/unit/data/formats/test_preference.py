@@ -331,7 +331,10 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
         (LISTED | {"answers": "ab"}, "answers is str, not a list"),
         (LISTED | {"answers": ["a"], "scores": [1]}, "a pair needs two answers, and answers has 1; skip the row"),
         (LISTED | {"answers": ["a", answer("b")]}, r"answers\[0\] is text and answers\[1\] is not"),
-        (LISTED | {"answers": [{"reply": "a"}, {"reply": "b"}]}, r"answers\[0\]\[0\] has the role None"),
+        (
+            LISTED | {"answers": [{"reply": "a"}, {"reply": "b"}]},
+            r"answers\[0\]\[0\] has no role; .* \(its other keys are reply\)",
+        ),
     ],
 )
 def test_a_bad_row_gets_one_line_that_says_what_is_wrong(row: dict[str, Any], complaint: str) -> None:

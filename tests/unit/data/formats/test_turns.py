@@ -237,6 +237,39 @@ def test_a_user_turn_makes_no_calls() -> None:
         read_turns([{"role": "user", "content": "?", "tool_calls": [CALL]}], "messages")
 
 
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_calls_that_are_the_json_text_null_are_none(key: str) -> None:
+    assert answer(content="four", **{key: "null"}) == Message("assistant", "four")
+
+
+def test_arguments_that_are_the_json_text_null_are_empty() -> None:
+    made = answer(content=None, tool_calls=[{"function": {"name": "now", "arguments": "null"}}]).extra
+    assert made == {"tool_calls": [{"type": "function", "function": {"name": "now", "arguments": {}}}]}
+
+
+@pytest.mark.parametrize("key", ["prefix", "prefill", "partial", "continue_final_message"])
+def test_a_message_that_begins_no_answer_may_say_so(key: str) -> None:
+    assert answer(content="four", **{key: False}) == Message("assistant", "four")
+    assert read_turns([{"role": "user", "content": "?", key: False}], "messages") == (Message("user", "?"),)
+
+
+def test_a_beginning_may_be_called_so_twice() -> None:
+    assert answer(content="four", prefix=True, partial=True) == Message("assistant", "four", prefilled=4)
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        ({"Role": "user", "Content": "?"}, r"has no role; give .* \(its other keys are Role, Content\)"),
+        ({}, r"has no role; give each message a role and content \(it is empty\)"),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, "has a text part without text; fill it in"),
+    ],
+)
+def test_what_a_message_lacks_is_named(message: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=rf"messages\[0\] {complaint}"):
+        read_turns([message], "messages")
+
+
 def test_an_empty_list_of_calls_is_no_call() -> None:
     assert answer(content="four", tool_calls=[], name="") == Message("assistant", "four")
 

@@ -44,7 +44,7 @@ def test_the_form_the_columns_and_the_nearest_other_form() -> None:
     [
         ({"prompt": "a", "completion": "b"}, "prompt + response lacks response"),
         ({"question": "a", "answer": "b", "output": "c"}, "instruction + output lacks instruction"),
-        ({"text": "a"}, "any other form, of which no column is there"),
+        ({"text": "a"}, "any other form: none of their other columns is there"),
     ],
 )
 def test_what_the_nearest_form_lacks(row: dict[str, Any], line: str) -> None:
