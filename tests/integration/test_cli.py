@@ -71,6 +71,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder: Path) -> None:
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
 
 
+def test_a_tokenizer_of_the_data_is_refused_since_it_would_not_be_used(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", "-c", str(SFT), "--data.tokenizer.chat_template=chatml"]) == 2
+    assert "data.tokenizer: data is tokenized by the model's tokenizer" in capsys.readouterr().err
+
+
 def test_inspect_shows_the_mask_and_the_packing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "-c", str(SFT), "--rows=1"]) == 0
     printed = capsys.readouterr().out

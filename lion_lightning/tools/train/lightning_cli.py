@@ -67,6 +67,12 @@ class LionCLI(LightningCLI):
                 raise ValueError(f"{part}: class_path is missing; set it, e.g. to {_EXAMPLES[part]}")
         config = self.config.as_dict()
         own = config[self.subcommand] if self.subcommand else config
+        tokenizer = ((own["data"] or {}).get("init_args") or {}).get("tokenizer")
+        if tokenizer is not None:
+            raise ValueError(
+                "data.tokenizer: data is tokenized by the model's tokenizer, so that both agree; give model.tokenizer "
+                "(without it, that of policy.path), and leave this out"
+            )
         refuse_nulls({name: own[name] for name in ("model", "data")}, None)
         refuse_nulls(own["trainer"], Trainer, "trainer")
 
