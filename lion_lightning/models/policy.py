@@ -19,6 +19,7 @@ from lion_lightning.models.packing.forms import RowForm, possible_forms
 from lion_lightning.models.packing.hidden_states import HiddenStates, backbone_output, head_input
 from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers, modules_in_front
 from lion_lightning.models.packing.probe import close, differing_layer, probe_row
+from lion_lightning.models.packing.rotary import LengthwiseRotary
 from lion_lightning.models.packing.routers import RouterRecorder
 from lion_lightning.models.weights.checks import all_tensors, require_finite
 from lion_lightning.ops.attention import PATHS
@@ -55,6 +56,7 @@ class PolicyModel(nn.Module):
         self.form = RowForm()
         self._hidden: HiddenStates = backbone_output
         self.mixers = SequencewiseMixers()
+        self.rotary = LengthwiseRotary(self.causal_lm)
         self.recorder: RouterRecorder | None = None
         if probe:
             self.probe()
@@ -85,6 +87,7 @@ class PolicyModel(nn.Module):
         Returns:
             ``(targets,)`` fp32 log-probs, top1_correct and log_collision_prob, in the order of ``batch.targets``.
         """
+        batch = self.rotary.apart(batch)
         hidden = self.hidden_states(batch)[batch.logit_positions]
         weight, bias = self.head()
         return token_logps(hidden, weight, batch.targets, bias=bias, transform=self.transform)
@@ -93,10 +96,11 @@ class PolicyModel(nn.Module):
         """Last hidden state, ``(tokens, hidden)``, of every token of a packed batch."""
         layout = RowLayout(batch.segments, batch.input_ids.device)
         run = self._packed_hidden if self.packed else self._padded_hidden
-        if self.recorder is None:
-            return run(batch.input_ids, batch.position_ids, layout)
-        with self.recorder.row(layout.tokens, None if self.packed else layout.padded.first):
-            return run(batch.input_ids, batch.position_ids, layout)
+        with self.rotary.on(layout, self.packed):
+            if self.recorder is None:
+                return run(batch.input_ids, batch.position_ids, layout)
+            with self.recorder.row(layout.tokens, None if self.packed else layout.padded.first):
+                return run(batch.input_ids, batch.position_ids, layout)
 
     def record_routers(self) -> RouterRecorder:
         """Keep what the routers of a mixture of experts decide in forward passes under gradient, from now on.
