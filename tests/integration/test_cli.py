@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(folder: Path) -> None:
 def test_a_tokenizer_of_the_data_is_refused_since_it_would_not_be_used(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", "-c", str(SFT), "--data.tokenizer.chat_template=chatml"]) == 2
+    assert main(["inspect", "-c", str(SFT), "--data.tokenizer.path=runs/demo/model"]) == 2
     assert "data.tokenizer: data is tokenized by the model's tokenizer" in capsys.readouterr().err
 
 
