@@ -229,11 +229,10 @@ class Source:
 
     def description(self) -> dict[str, Any]:
         """Settings that are not empty, as plain data."""
-        values = asdict(self) | {"transform": self.transform and name_of(self.transform)}
-        return {name: value for name, value in values.items() if value and (name, value) != ("on_bad_row", "error")}
         functions = {name: getattr(self, name) for name in ("transform", "iterable")}
         named = {name: function and name_of(function) for name, function in functions.items()}
-        return {name: value for name, value in (asdict(self) | named).items() if value}
+        values = asdict(self) | named
+        return {name: value for name, value in values.items() if value and (name, value) != ("on_bad_row", "error")}
 
     def identity(self) -> dict[str, Any]:
         """Settings that decide the examples, as plain data: a part of cache keys, in addition to the rows."""

@@ -391,6 +391,8 @@ def test_a_path_object_and_a_transform_by_name_are_taken() -> None:
     source = Source(Path("a.jsonl"), transform="copy.copy")  # type: ignore[arg-type]
     assert source.path == "a.jsonl"
     assert source.description()["transform"] == "copy.copy"
+    rows = Source("rows", streaming=True, iterable="builtins.dict")  # type: ignore[arg-type]
+    assert rows.description()["iterable"] == "builtins.dict"  # no address, which differs between processes
     assert source == Source("a.jsonl", transform=__import__("copy").copy)
     with pytest.raises(ValueError, match=r"transform 'copy\.kopy' cannot be imported"):
         Source("a.jsonl", transform="copy.kopy")  # type: ignore[arg-type]
