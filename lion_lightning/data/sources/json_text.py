@@ -133,15 +133,15 @@ def parse_content_parts(content: Any) -> Any:
         parsed = read_json(content, "content")
     except ValueError:
         return content
-    return parsed if isinstance(parsed, list) and all(map(_is_part, parsed)) else content
-
-
-def _is_part(value: Any) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    if value.get("type") in TEXT_PARTS:
-        return isinstance(value.get("text"), str)
-    return value.get("type") in _IMAGES and value.keys() <= _IMAGE_KEYS
+    if not isinstance(parsed, list):
+        return content
+    for part in parsed:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        is_text = kind in TEXT_PARTS and isinstance(part.get("text"), str)
+        is_image = kind in _IMAGES and part.keys() <= _IMAGE_KEYS
+        if not (is_text or is_image):
+            return content
+    return parsed
 
 
 TEXT_PARTS = ("text", "input_text", "output_text")

@@ -91,25 +91,21 @@ def _chain(files: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
 
 
 def _saved_dataset(folder: Path) -> dict[str, Rows]:
+    """The splits that ``save_to_disk`` wrote; a set that lists files outside of its folder is refused."""
     from datasets import DatasetDict, load_from_disk
 
     try:
-        _refuse_outside_files(folder)
+        for listing in (folder / "dataset_dict.json", *folder.glob("state.json"), *folder.glob("*/state.json")):
+            known = read_object(listing, "a list of a saved set's parts", "save it again") if listing.exists() else {}
+            names = [*known.get("splits", ()), *(file["filename"] for file in known.get("_data_files", ()))]
+            for name in names:
+                if name == ".." or Path(name).name != name:
+                    raise ValueError(f"{listing.name} names {name!r}, which is outside of the folder")
         saved = load_from_disk(str(folder))
     except Exception as error:  # datasets raises of any kind where its files are not what it wrote
         raise ValueError(f"{folder}: not a complete saved data set ({first_line(error)}); save it again") from error
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved, str(saved.split or "train"): saved}
     return {name: DatasetRows(dataset, str(folder)) for name, dataset in splits.items()}
-
-
-def _refuse_outside_files(folder: Path) -> None:
-    """Refuse a saved data set that lists files outside of its folder."""
-    for listing in (folder / "dataset_dict.json", *folder.glob("state.json"), *folder.glob("*/state.json")):
-        known = read_object(listing, "a list of a saved set's parts", "save it again") if listing.exists() else {}
-        names = [*known.get("splits", ()), *(file["filename"] for file in known.get("_data_files", ()))]
-        for name in names:
-            if name == ".." or Path(name).name != name:
-                raise ValueError(f"{listing.name} names {name!r}, which is outside of the folder")
 
 
 def _folder(folder: Path) -> dict[str, Rows]:
@@ -125,10 +121,14 @@ def _folder(folder: Path) -> dict[str, Rows]:
             f"it give a glob such as {folder}/*.jsonl"
         )
     _require_one(folder, {str(kind_of(path)) for path in files}, "files of several kinds")
-    _require_one(folder, {_subset(path.relative_to(folder)) for path in files}, "files in several folders")
+    subsets: set[str] = set()
     by_split: dict[str | None, list[Path]] = {}
     for path in files:
-        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+        name = path.relative_to(folder)
+        by_split.setdefault(_split_of(name), []).append(path)
+        # a subset of a hub data set is a folder, within or around folders named for a split or `data`
+        subsets.add("/".join(part for part in name.parts[:-1] if part.lower() not in {*SPLITS, "data"}))
+    _require_one(folder, subsets, "files in several folders")
     if by_split.keys() == {None}:
         return _chain([_file(path) for path in files])
     if None in by_split:
@@ -137,8 +137,8 @@ def _folder(folder: Path) -> dict[str, Rows]:
             "other files do; give a glob of the files to read"
         )
     splits: dict[str, Rows] = {}
-    for name, paths in by_split.items():
-        splits[str(name)] = ChainedRows([rows for path in paths for rows in _file(path).values()])
+    for split, paths in by_split.items():
+        splits[str(split)] = ChainedRows([rows for path in paths for rows in _file(path).values()])
     return splits
 
 
@@ -146,11 +146,6 @@ def _require_one(folder: Path, found: set[str], what: str) -> None:
     if len(found) > 1:
         names = ", ".join(sorted(name or "the folder itself" for name in found))
         raise ValueError(f"{folder}: holds {what} ({names}); name one of the folders, or give a glob")
-
-
-def _subset(path: Path) -> str:
-    """The folder of a file, but for parts that name a split or are ``data``: a subset of a hub data set."""
-    return "/".join(part for part in path.parts[:-1] if part.lower() not in {*SPLITS, "data"})
 
 
 def _split_of(path: Path) -> str | None:

@@ -111,13 +111,16 @@ class Parquet(FileRows):
 
     @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
-        """Read the rows of these numbers."""
         start = 0
         with self._damage():
             for group in range(self._file.metadata.num_row_groups):
                 stop = start + self._file.metadata.row_group(group).num_rows
                 if len(_between(numbers, start, stop)):
-                    yield from self._take_of(group, start, numbers)
+                    for batch in self._file.iter_batches(batch_size=1000, row_groups=[group]):
+                        inside = _between(numbers, start, start + len(batch))
+                        for number, values in zip(inside.tolist(), batch.take(inside - start).to_pylist(), strict=True):
+                            yield Row(f"{self.path}[{number}]", values)
+                        start += len(batch)
                 start = stop
 
     @contextmanager
@@ -131,13 +134,6 @@ class Parquet(FileRows):
             raise ValueError(
                 f"{self.path}: not a complete parquet file ({first_line(error)}); write it again"
             ) from error
-
-    def _take_of(self, group: int, start: int, numbers: Numbers) -> Iterator[Row]:
-        for batch in self._file.iter_batches(batch_size=1000, row_groups=[group]):
-            inside = _between(numbers, start, start + len(batch))
-            for number, values in zip(inside.tolist(), batch.take(inside - start).to_pylist(), strict=True):
-                yield Row(f"{self.path}[{number}]", values)
-            start += len(batch)
 
 
 @dataclass(frozen=True)
@@ -160,12 +156,10 @@ class DatasetRows(Rows):
 
     @override
     def __len__(self) -> int:
-        """Number of rows."""
         return len(self.dataset)
 
     @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
-        """Read the rows of these numbers."""
         # In memory: without it `select` writes a file of indices next to the data, which may be read-only.
         chosen = self.dataset.with_format(None).select(numbers, keep_in_memory=True)
         for number, values in zip(numbers.tolist(), chosen, strict=True):
@@ -187,7 +181,6 @@ class Slice(Rows):
 
     @override
     def __len__(self) -> int:
-        """Number of rows."""
         return self.stop - self.start
 
     @override
@@ -230,10 +223,9 @@ class ChainedRows(Rows):
 
 def _features(feature: Any) -> Iterator[Any]:
     """The features of a data set's columns, those within lists and structs, too."""
-    if isinstance(feature, Mapping):
-        yield from chain.from_iterable(map(_features, feature.values()))
-    elif isinstance(feature, list | tuple):
-        yield from chain.from_iterable(map(_features, feature))
+    if isinstance(feature, Mapping | list | tuple):
+        inner = feature.values() if isinstance(feature, Mapping) else feature
+        yield from chain.from_iterable(map(_features, inner))
     elif hasattr(feature, "feature"):
         yield from _features(feature.feature)
     else:

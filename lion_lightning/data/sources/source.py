@@ -256,9 +256,21 @@ def open_rows(path: str, split: str = "train", subset: str | None = None, revisi
         ValueError: Nothing is there, the split is unknown or empty, or the kind of file is.
     """
     local = find_splits(path)
-    if local is not None and (subset or revision):
+    if local is None:
+        import datasets
+
+        try:
+            dataset = datasets.load_dataset(path, subset, split=split, revision=revision)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: nothing on disk has this name, and split {split!r} does not load from the hub "
+                f"({first_line(error)}); check path, split, subset and the network"
+            ) from error
+        rows: Rows = DatasetRows(dataset, path)
+    elif subset or revision:
         raise ValueError(f"{path}: `subset` and `revision` are for data sets on the hub; leave them out for local data")
-    rows = _from_hub(path, split, subset, revision) if local is None else _split(local, split, path)
+    else:
+        rows = _split(local, split, path)
     if len(rows) == 0:
         raise ValueError(f"{path}: split {split!r} is empty; name another split, or leave this source out")
     return rows
@@ -276,16 +288,3 @@ def _split(splits: Mapping[str, Rows], spec: str, path: str) -> Rows:
         names = ", ".join(sorted(splits))
         raise ValueError(f"{path}: no split {spec!r} ({first_line(error)}); the splits here are: {names}") from error
     return ChainedRows([Slice(splits[part.splitname], part.from_, part.to) for part in parts])
-
-
-def _from_hub(path: str, split: str, subset: str | None, revision: str | None) -> Rows:
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(path, subset, split=split, revision=revision)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: nothing on disk has this name, and split {split!r} does not load from the hub "
-            f"({first_line(error)}); check path, split, subset and the network"
-        ) from error
-    return DatasetRows(dataset, path)

@@ -6,6 +6,7 @@ import codecs
 import csv
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,7 +59,6 @@ class JsonLines(FileRows):
 
     @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
-        """Read the rows of these numbers."""
         for line, text in compress(_lines(self.path), _wanted(numbers)):
             yield line_row(text, self.path, line)
 
@@ -77,12 +77,10 @@ class JsonDocument(FileRows):
 
     @override
     def __len__(self) -> int:
-        """Number of rows."""
         return len(self.values)
 
     @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
-        """Read the rows of these numbers."""
         for number in numbers.tolist():  # a copy each, which a transform may change
             yield _row(f"{self.path}[{number}]", deepcopy(self.values[number]))
 
@@ -93,21 +91,18 @@ def read_json_lines(path: Path) -> dict[str, FileRows]:
     Raises:
         ValueError: It is an array that is broken.
     """
-    return read_json(path) if _is_one_array(path) else {"train": JsonLines(path)}
-
-
-def _is_one_array(path: Path) -> bool:
-    """Whether a file is one array of rows; an array of messages on a line is a row."""
     lines = _lines(path)
     first, second = next(lines, None), next(lines, None)
     if first is None or not first[1].lstrip().startswith(b"["):
-        return False
+        return {"train": JsonLines(path)}
     try:
         value = parse_json(first[1].decode())
     except ValueError:
-        return second is not None  # the array goes on there
-    rows = [row for row in value if isinstance(row, dict)] if second is None else []
-    return bool(rows) and not all(map(is_message, value))
+        is_array = second is not None  # the array goes on there
+    else:  # an array of messages on a line is a row
+        rows = [row for row in value if isinstance(row, dict)] if second is None else []
+        is_array = bool(rows) and not all(map(is_message, value))
+    return read_json(path) if is_array else {"train": JsonLines(path)}
 
 
 def read_json(path: Path) -> dict[str, FileRows]:
@@ -119,24 +114,18 @@ def read_json(path: Path) -> dict[str, FileRows]:
     Raises:
         ValueError: It is something else.
     """
-    if _has_object_per_line(path):
+    lines = _lines(path)
+    first, second = next(lines, None), next(lines, None)
+    if first is None:
         return {"train": JsonLines(path)}
+    if second is not None:  # an object per line, if the first line is a complete value
+        with suppress(ValueError):
+            if isinstance(parse_json(first[1].decode()), dict | list):
+                return {"train": JsonLines(path)}
     with opened(path) as file:
         value = _parse(file.read(), path, 1, "the file must hold one array of objects, or one object a line")
     splits = _rows_by_split(value, path)
     return {split: JsonDocument(path, split, values) for split, values in splits.items()}
-
-
-def _has_object_per_line(path: Path) -> bool:
-    """Whether there are several lines, and the first is a complete value."""
-    lines = _lines(path)
-    first, second = next(lines, None), next(lines, None)
-    if first is None or second is None:
-        return first is None
-    try:
-        return isinstance(parse_json(first[1].decode()), dict | list)
-    except ValueError:
-        return False
 
 
 _ABOUT_ROWS = ("name", "title", "description", "info", "meta", "metadata", "count", "total", "status")
@@ -243,7 +232,6 @@ class Table(FileRows):
 
     @override
     def __len__(self) -> int:
-        """Number of rows."""
         return self._count
 
     @cached_property
@@ -252,7 +240,6 @@ class Table(FileRows):
 
     @override
     def take(self, numbers: Numbers) -> Iterator[Row]:
-        """Read the rows of these numbers."""
         yield from compress(self.records(), _wanted(numbers))
 
     def records(self) -> Iterator[Row]:
