@@ -33,16 +33,7 @@ def leave_out(row: Row, error: ValueError) -> str:
 
 
 def refuse_mostly_bad(name: str, messages: RowMessages, rows: int) -> None:
-    """Refuse a source most of whose rows are bad.
-
-    Args:
-        name: Name of the source.
-        messages: Messages about its rows.
-        rows: Number of rows read.
-
-    Raises:
-        ValueError: More than :data:`MOST_BAD` of them are bad.
-    """
+    """Refuse a source if more than :data:`MOST_BAD` of its rows are bad."""
     causes = messages["bad row"]
     if causes.total() > MOST_BAD * rows:
         cause, count = causes.most_common(1)[0]

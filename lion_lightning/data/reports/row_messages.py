@@ -95,21 +95,13 @@ def add_message(kind: Kind, text: str = "") -> None:
 
 
 def add_messages(messages: RowMessages) -> None:
-    """Count messages that were collected apart.
-
-    Args:
-        messages: What :func:`collect_messages` gave.
-    """
+    """Count messages that another :func:`collect_messages` collected."""
     if (present := _present.get()) is not None:
         present.add(messages)
 
 
 def add_warning(text: str) -> None:
-    """Count something that is not done as a row asks.
-
-    Args:
-        text: The warning with its fix; without a row's path or content.
-    """
+    """Count a warning and its fix, without a row's path or content, about what is not done as a row asks."""
     add_message("warning", text)
 
 

@@ -122,7 +122,6 @@ class SourceReport:
 
     @override
     def __str__(self) -> str:
-        """The source on one line, for logs."""
         return "; ".join([f"{self.name}: {self.summary()}", *self.changes()])
 
     def changes(self) -> list[str]:
@@ -169,7 +168,6 @@ class PairReport(SourceReport):
     @classmethod
     @override
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
-        """Sum up; see :meth:`SourceReport.of`."""
         lengths = once.spans.segment_lengths[order]
         prompt, chosen, rejected = lengths.sum(axis=0).tolist() if len(lengths) else (0, 0, 0)
         return super().of(once, order, prompt=prompt, chosen=chosen, rejected=rejected, **more)
@@ -187,7 +185,6 @@ class PairReport(SourceReport):
 
     @override
     def table_row(self) -> dict[str, str]:
-        """The columns of a table, with this source's cells."""
         chosen, rejected = self.mean_lengths
         more = {
             "prompt share": f"{self.prompt_share:.1%}",
@@ -200,14 +197,12 @@ class PairReport(SourceReport):
 
     @override
     def summary(self) -> str:
-        """Counts of the kept documents, for logs."""
         chosen, rejected = self.mean_lengths
         means = f"answers of {chosen:,.1f} (chosen) and {rejected:,.1f} (rejected) tokens on average"
         return f"{super().summary()}, {self.prompt_share:.1%} prompt, {means}"
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for YAML and JSON."""
         chosen, rejected = self.mean_lengths
         means = {"mean_chosen": round(chosen, 1), "mean_rejected": round(rejected, 1)}
         return super().to_dict() | {"prompt_share": round(self.prompt_share, 4)} | means

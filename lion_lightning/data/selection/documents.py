@@ -31,7 +31,6 @@ class FilterCounts(NamedTuple):
 
     @override
     def __str__(self) -> str:
-        """Both numbers."""
         return f"{self.documents:,} ({self.tokens:,} tokens)"
 
 

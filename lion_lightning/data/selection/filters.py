@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from typing_extensions import override
@@ -25,9 +24,6 @@ class DocumentFilters(Filters):
             ``max_length`` and a rest, of which each first token is not trained; ``drop`` leaves it out.
         min_supervised_share: Documents with a smaller share of supervised tokens are left out. The LIONs paper's code
             leaves out what is masked by more than 90 %: 0.1 here.
-
-    Raises:
-        ValueError: An argument is not valid.
     """
 
     max_length: int
@@ -38,24 +34,25 @@ class DocumentFilters(Filters):
         """Check the arguments."""
         if self.max_length < 2:
             raise ValueError(f"data.max_length is {self.max_length}; a row needs 2 tokens to predict one")
-        if self.overlong not in _FIT:
-            raise ValueError(f"data.overlong: {self.overlong!r} is unknown; choose {', '.join(_FIT)}")
+        if self.overlong not in (known := get_args(Overlong)):
+            raise ValueError(f"data.overlong: {self.overlong!r} is unknown; choose {', '.join(known)}")
         if not 0 <= self.min_supervised_share <= 1:
             raise ValueError(f"data.min_supervised_share is {self.min_supervised_share}; give a share from 0 to 1")
 
     @override
     def apply(self, selection: Selection) -> Selection:
-        fitting = _FIT[self.overlong](selection, self.max_length)
+        spans, most = selection.spans, self.max_length
+        if self.overlong == "truncate":
+            fitting = selection.truncate(spans.starts, np.minimum(spans.stops, spans.starts + most), "truncated")
+        elif self.overlong == "drop":
+            fitting = selection.filter(spans.lengths <= most, f"longer than {most} tokens")
+        else:
+            fitting = _split(selection, most)
         supervised = fitting.filter(fitting.targets[:, 0] > 0, "no supervised token")
         shares = supervised.targets[:, 0] / supervised.spans.lengths
         return supervised.filter(
             shares >= self.min_supervised_share, f"supervised share below {self.min_supervised_share:g}"
         )
-
-
-def _truncate(selection: Selection, max_length: int) -> Selection:
-    starts, stops = selection.spans.starts, selection.spans.stops
-    return selection.truncate(starts, np.minimum(stops, starts + max_length), "truncated")
 
 
 def _split(selection: Selection, max_length: int) -> Selection:
@@ -66,10 +63,3 @@ def _split(selection: Selection, max_length: int) -> Selection:
     starts = repeated.starts + (nth * max_length)[:, None]
     parted = repeated._replace(starts=starts, stops=np.minimum(repeated.stops, starts + max_length))
     return replace(selection, spans=parted, split=int((parts > 1).sum()))
-
-
-def _drop(selection: Selection, max_length: int) -> Selection:
-    return selection.filter(selection.spans.lengths <= max_length, f"longer than {max_length} tokens")
-
-
-_FIT: Mapping[str, Callable[[Selection, int], Selection]] = {"truncate": _truncate, "split": _split, "drop": _drop}

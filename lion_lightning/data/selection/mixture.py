@@ -43,7 +43,9 @@ def deduplicate(sources: Sequence[Source], tables: Sequence[Examples]) -> list[S
     An example's number is its position among the unique examples of all sources, in order. No text is held.
     """
     sizes = [len(table) for table in tables]
-    first = _first(np.concatenate([table.digests for table in tables]))
+    order, new = _ordered(np.concatenate([table.digests for table in tables]))
+    first = np.zeros(len(order), dtype=bool)
+    first[order] = new  # among equal ones the sort keeps the order
     numbers = np.cumsum(first) - 1
     bounds = np.cumsum([0, *sizes])
     selections = []
@@ -58,7 +60,9 @@ def remove_shared(selections: Sequence[Selection], others: Sequence[Selection], 
     other_groups = np.concatenate([other.groups for other in others])
     kept = []
     for selection in selections:
-        labels = _labels(np.concatenate([other_groups, selection.groups]))
+        order, new = _ordered(np.concatenate([other_groups, selection.groups]))
+        labels = np.zeros(len(order), dtype=np.int64)  # equal numbers for equal groups
+        labels[order] = np.cumsum(new)
         kept.append(selection.filter(~np.isin(labels[len(other_groups) :], labels[: len(other_groups)]), cause))
     return kept
 
@@ -91,10 +95,6 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
 
 def mix(selections: Sequence[Selection], filters: Filters) -> Mixture:
     """Filter every source, and repeat its documents as its fraction says.
-
-    Args:
-        selections: The examples of each source.
-        filters: Filters of each source.
 
     Raises:
         ValueError: A source has no supervised token at all, or nothing is left; the message holds the counts.
@@ -129,12 +129,7 @@ def require_fitting(documents: Documents, row_length: int) -> None:
 
 
 def repeats(count: int, source: Source) -> Numbers:
-    """Positions of a source's documents, as often as its fraction says.
-
-    Args:
-        count: Number of documents.
-        source: Their source.
-    """
+    """Positions of a source's ``count`` documents, as often as its fraction says."""
     if count * source.fraction > MAX_DOCUMENTS:
         raise ValueError(
             f"source {source.label}: fraction {source.fraction:g} of {count} examples is {count * source.fraction:.0e} "
@@ -156,22 +151,6 @@ def _refuse_if_untrainable(selection: Selection) -> None:
             f"source {name}: no token of its {len(table)} examples is supervised, so it would train nothing; "
             "check `mask`, the chat template, and which column holds the answer"
         )
-
-
-def _first(digests: npt.NDArray[np.uint64]) -> Choice:
-    """Whether each digest is the first of its value."""
-    order, new = _ordered(digests)
-    first = np.zeros(len(digests), dtype=bool)
-    first[order] = new  # among equal ones the sort keeps the order
-    return first
-
-
-def _labels(digests: npt.NDArray[np.uint64]) -> Numbers:
-    """A number for each digest, the same for equal ones."""
-    order, new = _ordered(digests)
-    labels = np.zeros(len(digests), dtype=np.int64)
-    labels[order] = np.cumsum(new)
-    return labels
 
 
 def _ordered(digests: npt.NDArray[np.uint64]) -> tuple[Numbers, Choice]:

@@ -37,9 +37,6 @@ class PairFilters(Filters):
         min_margin: Pairs with a smaller difference of scores are left out.
         max_length_ratio: Pairs whose longer answer has more than so many times the tokens of the shorter, after the
             cut, are left out; None keeps all.
-
-    Raises:
-        ValueError: An argument is not valid.
     """
 
     report: ClassVar[type[SourceReport]] = PairReport
@@ -72,7 +69,7 @@ class PairFilters(Filters):
     def apply(self, selection: Selection) -> Selection:
         selection = selection.filter(~_identical(selection), "identical answers")
         selection = self._filter_scores(selection)
-        selection = self._truncate_answers(self._truncate_prompts(selection))
+        selection = self._truncate(selection)
         supervised = selection.targets[:, _CHOSEN:].min(axis=1) > 0
         selection = selection.filter(supervised, "an answer without a supervised token")
         selection = selection.filter(~_identical(selection), "answers identical once truncated")
@@ -95,19 +92,17 @@ class PairFilters(Filters):
         selection = selection.filter(~(selection.margins < 0), "scores against the label")
         return selection.filter(~(selection.margins < self.min_margin), f"score margin below {self.min_margin:g}")
 
-    def _truncate_prompts(self, selection: Selection) -> Selection:
-        if self.max_prompt_length is None:
-            return selection
-        spans = selection.spans
-        starts, stops = spans.starts.copy(), spans.stops.copy()
-        over = np.maximum(spans.segment_lengths[:, _PROMPT] - self.max_prompt_length, 0)
-        if self.keep == "start":
-            stops[:, _PROMPT] -= over
-        else:
-            starts[:, _PROMPT] += over
-        return selection.truncate(starts, stops, "prompts truncated")
-
-    def _truncate_answers(self, selection: Selection) -> Selection:
+    def _truncate(self, selection: Selection) -> Selection:
+        """Truncate prompts, then answers to the room that is left."""
+        if self.max_prompt_length is not None:
+            spans = selection.spans
+            starts, stops = spans.starts.copy(), spans.stops.copy()
+            over = np.maximum(spans.segment_lengths[:, _PROMPT] - self.max_prompt_length, 0)
+            if self.keep == "start":
+                stops[:, _PROMPT] -= over
+            else:
+                starts[:, _PROMPT] += over
+            selection = selection.truncate(starts, stops, "prompts truncated")
         spans = selection.spans
         stops = spans.stops.copy()
         room = np.maximum(self.max_length - spans.segment_lengths[:, [_PROMPT]], 0)

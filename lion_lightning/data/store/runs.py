@@ -15,11 +15,7 @@ RUNS = pa.list_(pa.struct([("stop", pa.int32()), ("weight", pa.float32()), ("rea
 
 
 def runs_of(segments: Sequence[SampleSegment]) -> list[dict[str, Any]] | None:
-    """Runs of an example, through all of its segments.
-
-    Args:
-        segments: Its segments, one after the other.
-    """
+    """Runs of an example, through all of its segments, one after the other."""
     if all(segment.weights is None and segment.reasoning is None for segment in segments):
         return None
     weights = np.ones(sum(len(segment.input_ids) for segment in segments), np.float32)

@@ -37,7 +37,6 @@ from lion_lightning.data.store.tokenized import (
     DAMAGE,
     SCHEMA,
     TokenTable,
-    bad_rows_path,
     manifest_path,
     read_batches,
     read_shard,
@@ -141,25 +140,22 @@ class _StoreWriter:
 
         They are awaited in order, so all ranks, and a single process, raise the error of the same row: the first.
         """
-        self._write_own(shards)
-        for shard in shards:
-            self.workers.wait_until(partial(self._is_settled, shard))
-            error = self._error_file(shard)
-            if error.exists():
-                raise ValueError(error.read_text("utf-8"))
-
-    def _write_own(self, shards: Sequence[_Shard]) -> None:
         own = [shard for shard in self.workers.contiguous(shards) if not shard.is_complete()]
         stream = self._read(own)
         for shard in own:
             if any(self._error_file(other).exists() for other in shards if other.path < shard.path):
-                return  # an earlier shard cannot be made, so this one is of no use
+                break  # an earlier shard cannot be made, so this one is of no use
             try:
                 _write(shard.path, self._batches(islice(stream, len(shard.numbers))), self.encoder)
             except ValueError as error:
                 if self.workers.size == 1:
                     raise
                 self.workers.send(self._error_file(shard).name, str(error))
+        for shard in shards:
+            self.workers.wait_until(partial(self._is_settled, shard))
+            failure = self._error_file(shard)
+            if failure.exists():
+                raise ValueError(failure.read_text("utf-8"))
 
     def _is_settled(self, shard: _Shard) -> bool:
         return self._error_file(shard).exists() or shard.is_complete()
@@ -199,7 +195,7 @@ def _write(path: Path, batches: Iterable[ExampleBatch], encoder: Encoder) -> Non
     manifest = {**counts, "bytes": path.stat().st_size, "crc32": checksum(path), "tokens": tokens, "messages": messages}
     with explain_write_errors(path.parent, _WHAT):
         if bad:
-            with atomic_write(bad_rows_path(path)) as temporary:
+            with atomic_write(path.with_suffix(".bad.jsonl")) as temporary:
                 temporary.write_text("".join(bad), "utf-8")
         with atomic_write(manifest_path(path)) as temporary:
             temporary.write_text(json.dumps(manifest), "utf-8")

@@ -61,24 +61,13 @@ class Shard(NamedTuple):
 
 
 def shard_path(folder: Path, number: int, count: int) -> Path:
-    """Path of a shard; its name says how many there are.
-
-    Args:
-        folder: The store.
-        number: Number of the shard.
-        count: Shards of the store.
-    """
+    """Path of shard ``number`` of ``count`` in the folder of a store."""
     return folder / f"{number:05}-of-{count:05}.arrow"
 
 
 def manifest_path(path: Path) -> Path:
     """Path of a shard's manifest; the shard is complete once it is there."""
     return path.with_suffix(".json")
-
-
-def bad_rows_path(path: Path) -> Path:
-    """Path of the rows that were left out of a shard; it is there only if there are any."""
-    return path.with_suffix(".bad.jsonl")
 
 
 def read_shard(path: Path, check: bool = False) -> Shard:
@@ -120,11 +109,7 @@ def read_batches(path: Path) -> list[Any]:
 
 
 def tokens_digest(batches: Iterable[Any]) -> str:
-    """Hash of a shard's tokens, of which of them are targets and how much they count, and of the segments' lengths.
-
-    Args:
-        batches: Its record batches.
-    """
+    """Hash of a shard's tokens, of which of them are targets and how much they count, and of the segments' lengths."""
     ids, targets, lengths, runs = (blake2b(digest_size=16) for _ in range(4))
     for batch in batches:
         ids.update(batch["input_ids"].values.to_numpy())
@@ -146,14 +131,6 @@ def _manifest(path: Path) -> dict[str, Any]:
     if not all(isinstance(count, int) for texts in counts for count in texts):
         raise ValueError(f"{path}: the manifest of a shard counts no messages; remove the store's folder")
     return manifest
-
-
-def _shard_paths(folder: Path) -> list[Path]:
-    first = next(folder.glob("[0-9]*-of-*.json"), None)
-    if first is None:
-        raise FileNotFoundError(f"{folder}: no tokenized data")
-    count = int(first.stem.rpartition("-")[2])
-    return [shard_path(folder, number, count) for number in range(count)]
 
 
 class TokenBatches:
@@ -278,7 +255,11 @@ class TokenTable(TokenBatches):
     def __init__(self, folder: Path, check: bool = False) -> None:
         """Map the files and compare them with their manifests."""
         self.folder = folder
-        super().__init__([read_shard(path, check) for path in _shard_paths(folder)])
+        first = next(folder.glob("[0-9]*-of-*.json"), None)
+        if first is None:
+            raise FileNotFoundError(f"{folder}: no tokenized data")
+        count = int(first.stem.rpartition("-")[2])
+        super().__init__([read_shard(shard_path(folder, number, count), check) for number in range(count)])
 
     @override
     def __reduce__(self) -> tuple[type[TokenTable], tuple[Path]]:
