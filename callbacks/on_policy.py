@@ -156,8 +156,10 @@ class OnPolicySampling(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("on_policy/")}
-        self._write_summary(trainer, logged)  # with what the module has logged meanwhile
+        # What the module has logged meanwhile; the round's metrics stay as they are, since logged ones are rounded.
+        known = self.current.logged_metrics if self.current is not None else {}
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in known}
+        self._write_summary(trainer, {name: value for name, value in logged.items() if name.startswith("on_policy/")})
 
     def _write_summary(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         if trainer.is_global_zero and self.current is not None and self._report is not None:
