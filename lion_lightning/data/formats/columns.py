@@ -36,7 +36,6 @@ class Form(NamedTuple, Generic[Made]):
 
     @override
     def __str__(self) -> str:
-        """The columns that make the form."""
         return " + ".join(self.required)
 
 
@@ -48,14 +47,10 @@ class Forms(tuple[Form[Made], ...]):
         """All columns that a form reads."""
         return {column for form in self for column in form.required + form.optional}
 
-    @cached_property
-    def _required(self) -> list[tuple[frozenset[str], Form[Made]]]:
-        return [(frozenset(form.required), form) for form in self]
-
     def fitting(self, columns: Iterable[str]) -> list[Form[Made]]:
         """The forms of which all required columns are there."""
         names = {*columns}
-        return [form for required, form in self._required if required <= names]
+        return [form for form in self if names.issuperset(form.required)]
 
     def nearest(self, taken: str, columns: Set[str]) -> str:
         """The form that rows would have next, and why they have another.
@@ -109,12 +104,10 @@ class Fields(Mapping[str, Any]):
 
     @override
     def __iter__(self) -> Iterator[str]:
-        """Names."""
         return iter(self._values)
 
     @override
     def __len__(self) -> int:
-        """Number of columns."""
         return len(self._values)
 
     @override
@@ -164,9 +157,15 @@ def read_row(
     """
     fields = _rename(row, columns, forms.known)
     fitting = forms.fitting(fields)
-    if not fitting and (turns := _turns_by_another_name(fields)):
-        fields.rename(turns, "messages")
-        fitting = forms.fitting(fields)
+    if not fitting:
+        holding = []  # columns of messages, whatever their names, unless these say that they are something else
+        for name in fields:
+            if name not in (*PROMPTS, *ANSWERS) and meaning_of(name) is None:
+                with suppress(ValueError):  # not a list
+                    holding += [name] if are_turns(read_list(fields.peek(name), name)) else []
+        if len(holding) == 1:
+            fields.rename(holding[0], "messages")
+            fitting = forms.fitting(fields)
     form = _choose_form(row, fields, columns, forms, fitting)
     made = form.parse(fields, *context)
     check_unused_columns(fields, str(form), only_prompt)
@@ -196,16 +195,6 @@ def _rename(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
         if name not in known and SYNONYMS[name] not in parsed:
             fields.rename(name, SYNONYMS[name])
     return fields
-
-
-def _turns_by_another_name(fields: Fields) -> str | None:
-    """The only column that holds messages, whatever its name, unless the name says that it is something else."""
-    holding = []
-    for name in fields:
-        if name not in (*PROMPTS, *ANSWERS) and meaning_of(name) is None:
-            with suppress(ValueError):  # it is no list
-                holding += [name] if are_turns(read_list(fields.peek(name), name)) else []
-    return holding[0] if len(holding) == 1 else None
 
 
 def _choose_form(

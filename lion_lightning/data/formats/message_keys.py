@@ -112,14 +112,11 @@ def _yes_or_no(value: Any, name: str) -> float:
 
 
 def unread_keys(messages: Sequence[Message], read: Any) -> None:
-    """Refuse, or warn of, keys of messages that a chat template does not read.
+    """Warn of keys of messages that a chat template does not read; refuse those that change a message's meaning.
 
     Args:
         messages: The turns.
-        read: Whether the template reads a key of a message.
-
-    Raises:
-        ValueError: The key changes what the message means.
+        read: Function of a key, true where the template reads it.
     """
     for number, message in enumerate(messages):
         for key, value in (message.extra or {}).items():

@@ -169,13 +169,12 @@ def _shared_prompt(row: Row, answers: Answers) -> list[PromptAnswer]:
             add_message("left out", _DIFFERENT_DIALOGUES)
             return []
     else:
-        _refuse_other_prompt(row)
-        end = _last_shared_word(shared, texts)
+        end = _guess_prompt_end(row, shared, texts)
     return _texts(shared[:end], {name: text[end:] for name, text in answers.items()})
 
 
-def _refuse_other_prompt(row: Row) -> None:
-    """Refuse to guess the prompt from the answers' words where another column may well hold it."""
+def _guess_prompt_end(row: Row, shared: str, texts: Sequence[str]) -> int:
+    """Length of the shared text up to its last word; an error where another column may well hold the prompt."""
     assert isinstance(row, Fields)  # as all forms are given it
     for name in row.unread:
         if not may_be_prompt(name, row.peek(name)):
@@ -186,6 +185,12 @@ def _refuse_other_prompt(row: Row) -> None:
             f"is the column {own!r} the prompt? Say so with `columns: {{{kind}: {own}}}`, or make it one with a "
             f"`transform`; if not, give the source `ignore: [{own}]`"
         )
+    add_warning("without a prompt column, the first words that both answers share are taken for the prompt")
+    for gap in reversed(list(re.finditer(r"\s+", shared))):
+        end = gap.start()  # white space stays with the answer: most tokenizers join it to the word
+        if end > 0 and all(text[end:].strip() for text in texts):
+            return end
+    raise ValueError("the texts share no first words to be the prompt; give the row a prompt column")
 
 
 def _are_text(answers: Answers) -> bool:
@@ -252,16 +257,6 @@ def _count_prompt_turns(answers: Sequence[tuple[Message, ...]]) -> int:
             "be the same: fix the row with a `transform`"
         )
     return shared
-
-
-def _last_shared_word(shared: str, texts: Sequence[str]) -> int:
-    """Number of characters that are prompt. White space stays with the answer: most tokenizers join it to the word."""
-    add_warning("without a prompt column, the first words that both answers share are taken for the prompt")
-    for gap in reversed(list(re.finditer(r"\s+", shared))):
-        end = gap.start()
-        if end > 0 and all(text[end:].strip() for text in texts):
-            return end
-    raise ValueError("the texts share no first words to be the prompt; give the row a prompt column")
 
 
 _ASSISTANT_MARK = re.compile("\n\nAssistant:")

@@ -123,12 +123,7 @@ def _text(row: Row) -> Example:
 
 
 def warn_of_repeated_prompt(prompt: str, *answers: str) -> None:
-    """Warn of plain-text answers that all begin with a prompt of more than three words, which would be there twice.
-
-    Args:
-        prompt: The prompt.
-        *answers: All answers to it.
-    """
+    """Warn of plain-text answers that all begin with a prompt of more than three words, which would be there twice."""
     if len(prompt.split()) > 3 and all(answer.lstrip().startswith(prompt.strip()) for answer in answers):
         add_warning(
             "the answer begins with all of the prompt, which so stands there twice, and is trained; if the answer is "
@@ -195,11 +190,7 @@ def conversation(
 
 
 def read_settings(row: Row) -> dict[str, Any]:
-    """Arguments of the chat template, in addition to the turns: tools, and the ``chat_template_kwargs`` of the row.
-
-    Raises:
-        ValueError: They cannot be read.
-    """
+    """Arguments of the chat template, in addition to the turns: tools, and the ``chat_template_kwargs`` of the row."""
     more = row.get("chat_template_kwargs")
     more = read_json(more, "chat_template_kwargs") if isinstance(more, str) else more
     if more is not None and not isinstance(more, Mapping):
@@ -212,12 +203,9 @@ def read_settings(row: Row) -> dict[str, Any]:
 
 
 def with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Put the row's ``system`` column before its turns, which may already begin with it.
+    """Put the row's ``system`` column before its turns, which may already begin with the same text.
 
     The last turn becomes the beginning of an answer where ``continue_final_message`` says so.
-
-    Raises:
-        ValueError: The two differ.
     """
     if turns and turns[-1].role == "assistant" and row.get("continue_final_message") in (True, "true", "True", 1):
         turns = (*turns[:-1], turns[-1]._replace(prefilled=len(turns[-1].content)))
@@ -231,22 +219,20 @@ def with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def read_request(row: Row, column: str) -> tuple[Message, ...]:
-    """A user turn: a request with its ``input`` behind it, after the rounds of the row's ``history``."""
+    """A user turn: a request with its ``input`` behind it, after the rounds of the row's ``history``.
+
+    The history is a list of rounds ``[user, assistant]``, or of messages.
+    """
     request = read_text(row[column], column)
     detail = read_text(row.get("input", ""), "input", may_be_empty=True)
     content = f"{request}\n\n{detail}" if detail.strip() else request
-    return (*_read_history(row), Message("user", content))
-
-
-def _read_history(row: Row) -> tuple[Message, ...]:
-    """Earlier rounds: ``[[user, assistant], ...]``, or messages."""
     rounds = read_list(row.get("history", ()), "history")
     if rounds and isinstance(rounds[0], Mapping):
-        return read_turns(rounds, "history")
+        return (*read_turns(rounds, "history"), Message("user", content))
     turns: list[Message] = []
     for number, texts in enumerate(rounds):
         if isinstance(texts, str) or not isinstance(texts, Sequence) or len(texts) != 2:
             raise ValueError(f"history[{number}] is not a round of two texts, [user, assistant]; fix the row")
         for role, text in zip(("user", "assistant"), texts, strict=True):
             turns.append(Message(role, read_text(text, f"history[{number}] ({role})")))
-    return tuple(turns)
+    return (*turns, Message("user", content))

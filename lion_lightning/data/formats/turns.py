@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lion_lightning.data.formats.column_table import ROLES
@@ -80,16 +81,7 @@ def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
 
 
 def read_turns(value: Any, name: str, may_be_empty: bool = False) -> tuple[Message, ...]:
-    """Read a list of messages, or its JSON text.
-
-    Args:
-        value: What the row holds.
-        name: Its path in the row, for errors.
-        may_be_empty: Whether the messages' text may be empty.
-
-    Raises:
-        ValueError: It is not such a list, or a message cannot be read.
-    """
+    """Read a list of messages, or its JSON text; ``name`` is its path in the row, for errors."""
     if isinstance(value, str):
         value = read_json(value, name) if value.lstrip().startswith("[") else value
     if isinstance(value, str) or not isinstance(value, Sequence):
@@ -106,18 +98,13 @@ _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 def continued(prompt: tuple[Message, ...], answer: tuple[Message, ...]) -> tuple[Message, ...]:
-    """A prompt and its answer, as one turn where the prompt ends in the beginning of the answer.
-
-    Args:
-        prompt: Turns of the prompt.
-        answer: Turns of the answer.
-    """
+    """Turns of a prompt and its answer, joined to one turn where the prompt ends in the beginning of the answer."""
     if not (prompt and answer and prompt[-1].is_unfinished and answer[0].role == "assistant"):
         return prompt + answer
     begun, rest = prompt[-1], answer[0]
     extra = {**(begun.extra or {}), **(rest.extra or {})} or None
-    whole = Message("assistant", begun.content + rest.content, extra, rest.weight, len(begun.content))
-    return (*prompt[:-1], whole, *answer[1:])
+    joined = Message("assistant", begun.content + rest.content, extra, rest.weight, len(begun.content))
+    return (*prompt[:-1], joined, *answer[1:])
 
 
 def read_dialogue(text: Any) -> list[dict[str, str]] | None:
@@ -204,9 +191,13 @@ def _content(own: dict[str, Any], speaker: str, name: str) -> Any:
     content = _either(own, "content", "value", name)
     if content is None and not own.get("tool_calls"):
         content = own.pop("text", None)
-    if speaker in _CALLS and (calls := _calls_in(content)):
-        own["tool_calls"] = calls
-        return None
+    if speaker in _CALLS:
+        with suppress(BrokenJSONError):  # other content is the message's text
+            parsed = parse_shallow(content) if isinstance(content, str) else content
+            calls = parsed if isinstance(parsed, list) else [parsed]
+            if calls and all(isinstance(call, Mapping) and call.keys() & {"name", "function"} for call in calls):
+                own["tool_calls"] = calls
+                return None
     if ROLES[speaker] != "tool":  # whose result is often such JSON, and stays as it is
         content = parse_content_parts(content)
     if isinstance(content, str) or not isinstance(content, Sequence):
@@ -220,16 +211,6 @@ def _either(own: dict[str, Any], key: str, other: str, name: str) -> Any:
     if first and second and ROLES.get(str(first), first) != ROLES.get(str(second), second):
         raise ValueError(f"{name} has both {key} and {other}, which differ; keep one of them (with a `transform`)")
     return second if first is None else first or second or first
-
-
-def _calls_in(content: Any) -> list[Any] | None:
-    """The calls that a message holds as its content; None if it is something else, which is then its text."""
-    try:
-        parsed = parse_shallow(content) if isinstance(content, str) else content
-    except BrokenJSONError:
-        return None
-    calls = parsed if isinstance(parsed, list) else [parsed]
-    return calls if all(isinstance(call, Mapping) and call.keys() & {"name", "function"} for call in calls) else None
 
 
 def _part(part: Any, name: str) -> str:
@@ -254,20 +235,12 @@ def _part(part: Any, name: str) -> str:
 
 
 def is_answer(turn: Mapping[str, Any]) -> bool:
-    """Whether a row's message is an assistant turn.
-
-    Args:
-        turn: The message, in any spelling.
-    """
+    """Whether a row's message, in any spelling, is an assistant turn."""
     return _role(turn) == "assistant"
 
 
 def context(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's message that is not trained, whatever it says of that itself.
-
-    Args:
-        turn: The message.
-    """
+    """A row's message that is not trained, whatever it says of that itself."""
     return {key: value for key, value in turn.items() if key not in (*FLAGS, "masked", "mask")} | {"train": False}
 
 

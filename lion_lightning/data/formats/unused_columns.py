@@ -42,7 +42,7 @@ def check_unused_columns(fields: Fields, form: str, only_prompt: bool = False) -
         value = fields.peek(name)
         if is_empty(value):
             continue
-        meaning = meaning_of(name, fields.own(name)) or (_BY_NAME["image"] if _is_media(value) else None)
+        meaning = meaning_of(name) or meaning_of(fields.own(name)) or (_BY_NAME["image"] if _is_media(value) else None)
         may_repeat = meaning.is_text if meaning else name in ANSWERS
         if name in PROMPTS:
             _check_second_prompt(fields, name, form)
@@ -85,9 +85,6 @@ def require_prompt_kept(row: Mapping[str, Any], where: str) -> None:
     Args:
         row: The row of the question.
         where: Its file and line, for errors.
-
-    Raises:
-        ValueError: There is such a column.
     """
     for name, value in row.items():
         meaning = meaning_of(name)
@@ -126,13 +123,9 @@ def may_be_prompt(name: str, value: Any) -> bool:
     return is_long or (bool(texts) and not is_harmless(name))
 
 
-def meaning_of(*names: str) -> Meaning | None:
-    """What a column changes, told by its name or by one of several; None if it changes nothing."""
-    return next(filter(None, map(_meaning_of_name, names)), None)
-
-
 @lru_cache(4096)
-def _meaning_of_name(name: str) -> Meaning | None:
+def meaning_of(name: str) -> Meaning | None:
+    """Meaning of a column, told by its name; None if it changes nothing in the row."""
     for variant in name_variants(name):
         if variant in _BY_NAME:
             return _BY_NAME[variant]
