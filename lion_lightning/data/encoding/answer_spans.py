@@ -59,9 +59,6 @@ class AnswerFinder:
     def spans(self, turn: int) -> list[Span]:
         """The answer of a turn, with what the template writes behind it.
 
-        Args:
-            turn: Its index.
-
         Raises:
             ValueError: It does not stand behind the generation prompt, or its end is not clear.
         """
@@ -76,25 +73,18 @@ class AnswerFinder:
     def start(self, turn: int) -> int:
         """Where the answer of a turn begins: behind the generation prompt.
 
-        Args:
-            turn: Its index.
-
         Raises:
             ValueError: It does not stand there.
         """
-        if turn == 0:
-            return self._opening()
+        if turn == 0:  # templates rarely render a prompt of no turns
+            word = self._first_word(0)
+            at = self._header_between(0, word)
+            return word if at < 0 else at + _shared_pieces(self.header, self.text[at:])
         prompt = self.render(self.messages[:turn], prompt=True)
         start = len(prompt) if self.text.startswith(prompt) else self._start_behind_words(turn, prompt)
         # Some templates write the header behind a tool's result, and do not ask with it there.
         is_unasked = self.text.startswith(self.header, start) and not prompt.endswith(self.header)
         return start + len(self.header) if is_unasked else start
-
-    def _opening(self) -> int:
-        """The start of an answer that opens the conversation: templates rarely render a prompt of no turns."""
-        word = self._first_word(0)
-        at = self._header_between(0, word)
-        return word if at < 0 else at + _shared_pieces(self.header, self.text[at:])
 
     def _header_between(self, start: int, word: int) -> int:
         """Where the template's header begins before the first word of an answer; -1 if it does not."""
@@ -115,7 +105,11 @@ class AnswerFinder:
         if shared < len(header):
             if position + shared != word:  # else the shared characters end where a marker does
                 shared = _shared_pieces(header, self.text[position:])
-            self._warn_of_other_header(turn, prompt, header[shared:])
+            last_agrees = turn < len(self.messages) - 1 and self.render(self.messages[: turn + 1]).startswith(prompt)
+            add_warning(
+                f"the generation prompt of the chat template goes on with {header[shared:]!r}, which the chat template "
+                f"does not write before the answer: {LAST_ONLY if last_agrees else OTHER_HEADER}"
+            )
         return position + shared
 
     def _first_word(self, turn: int) -> int:
@@ -131,8 +125,12 @@ class AnswerFinder:
         closing = until[len(until) - _shared_end(until, short) :]
         position = len(self.text) - _shared_end(self.text, other_text)
         shared = closing[: shared_length(closing, self.text[position : position + len(closing)])]
-        # Two markers may begin alike, as <|end|> and <|user|> do: then the first of them was cut in two.
-        end = position + (len(shared) if shared == closing else self._last_border(shared))
+        end = position + len(shared)
+        if shared != closing:
+            # Two markers may begin alike, as <|end|> and <|user|> do: the answer ends before one that was cut in two.
+            borders = [border.end() for border in re.finditer(r"[\s>\])}]", shared)]
+            borders += [shared.rfind(closer) + len(closer) for closer in self.closers if closer in shared]
+            end = position + max(borders, default=0)
         if end == position:  # it ends in another token than the last turn does, as with <|end|> and <|return|>
             end += next((len(closer) for closer in self.closers if self.text.startswith(closer, end)), 0)
         if self._first_word(turn + 1) >= end:
@@ -158,23 +156,21 @@ class AnswerFinder:
             "be told apart; use another tokenizer.chat_template"
         )
 
-    def _last_border(self, text: str) -> int:
-        closed = [text.rfind(closer) + len(closer) for closer in self.closers if closer in text]
-        borders = [border.end() for border in re.finditer(r"[\s>\])}]", text)]
-        return max([*closed, *borders], default=0)
-
     def _without_words(self, turn: int) -> list[Message]:
+        """The conversation with other words in one turn of the same structure."""
+        message = self.messages[turn]
+        extra: dict[str, Any] = dict(message.extra or {})
+        for key in REASONING:
+            if key in extra:
+                extra[key] = _STAND_IN
+        calls = extra.get("tool_calls")
+        if calls:
+            other = {"name": _STAND_IN, "arguments": {_STAND_IN: _STAND_IN}}
+            extra["tool_calls"] = [{**call, "function": {**call["function"], **other}} for call in calls]
+        content = _STAND_IN if message.content or not calls else ""
         messages = list(self.messages)
-        messages[turn] = _wordless(messages[turn])
+        messages[turn] = message._replace(content=content, extra=extra or None)
         return messages
-
-    def _warn_of_other_header(self, turn: int, prompt: str, rest: str) -> None:
-        """Warn of an answer that does not stand behind all of the generation prompt."""
-        last_agrees = turn < len(self.messages) - 1 and self.render(self.messages[: turn + 1]).startswith(prompt)
-        add_warning(
-            f"the generation prompt of the chat template goes on with {rest!r}, which the chat template does not write "
-            f"before the answer: {LAST_ONLY if last_agrees else OTHER_HEADER}"
-        )
 
 
 class TaggedAnswers(AnswerFinder):
@@ -230,7 +226,7 @@ def reasoning_span(message: Message, text: str, spans: Sequence[Span]) -> Span |
     """The reasoning of an answer, from the answer's start to the mark behind the reasoning, as ``</think>``.
 
     Args:
-        message: The turn; its reasoning is a key of its own, or stands before ``</think>`` in its text.
+        message: The turn; its reasoning is a separate key, or stands before ``</think>`` in its text.
         text: All of the text.
         spans: The answer.
 
@@ -252,20 +248,6 @@ _MARK_BEHIND = re.compile(r"\s*(?:<[^<>]*>|\[[^\[\]]*\])\s*")
 
 _STAND_IN = "\ufdd1"
 """Never a character, as Unicode guarantees: it differs from whatever it stands for, at both ends."""
-
-
-def _wordless(message: Message) -> Message:
-    """A turn of the same structure with other words."""
-    extra: dict[str, Any] = dict(message.extra or {})
-    for key in REASONING:
-        if key in extra:
-            extra[key] = _STAND_IN
-    calls = extra.get("tool_calls")
-    if calls:
-        other = {"name": _STAND_IN, "arguments": {_STAND_IN: _STAND_IN}}
-        extra["tool_calls"] = [{**call, "function": {**call["function"], **other}} for call in calls]
-    content = _STAND_IN if message.content or not calls else ""
-    return message._replace(content=content, extra=extra or None)
 
 
 def pieces(text: str) -> list[str]:

@@ -213,7 +213,7 @@ class ChatEncoder:
                 )
 
     def _repeats_bos(self, draft: Draft, bos: str) -> bool:
-        """Whether a text of the row begins with BOS in addition to the BOS that all of it begins with."""
+        """True if a text of the row begins with BOS in addition to the BOS that all of it begins with."""
         is_added = not draft.templated and bool(self._bos) and not draft.text.startswith(bos)
         if not (is_added or draft.text.startswith(bos)):
             return False

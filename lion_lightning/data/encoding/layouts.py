@@ -1,6 +1,6 @@
 """Answers found by the layout of their conversation, which is learned once for all conversations of the same roles.
 
-A template writes the words of a chat's turns between texts of its own. Those texts, and where the answers begin and end
+A template writes the words of a chat's turns between its own texts. Those texts, and where the answers begin and end
 in them, are learned from a conversation of stand-ins. They hold for a row if its text is, character by character, that
 of the layout with the row's words in the place of the stand-ins, and if the row has no words that the template looks
 for (as ``</think>``). Any other row is looked at by itself.
@@ -144,12 +144,19 @@ class Layouts:
             conversation: The turns.
             text: Their text.
         """
-        if conversation.tools or not all(map(_has_only_words, conversation.messages)):
+        if conversation.tools:
             return None
+        words: list[str] = []
+        for message in conversation.messages:
+            if not all(key in REASONING and isinstance(value, str) for key, value in (message.extra or {}).items()):
+                return None
+            words += _words(message)
         layout = self._layout(conversation)
-        words = [word for message in conversation.messages for word in _words(message)]
-        if layout is None or any(sought in word for sought in (*self._sought, *layout.markers) for word in words):
+        if layout is None:
             return None
+        for sought in (*self._sought, *layout.markers):
+            if any(sought in word for word in words):  # what the template writes may depend on it
+                return None
         ends = layout.place(words, text)
         return None if ends is None else PlacedAnswers(layout, text, ends)
 
@@ -164,10 +171,6 @@ class Layouts:
             except ValueError:  # of the stand-ins; a row of these roles says by itself what is wrong with it
                 self._known[key] = None
         return self._known[key]
-
-
-def _has_only_words(message: Message) -> bool:
-    return all(key in REASONING and isinstance(value, str) for key, value in (message.extra or {}).items())
 
 
 def _words(message: Message) -> list[str]:

@@ -1,4 +1,4 @@
-"""What of an example is trained: its text, with the characters that are targets and what they count."""
+"""Text of an example, with the characters that are trained and their weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Draft(NamedTuple):
     starts: Sequence[int]
 
     def brings_space(self, start: int) -> bool:
-        """Whether a text of the row begins at a character, and with white space."""
+        """True if a text of the row begins at a character, and with white space."""
         return any(part[:1].isspace() and self.text.startswith(part.rstrip(), start) for part in self.parts)
 
     def checked(self) -> Draft:
@@ -119,7 +119,7 @@ class Supervision:
         for answer in answers:
             targets += [Target(*span, messages[answer.message].weight) for span in answer.spans]
             starts.update(first for first, _ in answer.spans)
-            # A template's empty block, of an answer without reasoning, is no more a part of the answer than a full one.
+            # A template's empty block, before an answer without reasoning, is left out of the answer as a full one is.
             empty = _NO_REASONING.match(text, *answer.spans[0])
             if found := answer.reasoning or (empty and empty.span()):
                 reasoning.append((found[0], _behind(text, found[1])))

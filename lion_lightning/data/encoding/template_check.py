@@ -21,7 +21,7 @@ CHANGED = "the chat template shows only a part of a turn that is not trained"
 
 
 def missing_of_answer(turn: Message, text: str, reasoning: bool = True) -> str:
-    """Name of the first part of an answer that a text does not show; empty where there is none.
+    """Name of the first part of an answer that a text does not show; empty where it shows all.
 
     Args:
         turn: An assistant turn.
@@ -41,7 +41,7 @@ def missing_of_answer(turn: Message, text: str, reasoning: bool = True) -> str:
 
 
 def missing_turn(messages: Sequence[Message], text: str) -> str:
-    """Name of the first turn whose words a text does not show; empty where there is none.
+    """Name of the first turn whose words a text does not show; empty where it shows all.
 
     Of answers the reasoning may be left out: most templates do so in earlier turns, and a model that is asked does not
     see it. A template that cuts a few words out of a turn (a switch that turns reasoning off, say) is warned of. All of
@@ -51,24 +51,10 @@ def missing_turn(messages: Sequence[Message], text: str) -> str:
         messages: The turns.
         text: The text of all of them.
     """
-    return "" if _all_in_order(messages, text) else _missing_words(messages, text)
-
-
-def _all_in_order(messages: Sequence[Message], text: str) -> bool:
-    """Whether each turn's words stand behind those of the turn before, as nearly always."""
-    position = 0
-    for message in messages:
-        words = message.content.strip()
-        found = text.find(words, position)
-        if found < 0:
-            return False
-        position = found + len(words)
-    return True
-
-
-def _missing_words(messages: Sequence[Message], text: str) -> str:
-    """Name of the first turn whose words are not in a text, each found only once."""
+    if _all_in_order(messages, text):
+        return ""
     rest = _without_spaces(text)
+    # The longest first, and each found only once: a short one may be a part of a long one.
     for number, message in sorted(enumerate(messages), key=lambda item: -len(item[1].content)):
         content = message.content if message.role != "assistant" else message.content.rpartition("</think>")[2]
         found = next((variant for variant in _variants(content) if variant in rest), None)
@@ -82,6 +68,18 @@ def _missing_words(messages: Sequence[Message], text: str) -> str:
     return ""
 
 
+def _all_in_order(messages: Sequence[Message], text: str) -> bool:
+    """True if each turn's words stand behind those of the turn before, as nearly always."""
+    position = 0
+    for message in messages:
+        words = message.content.strip()
+        found = text.find(words, position)
+        if found < 0:
+            return False
+        position = found + len(words)
+    return True
+
+
 def missing_function(messages: Sequence[Message], tools: Sequence[Any] | None, text: str) -> str:
     """Name of the first function that a text names less often than it is defined and called; empty where none is.
 
@@ -91,8 +89,9 @@ def missing_function(messages: Sequence[Message], tools: Sequence[Any] | None, t
         text: The text.
     """
     defined = Counter(str(tool["function"].get("name", "")) for tool in tools or () if "function" in tool)
-    calls = [call for message in messages for call in (message.extra or {}).get("tool_calls", ())]
-    called = Counter(call["function"]["name"] for call in calls)
+    called: Counter[str] = Counter()
+    for message in messages:
+        called.update(call["function"]["name"] for call in (message.extra or {}).get("tool_calls", ()))
     for name, count in (defined + called).items():
         if (found := text.count(name)) < count:
             return f"{'tool_calls' if found and name in called else 'tools'} ({name!r})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
@@ -54,7 +54,13 @@ class TokenBoundaries:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.backend = _backend(tokenizer)
+        if not isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+            raise ValueError(f"tokenizer {tokenizer.name_or_path} is not a fast tokenizer; masks need one with offsets")
+        self.backend = copy.deepcopy(backend)
+        # The post-processor adds special tokens and cuts white space off the offsets.
+        self.backend.post_processor = processors.Sequence([])
+        self.backend.no_truncation()
+        self.backend.no_padding()
         self._added = frozenset(self.backend.get_added_tokens_decoder())
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
@@ -92,18 +98,16 @@ class TokenBoundaries:
         """
         boundaries: list[tuple[int, Boundary]] = []
         for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-            boundaries += [(number, boundary) for boundary in self._boundaries(text, encoding, starts[number])]
-        before = list({boundary.text for _, boundary in boundaries})
-        alone = dict(zip(before, self.encode(before), strict=True))
+            ids = encoding.ids
+            for start in starts[number]:
+                first = first_token(encoding, start, len(text))
+                # An added token cuts the text in two before it is tokenized, so nothing before the last one matters.
+                anchor = next((i for i in range(first - 1, 0, -1) if ids[i] in self._added), 0)
+                before = text[_begin(encoding, anchor) if anchor else 0 : start]
+                boundaries.append((number, Boundary(start, before, ids[anchor:first])))
+        prompts = list({boundary.text for _, boundary in boundaries})
+        alone = dict(zip(prompts, self.encode(prompts), strict=True))
         return [(number, boundary) for number, boundary in boundaries if alone[boundary.text].ids != boundary.ids]
-
-    def _boundaries(self, text: str, encoding: Tokens, starts: Sequence[int]) -> Iterator[Boundary]:
-        ids = encoding.ids
-        for start in starts:
-            first = first_token(encoding, start, len(text))
-            # An added token cuts the text in two before it is tokenized, so nothing before the last one matters.
-            anchor = next((i for i in range(first - 1, 0, -1) if ids[i] in self._added), 0)
-            yield Boundary(start, text[_begin(encoding, anchor) if anchor else 0 : start], ids[anchor:first])
 
 
 class _TextParts:
@@ -148,14 +152,3 @@ def first_token(encoding: Tokens, start: int, end: int) -> int:
 def _begin(encoding: Tokens, token: int) -> int:
     chars = encoding.token_to_chars(token)
     return int(chars[0]) if chars is not None else 0  # a token that the tokenizer adds by itself has none
-
-
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy with exact offsets: the post-processor adds special tokens and cuts white space off the offsets."""
-    if not isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
-        raise ValueError(f"tokenizer {tokenizer.name_or_path} is not a fast tokenizer; masks need one with offsets")
-    own = copy.deepcopy(backend)
-    own.post_processor = processors.Sequence([])
-    own.no_truncation()
-    own.no_padding()
-    return own
