@@ -144,6 +144,8 @@ class _Report:
         causes = [leaf for leaf in self.leaves if not _ALTERNATIVE.match(leaf)]
         message = self._file_for_sources() or " ".join(causes) or self._expectation()
         where = ".".join(key for key in self.keys if key != "class_path")
+        if message.endswith("does not implement protocol Judge"):  # as a verifier does not
+            message += "; name a class with a method `score`, or give a verifier to lion_lightning.judges.VerifierJudge"
         refused = _NOT_ACCEPTED.search(message)
         if refused and self.classes:
             module, _, name = self.classes[-1].rpartition(".")

@@ -129,6 +129,11 @@ BAD: list[tuple[str, Change, str]] = [
         ],
         "http://127.0.0.1:9: no response after 2 attempts",
     ),
+    (
+        "a verifier as a judge",
+        lambda: [config(judge={"class_path": "lion_lightning.judges.ExactMatch"})],
+        "or give a verifier to lion_lightning.judges.VerifierJudge",
+    ),
     ("one sample", lambda: [config(num_samples=1)], "num_samples is 1; a pair needs at least 2"),
 ]
 
