@@ -92,11 +92,7 @@ class ChatTemplate:
         return self._suffix(_probe(self._call_format), [_PROBE_TOOL]) if self.reads("tool_calls") else ""
 
     def header(self, variables: Mapping[str, Any] | None = None) -> str:
-        """Text with which an answer to a user turn is asked for; empty for a template without a generation prompt.
-
-        Args:
-            variables: Further variables of the template.
-        """
+        """Text with which an answer to a user turn is asked for; empty for a template without a generation prompt."""
         key = json.dumps(variables, sort_keys=True, default=str)
         if key not in self._headers:
             turns = [self._content_as_parts(turn) for turn in _CHAT[:1]]
@@ -282,12 +278,8 @@ _TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 
 @lru_cache(maxsize=16)
 def _with_marks(template: str) -> str:
-    return _TAG.sub(_mark, template)
-
-
-def _mark(tag: re.Match[str]) -> str:
     # A block, like the tag that it replaces, so that jinja trims the white space around it in the same way.
-    return "{%" + tag[1] + f" if true %}}{{{{ '{MARK}' }}}}{{% endif " + tag[2] + "%}"
+    return _TAG.sub(r"{%\1 if true %}{{ '" + MARK + r"' }}{% endif \2%}", template)
 
 
 @lru_cache(maxsize=256)

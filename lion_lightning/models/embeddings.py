@@ -157,13 +157,11 @@ class TrainableRows:
         for parameter in token_embeddings(self.model):
             if parameter.grad is None:
                 continue
+            gradient = parameter.grad
             if self._mask is None:
-                self._mask = self._mask_like(parameter.grad)
-            parameter.grad.mul_(self._mask)
-
-    def _mask_like(self, gradient: Tensor) -> Tensor:
-        mask = torch.zeros(gradient.shape[0], 1, dtype=gradient.dtype, device=gradient.device)
-        mask[self.rows] = 1
-        if isinstance(gradient, DTensor):
-            return distribute_tensor(mask, gradient.device_mesh, gradient.placements)
-        return mask
+                mask = torch.zeros(gradient.shape[0], 1, dtype=gradient.dtype, device=gradient.device)
+                mask[self.rows] = 1
+                if isinstance(gradient, DTensor):  # masked without a gather
+                    mask = distribute_tensor(mask, gradient.device_mesh, gradient.placements)
+                self._mask = mask
+            gradient.mul_(self._mask)

@@ -93,8 +93,14 @@ class LoRASpec:
         wanted = {"modules_to_save": self.modules_to_save}
         if isinstance(self.target_modules, list):
             wanted["target_modules"] = self.target_modules
-        elif self.target_modules.lower() != "all-linear":
-            _require_match(self.target_modules, layers)
+        elif (pattern := self.target_modules).lower() != "all-linear":
+            where = "policy.lora.target_modules:"
+            try:
+                found = any(re.fullmatch(pattern, layer) for layer in layers)
+            except re.error as error:
+                raise ValueError(f"{where} {pattern!r} is not a regular expression: {error}") from error
+            if not found:
+                raise ValueError(f"{where} the model has no layer {pattern!r}; name some, or `all-linear`")
         for setting, names in wanted.items():
             for name in names:
                 if not any(layer == name or layer.endswith(name) for layer in layers):
@@ -137,15 +143,6 @@ def _is_linear(module: nn.Linear) -> bool:
     except (RuntimeError, TypeError, ValueError):
         return False
     return isinstance(output, Tensor) and output.shape == (1, 1, module.out_features)
-
-
-def _require_match(pattern: str, layers: list[str]) -> None:
-    try:
-        found = any(re.fullmatch(pattern, layer) for layer in layers)
-    except re.error as error:
-        raise ValueError(f"policy.lora.target_modules: {pattern!r} is not a regular expression: {error}") from error
-    if not found:
-        raise ValueError(f"policy.lora.target_modules: the model has no layer {pattern!r}; name some, or `all-linear`")
 
 
 def adapter_weights(model: PeftModel) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_lightning.cache import read_object
 from lion_lightning.errors import first_line
+from lion_lightning.ops.chunked_logprobs import LogitTransform
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 """Sizes of at least 1; from ``num_hidden_layers: -1`` transformers builds a model without layers."""
@@ -29,7 +30,7 @@ def stored_config(source: str, revision: str | None, trust_remote_code: bool) ->
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ValueError: There is none, it is malformed, or the folder holds adapters instead of a model.
+        ValueError: It is missing or malformed, or the folder holds adapters instead of a model.
     """
     refuse_adapters(source, revision)
     try:
@@ -44,6 +45,27 @@ def stored_config(source: str, revision: str | None, trust_remote_code: bool) ->
     if not trust_remote_code:
         _forget_code(config)
     return config  # type: ignore[no-any-return]
+
+
+def without_dropout(config: Any) -> Any:
+    """Set every dropout probability of a config to zero, in place: with dropout, policy and equal reference differ."""
+    settings: Mapping[str, Any] = config.to_dict()
+    for name, value in settings.items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+        if isinstance(part := getattr(config, name, None), PretrainedConfig):  # text_config, say
+            without_dropout(part)
+    return config
+
+
+def logit_transform(config: Any) -> LogitTransform:
+    """Post-processing of the head's output: scale and soft cap."""
+    config = config.get_text_config()
+    multiply = getattr(config, "logit_scale", None)
+    divide = getattr(config, "logits_scaling", None)
+    scale = float(multiply if multiply is not None else 1.0) / float(divide if divide is not None else 1.0)
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+    return LogitTransform(scale, next((cap for name in caps if (cap := getattr(config, name, None))), None))
 
 
 def config_from(settings: Mapping[str, Any], where: str) -> PretrainedConfig:

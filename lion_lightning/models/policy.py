@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import output_head
+from lion_lightning.models.model_configs import logit_transform
 from lion_lightning.models.packing.forms import RowForm, possible_forms
 from lion_lightning.models.packing.hidden_states import HiddenStates, backbone_output, head_input
 from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers, modules_in_front
@@ -23,7 +24,6 @@ from lion_lightning.models.packing.rotary import LengthwiseRotary
 from lion_lightning.models.packing.routers import RouterRecorder
 from lion_lightning.models.weights.checks import all_tensors, require_finite
 from lion_lightning.ops.attention import PATHS
-from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.ops.layout import RowLayout
 from lion_lightning.ops.logprobs import token_logps
 from lion_lightning.types import PackedBatch, TokenLogps
@@ -156,10 +156,7 @@ class PolicyModel(nn.Module):
     def probe(self) -> None:
         """Run a packed row and its sequences padded, so that a model on which they differ never trains packed.
 
-        Called at construction, or once the weights are loaded.
-
-        Raises:
-            ValueError: See the class.
+        Called at construction, or once the weights are loaded; raises as the class says.
         """
         require_finite(self._name, all_tensors(self.causal_lm))
         training = self.training
@@ -173,7 +170,7 @@ class PolicyModel(nn.Module):
             self.train(training)
 
     def _probe_packing(self) -> None:
-        """Choose the first form of rows that is exact; none is for a model that then runs padded."""
+        """Choose the first form of rows that is exact; a model without one runs padded."""
         asked = self.causal_lm.config._attn_implementation
         causes = []
         for form in possible_forms(self.causal_lm, self._has_row_attention):
@@ -200,7 +197,7 @@ class PolicyModel(nn.Module):
         self.causal_lm.config._attn_implementation = name
 
     def _packing_fault(self) -> str | None:
-        """Difference between packed and padded in the present form; None if there is none."""
+        """Difference between packed and padded in the present form; None if they agree."""
         ids, layout = probe_row(self.causal_lm)
         asked = self.causal_lm.config._attn_implementation
         run = partial(self._packed_hidden, ids, layout.positions, layout)
@@ -295,24 +292,3 @@ def position_limit(config: Any) -> int | None:
     config = config.get_text_config()
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "attention_chunk_size")]
     return min((int(limit) for limit in limits if limit), default=None)
-
-
-def logit_transform(config: Any) -> LogitTransform:
-    """Post-processing of the head's output: scale and soft cap."""
-    config = config.get_text_config()
-    multiply = getattr(config, "logit_scale", None)
-    divide = getattr(config, "logits_scaling", None)
-    scale = float(multiply if multiply is not None else 1.0) / float(divide if divide is not None else 1.0)
-    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
-    return LogitTransform(scale, next((cap for name in caps if (cap := getattr(config, name, None))), None))
-
-
-def without_dropout(config: Any) -> Any:
-    """Set every dropout probability of a config to zero, in place: with dropout, policy and equal reference differ."""
-    settings: Mapping[str, Any] = config.to_dict()
-    for name, value in settings.items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
-            setattr(config, name, 0.0)
-        if isinstance(part := getattr(config, name, None), PretrainedConfig):  # text_config, say
-            without_dropout(part)
-    return config

@@ -32,8 +32,9 @@ from lion_lightning.models.model_configs import (
     require_known,
     require_safetensors,
     stored_config,
+    without_dropout,
 )
-from lion_lightning.models.policy import PolicyModel, without_dropout
+from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec, keep_layout
 from lion_lightning.models.settings import asked_spec, check_types, spec_from
 from lion_lightning.models.weights.checks import WrongWeightsError, load_complete
@@ -71,7 +72,7 @@ class PolicySpec:
         attention: ``lion`` (packed rows, fastest path), one of its single paths (``lion_sdpa``, ``lion_varlen``,
             ``lion_flash``, ``lion_dense``), or any ``attn_implementation`` of transformers, which runs padded.
         recompute: What the backward pass computes again instead of keeping it: ``none``; ``elementwise``, all but
-            matrix products and attention (less memory, a few percent more time); ``full``, whole layers, also called
+            matrix products and attention (less memory, a few percent more time); ``full``, entire layers, also called
             gradient checkpointing (least memory, up to a third more time).
         liger: Swap in Liger's fused GPU kernels where liger-kernel is installed.
         lora: Train adapters instead of the weights.
@@ -146,12 +147,7 @@ class PolicySpec:
         return policy
 
     def build_base(self, vocabulary: int, new_ids: list[int]) -> PreTrainedModel:
-        """The model before any adapters.
-
-        Args:
-            vocabulary: Minimum rows of the embeddings.
-            new_ids: Tokens that it was not trained on.
-        """
+        """The model before any adapters, with ``vocabulary`` or more rows of embeddings."""
         model = self._load()
         if self.quantization is not None:
             keep_layout(model)
@@ -182,12 +178,7 @@ class PolicySpec:
         return policy
 
     def adapted(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
-        """Set a model up for training: kernels, adapters, recomputation.
-
-        Args:
-            model: Changed in place.
-            new_ids: Tokens that the base model was not trained on.
-        """
+        """Set a model up for training, in place: kernels, adapters, recomputation; ``new_ids`` as in :meth:`build`."""
         if self.liger:
             _apply_liger(model)
         adapted = self.lora.apply(model, new_ids) if self.lora else model
@@ -202,7 +193,7 @@ class PolicySpec:
         """The transformers config, dropout off.
 
         Raises:
-            ValueError: Not exactly one of ``path`` and ``config`` is given, or there is no config.
+            ValueError: Not exactly one of ``path`` and ``config`` is given, or no config is found.
         """
         if (self.path is None) == (self.config is None):
             raise ValueError(

@@ -53,7 +53,7 @@ class TokenizerSpec:
         """Load the tokenizer and apply the template and the tokens.
 
         Raises:
-            ValueError: There is no such tokenizer, template or token.
+            ValueError: The tokenizer, template or token does not exist.
         """
         tokenizer = self._pretrained()
         if self.special_tokens:
@@ -173,7 +173,7 @@ def read_template(given: Any, setting: str = "tokenizer.chat_template") -> str:
         setting: Name of the setting, for messages.
 
     Raises:
-        ValueError: It is none of these, or the Jinja does not parse.
+        ValueError: It is something else, or the Jinja does not parse.
     """
     if not isinstance(given, str):
         raise ValueError(
@@ -218,7 +218,10 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     template = _template(tokenizer)
     ids = [tokenizer.eos_token_id]
     if template is not None and ends_turns(tokenizer):
-        ids += [*_added_ids(tokenizer, template.answer_suffix)[:1], *_last_added_id(tokenizer, template.call_suffix)]
+        call_suffix = template.call_suffix
+        last = tokenizer.encode(call_suffix, add_special_tokens=False)[-1:]
+        ids += _added_ids(tokenizer, template.answer_suffix)[:1]
+        ids += [token for token in last if (end := _content(tokenizer, token)) and call_suffix.endswith(end)]
     elif template is not None:
         next_turn = template.inner_call_suffix.removeprefix(template.call_suffix)
         ids += [*_first_of_header(tokenizer, template.inner_answer_suffix), *_first_of_header(tokenizer, next_turn)]
@@ -277,12 +280,6 @@ def _added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _first_of_header(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The added token at the start of what stands between two turns; BOS there begins the next one."""
     return [token for token in _added_ids(tokenizer, text)[:1] if token != tokenizer.bos_token_id]
-
-
-def _last_added_id(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The added token at the end of a text, if there is one."""
-    last = tokenizer.encode(text, add_special_tokens=False)[-1:]
-    return [token for token in last if (content := _content(tokenizer, token)) and text.endswith(content)]
 
 
 def _content(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

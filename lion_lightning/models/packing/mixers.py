@@ -61,11 +61,7 @@ class SequencewiseMixers:
 
     @contextmanager
     def on(self, layout: RowLayout) -> Iterator[None]:
-        """Say which row the model runs on: for modules in front of its layers, and layers that get no keywords.
-
-        Args:
-            layout: The row's layout.
-        """
+        """Say which row the model runs on: for modules in front of its layers, and layers that get no keywords."""
         self._row = layout
         try:
             yield
@@ -81,10 +77,8 @@ class SequencewiseMixers:
             layer: The decoder layer that calls it; None for a module outside of them.
         """
         # Partials, since a copy of the model is to call its own modules.
-        if layer is None:
-            mixer.forward = partial(self._run_in_front, mixer.forward)
-        else:
-            mixer.forward = partial(self._run_in_layer, mixer.forward)
+        mixer.forward = partial(self._sequencewise, mixer.forward, layer is None)
+        if layer is not None:
             self._hooks.append(layer.register_forward_pre_hook(self._read_layout, with_kwargs=True))
         self._modules.append(mixer)
         for child in mixer.children():
@@ -101,24 +95,17 @@ class SequencewiseMixers:
             del module.forward
         self._hooks, self._modules, self.names = [], [], []
 
-    def _run_in_front(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._row is not None:
-            kwargs.pop("position_ids", None)  # BART counts the row's tokens; the module counts each sequence's
-        return self._sequencewise(forward, self._row, args, kwargs)
-
-    def _run_in_layer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self._sequencewise(forward, self._layer_row, args, kwargs)
-
     def _read_layout(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._layer_row = kwargs.get("layout", self._row)
         if self._row is not None and "layout" not in kwargs:
             self.recomputable = False
 
-    def _sequencewise(
-        self, forward: Callable[..., Any], layout: RowLayout | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _sequencewise(self, forward: Callable[..., Any], in_front: bool, *args: Any, **kwargs: Any) -> Any:
+        layout = self._row if in_front else self._layer_row
         if layout is None:
             return forward(*args, **kwargs)
+        if in_front:
+            kwargs.pop("position_ids", None)  # BART counts the row's tokens; the module counts each sequence's
         kwargs.pop("layout", None)  # kernels would not know the word
         outputs = []
         for batch in layout.padded_groups.batches:
@@ -253,7 +240,7 @@ def _take(value: Any, source: Tensor, tokens: int) -> Any:
 
 
 def _restored(outputs: list[Any], layout: RowLayout) -> Any:
-    """Outputs of the batches as those of the row; in a tuple, what is no tensor of the tokens comes from the first."""
+    """Outputs of the batches as those of the row; in a tuple, anything but tensors of the tokens is the first's."""
     if isinstance(outputs[0], tuple):
         return tuple(_restored(list(parts), layout) for parts in zip(*outputs, strict=True))
     sources = [batch.source for batch in layout.padded_groups.batches]

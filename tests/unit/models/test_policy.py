@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM, LlamaModel
 
 from lion_lightning.models.lora import LoRASpec
-from lion_lightning.models.policy import PolicyModel, logit_transform, without_dropout
+from lion_lightning.models.model_configs import logit_transform, without_dropout
+from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from tests.tiny import TREE, VOCABULARY, LargestTensor, alone, config, policy, row
 
