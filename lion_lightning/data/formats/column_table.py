@@ -118,7 +118,7 @@ def has_no(value: Any) -> bool:
 
 
 def has_no_word(value: Any) -> bool:
-    """Whether any value is no in words; numbers are ignored."""
+    """Whether any text says no; numbers are ignored."""
     return any(_truth(one) is False for one in leaves(value) if isinstance(one, str) and not _is_number(one))
 
 
@@ -173,8 +173,8 @@ class Meaning(NamedTuple):
 
     Attributes:
         names: Names of the columns.
-        what: What they hold, for the error.
-        fix: What to do, for the error.
+        what: Their content, for the error.
+        fix: How to fix the row, for the error.
         is_lost: Whether a value that is not empty changes anything.
         of_prompt: Whether it changes the prompt, and not only the answer.
         is_text: Whether it is text that is not lost where another column repeats it.

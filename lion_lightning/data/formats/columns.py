@@ -45,7 +45,7 @@ class Forms(tuple[Form[Made], ...]):
     @cached_property
     def known(self) -> Set[str]:
         """All columns that a form reads."""
-        return {column for form in self for column in form.required + form.optional}
+        return set[str]().union(*(form.required + form.optional for form in self))
 
     def fitting(self, columns: Iterable[str]) -> list[Form[Made]]:
         """The forms of which all required columns are there."""
@@ -201,7 +201,7 @@ def _choose_form(
     row: Row, fields: Fields, columns: Mapping[str, str], forms: Forms[Made], fitting: list[Form[Made]]
 ) -> Form[Made]:
     """The form of a row; if ``columns`` names columns that make a form, the row must have one of them."""
-    decisive = {name for form in forms for name in form.required} & columns.keys() if columns else frozenset()
+    decisive = columns.keys() & set[str]().union(*(form.required for form in forms)) if columns else frozenset()
     absent = [name for name in columns if name in decisive and name not in fields]
     if absent and (not fitting or len(absent) == len(decisive)):
         own = columns[absent[0]]

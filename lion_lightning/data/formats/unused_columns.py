@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from lion_lightning.data.formats.columns import Fields
 
 _MAX_PATTERN_NAME = 64  # characters of a name that is matched with patterns, whose time grows with it
-_BY_NAME = {name: meaning for meaning in MEANINGS for name in meaning.names}
+_BY_NAME: dict[str, Meaning] = {}
+for _meaning in MEANINGS:
+    _BY_NAME |= dict.fromkeys(_meaning.names, _meaning)
 
 
 def check_unused_columns(fields: Fields, form: str, only_prompt: bool = False) -> None:
@@ -144,7 +146,9 @@ def name_variants(name: str) -> tuple[str, str]:
 def _check_second_prompt(fields: Fields, name: str, form: str) -> None:
     """Refuse a second prompt unless it repeats what was read, or holds all of the prompt that was read."""
     read = [other for other in fields if other not in fields.unread and other in PROMPTS]
-    asked = [text for other in read for text in _prompt_texts(fields.peek(other))]
+    asked: list[str] = []
+    for other in read:
+        asked += _prompt_texts(fields.peek(other))
     second = list(_prompt_texts(fields.peek(name)))
     if not second or _is_repeated(second, fields) or (asked and all(text in "\n".join(second) for text in asked)):
         return
@@ -159,9 +163,12 @@ def _check_second_prompt(fields: Fields, name: str, form: str) -> None:
 
 def _is_repeated(texts: Iterable[str], fields: Fields) -> bool:
     """Whether there are texts, and all of them are parts of columns that were read."""
-    read = [text for name in fields if name not in fields.unread for text in texts_in(fields.peek(name))]
-    found = [any(text in other for other in read) for text in texts]
-    return bool(found) and all(found)
+    read: list[str] = []
+    for name in fields:
+        if name not in fields.unread:
+            read += texts_in(fields.peek(name))
+    texts = list(texts)
+    return bool(texts) and all(any(text in other for other in read) for text in texts)
 
 
 def texts_in(value: Any) -> Iterator[str]:

@@ -57,7 +57,7 @@ class DocumentFilters(Filters):
 
 def _split(selection: Selection, max_length: int) -> Selection:
     spans = selection.spans
-    parts = np.maximum(-(-spans.lengths // max_length), 1)
+    parts = np.maximum(-(-spans.lengths // max_length), 1)  # rounded up; an empty document stays one
     repeated = spans.take(np.repeat(np.arange(len(parts)), parts))
     nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)  # 0, 1, ... within each document
     starts = repeated.starts + (nth * max_length)[:, None]

@@ -125,7 +125,7 @@ def parse_messages(value: Any, name: str) -> Any:
 def parse_content_parts(content: Any) -> Any:
     """Parse content parts that a message holds as JSON text; return anything else as it is.
 
-    A text is taken for parts only if all of it is a JSON list of text parts and pictures: other JSON is an answer.
+    A text is taken for parts only if all of it is a JSON list of text and image parts: other JSON is an answer.
     """
     if not isinstance(content, str) or not _MAY_BE_MESSAGES.match(content):
         return content

@@ -138,7 +138,10 @@ def _folder(folder: Path) -> dict[str, Rows]:
         )
     splits: dict[str, Rows] = {}
     for split, paths in by_split.items():
-        splits[str(split)] = ChainedRows([rows for path in paths for rows in _file(path).values()])
+        parts: list[Rows] = []
+        for path in paths:
+            parts += _file(path).values()  # the name of a file decides its split here
+        splits[str(split)] = ChainedRows(parts)
     return splits
 
 

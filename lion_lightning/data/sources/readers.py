@@ -25,7 +25,7 @@ class BrokenRowError(ValueError):
     """A row of a file cannot be read, though those around it can.
 
     Attributes:
-        raw: What the file holds in its place.
+        raw: Text or value of the file in its place.
     """
 
     def __init__(self, message: str, raw: Any) -> None:
@@ -149,7 +149,7 @@ class DatasetRows(Rows):
     name: str
 
     def __post_init__(self) -> None:
-        """Leave pictures, sounds and so on as they are stored: decoding one opens any path or address that it names."""
+        """Leave images, audio and so on as they are stored: decoding one opens any path or address that it names."""
         for feature in _features(self.dataset.info.features):
             if getattr(feature, "decode", False) and type(feature).__name__ != "Json":
                 feature.decode = False

@@ -157,7 +157,10 @@ class Source:
         """
         rows = [row.values] if self.transform is None else transformed(self.transform, row)
         try:
-            return [made for values in rows for made in self._read(values, read)]
+            examples: list[Made] = []
+            for values in rows:
+                examples += self._read(values, read)
+            return examples
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
 

@@ -225,7 +225,7 @@ class Table(FileRows):
     """A file of cells under a line of names. All cells are text; an empty one is null.
 
     Attributes:
-        delimiter: What stands between two cells, unless there is none in the line of names, and another is.
+        delimiter: Separator of cells; the line of names decides where it has another one instead.
     """
 
     delimiter: str = ","
@@ -266,7 +266,7 @@ class Table(FileRows):
             raise ValueError(f"{self.path}:{line}: {error}; quote cells as CSV files do") from error
 
     def _delimiter(self, header: str) -> str:
-        """What separates the names: as the file's name says, or else what stands between them."""
+        """Separator of the names: that of the file's kind, or else one that stands between them."""
         others = ";\t|" if self.delimiter == "," or ", " in header else ";,|"
         found = [mark for mark in (self.delimiter, *others) if mark in header]
         return found[0] if found else self.delimiter

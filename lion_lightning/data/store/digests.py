@@ -45,7 +45,7 @@ def _content(example: Example | Preference) -> list[Any]:
     if isinstance(example, Preference):
         content = [_content(example.chosen), _content(example.rejected)]
     elif isinstance(example, Conversation):
-        # What few examples have is written only where it is there.
+        # Rare fields are written only where they are set.
         turns = []
         for turn in example.messages:
             given = {"prefilled": turn.prefilled} if turn.prefilled else None

@@ -66,7 +66,7 @@ def tokenize(
     finished are kept when a run is stopped.
 
     Args:
-        source: What to read.
+        source: Where the rows come from.
         encoder: How to read, tokenize and mask its rows.
         cache_dir: Folder of the stores; by default ``$LION_CACHE``, else ``lion_lightning`` in the user's cache folder.
         workers: The processes that share the work.

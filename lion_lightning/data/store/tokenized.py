@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,9 +127,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     missing = [name for name in _MANIFEST if not isinstance(manifest.get(name), _MANIFEST[name])]
     if missing:
         raise ValueError(f"{path}: the manifest of a shard has no {missing[0]}; remove the store's folder")
-    counts = [texts.values() if isinstance(texts, dict) else [None] for texts in manifest["messages"].values()]
-    if not all(isinstance(count, int) for texts in counts for count in texts):
-        raise ValueError(f"{path}: the manifest of a shard counts no messages; remove the store's folder")
+    for texts in manifest["messages"].values():
+        if not (isinstance(texts, dict) and all(isinstance(count, int) for count in texts.values())):
+            raise ValueError(f"{path}: the manifest of a shard counts no messages; remove the store's folder")
     return manifest
 
 
@@ -149,7 +149,7 @@ class TokenBatches:
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        batches = [batch for shard in shards for batch in shard.batches]
+        batches = list(chain.from_iterable(shard.batches for shard in shards))
         self.raw_rows = sum(shard.rows for shard in shards)
         self.skipped_rows = sum(shard.skipped for shard in shards)
         self.tokens = blake2b("".join(shard.tokens for shard in shards).encode(), digest_size=16).hexdigest()
