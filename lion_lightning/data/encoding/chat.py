@@ -22,6 +22,13 @@ from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.types import SampleSegment
 
 _MAX_BOS_OFFSET = 100  # characters of white space that BOS is looked for behind
+_MEET_IN_TEMPLATE = (
+    "strip the white space where they meet (with a `transform`), choose another chat template, or set mask: none"
+)
+_MEET_IN_TEXT = (
+    "give the source `format: chat` if it asks and the answer replies, or let the answer begin with the white space "
+    "between them (with a `transform`)"
+)
 _VERSION = 3  # part of the fingerprint; raise it whenever the same input gives other tokens
 
 
@@ -146,8 +153,8 @@ class ChatEncoder:
             if apart is None or self._tokens.differing([text], [apart], [starts[number]]):
                 raise ValueError(
                     f"{where[number]}: the end of the prompt ({boundary.text[-20:]!r}) gives other tokens before the "
-                    "answer than alone, so a model would be asked with tokens it was not trained on; strip the white "
-                    "space where they meet (with a `transform`), choose another chat template, or set mask: none"
+                    "answer than alone, so a model would be asked with tokens it was not trained on; "
+                    f"{_MEET_IN_TEMPLATE if drafts[number].templated else _MEET_IN_TEXT}"
                 )
             encodings[number] = apart
         return encodings

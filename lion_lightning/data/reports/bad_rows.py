@@ -11,7 +11,8 @@ from lion_lightning.data.sources.readers import BrokenRowError, Row
 MOST_BAD = 0.5
 """Share of a source's rows that may be left out as bad; where more are, a setting is wrong rather than the rows."""
 
-_QUOTED = re.compile(r"'(?![\w-]{1,20}')[^']*'")
+_QUOTED = re.compile(r"""(?<!\w)(?:(?<=\()'|'(?![\w-]{1,20}'))(?:[^'\\]|\\.)*'|(?<!\w)"(?:[^"\\]|\\.)*\"""")
+"""A text as ``repr`` writes it, but for the name of a key or a role; in parentheses there are always words of a row."""
 
 
 def leave_out(row: Row, error: ValueError) -> str:
@@ -26,7 +27,7 @@ def leave_out(row: Row, error: ValueError) -> str:
     """
     message = str(error).removeprefix(f"{row.where}: ")
     # the same for all rows with this fault: without the fix, numbers, and words of the row
-    cause = re.sub(r"(?<![\w-])\d+", "N", _QUOTED.sub("'...'", message.split("; ")[0]))[:200]
+    cause = re.sub(r"(?<![\w-])\d+", "N", _QUOTED.sub("'...'", message).split("; ")[0])[:200]
     add_message("bad row", cause)
     values = row.content.raw if isinstance(row.content, BrokenRowError) else dict(row.content)
     return json.dumps({"where": row.where, "cause": cause, "error": message, "row": values}, default=str) + "\n"

@@ -288,13 +288,15 @@ def test_a_header_that_ends_in_a_space_is_not_melted_into_the_answer() -> None:
 
 
 def test_a_space_that_melts_is_an_error_where_the_tokenizer_puts_one_before_every_part() -> None:
-    with pytest.raises(ValueError, match=r"data\.jsonl:1: the end of the prompt \('\] '\) gives other tokens"):
+    with pytest.raises(
+        ValueError, match=r"1: the end of the prompt \('\] '\) gives other .*; give the source `format: chat` if"
+    ):
         encode(metaspace(SPACED), chat("Hello", "world"))
 
 
 def test_trimmed_offsets_do_not_hide_a_merged_space() -> None:
     tokenizer = byte_level(None)  # " world" is one token, whose trimmed offsets begin behind the space
-    with pytest.raises(ValueError, match=r"data\.jsonl:1: .*other tokens"):
+    with pytest.raises(ValueError, match=r"data\.jsonl:1: .*other tokens.*; give .* `format: chat` if"):
         encode(tokenizer, Completion("Hello ", "world"))
     assert trained(tokenizer, encode(tokenizer, Completion("Hello", " world"))) == [" world</s>"]
 

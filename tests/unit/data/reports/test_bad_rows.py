@@ -9,7 +9,10 @@ import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.encoding.pairs import PairEncoder
+from lion_lightning.data.reports.bad_rows import leave_out
+from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sft import SFTDataModule
+from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
@@ -70,6 +73,25 @@ def test_a_bad_row_is_an_error_or_left_out_counted_and_written(tmp_path: Path, n
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: ") as stopped:
         made(Source(source.path), tmp_path)
     assert str(stopped.value) == f"{source.path}:2: {written[0]['error']}"
+
+
+LEFT_OUT = "the chat template leaves out the row's reasoning ('...') of message N"
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        *((f"the chat template leaves out the row's reasoning ({words!r}) of message 1; fix", LEFT_OUT) for words in
+          ("hm", "two words", "a; b", "don't", "\"don't; do\"", "it's 'so'; and \"so\"", "\\", "'")),
+        ("messages[3] has the role 'alien'; known roles are system, user", "messages[N] has the role 'alien'"),
+        ("messages[3].weight is 'a lot; more'; a weight is a number", "messages[N].weight is '...'"),
+    ],
+)  # fmt: skip
+def test_a_cause_has_no_words_of_the_row(message: str, cause: str) -> None:
+    with collect_messages() as messages:
+        written = leave_out(Row("x.jsonl:7", {"text": "a"}), ValueError(f"x.jsonl:7: {message}"))
+    assert messages["bad row"] == {cause: 1}
+    assert json.loads(written)["error"] == message
 
 
 def test_good_rows_give_the_same_tokens_whatever_stands_between_them(tmp_path: Path) -> None:
