@@ -53,12 +53,7 @@ class Forms(tuple[Form[Made], ...]):
         return [form for form in self if names.issuperset(form.required)]
 
     def nearest(self, taken: str, columns: Set[str]) -> str:
-        """The form that rows would have next, and why they have another.
-
-        Args:
-            taken: The form that was read.
-            columns: The rows' columns, under their known names.
-        """
+        """The form that rows with these columns would have next to the one that was taken, and why they do not."""
         if fitting := [form for form in self.fitting(columns) if str(form) != taken]:
             return f"{fitting[0]} fits too, and {taken} comes before it; `columns` decides otherwise"
         read = next(form.required for form in self if str(form) == taken)
@@ -80,7 +75,7 @@ class Fields(Mapping[str, Any]):
 
     Args:
         values: Values by known name.
-        columns: The row's own name of a column, where ``columns`` gives it another.
+        columns: The row's own names of columns, by known name.
 
     Attributes:
         unread: Names that were not read yet, in the row's order.

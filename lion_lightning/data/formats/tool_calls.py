@@ -13,11 +13,7 @@ from lion_lightning.data.sources.json_text import BrokenJSONError, parse_shallow
 
 
 def read_tools(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Read tool definitions, a list or (as Arrow tables need it) its JSON text.
-
-    Raises:
-        ValueError: They are neither.
-    """
+    """Read tool definitions, a list or (as Arrow tables need it) its JSON text."""
     tools = _parsed(row.get("tools") or None, "tools", "a list of JSON schemas")
     if isinstance(tools, Mapping):
         tools = [tools]
@@ -49,9 +45,6 @@ def read_calls(extra: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
     Returns:
         The calls, their arguments as a mapping.
-
-    Raises:
-        ValueError: A call cannot be read.
     """
     calls = _parsed(extra.pop("tool_calls", None), f"{name}.tool_calls", "a list of calls")
     calls = [] if calls is None else calls  # also of the JSON text `null`

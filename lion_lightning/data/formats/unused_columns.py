@@ -36,9 +36,6 @@ def check_unused_columns(fields: Fields, form: str, only_prompt: bool = False) -
         fields: The row, after a form has read it.
         form: That form, for errors.
         only_prompt: Whether only the prompt is wanted, so that columns of answers may remain.
-
-    Raises:
-        ValueError: A column would be lost.
     """
     for name in list(fields.unread):
         value = fields.peek(name)
@@ -84,9 +81,7 @@ def _printable_own(fields: Fields, name: str) -> str:
 def require_prompt_kept(row: Mapping[str, Any], where: str) -> None:
     """Refuse a benchmark's question with a column that changes the prompt, since benchmarks ask texts alone.
 
-    Args:
-        row: The row of the question.
-        where: Its file and line, for errors.
+    ``where`` is its file and line, for errors.
     """
     for name, value in row.items():
         meaning = meaning_of(name)

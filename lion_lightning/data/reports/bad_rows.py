@@ -16,11 +16,7 @@ _QUOTED = re.compile(r"""(?<!\w)(?:(?<=\()'|'(?![\w-]{1,20}'))(?:[^'\\]|\\.)*'|(
 
 
 def leave_out(row: Row, error: ValueError) -> str:
-    """Count a row that is left out by its cause.
-
-    Args:
-        row: The row.
-        error: Why it cannot be used.
+    """Count a row that is left out by its cause, the error.
 
     Returns:
         A line for the file of bad rows: a JSON object with the row's place, the cause, the error and the row.

@@ -57,11 +57,7 @@ class RowMessages(dict[Kind, Counter[str]]):
         return ", ".join(names[:_MAX_LISTED]) + more
 
     def describe(self, rows: int) -> list[str]:
-        """One line per finding, for reports; warnings were logged when the rows were read.
-
-        Args:
-            rows: Number of rows that were read.
-        """
+        """One line per finding about so many rows, for reports; warnings were logged when the rows were read."""
         lines = [f"rows left out, {cause}: {count:,}" for cause, count in self["left out"].items()]
         lines += [f"bad rows left out, {cause}: {count:,}" for cause, count in self["bad row"].most_common(_MAX_LISTED)]
         if self.bad_rows:

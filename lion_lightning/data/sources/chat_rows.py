@@ -40,11 +40,7 @@ def as_chat(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[st
 
 
 def with_system_turn(example: Any, system: str) -> Any:
-    """An example whose conversations begin with a system turn, as those that have one do already.
-
-    Raises:
-        ValueError: It is plain text.
-    """
+    """An example whose conversations begin with a system turn, as those that have one do already."""
     if isinstance(example, Preference):
         chosen = with_system_turn(example.chosen, system)
         return example._replace(chosen=chosen, rejected=with_system_turn(example.rejected, system))

@@ -40,11 +40,7 @@ def parse_json(text: str) -> Any:
 
 
 def require_shallow(value: Any, depth: int = 0) -> None:
-    """Refuse a row that is nested too deeply.
-
-    Raises:
-        BrokenJSONError: It is.
-    """
+    """Refuse a row that is nested too deeply, with a :class:`BrokenJSONError`."""
     if depth > MAX_DEPTH:
         raise BrokenJSONError(_TOO_DEEP)
     for inner in value.values() if type(value) is dict else value if type(value) is list else ():
@@ -68,11 +64,7 @@ def parse_shallow(text: str) -> Any:
 
 
 def read_json(text: str, name: str) -> Any:
-    """Parse the JSON text of a column; ``name`` is its path in the row, for errors.
-
-    Raises:
-        ValueError: It is broken, or nested too deeply.
-    """
+    """Parse the JSON text of a column; ``name`` is its path in the row, for errors."""
     try:
         return parse_shallow(text)
     except BrokenJSONError as error:
@@ -80,11 +72,7 @@ def read_json(text: str, name: str) -> Any:
 
 
 def read_list(value: Any, name: str) -> Sequence[Any]:
-    """A list, or its JSON text, as CSV files and many tables have it; ``name`` is its path in the row, for errors.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """A list, or its JSON text, as CSV files and many tables have it; ``name`` is its path in the row, for errors."""
     if isinstance(value, str) and _MAY_BE_LIST.match(value):
         value = read_json(value, name)
     if isinstance(value, str) or not isinstance(value, Sequence):

@@ -47,12 +47,7 @@ _MARKS = {  # those of UTF-32 first: the mark of UTF-16 is a part of one of them
 
 
 class _Utf8Lines:
-    """Text in another encoding, as lines of UTF-8.
-
-    Args:
-        file: The bytes, which begin with a byte order mark.
-        encoding: The encoding.
-    """
+    """Text of a file in another encoding, which begins with a byte order mark, as lines of UTF-8."""
 
     def __init__(self, file: Any, encoding: str) -> None:
         self._text = TextIOWrapper(file, encoding, newline="\n")

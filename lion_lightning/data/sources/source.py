@@ -124,11 +124,7 @@ class Source:
         return open_rows(self.path, self.split, self.subset, self.revision)
 
     def fetch(self) -> None:
-        """Bring a data set of the hub to this machine; with local data there is nothing to do.
-
-        Raises:
-            ValueError: It does not load.
-        """
+        """Bring a data set of the hub to this machine; with local data there is nothing to do."""
         if not self.streaming and find_splits(self.path) is None:
             self.open()
 
@@ -146,11 +142,7 @@ class Source:
         return np.sort(np.random.default_rng(self.seed).permutation(count)[:share])
 
     def examples(self, row: Row, read: Read[Made]) -> list[Made]:
-        """Turn a raw row into examples: the transform, the known form, then the system message.
-
-        Args:
-            row: The raw row.
-            read: An encoder's ``read``, which knows the forms.
+        """Turn a raw row into examples: the transform, the known form by an encoder's ``read``, the system message.
 
         Raises:
             ValueError: A step fails; the message starts with the row's file and line.
@@ -186,14 +178,7 @@ class Source:
         return examples if self.system is None else [with_system_turn(example, self.system) for example in examples]
 
     def require_columns(self, messages: RowMessages) -> None:
-        """Refuse ``columns`` that name what no row has.
-
-        Args:
-            messages: Messages about all rows.
-
-        Raises:
-            ValueError: A column is in no row.
-        """
+        """Refuse ``columns`` that name what, by the messages about all rows, no row has."""
         for name, own in self.columns.items():
             if name not in messages["mapped"]:
                 raise ValueError(
@@ -202,13 +187,7 @@ class Source:
                 )
 
     def warnings(self, messages: RowMessages, rows: int, has_chat_template: bool) -> list[str]:
-        """Warnings about the rows, each with the fix.
-
-        Args:
-            messages: Messages about all rows.
-            rows: Number of rows.
-            has_chat_template: Whether the tokenizer has a chat template.
-        """
+        """Warnings, each with the fix, about so many rows whose messages these are."""
         lines = [f"{text} ({count:,} times)" for text, count in messages["warning"].items()]
         lines += [f"{count:,} of {rows:,} rows are left out: {cause}" for cause, count in messages["left out"].items()]
         if bad := messages["bad row"]:

@@ -86,11 +86,7 @@ class JsonDocument(FileRows):
 
 
 def read_json_lines(path: Path) -> dict[str, FileRows]:
-    """The split of a ``.jsonl`` file: an object per line, or one array of rows, as ``.json`` files have it.
-
-    Raises:
-        ValueError: It is an array that is broken.
-    """
+    """The split of a ``.jsonl`` file: an object per line, or one array of rows, as ``.json`` files have it."""
     lines = _lines(path)
     first, second = next(lines, None), next(lines, None)
     if first is None or not first[1].lstrip().startswith(b"["):
@@ -110,9 +106,6 @@ def read_json(path: Path) -> dict[str, FileRows]:
 
     The value is an array of rows, ``{"data": [...]}``, arrays by split (``{"train": [...], "test": [...]}``), or one
     row.
-
-    Raises:
-        ValueError: It is something else.
     """
     lines = _lines(path)
     first, second = next(lines, None), next(lines, None)
@@ -174,16 +167,7 @@ def _parse(text: bytes, path: Path, line: int, fix: str) -> Any:
 
 
 def parse_line(text: bytes, path: Path, line: int) -> dict[str, Any]:
-    """The object on a line of a file.
-
-    Args:
-        text: The line.
-        path: Path of the file, for errors.
-        line: Number of the line, for errors.
-
-    Raises:
-        ValueError: The line is not a JSON object.
-    """
+    """The JSON object on a line of a file, whose path and number are for errors."""
     return dict(line_row(text, path, line).values)
 
 

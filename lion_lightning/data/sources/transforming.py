@@ -19,9 +19,6 @@ def imported(path: str, what: str = "transform") -> Any:
     Args:
         path: ``MODULE.FUNCTION``.
         what: The key that names it, for errors.
-
-    Raises:
-        ValueError: The function does not exist.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -41,11 +38,7 @@ def name_of(transform: Any) -> str:
 
 
 def transformed(transform: Transform, row: Row) -> list[dict[str, Any]]:
-    """The rows that a transform makes of one.
-
-    Raises:
-        ValueError: It fails, or makes something else than rows.
-    """
+    """The rows that a transform makes of one; an error of it is a ``ValueError`` with the row's place."""
     name = name_of(transform).rpartition(".")[2]
     try:
         made = transform(dict(row.values))

@@ -44,14 +44,7 @@ class Runs:
         self._reasoning = column.values.field("reasoning").to_numpy(zero_copy_only=False)  # unpacked from bits
 
     def put(self, segment: SampleSegment, example: int, start: int, stop: int) -> SampleSegment:
-        """Tokens of an example, with what its runs say of them.
-
-        Args:
-            segment: The tokens.
-            example: Its number in the batch.
-            start: The first of the tokens.
-            stop: One past the last.
-        """
+        """Tokens ``start`` to ``stop`` of an example of the batch, with the weights and reasoning of its runs."""
         own = slice(self._bounds[example], self._bounds[example + 1])
         weights, reasoning = self._weights[own], self._reasoning[own]
         if not len(weights):

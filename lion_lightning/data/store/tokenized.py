@@ -96,11 +96,7 @@ def read_shard(path: Path, check: bool = False) -> Shard:
 
 
 def read_batches(path: Path) -> list[Any]:
-    """The record batches of a shard, memory-mapped.
-
-    Raises:
-        ValueError: It is not such a file.
-    """
+    """The record batches of a shard, memory-mapped."""
     try:
         with pa.memory_map(str(path)) as file:  # what is read stays mapped, without a file descriptor
             return list(pa.ipc.open_stream(file).read_all().to_batches())
