@@ -91,7 +91,7 @@ class PackedBatch:
     """Samples laid end to end in one flat row, with no padding.
 
     Supervision is explicit: target ``i`` is the token ``targets[i]``, predicted from the hidden state at flat position
-    ``logit_positions[i]``. So the first token of a document is no target, and the first token of each answer is
+    ``logit_positions[i]``. So the first token of a document is not a target, and the first token of each answer is
     predicted from the last token of its prompt, without special cases.
 
     Attributes:
@@ -157,12 +157,12 @@ class PackedBatch:
 
 
 class TokenLogps(NamedTuple):
-    """What one forward gives for each target of a batch.
+    """Values of one forward for each target of a batch.
 
     Attributes:
         values: ``(targets,)`` fp32 log-probability of each target; differentiable.
         top1_correct: ``(targets,)`` bool, whether the target was the most probable token.
-        log_collision_prob: ``(targets,)`` fp32 log of the sum of the squared probabilities of the whole vocabulary: the
+        log_collision_prob: ``(targets,)`` fp32 log of the sum of the squared probabilities of the full vocabulary: the
             log-prob that a token drawn there has on average, which WPO compares a target with.
     """
 
@@ -239,7 +239,7 @@ def segment_table(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Segme
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a policy is asked, with all that a judge may want to know about it.
+    """A prompt for a policy, with all that a judge may want to know about it.
 
     Attributes:
         text: What the model is given: turns under the chat template, up to where the answer begins, or plain text.
@@ -259,7 +259,7 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """What was asked last: the last turn's content, or the plain text."""
+        """The last question: the last turn's content, or the plain text."""
         return str(self.messages[-1]["content"]) if self.messages else self.text
 
 

@@ -62,11 +62,8 @@ class PackedDataModule(LightningDataModule, ABC):
     Attributes:
         max_length: Most tokens of one sequence, which the model needs positions for.
         train_mixture: Documents and reports for training, after :meth:`setup`.
-        validation_mixture: The same for validation; None where there is none.
+        validation_mixture: The same for validation; None without validation.
         workers: The processes that share the work of preparing.
-
-    Raises:
-        ValueError: An argument is not valid.
     """
 
     max_length: int

@@ -124,12 +124,12 @@ class OnPolicyDataModule(PreferenceDataModule):
 
     @override
     def settings(self) -> dict[str, Any]:
-        """What was asked for, as plain data."""
+        """Settings and prompts, as plain data."""
         return {**super().settings(), "prompts": [source.path for source in self.prompts]}
 
     @override
     def batch_settings(self) -> dict[str, Any]:
-        """What decides the batches, and must be the same on all ranks."""
+        """Settings that decide the batches, and must be the same on all ranks."""
         return {**super().batch_settings(), "prompts": [source.description() for source in self.prompts]}
 
     @override
@@ -159,7 +159,12 @@ class OnPolicyDataModule(PreferenceDataModule):
         """
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         if self.train_mixture is None or self._epoch != epoch:
-            finished = self._round(epoch)
+            if self.rounds is None:
+                raise MisconfigurationException(
+                    "no callback samples rounds for OnPolicyDataModule: add lion_lightning.callbacks.OnPolicySampling "
+                    "to trainer.callbacks, or set the data module's `rounds`"
+                )
+            finished = self.rounds(epoch)
             with self.preparing_together():
                 self.train_mixture = self._mixture(finished)
             self._epoch = epoch
@@ -184,18 +189,12 @@ class OnPolicyDataModule(PreferenceDataModule):
             return bool(self.sources)
         return any(len(self.filters.apply(selection).spans.rows) for selection in self._sampled(finished))
 
-    def _round(self, epoch: int) -> Round:
-        if self.rounds is None:
-            raise MisconfigurationException(
-                "no callback samples rounds for OnPolicyDataModule: add lion_lightning.callbacks.OnPolicySampling to "
-                "trainer.callbacks, or set the data module's `rounds`"
-            )
-        return self.rounds(epoch)
-
     def _mixture(self, finished: Round) -> Mixture:
         """The pairs of a round, and those of the sources."""
+        # A fraction below 1 of a source is another draw in each round.
+        sources = [replace(source, seed=source.seed + finished.number) for source in self.sources]
         try:
-            mixture = mix([*self._sampled(finished), *self._drawn(finished.number)], self.filters)
+            mixture = mix([*self._sampled(finished), *self.split_validation(sources)[0]], self.filters)
         except ValueError as error:
             again = "" if self.sources else _SAMPLED_AGAIN
             raise ValueError(f"{_no_pairs(finished)} ({error}); {_NO_PAIRS_FIX}{again}") from error
@@ -216,11 +215,6 @@ class OnPolicyDataModule(PreferenceDataModule):
         if not self.sources:
             raise ValueError("no pair was made")
         return []
-
-    def _drawn(self, number: int) -> list[Selection]:
-        """The pairs of the sources; a fraction below 1 is another draw in each round."""
-        drawn, _ = self.split_validation([replace(source, seed=source.seed + number) for source in self.sources])
-        return drawn
 
 
 _NO_PAIRS_FIX = (

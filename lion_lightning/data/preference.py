@@ -41,7 +41,7 @@ class PreferenceDataModule(PackedDataModule):
 
     Attributes:
         train_mixture: Pairs and reports for training, after :meth:`setup`.
-        validation_mixture: The same for validation; None where there is none.
+        validation_mixture: The same for validation; None without validation.
 
     Raises:
         ValueError: An argument is not valid.

@@ -34,7 +34,7 @@ class SFTDataModule(PackedDataModule):
 
     Attributes:
         train_mixture: Documents and reports for training, after :meth:`setup`.
-        validation_mixture: The same for validation; None where there is none.
+        validation_mixture: The same for validation; None without validation.
 
     Raises:
         ValueError: An argument is not valid.

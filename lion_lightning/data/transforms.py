@@ -33,7 +33,7 @@ def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def reasoning_in_text(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose answers have their reasoning in their text, between ``<think>`` and ``</think>``.
 
-    For templates that read no reasoning of its own (``reasoning_content``, ``reasoning`` or ``thinking``), and so
+    For templates that read no separate reasoning (``reasoning_content``, ``reasoning`` or ``thinking``), and so
     leave it out.
 
     Args:

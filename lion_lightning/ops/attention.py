@@ -29,18 +29,16 @@ from lion_lightning.ops.varlen import accepted_by, attend_flash, attend_varlen
 def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
     """One SDPA call per segment: no mask tensor for documents, a small one (answer by context) for answers."""
     query, key, value = (layout.split(tensor.transpose(0, 1)) for tensor in heads[:3])
-    outputs = [
-        _attend_segment(
-            heads._replace(
-                query=query[chain[-1]].transpose(0, 1),
-                key=_joined([key[index] for index in chain]),
-                value=_joined([value[index] for index in chain]),
-            ),
-            layout,
-            alone=len(chain) == 1,
+    outputs = []
+    for chain in layout.chains:
+        own = heads._replace(
+            query=query[chain[-1]].transpose(0, 1),
+            key=_joined([key[index] for index in chain]),
+            value=_joined([value[index] for index in chain]),
         )
-        for chain in layout.chains
-    ]
+        fits = own.window is None or own.key.shape[1] <= own.window
+        is_causal = len(chain) == 1 and fits and own.softcap is None
+        outputs.append(_attend(own, None if is_causal else _segment_mask(own, layout)))
     if len(outputs) == 1:
         return outputs[0]
     # along the tokens' dimension of a (tokens, heads, head size) tensor, as the output projection reads it
@@ -72,13 +70,6 @@ PATHS: dict[str, Attend] = {
     "lion_dense": attend_dense,
 }
 """Functions by their name in ``PolicySpec.attention`` (and in any ``attn_implementation``)."""
-
-
-def _attend_segment(own: Heads, layout: RowLayout, alone: bool) -> Tensor:
-    fits = own.window is None or own.key.shape[1] <= own.window
-    if fits and own.softcap is None and alone:
-        return _attend(own, None)
-    return _attend(own, _segment_mask(own, layout))
 
 
 def _segment_mask(own: Heads, layout: RowLayout) -> Tensor:

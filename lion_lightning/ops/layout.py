@@ -86,10 +86,16 @@ class RowLayout:
     @cached_property
     def varlen(self) -> VarlenIndex:
         """Cumulative lengths, and an index that gathers each segment's keys where any segment has a parent."""
+        gather = None
+        if any(segment.parent >= 0 for segment in self.segments):
+            parts: list[Tensor] = []
+            for access in self.accesses:
+                parts += [torch.arange(span.start, span.stop) for span in access.keys]
+            gather = torch.cat(parts).to(self.device, non_blocking=True)
         queries = [access.queries.stop - access.queries.start for access in self.accesses]
         keys = [sum(span.stop - span.start for span in access.keys) for access in self.accesses]
         return VarlenIndex(
-            gather=self._key_index() if any(segment.parent >= 0 for segment in self.segments) else None,
+            gather=gather,
             cu_queries=self._cumulative(queries),
             cu_keys=self._cumulative(keys),
             max_queries=max(queries),
@@ -159,10 +165,6 @@ class RowLayout:
             own = access.queries
             mask[own, own] = torch.ones(own.stop - own.start, own.stop - own.start, dtype=torch.bool).tril()
         return mask.to(self.device, non_blocking=True)
-
-    def _key_index(self) -> Tensor:
-        parts = [torch.arange(span.start, span.stop) for access in self.accesses for span in access.keys]
-        return torch.cat(parts).to(self.device, non_blocking=True)
 
     def _cumulative(self, lengths: list[int]) -> Tensor:
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(self.device, non_blocking=True)

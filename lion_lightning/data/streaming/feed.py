@@ -118,11 +118,12 @@ def _as_it_is(block: Any) -> Any:
 
 def _begin_worker(number: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent = os.getppid()
 
+    def end_with_parent() -> None:
+        # When its parent was killed, torch's worker would wait for somebody to take its last block, forever.
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
 
-def _end_with(parent: int) -> None:
-    """End this worker when its parent was killed: torch's would wait for somebody to take its last block, forever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    Thread(target=end_with_parent, daemon=True).start()

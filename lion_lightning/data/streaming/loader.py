@@ -135,7 +135,8 @@ class StreamLoader:
             rows = self._rows(feed, window)
             for _ in islice(rows, done - window["rows"]):
                 pass
-            yield from map(self._batch, self._steps(rows))
+            while step := list(islice(rows, self.batch_size * self.world_size)):
+                yield self._batch(step)
         finally:
             feed.close()
         self._length = self._batches
@@ -261,10 +262,6 @@ class StreamLoader:
         while len(self._windows) > 1 and self._windows[1]["rows"] <= oldest:
             del self._windows[0]
         self._hashes.forget(self._windows[0]["hashes"])
-
-    def _steps(self, rows: Iterator[PackedRow]) -> Iterator[list[PackedRow]]:
-        while step := list(islice(rows, self.batch_size * self.world_size)):
-            yield step
 
     def _batch(self, step: Sequence[PackedRow]) -> PackedBatch:
         """This rank's micro-batch. Behind the last row it repeats the first rank's, and supervises nothing."""

@@ -128,12 +128,17 @@ class StreamMixture:
         Raises:
             ValueError: A row is wrong, or a source gives no documents.
         """
-        while (number := self._furthest_behind()) is not None:
-            cursor = self.cursors[number]
+        while left := [number for number, cursor in enumerate(self.cursors) if not cursor.ended]:
+            number = min(left, key=self._progress)
+            cursor, documents = self.cursors[number], self.cursors[number].block_documents
             if cursor.block is None:
                 self._open(number)
-            elif cursor.block_documents is not None and cursor.taken < len(cursor.block_documents):
-                return self._draw(cursor, cursor.block_documents)
+            elif documents is not None and cursor.taken < len(documents):
+                drawn = Drawn(documents, cursor.taken, int(documents.lengths[cursor.taken]))
+                cursor.taken += 1
+                cursor.documents += 1
+                cursor.tokens += drawn.length
+                return drawn
             else:
                 self._close(cursor)
         return None
@@ -142,20 +147,9 @@ class StreamMixture:
         """Where all sources stand, as plain data."""
         return {"cursors": [cursor.state() for cursor in self.cursors], "hashes": self.hashes.count}
 
-    def _furthest_behind(self) -> int | None:
-        left = [number for number, cursor in enumerate(self.cursors) if not cursor.ended]
-        return min(left, key=self._progress, default=None)
-
     def _progress(self, number: int) -> float:
         cursor = self.cursors[number]
         return (cursor.tokens if self._mix_by == "tokens" else cursor.documents) / self._weights[number]
-
-    def _draw(self, cursor: Cursor, documents: Documents) -> Drawn:
-        drawn = Drawn(documents, cursor.taken, int(documents.lengths[cursor.taken]))
-        cursor.taken += 1
-        cursor.documents += 1
-        cursor.tokens += drawn.length
-        return drawn
 
     def _open(self, number: int) -> None:
         """Read the next block, or again the one that was open when the state was saved."""

@@ -1,4 +1,4 @@
-"""Settings of streamed sources, and what needs the whole set and is refused for them."""
+"""Settings of streamed sources, and refusals of what needs the entire set."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class StreamedSources:
         return Mixture(Documents(left), reports)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the documents beyond the sources' settings, by name, to tell other files or code from these."""
+        """Files and code that decide the documents, by name, to tell others from them; settings apart."""
         return {
             **{f"files of source {number}": reader.fingerprint()[:12] for number, reader in enumerate(self.readers)},
             **{

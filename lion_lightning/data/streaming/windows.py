@@ -65,7 +65,7 @@ class WindowedRows:
     """The rows of a mixture, from a window on.
 
     While the rows of a window are handed out the documents of the next are drawn, a few with each row, so that no step
-    waits for a whole window.
+    waits for a full window.
 
     Args:
         mixture: The documents.

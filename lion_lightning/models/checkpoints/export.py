@@ -185,7 +185,14 @@ def _rebuild(entry: LionEntry, weights: Mapping[str, Tensor]) -> Any:
     """The trained model in fp32, adapters on."""
     load_base = entry.base is not None or entry.policy.quantization is not None
     if not load_base and not entry.policy.trust_remote_code:
-        _require_shapes(entry, weights)
+        # Compare shapes on the meta device, before the model of a wrong config takes memory and time.
+        layers = _config(entry).get_text_config().num_hidden_layers
+        if layers > len(weights):
+            raise ValueError(f"its weights do not fit the model: {len(weights)} tensors for {layers} layers")
+        with torch.device("meta"):
+            empty = _random(entry)
+        empty = _with_adapters(entry, empty)
+        _require_all(empty, weights, empty.state_dict().keys())
     model = _with_adapters(entry, _load_base(entry) if load_base else _random(entry))
     # With a loaded base model, only what was trained is taken from the checkpoint.
     wanted = trained_names(model) if load_base else model.state_dict().keys() | weights.keys()
@@ -193,17 +200,6 @@ def _rebuild(entry: LionEntry, weights: Mapping[str, Tensor]) -> Any:
     _require_all(model, given, wanted)
     model.load_state_dict(given, strict=False)
     return model
-
-
-def _require_shapes(entry: LionEntry, weights: Mapping[str, Tensor]) -> None:
-    """Compare shapes on the meta device, before the model of a wrong config takes memory and time."""
-    layers = _config(entry).get_text_config().num_hidden_layers
-    if layers > len(weights):
-        raise ValueError(f"its weights do not fit the model: {len(weights)} tensors for {layers} layers")
-    with torch.device("meta"):
-        model = _random(entry)
-    model = _with_adapters(entry, model)
-    _require_all(model, weights, model.state_dict().keys())
 
 
 def _require_all(model: Any, given: Mapping[str, Tensor], wanted: Container[str]) -> None:

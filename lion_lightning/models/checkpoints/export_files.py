@@ -60,7 +60,7 @@ def is_export(folder: Path) -> bool:
 
 
 def missing_of(folder: Path) -> str | None:
-    """What is missing of an export, in a few words; None if it is complete."""
+    """Fault of an incomplete export, in a few words; None if it is complete."""
     if not (folder / MANIFEST).is_file():
         return f"there is no {MANIFEST}, which is written last"
     for name, size in _files(folder).items():

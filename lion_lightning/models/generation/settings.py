@@ -119,7 +119,7 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, base: GenerationConfig
 
 
 def agree_with(config: Any, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...] = _IDS) -> None:
-    """Set a config's ids of special tokens to the tokenizer's, where it has them; a pad token of its own stays.
+    """Set a config's ids of special tokens to the tokenizer's, where it has them; the config's own pad token stays.
 
     Args:
         config: Config of a model or of generation; changed in place. A list that holds the tokenizer's id stays.

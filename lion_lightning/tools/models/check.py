@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,9 @@ def trained(spec: PolicySpec, tokenizer: TokenizerSpec, folder: Path) -> DPOModu
         ValueError: The loss of the first step is not log 2, or no weight moved.
     """
     torch.manual_seed(0)
-    module = DPOModule(spec, reference=FrozenReference(), tokenizer=tokenizer, optimizer=_sgd)
+    module = DPOModule(
+        spec, reference=FrozenReference(), tokenizer=tokenizer, optimizer=partial(torch.optim.SGD, lr=0.1)
+    )
     trainer = Trainer(
         max_steps=1,
         accelerator="cpu",
@@ -196,10 +199,6 @@ def trained(spec: PolicySpec, tokenizer: TokenizerSpec, folder: Path) -> DPOModu
         raise ValueError(f"the loss of the first DPO step is {loss:.4f}, not log 2")
     trainer.save_checkpoint(folder / "last.ckpt")
     return module
-
-
-def _sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.1)
 
 
 def adapted(spec: PolicySpec) -> PolicyModel:

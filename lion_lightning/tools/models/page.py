@@ -40,7 +40,8 @@ def page(checks: Sequence[ModelCheck], minutes: float) -> str:
     """
     rows = []
     for check in checks:
-        marks = ["yes" if step in check.passed else ("no" if _tried(check, step) else "") for step in STEPS]
+        tried = STEPS[: STEPS.index(check.failed) + 1] if check.failed else STEPS
+        marks = ["yes" if step in check.passed else ("no" if step in tried else "") for step in STEPS]
         rows.append(f"| {check.model_type} | {' | '.join(marks)} | {check.reason.replace('|', chr(92) + '|')} |")
     return HEAD.format(
         transformers=transformers.__version__,
@@ -72,9 +73,3 @@ def summary(check: ModelCheck) -> str:
     if not check.failed:
         return f"{check.model_type}: {state}, all checks passed"
     return f"{check.model_type}: {check.failed} failed: {check.reason}"
-
-
-def _tried(check: ModelCheck, step: str) -> bool:
-    """True for a step that was reached."""
-    last = STEPS.index(check.failed) if check.failed else len(STEPS)
-    return STEPS.index(step) <= last
