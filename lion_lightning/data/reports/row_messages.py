@@ -51,6 +51,7 @@ class RowMessages(dict[Kind, Counter[str]]):
 
     def listed(self, kind: Kind, rows: int) -> str:
         """Texts of a kind on one line, each with its number of rows where that is not all of them."""
+        # the most frequent first, then by name, so that the line does not depend on the order of the rows
         found = sorted(self[kind].items(), key=lambda item: (-item[1], item[0]))
         names = [text if count == rows else f"{text} ({count:,} of {rows:,} rows)" for text, count in found]
         more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""

@@ -91,6 +91,7 @@ class SourceReport:
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Self:
         """The report of a state that was written as JSON and read back."""
+        # JSON has lists in place of named tuples
         values: dict[str, Any] = {
             name: FilterCounts(*value) if isinstance(value, list) else value for name, value in state.items()
         }
@@ -168,7 +169,7 @@ class PairReport(SourceReport):
     @classmethod
     @override
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
-        lengths = once.spans.segment_lengths[order]
+        lengths = once.spans.segment_lengths[order]  # (pairs, 3)
         prompt, chosen, rejected = lengths.sum(axis=0).tolist() if len(lengths) else (0, 0, 0)
         return super().of(once, order, prompt=prompt, chosen=chosen, rejected=rejected, **more)
 
@@ -180,7 +181,7 @@ class PairReport(SourceReport):
     @property
     def mean_lengths(self) -> tuple[float, float]:
         """Tokens of a chosen and of a rejected answer, on average."""
-        count = max(self.kept.documents, 1)
+        count = max(self.kept.documents, 1)  # filters may leave nothing
         return self.chosen / count, self.rejected / count
 
     @override

@@ -203,7 +203,7 @@ class Documents:
     def shared(self) -> int:
         """Tokens of prompts that answers share, and that sequences of one answer each would repeat."""
         lengths = self._spans.segment_lengths
-        return int(lengths[:, 0].sum() * max(lengths.shape[1] - 2, 0))
+        return int(lengths[:, 0].sum() * max(lengths.shape[1] - 2, 0))  # once for every answer but the first
 
     @cached_property
     def digest(self) -> str:
@@ -223,7 +223,7 @@ class Documents:
         origin, row = self._place(position)
         bounds = zip(self._spans.starts[position].tolist(), self._spans.stops[position].tolist(), strict=True)
         root, *children = [self._tables[origin].segment(row, start, stop) for start, stop in bounds]
-        children = [child._replace(parent=0) for child in children]
+        children = [child._replace(parent=0) for child in children]  # answers follow the prompt, segment 0
         return Sample((root, *children), int(self._spans.numbers[position]), self._names[origin])
 
     def where(self, position: int) -> str:

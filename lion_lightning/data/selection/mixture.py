@@ -81,7 +81,7 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
     firsts = [selection.groups[:, 0].min() for selection in selections if len(selection.groups)]
     train, held = [], []
     for selection in selections:
-        hashes = selection.groups[:, 0]
+        hashes = selection.groups[:, 0]  # uniform from 0 to 2**64
         chosen = (hashes < np.uint64(share * 2.0**64)) | (hashes == min(firsts, default=0))
         train.append(selection.filter(~chosen, "held out for validation"))
         once = replace(selection.source, fraction=min(selection.source.fraction, 1.0))
@@ -136,7 +136,7 @@ def repeats(count: int, source: Source) -> Numbers:
             f"of them, more than the {MAX_DOCUMENTS:.0e} that an epoch can hold; lower it, and train more epochs"
         )
     times, rest = divmod(max(source.fraction, 1.0), 1.0)
-    extra = np.random.default_rng(source.seed).permutation(count)[: round(rest * count)]
+    extra = np.random.default_rng(source.seed).permutation(count)[: round(rest * count)]  # each at most once
     return np.concatenate([np.tile(np.arange(count), int(times)), np.sort(extra)])
 
 

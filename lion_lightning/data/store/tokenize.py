@@ -236,7 +236,7 @@ def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
         return pa.RecordBatch.from_pylist([], schema=SCHEMA)
     lengths = [[len(segment.input_ids) for segment in segments] for segments in samples]
     flat = list(chain.from_iterable(samples))
-    offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)
+    offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)  # of examples in the flat tokens
     ids = np.concatenate([segment.input_ids for segment in flat]).astype(np.int32)
     mask = np.concatenate([segment.supervised for segment in flat]).astype(bool)
     margins = [getattr(example, "margin", None) for example in batch.examples]
