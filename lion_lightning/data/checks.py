@@ -10,11 +10,7 @@ from lion_lightning.data.sources.source import Source
 
 
 def check_sources(sources: Sequence[Source], validation: Sequence[Source] | None, validation_share: float) -> None:
-    """Refuse sources of the same name, and a validation share that is out of range.
-
-    Raises:
-        ValueError: An argument is not valid.
-    """
+    """Refuse sources of the same name, and a validation share that is out of range."""
     for named in (sources, validation or ()):
         for label, count in Counter(source.label for source in named).items():
             if count > 1:
@@ -31,9 +27,6 @@ def check_max_positions(max_length: int, module: Any) -> None:
     Args:
         max_length: Most tokens of a sequence.
         module: The module that trains, if there is one; it says ``max_positions`` if it knows of a limit.
-
-    Raises:
-        ValueError: They are longer.
     """
     positions = getattr(module, "max_positions", None)
     if isinstance(positions, int) and max_length > positions:
@@ -48,9 +41,6 @@ def check_at_least(**arguments: tuple[int, int]) -> None:
 
     Args:
         **arguments: Value and minimum of each argument.
-
-    Raises:
-        ValueError: A value is below its minimum.
     """
     for name, (value, least) in arguments.items():
         if value < least:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -144,7 +145,8 @@ class OnPolicyDataModule(PreferenceDataModule):
         self._prepared = True
         with self.preparing_together():
             _, held = self.split_validation(self.sources)
-            self._validated = frozenset(group.tobytes() for selection in held for group in selection.groups)
+            groups = chain.from_iterable(selection.groups for selection in held)
+            self._validated = frozenset(group.tobytes() for group in groups)
             if held:
                 self.validation_mixture = mix(held, self.validation_filters)
                 require_fitting(self.validation_mixture.documents, self.row_length)
@@ -171,20 +173,12 @@ class OnPolicyDataModule(PreferenceDataModule):
         return super().train_dataloader()
 
     def report(self, finished: Round) -> dict[str, Any]:
-        """Report on a round's pairs, what was kept and left out, as plain data; empty if it has no pairs.
-
-        Args:
-            finished: The round of the current epoch.
-        """
+        """Report on a round's pairs, what was kept and left out, as plain data; empty if it has no pairs."""
         reports = self.train_mixture.reports if self.train_mixture is not None and finished.num_pairs else []
         return reports[0].to_dict() if reports else {}
 
     def keeps_pairs_of(self, finished: Round) -> bool:
-        """True if an epoch on this round has pairs to train on: its own that pass the filters, or those of ``sources``.
-
-        Args:
-            finished: A finished round.
-        """
+        """True if an epoch on this round has pairs to train on: its own that pass the filters, or those of ``sources``."""
         if self.sources or not finished.num_pairs:
             return bool(self.sources)
         return any(len(self.filters.apply(selection).spans.rows) for selection in self._sampled(finished))

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from itertools import takewhile
+from itertools import product, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, TemplateError, nodes
@@ -158,7 +158,7 @@ class ChatTemplate:
         Null content is tried first, as most rows have it; but some templates print it, or treat it as text.
         """
         contents: list[dict[str, Any]] = [{"content": None}, {"content": ""}, {}]
-        formats = [_CallFormat(content, as_text) for as_text in (False, True) for content in contents]
+        formats = [_CallFormat(content, as_text) for as_text, content in product((False, True), contents)]
         shown = [self._rendered_or_empty(_probe(form), [_PROBE_TOOL]) for form in formats]
         usual = min((text.count("None") for text in shown if text), default=0)
         for form, text in zip(formats, shown, strict=True):

@@ -46,11 +46,7 @@ def untied(model: PreTrainedModel) -> bool:
 
 
 def train_padding_row(model: PreTrainedModel) -> None:
-    """Train the padding token's embedding like any other: packed rows hold no padding, and the token may end turns.
-
-    Args:
-        model: Changed in place.
-    """
+    """Train the padding token's embedding, in place: packed rows hold no padding, and the token may end turns."""
     embedding: Any = model.get_input_embeddings()
     if getattr(embedding, "padding_idx", None) is not None:
         embedding.padding_idx = None

@@ -103,11 +103,7 @@ class PolicyModel(nn.Module):
                 return run(batch.input_ids, batch.position_ids, layout)
 
     def record_routers(self) -> RouterRecorder:
-        """Keep what the routers of a mixture of experts decide in forward passes under gradient, from now on.
-
-        Raises:
-            ValueError: There are none.
-        """
+        """Record router logits in forward passes under gradient from now on; a ``ValueError`` without routers."""
         self.recorder = self.recorder or RouterRecorder(self.causal_lm)
         return self.recorder
 
@@ -131,11 +127,7 @@ class PolicyModel(nn.Module):
 
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
-        """Switch the adapters off for a while.
-
-        Raises:
-            ValueError: There are none.
-        """
+        """Switch the adapters off for a while; a ``ValueError`` without adapters."""
         model: Any = self.model
         if not hasattr(model, "disable_adapter"):
             raise ValueError("the policy has no adapters to switch off; set policy.lora, or choose another reference")

@@ -83,11 +83,7 @@ def _first(keys: Tensor, places: Tensor, size: int) -> Tensor:
 
 
 def similar_lengths(sequences: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Group sequences so that padding is at most ``MAX_PADDING`` of each group's right-padded batch.
-
-    Args:
-        sequences: Of any lengths.
-    """
+    """Group sequences so that padding is at most ``MAX_PADDING`` of each group's right-padded batch."""
     groups: list[list[Tensor]] = []
     for sequence in sorted(sequences, key=len, reverse=True):  # the first of a group is its longest
         group = [*groups[-1], sequence] if groups else [sequence]

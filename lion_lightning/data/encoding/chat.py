@@ -77,15 +77,7 @@ class ChatEncoder:
         return [segment for segment, _ in self.encode_answers(examples, where)]
 
     def encode_answers(self, examples: Sequence[Example], where: Sequence[str]) -> list[tuple[SampleSegment, int]]:
-        """Encode a batch, and count the tokens that stand before each example's answer.
-
-        Args:
-            examples: See :meth:`encode`.
-            where: See :meth:`encode`.
-
-        Raises:
-            ValueError: See :meth:`encode`.
-        """
+        """:meth:`encode`, with the number of tokens that stand before each example's answer."""
         drafts = []
         for example, place in zip(examples, where, strict=True):
             with _errors_at(place):

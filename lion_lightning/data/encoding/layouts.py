@@ -138,12 +138,7 @@ class Layouts:
         self._known: dict[str, Layout | None] = {}
 
     def place(self, conversation: Conversation, text: str) -> PlacedAnswers | None:
-        """The answers of a conversation of nothing but words and reasoning; None if they are not known by its layout.
-
-        Args:
-            conversation: The turns.
-            text: Their text.
-        """
+        """The answers of a conversation of nothing but words and reasoning; None if they are not known by its layout."""
         if conversation.tools:
             return None
         words: list[str] = []

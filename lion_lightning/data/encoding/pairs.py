@@ -62,9 +62,11 @@ class PairEncoder:
                 before chosen than before rejected; the message starts with the pair's file and line.
         """
         answers: list[PromptAnswer] = []
-        for example in examples:
+        places: list[str] = []
+        for example, place in zip(examples, where, strict=True):
             answers += [example.chosen, example.rejected]
-        encoded = self._chat.encode_answers(answers, [place for place in where for _ in range(2)])
+            places += [place, place]
+        encoded = self._chat.encode_answers(answers, places)
         triples = []
         for example, place, chosen, rejected in zip(examples, where, encoded[::2], encoded[1::2], strict=True):
             if not (chosen[0].weights is None and rejected[0].weights is None):

@@ -117,7 +117,9 @@ class ChatRenderer:
             raise ValueError("no assistant turn to train; give the row an answer, or set mask: none")
         text = self._render(conversation, messages)
         self._warn_of_settings(conversation)
-        finder = self._layouts(conversation).place(conversation, text) or self._finder(conversation, text)
+        template = self._template(conversation)
+        layouts = self._learned.setdefault(template.text, Layouts(self._finder, template.sought))
+        finder = layouts.place(conversation, text) or self._finder(conversation, text)
         found = {turn: finder.spans(turn) for turn in turns if messages[turn].weight}
         for turn, spans in found.items():
             answer = "\n".join(text[start:end] for start, end in spans)
@@ -136,12 +138,6 @@ class ChatRenderer:
         if conversation.prompt_turns is not None and turns[0] not in found:
             start = finder.start(turns[0])
         return Rendered(text, answers, start)
-
-    def _layouts(self, conversation: Conversation) -> Layouts:
-        template = self._template(conversation)
-        if template.text not in self._learned:
-            self._learned[template.text] = Layouts(self._finder, template.sought)
-        return self._learned[template.text]
 
     def _finder(self, conversation: Conversation, text: str | None = None) -> AnswerFinder:
         """Finder of the answers in the text of the conversation, by default rendered here."""

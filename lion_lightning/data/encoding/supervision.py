@@ -51,11 +51,7 @@ class Draft(NamedTuple):
         return any(part[:1].isspace() and self.text.startswith(part.rstrip(), start) for part in self.parts)
 
     def checked(self) -> Draft:
-        """Refuse half characters: the tokenizer would refuse the batch without naming the row.
-
-        Raises:
-            ValueError: There are some.
-        """
+        """Refuse half characters: the tokenizer would refuse the batch without naming the row."""
         try:
             self.text.encode()
         except UnicodeEncodeError as error:

@@ -81,13 +81,7 @@ def _all_in_order(messages: Sequence[Message], text: str) -> bool:
 
 
 def missing_function(messages: Sequence[Message], tools: Sequence[Any] | None, text: str) -> str:
-    """Name of the first function that a text names less often than it is defined and called; empty where none is.
-
-    Args:
-        messages: The turns.
-        tools: Tool definitions.
-        text: The text.
-    """
+    """Name of the first function that a text names less often than it is defined and called; empty where none is."""
     defined = Counter(str(tool["function"].get("name", "")) for tool in tools or () if "function" in tool)
     called: Counter[str] = Counter()
     for message in messages:

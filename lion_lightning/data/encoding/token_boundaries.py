@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple, Protocol
 
 from tokenizers import Encoding, Tokenizer, processors
@@ -70,10 +70,6 @@ class TokenBoundaries:
     def encode_parts(self, text: str, starts: Sequence[int]) -> Tokens | None:
         """Tokenize the parts of a text one by one, as a model sees them that is given a prompt and writes an answer.
 
-        Args:
-            text: All of the text.
-            starts: Where answers begin.
-
         Returns:
             Its tokens; None if they stand for another text, as with tokenizers that put a space before each part.
         """
@@ -87,11 +83,6 @@ class TokenBoundaries:
         self, texts: Sequence[str], encodings: Sequence[Tokens], starts: Sequence[Sequence[int]]
     ) -> list[tuple[int, Boundary]]:
         """Boundaries before which a model that is given the prompt alone would see other tokens.
-
-        Args:
-            texts: Texts.
-            encodings: Their tokens.
-            starts: Where answers begin in each.
 
         Returns:
             Each with the number of its text.
@@ -116,7 +107,7 @@ class _TextParts:
     def __init__(self, parts: Sequence[Encoding], edges: Sequence[int]) -> None:
         self._parts, self._edges = parts, edges
         self._firsts = [0, *accumulate(len(part.ids) for part in parts)]
-        self.ids = [token for part in parts for token in part.ids]
+        self.ids = list(chain.from_iterable(part.ids for part in parts))
 
     def __len__(self) -> int:
         return len(self.ids)

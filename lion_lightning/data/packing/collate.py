@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lion_lightning.ops.layout import RowLayout
-from lion_lightning.types import PackedBatch, Sample, segment_table
+from lion_lightning.types import PackedBatch, Sample, SampleSegment, Segment, segment_table
 
 
 def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
@@ -20,19 +20,16 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         samples: The samples of a micro-batch's rows; at least one.
         capacity: Tokens that those rows could have held.
     """
-    parts = [part for sample in samples for part in sample.segments]
-    segments = segment_table([len(part.input_ids) for part in parts], _parents(samples))
-    logit_positions, targets, weights = [], [], []
-    for part, segment in zip(parts, segments, strict=True):
-        offsets = np.flatnonzero(part.supervised)
-        if segment.parent < 0:  # the first token of a root has nothing to be predicted from
-            offsets = offsets[offsets > 0]
-        # A target's logits are those of the token before it: the parent's last, for the first token of a child.
-        before_first = segments[segment.parent].stop - 1
-        logit_positions.append(np.where(offsets > 0, segment.start + offsets - 1, before_first))
-        targets.append(part.input_ids[offsets])
-        weights.append(np.ones(len(offsets), np.float32) if part.weights is None else part.weights[offsets])
-    target_weights = np.concatenate(weights)
+    parts: list[SampleSegment] = []
+    parents: list[int] = []
+    owners: list[int] = []
+    for number, sample in enumerate(samples):
+        first = len(parts)  # a parent is counted within its sample
+        parents += [first + part.parent if part.parent >= 0 else -1 for part in sample.segments]
+        parts += sample.segments
+        owners += [number] * len(sample.segments)
+    segments = segment_table([len(part.input_ids) for part in parts], parents)
+    logit_positions, targets, weights = _targets(parts, segments)
     return PackedBatch(
         input_ids=_tensor([part.input_ids for part in parts]),
         position_ids=RowLayout(segments).positions,
@@ -40,21 +37,31 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         logit_positions=_tensor(logit_positions),
         targets=_tensor(targets),
         target_segments=_tensor([np.repeat(np.arange(len(parts)), [len(found) for found in targets])]),
-        segment_samples=tuple(number for number, sample in enumerate(samples) for _ in sample.segments),
+        segment_samples=tuple(owners),
         sample_indices=tuple(sample.index for sample in samples),
         sources=tuple(sample.source for sample in samples),
         capacity=capacity,
-        target_weights=None if (target_weights == 1.0).all() else torch.from_numpy(target_weights),
+        target_weights=None if (weights == 1.0).all() else torch.from_numpy(weights),
     )
 
 
-def _parents(samples: Sequence[Sample]) -> list[int]:
-    """Parent of each segment, counted through all samples."""
-    parents: list[int] = []
-    for sample in samples:
-        first = len(parents)
-        parents += [first + part.parent if part.parent >= 0 else -1 for part in sample.segments]
-    return parents
+def _targets(
+    parts: Sequence[SampleSegment], segments: Sequence[Segment]
+) -> tuple[list[npt.NDArray[np.integer]], list[npt.NDArray[np.integer]], npt.NDArray[np.float32]]:
+    """Flat positions that predict the targets of each segment, the targets, and the weights of all."""
+    positions: list[npt.NDArray[np.integer]] = []
+    targets: list[npt.NDArray[np.integer]] = []
+    weights = []
+    for part, segment in zip(parts, segments, strict=True):
+        offsets = np.flatnonzero(part.supervised)
+        if segment.parent < 0:  # the first token of a root has nothing to be predicted from
+            offsets = offsets[offsets > 0]
+        # A target's logits are those of the token before it: the parent's last, for the first token of a child.
+        before_first = segments[segment.parent].stop - 1
+        positions.append(np.where(offsets > 0, segment.start + offsets - 1, before_first))
+        targets.append(part.input_ids[offsets])
+        weights.append(np.ones(len(offsets), np.float32) if part.weights is None else part.weights[offsets])
+    return positions, targets, np.concatenate(weights)
 
 
 def _tensor(parts: Sequence[npt.NDArray[np.integer]]) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -162,11 +163,7 @@ class PackedLoader:
         return blake2b(f"{self.sampler.fingerprint()} {self._content}".encode(), digest_size=16).hexdigest()
 
     def warn_of_changes(self, state: Mapping[str, Any]) -> None:
-        """Log, once, what is taken from this run and not from the checkpoint.
-
-        Args:
-            state: The checkpoint's.
-        """
+        """Log, once, what is taken from this run and not from the checkpoint."""
         if self.sampler.rank == 0 and not self._warned:
             logger.warning(
                 "goes on with other data or settings of it than the checkpoint's, from here on: %s",
@@ -175,11 +172,7 @@ class PackedLoader:
         self._warned = True
 
     def changes(self, state: Mapping[str, Any]) -> list[str]:
-        """Settings that decide the batches and have changed, with both values.
-
-        Args:
-            state: A checkpoint's.
-        """
+        """Settings that decide the batches and have changed, with both values."""
         then, now = state["settings"], self._settings()
         names = [name for name in now | then if then.get(name) != now.get(name)]
         return [f"{name} was {then.get(name, 'nothing')}, is {now.get(name, 'nothing')}" for name in names]
@@ -220,13 +213,8 @@ class PackedLoader:
 
 
 def collate_rows(rows: list[list[Sample]], capacity: int) -> PackedBatch:
-    """A micro-batch.
-
-    Args:
-        rows: The samples of each row.
-        capacity: Tokens of a row.
-    """
-    return collate([sample for row in rows for sample in row], capacity * len(rows))
+    """A micro-batch of the samples of each row; ``capacity`` is that of one row, in tokens."""
+    return collate(list(chain.from_iterable(rows)), capacity * len(rows))
 
 
 def cut(sample: Sample, span: Span) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class StreamedSources:
             ValueError: A source is not there.
         """
         readers = [SourceReader.of(source) for source in sources]
-        groups = frozenset(group.tobytes() for selection in validated for group in selection.groups)
+        groups = frozenset(group.tobytes() for group in chain.from_iterable(one.groups for one in validated))
         return cls(readers, BlockEncoder(sources, encoder, filters, groups), settings, cache_dir)
 
     @property
@@ -95,7 +95,7 @@ class StreamedSources:
         selections = []
         for number, (source, reader) in enumerate(zip(self.sources, self.readers, strict=True)):
             blocks = islice(reader.blocks(Place()), _HEAD_BLOCKS)
-            rows = [row for block in blocks for row in block.rows]
+            rows = list(chain.from_iterable(block.rows for block in blocks))
             encoded = self.encoder[Request(number, RawBlock(rows, Place()))]
             if isinstance(encoded, FailedBlock):
                 raise ValueError(encoded.error)
@@ -120,11 +120,7 @@ class StreamedSources:
         }
 
     def warnings(self, reports: Sequence[SourceReport]) -> list[str]:
-        """Warnings about the rows that were read so far.
-
-        Args:
-            reports: Counts of the sources.
-        """
+        """Warnings about the rows that were read so far."""
         lines = []
         tokenizer = getattr(self.encoder.encoder, "tokenizer", None)
         has_chat_template = getattr(tokenizer, "chat_template", None) is not None

@@ -139,10 +139,6 @@ def _in_line(name: str) -> str:
 def refuse_own_base(entry: LionEntry, folder: Path) -> None:
     """Refuse to write over the model that training started from: resuming and exporting may need it.
 
-    Args:
-        entry: The ``lion`` entry.
-        folder: Target of an export.
-
     Raises:
         ValueError: It is that model's folder.
     """

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _publish(temporary: Path, folder: Path) -> None:
     for file in (*files, temporary / MANIFEST):
         sync(file)
     # Without its manifest the old export no longer counts, whatever happens from here on.
-    for old in [folder / MANIFEST, *(path for pattern in _REPLACED for path in folder.glob(pattern))]:
+    for old in [folder / MANIFEST, *chain.from_iterable(map(folder.glob, _REPLACED))]:
         if old.is_file():
             old.unlink()
     for path in sorted(temporary.iterdir(), key=lambda path: (path.name == MANIFEST, _is_weights(path), path.name)):

@@ -24,10 +24,6 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def stored_settings(source: str, revision: str | None = None) -> GenerationConfig:
     """Settings in a model's ``generation_config.json``, otherwise the token ids in its ``config.json``.
 
-    Args:
-        source: Folder or hub id.
-        revision: Hub revision.
-
     Raises:
         ValueError: The file holds something else.
     """

@@ -17,10 +17,6 @@ HiddenStates = Callable[..., Tensor]
 def backbone_output(model: PreTrainedModel, **inputs: Any) -> Tensor:
     """Last hidden state of the backbone, which is what the head is given in nearly all models.
 
-    Args:
-        model: A causal LM.
-        inputs: Of its forward.
-
     Returns:
         ``(rows, tokens, hidden)``.
     """

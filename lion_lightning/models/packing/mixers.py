@@ -131,10 +131,6 @@ def modules_in_front(model: PreTrainedModel, run: Callable[[], Any]) -> dict[str
     """The modules of a model that run before its first decoder layer and are more than a layer of torch, by name.
 
     Embeddings that count positions themselves are among them.
-
-    Args:
-        model: A causal LM.
-        run: Runs it.
     """
     layers = named_decoder_layers(model)
     called: list[str] = []

@@ -22,11 +22,7 @@ LENGTHS, PARENTS = (5, 6, 4, 7, 3), (-1, -1, 1, 1, -1)
 
 
 def probe_row(model: PreTrainedModel) -> tuple[Tensor, RowLayout]:
-    """Tokens and layout of the row that a model is probed with.
-
-    Args:
-        model: A causal LM.
-    """
+    """Tokens and layout of the row that a model is probed with."""
     device = next(model.parameters()).device
     vocabulary = vocabulary_rows(model)
     # From the middle of the vocabulary: pad and other special ids, which models may treat apart, stand at its ends.
@@ -50,11 +46,7 @@ def close(actual: Tensor, expected: Tensor, config: Any) -> bool:
 
 @contextmanager
 def layer_outputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Collect the hidden states that each decoder layer gives, by its name.
-
-    Args:
-        model: A causal LM.
-    """
+    """Collect the hidden states that each decoder layer gives, by its name."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:

@@ -86,11 +86,7 @@ class RouterRecorder:
 
 
 def routers_of(model: PreTrainedModel) -> list[tuple[nn.Module, int]]:
-    """The routers of a model, each with the place of its logits in its output, as transformers records them.
-
-    Args:
-        model: A causal LM.
-    """
+    """The routers of a model, each with the place of its logits in its output, as transformers records them."""
     found: dict[nn.Module, int] = {}
     for part in model.modules():
         # transformers' own table of what its hooks record (seen in 5.19)

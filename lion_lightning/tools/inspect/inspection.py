@@ -48,9 +48,11 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     for title, mixture in ((training_title, training), ("Validation", datamodule.validation_mixture)):
         if mixture is not None:
             console.print(_table(title, mixture.reports))
-            changes = [f"{report.name}: {change}" for report in mixture.reports for change in report.changes()]
-            blocks = [forms_block(report.name, report.messages, report.noun) for report in mixture.reports]
-            console.print(literal("\n".join([*_packing(datamodule, mixture), *changes, *blocks])))
+            lines = _packing(datamodule, mixture)
+            for report in mixture.reports:
+                lines += [f"{report.name}: {change}" for change in report.changes()]
+            lines += [forms_block(report.name, report.messages, report.noun) for report in mixture.reports]
+            console.print(literal("\n".join(lines)))
             console.print()
     if training is not None:
         _show(console, datamodule.tokenizer, training, rows)

@@ -27,11 +27,7 @@ _EXAMPLES = (
 
 
 def legend(colors: bool) -> Text:
-    """A line that explains the marks by themselves.
-
-    Args:
-        colors: Whether there are colors.
-    """
+    """A line that explains the marks by themselves."""
     from rich.text import Text
 
     examples = []
@@ -42,13 +38,7 @@ def legend(colors: bool) -> Text:
 
 
 def marked(tokenizer: PreTrainedTokenizerBase, piece: SampleSegment, colors: bool) -> Text:
-    """The text of a segment, with its runs marked.
-
-    Args:
-        tokenizer: Decodes it.
-        piece: The segment.
-        colors: Whether there are colors.
-    """
+    """The text of a segment, with its runs marked."""
     from rich.text import Text
 
     weights = targets(piece) * (np.float32(1.0) if piece.weights is None else piece.weights)

@@ -68,10 +68,6 @@ def main(arguments: list[str]) -> None:
 def checked(types: Sequence[str], jobs: int = 1) -> Iterator[ModelCheck]:
     """Check types, each in a separate process, which may hang or crash.
 
-    Args:
-        types: Types of models.
-        jobs: Processes at once.
-
     Yields:
         The result of each, in the order in which they are done.
     """
