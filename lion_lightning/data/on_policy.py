@@ -178,7 +178,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         return reports[0].to_dict() if reports else {}
 
     def keeps_pairs_of(self, finished: Round) -> bool:
-        """True if an epoch on this round has pairs to train on: its own that pass the filters, or those of ``sources``."""
+        """True if an epoch on a finished round has pairs to train on: its own, filtered, or those of ``sources``."""
         if self.sources or not finished.num_pairs:
             return bool(self.sources)
         return any(len(self.filters.apply(selection).spans.rows) for selection in self._sampled(finished))

@@ -138,7 +138,7 @@ class Layouts:
         self._known: dict[str, Layout | None] = {}
 
     def place(self, conversation: Conversation, text: str) -> PlacedAnswers | None:
-        """The answers of a conversation of nothing but words and reasoning; None if they are not known by its layout."""
+        """The answers of a conversation of words and reasoning alone; None if they are not known by its layout."""
         if conversation.tools:
             return None
         words: list[str] = []
