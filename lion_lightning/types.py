@@ -43,8 +43,8 @@ class SampleSegment(NamedTuple):
         input_ids: Token ids, shape ``(tokens,)``.
         supervised: Whether each token is a training target, shape ``(tokens,)``.
         parent: Index of the parent among the sample's segments; -1 for none.
-        weights: What each target counts in the loss, shape ``(tokens,)``, above 0; without meaning where a token is no
-            target. None where all count 1.
+        weights: Weight of each target in the loss, shape ``(tokens,)``, above 0 and read at targets alone; None where
+            all count 1.
         reasoning: Whether each token belongs to the reasoning of an answer, shape ``(tokens,)``; None where none does.
             It says what a token is, not whether it is trained.
     """

@@ -77,7 +77,7 @@ class ChatRenderer:
         """Text of a conversation.
 
         Raises:
-            ValueError: There is no chat template, or it cannot show the conversation.
+            ValueError: The tokenizer has no chat template, or one that cannot show the conversation.
         """
         self._warn_of_settings(conversation)
         text = self._complete(conversation, self._render(conversation, conversation.messages))
@@ -92,7 +92,7 @@ class ChatRenderer:
         """Text that a model is given to answer a conversation that ends before the answer.
 
         Raises:
-            ValueError: There is no chat template, or it cannot show the conversation.
+            ValueError: The tokenizer has no chat template, or one that cannot show the conversation.
         """
         self._warn_of_settings(conversation)
         text = self._complete(conversation, self._render(conversation, conversation.messages, prompt=True))
@@ -108,8 +108,8 @@ class ChatRenderer:
             first: Index of the message from which on assistant turns count.
 
         Raises:
-            ValueError: There is no chat template, it cannot show the conversation, it leaves no exact span, or no
-                assistant turn counts.
+            ValueError: The tokenizer has no chat template, or one that cannot show the conversation or leaves no exact
+                span, or no assistant turn counts.
         """
         messages = conversation.messages
         turns = [turn for turn in range(first, len(messages)) if messages[turn].role == "assistant"]

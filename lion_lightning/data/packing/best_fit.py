@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Which spans lie in which row, as flat arrays (no object a document).
+    """Spans of each row, as flat arrays: no object per document.
 
     Attributes:
         offsets: ``(rows + 1,)`` where each row's spans begin in the other arrays.

@@ -139,8 +139,11 @@ class StreamMixture:
                 cursor.documents += 1
                 cursor.tokens += drawn.length
                 return drawn
-            else:
-                self._close(cursor)
+            else:  # the block is used up
+                cursor.examples += sum(map(len, cursor.block.shard.batches))
+                cursor.place = cursor.block.after
+                cursor.taken, cursor.repeated, cursor.is_open = 0, (), False
+                cursor.block = cursor.block_documents = None
         return None
 
     def state(self) -> dict[str, Any]:
@@ -186,13 +189,6 @@ class StreamMixture:
         if left and self._writes:
             counts = f"{self.cursors[number].documents:,} documents, {self.cursors[number].tokens:,} tokens"
             logger.info("source %s has ended (%s); %s go on", self.sources[number].label, counts, ", ".join(left))
-
-    def _close(self, cursor: Cursor) -> None:
-        assert cursor.block is not None
-        cursor.examples += sum(map(len, cursor.block.shard.batches))
-        cursor.place = cursor.block.after
-        cursor.taken, cursor.repeated, cursor.is_open = 0, (), False
-        cursor.block = cursor.block_documents = None
 
     def _check(self, report: SourceReport, block: EncodedBlock, bad_rows: Path) -> None:
         """Write the bad rows of a block, and refuse a source that gives nothing, or mostly bad rows."""

@@ -1,7 +1,7 @@
 """Rotary embeddings whose frequencies follow the length of what they are given (LongRoPE, dynamic NTK).
 
 transformers takes that length from all sequences of a forward together, and dynamic NTK from earlier forwards too: a
-long document would change the short ones beside it. Here each sequence has the frequencies that it has alone.
+long document would change the short ones next to it. Here each sequence has the frequencies that it has alone.
 """
 
 from __future__ import annotations

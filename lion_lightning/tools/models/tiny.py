@@ -167,4 +167,4 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 16,
     },
 }
-"""Settings of a type that must fit together, or without which its default is no causal LM."""
+"""Settings of a type that must fit together, or without which its default is not a causal LM."""
