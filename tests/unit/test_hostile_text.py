@@ -58,7 +58,7 @@ def test_inspect_shows_rows_and_names_of_sources_as_text(tmp_path: Path, capsys:
     inspect(SFTDataModule([source], byte_tokenizer(), max_length=2048, cache_dir=tmp_path / "cache"), 1)
     shown = capsys.readouterr().out
     assert_harmless(shown)
-    assert shown.count("owned") == 4  # the table, the heading, question and answer
+    assert shown.count("owned") == 5  # the table, how it is read, the heading, question and answer
 
 
 def test_prompts_are_shown_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

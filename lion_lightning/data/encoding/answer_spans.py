@@ -82,9 +82,14 @@ class AnswerFinder:
             return word if at < 0 else at + _shared_pieces(self.header, self.text[at:])
         prompt = self.render(self.messages[:turn], prompt=True)
         start = len(prompt) if self.text.startswith(prompt) else self._start_behind_words(turn, prompt)
-        # Some templates write the header behind a tool's result, and do not ask with it there.
-        is_unasked = self.text.startswith(self.header, start) and not prompt.endswith(self.header)
-        return start + len(self.header) if is_unasked else start
+        if not self.header or prompt.endswith(self.header) or not self.text.startswith(self.header, start):
+            return start
+        add_warning(
+            f"the chat template writes {self.header!r} before an answer to a tool's result, and does not ask with it "
+            "there, so that a model that is asked has to write what it was not trained on; set a "
+            "tokenizer.chat_template that asks with it"
+        )
+        return start + len(self.header)
 
     def _header_between(self, start: int, word: int) -> int:
         """Where the template's header begins before the first word of an answer; -1 if it does not."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lion_lightning.data.base import PackedDataModule
     from lion_lightning.types import SampleSegment
 
+_MOST_COLUMNS = 4  # a terminal of 80 characters has no room for more names of sources side by side
+
 
 def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     """Print statistics of each source and of packing, and the loss masks of a few documents or pairs.
@@ -76,6 +78,12 @@ def _table(title: str, reports: Sequence[SourceReport]) -> Table:
 
     rows = [report.table_row() for report in reports]
     table = Table(title=title, title_justify="left")
+    if len(rows) > _MOST_COLUMNS:
+        for name in rows[0]:
+            table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(literal(cell) for cell in row.values()))
+        return table
     table.add_column("source", no_wrap=True)
     for row in rows:  # a column per source: there are few of them, and many numbers of each
         table.add_column(literal(row["source"]), justify="right", overflow="fold")

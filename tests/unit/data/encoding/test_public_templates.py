@@ -167,3 +167,14 @@ def test_the_generation_prompt_that_is_not_written_is_named_whole() -> None:
     assert [text.partition(", which")[0] for text in messages["warning"]] == [
         "the generation prompt of the chat template goes on with '<think>\\n'"
     ]
+
+
+def test_a_header_that_is_not_asked_with_is_no_target_and_warned_of() -> None:
+    made, talk = tokenizer("diffusion_gemma"), recognize(NINETEEN["call, result, answer"])
+    assert isinstance(talk, Conversation)
+    with collect_messages() as messages:
+        text, answers, _ = ChatRenderer(made).answers(talk)
+    assert text[slice(*answers[-1].spans[0])] == "Answerone.<turn|>"
+    assert [warning.partition(", and does")[0] for warning in messages["warning"]] == [
+        "the chat template writes '<|turn>model\\n' before an answer to a tool's result"
+    ]

@@ -310,3 +310,14 @@ def test_sharegpt_conversations_as_they_lie(printed: Printed) -> None:
     assert "[[I am Vicuna, a language model trained by researchers from Large Model Systems" in shown
     assert "user\nHave a nice day!<|im_end|>" in shown
     assert "[[You too!<|im_end|>]]" in shown
+
+
+def test_many_sources_stand_one_below_the_other(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"a_source_of_chats_{number}" for number in range(6)]
+    sources = [write(tmp_path / f"{name}.jsonl", (f"{name}?", "2"), (f"{name}!", "3")) for name in names]
+    output = printed(*sources)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line[:1] == "│"]
+    assert [(row[0], row[1], row[2]) for row in cells] == [(name, "2", "2") for name in names]
