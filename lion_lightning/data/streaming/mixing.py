@@ -18,6 +18,7 @@ from lion_lightning.data.reports.bad_rows import refuse_mostly_bad
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
 from lion_lightning.data.selection.mixture import require_fitting
+from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.duplicates import RecentHashes
 from lion_lightning.data.streaming.encoding import EncodedBlock
 from lion_lightning.data.streaming.feed import BlockFeed
@@ -160,6 +161,7 @@ class StreamMixture:
         cursor.block = self._feed.take(number)
         if cursor.block is None:
             cursor.ended, cursor.is_open = True, False
+            _refuse_if_untrainable(self.sources[number], cursor.report)
             self._tell_end(number)
             return
         selection = cursor.block.selection(self.sources[number])
@@ -201,8 +203,22 @@ class StreamMixture:
             report.messages.bad_rows = bad_rows
         if report.rows >= _JUDGED_ROWS:
             refuse_mostly_bad(report.name, report.messages, report.rows)
-        if report.rows >= HOPELESS_ROWS and not report.kept.documents:
+        if report.rows >= HOPELESS_ROWS and not report.supervised:
             raise ValueError(
                 f"source {report.name}: none of its first {report.rows:,} rows gives anything to train on ({report}); "
                 "fix what leaves them out"
             )
+
+
+def _refuse_if_untrainable(source: Source, report: SourceReport | None) -> None:
+    """Refuse a source that has ended and gave no example, or none with a target, as without streaming."""
+    if report is None or not report.rows:
+        raise ValueError(f"source {source.label}: it has no rows; name other files, or leave this source out")
+    if not report.read.documents:
+        raise ValueError(f"source {source.label}: no example is made of its {report.rows:,} rows ({report})")
+    untrained = report.left_out.get("no supervised token")
+    if untrained is not None and untrained.documents == report.read.documents:
+        raise ValueError(
+            f"source {source.label}: no token of its {untrained.documents:,} examples is supervised, so it would train "
+            "nothing; check `mask`, the chat template, and which column holds the answer"
+        )

@@ -16,9 +16,12 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.data.streaming.settings import StreamSettings
 from lion_lightning.types import PackedBatch
+from tests.marks import slow
 from tests.unit.data.letters import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
+
+UNTRAINED = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "1", "weight": 0}]}
 
 Batches = list[list[str]]
 
@@ -299,6 +302,27 @@ def test_a_stream_that_gives_nothing_says_why(tmp_path: Path) -> None:
     data.setup()
     with pytest.raises(ValueError, match=r"nothing to train on \(long: 0 documents.* longer than 8 tokens"):
         next(iter(data.train_dataloader()))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "source wrong: it has no rows; name other files"),
+        ("\n \n", "source wrong: it has no rows; name other files"),
+        ((json.dumps(UNTRAINED) + "\n") * 3, "source wrong: no token of its 3 examples is supervised"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, *slow(2)])
+def test_a_source_that_trains_nothing_is_refused_beside_others(
+    tmp_path: Path, text: str, error: str, workers: int
+) -> None:
+    good, path = write(tmp_path, "good", range(30)), tmp_path / "wrong.jsonl"
+    path.write_text(text)
+    sources = [Source(good, streaming=True), Source(str(path), name="wrong", streaming=True)]
+    data = SFTDataModule(sources, TOKENIZER, max_length=64, cache_dir=tmp_path, num_workers=workers)
+    data.setup()
+    with pytest.raises(ValueError, match=f"^{error}"):
+        list(data.train_dataloader())
 
 
 def test_the_log_says_what_is_read_and_what_is_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
