@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import FileIO
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +26,7 @@ from lion_lightning.errors import first_line
 
 BLOCK_ROWS = 64
 """Rows that are read and encoded together."""
+_SAMPLE_BYTES = 4096
 
 
 class Line(NamedTuple):
@@ -74,7 +77,7 @@ class Part(Protocol):
         """The rows from a place on."""
 
     def fingerprint(self) -> Any:
-        """Name and size, or what there is of them."""
+        """Plain data that other rows would change."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class LinesPart:
                     yield Line(self.file, number, line), replace(place, row=number, byte=byte)
 
     def fingerprint(self) -> Any:
-        """Name and size."""
-        return [self.file.path.name, self.file.path.stat().st_size]
+        """What the file is told by."""
+        return _file_identity(self.file.path)
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,9 @@ class RowsPart:
             yield from self.rows.take(np.arange(first, min(first + step, count)))
 
     def fingerprint(self) -> Any:
-        """Name and size of a file, the data set's own fingerprint of a data set."""
+        """What a file is told by, the data set's own fingerprint of a data set."""
         if isinstance(self.rows, FileRows):
-            return [self.rows.path.name, self.rows.path.stat().st_size]
+            return _file_identity(self.rows.path)
         return self.rows.dataset._fingerprint if isinstance(self.rows, DatasetRows) else self.rows.fingerprint()
 
 
@@ -224,7 +227,7 @@ class SourceReader:
         return first.name if isinstance(first, IterablePart) else f"{len(self.parts):,} file(s)"
 
     def fingerprint(self) -> str:
-        """Hash of names and sizes of the files."""
+        """Hash of what the files are told by."""
         return hash_json([part.fingerprint() for part in self.parts])
 
     def blocks(self, place: Place) -> Iterator[RawBlock]:
@@ -236,6 +239,16 @@ class SourceReader:
         for number in range(place.part, len(self.parts)):
             start = place if number == place.part else Place(number)
             yield from self.parts[number].blocks(start)
+
+
+def _file_identity(path: Path) -> list[Any]:
+    """Name and size of a file, and a hash of its first, middle and last bytes: all of it would have to be read."""
+    size, parts = path.stat().st_size, []
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+            file.seek(start)
+            parts.append(file.read(_SAMPLE_BYTES))
+    return [path.name, size, hashlib.sha256(b"".join(parts)).hexdigest()]
 
 
 def _parts(source: Source) -> list[Part]:

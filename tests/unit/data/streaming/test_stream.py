@@ -367,7 +367,7 @@ def test_the_documents_are_those_of_the_mapped_way(tmp_path: Path, overlong: str
 
 
 def test_files_may_move_and_may_not_change(tmp_path: Path) -> None:
-    """Where they lie decides no row; which there are, and of what size, does."""
+    """Where they lie decides no row; which there are, and what is in them, does."""
 
     def loader(folder: str) -> StreamLoader:
         data = SFTDataModule(
@@ -390,10 +390,12 @@ def test_files_may_move_and_may_not_change(tmp_path: Path) -> None:
     moved = loader("there")
     moved.load_state_dict(state)
     assert answers(moved) == whole[1:]
-    with (tmp_path / "there" / "0.jsonl").open("a") as file:
-        file.write(json.dumps({"question": "?", "answer": "new"}) + "\n")
-    with pytest.raises(ValueError, match=r"files of source 0 was \w+, is \w+"):
-        loader("there").load_state_dict(state)
+    file = tmp_path / "there" / "0.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for changed in ([*lines, lines[0]], lines[::-1]):  # longer; as long, in another order
+        file.write_text("".join(changed))
+        with pytest.raises(ValueError, match=r"files of source 0 was \w+, is \w+"):
+            loader("there").load_state_dict(state)
 
 
 def test_what_was_remembered_is_remembered_after_a_resume(tmp_path: Path) -> None:
