@@ -206,6 +206,16 @@ class AlignmentModule(SteppedPolicy, ABC):
         super().on_train_start()
 
     @override
+    def on_validation_epoch_start(self) -> None:
+        """Forget what a run in this process that was stopped within a validation left."""
+        cast(StageMetrics, self._stage_metrics["val"]).reset()
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        """The same of a test."""
+        cast(StageMetrics, self._stage_metrics["test"]).reset()
+
+    @override
     def on_validation_epoch_end(self) -> None:
         """Refuse callbacks that wait for a metric that does not come."""
         require_monitored(self.trainer, "val/")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -75,6 +75,11 @@ class StageMetrics(nn.Module):
         super().__init__()
         self.metric_transforms = dict(metric_transforms)
         self.metrics = nn.ModuleDict()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for metric in self.metrics.values():
+            cast(Metric, metric).reset()
 
     def update(self, output: LossOutput) -> dict[str, Metric]:
         """Add a batch, and return the metrics to log by name."""

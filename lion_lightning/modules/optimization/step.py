@@ -79,6 +79,9 @@ class SteppedPolicy(PolicyCheckpoints):
         read the checkpoint's loader state, which it then never hands over. Others may ask, so that is fixed here too.
         """
         super().on_train_start()
+        self._step = StepMetrics()  # of a run in this process that was stopped within a step
+        if self._balance is not None:
+            self._balance = ExpertBalance(self._balance.coefficient)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             resumed.begin(self.trainer)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim import SGD
 
@@ -75,6 +76,26 @@ def test_validation_starts_afresh_each_epoch_and_test_after_fit_has_its_own_mete
     assert run.callback_metrics["val/loss"].item() == pytest.approx(after, rel=1e-5)
     (tested,) = run.test(made, Rows([SHORT]), verbose=False)
     assert tested["test/loss"] == pytest.approx(-by_hand(made, [SHORT])[0].mean().item(), rel=1e-5)
+
+
+class Stop(Callback):
+    """Stops a run behind its first batch of validation, or of a test."""
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        raise RuntimeError("stop")
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        raise RuntimeError("stop")
+
+
+def test_an_evaluation_behind_one_that_was_stopped_counts_its_own_batches(tokenizer: TokenizerSpec) -> None:
+    made, batches = module(tokenizer), Rows([LONG, SHORT])
+    expected = -by_hand(made, [LONG, SHORT])[0].mean().item()
+    for run in (Trainer.validate, Trainer.test):
+        with pytest.raises(RuntimeError, match="stop"):
+            run(trainer(callbacks=[Stop()]), made, batches, verbose=False)
+        (found,) = run(trainer(), made, batches, verbose=False)
+        assert [value for name, value in found.items() if name.endswith("/loss")] == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_perplexity_is_of_the_likelihood_whatever_the_loss(tokenizer: TokenizerSpec) -> None:

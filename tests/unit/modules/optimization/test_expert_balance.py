@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.optim import SGD
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -163,6 +164,27 @@ def test_recomputation_records_each_row_once(tokenizer: TokenizerSpec, recompute
     with torch.no_grad():  # a reference with adapters off, or evaluation
         policy(ROWS[0])
     assert not recorder.take()
+
+
+class Stop(Callback):
+    """Stops a run behind its first micro-batch, in the middle of a step."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        raise RuntimeError("stop")
+
+
+def test_a_run_after_one_that_was_stopped_within_a_step_counts_its_own_items_and_loads(
+    tokenizer: TokenizerSpec,
+) -> None:
+    whole, again = module(tokenizer), module(tokenizer)
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(max_steps=1, accumulate_grad_batches=2, callbacks=[Stop()]).fit(again, Rows(ROWS))
+    runs = [trainer(max_steps=1, accumulate_grad_batches=2) for _ in range(2)]
+    for run, made in zip(runs, (whole, again), strict=True):
+        run.fit(made, Rows(ROWS))
+    assert runs[0].callback_metrics == runs[1].callback_metrics
+    for expected, value in zip(whole.policy_model.parameters(), again.policy_model.parameters(), strict=True):
+        assert torch.equal(value, expected)
 
 
 def test_a_coefficient_for_a_model_without_experts_is_one_line(tokenizer: TokenizerSpec) -> None:
