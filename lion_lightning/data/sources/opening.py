@@ -71,9 +71,11 @@ def opened(path: Path) -> Iterator[Any]:
     encoding = "UTF-8"
     try:
         with opener(path) as file:
-            start = file.peek(4)[:4]
+            start = file.peek(8)[:8]
+            if any(start.startswith(magic) for magic, _ in COMPRESSIONS.values()):
+                raise ValueError(f"{path}: compressed twice; decompress it once")
             encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), encoding)
-            if encoding == "UTF-8" and b"\0" in start:
+            if encoding == "UTF-8" and b"\0" in start[:4]:
                 raise ValueError(
                     f"{path}: not UTF-8 but, by its first bytes, binary or UTF-16 without a byte order mark; save the "
                     "file as UTF-8"

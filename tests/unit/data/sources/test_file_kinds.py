@@ -268,6 +268,13 @@ def test_a_pointer_of_git_lfs_is_not_read_as_data(tmp_path: Path, name: str) -> 
         Source(str(tmp_path / name)).open()
 
 
+@pytest.mark.parametrize("inner", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_file_that_is_compressed_twice_is_named_as_such(tmp_path: Path, inner: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(inner(b'{"text": "a"}\n')))
+    with pytest.raises(ValueError, match=r"x\.jsonl\.gz: compressed twice; decompress it once"):
+        Source(str(tmp_path / "x.jsonl.gz")).open()
+
+
 def test_a_long_cell_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000 + "\n")
     assert texts(tmp_path / "a.csv") == ["x" * 200_000]
