@@ -48,7 +48,8 @@ SHAPES: dict[str, Any] = {
         ("eager", "learned_positions"),
         *exhaustive(*product(["lion_dense"], sorted({*SHAPES} - {"softcapped_scores"}))),
         *exhaustive(*product(["eager"], sorted({*SHAPES} - {"softcapped_scores", "learned_positions"}))),
-        *exhaustive(*product(["lion_sdpa"], SHAPES)),
+        # transformers refuses GPT-OSS any attention with sdpa in its name
+        *exhaustive(*product(["lion_sdpa"], sorted({*SHAPES} - {"sinks"}))),
     ],
 )
 def test_packed_log_probs_and_gradients_equal_each_document_alone(attention: str, shape: str, placed: Any) -> None:

@@ -277,7 +277,7 @@ def test_gsm8k_as_it_lies(printed: Printed) -> None:
     assert (table(output, "gsm8k")["rows"], table(output, "gsm8k")["documents"]) == ("300", "300")
     question = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
     assert question in output
-    trained = re.search(r"\[\[(.*?)\]\]", output, re.DOTALL)
+    trained = re.search(r"\[\[(Natalia.*?)\]\]", output, re.DOTALL)
     assert trained is not None
     assert trained.group(1).startswith("Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n")
     assert trained.group(1).endswith("#### 72<|im_end|>")

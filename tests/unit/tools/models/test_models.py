@@ -57,10 +57,10 @@ def test_a_process_that_ends_or_hangs_is_a_failed_check(monkeypatch: pytest.Monk
         raise AssertionError
 
     monkeypatch.setattr(command, "check_model", fail)
-    monkeypatch.setattr(command, "SECONDS", 4)
+    monkeypatch.setattr(command, "SECONDS", 10)
     found = {check.model_type: check for check in checked(["ends", "hangs"], jobs=2)}
     assert found["ends"].reason == "its process ended with exit code 3"
-    assert found["hangs"].reason == "not done after 4 s"
+    assert found["hangs"].reason == "not done after 10 s"
 
 
 def test_the_page_counts_packed_padded_and_refused() -> None:
