@@ -213,7 +213,8 @@ class StreamMixture:
 def _refuse_if_untrainable(source: Source, report: SourceReport | None) -> None:
     """Refuse a source that has ended and gave no example, or none with a target, as without streaming."""
     if report is None or not report.rows:
-        raise ValueError(f"source {source.label}: it has no rows; name other files, or leave this source out")
+        fix = "have `iterable` begin anew at each call" if source.iterable else "name other files"
+        raise ValueError(f"source {source.label}: it has no rows; {fix}, or leave this source out")
     if not report.read.documents:
         raise ValueError(f"source {source.label}: no example is made of its {report.rows:,} rows ({report})")
     untrained = report.left_out.get("no supervised token")

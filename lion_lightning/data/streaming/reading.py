@@ -176,7 +176,10 @@ class IterablePart:
 
     def _rows(self, made: Any, number: int, skip: int) -> Iterator[Row]:
         """The rows behind those to skip; ``number`` is that of the first."""
-        rows = iter(made)
+        try:
+            rows = iter(made)
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {first_line(error, with_type=True)}; {self.fix}") from error
         for _ in tqdm(range(skip), f"skip rows of {self.name}", unit=" rows", delay=2):
             next(rows, None)
         for count in itertools.count(number):

@@ -325,6 +325,23 @@ def test_a_source_that_trains_nothing_is_refused_beside_others(
         list(data.train_dataloader())
 
 
+def test_iterables_that_are_none_or_end_for_good_are_refused(tmp_path: Path) -> None:
+    once = iter([{"question": "?", "answer": str(number)} for number in range(9)])
+    makers: dict[str, Any] = {"once": lambda: once, "none": lambda: None}
+    loaders = {}
+    for name, make in makers.items():
+        data = SFTDataModule(
+            [Source(name, streaming=True, iterable=make)], TOKENIZER, max_length=64, cache_dir=tmp_path
+        )
+        data.setup()
+        loaders[name] = data.train_dataloader()
+    assert len(flat(answers(loaders["once"]))) == 9
+    with pytest.raises(ValueError, match=r"^source once: it has no rows; have `iterable` begin anew at each call"):
+        list(loaders["once"])
+    with pytest.raises(ValueError, match=r"^none: TypeError: 'NoneType' object is not iterable; fix the iterable"):
+        list(loaders["none"])
+
+
 def test_the_log_says_what_is_read_and_what_is_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     data = SFTDataModule([Source(write(tmp_path, "a", range(3)), name="a", streaming=True)], TOKENIZER)
