@@ -53,6 +53,11 @@ def test_help_has_inherited_options_with_their_docs(name: str, capsys: pytest.Ca
     assert not {*SET_BY_SUBCLASSES, "kwargs"} & {*entries}
 
 
+BASE = {"policy", "tokenizer", "optimizer", "lr_scheduler", "router_aux_loss_coef"}
+OPTIONS = {"kl_batches", "loss", "reference", *BASE}
+"""Of ``OnlineDPOModule`` and the classes that it derives from."""
+
+
 def test_print_config_has_the_options_of_all_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config: dict[str, Any] = {
         "model": {"class_path": "lion_lightning.OnlineDPOModule", "init_args": {"policy": "p", "kl_batches": 3}},
@@ -67,8 +72,7 @@ def test_print_config_has_the_options_of_all_levels(tmp_path: Path, capsys: pyte
     found = yaml.safe_load(shown(["fit", "-c", str(tmp_path / "c.yaml"), "--print_config"], capsys))
     model, data = found["model"]["init_args"], found["data"]["init_args"]
     assert (model["kl_batches"], model["lr_scheduler"]["init_args"]["warmup"]) == (3, 0.1)
-    levels = {"kl_batches"}, {"loss", "reference"}, {"policy", "tokenizer", "optimizer", "lr_scheduler"}
-    assert {*model} == {*set().union(*levels), "router_aux_loss_coef"}
+    assert {*model} == OPTIONS
     assert (data["max_length"], data["batch_size"]) == (77, 1)
     assert not SET_BY_SUBCLASSES & {*data}
 
@@ -102,7 +106,7 @@ def test_a_typo_in_an_inherited_option_is_rejected(
 def test_arguments_of_all_levels_are_hyperparameters() -> None:
     given: dict[str, Any] = {"kl_batches": 2, "loss": losses.SimPOLoss(), "tokenizer": TokenizerSpec("none")}
     module = OnlineDPOModule(PolicySpec(config=tiny.config()), **given)
-    assert {*module.hparams} == {"policy", "kl_batches", "loss", "reference", "tokenizer", "optimizer", "lr_scheduler"}
+    assert {*module.hparams} == OPTIONS
     assert module.hparams["kl_batches"] == 2
 
 
