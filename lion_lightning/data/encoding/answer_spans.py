@@ -170,7 +170,8 @@ class AnswerFinder:
                 extra[key] = _STAND_IN
         calls = extra.get("tool_calls")
         if calls:
-            other = {"name": _STAND_IN, "arguments": {_STAND_IN: _STAND_IN}}
+            # The name stays: some templates write it once more, before the result.
+            other = {"arguments": {_STAND_IN: _STAND_IN}}
             extra["tool_calls"] = [{**call, "function": {**call["function"], **other}} for call in calls]
         content = _STAND_IN if message.content or not calls else ""
         messages = list(self.messages)

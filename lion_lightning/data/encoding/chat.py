@@ -29,7 +29,7 @@ _MEET_IN_TEXT = (
     "give the source `format: chat` if it asks and the answer replies, or let the answer begin with the white space "
     "between them (with a `transform`)"
 )
-_VERSION = 3  # part of the fingerprint; raise it whenever the same input gives other tokens
+_VERSION = 4  # part of the fingerprint; raise it whenever the same input gives other tokens
 
 
 class ChatEncoder:

@@ -178,3 +178,15 @@ def test_a_header_that_is_not_asked_with_is_no_target_and_warned_of() -> None:
     assert [warning.partition(", and does")[0] for warning in messages["warning"]] == [
         "the chat template writes '<|turn>model\\n' before an answer to a tool's result"
     ]
+
+
+def test_a_call_whose_reasoning_is_left_out_ends_before_the_header_of_its_result() -> None:
+    made, talk = tokenizer("gptoss"), recognize(NINETEEN["reasoning before a call"])  # the header has the call's name
+    assert isinstance(talk, Conversation)
+    with collect_messages() as messages:
+        text, answers, _ = ChatRenderer(made, needs_reasoning=False).answers(talk)
+    assert [text[slice(*answer.spans[0])] for answer in answers] == [
+        ' to=functions.addtool<|channel|>commentary json<|message|>{"alpha": "onevalue"}<|call|>',
+        "<|channel|>analysis<|message|>Thinktwo<|end|><|start|>assistant<|channel|>final<|message|>Answerone.<|return|>",
+    ]
+    assert not messages["warning"]
