@@ -53,7 +53,8 @@ def without_dropout(config: Any) -> Any:
     for name, value in settings.items():
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
-        if isinstance(part := getattr(config, name, None), PretrainedConfig):  # text_config, say
+    for part in vars(config).values():
+        if isinstance(part, PretrainedConfig):  # text_config, say
             without_dropout(part)
     return config
 

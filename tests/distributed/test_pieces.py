@@ -72,6 +72,6 @@ def bound(whole: int, layer: int) -> float:
     """Bytes that one of two ranks may hold while it builds a model, the run of a few tokens at the end included.
 
     Its half of everything, what is outside of the layers, and of the layers the one that runs, the next (which is
-    gathered meanwhile), what this one was gathered into, and one for the activations of a few tokens.
+    gathered meanwhile), what this one was gathered into, and two for the activations of the 25 tokens of the probe.
     """
-    return whole / 2 + (whole - LAYERS * layer) + 4 * layer
+    return whole / 2 + (whole - LAYERS * layer) + 5 * layer

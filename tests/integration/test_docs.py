@@ -57,7 +57,7 @@ def test_python_examples_run(text: str, folder: Path) -> None:
 def test_yaml_examples_are_valid_configs(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load(text)
     if "sources" in config:
-        (folder / "my_data.py").write_text("def from_seed_task(row): ...")
+        (folder / "my_data.py").write_text("def from_seed_task(row): ...\n\n\ndef rows(): ...\n")
         config = {"data": {"class_path": "lion_lightning.SFTDataModule", "init_args": config}}
     (folder / "example.yaml").write_text(yaml.safe_dump(config))
     of_pairs = any(word in text for word in ("Preference", "DPO", "reference", "pairing"))

@@ -219,3 +219,8 @@ def test_a_model_that_our_attention_cannot_run_runs_with_its_own(caplog: pytest.
     assert not model.packed  # its ALiBi counts the row's tokens
     with torch.no_grad():
         torch.testing.assert_close(model(row(*TREE)).values, alone(model.causal_lm, row(*TREE)), rtol=0, atol=1e-5)
+
+
+def test_configs_with_sizes_per_layer_are_read_without_asking_for_them() -> None:
+    """Gemma 4's config refuses to give a size that its layers do not share."""
+    assert policy("gemma4_text", head_dim=8, global_head_dim=16).packed
