@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from multiprocessing import parent_process
 from threading import Thread
 from typing import Any
 
@@ -118,11 +119,12 @@ def _as_it_is(block: Any) -> Any:
 
 def _begin_worker(number: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
-    parent = os.getppid()
+    parent, parent_id = parent_process(), os.getppid()
 
     def end_with_parent() -> None:
-        # When its parent was killed, torch's worker would wait for somebody to take its last block, forever.
-        while os.getppid() == parent:
+        # When its parent was killed, torch's worker would wait for somebody to take its last block, forever. A worker
+        # of a fork server has that server for os.getppid(), which lives on.
+        while os.getppid() == parent_id and (parent is None or parent.is_alive()):
             time.sleep(1)
         os._exit(1)
 
