@@ -79,6 +79,8 @@ class LengthwiseRotary:
         Returns:
             Tokens, segments and logit positions of such a row, or the batch itself.
         """
+        if not self._rules:  # of nearly all models: no layout is made for nothing
+            return batch
         layout = RowLayout(batch.segments, batch.input_ids.device)
         lengths = set(layout.tree_lengths)
         if all(
