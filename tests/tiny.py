@@ -129,6 +129,24 @@ def alone_all(model: Any, batch: PackedBatch) -> Tensor:
     return rows
 
 
+def assert_as_alone(model: Any, batch: PackedBatch, attention: str | None = None) -> None:
+    """Log-probs of a row, and their gradients, are those of each sequence alone, to 1e-5.
+
+    Args:
+        model: A policy.
+        batch: The row.
+        attention: What each sequence alone runs with; None for what the policy has.
+    """
+    values = model(batch).values
+    found = gradients(model, values)
+    if attention is not None:
+        model.causal_lm.set_attn_implementation(attention)
+    expected = alone(model.causal_lm, batch)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)
+    for name, gradient in gradients(model, expected).items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp_min(1), name
+
+
 def gradients(model: torch.nn.Module, values: Tensor) -> dict[str, Tensor]:
     """Gradients of an uneven combination of log-probs, by parameter name."""
     model.zero_grad()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_lightning.cli import main
 from tests.demo import copy_demo
+from tests.integration.killed_runs import assert_a_killed_run_ends_equal, weights
 from tests.marks import slow_but
-from tests.processes import start
 
 ROOT = Path(__file__).parents[2]
 SFT = ROOT / "configs" / "sft.yaml"
@@ -29,11 +26,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     copy_demo(tmp_path / "runs" / "demo", train=96, validation=16)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def weights(path: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
-    return checkpoint["state_dict"]  # type: ignore[no-any-return]
 
 
 def test_the_shipped_sft_config_trains_reports_and_exports(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,27 +197,8 @@ def test_a_pass_over_no_rows_or_of_no_checkpoint_is_no_success(
 
 @pytest.mark.slow
 def test_a_process_killed_by_the_system_resumes_to_the_same_weights(folder: Path) -> None:
-    def command(run: str) -> list[str]:
-        saver = {"dirpath": f"{run}/checkpoints", "every_n_train_steps": 5, "save_last": True}
-        callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
-        more = [f"--trainer.default_root_dir={run}", f"--trainer.callbacks={json.dumps(callbacks)}"]
-        ends = ["--trainer.max_epochs=6", "--ckpt_path=last"]
-        return ["fit", "-c", str(SFT), *SMALL, *more, *ends]
-
-    assert main(command("whole")) == 0
-    victim = start(main, command("killed"))
-    last = folder / "killed" / "checkpoints" / "last.ckpt"
-    while not last.exists():
-        assert victim.is_alive()
-        time.sleep(0.01)
-    victim.kill()
-    victim.join()
-    assert victim.exitcode == -signal.SIGKILL
-    assert torch.load(last, weights_only=True)["global_step"] < 30  # 5 batches an epoch: it had more to do
-    assert main(command("killed")) == 0
-    whole, killed = weights(folder / "whole" / "checkpoints" / "last.ckpt"), weights(last)
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+    options = ["-c", str(SFT), *SMALL, "--trainer.max_epochs=6"]  # 5 batches an epoch
+    assert_a_killed_run_ends_equal(folder, options, steps=30)
 
 
 @pytest.mark.slow

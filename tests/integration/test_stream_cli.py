@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch import Trainer
 
 from lion_lightning.cli import main
@@ -17,7 +13,7 @@ from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from tests.demo import copy_demo
 from tests.distributed.ranks import run_ranks
-from tests.processes import start
+from tests.integration.killed_runs import assert_a_killed_run_ends_equal
 from tests.unit.data.letters import byte_tokenizer
 from tests.unit.data.streaming.test_stream import answers, flat, write
 
@@ -60,32 +56,8 @@ def test_a_cached_reference_needs_all_pairs_before(folder: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_a_stream_killed_by_the_system_goes_on_to_the_same_weights(folder: Path) -> None:
-    def command(run: str) -> list[str]:
-        saver = {"dirpath": f"{run}/checkpoints", "every_n_train_steps": 5, "save_last": True}
-        callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
-        more = [f"--trainer.default_root_dir={run}", f"--trainer.callbacks={json.dumps(callbacks)}"]
-        ends = ["--trainer.max_steps=60", "--ckpt_path=last"]  # the third epoch
-        return ["fit", "-c", str(STREAM), *SMALL, *more, *ends]
-
-    assert main(command("whole")) == 0
-    victim = start(main, command("killed"))
-    last = folder / "killed" / "checkpoints" / "last.ckpt"
-    while not last.exists():
-        assert victim.is_alive()
-        time.sleep(0.01)
-    victim.kill()
-    victim.join()
-    assert victim.exitcode == -signal.SIGKILL
-    assert torch.load(last, weights_only=True)["global_step"] < 60  # it had more to do
-    assert main(command("killed")) == 0
-    whole, killed = weights(folder / "whole" / "checkpoints" / "last.ckpt"), weights(last)
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
-
-
-def weights(path: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
-    return checkpoint["state_dict"]  # type: ignore[no-any-return]
+    options = ["-c", str(STREAM), *SMALL, "--trainer.max_steps=60"]  # the third epoch
+    assert_a_killed_run_ends_equal(folder, options, steps=60)
 
 
 def stream(rank: int, world: int, path: str) -> Any:

@@ -24,7 +24,18 @@ from lion_lightning.ops.layout import RowLayout
 from lion_lightning.ops.varlen import attend_varlen
 from lion_lightning.types import segment_table
 from tests.marks import exhaustive
-from tests.tiny import DOCUMENTS, LEARNED_POSITIONS, SOFTCAPPED, TREE, alone, config, gradients, policy, row
+from tests.tiny import (
+    DOCUMENTS,
+    LEARNED_POSITIONS,
+    SOFTCAPPED,
+    TREE,
+    alone,
+    assert_as_alone,
+    config,
+    gradients,
+    policy,
+    row,
+)
 
 # The paths that run on a CPU, where `lion` takes `lion_sdpa`; "eager" runs padded.
 HERE = ("lion", "lion_dense", "eager", *exhaustive("lion_sdpa"))
@@ -54,16 +65,8 @@ SHAPES: dict[str, Any] = {
 )
 def test_packed_log_probs_and_gradients_equal_each_document_alone(attention: str, shape: str, placed: Any) -> None:
     model = policy(attention=attention, **SHAPES[shape])
-    batch = row(*placed)
     assert model.packed == (attention != "eager")
-    packed = model(batch).values
-    packed_gradients = gradients(model, packed)
-
-    model.causal_lm.set_attn_implementation("eager")
-    expected = alone(model.causal_lm, batch)
-    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-5)
-    for name, gradient in gradients(model, expected).items():
-        assert (packed_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp_min(1), name
+    assert_as_alone(model, row(*placed), attention="eager")
 
 
 @pytest.mark.parametrize("attention", HERE)

@@ -11,7 +11,7 @@ import torch
 from lion_lightning.ops.layout import RowLayout
 from lion_lightning.ops.padding import similar_lengths
 from lion_lightning.types import segment_table
-from tests.tiny import DOCUMENTS, TREE, alone, gradients, policy, row
+from tests.tiny import DOCUMENTS, TREE, assert_as_alone, policy, row
 
 # a document of 2, then a prompt of 2 (flat 2-3) with answers of 1 (flat 4) and 2 (flat 5-6)
 SMALL = RowLayout(segment_table((2, 2, 1, 2), (-1, -1, 1, 1)))
@@ -60,14 +60,7 @@ def test_a_model_that_cannot_pack_runs_padded_with_a_warning_and_equal_results(
         model = policy(**UNPACKABLE[shape])
     assert not model.packed
     assert "every sequence runs alone in a padded batch" in caplog.text
-
-    batch = row(*placed)
-    padded = model(batch).values
-    padded_gradients = gradients(model, padded)
-    expected = alone(model.causal_lm, batch)
-    torch.testing.assert_close(padded, expected, rtol=0, atol=1e-5)
-    for name, gradient in gradients(model, expected).items():
-        assert (padded_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp_min(1), name
+    assert_as_alone(model, row(*placed))
 
 
 def test_a_packable_model_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:

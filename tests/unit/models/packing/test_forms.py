@@ -14,7 +14,7 @@ from lion_lightning.models.packing.mixers import modules_in_front, named_decoder
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.ops.layout import RowLayout
 from lion_lightning.types import segment_table
-from tests.tiny import TREE, alone, config, gradients, policy, row
+from tests.tiny import TREE, assert_as_alone, config, policy, row
 
 CODEGEN: dict[str, Any] = {"model_type": "codegen", "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
 ROBERTA: dict[str, Any] = {"model_type": "roberta", "is_decoder": True}
@@ -39,13 +39,7 @@ def test_values_and_gradients_are_those_of_each_sequence_alone(shape: dict[str, 
     model = policy(**shape).eval()
     assert model.packed
     assert model.form == form
-    batch = row(*TREE)
-    values = model(batch).values
-    packed = gradients(model, values)
-    expected = alone(model.causal_lm, batch)
-    torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)
-    for name, gradient in gradients(model, expected).items():
-        assert (packed[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp_min(1), name
+    assert_as_alone(model, row(*TREE))
 
 
 @pytest.mark.parametrize("shape", [ROBERTA, RWKV], ids=["roberta", "rwkv"])
