@@ -30,8 +30,11 @@ class RoundTokens:
         raw_rows: Prompts with pairs.
         skipped_rows: 0, since no transform reads these rows.
         messages: Empty, for the same reason.
-        segment_lengths: ``(pairs, 3)`` tokens of each segment.
-        margins: ``(pairs,)`` score of chosen minus score of rejected.
+        segment_offsets: ``(pairs + 1,)`` first segment of each pair.
+        segment_lengths: ``(segments,)`` tokens of each segment.
+        values: ``(segments,)`` score of each answer; NaN for prompts.
+        pair_offsets: ``(pairs + 1,)`` position of each pair.
+        pairs: ``(pairs, 2)`` positions of chosen and rejected: 0 and 1.
         groups: ``(pairs, 2)`` 128-bit hash of the prompt.
         tokens: Hash of all tokens and pairs, in their order.
     """
@@ -52,15 +55,18 @@ class RoundTokens:
         prompt_bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()
         self._starts = np.hstack([prompt_bounds[rows], answer_bounds[which]]).astype(np.int64)
         stops = np.hstack([prompt_bounds[rows + 1], answer_bounds[which + 1]]).astype(np.int64)
-        self.segment_lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
+        self._lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
+        self.segment_lengths = self._lengths.ravel()
+        self.segment_offsets, self.pair_offsets = 3 * np.arange(len(self) + 1), np.arange(len(self) + 1)
         scores = _column(table, "scores")
         pair_scores = scores.values.to_numpy()[scores.offsets.to_numpy()[rows] + chosen_rejected]
-        self.margins: npt.NDArray[np.float64] = pair_scores[:, 0] - pair_scores[:, 1]
+        self.values = np.insert(pair_scores, 0, np.nan, axis=1).ravel()
+        self.pairs = np.tile(np.arange(2, dtype=np.int32), (len(self), 1))
         hashes = np.frombuffer(_column(table, "group").buffers()[1], np.uint64, 2 * len(table))
         self.groups: npt.NDArray[np.uint64] = hashes.reshape(-1, 2)[self._rows]
         self.raw_rows, self.skipped_rows = int(np.count_nonzero(per_row)), 0
         self.messages = RowMessages()
-        self.tokens = _hash(self._prompt_ids, self._answer_ids, self._starts, self.segment_lengths).hex()
+        self.tokens = _hash(self._prompt_ids, self._answer_ids, self._starts, self._lengths).hex()
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -80,11 +86,11 @@ class RoundTokens:
     @property
     def longest(self) -> int:
         """Most tokens that a prompt has together with one of its answers."""
-        return int((self.segment_lengths[:, 0] + self.segment_lengths[:, _ANSWERS].max(axis=1)).max(initial=0))
+        return int((self._lengths[:, 0] + self._lengths[:, _ANSWERS].max(axis=1)).max(initial=0))
 
     def segment(self, row: int, start: int, stop: int) -> SampleSegment:
         """Tokens ``start`` to ``stop`` of a pair, which lie in one of its segments; the ids are a read-only view."""
-        before = np.cumsum(self.segment_lengths[row]) - self.segment_lengths[row]  # tokens before each segment
+        before = np.cumsum(self._lengths[row]) - self._lengths[row]  # tokens before each segment
         which = int(np.searchsorted(before, start, side="right")) - 1
         ids = self._answer_ids if which else self._prompt_ids
         first = self._starts[row, which] - before[which]
@@ -94,20 +100,12 @@ class RoundTokens:
         """Place of the prompt of a pair in the file."""
         return f"{self.path}[{self._rows[row]}]"
 
-    def targets(self, rows: Numbers, starts: Numbers, stops: Numbers) -> Numbers:
-        """Number of tokens trained in each span, ``(documents, 3)``.
-
-        Args:
-            rows: ``(documents,)`` pair of each document.
-            starts: ``(documents, 3)`` first token of each span.
-            stops: ``(documents, 3)`` one past the last token of each.
-        """
-        counts: Numbers = np.zeros(starts.shape, dtype=np.int64)
-        counts[:, _ANSWERS] = (stops - starts)[:, _ANSWERS]
-        return counts
+    def targets(self, rows: Numbers, starts: Numbers, stops: Numbers, roots: npt.NDArray[np.bool_]) -> Numbers:
+        """Number of tokens trained in each span, ``(spans,)``: all of answers, none of prompts."""
+        return np.where(roots, 0, stops - starts)
 
     def _answers(self, pair: int) -> list[npt.NDArray[np.int32]]:
-        spans = zip(self._starts[pair, _ANSWERS], self.segment_lengths[pair, _ANSWERS], strict=True)
+        spans = zip(self._starts[pair, _ANSWERS], self._lengths[pair, _ANSWERS], strict=True)
         return [self._answer_ids[start : start + length] for start, length in spans]
 
 

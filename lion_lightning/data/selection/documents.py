@@ -53,8 +53,24 @@ class Examples(Protocol):
         """Number of examples."""
 
     @property
+    def segment_offsets(self) -> Numbers:
+        """``(examples + 1,)`` first segment of each example, among those of all; the last is their number."""
+
+    @property
     def segment_lengths(self) -> npt.NDArray[np.int32]:
-        """``(examples, segments)`` tokens of each segment: of a document, or of prompt, chosen and rejected."""
+        """``(segments,)`` tokens of each segment: of a document, or of a prompt and its answers."""
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """``(segments,)`` score or label of each answer; NaN where that is unknown, and for roots."""
+
+    @property
+    def pair_offsets(self) -> Numbers:
+        """``(examples + 1,)`` first pair of each example, among those of all; the last is their number."""
+
+    @property
+    def pairs(self) -> npt.NDArray[np.int32]:
+        """``(pairs, 2)`` positions of chosen and rejected among the answers of their example."""
 
     @property
     def digests(self) -> npt.NDArray[np.uint64]:
@@ -62,11 +78,7 @@ class Examples(Protocol):
 
     @property
     def groups(self) -> npt.NDArray[np.uint64]:
-        """``(examples, 2)`` 128-bit hash that pairs of one prompt share; of a document its digest."""
-
-    @property
-    def margins(self) -> npt.NDArray[np.float64]:
-        """``(examples,)`` score of chosen minus score of rejected; NaN where that is unknown."""
+        """``(examples, 2)`` 128-bit hash that examples of one prompt share; of a document its digest."""
 
     @property
     def longest(self) -> int:
@@ -78,8 +90,8 @@ class Examples(Protocol):
     def where(self, row: int) -> str:
         """Place of the raw row that an example was made from."""
 
-    def targets(self, rows: Numbers, starts: Numbers, stops: Numbers) -> Numbers:
-        """Number of tokens trained in each span, ``(documents, segments)``; ``rows`` ascend."""
+    def targets(self, rows: Numbers, starts: Numbers, stops: Numbers, roots: Choice) -> Numbers:
+        """Number of tokens trained in each span, ``(spans,)``; ``rows`` in any order, ``roots`` are no answers."""
 
 
 class Spans(NamedTuple):
@@ -100,7 +112,7 @@ class Spans(NamedTuple):
     @classmethod
     def full(cls, table: Examples, numbers: Numbers) -> Spans:
         """All examples of a table, not truncated."""
-        lengths = table.segment_lengths
+        lengths = table.segment_lengths.reshape(len(table), _width(table))
         stops = small(np.cumsum(lengths, axis=1, dtype=np.int64))
         return cls(small(np.arange(len(table))), stops - lengths, stops, small(numbers))
 
@@ -170,12 +182,20 @@ class Selection:
     @property
     def margins(self) -> npt.NDArray[np.float64]:
         """``(documents,)`` by how much chosen scores above rejected; NaN where that is unknown."""
-        return self.table.margins[self.spans.rows]
+        values = self.table.values.reshape(len(self.table), _width(self.table))[self.spans.rows]
+        return values[:, 1] - values[:, 2]
 
     @property
     def targets(self) -> Numbers:
-        """``(documents, segments)`` tokens trained; the spans must ascend."""
-        return self.table.targets(self.spans.rows, self.spans.starts, self.spans.stops)
+        """``(documents, segments)`` tokens trained."""
+        rows, starts, stops, _ = self.spans
+        roots = np.broadcast_to(np.arange(starts.shape[1]) == 0, starts.shape)
+        flat = (np.repeat(rows, starts.shape[1]), starts.ravel(), stops.ravel(), roots.ravel())
+        return self.table.targets(*flat).reshape(starts.shape)
+
+
+def _width(table: Examples) -> int:
+    return int(np.diff(table.segment_offsets).max(initial=1))
 
 
 class Documents:

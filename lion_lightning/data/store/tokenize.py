@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from lion_lightning.cache import (
     hash_json,
     remove_stale_files,
 )
+from lion_lightning.data.formats.pairing import Preference
 from lion_lightning.data.reports.bad_rows import refuse_mostly_bad
 from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sources.readers import Numbers, Row, Rows
@@ -47,7 +49,7 @@ from lion_lightning.distributed.rendezvous import ALONE, WorkerGroup
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = 12
+STORE_VERSION = 13
 """Raise it when the same input would give another store; older stores are then no longer found."""
 
 _WHAT = "tokenized data"
@@ -239,16 +241,24 @@ def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
     offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)  # of examples in the flat tokens
     ids = np.concatenate([segment.input_ids for segment in flat]).astype(np.int32)
     mask = np.concatenate([segment.supervised for segment in flat]).astype(bool)
-    margins = [getattr(example, "margin", None) for example in batch.examples]
+    values = [_values(example) for example in batch.examples]
+    pairs = [[(0, 1)] if len(segments) == 3 else [] for segments in samples]
     content, group = zip(*map(digests, batch.examples), strict=True)
     columns = [
         pa.ListArray.from_arrays(offsets, pa.array(ids)),
         pa.ListArray.from_arrays(offsets, pa.array(mask)),
         pa.array(lengths, pa.list_(pa.int32())),
+        pa.array(values, SCHEMA.field("values").type),
+        pa.array(pairs, SCHEMA.field("pairs").type),
         pa.array([runs_of(segments) for segments in samples], RUNS),
         pa.array(content, pa.binary(16)),
         pa.array(group, pa.binary(16)),
-        pa.array([np.nan if margin is None else margin for margin in margins], pa.float64()),
         pa.array(batch.where, pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _values(example: Any) -> list[float]:
+    if not isinstance(example, Preference):
+        return [math.nan]
+    return [math.nan, *((math.nan, math.nan) if example.margin is None else (example.margin, 0.0))]

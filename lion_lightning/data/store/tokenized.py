@@ -26,14 +26,16 @@ SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
         ("segment_lengths", pa.list_(pa.int32())),
+        ("values", pa.list_(pa.float64())),
+        ("pairs", pa.list_(pa.list_(pa.int32(), 2))),
         ("runs", RUNS),
         ("digest", pa.binary(16)),
         ("group", pa.binary(16)),
-        ("margin", pa.float64()),
         ("where", pa.string()),
     ]
 )
-"""Columns of a shard. ``runs`` are of tokens that are alike, each up to ``stop``; null without weights or reasoning."""
+"""Columns of a shard. ``values`` has one number per segment, NaN for roots; ``pairs`` has positions among the answers.
+``runs`` are of tokens that are alike, each up to ``stop``; null without weights or reasoning."""
 
 _MANIFEST = {"rows": int, "skipped": int, "examples": int, "bytes": int, "crc32": str, "tokens": str, "messages": dict}
 """Keys of a shard's manifest: counts, size, checksum, a hash of its tokens, counted messages about the rows."""
@@ -105,12 +107,13 @@ def read_batches(path: Path) -> list[Any]:
 
 
 def tokens_digest(batches: Iterable[Any]) -> str:
-    """Hash of a shard's tokens, of which of them are targets and how much they count, and of the segments' lengths."""
+    """Hash of a shard's tokens, of which of them are targets and how much they count, and of the segments."""
     ids, targets, lengths, runs = (blake2b(digest_size=16) for _ in range(4))
     for batch in batches:
         ids.update(batch["input_ids"].values.to_numpy())
         targets.update(batch["supervised"].values.to_numpy(zero_copy_only=False))
         lengths.update(batch["segment_lengths"].values.to_numpy())
+        lengths.update(np.diff(batch["segment_lengths"].offsets.to_numpy()))
         runs.update(batch["runs"].is_valid().to_numpy(zero_copy_only=False))
         for column in batch["runs"].flatten().flatten():
             runs.update(column.to_numpy(zero_copy_only=False))
@@ -165,10 +168,30 @@ class TokenBatches:
         return int(self._starts[-1])
 
     @property
+    def segment_offsets(self) -> Numbers:
+        """``(examples + 1,)`` first segment of each example, among those of all; the last is their number."""
+        return self._list_offsets("segment_lengths")
+
+    @property
     def segment_lengths(self) -> npt.NDArray[np.int32]:
-        """``(examples, segments)`` tokens of each segment: of a document, or of prompt, chosen and rejected."""
-        counts = [batch["segment_lengths"].values.to_numpy().reshape(len(batch), -1) for batch in self._batches]
-        return np.concatenate(counts) if counts else np.empty((0, 1), np.int32)
+        """``(segments,)`` tokens of each segment: of a document, or of a prompt and its answers."""
+        return np.concatenate([np.empty(0, np.int32), *(b["segment_lengths"].values.to_numpy() for b in self._batches)])
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """``(segments,)`` score or label of each answer; NaN where that is unknown, and for roots."""
+        return np.concatenate([np.empty(0), *(batch["values"].values.to_numpy() for batch in self._batches)])
+
+    @property
+    def pair_offsets(self) -> Numbers:
+        """``(examples + 1,)`` first pair of each example, among those of all; the last is their number."""
+        return self._list_offsets("pairs")
+
+    @property
+    def pairs(self) -> npt.NDArray[np.int32]:
+        """``(pairs, 2)`` positions of chosen and rejected among the answers of their example."""
+        flat = [batch["pairs"].values.values.to_numpy() for batch in self._batches]
+        return np.concatenate([np.empty(0, np.int32), *flat]).reshape(-1, 2)
 
     @property
     def digests(self) -> npt.NDArray[np.uint64]:
@@ -177,19 +200,17 @@ class TokenBatches:
 
     @property
     def groups(self) -> npt.NDArray[np.uint64]:
-        """``(examples, 2)`` 128-bit hash that pairs of one prompt share; of a document its digest."""
+        """``(examples, 2)`` 128-bit hash that examples of one prompt share; of a document its digest."""
         return self._words("group")
-
-    @property
-    def margins(self) -> npt.NDArray[np.float64]:
-        """``(examples,)`` score of chosen minus score of rejected; NaN where that is unknown."""
-        return np.concatenate([np.empty(0), *(batch["margin"].to_numpy() for batch in self._batches)])
 
     @property
     def longest(self) -> int:
         """Most tokens that one sequence has: a document, or a prompt with one of its answers."""
-        lengths = self.segment_lengths
-        return int((lengths[:, 0] + lengths[:, 1:].max(axis=1, initial=0)).max(initial=0))
+        lengths, offsets = self.segment_lengths, self.segment_offsets
+        roots = offsets[:-1]
+        before = np.repeat(lengths[roots], np.diff(offsets))  # tokens of each segment's prompt
+        before[roots] = 0
+        return int((before + lengths).max(initial=0))
 
     @property
     def digest(self) -> str:
@@ -210,25 +231,34 @@ class TokenBatches:
         batch = bisect_right(self._starts, row) - 1
         return str(self._where[batch][row - self._starts[batch]].as_py())
 
-    def targets(self, rows: Numbers, starts: Numbers, stops: Numbers) -> Numbers:
-        """Number of tokens trained in each span, ``(documents, segments)``.
+    def targets(self, rows: Numbers, starts: Numbers, stops: Numbers, roots: npt.NDArray[np.bool_]) -> Numbers:
+        """Number of tokens trained in each span, ``(spans,)``.
 
         The first token of a root has nothing to be predicted from; that of an answer has the prompt's last token.
 
         Args:
-            rows: ``(documents,)`` example of each document, ascending.
-            starts: ``(documents, segments)`` first token of each span.
-            stops: ``(documents, segments)`` one past the last token of each.
+            rows: ``(spans,)`` example of each span, in any order.
+            starts: ``(spans,)`` first token of each, counted through the example.
+            stops: ``(spans,)`` one past the last token of each.
+            roots: ``(spans,)`` whether each is of a document or a prompt, and not of an answer.
         """
-        counts = np.zeros(starts.shape, dtype=np.int64)
-        trainable = np.minimum(starts + (np.arange(starts.shape[1]) == 0), stops)
-        bounds = np.searchsorted(rows, self._starts)
-        for batch, (low, high) in enumerate(pairwise(bounds)):
+        counts: Numbers = np.zeros(len(rows), dtype=np.int64)
+        trainable = np.minimum(starts + roots, stops)
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], self._starts)
+        for batch, (low, high) in enumerate(pairwise(bounds)):  # the masks of one batch at a time are held as bytes
             if low < high:
+                spans = order[low:high]
                 total = np.concatenate([[0], np.cumsum(self._masks[batch].to_numpy(zero_copy_only=False))])
-                first = self._offsets[batch][rows[low:high] - self._starts[batch]].astype(np.int64)[:, None]
-                counts[low:high] = total[first + stops[low:high]] - total[first + trainable[low:high]]
+                first = self._offsets[batch][rows[spans] - self._starts[batch]].astype(np.int64)
+                counts[spans] = total[first + stops[spans]] - total[first + trainable[spans]]
         return counts
+
+    def _list_offsets(self, name: str) -> Numbers:
+        """Offsets of the lists of a column, one after the other through all batches."""
+        sizes = [np.diff(batch[name].offsets.to_numpy()) for batch in self._batches]
+        offsets: Numbers = np.cumsum(np.concatenate([[0], *sizes]), dtype=np.int64)
+        return offsets
 
     def _words(self, name: str) -> npt.NDArray[np.uint64]:
         """128-bit hashes as two words each, ``(examples, 2)``."""

@@ -32,8 +32,10 @@ def tokens_of(folder: Path, *rollouts: Rollout) -> RoundTokens:
 def test_each_pair_is_a_prompt_and_two_answers_of_which_all_is_trained(tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path, NO_PAIR, PAIRED, OTHER)
     assert (len(tokens), tokens.raw_rows, tokens.skipped_rows, tokens.longest) == (3, 2, 0, 6)
-    assert tokens.segment_lengths.tolist() == [[2, 4, 2], [2, 2, 2], [1, 2, 2]]
-    assert tokens.margins.tolist() == [1.0, 4.0, 0.5]
+    assert tokens.segment_lengths.tolist() == [2, 4, 2, 2, 2, 2, 1, 2, 2]
+    assert tokens.segment_offsets.tolist() == [0, 3, 6, 9]
+    assert np.nan_to_num(tokens.values, nan=-1).tolist() == [-1, 1.0, 0.0, -1, 4.0, 0.0, -1, 2.5, 2.0]
+    assert (tokens.pairs.tolist(), tokens.pair_offsets.tolist()) == ([[0, 1]] * 3, [0, 1, 2, 3])
     assert tokens.groups.tobytes() == b"a" * 32 + b"b" * 16
     assert [tokens.where(pair) for pair in range(3)] == [f"{tokens.path}[{row}]" for row in (1, 1, 2)]
     bounds = ([0, 2, 6], [2, 6, 8])
@@ -46,8 +48,8 @@ def test_each_pair_is_a_prompt_and_two_answers_of_which_all_is_trained(tmp_path:
         True,
         True,
     ]
-    counts = tokens.targets(np.array([0]), np.array([[1, 2, 6]]), np.array([[2, 4, 8]]))
-    assert counts.tolist() == [[0, 2, 2]]
+    spans = (np.zeros(3, int), np.array([1, 2, 6]), np.array([2, 4, 8]), np.array([True, False, False]))
+    assert tokens.targets(*spans).tolist() == [0, 2, 2]
 
 
 def test_documents_of_a_round_are_filtered_like_those_on_disk(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_hashes_follow_content(tmp_path: Path) -> None:
 
 def test_a_round_without_pairs_has_no_examples(tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path, NO_PAIR)
-    assert (len(tokens), tokens.longest, tokens.segment_lengths.shape) == (0, 0, (0, 3))
+    assert (len(tokens), tokens.longest, tokens.segment_lengths.shape) == (0, 0, (0,))
     assert tokens.digests.shape == tokens.groups.shape == (0, 2)
     with pytest.raises(ValueError, match="no example is made"):
         mix(deduplicate([Source("round")], [tokens]), PairFilters(max_length=5))

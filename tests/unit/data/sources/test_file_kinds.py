@@ -153,17 +153,15 @@ KINDS: dict[str, Callable[[Path, Rows], object]] = {
 
 
 def tokens(path: Path, kind: Any, cache: Path) -> list[Any]:
-    """Tokens, targets and margin of every example."""
+    """Tokens, targets and values of every example."""
     table = tokenize(Source(str(path)), kind(byte_tokenizer()), cache)
     found: list[Any] = []
     for row in range(len(table)):
-        stops = np.cumsum(table.segment_lengths[row])
-        pieces = [
-            table.segment(row, int(stop - size), int(stop))
-            for stop, size in zip(stops, table.segment_lengths[row], strict=True)
-        ]
+        sizes = table.segment_lengths[slice(*table.segment_offsets[row : row + 2])]
+        stops = np.cumsum(sizes)
+        pieces = [table.segment(row, int(stop - size), int(stop)) for stop, size in zip(stops, sizes, strict=True)]
         found.append([(piece.input_ids.tolist(), piece.supervised.tolist()) for piece in pieces])
-    return [found, np.nan_to_num(table.margins, nan=-1.0).tolist()]
+    return [found, np.nan_to_num(table.values, nan=-1.0).tolist()]
 
 
 @pytest.mark.parametrize(("rows", "kind"), [(DOCUMENTS, ChatEncoder), (PAIRS, PairEncoder), (TEXT_PAIRS, PairEncoder)])

@@ -40,7 +40,7 @@ def test_every_odd_file_trains_its_answers_and_nothing_else(tmp_path: Path) -> N
         table = tokenize(Source(**settings), ChatEncoder(tokenizer), tmp_path / "cache")
         trained = []
         for row in range(len(table)):
-            segment = table.segment(row, 0, int(table.segment_lengths[row].sum()))
+            segment = table.segment(row, 0, int(table.segment_lengths[row]))
             trained.append(tokenizer.decode(segment.input_ids[segment.supervised].tolist()))
         assert trained == TRAINED[settings["name"]], settings["name"]
         assert table.messages["bad row"] == BAD.get(settings["name"], {}), settings["name"]

@@ -68,7 +68,8 @@ def stores(folder: Path) -> set[str]:
 def test_what_is_read_is_what_was_encoded(write: Write, tmp_path: Path) -> None:
     table = tokenize(write({"prompt": "ab", "completion": "cd"}, {"text": "x.y"}), Letters(), tmp_path)
     assert (len(table), table.raw_rows, table.skipped_rows) == (2, 2, 0)
-    assert table.segment_lengths.tolist() == [[4], [3]]
+    assert (table.segment_lengths.tolist(), table.segment_offsets.tolist()) == ([4, 3], [0, 1, 2])
+    assert (table.pairs.tolist(), table.pair_offsets.tolist()) == ([], [0, 0, 0])
     whole = table.segment(0, 0, 4)
     assert bytes(whole.input_ids.tolist()) == b"abcd"
     assert whole.supervised.tolist() == [False, False, True, True]
@@ -97,7 +98,7 @@ def test_rows_are_found_across_write_batches(write: Write, tmp_path: Path, monke
     table = tokenize(write(*({"text": word} for word in words)), Letters(), tmp_path)
     assert [len(table.segment(row, 0, row + 1).input_ids) for row in range(10)] == list(range(1, 11))
     assert [table.where(row).rpartition(":")[2] for row in range(10)] == [str(n) for n in range(1, 11)]
-    assert table.segment_lengths[:, 0].tolist() == list(range(1, 11))
+    assert table.segment_lengths.tolist() == list(range(1, 11))
 
 
 def test_targets_leave_out_the_first_token_of_a_span(
@@ -105,47 +106,49 @@ def test_targets_leave_out_the_first_token_of_a_span(
 ) -> None:
     monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 2)
     table = tokenize(write({"text": "ab.cd"}, {"text": "."}, {"text": "x"}, {"text": "..yz"}), Letters(), tmp_path)
-    rows = np.array([0, 0, 1, 2, 3])
-    starts, stops = np.array([[0], [2], [0], [0], [0]]), np.array([[5], [5], [1], [1], [3]])
+    rows = np.array([3, 0, 0, 1, 2])
+    starts, stops = np.array([0, 0, 2, 0, 0]), np.array([3, 5, 5, 1, 1])
     # "ab.cd" trains b, c, d; its part ".cd" c, d; "." and "x" have nothing to be predicted from; "..y" trains y
-    assert table.targets(rows, starts, stops).tolist() == [[3], [2], [0], [0], [1]]
+    assert table.targets(rows, starts, stops, np.ones(5, bool)).tolist() == [1, 3, 2, 0, 0]
 
 
-def test_pairs_keep_their_pieces_their_margins_and_the_prompt_that_they_share(
+def test_pairs_keep_their_pieces_their_values_and_the_prompt_that_they_share(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 2)
     source = write({"pairs": ["ab CD E 1.5", "ab F GhI"]}, {"pairs": ["xyz KL m 0"]})
     table = tokenize(source, LetterPairs(), tmp_path)
-    assert table.segment_lengths.tolist() == [[2, 2, 1], [2, 1, 3], [3, 2, 1]]
+    assert table.segment_lengths.tolist() == [2, 2, 1, 2, 1, 3, 3, 2, 1]
+    assert table.segment_offsets.tolist() == [0, 3, 6, 9]
+    assert (table.pairs.tolist(), table.pair_offsets.tolist()) == ([[0, 1]] * 3, [0, 1, 2, 3])
     assert (table.groups[0] == table.groups[1]).all()
     assert (table.groups[0] != table.groups[2]).any()
     assert len({tuple(digest) for digest in table.digests.tolist()}) == 3
-    assert table.margins[[0, 2]].tolist() == [1.5, 0.0]
-    assert np.isnan(table.margins[1])
+    assert np.nan_to_num(table.values, nan=-1).tolist() == [-1, 1.5, 0.0, -1, -1, -1, -1, 0.0, 0.0]
     assert table.longest == 5  # ab GhI, and xyz KL
     assert bytes(table.segment(1, 3, 6).input_ids.tolist()) == b"GhI"
 
 
 def test_the_first_token_of_an_answer_is_a_target_and_that_of_a_prompt_is_not(write: Write, tmp_path: Path) -> None:
     table = tokenize(write({"pairs": ["AB CD eF", "a B c"]}), LetterPairs(), tmp_path)
-    starts, stops = np.array([[0, 2, 4], [0, 1, 2]]), np.array([[2, 4, 6], [1, 2, 3]])
-    assert table.targets(np.array([0, 1]), starts, stops).tolist() == [[1, 2, 1], [0, 1, 0]]
+    rows, roots = np.array([0, 0, 0, 1, 1, 1]), np.array([True, False, False] * 2)
+    starts, stops = np.array([0, 2, 4, 0, 1, 2]), np.array([2, 4, 6, 1, 2, 3])
+    assert table.targets(rows, starts, stops, roots).tolist() == [1, 2, 1, 0, 1, 0]
     # the prompt cut to B, chosen to C
-    starts[0, 0], stops[0, 1] = 1, 3
-    assert table.targets(np.array([0]), starts[:1], stops[:1]).tolist() == [[0, 1, 1]]
+    starts[0], stops[1] = 1, 3
+    assert table.targets(rows[:3], starts[:3], stops[:3], roots[:3]).tolist() == [0, 1, 1]
 
 
 def test_a_document_is_a_group_of_its_own(write: Write, tmp_path: Path) -> None:
     table = tokenize(write({"text": "ab"}, {"text": "cd"}), Letters(), tmp_path)
     assert (table.groups == table.digests).all()
-    assert np.isnan(table.margins).all()
+    assert np.isnan(table.values).all()
 
 
 def test_the_second_run_encodes_nothing(write: Write, tmp_path: Path) -> None:
     source, first, second = write({"text": "ab"}), Letters(), Letters()
     tokenize(source, first, tmp_path)
-    assert tokenize(source, second, tmp_path).segment_lengths.tolist() == [[2]]
+    assert tokenize(source, second, tmp_path).segment_lengths.tolist() == [2]
     assert (first.calls, second.calls) == (1, 0)
 
 
@@ -199,7 +202,7 @@ def test_an_edit_of_a_transform_is_noticed(tmp_path: Path, write: Write, monkeyp
 
     linecache.clearcache()
     after = tokenize(write({"text": "ab"}, transform=reload(module).change), Letters(), tmp_path)
-    assert (before.segment_lengths.tolist(), after.segment_lengths.tolist()) == ([[3]], [[5]])
+    assert (before.segment_lengths.tolist(), after.segment_lengths.tolist()) == ([3], [5])
 
 
 def nothing_of_short_ones(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -243,7 +246,7 @@ def test_a_damaged_store_is_made_again_with_a_warning(
     if damage in manifests:
         path.with_suffix(".json").write_text(manifests[damage])
     again = Letters()
-    assert tokenize(source, again, tmp_path).segment_lengths.tolist() == [[2]]
+    assert tokenize(source, again, tmp_path).segment_lengths.tolist() == [2]
     assert again.calls == 1
     assert "damaged" in caplog.text
     assert str(path.parent) in caplog.text
@@ -311,7 +314,7 @@ def test_a_table_travels_to_workers_as_its_path(write: Write, tmp_path: Path) ->
     table = tokenize(write({"text": "ab" * 5000}), Letters(), tmp_path)
     letter = pickle.dumps(table)
     assert len(letter) < 1000
-    assert pickle.loads(letter).segment_lengths.tolist() == [[10000]]
+    assert pickle.loads(letter).segment_lengths.tolist() == [10000]
 
 
 def test_equal_examples_of_two_sources_have_equal_digests(write: Write, tmp_path: Path) -> None:
@@ -335,7 +338,7 @@ class Weighted(Letters):
 
 def test_weights_are_read_as_they_were_encoded_whole_and_in_part(write: Write, tmp_path: Path) -> None:
     table = tokenize(write({"text": "11144"}, {"text": "abc"}, {"text": "3"}), Weighted(), tmp_path)
-    pieces = [table.segment(row, 0, length) for row, (length,) in enumerate(table.segment_lengths.tolist())]
+    pieces = [table.segment(row, 0, length) for row, length in enumerate(table.segment_lengths.tolist())]
     weights = [None if piece.weights is None else piece.weights.tolist() for piece in pieces]
     assert weights == [[0.5, 0.5, 0.5, 2, 2], None, [1.5]]
     part = table.segment(0, 2, 4).weights
@@ -360,7 +363,7 @@ def test_reasoning_is_read_as_it_was_found_next_to_weights_and_alone(write: Writ
             return piece._replace(reasoning=thought if thought.any() else None)
 
     table = tokenize(write({"text": "1144"}, {"text": "abb"}, {"text": "ac"}), Reasoning(), tmp_path)
-    pieces = [table.segment(row, 0, length) for row, (length,) in enumerate(table.segment_lengths.tolist())]
+    pieces = [table.segment(row, 0, length) for row, length in enumerate(table.segment_lengths.tolist())]
     found = [None if piece.reasoning is None else piece.reasoning.tolist() for piece in pieces]
     assert found == [[True, True, False, False], [False, True, True], None]
     assert [piece.weights is None for piece in pieces] == [False, True, True]
