@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from lion_lightning import PolicyModel, PolicySpec, Reference
-from lion_lightning.ops.logprobs import pair_logps
-from lion_lightning.types import PackedBatch, PairLogps, TokenLogps
+from lion_lightning.types import PackedBatch, TokenLogps
 
 
 class EnsembleReference(Reference):
@@ -26,7 +25,6 @@ class EnsembleReference(Reference):
             self.models.extend(build(PolicySpec(path)).requires_grad_(False).eval() for path in self.paths)
 
     @torch.no_grad()
-    def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
-        logps = [model(batch) for model in self.models]  # TokenLogps of each model
-        means = (torch.stack(values).float().mean(0) for values in zip(*logps, strict=True))
-        return pair_logps(TokenLogps(*means), batch)
+    def forward(self, batch: PackedBatch, policy: PolicyModel) -> TokenLogps:
+        logps = [model(batch).values for model in self.models]  # (targets,) of each model
+        return TokenLogps(torch.stack(logps).mean(0))

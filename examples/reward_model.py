@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from lion_lightning import AlignmentModule
-from lion_lightning.ops.logprobs import pair_segments
 from lion_lightning.types import LossOutput, PackedBatch
 
 
@@ -36,9 +35,9 @@ class RewardModule(AlignmentModule):
 
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         hidden = self.policy_model.hidden_states(batch)  # (tokens, hidden): a prompt is there once for both answers
-        ends = [[batch.segments[answer].stop - 1 for answer in pair[1:]] for pair in pair_segments(batch)]
-        last = torch.tensor(ends, dtype=torch.int64, device=hidden.device).reshape(-1, 2)
-        rewards = self.head(hidden[last]).squeeze(-1)  # (pairs, 2): chosen, rejected
+        ends = torch.tensor([batch.segments[answer].stop - 1 for answer in batch.answers], device=hidden.device)
+        pairs = torch.tensor(batch.pairs, dtype=torch.int64, device=hidden.device).reshape(-1, 2)
+        rewards = self.head(hidden[ends.long()]).squeeze(-1)[pairs]  # (pairs, 2): chosen, rejected
         margins = rewards[:, 0] - rewards[:, 1]
         losses = -logsigmoid(margins - self.margin)
         metrics = {"accuracy": (margins > 0).sum(), "margin": margins.detach().sum()}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lion_lightning.data.preference import PreferenceDataModule
     from lion_lightning.data.sft import SFTDataModule
     from lion_lightning.data.sources.source import Source
-    from lion_lightning.losses.preference import PreferenceLoss
+    from lion_lightning.losses.pairs.preference import PreferenceLoss
     from lion_lightning.models.lora import LoRASpec
     from lion_lightning.models.policy import PolicyModel
     from lion_lightning.models.spec import PolicySpec
@@ -76,7 +76,7 @@ _HOMES = {
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",
     "PreferenceDataModule": "data.preference",
-    "PreferenceLoss": "losses.preference",
+    "PreferenceLoss": "losses.pairs.preference",
     "Reference": "references.base",
     "RefreshedReference": "references.cached",
     "SFTDataModule": "data.sft",

@@ -1,14 +1,14 @@
 """Losses: small classes over log-probs, with no Lightning in them."""
 
-from lion_lightning.losses.combined import WeightedSum, WPOLoss
-from lion_lightning.losses.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
-from lion_lightning.losses.dpo import DPOPLoss, LDDPOLoss, LogisticLoss, RDPOLoss, SigmoidLoss, SigmoidNormLoss
-from lion_lightning.losses.margins import DiscoPOPLoss, EXOLoss, HingeLoss, IPOLoss, RobustLoss
-from lion_lightning.losses.pointwise import APODownLoss, APOZeroLoss, BCOLoss, KTOPairLoss, NCALoss, SPPOHardLoss
-from lion_lightning.losses.preference import Pair, PreferenceLoss
-from lion_lightning.losses.reference_free import ChosenNLLLoss, CPOLoss, ORPOLoss, ReferenceFreeLoss, SimPOLoss
-from lion_lightning.losses.sft import DFTLoss, NLLLoss, SFTLoss
-from lion_lightning.losses.transport import AOTLoss, AOTUnpairedLoss
+from lion_lightning.losses.pairs.combined import WeightedSum, WPOLoss
+from lion_lightning.losses.pairs.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
+from lion_lightning.losses.pairs.dpo import DPOPLoss, LDDPOLoss, LogisticLoss, RDPOLoss, SigmoidLoss, SigmoidNormLoss
+from lion_lightning.losses.pairs.margins import DiscoPOPLoss, EXOLoss, HingeLoss, IPOLoss, RobustLoss
+from lion_lightning.losses.pairs.pointwise import APODownLoss, APOZeroLoss, BCOLoss, KTOPairLoss, NCALoss, SPPOHardLoss
+from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss
+from lion_lightning.losses.pairs.reference_free import ChosenNLLLoss, CPOLoss, ORPOLoss, ReferenceFreeLoss, SimPOLoss
+from lion_lightning.losses.pairs.transport import AOTLoss, AOTUnpairedLoss
+from lion_lightning.losses.tokens import DFTLoss, NLLLoss, TokenLoss
 
 __all__ = [
     "AOTLoss",
@@ -40,11 +40,11 @@ __all__ = [
     "ReferenceFreeLoss",
     "ReverseKL",
     "RobustLoss",
-    "SFTLoss",
     "SPPOHardLoss",
     "SigmoidLoss",
     "SigmoidNormLoss",
     "SimPOLoss",
+    "TokenLoss",
     "WPOLoss",
     "WeightedSum",
 ]

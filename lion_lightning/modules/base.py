@@ -27,7 +27,6 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import broadcast_parameters
 from lion_lightning.modules.checkpointing.averaging import refuse_averaging
-from lion_lightning.modules.metrics import StageMetrics
 from lion_lightning.modules.optimization.expert_balance import ExpertBalance
 from lion_lightning.modules.optimization.limits import (
     refuse_tuners,
@@ -38,8 +37,9 @@ from lion_lightning.modules.optimization.limits import (
     require_validation,
     warn_of_slow_precision,
 )
+from lion_lightning.modules.optimization.metrics import StageMetrics
 from lion_lightning.modules.optimization.step import SteppedPolicy
-from lion_lightning.modules.sharding import sharding_of
+from lion_lightning.modules.trainer.sharding import sharding_of
 from lion_lightning.ops.logprobs import segment_parents
 from lion_lightning.printing import holds_secret, is_secret
 from lion_lightning.types import LossOutput, PackedBatch

@@ -13,9 +13,9 @@ from typing_extensions import override
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.modules.batches import epoch_batches
 from lion_lightning.modules.dpo import DPOModule
-from lion_lightning.ops.logprobs import pair_logps
+from lion_lightning.modules.trainer.batches import epoch_batches
+from lion_lightning.ops.logprobs import pair_view
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, Reference
 from lion_lightning.references.cached import CachedReference
 
@@ -139,9 +139,10 @@ class OnlineDPOModule(DPOModule):
         with evaluating(self.policy_model):
             for batch in batches:
                 batch = batch.to(self.device)
+                view = pair_view(batch)
                 with ranks.autocast():
-                    own = pair_logps(self.policy_model(batch), batch)
-                    start = self.start(batch, self.policy_model)
+                    own = view.logps(self.policy_model(batch))
+                    start = view.logps(self.start(batch, self.policy_model))
                 for side, other in zip(own, start, strict=True):
                     total += torch.stack([(side.sums - other.sums).sum(), side.counts.new_tensor(len(side.counts))])
         log_ratios, answers = self._add_up(total)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lion_lightning.losses.sft import NLLLoss, SFTLoss
+from lion_lightning.losses.tokens import NLLLoss, TokenLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.batches import refuse_rounds
+from lion_lightning.modules.trainer.batches import refuse_rounds
 from lion_lightning.ops.logprobs import require_documents
 from lion_lightning.types import LossOutput, PackedBatch
 
@@ -41,7 +41,7 @@ class SFTModule(AlignmentModule):
         self,
         policy: PolicySpec | str | dict[str, Any],
         *,
-        loss: SFTLoss | None = None,
+        loss: TokenLoss | None = None,
         reduction: Literal["token_mean", "sum"] = "token_mean",
         **kwargs: Any,
     ) -> None:
@@ -53,6 +53,7 @@ class SFTModule(AlignmentModule):
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         """Sum of the losses of the supervised tokens, each times its weight; the items are the sum of the weights."""
         logps, top1_correct, _ = self.policy_model(batch)
+        assert top1_correct is not None, "a policy's forward gives it"
         losses, nll, weights = self.loss(logps), -logps.detach(), batch.target_weights
         if weights is None:
             num_items = torch.full((), len(logps), device=logps.device)

@@ -1,11 +1,13 @@
-"""Log-probs of targets without a full logits tensor, and their sums over segments and pairs."""
+"""Log-probs of targets without a full logits tensor, and views of them by answer and pair."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -63,68 +65,100 @@ def token_logps(
     return TokenLogps(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def segment_sums(values: Tensor, target_segments: Tensor, segments: int) -> Tensor:
-    """Sum per-token values over the segments that they belong to: ``(segments,)``.
+class AnswerView(NamedTuple):
+    """Targets of some of a batch's answers, in some order and shape; made on the host, once for all models.
+
+    Attributes:
+        index: ``(targets,)`` int64 positions of these answers' targets among the batch's.
+        owners: ``(targets,)`` int64 number of the answer that each belongs to.
+        counts: Number of targets of each answer, fp32, in the shape of the answers.
+    """
+
+    index: Tensor
+    owners: Tensor
+    counts: Tensor
+
+    def logps(self, logps: TokenLogps) -> AnswerLogps:
+        """Log-probs of these answers.
+
+        Args:
+            logps: One entry per target of the batch.
+        """
+        return AnswerLogps(logps.take(self.index), self.owners, self.counts)
+
+
+def answer_view(batch: PackedBatch, answers: npt.ArrayLike) -> AnswerView:
+    """View of some answers of a batch.
 
     Args:
-        values: ``(targets,)`` values.
-        target_segments: ``(targets,)`` segment of each.
-        segments: Number of segments.
+        batch: Trees.
+        answers: Positions among the batch's answers, in any shape; an answer may come several times.
     """
-    return values.new_zeros(segments).index_add(0, target_segments, values)
+    segments = np.array(batch.answers, np.int64)[np.asarray(answers, np.int64)]
+    # Targets are sorted by segment: those of segment i are bounds[i] to bounds[i + 1].
+    bounds = np.searchsorted(batch.on_cpu().target_segments.numpy(), np.arange(len(batch.segments) + 1))
+    starts, counts = bounds[segments].ravel(), (bounds[segments + 1] - bounds[segments]).ravel()
+    owners = np.repeat(np.arange(len(counts)), counts)
+    index = np.arange(len(owners)) + (starts - (np.cumsum(counts) - counts))[owners]
+    parts = (index, owners, counts.reshape(segments.shape).astype(np.float32))
+    return AnswerView(*(torch.from_numpy(part).to(batch.targets.device, non_blocking=True) for part in parts))
+
+
+class PairView(NamedTuple):
+    """Targets of both sides of a batch's pairs.
+
+    Attributes:
+        chosen: Of the preferred answers.
+        rejected: Of the others.
+    """
+
+    chosen: AnswerView
+    rejected: AnswerView
+
+    def logps(self, logps: TokenLogps) -> PairLogps:
+        """Log-probs of the pairs.
+
+        Args:
+            logps: One entry per target of the batch.
+        """
+        return PairLogps(self.chosen.logps(logps), self.rejected.logps(logps))
+
+
+def pair_view(batch: PackedBatch) -> PairView:
+    """View of a batch's pairs; one without targets has none: it is what a rank runs that has no rows left."""
+    pairs = np.array(batch.pairs, np.int64).reshape(-1, 2)
+    return PairView(answer_view(batch, pairs[:, 0]), answer_view(batch, pairs[:, 1]))
 
 
 def pair_logps(logps: TokenLogps, batch: PackedBatch) -> PairLogps:
-    """Reduce the log-probs of a batch of preference pairs to what losses consume.
+    """Log-probs of a batch's pairs, where no view is to be used again.
 
     Args:
         logps: One entry per target of the batch.
-        batch: Samples of three segments: prompt, chosen, rejected. One without targets holds no pairs: it is what a
-            rank runs that has no rows left.
+        batch: Trees with pairs.
     """
-    pairs = torch.tensor(pair_segments(batch), dtype=torch.int64).reshape(-1, 3)
-    chosen = pairs[:, 1].to(batch.targets.device, non_blocking=True)  # (pairs,) indices of segments
-    rejected = pairs[:, 2].to(batch.targets.device, non_blocking=True)
-    owners, segments = batch.target_segments, len(batch.segments)  # (targets,) segment of each
-    counts = segment_sums(torch.ones_like(owners), owners, segments)  # bincount would wait for the device
-    # LD-DPO: the sum over as many tokens of each answer as the shorter one of its pair has.
-    shorter = torch.zeros_like(counts)
-    shorter[chosen] = shorter[rejected] = torch.minimum(counts[chosen], counts[rejected])
-    nth = torch.arange(len(owners), device=owners.device) - (counts.cumsum(0) - counts)[owners]  # of its segment
-    shared = logps.values * (nth < shorter[owners])
-    per_token = (logps.values, torch.ones_like(logps.values), shared, logps.log_collision_prob)
-    sums = [segment_sums(values, owners, segments) for values in per_token]  # (segments,) each
-    answers = [AnswerLogps(*(each[places] for each in sums)) for places in (chosen, rejected)]
-    return PairLogps(*answers)
+    return pair_view(batch).logps(logps)
 
 
-def pair_segments(batch: PackedBatch) -> list[tuple[int, int, int]]:
-    """Indices of each pair's segments: prompt, chosen, rejected.
-
-    Args:
-        batch: Samples of three segments. One without targets holds no pairs: it is what a rank runs that has no rows.
+def require_pairs(batch: PackedBatch) -> None:
+    """Refuse a batch without pairs, or with weights of targets.
 
     Raises:
         ValueError: The batch holds anything but pairs, or targets have weights.
     """
-    parents = segment_parents(batch)
-    roots = range(0, len(parents), 3)
-    for root in roots:
-        if parents[root : root + 3] != [-1, root, root]:
-            raise ValueError(
-                "the batch does not hold preference pairs (prompt, chosen, rejected); use PreferenceDataModule"
-            )
+    segment_parents(batch)
+    if len(batch.targets) and not batch.pairs:
+        raise ValueError("the batch does not hold preference pairs (answers to one prompt); use PreferenceDataModule")
     if batch.target_weights is not None:
         raise ValueError("target_weights are for documents: answers of pairs are compared by all their tokens alike")
-    return [(root, root + 1, root + 2) for root in roots] if len(batch.targets) else []
 
 
 def require_documents(batch: PackedBatch) -> None:
     """Refuse answers that share a prompt: as documents, rejected ones would be trained as well."""
     if any(parent >= 0 for parent in segment_parents(batch)):
         raise ValueError(
-            "the batch holds preference pairs (prompt, chosen, rejected), and SFTModule would train both answers as "
-            "documents; use SFTDataModule, or DPOModule for pairs"
+            "the batch holds answers that share a prompt, and SFTModule would train all of them as documents, rejected "
+            "ones too; use SFTDataModule, or DPOModule for pairs"
         )
 
 

@@ -15,15 +15,14 @@ from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.dtensor import is_sharded, reshard, to_local
-from lion_lightning.ops.logprobs import pair_logps
-from lion_lightning.types import PackedBatch, PairLogps, TokenLogps
+from lion_lightning.types import PackedBatch, TokenLogps
 
 Build = Callable[[PolicySpec | None], PolicyModel]
 """Builds a model from a spec, with the policy's tokenizer; None builds the policy as it was when the stage began."""
 
 
 class Reference(nn.Module, ABC):
-    """Log-probs of a batch of pairs under a reference model. Always in evaluation mode.
+    """Log-probs of a batch under a reference model, target by target. Always in evaluation mode.
 
     The module calls :meth:`attach` once, when the policy has just been built, then :meth:`precompute` with all batches
     to come, the reference itself with each batch, and :meth:`before_epoch` and :meth:`after_step` in training.
@@ -39,11 +38,11 @@ class Reference(nn.Module, ABC):
 
     @abstractmethod
     @override
-    def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
-        """Log-probs of the batch's pairs, without a gradient.
+    def forward(self, batch: PackedBatch, policy: PolicyModel) -> TokenLogps:
+        """Log-probs of the batch's targets, without a gradient.
 
         Args:
-            batch: Preference pairs on the policy's device.
+            batch: Trees of answers on the policy's device.
             policy: The policy as it is now.
         """
 
@@ -76,9 +75,8 @@ class NoReference(Reference):
     """Log-probs of zero, for losses without a reference (SimPO, ORPO, CPO)."""
 
     @override
-    def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
-        zeros = torch.zeros(len(batch.targets), device=batch.targets.device)
-        return pair_logps(TokenLogps(zeros, zeros, zeros), batch)
+    def forward(self, batch: PackedBatch, policy: PolicyModel) -> TokenLogps:
+        return TokenLogps(torch.zeros(len(batch.targets), device=batch.targets.device))
 
 
 class AdapterOffReference(Reference):
@@ -91,9 +89,10 @@ class AdapterOffReference(Reference):
 
     @torch.no_grad()
     @override
-    def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
+    def forward(self, batch: PackedBatch, policy: PolicyModel) -> TokenLogps:
         with policy.adapters_off():
-            return pair_logps(policy(batch), batch)
+            logps: TokenLogps = policy(batch)
+            return logps
 
 
 class FrozenReference(Reference):
@@ -126,9 +125,10 @@ class FrozenReference(Reference):
 
     @torch.no_grad()
     @override
-    def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
+    def forward(self, batch: PackedBatch, policy: PolicyModel) -> TokenLogps:
         assert self.model is not None, "call attach() first"
-        return pair_logps(self.model(batch), batch)
+        logps: TokenLogps = self.model(batch)
+        return logps
 
 
 class MixedReference(FrozenReference):

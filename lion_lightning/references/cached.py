@@ -21,8 +21,8 @@ from lion_lightning.models.weights.dtensor import full_parameters, is_sharded, u
 from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.references.base import Build, Reference
 from lion_lightning.references.scoring import score, uncached
-from lion_lightning.references.store import PairStore, pair_keys
-from lion_lightning.types import PackedBatch, PairLogps
+from lion_lightning.references.store import AnswerStore, answer_keys
+from lion_lightning.types import PackedBatch, TokenLogps
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 class CachedReference(Reference):
     """Log-probs of the model that the stage starts from, computed before training and kept on disk.
 
-    All training and validation pairs are scored, over all ranks; pairs that a killed or earlier run has scored are
-    skipped. Values are found by content (tokens, targets, weights, precision, attention), so those of a changed pair or
-    model can only be uncached, never wrong. Sums and counts are kept, so that one cache serves every loss.
+    All training and validation answers are scored, over all ranks; those that a killed or earlier run has scored are
+    skipped. Values are found by content (tokens, targets, weights, precision, attention), so those of a changed answer
+    or model can only be uncached, never wrong. A number is kept for each target, so that one cache serves every loss.
 
     Args:
         model: Another model to compare with; None for the policy as it is before training.
@@ -45,7 +45,7 @@ class CachedReference(Reference):
         self.cache_dir = cache_dir
         self.weights: str | None = None
         self._build: Build | None = None
-        self._store: PairStore | None = None
+        self._store: AnswerStore | None = None
 
     @override
     def attach(self, policy: PolicyModel, build: Build) -> None:
@@ -54,15 +54,15 @@ class CachedReference(Reference):
             self.weights = self._digest(policy if self.spec is None else build(self.spec))
 
     @override
-    def forward(self, batch: PackedBatch, policy: PolicyModel) -> PairLogps:
+    def forward(self, batch: PackedBatch, policy: PolicyModel) -> TokenLogps:
         """Look up the stored log-probs."""
         if self._store is None:
-            raise ValueError("the cached reference is empty; call precompute(batches, ...) with all pairs first")
-        return self._store.get(pair_keys(batch), batch.input_ids.device)
+            raise ValueError("the cached reference is empty; call precompute(batches, ...) with all batches first")
+        return self._store.get(answer_keys(batch), batch.input_ids.device)
 
     @override
     def precompute(self, batches: Iterable[PackedBatch], policy: PolicyModel, ranks: Ranks, title: str) -> None:
-        """Score the pairs that the store lacks.
+        """Score the answers that the store lacks.
 
         Raises:
             ValueError: That needs the starting model, which cannot be rebuilt.
@@ -89,7 +89,7 @@ class CachedReference(Reference):
         """Without the builder of models and the store: hyperparameters are pickled."""
         return self.__dict__ | {"_build": None, "_store": None}
 
-    def _open(self, policy: PolicyModel, ranks: Ranks) -> PairStore:
+    def _open(self, policy: PolicyModel, ranks: Ranks) -> AnswerStore:
         if self._store is None:
             config = policy.causal_lm.config
             # Everything that changes a value is part of the store's name.
@@ -100,7 +100,7 @@ class CachedReference(Reference):
             }
             if products := product_dtype(config):
                 identity["products"] = str(products)
-            self._store = PairStore(cache_folder("references", self.cache_dir) / hash_json(identity), identity)
+            self._store = AnswerStore(cache_folder("references", self.cache_dir) / hash_json(identity), identity)
         return self._store
 
     def _digest(self, policy: PolicyModel) -> str:
@@ -124,7 +124,7 @@ class CachedReference(Reference):
         model = model if is_sharded(model) else model.to(ranks.device)
         if self._digest(model) != self.weights:
             raise ValueError(
-                "the reference log-probs of some pairs are missing, and the model that they come from is gone: the "
+                "the reference log-probs of some answers are missing, and the model that they come from is gone: the "
                 "policy has been trained, and what it was built from has changed; bring back the cache "
                 f"({cache_folder('references', self.cache_dir)}) or the original model, or start the stage again"
             )
@@ -132,7 +132,7 @@ class CachedReference(Reference):
 
 
 class RefreshedReference(CachedReference):
-    """A cached reference that becomes the current policy every k epochs; all pairs are then scored again.
+    """A cached reference that becomes the current policy every k epochs; all answers are then scored again.
 
     Args:
         every_n_epochs: Epochs between refreshes.

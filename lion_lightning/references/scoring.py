@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.ops.logprobs import pair_logps
-from lion_lightning.references.store import Keys, PairStore, pair_keys
+from lion_lightning.references.store import AnswerStore, Keys, answer_counts, answer_keys
 from lion_lightning.types import PackedBatch
 
 FLUSH_SECONDS = 30.0
@@ -19,24 +18,24 @@ FLUSH_SECONDS = 30.0
 
 
 def uncached(
-    store: PairStore, batches: Iterable[PackedBatch], ranks: Ranks, title: str
+    store: AnswerStore, batches: Iterable[PackedBatch], ranks: Ranks, title: str
 ) -> Iterator[tuple[PackedBatch, Keys]]:
-    """Batches of which any rank lacks a pair, with their keys: as many on every rank, for models that are sharded."""
+    """Batches of which any rank lacks an answer, with their keys: as many on every rank, for sharded models."""
     for batch in tqdm(batches, f"reference log-probs: {title}", delay=2, disable=not ranks.is_first):
-        keys = pair_keys(batch)
+        keys = answer_keys(batch)
         if not ranks.all_agree(bool(store.has(keys).all())):
             yield batch, keys
 
 
 @torch.no_grad()
-def score(store: PairStore, model: PolicyModel, batches: Iterable[tuple[PackedBatch, Keys]], ranks: Ranks) -> None:
+def score(store: AnswerStore, model: PolicyModel, batches: Iterable[tuple[PackedBatch, Keys]], ranks: Ranks) -> None:
     """Compute log-probs and add them to the store; they are written every ``FLUSH_SECONDS``."""
     flushed = time.monotonic()
     for batch, keys in batches:
         batch = batch.to(ranks.device)
         with ranks.autocast():
-            logps = pair_logps(model(batch), batch)
-        store.add(keys, logps)
+            logps = model(batch)
+        store.add(keys, answer_counts(batch), logps)
         if time.monotonic() - flushed > FLUSH_SECONDS:
             store.flush()
             flushed = time.monotonic()

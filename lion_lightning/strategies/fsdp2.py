@@ -13,7 +13,7 @@ from torch.distributed.constants import default_pg_timeout
 from typing_extensions import override
 
 from lion_lightning.models.checkpoints.folders import is_folder, stored_names
-from lion_lightning.modules.sharding import require_sharded
+from lion_lightning.modules.trainer.sharding import require_sharded
 
 
 class FSDP2Strategy(ModelParallelStrategy):

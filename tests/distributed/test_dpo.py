@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from lion_lightning.losses.dpo import SigmoidLoss
+from lion_lightning.losses.pairs.dpo import SigmoidLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

@@ -26,7 +26,7 @@ from lion_lightning import (
     TokenizerSpec,
 )
 from lion_lightning.data.packing.loader import PackedLoader
-from lion_lightning.losses.preference import PreferenceLoss
+from lion_lightning.losses.pairs.preference import PreferenceLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.types import PairLogps, Sample, SampleSegment
 from tests import tiny

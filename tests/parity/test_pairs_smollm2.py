@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoTokenizer
 
 from lion_lightning.data.packing.collate import collate
-from lion_lightning.losses.dpo import SigmoidLoss
+from lion_lightning.losses.pairs.dpo import SigmoidLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.ops.logprobs import pair_logps

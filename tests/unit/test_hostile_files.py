@@ -31,7 +31,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.sharded_loading import WeightFiles
 from lion_lightning.processes.folder_lock import FolderLock
-from lion_lightning.references.store import PairStore
+from lion_lightning.references.store import AnswerStore
 from lion_lightning.rollouts.rounds import Round, round_path
 from lion_lightning.tools.answers import FORMATS
 from lion_lightning.tools.chat.conversation import load_served
@@ -164,8 +164,8 @@ def test_a_checkpoint_is_read_as_tensors_and_data(reads: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["identity.json", "a.safetensors"])
 def test_stored_log_probs_are_read_as_tensors_and_data(name: str, reads: Any, tmp_path: Path) -> None:
-    (tmp_path / "identity.json").write_text(json.dumps(PairStore(tmp_path / "new", {"model": "m"}).identity))
-    reads(tmp_path / name, lambda: PairStore(tmp_path, {"model": "m"}).reload(), fails=name == "identity.json")
+    (tmp_path / "identity.json").write_text(json.dumps(AnswerStore(tmp_path / "new", {"model": "m"}).identity))
+    reads(tmp_path / name, lambda: AnswerStore(tmp_path, {"model": "m"}).reload(), fails=name == "identity.json")
 
 
 # --- what runs leave
@@ -395,7 +395,7 @@ def test_a_safetensors_file_that_lies_about_itself_is_one_line(content: bytes, t
     assert str(folder) in _said(PolicySpec(path=str(folder)).build)
     store = tmp_path / "pairs"
     store.mkdir()
-    (store / "identity.json").write_text(json.dumps(PairStore(tmp_path / "new", {"model": "m"}).identity))
+    (store / "identity.json").write_text(json.dumps(AnswerStore(tmp_path / "new", {"model": "m"}).identity))
     (store / "a.safetensors").write_bytes(content)
-    assert _said(lambda: PairStore(store, {"model": "m"}).reload()) == ""  # it is computed again, and a warning says so
+    assert _said(lambda: AnswerStore(store, {"model": "m"}).reload()) == ""  # computed again, and a warning says so
     assert not (store / "a.safetensors").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,14 +24,18 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
     parts: list[SampleSegment] = []
     parents: list[int] = []
     owners: list[int] = []
+    values: list[float] = []
+    pairs: list[tuple[int, int]] = []
     for number, sample in enumerate(samples):
         first = len(parts)  # a parent is counted within its sample
         parents += [first + part.parent if part.parent >= 0 else -1 for part in sample.segments]
         parts += sample.segments
         owners += [number] * len(sample.segments)
+        pairs += [(len(values) + chosen, len(values) + rejected) for chosen, rejected in sample.pairs]
+        values += sample.values or [math.nan] * sample.num_answers
     segments = segment_table([len(part.input_ids) for part in parts], parents)
     logit_positions, targets, weights = _targets(parts, segments)
-    return PackedBatch(
+    batch = PackedBatch(
         input_ids=_tensor([part.input_ids for part in parts]),
         position_ids=RowLayout(segments).positions,
         segments=segments,
@@ -42,7 +47,10 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         sources=tuple(sample.source for sample in samples),
         capacity=capacity,
         target_weights=None if (weights == 1.0).all() else torch.from_numpy(weights),
+        values=tuple(values),
+        pairs=tuple(pairs),
     )
+    return batch if len(batch.targets) else batch.without_targets()
 
 
 def _targets(

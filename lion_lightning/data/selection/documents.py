@@ -244,7 +244,8 @@ class Documents:
         bounds = zip(self._spans.starts[position].tolist(), self._spans.stops[position].tolist(), strict=True)
         root, *children = [self._tables[origin].segment(row, start, stop) for start, stop in bounds]
         children = [child._replace(parent=0) for child in children]  # answers follow the prompt, segment 0
-        return Sample((root, *children), int(self._spans.numbers[position]), self._names[origin])
+        pairs = ((0, 1),) if len(children) == 2 else ()
+        return Sample((root, *children), int(self._spans.numbers[position]), self._names[origin], pairs=pairs)
 
     def where(self, position: int) -> str:
         """Place of the raw row that a document was made from."""

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lion_lightning.modules.batches import data_source
 from lion_lightning.modules.checkpointing.settings import GROUP, Settings, optimizer_settings, plain
+from lion_lightning.modules.trainer.batches import data_source
 
 LEAST = {
     "accumulate_grad_batches": 1,

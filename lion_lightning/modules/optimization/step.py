@@ -16,14 +16,14 @@ from typing_extensions import override
 from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpointing.policy_checkpoints import PolicyCheckpoints
-from lion_lightning.modules.metrics import StepMetrics
 from lion_lightning.modules.optimization.expert_balance import ExpertBalance
 from lion_lightning.modules.optimization.gradients import gradient_norm, scale_gradients
 from lion_lightning.modules.optimization.limits import made, require_finite_loss, require_optimizer_numbers
+from lion_lightning.modules.optimization.metrics import StepMetrics
 from lion_lightning.modules.optimization.rates import RateWatch
 from lion_lightning.modules.optimization.run_length import accumulation, run_length
 from lion_lightning.modules.optimization.schedules import WarmupSchedule
-from lion_lightning.modules.sharding import require_rows_of, require_sharded
+from lion_lightning.modules.trainer.sharding import require_rows_of, require_sharded
 
 
 class SteppedPolicy(PolicyCheckpoints):

@@ -17,7 +17,7 @@ from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
-from lion_lightning.losses.dpo import SigmoidLoss
+from lion_lightning.losses.pairs.dpo import SigmoidLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lion_lightning.types import AnswerLogps, PairLogps
+from lion_lightning.types import AnswerLogps, PairLogps, TokenLogps
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
 HALF_NAT = math.log(4 / 3)  # -log sigmoid(ln 3)
@@ -19,17 +19,27 @@ def answers(
     counts: Sequence[float] | None = None,
     shared: Sequence[float] | Tensor | None = None,
     log_collision_prob: Sequence[float] | None = None,
+    shared_counts: Sequence[float] | None = None,
 ) -> AnswerLogps:
-    """One side in fp64; one token an answer and all of it shared unless said otherwise."""
-    values = torch.as_tensor(sums, dtype=torch.float64)
-    return AnswerLogps(
-        values,
-        torch.ones_like(values) if counts is None else torch.tensor(counts, dtype=torch.float64),
-        values if shared is None else torch.as_tensor(shared, dtype=torch.float64),
-        torch.zeros_like(values)
-        if log_collision_prob is None
-        else torch.tensor(log_collision_prob, dtype=torch.float64),
-    )
+    """One side in fp64; one token an answer unless said otherwise.
+
+    Args:
+        sums: Log-prob of each answer, in equal parts over its tokens.
+        counts: Tokens of each answer.
+        shared: Sum over the first ``shared_counts`` tokens of each; the rest is the tail's.
+        log_collision_prob: Sum of each answer's, in equal parts.
+        shared_counts: Tokens of each answer's first part.
+    """
+    totals = torch.as_tensor(sums, dtype=torch.float64)
+    lengths = torch.ones_like(totals) if counts is None else torch.tensor(counts, dtype=torch.float64)
+    firsts = lengths if shared_counts is None else torch.tensor(shared_counts, dtype=torch.float64)
+    heads = totals if shared is None else torch.as_tensor(shared, dtype=torch.float64)
+    drawn = torch.zeros_like(totals) if log_collision_prob is None else torch.tensor(log_collision_prob).double()
+    owners = torch.arange(len(totals)).repeat_interleave(lengths.long())
+    places = torch.cat([torch.empty(0), *(torch.arange(length) for length in lengths.long().tolist())])
+    tails = (totals - heads) / (lengths - firsts).clamp_min(1)
+    tokens = torch.where(places < firsts[owners], (heads / firsts)[owners], tails[owners])
+    return AnswerLogps(TokenLogps(tokens, None, (drawn / lengths)[owners]), owners, lengths)
 
 
 def with_ratios(chosen: Sequence[float], rejected: Sequence[float]) -> tuple[PairLogps, PairLogps]:
@@ -45,13 +55,11 @@ def random_pairs(number: int = 5, seed: int = 0) -> tuple[PairLogps, PairLogps]:
     """Policy and reference of answers of 1 to 12 tokens, with everything that any loss reads, in fp64."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, 13, (2, number), generator=generator).double()
-    shared_counts = counts.amin(0)
 
     def side(own: Tensor) -> AnswerLogps:
-        means, tails = (-0.2 - 2 * torch.rand(2, number, generator=generator, dtype=torch.float64)).unbind()
-        log_collision_prob = -own * torch.rand(number, generator=generator, dtype=torch.float64)
-        shared = means * shared_counts
-        return AnswerLogps(shared + tails * (own - shared_counts), own, shared, log_collision_prob)
+        owners = torch.arange(number).repeat_interleave(own.long())
+        tokens, drawn = (-0.2 - 2 * torch.rand(2, len(owners), generator=generator, dtype=torch.float64)).unbind()
+        return AnswerLogps(TokenLogps(tokens, None, drawn), owners, own)
 
     policy, reference = ([side(own) for own in counts] for _ in range(2))
     return PairLogps(*policy), PairLogps(*reference)

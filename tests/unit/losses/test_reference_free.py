@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lion_lightning.losses import ChosenNLLLoss, CPOLoss, ORPOLoss, ReferenceFreeLoss, SimPOLoss
-from lion_lightning.losses.reference_free import log_odds
+from lion_lightning.losses.pairs.reference_free import log_odds
 from lion_lightning.types import PairLogps
 from tests.unit.losses.pairs import HALF_NAT, LN2, LN3, answers, random_pairs
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning.losses import DFTLoss, NLLLoss, SFTLoss
+from lion_lightning.losses import DFTLoss, NLLLoss, TokenLoss
 
 
 def test_nll_is_the_negated_log_prob() -> None:
@@ -28,7 +28,7 @@ def test_dft_weight_is_detached_so_that_its_gradient_is_minus_the_probability() 
 
 
 def test_a_loss_of_ones_own_is_a_few_lines() -> None:
-    class Focal(SFTLoss):
+    class Focal(TokenLoss):
         def forward(self, logps: Tensor) -> Tensor:
             return -((1 - logps.exp()) ** 2) * logps
 
@@ -37,4 +37,4 @@ def test_a_loss_of_ones_own_is_a_few_lines() -> None:
 
 def test_a_loss_without_forward_cannot_be_made() -> None:
     with pytest.raises(TypeError, match="abstract"):
-        SFTLoss()  # type: ignore[abstract]
+        TokenLoss()  # type: ignore[abstract]

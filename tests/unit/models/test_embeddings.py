@@ -15,7 +15,7 @@ from lion_lightning.models.embeddings import TrainableRows, add_token_rows, new_
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
-from lion_lightning.modules.sharding import require_rows_of
+from lion_lightning.modules.trainer.sharding import require_rows_of
 from tests.tiny import TREE, VOCABULARY, Rows, config, policy, row, tokenizer_folder, trainer
 
 

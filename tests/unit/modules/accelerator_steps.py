@@ -19,12 +19,12 @@ from lion_lightning.losses import BCOLoss, SigmoidLoss, SimPOLoss
 from lion_lightning.models.embeddings import TrainableRows
 from lion_lightning.models.packing.hidden_states import backbone_output
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.modules.metrics import StepMetrics
+from lion_lightning.modules.optimization.metrics import StepMetrics
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, MixedReference, NoReference
 from lion_lightning.references.cached import CachedReference
-from lion_lightning.references.store import PairStore, pair_keys
+from lion_lightning.references.store import AnswerStore, answer_keys
 from lion_lightning.types import PackedBatch
 from tests.accelerator import fake_accelerator, move, no_blocking_copies
 from tests.tiny import pairs, row
@@ -183,17 +183,17 @@ def test_a_step_against_cached_log_probs(
     trainer: Any, listed_waits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, batch = PolicySpec(config=config()), batches()[1]
-    keys = pair_keys(batch)  # numbers of the CPU, which fake tensors have not
+    keys = answer_keys(batch)  # numbers of the CPU, which fake tensors have not
     read: list[PackedBatch] = []
 
     def keys_of(moved: PackedBatch) -> Any:
         read.append(moved.on_cpu())
         return keys
 
-    monkeypatch.setattr("lion_lightning.references.cached.pair_keys", keys_of)
-    store = PairStore(tmp_path, {})
-    monkeypatch.setattr(PairStore, "_find", lambda self, keys: (np.zeros(2, np.int64), np.ones(2, np.bool_)))
-    monkeypatch.setattr(PairStore, "_values", property(lambda self: torch.zeros(1, 2, 4)), raising=False)
+    monkeypatch.setattr("lion_lightning.references.cached.answer_keys", keys_of)
+    store = AnswerStore(tmp_path, {})
+    monkeypatch.setattr(AnswerStore, "_find", lambda self, keys: (np.zeros(2, np.int64), np.ones(2, np.bool_)))
+    monkeypatch.setattr(AnswerStore, "_values", property(lambda self: torch.zeros(1, 2, 4)), raising=False)
     reference = CachedReference(cache_dir=tmp_path)
     reference._store = store
     step(DPOModule(spec, tokenizer=TokenizerSpec("none"), reference=reference), batch, spec)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
-from lion_lightning.losses import SFTLoss
+from lion_lightning.losses import TokenLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -205,7 +205,7 @@ def test_the_schedule_learns_the_runs_length_and_steps_once_an_optimizer_step(to
     assert fit(given, ROWS[:2]).lr_scheduler_configs[0].scheduler.total_steps == 100
 
 
-class Confident(SFTLoss):
+class Confident(TokenLoss):
     """A loss of a user's own, with a weight of its own."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lion_lightning.modules.batches import data_source, epoch_batches, evaluation_batches
+from lion_lightning.modules.trainer.batches import data_source, epoch_batches, evaluation_batches
 from tests import tiny
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from lion_lightning.losses.dpo import SigmoidLoss
-from lion_lightning.losses.preference import PreferenceLoss
+from lion_lightning.losses.pairs.dpo import SigmoidLoss
+from lion_lightning.losses.pairs.preference import PreferenceLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

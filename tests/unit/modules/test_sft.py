@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim import SGD
 
-from lion_lightning.losses import DFTLoss, SFTLoss
+from lion_lightning.losses import DFTLoss, TokenLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
@@ -120,7 +120,7 @@ def test_dft_gradient_is_that_of_the_likelihood_weighted_by_a_detached_probabili
 
 
 def test_a_loss_of_ones_own_is_injected_and_trains(tokenizer: TokenizerSpec) -> None:
-    class Smoothed(SFTLoss):
+    class Smoothed(TokenLoss):
         def forward(self, logps: Tensor) -> Tensor:
             return (1 - logps.exp()) / 0.5
 

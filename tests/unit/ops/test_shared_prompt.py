@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lion_lightning.data.packing.collate import collate
-from lion_lightning.losses.dpo import SigmoidLoss
+from lion_lightning.losses.pairs.dpo import SigmoidLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec

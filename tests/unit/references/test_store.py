@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from lion_lightning.references import store as pair_store
-from lion_lightning.references.store import PairStore, pair_keys
+from lion_lightning.references.store import AnswerStore, answer_keys
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
 from tests.tiny import merge, pairs
 
@@ -26,9 +26,9 @@ def logps(first: float, count: int = 1) -> PairLogps:
     return PairLogps(*(AnswerLogps(*side.unbind(1)) for side in values.unbind(1)))
 
 
-def filled(folder: Path) -> PairStore:
-    store = PairStore(folder, MODEL)
-    store.add(pair_keys(merge([A, B])), logps(-100.0, 2))
+def filled(folder: Path) -> AnswerStore:
+    store = AnswerStore(folder, MODEL)
+    store.add(answer_keys(merge([A, B])), logps(-100.0, 2))
     store.flush()
     store.reload()
     return store
@@ -40,23 +40,23 @@ def flat(got: PairLogps) -> list[list[float]]:
 
 def test_values_come_back_in_the_order_asked_for_also_in_another_process(tmp_path: Path) -> None:
     filled(tmp_path)
-    store = PairStore(tmp_path, MODEL)
+    store = AnswerStore(tmp_path, MODEL)
     assert len(store) == 2
     expected = [[-100.0 + k for k in range(8)], [-92.0 + k for k in range(8)]]
-    assert flat(store.get(pair_keys(merge([A, B])))) == expected
-    assert flat(store.get(pair_keys(merge([B, A])))) == expected[::-1]
+    assert flat(store.get(answer_keys(merge([A, B])))) == expected
+    assert flat(store.get(answer_keys(merge([B, A])))) == expected[::-1]
 
 
 def test_a_key_depends_on_tokens_and_targets_and_not_on_the_place_in_the_row() -> None:
-    alone, first, second = pair_keys(A)[0], pair_keys(merge([A, B]))[0], pair_keys(merge([B, A]))[1]
+    alone, first, second = answer_keys(A)[0], answer_keys(merge([A, B]))[0], answer_keys(merge([B, A]))[1]
     assert (alone == first).all()
     assert (alone == second).all()
     for place in (0, 4, 8):  # a token of the prompt, of the chosen and of the rejected answer
         ids = A.input_ids.clone()
         ids[place] += 1
-        assert (pair_keys(replace(A, input_ids=ids))[0] != alone).any()
-    assert (pair_keys(without_target(A, 1))[0] != alone).any()
-    assert (pair_keys(without_target(A, 2))[0] != pair_keys(without_target(A, 3))[0]).any()
+        assert (answer_keys(replace(A, input_ids=ids))[0] != alone).any()
+    assert (answer_keys(without_target(A, 1))[0] != alone).any()
+    assert (answer_keys(without_target(A, 2))[0] != answer_keys(without_target(A, 3))[0]).any()
 
 
 def without_target(batch: PackedBatch, place: int) -> PackedBatch:
@@ -68,21 +68,21 @@ def without_target(batch: PackedBatch, place: int) -> PackedBatch:
 def test_tokens_moved_over_a_boundary_give_another_key() -> None:
     longer, shorter = pairs((4, 2, 3)), pairs((3, 3, 3))  # the same nine tokens in a row
     assert torch.equal(longer.input_ids, shorter.input_ids)
-    assert (pair_keys(longer)[0] != pair_keys(shorter)[0]).any()
+    assert (answer_keys(longer)[0] != answer_keys(shorter)[0]).any()
 
 
 def test_a_missing_pair_is_an_error_that_counts(tmp_path: Path) -> None:
     store = filled(tmp_path)
-    assert store.has(pair_keys(merge([A, C]))).tolist() == [True, False]
+    assert store.has(answer_keys(merge([A, C]))).tolist() == [True, False]
     with pytest.raises(ValueError, match="no reference log-probs for 1 of the batch's 2 pairs"):
-        store.get(pair_keys(merge([A, C])))
+        store.get(answer_keys(merge([A, C])))
 
 
 def test_a_file_cut_short_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     filled(tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-4])
-    assert len(PairStore(tmp_path, MODEL)) == 0
+    assert len(AnswerStore(tmp_path, MODEL)) == 0
     assert "is damaged" in caplog.text
 
 
@@ -92,7 +92,7 @@ def test_a_changed_byte_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture
     content = bytearray(file.read_bytes())
     content[-2] ^= 1
     file.write_bytes(bytes(content))
-    assert len(PairStore(tmp_path, MODEL)) == 0
+    assert len(AnswerStore(tmp_path, MODEL)) == 0
     assert "not what was written" in caplog.text
 
 
@@ -111,46 +111,46 @@ def test_an_identity_that_is_other_json_is_one_line(tmp_path: Path, text: str) -
     filled(tmp_path)
     (tmp_path / "identity.json").write_text(text)
     with pytest.raises(ValueError, match=r"identity\.json: .*; delete the folder"):
-        PairStore(tmp_path, MODEL)
+        AnswerStore(tmp_path, MODEL)
 
 
 def test_a_store_of_another_model_is_refused(tmp_path: Path) -> None:
     filled(tmp_path)
     with pytest.raises(ValueError, match=r"belong to another model or setting \(weights differ\)"):
-        PairStore(tmp_path, {"weights": "xyz"})
+        AnswerStore(tmp_path, {"weights": "xyz"})
     (tmp_path / "identity.json").unlink()
     with pytest.raises(ValueError, match="unknown model"):
-        PairStore(tmp_path, MODEL)
+        AnswerStore(tmp_path, MODEL)
 
 
 def test_several_writers_and_the_same_pair_twice_make_one_store(tmp_path: Path) -> None:
     filled(tmp_path)
-    other = PairStore(tmp_path, MODEL)
-    other.add(pair_keys(merge([B, C])), logps(50.0, 2))
+    other = AnswerStore(tmp_path, MODEL)
+    other.add(answer_keys(merge([B, C])), logps(50.0, 2))
     other.flush()
-    store = PairStore(tmp_path, MODEL)
+    store = AnswerStore(tmp_path, MODEL)
     assert len(store) == 3
-    assert flat(store.get(pair_keys(C))) == [[58.0 + k for k in range(8)]]
+    assert flat(store.get(answer_keys(C))) == [[58.0 + k for k in range(8)]]
     assert np.unique(store._keys, axis=0).shape == (3, 2)
 
 
 def test_nothing_added_writes_nothing_and_a_batch_without_pairs_asks_for_nothing(tmp_path: Path) -> None:
-    store = PairStore(tmp_path / "new", MODEL)
+    store = AnswerStore(tmp_path / "new", MODEL)
     store.flush()
     assert not (tmp_path / "new").exists()
-    assert len(store.get(pair_keys(A.without_targets())).chosen.sums) == 0
+    assert len(store.get(answer_keys(A.without_targets())).chosen.sums) == 0
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    store = PairStore(tmp_path / "file" / "store", MODEL)
-    store.add(pair_keys(A), logps(0.0))
+    store = AnswerStore(tmp_path / "file" / "store", MODEL)
+    store.add(answer_keys(A), logps(0.0))
     with pytest.raises(ValueError, match="cannot write reference log-probs"):
         store.flush()
 
 
 def test_keys_of_a_moved_batch_are_read_from_the_copy_that_stayed_and_a_changed_batch_forgets_it() -> None:
     moved = A.to("meta")  # has no values to read
-    assert (pair_keys(moved) == pair_keys(A)).all()
+    assert (answer_keys(moved) == answer_keys(A)).all()
     with pytest.raises(NotImplementedError):
-        pair_keys(replace(moved, targets=moved.targets))
+        answer_keys(replace(moved, targets=moved.targets))

@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from lion_lightning.losses import DFTLoss, HingeLoss, SigmoidLoss, WeightedSum
-from lion_lightning.losses.reference_free import ChosenNLLLoss
+from lion_lightning.losses.pairs.reference_free import ChosenNLLLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec

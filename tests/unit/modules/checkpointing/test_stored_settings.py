@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lion_lightning import SFTModule
-from lion_lightning.losses import DFTLoss, SFTLoss
+from lion_lightning.losses import DFTLoss, TokenLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from tests import tiny
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
-class OwnLoss(SFTLoss):
+class OwnLoss(TokenLoss):
     """Of the test's module, as a user's loss is of the module's."""
 
     def forward(self, logps: Any) -> Any:

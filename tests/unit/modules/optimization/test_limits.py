@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
-from lion_lightning.losses import SFTLoss
+from lion_lightning.losses import TokenLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, SFTModule
@@ -83,7 +83,7 @@ def test_a_number_of_ones_own_objective(tokenizer: TokenizerSpec) -> None:
         trainer(max_epochs=1).fit(own, Rows(ROWS))
 
 
-class Spoiled(SFTLoss):
+class Spoiled(TokenLoss):
     """Is NaN, or infinite, from its third batch on."""
 
     def __init__(self, value: float) -> None:

@@ -48,7 +48,8 @@ class PreferenceLoss(nn.Module, ABC):
         >>> class Squared(PreferenceLoss):
         ...     def forward(self, policy, reference):
         ...         return (1 - self.rewards(policy, reference).margin) ** 2
-        >>> same = PairLogps(*[AnswerLogps(*torch.zeros(4, 1))] * 2)
+        >>> answers = AnswerLogps(TokenLogps(torch.zeros(1)), owners=torch.tensor([0]), counts=torch.ones(1))
+        >>> same = PairLogps(answers, answers)
         >>> Squared(beta=0.1)(same, same)
         tensor([1.])
     """
@@ -67,7 +68,7 @@ class PreferenceLoss(nn.Module, ABC):
         """Loss of each pair.
 
         Args:
-            policy: Log-probs under the policy; differentiable.
+            policy: Log-probs under the policy, summed and token by token; differentiable.
             reference: Log-probs under the reference; all zero without a reference.
 
         Returns:

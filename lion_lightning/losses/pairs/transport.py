@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from lion_lightning.losses.dpo import LogisticLoss
+from lion_lightning.losses.pairs.dpo import LogisticLoss
 from lion_lightning.types import PairLogps
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lion_lightning.losses.dpo import SigmoidLoss
-from lion_lightning.losses.preference import Pair, PreferenceLoss, out_of_range
+from lion_lightning.losses.pairs.dpo import SigmoidLoss
+from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss, out_of_range
 from lion_lightning.types import AnswerLogps, PairLogps
 
 
@@ -86,7 +86,7 @@ class WPOLoss(_Around):
     than usual likelihood weigh above 1.
 
     Args:
-        loss: What is weighted; None for :class:`~lion_lightning.losses.dpo.SigmoidLoss`.
+        loss: What is weighted; None for :class:`~lion_lightning.losses.pairs.dpo.SigmoidLoss`.
     """
 
     def __init__(self, loss: PreferenceLoss | None = None) -> None:
@@ -96,5 +96,7 @@ class WPOLoss(_Around):
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         losses: Tensor = self._losses[0](policy, reference)
         for side in policy:  # w_w, then w_l
-            losses = losses * (side.means - side.log_collision_prob / side.counts.clamp_min(1.0)).detach().exp()
+            drawn = side.tokens.log_collision_prob  # (targets,) log sum_v pi(v)^2
+            assert drawn is not None, "a policy's forward gives it"
+            losses = losses * (side.means - side.sum(drawn) / side.counts.clamp_min(1.0)).detach().exp()
         return losses

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from lion_lightning.losses.divergences import Divergence, ReverseKL
-from lion_lightning.losses.preference import Pair, PreferenceLoss, out_of_range
+from lion_lightning.losses.pairs.divergences import Divergence, ReverseKL
+from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss, out_of_range
 from lion_lightning.types import AnswerLogps, PairLogps
 
 
@@ -109,8 +110,14 @@ class LDDPOLoss(SigmoidLoss):
         self.alpha = alpha
 
     @override
-    def reduce(self, answer: AnswerLogps) -> Tensor:
-        return answer.shared + self.alpha * (answer.sums - answer.shared)
+    def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
+        shorter = torch.minimum(policy.chosen.counts, policy.rejected.counts)  # (pairs,) l
+        ratios = []
+        for own, other in zip(policy, reference, strict=True):
+            shared, base = own.first(shorter), other.first(shorter)  # sums over t <= l
+            tails = (own.sums - shared, other.sums - base)
+            ratios.append((shared + self.alpha * tails[0]) - (base + self.alpha * tails[1]))
+        return Pair(*ratios)
 
 
 class DPOPLoss(LogisticLoss):

@@ -1,9 +1,9 @@
-"""The vocabulary that every layer speaks: samples as trees of spans, flat batches, log-probs."""
+"""Samples as trees of segments, and flat batches of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ class Segment(NamedTuple):
     """A span of a flat row's tokens and what it may attend to.
 
     A token sees the tokens before it in its own segment and every token of the segment's ancestors. A document is one
-    segment without a parent; a preference pair is three: a prompt, and two answers whose parent is the prompt, so that
-    the prompt is computed once for both.
+    segment without a parent; a prompt with n answers is 1 + n, the answers' parent being the prompt, so that it is
+    computed once for all of them.
 
     Attributes:
         start: Index of the first token in the flat row.
@@ -68,22 +68,32 @@ class SampleSegment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One tokenized example: an SFT document (one segment) or a preference pair (three).
+    """One tokenized example, a tree: a document is one segment, a prompt with n answers is 1 + n, the prompt first.
 
     Attributes:
         segments: Its segments, parents before children.
         index: Stable number of the example in its data set, the key of every per-sample cache.
         source: Name of the source that it came from.
+        values: A number for each answer: its score, label (1 or 0), reward or advantage; NaN where it has none. Empty
+            for a document, and for a tree without any.
+        pairs: Positions of a preferred and another answer among the answers, a tuple per pair.
     """
 
     segments: tuple[SampleSegment, ...]
     index: int
     source: str = ""
+    values: tuple[float, ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()
 
     @property
     def length(self) -> int:
         """Number of tokens of all segments."""
         return sum(len(piece.input_ids) for piece in self.segments)
+
+    @property
+    def num_answers(self) -> int:
+        """Number of segments that follow a prompt."""
+        return sum(piece.parent >= 0 for piece in self.segments)
 
 
 @dataclass  # not frozen: Lightning's precision plugins (bf16-true, FSDP) make a copy and set its fields
@@ -106,6 +116,9 @@ class PackedBatch:
         sources: Source name of each sample.
         capacity: Tokens that the packed rows could have held; ``tokens / capacity`` is the packing efficiency.
         target_weights: ``(targets,)`` fp32, what each target counts in the loss; None where all count 1.
+        values: A number for each answer (see :class:`Sample`), in the order of their segments; empty where there are
+            no answers, and in a batch that supervises nothing. Plain numbers: ``bf16-true`` rounds all tensors.
+        pairs: Positions of a preferred and another answer among the batch's answers, a tuple per pair.
     """
 
     input_ids: Tensor
@@ -119,6 +132,8 @@ class PackedBatch:
     sources: tuple[str, ...] = ()
     capacity: int = 0
     target_weights: Tensor | None = None
+    values: tuple[float, ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Start without a copy; not a field, since FSDP2 hands all fields to ``replace``, which is to forget it."""
@@ -146,84 +161,20 @@ class PackedBatch:
         """Copy with every tensor in page-locked memory (``DataLoader(pin_memory=True)`` calls this)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    @property
+    def answers(self) -> list[int]:
+        """Segment of each answer; none in a batch that supervises nothing."""
+        return [number for number, segment in enumerate(self.segments) if segment.parent >= 0] if self.values else []
+
     def without_targets(self) -> PackedBatch:
         """Copy that supervises nothing: what a rank runs to keep step with the others when it has no rows left."""
         none = self.targets[:0]
-        return replace(self, logit_positions=none, targets=none, target_segments=none, target_weights=None)
+        empty: dict[str, Any] = {"logit_positions": none, "targets": none, "target_segments": none}
+        return replace(self, **empty, target_weights=None, values=(), pairs=())
 
     def _map(self, function: Any) -> PackedBatch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
-
-
-class TokenLogps(NamedTuple):
-    """Values of one forward for each target of a batch.
-
-    Attributes:
-        values: ``(targets,)`` fp32 log-probability of each target; differentiable.
-        top1_correct: ``(targets,)`` bool, whether the target was the most probable token.
-        log_collision_prob: ``(targets,)`` fp32 log of the sum of the squared probabilities of the full vocabulary: the
-            log-prob that a token drawn there has on average, which WPO compares a target with.
-    """
-
-    values: Tensor
-    top1_correct: Tensor
-    log_collision_prob: Tensor
-
-
-class AnswerLogps(NamedTuple):
-    """Log-probs of one side of each pair: all that any loss reads and any cache stores, so that one serves every loss.
-
-    Attributes:
-        sums: ``(pairs,)`` fp32 sum of the log-probs of the answer's targets.
-        counts: ``(pairs,)`` fp32 number of its targets.
-        shared: ``(pairs,)`` fp32 sum over its first targets only, as many as the shorter answer of the pair has.
-        log_collision_prob: ``(pairs,)`` fp32 sum of ``TokenLogps.log_collision_prob``.
-    """
-
-    sums: Tensor
-    counts: Tensor
-    shared: Tensor
-    log_collision_prob: Tensor
-
-    @property
-    def means(self) -> Tensor:
-        """``(pairs,)`` log-prob a token."""
-        return self.sums / self.counts.clamp_min(1.0)
-
-
-class PairLogps(NamedTuple):
-    """Log-probs of preference pairs, under a policy or a reference.
-
-    Attributes:
-        chosen: Of the preferred answers.
-        rejected: Of the others.
-    """
-
-    chosen: AnswerLogps
-    rejected: AnswerLogps
-
-    def zeros(self) -> PairLogps:
-        """The same pairs with every log-prob zero: what a loss without a reference is given for one."""
-        return PairLogps(*(AnswerLogps(*map(torch.zeros_like, side))._replace(counts=side.counts) for side in self))
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """Result of ``AlignmentModule.compute_loss`` for a micro-batch.
-
-    Totals, not means: the module divides by the items of the global step (all micro-batches of an accumulation window
-    on all ranks), so that a gradient never depends on how the rows were split.
-
-    Attributes:
-        total: Scalar sum of the loss over the items; differentiable.
-        num_items: Scalar number of items (supervised tokens for SFT, or the sum of their weights; pairs for DPO).
-        metrics: Sums over the same items, by log key; each is logged as its mean over the items of the global step.
-    """
-
-    total: Tensor
-    num_items: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 def segment_table(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Segment, ...]:
@@ -235,44 +186,3 @@ def segment_table(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Segme
     """
     starts = accumulate(lengths, initial=0)
     return tuple(Segment(start, n, p) for start, n, p in zip(starts, lengths, parents, strict=False))
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt for a policy, with all that a judge may want to know about it.
-
-    Attributes:
-        text: What the model is given: turns under the chat template, up to where the answer begins, or plain text.
-        input_ids: Tokens of the text.
-        messages: The turns, each with ``role`` and ``content``; empty where the prompt is plain text.
-        row: The raw row that it was read from: the right answer for a verifier, say.
-        original: The row's own answer (of a preference pair the chosen one), if it has one.
-        where: Place of the row, ``path:line``; errors name it.
-    """
-
-    text: str
-    input_ids: tuple[int, ...] = ()
-    messages: tuple[dict[str, Any], ...] = ()
-    row: Mapping[str, Any] = field(default_factory=dict)
-    original: str | None = None
-    where: str = ""
-
-    @property
-    def question(self) -> str:
-        """The last question: the last turn's content, or the plain text."""
-        return str(self.messages[-1]["content"]) if self.messages else self.text
-
-
-class Answer(NamedTuple):
-    """One sampled answer.
-
-    Attributes:
-        text: What was said, without the token that ends the turn.
-        finish_reason: ``stop`` if the model ended it, ``length`` if it was cut off, ``original`` if the row brought it.
-        token_ids: The tokens that were sampled, the one that ends the turn included; None where that is not known or
-            does not fit the text (a stop string), and the text is tokenized instead.
-    """
-
-    text: str
-    finish_reason: str = "stop"
-    token_ids: tuple[int, ...] | None = None

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 
-class SFTLoss(nn.Module, ABC):
+class TokenLoss(nn.Module, ABC):
     """A loss per supervised token. Subclass it and name the subclass in YAML by ``class_path``.
 
     Example:
         >>> import torch
-        >>> class Focal(SFTLoss):
+        >>> class Focal(TokenLoss):
         ...     def forward(self, logps):
         ...         return -(1 - logps.exp()) ** 2 * logps
         >>> Focal()(torch.tensor([0.0]))
@@ -33,7 +33,7 @@ class SFTLoss(nn.Module, ABC):
         """
 
 
-class NLLLoss(SFTLoss):
+class NLLLoss(TokenLoss):
     r"""Negative log-likelihood :math:`-\log \pi(y_t \mid y_{<t})`."""
 
     @override
@@ -41,7 +41,7 @@ class NLLLoss(SFTLoss):
         return -logps
 
 
-class DFTLoss(SFTLoss):
+class DFTLoss(TokenLoss):
     r"""Dynamic fine-tuning :math:`-\mathrm{sg}[\pi(y_t)] \log \pi(y_t)` (arXiv 2508.05629, eq. 9).
 
     Read as a policy gradient, plain likelihood rewards a token by the inverse of its probability; the detached factor

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from lion_lightning.losses.preference import Pair, PreferenceLoss, out_of_range
+from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss, out_of_range
 from lion_lightning.types import AnswerLogps, PairLogps
 
 
@@ -27,7 +27,7 @@ class ReferenceFreeLoss(PreferenceLoss):
 class ChosenNLLLoss(ReferenceFreeLoss):
     r"""The SFT term: negative log-likelihood of the chosen answer, the mean over its tokens.
 
-    A part of :class:`~lion_lightning.losses.combined.WeightedSum`: with DPO it makes the loss of iterative RPO
+    A part of :class:`~lion_lightning.losses.pairs.combined.WeightedSum`: with DPO it makes the loss of iterative RPO
     (arXiv 2404.19733) and of RPO (arXiv 2405.16436), with DPO and BCO that of MPO (arXiv 2411.10442). Every pair
     weighs the same, whatever its length. It has no ``beta``: rewards are mean log-probs.
     """

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from lion_lightning.losses.preference import PreferenceLoss, out_of_range
+from lion_lightning.losses.pairs.preference import PreferenceLoss, out_of_range
 from lion_lightning.types import AnswerLogps, PairLogps
 
 

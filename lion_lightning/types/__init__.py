@@ -1,0 +1,19 @@
+"""The vocabulary that every layer speaks: samples as trees of segments, flat batches, log-probs."""
+
+from lion_lightning.types.batch import PackedBatch, Sample, SampleSegment, Segment, segment_table
+from lion_lightning.types.logps import AnswerLogps, LossOutput, PairLogps, TokenLogps
+from lion_lightning.types.prompts import Answer, Prompt
+
+__all__ = [
+    "Answer",
+    "AnswerLogps",
+    "LossOutput",
+    "PackedBatch",
+    "PairLogps",
+    "Prompt",
+    "Sample",
+    "SampleSegment",
+    "Segment",
+    "TokenLogps",
+    "segment_table",
+]
