@@ -2,80 +2,41 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import output_head
 from lion_lightning.models.model_configs import logit_transform
-from lion_lightning.models.packing.forms import RowForm, possible_forms
-from lion_lightning.models.packing.hidden_states import HiddenStates, backbone_output, head_input
-from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers, modules_in_front
-from lion_lightning.models.packing.probe import close, differing_layer, probe_row
-from lion_lightning.models.packing.rotary import LengthwiseRotary
-from lion_lightning.models.packing.routers import RouterRecorder
-from lion_lightning.models.weights.checks import all_tensors, require_finite
-from lion_lightning.ops.attention import PATHS
-from lion_lightning.ops.layout import RowLayout
+from lion_lightning.models.packing.hidden_states import backbone_output, head_input
+from lion_lightning.models.packing.model import PackedModel
 from lion_lightning.ops.logprobs import token_logps
 from lion_lightning.types import PackedBatch, TokenLogps
 
-log = logging.getLogger(__name__)
 
-
-class PolicyModel(nn.Module):
-    """A Hugging Face causal LM behind the one forward that every stage uses.
-
-    Rows go through the model packed, with the attention of :mod:`lion_lightning.ops.attention`; token mixers that are
-    no attention run sequence by sequence (:mod:`lion_lightning.models.packing.mixers`). A probe at construction
-    compares both with each sequence alone; models on which they differ run padded, with a warning.
+class PolicyModel(PackedModel):
+    """A Hugging Face causal LM behind the one forward that every stage of a policy uses; see :class:`PackedModel`.
 
     Args:
         model: A causal LM, or a PEFT model around one.
-        packed: False to run every sequence alone in a padded batch; True to try attention code of the model's own on
-            packed rows; None to pack rows if the model's attention is one of :mod:`lion_lightning.ops.attention`.
-        probe: False for a model without its weights; call :meth:`probe` once they are loaded.
+        **kwargs: Further arguments of :class:`PackedModel`.
 
     Raises:
         ValueError: The model's logits are not those of its head, under any post-processing known here.
     """
 
+    sources = (backbone_output, head_input)
+    fault = (
+        "its logits are not those of its head under any post-processing known here (scale, soft cap); log-probs would "
+        "be wrong. Please report the model."
+    )
+
     def __init__(self, model: nn.Module, packed: bool | None = None, probe: bool = True) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, packed, probe=False)
         self.transform = logit_transform(self.causal_lm.config)
-        self.packed = self._has_row_attention if packed is None else packed
-        self.form = RowForm()
-        self._hidden: HiddenStates = backbone_output
-        self.mixers = SequencewiseMixers()
-        self.rotary = LengthwiseRotary(self.causal_lm)
-        self.recorder: RouterRecorder | None = None
         if probe:
             self.probe()
-
-    @property
-    def causal_lm(self) -> PreTrainedModel:
-        """The transformers model inside of the adapters."""
-        model: Any = self.model
-        base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return base
-
-    @property
-    def _has_row_attention(self) -> bool:
-        return getattr(self.causal_lm.config, "_attn_implementation", None) in PATHS
-
-    @property
-    def _name(self) -> str:
-        """Name in messages: the model's path, or its class."""
-        return str(getattr(self.causal_lm.config, "_name_or_path", "") or type(self.causal_lm).__name__)
 
     @override
     def forward(self, batch: PackedBatch) -> TokenLogps:
@@ -92,21 +53,6 @@ class PolicyModel(nn.Module):
         weight, bias = self.head()
         return token_logps(hidden, weight, batch.targets, bias=bias, transform=self.transform)
 
-    def hidden_states(self, batch: PackedBatch) -> Tensor:
-        """Last hidden state, ``(tokens, hidden)``, of every token of a packed batch."""
-        layout = RowLayout(batch.segments, batch.input_ids.device)
-        run = self._packed_hidden if self.packed else self._padded_hidden
-        with self.rotary.on(layout, self.packed):
-            if self.recorder is None:
-                return run(batch.input_ids, batch.position_ids, layout)
-            with self.recorder.row(layout.tokens, None if self.packed else layout.padded.first):
-                return run(batch.input_ids, batch.position_ids, layout)
-
-    def record_routers(self) -> RouterRecorder:
-        """Record router logits in forward passes under gradient from now on; a ``ValueError`` without routers."""
-        self.recorder = self.recorder or RouterRecorder(self.causal_lm)
-        return self.recorder
-
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.
 
@@ -120,160 +66,13 @@ class PolicyModel(nn.Module):
             )
         return head.weight, getattr(head, "bias", None)  # peft's wrappers give the weight of the adapter that is on
 
-    @property
-    def has_adapters(self) -> bool:
-        """True with LoRA adapters."""
-        return self.model is not self.causal_lm
-
-    @contextmanager
-    def adapters_off(self) -> Iterator[None]:
-        """Switch the adapters off for a while; a ``ValueError`` without adapters."""
-        model: Any = self.model
-        if not hasattr(model, "disable_adapter"):
-            raise ValueError("the policy has no adapters to switch off; set policy.lora, or choose another reference")
-        with model.disable_adapter():
-            yield
-
-    def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
-        inputs = self.form.inputs(input_ids, position_ids, layout, self.causal_lm.dtype)
-        with self.mixers.on(layout):
-            return self._hidden(self.causal_lm, **inputs)[0]
-
-    def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
-        (batch,) = layout.padded.batches
-        inputs = {"input_ids": input_ids[batch.source], "attention_mask": batch.mask.long(), "use_cache": False}
-        return layout.padded.restore([self._hidden(self.causal_lm, **inputs)])
-
-    @torch.no_grad()
-    def probe(self) -> None:
-        """Run a packed row and its sequences padded, so that a model on which they differ never trains packed.
-
-        Called at construction, or once the weights are loaded; raises as the class says.
-        """
-        require_finite(self._name, all_tensors(self.causal_lm))
-        training = self.training
-        self.eval()
-        try:
-            self._probe_head()
-            if self.packed:
-                self._probe_packing()
-            self._probe_causality()
-        finally:
-            self.train(training)
-
-    def _probe_packing(self) -> None:
-        """Choose the first form of rows that is exact; a model without one runs padded."""
-        asked = self.causal_lm.config._attn_implementation
-        causes = []
-        for form in possible_forms(self.causal_lm, self._has_row_attention):
-            self.form = form
-            self._set_attention("eager" if self.form.dense_mask else asked)
-            cause = self._packing_fault()
-            if cause is None:
-                return
-            causes.append(cause)
-            self.mixers.remove()
-        self.packed = False
-        log.warning(
-            "%s cannot run packed rows (%s); every sequence runs alone in a padded batch, which is slower.",
-            type(self.causal_lm).__name__,
-            next(iter(causes), "its attention code has a window, or compresses or selects keys"),
-        )
-        config = self.causal_lm.config.get_text_config()
-        softcapped = getattr(config, "attn_logit_softcapping", None) is not None  # SDPA has no soft cap
-        self._set_attention("sdpa" if self.causal_lm._supports_sdpa and not softcapped else "eager")
-
-    def _set_attention(self, name: str) -> None:
-        self.causal_lm.set_attn_implementation(name)
-        # Models with custom attention code ignore that, and read in their config which mask they are to make.
-        self.causal_lm.config._attn_implementation = name
-
-    def _packing_fault(self) -> str | None:
-        """Difference between packed and padded in the present form; None if they agree."""
-        ids, layout = probe_row(self.causal_lm)
-        asked = self.causal_lm.config._attn_implementation
-        run = partial(self._packed_hidden, ids, layout.positions, layout)
-
-        def padded() -> Tensor:
-            self._set_attention("eager")  # the model's own definition: SDPA ignores soft caps and sinks
-            hidden = self._padded_hidden(ids, layout.positions, layout)
-            self._set_attention(asked)
-            return hidden
-
-        try:
-            self.mixers = SequencewiseMixers()
-            if self.form.own_positions:
-                for place, module in modules_in_front(self.causal_lm, run).items():
-                    self.mixers.add(place, module, layer=None)
-            if not self.form.dense_mask:
-                self._set_attention("lion" if asked == "lion_dense" else asked)  # NaN passes a mask
-                find_mixers(self.causal_lm, run, layout, self.mixers)
-                self._set_attention(asked)
-            name: str | None = differing_layer(self.causal_lm, run, padded, layout)
-        except (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError, AttributeError) as error:
-            return first_line(error)
-        if name is None and self.causal_lm.is_gradient_checkpointing and not self.mixers.recomputable:
-            return "its layers are not told which row they recompute, set policy.recompute: none"
-        return f"{name} gives other values than alone" if name else None
-
-    def _probe_causality(self) -> None:
-        row = probe_row(self.causal_lm)[0][:5][None]
-        long, short = (
-            self._hidden(self.causal_lm, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-            for ids in (row, row[:, :3])
-        )
-        if not close(long[:, :3], short, self.causal_lm.config):
-            raise ValueError(
-                f"{self._name}: what it gives for a token depends on later tokens: it is no causal language model, or "
-                f"its attention has no causal mask with {self.causal_lm.config._attn_implementation!r}."
-            )
-
-    def _probe_head(self) -> None:
-        row = probe_row(self.causal_lm)[0][:5][None]
-        try:
-            logits = self._logits(row)
-        except ValueError:
-            if not self._has_row_attention:
-                raise
-            log.warning("%s has custom attention code, so policy.attention is ignored.", self._name)
-            self._set_attention("eager")
-            logits = self._logits(row)
-        if not bool(logits.isfinite().all()):
-            raise ValueError(
-                f"{self._name}: its logits are not finite, although its weights are: its config "
-                f"is wrong, or {str(logits.dtype).removeprefix('torch.')} is too narrow for it (policy.dtype)"
-            )
-        for hidden in (backbone_output, head_input):
-            if self._gives_logits(hidden, row, logits):
-                self._hidden = hidden
-                return
-        raise ValueError(
-            f"{type(self.causal_lm).__name__}: its logits are not those of its head under any post-processing known "
-            "here (scale, soft cap); log-probs would be wrong. Please report the model."
-        )
-
-    def _logits(self, row: Tensor) -> Tensor:
-        try:
-            logits: Tensor = self.causal_lm(input_ids=row, use_cache=False).logits[0]
-        except Exception as error:  # code of any model
-            asked = self.causal_lm.config._attn_implementation
-            raise ValueError(
-                f"{self._name}: the model does not run with policy.attention {asked!r} ({first_line(error)}); set it "
-                "to eager or sdpa, or choose another model"
-            ) from error
-        return logits
-
-    def _gives_logits(self, hidden: HiddenStates, row: Tensor, logits: Tensor) -> bool:
-        """True if head and transform make a model's logits of such hidden states."""
-        try:
-            states = hidden(self.causal_lm, input_ids=row, use_cache=False)[0]
-        except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError):
-            return False  # the backbone has another name, so that base_model is the model itself (Llama 4), say
+    @override
+    def head_output(self, states: Tensor) -> Tensor | None:
         weight, bias = self.head()
         if states.shape[-1] != weight.shape[1]:
-            return False
-        own = states @ weight.T if bias is None else states @ weight.T + bias
-        return close(self.transform.apply(own.float().clone()), logits.float(), self.causal_lm.config)
+            return None
+        logits = states @ weight.T if bias is None else states @ weight.T + bias
+        return self.transform.apply(logits.float().clone())
 
 
 def position_limit(config: Any) -> int | None:
