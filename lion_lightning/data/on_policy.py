@@ -17,8 +17,9 @@ from typing_extensions import override
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.reports.source_report import SourceReport
-from lion_lightning.data.selection.documents import FilterCounts, Selection
+from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix, require_fitting
+from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -181,7 +182,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         """True if an epoch on a finished round has pairs to train on: its own, filtered, or those of ``sources``."""
         if self.sources or not finished.num_pairs:
             return bool(self.sources)
-        return any(len(self.filters.apply(selection).spans.rows) for selection in self._sampled(finished))
+        return any(len(self.filters.apply(selection).spans.numbers) for selection in self._sampled(finished))
 
     def _mixture(self, finished: Round) -> Mixture:
         """The pairs of a round, and those of the sources."""

@@ -185,7 +185,9 @@ class PackedLoader:
             return known
         digest = blake2b(digest_size=16)
         for position in range(len(self.sampler.lengths)):
-            for segment in self.samples[position].segments:
+            sample = self.samples[position]
+            digest.update(np.array([*sample.values, len(sample.pairs), *chain(*sample.pairs)], np.float64).tobytes())
+            for segment in sample.segments:
                 digest.update(np.array([len(segment.input_ids), segment.parent], dtype=np.int64).tobytes())
                 digest.update(segment.input_ids.astype(np.int64).tobytes())
                 digest.update(segment.supervised.astype(np.bool_).tobytes())

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 from typing_extensions import override
 
 from lion_lightning.data.reports.row_messages import RowMessages
-from lion_lightning.data.selection.documents import FilterCounts, Selection
+from lion_lightning.data.selection.documents import Selection
+from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.data.sources.readers import Numbers
 
 
@@ -69,7 +70,7 @@ class SourceReport:
             split=once.split,
             repeated=FilterCounts(kept.documents - unrepeated.documents, kept.tokens - unrepeated.tokens),
             kept=kept,
-            supervised=int(once.targets[order].sum()),
+            supervised=int(once.spans.totals(once.targets)[order].sum()),
             longest=table.longest,
             messages=table.messages,
             **more,
@@ -155,13 +156,17 @@ class PairReport(SourceReport):
     """Counts of one source of preference pairs.
 
     Attributes:
-        prompt: Tokens of the prompts in one epoch, each counted once for both answers.
-        chosen: Tokens of the preferred answers.
-        rejected: Tokens of the others.
+        prompts: Prompts of one epoch, as often as they are computed.
+        answers: Answers, each once for all of its pairs.
+        prompt: Tokens of the prompts, each counted once for all of its answers.
+        chosen: Tokens of the preferred answers, each as often as it is preferred.
+        rejected: Tokens of the others, in the same way.
     """
 
     noun: ClassVar[str] = "pairs"
 
+    prompts: int
+    answers: int
     prompt: int
     chosen: int
     rejected: int
@@ -169,9 +174,19 @@ class PairReport(SourceReport):
     @classmethod
     @override
     def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
-        lengths = once.spans.segment_lengths[order]  # (pairs, 3)
-        prompt, chosen, rejected = lengths.sum(axis=0).tolist() if len(lengths) else (0, 0, 0)
-        return super().of(once, order, prompt=prompt, chosen=chosen, rejected=rejected, **more)
+        spans = once.spans.take(order)
+        lengths, prompts = spans.segment_lengths, len(spans.numbers)
+        chosen, rejected = lengths[spans.pair_segments].sum(axis=0, dtype=int).tolist()
+        return super().of(
+            once,
+            order,
+            prompts=prompts,
+            answers=len(lengths) - prompts,
+            prompt=int(lengths[spans.roots].sum(dtype=int)),
+            chosen=chosen,
+            rejected=rejected,
+            **more,
+        )
 
     @property
     def prompt_share(self) -> float:

@@ -48,8 +48,8 @@ class DocumentFilters(Filters):
             fitting = selection.filter(spans.lengths <= most, f"longer than {most} tokens")
         else:
             fitting = _split(selection, most)
-        supervised = fitting.filter(fitting.targets[:, 0] > 0, "no supervised token")
-        shares = supervised.targets[:, 0] / supervised.spans.lengths
+        supervised = fitting.filter(fitting.targets > 0, "no supervised token")
+        shares = supervised.targets / supervised.spans.lengths
         return supervised.filter(
             shares >= self.min_supervised_share, f"supervised share below {self.min_supervised_share:g}"
         )
@@ -60,6 +60,6 @@ def _split(selection: Selection, max_length: int) -> Selection:
     parts = np.maximum(-(-spans.lengths // max_length), 1)  # rounded up; an empty document stays one
     repeated = spans.take(np.repeat(np.arange(len(parts)), parts))
     nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)  # 0, 1, ... within each document
-    starts = repeated.starts + (nth * max_length)[:, None]
+    starts = repeated.starts + nth * max_length
     parted = repeated._replace(starts=starts, stops=np.minimum(repeated.stops, starts + max_length))
     return replace(selection, spans=parted, split=int((parts > 1).sum()))

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lion_lightning.data.reports.source_report import SourceReport
-from lion_lightning.data.selection.documents import Choice, Documents, Examples, Selection, Spans
+from lion_lightning.data.selection.documents import Documents, Selection
+from lion_lightning.data.selection.spans import Choice, Examples, Spans
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 
@@ -86,7 +87,7 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
         train.append(selection.filter(~chosen, "held out for validation"))
         once = replace(selection.source, fraction=min(selection.source.fraction, 1.0))
         held.append(replace(selection.filter(chosen, "used for training"), source=once))
-    if not any(len(selection.spans.rows) for selection in train):
+    if not any(len(selection.spans.numbers) for selection in train):
         raise ValueError(
             f"data.validation_share {share} leaves nothing to train on; lower it, or give data.validation sources"
         )
@@ -103,7 +104,7 @@ def mix(selections: Sequence[Selection], filters: Filters) -> Mixture:
     for selection in selections:
         _refuse_if_untrainable(selection)
         once = filters.apply(selection)
-        order = repeats(len(once.spans.rows), once.source)
+        order = repeats(len(once.spans.numbers), once.source)
         repeated.append(replace(once, spans=once.spans.take(order)))
         reports.append(filters.report.of(once, order))
     documents = Documents(repeated)

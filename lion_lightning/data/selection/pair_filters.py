@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 from typing_extensions import override
 
 from lion_lightning.data.reports.source_report import PairReport, SourceReport
-from lion_lightning.data.selection.documents import Choice, Selection
+from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Filters
+from lion_lightning.data.selection.spans import Choice
 
 logger = logging.getLogger(__name__)
 
 Keep = Literal["start", "end"]
-
-_PROMPT, _CHOSEN, _REJECTED = range(3)
 
 
 @dataclass(frozen=True)
@@ -67,57 +67,64 @@ class PairFilters(Filters):
 
     @override
     def apply(self, selection: Selection) -> Selection:
-        selection = selection.filter(~_identical(selection), "identical answers")
+        selection = selection.filter_pairs(~_identical(selection), "identical answers")
         selection = self._filter_scores(selection)
         selection = self._truncate(selection)
-        supervised = selection.targets[:, _CHOSEN:].min(axis=1) > 0
-        selection = selection.filter(supervised, "an answer without a supervised token")
-        selection = selection.filter(~_identical(selection), "answers identical once truncated")
+        supervised: Choice = selection.targets[selection.spans.pair_segments].min(axis=1) > 0
+        selection = selection.filter_pairs(supervised, "an answer without a supervised token")
+        selection = selection.filter_pairs(~_identical(selection), "answers identical once truncated")
         if self.max_length_ratio is None:
             return selection
-        answers = selection.spans.segment_lengths[:, _CHOSEN:]
-        fits = answers.max(axis=1) <= self.max_length_ratio * answers.min(axis=1)
-        return selection.filter(fits, f"length ratio above {self.max_length_ratio:g}")
+        answers = selection.spans.segment_lengths[selection.spans.pair_segments]  # (pairs, 2)
+        fits: Choice = answers.max(axis=1) <= self.max_length_ratio * answers.min(axis=1)
+        return selection.filter_pairs(fits, f"length ratio above {self.max_length_ratio:g}")
 
     def _filter_scores(self, selection: Selection) -> Selection:
         """Leave out what the scores do not decide. Comparisons with an unknown margin (NaN) are false."""
-        if self.min_margin and len(selection.margins) and np.isnan(selection.margins).all():
+        margins = _margins(selection)
+        if self.min_margin and len(margins) and np.isnan(margins).all():
             logger.warning(
                 "source %s: data.min_margin is %g, but no pair has scores, so all are kept; name them in `columns` as "
                 "score_chosen and score_rejected",
                 selection.source.label,
                 self.min_margin,
             )
-        selection = selection.filter(~(selection.margins == 0), "equal scores")
-        selection = selection.filter(~(selection.margins < 0), "scores against the label")
-        return selection.filter(~(selection.margins < self.min_margin), f"score margin below {self.min_margin:g}")
+        selection = selection.filter_pairs(~(margins == 0), "equal scores")
+        selection = selection.filter_pairs(~(_margins(selection) < 0), "scores against the label")
+        below = f"score margin below {self.min_margin:g}"
+        return selection.filter_pairs(~(_margins(selection) < self.min_margin), below)
 
     def _truncate(self, selection: Selection) -> Selection:
         """Truncate prompts, then answers to the room that is left."""
         if self.max_prompt_length is not None:
             spans = selection.spans
             starts, stops = spans.starts.copy(), spans.stops.copy()
-            over = np.maximum(spans.segment_lengths[:, _PROMPT] - self.max_prompt_length, 0)
+            over = np.where(spans.roots, np.maximum(spans.segment_lengths - self.max_prompt_length, 0), 0)
             if self.keep == "start":
-                stops[:, _PROMPT] -= over
+                stops -= over
             else:
-                starts[:, _PROMPT] += over
+                starts += over
             selection = selection.truncate(starts, stops, "prompts truncated")
         spans = selection.spans
-        stops = spans.stops.copy()
-        room = np.maximum(self.max_length - spans.segment_lengths[:, [_PROMPT]], 0)
-        stops[:, _CHOSEN:] = np.minimum(stops, spans.starts + room)[:, _CHOSEN:]
+        room = np.maximum(self.max_length - spans.segment_lengths[spans.offsets[:-1]], 0)[spans.owners]
+        stops = np.where(spans.roots, spans.stops, np.minimum(spans.stops, spans.starts + room))
         return selection.truncate(spans.starts, stops, "answers truncated")
+
+
+def _margins(selection: Selection) -> npt.NDArray[np.float64]:
+    """``(pairs,)`` by how much chosen scores above rejected; NaN where that is unknown."""
+    values = selection.spans.values[selection.spans.pair_segments].astype(np.float64)
+    margins: npt.NDArray[np.float64] = values[:, 0] - values[:, 1]
+    return margins
 
 
 def _identical(selection: Selection) -> Choice:
     """Whether both answers of each pair are the same tokens; only those of equal length are read."""
-    spans, table = selection.spans, selection.table
-    lengths = spans.segment_lengths
-    same: Choice = lengths[:, _CHOSEN] == lengths[:, _REJECTED]
+    spans = selection.spans
+    segments = spans.pair_segments
+    chosen, rejected = spans.segment_lengths[segments].T
+    same: Choice = chosen == rejected
     for pair in np.flatnonzero(same).tolist():
-        row, starts, stops = int(spans.rows[pair]), spans.starts[pair].tolist(), spans.stops[pair].tolist()
-        chosen = table.segment(row, starts[_CHOSEN], stops[_CHOSEN]).input_ids
-        rejected = table.segment(row, starts[_REJECTED], stops[_REJECTED]).input_ids
-        same[pair] = np.array_equal(chosen, rejected)
+        first, second = segments[pair].tolist()
+        same[pair] = np.array_equal(selection.segment(first).input_ids, selection.segment(second).input_ids)
     return same

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from lion_lightning.data.reports.row_messages import collect_messages
-from lion_lightning.data.selection.documents import FilterCounts, Selection, Spans
+from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Filters
+from lion_lightning.data.selection.spans import FilterCounts, Spans
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder, ExampleBatch
 from lion_lightning.data.store.tokenize import record_batch

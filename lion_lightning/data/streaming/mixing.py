@@ -165,25 +165,25 @@ class StreamMixture:
             self._tell_end(number)
             return
         selection = cursor.block.selection(self.sources[number])
-        numbers = selection.spans.rows + cursor.examples
+        numbers = selection.spans.examples + cursor.examples
         selection = replace(selection, spans=selection.spans._replace(numbers=numbers))
         if not cursor.is_open:
             cursor.repeated = self._repeated(selection)
-        fresh = ~np.isin(selection.spans.rows, cursor.repeated)
+        fresh = ~np.isin(selection.spans.examples, cursor.repeated)
         selection = selection.filter(fresh, "duplicate")
         if not cursor.is_open:
-            report = self._report.of(selection, np.arange(len(selection.spans.rows)))
+            report = self._report.of(selection, np.arange(len(selection.spans.numbers)))
             cursor.report = cursor.report.merged(report) if cursor.report else report
             self._check(cursor.report, cursor.block, self._bad_rows[number])
         cursor.is_open = True
-        cursor.block_documents = Documents([selection]) if len(selection.spans.rows) else None
+        cursor.block_documents = Documents([selection]) if len(selection.spans.numbers) else None
         if cursor.block_documents is not None:
             require_fitting(cursor.block_documents, self._row_length)
 
     def _repeated(self, selection: Selection) -> tuple[int, ...]:
         """Examples of a block whose content was seen before."""
         digests = selection.table.digests[:, 0].tolist()
-        rows = dict.fromkeys(selection.spans.rows.tolist())  # once each: one may be split into several documents
+        rows = dict.fromkeys(selection.spans.examples.tolist())  # once each: one may be split into several documents
         return tuple(row for row in rows if not self.hashes.add(digests[row]))
 
     def _tell_end(self, number: int) -> None:

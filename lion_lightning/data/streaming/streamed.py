@@ -100,9 +100,9 @@ class StreamedSources:
             if isinstance(encoded, FailedBlock):
                 raise ValueError(encoded.error)
             selections.append(encoded.selection(source))
-        left = [selection for selection in selections if len(selection.spans.rows)]
+        left = [selection for selection in selections if len(selection.spans.numbers)]
         report = self.encoder.filters.report
-        reports = [report.of(selection, np.arange(len(selection.spans.rows))) for selection in selections]
+        reports = [report.of(selection, np.arange(len(selection.spans.numbers))) for selection in selections]
         if not left:
             raise ValueError(f"the first rows of all streamed sources give nothing to train on ({reports[0]})")
         return Mixture(Documents(left), reports)

@@ -14,7 +14,6 @@ from lion_lightning.data.formats.pairing import AllPairs
 from lion_lightning.data.packing.best_fit import Unpacked, Wrapped
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sources.source import Source
-from lion_lightning.ops.logprobs import pair_segments
 from lion_lightning.types import PackedBatch
 from tests.unit.data.letters import byte_tokenizer
 
@@ -64,7 +63,9 @@ def pairs(loader: Any) -> list[tuple[str, str, str]]:
     """Prompt, and what is trained of chosen and rejected, of every pair of every batch."""
     tokenizer, found = byte_tokenizer(), []
     for batch in batches(loader):
-        for prompt, chosen, rejected in pair_segments(batch):
+        for pair in batch.pairs:
+            chosen, rejected = (batch.answers[answer] for answer in pair)
+            prompt = batch.segments[chosen].parent
             span = batch.segments[prompt]
             ids = [batch.input_ids[span.start : span.stop]]
             ids += [batch.targets[batch.target_segments == number] for number in (chosen, rejected)]
@@ -258,7 +259,7 @@ class Recorder(LightningModule):
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
         self.seen += batch.sample_indices
-        return self.weight * len(pair_segments(batch))
+        return self.weight * len(batch.pairs)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.reports.source_report import SourceReport
-from lion_lightning.data.selection.documents import FilterCounts
 from lion_lightning.data.selection.filters import DocumentFilters
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, remove_shared
+from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
@@ -160,7 +160,7 @@ def test_held_out_documents_are_on_one_side_only_and_stay_there(make: Make) -> N
 
 def test_held_out_documents_are_not_repeated(make: Make) -> None:
     train, held = hold_out(deduplicate(*make([f"q{number}A" for number in range(100)], fraction=3)), 0.5)
-    assert mix(train, DocumentFilters(8)).reports[0].repeated.documents == 2 * len(train[0].spans.rows)
+    assert mix(train, DocumentFilters(8)).reports[0].repeated.documents == 2 * len(train[0].spans.numbers)
     assert mix(held, DocumentFilters(8)).reports[0].repeated == FilterCounts()
 
 

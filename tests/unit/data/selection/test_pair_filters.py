@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.reports.source_report import PairReport
-from lion_lightning.data.selection.documents import FilterCounts
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, remove_shared
 from lion_lightning.data.selection.pair_filters import PairFilters
+from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
@@ -173,6 +173,8 @@ def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make
         "supervised": 3 + 2 + 2 + 2,
         "longest": 10,
         "messages": {"plain text": {"": 1}},
+        "prompts": 2,
+        "answers": 4,
         "prompt": 8,
         "chosen": 6,
         "rejected": 6,
@@ -202,7 +204,7 @@ def test_no_prompt_is_on_both_sides_though_it_has_many_pairs(make: Make) -> None
     assert not sides[0] & sides[1]
     assert len(sides[0] | sides[1]) == 300
     assert 30 < len(sides[1]) < 90
-    kept = [sum(len(selection.spans.rows) for selection in side) for side in (train, held)]
+    kept = [sum(len(selection.spans.numbers) for selection in side) for side in (train, held)]
     assert kept == [3 * len(sides[0]), 3 * len(sides[1])]
 
 
