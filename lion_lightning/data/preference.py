@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lion_lightning.data.base import PackedDataModule
-from lion_lightning.data.encoding.pairs import PairEncoder
+from lion_lightning.data.encoding.trees import PairEncoder
 from lion_lightning.data.formats.pairing import BestWorst, Pairing
 from lion_lightning.data.packing.best_fit import Wrapped
 from lion_lightning.data.selection.mixture import require_fitting

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from lion_lightning.data.formats.columns import Form, Forms, Row, read_row
-from lion_lightning.data.formats.pairing import BestWorst, Preference, PromptAnswer
+from lion_lightning.data.formats.pairing import BestWorst, PromptAnswer, PromptAnswers
 from lion_lightning.data.formats.preference import FORMS as PREFERENCE_FORMS
 from lion_lightning.data.formats.sft import (
     ASKED,
@@ -52,9 +52,9 @@ def recognize_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Prom
     return prompt
 
 
-def _preferred(parse: Callable[..., list[Preference]], row: Row) -> PromptAnswer | None:
-    pairs = parse(row, BestWorst())
-    return pairs[0].chosen if pairs else None
+def _preferred(parse: Callable[..., list[PromptAnswers]], row: Row) -> PromptAnswer | None:
+    trees = parse(row, BestWorst())
+    return trees[0].answers[0] if trees else None
 
 
 def _with_answer(parse: Callable[..., Any], row: Row) -> PromptAnswer | None:

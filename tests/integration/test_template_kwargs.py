@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from lion_lightning.cli import main
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.pairs import PairEncoder
+from lion_lightning.data.encoding.trees import PairEncoder
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.judges import VerifierJudge

@@ -1,4 +1,4 @@
-"""A preference pair, and how the scored answers of a prompt become pairs."""
+"""A prompt with its answers, and how scored answers become pairs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any, NamedTuple
 
 from typing_extensions import override
@@ -16,18 +16,31 @@ from lion_lightning.data.formats.sft import Completion, Conversation
 PromptAnswer = Conversation | Completion
 
 
-class Preference(NamedTuple):
-    """A preferred answer and another to the same prompt.
+class PromptAnswers(NamedTuple):
+    """A prompt with one answer or more.
 
     Attributes:
-        chosen: Prompt and preferred answer; a conversation has ``prompt_turns`` set.
-        rejected: The same prompt, in the same kind, with the other answer.
-        margin: Score of chosen minus score of rejected, where the row has scores; 0 is a tie.
+        answers: The same prompt, in the same kind, with each answer; a conversation has ``prompt_turns`` set.
+        values: Score or label of each answer, higher is better; NaN where it is not known.
+        pairs: Positions of chosen and rejected among the answers, one tuple per pair.
     """
 
-    chosen: PromptAnswer
-    rejected: PromptAnswer
-    margin: float | None = None
+    answers: tuple[PromptAnswer, ...]
+    values: tuple[float, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    def in_pairs(self, pairs: Sequence[tuple[int, int]]) -> PromptAnswers:
+        """The answers of these pairs alone, in the order in which the pairs name them.
+
+        So a pair of two answers is the same example, whether a row holds nothing else or ranks ten answers.
+        """
+        named = list(dict.fromkeys(chain.from_iterable(pairs)))
+        position = {old: new for new, old in enumerate(named)}
+        return PromptAnswers(
+            tuple(self.answers[answer] for answer in named),
+            tuple(self.values[answer] for answer in named),
+            tuple((position[chosen], position[rejected]) for chosen, rejected in pairs),
+        )
 
 
 class Pairing(ABC):

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any
 
 from lion_lightning.data.formats.columns import Fields, Form, Forms, Row, read_row
-from lion_lightning.data.formats.pairing import Pairing, Preference, PromptAnswer
+from lion_lightning.data.formats.pairing import Pairing, PromptAnswer, PromptAnswers
 from lion_lightning.data.formats.sft import (
     ASKED,
     CHAT,
@@ -30,7 +30,7 @@ from lion_lightning.data.reports.row_messages import add_message, add_warning
 from lion_lightning.data.sources.json_text import parse_messages, read_list
 
 
-def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[Preference]:
+def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[PromptAnswers]:
     r"""Turn a raw row into preference pairs.
 
     Forms are told apart by the keys of the row (a key whose value is null counts as absent); of several that fit, the
@@ -50,7 +50,7 @@ def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
       the last answer are left out: a user's words are no answer.
 
     A ``system`` column becomes the system turn of a chat, ``tools`` go to its template. ``score_chosen`` and
-    ``score_rejected`` give the margin. Equal answers, equal scores and answers without text are no error here.
+    ``score_rejected`` are the answers' values. Equal answers, equal scores and answers without text are no error here.
 
     Args:
         row: The raw row, keys to values.
@@ -73,18 +73,18 @@ Reader = Callable[[Row, Answers], list[PromptAnswer]]
 # --- from answers to pairs
 
 
-def _pair(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
+def _pair(reader: Reader, row: Row, pairing: Pairing) -> list[PromptAnswers]:
     given = [name for name in ("score_chosen", "score_rejected") if name in row]
     if len(given) == 1:
         raise ValueError(f"only {given[0]} is given; give the scores of both answers or of none (with a `transform`)")
-    margin = None
+    values = (math.nan, math.nan)
     if given:
-        margin = _number(row["score_chosen"], "score_chosen") - _number(row["score_rejected"], "score_rejected")
+        values = _number(row["score_chosen"], "score_chosen"), _number(row["score_rejected"], "score_rejected")
     answers = reader(row, {"chosen": row["chosen"], "rejected": row["rejected"]})
-    return [Preference(answers[0], answers[1], margin)] if answers else []
+    return [PromptAnswers(tuple(answers), values, ((0, 1),))] if answers else []
 
 
-def _ranked(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
+def _ranked(reader: Reader, row: Row, pairing: Pairing) -> list[PromptAnswers]:
     raw, scores = read_list(row["answers"], "answers"), read_list(row["scores"], "scores")
     if len(raw) != len(scores):
         raise ValueError(f"answers has {len(raw)} entries and scores {len(scores)}; give each answer its score")
@@ -96,7 +96,8 @@ def _ranked(reader: Reader, row: Row, pairing: Pairing) -> list[Preference]:
     if not answers:
         return []
     key = json.dumps(answers, sort_keys=True, default=str)
-    return [Preference(answers[i], answers[j], values[i] - values[j]) for i, j in pairing.pairs(values, key)]
+    tree = PromptAnswers(tuple(answers), tuple(values))
+    return [tree.in_pairs([pair]) for pair in pairing.pairs(values, key)]
 
 
 def _number(value: Any, name: str) -> float:
@@ -273,7 +274,7 @@ _PROMPTS: dict[str, tuple[tuple[str, ...], Reader]] = {
 }
 """The column of the prompt: the columns that it may have next to it, and its reader."""
 
-FORMS: Forms[list[Preference]] = Forms(
+FORMS: Forms[list[PromptAnswers]] = Forms(
     (
         *(
             Form((prompt, "chosen", "rejected"), (*optional, *_SCORES), partial(_pair, reader))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lion_lightning.data.formats.pairing import Preference
+from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.formats.sft import Conversation
 from lion_lightning.data.formats.turns import Message, read_dialogue
 from lion_lightning.data.sources.json_text import parse_messages
@@ -41,9 +41,8 @@ def as_chat(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[st
 
 def with_system_turn(example: Any, system: str) -> Any:
     """An example whose conversations begin with a system turn, as those that have one do already."""
-    if isinstance(example, Preference):
-        chosen = with_system_turn(example.chosen, system)
-        return example._replace(chosen=chosen, rejected=with_system_turn(example.rejected, system))
+    if isinstance(example, PromptAnswers):
+        return example._replace(answers=tuple(with_system_turn(answer, system) for answer in example.answers))
     if not isinstance(example, Conversation):
         raise ValueError("`system` is set, but this row is plain text without turns; leave `system` out")
     if example.messages[0].role == "system":

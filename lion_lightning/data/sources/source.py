@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from lion_lightning.data.formats.pairing import Preference
+from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.formats.sft import Completion
 from lion_lightning.data.formats.unused_columns import is_harmless
 from lion_lightning.data.reports.row_messages import RowMessages, add_message
@@ -167,7 +167,7 @@ class Source:
             kept, columns = as_chat(kept, columns)
         examples = read(kept, columns)
         for example in examples:
-            if not isinstance(example.chosen if isinstance(example, Preference) else example, Completion):
+            if not isinstance(example.answers[0] if isinstance(example, PromptAnswers) else example, Completion):
                 continue
             if self.format == "chat":
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Hashes of examples: of their content, and of the prompt that pairs share."""
+"""Hashes of examples: of their content, and of the prompt that answers share."""
 
 from __future__ import annotations
 
@@ -6,44 +6,45 @@ import json
 from hashlib import blake2b
 from typing import Any
 
-from lion_lightning.data.formats.pairing import Preference, PromptAnswer
+from lion_lightning.data.formats.pairing import PromptAnswer, PromptAnswers
 from lion_lightning.data.formats.sft import Completion, Conversation, Example
 
 
-def digests(example: Example | Preference) -> tuple[bytes, bytes]:
+def digests(example: Example | PromptAnswers) -> tuple[bytes, bytes]:
     """Both digests of an example, of its content and of its group."""
     content = content_digest(example)
-    return content, group_digest(example) if isinstance(example, Preference) else content
+    return content, group_digest(example) if isinstance(example, PromptAnswers) else content
 
 
-def content_digest(example: Example | Preference) -> bytes:
+def content_digest(example: Example | PromptAnswers) -> bytes:
     """16-byte hash of an example's content.
 
-    The number of prompt turns is not part of it: the same conversation, written in two forms, is a duplicate. Nor is a
-    pair's margin: the same two answers, scored twice, are one pair.
+    The number of prompt turns is not part of it: the same conversation, written in two forms, is a duplicate. Nor are
+    the values of pairs: the same two answers, scored twice, are one pair. Without pairs the values are what is trained:
+    an answer that has one label here and the other there is two examples.
     """
     return _digest(_content(example))
 
 
-def group_digest(example: Example | Preference) -> bytes:
-    """16-byte hash of a pair's prompt; for anything else of its content.
+def group_digest(example: Example | PromptAnswers) -> bytes:
+    """16-byte hash of the prompt of answers; for anything else of its content.
 
     Examples with the same hash are never split between training and validation.
     """
-    if isinstance(example, Preference):
-        return prompt_digest(prompt_of(example.chosen))
+    if isinstance(example, PromptAnswers):
+        return prompt_digest(prompt_of(example.answers[0]))
     return content_digest(example)
 
 
 def prompt_digest(prompt: PromptAnswer) -> bytes:
-    """The group of all pairs of this prompt: a conversation that ends before the answer, or an empty completion."""
+    """The group of all examples of this prompt: a conversation that ends before the answer, or an empty completion."""
     return _digest(["prompt", _content(prompt)])
 
 
-def _content(example: Example | Preference) -> list[Any]:
+def _content(example: Example | PromptAnswers) -> list[Any]:
     content: Any = example
-    if isinstance(example, Preference):
-        content = [_content(example.chosen), _content(example.rejected)]
+    if isinstance(example, PromptAnswers):
+        content = [list(map(_content, example.answers)), example.pairs or ["values", example.values]]
     elif isinstance(example, Conversation):
         # Rare fields are written only where they are set.
         turns = []

@@ -14,13 +14,13 @@ from lion_lightning.types import SampleSegment
 
 
 class Encoder(Protocol):
-    """Reads raw rows and tokenizes them: ``ChatEncoder`` for documents, ``PairEncoder`` for pairs."""
+    """Reads raw rows and tokenizes them: ``ChatEncoder`` for documents, ``TreeEncoder`` for answers."""
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str], /) -> Sequence[Any]:
         """Examples of a raw row, under the names that ``columns`` maps known columns to."""
 
     def encode_samples(self, examples: Sequence[Any], where: Sequence[str], /) -> Sequence[tuple[SampleSegment, ...]]:
-        """The segments of each example, equally many for all: the first is the parent of all others."""
+        """The segments of each example: the first is the parent of all others."""
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what the other two return."""

@@ -27,7 +27,7 @@ from lion_lightning.cache import (
     hash_json,
     remove_stale_files,
 )
-from lion_lightning.data.formats.pairing import Preference
+from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.reports.bad_rows import refuse_mostly_bad
 from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sources.readers import Numbers, Row, Rows
@@ -241,24 +241,17 @@ def record_batch(batch: ExampleBatch, encoder: Encoder) -> Any:
     offsets = np.cumsum([0, *map(sum, lengths)], dtype=np.int32)  # of examples in the flat tokens
     ids = np.concatenate([segment.input_ids for segment in flat]).astype(np.int32)
     mask = np.concatenate([segment.supervised for segment in flat]).astype(bool)
-    values = [_values(example) for example in batch.examples]
-    pairs = [[(0, 1)] if len(segments) == 3 else [] for segments in samples]
+    trees = [example if isinstance(example, PromptAnswers) else PromptAnswers((), ()) for example in batch.examples]
     content, group = zip(*map(digests, batch.examples), strict=True)
     columns = [
         pa.ListArray.from_arrays(offsets, pa.array(ids)),
         pa.ListArray.from_arrays(offsets, pa.array(mask)),
         pa.array(lengths, pa.list_(pa.int32())),
-        pa.array(values, SCHEMA.field("values").type),
-        pa.array(pairs, SCHEMA.field("pairs").type),
+        pa.array([[math.nan, *tree.values] for tree in trees], SCHEMA.field("values").type),
+        pa.array([tree.pairs for tree in trees], SCHEMA.field("pairs").type),
         pa.array([runs_of(segments) for segments in samples], RUNS),
         pa.array(content, pa.binary(16)),
         pa.array(group, pa.binary(16)),
         pa.array(batch.where, pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
-
-
-def _values(example: Any) -> list[float]:
-    if not isinstance(example, Preference):
-        return [math.nan]
-    return [math.nan, *((math.nan, math.nan) if example.margin is None else (example.margin, 0.0))]

@@ -9,9 +9,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lion_lightning.data.formats.pairing import Preference
+from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.formats.sft import Completion, Example, Text, recognize
 from lion_lightning.types import Sample, SampleSegment
+from tests.unit.data.pairs import pair_of
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -59,17 +60,17 @@ class Letters:
 class LetterPairs:
     """Rows with ``pairs``, each prompt, chosen and rejected, and the margin where it is known."""
 
-    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Preference]:
-        pairs = (pair.split(" ") for pair in row["pairs"])
-        return [
-            Preference(Completion(prompt, chosen), Completion(prompt, rejected), *map(float, margin))
-            for prompt, chosen, rejected, *margin in pairs
-        ]
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[PromptAnswers]:
+        pairs = []
+        for prompt, chosen, rejected, *margin in (pair.split(" ") for pair in row["pairs"]):
+            scores = (float(margin[0]), 0.0) if margin else ()
+            pairs.append(pair_of(Completion(prompt, chosen), Completion(prompt, rejected), *scores))
+        return pairs
 
     def encode_samples(
-        self, examples: Sequence[Preference], where: Sequence[str]
+        self, examples: Sequence[PromptAnswers], where: Sequence[str]
     ) -> list[tuple[SampleSegment, SampleSegment, SampleSegment]]:
-        return [self._triple(*example[:2]) for example in examples]
+        return [self._triple(*example.answers) for example in examples]
 
     def fingerprint(self) -> str:
         return "pairs of letters"

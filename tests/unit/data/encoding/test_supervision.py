@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.pairs import PairEncoder
 from lion_lightning.data.encoding.supervision import Mask
-from lion_lightning.data.formats.pairing import Preference
+from lion_lightning.data.encoding.trees import PairEncoder
+from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.types import SampleSegment
 from tests.unit.data.encoding.test_chat import ASKING, byte_level, chat, encode, trained
 from tests.unit.data.letters import byte_tokenizer
+from tests.unit.data.pairs import pair_of
 
 TALK = chat("Hello", "world", "how", "are you")
 THINKING = (
@@ -120,9 +121,9 @@ def test_everything_is_trained_alike_or_a_message_has_a_weight() -> None:
 
 
 def test_answers_of_pairs_have_no_weights_and_prompts_do_not_mind() -> None:
-    def pair(*weights: float) -> Preference:
+    def pair(*weights: float) -> PromptAnswers:
         chosen, rejected = (weighted(chat("a", "b", "c", word, prompt_turns=3), *weights) for word in ("yes", "no"))
-        return Preference(chosen, rejected)
+        return pair_of(chosen, rejected)
 
     encoder = PairEncoder(byte_tokenizer())
     with pytest.raises(ValueError, match=r"^data.jsonl:1: a message of an answer has a weight other than 0 and 1"):
@@ -188,7 +189,7 @@ def test_a_weight_stays_with_what_is_left_of_an_answer() -> None:
 def test_answers_of_pairs_are_compared_without_their_reasoning() -> None:
     tokenizer = byte_level(THINKING + ASKING)
     chosen = Conversation((ASKED, SAID), prompt_turns=1)
-    pair = Preference(chosen, chosen._replace(messages=(ASKED, SAID._replace(content="world"))))
+    pair = pair_of(chosen, chosen._replace(messages=(ASKED, SAID._replace(content="world"))))
     for train_reasoning, before in ((True, "<think>\nhm\n</think>\n\n"), (False, "")):
         encoder = PairEncoder(tokenizer, train_reasoning=train_reasoning)
         ((prompt, *answers),) = encoder.encode_samples([pair], ["data.jsonl:1"])

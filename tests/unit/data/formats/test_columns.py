@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.formats.pairing import BestWorst, Preference
+from lion_lightning.data.formats.pairing import BestWorst, PromptAnswers
 from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion, Conversation, recognize
 from lion_lightning.data.formats.turns import Message
@@ -15,6 +15,7 @@ from lion_lightning.data.reports.row_messages import RowMessages, collect_messag
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.rollouts.prompt_forms import recognize_prompt
+from tests.unit.data.pairs import pair_of
 
 
 def chat(*contents: str, prompt_turns: int | None = None) -> Conversation:
@@ -26,7 +27,7 @@ def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in chat(*contents).messages]
 
 
-def pairs(row: dict[str, Any], columns: dict[str, str] | None = None) -> list[Preference]:
+def pairs(row: dict[str, Any], columns: dict[str, str] | None = None) -> list[PromptAnswers]:
     return recognize_preferences(row, columns, BestWorst())
 
 
@@ -265,7 +266,7 @@ def test_history_becomes_the_turns_before_the_instruction() -> None:
     assert recognize(row | {"history": []}) == chat("And three?", "six")
     pair = {"chosen": "six", "rejected": "five"}
     asked = {key: value for key, value in row.items() if key != "output"}
-    assert pairs(asked | pair)[0].chosen == talk._replace(prompt_turns=5)
+    assert pairs(asked | pair)[0].answers[0] == talk._replace(prompt_turns=5)
     assert recognize_prompt(asked) == Conversation(talk.messages[:5], 5)
 
 
@@ -323,7 +324,7 @@ def test_settings_of_a_source_that_make_no_sense(options: dict[str, Any]) -> Non
 
 def test_a_prompt_in_another_column_is_the_prompt_of_a_pair() -> None:
     answers = {"chosen": "The capital is Oslo.", "rejected": "The capital is Bergen."}
-    expected = Preference(
+    expected = pair_of(
         chat("Name it.", answers["chosen"], prompt_turns=1), chat("Name it.", answers["rejected"], prompt_turns=1)
     )
     for prompt in (
@@ -332,8 +333,8 @@ def test_a_prompt_in_another_column_is_the_prompt_of_a_pair() -> None:
         {"conversations": [{"from": "human", "value": "Name it."}]},
     ):
         assert pairs(prompt | answers) == [expected]
-        assert recognize_prompt(prompt | answers) == expected.chosen
-    longer = pairs({"instruction": "Name it.", "input": "Norway"} | answers)[0].chosen
+        assert recognize_prompt(prompt | answers) == expected.answers[0]
+    longer = pairs({"instruction": "Name it.", "input": "Norway"} | answers)[0].answers[0]
     assert isinstance(longer, Conversation)
     assert longer.messages[0].content == "Name it.\n\nNorway"
 
@@ -497,7 +498,7 @@ def test_messages_as_json_text_are_messages() -> None:
     lone = {"prompt": "Hi", "chosen": json.dumps(turns("Hi", "a")[1]), "rejected": json.dumps(turns("Hi", "b")[1:])}
     assert pairs(lone) == pairs(sides)
     ranked = {"prompt": json.dumps(turns("Hi")), "answers": json.dumps(["b", "a"]), "scores": "[0, 1.5]"}
-    assert pairs(ranked) == [pairs(sides)[0]._replace(margin=1.5)]
+    assert pairs(ranked) == [pairs(sides)[0]._replace(values=(1.5, 0.0))]
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -538,7 +539,9 @@ def test_messages_as_a_list_a_key_are_messages() -> None:
 )
 def test_a_text_that_begins_with_a_bracket_stays_text(answer: str) -> None:
     assert recognize({"question": "Hi", "answer": answer}) == chat("Hi", answer)
-    assert pairs({"question": "Hi", "chosen": answer, "rejected": "b"})[0].chosen == chat("Hi", answer, prompt_turns=1)
+    assert pairs({"question": "Hi", "chosen": answer, "rejected": "b"})[0].answers[0] == chat(
+        "Hi", answer, prompt_turns=1
+    )
 
 
 def test_messages_as_python_prints_them_are_refused() -> None:
@@ -567,7 +570,7 @@ ASKED = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Really?\n\nAssistant:"
 )
 def test_dialogues_are_cut_at_the_last_assistant_turn_though_an_answer_is_empty(chosen: str, rejected: str) -> None:
     sides = Completion(ASKED, chosen.removeprefix(ASKED)), Completion(ASKED, rejected.removeprefix(ASKED))
-    assert pairs({"chosen": chosen, "rejected": rejected}) == [Preference(*sides)]
+    assert pairs({"chosen": chosen, "rejected": rejected}) == [pair_of(*sides)]
 
 
 @pytest.mark.parametrize(
@@ -602,7 +605,7 @@ def test_a_prompt_is_not_guessed_where_another_column_may_hold_it() -> None:
         ValueError, match=r"is the column 'query' the prompt\? Say so with `columns: {question: query}`, or"
     ):
         pairs(row)
-    assert pairs(row, {"question": "query"})[0].chosen == chat("Name it.", "The capital is Oslo.", prompt_turns=1)
+    assert pairs(row, {"question": "query"})[0].answers[0] == chat("Name it.", "The capital is Oslo.", prompt_turns=1)
 
 
 def test_a_prompt_that_is_guessed_from_shared_words_is_told() -> None:
@@ -621,7 +624,7 @@ def test_format_chat_makes_turns_of_plain_prompts_and_text_keeps_them() -> None:
     def prompted(row: Any, columns: Any) -> list[Any]:
         return [recognize_prompt(row, columns)]
 
-    def paired(row: Any, columns: Any) -> list[Preference]:
+    def paired(row: Any, columns: Any) -> list[PromptAnswers]:
         return recognize_preferences(row, columns, BestWorst())
 
     def documents(row: Any, columns: Any) -> list[Any]:
@@ -629,15 +632,15 @@ def test_format_chat_makes_turns_of_plain_prompts_and_text_keeps_them() -> None:
 
     as_chat, as_text = Source("a", format="chat"), Source("a", format="text")
     pair = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
-    both = Preference(chat("Hi", "a", prompt_turns=1), chat("Hi", "b", prompt_turns=1))
+    both = pair_of(chat("Hi", "a", prompt_turns=1), chat("Hi", "b", prompt_turns=1))
     assert read(as_chat, pair, paired) == both
-    assert read(as_text, pair, paired) == Preference(Completion("Hi", "a"), Completion("Hi", "b"))
+    assert read(as_text, pair, paired) == pair_of(Completion("Hi", "a"), Completion("Hi", "b"))
     assert read(as_chat, {"prompt": "Hi"}, prompted) == Conversation((Message("user", "Hi"),), 1)
     assert read(as_chat, {"prompt": "Hi", "completion": "a"}, documents) == chat("Hi", "a")
     assert read(as_chat, {"prompt": turns("Hi"), "chosen": "a", "rejected": "b"}, paired) == both
     renamed = Source("a", format="chat", columns={"prompt": "query"})
     assert read(renamed, {"query": "Hi", "chosen": "a", "rejected": "b"}, paired) == both
-    system = read(as_chat, pair | {"system": "Be kind."}, paired).chosen
+    system = read(as_chat, pair | {"system": "Be kind."}, paired).answers[0]
     assert [message.content for message in system.messages] == ["Be kind.", "Hi", "a"]
     with pytest.raises(ValueError, match="`format: chat` is set, but this row is plain text"):
         read(as_chat, {"chosen": "The sky is blue.", "rejected": "The sky is green."}, paired)
@@ -679,14 +682,14 @@ def test_messages_beside_a_pair_of_texts_are_no_reason_to_guess_the_prompt(name:
         with pytest.raises(ValueError, match=f"^is the column '{name}' the prompt"):
             read(CAPITALS | {name: {"user": "q q"}})
     (pair,) = pairs(CAPITALS | {name: turns("q q")}, {"messages": name})
-    assert pair.chosen == chat("q q", "The cap is A.", prompt_turns=1)
+    assert pair.answers[0] == chat("q q", "The cap is A.", prompt_turns=1)
 
 
 def test_an_article_in_the_column_source_may_be_the_prompt_and_a_name_is_not() -> None:
     with pytest.raises(ValueError, match=r"^is the column 'source' the prompt\?"):
         pairs(CAPITALS | {"source": "It rained in Oslo. " * 10})
     (pair,) = pairs(CAPITALS | {"source": "wiki", "tags": ["a", "b"], "path": "a/" * 99, "lengths": [1, 2]})
-    assert pair.chosen == Completion("The cap is", " A.")
+    assert pair.answers[0] == Completion("The cap is", " A.")
 
 
 def test_columns_that_are_refused_by_name_are_not_asked_about() -> None:

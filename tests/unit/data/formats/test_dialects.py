@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.pairs import PairEncoder
-from lion_lightning.data.formats.pairing import BestWorst, Preference
+from lion_lightning.data.encoding.trees import PairEncoder
+from lion_lightning.data.formats.pairing import BestWorst
 from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion, Conversation, Text, recognize
 from lion_lightning.data.formats.turns import Message, are_turns, read_dialogue, read_turns
@@ -20,6 +20,7 @@ from lion_lightning.data.store.digests import content_digest
 from lion_lightning.data.transforms import each_answer
 from lion_lightning.rollouts.prompt_forms import recognize_prompt
 from tests.unit.data.letters import CHATML, byte_tokenizer
+from tests.unit.data.pairs import pair_of
 
 TALK = [("user", "Hi"), ("assistant", "Hello")]
 TURNS = tuple(Message(role, text) for role, text in TALK)
@@ -85,7 +86,7 @@ def test_a_column_of_another_name_is_taken_only_where_nothing_else_can_be_meant(
     assert recognize({"dialog": talk, "system_prompt": "s"}) == Conversation((Message("system", "s"), *TURNS))
     pair = {"dialog": talk[:1], "answers": ["a", "b"], "scores": [1, 2]}
     (made,) = recognize_preferences(pair, None, BestWorst())
-    assert made.chosen == Conversation((TURNS[0], Message("assistant", "b")), 1)
+    assert made.answers[0] == Conversation((TURNS[0], Message("assistant", "b")), 1)
 
 
 @pytest.mark.parametrize("name", ["system_prompt", "system_message", "system_instruction"])
@@ -201,7 +202,7 @@ def test_a_dialogue_becomes_turns_under_format_chat() -> None:
     assert read({"prompt": "\n\nHuman: Hi\n\nAssistant:", "completion": " Hello"}, sft) == Conversation(TURNS, 1)
     assert read({"prompt": more}, prompts) == Conversation(asked, 3)
     good, bad = Message("assistant", "Good."), Message("assistant", "Bad.")
-    pair = Preference(Conversation((*asked, good), 3), Conversation((*asked, bad), 3))
+    pair = pair_of(Conversation((*asked, good), 3), Conversation((*asked, bad), 3))
     assert read({"chosen": f"{more} Good.", "rejected": f"{more} Bad."}, pairs) == pair
     assert read({"prompt": more, "chosen": " Good.", "rejected": " Bad."}, pairs) == pair
 
@@ -262,7 +263,7 @@ def test_pairs_that_go_on_from_the_beginning_of_an_answer() -> None:
     texts = [tokenizer.decode(segment.input_ids.tolist()) for segment in made]
     begun = "<|im_start|>user\nCount.<|im_end|>\n<|im_start|>assistant\none, "
     assert texts == [begun, "two<|im_end|>\n", "three<|im_end|>\n"]
-    assert content_digest(pair.chosen) != content_digest(
+    assert content_digest(pair.answers[0]) != content_digest(
         recognize({"messages": [BEGUN[0], {**REST[0], "content": "one, two"}]})
     )
 

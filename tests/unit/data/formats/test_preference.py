@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, Preference
+from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, PromptAnswers
 from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.formats.turns import Message
+from tests.unit.data.pairs import pair_of
 
 Turns = list[dict[str, Any]]
 
@@ -29,28 +30,28 @@ def chat(*contents: str, prompt_turns: int = 1, system: str | None = None) -> Co
     return Conversation(messages, prompt_turns)
 
 
-def recognize(row: dict[str, Any], columns: dict[str, str] | None = None) -> Preference:
+def recognize(row: dict[str, Any], columns: dict[str, str] | None = None) -> PromptAnswers:
     (preference,) = recognize_preferences(row, columns, BestWorst())
     return preference
 
 
-GOOD_BAD = Preference(chat("Hi", "good"), chat("Hi", "bad"))
-SYSTEM_GOOD_BAD = Preference(
+GOOD_BAD = pair_of(chat("Hi", "good"), chat("Hi", "bad"))
+SYSTEM_GOOD_BAD = pair_of(
     chat("Hi", "good", prompt_turns=2, system="Be kind."), chat("Hi", "bad", prompt_turns=2, system="Be kind.")
 )
-FORMS: dict[str, tuple[dict[str, Any], Preference]] = {
+FORMS: dict[str, tuple[dict[str, Any], PromptAnswers]] = {
     "explicit prompt of messages": (
         {"prompt": turns("Hi"), "chosen": answer("good"), "rejected": answer("bad")},
         GOOD_BAD,
     ),
     "explicit prompt of text": (
         {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
-        Preference(Completion("The sky is", " blue."), Completion("The sky is", " green.")),
+        pair_of(Completion("The sky is", " blue."), Completion("The sky is", " green.")),
     ),
     "implicit prompt of messages": ({"chosen": turns("Hi", "good"), "rejected": turns("Hi", "bad")}, GOOD_BAD),
     "implicit prompt of text": (
         {"chosen": "The sky is blue.", "rejected": "The sky is green."},
-        Preference(Completion("The sky is", " blue."), Completion("The sky is", " green.")),
+        pair_of(Completion("The sky is", " blue."), Completion("The sky is", " green.")),
     ),
     "UltraFeedback: the prompt's text is repeated in whole conversations, with scores": (
         {
@@ -62,7 +63,7 @@ FORMS: dict[str, tuple[dict[str, Any], Preference]] = {
             "score_chosen": 8.5,
             "score_rejected": 6,
         },
-        GOOD_BAD._replace(margin=2.5),
+        GOOD_BAD._replace(values=(8.5, 6.0)),
     ),
     "the repeated prompt stands behind a system turn": (
         {
@@ -99,29 +100,29 @@ FORMS: dict[str, tuple[dict[str, Any], Preference]] = {
     ),
     "ranked texts under a question": (
         {"question": "Hi", "answers": ["bad", "good", "so so"], "scores": [1, 4, 2]},
-        GOOD_BAD._replace(margin=3.0),
+        GOOD_BAD._replace(values=(4.0, 1.0)),
     ),
     "ranked texts under a text": (
         {"prompt": "The sky is", "answers": [" green.", " blue."], "scores": [0.0, 1.0]},
-        Preference(Completion("The sky is", " blue."), Completion("The sky is", " green."), 1.0),
+        pair_of(Completion("The sky is", " blue."), Completion("The sky is", " green."), 1.0, 0.0),
     ),
     "ranked texts under messages": (
         {"prompt": turns("Hi"), "answers": ["good", "bad"], "scores": [True, False]},
-        GOOD_BAD._replace(margin=1.0),
+        GOOD_BAD._replace(values=(1.0, 0.0)),
     ),
     "ranked messages under a text": (
         {"prompt": "Hi", "answers": [answer("good")[0], answer("bad")[0]], "scores": [0.5, 0.25]},
-        GOOD_BAD._replace(margin=0.25),
+        GOOD_BAD._replace(values=(0.5, 0.25)),
     ),
     "ranked lists of messages under messages": (
         {"prompt": turns("Hi"), "answers": [answer("bad"), answer("good")], "scores": [-1, 1]},
-        GOOD_BAD._replace(margin=2.0),
+        GOOD_BAD._replace(values=(1.0, -1.0)),
     ),
 }
 
 
 @pytest.mark.parametrize(("row", "expected"), FORMS.values(), ids=FORMS)
-def test_each_known_form_is_recognized(row: dict[str, Any], expected: Preference) -> None:
+def test_each_known_form_is_recognized(row: dict[str, Any], expected: PromptAnswers) -> None:
     assert recognize(row) == expected
 
 
@@ -130,18 +131,19 @@ def test_columns_reach_every_known_name() -> None:
     columns = {"system": "instructions", "question": "input", "chosen": "yes", "rejected": "no"}
     assert recognize(orca, columns) == SYSTEM_GOOD_BAD
     ranked = {"prompt": turns("Hi"), "completions": ["bad", "good"], "ratings": [1, 2]}
-    assert recognize(ranked, {"answers": "completions", "scores": "ratings"}) == GOOD_BAD._replace(margin=1.0)
+    named = {"answers": "completions", "scores": "ratings"}
+    assert recognize(ranked, named) == GOOD_BAD._replace(values=(2.0, 1.0))
 
 
 def test_columns_choose_between_forms_that_both_fit() -> None:
     row = {"prompt": "Hi", "chosen": "good", "rejected": "bad"}
-    assert recognize(row) == Preference(Completion("Hi", "good"), Completion("Hi", "bad"))
+    assert recognize(row) == pair_of(Completion("Hi", "good"), Completion("Hi", "bad"))
     assert recognize(row, {"question": "prompt"}) == GOOD_BAD
 
 
 def test_tools_go_along_with_both_sides() -> None:
     row = {"question": "Hi", "chosen": "good", "rejected": "bad", "tools": '[{"type": "function"}]'}
-    for side in recognize(row)[:2]:
+    for side in recognize(row).answers:
         assert isinstance(side, Conversation)
         assert side.tools == ({"type": "function"},)
 
@@ -153,7 +155,7 @@ def test_a_tool_call_can_be_the_answer() -> None:
         "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}],
     }
     preference = recognize({"prompt": "Hi", "chosen": [call], "rejected": answer("No.")})
-    assert preference.chosen.messages[1] == Message(  # type: ignore[union-attr]
+    assert preference.answers[0].messages[1] == Message(  # type: ignore[union-attr]
         "assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
     )
 
@@ -163,27 +165,29 @@ def test_a_tool_call_can_be_the_answer() -> None:
 
 def test_the_prompt_is_all_messages_that_the_sides_share() -> None:
     preference = recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "e")})
-    assert preference == Preference(chat("a", "b", "c", "d", prompt_turns=3), chat("a", "b", "c", "e", prompt_turns=3))
+    assert preference == pair_of(chat("a", "b", "c", "d", prompt_turns=3), chat("a", "b", "c", "e", prompt_turns=3))
 
 
 def test_sides_that_part_early_keep_their_later_turns_as_answer() -> None:
     preference = recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x")})
-    assert preference == Preference(chat("a", "b", "c", "d"), chat("a", "x"))
+    assert preference == pair_of(chat("a", "b", "c", "d"), chat("a", "x"))
 
 
 def test_equal_conversations_are_split_before_the_last_answer_and_are_no_error() -> None:
     talk = chat("a", "b", "c", "d", prompt_turns=3)
-    assert recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "d")}) == (talk, talk, None)
+    assert recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "d")}) == pair_of(
+        talk, talk
+    )
 
 
 def test_a_side_that_the_other_continues_still_has_an_answer() -> None:
     preference = recognize({"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b")})
-    assert preference == Preference(chat("a", "b", "c", "d"), chat("a", "b"))
+    assert preference == pair_of(chat("a", "b", "c", "d"), chat("a", "b"))
 
 
 def test_a_repeated_prompt_may_be_an_earlier_user_turn() -> None:
     row = {"prompt": "a\n", "chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "e")}
-    assert recognize(row).chosen == chat("a", "b", "c", "d", prompt_turns=3)
+    assert recognize(row).answers[0] == chat("a", "b", "c", "d", prompt_turns=3)
 
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Really?\n\nAssistant:"
@@ -206,8 +210,8 @@ HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Really?\n\nAssistant:"
 def test_a_prompt_shared_by_texts_ends_at_the_assistants_mark_or_a_whole_word(
     chosen: str, rejected: str, prompt: str
 ) -> None:
-    expected = Completion(prompt, chosen.removeprefix(prompt)), Completion(prompt, rejected.removeprefix(prompt)), None
-    assert recognize({"chosen": chosen, "rejected": rejected}) == expected
+    sides = Completion(prompt, chosen.removeprefix(prompt)), Completion(prompt, rejected.removeprefix(prompt))
+    assert recognize({"chosen": chosen, "rejected": rejected}) == pair_of(*sides)
 
 
 # --- pairing
@@ -215,9 +219,13 @@ def test_a_prompt_shared_by_texts_ends_at_the_assistants_mark_or_a_whole_word(
 RANKED = {"question": "Hi", "answers": ["c", "a", "d", "b"], "scores": [2.0, 4.0, 1.0, 3.0]}
 
 
-def paired(pairing: Pairing, row: dict[str, Any] = RANKED) -> list[tuple[str, str, float | None]]:
-    found = recognize_preferences(row, None, pairing)
-    return [(p.chosen.messages[1].content, p.rejected.messages[1].content, p.margin) for p in found]  # type: ignore[union-attr]
+def paired(pairing: Pairing, row: dict[str, Any] = RANKED) -> list[tuple[str, str, float]]:
+    """The words of chosen and rejected, and by how much the one scores above the other."""
+    found: list[tuple[str, str, float]] = []
+    for tree in recognize_preferences(row, None, pairing):
+        texts = [answer.messages[-1].content for answer in tree.answers if isinstance(answer, Conversation)]
+        found += [(texts[i], texts[j], tree.values[i] - tree.values[j]) for i, j in tree.pairs]
+    return found
 
 
 def test_best_and_worst_make_one_pair() -> None:
@@ -262,14 +270,14 @@ def test_equal_scores_make_pairs_of_different_answers_and_margin_zero() -> None:
     assert paired(AllPairs(), row) == [("a", "b", 0.0), ("a", "c", 0.0), ("b", "c", 0.0)]
 
 
-def test_equal_scores_of_two_sides_are_margin_zero_not_none() -> None:
+def test_equal_scores_of_two_sides_are_values_of_their_own() -> None:
     row = {"question": "Hi", "chosen": "good", "rejected": "bad", "score_chosen": 3, "score_rejected": 3}
-    assert recognize(row).margin == 0.0
+    assert recognize(row).values == (3.0, 3.0)
 
 
-def test_a_rejected_side_that_scores_higher_has_a_negative_margin() -> None:
+def test_a_rejected_side_that_scores_higher_keeps_its_values() -> None:
     row = {"question": "Hi", "chosen": "good", "rejected": "bad", "score_chosen": 1, "score_rejected": 3}
-    assert recognize(row) == GOOD_BAD._replace(margin=-2.0)
+    assert recognize(row) == GOOD_BAD._replace(values=(1.0, 3.0))
 
 
 def test_identities_tell_pairings_and_their_settings_apart() -> None:

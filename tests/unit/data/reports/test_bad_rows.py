@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.pairs import PairEncoder
+from lion_lightning.data.encoding.trees import PairEncoder
 from lion_lightning.data.reports.bad_rows import leave_out
 from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sft import SFTDataModule

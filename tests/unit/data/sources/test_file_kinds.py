@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.pairs import PairEncoder
+from lion_lightning.data.encoding.trees import PairEncoder
 from lion_lightning.data.formats.sft import Example, Text, recognize
 from lion_lightning.data.sources.source import Source, open_rows
 from lion_lightning.data.store.tokenize import tokenize

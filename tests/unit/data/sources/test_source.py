@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.formats.pairing import Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source, open_rows
+from tests.unit.data.pairs import pair_of
 
 
 def lines(path: Path, *rows: Any) -> str:
@@ -248,14 +248,15 @@ def test_a_system_message_is_put_before_both_sides_of_a_pair() -> None:
         return Conversation((Message("user", "Hi"), Message("assistant", answer)), prompt_turns=1)
 
     source, row = Source("a", system="Be brief."), Row("a:1", {})
-    (pair,) = source.examples(row, lambda row, columns: [Preference(side("Hello"), side("What?"), 0.5)])
+    (pair,) = source.examples(row, lambda row, columns: [pair_of(side("Hello"), side("What?"), 0.5, 0.0)])
     system = Message("system", "Be brief.")
-    assert pair == Preference(
+    assert pair == pair_of(
         Conversation((system, *side("Hello").messages), prompt_turns=2),
         Conversation((system, *side("What?").messages), prompt_turns=2),
         0.5,
+        0.0,
     )
-    plain = Preference(Completion("Hi", "Hello"), Completion("Hi", "What?"))
+    plain = pair_of(Completion("Hi", "Hello"), Completion("Hi", "What?"))
     with pytest.raises(ValueError, match=r"^a:1: `system` is set, but this row is plain text"):
         source.examples(row, lambda row, columns: [plain])
 

@@ -1,9 +1,9 @@
 """Which examples count as equal, and which pairs as of one prompt."""
 
-from lion_lightning.data.formats.pairing import Preference
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.store.digests import content_digest, digests, group_digest
+from tests.unit.data.pairs import pair_of
 
 ASKED = (Message("system", "Be kind."), Message("user", "Hi"))
 
@@ -33,28 +33,28 @@ def test_digests_follow_content_alone() -> None:
     assert len(by_key_order) == 1
 
 
-def test_a_margin_is_no_part_of_a_pair_and_its_sides_are_not_interchangeable() -> None:
+def test_scores_are_no_part_of_a_pair_and_its_sides_are_not_interchangeable() -> None:
     good, bad = chat("Hello!", *ASKED), chat("What?", *ASKED)
-    pair = content_digest(Preference(good, bad, 2.0))
-    assert pair == content_digest(Preference(good, bad)) == content_digest(Preference(good, bad, 0.5))
-    assert pair == content_digest(Preference(good._replace(prompt_turns=None), bad))
-    others = [Preference(bad, good), Preference(good, good), Preference(good, chat("what?", *ASKED))]
+    pair = content_digest(pair_of(good, bad, 2.0, 0.0))
+    assert pair == content_digest(pair_of(good, bad)) == content_digest(pair_of(good, bad, 1.0, 0.5))
+    assert pair == content_digest(pair_of(good._replace(prompt_turns=None), bad))
+    others = [pair_of(bad, good), pair_of(good, good), pair_of(good, chat("what?", *ASKED))]
     assert len({pair, *map(content_digest, others)}) == 4
 
 
 def test_pairs_of_one_prompt_are_one_group_whatever_is_answered() -> None:
     one, other = chat("a", *ASKED), chat("b", *ASKED)
-    pair = Preference(one, other, 1.0)
-    assert group_digest(pair) == group_digest(Preference(chat("c", *ASKED), one))
-    bare = Preference(chat("a", ASKED[1]), chat("b", ASKED[1]))
+    pair = pair_of(one, other, 1.0, 0.0)
+    assert group_digest(pair) == group_digest(pair_of(chat("c", *ASKED), one))
+    bare = pair_of(chat("a", ASKED[1]), chat("b", ASKED[1]))
     search = ({"name": "search"},)
-    tools = Preference(one._replace(tools=search), other._replace(tools=search))
+    tools = pair_of(one._replace(tools=search), other._replace(tools=search))
     marked = [turn._replace(weight=0.0) for turn in ASKED]
-    assert group_digest(pair) == group_digest(Preference(chat("c", *marked), one))
-    texts = Preference(Completion("Hi", "a"), Completion("Hi", "b"))
+    assert group_digest(pair) == group_digest(pair_of(chat("c", *marked), one))
+    texts = pair_of(Completion("Hi", "a"), Completion("Hi", "b"))
     assert len({group_digest(pair) for pair in (pair, bare, tools, texts)}) == 4
-    assert group_digest(texts) == group_digest(Preference(Completion("Hi", "x"), Completion("Hi", "y")))
-    assert group_digest(texts) != group_digest(Preference(Completion("Hi a", "x"), Completion("Hi a", "y")))
+    assert group_digest(texts) == group_digest(pair_of(Completion("Hi", "x"), Completion("Hi", "y")))
+    assert group_digest(texts) != group_digest(pair_of(Completion("Hi a", "x"), Completion("Hi a", "y")))
 
 
 def test_the_group_of_anything_but_a_pair_is_itself() -> None:
@@ -64,5 +64,5 @@ def test_the_group_of_anything_but_a_pair_is_itself() -> None:
 
 def test_both_digests_at_once_are_those_of_each() -> None:
     one, other = chat("a", *ASKED), chat("b", *ASKED)
-    for example in (one, Preference(one, other, 1.0), Preference(Completion("Hi", "a"), Completion("Hi", "b"))):
+    for example in (one, pair_of(one, other, 1.0, 0.0), pair_of(Completion("Hi", "a"), Completion("Hi", "b"))):
         assert digests(example) == (content_digest(example), group_digest(example))

@@ -12,8 +12,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.pairs import PairEncoder, Triple
-from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, Preference
+from lion_lightning.data.encoding.trees import PairEncoder, Tree
+from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, PromptAnswers
 from lion_lightning.data.formats.sft import Completion, Conversation, Text
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.tokenizer import CHAT_TEMPLATES, TokenizerSpec, read_template
@@ -27,20 +27,21 @@ from tests.unit.data.encoding.test_chat import (
     prompt_ids,
     trained,
 )
+from tests.unit.data.pairs import pair_of
 
 MAKERS = pytest.mark.parametrize("make", [byte_level, metaspace], ids=["byte-level", "metaspace"])
 
 
 def pair(
     prompt: Sequence[str], chosen: Sequence[str], rejected: Sequence[str], system: str | None = None
-) -> Preference:
+) -> PromptAnswers:
     """Two conversations that share their first turns."""
     turns = len(prompt) + (system is not None)
     better, worse = (chat(*prompt, *answer, system=system, prompt_turns=turns) for answer in (chosen, rejected))
-    return Preference(better, worse)
+    return pair_of(better, worse)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, example: Preference) -> Triple:
+def encode(tokenizer: PreTrainedTokenizerBase, example: PromptAnswers) -> Tree:
     return PairEncoder(tokenizer).encode_samples([example], ["data.jsonl:1"])[0]
 
 
@@ -55,10 +56,10 @@ def whole_ids(tokenizer: PreTrainedTokenizerBase, talk: Conversation) -> list[in
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def assert_exact(tokenizer: PreTrainedTokenizerBase, example: Preference, triple: Triple) -> None:
+def assert_exact(tokenizer: PreTrainedTokenizerBase, example: PromptAnswers, triple: Tree) -> None:
     """The prompt is what a model is asked with; with either answer it is the whole conversation."""
     prompt, *answers = triple
-    for side, answer in zip(example[:2], answers, strict=True):
+    for side, answer in zip(example.answers, answers, strict=True):
         assert isinstance(side, Conversation)
         assert side.prompt_turns is not None
         assert prompt.input_ids.tolist() == prompt_ids(tokenizer, side, side.prompt_turns)
@@ -133,10 +134,10 @@ def test_only_assistant_turns_of_an_answer_of_several_turns_are_trained(template
 def test_a_turn_of_an_answer_that_is_not_to_be_trained_is_a_part_of_it_without_targets() -> None:
     tokenizer = byte_level()
     example = pair(["a"], ["one", "user", "two"], ["three"])
-    assert isinstance(example.chosen, Conversation)
-    asked, first, *rest = example.chosen.messages
-    chosen = example.chosen._replace(messages=(asked, first._replace(weight=0.0), *rest))
-    half = example._replace(chosen=chosen)
+    assert isinstance(example.answers[0], Conversation)
+    asked, first, *rest = example.answers[0].messages
+    chosen = example.answers[0]._replace(messages=(asked, first._replace(weight=0.0), *rest))
+    half = example._replace(answers=(chosen, example.answers[1]))
     triple = encode(tokenizer, half)
     assert_exact(tokenizer, half, triple)
     assert trained(tokenizer, triple[1]) == ["two<|im_end|>"]
@@ -186,7 +187,7 @@ def test_a_tool_call_against_words() -> None:
     call = Message(
         "assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
     )
-    example = Preference(Conversation((asked, call), 1), Conversation((asked, Message("assistant", "world")), 1))
+    example = pair_of(Conversation((asked, call), 1), Conversation((asked, Message("assistant", "world")), 1))
     prompt, chosen, rejected = encode(tokenizer, example)
     assert tokenizer.decode(prompt.input_ids) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     assert trained(tokenizer, chosen) == [
@@ -198,13 +199,13 @@ def test_a_tool_call_against_words() -> None:
 def test_a_template_that_renders_the_prompt_by_what_follows_is_an_error_that_names_the_row() -> None:
     tokenizer = byte_level("{{ messages | length }}" + read_template("chatml"))
     assert len(encode(tokenizer, pair(["a"], ["b"], ["c"]))) == 3
-    with pytest.raises(ValueError, match=r"^data\.jsonl:1: the prompt gives other tokens before chosen than"):
+    with pytest.raises(ValueError, match=r"^data\.jsonl:1: the prompt gives other tokens before answer 2 than"):
         encode(tokenizer, pair(["a"], ["b", "c", "d"], ["e"]))
 
 
 def test_an_error_in_one_row_of_many_names_that_row() -> None:
     good = pair(["a"], ["b"], ["c"])
-    bad = Preference(good.chosen, chat("a", "half \ud83d", prompt_turns=1))
+    bad = pair_of(good.answers[0], chat("a", "half \ud83d", prompt_turns=1))
     with pytest.raises(ValueError, match=r"^x:2: the text is not valid Unicode"):
         PairEncoder(byte_level()).encode_samples([good, bad, good], ["x:1", "x:2", "x:3"])
 
@@ -215,7 +216,7 @@ def test_an_error_in_one_row_of_many_names_that_row() -> None:
 @MAKERS
 def test_both_answers_in_plain_text_end_in_one_trained_eos(make: Callable[[None], PreTrainedTokenizerFast]) -> None:
     tokenizer = make(None)
-    example = Preference(Completion("Hello", " world"), Completion("Hello", " how are</s>"))
+    example = pair_of(Completion("Hello", " world"), Completion("Hello", " how are</s>"))
     prompt, chosen, rejected = encode(tokenizer, example)
     eos = tokenizer.eos_token_id
     assert prompt.input_ids.tolist() == tokenizer.encode("Hello")  # with BOS where the tokenizer puts one
@@ -228,7 +229,7 @@ def test_both_answers_in_plain_text_end_in_one_trained_eos(make: Callable[[None]
 
 def test_without_a_prompt_bos_is_the_prompt() -> None:
     tokenizer = metaspace(None)
-    example = Preference(Completion("", "Hello"), Completion("", "world"))
+    example = pair_of(Completion("", "Hello"), Completion("", "world"))
     prompt, chosen, rejected = encode(tokenizer, example)
     assert prompt.input_ids.tolist() == [tokenizer.bos_token_id]
     assert not prompt.supervised.any()
@@ -238,7 +239,7 @@ def test_without_a_prompt_bos_is_the_prompt() -> None:
 
 
 def test_without_prompt_and_bos_is_an_error_that_names_the_row() -> None:
-    example = Preference(Completion("", "Hello"), Completion("", "world"))
+    example = pair_of(Completion("", "Hello"), Completion("", "world"))
     with pytest.raises(ValueError, match=r"^data\.jsonl:1: the prompt is empty.*give the row a prompt"):
         encode(byte_level(None), example)
 
@@ -247,12 +248,12 @@ def test_without_prompt_and_bos_is_an_error_that_names_the_row() -> None:
 
 EXAMPLES = [
     pair(["Hello"], ["world"], ["how"]),
-    Preference(Completion("Hello", " world"), Completion("Hello", " how")),
+    pair_of(Completion("Hello", " world"), Completion("Hello", " how")),
     pair(["a", "b", "c"], ["d"], ["e", "f", "yes"], system="today"),
 ]
 
 
-def assert_same(first: Sequence[Triple], second: Sequence[Triple]) -> None:
+def assert_same(first: Sequence[Tree], second: Sequence[Tree]) -> None:
     for one, other in zip(first, second, strict=True):
         for mine, theirs in zip(one, other, strict=True):
             assert mine.input_ids.tolist() == theirs.input_ids.tolist()
@@ -286,7 +287,7 @@ def test_the_fingerprint_changes_with_tokenizer_and_pairing() -> None:
 def test_rows_are_read_with_columns_and_the_pairing() -> None:
     row = {"question": "Hello", "replies": ["b", "a", "c"], "scores": [2, 3, 1]}
     read = PairEncoder(byte_level(), AllPairs()).read(row, {"answers": "replies"})
-    assert [preference.margin for preference in read] == [1.0, 1.0, 2.0]
+    assert [preference.values for preference in read] == [(3.0, 2.0), (2.0, 1.0), (3.0, 1.0)]
     assert len(PairEncoder(byte_level()).read(row, {"answers": "replies"})) == 1
 
 
@@ -343,6 +344,6 @@ def test_real_pairs_are_exact(template: str | None) -> None:
     assert len(examples) == 561
     for example, triple in zip(examples, encoder.encode_samples(examples, [""] * 561), strict=True):
         assert_exact(tokenizer, example, triple)
-        for side, answer in zip(example[:2], triple[1:], strict=True):
+        for side, answer in zip(example.answers, triple[1:], strict=True):
             assert isinstance(side, Conversation)
             assert trained(tokenizer, answer) == [side.messages[-1].content + "<|im_end|>"]
