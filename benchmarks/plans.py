@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.planning.job import Job, documents, pairs
+from lion_lightning.planning.job import Job, documents, trees
 from lion_lightning.planning.memory import GIB, Offloaded, Placement, Replicated, Sharded
 from lion_lightning.tools.plan.step_time import Machine, step_time
 
@@ -72,8 +72,9 @@ def cases() -> Iterator[tuple[str, Job, tuple[Kind, ...]]]:
         small = PolicySpec(config=config, recompute="full", lora=LoRASpec(), quantization=NF4Spec(), dtype="bfloat16")
         whole: Kind = partial(Replicated, bucket_views=True)  # as in configs/strategy/ddp.yaml
         yield f"{model} | SFT", _job(spec, documents(TOKENS, 2048)), (whole, Sharded, Offloaded)
-        yield f"{model} | DPO, frozen reference", _job(spec, pairs(TOKENS, 2048), second), (whole, Sharded, Offloaded)
-        yield f"{model} | DPO, QLoRA, adapters off", _job(small, pairs(TOKENS, 2048), passes=1), (whole,)
+        pairs = trees(TOKENS, 2048, 2)
+        yield f"{model} | DPO, frozen reference", _job(spec, pairs, second), (whole, Sharded, Offloaded)
+        yield f"{model} | DPO, QLoRA, adapters off", _job(small, pairs, passes=1), (whole,)
 
 
 def rows(title: str, job: Job, kinds: Sequence[Kind]) -> list[str]:

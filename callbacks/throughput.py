@@ -27,7 +27,9 @@ class TokenThroughput(Callback):
     """Logs how fast training goes: over a sliding window of optimizer steps, summed over ranks, at every step.
 
     - ``perf/tokens_per_second``: tokens that went through the model.
-    - ``perf/samples_per_second``: documents, or preference pairs.
+    - ``perf/samples_per_second``: documents, or prompts with all of their answers.
+    - ``perf/answers_per_second``: answers, each once, however many pairs it is in; where rows hold answers.
+    - ``perf/pairs_per_second``: preference pairs, where rows hold some.
     - ``perf/supervised_tokens_per_second``: targets, the tokens that the loss is over.
     - ``perf/packing_efficiency``: tokens over the tokens that the rows could have held.
     - ``perf/mfu``: FLOPs that the model asks for (:class:`~lion_lightning.planning.flops.TrainingFlops`) over those
@@ -56,7 +58,7 @@ class TokenThroughput(Callback):
         self.peak_flops = peak_flops
         self._window: deque[tuple[Tensor, float]] = deque(maxlen=window)
         self._watch = _Stopwatch()
-        self._counts = torch.zeros(5, dtype=torch.float64)
+        self._counts = torch.zeros(7, dtype=torch.float64)
         self._global_step = 0
         self._flops: TrainingFlops | None = None
         self._peak: float | None = None
@@ -88,8 +90,9 @@ class TokenThroughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
         flops = self._flops.of(batch) if self._flops else 0.0
-        sizes = (len(batch.input_ids), len(batch.targets), len(batch.sample_indices), batch.capacity)
-        self._counts += torch.tensor([*sizes, flops], dtype=torch.float64)
+        sizes = (len(batch.input_ids), len(batch.targets), len(batch.sample_indices))
+        counts = (*sizes, len(batch.answers), len(batch.pairs), batch.capacity, flops)
+        self._counts += torch.tensor(counts, dtype=torch.float64)
         if trainer.global_step > self._global_step:
             # Ranks of one tensor-parallel group share their batches, which count once.
             strategy = trainer.strategy
@@ -119,14 +122,19 @@ class TokenThroughput(Callback):
 
     def _rates(self) -> dict[str, float]:
         seconds = sum(time for _, time in self._window)
-        summed = sum((totals for totals, _ in self._window), torch.zeros(5))
-        tokens, targets, samples, capacity, flops = summed.tolist()
+        summed = sum((totals for totals, _ in self._window), torch.zeros(7))
+        tokens, targets, samples, answers, pairs, capacity, flops = summed.tolist()
         rates = {
             "perf/tokens_per_second": tokens / seconds,
             "perf/supervised_tokens_per_second": targets / seconds,
             "perf/samples_per_second": samples / seconds,
             "perf/packing_efficiency": tokens / capacity if capacity else math.nan,
         }
+        # The counts are those of all ranks, so that all of them log the same keys.
+        if answers:
+            rates["perf/answers_per_second"] = answers / seconds
+        if pairs:
+            rates["perf/pairs_per_second"] = pairs / seconds
         return rates if self._peak is None else {**rates, "perf/mfu": flops / seconds / self._peak}
 
     def _find_peak(self, trainer: Trainer, model: PreTrainedModel) -> float | None:

@@ -7,7 +7,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -77,7 +77,14 @@ class AlignmentModule(SteppedPolicy, ABC):
 
     Raises:
         ValueError: If the specs contradict each other.
+
+    Attributes:
+        items: What the loss of a global step is divided by the number of, as people say it.
+        typical_answers: Answers to a prompt that estimates of memory and time assume; 0 for documents.
     """
+
+    items: ClassVar[str] = "items"
+    typical_answers: ClassVar[int] = 0
 
     def __init__(
         self,

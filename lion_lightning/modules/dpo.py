@@ -41,6 +41,8 @@ class DPOModule(PolicyReferenceModule[PreferenceLoss]):
         ``Trainer(max_steps=100).fit(DPOModule("runs/sft/export"), datamodule)``
     """
 
+    items = "pairs"
+
     def __init__(
         self,
         policy: PolicySpec | str | dict[str, Any],

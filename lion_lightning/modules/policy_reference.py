@@ -48,6 +48,7 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
     """
 
     default_learning_rate = 5e-7
+    typical_answers = 2
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class SFTModule(AlignmentModule):
         ``Trainer(max_steps=100).fit(SFTModule("HuggingFaceTB/SmolLM2-135M"), datamodule)``
     """
 
+    items = "supervised tokens"
     metric_transforms: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {"perplexity": torch.exp}
 
     def __init__(

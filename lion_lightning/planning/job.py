@@ -81,19 +81,23 @@ class Job:
         return self._dry_runs[stays, gathered]
 
 
-def job_of(module: AlignmentModule, tokens: int, longest: int, precision: str, **settings: Any) -> Job:
+def job_of(
+    module: AlignmentModule, tokens: int, longest: int, precision: str, answers: int | None = None, **settings: Any
+) -> Job:
     """The job of a module with micro-batches of so many tokens.
 
     Args:
         module: Built or not; only its settings are read.
-        tokens: Tokens of a micro-batch: documents for a module without a reference, else pairs, whose prompts and
-            answers are taken to be equally long.
+        tokens: Tokens of a micro-batch.
         longest: Most tokens of a document, or of a prompt and one answer.
         precision: The trainer's.
+        answers: Answers to a prompt, each as long as the prompt; 0 for documents. None for the module's
+            ``typical_answers``.
         settings: Further fields of the job.
     """
     reference = getattr(module, "reference", None)
-    lengths, parents = pairs(tokens, longest) if reference is not None else documents(tokens, longest)
+    answers = module.typical_answers if answers is None else answers
+    lengths, parents = trees(tokens, longest, answers) if answers else documents(tokens, longest)
     frozen = reference if isinstance(reference, FrozenReference) else None
     second = None if frozen is None else frozen.spec or module.policy_spec
     return Job(
@@ -116,17 +120,18 @@ def documents(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ..
     return tuple(lengths), (-1,) * len(lengths)
 
 
-def pairs(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths and parents of preference pairs that fill a micro-batch, prompts and answers equally long.
+def trees(tokens: int, longest: int, answers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths and parents of prompts with so many answers each that fill a micro-batch, all of them equally long.
 
     A prompt and one answer have at most ``longest`` tokens.
     """
-    part = max(1, min(longest // 2, tokens // 3))
-    count = max(1, round(tokens / (3 * part)))
-    lengths = [tokens // (3 * count)] * (3 * count)
+    size = 1 + answers  # segments of a tree
+    part = max(1, min(longest // 2, tokens // size))
+    count = max(1, round(tokens / (size * part)))
+    lengths = [tokens // (size * count)] * (size * count)
     parents: list[int] = []
-    for prompt in range(0, 3 * count, 3):
-        parents += [-1, prompt, prompt]
+    for prompt in range(0, size * count, size):
+        parents += [-1, *[prompt] * answers]
     return tuple(lengths), tuple(parents)
 
 

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--tokens", type=int, help="tokens per micro-batch (batch_size x row_length of the config's data module)"
     )
+    own.add_argument("--answers", type=int, help="answers to a prompt, where rows have some (as the module says)")
     own.add_argument("--memory", type=float, default=80.0, help="GiB per GPU (80)")
     own.add_argument("--overhead", type=float, default=2.0, help="GiB for CUDA, NCCL and fragmentation (2: a guess)")
     own.add_argument(
@@ -95,11 +96,14 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
         raise ValueError(
             f"{type(data).__name__} has no batch_size and row_length; give the tokens per micro-batch with --tokens N"
         )
+    if options.answers is not None and options.answers < 1:
+        raise ValueError(f"--answers is {options.answers}; give at least 1")
     job = job_of(
         cli.model,
         tokens,
         getattr(data, "max_length", tokens),
         str(settings.precision or "32-true"),
+        options.answers,
         accumulate=int(settings.accumulate_grad_batches or 1),
         overhead=round(options.overhead * GIB),
     )

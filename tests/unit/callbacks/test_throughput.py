@@ -15,6 +15,7 @@ from torch import nn
 from lion_lightning.callbacks import TokenThroughput, throughput
 from lion_lightning.planning.flops import training_flops
 from lion_lightning.types import PackedBatch
+from tests import tiny
 from tests.unit.callbacks.conftest import CAPACITY, Bench, batches
 
 TOKENS = 25  # of each batch
@@ -102,7 +103,21 @@ def test_rates_count_tokens_targets_capacity_and_flops_of_the_window(bench: Benc
         assert rate["perf/tokens_per_second"] == pytest.approx(TOKENS / seconds)
         assert rate["perf/supervised_tokens_per_second"] == pytest.approx(TARGETS / seconds)
         assert rate["perf/samples_per_second"] == pytest.approx(SAMPLES / seconds)
+        assert not {"perf/answers_per_second", "perf/pairs_per_second"} & rate.keys()  # they are documents
         assert rate["perf/mfu"] == pytest.approx(flops / seconds / 1e6, rel=1e-6)
+
+
+def test_an_answer_in_several_pairs_is_one_answer(bench: Bench, clock: Clock) -> None:
+    # One prompt with three answers in all three pairs; rows of documents have neither key.
+    tree = tiny.row((7, 5, 9, 4), (-1, 0, 0, 0))
+    tree = replace(tree, capacity=CAPACITY, sample_indices=(0,), values=(2.0, 1.0, 0.0), pairs=((0, 1), (0, 2), (1, 2)))
+    recorder = Recorder()
+    trainer = bench.trainer(TokenThroughput(1, 1e6), Turns(clock), recorder)
+    with pytest.warns(UserWarning, match="no transformers model"):
+        trainer.fit(Plain(), SlowRows(clock, [tree]))
+    [rates] = recorder.rates
+    assert (rates["perf/answers_per_second"], rates["perf/pairs_per_second"]) == (3.0, 3.0)
+    assert (rates["perf/samples_per_second"], rates["perf/tokens_per_second"]) == (1.0, 25.0)
 
 
 def speeds(rates: list[dict[str, float]]) -> list[float]:

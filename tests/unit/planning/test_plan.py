@@ -14,12 +14,16 @@ from torch.optim import SGD, AdamW, Optimizer
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.cli import main
+from lion_lightning.losses import SimPOLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec
 from lion_lightning.models.spec import PolicySpec
+from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.modules.sft import SFTModule
 from lion_lightning.planning.dry_run import DryRun, packed_batch
-from lion_lightning.planning.job import Job, documents, pairs
+from lion_lightning.planning.job import Job, documents, job_of, trees
 from lion_lightning.planning.memory import Offloaded, Replicated, Sharded
 from lion_lightning.planning.memory_counter import MemoryCounter
 from lion_lightning.planning.meta_model import meta_model
@@ -127,9 +131,9 @@ def test_adapters_leave_the_base_without_gradients_and_four_bits_shrink_it() -> 
     [
         pytest.param(documents(48, 16), "none", id="documents", marks=pytest.mark.exhaustive),
         pytest.param(documents(48, 16), "full", id="documents, full", marks=pytest.mark.exhaustive),
-        pytest.param(pairs(48, 32), "none", id="pairs", marks=pytest.mark.exhaustive),
-        pytest.param(pairs(48, 32), "elementwise", id="pairs, elementwise", marks=pytest.mark.exhaustive),
-        pytest.param(pairs(48, 32), "full", id="pairs, full", marks=pytest.mark.slow),
+        pytest.param(trees(48, 32, 2), "none", id="pairs", marks=pytest.mark.exhaustive),
+        pytest.param(trees(48, 32, 2), "elementwise", id="pairs, elementwise", marks=pytest.mark.exhaustive),
+        pytest.param(trees(48, 32, 2), "full", id="pairs, full", marks=pytest.mark.slow),
     ],
 )
 def test_a_rehearsal_holds_what_the_real_step_holds(rows: Any, recompute: Any) -> None:
@@ -159,6 +163,21 @@ def test_time_is_the_longer_of_products_and_traffic(total: int) -> None:
     assert one.tokens == 48 * 3 * 4
     halves = step_time(job(precision="bf16-mixed"), Sharded(4), slow)
     assert halves.traffic == pytest.approx((2 * 2 + 4) * total * 3 / 4 / 1e18)
+
+
+def test_rows_are_trees_of_equally_long_segments() -> None:
+    # Seven segments of 100 // 7 tokens each; a prompt and an answer are within the limit.
+    assert trees(100, 64, 6) == ((14,) * 7, (-1, 0, 0, 0, 0, 0, 0))
+    # A limit of 16 leaves 8 for a segment: 48 tokens are two trees of a prompt and two answers.
+    assert trees(48, 16, 2) == ((8,) * 6, (-1, 0, 0, -1, 3, 3))
+
+
+def test_a_module_says_how_many_answers_its_rows_have() -> None:
+    spec, tokenizer = PolicySpec(config=tiny.config()), TokenizerSpec("unused")
+    assert job_of(SFTModule(spec, tokenizer=tokenizer), 48, 16, "32-true").parents == (-1, -1, -1)
+    pairs = DPOModule(spec, tokenizer=tokenizer, loss=SimPOLoss())
+    assert job_of(pairs, 48, 16, "32-true").parents == (-1, 0, 0, -1, 3, 3)
+    assert job_of(pairs, 48, 32, "32-true", answers=3).parents == (-1, 0, 0, 0)
 
 
 def test_a_sampler_takes_its_share_beside_weights_and_state(total: int) -> None:
@@ -204,6 +223,7 @@ def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFi
     [
         ([], "trainer.devices is auto: set the number of GPUs with --gpus N"),
         (["--gpus", "0"], "--gpus is 0; give 1 or more"),
+        (["--gpus", "2", "--answers", "0"], "--answers is 0; give at least 1"),
         (["--gpus", "2", "--mfu", "0"], "--mfu is 0.0; give a number above 0"),
         (["--gpus", "2", "--trainer.strategy", "best"], "Lightning knows no 'best'"),
     ],
