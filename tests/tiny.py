@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,15 @@ def row(
     ]
     wanted = [item for item in wanted if supervised is None or item[0] in supervised]
     targets, logit_positions, owners = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 3).unbind(1)
-    return PackedBatch(ids, RowLayout(segments).positions, segments, logit_positions, ids[targets], owners)
+    return PackedBatch(
+        ids,
+        RowLayout(segments).positions,
+        segments,
+        logit_positions,
+        ids[targets],
+        owners,
+        values=(math.nan,) * sum(parent >= 0 for parent in parents),
+    )
 
 
 def pairs(*lengths: tuple[int, int, int], seed: int = 0) -> PackedBatch:
@@ -108,7 +117,8 @@ def pairs(*lengths: tuple[int, int, int], seed: int = 0) -> PackedBatch:
     parents = [parent for number in range(len(lengths)) for parent in (-1, 3 * number, 3 * number)]
     answers = [span for span in segment_table(flat, parents) if span.parent >= 0]
     supervised = [place for span in answers for place in range(span.start, span.stop)]
-    return row(flat, parents, supervised, seed)
+    made = row(flat, parents, supervised, seed)
+    return replace(made, pairs=tuple((2 * number, 2 * number + 1) for number in range(len(lengths))))
 
 
 def alone(model: Any, batch: PackedBatch) -> Tensor:
@@ -196,6 +206,10 @@ def merge(rows: Sequence[PackedBatch]) -> PackedBatch:
     ]
     owners = [batch.target_segments + offset for batch, offset in zip(rows, _offsets(rows), strict=True)]
     weighted = any(batch.target_weights is not None for batch in rows)
+    answers, pairs = 0, []
+    for batch in rows:
+        pairs += [(answers + chosen, answers + rejected) for chosen, rejected in batch.pairs]
+        answers += len(batch.values)
     return replace(
         rows[0],
         input_ids=torch.cat([batch.input_ids for batch in rows]),
@@ -205,6 +219,8 @@ def merge(rows: Sequence[PackedBatch]) -> PackedBatch:
         targets=torch.cat([batch.targets for batch in rows]),
         target_segments=torch.cat(owners),
         target_weights=torch.cat([weights_of(batch) for batch in rows]) if weighted else None,
+        values=tuple(value for batch in rows for value in batch.values),
+        pairs=tuple(pairs),
     )
 
 

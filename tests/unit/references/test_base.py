@@ -1,4 +1,4 @@
-"""References: the first pass does each pair once, goes on after a kill, and never scores with the wrong weights."""
+"""References: the first pass does each answer once, goes on after a kill, and never scores with the wrong weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.hash import hash_tensors
-from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.references import scoring as passes
 from lion_lightning.references.base import FrozenReference, MixedReference, NoReference
 from lion_lightning.references.cached import CachedReference, RefreshedReference
-from lion_lightning.types import PackedBatch, PairLogps
+from lion_lightning.types import PackedBatch
 from tests.tiny import config, pairs, policy
 
 BATCHES = [pairs((5, 4, 7), (3, 6, 2), seed=1), pairs((4, 1, 3), seed=2), pairs((2, 5, 5), seed=3)]
@@ -40,13 +39,10 @@ def never(spec: PolicySpec | None) -> PolicyModel:
     raise AssertionError("nothing has to be built")
 
 
-def sums(logps: PairLogps) -> Tensor:
-    return torch.stack([logps.chosen.sums, logps.rejected.sums])
-
-
-def live(model: PolicyModel, batch: PackedBatch) -> PairLogps:
+def live(model: PolicyModel, batch: PackedBatch) -> Tensor:
     with torch.no_grad():
-        return pair_logps(model(batch), batch)
+        values: Tensor = model(batch).values
+    return values
 
 
 def attached(model: PolicyModel, build: Any = never, **options: Any) -> CachedReference:
@@ -66,9 +62,7 @@ def test_cached_log_probs_are_those_of_the_live_model(tmp_path: Path) -> None:
     reference = attached(model, cache_dir=tmp_path)
     reference.precompute(BATCHES, model, Ranks(), "training")
     for batch in BATCHES:
-        for cached, expected in zip(reference(batch, model), live(model, batch), strict=True):
-            for got, want in zip(cached, expected, strict=True):
-                torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(reference(batch, model).values, live(model, batch), rtol=1e-6, atol=1e-6)
 
 
 def test_a_second_start_computes_nothing(tmp_path: Path) -> None:
@@ -79,10 +73,10 @@ def test_a_second_start_computes_nothing(tmp_path: Path) -> None:
     again = attached(model, cache_dir=tmp_path)
     again.precompute(BATCHES, model, Ranks(), "training")
     assert count.forwards == len(BATCHES)
-    assert len(again(BATCHES[0], model).chosen.sums) == 2
+    assert len(again(BATCHES[0], model).values) == 19
 
 
-def test_only_new_pairs_are_computed(tmp_path: Path) -> None:
+def test_only_new_batches_are_computed(tmp_path: Path) -> None:
     model = policy()
     count = Counting(model)
     attached(model, cache_dir=tmp_path).precompute(BATCHES[:2], model, Ranks(), "training")
@@ -116,7 +110,7 @@ def test_another_model_precision_or_attention_is_computed_anew(tmp_path: Path, w
     reference = attached(model, cache_dir=tmp_path)
     reference.precompute(BATCHES, model, ranks, "training")
     assert count.forwards == len(BATCHES)
-    torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(model, BATCHES[0])))
+    torch.testing.assert_close(reference(BATCHES[0], model).values, live(model, BATCHES[0]))
 
 
 def test_a_trained_policy_never_scores_for_its_reference(tmp_path: Path) -> None:
@@ -124,7 +118,7 @@ def test_a_trained_policy_never_scores_for_its_reference(tmp_path: Path) -> None
     reference = attached(model, build=lambda spec: policy(), cache_dir=tmp_path)
     change(model)
     reference.precompute(BATCHES, model, Ranks(), "evaluation")
-    torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(start, BATCHES[0])))
+    torch.testing.assert_close(reference(BATCHES[0], model).values, live(start, BATCHES[0]))
 
 
 def test_a_starting_model_that_is_gone_is_an_error(tmp_path: Path) -> None:
@@ -136,13 +130,13 @@ def test_a_starting_model_that_is_gone_is_an_error(tmp_path: Path) -> None:
         reference.precompute(BATCHES, model, Ranks(), "evaluation")
 
 
-def test_an_uncached_pair_is_an_error_not_a_zero(tmp_path: Path) -> None:
+def test_an_uncached_answer_is_an_error_not_a_zero(tmp_path: Path) -> None:
     model = policy()
     reference = attached(model, cache_dir=tmp_path)
     with pytest.raises(ValueError, match="precompute"):
         reference(BATCHES[0], model)
     reference.precompute(BATCHES[:1], model, Ranks(), "training")
-    with pytest.raises(ValueError, match="no reference log-probs for 1"):
+    with pytest.raises(ValueError, match="no reference log-probs for 2"):
         reference(BATCHES[1], model)
 
 
@@ -157,7 +151,7 @@ def test_another_model_by_name_is_cached_or_held(tmp_path: Path) -> None:
     for reference in (cached, held):
         reference.attach(model, build)
         reference.precompute(BATCHES, model, Ranks(), "training")
-        torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(other, BATCHES[0])))
+        torch.testing.assert_close(reference(BATCHES[0], model).values, live(other, BATCHES[0]))
 
 
 def test_a_frozen_copy_stays_when_the_policy_moves_and_gets_no_gradient() -> None:
@@ -166,7 +160,7 @@ def test_a_frozen_copy_stays_when_the_policy_moves_and_gets_no_gradient() -> Non
     reference.attach(model, never)
     reference.attach(model, never)  # Lightning configures more than once
     change(model)
-    torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(start, BATCHES[0])))
+    torch.testing.assert_close(reference(BATCHES[0], model).values, live(start, BATCHES[0]))
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     assert not reference.train().training
 
@@ -192,16 +186,15 @@ def test_a_refreshed_reference_becomes_the_policy_of_the_moment(tmp_path: Path) 
     change(model)
     assert not reference.before_epoch(0, model)
     assert not reference.before_epoch(1, model)
-    torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(start, BATCHES[0])))
+    torch.testing.assert_close(reference(BATCHES[0], model).values, live(start, BATCHES[0]))
     assert reference.before_epoch(2, model)
     reference.precompute(BATCHES, model, Ranks(), "training")
-    torch.testing.assert_close(sums(reference(BATCHES[0], model)), sums(live(model, BATCHES[0])))
+    torch.testing.assert_close(reference(BATCHES[0], model).values, live(model, BATCHES[0]))
 
 
 def test_no_reference_is_zero() -> None:
     zero = NoReference()(BATCHES[0], policy())
-    assert sums(zero).tolist() == [[0.0, 0.0], [0.0, 0.0]]
-    assert zero.chosen.counts.tolist() == [4.0, 6.0]
+    assert zero.values.tolist() == [0.0] * 19  # answers of 4, 7, 6 and 2 tokens
 
 
 def test_a_digest_sees_one_changed_weight_its_dtype_and_its_name() -> None:
@@ -231,4 +224,4 @@ def test_the_reference_pass_keeps_the_policys_training_mode_and_makes_no_graph(t
     reference = attached(model, cache_dir=tmp_path)
     reference.precompute(BATCHES, model, Ranks(), "training")
     assert model.training
-    assert not reference(BATCHES[0], model).chosen.sums.requires_grad
+    assert not reference(BATCHES[0], model).values.requires_grad

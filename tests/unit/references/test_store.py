@@ -1,4 +1,4 @@
-"""The store of pairs' log-probs: keyed by content, whole or not there at all, and never another model's."""
+"""The store of answers' log-probs: keyed by content, complete or not there at all, and never another model's."""
 
 from __future__ import annotations
 
@@ -6,57 +6,53 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from lion_lightning.references import store as pair_store
-from lion_lightning.references.store import AnswerStore, answer_keys
-from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps
+from lion_lightning.references import store as answer_store
+from lion_lightning.references.store import AnswerStore, answer_counts, answer_keys
+from lion_lightning.types import PackedBatch, TokenLogps
 from tests.tiny import merge, pairs
 
 A, B, C = (pairs(lengths, seed=seed) for seed, lengths in enumerate([(3, 2, 4), (5, 1, 1), (2, 6, 3)]))
 MODEL = {"weights": "abc"}
 
 
-def logps(first: float, count: int = 1) -> PairLogps:
-    """Distinct numbers in every field: 8 from ``first`` on for the first pair, then 8 more."""
-    values = first + torch.arange(8.0 * count).reshape(count, 2, 4)
-    return PairLogps(*(AnswerLogps(*side.unbind(1)) for side in values.unbind(1)))
+def add(store: AnswerStore, batch: PackedBatch, first: float) -> None:
+    """Add a batch's answers; their targets have the log-probs ``first``, ``first`` + 1, ..."""
+    values = first + torch.arange(float(len(batch.targets)))
+    store.add(answer_keys(batch), answer_counts(batch), TokenLogps(values))
 
 
 def filled(folder: Path) -> AnswerStore:
     store = AnswerStore(folder, MODEL)
-    store.add(answer_keys(merge([A, B])), logps(-100.0, 2))
+    add(store, merge([A, B]), -100.0)
     store.flush()
     store.reload()
     return store
 
 
-def flat(got: PairLogps) -> list[list[float]]:
-    return torch.stack([torch.stack(list(side), 1) for side in got], 1).flatten(1).tolist()
-
-
 def test_values_come_back_in_the_order_asked_for_also_in_another_process(tmp_path: Path) -> None:
     filled(tmp_path)
     store = AnswerStore(tmp_path, MODEL)
-    assert len(store) == 2
-    expected = [[-100.0 + k for k in range(8)], [-92.0 + k for k in range(8)]]
-    assert flat(store.get(answer_keys(merge([A, B])))) == expected
-    assert flat(store.get(answer_keys(merge([B, A])))) == expected[::-1]
+    assert len(store) == 4
+    of_a, of_b = [-100.0, -99.0, -98.0, -97.0, -96.0, -95.0], [-94.0, -93.0]  # answers of 2 and 4 tokens, of 1 and 1
+    assert store.get(answer_keys(merge([A, B]))).values.tolist() == of_a + of_b
+    assert store.get(answer_keys(merge([B, A]))).values.tolist() == of_b + of_a
 
 
 def test_a_key_depends_on_tokens_and_targets_and_not_on_the_place_in_the_row() -> None:
-    alone, first, second = answer_keys(A)[0], answer_keys(merge([A, B]))[0], answer_keys(merge([B, A]))[1]
+    alone, first, second = answer_keys(A), answer_keys(merge([A, B]))[:2], answer_keys(merge([B, A]))[2:]
     assert (alone == first).all()
     assert (alone == second).all()
-    for place in (0, 4, 8):  # a token of the prompt, of the chosen and of the rejected answer
+    changed = {0: [True, True], 4: [True, False], 8: [False, True]}  # a token of the prompt, of one answer, of the other
+    for place, expected in changed.items():
         ids = A.input_ids.clone()
         ids[place] += 1
-        assert (answer_keys(replace(A, input_ids=ids))[0] != alone).any()
-    assert (answer_keys(without_target(A, 1))[0] != alone).any()
-    assert (answer_keys(without_target(A, 2))[0] != answer_keys(without_target(A, 3))[0]).any()
+        assert (answer_keys(replace(A, input_ids=ids)) != alone).any(1).tolist() == expected
+    assert (answer_keys(without_target(A, 1)) != alone).any(1).tolist() == [True, False]
+    assert (answer_keys(without_target(A, 2)) != answer_keys(without_target(A, 3))).any(1).tolist() == [False, True]
 
 
 def without_target(batch: PackedBatch, place: int) -> PackedBatch:
@@ -68,13 +64,13 @@ def without_target(batch: PackedBatch, place: int) -> PackedBatch:
 def test_tokens_moved_over_a_boundary_give_another_key() -> None:
     longer, shorter = pairs((4, 2, 3)), pairs((3, 3, 3))  # the same nine tokens in a row
     assert torch.equal(longer.input_ids, shorter.input_ids)
-    assert (answer_keys(longer)[0] != answer_keys(shorter)[0]).any()
+    assert (answer_keys(longer) != answer_keys(shorter)).any(1).all()
 
 
-def test_a_missing_pair_is_an_error_that_counts(tmp_path: Path) -> None:
+def test_an_uncached_answer_is_an_error_that_counts(tmp_path: Path) -> None:
     store = filled(tmp_path)
-    assert store.has(answer_keys(merge([A, C]))).tolist() == [True, False]
-    with pytest.raises(ValueError, match="no reference log-probs for 1 of the batch's 2 pairs"):
+    assert store.has(answer_keys(merge([A, C]))).tolist() == [True, True, False, False]
+    with pytest.raises(ValueError, match="no reference log-probs for 2 of the batch's 4 answers"):
         store.get(answer_keys(merge([A, C])))
 
 
@@ -100,7 +96,7 @@ def test_a_full_disk_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(pair_store, "save_file", full)
+    monkeypatch.setattr(answer_store, "save_file", full)
     with pytest.raises(ValueError, match=r"cannot write reference log-probs \(No space left on device\); name"):
         filled(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
@@ -123,28 +119,27 @@ def test_a_store_of_another_model_is_refused(tmp_path: Path) -> None:
         AnswerStore(tmp_path, MODEL)
 
 
-def test_several_writers_and_the_same_pair_twice_make_one_store(tmp_path: Path) -> None:
+def test_several_writers_and_the_same_answer_twice_make_one_store(tmp_path: Path) -> None:
     filled(tmp_path)
     other = AnswerStore(tmp_path, MODEL)
-    other.add(answer_keys(merge([B, C])), logps(50.0, 2))
+    add(other, merge([B, C]), 50.0)
     other.flush()
     store = AnswerStore(tmp_path, MODEL)
-    assert len(store) == 3
-    assert flat(store.get(answer_keys(C))) == [[58.0 + k for k in range(8)]]
-    assert np.unique(store._keys, axis=0).shape == (3, 2)
+    assert len(store) == 6
+    assert store.get(answer_keys(C)).values.tolist() == [52.0 + k for k in range(9)]
 
 
-def test_nothing_added_writes_nothing_and_a_batch_without_pairs_asks_for_nothing(tmp_path: Path) -> None:
+def test_nothing_added_writes_nothing_and_a_batch_without_answers_asks_for_nothing(tmp_path: Path) -> None:
     store = AnswerStore(tmp_path / "new", MODEL)
     store.flush()
     assert not (tmp_path / "new").exists()
-    assert len(store.get(answer_keys(A.without_targets())).chosen.sums) == 0
+    assert len(store.get(answer_keys(A.without_targets())).values) == 0
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = AnswerStore(tmp_path / "file" / "store", MODEL)
-    store.add(answer_keys(A), logps(0.0))
+    add(store, A, 0.0)
     with pytest.raises(ValueError, match="cannot write reference log-probs"):
         store.flush()
 
