@@ -46,7 +46,11 @@ def test_a_key_depends_on_tokens_and_targets_and_not_on_the_place_in_the_row() -
     alone, first, second = answer_keys(A), answer_keys(merge([A, B]))[:2], answer_keys(merge([B, A]))[2:]
     assert (alone == first).all()
     assert (alone == second).all()
-    changed = {0: [True, True], 4: [True, False], 8: [False, True]}  # a token of the prompt, of one answer, of the other
+    changed = {
+        0: [True, True],
+        4: [True, False],
+        8: [False, True],
+    }  # a token of the prompt, of one answer, of the other
     for place, expected in changed.items():
         ids = A.input_ids.clone()
         ids[place] += 1
