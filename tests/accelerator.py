@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils import backend_registration
 
 NAME = "fakegpu"
@@ -76,9 +77,22 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def fake_accelerator() -> Iterator[torch.device]:
-    """Tensors made inside are fake."""
+    """Tensors made inside are fake; those of the host from before keep their values, which code may read as numpy."""
     register()
-    with _FakeAccelerator(allow_non_fake_inputs=False):
+    with _FakeAccelerator(allow_non_fake_inputs=False) as mode, pytest.MonkeyPatch.context() as patch:
+        read, made = Tensor.numpy, torch.from_numpy
+
+        def numpy(tensor: Tensor) -> Any:
+            with unset_fake_temporarily():
+                return read(tensor)
+
+        def from_numpy(values: Any) -> Tensor:
+            with unset_fake_temporarily():
+                tensor = made(values)
+            return mode.from_tensor(tensor)
+
+        patch.setattr(Tensor, "numpy", numpy)
+        patch.setattr(torch, "from_numpy", from_numpy)
         yield torch.device(NAME)
 
 

@@ -68,7 +68,7 @@ class AnswerStore:
         self._pending: list[tuple[Keys, Tensor, Tensor]] = []
         self._keys: Keys = np.empty((0, 2), np.uint64)
         self._starts = self._counts = np.empty(0, np.int64)
-        self._values = torch.empty(0)
+        self._values = np.empty(0, np.float32)
         self._require_identity()
         self.reload()
 
@@ -89,7 +89,8 @@ class AnswerStore:
                 "precompute all of them first (CachedReference.precompute), and give all ranks the same `cache_dir`"
             )
         parts = [self._values[self._starts[row] : self._starts[row] + self._counts[row]] for row in rows.tolist()]
-        return TokenLogps(torch.cat([torch.empty(0), *parts]).to(device, non_blocking=True))
+        values = np.concatenate([np.empty(0, np.float32), *parts])
+        return TokenLogps(torch.from_numpy(values).to(device, non_blocking=True))
 
     def add(self, keys: Keys, counts: npt.NDArray[np.int64], logps: TokenLogps) -> None:
         """Add answers, in memory until :meth:`flush`.
@@ -131,7 +132,7 @@ class AnswerStore:
         first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
         kept = order[first]
         self._keys, self._starts, self._counts = keys[kept], (np.cumsum(counts) - counts)[kept], counts[kept]
-        self._values = torch.cat([torch.empty(0), *(values for *_, values in parts)])
+        self._values = np.concatenate([np.empty(0, np.float32), *(values for *_, values in parts)])
 
     def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Row of each key, and whether it is there; searched by the first 64 bits, which never collide in practice."""
@@ -156,7 +157,7 @@ class AnswerStore:
             )
 
 
-def _read(path: Path) -> tuple[Keys, npt.NDArray[np.int64], Tensor] | None:
+def _read(path: Path) -> tuple[Keys, npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
     try:
         with safe_open(path, "pt") as file:
             content = {name: file.get_tensor(name) for name in ("keys", "counts", "values")}
@@ -167,4 +168,4 @@ def _read(path: Path) -> tuple[Keys, npt.NDArray[np.int64], Tensor] | None:
         log.warning("%s is damaged (%s): it is removed, and its answers are computed again.", path, first_line(error))
         path.unlink(missing_ok=True)
         return None
-    return content["keys"].numpy().view(np.uint64), content["counts"].numpy(), content["values"]
+    return content["keys"].numpy().view(np.uint64), content["counts"].numpy(), content["values"].numpy()

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -24,8 +23,8 @@ from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, MixedReference, NoReference
 from lion_lightning.references.cached import CachedReference
-from lion_lightning.references.store import AnswerStore, answer_keys
-from lion_lightning.types import PackedBatch
+from lion_lightning.references.store import AnswerStore, answer_counts, answer_keys
+from lion_lightning.types import PackedBatch, TokenLogps
 from tests.accelerator import fake_accelerator, move, no_blocking_copies
 from tests.tiny import pairs, row
 from tests.tiny import shallow as config
@@ -179,31 +178,21 @@ def test_losses_that_need_a_reference_none_or_a_running_mean(trainer: Any, liste
     step(OnlineDPOModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=reference), batches()[1], spec)
 
 
-def test_a_step_against_cached_log_probs(
-    trainer: Any, listed_waits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_against_cached_log_probs(trainer: Any, listed_waits: None, tmp_path: Path) -> None:
     spec, batch = PolicySpec(config=config()), batches()[1]
-    keys = answer_keys(batch)  # numbers of the CPU, which fake tensors have not
-    read: list[PackedBatch] = []
-
-    def keys_of(moved: PackedBatch) -> Any:
-        read.append(moved.on_cpu())
-        return keys
-
-    monkeypatch.setattr("lion_lightning.references.cached.answer_keys", keys_of)
     store = AnswerStore(tmp_path, {})
-    monkeypatch.setattr(AnswerStore, "_find", lambda self, keys: (np.zeros(2, np.int64), np.ones(2, np.bool_)))
-    monkeypatch.setattr(AnswerStore, "_values", property(lambda self: torch.zeros(1, 2, 4)), raising=False)
+    store.add(answer_keys(batch), answer_counts(batch), TokenLogps(torch.zeros(len(batch.targets))))
+    store.flush()
+    store.reload()
     reference = CachedReference(cache_dir=tmp_path)
     reference._store = store
     step(DPOModule(spec, tokenizer=TokenizerSpec("none"), reference=reference), batch, spec)
-    assert all(each is batch for each in read)
 
 
 def test_the_scoring_of_references(listed_waits: None) -> None:
-    spec = PolicySpec(config=config())
+    spec, pairs = PolicySpec(config=config()), batches()[1]
     with fake_accelerator() as device, torch.no_grad(), no_blocking_copies():
-        batch = fake(batches()[1], device)
+        batch = fake(pairs, device)
         logps = pair_logps(policy(spec, device).eval()(batch), batch)
         assert logps.chosen.sums.device.type == device.type
 
