@@ -82,6 +82,7 @@ def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
         tokens = int(lengths.sum())
         data = {
             "samples": len(lengths),
+            **_answers(trainer),
             "tokens": tokens,
             "rows": len(loader.rows),
             "row_tokens": capacity,
@@ -89,6 +90,7 @@ def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
         }
     return {
         **_models(module),
+        "objective": {"loss": module.objective} if isinstance(module, AlignmentModule) else {},
         "data": data,
         "rows": getattr(getattr(trainer, "datamodule", None), "row_messages", dict)(),  # by source, what was left out
         "run": _run(trainer, loader),
@@ -102,7 +104,8 @@ def lines(summary: dict[str, Section]) -> list[str]:
         "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}, recompute: {recompute}"
         + (", {notes}" if "notes" in summary["policy"] else ""),
         "reference": "{kind}, {parameters} parameters",
-        "data": "{samples} samples of {tokens} tokens in {rows} rows of {row_tokens}, {full} full"
+        "objective": "{loss}",
+        "data": f"{_samples(summary['data'])} {{tokens}} tokens in {{rows}} rows of {{row_tokens}}, {{full}} full"
         if "samples" in summary["data"]
         else "{sources} streamed source(s), packed {window} documents at a time in rows of {row_tokens}",
         "run": "{epochs} epochs, {steps} optimizer steps; a step: {accumulate} accumulated x {devices} device(s)"
@@ -111,10 +114,7 @@ def lines(summary: dict[str, Section]) -> list[str]:
     texts = []
     for name, template in templates.items():
         if summary[name]:
-            values = dict(summary[name])
-            for key, value in values.items():
-                if isinstance(value, int) and value >= 10_000:
-                    values[key] = readable(value)
+            values = {key: _shown(value) for key, value in summary[name].items()}
             texts.append(f"{name:<10} {template.format(**values)}")
     if memory := summary["memory"]:
         parts = ", ".join(f"{name} {_bytes(memory[name])}" for name in MemoryEstimate().parts if memory[name])
@@ -124,6 +124,28 @@ def lines(summary: dict[str, Section]) -> list[str]:
         if messages:
             texts.append(f"{'rows':<10} {source}: {'; '.join(messages)}")
     return texts
+
+
+def _answers(trainer: Trainer) -> dict[str, int]:
+    """Prompts and answers of an epoch, and its pairs, by the reports of the data; nothing of documents."""
+    reports = getattr(getattr(trainer, "datamodule", None), "reports", ())
+    counts = {name: sum(getattr(report, name, 0) for report in reports) for name in ("prompts", "answers")}
+    if not counts["answers"]:
+        return {}
+    pairs = sum(report.kept.documents for report in reports if report.noun == "pairs")
+    return {**counts, **({"pairs": pairs} if pairs else {})}
+
+
+def _samples(data: Section) -> str:
+    """What is trained on: ``4000 samples of``, or ``6000 pairs of 4000 answers to 1000 prompts:``, then its tokens."""
+    if "answers" not in data:
+        return f"{_shown(data['samples'])} samples of"
+    answers = f"{_shown(data['answers'])} answers to {_shown(data['prompts'])} prompts:"
+    return f"{_shown(data['pairs'])} pairs of {answers}" if "pairs" in data else answers
+
+
+def _shown(value: Any) -> Any:
+    return readable(value) if isinstance(value, int) and value >= 10_000 else value
 
 
 def _models(module: LightningModule) -> dict[str, Section]:
@@ -207,11 +229,13 @@ def _memory(trainer: Trainer, module: LightningModule, loader: PackedLoader | St
 
 
 def _peak(trainer: Trainer, module: AlignmentModule, tokens: int) -> MemoryEstimate:
+    counts = _answers(trainer)
     job = job_of(
         module,
         tokens,
         getattr(getattr(trainer, "datamodule", None), "max_length", tokens),
         str(trainer.precision),
+        round(counts["answers"] / counts["prompts"]) if counts else None,
         accumulate=trainer.accumulate_grad_batches,
         on_gpu=trainer.strategy.root_device.type != "cpu",
     )

@@ -137,9 +137,19 @@ class AlignmentModule(SteppedPolicy, ABC):
         segment_parents(batch)
 
     @property
+    def objective(self) -> str:
+        """What is minimized, for a person: ``SigmoidLoss(beta=0.1, label_smoothing=0) over pairs``."""
+        loss = getattr(self, "loss", None)
+        return f"{_described(loss) if isinstance(loss, nn.Module) else type(self).__name__} over {self.items}"
+
+    @property
     def max_positions(self) -> int | None:
         """Longest sequence that the model has positions for, or None if it has no such limit."""
         return position_limit(self.policy_spec.load_config())
+
+    @override
+    def provenance(self) -> dict[str, Any]:
+        return {**super().provenance(), "objective": self.objective}
 
     @override
     def setup(self, stage: str) -> None:
@@ -248,6 +258,14 @@ class AlignmentModule(SteppedPolicy, ABC):
         assert isinstance(metrics, StageMetrics)
         for name, metric in metrics.update(self.compute_loss(batch)).items():
             self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == "loss", batch_size=1)
+
+
+def _described(loss: nn.Module) -> str:
+    """A loss with the numbers that it was made with, and those within it."""
+    settings = [f"{name}={value:g}" for name, value in vars(loss).items() if type(value) in (int, float)]
+    parts = [_described(part) for part in loss.children()]
+    inside = ", ".join([*settings, *parts])
+    return f"{type(loss).__name__}({inside})" if inside else type(loss).__name__
 
 
 def _as_tokenizer_spec(tokenizer: TokenizerSpec | dict[str, Any] | None, policy: PolicySpec) -> TokenizerSpec:

@@ -124,7 +124,8 @@ def model_card(entry: LionEntry) -> str:
     header += [f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []
     sections = {"Policy": asdict(entry.policy), "Tokenizer": asdict(entry.tokenizer), "Data": entry.data}
     whose, module = _in_line(base or "A model"), _in_line(entry.module)
-    body = [f"# {whose}, trained with {module}", "", f"Optimizer steps: {entry.steps}."]
+    objective = f"Objective: {_in_line(entry.objective)}. " if entry.objective else ""
+    body = [f"# {whose}, trained with {module}", "", f"{objective}Optimizer steps: {entry.steps}."]
     for title, content in sections.items():
         shown = json.dumps(content, indent=2, default=str, ensure_ascii=False)
         body += ["", f"## {title}", "", "```json", shown, "```"]

@@ -27,6 +27,7 @@ class LionEntry:
         generation: Generation settings of the base model.
         base: Hash of the base model's weights, if the checkpoint leaves them out.
         module: Class of the module.
+        objective: Its loss, and the items that the loss is over.
         steps: Optimizer steps.
         data: The data module's description.
         asked_for_code: The entry asks for custom code to run; it never does because of that.
@@ -39,6 +40,7 @@ class LionEntry:
     generation: dict[str, Any] = field(default_factory=dict)
     base: str | None = None
     module: str = "a module"
+    objective: str = ""
     steps: int = 0
     data: Any = None
     asked_for_code: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from lion_lightning import DPOModule, FrozenReference, SFTModule
 from lion_lightning.callbacks import StartupSummary
 from lion_lightning.callbacks.startup import lines, summarize
 from lion_lightning.data.packing.loader import PackedLoader
+from lion_lightning.data.reports.row_messages import RowMessages
+from lion_lightning.data.reports.source_report import PairReport
+from lion_lightning.data.selection.spans import FilterCounts
+from lion_lightning.losses import SimPOLoss
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.job import job_of
@@ -68,6 +73,28 @@ def test_a_packed_loader_is_described_by_rows_and_tokens(bench: Bench, packed: P
     assert found["data"] == {"samples": 6, "tokens": 72, "rows": 3, "row_tokens": 32, "full": "75.0%"}
     assert found["run"] == {"epochs": 1, "steps": 7, "accumulate": 3, "devices": 1, "step_tokens": 2 * 32 * 3}
     assert "data       6 samples of 72 tokens in 3 rows of 32, 75.0% full" in lines(found)
+
+
+def test_trees_are_described_by_pairs_answers_and_prompts(bench: Bench, packed: PackedLoader) -> None:
+    none = FilterCounts()
+    rest: dict[str, Any] = {"rows": 3, "skipped": 0, "read": none, "left_out": {}, "truncated": {}, "split": 0}
+    rest |= {"repeated": none, "supervised": 40, "longest": 9, "messages": RowMessages()}
+    rest |= {"prompts": 6, "answers": 24, "prompt": 12, "chosen": 30, "rejected": 30}
+    trainer: Any = bench.trainer()
+    trainer.datamodule = SimpleNamespace(reports=[PairReport(name="ranked", kept=FilterCounts(36, 72), **rest)])
+    module = DPOModule(bench.module().policy_spec, tokenizer=bench.tokenizer, loss=SimPOLoss())
+    found = summarize(trainer, module)
+    assert {name: found["data"][name] for name in ("samples", "prompts", "answers", "pairs")} == {
+        "samples": 6,
+        "prompts": 6,
+        "answers": 24,
+        "pairs": 36,
+    }
+    assert "data       36 pairs of 24 answers to 6 prompts: 72 tokens in 3 rows of 32, 75.0% full" in lines(found)
+    assert "objective  SimPOLoss(beta=2, gamma=1) over pairs" in lines(found)
+    # Its memory is that of rows of four answers to a prompt.
+    job = job_of(module, 64, 64, "32-true", 4, on_gpu=False)
+    assert found["memory"]["total"] == placements("auto", 1)[0].peak(job).total
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -126,7 +126,7 @@ def test_the_model_card_holds_policy_tokenizer_data_and_steps(tmp_path: Path) ->
     card = (export_checkpoint(path, tmp_path / "out") / "README.md").read_text("utf-8")
     assert '"path": "problems.jsonl"' in card
     assert '"fraction": 0.25' in card
-    assert "Optimizer steps: 2." in card
+    assert "Objective: NLLLoss over supervised tokens. Optimizer steps: 2." in card
     assert "SFTModule" in card
     assert json.dumps(asdict(SPECS["plain"])["attention"]) in card
     assert card.startswith("---\nlibrary_name: transformers\n")
