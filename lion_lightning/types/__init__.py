@@ -1,6 +1,6 @@
 """The vocabulary that every layer speaks: samples as trees of segments, flat batches, log-probs."""
 
-from lion_lightning.types.batch import PackedBatch, Sample, SampleSegment, Segment, segment_table
+from lion_lightning.types.batch import PackedBatch, Sample, SampleSegment, Segment, keep_answers, segment_table
 from lion_lightning.types.logps import AnswerLogps, LossOutput, PairLogps, TokenLogps
 from lion_lightning.types.prompts import Answer, Prompt
 
@@ -15,5 +15,6 @@ __all__ = [
     "SampleSegment",
     "Segment",
     "TokenLogps",
+    "keep_answers",
     "segment_table",
 ]

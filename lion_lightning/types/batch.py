@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -186,3 +186,64 @@ def segment_table(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Segme
     """
     starts = accumulate(lengths, initial=0)
     return tuple(Segment(start, n, p) for start, n, p in zip(starts, lengths, parents, strict=False))
+
+
+def keep_answers(batch: PackedBatch, positions: Iterable[int]) -> PackedBatch:
+    """Some of a batch's answers and their prompts, as a smaller batch on the same device.
+
+    Targets are those of the answers alone, in the order of the batch; pairs stay where both answers do. ``capacity``
+    is what the smaller batch holds.
+
+    Args:
+        batch: Trees.
+        positions: Which of the batch's answers, in any order. Without any, the first root is left, without targets: a
+            forward of it keeps step with other ranks.
+    """
+    chosen, numbers = sorted(set(positions)), batch.answers
+    answers = [numbers[position] for position in chosen]
+    kept: set[int] = set()
+    for number in answers or [0]:
+        while number >= 0:  # up to the root
+            kept.add(number)
+            number = batch.segments[number].parent
+    smaller = _keep_segments(_keep_targets(batch.on_cpu(), answers), sorted(kept))
+    place = {position: new for new, position in enumerate(chosen)}
+    pairs = tuple((place[one], place[other]) for one, other in batch.pairs if one in place and other in place)
+    values = tuple(batch.values[position] for position in chosen)
+    return replace(smaller, values=values, pairs=pairs).to(batch.input_ids.device)
+
+
+def _keep_targets(batch: PackedBatch, segments: Sequence[int]) -> PackedBatch:
+    """Copy whose targets are those of some segments."""
+    index = torch.isin(batch.target_segments, torch.tensor(segments, dtype=torch.int64)).nonzero().flatten()
+    return replace(
+        batch,
+        logit_positions=batch.logit_positions[index],
+        targets=batch.targets[index],
+        target_segments=batch.target_segments[index],
+        target_weights=None if batch.target_weights is None else batch.target_weights[index],
+    )
+
+
+def _keep_segments(batch: PackedBatch, kept: Sequence[int]) -> PackedBatch:
+    """Copy with some segments, which own all of its targets and have their ancestors among them."""
+    spans = [batch.segments[number] for number in kept]
+    tokens = torch.cat([torch.arange(span.start, span.stop) for span in spans])
+    moved = torch.zeros_like(batch.input_ids)  # new place of each token
+    moved[tokens] = torch.arange(len(tokens))
+    renumbered = torch.full((len(batch.segments) + 1,), -1)  # new number of each segment; the last is of no parent
+    renumbered[list(kept)] = torch.arange(len(kept))
+    owners = [batch.segment_samples[number] for number in kept] if batch.segment_samples else []
+    samples = {number: new for new, number in enumerate(sorted(set(owners)))}
+    return replace(
+        batch,
+        input_ids=batch.input_ids[tokens],
+        position_ids=batch.position_ids[tokens],
+        segments=segment_table([span.length for span in spans], renumbered[[s.parent for s in spans]].tolist()),
+        logit_positions=moved[batch.logit_positions],
+        target_segments=renumbered[batch.target_segments],
+        segment_samples=tuple(samples[owner] for owner in owners),
+        sample_indices=tuple(batch.sample_indices[number] for number in samples),
+        sources=tuple(batch.sources[number] for number in samples),
+        capacity=len(tokens),
+    )
