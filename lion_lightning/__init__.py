@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules.base import AlignmentModule
     from lion_lightning.modules.dpo import DPOModule
-    from lion_lightning.modules.online_dpo import OnlineDPOModule
+    from lion_lightning.modules.online import OnlineDPOModule
     from lion_lightning.modules.sft import SFTModule
     from lion_lightning.references.base import (
         AdapterOffReference,
@@ -72,7 +72,7 @@ _HOMES = {
     "MixedReference": "references.base",
     "NoReference": "references.base",
     "OnPolicyDataModule": "data.on_policy",
-    "OnlineDPOModule": "modules.online_dpo",
+    "OnlineDPOModule": "modules.online",
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",
     "PreferenceDataModule": "data.preference",

@@ -2,7 +2,7 @@
 
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
-from lion_lightning.modules.online_dpo import OnlineDPOModule
+from lion_lightning.modules.online import OnlineDPOModule
 from lion_lightning.modules.optimization.schedules import (
     ConstantWithWarmup,
     CosineWithWarmup,

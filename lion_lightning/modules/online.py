@@ -1,7 +1,8 @@
-"""Online preference optimization: every epoch trains on pairs that the policy itself has just made."""
+"""Online stages: every epoch trains on answers that the policy itself has just given."""
 
 from __future__ import annotations
 
+from abc import ABC
 from itertools import islice
 from typing import Any
 
@@ -11,32 +12,36 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.losses.pairs.preference import PreferenceLoss
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.modules.policy_reference import LossT, PolicyReferenceModule
 from lion_lightning.modules.trainer.batches import epoch_batches
-from lion_lightning.ops.logprobs import pair_view
+from lion_lightning.ops.logprobs import answer_view
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, Reference
 from lion_lightning.references.cached import CachedReference
 
 
-class OnlineDPOModule(DPOModule):
-    """Trains a policy on pairs of answers that it samples itself (stage 3 of LIONs, arXiv 2407.06542).
+class OnlineModule(PolicyReferenceModule[LossT], ABC):
+    """What makes a stage online, for any objective: name it before the module that trains the objective.
 
-    Everything but where the pairs come from is :class:`DPOModule`'s: any preference loss, any reference. The reference
-    is the model that the stage starts from, its log-probs computed once a round; ``RefreshedReference`` makes it the
-    policy of the round's beginning instead (iterated DPO). A schedule without ``total_steps`` ends with the last
-    epoch; its length is updated each epoch, since rounds have different numbers of pairs.
+    ``class OnlineDPOModule(OnlineModule[PreferenceLoss], DPOModule)`` is all of online DPO.
 
-    Also logs ``on_policy/kl``, once per epoch before it trains: the mean log-ratio of the policy to the model that
-    the stage starts from, over the answers of a round's pairs, in nats per answer. The answers are the policy's own, so
-    that estimates the KL divergence; pairs are the best and worst answers, though, not all, so take it as a gauge.
+    The reference is the model that the stage starts from, its log-probs computed once a round; ``RefreshedReference``
+    makes it the policy of the round's beginning instead (iterated DPO). A schedule without ``total_steps`` ends with
+    the last epoch; its length is updated each epoch, since rounds have different numbers of answers.
+
+    Also logs ``on_policy/kl``, once per epoch before it trains: the mean log-ratio of the policy to the model that the
+    stage starts from, over the answers that the epoch trains on, each of them once, in nats per answer. The answers
+    are the policy's own, so that this estimates the KL divergence; where pairs are the best and worst answers alone,
+    take it as a gauge.
 
     Args:
         policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
         kl_batches: Batches of each rank that ``on_policy/kl`` is estimated on; 0 leaves it out. Where the reference is
             another than the starting model, they cost two passes, else one.
-        **kwargs: Further arguments of :class:`DPOModule`.
+        **kwargs: Further arguments of the module that trains the objective.
 
     Raises:
         ValueError: If the loss needs a reference and gets none, or ``kl_batches`` is negative.
@@ -56,18 +61,18 @@ class OnlineDPOModule(DPOModule):
 
     @override
     def require_data(self, data: Any) -> None:
-        """Refuse to train on pairs that are not sampled."""
+        """Refuse to train on answers that are not sampled."""
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         if getattr(data, "rounds", None) is None:
             raise MisconfigurationException(
-                "OnlineDPOModule trains on pairs that are sampled between epochs, and nothing samples: give the data "
-                "lion_lightning.OnPolicyDataModule, and add under `trainer.callbacks` the line "
+                f"{type(self).__name__} trains on answers that are sampled between epochs, and nothing samples: give "
+                "the data lion_lightning.OnPolicyDataModule, and add under `trainer.callbacks` the line "
                 "`- class_path: lion_lightning.callbacks.OnPolicySampling` with a sampler and a judge"
             )
         if self.trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
-                "OnlineDPOModule: each epoch has new pairs; add the line "
+                f"{type(self).__name__}: each epoch has new answers; add the line "
                 "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
             )
 
@@ -90,7 +95,7 @@ class OnlineDPOModule(DPOModule):
 
     @override
     def on_train_epoch_start(self) -> None:
-        """Precompute the epoch's pairs, by a new reference where it changes."""
+        """Precompute the epoch's answers, by a new reference where it changes."""
         self.begin_schedules()  # as if all epochs to come were as long as this one
         if self.reference.before_epoch(self.current_epoch, self.policy_model):
             self._precompute_evaluation()
@@ -120,7 +125,7 @@ class OnlineDPOModule(DPOModule):
 
     @override
     def _precompute_all(self) -> None:
-        self._precompute_evaluation()  # pairs to train on come with each epoch
+        self._precompute_evaluation()  # answers to train on come with each epoch
 
     def _precompute_epoch(self) -> None:
         batches, ranks = epoch_batches(self.trainer), Ranks.of(self.trainer.strategy)
@@ -139,12 +144,26 @@ class OnlineDPOModule(DPOModule):
         with evaluating(self.policy_model):
             for batch in batches:
                 batch = batch.to(self.device)
-                view = pair_view(batch)
+                view = answer_view(batch, range(len(batch.values)))  # an answer of several pairs counts once
                 with ranks.autocast():
-                    own = view.logps(self.policy_model(batch))
-                    start = view.logps(self.start(batch, self.policy_model))
-                for side, other in zip(own, start, strict=True):
-                    total += torch.stack([(side.sums - other.sums).sum(), side.counts.new_tensor(len(side.counts))])
+                    own = view.logps(self.policy_model(batch)).sums
+                    start = view.logps(self.start(batch, self.policy_model)).sums
+                total += torch.stack([(own - start).sum(), own.new_tensor(len(own))])
         log_ratios, answers = self._add_up(total)
         mean: torch.Tensor = log_ratios / answers.clamp_min(1.0)
         return mean
+
+
+class OnlineDPOModule(OnlineModule[PreferenceLoss], DPOModule):
+    """Trains a policy on pairs of answers that it samples itself (stage 3 of LIONs, arXiv 2407.06542).
+
+    Everything but where the pairs come from is :class:`DPOModule`'s, any preference loss and any reference, and
+    everything online is :class:`OnlineModule`'s.
+
+    Args:
+        policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
+        **kwargs: Further arguments of :class:`OnlineModule` and :class:`DPOModule`.
+
+    Raises:
+        ValueError: If the loss needs a reference and gets none, or ``kl_batches`` is negative.
+    """
