@@ -7,7 +7,7 @@ import random
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +15,19 @@ VOCABULARY = 49152
 
 
 class Item(NamedTuple):
-    """A prompt and the answers to learn from: one for a document, chosen and rejected for a pair."""
+    """A prompt and the answers to learn from: one for a document, chosen and rejected for a pair, the best first.
+
+    Attributes:
+        prompt: Its tokens.
+        answers: Their tokens.
+        labels: Whether each answer is desirable, where that is what is learned from.
+        mismatched: An answer to another prompt, for KTO's estimate of the divergence.
+    """
 
     prompt: list[int]
     answers: tuple[list[int], ...]
+    labels: tuple[bool, ...] = ()
+    mismatched: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -29,6 +38,15 @@ class Item(NamedTuple):
     def targets(self) -> int:
         """Supervised tokens."""
         return sum(map(len, self.answers))
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Each answer over each that follows it."""
+        return tuple(combinations(range(len(self.answers)), 2))
+
+    def taken_apart(self) -> list[Item]:
+        """Its pairs, each with the prompt."""
+        return [Item(self.prompt, (self.answers[one], self.answers[other])) for one, other in self.pairs]
 
 
 @cache
@@ -89,6 +107,49 @@ def chat_pairs(steps: int, pairs: int) -> list[list[Item]]:
         return [draw.randint(30, 300), draw.randint(100, 700), draw.randint(100, 700)]
 
     return [[_item(draw, lengths()) for _ in range(pairs)] for _ in range(steps)]
+
+
+def ranked(steps: int, trees: int, answers: int, lengths: Sequence[Sequence[int]]) -> list[list[Item]]:
+    """Prompts with several answers each, all lengths equally likely; the first step's are the shortest.
+
+    Args:
+        steps: How many; the first does not count, and takes less time so.
+        trees: Prompts in each.
+        answers: Of each prompt.
+        lengths: The least and the most tokens of a prompt, and of an answer.
+    """
+    draw = random.Random(0)
+    found = []
+    for step in range(steps):
+        (prompt, longest_prompt), (answer, longest_answer) = lengths
+        if step == 0:
+            longest_prompt, longest_answer = prompt, answer
+        sizes = [
+            [draw.randint(prompt, longest_prompt), *(draw.randint(answer, longest_answer) for _ in range(answers))]
+            for _ in range(trees)
+        ]
+        found.append([_item(draw, each) for each in sizes])
+    return found
+
+
+def labeled(steps: int, answers: int, lengths: Sequence[Sequence[int]]) -> list[list[Item]]:
+    """Prompts with an answer each, every other one desirable, with the answer to the prompt before as a mismatch.
+
+    Args:
+        steps: As for ``ranked``.
+        answers: In each step, at least two.
+        lengths: As for ``ranked``.
+    """
+    found = []
+    for step in ranked(steps, answers, 1, lengths):
+        before = [step[-1], *step[:-1]]
+        found.append(
+            [
+                item._replace(labels=(number % 2 == 0,), mismatched=tuple(other.answers[0]))
+                for number, (item, other) in enumerate(zip(step, before, strict=True))
+            ]
+        )
+    return found
 
 
 def _by_length(steps: list[list[Item]]) -> list[list[Item]]:

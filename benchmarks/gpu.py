@@ -28,7 +28,7 @@ import results
 import torch
 from gpu_checks import Check, Place, checks, path_taken
 from measurements import Measurement, show
-from paired_benchmark import PairedBenchmark, Stage, make_model, tokens
+from paired_benchmark import PEER, PairedBenchmark, Stage, make_model, tokens
 
 OUT = Path(__file__).parent / "results" / "gpu.json"
 BUDGETS = {"machine": 60.0, "parity": 90.0, "sft": 165.0, "dpo": 150.0}
@@ -176,7 +176,7 @@ def compare(run: Run, stage: Stage) -> None:
     run.measurements += [*paired.measurements(), *_efficiency(run, paired)]
     if find_spec("trl") is None:
         print("TRL is not installed: ours alone")
-    elif "trl" not in paired.turns:
+    elif PEER not in paired.turns:
         run.errors[f"{stage.name}: TRL"] = "; ".join(f"{name}: {error}" for name, error in paired.errors.items())
     for name, error in paired.errors.items():
         print(f"TRL, {name}, left out: {error}")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 
 class Worker:
@@ -89,7 +89,13 @@ def ended(workers: dict[str, Worker]) -> Iterator[dict[str, Worker]]:
 
 
 class Turns:
-    """The worker's end. Whatever libraries print goes to standard error from now on."""
+    """The worker's end. Whatever libraries print goes to standard error from now on.
+
+    Attributes:
+        libraries: MiB of a process that has imported all and loaded no model yet; the worker sets it.
+    """
+
+    libraries: ClassVar[float] = 0.0
 
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
@@ -109,7 +115,8 @@ class Turns:
             **measurements: What else there is to tell.
         """
         times = {"seconds": time.perf_counter() - self._start[0], "cpu_seconds": time.process_time() - self._start[1]}
-        memory = {"peak_mib": peak_mib(), "growth_mib": peak_mib() - self._loaded}
+        peak = peak_mib()
+        memory = {"peak_mib": peak, "growth_mib": peak - self._loaded, "above_libraries_mib": peak - self.libraries}
         print(json.dumps({**times, **memory, **measurements}), file=self._answers, flush=True)
         self._wait()
 

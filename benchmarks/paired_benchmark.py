@@ -1,4 +1,4 @@
-"""Ours and TRL's trainers in turns on one device, and the measurements of that."""
+"""Ours and another trainer in turns on one device, and the measurements of that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from measurements import Measurement
 from training_workers import grouped, steps_of
 
 HERE = Path(__file__).parent
-OURS = "ours"
+OURS, PEER = "ours", "peer"
+SCRIPTS = {"trl": "trl_workers.py", "before": "before_workers.py"}
+"""Of the sides whose names begin so; all others are in ``training_workers.py``."""
+PEAKS = {"peak_mib": "peak memory", "above_libraries_mib": "peak memory above the loaded libraries"}
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,15 @@ class Stage:
         unit: What is counted a second.
         job: What the sides are told; ``accumulate`` micro-batches are a turn.
         ours: Our side, in ``training_workers.py``.
-        peer: TRL's, in ``trl_workers.py``.
-        settings: Of TRL's side, by name, what its job has besides: the fastest is kept.
+        peer: The other side, in ``trl_workers.py`` or ``before_workers.py``.
+        settings: Of the peer, by name, what its job has besides: the fastest is kept.
         count: What is counted, of some items.
         least: Target of the speeds' ratio.
         most: Target of the peaks' ratio; None if there is none.
-        memory: Whether peaks are compared.
+        peak: Which of PEAKS is compared; empty if none is.
         command: What measures this stage alone.
         before: A side of ``training_workers.py`` that is run first, alone: it makes what the others read.
+        against: Name of the peer.
     """
 
     name: str
@@ -51,26 +55,27 @@ class Stage:
     count: Callable[[list[Item]], int]
     least: float | None = None
     most: float | None = None
-    memory: bool = True
+    peak: str = "peak_mib"
     command: str = ""
     before: str = ""
+    against: str = "TRL"
 
 
 @dataclass
 class PairedBenchmark:
-    """Ours and TRL's trainer in turns.
+    """Ours and another trainer in turns.
 
     Attributes:
         stage: What they do; its job names the model.
         rounds: Turns that count.
         warm_up: Turns that do not: kernels are chosen and memory is claimed in them.
-        trial: Turns after the warm-up that tell which of TRL's settings is fastest, and do not count either.
+        trial: Turns after the warm-up that tell which of the peer's settings is fastest, and do not count either.
         large: Rows of the matrix product that the speeds are compared with.
-        against: TRL in the setting that was fastest.
-        errors: What kept TRL's side from running, by setting.
-        trials: Tokens a second in the trial, a prompt counted once, by TRL's setting.
-        jobs: What each is told: ours, TRL in each setting, and as ``trl`` in the one that was kept.
-        turns: What ``ours`` and ``trl`` tell of the turns that count.
+        against: The peer in the setting that was fastest.
+        errors: What kept the peer from running, by setting.
+        trials: Tokens a second in the trial, a prompt counted once an item, by the peer's setting.
+        jobs: What each is told: ours, the peer in each setting, and as ``peer`` in the one that was kept.
+        turns: What ``ours`` and ``peer`` tell of the turns that count.
         matmul: FLOP/s of a large matrix product in each round.
     """
 
@@ -90,9 +95,10 @@ class PairedBenchmark:
         """Let both sides train.
 
         Raises:
-            SystemExit: If ours fails; where TRL cannot run, ours goes on alone.
+            SystemExit: If ours fails; where the peer cannot run, ours goes on alone.
         """
-        names = list(self.stage.settings) if find_spec("trl") is not None else []
+        missing = self.stage.peer.startswith("trl") and find_spec("trl") is None
+        names = [] if missing else list(self.stage.settings)
         self.jobs = {name: self._job(name) for name in (OURS, *names)}
         if self.stage.before:
             _worker(self.stage.before, self.jobs[OURS]).finish()
@@ -107,7 +113,7 @@ class PairedBenchmark:
 
     def measurements(self) -> list[Measurement]:
         """Speed, and peak memory where the stage has it."""
-        stage, both = self.stage, "trl" in self.turns
+        stage, both = self.stage, PEER in self.turns
         speed = {side: self._speeds(side) for side in self.turns}
         common = {"against": self.against, "command": stage.command}
         found = [
@@ -115,20 +121,21 @@ class PairedBenchmark:
                 stage.what,
                 stage.unit,
                 speed[OURS],
-                speed.get("trl", []),
+                speed.get(PEER, []),
                 least=stage.least if both else None,
                 extra=self._extra(),
                 **common,
             )
         ]
-        if stage.memory:
-            peaks = {side: [turns[-1]["peak_mib"]] for side, turns in self.turns.items()}
+        if stage.peak:
+            peaks = {side: [turns[-1][stage.peak]] for side, turns in self.turns.items()}
             most = stage.most if both else None
-            what = f"{stage.what}: peak memory"
+            what = f"{stage.what}: {PEAKS[stage.peak]}"
             grown = {
-                f"MiB above the loaded model's, {side}": turns[-1]["growth_mib"] for side, turns in self.turns.items()
+                f"MiB above the loaded model's, {self._name(side)}": turns[-1]["growth_mib"]
+                for side, turns in self.turns.items()
             }
-            found.append(Measurement(what, "MiB", peaks[OURS], peaks.get("trl", []), most=most, extra=grown, **common))
+            found.append(Measurement(what, "MiB", peaks[OURS], peaks.get(PEER, []), most=most, extra=grown, **common))
         return found
 
     @property
@@ -142,11 +149,12 @@ class PairedBenchmark:
         return [rate / large for rate, large in zip(self.rates, self.matmul, strict=True)]
 
     def _speeds(self, side: str) -> list[float]:
-        """Of each round. What is counted in a step is its tokens' share of the whole: by length, others are in it."""
+        """Of each round. By length, other items are in a step: what is counted is its tokens' share of the whole."""
         items = self._items(side)
         share = sum(map(self.stage.count, items)) / sum(map(tokens, items))
-        rounds = zip(items[-self.rounds :], self.turns[side], strict=True)
-        return [tokens(part) * share / turn["seconds"] for part, turn in rounds]
+        by_length = "by_length" in self.jobs[side]
+        counts = [tokens(part) * share if by_length else self.stage.count(part) for part in items[-self.rounds :]]
+        return [count / turn["seconds"] for count, turn in zip(counts, self.turns[side], strict=True)]
 
     def _items(self, name: str) -> list[list[Item]]:
         """What each turn trains on."""
@@ -161,18 +169,21 @@ class PairedBenchmark:
         }
         for side, turns in self.turns.items():
             if seen := median(turn["tokens"] for turn in turns):  # TRL's reference pass goes around what counts
-                extra[f"tokens a step through the model, {side}"] = seen
-            extra[f"seconds a step, {side}"] = median(turn["seconds"] for turn in turns)
-        if "trl" in self.turns and "by_length" not in self.jobs["trl"]:
-            ours, theirs = ([self._loss(side, turn["losses"]) for turn in self.turns[side]] for side in (OURS, "trl"))
+                extra[f"tokens a step through the model, {self._name(side)}"] = seen
+            extra[f"seconds a step, {self._name(side)}"] = median(turn["seconds"] for turn in turns)
+        if PEER in self.turns and "by_length" not in self.jobs[PEER]:
+            ours, theirs = ([self._loss(turn["losses"]) for turn in self.turns[side]] for side in (OURS, PEER))
             apart = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
             extra["largest difference of a step's losses"] = apart
-        trials = {f"tokens/s in a trial, TRL, {name}": speed for name, speed in self.trials.items()}
-        return extra | trials
+        title = f"tokens/s in a trial, {self.stage.against}"
+        return extra | {f"{title}, {name}": speed for name, speed in self.trials.items()}
 
-    def _loss(self, side: str, parts: list[float]) -> float:
-        """Of a step: ours is told once; TRL's SFT loss is a part a micro-batch, its DPO loss the mean of one."""
-        return sum(parts) / (len(parts) if side == "trl" and self.stage.peer == "trl_dpo" else 1)
+    def _loss(self, parts: list[float]) -> float:
+        """Of a step. Ours is told once; a micro-batch of TRL's SFT tells its part of the loss, others their mean."""
+        return sum(parts) / (1 if self.stage.peer == "trl_sft" else len(parts))
+
+    def _name(self, side: str) -> str:
+        return OURS if side == OURS else self.stage.against
 
     def _side(self, name: str) -> str:
         return self.stage.ours if name == OURS else self.stage.peer
@@ -182,7 +193,7 @@ class PairedBenchmark:
         return job | {"steps": (self.warm_up + self.trial + self.rounds) * job["accumulate"]}
 
     def _warm_up(self, workers: dict[str, Worker], names: list[str]) -> None:
-        """Turns that do not count; TRL's settings are held against each other by the last of them."""
+        """Turns that do not count; the peer's settings are held against each other by the last of them."""
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for name in names * (self.warm_up + self.trial):
             if name not in self.errors:
@@ -192,7 +203,7 @@ class PairedBenchmark:
             self.trials[name] = sum(map(tokens, work)) / sum(seconds[name][self.warm_up :])
 
     def _turn(self, workers: dict[str, Worker], name: str) -> list[float]:
-        """Seconds of a turn, none of one that fails: TRL's setting is left out then."""
+        """Seconds of a turn, none of one that fails: the peer's setting is left out then."""
         try:
             return [workers[name].turn()["seconds"]]
         except SystemExit as error:
@@ -203,14 +214,14 @@ class PairedBenchmark:
             return []
 
     def _keep_fastest(self, workers: dict[str, Worker]) -> None:
-        """End TRL's sides but the one that was fastest so far."""
+        """End the peer's sides but the one that was fastest so far."""
         for name in sorted(workers.keys() & self.trials.keys(), key=lambda name: self.trials[name])[:-1]:
             workers.pop(name).close()
 
     def _take_turns(self, workers: dict[str, Worker]) -> None:
-        sides = {OURS if name == OURS else "trl": worker for name, worker in workers.items()}
+        sides = {OURS if name == OURS else PEER: worker for name, worker in workers.items()}
         for setting in workers.keys() - {OURS}:
-            self.against, self.jobs["trl"] = f"TRL, {setting}", self.jobs[setting]
+            self.against, self.jobs[PEER] = f"{self.stage.against}, {setting}", self.jobs[setting]
         self.turns = {side: [] for side in sides}
         for number in range(self.rounds):
             for side in sorted(sides, reverse=number % 2 == 1):
@@ -260,5 +271,5 @@ def matmul_flops(device: str, precision: str, size: int) -> float:
 
 
 def _worker(side: str, job: dict[str, Any]) -> Worker:
-    script = "trl_workers.py" if side.startswith("trl") else "training_workers.py"
+    script = SCRIPTS.get(side.split("_")[0], "training_workers.py")
     return Worker(HERE / script, side, json.dumps(job))

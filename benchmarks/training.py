@@ -73,7 +73,7 @@ def pairs(name: str, what: str, data: str, shape: dict[str, int], number: int, r
         len,
         least=3.0 if reference else 5.0,
         most=None if reference else 0.4,
-        memory=not reference,
+        peak="" if reference else "peak_mib",
         before="" if reference else "references",
     )
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import VOCABULARY, Item, chat_pairs, documents, gsm8k_pairs
-from interleaved import Turns, peak_mib
+from batches import VOCABULARY, Item, chat_pairs, documents, gsm8k_pairs, labeled, ranked
+from interleaved import Turns, peak_mib, resident_mib
 from torch.utils.data import DataLoader
 
 LEARNING_RATE, BETA = 1e-5, 0.1
@@ -67,11 +67,26 @@ def steps_of(job: dict[str, Any]) -> list[list[Item]]:
     """What a job trains on, a list a micro-batch.
 
     Args:
-        job: Its ``data``, ``steps`` (micro-batches), and ``tokens`` or ``pairs`` in each.
+        job: Its ``data``, ``steps`` (micro-batches), and ``tokens`` or ``pairs`` in each; for trees the number of
+            ``trees`` and ``answers`` a turn, their ``lengths``, and whether they are taken ``apart`` into pairs.
     """
+    if job["data"] in ("ranked", "labeled"):
+        return _parts_of_turns(job)
     if job["data"] == "documents":
         return documents(job["steps"], job["tokens"], job.get("by_length", False), job.get("first", ()))
     return {"chat": chat_pairs, "gsm8k": gsm8k_pairs}[job["data"]](job["steps"], job["pairs"])
+
+
+def _parts_of_turns(job: dict[str, Any]) -> list[list[Item]]:
+    """Turns of trees or of their pairs, in as many micro-batches as ``accumulate`` says."""
+    turns, trees, lengths = job["steps"] // job["accumulate"], job["trees"], job["lengths"]
+    if job["data"] == "labeled":
+        steps = labeled(turns, trees, lengths)
+    else:
+        steps = ranked(turns, trees, job["answers"], lengths)
+    if job.get("apart"):
+        steps = [[pair for tree in step for pair in tree.taken_apart()] for step in steps]
+    return [part for step in steps for part in grouped(step, len(step) // job["accumulate"])]
 
 
 def ours(job: dict[str, Any]) -> None:
@@ -242,10 +257,11 @@ def grouped(parts: Sequence[Any], size: int) -> Iterator[list[Any]]:
 
 
 def quiet() -> None:
-    """Keep bars and warnings out of what is measured."""
+    """Keep bars and warnings out of what is measured, once all is imported; memory is counted from here."""
     os.environ["TQDM_DISABLE"] = "1"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    Turns.libraries = resident_mib()
 
 
 def serve(sides: dict[str, Callable[[dict[str, Any]], None]]) -> None:

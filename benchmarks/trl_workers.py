@@ -13,8 +13,17 @@ import torch
 from batches import Item, flat
 from datasets import Dataset
 from training_workers import BETA, LEARNING_RATE, SUMS, Watch, grouped, quiet, serve, steps_of
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from trl import (  # type: ignore[attr-defined]
+    DPOConfig,
+    DPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 
 def trl_sft(job: dict[str, Any]) -> None:
@@ -71,23 +80,74 @@ def _dpo_trainer(job: dict[str, Any], folder: str, ahead: bool) -> Any:
         def _precompute_ref_logps(self, dataset: Any, *arguments: Any) -> Any:
             if not ahead or "references" not in job:
                 return super()._precompute_ref_logps(dataset, *arguments)
-            sums = json.loads(Path(job["references"], SUMS).read_text(encoding="ascii"))
-            columns = zip(("ref_chosen_logps", "ref_rejected_logps"), sums, strict=True)
-            return reduce(lambda rows, column: rows.add_column(*column), columns, dataset)
+            return _with_sums(dataset, job)
 
     reference = {"precompute_ref_log_probs": ahead, "precompute_ref_batch_size": job["pairs"]}
-    sampling = {"max_length": None, "train_sampling_strategy": "sequential"}
-    batch = {"per_device_train_batch_size": job["pairs"]}
-    arguments = DPOConfig(folder, beta=BETA, **reference, **sampling, **batch, **_settings(job))
+    arguments = DPOConfig(folder, beta=BETA, **reference, **_batches(job), **_settings(job))
     return _trainer(OnIds, job, arguments, list(map(_pair, flat(steps_of(job)))))
+
+
+def trl_kto(job: dict[str, Any]) -> None:
+    """KTOTrainer on the sums of log-probs that our reference has found, the mismatched answers' too."""
+
+    class OnIds(KTOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+            return _with_sums(dataset, job)
+
+    rows = [
+        {
+            "prompt_ids": item.prompt,
+            "completion_ids": item.answers[0],
+            "KL_completion_ids": list(item.mismatched),
+            "label": item.labels[0],
+        }
+        for item in flat(steps_of(job))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = KTOConfig(folder, beta=BETA, precompute_ref_log_probs=True, **_batches(job), **_settings(job))
+        _trainer(OnIds, job, arguments, rows).train()
+
+
+def trl_reward(job: dict[str, Any]) -> None:
+    """RewardTrainer; its score starts at zero, as ours does."""
+    rows = [
+        {"chosen_ids": item.prompt + item.answers[0], "rejected_ids": item.prompt + item.answers[1]}
+        for item in flat(steps_of(job))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = RewardConfig(folder, **_batches(job), **_settings(job))
+        trainer = _trainer(RewardTrainer, job, arguments, rows, AutoModelForSequenceClassification, num_labels=1)
+        trainer.train()
+
+
+def _with_sums(dataset: Any, job: dict[str, Any]) -> Any:
+    """Rows with the reference's sums, a column for each name in the file."""
+    sums = json.loads(Path(job["references"], SUMS).read_text(encoding="ascii"))
+    return reduce(lambda rows, column: rows.add_column(*column), sums.items(), dataset)
+
+
+def _batches(job: dict[str, Any]) -> dict[str, Any]:
+    """Micro-batches in the rows' order, nothing cut."""
+    batch = {"per_device_train_batch_size": job["pairs"], "train_sampling_strategy": "sequential"}
+    return batch | {"max_length": None}
 
 
 def _pair(item: Item) -> dict[str, list[int]]:
     return {"prompt_ids": item.prompt, "chosen_ids": item.answers[0], "rejected_ids": item.answers[1]}
 
 
-def _trainer(kind: Any, job: dict[str, Any], arguments: Any, rows: list[dict[str, list[int]]]) -> Any:
-    """A trainer of TRL's that takes turns when it trains."""
+def _trainer(
+    kind: Any,
+    job: dict[str, Any],
+    arguments: Any,
+    rows: list[dict[str, Any]],
+    models: Any = AutoModelForCausalLM,
+    **own: Any,
+) -> Any:
+    """A trainer of TRL's that takes turns when it trains; ``own`` is for its kind of model."""
     quiet()
 
     class Follow(TrainerCallback):
@@ -108,8 +168,8 @@ def _trainer(kind: Any, job: dict[str, Any], arguments: Any, rows: list[dict[str
             follow.watch.losses.append(loss.detach())
             return loss
 
-    models: Any = AutoModelForCausalLM
-    model = models.from_pretrained(job["model"], dtype=torch.float32, attn_implementation=job.get("attention", "sdpa"))
+    attention = job.get("attention", "sdpa")
+    model = models.from_pretrained(job["model"], dtype=torch.float32, attn_implementation=attention, **own)
     return Followed(
         model,
         args=arguments,
@@ -140,4 +200,5 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve({"trl_sft": trl_sft, "trl_dpo": trl_dpo, "trl_reference": trl_reference})
+    sides = {"trl_sft": trl_sft, "trl_dpo": trl_dpo, "trl_reference": trl_reference}
+    serve(sides | {"trl_kto": trl_kto, "trl_reward": trl_reward})
