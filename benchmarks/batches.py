@@ -7,9 +7,9 @@ import random
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 VOCABULARY = 49152
 
@@ -179,3 +179,40 @@ def flat(steps: list[list[Item]]) -> Iterator[Item]:
         steps: Lists of them.
     """
     return (item for step in steps for item in step)
+
+
+def steps_of(job: dict[str, Any]) -> list[list[Item]]:
+    """What a job trains on, a list a micro-batch.
+
+    Args:
+        job: Its ``data``, ``steps`` (micro-batches), and ``tokens`` or ``pairs`` in each; for trees the number of
+            ``trees`` and ``answers`` a turn, their ``lengths``, and whether they are taken ``apart`` into pairs.
+    """
+    if job["data"] in ("ranked", "labeled"):
+        return _parts_of_turns(job)
+    if job["data"] == "documents":
+        return documents(job["steps"], job["tokens"], job.get("by_length", False), job.get("first", ()))
+    return {"chat": chat_pairs, "gsm8k": gsm8k_pairs}[job["data"]](job["steps"], job["pairs"])
+
+
+def _parts_of_turns(job: dict[str, Any]) -> list[list[Item]]:
+    """Turns of trees or of their pairs, in as many micro-batches as ``accumulate`` says."""
+    turns, trees, lengths = job["steps"] // job["accumulate"], job["trees"], job["lengths"]
+    if job["data"] == "labeled":
+        steps = labeled(turns, trees, lengths)
+    else:
+        steps = ranked(turns, trees, job["answers"], lengths)
+    if job.get("apart"):
+        steps = [[pair for tree in step for pair in tree.taken_apart()] for step in steps]
+    return [part for step in steps for part in grouped(step, len(step) // job["accumulate"])]
+
+
+def grouped(parts: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of so many parts.
+
+    Args:
+        parts: In their order.
+        size: Of a list.
+    """
+    rest = iter(parts)
+    return iter(lambda: list(islice(rest, size)), [])

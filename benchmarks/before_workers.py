@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from training_workers import serve, steps_of
+from batches import steps_of
+from training_workers import serve
 
 
 def workers_of(checkout: str) -> ModuleType:

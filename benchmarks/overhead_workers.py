@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from batches import steps_of
 from interleaved import Turns
 from torch import Tensor
-from training_workers import BETA, LEARNING_RATE, loader, quiet, steps_of
+from training_workers import BETA, LEARNING_RATE, loader, quiet
 
 from lion_lightning import PolicySpec
 from lion_lightning.losses import NLLLoss, SigmoidLoss

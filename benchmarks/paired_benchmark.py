@@ -12,10 +12,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from batches import Item, flat
+from batches import Item, flat, grouped, steps_of
 from interleaved import Worker, ended
 from measurements import Measurement
-from training_workers import grouped, steps_of
 
 HERE = Path(__file__).parent
 OURS, PEER = "ours", "peer"
@@ -148,18 +147,22 @@ class PairedBenchmark:
         """Those over a large matrix product's FLOP/s in the same round."""
         return [rate / large for rate, large in zip(self.rates, self.matmul, strict=True)]
 
+    def items(self, name: str) -> list[list[Item]]:
+        """What each turn trains on.
+
+        Args:
+            name: Ours, a setting of the peer, or the peer in the one that was kept.
+        """
+        job = self.jobs[name]
+        return [list(flat(part)) for part in grouped(steps_of(job), job["accumulate"])]
+
     def _speeds(self, side: str) -> list[float]:
         """Of each round. By length, other items are in a step: what is counted is its tokens' share of the whole."""
-        items = self._items(side)
+        items = self.items(side)
         share = sum(map(self.stage.count, items)) / sum(map(tokens, items))
         by_length = "by_length" in self.jobs[side]
         counts = [tokens(part) * share if by_length else self.stage.count(part) for part in items[-self.rounds :]]
         return [count / turn["seconds"] for count, turn in zip(counts, self.turns[side], strict=True)]
-
-    def _items(self, name: str) -> list[list[Item]]:
-        """What each turn trains on."""
-        job = self.jobs[name]
-        return [list(flat(part)) for part in grouped(steps_of(job), job["accumulate"])]
 
     def _extra(self) -> dict[str, float]:
         extra = {
@@ -199,7 +202,7 @@ class PairedBenchmark:
             if name not in self.errors:
                 seconds[name] += self._turn(workers, name)
         for name in set(names) - {OURS} - set(self.errors):
-            work = self._items(name)[self.warm_up :][: self.trial]
+            work = self.items(name)[self.warm_up :][: self.trial]
             self.trials[name] = sum(map(tokens, work)) / sum(seconds[name][self.warm_up :])
 
     def _turn(self, workers: dict[str, Worker], name: str) -> list[float]:

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from batches import VOCABULARY, Item, chat_pairs, documents, gsm8k_pairs, labeled, ranked
+from batches import VOCABULARY, Item, grouped, steps_of
 from interleaved import Turns, peak_mib, resident_mib
 from torch.utils.data import DataLoader
 
 LEARNING_RATE, BETA = 1e-5, 0.1
 MIB = 2**20
 SUMS = "sums.json"
-"""In the folder of a job's ``references``: sums of log-probs of the chosen and the rejected answers, in their order."""
+"""In the folder of a job's ``references``: sums of answers' log-probs in their order, by TRL's names of columns."""
 
 
 class Watch:
@@ -61,32 +61,6 @@ class Watch:
 
     def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.tokens += inputs[0].numel()
-
-
-def steps_of(job: dict[str, Any]) -> list[list[Item]]:
-    """What a job trains on, a list a micro-batch.
-
-    Args:
-        job: Its ``data``, ``steps`` (micro-batches), and ``tokens`` or ``pairs`` in each; for trees the number of
-            ``trees`` and ``answers`` a turn, their ``lengths``, and whether they are taken ``apart`` into pairs.
-    """
-    if job["data"] in ("ranked", "labeled"):
-        return _parts_of_turns(job)
-    if job["data"] == "documents":
-        return documents(job["steps"], job["tokens"], job.get("by_length", False), job.get("first", ()))
-    return {"chat": chat_pairs, "gsm8k": gsm8k_pairs}[job["data"]](job["steps"], job["pairs"])
-
-
-def _parts_of_turns(job: dict[str, Any]) -> list[list[Item]]:
-    """Turns of trees or of their pairs, in as many micro-batches as ``accumulate`` says."""
-    turns, trees, lengths = job["steps"] // job["accumulate"], job["trees"], job["lengths"]
-    if job["data"] == "labeled":
-        steps = labeled(turns, trees, lengths)
-    else:
-        steps = ranked(turns, trees, job["answers"], lengths)
-    if job.get("apart"):
-        steps = [[pair for tree in step for pair in tree.taken_apart()] for step in steps]
-    return [part for step in steps for part in grouped(step, len(step) // job["accumulate"])]
 
 
 def ours(job: dict[str, Any]) -> None:
@@ -144,6 +118,7 @@ def ours(job: dict[str, Any]) -> None:
 def ours_reference(job: dict[str, Any]) -> None:
     """The pass of ``CachedReference`` over the pairs of a turn."""
     from lion_lightning import CachedReference, PolicySpec
+    from lion_lightning.ops.logprobs import pair_logps
     from lion_lightning.planning.flops import forward_flops
 
     quiet()
@@ -165,23 +140,37 @@ def ours_reference(job: dict[str, Any]) -> None:
             reference = Known(cache_dir=folder)
             reference.attach(policy, lambda _: policy)
             reference.precompute(batches, policy, ranks, "training")
-            watch.losses.append(sum(reference(batch, policy).chosen.sums.sum() for batch in batches))
+            found = (pair_logps(reference(batch, policy), batch) for batch in batches)
+            watch.losses.append(sum(logps.chosen.sums.sum() for logps in found))
         watch.flops += sum(map(needed.of, batches))
         watch.step()
 
 
 def references(job: dict[str, Any]) -> None:
-    """The reference's log-probs, for both sides of DPO: our cache is left where ours looks, TRL gets a file of sums."""
+    """The reference's log-probs, for both sides: our cache is left where ours looks, TRL gets a file of sums."""
     from lion_lightning import CachedReference, PolicySpec
+    from lion_lightning.ops.logprobs import answer_view
 
     quiet()
     policy = PolicySpec(path=job["model"]).build().eval()
     reference, batches = CachedReference(cache_dir=job["references"]), list(loader(steps_of(job)))
     reference.attach(policy, lambda _: policy)
     reference.precompute(batches, policy, _ranks(job), "training")
-    found = [reference(batch, policy) for batch in batches]
-    sums = [torch.cat([getattr(logps, side).sums for logps in found]).tolist() for side in ("chosen", "rejected")]
-    Path(job["references"], SUMS).write_text(json.dumps(sums), encoding="ascii")
+    columns: dict[str, list[float]] = {}
+    for batch in batches:
+        sums = answer_view(batch, range(len(batch.answers))).logps(reference(batch, policy)).sums
+        for name, answers in _columns(batch).items():
+            columns.setdefault(name, []).extend(sums[answers].tolist())
+    Path(job["references"], SUMS).write_text(json.dumps(columns), encoding="ascii")
+
+
+def _columns(batch: Any) -> dict[str, list[int]]:
+    """TRL's columns of reference log-probs, and of which answers they are."""
+    if batch.pairs:
+        chosen, rejected = (list(side) for side in zip(*batch.pairs, strict=True))
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    mismatched = np.isnan(batch.values)
+    return {"ref_logps": np.flatnonzero(~mismatched).tolist(), "ref_KL_logps": np.flatnonzero(mismatched).tolist()}
 
 
 def _ranks(job: dict[str, Any]) -> Any:
@@ -231,11 +220,15 @@ def loader(steps: Sequence[Sequence[Item]]) -> Any:
         return SampleSegment(np.array(part, np.int32), np.full(len(part), supervised), parent)
 
     def sample(item: Item) -> Sample:
-        if len(item.answers) == 1:
+        if len(item.answers) == 1 and not item.labels:
             whole = piece(item.prompt + item.answers[0], True, -1)
             whole.supervised[: len(item.prompt)] = False
             return Sample((whole,), 0)
-        return Sample((piece(item.prompt, False, -1), *(piece(part, True, 0) for part in item.answers)), 0)
+        answers = [piece(part, True, 0) for part in item.answers]
+        values = [float(label) for label in item.labels] or [-float(rank) for rank in range(len(answers))]
+        if item.mismatched:
+            answers, values = [*answers, piece(list(item.mismatched), True, 0)], [*values, math.nan]
+        return Sample((piece(item.prompt, False, -1), *answers), 0, values=tuple(values), pairs=item.pairs)
 
     def together(items: list[Sequence[Item]]) -> Any:
         samples = [sample(item) for item in items[0]]
@@ -243,17 +236,6 @@ def loader(steps: Sequence[Sequence[Item]]) -> Any:
 
     dataset: Any = steps  # DataLoader takes any sequence
     return DataLoader(dataset, batch_size=1, collate_fn=together)
-
-
-def grouped(parts: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of so many parts.
-
-    Args:
-        parts: In their order.
-        size: Of a list.
-    """
-    rest = iter(parts)
-    return iter(lambda: list(islice(rest, size)), [])
 
 
 def quiet() -> None:

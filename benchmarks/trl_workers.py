@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batches import Item, flat
+from batches import Item, flat, grouped, steps_of
 from datasets import Dataset
-from training_workers import BETA, LEARNING_RATE, SUMS, Watch, grouped, quiet, serve, steps_of
+from training_workers import BETA, LEARNING_RATE, SUMS, Watch, quiet, serve
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl import (  # type: ignore[attr-defined]
     DPOConfig,
