@@ -1,0 +1,106 @@
+"""The benchmarks of trees: what both sides train on, the operations that they do, and that each table is made."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import ROOT, benchmark
+
+LENGTHS = [[3, 9], [4, 8]]
+TINY = {
+    "num_hidden_layers": 1,
+    "hidden_size": 4,
+    "intermediate_size": 8,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+PER_TOKEN = 6 * (4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8)
+PER_POSITION = 2 * 4 * 49152
+"""Of the head, in one direction."""
+PER_PAIR = 12 * 2 * 2
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return benchmark
+
+
+def test_ranked_answers_are_the_same_for_both_sides_and_taken_apart_for_one(scripts: Any) -> None:
+    batches = scripts("batches")
+    job = {"data": "ranked", "trees": 2, "answers": 3, "lengths": LENGTHS, "steps": 3, "accumulate": 1}
+    trees = batches.steps_of(job)
+    assert [len(step) for step in trees] == [2, 2, 2]
+    assert {(len(tree.prompt), *map(len, tree.answers)) for tree in trees[0]} == {(3, 4, 4, 4)}  # warms up
+    assert all(3 <= len(tree.prompt) <= 9 for step in trees for tree in step)
+    apart = batches.steps_of(job | {"steps": 9, "accumulate": 3, "apart": True})  # six pairs a turn, two at once
+    assert [len(step) for step in apart] == [2] * 9
+    one, _ = trees[1]
+    first, second, third = one.answers
+    pairs = [(item.prompt, item.answers) for step in apart[3:6] for item in step][:3]
+    assert pairs == [(one.prompt, (first, second)), (one.prompt, (first, third)), (one.prompt, (second, third))]
+
+
+def test_a_mismatched_answer_is_of_another_prompt_in_the_same_turn(scripts: Any) -> None:
+    batches = scripts("batches")
+    job = {"data": "labeled", "trees": 4, "lengths": LENGTHS, "steps": 2, "accumulate": 1}
+    for step in batches.steps_of(job):
+        assert [item.labels for item in step] == [(True,), (False,), (True,), (False,)]
+        matched = [tuple(item.answers[0]) for item in step]
+        assert [item.mismatched for item in step] == [matched[-1], *matched[:-1]]
+
+
+def test_operations_of_a_tree_and_of_padded_pairs(scripts: Any) -> None:
+    item = scripts("batches").Item
+    costs = scripts("operations").Costs(TINY, has_head=True)
+    tree = item([1] * 2, ([1] * 3, [1]))
+    # prompt 1 + 2; first answer 2 x 3 with the prompt, 1 + 2 + 3 own; second 2 and 1
+    assert costs.of_tree(tree) == 6 * PER_TOKEN + 4 * 3 * PER_POSITION + (3 + 12 + 3) * PER_PAIR
+    # two sequences of five, four positions each; logits twice
+    assert costs.of_padded([tree]) == pytest.approx(2 * (5 * PER_TOKEN + 4 * 4 * PER_POSITION + 15 * PER_PAIR))
+    without = scripts("operations").Costs(TINY, has_head=False)
+    assert without.of_tree(tree) == 6 * PER_TOKEN + 18 * PER_PAIR
+
+
+def test_operations_of_mismatched_answers_are_those_of_a_forward_pass(scripts: Any) -> None:
+    item = scripts("batches").Item
+    costs = scripts("operations").Costs(TINY, has_head=True)
+    plain, both = item([1] * 2, ([1],)), item([1] * 2, ([1],), (True,), (1, 1))
+    forward = (4 * PER_TOKEN + 2 * 3 * PER_POSITION + (3 + 4 + 3) * PER_PAIR) / 3
+    assert costs.of_tree(both) - costs.of_tree(plain) == pytest.approx(forward)
+    padded = (4 * PER_TOKEN + 3 * 3 * PER_POSITION + 10 * PER_PAIR) / 3
+    assert costs.of_padded([both]) - costs.of_padded([plain]) == pytest.approx(padded)
+
+
+def tables(trees: ModuleType, table: str, folder: Path) -> dict[str, Any]:
+    place = trees.Place(folder, 1, "32-true")
+    shape = TINY | {"hidden_size": 16}
+    return {found.what: found for found in trees.measure(table, place, shape=shape, lengths=LENGTHS)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all_pairs_of_ranked_answers_are_what_trl_trains(scripts: Any, tmp_path: Path) -> None:
+    speed, memory, tokens = tables(scripts("trees"), "ranked", tmp_path).values()
+    assert speed.against.startswith("TRL, micro-batches of ")
+    assert speed.extra["largest difference of a step's losses"] < 1e-5
+    assert tokens.ours == tokens.peer  # every prompt and answer once
+    assert memory.peer
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_earlier_commit_trains_the_same_pairs(scripts: Any, tmp_path: Path) -> None:
+    trees = scripts("trees")
+    known = subprocess.run(["git", "cat-file", "-e", trees.COMMIT], cwd=ROOT, capture_output=True, check=False)
+    if known.returncode:
+        pytest.skip(f"the checkout lacks commit {trees.COMMIT}")
+    found = tables(trees, "before", tmp_path)
+    assert len(found) == 9  # time and memory of four stages, tokens of one
+    (tokens,) = (measurement for what, measurement in found.items() if "tokens" in what)
+    assert tokens.ratio < 0.5  # five answers and a prompt, for twenty and ten
