@@ -25,7 +25,7 @@ from lion_lightning.rollouts.files import write_rollouts
 from lion_lightning.rollouts.generate import RoundWorker, split_chunks
 from lion_lightning.rollouts.metrics import round_metrics
 from lion_lightning.rollouts.prompt_pool import PromptPool
-from lion_lightning.rollouts.rollout import Rollout, with_answers, with_first_answer, with_pairs
+from lion_lightning.rollouts.rollout import Rollout, with_answers, with_first_answer, with_pairs, with_usable
 from lion_lightning.rollouts.rounds import Round
 from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer, Prompt
@@ -110,7 +110,7 @@ class OnPolicySampling(Callback):
         return True
 
     def usable(self, answer: Answer) -> bool:
-        """True if an answer may be in a pair: here, if it has text and was not cut off."""
+        """True if an answer may be trained on: here, if it has text and was not cut off."""
         return bool(answer.text.strip()) and (self.keep_unfinished or answer.finish_reason != "length")
 
     def make_pairs(self, prompt: Prompt, answers: Sequence[Answer], scores: Sequence[float]) -> list[tuple[int, int]]:
@@ -234,7 +234,8 @@ class OnPolicySampling(Callback):
             worker.sample(chunks, self.sampler, policy, partial(self._with_answers, policy))
             worker.judge(chunks, self.judge, policy.device, partial(with_first_answer, first=first))
             if worker.rank == 0:
-                paired = [with_pairs(rollout, self.usable, self.make_pairs) for rollout in worker.collect(chunks)]
+                scored = [with_usable(rollout, self.usable) for rollout in worker.collect(chunks)]
+                paired = [with_pairs(rollout, self.make_pairs) for rollout in scored]
                 write_rollouts(path, [*paired, *(r for r in rollouts if r.left_out)], metadata)
             else:
                 worker.wait_for([path])

@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         ("token_ids", pa.list_(pa.list_(pa.int32()))),
         ("scores", pa.list_(pa.float64())),
         ("by_judge", pa.string()),
+        ("usable", pa.list_(pa.int32())),
         ("pairs", pa.list_(pa.list_(pa.int32()))),
         ("left_out", pa.string()),
     ]
@@ -123,6 +124,7 @@ def _to_row(rollout: Rollout) -> dict[str, Any]:
         "token_ids": [answer.token_ids for answer in answers],
         "scores": rollout.scores,
         "by_judge": json.dumps({name: list(scores) for name, scores in rollout.by_judge.items()}),
+        "usable": rollout.usable,
         "pairs": rollout.pairs,
         "left_out": rollout.left_out,
     }
@@ -145,6 +147,7 @@ def _from_row(row: Mapping[str, Any]) -> Rollout:
         seed=row["seed"],
         scores=tuple(row["scores"]),
         by_judge={name: tuple(scores) for name, scores in json.loads(row["by_judge"]).items()},
+        usable=tuple(row["usable"]),
         pairs=tuple((chosen, rejected) for chosen, rejected in row["pairs"]),
         left_out=row["left_out"],
     )

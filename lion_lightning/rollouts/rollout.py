@@ -1,4 +1,4 @@
-"""A prompt with its sampled answers, their scores and pairs, and the steps that add them."""
+"""A prompt with its sampled answers, their scores and what is trained of them, and the steps that add it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lion_lightning.types import Answer, Prompt
 
 @dataclass(frozen=True)
 class Rollout:
-    """A prompt with its answers, their scores and the pairs they make.
+    """A prompt with its answers, their scores, and which of them are trained on.
 
     Attributes:
         prompt: The prompt.
@@ -25,8 +25,9 @@ class Rollout:
         seed: Seed that the answers were sampled with.
         scores: Score of each answer.
         by_judge: Scores by judge, where several were combined.
-        pairs: Positions of chosen and rejected answer, a tuple per pair.
-        left_out: Why there are no pairs, in a few words; empty if there are pairs.
+        usable: Positions of the answers that may be trained on, ascending; none for a monitor prompt.
+        pairs: Positions of chosen and rejected answer, a tuple per pair; none in a round for groups.
+        left_out: Why nothing of it is trained on, in a few words; empty if something is.
     """
 
     prompt: Prompt
@@ -36,6 +37,7 @@ class Rollout:
     seed: int = 0
     scores: tuple[float, ...] = ()
     by_judge: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    usable: tuple[int, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
     left_out: str = ""
 
@@ -73,25 +75,34 @@ def with_first_answer(rollout: Rollout, first: Mapping[bytes, Answer]) -> Rollou
     return replace(rollout, answers=(*rollout.answers, first[rollout.group]))
 
 
-def with_pairs(
-    rollout: Rollout,
-    usable: Callable[[Answer], bool],
-    make_pairs: Callable[[Prompt, Sequence[Answer], Sequence[float]], Sequence[tuple[int, int]]],
-) -> Rollout:
-    """Add the pairs to a scored rollout, or the reason why there are none; monitor prompts get neither.
+def with_usable(rollout: Rollout, usable: Callable[[Answer], bool]) -> Rollout:
+    """Add which answers may be trained on, or the reason why too few may; monitor prompts get neither.
 
     Args:
-        rollout: With answers and scores.
-        usable: True for answers that may be in a pair.
-        make_pairs: From prompt, usable answers and their scores to positions of chosen and rejected.
+        rollout: With answers.
+        usable: True for answers that may be trained on.
     """
     if rollout.monitor:
         return rollout
-    usable_positions = [position for position, answer in enumerate(rollout.answers) if usable(answer)]
-    if len(usable_positions) < 2:
-        return replace(rollout, left_out="fewer than two answers that are complete and not empty")
-    answers = [rollout.answers[position] for position in usable_positions]
-    scores = [rollout.scores[position] for position in usable_positions]
+    positions = tuple(position for position, answer in enumerate(rollout.answers) if usable(answer))
+    reason = "" if len(positions) > 1 else "fewer than two answers that are complete and not empty"
+    return replace(rollout, usable=positions, left_out=reason)
+
+
+def with_pairs(
+    rollout: Rollout,
+    make_pairs: Callable[[Prompt, Sequence[Answer], Sequence[float]], Sequence[tuple[int, int]]],
+) -> Rollout:
+    """Add the pairs among two or more usable answers, or say that there are none.
+
+    Args:
+        rollout: With scores, see :func:`with_usable`.
+        make_pairs: From prompt, usable answers and their scores to positions of chosen and rejected.
+    """
+    if len(rollout.usable) < 2:
+        return rollout
+    answers = [rollout.answers[position] for position in rollout.usable]
+    scores = [rollout.scores[position] for position in rollout.usable]
     pairs = make_pairs(rollout.prompt, answers, scores)
-    found = [(usable_positions[chosen], usable_positions[rejected]) for chosen, rejected in pairs]
-    return replace(rollout, pairs=tuple(found), left_out="" if found else "the pairing made no pair")
+    found = tuple((rollout.usable[chosen], rollout.usable[rejected]) for chosen, rejected in pairs)
+    return replace(rollout, pairs=found, left_out="" if found else "the pairing made no pair")

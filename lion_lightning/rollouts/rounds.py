@@ -70,6 +70,12 @@ class Round:
         return sum(len(rollout.pairs) for rollout in self.rollouts)
 
     @property
+    def num_groups(self) -> int:
+        """Number of prompts with two or more usable answers that the judge does not score all alike."""
+        scores = [{rollout.scores[position] for position in rollout.usable} for rollout in self.rollouts]
+        return sum(len(different) > 1 for different in scores)
+
+    @property
     def summary_path(self) -> Path:
         """JSON file next to the round, with its logged metrics and the report on its pairs."""
         return self.path.with_suffix(".json")

@@ -120,7 +120,9 @@ class Mixed:
 def test_unfinished_and_empty_answers_make_no_pair(online: Online, keep: bool, pair: tuple[int, int]) -> None:
     online.fit("run", online.sampling(Mixed(), keep_unfinished=keep), max_epochs=1)
     (made,) = online.rounds("run")
-    assert {rollout.pairs for rollout in made.rollouts if not rollout.monitor} == {(pair,)}
+    trained = [rollout for rollout in made.rollouts if not rollout.monitor]
+    assert {rollout.pairs for rollout in trained} == {(pair,)}
+    assert {rollout.usable for rollout in trained} == {(0, 1, 3) if keep else (1, 3)}
     assert made.rollouts[0].answers[0].token_ids == (90,)  # it was cut off, so nothing ends it
     assert made.rollouts[0].answers[1].token_ids == (50, 2)
 

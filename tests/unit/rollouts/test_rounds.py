@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lion_lightning.rollouts.files import DamagedFileError, has_rollouts, write_rollouts
 from lion_lightning.rollouts.metrics import distinct, round_metrics, self_bleu
-from lion_lightning.rollouts.rollout import Rollout
+from lion_lightning.rollouts.rollout import Rollout, with_pairs, with_usable
 from lion_lightning.rollouts.rounds import Round, find_rounds, round_path, set_aside
 from lion_lightning.tools.rounds.plots import wilson
 from lion_lightning.tools.rounds.report import report
@@ -24,7 +24,8 @@ PROMPT = Prompt(
     "<q>hi", (5, 6), ({"role": "user", "content": "hi [bold]\x1b[31m"},), {"a": [1, None], "ü": "x"}, None, "f:1"
 )
 ANSWERS = (Answer("a b c", "stop", (7, 8, 9, 2)), Answer("a b", "length", (7, 8)), Answer("own", "original", (11, 2)))
-ONE = Rollout(PROMPT, ANSWERS, b"\x00" * 16, False, 3, (1.0, 0.0, 4.0), {"j": (1.0, 0.0, 4.0)}, ((0, 1), (2, 1)))
+SCORES = (1.0, 0.0, 4.0)
+ONE = Rollout(PROMPT, ANSWERS, b"\x00" * 16, False, 3, SCORES, {"j": SCORES}, (0, 1, 2), ((0, 1), (2, 1)))
 NONE = Rollout(replace(PROMPT, where="f:2"), left_out="prompt longer than 3 tokens")
 MONITOR = Rollout(PROMPT, ANSWERS[:2], b"m" * 16, True, 4, (0.0, 1.0))
 
@@ -39,6 +40,31 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert one.rollouts == [ONE, NONE, MONITOR]
     assert (one.number, one.metadata["identity"], one.num_pairs) == (3, "0123456789abcdef", 2)
     assert [other.path for other in find_rounds(tmp_path)] == [one.path]
+
+
+def test_groups_have_two_usable_answers_of_different_scores(tmp_path: Path) -> None:
+    tied = replace(ONE, usable=(0, 1), scores=(1.0, 1.0, 4.0))  # the third is not usable
+    one_usable = replace(ONE, usable=(1,))
+    assert made(tmp_path, 0, ONE, tied, one_usable, NONE, MONITOR).num_groups == 1
+
+
+def test_usable_answers_are_paired_by_their_places_in_the_rollout() -> None:
+    scored = replace(ONE, usable=(), pairs=())
+    found = with_usable(scored, lambda answer: answer.finish_reason != "stop")
+    assert (found.usable, found.left_out) == ((1, 2), "")
+    seen = []
+
+    def pairs(prompt: Prompt, answers: Any, scores: Any) -> list[tuple[int, int]]:
+        seen.append((prompt, answers, scores))
+        return [(1, 0)]
+
+    assert with_pairs(found, pairs).pairs == ((2, 1),)
+    assert seen == [(PROMPT, [ANSWERS[1], ANSWERS[2]], [0.0, 4.0])]
+    assert with_pairs(found, lambda *_: []).left_out == "the pairing made no pair"
+    few = with_usable(scored, lambda answer: answer.finish_reason == "stop")
+    assert (few.usable, few.left_out) == ((0,), "fewer than two answers that are complete and not empty")
+    assert with_pairs(few, pairs) == few
+    assert with_usable(MONITOR, lambda _: True) == MONITOR
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -170,6 +196,7 @@ def test_metrics_by_hand(tmp_path: Path) -> None:
         "answers": 2.0,
         "pairs": 2.0,
         "prompts_with_pairs": 0.5,
+        "groups": 1.0,
     }
     assert {name: metrics[name] for name in wanted} == pytest.approx(wanted)
 
