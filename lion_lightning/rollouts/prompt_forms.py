@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from lion_lightning.data.formats.answers.forms import PAIRS, RANKED, Read
 from lion_lightning.data.formats.columns import Form, Forms, Row, read_row
-from lion_lightning.data.formats.pairing import BestWorst, PromptAnswer, PromptAnswers
-from lion_lightning.data.formats.preference import FORMS as PREFERENCE_FORMS
+from lion_lightning.data.formats.pairing import PromptAnswer
 from lion_lightning.data.formats.sft import (
     ASKED,
     CHAT,
@@ -52,9 +52,12 @@ def recognize_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Prom
     return prompt
 
 
-def _preferred(parse: Callable[..., list[PromptAnswers]], row: Row) -> PromptAnswer | None:
-    trees = parse(row, BestWorst())
-    return trees[0].answers[0] if trees else None
+def _preferred(parse: Callable[..., Read], row: Row) -> PromptAnswer | None:
+    read = parse(row)
+    if read is None:
+        return None
+    best = 0 if read.pairs else read.values.index(max(read.values))
+    return read.answers[best]
 
 
 def _with_answer(parse: Callable[..., Any], row: Row) -> PromptAnswer | None:
@@ -85,7 +88,7 @@ def _request(column: str, row: Row) -> PromptAnswer:
 _OTHER_FORMS = ({"messages"}, {"conversations"}, {"text"})
 PROMPT_FORMS: Forms[PromptAnswer | None] = Forms(
     (
-        *(Form(form.required, form.optional, partial(_preferred, form.parse)) for form in PREFERENCE_FORMS),
+        *(Form(form.required, form.optional, partial(_preferred, form.parse)) for form in (*PAIRS, *RANKED)),
         Form(("messages",), CHAT, partial(_turns, "messages")),
         Form(("conversations",), CHAT, partial(_turns, "conversations")),
         *(

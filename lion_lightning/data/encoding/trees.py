@@ -14,12 +14,14 @@ from typing_extensions import override
 
 from lion_lightning.cache import hash_json
 from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.formats.answers.groups import recognize_groups
+from lion_lightning.data.formats.answers.labeled import recognize_labeled
+from lion_lightning.data.formats.answers.preference import recognize_preferences
 from lion_lightning.data.formats.pairing import BestWorst, Pairing, PromptAnswer, PromptAnswers
-from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion
 from lion_lightning.types import SampleSegment
 
-_VERSION = 4  # part of the fingerprint; raise it whenever the same input gives other tokens
+_VERSION = 5  # part of the fingerprint; raise it whenever the same input gives other tokens
 
 Tree = tuple[SampleSegment, ...]
 """A prompt, then its answers."""
@@ -99,6 +101,22 @@ class PairEncoder(TreeEncoder):
     @override
     def fingerprint(self) -> str:
         return hash_json([super().fingerprint(), self.pairing.identity()])
+
+
+class LabeledEncoder(TreeEncoder):
+    """Single answers with a label; chosen and rejected answers of preference rows are labeled 1 and 0."""
+
+    @override
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[PromptAnswers]:
+        return recognize_labeled(row, columns)
+
+
+class GroupEncoder(TreeEncoder):
+    """All answers of a prompt with their scores, and no pairs."""
+
+    @override
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[PromptAnswers]:
+        return recognize_groups(row, columns)
 
 
 def _tree(example: PromptAnswers, encoded: Sequence[tuple[SampleSegment, int]], where: str) -> Tree:

@@ -1,7 +1,7 @@
 """Table of the columns that no form reads: which change what a row means, and which only describe it; labels.
 
-The columns that make a form are in the tables ``FORMS`` of :mod:`~lion_lightning.data.formats.sft` and
-:mod:`~lion_lightning.data.formats.preference`; docs/data.md shows all three tables.
+The columns that make a form are in the table ``FORMS`` of :mod:`~lion_lightning.data.formats.sft` and in those of
+:mod:`~lion_lightning.data.formats.answers.forms`; docs/data.md shows all of them.
 """
 
 from __future__ import annotations
@@ -104,22 +104,22 @@ _WORDS = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
 
 def is_yes(value: Any) -> bool:
     """Whether all values are yes, or 1."""
-    return all(_truth(one) is True for one in leaves(value))
+    return all(truth(one) is True for one in leaves(value))
 
 
 def has_yes(value: Any) -> bool:
     """Whether any value is yes, or 1."""
-    return any(_truth(one) is True for one in leaves(value))
+    return any(truth(one) is True for one in leaves(value))
 
 
 def has_no(value: Any) -> bool:
     """Whether any value is no, or 0 or less."""
-    return any(_truth(one) is False for one in leaves(value))
+    return any(truth(one) is False for one in leaves(value))
 
 
 def has_no_word(value: Any) -> bool:
     """Whether any text says no; numbers are ignored."""
-    return any(_truth(one) is False for one in leaves(value) if isinstance(one, str) and not _is_number(one))
+    return any(truth(one) is False for one in leaves(value) if isinstance(one, str) and not _is_number(one))
 
 
 def has_grade(value: Any) -> bool:
@@ -138,7 +138,7 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _truth(value: Any) -> bool | None:
+def truth(value: Any) -> bool | None:
     """True for yes or 1, False for no or 0 and less, else None; CSV files have them as text."""
     if isinstance(value, str):
         if len(value) > _LONGEST_WORD:
@@ -202,7 +202,7 @@ _HISTORY = r"""(?x) (?:(?:chat|conv|conversation|dialog|dialogue|message|turn|ta
     (?:chat|message|turn|round|conversation|dialog|dialogue|utterance|exchange)s?"""
 _LEAVE_OUT = "leave such rows out with a `transform` that returns []"
 _UNWANTED = "the mark of an answer that is not wanted"
-_NO_LABELS = f"{_LEAVE_OUT}; single answers with labels (KTO) cannot be trained"
+_NO_LABELS = f"{_LEAVE_OUT}; UnpairedDataModule takes single answers with labels (for KTOModule)"
 
 MEANINGS = (
     Meaning(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from typing_extensions import override
 
@@ -37,6 +37,13 @@ class Form(NamedTuple, Generic[Made]):
     @override
     def __str__(self) -> str:
         return " + ".join(self.required)
+
+
+class Refusal(NamedTuple):
+    """Columns of rows that are not taken here, and the line that says who takes them."""
+
+    columns: tuple[str, ...]
+    line: str
 
 
 class Forms(tuple[Form[Made], ...]):
@@ -135,7 +142,12 @@ class Fields(Mapping[str, Any]):
 
 
 def read_row(
-    row: Row, columns: Mapping[str, str], forms: Forms[Made], *context: Any, only_prompt: bool = False
+    row: Row,
+    columns: Mapping[str, str],
+    forms: Forms[Made],
+    found: Mapping[str, str] | None = None,
+    refused: Sequence[Refusal] = (),
+    only_prompt: bool = False,
 ) -> Made:
     """Read a row in the form that its columns make, then check the columns that the form has not read.
 
@@ -143,14 +155,18 @@ def read_row(
         row: The raw row. A column that is null counts as absent.
         columns: The row's own name for a known column.
         forms: Known forms; of several that fit, the one that uses most of ``columns``, then the first, is taken.
-        *context: Further arguments of the form's ``parse``.
+        found: More of the row's own names, which are known by themselves and prefer no form.
+        refused: Columns of rows that fit no form and somebody else takes.
         only_prompt: Whether only the prompt is wanted, so that columns of answers may remain.
 
     Raises:
         ValueError: No form fits, ``columns`` names something that does not exist, or a column would be lost that
             changes what the row means.
     """
-    fields = _rename(row, columns, forms.known)
+    elsewhere = set[str]().union(*(refusal.columns for refusal in refused))
+    if unknown := sorted(columns.keys() - forms.known - elsewhere):
+        _refuse_unknown(row, columns, unknown[0], forms.known)
+    fields = _rename(row, {**(found or {}), **columns}, forms.known | elsewhere)
     fitting = forms.fitting(fields)
     if not fitting:
         holding = []  # columns of messages, whatever their names, unless these say that they are something else
@@ -161,20 +177,21 @@ def read_row(
         if len(holding) == 1:
             fields.rename(holding[0], "messages")
             fitting = forms.fitting(fields)
-    form = _choose_form(row, fields, columns, forms, fitting)
-    made = form.parse(fields, *context)
+    form = _choose_form(row, fields, columns, forms, fitting, refused)
+    made = form.parse(fields)
     check_unused_columns(fields, str(form), only_prompt)
     add_message("form", " | ".join([str(form), *fields.describe_read()]))
     return made
 
 
+def _refuse_unknown(row: Row, columns: Mapping[str, str], name: str, known: Set[str]) -> NoReturn:
+    if name in row and columns[name] in known:
+        raise ValueError(f"columns are the other way round: write {columns[name]}: {name}, the row's own name last")
+    raise ValueError(f"columns names the unknown column {name!r}; known are {', '.join(sorted(known))}")
+
+
 def _rename(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
     """The row's values under known names."""
-    if unknown := sorted(columns.keys() - known):
-        name, own = unknown[0], columns[unknown[0]]
-        if name in row and own in known:
-            raise ValueError(f"columns are the other way round: write {own}: {name}, the row's own name last")
-        raise ValueError(f"columns names the unknown column {name!r}; known are {', '.join(sorted(known))}")
     values = {key: value for key, value in row.items() if value is not None}
     renamed = {key: value for key, value in values.items() if key not in columns.values()}
     for name, own in columns.items():
@@ -193,7 +210,12 @@ def _rename(row: Row, columns: Mapping[str, str], known: Set[str]) -> Fields:
 
 
 def _choose_form(
-    row: Row, fields: Fields, columns: Mapping[str, str], forms: Forms[Made], fitting: list[Form[Made]]
+    row: Row,
+    fields: Fields,
+    columns: Mapping[str, str],
+    forms: Forms[Made],
+    fitting: list[Form[Made]],
+    refused: Sequence[Refusal],
 ) -> Form[Made]:
     """The form of a row; if ``columns`` names columns that make a form, the row must have one of them."""
     decisive = columns.keys() & set[str]().union(*(form.required for form in forms)) if columns else frozenset()
@@ -206,6 +228,10 @@ def _choose_form(
     keys = _listed(f"{key} (null)" if value is None else key for key, value in row.items()) or "none"
     nearest = max(forms, key=lambda form: sum(name in fields for name in form.required))
     lacking = [name for name in nearest.required if name not in fields]
+    for refusal in refused:  # unless a form lacks one column, and has as many
+        has_more = len(refusal.columns) > len(nearest.required) - len(lacking)
+        if fields.keys() >= {*refusal.columns} and (has_more or len(lacking) > 1):
+            raise ValueError(refusal.line)
     near = f"; {nearest} lacks {', '.join(lacking)}" if len(lacking) < len(nearest.required) else ""
     raise ValueError(
         f"unknown format: the row's keys are {keys}; known: {'; '.join(map(str, forms))}{near}; rename keys with "

@@ -81,10 +81,10 @@ def recognize(row: Row, columns: Mapping[str, str] | None = None) -> Example:
 
 
 def _messages(column: str, row: Row) -> Example:
-    return conversation(_up_to_last_answer(with_system(row, read_turns(row[column], column))), **read_settings(row))
+    return conversation(up_to_last_answer(with_system(row, read_turns(row[column], column))), **read_settings(row))
 
 
-def _up_to_last_answer(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+def up_to_last_answer(turns: tuple[Message, ...]) -> tuple[Message, ...]:
     """A conversation without what stands behind its last answer, where nothing is left to be trained."""
     if turns[-1].role == "assistant" and not turns[-1].is_unfinished:
         return turns
@@ -108,7 +108,7 @@ def _prompt_completion(answer: str, row: Row) -> Example:
     if isinstance(prompt, str) or isinstance(completion, str):
         raise ValueError(f"prompt and {answer} differ in kind; make both of them text or both lists of messages")
     turns = with_system(row, read_turns(prompt, "prompt"))
-    answered = _up_to_last_answer(continued(turns, read_turns(completion, answer)))
+    answered = up_to_last_answer(continued(turns, read_turns(completion, answer)))
     return conversation(answered, len(turns) - turns[-1].is_unfinished, **read_settings(row))
 
 

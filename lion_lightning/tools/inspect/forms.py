@@ -6,13 +6,21 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from lion_lightning.data.formats.answers.groups import FORMS as GROUP_FORMS
+from lion_lightning.data.formats.answers.labeled import FORMS as LABELED_FORMS
+from lion_lightning.data.formats.answers.preference import FORMS as PAIR_FORMS
 from lion_lightning.data.formats.columns import Forms
-from lion_lightning.data.formats.preference import FORMS as PAIR_FORMS
 from lion_lightning.data.formats.sft import FORMS as SFT_FORMS
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.rollouts.prompt_forms import PROMPT_FORMS
 
-FORMS: dict[str, Forms[Any]] = {"documents": SFT_FORMS, "pairs": PAIR_FORMS, "prompts": PROMPT_FORMS}
+FORMS: dict[str, Forms[Any]] = {
+    "documents": SFT_FORMS,
+    "pairs": PAIR_FORMS,
+    "answers": LABELED_FORMS,
+    "groups": GROUP_FORMS,
+    "prompts": PROMPT_FORMS,
+}
 """Known forms, by what the rows become."""
 
 

@@ -223,7 +223,7 @@ def test_arguments_that_make_no_sense(options: Row, message: str) -> None:
     ("row", "message"),
     [
         ({"question": "q", "chosen": "a"}, r"bad\.jsonl:2: .*rejected"),
-        ({"messages": []}, r"bad\.jsonl:2: unknown format"),
+        ({"messages": []}, r"bad\.jsonl:2: the row has one answer, and pairs need two"),
     ],
 )
 def test_a_bad_row_is_named_by_its_place(write: Write, module: Module, row: Row, message: str) -> None:

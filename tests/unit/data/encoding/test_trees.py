@@ -287,8 +287,9 @@ def test_the_fingerprint_changes_with_tokenizer_and_pairing() -> None:
 def test_rows_are_read_with_columns_and_the_pairing() -> None:
     row = {"question": "Hello", "replies": ["b", "a", "c"], "scores": [2, 3, 1]}
     read = PairEncoder(byte_level(), AllPairs()).read(row, {"answers": "replies"})
-    assert [preference.values for preference in read] == [(3.0, 2.0), (2.0, 1.0), (3.0, 1.0)]
-    assert len(PairEncoder(byte_level()).read(row, {"answers": "replies"})) == 1
+    assert [(tree.values, tree.pairs) for tree in read] == [((3.0, 2.0, 1.0), ((0, 1), (1, 2), (0, 2)))]
+    (best_worst,) = PairEncoder(byte_level()).read(row, {"answers": "replies"})
+    assert (best_worst.values, best_worst.pairs) == ((3.0, 1.0), ((0, 1),))
 
 
 def test_the_encoder_of_single_examples_reads_rows_and_gives_pieces_in_the_same_way() -> None:

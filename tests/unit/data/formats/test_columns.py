@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.data.formats.answers.preference import recognize_preferences
 from lion_lightning.data.formats.pairing import BestWorst, PromptAnswers
-from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion, Conversation, recognize
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_messages import RowMessages, collect_messages, collect_row_messages

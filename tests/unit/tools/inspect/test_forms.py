@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.data.formats.answers.preference import recognize_preferences
 from lion_lightning.data.formats.pairing import BestWorst
-from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import recognize
 from lion_lightning.data.reports.row_messages import RowMessages, collect_messages, collect_row_messages
 from lion_lightning.rollouts.prompt_forms import recognize_prompt

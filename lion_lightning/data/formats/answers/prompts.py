@@ -1,18 +1,15 @@
-"""The row formats that preference data comes in, and how a raw row is recognized as one of them."""
+"""Joining the prompt of a row to each of its answers: a reader for each way to give the prompt."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
-from numbers import Real
 from typing import Any
 
-from lion_lightning.data.formats.columns import Fields, Form, Forms, Row, read_row
-from lion_lightning.data.formats.pairing import Pairing, PromptAnswer, PromptAnswers
+from lion_lightning.data.formats.columns import Fields, Row
+from lion_lightning.data.formats.pairing import PromptAnswer
 from lion_lightning.data.formats.sft import (
     ASKED,
     CHAT,
@@ -27,93 +24,12 @@ from lion_lightning.data.formats.sft import (
 from lion_lightning.data.formats.turns import Message, continued, read_text, read_turns
 from lion_lightning.data.formats.unused_columns import may_be_prompt, printable
 from lion_lightning.data.reports.row_messages import add_message, add_warning
-from lion_lightning.data.sources.json_text import parse_messages, read_list
-
-
-def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[PromptAnswers]:
-    r"""Turn a raw row into preference pairs.
-
-    Forms are told apart by the keys of the row (a key whose value is null counts as absent); of several that fit, the
-    one that uses most of ``columns`` is taken, then the first in this order:
-
-    - ``prompt``, ``chosen``, ``rejected``. Three texts are plain text without a template. Otherwise it is a chat: a
-      text as prompt is the user turn, a text as answer to messages is the assistant turn. Answers may be conversations
-      that begin with the prompt, which the prompt column then only repeats (UltraFeedback).
-    - ``question`` or ``instruction`` (with its ``input`` and ``history``), ``chosen``, ``rejected``: a chat, also where
-      all of them are text.
-    - ``messages`` or ``conversations``, ``chosen``, ``rejected``: a chat; the messages are the prompt, or the chosen
-      conversation once more.
-    - any of these prompts with ``answers``, ``scores``: ranked answers, of any kind above, that ``pairing`` pairs.
-    - ``chosen``, ``rejected``: the prompt is what they share. Of conversations those are the first messages. Of texts
-      it is what stands before the last ``\n\nAssistant:`` that both have, that included; without one it ends with the
-      last full word that both have, and the white space behind it belongs to the answers. Dialogues that differ before
-      the last answer are left out: a user's words are no answer.
-
-    A ``system`` column becomes the system turn of a chat, ``tools`` go to its template. ``score_chosen`` and
-    ``score_rejected`` are the answers' values. Equal answers, equal scores and answers without text are no error here.
-
-    Args:
-        row: The raw row, keys to values.
-        columns: The row's own name for a known column, e.g. ``{"answers": "completions"}``.
-        pairing: How ranked answers become pairs.
-
-    Raises:
-        ValueError: The row has no known form, or is not valid in its form. The message is one line without the row's
-            file and line; the caller puts ``path:line`` before it.
-    """
-    return read_row(row, columns or {}, FORMS, pairing)
-
+from lion_lightning.data.sources.json_text import parse_messages
 
 Answers = Mapping[str, Any]
 """Raw answers by their position in the row, which errors name."""
 Reader = Callable[[Row, Answers], list[PromptAnswer]]
 """Joins the prompt of a row to each of its answers; empty where the row is left out."""
-
-
-# --- from answers to pairs
-
-
-def _pair(reader: Reader, row: Row, pairing: Pairing) -> list[PromptAnswers]:
-    given = [name for name in ("score_chosen", "score_rejected") if name in row]
-    if len(given) == 1:
-        raise ValueError(f"only {given[0]} is given; give the scores of both answers or of none (with a `transform`)")
-    values = (math.nan, math.nan)
-    if given:
-        values = _number(row["score_chosen"], "score_chosen"), _number(row["score_rejected"], "score_rejected")
-    answers = reader(row, {"chosen": row["chosen"], "rejected": row["rejected"]})
-    return [PromptAnswers(tuple(answers), values, ((0, 1),))] if answers else []
-
-
-def _ranked(reader: Reader, row: Row, pairing: Pairing) -> list[PromptAnswers]:
-    raw, scores = read_list(row["answers"], "answers"), read_list(row["scores"], "scores")
-    if len(raw) != len(scores):
-        raise ValueError(f"answers has {len(raw)} entries and scores {len(scores)}; give each answer its score")
-    if len(raw) < 2:
-        raise ValueError(f"a pair needs two answers, and answers has {len(raw)}; skip the row with a `transform`")
-    values = [_number(score, f"scores[{index}]") for index, score in enumerate(scores)]
-    names = [f"answers[{index}]" for index in range(len(raw))]
-    answers = reader(row, {name: parse_messages(answer, name) for name, answer in zip(names, raw, strict=True)})
-    if not answers:
-        return []
-    key = json.dumps(answers, sort_keys=True, default=str)
-    tree = PromptAnswers(tuple(answers), tuple(values))
-    return [tree.in_pairs([pair]) for pair in pairing.pairs(values, key)]
-
-
-def _number(value: Any, name: str) -> float:
-    """A score; CSV files have it as text."""
-    if not isinstance(value, Real | str):
-        raise ValueError(f"{name} is {type(value).__name__}, not a number; convert it with a `transform`")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{name} is {str(value)[:40]!r}, not a number; convert it with a `transform`") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}, not a finite number; skip the row with a `transform`")
-    return number
-
-
-# --- a reader for each way to give the prompt
 
 
 def _requested(column: str, row: Row, answers: Answers) -> list[PromptAnswer]:
@@ -130,7 +46,7 @@ def _prompted(row: Row, answers: Answers) -> list[PromptAnswer]:
     user = Message("user", read_text(prompt, "prompt"))
     if all(_answer_turns(value, name)[0].role == "assistant" for name, value in answers.items()):
         return _chats(row, (user,), answers)
-    joined = _shared_prompt(row, answers)  # the answers begin with the prompt; the column has to be a turn of it
+    joined = shared_prompt(row, answers)  # the answers begin with the prompt; the column has to be a turn of it
     first = joined[0]
     turns = first.messages[: first.prompt_turns] if isinstance(first, Conversation) else ()
     if user.content.strip() not in [turn.content.strip() for turn in turns if turn.role == "user"]:
@@ -146,7 +62,7 @@ def _after_messages(column: str, row: Row, answers: Answers) -> list[PromptAnswe
     turns = read_turns(row[column], column)
     given = [_answer_turns(value, name) for name, value in answers.items()]
     if turns in given and turns[-1].role == "assistant":
-        return _shared_prompt(row, answers)
+        return shared_prompt(row, answers)
     for answer in given:
         if answer[0].role == "assistant" and turns[-len(answer) :] == answer:
             turns = turns[: -len(answer)]
@@ -154,8 +70,12 @@ def _after_messages(column: str, row: Row, answers: Answers) -> list[PromptAnswe
     return _chats(row, turns, answers)
 
 
-def _shared_prompt(row: Row, answers: Answers) -> list[PromptAnswer]:
-    """The prompt is what all answers begin with."""
+def shared_prompt(row: Row, answers: Answers) -> list[PromptAnswer]:
+    r"""Join answers to the prompt that all of them begin with.
+
+    Of conversations those are the first messages. Of texts it is what stands before the last ``\n\nAssistant:`` that
+    all have, that included; without one it ends with the last full word that all have.
+    """
     if not _are_text(answers):
         given = [_answer_turns(value, name) for name, value in answers.items()]
         return _chats(row, given[0][: _count_prompt_turns(given)], answers)
@@ -264,8 +184,7 @@ _ASSISTANT_MARK = re.compile("\n\nAssistant:")
 _HUMAN_MARK = re.compile("\n\nHuman:")
 _DIFFERENT_DIALOGUES = "the dialogues differ before the last answer, so that a user's words would be trained"
 
-_SCORES = ("score_chosen", "score_rejected")
-_PROMPTS: dict[str, tuple[tuple[str, ...], Reader]] = {
+PROMPTS: dict[str, tuple[tuple[str, ...], Reader]] = {
     "prompt": (CHAT, _prompted),
     "question": (ASKED, partial(_requested, "question")),
     "instruction": (ASKED, partial(_requested, "instruction")),
@@ -273,18 +192,3 @@ _PROMPTS: dict[str, tuple[tuple[str, ...], Reader]] = {
     "conversations": (CHAT, partial(_after_messages, "conversations")),
 }
 """The column of the prompt: the columns that it may have next to it, and its reader."""
-
-FORMS: Forms[list[PromptAnswers]] = Forms(
-    (
-        *(
-            Form((prompt, "chosen", "rejected"), (*optional, *_SCORES), partial(_pair, reader))
-            for prompt, (optional, reader) in _PROMPTS.items()
-        ),
-        *(
-            Form((prompt, "answers", "scores"), optional, partial(_ranked, reader))
-            for prompt, (optional, reader) in _PROMPTS.items()
-        ),
-        Form(("chosen", "rejected"), (*CHAT, *_SCORES), partial(_pair, _shared_prompt)),
-    )
-)
-"""The forms of preference rows; of several that fit, the first is taken."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.data.formats.answers.preference import recognize_preferences
 from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, PromptAnswers
-from lion_lightning.data.formats.preference import recognize_preferences
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.formats.turns import Message
 from tests.unit.data.pairs import pair_of
@@ -301,7 +301,10 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
     [
         ({"prompt": "a", "chosen": "b"}, "prompt [+] chosen [+] rejected lacks rejected; .*transform"),
         ({"prompt": "a", "chosen": None, "rejected": "b"}, r"chosen \(null\).*rejected lacks chosen"),
-        ({"messages": turns("a", "b")}, "unknown format: the row's keys are messages; known: prompt [+] chosen"),
+        ({"dialogue": "a"}, "unknown format: the row's keys are dialogue; known: prompt [+] chosen"),
+        ({"messages": turns("a", "b")}, "the row has one answer, and pairs need two: .*UnpairedDataModule .*KTOModule"),
+        ({"prompt": "a", "completion": "b", "label": True}, "the row has one answer, and pairs need two"),
+        ({"prompt": "a", "response": "b", "thumbs_up": 1}, "the row has one answer, and pairs need two"),
         ({"prompt": "a", "answers": ["b", "c"]}, "prompt [+] answers [+] scores lacks scores"),
         (PAIR | {"chosen": []}, "chosen is empty"),
         (PAIR | {"rejected": "b"}, "rejected is text and chosen is not; make all of them text"),

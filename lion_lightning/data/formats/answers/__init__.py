@@ -1,0 +1,1 @@
+"""Rows with answers: preference pairs, ranked answers, and single answers with labels."""
