@@ -39,10 +39,11 @@ def pair_samples(
         supervised[list((HOLES if holes is None else holes).get((pair, place), ()))] = False
         return SampleSegment(draw.integers(3, VOCABULARY, length).astype(np.int32), supervised, 0 if place else -1)
 
-    return [
-        Sample(tuple(piece(number, place, length) for place, length in enumerate(pair)), number)
-        for number, pair in enumerate(lengths)
-    ]
+    samples = []
+    for number, pair in enumerate(lengths):
+        pieces = tuple(piece(number, place, length) for place, length in enumerate(pair))
+        samples.append(Sample(pieces, number, values=(1.0, 0.0), pairs=((0, 1),)))
+    return samples
 
 
 def padded_sides(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,12 +69,12 @@ class AnswerView(NamedTuple):
     """Targets of some of a batch's answers, in some order and shape; made on the host, once for all models.
 
     Attributes:
-        index: ``(targets,)`` int64 positions of these answers' targets among the batch's.
+        targets: ``(targets,)`` int64 positions of these answers' targets among the batch's.
         owners: ``(targets,)`` int64 number of the answer that each belongs to.
         counts: Number of targets of each answer, fp32, in the shape of the answers.
     """
 
-    index: Tensor
+    targets: Tensor
     owners: Tensor
     counts: Tensor
 
@@ -84,7 +84,7 @@ class AnswerView(NamedTuple):
         Args:
             logps: One entry per target of the batch.
         """
-        return AnswerLogps(logps.take(self.index), self.owners, self.counts)
+        return AnswerLogps(logps.take(self.targets), self.owners, self.counts)
 
 
 def answer_view(batch: PackedBatch, answers: npt.ArrayLike) -> AnswerView:
@@ -95,8 +95,9 @@ def answer_view(batch: PackedBatch, answers: npt.ArrayLike) -> AnswerView:
         answers: Positions among the batch's answers, in any shape; an answer may come several times.
     """
     segments = np.array(batch.answers, np.int64)[np.asarray(answers, np.int64)]
+    owner_segments = np.from_dlpack(batch.on_cpu().target_segments)  # unlike numpy(), also while a meta model is run
     # Targets are sorted by segment: those of segment i are bounds[i] to bounds[i + 1].
-    bounds = np.searchsorted(batch.on_cpu().target_segments.numpy(), np.arange(len(batch.segments) + 1))
+    bounds = np.searchsorted(owner_segments, np.arange(len(batch.segments) + 1))
     starts, counts = bounds[segments].ravel(), (bounds[segments + 1] - bounds[segments]).ravel()
     owners = np.repeat(np.arange(len(counts)), counts)
     index = np.arange(len(owners)) + (starts - (np.cumsum(counts) - counts))[owners]

@@ -27,7 +27,9 @@ class TokenLogps(NamedTuple):
 
     def take(self, index: Tensor) -> TokenLogps:
         """The targets at these positions."""
-        return TokenLogps(*(None if each is None else each[index] for each in self))
+        values, *others = (None if each is None else each[index] for each in self)
+        assert values is not None
+        return TokenLogps(values, *others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,8 @@ class AnswerLogps:
     @cached_property
     def sums(self) -> Tensor:
         """Log-prob of each answer: the sum over its targets."""
-        return self.sum(self.tokens.values)
+        with torch.enable_grad():  # kept for all readers: the first may be one that wants no gradient
+            return self.sum(self.tokens.values)
 
     @property
     def means(self) -> Tensor:

@@ -26,7 +26,7 @@ from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.types import Prompt
 from tests import tiny
 from tests.demo import copy_demo, copy_start
-from tests.unit.losses.pairs import with_ratios
+from tests.unit.losses.chosen_logps import with_ratios
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -18,7 +18,7 @@ from lion_lightning.losses.pairs.dpo import SigmoidLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.ops.logprobs import pair_logps
-from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, Sample, SampleSegment
+from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, Sample, SampleSegment, TokenLogps
 from tests.plain_pairs import padded_sides, plain_token_logps
 
 MODEL = Path(os.environ.get("LION_SMOLLM2", "no-such-folder"))
@@ -111,7 +111,9 @@ def answer_lengths(samples: list[Sample]) -> list[int]:
 
 
 def answer(sums: torch.Tensor, counts: torch.Tensor) -> AnswerLogps:
-    return AnswerLogps(sums, counts, sums, torch.zeros_like(sums))
+    """Sums in equal parts over the tokens."""
+    owners = torch.arange(len(sums)).repeat_interleave(counts.long())
+    return AnswerLogps(TokenLogps((sums / counts)[owners]), owners, counts)
 
 
 def watched_gradients(model: PolicyModel, values: torch.Tensor) -> list[torch.Tensor]:

@@ -39,7 +39,7 @@ from lion_lightning.losses import (
     WeightedSum,
     WPOLoss,
 )
-from lion_lightning.types import AnswerLogps, PairLogps
+from lion_lightning.types import AnswerLogps, PairLogps, TokenLogps
 
 trl_dpo = pytest.importorskip("trl.trainer.dpo_trainer", reason="needs the test extra: pip install -e '.[test]'")
 
@@ -72,25 +72,18 @@ class Batch(NamedTuple):
 
     def pairs(self) -> tuple[PairLogps, PairLogps]:
         """The same as our losses are given it."""
-        counts = self.mask.sum(1)
-        shorter = torch.minimum(*counts.chunk(2)).repeat(2)
-        shared = self.mask[:, 1:] & (self.mask[:, 1:].cumsum(1) <= shorter[:, None])
         policy, reference = (
-            PairLogps(
-                *(
-                    AnswerLogps(*side)
-                    for side in zip(
-                        logps.sum(1).chunk(2),
-                        counts.to(logps.dtype).chunk(2),
-                        (logps * shared).sum(1).chunk(2),
-                        log_collision_prob.sum(1).chunk(2),
-                        strict=True,
-                    )
-                )
-            )
-            for logps, log_collision_prob in (self.policy, self.reference)
+            PairLogps(*map(answers, tokens.logps.chunk(2), tokens.log_collision_prob.chunk(2), self.mask.chunk(2)))
+            for tokens in (self.policy, self.reference)
         )
         return policy, reference
+
+
+def answers(logps: Tensor, log_collision_prob: Tensor, mask: Tensor) -> AnswerLogps:
+    """Masked rows as answers' tokens, one after the other."""
+    supervised = mask[:, 1:]
+    tokens = TokenLogps(logps[supervised], None, log_collision_prob[supervised])
+    return AnswerLogps(tokens, supervised.nonzero()[:, 0], mask.sum(1).to(logps))
 
 
 class Model(nn.Module):

@@ -48,8 +48,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 
 SFT, DPO = {"kind": SFTModule}, {"kind": DPOModule, "reference": FrozenReference()}
 WRONG: dict[str, tuple[Any, Any, Any, str]] = {
-    "pairs as documents": (SFT, PAIRS, DOCUMENTS, r"holds preference pairs .* and SFTModule would train both"),
-    "pairs among documents": (SFT, row(*TREE), DOCUMENTS, r"holds preference pairs"),
+    "pairs as documents": (SFT, PAIRS, DOCUMENTS, r"holds answers that share a prompt, .* rejected ones too"),
+    "pairs among documents": (SFT, row(*TREE), DOCUMENTS, r"holds answers that share"),
     "documents as pairs": (DPO, DOCUMENTS, PAIRS, r"does not hold preference pairs"),
     "pairs with weights": (DPO, WEIGHTED, PAIRS, r"target_weights are for documents"),
     "no packed rows": (SFT, PLAIN, DOCUMENTS, r"gives batches of type dict, .* PackedBatch"),

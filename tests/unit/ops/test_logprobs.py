@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from lion_lightning.data.packing.collate import collate
 from lion_lightning.ops import logprobs as functional
 from lion_lightning.ops.chunked_logprobs import LogitTransform
-from lion_lightning.ops.logprobs import pair_logps, segment_sums, token_logps
+from lion_lightning.ops.logprobs import answer_view, pair_logps, require_pairs, token_logps
 from lion_lightning.types import PackedBatch, Sample, SampleSegment, TokenLogps
 from tests.marks import exhaustive
 from tests.tiny import LargestTensor
@@ -130,15 +128,16 @@ def test_hits_are_targets_that_are_the_most_probable_token() -> None:
     weight = torch.eye(3)
     hidden = torch.tensor([[5.0, 1.0, 0.0], [5.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
     logps = token_logps(hidden, weight, torch.tensor([0, 1, 2]))
+    assert logps.top1_correct is not None
     assert logps.top1_correct.tolist() == [True, False, True]
     assert not logps.top1_correct.requires_grad
 
 
 def test_no_targets_give_empty_values_and_zero_gradients_not_nan() -> None:
     hidden, weight, bias, targets = problem(rows=0)
-    values, top1_correct, log_collision_prob = token_logps(hidden, weight, targets, bias=bias)
-    assert values.shape == top1_correct.shape == log_collision_prob.shape == (0,)
-    grads = torch.autograd.grad(values.sum(), [hidden, weight, bias])
+    logps = token_logps(hidden, weight, targets, bias=bias)
+    assert [values is not None and values.shape for values in logps] == [(0,)] * 3
+    grads = torch.autograd.grad(logps.values.sum(), [hidden, weight, bias])
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 
 
@@ -210,58 +209,88 @@ def test_no_tensor_of_targets_by_vocabulary_exists_in_forward_or_backward() -> N
     assert naive.numel == whole  # the recorder does see such tensors
 
 
-def test_segment_sums_count_only_their_own_targets() -> None:
-    values = torch.tensor([-1.0, -2.0, -4.0, -8.0], requires_grad=True)
-    sums = segment_sums(values, torch.tensor([2, 0, 2, 2]), segments=4)
-    assert sums.tolist() == [-2.0, 0.0, -13.0, 0.0]
-    gradient: Any = torch.autograd.grad(sums @ torch.tensor([1.0, 10.0, 100.0, 1000.0]), values)[0]
-    assert gradient.tolist() == [100.0, 1.0, 100.0, 100.0]
-
-
 def test_collisions_are_the_log_of_the_summed_squares_of_all_probabilities() -> None:
     hidden, weight, _, targets = problem()
     logps = token_logps(hidden, weight, targets, logits_per_tile=100)
     expected = (hidden @ weight.T).softmax(-1).square().sum(-1).log()
+    assert logps.log_collision_prob is not None
     torch.testing.assert_close(logps.log_collision_prob, expected, rtol=1e-5, atol=1e-5)
     assert not logps.log_collision_prob.requires_grad
 
 
-def two_pairs() -> PackedBatch:
-    """Answers of 2 and 3, then of 4 and 1 tokens, all but the first token of the third answer supervised."""
-    pairs = ((3, 2, 3), (2, 4, 1))
-    pieces = [
-        [SampleSegment(np.arange(length, dtype=np.int32), np.full(length, nth > 0), -1 if nth == 0 else 0)]
-        for lengths in pairs
-        for nth, length in enumerate(lengths)
-    ]
-    pieces[4][0].supervised[0] = False
-    flat = [piece for (piece,) in pieces]
-    return collate([Sample(tuple(flat[:3]), 0), Sample(tuple(flat[3:]), 1)], 15)
+def tree(*lengths: int, pairs: tuple[tuple[int, int], ...] = (), index: int = 0, skipped: int = -1) -> Sample:
+    """A prompt and its answers, supervised but for the first token of one of them."""
+    parts = []
+    for number, length in enumerate(lengths):
+        supervised = np.full(length, number > 0)
+        supervised[: number == skipped] = False
+        parts.append(SampleSegment(np.arange(length, dtype=np.int32), supervised, 0 if number else -1))
+    return Sample(tuple(parts), index, values=(1.0,) * (len(lengths) - 1), pairs=pairs)
 
 
-def test_pair_logps_give_each_side_its_sums_counts_and_shared_length() -> None:
-    batch = two_pairs()
-    values = -torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
-    pair = pair_logps(TokenLogps(values, values > 0, 10 * values), batch)
-    assert pair.chosen.sums.tolist() == [-3.0, -224.0]
-    assert pair.rejected.sums.tolist() == [-28.0, -256.0]
-    assert pair.chosen.counts.tolist() == [2.0, 3.0]
-    assert pair.rejected.counts.tolist() == [3.0, 1.0]
-    assert pair.chosen.shared.tolist() == [-3.0, -32.0]  # the first 2 of 2 targets; the first 1 of 3
-    assert pair.rejected.shared.tolist() == [-12.0, -256.0]  # the first 2 of 3; 1 of 1
-    assert pair.chosen.log_collision_prob.tolist() == [-30.0, -2240.0]
-    assert pair.chosen.means.tolist() == [-1.5, pytest.approx(-224 / 3)]
+def two_trees() -> PackedBatch:
+    """Answers of 2 and 3, then of 4, 1 and 2 tokens, all but the first token of the third answer supervised."""
+    first = tree(3, 2, 3, pairs=((0, 1),))
+    return collate([first, tree(2, 4, 1, 2, pairs=((0, 1), (2, 1)), index=1, skipped=1)], 17)
+
+
+VALUES = -torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0])
+
+
+def test_pair_logps_give_each_side_its_tokens_sums_and_counts() -> None:
+    pair = pair_logps(TokenLogps(VALUES, VALUES > 0, 10 * VALUES), two_trees())
+    # answers are (1, 2), (4, 8, 16), (32, 64, 128), (256), (512, 1024); pairs 0 over 1, 2 over 3, 4 over 3
+    assert pair.chosen.sums.tolist() == [-3.0, -224.0, -1536.0]
+    assert pair.rejected.sums.tolist() == [-28.0, -256.0, -256.0]
+    assert pair.chosen.counts.tolist() == [2.0, 3.0, 2.0]
+    assert pair.rejected.counts.tolist() == [3.0, 1.0, 1.0]
+    assert pair.chosen.means.tolist() == [-1.5, pytest.approx(-224 / 3), -768.0]
+    assert pair.rejected.tokens.values.tolist() == [-4.0, -8.0, -16.0, -256.0, -256.0]
+    assert pair.rejected.owners.tolist() == [0, 0, 0, 1, 2]
+    drawn = pair.chosen.tokens.log_collision_prob
+    assert drawn is not None
+    assert pair.chosen.sum(drawn).tolist() == [-30.0, -2240.0, -15360.0]
+
+
+def test_first_adds_up_the_first_targets_of_each_answer() -> None:
+    pair = pair_logps(TokenLogps(VALUES), two_trees())
+    shorter = torch.minimum(pair.chosen.counts, pair.rejected.counts)
+    assert pair.chosen.first(shorter).tolist() == [-3.0, -32.0, -512.0]  # the first 2 of 2, 1 of 3, 1 of 2
+    assert pair.rejected.first(shorter).tolist() == [-12.0, -256.0, -256.0]  # the first 2 of 3; 1 of 1
+
+
+def test_a_view_has_the_shape_of_its_positions_and_answers_as_often_as_they_are_named() -> None:
+    view = answer_view(two_trees(), [[4, 0], [3, 4]])
+    answers = view.logps(TokenLogps(VALUES))
+    assert answers.sums.tolist() == [[-1536.0, -3.0], [-256.0, -1536.0]]
+    assert answers.counts.tolist() == [[2.0, 2.0], [1.0, 2.0]]
+    assert view.owners.tolist() == [0, 0, 1, 1, 2, 3, 3]
+    assert answers.first(torch.tensor([[1.0, 5.0], [0.0, 2.0]])).tolist() == [[-512.0, -3.0], [0.0, -1536.0]]
+
+
+def test_the_gradient_of_an_answer_in_two_pairs_is_the_sum_of_both() -> None:
+    values = VALUES.clone().requires_grad_()
+    sums = pair_logps(TokenLogps(values), two_trees()).rejected.sums
+    gradient = torch.autograd.grad(sums @ torch.tensor([1.0, 10.0, 100.0]), values)[0]
+    assert gradient.tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 110.0, 0.0, 0.0]
+
+
+def test_sums_first_read_without_gradients_have_them_still() -> None:
+    values = VALUES.clone().requires_grad_()
+    chosen = pair_logps(TokenLogps(values), two_trees()).chosen
+    with torch.no_grad():  # as where a loss works out a weight first
+        assert chosen.sums.sum().item() == -1763.0
+    assert torch.autograd.grad(chosen.sums.sum(), values)[0].sum().item() == 7.0  # 2 + 3 + 2 targets
 
 
 def test_a_rank_without_rows_has_no_pairs_but_a_graph() -> None:
     values = torch.zeros(0, requires_grad=True)
-    pair = pair_logps(TokenLogps(values, values > 0, values.detach()), two_pairs().without_targets())
+    pair = pair_logps(TokenLogps(values, values > 0, values.detach()), two_trees().without_targets())
     assert len(pair.chosen.sums) == 0
     pair.chosen.sums.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_documents_are_refused_where_pairs_are_needed() -> None:
     batch = collate([Sample((SampleSegment(np.arange(3, dtype=np.int32), np.ones(3, dtype=bool)),), 0)], 3)
-    logps = TokenLogps(torch.zeros(2), torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match="use PreferenceDataModule"):
-        pair_logps(logps, batch)
+        require_pairs(batch)

@@ -1,9 +1,10 @@
-"""Pairs whose log-probs are chosen, so that a loss can be worked out by hand."""
+"""Answers and pairs whose log-probs are chosen, so that a loss can be worked out by hand."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -40,6 +41,16 @@ def answers(
     tails = (totals - heads) / (lengths - firsts).clamp_min(1)
     tokens = torch.where(places < firsts[owners], (heads / firsts)[owners], tails[owners])
     return AnswerLogps(TokenLogps(tokens, None, (drawn / lengths)[owners]), owners, lengths)
+
+
+def zeros(pairs: PairLogps) -> PairLogps:
+    """What stands for a reference where there is none."""
+    return PairLogps(*(with_tokens(side, torch.zeros_like(side.tokens.values)) for side in pairs))
+
+
+def with_tokens(side: AnswerLogps, values: Tensor) -> AnswerLogps:
+    """The same answers with other log-probs of their tokens."""
+    return replace(side, tokens=side.tokens._replace(values=values))
 
 
 def with_ratios(chosen: Sequence[float], rejected: Sequence[float]) -> tuple[PairLogps, PairLogps]:

@@ -9,9 +9,9 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lion_lightning.losses import PreferenceLoss
-from tests.unit.losses.pairs import HALF_NAT, LN3, with_ratios
+from tests.unit.losses.chosen_logps import HALF_NAT, LN3, with_ratios
 
-PAGE = Path(__file__).parents[3] / "docs" / "losses.md"
+PAGE = Path(__file__).parents[4] / "docs" / "losses.md"
 
 
 @pytest.fixture

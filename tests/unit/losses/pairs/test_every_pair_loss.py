@@ -26,7 +26,7 @@ from lion_lightning.losses import (
     WPOLoss,
 )
 from lion_lightning.types import PairLogps
-from tests.unit.losses.pairs import empty_pairs, random_pairs
+from tests.unit.losses.chosen_logps import empty_pairs, random_pairs, with_tokens, zeros
 
 SINGLE = [
     loss
@@ -62,17 +62,14 @@ def test_all_that_the_package_has_is_here() -> None:
 def test_gradient_is_the_derivative(loss: PreferenceLoss) -> None:
     policy, reference = random_pairs()
     if isinstance(loss, KTOPairLoss):  # its anchors are held fixed; under a likelier reference they stay 0
-        reference = policy.zeros()
+        reference = zeros(policy)
     loss.eval()
 
     def total(*values: Tensor) -> Tensor:
-        chosen = policy.chosen._replace(sums=values[0], shared=values[1])
-        rejected = policy.rejected._replace(sums=values[2], shared=values[3])
-        losses: Tensor = loss(PairLogps(chosen, rejected), reference)
+        losses: Tensor = loss(PairLogps(*map(with_tokens, policy, values)), reference)
         return losses
 
-    inputs = [values.clone().requires_grad_() for side in policy for values in (side.sums, side.shared)]
-    assert gradcheck(total, inputs)
+    assert gradcheck(total, [side.tokens.values.clone().requires_grad_() for side in policy])
 
 
 @every
@@ -87,7 +84,7 @@ def test_loss_and_rewards_are_one_finite_number_a_pair(loss: PreferenceLoss) -> 
 @every
 def test_no_pairs_give_no_losses_and_a_gradient_of_nothing(loss: PreferenceLoss) -> None:
     policy, reference = empty_pairs()
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     values = loss.train()(policy, reference)
     assert values.shape == (0,)
     assert values.sum().item() == 0.0

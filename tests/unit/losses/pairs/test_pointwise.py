@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lion_lightning.losses import APODownLoss, APOZeroLoss, BCOLoss, KTOPairLoss, NCALoss, SPPOHardLoss
-from lion_lightning.types import AnswerLogps, PairLogps
-from tests.unit.losses.pairs import HALF_NAT, LN2, LN3, LN4, empty_pairs, random_pairs, with_ratios
+from lion_lightning.types import PairLogps
+from tests.unit.losses.chosen_logps import HALF_NAT, LN2, LN3, LN4, answers, empty_pairs, random_pairs, with_ratios
 
 
 def alone(total: Tensor) -> Tensor:
@@ -17,12 +17,12 @@ def alone(total: Tensor) -> Tensor:
 
 
 def part(pairs: PairLogps, rows: slice) -> PairLogps:
-    return PairLogps(*(AnswerLogps(*(values[rows] for values in side)) for side in pairs))
+    return PairLogps(*(answers(side.sums[rows], side.counts[rows].tolist()) for side in pairs))
 
 
 def test_nca_pulls_the_chosen_answer_both_ways() -> None:
     policy, reference = with_ratios([LN3], [-LN3])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = NCALoss(1.0)(policy, reference)
     assert loss.item() == pytest.approx(HALF_NAT + LN4 / 2 + HALF_NAT / 2)
     # -sigmoid(-r) + sigmoid(r) / 2 = -1/4 + 3/8
@@ -31,7 +31,7 @@ def test_nca_pulls_the_chosen_answer_both_ways() -> None:
 
 def test_sppo_aims_at_log_ratios_of_plus_and_minus_one_over_two_beta() -> None:
     policy, reference = with_ratios([3.0], [-2.0])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = SPPOHardLoss(beta=0.5)(policy, reference)  # (3 - 1)^2 + (-2 + 1)^2
     assert loss.item() == pytest.approx(5.0)
     assert torch.autograd.grad(loss.sum(), logps)[0].item() == pytest.approx(4.0)
@@ -45,10 +45,9 @@ def test_apo_zero_and_apo_down_at_known_rewards() -> None:
 
 def test_apo_zero_raises_and_apo_down_lowers_the_chosen_answer() -> None:
     policy, reference = with_ratios([LN3], [LN3])
-    logps = policy.chosen.sums.requires_grad_()
-    zero, down = (
-        torch.autograd.grad(loss(1.0)(policy, reference).sum(), logps)[0].item() for loss in (APOZeroLoss, APODownLoss)
-    )
+    logps = policy.chosen.tokens.values.requires_grad_()
+    totals = [loss(1.0)(policy, reference).sum() for loss in (APOZeroLoss, APODownLoss)]
+    zero, down = (torch.autograd.grad(total, logps, retain_graph=True)[0].item() for total in totals)
     # -sigmoid'(ln 3) = -3/16; sigmoid'(ln 3) - sigmoid'(0) = 3/16 - 1/4
     assert (zero, down) == pytest.approx((-3 / 16, 3 / 16 - 1 / 4))
 
@@ -62,7 +61,7 @@ def test_kto_anchors_each_side_at_the_other_sides_kl() -> None:
 
 def test_kto_scales_its_anchor_by_beta_and_passes_no_gradient_through_it() -> None:
     policy, reference = with_ratios([6.0], [6.0])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = KTOPairLoss(0.5)(policy, reference)
     # both rewards 3 and both anchors 3: 1 - sigmoid(0), and the slope is -beta * sigmoid'(0) / 2
     assert loss.item() == pytest.approx(0.5)
@@ -85,7 +84,7 @@ def test_bco_judges_rewards_against_the_mean_of_the_steps_before() -> None:
 def test_bco_passes_no_gradient_through_its_mean() -> None:
     loss = BCOLoss(0.5)
     policy, reference = with_ratios([0.0], [0.0])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     gradient = torch.autograd.grad(loss(policy, reference).sum(), logps)[0]
     loss.after_step(alone)
     assert gradient.item() == pytest.approx(-0.25)  # -beta * sigmoid(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from lion_lightning.losses import (
     WPOLoss,
 )
 from lion_lightning.types import PairLogps
-from tests.unit.losses.pairs import HALF_NAT, LN2, LN3, LN4, answers, random_pairs, with_ratios
+from tests.unit.losses.chosen_logps import HALF_NAT, LN2, LN3, LN4, answers, random_pairs, with_ratios
 
 
 def test_weighted_sum_adds_up_its_parts_each_with_its_own_beta_and_reduction() -> None:
@@ -93,17 +94,19 @@ def test_wpo_weighs_a_pair_by_how_like_the_policy_both_answers_are() -> None:
     chosen = answers([-6.0], counts=[2], log_collision_prob=[-6.0 + LN4])
     rejected = answers([-6.0], counts=[3], log_collision_prob=[-6.0 + 3 * LN2])
     reference = PairLogps(answers([-6.0], counts=[2]), answers([-6.0], counts=[3]))
-    logps = chosen.sums.requires_grad_()
+    logps = chosen.tokens.values.requires_grad_()
     loss = WPOLoss(SigmoidLoss(0.1))(PairLogps(chosen, rejected), reference)
     # weights 1/2 and 1/2; at margin 0 the loss is ln 2 and its slope -beta / 2, with none through the weight
     assert loss.item() == pytest.approx(LN2 / 4)
-    assert torch.autograd.grad(loss.sum(), logps)[0].item() == pytest.approx(-0.1 / 2 / 4)
+    assert torch.autograd.grad(loss.sum(), logps)[0].tolist() == pytest.approx([-0.1 / 2 / 4] * 2)
 
 
 def test_wpo_of_what_the_policy_would_say_itself_is_the_loss_itself() -> None:
     policy, reference = random_pairs()
-    own = PairLogps(*(side._replace(log_collision_prob=side.sums) for side in policy))
-    torch.testing.assert_close(WPOLoss(HingeLoss(0.3))(own, reference), HingeLoss(0.3)(policy, reference))
+    own = []
+    for side in policy:
+        own.append(replace(side, tokens=side.tokens._replace(log_collision_prob=side.tokens.values)))
+    torch.testing.assert_close(WPOLoss(HingeLoss(0.3))(PairLogps(*own), reference), HingeLoss(0.3)(policy, reference))
 
 
 def test_wpo_logs_the_rewards_of_what_it_weighs() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lion_lightning.losses import DiscoPOPLoss, EXOLoss, HingeLoss, IPOLoss, RobustLoss, SigmoidLoss
 from lion_lightning.types import PairLogps
-from tests.unit.losses.pairs import HALF_NAT, LN2, LN3, LN4, answers, random_pairs, with_ratios
+from tests.unit.losses.chosen_logps import HALF_NAT, LN2, LN3, LN4, answers, random_pairs, with_ratios, zeros
 
 
 def test_robust_loss_at_a_known_margin() -> None:
@@ -30,7 +30,7 @@ def test_robust_loss_is_unbiased_over_flipped_labels() -> None:
 
 def test_hinge_is_zero_from_a_margin_of_one_on() -> None:
     policy, reference = with_ratios([6.0, 1.0, -2.0], [1.0, 0.0, 2.0])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = HingeLoss(beta=0.25)(policy, reference)  # margins 1.25, 0.25, -1
     assert loss.tolist() == [0.0, 0.75, 2.0]
     assert torch.autograd.grad(loss.sum(), logps)[0].tolist() == [0.0, -0.25, -0.25]
@@ -39,17 +39,17 @@ def test_hinge_is_zero_from_a_margin_of_one_on() -> None:
 def test_ipo_compares_averages_a_token_of_policy_and_of_reference() -> None:
     policy = PairLogps(answers([-3.0], counts=[3]), answers([-8.0], counts=[2]))
     reference = PairLogps(answers([-9.0], counts=[3]), answers([-4.0], counts=[2]))
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = IPOLoss(beta=0.1)(policy, reference)
-    # 6/3 - -4/2 = 4, one nat short of 1 / (2 * 0.1) = 5; slope 2 * (4 - 5) / 3
+    # 6/3 - -4/2 = 4, one nat short of 1 / (2 * 0.1) = 5; slope 2 * (4 - 5) / 3 at each token
     assert loss.item() == pytest.approx(1.0)
-    assert torch.autograd.grad(loss.sum(), logps)[0].item() == pytest.approx(-2 / 3)
+    assert torch.autograd.grad(loss.sum(), logps)[0].tolist() == pytest.approx([-2 / 3] * 3)
 
 
 def test_ipo_does_not_grow_with_length() -> None:
     short = PairLogps(answers([-1.0], counts=[1]), answers([-2.0], counts=[1]))
     long = PairLogps(answers([-50.0], counts=[50]), answers([-60.0], counts=[30]))
-    zero = short.zeros(), long.zeros()
+    zero = zeros(short), zeros(long)
     assert IPOLoss()(short, zero[0]).item() == IPOLoss()(long, zero[1]).item() == pytest.approx((1 - 5) ** 2)
 
 
@@ -74,7 +74,7 @@ def test_discopop_blends_logistic_and_exponential() -> None:
 
 def test_discopop_of_a_pair_that_is_far_off_is_the_logistic_loss_and_not_nan() -> None:
     policy, reference = with_ratios([-1000.0], [0.0])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = DiscoPOPLoss(1.0, tau=0.05)(policy, reference)  # e^1000 alone would overflow
     assert loss.item() == pytest.approx(1000.0)
     assert torch.autograd.grad(loss.sum(), logps)[0].item() == pytest.approx(-1.0)

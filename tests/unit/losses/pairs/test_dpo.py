@@ -15,12 +15,12 @@ from lion_lightning.losses import (
     SigmoidNormLoss,
 )
 from lion_lightning.types import PairLogps
-from tests.unit.losses.pairs import HALF_NAT, LN2, LN3, LN4, answers, random_pairs, with_ratios
+from tests.unit.losses.chosen_logps import HALF_NAT, LN2, LN3, LN4, answers, random_pairs, with_ratios
 
 
 def test_sigmoid_loss_and_its_gradient_at_a_known_margin() -> None:
     policy, reference = with_ratios([4.0], [-2.0])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = SigmoidLoss(beta=LN3 / 6)(policy, reference)  # beta * (4 + 2) = ln 3
     assert loss.item() == pytest.approx(HALF_NAT)
     # d(-log sigmoid(beta x))/dx = -beta * sigmoid(-beta x) = -beta / 4
@@ -52,7 +52,7 @@ def test_smoothed_losses_of_a_pair_and_its_swap_add_up_to_the_plain_ones() -> No
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_margin_of_ten_thousand_nats_has_a_finite_loss_and_gradient(sign: int) -> None:
     policy, reference = with_ratios([sign * 1e4], [0.0])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = SigmoidLoss(1.0)(policy, reference)
     assert loss.item() == (0.0 if sign > 0 else 1e4)
     assert torch.autograd.grad(loss.sum(), logps)[0].item() == (0.0 if sign > 0 else -1.0)
@@ -82,22 +82,22 @@ def test_length_normalized_loss_divides_each_side_by_its_own_count() -> None:
 
 
 def test_ld_dpo_weighs_the_longer_answers_tail_under_policy_and_reference() -> None:
-    policy = PairLogps(answers([-6.0], counts=[5], shared=[-2.0]), answers([-3.0], counts=[2]))
-    reference = PairLogps(answers([-11.0], counts=[5], shared=[-3.0]), answers([-2.0], counts=[2]))
+    policy = PairLogps(answers([-6.0], counts=[5], shared=[-2.0], shared_counts=[2]), answers([-3.0], counts=[2]))
+    reference = PairLogps(answers([-11.0], counts=[5], shared=[-3.0], shared_counts=[2]), answers([-2.0], counts=[2]))
     # chosen: (-2 + -4/2) - (-3 + -8/2) = 3; rejected: -3 - -2 = -1; margin 4
     assert LDDPOLoss(beta=LN3 / 4, alpha=0.5)(policy, reference).item() == pytest.approx(HALF_NAT)
 
 
 @pytest.mark.parametrize(("alpha", "margin"), [(1.0, 6.0), (0.0, 2.0)])
 def test_ld_dpo_is_dpo_at_1_and_blind_to_the_tail_at_0(alpha: float, margin: float) -> None:
-    policy = PairLogps(answers([-6.0], counts=[5], shared=[-2.0]), answers([-3.0], counts=[2]))
-    reference = PairLogps(answers([-11.0], counts=[5], shared=[-3.0]), answers([-2.0], counts=[2]))
+    policy = PairLogps(answers([-6.0], counts=[5], shared=[-2.0], shared_counts=[2]), answers([-3.0], counts=[2]))
+    reference = PairLogps(answers([-11.0], counts=[5], shared=[-3.0], shared_counts=[2]), answers([-2.0], counts=[2]))
     assert LDDPOLoss(1.0, alpha).rewards(policy, reference).margin.item() == pytest.approx(margin)
 
 
 def test_dpop_takes_the_chosen_answers_loss_of_likelihood_off_the_margin() -> None:
     policy, reference = with_ratios([-1.0], [-3.0])
-    logps = policy.chosen.sums.requires_grad_()
+    logps = policy.chosen.tokens.values.requires_grad_()
     loss = DPOPLoss(beta=0.5, penalty=2.0)(policy, reference)
     # 0.5 * ((-1 + 3) - 2 * 1) = 0, so the loss is ln 2, and its slope -sigmoid(0) * 0.5 * (1 + 2)
     assert loss.item() == pytest.approx(LN2)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lion_lightning.losses import AOTLoss, AOTUnpairedLoss, SigmoidLoss
-from lion_lightning.types import AnswerLogps, PairLogps
-from tests.unit.losses.pairs import HALF_NAT, LN3, LN4, answers, random_pairs, with_ratios
+from lion_lightning.types import PairLogps
+from tests.unit.losses.chosen_logps import HALF_NAT, LN3, LN4, answers, random_pairs, with_ratios
 
 
 def test_aot_compares_the_sorted_margins_of_policy_and_reference() -> None:
@@ -42,5 +42,8 @@ def test_for_one_pair_it_is_dpo(loss: AOTLoss | AOTUnpairedLoss) -> None:
 
 def test_which_rejected_answer_stands_beside_which_chosen_one_changes_nothing_if_unpaired() -> None:
     policy, reference = random_pairs(4)
-    others = (PairLogps(one.chosen, AnswerLogps(*(x.flip(0) for x in one.rejected))) for one in (policy, reference))
+    others = []
+    for one in (policy, reference):
+        backwards = answers(one.rejected.sums.flip(0), one.rejected.counts.flip(0).tolist())
+        others.append(PairLogps(one.chosen, backwards))
     torch.testing.assert_close(AOTUnpairedLoss(0.3)(*others), AOTUnpairedLoss(0.3)(policy, reference))
