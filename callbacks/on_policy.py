@@ -1,4 +1,4 @@
-"""On-policy sampling between epochs: the policy answers, a judge scores, and the next epoch trains on the pairs."""
+"""On-policy sampling between epochs: the policy answers, a judge scores, and the next epoch trains on the answers."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 LOGGED = ("score", "score_spread", "monitor_score", "win_rate", "length", "unfinished", "distinct_2")
 """Metrics of a round that are logged as ``on_policy/*``; all of them are in the round's summary."""
 
-_SETTINGS = ("sampler", "judge", "pairing", "num_samples", "original_chosen", "keep_unfinished", "chunk_size", "seed")
+_SETTINGS = ("sampler", "judge", "num_samples", "original_chosen", "keep_unfinished", "chunk_size", "seed")
 
 
 class OnPolicySampling(Callback):
-    """Samples each epoch's pairs from the policy as it is when the epoch begins (stage 3 of LIONs, 2407.06542).
+    """Samples each epoch's answers from the policy as it is when the epoch begins (stage 3 of LIONs, 2407.06542).
 
     1. Lightning asks the data module for the epoch's loader (``trainer.reload_dataloaders_every_n_epochs: 1``), and
        the data module calls :meth:`pull` for the epoch's round.
@@ -47,25 +47,26 @@ class OnPolicySampling(Callback):
     3. A stored round of the same policy, sampler, judge, prompts and settings is used as it is.
     4. Otherwise the sampler answers each prompt ``num_samples`` times, and the judge scores the answers. All ranks
        share the prompts in chunks, and save each finished chunk, so that a killed run goes on with the others.
-    5. The scored answers of each prompt become pairs, and the round is written as one file, ``round-0000.arrow``.
-    6. The data module filters and packs the pairs, the metrics are logged, and the epoch trains.
+    5. The scored answers of each prompt become pairs, or stay a group (``OnPolicyGroupDataModule``), and the round is
+       written as one file, ``round-0000.arrow``.
+    6. The data module filters and packs them, the metrics are logged, and the epoch trains.
 
     Answers depend on seed, round and chunk alone, not on the number of ranks or on earlier draws.
 
     Logs once per round, under ``on_policy/``: mean ``score`` and its ``score_spread`` within a prompt's answers; the
     ``monitor_score`` of the monitor prompts and their ``win_rate`` against the first round's answers; ``length`` in
     tokens; share of ``unfinished`` answers; ``distinct_2``; ``pairs``, and ``pairs_kept``, the share of them that pass
-    the data module's filters.
+    the data module's filters (of groups: ``groups``, ``groups_kept``).
 
     Args:
         sampler: Generates the answers.
         judge: Scores the answers to a prompt.
         num_samples: Answers per prompt; the paper has 5.
         prompts_per_round: Prompts per round, or a share of them if below 1; None to divide them among the epochs.
-        pairing: How scored answers become pairs; None for the best against the worst.
+        pairing: How scored answers become pairs; None for the best against the worst. Nothing to give for groups.
         original_chosen: Share of the prompts whose own (chosen) answer is judged and paired along with the sampled
             ones (the paper's p_ori).
-        keep_unfinished: Let answers that were cut off be in pairs; a policy may then learn not to end.
+        keep_unfinished: Train on answers that were cut off, too; a policy may then learn not to end.
         monitor_prompts: Prompts that every round answers once and none trains on, to compare rounds by; None for 32,
             or a quarter of all prompts if there are fewer than 128.
         chunk_size: Prompts that are sampled and saved together: the most that a killed run repeats.
@@ -93,12 +94,12 @@ class OnPolicySampling(Callback):
     ) -> None:
         plan.check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
         self.sampler, self.judge, self.num_samples = sampler, judge, num_samples
-        self.prompts_per_round, self.pairing = prompts_per_round, pairing or BestWorst()
-        self.original_chosen, self.keep_unfinished = original_chosen, keep_unfinished
-        self.monitor_prompts, self.chunk_size, self.seed = monitor_prompts, chunk_size, seed
-        self.rounds_dir = rounds_dir
+        self.prompts_per_round, self.monitor_prompts, self.chunk_size = prompts_per_round, monitor_prompts, chunk_size
+        self.pairing, self.original_chosen, self.keep_unfinished = pairing, original_chosen, keep_unfinished
+        self.seed, self.rounds_dir = seed, rounds_dir
         self.current: Round | None = None
-        self._trained: Round | None = None  # the last round that training has begun on; a checkpoint names it
+        self._trained: Round | None = None  # the last that training has begun on; a checkpoint names it
+        self._items = "pairs"  # what the data module trains on, or groups
         self._restored: dict[str, Any] = {}
         self._shares: list[int] | None = None
         self._report: dict[str, Any] | None = None  # of the data module, once the round is logged
@@ -121,7 +122,7 @@ class OnPolicySampling(Callback):
             answers: The usable answers, two or more.
             scores: Score of each.
         """
-        return self.pairing.pairs(scores, f"{self.seed} {prompt.text}")
+        return (self.pairing or BestWorst()).pairs(scores, f"{self.seed} {prompt.text}")
 
     # --- Lightning's hooks
 
@@ -129,8 +130,10 @@ class OnPolicySampling(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        plan.require_on_policy(trainer, pl_module)
-        plan.on_policy_data(trainer).rounds = partial(self.pull, trainer, cast(AlignmentModule, pl_module))
+        data = plan.require_on_policy(trainer, pl_module)
+        if data.items != "pairs":
+            plan.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)
+        data.rounds, self._items = partial(self.pull, trainer, cast(AlignmentModule, pl_module)), data.items
         self.current = self._trained = self._report = None  # of an earlier fit
         self._restored = {}
         remove_scratch(trainer, self.folder(trainer))
@@ -147,10 +150,10 @@ class OnPolicySampling(Callback):
             return
         self._trained = self.current
         self._report = plan.on_policy_data(trainer).report(self.current)
-        metrics = round_metrics(self.current)
-        kept = self._report["kept"]["pairs"] if self._report else 0
-        metrics["pairs_kept"] = kept / max(metrics["pairs"], 1)
-        for name in (*LOGGED, "pairs", "pairs_kept"):
+        metrics, items = round_metrics(self.current), self.current.items
+        kept = rounds.kept_items(self._report, items) if self._report else 0
+        metrics[f"{items}_kept"] = kept / max(metrics[items], 1)
+        for name in (*LOGGED, items, f"{items}_kept"):
             pl_module.log(f"on_policy/{name}", metrics[name], on_step=False, on_epoch=True, batch_size=1)
         self._write_summary(trainer, {f"on_policy/{name}": value for name, value in metrics.items()})
 
@@ -158,8 +161,8 @@ class OnPolicySampling(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # What the module has logged meanwhile; the round's metrics stay as they are, since logged ones are rounded.
         known = self.current.logged_metrics if self.current is not None else {}
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in known}
-        self._write_summary(trainer, {name: value for name, value in logged.items() if name.startswith("on_policy/")})
+        new = [name for name in trainer.callback_metrics if name.startswith("on_policy/") and name not in known]
+        self._write_summary(trainer, {name: float(trainer.callback_metrics[name]) for name in new})
 
     def _write_summary(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         if trainer.is_global_zero and self.current is not None and self._report is not None:
@@ -218,14 +221,16 @@ class OnPolicySampling(Callback):
             logger.info("round %d: found in %s", number, path)
             return stored
         if worker.rank == 0:
-            reason = "without a pair to train on" if same else "sampled from another policy or with other settings"
+            reason = (
+                f"without {data.items} to train on" if same else "sampled from another policy or with other settings"
+            )
             rounds.set_aside(path.parent, number, reason)
         return self._sample(worker, policy, rollouts, path, {"round": number, "identity": identity, **settings})
 
     def _sample(
         self, worker: RoundWorker, policy: RolloutPolicy, rollouts: list[Rollout], path: Path, metadata: dict[str, Any]
     ) -> Round:
-        """Each rank samples and judges its chunks; the first one makes the pairs and writes the round."""
+        """Each rank samples and judges its chunks; the first one makes the pairs, if any, and writes the round."""
         chunks = split_chunks(rollouts, self.chunk_size, self.num_samples, [self.seed, metadata["round"]])
         first = rounds.first_monitor_answers(path.parent, metadata["round"])
         with worker.heartbeat():
@@ -235,8 +240,9 @@ class OnPolicySampling(Callback):
             worker.judge(chunks, self.judge, policy.device, partial(with_first_answer, first=first))
             if worker.rank == 0:
                 scored = [with_usable(rollout, self.usable) for rollout in worker.collect(chunks)]
-                paired = [with_pairs(rollout, self.make_pairs) for rollout in scored]
-                write_rollouts(path, [*paired, *(r for r in rollouts if r.left_out)], metadata)
+                if self._items == "pairs":
+                    scored = [with_pairs(rollout, self.make_pairs) for rollout in scored]
+                write_rollouts(path, [*scored, *(r for r in rollouts if r.left_out)], metadata)
             else:
                 worker.wait_for([path])
         policy.ranks.barrier()
@@ -283,11 +289,12 @@ class OnPolicySampling(Callback):
         return sum(1 for earlier in range(epoch) if earlier == 0 or self.should_sample(earlier))
 
     def sampling_settings(self) -> dict[str, Any]:
-        """Settings that decide the answers and pairs of given prompts, as plain data."""
-        settings = {name: rounds.identity_of(getattr(self, name)) for name in _SETTINGS}
-        return {"callback": type(self).__qualname__, **settings}
+        """Settings that decide the answers to given prompts and what is trained of them, as plain data."""
+        parts = {name: getattr(self, name) for name in _SETTINGS} | {"items": self._items}
+        parts["pairing"] = (self.pairing or BestWorst()) if self._items == "pairs" else None
+        return {"callback": type(self).__qualname__, **{name: rounds.identity_of(part) for name, part in parts.items()}}
 
     def training_settings(self) -> dict[str, Any]:
-        """All settings that decide the pairs, for a resumed run to compare."""
-        shares = {"prompts_per_round": self.prompts_per_round, "monitor_prompts": self.monitor_prompts}
-        return self.sampling_settings() | shares
+        """All settings that decide what is trained, for a resumed run to compare."""
+        names = ("prompts_per_round", "monitor_prompts")
+        return self.sampling_settings() | {name: getattr(self, name) for name in names}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
@@ -65,6 +65,9 @@ class OnPolicyDataModule(PreferenceDataModule):
     Raises:
         ValueError: A number is out of range, or there are no prompts.
     """
+
+    items: ClassVar[str] = "pairs"
+    """What a round is to give: ``pairs``, or ``groups`` of all usable answers to a prompt."""
 
     loader_class = RoundLoader
 

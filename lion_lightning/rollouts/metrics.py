@@ -28,8 +28,8 @@ def round_metrics(finished: Round) -> dict[str, float]:
     - ``distinct_2``: share of different word pairs among those of a prompt's answers (Li et al., 2016, distinct-n): 1
       if nothing is said twice. ``self_bleu``: BLEU-4 of an answer against a prompt's other answers (Zhu et al., 2018,
       Self-BLEU): 1 if all answers are the same. Both are means over prompts.
-    - ``prompts``, ``answers``, ``pairs`` (before the data module's filters), ``prompts_with_pairs`` (share), ``groups``
-      (prompts with two or more usable answers of different scores, before the filters).
+    - ``prompts``, ``answers``, ``pairs`` and ``groups`` (prompts with two or more usable answers), both before the data
+      module's filters; ``prompts_with_pairs`` (share).
     """
     trained = [rollout for rollout in finished.rollouts if not rollout.monitor]
     monitors = [rollout for rollout in finished.rollouts if rollout.monitor and rollout.scores]

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout
@@ -133,24 +134,40 @@ def on_policy_data(trainer: Trainer) -> OnPolicyDataModule:
     data: Any = getattr(trainer, "datamodule", None)
     if not isinstance(data, OnPolicyDataModule):
         raise MisconfigurationException(
-            f"OnPolicySampling: the data is {type(data).__name__}, which trains on pairs from disk; use "
-            "lion_lightning.OnPolicyDataModule, which takes each epoch's pairs from this callback"
+            f"OnPolicySampling: the data is {type(data).__name__}, which trains on answers from disk; use "
+            "lion_lightning.OnPolicyDataModule, which takes each epoch's answers from this callback"
         )
     return data
 
 
-def require_on_policy(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse a trainer, module or data module that on-policy sampling can't work with."""
-    on_policy_data(trainer)
+def require_on_policy(trainer: Trainer, module: LightningModule) -> OnPolicyDataModule:
+    """Refuse a trainer, module or data module that on-policy sampling can't work with; the data module, if they fit."""
+    data = on_policy_data(trainer)
     if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
         raise MisconfigurationException(
-            "OnPolicySampling: each epoch trains on new pairs, so its loader has to be made anew; add the line "
+            "OnPolicySampling: each epoch trains on new answers, so its loader has to be made anew; add the line "
             "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
         )
     if not hasattr(type(module), "policy_model"):
         raise MisconfigurationException(
             f"OnPolicySampling: {type(module).__name__} is not an AlignmentModule, so it has no policy to sample from; "
             "use OnlineDPOModule, or subclass one"
+        )
+    return data
+
+
+def refuse_pairs(data: OnPolicyDataModule, pairing: Pairing | None, own: bool) -> None:
+    """Refuse what makes pairs, for data that trains on groups.
+
+    Args:
+        data: The data.
+        pairing: Argument of ``OnPolicySampling``.
+        own: Whether a subclass makes pairs itself.
+    """
+    if own or pairing is not None:
+        raise MisconfigurationException(
+            f"{type(data).__name__} trains on all usable answers to a prompt, so no pairs are made: remove "
+            f"{'make_pairs' if own else 'pairing'} of OnPolicySampling, or use lion_lightning.OnPolicyDataModule"
         )
 
 
@@ -163,7 +180,7 @@ def check_arguments(
 ) -> None:
     """Check the numbers that ``OnPolicySampling`` is given."""
     checks = (
-        (num_samples >= 2, f"num_samples is {num_samples}; a pair needs at least 2 answers"),
+        (num_samples >= 2, f"num_samples is {num_samples}; give at least 2 answers to compare"),
         (
             prompts_per_round is None or prompts_per_round > 0,
             f"prompts_per_round is {prompts_per_round}; give a share below 1 or a number above 0",

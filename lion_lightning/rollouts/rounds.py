@@ -71,9 +71,18 @@ class Round:
 
     @property
     def num_groups(self) -> int:
-        """Number of prompts with two or more usable answers that the judge does not score all alike."""
-        scores = [{rollout.scores[position] for position in rollout.usable} for rollout in self.rollouts]
-        return sum(len(different) > 1 for different in scores)
+        """Number of prompts with two or more usable answers, before the data module's filters."""
+        return sum(len(rollout.usable) > 1 for rollout in self.rollouts)
+
+    @property
+    def items(self) -> str:
+        """What an epoch trains on of it: ``pairs`` or ``groups``."""
+        return str(self.metadata.get("items", "pairs"))
+
+    @property
+    def num_items(self) -> int:
+        """Number of these, before the data module's filters."""
+        return self.num_groups if self.items == "groups" else self.num_pairs
 
     @property
     def summary_path(self) -> Path:
@@ -84,8 +93,8 @@ class Round:
     def summary(self) -> dict[str, Any]:
         """Content of the summary file; empty if there is none yet.
 
-        Keys: ``metrics`` (by log key; null where unknown) and ``report`` (a ``PairReport`` as a mapping: what the data
-        module's filters kept and left out).
+        Keys: ``metrics`` (by log key; null where unknown) and ``report`` (a ``PairReport`` or ``GroupReport`` as a
+        mapping: what the data module's filters kept and left out).
         """
         if not self.summary_path.exists():
             return {}
@@ -162,6 +171,12 @@ def identity_of(part: Any) -> Any:
     return json.loads(json.dumps(without_secrets(part.identity()), default=str))
 
 
+def kept_items(report: Mapping[str, Any], items: str) -> float:
+    """Pairs or groups of a round that the filters kept, by a report of its summary; NaN where that is unknown."""
+    found = report.get("prompts") if items == "groups" else report.get("kept", {}).get("pairs")
+    return math.nan if found is None else float(found)
+
+
 def restored_round(path: Path, identity: str) -> Round:
     """The round within which a checkpoint was saved. It cannot be sampled again, since its policy is gone."""
     stored = Round(path)
@@ -186,16 +201,14 @@ def set_aside(folder: Path, number: int, reason: str) -> None:
 
 
 def _is_summary(found: dict[str, Any]) -> bool:
-    """True for numbers (or null) by name, and counts of pairs by cause."""
+    """True for numbers (or null) by name, and counts by cause."""
     metrics, report = found.get("metrics", {}), found.get("report", {})
-    if (
-        not isinstance(metrics, dict)
-        or not isinstance(report, dict)
-        or not isinstance(report.get("left_out", {}), dict)
-    ):
+    if not isinstance(metrics, dict) or not isinstance(report, dict):
+        return False
+    if not isinstance(report.get("left_out", {}), dict):
         return False
     counts = [report.get("kept", {}), *report.get("left_out", {}).values()]
     if not all(isinstance(count, dict) for count in counts):
         return False
-    numbers = [*metrics.values(), *(count.get("pairs", 0) for count in counts)]
+    numbers = [*metrics.values(), report.get("prompts"), *(value for count in counts for value in count.values())]
     return all(value is None or isinstance(value, int | float) for value in numbers)

@@ -134,7 +134,7 @@ BAD: list[tuple[str, Change, str]] = [
         lambda: [config(judge={"class_path": "lion_lightning.judges.ExactMatch"})],
         "or give a verifier to lion_lightning.judges.VerifierJudge",
     ),
-    ("one sample", lambda: [config(num_samples=1)], "num_samples is 1; a pair needs at least 2"),
+    ("one sample", lambda: [config(num_samples=1)], "num_samples is 1; give at least 2 answers"),
 ]
 
 

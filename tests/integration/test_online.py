@@ -310,7 +310,7 @@ def test_data_that_lies_on_disk_is_refused(online: Online) -> None:
     data = PreferenceDataModule([Source("pairs.jsonl")], TokenizerSpec(str(online.start)))
     trainer = online.trainer("run", [online.sampling()])
     data.prepare_data = data.setup = lambda *_, **__: None  # type: ignore[method-assign]
-    with pytest.raises(MisconfigurationException, match="PreferenceDataModule, which trains on pairs from disk"):
+    with pytest.raises(MisconfigurationException, match="PreferenceDataModule, which trains on answers from disk"):
         trainer.fit(online.module(), datamodule=data)
 
 
@@ -335,7 +335,7 @@ def test_the_data_and_the_callback_work_with_a_plain_dpo_module(online: Online) 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"num_samples": 1}, "num_samples is 1; a pair needs at least 2"),
+        ({"num_samples": 1}, "num_samples is 1; give at least 2 answers"),
         ({"prompts_per_round": 0}, "prompts_per_round is 0"),
         ({"original_chosen": 1.5}, "original_chosen is 1.5"),
         ({"monitor_prompts": -1}, "monitor_prompts is -1"),
@@ -461,7 +461,7 @@ def test_a_round_without_pairs_is_sampled_again_after_a_change(
     sampler = Sampler()
     online.fit("run", online.sampling(sampler, _as("Wrong")), max_epochs=1)
     assert len(sampler.asked) == 34
-    assert "round-0000.arrow is without a pair to train on; moved to" in caplog.text
+    assert "round-0000.arrow is without pairs to train on; moved to" in caplog.text
     (kept,) = (online.folder / "run" / "rounds" / "set_aside").glob("*.arrow")
     assert kept.read_bytes() == before
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from lion_lightning.rollouts.files import DamagedFileError, has_rollouts, write_rollouts
 from lion_lightning.rollouts.metrics import distinct, round_metrics, self_bleu
 from lion_lightning.rollouts.rollout import Rollout, with_pairs, with_usable
-from lion_lightning.rollouts.rounds import Round, find_rounds, round_path, set_aside
+from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items, round_path, set_aside
 from lion_lightning.tools.rounds.plots import wilson
 from lion_lightning.tools.rounds.report import report
 from lion_lightning.types import Answer, Prompt
@@ -42,10 +42,24 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert [other.path for other in find_rounds(tmp_path)] == [one.path]
 
 
-def test_groups_have_two_usable_answers_of_different_scores(tmp_path: Path) -> None:
-    tied = replace(ONE, usable=(0, 1), scores=(1.0, 1.0, 4.0))  # the third is not usable
-    one_usable = replace(ONE, usable=(1,))
-    assert made(tmp_path, 0, ONE, tied, one_usable, NONE, MONITOR).num_groups == 1
+def test_a_round_for_groups_counts_prompts_with_two_usable_answers(tmp_path: Path) -> None:
+    one = made(tmp_path, 0, ONE, replace(ONE, usable=(0, 2)), replace(ONE, usable=(1,)), NONE, MONITOR)
+    assert (one.items, one.num_items, one.num_groups) == ("pairs", 6, 2)
+    write_rollouts(one.path, one.rollouts, {"round": 0, "identity": "x", "items": "groups"})
+    again = Round(one.path)
+    assert (again.items, again.num_items) == ("groups", 2)
+
+
+@pytest.mark.parametrize(
+    ("items", "report", "kept"),
+    [
+        ("pairs", {"kept": {"pairs": 5}, "prompts": 2}, 5.0),
+        ("groups", {"kept": {"answers": 8}, "prompts": 2}, 2.0),
+    ],
+)
+def test_kept_items_are_those_of_the_report(items: str, report: dict[str, Any], kept: float) -> None:
+    assert kept_items(report, items) == kept
+    assert kept_items({}, items) != kept_items({}, items)  # NaN
 
 
 def test_usable_answers_are_paired_by_their_places_in_the_rollout() -> None:
