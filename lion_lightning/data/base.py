@@ -162,8 +162,8 @@ class PackedDataModule(LightningDataModule, ABC):
                 opening = (self._encoder, self.filters, self.stream, held, self.cache_dir)
                 self.streamed = StreamedSources.open(self.sources, *opening)
             else:
-                self.train_mixture = mix(train, self.filters)
-            self.validation_mixture = mix(held, self.validation_filters) if held else None
+                self.train_mixture = mix(train, self.filters, self.row_length)
+            self.validation_mixture = mix(held, self.validation_filters, self.row_length) if held else None
         for line in [*self.reports, *(self.streamed.describe() if self.streamed else ())]:
             logger.info("train: %s", line)
         for report in _reports(self.validation_mixture):

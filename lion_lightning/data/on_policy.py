@@ -152,7 +152,7 @@ class OnPolicyDataModule(PreferenceDataModule):
             groups = chain.from_iterable(selection.groups for selection in held)
             self._validated = frozenset(group.tobytes() for group in groups)
             if held:
-                self.validation_mixture = mix(held, self.validation_filters)
+                self.validation_mixture = mix(held, self.validation_filters, self.row_length)
                 require_fitting(self.validation_mixture.documents, self.row_length)
 
     @override
@@ -192,7 +192,8 @@ class OnPolicyDataModule(PreferenceDataModule):
         # A fraction below 1 of a source is another draw in each round.
         sources = [replace(source, seed=source.seed + finished.number) for source in self.sources]
         try:
-            mixture = mix([*self._sampled(finished), *self.split_validation(sources)[0]], self.filters)
+            selections = [*self._sampled(finished), *self.split_validation(sources)[0]]
+            mixture = mix(selections, self.filters, self.row_length)
         except ValueError as error:
             again = "" if self.sources else _SAMPLED_AGAIN
             raise ValueError(f"{_no_pairs(finished)} ({error}); {_NO_PAIRS_FIX}{again}") from error

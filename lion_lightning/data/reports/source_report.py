@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.selection.documents import Selection
-from lion_lightning.data.selection.spans import FilterCounts
+from lion_lightning.data.selection.spans import FilterCounts, Spans, count_units
 from lion_lightning.data.sources.readers import Numbers
 
 
@@ -34,7 +34,9 @@ class SourceReport:
     """
 
     noun: ClassVar[str] = "documents"
-    """Name of a document, for reports."""
+    """Name of what is counted."""
+    kind: ClassVar[str] = "documents"
+    """What rows are read as: a name of :data:`lion_lightning.tools.inspect.forms.FORMS`."""
 
     name: str
     rows: int
@@ -50,7 +52,7 @@ class SourceReport:
     messages: RowMessages
 
     @classmethod
-    def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
+    def of(cls, once: Selection, order: Numbers, **more: Any) -> Self:
         """Sum up.
 
         Args:
@@ -59,22 +61,35 @@ class SourceReport:
             **more: Further fields of a subclass.
         """
         table, spans = once.table, once.spans.take(order)
-        unrepeated, kept = once.spans.counts, spans.counts
+        unrepeated, kept = cls.counted(once.spans), cls.counted(spans)
         return cls(
             name=once.source.label,
             rows=table.raw_rows,
             skipped=table.skipped_rows,
-            read=FilterCounts(len(table), int(table.segment_lengths.sum())),
+            read=FilterCounts(
+                count_units(len(table), len(table.segment_lengths), len(table.pairs)),
+                int(table.segment_lengths.sum(dtype=int)),
+            ),
             left_out=once.left_out,
             truncated=once.truncated,
             split=once.split,
             repeated=FilterCounts(kept.documents - unrepeated.documents, kept.tokens - unrepeated.tokens),
             kept=kept,
-            supervised=int(once.spans.totals(once.targets)[order].sum()),
+            supervised=int(once.spans.totals(cls.trained(once))[order].sum()),
             longest=table.longest,
             messages=table.messages,
             **more,
         )
+
+    @classmethod
+    def counted(cls, spans: Spans) -> FilterCounts:
+        """How much there is of what the report counts."""
+        return spans.counts
+
+    @classmethod
+    def trained(cls, selection: Selection) -> Numbers:
+        """Trained tokens of each segment."""
+        return selection.targets
 
     def merged(self, other: Self) -> Self:
         """The counts of both, of other rows of the same source."""
@@ -148,86 +163,15 @@ class SourceReport:
     def _plain(self, value: Any) -> Any:
         if isinstance(value, FilterCounts):
             return {self.noun: value.documents, "tokens": value.tokens}
+        if isinstance(value, tuple):
+            return value._asdict()  # type: ignore[attr-defined]
         return {key: self._plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
-
-
-@dataclass(frozen=True)
-class PairReport(SourceReport):
-    """Counts of one source of preference pairs.
-
-    Attributes:
-        prompts: Prompts of one epoch, as often as they are computed.
-        answers: Answers, each once for all of its pairs.
-        prompt: Tokens of the prompts, each counted once for all of its answers.
-        chosen: Tokens of the preferred answers, each as often as it is preferred.
-        rejected: Tokens of the others, in the same way.
-    """
-
-    noun: ClassVar[str] = "pairs"
-
-    prompts: int
-    answers: int
-    prompt: int
-    chosen: int
-    rejected: int
-
-    @classmethod
-    @override
-    def of(cls, once: Selection, order: Numbers, **more: int) -> Self:
-        spans = once.spans.take(order)
-        lengths, prompts = spans.segment_lengths, len(spans.numbers)
-        chosen, rejected = lengths[spans.pair_segments].sum(axis=0, dtype=int).tolist()
-        return super().of(
-            once,
-            order,
-            prompts=prompts,
-            answers=len(lengths) - prompts,
-            prompt=int(lengths[spans.roots].sum(dtype=int)),
-            chosen=chosen,
-            rejected=rejected,
-            **more,
-        )
-
-    @property
-    def prompt_share(self) -> float:
-        """Share of the kept tokens that is prompt."""
-        return self.prompt / max(self.kept.tokens, 1)
-
-    @property
-    def mean_lengths(self) -> tuple[float, float]:
-        """Tokens of a chosen and of a rejected answer, on average."""
-        count = max(self.kept.documents, 1)  # filters may leave nothing
-        return self.chosen / count, self.rejected / count
-
-    @override
-    def table_row(self) -> dict[str, str]:
-        chosen, rejected = self.mean_lengths
-        more = {
-            "prompt share": f"{self.prompt_share:.1%}",
-            "mean chosen": f"{chosen:,.1f}",
-            "mean rejected": f"{rejected:,.1f}",
-        }
-        row = super().table_row()
-        longest = row.pop("longest")
-        return {**row, **more, "longest": longest}
-
-    @override
-    def summary(self) -> str:
-        chosen, rejected = self.mean_lengths
-        means = f"answers of {chosen:,.1f} (chosen) and {rejected:,.1f} (rejected) tokens on average"
-        return f"{super().summary()}, {self.prompt_share:.1%} prompt, {means}"
-
-    @override
-    def to_dict(self) -> dict[str, Any]:
-        chosen, rejected = self.mean_lengths
-        means = {"mean_chosen": round(chosen, 1), "mean_rejected": round(rejected, 1)}
-        return super().to_dict() | {"prompt_share": round(self.prompt_share, 4)} | means
 
 
 def _sum(first: Any, second: Any) -> Any:
     """Both counts together: numbers, documents and tokens, or several of these by cause."""
-    if isinstance(first, FilterCounts):
-        return FilterCounts(*map(_sum, first, second))
+    if isinstance(first, tuple):
+        return type(first)(*map(_sum, first, second))
     if isinstance(first, dict):
         causes = dict.fromkeys([*first, *second])
         return {cause: _sum(first.get(cause, FilterCounts()), second.get(cause, FilterCounts())) for cause in causes}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,22 @@ from lion_lightning.data.selection.spans import Choice, Examples, FilterCounts, 
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 from lion_lightning.types import Sample, SampleSegment
+
+
+class Regrouped(NamedTuple):
+    """Trees that became more or fewer.
+
+    Attributes:
+        items: The pairs, or answers, that they have.
+        before: Number of trees before.
+        after: Number of trees after.
+        tokens: By how many tokens they became shorter, or longer.
+    """
+
+    items: int = 0
+    before: int = 0
+    after: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,8 @@ class Selection:
         left_out: Documents and tokens left out, by cause.
         truncated: Documents that were truncated, and the tokens cut off them, by what was truncated.
         split: Documents split into several.
+        joined: Trees of one prompt that became one.
+        cut: Trees longer than a row that became several.
     """
 
     source: Source
@@ -40,6 +59,8 @@ class Selection:
     left_out: dict[str, FilterCounts] = field(default_factory=dict)
     truncated: dict[str, FilterCounts] = field(default_factory=dict)
     split: int = 0
+    joined: Regrouped = field(default_factory=Regrouped)
+    cut: Regrouped = field(default_factory=Regrouped)
 
     def filter(self, keep: Choice, cause: str) -> Selection:
         """Leave out the documents that are not kept, and count them."""
@@ -81,7 +102,9 @@ class Selection:
 
     def _left(self, spans: Spans, cause: str) -> Selection:
         before, after = self.spans.counts, spans.counts
-        lost = FilterCounts(before.documents - after.documents, before.tokens - after.tokens)
+        known = self.left_out.get(cause, FilterCounts())
+        documents = known.documents + before.documents - after.documents
+        lost = FilterCounts(documents, known.tokens + before.tokens - after.tokens)
         return replace(self, spans=spans, left_out=self.left_out | {cause: lost})
 
 

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
-from lion_lightning.data.selection.spans import Choice, Examples, Spans
+from lion_lightning.data.selection.spans import Examples, Spans, sort_hashes
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 
@@ -30,6 +29,10 @@ class Filters(ABC):
     def apply(self, selection: Selection) -> Selection:
         """Truncate and leave out, with :meth:`Selection.truncate` and :meth:`Selection.filter`, which count it."""
 
+    def arrange(self, selection: Selection, row_length: int | None = None) -> Selection:
+        """Join or cut what :meth:`apply` has left, for rows of so many tokens; None for rows without an end."""
+        return selection
+
 
 class Mixture(NamedTuple):
     """The documents of an epoch, and one report per source."""
@@ -44,7 +47,7 @@ def deduplicate(sources: Sequence[Source], tables: Sequence[Examples]) -> list[S
     An example's number is its position among the unique examples of all sources, in order. No text is held.
     """
     sizes = [len(table) for table in tables]
-    order, new = _ordered(np.concatenate([table.digests for table in tables]))
+    order, new = sort_hashes(np.concatenate([table.digests for table in tables]))
     first = np.zeros(len(order), dtype=bool)
     first[order] = new  # among equal ones the sort keeps the order
     numbers = np.cumsum(first) - 1
@@ -61,7 +64,7 @@ def remove_shared(selections: Sequence[Selection], others: Sequence[Selection], 
     other_groups = np.concatenate([other.groups for other in others])
     kept = []
     for selection in selections:
-        order, new = _ordered(np.concatenate([other_groups, selection.groups]))
+        order, new = sort_hashes(np.concatenate([other_groups, selection.groups]))
         labels = np.zeros(len(order), dtype=np.int64)  # equal numbers for equal groups
         labels[order] = np.cumsum(new)
         kept.append(selection.filter(~np.isin(labels[len(other_groups) :], labels[: len(other_groups)]), cause))
@@ -94,8 +97,13 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
     return train, held
 
 
-def mix(selections: Sequence[Selection], filters: Filters) -> Mixture:
-    """Filter every source, and repeat its documents as its fraction says.
+def mix(selections: Sequence[Selection], filters: Filters, row_length: int | None = None) -> Mixture:
+    """Filter every source, join and cut its trees, and repeat them, or its documents, as its fraction says.
+
+    Args:
+        selections: Unique examples of each source.
+        filters: What is left out, truncated, joined and cut.
+        row_length: Tokens that a tree is cut to; None cuts none.
 
     Raises:
         ValueError: A source has no supervised token at all, or nothing is left; the message holds the counts.
@@ -103,7 +111,7 @@ def mix(selections: Sequence[Selection], filters: Filters) -> Mixture:
     repeated, reports = [], []
     for selection in selections:
         _refuse_if_untrainable(selection)
-        once = filters.apply(selection)
+        once = filters.arrange(filters.apply(selection), row_length)
         order = repeats(len(once.spans.numbers), once.source)
         repeated.append(replace(once, spans=once.spans.take(order)))
         reports.append(filters.report.of(once, order))
@@ -118,13 +126,14 @@ def require_fitting(documents: Documents, row_length: int) -> None:
     """Make sure that every document fits a row.
 
     Raises:
-        ValueError: One does not; the message names it. Documents are cut to ``max_length``, so it is a pair.
+        ValueError: One does not; the message names it. Documents are cut to ``max_length``, so it is a pair or a group.
     """
     longest = int(documents.lengths.argmax())
-    length = int(documents.lengths[longest])
+    length, answers = int(documents.lengths[longest]), len(documents[longest].values)
     if length > row_length:
+        what = {1: "answer", 2: "two answers"}.get(answers, f"{answers} answers, a group that is never cut,")
         raise ValueError(
-            f"{documents.where(longest)}: the prompt and its two answers have {length} tokens, more than the "
+            f"{documents.where(longest)}: the prompt and its {what} have {length} tokens, more than the "
             f"{row_length} of data.row_length; set data.row_length to {length} or more, or lower data.max_length"
         )
 
@@ -152,14 +161,3 @@ def _refuse_if_untrainable(selection: Selection) -> None:
             f"source {name}: no token of its {len(table)} examples is supervised, so it would train nothing; "
             "check `mask`, the chat template, and which column holds the answer"
         )
-
-
-def _ordered(digests: npt.NDArray[np.uint64]) -> tuple[Numbers, Choice]:
-    """Positions of the digests, ascending, and whether each is another than the one before; 128 bits in two words."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))
-    new = np.zeros(len(order), dtype=bool)
-    new[:1] = True
-    for word in digests.T:
-        ordered = word[order]
-        new[1:] |= ordered[1:] != ordered[:-1]
-    return order, new

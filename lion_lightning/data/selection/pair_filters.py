@@ -5,30 +5,31 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from lion_lightning.data.reports.source_report import PairReport, SourceReport
+from lion_lightning.data.reports.source_report import SourceReport
+from lion_lightning.data.reports.tree_reports import PairReport
 from lion_lightning.data.selection.documents import Selection
-from lion_lightning.data.selection.mixture import Filters
 from lion_lightning.data.selection.spans import Choice
+from lion_lightning.data.selection.tree_filters import TreeFilters
+from lion_lightning.data.selection.trees import cut, join
 
 logger = logging.getLogger(__name__)
 
-Keep = Literal["start", "end"]
-
 
 @dataclass(frozen=True)
-class PairFilters(Filters):
-    """Leave out pairs without a clear preference, and truncate the others.
+class PairFilters(TreeFilters):
+    """Leave out pairs without a clear preference, and truncate the others; trees of one prompt are joined then.
 
     In this order: pairs of identical answers, of equal scores, and whose scores go against the label, are left out,
     then those of too small a margin. The prompt is truncated, then each answer to the room that is left. Pairs with an
     answer that has no supervised token left, or whose answers are now identical, or are too unequal in length, are left
-    out. The filters of scores keep pairs without scores.
+    out. The filters of scores keep pairs without scores. An answer that is in no pair any more goes, and a prompt
+    without answers.
 
     Args:
         max_length: Most tokens of a prompt with one answer.
@@ -41,23 +42,12 @@ class PairFilters(Filters):
 
     report: ClassVar[type[SourceReport]] = PairReport
 
-    max_length: int
-    max_prompt_length: int | None = None
-    keep: Keep = "end"
     min_margin: float = 0.0
     max_length_ratio: float | None = None
 
+    @override
     def __post_init__(self) -> None:
-        """Check the arguments."""
-        if self.max_length < 2:
-            raise ValueError(f"data.max_length is {self.max_length}; a prompt and an answer need 2 tokens at least")
-        if self.max_prompt_length is not None and not 1 <= self.max_prompt_length < self.max_length:
-            raise ValueError(
-                f"data.max_prompt_length is {self.max_prompt_length}; give at least 1 and less than data.max_length "
-                f"({self.max_length}), so that there is room for an answer"
-            )
-        if self.keep not in get_args(Keep):
-            raise ValueError(f"data.keep: {self.keep!r} is unknown; choose start or end")
+        super().__post_init__()
         if not 0 <= self.min_margin < math.inf:
             raise ValueError(f"data.min_margin is {self.min_margin}; give a difference of scores, 0 or more")
         if self.max_length_ratio is not None and not self.max_length_ratio >= 1:
@@ -69,7 +59,7 @@ class PairFilters(Filters):
     def apply(self, selection: Selection) -> Selection:
         selection = selection.filter_pairs(~_identical(selection), "identical answers")
         selection = self._filter_scores(selection)
-        selection = self._truncate(selection)
+        selection = self.truncate(selection)
         supervised: Choice = selection.targets[selection.spans.pair_segments].min(axis=1) > 0
         selection = selection.filter_pairs(supervised, "an answer without a supervised token")
         selection = selection.filter_pairs(~_identical(selection), "answers identical once truncated")
@@ -78,6 +68,10 @@ class PairFilters(Filters):
         answers = selection.spans.segment_lengths[selection.spans.pair_segments]  # (pairs, 2)
         fits: Choice = answers.max(axis=1) <= self.max_length_ratio * answers.min(axis=1)
         return selection.filter_pairs(fits, f"length ratio above {self.max_length_ratio:g}")
+
+    @override
+    def arrange(self, selection: Selection, row_length: int | None = None) -> Selection:
+        return cut(join(selection), row_length)
 
     def _filter_scores(self, selection: Selection) -> Selection:
         """Leave out what the scores do not decide. Comparisons with an unknown margin (NaN) are false."""
@@ -93,22 +87,6 @@ class PairFilters(Filters):
         selection = selection.filter_pairs(~(_margins(selection) < 0), "scores against the label")
         below = f"score margin below {self.min_margin:g}"
         return selection.filter_pairs(~(_margins(selection) < self.min_margin), below)
-
-    def _truncate(self, selection: Selection) -> Selection:
-        """Truncate prompts, then answers to the room that is left."""
-        if self.max_prompt_length is not None:
-            spans = selection.spans
-            starts, stops = spans.starts.copy(), spans.stops.copy()
-            over = np.where(spans.roots, np.maximum(spans.segment_lengths - self.max_prompt_length, 0), 0)
-            if self.keep == "start":
-                stops -= over
-            else:
-                starts += over
-            selection = selection.truncate(starts, stops, "prompts truncated")
-        spans = selection.spans
-        room = np.maximum(self.max_length - spans.segment_lengths[spans.offsets[:-1]], 0)[spans.owners]
-        stops = np.where(spans.roots, spans.stops, np.minimum(spans.stops, spans.starts + room))
-        return selection.truncate(spans.starts, stops, "answers truncated")
 
 
 def _margins(selection: Selection) -> npt.NDArray[np.float64]:

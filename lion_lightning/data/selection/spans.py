@@ -176,8 +176,8 @@ class Spans(NamedTuple):
     @property
     def counts(self) -> FilterCounts:
         """Number of pairs, where there are any, else of answers or of documents; and of tokens."""
-        answers = len(self.rows) - len(self.numbers)
-        return FilterCounts(len(self.pairs) or answers or len(self.numbers), int(self.segment_lengths.sum(dtype=int)))
+        units = count_units(len(self.numbers), len(self.rows), len(self.pairs))
+        return FilterCounts(units, int(self.segment_lengths.sum(dtype=int)))
 
     def totals(self, numbers: Integers) -> Integers:
         """Sum of a number a segment over each document's segments."""
@@ -257,6 +257,22 @@ class Spans(NamedTuple):
     def _single(self) -> bool:
         """True where each document is one segment, as texts and conversations are."""
         return len(self.rows) == len(self.numbers)
+
+
+def count_units(documents: int, segments: int, pairs: int) -> int:
+    """What is counted: the pairs, where there are any, else the answers, else the documents."""
+    return pairs or segments - documents or documents
+
+
+def sort_hashes(hashes: npt.NDArray[np.uint64]) -> tuple[Numbers, Choice]:
+    """Positions of 128-bit hashes, ``(documents, 2)``, ascending, and whether each is another than the one before."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+    new = np.zeros(len(order), dtype=bool)
+    new[:1] = True
+    for word in hashes.T:
+        ordered = word[order]
+        new[1:] |= ordered[1:] != ordered[:-1]
+    return order, new
 
 
 def _gather(offsets: Integers, which: Integers) -> tuple[Integers, Integers]:

@@ -118,7 +118,7 @@ class StreamMixture:
         writes: bool = True,
     ) -> None:
         self.sources, self.cursors, self.hashes = streamed.sources, cursors, hashes
-        self._mix_by, self._report = streamed.settings.mix_by, streamed.encoder.filters.report
+        self._mix_by, self._filters = streamed.settings.mix_by, streamed.encoder.filters
         self._feed, self._row_length, self._writes = feed, row_length, writes
         self._bad_rows = streamed.bad_rows()
         self._weights = [source.weight or 1.0 for source in streamed.sources]
@@ -171,8 +171,10 @@ class StreamMixture:
             cursor.repeated = self._repeated(selection)
         fresh = ~np.isin(selection.spans.examples, cursor.repeated)
         selection = selection.filter(fresh, "duplicate")
+        if len(selection.spans.numbers):
+            selection = self._filters.arrange(selection, self._row_length)
         if not cursor.is_open:
-            report = self._report.of(selection, np.arange(len(selection.spans.numbers)))
+            report = self._filters.report.of(selection, np.arange(len(selection.spans.numbers)))
             cursor.report = cursor.report.merged(report) if cursor.report else report
             self._check(cursor.report, cursor.block, self._bad_rows[number])
         cursor.is_open = True

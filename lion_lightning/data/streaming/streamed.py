@@ -86,8 +86,11 @@ class StreamedSources:
         window = f"{self.settings.window:,} documents are shuffled and packed together (data.stream.window)"
         return [*lines, window, self.settings.duplicates()]
 
-    def head(self) -> Mixture:
+    def head(self, row_length: int) -> Mixture:
         """The documents of the first rows of each source, to be looked at; duplicates stay in.
+
+        Args:
+            row_length: Tokens of a row, for trees that are longer.
 
         Raises:
             ValueError: A row is wrong, or no first row gives a document.
@@ -99,7 +102,7 @@ class StreamedSources:
             encoded = self.encoder[Request(number, RawBlock(rows, Place()))]
             if isinstance(encoded, FailedBlock):
                 raise ValueError(encoded.error)
-            selections.append(encoded.selection(source))
+            selections.append(self.encoder.filters.arrange(encoded.selection(source), row_length))
         left = [selection for selection in selections if len(selection.spans.numbers)]
         report = self.encoder.filters.report
         reports = [report.of(selection, np.arange(len(selection.spans.numbers))) for selection in selections]

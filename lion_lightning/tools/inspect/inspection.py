@@ -46,14 +46,17 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
     datamodule.setup()
     training, training_title = datamodule.train_mixture, "Training"
     if datamodule.streamed is not None:
-        training, training_title = datamodule.streamed.head(), "Training, the first rows of each stream"
+        training, training_title = (
+            datamodule.streamed.head(datamodule.row_length),
+            "Training, the first rows of each stream",
+        )
     for title, mixture in ((training_title, training), ("Validation", datamodule.validation_mixture)):
         if mixture is not None:
             console.print(_table(title, mixture.reports))
             lines = _packing(datamodule, mixture)
             for report in mixture.reports:
                 lines += [f"{report.name}: {change}" for change in report.changes()]
-            lines += [forms_block(report.name, report.messages, report.noun) for report in mixture.reports]
+            lines += [forms_block(report.name, report.messages, report.kind) for report in mixture.reports]
             console.print(literal("\n".join(lines)))
             console.print()
     if training is not None:

@@ -37,7 +37,7 @@ def check_data(data: PackedDataModule) -> None:
         data.prepare_data()
         data.setup()
         assert data.streamed is not None
-        data.streamed.head()
+        data.streamed.head(data.row_length)
         return
     sources = [*data.sources, *(data.validation or ())]
     if sum(len(source.open()) for source in sources) <= ALL_ROWS:

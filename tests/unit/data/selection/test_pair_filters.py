@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lion_lightning.data.reports.source_report import PairReport
+from lion_lightning.data.reports.tree_reports import PairReport
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, remove_shared
 from lion_lightning.data.selection.pair_filters import PairFilters
 from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
+from lion_lightning.types import Sample
 from tests.unit.data.letters import LetterPairs, letters
 
 Made = tuple[list[Source], list[TokenTable]]
@@ -47,7 +48,16 @@ def mixed(made: Made, *rules: Any, **more: Any) -> Mixture:
 
 
 def read(mixture: Mixture) -> list[str]:
-    return [" ".join(letters(mixture.documents[place])) for place in range(len(mixture.documents))]
+    """Prompt, chosen and rejected of each pair of each tree."""
+    found = []
+    for sample in samples(mixture):
+        prompt, *answers = letters(sample)
+        found += [f"{prompt} {answers[chosen]} {answers[rejected]}" for chosen, rejected in sample.pairs]
+    return found
+
+
+def samples(mixture: Mixture) -> list[Sample]:
+    return [mixture.documents[place] for place in range(len(mixture.documents))]
 
 
 def report_of(mixture: Mixture) -> PairReport:
@@ -155,9 +165,9 @@ def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make
     report = report_of(mixed(make(["abcdef ABCd EF", "gh IJ KLmn", "q A A"]), 16))
     assert (report.prompt, report.chosen, report.rejected) == (8, 6, 6)
     assert report.prompt_share == 8 / 20
-    assert report.mean_lengths == (3.0, 3.0)
+    assert report.means() == {"chosen": 3.0, "rejected": 3.0}
     assert str(report) == (
-        "a: 2 pairs, 20 tokens, 45.0% supervised, 40.0% prompt, answers of 3.0 (chosen) and 3.0 (rejected) tokens on "
+        "a: 2 pairs of 4 answers to 2 prompts, 20 tokens, 45.0% supervised, 40.0% prompt, answers of 3.0 (chosen) and 3.0 (rejected) tokens on "
         "average; left out, identical answers: 1 (3 tokens); plain text, without a chat template: 1 rows"
     )
     assert json.loads(json.dumps(report.to_dict())) == {
@@ -175,6 +185,8 @@ def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make
         "messages": {"plain text": {"": 1}},
         "prompts": 2,
         "answers": 4,
+        "joined": {"items": 0, "before": 0, "after": 0, "tokens": 0},
+        "cut": {"items": 0, "before": 0, "after": 0, "tokens": 0},
         "prompt": 8,
         "chosen": 6,
         "rejected": 6,
@@ -240,16 +252,21 @@ def test_tokens_in_are_tokens_kept_and_tokens_reported(make: Make, keep: Any, fr
     filters, causes = PairFilters(9, 5, keep, 2.0, 1.5), set()
     for side in hold_out(deduplicate(*made), 0.3):
         mixture = mix(side, filters)
-        samples = [mixture.documents[place] for place in range(len(mixture.documents))]
         for report in mixture.reports:
+            assert isinstance(report, PairReport)
             gone = sum(counts.tokens for counts in (*report.left_out.values(), *report.truncated.values()))
+            gone += report.joined.tokens
             assert report.read.tokens == report.kept.tokens - report.repeated.tokens + gone
             dropped = sum(counts.documents for counts in report.left_out.values())
             assert report.read.documents == report.kept.documents - report.repeated.documents + dropped
             causes |= {*report.left_out, *report.truncated}
-        assert sum(report.kept.tokens for report in mixture.reports) == sum(sample.length for sample in samples)
+        assert sum(report.kept.tokens for report in mixture.reports) == sum(
+            sample.length for sample in samples(mixture)
+        )
         # the definition of what stays, said again by the samples
-        for prompt, chosen, rejected in map(letters, samples):
+        pairs_left = [pair.split(" ") for pair in read(mixture)]
+        assert len(pairs_left) == sum(report.kept.documents for report in mixture.reports)
+        for prompt, chosen, rejected in pairs_left:
             assert 1 <= len(prompt) <= 5
             assert len(prompt) + max(len(chosen), len(rejected)) <= 9
             assert chosen != rejected
@@ -257,8 +274,8 @@ def test_tokens_in_are_tokens_kept_and_tokens_reported(make: Make, keep: Any, fr
             assert not chosen.islower()
             assert not rejected.islower()
         trained = [
-            sum(letter.isupper() for letter in prompt[1:] + chosen + rejected)
-            for prompt, chosen, rejected in map(letters, samples)
+            sum(letter.isupper() for letter in prompt[1:] + "".join(answers))
+            for prompt, *answers in map(letters, samples(mixture))
         ]
         assert sum(trained) == sum(report.supervised for report in mixture.reports)
     assert causes == {
@@ -293,13 +310,13 @@ def test_the_same_rules_in_plain_python(make: Make) -> None:
 
     pairs = [*random_pairs(500), "abcdefghij ABCDEFG ABCDEFH"]
     unique = {pair.rsplit(" ", 1)[0] if pair.count(" ") == 3 else pair: pair for pair in reversed(pairs)}
-    expected = [text for pair in reversed(unique.values()) if (text := kept(pair))]
+    expected = {text for pair in reversed(unique.values()) if (text := kept(pair))}  # each once, though cut to equals
     assert sorted(read(mixed(make(pairs), 9, 5, "end", 1.0, 2.0))) == sorted(expected)
     assert 50 < len(expected) < 400
 
 
 def test_a_mixture_that_ends_empty_says_what_became_of_the_pairs(make: Make) -> None:
-    message = r"^the mixture is empty \(a: 0 pairs, .*equal scores: 1 \(3 tokens\).*\); fix what leaves its pairs out"
+    message = r"^the mixture is empty \(a: 0 pairs of 0 answers to 0 prompts, .*equal scores: 1 \(3 tokens\).*\); fix what leaves its pairs out"
     with pytest.raises(ValueError, match=message):
         mixed(make(["q A B 0"]), 16)
 

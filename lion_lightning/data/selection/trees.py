@@ -1,0 +1,212 @@
+"""Trees of one prompt are joined, and those longer than a row are cut."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+
+from lion_lightning.data.packing.best_fit import Integers
+from lion_lightning.data.selection.documents import Regrouped, Selection
+from lion_lightning.data.selection.spans import Choice, FilterCounts, Spans, sort_hashes
+from lion_lightning.types import SampleSegment
+
+Unit = tuple[int, ...]
+"""Answers of a tree that stay together: those of a pair, or one alone."""
+
+
+class Tree(NamedTuple):
+    """A tree made of segments of other trees.
+
+    Attributes:
+        position: The document whose place and number it takes.
+        segments: The prompt and the answers, as positions among all segments.
+        pairs: Chosen and rejected among its answers.
+    """
+
+    position: int
+    segments: list[int]
+    pairs: list[tuple[int, int]]
+
+
+def join(selection: Selection) -> Selection:
+    """Make one tree of all that share a prompt, by hash and, after truncation, by tokens.
+
+    Equal answers become one answer, with the first value that is known. Pairs keep their direction, even where others
+    say the opposite; one that comes again is left out.
+    """
+    joined, gone = [], np.zeros(len(selection.spans.numbers), np.bool_)
+    contradictions = 0
+    for documents in _alike(selection):
+        by_prompt: dict[bytes, list[int]] = defaultdict(list)
+        for document in documents:
+            by_prompt[_content(selection.segment(int(selection.spans.offsets[document])))].append(document)
+        for members in by_prompt.values():
+            tree, differing = _joined(selection, members)
+            size = sum(int(selection.spans.offsets[one + 1] - selection.spans.offsets[one]) for one in members)
+            if size > len(tree.segments):
+                joined.append(tree)
+                gone[members] = True
+                contradictions += differing
+    if not joined:
+        return selection
+    spans = _replaced(selection.spans, gone, joined)
+    before, after = selection.spans.counts, spans.counts
+    again, left_out = before.documents - after.documents, dict(selection.left_out)
+    if len(spans.pairs):
+        left_out |= {"the same pair again": FilterCounts(again)} if again else {}
+    else:
+        contradictions = min(contradictions, again)
+        left_out |= {"the same answer again": FilterCounts(again - contradictions)} if again > contradictions else {}
+        if contradictions:
+            left_out["the same answer with another label"] = FilterCounts(contradictions)
+    items = selection.spans.take(gone).counts.documents - again
+    change = Regrouped(items, int(gone.sum()), len(joined), before.tokens - after.tokens)
+    return replace(selection, spans=spans, left_out=left_out, joined=change)
+
+
+def cut(selection: Selection, row_length: int | None) -> Selection:
+    """Make several trees of each that is longer than a row, all with its prompt.
+
+    Of pairs each comes once; the next of a tree is the one that adds the fewest tokens, so that few answers are
+    repeated. Single answers come once each; one without a value, a mismatched one, comes together with the first.
+    What has no room in a row by itself is left for :func:`~lion_lightning.data.selection.mixture.require_fitting`.
+    """
+    spans = selection.spans
+    long: Choice = spans.lengths > (math.inf if row_length is None else row_length)
+    if row_length is None or not long.any():
+        return selection
+    parts = [part for document in np.flatnonzero(long).tolist() for part in _parts(spans, document, row_length)]
+    made = _replaced(spans, long, parts)
+    repeated = made.counts.tokens - spans.counts.tokens
+    change = Regrouped(spans.take(long).counts.documents, int(long.sum()), len(parts), repeated)
+    return replace(selection, spans=made, cut=change)
+
+
+def _alike(selection: Selection) -> list[list[int]]:
+    """Documents that may have a segment in common: those of one prompt, or one with two answers of equal length."""
+    spans = selection.spans
+    order, new = sort_hashes(selection.groups)
+    firsts = np.flatnonzero(new)
+    sizes = np.diff(np.append(firsts, len(order)))
+    runs = zip(firsts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True)
+    found = [sorted(order[first : first + size].tolist()) for first, size in runs]
+    together = set(chain.from_iterable(found))
+    fewest = 3 if len(spans.pairs) else 2  # filters have left out a pair of equal answers
+    for document in np.flatnonzero(np.diff(spans.offsets) > fewest).tolist():
+        lengths = spans.segment_lengths[spans.offsets[document] + 1 : spans.offsets[document + 1]]
+        if document not in together and len(np.unique(lengths)) < len(lengths):
+            found.append([document])
+    return sorted(found)
+
+
+def _joined(selection: Selection, documents: Sequence[int]) -> tuple[Tree, int]:
+    """One tree of documents of the same prompt, and how many answers have another value than their equals before."""
+    spans = selection.spans
+    segments = [int(spans.offsets[documents[0]])]
+    places: dict[bytes, int] = {}
+    pairs: dict[tuple[int, int], None] = {}
+    contradictions = 0
+    for document in documents:
+        own = []  # place of each of its answers in the joined tree
+        for segment in range(int(spans.offsets[document]) + 1, int(spans.offsets[document + 1])):
+            place = places.setdefault(_content(selection.segment(segment)), len(places))
+            own.append(place)
+            if place + 1 == len(segments):
+                segments.append(segment)
+                continue
+            before, value = float(spans.values[segments[place + 1]]), float(spans.values[segment])
+            if math.isnan(before):
+                segments[place + 1] = segment
+            contradictions += not math.isnan(before) and not math.isnan(value) and before != value
+        for chosen, rejected in _pairs(spans, document):
+            pairs.setdefault((own[chosen], own[rejected]))
+    return Tree(documents[0], segments, list(pairs)), contradictions
+
+
+def _parts(spans: Spans, document: int, row_length: int) -> list[Tree]:
+    first, last = int(spans.offsets[document]), int(spans.offsets[document + 1])
+    lengths = spans.segment_lengths[first:last].tolist()
+    pairs = _pairs(spans, document)
+    units: list[Unit] = [*pairs] or _single_units(spans.values[first + 1 : last].tolist())
+    trees = []
+    for part in _fill(units, lengths[1:], row_length - lengths[0], fewest=bool(pairs)):
+        answers = list(dict.fromkeys(chain.from_iterable(part)))
+        places = {answer: place for place, answer in enumerate(answers)}
+        own = [(places[unit[0]], places[unit[1]]) for unit in part] if pairs else []
+        trees.append(Tree(document, [first, *(first + 1 + answer for answer in answers)], own))
+    return trees
+
+
+def _single_units(values: Sequence[float]) -> list[Unit]:
+    """Each answer alone, and those without a value with the first that has one."""
+    valued = [answer for answer, value in enumerate(values) if not math.isnan(value)] or [0]
+    others = [answer for answer in range(len(values)) if answer not in valued]
+    return [(valued[0], *others), *((answer,) for answer in valued[1:])]
+
+
+def _fill(units: Sequence[Unit], lengths: Sequence[int], room: int, fewest: bool) -> list[list[Unit]]:
+    """Units that go together, with at most ``room`` tokens of answers where more than one does.
+
+    Args:
+        units: The units, each of which has a place in exactly one part.
+        lengths: Tokens of each answer.
+        room: Tokens of the answers of a part.
+        fewest: Whether the unit comes next that adds the fewest tokens; else the longest that has room.
+    """
+    left, parts = list(units), []
+    while left:
+        part, inside = [left[0]], set(left[0])
+        used = sum(lengths[answer] for answer in inside)
+        del left[0]
+        while True:
+            added = [sum(lengths[answer] for answer in unit if answer not in inside) for unit in left]
+            fitting = [number for number, tokens in enumerate(added) if used + tokens <= room]
+            if not fitting:
+                break
+            number = min(fitting, key=lambda one: added[one] if fewest else -added[one])
+            used += added[number]
+            inside.update(left[number])
+            part.append(left.pop(number))
+        parts.append(part)
+    return parts
+
+
+def _replaced(spans: Spans, gone: Choice, trees: Sequence[Tree]) -> Spans:
+    """The documents that are not gone, and trees in the places of those that are."""
+    segments = np.array([segment for tree in trees for segment in tree.segments])
+    pairs = np.array([pair for tree in trees for pair in tree.pairs], np.int64).reshape(-1, 2)
+    positions = np.array([tree.position for tree in trees])
+    made = Spans(
+        spans.numbers[positions],
+        _offsets([len(tree.segments) for tree in trees]),
+        spans.rows[segments],
+        spans.starts[segments],
+        spans.stops[segments],
+        spans.values[segments],
+        _offsets([len(tree.pairs) for tree in trees]),
+        pairs,
+    )
+    kept = np.flatnonzero(~gone)
+    order = np.argsort(np.concatenate([kept, positions]), kind="stable")
+    return Spans.concatenate([spans.take(kept), made]).take(order)
+
+
+def _pairs(spans: Spans, document: int) -> list[tuple[int, int]]:
+    pairs = spans.pairs[spans.pair_offsets[document] : spans.pair_offsets[document + 1]].tolist()
+    return [(chosen, rejected) for chosen, rejected in pairs]
+
+
+def _content(segment: SampleSegment) -> bytes:
+    """All that makes two segments the same: tokens, targets and their weights."""
+    weights = b"" if segment.weights is None else segment.weights.tobytes()
+    return segment.input_ids.tobytes() + segment.supervised.tobytes() + weights
+
+
+def _offsets(sizes: Sequence[int]) -> Integers:
+    return np.cumsum([0, *sizes])
