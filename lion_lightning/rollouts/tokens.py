@@ -1,10 +1,12 @@
-"""The pairs of a round as tokens, read from the round's file."""
+"""The answers of a round as tokens, read from the round's file: those in its pairs, or its groups."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,98 +17,134 @@ from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.rollouts.files import read_table
 from lion_lightning.types import SampleSegment
 
-_ANSWERS = slice(1, None)  # segments of a pair: prompt, chosen, rejected
+
+class _Chosen(NamedTuple):
+    """What is trained of a prompt: positions of answers in the file, and of pairs among these answers."""
+
+    row: int
+    answers: list[int]
+    pairs: list[tuple[int, int]]
 
 
 class RoundTokens:
-    """The pairs of a round as tokenized examples of three segments: prompt, chosen and rejected answer.
+    """The prompts of a round as tokenized examples: each prompt once, and each of its answers that is trained once.
 
-    Token ids are views of the memory-mapped file. Every token of an answer is a target, and no token of a prompt.
+    These are the answers of its pairs, in the order in which the pairs name them; or, for group objectives, all usable
+    answers of a prompt that has two or more. Token ids are views of the memory-mapped file. Every token of an answer is
+    a target, and no token of a prompt.
 
     Args:
         path: File of the round.
+        groups: Whether to read groups, and no pairs.
 
     Attributes:
-        raw_rows: Prompts with pairs.
+        raw_rows: Prompts with pairs, or with two usable answers.
         skipped_rows: 0, since no transform reads these rows.
         messages: Empty, for the same reason.
-        segment_offsets: ``(pairs + 1,)`` first segment of each pair.
+        segment_offsets: ``(examples + 1,)`` first segment of each prompt with its answers.
         segment_lengths: ``(segments,)`` tokens of each segment.
         values: ``(segments,)`` score of each answer; NaN for prompts.
-        pair_offsets: ``(pairs + 1,)`` position of each pair.
-        pairs: ``(pairs, 2)`` positions of chosen and rejected: 0 and 1.
-        groups: ``(pairs, 2)`` 128-bit hash of the prompt.
+        pair_offsets: ``(examples + 1,)`` first pair of each example.
+        pairs: ``(pairs, 2)`` positions of chosen and rejected among the answers.
+        groups: ``(examples, 2)`` 128-bit hash of the prompt.
         tokens: Hash of all tokens and pairs, in their order.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Map the file and find the tokens of each pair."""
-        self.path = path
+    def __init__(self, path: Path, groups: bool = False) -> None:
+        """Map the file and find the tokens of each prompt and answer."""
+        self.path, self._of_groups = path, groups
         table = read_table(path)[0]
-        pairs, prompts, answers = _column(table, "pairs"), _column(table, "prompt_ids"), _column(table, "token_ids")
-        per_row = np.diff(pairs.offsets.to_numpy())
-        self._rows = np.repeat(np.arange(len(table)), per_row)  # (pairs,) row of the table
-        chosen_rejected = pairs.values.values.to_numpy().reshape(-1, 2)  # (pairs, 2) among the answers of the row
-        self._prompt_ids = prompts.values.to_numpy()
-        self._answer_ids = answers.values.values.to_numpy()
-        # (pairs, 3) bounds of prompt, chosen and rejected in the token ids of all prompts, or of all answers.
-        rows = self._rows[:, None]
-        which = answers.offsets.to_numpy()[rows] + chosen_rejected  # (pairs, 2) among all answers
-        prompt_bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()
-        self._starts = np.hstack([prompt_bounds[rows], answer_bounds[which]]).astype(np.int64)
-        stops = np.hstack([prompt_bounds[rows + 1], answer_bounds[which + 1]]).astype(np.int64)
-        self._lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
-        self.segment_lengths = self._lengths.ravel()
-        self.segment_offsets, self.pair_offsets = 3 * np.arange(len(self) + 1), np.arange(len(self) + 1)
-        scores = _column(table, "scores")
-        pair_scores = scores.values.to_numpy()[scores.offsets.to_numpy()[rows] + chosen_rejected]
-        self.values = np.insert(pair_scores, 0, np.nan, axis=1).ravel()
-        self.pairs = np.tile(np.arange(2, dtype=np.int32), (len(self), 1))
+        chosen = list(_chosen(table, groups))
+        prompts, answers, scores = (_column(table, name) for name in ("prompt_ids", "token_ids", "scores"))
+        self._prompt_ids, self._answer_ids = prompts.values.to_numpy(), answers.values.values.to_numpy()
+        self._rows = np.array([one.row for one in chosen], np.int64)  # (examples,) row of the table
+        sizes = np.array([1 + len(one.answers) for one in chosen], np.int64)
+        self.segment_offsets = np.concatenate([[0], np.cumsum(sizes)])
+        roots = np.zeros(self.segment_offsets[-1], np.bool_)
+        roots[self.segment_offsets[:-1]] = True
+        # Where each segment lies in the token ids of all prompts, or of all answers.
+        within = np.array(list(chain.from_iterable(one.answers for one in chosen)), np.int64)
+        rows = np.repeat(self._rows, sizes - 1)  # (answers,)
+        which = answers.offsets.to_numpy()[rows] + within  # (answers,) among all answers of the file
+        bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()
+        self._starts, stops = np.zeros((2, len(roots)), np.int64)
+        self._starts[roots], stops[roots] = bounds[self._rows], bounds[self._rows + 1]
+        self._starts[~roots], stops[~roots] = answer_bounds[which], answer_bounds[which + 1]
+        self.segment_lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
+        self.values = np.full(len(roots), np.nan)
+        self.values[~roots] = scores.values.to_numpy()[scores.offsets.to_numpy()[rows] + within]
+        self.pair_offsets: Numbers = np.cumsum([0, *(len(one.pairs) for one in chosen)])
+        pairs = list(chain.from_iterable(one.pairs for one in chosen))
+        self.pairs: npt.NDArray[np.int32] = np.array(pairs, np.int32).reshape(-1, 2)
         hashes = np.frombuffer(_column(table, "group").buffers()[1], np.uint64, 2 * len(table))
         self.groups: npt.NDArray[np.uint64] = hashes.reshape(-1, 2)[self._rows]
-        self.raw_rows, self.skipped_rows = int(np.count_nonzero(per_row)), 0
+        self.raw_rows, self.skipped_rows = len(chosen), 0
         self.messages = RowMessages()
-        self.tokens = _hash(self._prompt_ids, self._answer_ids, self._starts, self._lengths).hex()
+        places = (self._starts, self.segment_lengths, self.segment_offsets, self.pair_offsets, self.pairs)
+        self.tokens = _hash(self._prompt_ids, self._answer_ids, *places).hex()
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Number of prompts with answers that are trained."""
         return len(self._rows)
 
     @override
-    def __reduce__(self) -> tuple[type[RoundTokens], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[RoundTokens], tuple[Path, bool]]:
         """Travel to worker processes as a path."""
-        return RoundTokens, (self.path,)
+        return RoundTokens, (self.path, self._of_groups)
 
     @property
     def digests(self) -> npt.NDArray[np.uint64]:
-        """``(pairs, 2)`` 128-bit hash of each pair's prompt and answers, whatever their scores."""
-        content = [_hash(self.groups[pair], *self._answers(pair)) for pair in range(len(self))]
+        """``(examples, 2)`` 128-bit hash of each prompt, its answers and its pairs, whatever the scores."""
+        content = [_hash(self.groups[row], *self._answers(row), self._pairs(row)) for row in range(len(self))]
         return np.frombuffer(b"".join(content), np.uint64).reshape(-1, 2)
 
     @property
     def longest(self) -> int:
         """Most tokens that a prompt has together with one of its answers."""
-        return int((self._lengths[:, 0] + self._lengths[:, _ANSWERS].max(axis=1)).max(initial=0))
+        lengths, first = self.segment_lengths, self.segment_offsets[:-1]
+        answers = lengths.copy()
+        answers[first] = 0
+        longest = np.maximum.reduceat(answers, first) if len(first) else answers
+        return int((lengths[first] + longest).max(initial=0))
 
     def segment(self, row: int, start: int, stop: int) -> SampleSegment:
-        """Tokens ``start`` to ``stop`` of a pair, which lie in one of its segments; the ids are a read-only view."""
-        before = np.cumsum(self._lengths[row]) - self._lengths[row]  # tokens before each segment
+        """Tokens ``start`` to ``stop`` of an example, which lie in one segment; the ids are a read-only view."""
+        first, last = int(self.segment_offsets[row]), int(self.segment_offsets[row + 1])
+        before = np.cumsum(self.segment_lengths[first:last]) - self.segment_lengths[first:last]  # before each segment
         which = int(np.searchsorted(before, start, side="right")) - 1
         ids = self._answer_ids if which else self._prompt_ids
-        first = self._starts[row, which] - before[which]
-        return SampleSegment(ids[first + start : first + stop], np.full(stop - start, which > 0))
+        begin = self._starts[first + which] - before[which]
+        return SampleSegment(ids[begin + start : begin + stop], np.full(stop - start, which > 0))
 
     def where(self, row: int) -> str:
-        """Place of the prompt of a pair in the file."""
+        """Place of the prompt of an example in the file."""
         return f"{self.path}[{self._rows[row]}]"
 
     def targets(self, rows: Numbers, starts: Numbers, stops: Numbers, roots: npt.NDArray[np.bool_]) -> Numbers:
         """Number of tokens trained in each span, ``(spans,)``: all of answers, none of prompts."""
         return np.where(roots, 0, stops - starts)
 
-    def _answers(self, pair: int) -> list[npt.NDArray[np.int32]]:
-        spans = zip(self._starts[pair, _ANSWERS], self._lengths[pair, _ANSWERS], strict=True)
+    def _answers(self, row: int) -> list[npt.NDArray[np.int32]]:
+        part = slice(int(self.segment_offsets[row]) + 1, int(self.segment_offsets[row + 1]))
+        spans = zip(self._starts[part], self.segment_lengths[part], strict=True)
         return [self._answer_ids[start : start + length] for start, length in spans]
+
+    def _pairs(self, row: int) -> npt.NDArray[np.int32]:
+        return self.pairs[self.pair_offsets[row] : self.pair_offsets[row + 1]]
+
+
+def _chosen(table: Any, groups: bool) -> Iterator[_Chosen]:
+    """The answers of each prompt that are trained."""
+    if groups:
+        for row, usable in enumerate(table["usable"].to_pylist()):
+            if len(usable) > 1:
+                yield _Chosen(row, usable, [])
+        return
+    for row, pairs in enumerate(table["pairs"].to_pylist()):
+        answers = list(dict.fromkeys(chain.from_iterable(pairs)))
+        places = {answer: place for place, answer in enumerate(answers)}
+        if pairs:
+            yield _Chosen(row, answers, [(places[chosen], places[rejected]) for chosen, rejected in pairs])
 
 
 def _column(table: Any, name: str) -> Any:

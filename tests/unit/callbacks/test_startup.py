@@ -16,7 +16,8 @@ from lion_lightning.callbacks import StartupSummary
 from lion_lightning.callbacks.startup import lines, summarize
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.reports.row_messages import RowMessages
-from lion_lightning.data.reports.source_report import PairReport
+from lion_lightning.data.reports.tree_reports import PairReport
+from lion_lightning.data.selection.documents import Regrouped
 from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.losses import SimPOLoss
 from lion_lightning.models.lora import LoRASpec
@@ -79,7 +80,15 @@ def test_trees_are_described_by_pairs_answers_and_prompts(bench: Bench, packed: 
     none = FilterCounts()
     rest: dict[str, Any] = {"rows": 3, "skipped": 0, "read": none, "left_out": {}, "truncated": {}, "split": 0}
     rest |= {"repeated": none, "supervised": 40, "longest": 9, "messages": RowMessages()}
-    rest |= {"prompts": 6, "answers": 24, "prompt": 12, "chosen": 30, "rejected": 30}
+    rest |= {
+        "prompts": 6,
+        "answers": 24,
+        "prompt": 12,
+        "chosen": 30,
+        "rejected": 30,
+        "joined": Regrouped(),
+        "cut": Regrouped(),
+    }
     trainer: Any = bench.trainer()
     trainer.datamodule = SimpleNamespace(reports=[PairReport(name="ranked", kept=FilterCounts(36, 72), **rest)])
     module = DPOModule(bench.module().policy_spec, tokenizer=bench.tokenizer, loss=SimPOLoss())

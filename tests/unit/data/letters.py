@@ -77,3 +77,24 @@ class LetterPairs:
 
     def _triple(self, chosen: Any, rejected: Any) -> tuple[SampleSegment, SampleSegment, SampleSegment]:
         return piece(chosen.prompt), piece(chosen.completion, 0), piece(rejected.completion, 0)
+
+
+class LetterTrees:
+    """Rows with a ``tree``: a prompt and its answers, with ``values`` and ``pairs``."""
+
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[PromptAnswers]:
+        prompt, *answers = row["tree"].split(" ")
+        values = tuple(map(float, row.get("values") or ["nan"] * len(answers)))
+        pairs = tuple((chosen, rejected) for chosen, rejected in row.get("pairs", []))
+        return [PromptAnswers(tuple(Completion(prompt, answer) for answer in answers), values, pairs)]
+
+    def encode_samples(
+        self, examples: Sequence[PromptAnswers], where: Sequence[str]
+    ) -> list[tuple[SampleSegment, ...]]:
+        return [self._tree(example.answers) for example in examples]
+
+    def fingerprint(self) -> str:
+        return "trees of letters"
+
+    def _tree(self, answers: Sequence[Any]) -> tuple[SampleSegment, ...]:
+        return piece(answers[0].prompt), *(piece(answer.completion, 0) for answer in answers)

@@ -167,8 +167,9 @@ def test_a_report_of_pairs_has_the_share_of_the_prompt_and_the_mean_lengths(make
     assert report.prompt_share == 8 / 20
     assert report.means() == {"chosen": 3.0, "rejected": 3.0}
     assert str(report) == (
-        "a: 2 pairs of 4 answers to 2 prompts, 20 tokens, 45.0% supervised, 40.0% prompt, answers of 3.0 (chosen) and 3.0 (rejected) tokens on "
-        "average; left out, identical answers: 1 (3 tokens); plain text, without a chat template: 1 rows"
+        "a: 2 pairs of 4 answers to 2 prompts, 20 tokens, 45.0% supervised, 40.0% prompt, answers of 3.0 (chosen) and "
+        "3.0 (rejected) tokens on average; left out, identical answers: 1 (3 tokens); plain text, without a chat "
+        "template: 1 rows"
     )
     assert json.loads(json.dumps(report.to_dict())) == {
         "name": "a",
@@ -316,7 +317,10 @@ def test_the_same_rules_in_plain_python(make: Make) -> None:
 
 
 def test_a_mixture_that_ends_empty_says_what_became_of_the_pairs(make: Make) -> None:
-    message = r"^the mixture is empty \(a: 0 pairs of 0 answers to 0 prompts, .*equal scores: 1 \(3 tokens\).*\); fix what leaves its pairs out"
+    message = (
+        r"^the mixture is empty \(a: 0 pairs of 0 answers to 0 prompts, .*equal scores: 1 \(3 tokens\).*\); fix what "
+        "leaves its pairs out"
+    )
     with pytest.raises(ValueError, match=message):
         mixed(make(["q A B 0"]), 16)
 

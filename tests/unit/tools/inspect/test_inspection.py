@@ -227,6 +227,8 @@ def test_each_source_of_pairs_has_its_figures_and_every_loss_its_cause(printed: 
         "pairs": "1",
         "tokens": str(pair),
         "supervised": f"{(2 + 4) / pair:.1%}",
+        "prompts": "1",
+        "answers": "2",
         "prompt share": f"{prompt / pair:.1%}",
         "mean chosen": "3.0",
         "mean rejected": "5.0",
