@@ -21,17 +21,17 @@ BLUE, ORANGE, GRAY = "#1f77b4", "#ff7f0e", "#888888"
 def plot(
     rounds: Sequence[Round],
     metrics: Sequence[Mapping[str, float]],
-    pairs_kept: Sequence[float],
+    kept: Sequence[float],
     left_out: Sequence[Mapping[str, int]],
     png: Path,
 ) -> None:
-    """Plot scores, win rate, lengths, diversity, and prompts and pairs left out, over the rounds.
+    """Plot scores, win rate, lengths, diversity, and what was left out, over the rounds.
 
     Args:
         rounds: The rounds.
         metrics: Metrics of each round, from ``round_metrics``.
-        pairs_kept: Pairs of each round that were trained on, NaN where unknown.
-        left_out: Prompts and pairs of each round that were left out, by cause.
+        kept: Pairs (or groups) of each round that were trained on, NaN where unknown.
+        left_out: Prompts, and pairs or answers, of each round that were left out, by cause.
         png: File to write.
 
     Raises:
@@ -50,7 +50,7 @@ def plot(
         _spread(next(panels), numbers, rounds)
         _lengths(next(panels), numbers, values)
         _diversity(next(panels), numbers, values)
-        _left_out(next(panels), numbers, pairs_kept, left_out)
+        _left_out(next(panels), numbers, kept, left_out)
         with explain_write_errors(png, "the plots", "name another file with --png"), atomic_write(png) as temporary:
             figure.savefig(temporary, dpi=110)
 
@@ -122,19 +122,17 @@ def _diversity(axes: Any, numbers: Sequence[int], values: Values) -> None:
     _finish(axes, "diversity of a prompt's answers", "")
 
 
-def _left_out(
-    axes: Any, numbers: Sequence[int], pairs_kept: Sequence[float], left_out: Sequence[Mapping[str, int]]
-) -> None:
-    """Stacked bars: pairs kept, and prompts and pairs left out by cause."""
+def _left_out(axes: Any, numbers: Sequence[int], kept: Sequence[float], left_out: Sequence[Mapping[str, int]]) -> None:
+    """Stacked bars: what was kept, and what was left out by cause."""
     causes = sorted(set().union(*left_out))
-    bars = {"pairs kept": [0.0 if math.isnan(count) else count for count in pairs_kept]}
+    bars = {"kept": [0.0 if math.isnan(count) else count for count in kept]}
     for cause in causes:
         bars[cause] = [float(counts.get(cause, 0)) for counts in left_out]
     bottom = [0.0] * len(numbers)
     for position, (name, heights) in enumerate(bars.items()):
         axes.bar(numbers, heights, bottom=bottom, label=harmless(name), color=f"C{position}", width=0.7)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    _finish(axes, "prompts and pairs, kept or left out", "number", legend=False)
+    _finish(axes, "pairs or groups kept, and what was left out", "number", legend=False)
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # causes are long: below the bars
 
 

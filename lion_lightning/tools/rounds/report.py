@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lion_lightning.cache import read_object
 from lion_lightning.printing import literal
 from lion_lightning.rollouts.metrics import round_metrics
 from lion_lightning.rollouts.rollout import Rollout
-from lion_lightning.rollouts.rounds import Round, find_rounds
+from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items
 from lion_lightning.tools.rounds.plots import plot
 
 SCORES = {
@@ -27,14 +29,12 @@ SCORES = {
 }
 ANSWERS = {
     "prompts": "{:,.0f}",
-    "pairs": "{:,.0f}",
-    "pairs_kept": "{:z.1%}",
     "length": "{:z.1f}",
     "unfinished": "{:z.1%}",
     "distinct_2": "{:z.3f}",
     "self_bleu": "{:z.3f}",
 }
-"""Metrics of the two printed tables, with their formats."""
+"""Metrics of the two printed tables, with their formats; see :func:`_items_columns` for pairs and groups."""
 
 SHOWN = 400
 """Printed characters of a prompt or an answer."""
@@ -63,37 +63,47 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
         while_training = finished.summary.get("metrics", {})  # logged while the round was trained on
         logged = {name.removeprefix("on_policy/"): value for name, value in while_training.items()}
         metrics.append(logged | round_metrics(finished))
-    others = set().union(*metrics) - {*round_metrics(rounds[0]), *ANSWERS}
+    items = _items_columns(rounds)
+    others = set().union(*metrics) - {*round_metrics(rounds[0]), *items}
     more = dict.fromkeys(sorted(others), "{:z.4g}")
     console.print(_metrics_table("Scores", rounds, metrics, {**SCORES, **more}))
-    console.print(_metrics_table("Answers", rounds, metrics, ANSWERS))
+    console.print(_metrics_table("Answers", rounds, metrics, {**ANSWERS, **items}))
     counts = [left_out(finished) for finished in rounds]
     console.print(_left_out_table(rounds, counts))
     _print_answers(console, rounds, samples)
     png = png or folder / "rounds.png"
-    plot(rounds, metrics, [pairs_kept(finished) for finished in rounds], counts, png)
+    plot(
+        rounds,
+        metrics,
+        [kept_items(finished.summary.get("report", {}), finished.items) for finished in rounds],
+        counts,
+        png,
+    )
     console.print(f"wrote {png}", highlight=False, markup=False)
 
 
 def left_out(finished: Round) -> dict[str, int]:
-    """Number of prompts and pairs of a round that were not trained on, by cause.
+    """Number of prompts, and of pairs or answers, of a round that were not trained on, by cause.
 
     Args:
-        finished: The round; what the filters left out of its pairs is known once it was trained on.
+        finished: The round; what the filters left out is known once it was trained on.
     """
     counts: Counter[str] = Counter()
     for rollout in finished.rollouts:
         if rollout.left_out:
             counts[f"prompts: {rollout.left_out}"] += 1
     for cause, count in finished.summary.get("report", {}).get("left_out", {}).items():
-        counts[f"pairs: {cause}"] = int(count["pairs"])
+        noun = "answers" if "answers" in count else "pairs"
+        counts[f"{noun}: {cause}"] = int(count[noun])
     return counts
 
 
-def pairs_kept(finished: Round) -> float:
-    """Number of pairs of a round that were trained on; NaN if unknown."""
-    kept = finished.summary.get("report", {}).get("kept", {})
-    return float(kept.get("pairs", math.nan))
+def _items_columns(rounds: Sequence[Round]) -> dict[str, str]:
+    """Columns for what the rounds were made for: pairs, groups, or, in a folder of several runs, both."""
+    columns: dict[str, str] = {}
+    for items in dict.fromkeys(finished.items for finished in rounds):
+        columns |= {items: "{:,.0f}", f"{items}_kept": "{:z.1%}"}
+    return columns
 
 
 def _unfinished(folder: Path) -> list[str]:
@@ -139,7 +149,7 @@ def _left_out_table(rounds: Sequence[Round], counts: Sequence[Mapping[str, int]]
 
 
 def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> None:
-    """Print answers to the same monitor prompts in the first and the last round, then pairs of the last."""
+    """Print answers to the same monitor prompts in the first and the last round, then trees of the last."""
     first, last = rounds[0], rounds[-1]
     # Monitor prompts are the same in all rounds; a new one is compared to itself.
     before = {rollout.group: rollout for rollout in first.rollouts if rollout.monitor}
@@ -151,12 +161,37 @@ def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> N
         names = [f"round {first.number}", f"round {last.number}"]
         console.print(_answers_table("Monitor prompts", names, rows))
 
-    rows = []
-    for rollout in [rollout for rollout in last.rollouts if rollout.pairs][:samples]:
-        chosen, rejected = rollout.pairs[0]
-        rows.append([rollout.prompt.question, _answer(rollout, chosen), _answer(rollout, rejected)])
-    if rows:
-        console.print(_answers_table(f"Pairs of round {last.number}", ["chosen", "rejected"], rows))
+    groups = last.items == "groups"
+    trees = [rollout for rollout in last.rollouts if rollout.pairs or (groups and len(rollout.usable) > 1)]
+    if trees and samples > 0:
+        console.print(_trees_table(f"Answers of round {last.number}, with their scores", trees[:samples], groups))
+
+
+def _trees_table(title: str, rollouts: Sequence[Rollout], groups: bool) -> Table:
+    """Prompts with all of their answers; answers that are not trained on are said to be so."""
+    table = Table("prompt", "answers", title=title, title_justify="left", show_lines=True)
+    if not groups:
+        table.add_column("pairs", no_wrap=True)
+    for rollout in rollouts:
+        trained = {*rollout.usable} if groups else {*chain.from_iterable(rollout.pairs)}
+        answers = []
+        for position in range(len(rollout.answers)):
+            note = "" if position in trained else ", not trained on"
+            text = literal(_answer(rollout, position) + note, SHOWN)
+            answers.append(Text.assemble(f"{position + 1}. ", text))
+        cells = [literal(rollout.prompt.question, SHOWN), Text("\n").join(answers)]
+        if not groups:
+            cells.append(Text(_pairs(rollout)))
+        table.add_row(*cells)
+    return table
+
+
+def _pairs(rollout: Rollout) -> str:
+    """A line for each chosen answer: ``3 > 1, 2``, by the numbers of the answers."""
+    rejected: dict[int, list[str]] = defaultdict(list)
+    for chosen, other in rollout.pairs:
+        rejected[chosen].append(str(other + 1))
+    return "\n".join(f"{chosen + 1} > {', '.join(others)}" for chosen, others in rejected.items())
 
 
 def _answers_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
