@@ -10,11 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lion_lightning.data.groups import GroupDataModule
     from lion_lightning.data.on_policy import OnPolicyDataModule
     from lion_lightning.data.packing.best_fit import BestFit
     from lion_lightning.data.preference import PreferenceDataModule
     from lion_lightning.data.sft import SFTDataModule
     from lion_lightning.data.sources.source import Source
+    from lion_lightning.data.unpaired import UnpairedDataModule
     from lion_lightning.losses.pairs.preference import PreferenceLoss
     from lion_lightning.models.lora import LoRASpec
     from lion_lightning.models.policy import PolicyModel
@@ -42,6 +44,7 @@ __all__ = [
     "CachedReference",
     "DPOModule",
     "FrozenReference",
+    "GroupDataModule",
     "LoRASpec",
     "MixedReference",
     "NoReference",
@@ -57,6 +60,7 @@ __all__ = [
     "SFTModule",
     "Source",
     "TokenizerSpec",
+    "UnpairedDataModule",
     "__version__",
 ]
 
@@ -68,6 +72,7 @@ _HOMES = {
     "CachedReference": "references.cached",
     "DPOModule": "modules.dpo",
     "FrozenReference": "references.base",
+    "GroupDataModule": "data.groups",
     "LoRASpec": "models.lora",
     "MixedReference": "references.base",
     "NoReference": "references.base",
@@ -83,6 +88,7 @@ _HOMES = {
     "SFTModule": "modules.sft",
     "Source": "data.sources.source",
     "TokenizerSpec": "models.tokenizer",
+    "UnpairedDataModule": "data.unpaired",
 }
 
 

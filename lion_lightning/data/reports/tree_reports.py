@@ -89,7 +89,8 @@ class TreeReport(SourceReport):
 
     @override
     def summary(self) -> str:
-        means = " and ".join(f"{mean:,.1f} ({kind})" for kind, mean in self.means().items())
+        lengths = self.means()
+        means = " and ".join(f"{mean:,.1f}{f' ({kind})' if len(lengths) > 1 else ''}" for kind, mean in lengths.items())
         return (
             f"{self.units()}, {self.kept.tokens:,} tokens, {self.supervised_share:.1%} supervised, "
             f"{self.prompt_share:.1%} prompt, answers of {means} tokens on average"

@@ -1,0 +1,105 @@
+"""The data of objectives on single answers: from a mixture of sources to packed rows of labeled answers."""
+
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
+
+from lion_lightning.data.encoding.trees import LabeledEncoder
+from lion_lightning.data.reports.tree_reports import AnswerReport
+from lion_lightning.data.selection.answer_filters import AnswerFilters
+from lion_lightning.data.selection.mixture import Mixture
+from lion_lightning.data.sources.source import Source
+from lion_lightning.data.trees import TreeDataModule
+from lion_lightning.models.tokenizer import TokenizerSpec
+
+
+class UnpairedDataModule(TreeDataModule):
+    """Packed rows of single answers, each with a label: 1 where it is wanted, 0 where it is not.
+
+    >>> data = UnpairedDataModule([Source("thumbs.jsonl")], TokenizerSpec("smollm2"), max_prompt_length=512)
+
+    Reads ``prompt``, ``completion`` and ``label`` and their like; preference rows are taken apart, and their answers
+    are labeled 1 and 0. Answers of one prompt in a source share a tree, which is cut where it is longer than a row.
+
+    Args:
+        sources: Sources to train on.
+        tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
+        mismatched: Whether each tree also gets an answer of the next tree with another prompt, with an unknown value
+            (NaN): KTO estimates the KL divergence from them (arXiv 2402.01306, section 4.1). They are the same in every
+            epoch, and cost their tokens; objectives without such a term, as BCO and unlikelihood, need none.
+        **kwargs: Further arguments of :class:`~lion_lightning.data.trees.TreeDataModule`.
+
+    Attributes:
+        train_mixture: Answers and reports for training, after :meth:`setup`.
+        validation_mixture: The same for validation; None without validation.
+
+    Raises:
+        ValueError: An argument is not valid.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
+        *,
+        mismatched: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        make_filters = partial(AnswerFilters, mismatched=mismatched)
+        super().__init__(
+            sources=sources,
+            tokenizer=tokenizer,
+            make_filters=make_filters,
+            make_validation_filters=make_filters,
+            **kwargs,
+        )
+        self.mismatched = mismatched
+
+    @override
+    def make_encoder(self) -> LabeledEncoder:
+        """Answers with their labels."""
+        return LabeledEncoder(self.tokenizer, self.train_reasoning)
+
+    @override
+    def settings(self) -> dict[str, Any]:
+        """Settings of the data module, as plain data."""
+        return {**super().settings(), "mismatched": self.mismatched}
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores and choose the answers, alike on every rank.
+
+        Raises:
+            ValueError: A source trains nothing, nothing is left of the mixture, all labels are equal, or there is no
+                answer to another prompt.
+        """
+        super().setup(stage)
+        if self.train_mixture is not None:
+            _require_both_labels(self.train_mixture)
+        for mixture in (self.train_mixture, self.validation_mixture):
+            if mixture is not None and self.mismatched:
+                _require_mismatched(mixture)
+
+
+def _require_both_labels(mixture: Mixture) -> None:
+    reports = [report for report in mixture.reports if isinstance(report, AnswerReport)]
+    wanted = sum(report.desirable.documents for report in reports)
+    answers = sum(report.kept.documents for report in reports)
+    if wanted in (0, answers):
+        names = ", ".join(report.name for report in reports)
+        raise ValueError(
+            f"data.sources ({names}): all {answers:,} answers have the label {int(wanted > 0)}, with nothing to tell "
+            "them from; add answers of the other label, name their column in `columns` (`label`), or train on "
+            "wanted ones with SFTDataModule"
+        )
+
+
+def _require_mismatched(mixture: Mixture) -> None:
+    for report in mixture.reports:
+        if isinstance(report, AnswerReport) and report.kept.documents and not report.mismatched.documents:
+            raise ValueError(
+                f"source {report.name}: its answers are all to one prompt, and a mismatched answer is one to another; "
+                "add rows of other prompts, or set data.mismatched: false"
+            )
