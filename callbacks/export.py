@@ -16,7 +16,7 @@ from lion_lightning.callbacks.folders import require_writable, writes_files
 from lion_lightning.models.checkpoints.export import export_policy, refuse_own_base
 from lion_lightning.models.checkpoints.folders import PREFIX
 from lion_lightning.models.checkpoints.lion_entry import read_entry
-from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.packing.model import PackedModel
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.models.weights.full_state import full_tensors, unflattened
 from lion_lightning.modules.checkpointing.averaging import run_last
@@ -66,9 +66,9 @@ class HuggingFaceExport(Callback):
             refuse_own_base(entry, self.folder(trainer))
         except ValueError as error:
             raise MisconfigurationException(f"HuggingFaceExport: {type(pl_module).__name__}: {error}") from error
-        if not isinstance(getattr(pl_module, "policy_model", None), PolicyModel):
+        if not isinstance(getattr(pl_module, "policy_model", None), PackedModel):
             raise MisconfigurationException(
-                f"HuggingFaceExport: {type(pl_module).__name__}.policy_model is not a PolicyModel, so there is nothing "
+                f"HuggingFaceExport: {type(pl_module).__name__}.policy_model is not a PackedModel, so there is nothing "
                 "to export; subclass AlignmentModule, or take the callback out of trainer.callbacks."
             )
         trained = [name for name, parameter in pl_module.named_parameters() if parameter.requires_grad]
@@ -104,7 +104,7 @@ class HuggingFaceExport(Callback):
         return None
 
 
-def _weights(policy: PolicyModel, kept: bool) -> dict[str, Tensor]:
+def _weights(policy: PackedModel, kept: bool) -> dict[str, Tensor]:
     """The policy's weights on the CPU where they are kept; all ranks must call this, each holds a tensor at a time."""
     with unflattened(policy):
         weights = full_tensors((unwrapped(name), tensor) for name, tensor in policy.model.state_dict().items())

@@ -20,7 +20,7 @@ from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.errors import first_line
-from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.packing.model import PackedModel
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.optimization.run_length import run_length
 from lion_lightning.planning.job import job_of
@@ -181,7 +181,7 @@ def _models(module: LightningModule) -> dict[str, Section]:
 def _notes(module: LightningModule) -> str:
     """What is special about how the policy runs: layers that see no flat rows, balance of experts; mostly nothing."""
     policy = getattr(module, "policy", None)
-    if not isinstance(policy, PolicyModel):
+    if not isinstance(policy, PackedModel):
         return ""
     notes = []
     if not policy.packed:

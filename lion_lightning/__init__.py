@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lion_lightning.modules.base import AlignmentModule
     from lion_lightning.modules.dpo import DPOModule
     from lion_lightning.modules.online import OnlineDPOModule
+    from lion_lightning.modules.reward import RewardModule
     from lion_lightning.modules.sft import SFTModule
     from lion_lightning.references.base import (
         AdapterOffReference,
@@ -56,6 +57,7 @@ __all__ = [
     "PreferenceLoss",
     "Reference",
     "RefreshedReference",
+    "RewardModule",
     "SFTDataModule",
     "SFTModule",
     "Source",
@@ -84,6 +86,7 @@ _HOMES = {
     "PreferenceLoss": "losses.pairs.preference",
     "Reference": "references.base",
     "RefreshedReference": "references.cached",
+    "RewardModule": "modules.reward",
     "SFTDataModule": "data.sft",
     "SFTModule": "modules.sft",
     "Source": "data.sources.source",

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from typing_extensions import override
 
 from lion_lightning.errors import first_line
@@ -26,8 +27,8 @@ class RewardModelJudge(ModelJudge):
     """The logit of a sequence classifier of transformers with ``num_labels=1``.
 
     Conversations are rendered with the chat template of the model's tokenizer; for plain text, prompt and answer are
-    concatenated. Special tokens in answers are escaped, so that no answer adds turns. Scores do not depend on the
-    batch. Equal texts are computed once and tie exactly.
+    concatenated and end with EOS, as reward models are trained here and in TRL. Special tokens in answers are escaped,
+    so that no answer adds turns. Scores do not depend on the batch. Equal texts are computed once and tie exactly.
 
     Args:
         model: Hugging Face folder or hub id; safetensors only.
@@ -69,6 +70,12 @@ class RewardModelJudge(ModelJudge):
 
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         config = stored_config(self.path, **options)
+        names = config.architectures or ()
+        if names and all(name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in names):
+            raise ValueError(
+                f"{self.path}: a language model ({names[0]}), not a reward model; give a folder that RewardModule "
+                "exported (configs/reward.yaml), or another sequence classifier with num_labels=1"
+            )
         if config.num_labels != 1:
             raise ValueError(
                 f"{self.path}: the model has {config.num_labels} logits, so it is not a reward model; give one that "
@@ -108,7 +115,9 @@ class RewardModelJudge(ModelJudge):
             text = prompt.text + escape_special_tokens(answer, special_tokens(self.tokenizer))
             bos = self.tokenizer.bos_token
             once = not (bos and text.startswith(bos))  # a prompt may begin with the BOS already
-            return self.tokenizer(text, add_special_tokens=once, verbose=False).input_ids  # type: ignore[no-any-return]
+            ids: list[int] = self.tokenizer(text, add_special_tokens=once, verbose=False).input_ids
+            eos = self.tokenizer.eos_token_id
+            return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]  # as in training, here and in TRL
         # The template has the special tokens already: adding them would double the BOS.
         text = self._rendered(prompt, answer)
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel
 
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import local_rows, to_local
+
+log = logging.getLogger(__name__)
 
 
 def token_embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -39,10 +42,17 @@ def still_tied(model: PreTrainedModel) -> bool:
     return not any(hasattr(table, "modules_to_save") for table in tables) or tables[0].weight is tables[1].weight
 
 
-def untied(model: PreTrainedModel) -> bool:
-    """True if the files hold two different weights for embedding and head although the config ties them."""
-    ties = bool(model.config.get_text_config().tie_word_embeddings) and bool(model._tied_weights_keys)
-    return ties and len(token_embeddings(model)) > 1
+def keep_untied(model: PreTrainedModel) -> None:
+    """Untie embedding and head of a loaded model, with a warning, if its files hold two that differ."""
+    text = model.config.get_text_config()
+    tied = bool(text.tie_word_embeddings) and bool(model._tied_weights_keys)
+    if tied and len(token_embeddings(model)) > 1:
+        log.warning(
+            "%s: its config.json ties embedding and head, and its files hold two that differ; both are kept and "
+            "trained untied.",
+            model.config._name_or_path,
+        )
+        text.tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
 def train_padding_row(model: PreTrainedModel) -> None:

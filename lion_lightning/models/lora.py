@@ -57,12 +57,13 @@ class LoRASpec:
         if not self.target_modules:
             raise ValueError("policy.lora.target_modules is empty; name layers, or `all-linear`")
 
-    def apply(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
+    def apply(self, model: PreTrainedModel, new_ids: list[int], head: str | None = None) -> nn.Module:
         """Wrap a model in adapters; rows of new tokens are trained next to them.
 
         Args:
             model: The base model; all its weights are frozen.
             new_ids: Tokens that the base model was not trained on; their embeddings are trained.
+            head: Name of a classifier's head, which is trained in full; None for a causal LM.
 
         Raises:
             ModuleNotFoundError: peft is not installed.
@@ -80,10 +81,10 @@ class LoRASpec:
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             exclude_modules=self._excluded(model) or None,
-            modules_to_save=[*self.modules_to_save] or None,  # a copy: peft appends to the list
+            modules_to_save=[*self.modules_to_save, *([head] if head else [])] or None,  # a copy: peft appends to it
             trainable_token_indices=self._token_rows(model, new_ids),
             ensure_weight_tying=self._trains_tied(model),  # copies of embedding and head stay one weight
-            task_type="CAUSAL_LM",
+            task_type="SEQ_CLS" if head else "CAUSAL_LM",
         )
         return get_peft_model(model, config)
 

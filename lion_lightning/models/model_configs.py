@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lion_lightning.cache import read_object
@@ -95,11 +94,23 @@ def config_from(settings: Mapping[str, Any], where: str) -> PretrainedConfig:
     return config
 
 
-def require_known(config: PretrainedConfig) -> None:
-    """Refuse a model that no export could be loaded as: its config is not that of a causal LM for transformers.
+def is_classifier(architectures: object) -> bool:
+    """True for a sequence classifier, which a reward model is.
+
+    Args:
+        architectures: What a config names as its classes: a list, or None.
+    """
+    names = architectures if isinstance(architectures, list | tuple) else ()
+    return any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
+def require_known(config: PretrainedConfig, what: str, kinds: Container[str]) -> None:
+    """Refuse a model that no export could be loaded as: its config is not that of such a model for transformers.
 
     Args:
         config: Of the model that was built, which may be a part of the config that was given (Mllama, Emu 3).
+        what: What it is, in words.
+        kinds: Types of models that transformers loads as one.
 
     Raises:
         ValueError: It is not.
@@ -108,8 +119,8 @@ def require_known(config: PretrainedConfig) -> None:
         kind = type(config_from(config.to_dict(), "policy.config")).model_type
     except ValueError as error:
         raise ValueError(f"{error}; so its export could not be loaded") from error
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(f"policy.config: transformers loads no causal LM of type {kind}, as its export would be")
+    if kind not in kinds:
+        raise ValueError(f"policy.config: transformers loads no {what} of type {kind}, as its export would be")
 
 
 def _forget_code(config: PretrainedConfig) -> None:

@@ -4,46 +4,50 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lion_lightning.models.checkpoints.export_files import require_intact
 from lion_lightning.models.embeddings import (
     add_token_rows,
     embedding_names,
+    keep_untied,
     new_rows,
     train_padding_row,
-    untied,
     vocabulary_rows,
 )
 from lion_lightning.models.generation.settings import stored_settings, within_vocabulary
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.model_configs import (
     config_from,
+    is_classifier,
     not_loadable,
     require_known,
     require_safetensors,
     stored_config,
     without_dropout,
 )
+from lion_lightning.models.packing.liger import apply_liger
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.quantization import NF4Spec, keep_layout
 from lion_lightning.models.settings import asked_spec, check_types, spec_from
-from lion_lightning.models.weights.checks import WrongWeightsError, load_complete
+from lion_lightning.models.weights.checks import SAME_HEAD, HeadChange, WrongWeightsError, load_complete
 from lion_lightning.models.weights.dtensor import reshard
 from lion_lightning.models.weights.fsdp import Sharding
 from lion_lightning.models.weights.sharded_loading import (
     ShardedLoadingError,
     WeightFiles,
     init_empty,
+    init_head,
     read_rows,
     require_matching_shapes,
     start_new_rows,
@@ -93,6 +97,11 @@ class PolicySpec:
     quantization: NF4Spec | None = None
     trainable_rows: Literal["new"] | int | list[int] | None = None
     trust_remote_code: bool = False
+
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
+    """Class of transformers that makes such models."""
+    known: ClassVar[tuple[str, Container[str]]] = ("causal LM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """What it makes, and of which types."""
 
     def __post_init__(self) -> None:
         """Check the settings; ``lora`` and ``quantization`` may be mappings, as they come back from a checkpoint."""
@@ -164,11 +173,14 @@ class PolicySpec:
         except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(not_loadable(path, error)) from error
         with weight_files as files:
-            known = self.load_config().get_text_config().vocab_size
+            config = self.load_config()
+            known = config.get_text_config().vocab_size
             model = self._load(rows=max(vocabulary, known))
+            head = self.head_change(config)
+            init_head(model, head.new)
             embeddings = embedding_names(model)  # before adapters and FSDP change the names
             policy = self._prepared(model, new_ids, probe=False)
-            names = tensor_names(model, files)
+            names = tensor_names(model, files, head.unused)
             to_meta(model, names)  # adapters stay: their initial values are not in the files
             sharding.apply(policy)
             read_rows(model, files, names, sharding.device)
@@ -180,21 +192,48 @@ class PolicySpec:
     def adapted(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
         """Set a model up for training, in place: kernels, adapters, recomputation; ``new_ids`` as in :meth:`build`."""
         if self.liger:
-            _apply_liger(model)
-        adapted = self.lora.apply(model, new_ids) if self.lora else model
+            apply_liger(model)
+        adapted = self.with_adapters(model, new_ids)
         set_recompute(model, self.recompute)
         return adapted
 
+    def with_adapters(self, model: PreTrainedModel, new_ids: list[int]) -> nn.Module:
+        """The model in the adapters of ``lora``, if there are any."""
+        return self.lora.apply(model, new_ids) if self.lora else model
+
+    def wrap(self, model: nn.Module, packed: bool | None = None, probe: bool = True) -> PolicyModel:
+        """The model behind the forward that stages call; arguments as of :class:`PolicyModel`."""
+        return PolicyModel(model, packed, probe)
+
+    def head_change(self, config: PretrainedConfig) -> HeadChange:
+        """Weights in which the model and its files differ: here, none.
+
+        Args:
+            config: As the files have it.
+        """
+        return SAME_HEAD
+
     def _prepared(self, model: PreTrainedModel, new_ids: list[int], probe: bool = True) -> PolicyModel:
         # transformers loads in evaluation mode, which turns gradient checkpointing off
-        return PolicyModel(self.adapted(model, new_ids), packed=self.attention in PATHS, probe=probe).train()
+        return self.wrap(self.adapted(model, new_ids), packed=self.attention in PATHS, probe=probe).train()
 
     def load_config(self) -> PretrainedConfig:
         """The transformers config, dropout off.
 
         Raises:
-            ValueError: Not exactly one of ``path`` and ``config`` is given, or no config is found.
+            ValueError: Not exactly one of ``path`` and ``config`` is given, no config is found, or it is not that of a
+                causal LM.
         """
+        config = self.read_config()
+        if is_classifier(config.architectures):
+            raise ValueError(
+                f"policy: {self.path or self.config} is a reward model, which writes no answers; give a causal LM, and "
+                "the reward model to RewardModelJudge or RewardModule"
+            )
+        return config
+
+    def read_config(self) -> PretrainedConfig:
+        """The transformers config of whatever model it is, dropout off."""
         if (self.path is None) == (self.config is None):
             raise ValueError(
                 "policy: give either `path` (load weights) or `config` (start from random weights), and null for the "
@@ -230,67 +269,37 @@ class PolicySpec:
         if self.path is not None:
             require_safetensors(Path(self.path))
             require_intact(Path(self.path))
-        settings = self._generation_settings(config)
+        source = self.path or self.config
+        settings = GenerationConfig()  # type: ignore[no-untyped-call]
+        if isinstance(source, str):  # a mapping brings none
+            size = config.get_text_config().vocab_size
+            settings = within_vocabulary(stored_settings(source, self.revision), size, source)
         try:
             if self.path is not None and rows is None:
                 model = self._load_weights(self.path, config, {**options, "generation_config": settings})
+            elif rows is None:
+                model = self.auto_class.from_config(config, **options)
             else:
-                model = _from_config(config, rows, options)
+                config.get_text_config().vocab_size = rows
+                model = init_empty(partial(self.auto_class.from_config, config, **options))
         except (ShardedLoadingError, WrongWeightsError, ModuleNotFoundError):
             raise
         except Exception as error:  # a malformed config may raise anything in transformers and its models
             if isinstance(error, KeyError) and error.args == (self.attention,):  # handled by _load
                 raise
-            source = self.path or self.config
             raise ValueError(not_loadable(source if isinstance(source, str) else "policy.config", error)) from error
         if not self.trust_remote_code:
-            require_known(model.config)
+            require_known(model.config, *self.known)
         model.generation_config = settings
         return model
 
-    def _generation_settings(self, config: PretrainedConfig) -> GenerationConfig:
-        """Those of the folder of the model or its config; none if the config is a mapping."""
-        source = self.path or self.config
-        if isinstance(source, str):
-            size = config.get_text_config().vocab_size
-            return within_vocabulary(stored_settings(source, self.revision), size, source)
-        return GenerationConfig()  # type: ignore[no-untyped-call]
-
     def _load_weights(self, path: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
-        auto: Any = AutoModelForCausalLM
+        auto = self.auto_class
         options = {**options, "config": config, "revision": self.revision, "use_safetensors": True}
         if self.quantization is not None:
             options["quantization_config"] = self.quantization.config(options["dtype"])
         if not self.trust_remote_code:  # custom code may not run on the meta device
             require_matching_shapes(path, self.revision, config, partial(auto.from_config, config))
-        model: PreTrainedModel = load_complete(auto.from_pretrained, path, **options)
-        if untied(model):
-            log.warning(
-                "%s: its config.json ties embedding and head, and its files hold two that differ; both are kept and "
-                "trained untied.",
-                path,
-            )
-            model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+        model: PreTrainedModel = load_complete(auto.from_pretrained, path, self.head_change(config), **options)
+        keep_untied(model)
         return model
-
-
-def _apply_liger(model: PreTrainedModel) -> None:
-    """Liger's kernels for norms, rotary embeddings and MLPs; not its fused loss, which the head here replaces."""
-    try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    except ModuleNotFoundError:
-        log.warning("policy.liger: liger-kernel is not installed, so the model's own kernels run.")
-        return
-    if not torch.cuda.is_available():
-        log.warning("policy.liger: Liger's kernels need a GPU, so the model's own kernels run.")
-        return
-    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
-
-
-def _from_config(config: PretrainedConfig, rows: int | None, options: dict[str, Any]) -> PreTrainedModel:
-    """A model with random weights; with ``rows``, an empty one."""
-    auto: Any = AutoModelForCausalLM
-    if rows is None:
-        return cast(PreTrainedModel, auto.from_config(config, **options))
-    config.get_text_config().vocab_size = rows
-    return init_empty(partial(auto.from_config, config, **options))

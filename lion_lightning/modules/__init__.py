@@ -9,6 +9,7 @@ from lion_lightning.modules.optimization.schedules import (
     LinearWithWarmup,
     WarmupSchedule,
 )
+from lion_lightning.modules.reward import RewardModule
 from lion_lightning.modules.sft import SFTModule
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DPOModule",
     "LinearWithWarmup",
     "OnlineDPOModule",
+    "RewardModule",
     "SFTModule",
     "WarmupSchedule",
 ]

@@ -81,10 +81,12 @@ class AlignmentModule(SteppedPolicy, ABC):
     Attributes:
         items: What the loss of a global step is divided by the number of, as people say it.
         typical_answers: Answers to a prompt that estimates of memory and time assume; 0 for documents.
+        spec_class: How the trained model is built from what ``policy`` says.
     """
 
     items: ClassVar[str] = "items"
     typical_answers: ClassVar[int] = 0
+    spec_class: ClassVar[type[PolicySpec]] = PolicySpec
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class AlignmentModule(SteppedPolicy, ABC):
                 if is_secret(name) or holds_secret(str(value)):  # it would be in each checkpoint, and in hparams.yaml
                     del self.hparams[name], cast(dict[str, Any], self._hparams_initial)[name]
             clean_namespace(self.hparams)  # of functions, as the Trainer would do, with advice that is for us
-        self.policy_spec = PolicySpec.of(policy)
+        self.policy_spec = self.spec_class.of(policy)
         self.tokenizer_spec = _as_tokenizer_spec(tokenizer, self.policy_spec)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler

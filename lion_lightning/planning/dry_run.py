@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from lion_lightning.errors import first_line
 from lion_lightning.models.embeddings import vocabulary_rows
@@ -102,7 +101,7 @@ class DryRun:
             # Weights of four bits are unpacked into the dtype of the product, so autocast makes no further copy.
             for layer in packed_layers(self.spec, model) if self.autocast else ():
                 layer.weight = nn.Parameter(layer.weight.to(torch.bfloat16), requires_grad=False)
-            policy = _Unprobed(model).train()
+            policy = self.spec.wrap(model, probe=False).train()  # fake tensors have no logits to check
             counter = MemoryCounter((*policy.parameters(), *policy.buffers()), vocabulary_rows(policy.causal_lm))
             # The next phase begins when the gradient of the last layer's output exists, and of the one before it.
             last = decoder_layers(policy.causal_lm)[-2:][::-1]
@@ -111,17 +110,11 @@ class DryRun:
             _settle_gradients(policy, counter, self.stays)
             with counter:
                 with counter.at("forward"), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                    loss = policy(packed_batch(self.lengths, self.parents)).values.sum()
+                    output: Any = policy(packed_batch(self.lengths, self.parents))
+                    loss = (output if isinstance(output, Tensor) else output.values).sum()
                 with counter.at("head backward"):
                     torch.autograd.backward(loss)
         return counter.peaks
-
-
-class _Unprobed(PolicyModel):
-    """A policy of fake tensors, whose logits cannot be checked."""
-
-    @override
-    def probe(self) -> None: ...
 
 
 def packed_batch(lengths: Sequence[int], parents: Sequence[int]) -> PackedBatch:
@@ -129,7 +122,8 @@ def packed_batch(lengths: Sequence[int], parents: Sequence[int]) -> PackedBatch:
     segments, tokens = segment_table(lengths, parents), sum(lengths)
     places = torch.zeros(tokens - sum(parent < 0 for parent in parents), dtype=torch.int64)
     ids = torch.zeros(tokens, dtype=torch.int64)
-    return PackedBatch(ids, ids.clone(), segments, places, places.clone(), places.clone())
+    values = (0.0,) * sum(parent >= 0 for parent in parents)
+    return PackedBatch(ids, ids.clone(), segments, places, places.clone(), places.clone(), values=values)
 
 
 def _turn_at_gradient(counter: MemoryCounter, moment: str, layer: nn.Module, inputs: Any, output: Any) -> None:

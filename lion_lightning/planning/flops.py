@@ -84,7 +84,9 @@ def _causal_pairs(tokens: int, window: int | None) -> int:
 def _flops(model: PreTrainedModel, trained: float, frozen: float, attention: float) -> TrainingFlops:
     """FLOPs at so many for each weight that is trained or not, and for each pair and dimension of a head."""
     config = model.config.get_text_config()
-    head_trains = any(parameter.requires_grad for parameter in output_head(model).parameters())
+    head = output_head(model)  # none in a reward model, whose own is one row for each answer
+    head_trains = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+    rows = 0 if head is None else vocabulary_rows(model)
     # Attention is two products forward, 4 FLOPs for each dimension of each head, and backward twice that.
     heads = getattr(config, "num_attention_heads", None) or 0
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
@@ -93,7 +95,7 @@ def _flops(model: PreTrainedModel, trained: float, frozen: float, attention: flo
     layers = Counter(windows[kind] for kind in kinds if kind in windows)  # others (linear, state-space) have no pairs
     return TrainingFlops(
         per_token=sum(size * (trained if trains else frozen) for size, trains in _matrices(model)),
-        per_target=vocabulary_rows(model) * config.hidden_size * (trained if head_trains else frozen),
+        per_target=rows * config.hidden_size * (trained if head_trains else frozen),
         per_pair={window: attention * count * heads * size for window, count in layers.items()},
     )
 
@@ -101,7 +103,8 @@ def _flops(model: PreTrainedModel, trained: float, frozen: float, attention: flo
 def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, bool]]:
     """Size of each matrix that a token is multiplied with, embedding and head left out, and whether it trains."""
     text: Any = model.config.get_text_config()
-    skipped = set(map(id, (*model.get_input_embeddings().modules(), *output_head(model).modules())))
+    tables = (model.get_input_embeddings(), output_head(model))
+    skipped = {id(part) for table in tables if table is not None for part in table.modules()}
     for name, module in model.named_modules():
         # peft keeps the frozen original of a fully trained layer; it does not run
         if id(module) in skipped or isinstance(module, nn.Embedding | nn.Conv1d) or "original_module" in name:

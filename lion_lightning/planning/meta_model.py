@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from lion_lightning.models.spec import PolicySpec
 
@@ -28,9 +27,8 @@ def meta_model(spec: PolicySpec, depth: int | None = None) -> nn.Module:
             if isinstance(value, list) and len(value) == layers:  # a kind for each layer
                 setattr(text, name, value[:depth])
     attention = "lion" if spec.attention.startswith("lion") else spec.attention
-    auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(config, attn_implementation=attention, dtype=getattr(torch, spec.dtype))
+        model = spec.auto_class.from_config(config, attn_implementation=attention, dtype=getattr(torch, spec.dtype))
         return spec.adapted(model, [])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.packing.model import PackedModel
 
 
 class WrapLayers:
@@ -17,4 +17,4 @@ class WrapLayers:
 
     def __call__(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
         """True if a module is a unit, or if its children are to be visited (FSDP calls this)."""
-        return recurse or isinstance(module, GradientCheckpointingLayer | PolicyModel)
+        return recurse or isinstance(module, GradientCheckpointingLayer | PackedModel)

@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -34,11 +33,19 @@ from lion_lightning.models.generation.settings import (
 )
 from lion_lightning.models.lora import write_adapter
 from lion_lightning.models.model_configs import config_from
+from lion_lightning.models.rewards.padding import set_padding
+from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.models.weights.base_model import require_base_model, trained_names
 from lion_lightning.models.weights.checks import require_finite, require_matching
 from lion_lightning.printing import redacted
 
 log = logging.getLogger(__name__)
+
+
+REWARD_MODEL = """This is a reward model: it gives a conversation that ends in an answer one number, the higher the
+better. `AutoModelForSequenceClassification` loads it, and so does `RewardModelJudge(model=FOLDER)` of lion_lightning.
+Render conversations with `apply_chat_template`; an answer to a plain text is to end with the EOS token."""
+"""What the card of a reward model says."""
 
 
 def export_policy(
@@ -74,13 +81,14 @@ def export_policy(
     if left_out := other_weights(checkpoint["state_dict"]):
         log.warning("The export holds the policy alone; not in it: %s.", ", ".join(left_out[:3]))
     tokenizer = entry.tokenizer.load()
-    size = _config(entry).get_text_config().vocab_size
-    own = within_vocabulary(plain_settings(entry.generation), size, "the checkpoint")  # earlier versions kept them
-    settings = generation_config(tokenizer, own)
+    rewards = isinstance(entry.policy, RewardModelSpec)
+    if rewards:
+        set_padding(tokenizer)
     with new_export(folder) as temporary:
         write = _write_adapter if adapter else _write_model
         write(entry, weights, temporary, tokenizer)
-        write_settings(settings, temporary)
+        if not rewards:  # which generate nothing
+            _write_generation_settings(entry, temporary, tokenizer)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(model_card(entry), encoding="utf-8")
     return folder
@@ -120,12 +128,15 @@ def export_checkpoint(
 def model_card(entry: LionEntry) -> str:
     """Text of the model card."""
     base = entry.policy.path
-    header = ["---", "library_name: transformers", "tags: [lion-lightning]"]
+    rewards = isinstance(entry.policy, RewardModelSpec)
+    header = ["---", "library_name: transformers", f"tags: [lion-lightning{', reward-model' * rewards}]"]
+    header += ["pipeline_tag: text-classification"] if rewards else []
     header += [f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []
     sections = {"Policy": asdict(entry.policy), "Tokenizer": asdict(entry.tokenizer), "Data": entry.data}
     whose, module = _in_line(base or "A model"), _in_line(entry.module)
     objective = f"Objective: {_in_line(entry.objective)}. " if entry.objective else ""
     body = [f"# {whose}, trained with {module}", "", f"{objective}Optimizer steps: {entry.steps}."]
+    body += ["", REWARD_MODEL] if rewards else []
     for title, content in sections.items():
         shown = json.dumps(content, indent=2, default=str, ensure_ascii=False)
         body += ["", f"## {title}", "", "```json", shown, "```"]
@@ -160,6 +171,12 @@ def _write_model(
         agree_with(config, tokenizer)
     plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # its own file is written apart
     plain.save_pretrained(folder)
+
+
+def _write_generation_settings(entry: LionEntry, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    size = _config(entry).get_text_config().vocab_size
+    own = within_vocabulary(plain_settings(entry.generation), size, "the checkpoint")  # earlier versions kept them
+    write_settings(generation_config(tokenizer, own), folder)
 
 
 def _write_adapter(entry: LionEntry, weights: Mapping[str, Tensor], folder: Path, _: PreTrainedTokenizerBase) -> None:
@@ -207,13 +224,14 @@ def _require_all(model: Any, given: Mapping[str, Tensor], wanted: Container[str]
 
 
 def _with_adapters(entry: LionEntry, model: PreTrainedModel) -> Any:
-    return entry.policy.lora.apply(model, entry.new_ids) if entry.policy.lora is not None else model
+    return entry.policy.with_adapters(model, entry.new_ids)
 
 
 def _random(entry: LionEntry) -> PreTrainedModel:
     """The model with random weights, for a checkpoint that holds all of them."""
-    auto: Any = AutoModelForCausalLM
-    made: PreTrainedModel = auto.from_config(_config(entry), trust_remote_code=entry.policy.trust_remote_code)
+    made: PreTrainedModel = entry.policy.auto_class.from_config(
+        _config(entry), trust_remote_code=entry.policy.trust_remote_code
+    )
     return made
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from lion_lightning.models.checkpoints.folders import PREFIX
+from lion_lightning.models.model_configs import is_classifier
+from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.models.settings import check_types, spec_from
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -20,7 +22,7 @@ class LionEntry:
     """What an export is made by: plain data in the checkpoint, specs here.
 
     Attributes:
-        policy: The policy's spec.
+        policy: The policy's spec; of a reward model, a :class:`RewardModelSpec`.
         tokenizer: The tokenizer's spec.
         config: The transformers config, with its ``model_type``.
         new_ids: Tokens that the base model was not trained on.
@@ -63,7 +65,8 @@ def read_entry(checkpoint: object, trust_remote_code: bool) -> LionEntry:
         raise ValueError(f"its `lion` entry is a {type(given).__name__}, not a mapping; take another checkpoint")
     names = [one.name for one in fields(LionEntry) if one.name != "asked_for_code"]
     entry = spec_from(LionEntry, {name: given[name] for name in names if name in given}, "its `lion` entry")
-    policy = spec_from(PolicySpec, entry.policy, "its `lion` entry: policy")
+    kind = RewardModelSpec if is_classifier(entry.config.get("architectures")) else PolicySpec
+    policy = spec_from(kind, entry.policy, "its `lion` entry: policy")
     tokenizer = spec_from(TokenizerSpec, entry.tokenizer, "its `lion` entry: tokenizer")
     return replace(
         entry,

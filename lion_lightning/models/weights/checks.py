@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,11 +19,28 @@ class WrongWeightsError(ValueError):
     """Weights that do not belong to the model, or are not finite."""
 
 
-def load_complete(load: Callable[..., Any], source: str, **options: Any) -> Any:
+class HeadChange(NamedTuple):
+    """Weights in which a model and the files that it is built from differ, since it gets another head.
+
+    Attributes:
+        new: Names of the model's that the files lack; they start at random.
+        unused: Names in the files that the model does not have.
+    """
+
+    new: frozenset[str] = frozenset()
+    unused: frozenset[str] = frozenset()
+
+
+SAME_HEAD = HeadChange()
+"""Of a model with all the weights in its files."""
+
+
+def load_complete(load: Callable[..., Any], source: str, head: HeadChange = SAME_HEAD, **options: Any) -> Any:
     """Load a model, and require that its files hold exactly its tensors, but for those that transformers ignores."""
     with _without_load_report():
         model, info = load(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    require_matching(f"{source}: its", info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    missing, unexpected = {*info["missing_keys"]} - head.new, {*info["unexpected_keys"]} - head.unused
+    require_matching(f"{source}: its", missing, unexpected, info["mismatched_keys"])
     return model
 
 

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from lion_lightning.models.packing.mixers import named_decoder_layers
-from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.packing.model import PackedModel
 from lion_lightning.models.weights.dtensor import broadcast_parameters
 
 
@@ -36,7 +36,7 @@ class Sharding:
     precision: MixedPrecisionPolicy = field(default_factory=MixedPrecisionPolicy)
     offload: OffloadPolicy = field(default_factory=OffloadPolicy)
 
-    def apply(self, policy: PolicyModel) -> None:
+    def apply(self, policy: PackedModel) -> None:
         """Shard a model in place: one unit per decoder layer, one for the rest.
 
         Args:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-from lion_lightning.models.policy import PolicyModel
+from lion_lightning.models.packing.model import PackedModel
 from lion_lightning.models.quantization import dequantized, is_quantized
 from lion_lightning.models.weights.dtensor import to_full
 from lion_lightning.types import PackedBatch, Segment
 
 
 @contextmanager
-def unsharded(policy: PolicyModel) -> Iterator[None]:
+def unsharded(policy: PackedModel) -> Iterator[None]:
     """Hold the full weights for a while, so that ranks may run different numbers of forwards without waiting.
 
     Args:
@@ -44,7 +44,7 @@ def unsharded(policy: PolicyModel) -> Iterator[None]:
 
 
 @contextmanager
-def unflattened(policy: PolicyModel) -> Iterator[None]:
+def unflattened(policy: PackedModel) -> Iterator[None]:
     """Give weights that FSDPStrategy has flattened their shapes and names back; this gathers them.
 
     Weights sharded by FSDP2 keep shape and name, and stay sharded.

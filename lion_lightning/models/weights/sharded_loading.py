@@ -122,12 +122,13 @@ def base_name(name: str) -> str:
     return _PEFT_WRAPPERS.sub("", name)
 
 
-def tensor_names(model: PreTrainedModel, files: WeightFiles) -> dict[str, str]:
+def tensor_names(model: PreTrainedModel, files: WeightFiles, unused: Container[str] = ()) -> dict[str, str]:
     """Name in the files of each parameter that they hold.
 
     Args:
         model: From :func:`init_empty`, with or without adapters.
         files: Of the base model; names there may lack the prefix of the headless model.
+        unused: Names in the files that the model need not have.
 
     Raises:
         ShardedLoadingError: The files lack a parameter of the base model, or hold a tensor that belongs to none.
@@ -141,18 +142,20 @@ def tensor_names(model: PreTrainedModel, files: WeightFiles) -> dict[str, str]:
             found[name] = known[0]
         elif parameter.untyped_storage().nbytes() < parameter.numel() * parameter.element_size():  # still empty
             raise ShardedLoadingError(f"the files have no {name}")
-    _require_no_others(model, files, found)
+    _require_no_others(model, files, found, unused)
     return found
 
 
-def _require_no_others(model: PreTrainedModel, files: WeightFiles, found: Mapping[str, str]) -> None:
+def _require_no_others(
+    model: PreTrainedModel, files: WeightFiles, found: Mapping[str, str], unused: Container[str]
+) -> None:
     """Refuse files with tensors that belong to no parameter, but for those that transformers itself leaves unused."""
     ignored = list(model._keys_to_ignore_on_load_unexpected or ())
     if any(buffer.endswith("rotary_emb.inv_freq") for buffer, _ in model.named_buffers()):
         ignored.append(r"rotary_emb\.inv_freq")
     parameters = {base_name(own): parameter for own, parameter in model.named_parameters(remove_duplicate=False)}
     for name in files.names.keys() - set(found.values()):
-        if any(re.search(pattern, name) for pattern in ignored):
+        if name in unused or any(re.search(pattern, name) for pattern in ignored):
             continue
         # It may be another name of a tied weight, if it has the same values.
         twins = [source for own, source in found.items() if parameters[base_name(own)] is parameters.get(name)]
@@ -190,6 +193,19 @@ def _init_buffer(model: PreTrainedModel, module: nn.Module, name: str) -> None:
         values.append(module._buffers[name])
     if not torch.equal(*values):  # type: ignore[arg-type]
         raise ShardedLoadingError(f"{type(module).__name__}'s code does not initialize its buffer {name}")
+
+
+def init_head(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Initialize weights of an empty model that its files lack, as the model's own code does.
+
+    Args:
+        model: From :func:`init_empty`, changed in place.
+        names: Of the weights.
+    """
+    for name in names:
+        layer: Any = model.get_submodule(name.rpartition(".")[0])
+        layer.weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=layer.weight.dtype))
+        model._init_weights(layer)  # type: ignore[no-untyped-call]
 
 
 def to_meta(module: nn.Module, names: Iterable[str]) -> None:

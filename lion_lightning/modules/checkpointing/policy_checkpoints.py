@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from lion_lightning.models.checkpoints.files import require_checkpoint, require_lightning
 from lion_lightning.models.checkpoints.lion_entry import require_plain_entry
+from lion_lightning.models.packing.model import PackedModel
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -259,7 +260,7 @@ class PolicyCheckpoints(LightningModule):
         trained = trained_names(self.policy_model)  # its copies have the same names, and learn nothing
         found: set[str] = set()
         for name, part in self.named_modules():
-            if isinstance(part, PolicyModel) and part.has_adapters:
+            if isinstance(part, PackedModel) and part.has_adapters:
                 found |= base_names(names, prefix + unwrapped(f"{name}."), trained)
         return found
 
