@@ -65,7 +65,7 @@ class PackedModel(nn.Module, ABC):
 
     @abstractmethod
     def head_output(self, states: Tensor) -> Tensor | None:
-        """What the model's own forward gives as ``logits`` of one sequence; None if the states do not fit the head.
+        """What the head makes of a sequence, to be compared with :meth:`_logits`; None if the states do not fit it.
 
         Args:
             states: ``(tokens, hidden)`` hidden states of the sequence.

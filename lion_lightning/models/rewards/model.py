@@ -13,6 +13,9 @@ from typing_extensions import override
 from lion_lightning.models.packing.model import PackedModel
 from lion_lightning.types import PackedBatch
 
+PREFIXES = [0, 2, 4]
+"""Last tokens of the texts whose scores a model is checked by."""
+
 
 class RewardModel(PackedModel):
     """A classifier of transformers with one output, run on trees of answers; see :class:`PackedModel`.
@@ -60,7 +63,12 @@ class RewardModel(PackedModel):
     @override
     def head_output(self, states: Tensor) -> Tensor | None:
         fits = states.shape[-1] == score_head(self.causal_lm)[1].weight.shape[1]
-        return self._scores(states[-1:]) if fits else None
+        return self._scores(states[PREFIXES]) if fits else None
+
+    @override
+    def _logits(self, row: Tensor) -> Tensor:
+        # Of several texts: a single score may be so close to 0 that rounding is all that there is to compare.
+        return torch.cat([super(RewardModel, self)._logits(row[:, : last + 1]) for last in PREFIXES])
 
 
 def score_head(model: PreTrainedModel) -> tuple[str, Any]:

@@ -1,0 +1,147 @@
+"""A reward model from the command line: the shipped config trains and exports it, and a judge gives the same scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lion_lightning import PreferenceDataModule, RewardModule, Source, TokenizerSpec
+from lion_lightning.cli import main
+from lion_lightning.judges import RewardModelJudge
+from lion_lightning.types import Prompt
+from tests.demo import copy_demo, copy_start
+from tests.marks import slow_but
+
+ROOT = Path(__file__).parents[2]
+REWARD = ROOT / "configs" / "reward.yaml"
+SMALL = ["--trainer.enable_progress_bar=false", "--trainer.logger=false", "--trainer.num_sanity_val_steps=0"]
+ONE_STEP = [*SMALL, "--trainer.max_steps=1", "--trainer.callbacks=[]", "--trainer.enable_checkpointing=false"]
+VALIDATION = Path("runs/demo/preferences_validation.jsonl")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a small demo task, and random weights where the config expects those of stage 1."""
+    copy_demo(tmp_path / "runs" / "demo", preferences=60)
+    copy_start(tmp_path / "runs" / "sft" / "export")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def conversations() -> list[list[dict[str, str]]]:
+    """Of the validation rows, each prompt with its chosen and then its rejected answer."""
+    rows = [json.loads(line) for line in VALIDATION.read_text("utf-8").splitlines()]
+    return [row["prompt"] + row[side] for row in rows for side in ("chosen", "rejected")]
+
+
+def judged(model: str, turns: list[list[dict[str, str]]]) -> list[float]:
+    judge = RewardModelJudge(model)
+    judge.open(torch.device("cpu"))
+    prompts = [Prompt("", messages=tuple(each[:-1])) for each in turns]
+    return [scores[0] for scores in judge.score(prompts, [[each[-1]["content"]] for each in turns])]
+
+
+def in_training(model: str) -> dict[tuple[int, ...], float]:
+    """Reward of each conversation of the validation rows by the module, by its tokens."""
+    data = PreferenceDataModule([Source(str(VALIDATION))], TokenizerSpec(model), max_length=128, row_length=64)
+    data.prepare_data()
+    data.setup()
+    module = RewardModule(model)
+    module.configure_model()
+    found: dict[tuple[int, ...], float] = {}
+    for batch in data.train_dataloader():
+        with torch.inference_mode():
+            rewards = module.eval().reward_model(batch)
+        for answer, reward in zip(batch.answers, rewards.tolist(), strict=True):
+            spans = [batch.segments[batch.segments[answer].parent], batch.segments[answer]]
+            ids = torch.cat([batch.input_ids[span.start : span.stop] for span in spans])
+            found[tuple(ids.tolist())] = reward
+    return found
+
+
+def test_the_shipped_config_trains_a_judge_with_the_scores_of_training(folder: Path) -> None:
+    assert main(["fit", "-c", str(REWARD), *SMALL, "--trainer.max_steps=2"]) == 0
+    export = "runs/reward/export"
+    turns = conversations()
+    tokenizer: Any = AutoTokenizer.from_pretrained(export)
+    model = AutoModelForSequenceClassification.from_pretrained(export).eval()
+    texts = tokenizer.apply_chat_template(turns, padding=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        scores = model(**texts).logits[:, 0]
+    torch.testing.assert_close(torch.tensor(judged(export, turns)), scores, rtol=0, atol=1e-5)
+    trained = in_training(export)
+    for each, score in zip(turns, scores.tolist(), strict=True):
+        ids = tokenizer.apply_chat_template(each, return_dict=False)
+        assert trained[tuple(ids)] == pytest.approx(score, abs=1e-5)
+    card = Path(export, "README.md").read_text("utf-8")
+    assert "This is a reward model" in card
+    assert "RewardModule" in card
+    assert not Path(export, "generation_config.json").exists()
+    # the same from the checkpoint
+    assert main(["export", str(next(Path("runs/reward/checkpoints").glob("*.ckpt"))), "out"]) == 0
+    again = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    with torch.inference_mode():
+        assert torch.equal(again(**texts).logits[:, 0], scores)
+
+
+@pytest.mark.slow
+def test_a_reward_run_goes_on_from_an_exported_one(folder: Path) -> None:
+    assert main(["fit", "-c", str(REWARD), *SMALL, "--trainer.max_steps=1"]) == 0
+    assert main(["fit", "-c", str(REWARD), *ONE_STEP, "--model.policy.path=runs/reward/export"]) == 0
+
+
+@pytest.mark.slow
+def test_lora_trains_adapters_and_the_head_and_exports_them_merged(folder: Path) -> None:
+    lora = ["-c", str(ROOT / "configs/model/lora.yaml")]
+    assert main(["fit", "-c", str(REWARD), *lora, *SMALL, "--trainer.max_steps=2"]) == 0
+    turns = conversations()
+    scores = judged("runs/reward/export", turns)
+    assert len({*scores}) > len(turns) // 2
+    checkpoint = str(next(Path("runs/reward/checkpoints").glob("*.ckpt")))
+    assert main(["export", checkpoint, "out"]) == 0
+    assert judged("out", turns) == scores
+    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert not [name for name in stored if "lora_" not in name and "score" not in name]
+    assert main(["export", checkpoint, "adapters", "--adapter"]) == 0
+    assert json.loads(Path("adapters/adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+
+
+def test_plan_and_inspect_read_the_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-c", str(REWARD), "--gpus=2"]) == 0
+    assert "GiB" in capsys.readouterr().out
+    assert main(["inspect", "-c", str(REWARD), "--rows=1"]) == 0
+    assert "--- chosen" in capsys.readouterr().out
+
+
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "a negative margin": (["--model.margin=-1"], ["model.margin is -1"]),
+    "a margin by scores without scores": (["--model.margin_per_score=1"], ["model.margin_per_score", "no scores"]),
+    "a family without a classifier": (
+        ["--model.policy={path: null, config: {model_type: granite, vocab_size: 367, hidden_size: 32}}",
+         "--model.tokenizer.path=runs/demo/model"],
+        ["no sequence classifier of type granite"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", slow_but(BAD, "a margin by scores without scores"))
+def test_bad_input_gets_one_line_and_exit_code_2(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = BAD[case]
+    assert main(["fit", "-c", str(REWARD), *ONE_STEP, *arguments]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert all(word in error for word in expected), error
+
+
+@pytest.mark.parametrize("stage", slow_but(("sft", "dpo"), "dpo"))
+def test_a_reward_folder_is_no_policy(stage: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "-c", str(REWARD), *SMALL, "--trainer.max_steps=1"]) == 0
+    capsys.readouterr()
+    policy = "--model.policy={path: runs/reward/export, config: null}"
+    assert main(["fit", "-c", str(ROOT / f"configs/{stage}.yaml"), *ONE_STEP, policy]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "runs/reward/export is a reward model, which writes no answers; give a causal LM" in error
