@@ -21,7 +21,7 @@ from lion_lightning.models.weights.dtensor import full_parameters, is_sharded, u
 from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.references.base import Build, Reference
 from lion_lightning.references.scoring import score, uncached
-from lion_lightning.references.store import AnswerStore, answer_keys
+from lion_lightning.references.store import STORE_VERSION, AnswerStore, answer_keys
 from lion_lightning.types import PackedBatch, TokenLogps
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,10 @@ class CachedReference(Reference):
         """Look up the stored log-probs."""
         if self._store is None:
             raise ValueError("the cached reference is empty; call precompute(batches, ...) with all batches first")
-        return self._store.get(answer_keys(batch), batch.input_ids.device)
+        logps = self._store.get(answer_keys(batch), batch.input_ids.device)
+        if len(logps.values) != len(batch.targets):
+            raise ValueError("the cached reference knows log-probs of answers, and the batch has other targets as well")
+        return logps
 
     @override
     def precompute(self, batches: Iterable[PackedBatch], policy: PolicyModel, ranks: Ranks, title: str) -> None:
@@ -94,13 +97,15 @@ class CachedReference(Reference):
             config = policy.causal_lm.config
             # Everything that changes a value is part of the store's name.
             identity = {
+                "version": STORE_VERSION,
                 "weights": self.weights,
                 "precision": ranks.precision,
                 "attention": str(config._attn_implementation) if policy.packed else "padded",
             }
             if products := product_dtype(config):
                 identity["products"] = str(products)
-            self._store = AnswerStore(cache_folder("references", self.cache_dir) / hash_json(identity), identity)
+            folder = cache_folder("references", self.cache_dir) / hash_json(identity)
+            self._store = AnswerStore(folder, identity, ranks.rank)
         return self._store
 
     def _digest(self, policy: PolicyModel) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.references.store import AnswerStore, Keys, answer_counts, answer_keys
-from lion_lightning.types import PackedBatch
+from lion_lightning.references.answer_file import Keys
+from lion_lightning.references.store import AnswerStore, answer_counts, answer_keys
+from lion_lightning.types import PackedBatch, keep_answers
 
 FLUSH_SECONDS = 30.0
 """Most work that a kill can lose."""
@@ -20,11 +22,18 @@ FLUSH_SECONDS = 30.0
 def uncached(
     store: AnswerStore, batches: Iterable[PackedBatch], ranks: Ranks, title: str
 ) -> Iterator[tuple[PackedBatch, Keys]]:
-    """Batches of which any rank lacks an answer, with their keys: as many on every rank, for sharded models."""
+    """The answers of each batch that the store lacks, with their keys.
+
+    Batches of which no rank lacks an answer are skipped; of the others every rank gets one, for sharded models.
+    """
     for batch in tqdm(batches, f"reference log-probs: {title}", delay=2, disable=not ranks.is_first):
         keys = answer_keys(batch)
-        if not ranks.all_agree(bool(store.has(keys).all())):
-            yield batch, keys
+        lacking = np.flatnonzero(~store.has(keys))
+        _, first = np.unique(keys[lacking, 0], return_index=True)  # an answer may be in a batch twice
+        positions = np.sort(lacking[first])
+        if not ranks.all_agree(not len(positions)):
+            complete = len(positions) == len(keys)
+            yield batch if complete else keep_answers(batch, positions.tolist()), keys[positions]
 
 
 @torch.no_grad()
@@ -32,9 +41,9 @@ def score(store: AnswerStore, model: PolicyModel, batches: Iterable[tuple[Packed
     """Compute log-probs and add them to the store; they are written every ``FLUSH_SECONDS``."""
     flushed = time.monotonic()
     for batch, keys in batches:
-        batch = batch.to(ranks.device)
+        moved = batch.to(ranks.device)
         with ranks.autocast():
-            logps = model(batch)
+            logps = model(moved)
         store.add(keys, answer_counts(batch), logps)
         if time.monotonic() - flushed > FLUSH_SECONDS:
             store.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -13,62 +14,70 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lion_lightning.cache import atomic_write, explain_write_errors, read_object, remove_stale_files, unwrap_os_errors
+from lion_lightning.cache import atomic_write, explain_write_errors, read_object, remove_stale_files
 from lion_lightning.errors import first_line
-from lion_lightning.models.weights.hash import hash_tensors
+from lion_lightning.references.answer_file import AnswerFile, Counts, Keys, to_block
 from lion_lightning.types import PackedBatch, TokenLogps
 
 log = logging.getLogger(__name__)
 
-STORE_VERSION = 2
-"""Raise it when the same model and answer give other values: older stores are then no longer found."""
-
-Keys = npt.NDArray[np.uint64]
+STORE_VERSION = 3
+"""Part of what stores are found by. Raise it when files change, or the same model and answer give other values."""
 
 
 def answer_keys(batch: PackedBatch) -> Keys:
     """128-bit hash of each answer: the tokens of its prompt and its own, and which are targets. ``(answers, 2)``."""
     host = batch.on_cpu()
-    ids, logit_positions = host.input_ids.numpy(), host.logit_positions.numpy()
-    # Targets are sorted by segment: those of segment i are bounds[i] to bounds[i + 1].
-    bounds = np.searchsorted(host.target_segments.numpy(), np.arange(len(batch.segments) + 1))
+    ids, places = host.input_ids.numpy(), host.logit_positions.numpy()
+    bounds = _target_bounds(batch)
+    states: list[
+        blake2b
+    ] = []  # of each segment: what it and its ancestors hold, so that a prompt is hashed once for its answers
     digests = []
-    for number in batch.answers:
-        answer, prompt = batch.segments[number], batch.segments[batch.segments[number].parent]
-        targets = (
-            logit_positions[bounds[number] : bounds[number + 1]] - answer.start
-        )  # the first may be the prompt's end
-        state = blake2b(digest_size=16)
-        for numbers in (ids[prompt.start : prompt.stop], ids[answer.start : answer.stop], targets):
-            state.update(np.array([len(numbers), *numbers], np.int64).tobytes())
-        digests.append(state.digest())
-    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+    for number, segment in enumerate(batch.segments):
+        state = states[segment.parent].copy() if segment.parent >= 0 else blake2b(digest_size=16)
+        state.update(segment.length.to_bytes(8, "little") + ids[segment.start : segment.stop].tobytes())
+        states.append(state)
+        if segment.parent >= 0:
+            # Counted from the answer's start: its first target is predicted from elsewhere, its prompt's last token.
+            targets = np.maximum(places[bounds[number] : bounds[number + 1]] - segment.start, -1)
+            final = state.copy()
+            final.update(targets.tobytes())
+            digests.append(final.digest())
+    return np.frombuffer(b"".join(digests if batch.values else []), np.uint64).reshape(-1, 2)
 
 
-def answer_counts(batch: PackedBatch) -> npt.NDArray[np.int64]:
+def answer_counts(batch: PackedBatch) -> Counts:
     """Number of targets of each answer, ``(answers,)``."""
-    counts = np.bincount(batch.on_cpu().target_segments.numpy(), minlength=len(batch.segments))
-    return counts[np.array(batch.answers, np.int64)]
+    counts: Counts = np.diff(_target_bounds(batch))[np.array(batch.answers, np.int64)]
+    return counts
+
+
+def _target_bounds(batch: PackedBatch) -> npt.NDArray[np.int64]:
+    """Targets are sorted by segment: those of segment i are at ``bounds[i]`` to ``bounds[i + 1]``."""
+    return np.searchsorted(batch.on_cpu().target_segments.numpy(), np.arange(len(batch.segments) + 1))
 
 
 class AnswerStore:
-    """Log-probs of answers under one model, target by target. Several processes may add; each flush writes a new file.
+    """Log-probs of answers under one model, target by target. Several processes may add, each to a file of its own.
+
+    Keys and places are in memory, about 40 bytes per answer; log-probs stay on disk until they are read.
 
     Args:
         folder: Folder of the store; made on the first flush.
         identity: Plain data that the values depend on; another identity is another store.
+        rank: Number of this process among those that add: of an answer that several have scored at once, the first
+            one's log-probs are found.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.folder, self.identity = folder, {"version": STORE_VERSION, **identity}
-        self._pending: list[tuple[Keys, Tensor, Tensor]] = []
-        self._keys: Keys = np.empty((0, 2), np.uint64)
-        self._starts = self._counts = np.empty(0, np.int64)
-        self._values = np.empty(0, np.float32)
+    def __init__(self, folder: Path, identity: Mapping[str, Any], rank: int = 0) -> None:
+        self.folder, self.identity, self.rank = folder, dict(identity), rank
+        self._files: dict[Path, AnswerFile] = {}
+        self._own: Path | None = None  # the file that this process adds to
+        self._pending: list[tuple[Keys, Counts, Tensor]] = []
+        self._added: set[int] = set()  # first words of the keys that were added since the last reload
         self._require_identity()
         self.reload()
 
@@ -77,8 +86,9 @@ class AnswerStore:
         return len(self._keys)
 
     def has(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """True for each answer that is in the store, ``(answers,)``."""
-        return self._find(keys)[1]
+        """True for each answer that is in the store, or was added by this process; ``(answers,)``."""
+        added = np.fromiter((word in self._added for word in keys[:, 0].tolist()), np.bool_, len(keys))
+        return self._find(keys)[1] | added
 
     def get(self, keys: Keys, device: torch.device | str = "cpu") -> TokenLogps:
         """Log-probs of answers, one after the other, by keys ``(answers, 2)``; a ValueError if one is not there."""
@@ -88,51 +98,68 @@ class AnswerStore:
                 f"{self.folder}: no reference log-probs for {int((~found).sum())} of the batch's {len(keys)} answers; "
                 "precompute all of them first (CachedReference.precompute), and give all ranks the same `cache_dir`"
             )
-        parts = [self._values[self._starts[row] : self._starts[row] + self._counts[row]] for row in rows.tolist()]
+        places = zip(self._owners[rows].tolist(), self._starts[rows].tolist(), self._stops[rows].tolist(), strict=True)
+        parts = [self._words[owner][start:stop] for owner, start, stop in places]
         values = np.concatenate([np.empty(0, np.float32), *parts])
         return TokenLogps(torch.from_numpy(values).to(device, non_blocking=True))
 
-    def add(self, keys: Keys, counts: npt.NDArray[np.int64], logps: TokenLogps) -> None:
-        """Add answers, in memory until :meth:`flush`.
+    def add(self, keys: Keys, counts: Counts, logps: TokenLogps) -> None:
+        """Add answers, in memory until :meth:`flush`; does not wait for the device.
 
         Args:
             keys: ``(answers, 2)``.
             counts: ``(answers,)`` number of targets of each.
             logps: ``(targets,)`` of all of them, one after the other.
         """
-        self._pending.append((keys, torch.from_numpy(counts), logps.values.float().cpu()))
+        self._pending.append((keys, counts, logps.values.float()))
+        self._added.update(keys[:, 0].tolist())
 
     def flush(self) -> None:
-        """Write what was added, atomically."""
+        """Write what was added: a block more in this process's file."""
         if not self._pending:
             return
-        keys = torch.from_numpy(np.concatenate([keys for keys, *_ in self._pending]).view(np.int64))
-        counts = torch.cat([counts for _, counts, _ in self._pending])
-        values = torch.cat([values for *_, values in self._pending])
-        content = {"keys": keys, "counts": counts, "values": values}
-        metadata = {"digest": hash_tensors(content.items())}
+        keys, counts = (np.concatenate(parts) for parts in list(zip(*self._pending, strict=True))[:2])
+        block = to_block(keys, counts, torch.cat([values for *_, values in self._pending]).cpu().numpy())
         with explain_write_errors(self.folder, "reference log-probs"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_stale_files(self.folder)
-            with atomic_write(self.folder / "identity.json") as temporary:
-                temporary.write_text(json.dumps(self.identity, indent=1), "utf-8")
-            with atomic_write(self.folder / f"{uuid4().hex}.safetensors") as temporary, unwrap_os_errors():
-                save_file(content, temporary, metadata)
+            if self._own is None:
+                self._begin(block)
+            else:
+                self._append(self._own, block)
         self._pending = []
 
     def reload(self) -> None:
         """Read what all processes have flushed; damaged files are removed, and their answers count as uncached."""
-        paths = sorted(self.folder.glob("[!.]*.safetensors"))
-        parts = [part for part in map(_read, paths) if part is not None]
-        keys = np.concatenate([np.empty((0, 2), np.uint64), *(keys for keys, *_ in parts)])
-        counts = np.concatenate([np.empty(0, np.int64), *(counts for _, counts, _ in parts)])
-        order = np.lexsort((keys[:, 1], keys[:, 0]))  # sorted for searchsorted in _find
-        ordered = keys[order]
-        first = np.ones(len(keys), dtype=bool)  # several processes may have scored the same answer
-        first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-        kept = order[first]
-        self._keys, self._starts, self._counts = keys[kept], (np.cumsum(counts) - counts)[kept], counts[kept]
-        self._values = np.concatenate([np.empty(0, np.float32), *(values for *_, values in parts)])
+        for path in sorted(self.folder.glob("[!.]*.arrow")):
+            file = self._files.setdefault(path, AnswerFile(path))
+            try:
+                file.read_on()
+            except FileNotFoundError:
+                pass  # another process has removed it since; what was read of it is still mapped
+            except (OSError, ValueError) as error:
+                log.warning(
+                    "%s is damaged (%s): it is removed, and its answers are computed again", path, first_line(error)
+                )
+                path.unlink(missing_ok=True)
+                del self._files[path]
+        self._make_index()
+        self._added = set()
+
+    def _make_index(self) -> None:
+        """Keys of all files in order, for a binary search, and the place of each answer's log-probs."""
+        files = [self._files[path] for path in sorted(self._files)]
+        blocks = [(owner, block) for owner, file in enumerate(files) for block in file.blocks]
+        keys = np.concatenate([np.empty((0, 2), np.uint64), *(block.keys for _, block in blocks)])
+        order = np.argsort(keys[:, 0], kind="stable")  # of equal ones, the first file's is the first
+        if len(order):
+            words = keys[order, 0]
+            order = order[np.concatenate([[True], words[1:] != words[:-1]])]
+        empty = np.empty(0, np.int64)
+        starts = np.concatenate([empty, *(block.starts for _, block in blocks)])[order]
+        counts = np.concatenate([empty, *(block.counts for _, block in blocks)])[order]
+        owners = np.repeat([owner for owner, _ in blocks], [len(block.keys) for _, block in blocks])
+        self._keys, self._starts, self._stops = keys[order], starts, starts + counts
+        self._owners = owners.astype(np.int32)[order]
+        self._words = [file.words for file in files]
 
     def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Row of each key, and whether it is there; searched by the first 64 bits, which never collide in practice."""
@@ -141,10 +168,29 @@ class AnswerStore:
         rows = np.searchsorted(self._keys[:, 0], keys[:, 0]).clip(max=len(self._keys) - 1)
         return rows, (self._keys[rows] == keys).all(axis=1)
 
+    def _begin(self, block: Any) -> None:
+        """Make this process's file, with its first block."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_stale_files(self.folder)
+        with atomic_write(self.folder / "identity.json") as temporary:
+            temporary.write_text(json.dumps(self.identity, indent=1), "utf-8")
+        path = self.folder / f"{self.rank:05}-{uuid4().hex}.arrow"
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(block)
+        self._own = path
+
+    def _append(self, path: Path, block: Any) -> None:
+        self._own = None  # where this fails, another file is begun: nobody reads on behind half a block
+        with path.open("ab") as file:
+            file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        self._own = path
+
     def _require_identity(self) -> None:
         manifest = self.folder / "identity.json"
         if not manifest.exists():
-            if any(self.folder.glob("[!.]*.safetensors")):
+            if any(self.folder.glob("[!.]*.arrow")):
                 raise ValueError(f"{self.folder}: log-probs of an unknown model (no identity.json); delete the folder")
             return
         theirs = read_object(manifest, "what the log-probs come from", "delete the folder, they are computed again")
@@ -155,17 +201,3 @@ class AnswerStore:
                 f"{self.folder}: these log-probs belong to another model or setting ({', '.join(changed)} differ); "
                 "delete the folder, or name another `cache_dir`"
             )
-
-
-def _read(path: Path) -> tuple[Keys, npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
-    try:
-        with safe_open(path, "pt") as file:
-            content = {name: file.get_tensor(name) for name in ("keys", "counts", "values")}
-            digest = (file.metadata() or {}).get("digest")
-        if digest != hash_tensors(content.items()):
-            raise ValueError("its content is not what was written")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        log.warning("%s is damaged (%s): it is removed, and its answers are computed again.", path, first_line(error))
-        path.unlink(missing_ok=True)
-        return None
-    return content["keys"].numpy().view(np.uint64), content["counts"].numpy(), content["values"].numpy()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 
-from lion_lightning.references import store as answer_store
 from lion_lightning.references.store import AnswerStore, answer_counts, answer_keys
 from lion_lightning.types import PackedBatch, TokenLogps
 from tests.tiny import merge, pairs
@@ -80,7 +81,7 @@ def test_an_uncached_answer_is_an_error_that_counts(tmp_path: Path) -> None:
 
 def test_a_file_cut_short_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     filled(tmp_path)
-    (file,) = tmp_path.glob("*.safetensors")
+    (file,) = tmp_path.glob("*.arrow")
     file.write_bytes(file.read_bytes()[:-4])
     assert len(AnswerStore(tmp_path, MODEL)) == 0
     assert "is damaged" in caplog.text
@@ -88,9 +89,9 @@ def test_a_file_cut_short_is_left_out_with_a_warning(tmp_path: Path, caplog: pyt
 
 def test_a_changed_byte_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     filled(tmp_path)
-    (file,) = tmp_path.glob("*.safetensors")
+    (file,) = tmp_path.glob("*.arrow")
     content = bytearray(file.read_bytes())
-    content[-2] ^= 1
+    content[content.index(np.float32(-97.0).tobytes())] ^= 1
     file.write_bytes(bytes(content))
     assert len(AnswerStore(tmp_path, MODEL)) == 0
     assert "not what was written" in caplog.text
@@ -98,9 +99,9 @@ def test_a_changed_byte_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 def test_a_full_disk_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(answer_store, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ValueError, match=r"cannot write reference log-probs \(No space left on device\); name"):
         filled(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
@@ -153,3 +154,19 @@ def test_keys_of_a_moved_batch_are_read_from_the_copy_that_stayed_and_a_changed_
     assert (answer_keys(moved) == answer_keys(A)).all()
     with pytest.raises(NotImplementedError):
         answer_keys(replace(moved, targets=moved.targets))
+
+
+def test_an_open_store_holds_no_log_probs_in_memory(tmp_path: Path) -> None:
+    number = 10**7
+    store = AnswerStore(tmp_path, MODEL)
+    keys = np.arange(2000, dtype=np.uint64).reshape(1000, 2)
+    store.add(keys, np.full(1000, number // 1000), TokenLogps(torch.arange(number, dtype=torch.float32)))
+    store.flush()
+    before = resident_bytes()
+    opened = AnswerStore(tmp_path, MODEL)
+    assert resident_bytes() - before < 8 * 2**20  # of 40 MB
+    assert opened.get(keys[-1:]).values[-2:].tolist() == [number - 2, number - 1]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
