@@ -19,6 +19,9 @@ PROMPTS = ("prompt", "question", "instruction", "messages", "conversations")
 ANSWERS = ("answer", "output", "completion", "response", "text", "chosen", "rejected")
 """Columns of answers; one that is not read may repeat what was read."""
 
+ANSWER_LISTS = ("answers", "completions", "responses", "generations", "candidates", "outputs", "replies")
+"""Columns of several answers to one prompt."""
+
 SYNONYMS = {"system_prompt": "system", "system_message": "system", "system_instruction": "system"}
 """Columns that can only be a known one under another name."""
 

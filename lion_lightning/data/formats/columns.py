@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from typing_extensions import override
 
-from lion_lightning.data.formats.column_table import ANSWERS, PROMPTS, SYNONYMS
+from lion_lightning.data.formats.column_table import ANSWER_LISTS, ANSWERS, PROMPTS, SYNONYMS
 from lion_lightning.data.formats.turns import are_turns
 from lion_lightning.data.formats.unused_columns import check_unused_columns, meaning_of, printable
 from lion_lightning.data.reports.row_messages import add_message
@@ -171,7 +171,7 @@ def read_row(
     if not fitting:
         holding = []  # columns of messages, whatever their names, unless these say that they are something else
         for name in fields:
-            if name not in (*PROMPTS, *ANSWERS) and meaning_of(name) is None:
+            if name not in (*PROMPTS, *ANSWERS, *ANSWER_LISTS) and meaning_of(name) is None:
                 with suppress(ValueError):  # not a list
                     holding += [name] if are_turns(read_list(fields.peek(name), name)) else []
         if len(holding) == 1:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from lion_lightning.data.formats.columns import Form, Forms, Row, read_row
+from lion_lightning.data.formats.columns import Form, Forms, Refusal, Row, read_row
 from lion_lightning.data.formats.tool_calls import read_tools, without_nulls
 from lion_lightning.data.formats.turns import Message, continued, read_dialogue, read_text, read_turns
 from lion_lightning.data.reports.row_messages import add_message, add_warning
@@ -74,7 +74,22 @@ def recognize(row: Row, columns: Mapping[str, str] | None = None) -> Example:
         ValueError: The row has no known form, or is not valid in its form. The message is one line without the
             row's file and line; the caller puts ``path:line`` before it.
     """
-    return read_row(row, columns or {}, FORMS)
+    return read_row(row, columns or {}, FORMS, refused=_REFUSED)
+
+
+_PAIR = (
+    "the row has a pair of answers: PreferenceDataModule takes it (for DPOModule); to train the better one alone, say "
+    "with `columns` which column `chosen` is"
+)
+_RANKED = (
+    "the row has ranked answers: PreferenceDataModule takes it (for DPOModule), or GroupDataModule (for GroupModule); "
+    "to train the best alone, take it out of the list with a `transform`"
+)
+_REFUSED = [
+    Refusal(("chosen", "rejected"), _PAIR),
+    Refusal(("answers", "scores"), _RANKED),
+    Refusal(("answers", "ranks"), _RANKED),
+]
 
 
 # --- a function per form

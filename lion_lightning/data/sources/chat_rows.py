@@ -30,6 +30,9 @@ def as_chat(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[st
         for name in (*_ANSWERS, "chosen", "rejected"):
             if isinstance(values.get(own[name]), str):
                 values[own[name]] = [{"role": "assistant", "content": values[own[name]].strip()}]
+        ranked = values.get(answers := columns.get("answers", "answers"))
+        if isinstance(ranked, list):
+            values[answers] = [answer.strip() if isinstance(answer, str) else answer for answer in ranked]
         return values, named
     for plain, turn in (("prompt", "question"), ("completion", "answer")):
         text = values.get(own[plain])

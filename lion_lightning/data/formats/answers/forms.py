@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from numbers import Real
 from typing import Any
 
 from lion_lightning.data.formats.answers.labels import read_label
 from lion_lightning.data.formats.answers.prompts import PROMPTS, Reader, shared_prompt
-from lion_lightning.data.formats.columns import Fields, Form, Forms
+from lion_lightning.data.formats.columns import Fields, Form, Forms, Row
 from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.formats.sft import CHAT, conversation, read_settings, up_to_last_answer, with_system
 from lion_lightning.data.formats.turns import read_turns
@@ -56,9 +57,9 @@ def _labeled(answer: str, reader: Reader, row: Fields) -> Read:
 def _labeled_conversation(column: str, row: Fields) -> Read:
     """A conversation whose last answer has a label; what stands before it is the prompt."""
     turns = up_to_last_answer(with_system(row, read_turns(row[column], column)))
+    answer = conversation(turns, len(turns) - 1, **read_settings(row))
     if len(turns) < 2:
         raise ValueError("no message stands before the answer to be the prompt; give the row one")
-    answer = conversation(turns, len(turns) - 1, **read_settings(row))
     return PromptAnswers((answer,), (read_label(row),))
 
 
@@ -116,5 +117,14 @@ PAIRS = _pair_forms()
 RANKED: Forms[Read] = Forms([*_ranked_forms("scores"), *_ranked_forms("ranks")])
 LABELED = _labeled_forms()
 
-SINGLE_COLUMNS = tuple((prompt, answer) for prompt, answers in _SINGLE.items() for answer in answers)
-"""Columns of a prompt and one answer, whether it has a label or not."""
+SINGLE_COLUMNS = (
+    *(form.required for form in LABELED),
+    *(form.required[:-1] for form in LABELED),
+    ("text",),
+)
+"""Columns of rows with one answer, with a label and without."""
+
+
+def is_pair(row: Row, columns: Mapping[str, str]) -> bool:
+    """Whether a raw row has a chosen and a rejected answer, under the names that ``columns`` maps them to."""
+    return all(row.get(columns.get(name, name)) is not None for name in ("chosen", "rejected"))

@@ -17,7 +17,7 @@ _SINGLE = (
     "the row has one answer, and a group needs two: with a label UnpairedDataModule takes it (for KTOModule), without "
     "one SFTDataModule (for SFTModule)"
 )
-_REFUSED = [Refusal(columns, _SINGLE) for columns in (*SINGLE_COLUMNS, ("messages",), ("conversations",), ("text",))]
+_REFUSED = [Refusal(columns, _SINGLE) for columns in SINGLE_COLUMNS]
 
 
 def recognize_groups(row: Row, columns: Mapping[str, str] | None = None) -> list[PromptAnswers]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lion_lightning.data.formats.answers.forms import LABELED, PAIRS, Read
+from lion_lightning.data.formats.answers.forms import LABELED, PAIRS, Read, is_pair
 from lion_lightning.data.formats.answers.labels import find_label
+from lion_lightning.data.formats.column_table import ANSWER_LISTS
 from lion_lightning.data.formats.columns import Forms, Refusal, Row, read_row
 from lion_lightning.data.formats.pairing import PromptAnswers
 
@@ -16,7 +17,7 @@ _RANKED = (
     "the row has ranked answers, and their scores are no labels: GroupDataModule takes it (for GroupModule), or, as "
     "pairs, PreferenceDataModule (for DPOModule); for labels make a row of each answer with a `transform`"
 )
-_REFUSED = [Refusal(("answers", scores), _RANKED) for scores in ("scores", "ranks")]
+_REFUSED = [Refusal((name,), _RANKED) for name in (*ANSWER_LISTS, "scores", "ranks")]
 
 
 def recognize_labeled(row: Row, columns: Mapping[str, str] | None = None) -> list[PromptAnswers]:
@@ -39,8 +40,8 @@ def recognize_labeled(row: Row, columns: Mapping[str, str] | None = None) -> lis
             :func:`~lion_lightning.data.formats.answers.preference.recognize_preferences`.
     """
     columns = columns or {}
-    is_pair = {columns.get("chosen", "chosen"), columns.get("rejected", "rejected")} <= row.keys()
-    read = read_row(row, columns, FORMS, {} if is_pair else find_label(row, columns), _REFUSED)
+    found = {} if is_pair(row, columns) else find_label(row, columns)
+    read = read_row(row, columns, FORMS, found, _REFUSED)
     if read is None:
         return []
     return [PromptAnswers(read.answers, (1.0, 0.0)) if read.pairs else read]

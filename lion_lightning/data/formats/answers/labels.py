@@ -26,7 +26,7 @@ def find_label(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
         return {}
     mapped = {*columns.values()}
     marks = [name for name in row if name not in mapped and _names(name) in (LABELS, FAULTS, RATINGS)]
-    grades = [name for name in marks if _names(name) == RATINGS and isinstance(row[name], Real)]
+    grades = [name for name in marks if _names(name) == RATINGS and _is_number(row[name])]
     told = [name for name in marks if name not in grades and truth(row[name]) is not None]
     if len(told) > 1:
         names = ", ".join(map(printable, told))
@@ -48,7 +48,7 @@ def read_label(row: Fields) -> float:
     """
     own, value = printable(row.own("label")), row["label"]
     wanted = truth(value)
-    if wanted is None or (isinstance(value, Real) and value not in (1, 0, -1)):
+    if wanted is None or (_is_number(value) and value not in (1, 0, -1)):
         raise ValueError(
             f"{own} is {repr(value)[:40]}, which is neither of two labels; write true or false, 1 or 0 (or -1), "
             "or a word as good or bad, with a `transform`"
@@ -57,6 +57,10 @@ def read_label(row: Fields) -> float:
         add_message("changed", f"{own} is read the other way round: an answer of which it says yes is not wanted")
         wanted = not wanted
     return float(wanted)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _names(name: str) -> tuple[str, ...]:

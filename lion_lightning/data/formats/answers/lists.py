@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lion_lightning.data.formats.column_table import ANSWER_LISTS
 from lion_lightning.data.formats.columns import Row
 from lion_lightning.data.formats.unused_columns import is_empty, is_harmless, meaning_of, printable
 from lion_lightning.data.reports.row_messages import add_message
 from lion_lightning.data.sources.json_text import read_list
 
 _LISTS = {
-    "answers": ("completions", "responses", "generations", "candidates", "outputs", "replies"),
+    "answers": ANSWER_LISTS[1:],
     "scores": ("rewards", "ratings", "overall_scores"),
     "ranks": ("rank", "ranking", "rankings"),
 }
@@ -47,18 +48,14 @@ def find_lists(row: Row, columns: Mapping[str, str]) -> tuple[Row, dict[str, str
     if not entries:
         return row, {}
     if all(isinstance(entry, Mapping) and not entry.keys() & {"role", "from"} for entry in entries):
-        row, scored = _taken_apart(row, own, entries)
-        found = {**scored, **found}
-    named = {name for name in ("scores", "ranks") if name in {*row, *columns, *found}}
-    if not named:
-        return row, {}
-    if "scores" in named:
-        found.pop("ranks", None)
+        is_scored = any(name in columns or name in found or row.get(name) is not None for name in ("scores", "ranks"))
+        row, scores = _taken_apart(row, own, entries)
+        found |= {} if is_scored else scores
     return row, found
 
 
 def _taken_apart(row: Row, own: str, entries: Sequence[Mapping[str, Any]]) -> tuple[Row, dict[str, str]]:
-    """A row with a list of texts and a list of scores in place of a list of objects."""
+    """A row with a list of texts, and one of scores if there are any, in place of a list of objects."""
     given = dict.fromkeys(key for entry in entries for key, value in entry.items() if not is_empty(value))
     texts = [key for key in _TEXTS if key in given]
     scores = [key for key in _SCORES if key in given] or [key for key in ("rank",) if key in given]
@@ -76,9 +73,8 @@ def _taken_apart(row: Row, own: str, entries: Sequence[Mapping[str, Any]]) -> tu
     if not scores:
         return split, {}
     name = f"{own}.{scores[0]}"
-    return {**split, name: [entry.get(scores[0]) for entry in entries]}, {
-        "ranks" if scores[0] == "rank" else "scores": name
-    }
+    split[name] = [entry.get(scores[0]) for entry in entries]
+    return split, {"ranks" if scores[0] == "rank" else "scores": name}
 
 
 def _check_other_key(own: str, key: str) -> None:

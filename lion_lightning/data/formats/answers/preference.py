@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from lion_lightning.data.formats.answers.forms import PAIRS, RANKED, SINGLE_COLUMNS, Read
+from lion_lightning.data.formats.answers.forms import PAIRS, RANKED, SINGLE_COLUMNS, Read, is_pair
 from lion_lightning.data.formats.answers.lists import find_lists
 from lion_lightning.data.formats.columns import Forms, Refusal, Row, read_row
 from lion_lightning.data.formats.pairing import Pairing, PromptAnswers
@@ -18,7 +18,7 @@ _SINGLE = (
     "the row has one answer, and pairs need two: with a label UnpairedDataModule takes it (for KTOModule), without one "
     "SFTDataModule (for SFTModule)"
 )
-_REFUSED = [Refusal(columns, _SINGLE) for columns in (*SINGLE_COLUMNS, ("messages",), ("conversations",), ("text",))]
+_REFUSED = [Refusal(columns, _SINGLE) for columns in SINGLE_COLUMNS]
 
 
 def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[PromptAnswers]:
@@ -54,8 +54,11 @@ def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
         ValueError: The row has no known form, or is not valid in its form. The message is one line without the row's
             file and line; the caller puts ``path:line`` before it.
     """
-    row, found = find_lists(row, columns or {})
-    read = read_row(row, columns or {}, FORMS, found, _REFUSED)
+    columns = columns or {}
+    found: dict[str, str] = {}
+    if not is_pair(row, columns):
+        row, found = find_lists(row, columns)
+    read = read_row(row, columns, FORMS, found, _REFUSED)
     if read is None or read.pairs:
         return [read] if read else []
     if len(read.answers) < 2:

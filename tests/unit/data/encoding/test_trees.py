@@ -12,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.trees import PairEncoder, Tree
+from lion_lightning.data.encoding.trees import GroupEncoder, LabeledEncoder, PairEncoder, Tree, TreeEncoder
 from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, PromptAnswers
 from lion_lightning.data.formats.sft import Completion, Conversation, Text
 from lion_lightning.data.formats.turns import Message
@@ -65,7 +65,7 @@ def assert_exact(tokenizer: PreTrainedTokenizerBase, example: PromptAnswers, tri
         assert prompt.input_ids.tolist() == prompt_ids(tokenizer, side, side.prompt_turns)
         assert joined(prompt, answer) == whole_ids(tokenizer, side)
     assert not prompt.supervised.any()
-    assert [piece.parent for piece in triple] == [-1, 0, 0]
+    assert [piece.parent for piece in triple] == [-1, *(0 for _ in answers)]
 
 
 def untagged(name: str) -> str:
@@ -203,6 +203,13 @@ def test_a_template_that_renders_the_prompt_by_what_follows_is_an_error_that_nam
         encode(tokenizer, pair(["a"], ["b", "c", "d"], ["e"]))
 
 
+def test_a_prompt_that_differs_before_a_later_answer_is_an_error_that_names_the_answer() -> None:
+    tokenizer = byte_level("{{ messages | length }}" + read_template("chatml"))
+    answers = [chat("a", *said, prompt_turns=1) for said in (["b"], ["c"], ["d", "e", "f"])]
+    with pytest.raises(ValueError, match=r"^data\.jsonl:1: the prompt gives other tokens before answer 3 than"):
+        encode(tokenizer, PromptAnswers(tuple(answers), (1.0, 2.0, 3.0)))
+
+
 def test_an_error_in_one_row_of_many_names_that_row() -> None:
     good = pair(["a"], ["b"], ["c"])
     bad = pair_of(good.answers[0], chat("a", "half \ud83d", prompt_turns=1))
@@ -273,6 +280,53 @@ def test_a_pickled_copy_gives_the_same() -> None:
     copied: PairEncoder = pickle.loads(pickle.dumps(encoder))
     assert copied.fingerprint() == encoder.fingerprint()
     assert_same(copied.encode_samples(EXAMPLES, "abc"), encoder.encode_samples(EXAMPLES, "abc"))
+
+
+def test_trees_of_any_size_share_a_batch() -> None:
+    encoder = GroupEncoder(byte_level())
+    rows: list[dict[str, Any]] = [
+        {"question": "Hello", "answers": ["world", "how", "yes", "world"], "scores": [1, 2, 3, 4]},
+        {"question": "today", "chosen": "a", "rejected": "b"},
+        {"prompt": "Hello", "answers": [" world", " how", " you"], "ranks": [1, 2, 3]},
+    ]
+    examples = [tree for row in rows for tree in encoder.read(row, {})]
+    trees = encoder.encode_samples(examples, ["x"] * 3)
+    assert [len(tree) for tree in trees] == [5, 3, 4]
+    assert [example.values for example in examples] == [(1.0, 2.0, 3.0, 4.0), (1.0, 0.0), (-1.0, -2.0, -3.0)]
+    for example, tree in zip(examples[:2], trees, strict=False):
+        assert_exact(encoder.tokenizer, example, tree)
+    assert [encoder.tokenizer.decode(segment.input_ids) for segment in trees[2]] == [
+        "Hello",
+        *(f" {word}</s>" for word in ("world", "how", "you")),
+    ]
+
+
+def test_an_answer_has_the_same_tokens_whatever_it_is_trained_for() -> None:
+    tokenizer = byte_level()
+    ranked = {"question": "Hello", "answers": ["world", "how are you", "yes"], "scores": [3, 2, 1]}
+    (group,) = encode_row(GroupEncoder(tokenizer), ranked)
+    (pairs,) = encode_row(PairEncoder(tokenizer, AllPairs()), ranked)
+    (best_worst,) = encode_row(PairEncoder(tokenizer), ranked)
+    singles = [
+        encode_row(LabeledEncoder(tokenizer), {"question": "Hello", "answer": said, "label": True})[0]
+        for said in ranked["answers"]
+    ]
+    assert_same([group], [pairs])
+    assert_same([best_worst], [(group[0], group[1], group[3])])
+    assert_same(singles, [(group[0], answer) for answer in group[1:]])
+
+
+def encode_row(encoder: TreeEncoder, row: dict[str, Any]) -> list[Tree]:
+    examples = encoder.read(row, {})
+    return encoder.encode_samples(examples, ["x"] * len(examples))
+
+
+def test_encoders_of_other_objectives_have_other_fingerprints() -> None:
+    encoders = [kind(byte_level(), train_reasoning=True) for kind in (PairEncoder, LabeledEncoder, GroupEncoder)]
+    assert len({encoder.fingerprint() for encoder in encoders}) == 3
+    for encoder in encoders:
+        again = type(encoder)(byte_level(), train_reasoning=False)
+        assert again.fingerprint() != encoder.fingerprint() == pickle.loads(pickle.dumps(encoder)).fingerprint()
 
 
 def test_the_fingerprint_changes_with_tokenizer_and_pairing() -> None:
@@ -348,3 +402,34 @@ def test_real_pairs_are_exact(template: str | None) -> None:
         for side, answer in zip(example.answers, triple[1:], strict=True):
             assert isinstance(side, Conversation)
             assert trained(tokenizer, answer) == [side.messages[-1].content + "<|im_end|>"]
+
+
+def solutions() -> Iterator[dict[str, Any]]:
+    """Each problem with all of its solutions, which are scored 1 if they are right."""
+    with SOLUTIONS.open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            entries = [{"text": row[model]["solution"], "score": row[model]["is_correct"]} for model in MODELS]
+            yield {"question": row["question"], "completions": entries}
+
+
+@pytest.mark.slow
+def test_real_groups_are_exact_and_their_answers_those_of_single_rows() -> None:
+    folder = os.environ.get("LION_SMOLLM2", "")
+    if not Path(folder, "tokenizer.json").is_file() or not SOLUTIONS.is_file():
+        pytest.skip("needs LION_SMOLLM2 (a SmolLM2-135M-Instruct folder) and the real data in ../shared/data")
+    tokenizer = TokenizerSpec(folder).load()
+    rows, encoder = list(solutions()), GroupEncoder(tokenizer)
+    groups = [tree for row in rows for tree in encoder.read(row, {})]
+    trees = encoder.encode_samples(groups, [""] * len(groups))
+    assert ([len(tree) for tree in trees], sum(sum(group.values) for group in groups)) == ([5] * 1000, 1541.0)
+    labeled = LabeledEncoder(tokenizer)
+    singles = []
+    for row in rows[:50]:
+        for entry in row["completions"]:
+            said = {"question": row["question"], "answer": entry["text"], "is_correct": entry["score"]}
+            singles += labeled.read(said, {})
+    assert [value for single in singles for value in single.values] == [
+        v for group in groups[:50] for v in group.values
+    ]
+    alone = labeled.encode_samples(singles, [""] * len(singles))
+    assert_same(alone, [(prompt, answer) for prompt, *answers in trees[:50] for answer in answers])

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from lion_lightning.data.formats.answers.preference import recognize_preferences
 from lion_lightning.data.formats.pairing import AllPairs, BestRandom, BestWorst, Pairing, PromptAnswers
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.formats.turns import Message
+from lion_lightning.data.reports.row_messages import collect_messages, collect_row_messages
+from lion_lightning.data.store.digests import content_digest
 from tests.unit.data.pairs import pair_of
 
 Turns = list[dict[str, Any]]
@@ -278,6 +282,57 @@ def test_equal_scores_of_two_sides_are_values_of_their_own() -> None:
 def test_a_rejected_side_that_scores_higher_keeps_its_values() -> None:
     row = {"question": "Hi", "chosen": "good", "rejected": "bad", "score_chosen": 1, "score_rejected": 3}
     assert recognize(row) == GOOD_BAD._replace(values=(1.0, 3.0))
+
+
+def test_an_answer_in_several_pairs_is_there_once_and_those_in_none_are_not() -> None:
+    class Neighbors(Pairing):
+        """The best against the second, and the second against the third."""
+
+        @override
+        def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
+            first, second, third = sorted(range(len(scores)), key=lambda answer: -scores[answer])[:3]
+            return [(first, second), (second, third)]
+
+    (tree,) = recognize_preferences(RANKED, None, Neighbors())
+    assert tree == PromptAnswers((chat("Hi", "a"), chat("Hi", "b"), chat("Hi", "c")), (4.0, 3.0, 2.0), ((0, 1), (1, 2)))
+    (whole,) = recognize_preferences(RANKED, None, AllPairs())
+    # In the order of the pairs: c is rejected by a, and so on.
+    assert [answer.messages[1].content for answer in whole.answers] == ["a", "c", "d", "b"]  # type: ignore[union-attr]
+    assert whole.pairs == ((0, 1), (1, 2), (3, 1), (0, 2), (0, 3), (3, 2))
+
+
+def test_a_pair_is_the_same_example_in_a_row_of_its_own_and_out_of_a_ranked_row() -> None:
+    (pair,) = recognize_preferences({"question": "Hi", "chosen": "a", "rejected": "d"}, None, BestWorst())
+    (best_worst,) = recognize_preferences(RANKED, None, BestWorst())
+    assert (pair.answers, pair.pairs) == (best_worst.answers, best_worst.pairs)
+    assert content_digest(pair) == content_digest(best_worst)
+
+
+@pytest.mark.parametrize("made", [[(0, 0)], [(0, 1), (0, 4)], [(-1, 0)]])
+def test_a_pairing_that_names_answers_which_are_not_there_is_refused(made: list[tuple[int, int]]) -> None:
+    class Wrong(Pairing):
+        @override
+        def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
+            return made
+
+    with pytest.raises(ValueError, match=r"^Wrong pairs the answers .* of 4; return two different positions"):
+        recognize_preferences(RANKED, None, Wrong())
+
+
+def test_a_row_of_which_the_pairing_makes_nothing_is_left_out_and_counted() -> None:
+    class Clear(BestWorst):
+        @override
+        def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
+            return super().pairs(scores, key) if max(scores) > 4 else []
+
+    with collect_messages() as messages, collect_row_messages():
+        assert recognize_preferences(RANKED, None, Clear()) == []
+    assert messages["left out"] == {"Clear makes no pair of the answers": 1}
+
+
+def test_the_label_of_a_row_with_one_answer_may_be_named() -> None:
+    with pytest.raises(ValueError, match=r"^the row has one answer, and pairs need two: .*UnpairedDataModule"):
+        recognize({"prompt": "a", "reply": "b", "rating": 1}, {"completion": "reply", "label": "rating"})
 
 
 def test_identities_tell_pairings_and_their_settings_apart() -> None:
