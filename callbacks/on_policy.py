@@ -217,7 +217,7 @@ class OnPolicySampling(Callback):
         worker = RoundWorker.of(policy.ranks, path.with_name(f"{path.stem}.parts-{identity[:12]}"))
         stored = Round(path)
         same = stored.identity == identity
-        if policy.ranks.all_agree(same and data.keeps_pairs_of(stored)):
+        if policy.ranks.all_agree(same and data.keeps_any_of(stored)):
             logger.info("round %d: found in %s", number, path)
             return stored
         if worker.rank == 0:

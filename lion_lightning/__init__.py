@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lion_lightning.data.groups import GroupDataModule
-    from lion_lightning.data.on_policy import OnPolicyDataModule
+    from lion_lightning.data.on_policy import OnPolicyDataModule, OnPolicyGroupDataModule
     from lion_lightning.data.packing.best_fit import BestFit
     from lion_lightning.data.preference import PreferenceDataModule
     from lion_lightning.data.sft import SFTDataModule
@@ -50,6 +50,7 @@ __all__ = [
     "MixedReference",
     "NoReference",
     "OnPolicyDataModule",
+    "OnPolicyGroupDataModule",
     "OnlineDPOModule",
     "PolicyModel",
     "PolicySpec",
@@ -79,6 +80,7 @@ _HOMES = {
     "MixedReference": "references.base",
     "NoReference": "references.base",
     "OnPolicyDataModule": "data.on_policy",
+    "OnPolicyGroupDataModule": "data.on_policy",
     "OnlineDPOModule": "modules.online",
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",

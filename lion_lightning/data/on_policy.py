@@ -1,8 +1,9 @@
-"""The data of online training: prompts, and the pairs of each epoch's round of sampling."""
+"""The data of online training: prompts, and the answers of each epoch's round of sampling."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from lion_lightning.data.groups import GroupDataModule
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.reports.source_report import SourceReport
@@ -22,6 +24,7 @@ from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix, req
 from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.loader import StreamLoader
+from lion_lightning.data.trees import TreeDataModule
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rounds import Round
@@ -31,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class RoundLoader(PackedLoader):
-    """A loader of a round's pairs. Another round has other pairs, which is not a change of settings to warn of."""
+    """A loader of a round's answers. Another round has others, which is not a change of settings to warn of."""
 
     @override
     def warn_of_changes(self, state: Mapping[str, Any]) -> None:
@@ -41,32 +44,34 @@ class RoundLoader(PackedLoader):
             super().warn_of_changes({**state, "settings": {**self._settings(), **made_by}})
 
 
-class OnPolicyDataModule(PreferenceDataModule):
-    """Packed rows of pairs of the policy's own answers, new ones each epoch.
+class RoundDataModule(TreeDataModule, ABC):
+    """What makes the data of a stage on-policy: name it before the data module of what the stage trains on.
+
+    ``class OnPolicyDataModule(RoundDataModule, PreferenceDataModule)`` is all of the data of online DPO.
 
     Lightning asks for each epoch's loader (``trainer.reload_dataloaders_every_n_epochs: 1``), and the loader asks
     ``rounds`` for the epoch's round: :class:`~lion_lightning.callbacks.OnPolicySampling` samples it with the weights
     of that moment, or finds it on disk. So the first epoch is on-policy too, however many workers read ahead. The
-    tokens of the pairs are read from the round's file.
+    tokens of the answers are read from the round's file.
 
     Args:
         prompts: Sources of the prompts that the policy answers, in any known form; answers in them are not trained on.
             Prompts of over ``max_prompt_length`` tokens and prompts of the validation set are left out.
         tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
-        sources: Preference pairs that every epoch trains on as well; with a fraction below 1, each epoch draws anew.
-            (The paper mixes 0.3 of Nectar in.) ``pairing`` is for these alone: the callback pairs sampled answers.
-        **kwargs: Further arguments of :class:`PreferenceDataModule`.
+        sources: Answers of a data set that every epoch trains on as well; with a fraction below 1, each epoch draws
+            anew. (The paper mixes 0.3 of Nectar in.)
+        **kwargs: Further arguments of the data module of what is trained.
 
     Attributes:
         rounds: Gives the round of an epoch; :class:`OnPolicySampling` sets it.
-        train_mixture: Pairs and reports of the current epoch.
-        validation_mixture: Pairs and reports of the validation data; None without any.
+        train_mixture: Trees and reports of the current epoch.
+        validation_mixture: Trees and reports of the validation data; None without any.
 
     Raises:
         ValueError: A number is out of range, or there are no prompts.
     """
 
-    items: ClassVar[str] = "pairs"
+    items: ClassVar[str]
     """What a round is to give: ``pairs``, or ``groups`` of all usable answers to a prompt."""
 
     loader_class = RoundLoader
@@ -105,7 +110,7 @@ class OnPolicyDataModule(PreferenceDataModule):
 
     @override
     def require_sources(self, sources: Sequence[Source]) -> None:
-        """Accept a data module without sources: the policy makes the pairs."""
+        """Accept a data module without sources: the policy gives the answers."""
 
     @cached_property
     def pool(self) -> PromptPool:
@@ -121,7 +126,7 @@ class OnPolicyDataModule(PreferenceDataModule):
 
     @override
     def row_messages(self) -> dict[str, list[str]]:
-        """Messages about the sources of pairs and of prompts."""
+        """Messages about the sources of answers and of prompts."""
         return {
             **super().row_messages(),
             **{name: messages.describe(self.pool.sizes[name]) for name, messages in self.pool.messages.items()},
@@ -142,7 +147,7 @@ class OnPolicyDataModule(PreferenceDataModule):
         """Choose what validates, alike on every rank; what trains comes with each epoch.
 
         Raises:
-            ValueError: A source trains nothing, or a pair is longer than a row.
+            ValueError: A source trains nothing, or a tree is longer than a row.
         """
         if self._prepared:
             return
@@ -157,18 +162,18 @@ class OnPolicyDataModule(PreferenceDataModule):
 
     @override
     def train_dataloader(self) -> PackedLoader | StreamLoader:
-        """Shuffled packed rows of the current epoch's pairs, for this rank.
+        """Shuffled packed rows of the current epoch's answers, for this rank.
 
         Raises:
             MisconfigurationException: No callback samples rounds.
-            ValueError: The round has no pair to train on.
+            ValueError: The round has nothing to train on.
         """
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         if self.train_mixture is None or self._epoch != epoch:
             if self.rounds is None:
                 raise MisconfigurationException(
-                    "no callback samples rounds for OnPolicyDataModule: add lion_lightning.callbacks.OnPolicySampling "
-                    "to trainer.callbacks, or set the data module's `rounds`"
+                    f"no callback samples rounds for {type(self).__name__}: add "
+                    "lion_lightning.callbacks.OnPolicySampling to trainer.callbacks, or set the data module's `rounds`"
                 )
             finished = self.rounds(epoch)
             with self.preparing_together():
@@ -177,68 +182,94 @@ class OnPolicyDataModule(PreferenceDataModule):
         return super().train_dataloader()
 
     def report(self, finished: Round) -> dict[str, Any]:
-        """Report on a round's pairs, what was kept and left out, as plain data; empty if it has no pairs."""
-        reports = self.train_mixture.reports if self.train_mixture is not None and finished.num_pairs else []
+        """Report on what was kept of a round and left out, as plain data; empty if it has nothing to train on."""
+        reports = self.train_mixture.reports if self.train_mixture is not None and finished.num_items else []
         return reports[0].to_dict() if reports else {}
 
-    def keeps_pairs_of(self, finished: Round) -> bool:
-        """True if an epoch on a finished round has pairs to train on: its own, filtered, or those of ``sources``."""
-        if self.sources or not finished.num_pairs:
+    def keeps_any_of(self, finished: Round) -> bool:
+        """True if an epoch on a finished round has something to train on: its own, filtered, or ``sources``."""
+        if self.sources or not finished.num_items:
             return bool(self.sources)
         return any(len(self.filters.apply(selection).spans.numbers) for selection in self._sampled(finished))
 
     def _mixture(self, finished: Round) -> Mixture:
-        """The pairs of a round, and those of the sources."""
+        """What a round gives to train on, and the sources."""
         # A fraction below 1 of a source is another draw in each round.
         sources = [replace(source, seed=source.seed + finished.number) for source in self.sources]
         try:
             selections = [*self._sampled(finished), *self.split_validation(sources)[0]]
             mixture = mix(selections, self.filters, self.row_length)
         except ValueError as error:
-            again = "" if self.sources else _SAMPLED_AGAIN
-            raise ValueError(f"{_no_pairs(finished)} ({error}); {_NO_PAIRS_FIX}{again}") from error
+            again = "" if self.sources else _sampled_again(self.items)
+            raise ValueError(f"{_nothing(finished, self.items)} ({error}); {_FIXES[self.items]}{again}") from error
         require_fitting(mixture.documents, self.row_length)
         for report in mixture.reports:
             logger.info("%s", report)
-        if not finished.num_pairs:
-            logger.warning("%s; this epoch trains on data.sources alone", _no_pairs(finished))
+        if not finished.num_items:
+            logger.warning("%s; this epoch trains on data.sources alone", _nothing(finished, self.items))
         else:
             _warn_of_ties(mixture.reports[0])
         return mixture
 
     def _sampled(self, finished: Round) -> list[Selection]:
-        """The pairs of a round, read as tokens from its file."""
-        if finished.num_pairs:
+        """What is trained of a round, read as tokens from its file."""
+        if finished.num_items:
             source = Source(str(finished.path), name=f"round {finished.number}")
-            return deduplicate([source], [RoundTokens(finished.path)])
+            return deduplicate([source], [RoundTokens(finished.path, groups=self.items == "groups")])
         if not self.sources:
-            raise ValueError("no pair was made")
+            raise ValueError(f"no {self.items[:-1]} was made")
         return []
 
 
-_NO_PAIRS_FIX = (
+class OnPolicyDataModule(RoundDataModule, PreferenceDataModule):
+    """Packed rows of pairs of the policy's own answers, new ones each epoch; all of a prompt's answers once.
+
+    ``pairing`` is for ``sources`` alone: :class:`~lion_lightning.callbacks.OnPolicySampling` pairs sampled answers.
+    """
+
+    items: ClassVar[str] = "pairs"
+
+
+class OnPolicyGroupDataModule(RoundDataModule, GroupDataModule):
+    """Packed rows of groups of the policy's own answers, new ones each epoch: all usable answers to a prompt.
+
+    Their values are the judge's scores; no pairs are made.
+    """
+
+    items: ClassVar[str] = "groups"
+
+
+_MORE = (
     "ask more prompts per round, give more answers to each (num_samples), sample at a higher temperature or with more "
-    "tokens, lower data.min_margin, or check with `lion rounds` that the judge tells the answers apart"
+    "tokens, "
 )
-_SAMPLED_AGAIN = ". The next start samples this round again, unless the filters then keep some of its pairs"
+_CHECK = "check with `lion rounds` that the judge tells the answers apart"
+_FIXES = {"pairs": f"{_MORE}lower data.min_margin, or {_CHECK}", "groups": f"{_MORE}or {_CHECK}"}
 
 
-def _no_pairs(finished: Round) -> str:
+def _sampled_again(items: str) -> str:
+    return f". The next start samples this round again, unless the filters then keep some of its {items}"
+
+
+def _nothing(finished: Round, items: str) -> str:
     causes = Counter(rollout.left_out for rollout in finished.rollouts if rollout.left_out)
     counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "no prompt was left out"
     name = f"round {finished.number} ({finished.path})"
-    return f"{name} gives no pair to train on: {finished.num_pairs} pairs of answers, {counts}"
+    return f"{name} gives no {items[:-1]} to train on: {finished.num_items} {items} of answers, {counts}"
 
 
 def _warn_of_ties(report: SourceReport) -> None:
-    ties = sum(report.left_out.get(cause, FilterCounts()).documents for cause in ("equal scores", "identical answers"))
+    causes = ("equal scores", "identical answers", "scores all equal")
+    ties = sum(report.left_out.get(cause, FilterCounts()).documents for cause in causes)
     read = report.read.documents
     if 2 * ties > read:
         logger.warning(
-            "%s: %d of %d pairs are left out as ties or equal answers; %d pairs are left. A judge with finer scores, "
+            "%s: %d of %d %s are left out as ties or equal answers; %d %s are left. A judge with finer scores, "
             "or prompts that are neither too easy nor too hard, would give more",
             report.name,
             ties,
             read,
+            report.noun,
             report.kept.documents,
+            report.noun,
         )

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lion_lightning.data.formats.pairing import Pairing
-from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout
 
@@ -129,10 +129,10 @@ def last_epoch(trainer: Trainer) -> int:
     return 0 if may_end_sooner else (num_epochs(trainer) or 1) - 1
 
 
-def on_policy_data(trainer: Trainer) -> OnPolicyDataModule:
+def on_policy_data(trainer: Trainer) -> RoundDataModule:
     """The trainer's data module."""
     data: Any = getattr(trainer, "datamodule", None)
-    if not isinstance(data, OnPolicyDataModule):
+    if not isinstance(data, RoundDataModule):
         raise MisconfigurationException(
             f"OnPolicySampling: the data is {type(data).__name__}, which trains on answers from disk; use "
             "lion_lightning.OnPolicyDataModule, which takes each epoch's answers from this callback"
@@ -140,7 +140,7 @@ def on_policy_data(trainer: Trainer) -> OnPolicyDataModule:
     return data
 
 
-def require_on_policy(trainer: Trainer, module: LightningModule) -> OnPolicyDataModule:
+def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataModule:
     """Refuse a trainer, module or data module that on-policy sampling can't work with; the data module, if they fit."""
     data = on_policy_data(trainer)
     if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ def require_on_policy(trainer: Trainer, module: LightningModule) -> OnPolicyData
     return data
 
 
-def refuse_pairs(data: OnPolicyDataModule, pairing: Pairing | None, own: bool) -> None:
+def refuse_pairs(data: RoundDataModule, pairing: Pairing | None, own: bool) -> None:
     """Refuse what makes pairs, for data that trains on groups.
 
     Args:

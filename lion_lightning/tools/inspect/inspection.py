@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
@@ -61,7 +61,7 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
             console.print()
     if training is not None:
         _show(console, datamodule.tokenizer, training, rows)
-    if isinstance(datamodule, OnPolicyDataModule):
+    if isinstance(datamodule, RoundDataModule):
         _show_prompts(console, datamodule.pool, rows)
 
 

@@ -19,7 +19,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from lion_lightning.data.base import PackedDataModule
-from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.errors import explain
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -118,7 +118,7 @@ class Checks:
             trainer.strategy.connect(cli.model)
             data.trainer = trainer
             check_data(data)
-            if isinstance(data, OnPolicyDataModule):
+            if isinstance(data, RoundDataModule):
                 check_rounds(cli.trainer, cli.model, data)
 
     @contextmanager

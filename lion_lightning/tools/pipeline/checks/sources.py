@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.data.base import PackedDataModule
-from lion_lightning.data.on_policy import OnPolicyDataModule
+from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder
 from lion_lightning.readiness import NUM_PROMPTS, require_ready
@@ -76,7 +76,7 @@ def check_prompts(pool: PromptPool, parts: Sequence[Any]) -> list[Prompt]:
     return prompts
 
 
-def check_rounds(trainer: Trainer, module: Any, data: OnPolicyDataModule) -> None:
+def check_rounds(trainer: Trainer, module: Any, data: RoundDataModule) -> None:
     """Check that every round of a run has prompts, and that its sampler and judge are ready.
 
     Raises:

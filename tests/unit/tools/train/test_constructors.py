@@ -30,9 +30,12 @@ INHERITED: dict[str, tuple[str, list[str]]] = {
     "lion_lightning.OnlineDPOModule": ("model", ["kl_batches", "loss", "reference", "tokenizer", "optimizer"]),
     "lion_lightning.SFTDataModule": ("data", ["mask", "validation_share", "packing", "batch_size", "cache_dir"]),
     "lion_lightning.PreferenceDataModule": ("data", ["pairing", "validation_share", "batch_size", "num_workers"]),
-    "lion_lightning.OnPolicyDataModule": ("data", ["pairing", "keep", "validation_share", "seed"]),
+    "lion_lightning.UnpairedDataModule": ("data", ["mismatched", "max_length", "keep", "row_length", "batch_size"]),
+    "lion_lightning.GroupDataModule": ("data", ["keep_equal", "max_length", "max_prompt_length", "packing"]),
+    "lion_lightning.OnPolicyDataModule": ("data", ["pairing", "min_margin", "keep", "validation_share", "seed"]),
+    "lion_lightning.OnPolicyGroupDataModule": ("data", ["keep_equal", "keep", "row_length", "seed"]),
 }
-SET_BY_SUBCLASSES = {"filters", "validation_filters"}
+SET_BY_SUBCLASSES = {"filters", "validation_filters", "make_filters", "make_validation_filters"}
 
 
 def shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -84,6 +87,8 @@ def test_print_config_has_the_options_of_all_levels(tmp_path: Path, capsys: pyte
         ("model", "lion_lightning.SFTModule", "optimiser", "optimizer"),
         ("data", "lion_lightning.SFTDataModule", "batch_szie", "batch_size"),
         ("data", "lion_lightning.OnPolicyDataModule", "pairng", "pairing"),
+        ("data", "lion_lightning.OnPolicyGroupDataModule", "keep_equals", "keep_equal"),
+        ("data", "lion_lightning.UnpairedDataModule", "mismatch", "mismatched"),
     ],
 )
 def test_a_typo_in_an_inherited_option_is_rejected(
