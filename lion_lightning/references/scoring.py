@@ -32,8 +32,9 @@ def uncached(
         _, first = np.unique(keys[lacking, 0], return_index=True)  # an answer may be in a batch twice
         positions = np.sort(lacking[first])
         if not ranks.all_agree(not len(positions)):
-            complete = len(positions) == len(keys)
-            yield batch if complete else keep_answers(batch, positions.tolist()), keys[positions]
+            if answer_counts(batch)[positions].sum() < len(batch.targets):
+                batch = keep_answers(batch, positions.tolist())
+            yield batch, keys[positions]
 
 
 @torch.no_grad()

@@ -111,6 +111,7 @@ class AnswerStore:
             counts: ``(answers,)`` number of targets of each.
             logps: ``(targets,)`` of all of them, one after the other.
         """
+        assert len(logps.values) == counts.sum()
         self._pending.append((keys, counts, logps.values.float()))
         self._added.update(keys[:, 0].tolist())
 

@@ -92,7 +92,9 @@ def samples() -> list[Sample]:
 
     return [
         Sample(
-            tuple(piece(int(n), parent) for n, parent in zip(rng.integers(1, 7, 3), (-1, 0, 0), strict=True)), number
+            tuple(piece(int(n), parent) for n, parent in zip(rng.integers(1, 7, 3), (-1, 0, 0), strict=True)),
+            number,
+            pairs=((0, 1),),
         )
         for number in range(PAIRS)
     ]
