@@ -106,7 +106,7 @@ def plan_of(base: Plan, out: Path, variants: Sequence[Variant]) -> Plan:
     chains = []
     for chain in base.chains:
         stages = {stage.name: stage for stage in chain}
-        chains += [[_stage(stages, variant, out / chain[0].folder.parent.name)] for variant in variants]
+        chains += [[stage_of(stages, variant, out / chain[0].folder.parent.name)] for variant in variants]
     return Plan(out, chains, base.workers)
 
 
@@ -121,15 +121,27 @@ def chosen(only: Sequence[str] | None) -> list[Variant]:
     return [one for one in VARIANTS if one in picked or (one.stage in stages and one.name == AS_IT_IS)]
 
 
-def _stage(stages: dict[str, StagePlan], variant: Variant, out: Path) -> StagePlan:
+def stage_of(stages: dict[str, StagePlan], variant: Variant, out: Path) -> StagePlan:
+    """A variant as a stage.
+
+    Args:
+        stages: The stages of a seed, by name.
+        variant: What to change.
+        out: Where the seed's variants go.
+    """
     offline = variant.name.startswith("offline")
     own = stages["dpo" if offline else variant.stage]
     config = _changed(deepcopy(own.config), dict(variant.change))
-    folder = out / variant.stage / variant.name.replace(" ", "-").replace(",", "").replace("%", "pc").replace("'", "")
+    folder = folder_of(variant, out)
     start = stages[variant.start].folder if variant.start else own.start
     if start:
         config = with_start_model(config, start / "export")
     return StagePlan(variant.name, folder, with_output_folder(config, folder), start, own.evaluate)
+
+
+def folder_of(variant: Variant, out: Path) -> Path:
+    """Folder of a variant among those of its seed."""
+    return out / variant.stage / variant.name.replace(" ", "-").replace(",", "").replace("%", "pc").replace("'", "")
 
 
 def _changed(config: Config, change: Config) -> Config:
@@ -185,13 +197,14 @@ def _is(stage: StagePlan, variant: Variant) -> bool:
 
 
 def _row(stage: str, name: str, found: Sequence[Stage], own: Sequence[Stage]) -> Row:
-    right, base = _accuracies(found), _accuracies(own)
+    right, base = accuracies(found), accuracies(own)
     gain = mean_interval([a - b for a, b in zip(right, base, strict=True)]) if right and found is not own else None
     speed = fmean(_speed(a) / _speed(b) for a, b in zip(found, own, strict=True))
     return Row(stage, name, mean_interval(right) if right else None, gain, fmean(map(_loss, found)), speed)
 
 
-def _accuracies(stages: Sequence[Stage]) -> list[float]:
+def accuracies(stages: Sequence[Stage]) -> list[float]:
+    """Share of right answers of each, where it was evaluated."""
     return [one.evaluation["accuracy"]["estimate"] for one in stages if "accuracy" in one.evaluation]
 
 
@@ -217,14 +230,15 @@ def markdown(table: Sequence[Row]) -> str:
     """
     lines = ["| stage | change | accuracy | difference | held-out loss | tokens/s |", "|---|---|---|---|---|---|"]
     for row in table:
-        gain = _interval(row.gain, "{:+.3f}") if row.gain else ""
-        accuracy = _interval(row.accuracy, "{:.3f}") if row.accuracy else ""
+        gain = shown_interval(row.gain, "{:+.3f}") if row.gain else ""
+        accuracy = shown_interval(row.accuracy, "{:.3f}") if row.accuracy else ""
         figures = f"{accuracy} | {gain} | {row.loss:.4f} | {row.speed:.2f}x"
         lines.append(f"| {row.stage} | {row.name} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
-def _interval(found: Interval, form: str) -> str:
+def shown_interval(found: Interval, form: str) -> str:
+    """An estimate with its interval, each number in this form."""
     return f"{form.format(found.estimate)} [{form.format(found.low)}, {form.format(found.high)}]"
 
 
