@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lion_lightning import OnlineDPOModule, OnPolicyDataModule, PolicySpec, Source, TokenizerSpec
 from lion_lightning.callbacks import OnPolicySampling
+from lion_lightning.data.formats.pairing import AllPairs
 from lion_lightning.modules import LinearWithWarmup
 from lion_lightning.rollouts.rounds import Round, find_rounds
 from lion_lightning.sampling.base import SamplingSettings
@@ -164,3 +165,10 @@ class Online:
 
     def rounds(self, name: str) -> list[Round]:
         return find_rounds(self.folder / name / "rounds")
+
+
+class AllPairsOnline(Online):
+    """Runs on all pairs of a prompt's answers."""
+
+    def sampling(self, sampler: Any = None, judge: Any = None, **changes: Any) -> OnPolicySampling:
+        return super().sampling(sampler, judge, **{"pairing": AllPairs(), **changes})
