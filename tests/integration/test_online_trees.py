@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.callbacks import OnPolicySampling
-from lion_lightning.references import cached
+from lion_lightning.references.scoring import score
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import Round
 from lion_lightning.types import PackedBatch
@@ -132,27 +132,26 @@ class Once(OnPolicySampling):
 
 
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What reference log-probs are computed for, from now on."""
-    titles: list[str] = []
-    score = cached.score
+    """Passes of a model over answers that have no reference log-probs, from now on."""
+    passes: list[str] = []
 
-    def noted(*arguments: Any, **more: Any) -> None:
-        titles.append("scored")
-        score(*arguments, **more)
+    def noted(store: Any, model: Any, *more: Any) -> None:
+        passes.append(type(model).__name__)
+        score(store, model, *more)
 
-    monkeypatch.setattr(cached, "score", noted)
-    return titles
+    monkeypatch.setattr("lion_lightning.references.cached.score", noted)
+    return passes
 
 
 @pytest.mark.parametrize("kind", [AllPairsOnline])
 def test_a_second_epoch_on_the_same_round_scores_no_answer_anew(
     kind: type[Online], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    online, watch, titles = kind(tmp_path), Batches(), scored(monkeypatch)
+    online, watch, passes = kind(tmp_path), Batches(), scored(monkeypatch)
     given = online.sampling()
     sampling = Once(given.sampler, given.judge, **{name: getattr(given, name) for name in ("pairing", *SETTINGS)})
     online.fit("run", sampling, watch, max_epochs=2)
-    assert titles == ["scored"]
+    assert len(passes) == 1
     assert len(online.rounds("run")) == 1
     first, second = ({ids for ids, _ in trees(watch.batches[epoch])} for epoch in (0, 1))
     assert first == second
