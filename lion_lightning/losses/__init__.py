@@ -1,10 +1,23 @@
 """Losses: small classes over log-probs, with no Lightning in them."""
 
+from lion_lightning.losses.answers.answer import AnswerLoss
+from lion_lightning.losses.answers.kto import APOZeroUnpairedLoss, BCOLoss, KTOLoss
+from lion_lightning.losses.answers.unlikelihood import UnlikelihoodLoss
+from lion_lightning.losses.groups.all_pairs import AllPairsLoss
+from lion_lightning.losses.groups.group import GroupLoss
+from lion_lightning.losses.groups.listwise import LambdaLoss, PlackettLuceLoss
 from lion_lightning.losses.pairs.combined import WeightedSum, WPOLoss
 from lion_lightning.losses.pairs.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
 from lion_lightning.losses.pairs.dpo import DPOPLoss, LDDPOLoss, LogisticLoss, RDPOLoss, SigmoidLoss, SigmoidNormLoss
 from lion_lightning.losses.pairs.margins import DiscoPOPLoss, EXOLoss, HingeLoss, IPOLoss, RobustLoss
-from lion_lightning.losses.pairs.pointwise import APODownLoss, APOZeroLoss, BCOLoss, KTOPairLoss, NCALoss, SPPOHardLoss
+from lion_lightning.losses.pairs.pointwise import (
+    APODownLoss,
+    APOZeroLoss,
+    BCOPairLoss,
+    KTOPairLoss,
+    NCALoss,
+    SPPOHardLoss,
+)
 from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss
 from lion_lightning.losses.pairs.reference_free import ChosenNLLLoss, CPOLoss, ORPOLoss, ReferenceFreeLoss, SimPOLoss
 from lion_lightning.losses.pairs.transport import AOTLoss, AOTUnpairedLoss
@@ -15,8 +28,12 @@ __all__ = [
     "AOTUnpairedLoss",
     "APODownLoss",
     "APOZeroLoss",
+    "APOZeroUnpairedLoss",
+    "AllPairsLoss",
     "AlphaDivergence",
+    "AnswerLoss",
     "BCOLoss",
+    "BCOPairLoss",
     "CPOLoss",
     "ChosenNLLLoss",
     "DFTLoss",
@@ -25,16 +42,20 @@ __all__ = [
     "Divergence",
     "EXOLoss",
     "ForwardKL",
+    "GroupLoss",
     "HingeLoss",
     "IPOLoss",
     "JensenShannon",
+    "KTOLoss",
     "KTOPairLoss",
     "LDDPOLoss",
+    "LambdaLoss",
     "LogisticLoss",
     "NCALoss",
     "NLLLoss",
     "ORPOLoss",
     "Pair",
+    "PlackettLuceLoss",
     "PreferenceLoss",
     "RDPOLoss",
     "ReferenceFreeLoss",
@@ -45,6 +66,7 @@ __all__ = [
     "SigmoidNormLoss",
     "SimPOLoss",
     "TokenLoss",
+    "UnlikelihoodLoss",
     "WPOLoss",
     "WeightedSum",
 ]

@@ -69,6 +69,19 @@ class AnswerLogps:
         flat = values.new_zeros(self.counts.numel()).index_add(0, self.owners, values)
         return flat.reshape(self.counts.shape)
 
+    def take(self, positions: Tensor) -> AnswerLogps:
+        """Some of the answers, tokens and all.
+
+        Args:
+            positions: ``(k,)`` int64, among all answers counted through; any may come several times.
+        """
+        all_counts = self.counts.reshape(-1).long()
+        starts, counts = (all_counts.cumsum(0) - all_counts)[positions], all_counts[positions]
+        owners = torch.arange(len(positions), device=positions.device).repeat_interleave(counts)
+        shifts = starts - (counts.cumsum(0) - counts)  # from a token's new place to its old one
+        index = torch.arange(len(owners), device=owners.device) + shifts[owners]
+        return AnswerLogps(self.tokens.take(index), owners, self.counts.reshape(-1)[positions])
+
     def first(self, numbers: Tensor) -> Tensor:
         """Log-prob of the first targets of each answer.
 

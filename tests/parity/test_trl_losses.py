@@ -18,7 +18,9 @@ from lion_lightning.losses import (
     AOTUnpairedLoss,
     APODownLoss,
     APOZeroLoss,
+    APOZeroUnpairedLoss,
     BCOLoss,
+    BCOPairLoss,
     ChosenNLLLoss,
     CPOLoss,
     DiscoPOPLoss,
@@ -27,6 +29,7 @@ from lion_lightning.losses import (
     HingeLoss,
     IPOLoss,
     JensenShannon,
+    KTOLoss,
     LDDPOLoss,
     NCALoss,
     ORPOLoss,
@@ -159,7 +162,7 @@ CASES: dict[str, tuple[PreferenceLoss, dict[str, Any]]] = {
     "ipo": (IPOLoss(0.3), {"loss": "ipo"}),
     "exo_pair": (EXOLoss(0.3, 0.2), {"loss": "exo_pair", "label_smoothing": 0.2}),
     "nca_pair": (NCALoss(0.3), {"loss": "nca_pair"}),
-    "bco_pair, first step": (BCOLoss(0.3), {"loss": "bco_pair"}),
+    "bco_pair, first step": (BCOPairLoss(0.3), {"loss": "bco_pair"}),
     "sppo_hard": (SPPOHardLoss(0.3), {"loss": "sppo_hard"}),
     "aot": (AOTLoss(0.3), {"loss": "aot"}),
     "aot, smoothed": (AOTLoss(0.3, 0.2), {"loss": "aot", "label_smoothing": 0.2}),
@@ -211,7 +214,7 @@ def test_sft_term_equals_trl_but_for_the_weight_of_each_pair() -> None:
 def test_mpo_equals_trl() -> None:
     torch.manual_seed(1)
     batch, weights = Batch.make(EQUAL_CHOSEN), [0.8, 0.2, 1.0]
-    mpo = WeightedSum([SigmoidLoss(0.3), BCOLoss(0.3), ChosenNLLLoss()], weights)
+    mpo = WeightedSum([SigmoidLoss(0.3), BCOPairLoss(0.3), ChosenNLLLoss()], weights)
     expected = trl_loss(batch, ["sigmoid", "bco_pair", "sft"], beta=0.3, loss_weights=weights)
     assert our_loss(batch, mpo) == pytest.approx(expected, rel=1e-6)
 
@@ -250,3 +253,70 @@ def test_odds_ratio_of_orpo_equals_trl() -> None:
     # TRL's NLL is over prompt and answer, so the odds term is compared alone; there it is subtracted
     nll = ChosenNLLLoss()(policy, reference)
     torch.testing.assert_close(loss(policy, reference) - nll, -odds(*map(loss.reduce, policy))[0])
+
+
+LABELS = torch.tensor([True, False, True, True, False, True])
+
+
+def trl_kto(batch: Batch, mismatched: Batch, **settings: Any) -> float:
+    """The loss of TRL's KTOTrainer on the first half of a batch's answers, without a trainer."""
+    module = pytest.importorskip("trl.trainer.kto_trainer")
+    itself = {"gather_for_metrics": lambda x: x, "unwrap_model": lambda x: x}
+    models = [Model(Tokens(*(rows[:6] for rows in tokens))) for tokens in (batch.policy, batch.reference)]
+    completions = [tokens.logps.sum(1)[:6] for tokens in (mismatched.policy, mismatched.reference)]
+    standing = {
+        "model": models[0],
+        "ref_model": models[1],
+        "accelerator": SimpleNamespace(device=torch.device("cpu"), **itself),
+        "args": SimpleNamespace(gradient_checkpointing_kwargs=None),
+        "desirable_weight": 1.0,
+        "undesirable_weight": 1.0,
+        "aux_loss_enabled": False,
+        "precompute_ref_logps": False,
+        "calculate_KL": True,
+        "_compute_kl_logps": lambda model, _: completions[0] if model is models[0] else completions[1],
+        "_metrics": {"train": defaultdict(list)},
+        "_total_train_tokens": 0,
+        "_tp_size": 1,
+    }
+    trainer = SimpleNamespace(**standing | settings)
+    mask = batch.mask[:6].long()
+    inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": mask, "completion_mask": mask, "label": LABELS}
+    return float(module.KTOTrainer._compute_loss(trainer, models[0], inputs, return_outputs=False))
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [
+        (KTOLoss(0.3), {"loss_type": "kto"}),
+        (KTOLoss(0.3, 1.3, 0.7), {"loss_type": "kto", "desirable_weight": 1.3, "undesirable_weight": 0.7}),
+        (
+            APOZeroUnpairedLoss(0.3, 1.3, 0.7),
+            {"loss_type": "apo_zero_unpaired", "calculate_KL": False}
+            | {"desirable_weight": 1.3, "undesirable_weight": 0.7},
+        ),
+    ],
+    ids=["kto", "kto, weighted", "apo_zero_unpaired"],
+)
+@pytest.mark.parametrize("shift", [1.5, -1.5])
+def test_losses_of_single_answers_equal_trl(loss: KTOLoss, settings: dict[str, Any], shift: float) -> None:
+    torch.manual_seed(1)
+    batch, mismatched = Batch.make(UNEQUAL), Batch.make(UNEQUAL)
+    moved = mismatched.policy.logps + shift * mismatched.mask[:, 1:]  # above the reference, or below and cut at 0
+    mismatched = mismatched._replace(policy=mismatched.policy._replace(logps=moved))
+    if loss.needs_mismatched:
+        loss.observe_mismatched(*(pairs.chosen for pairs in mismatched.pairs()))
+    policy, reference = (pairs.chosen for pairs in batch.pairs())
+    anchor = (mismatched.pairs()[0].chosen.sums - mismatched.pairs()[1].chosen.sums).mean()
+    assert (anchor > 0) == (shift > 0)
+    expected = trl_kto(batch, mismatched, beta=0.3, **settings)
+    assert loss(policy, reference, LABELS).mean().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_bco_of_the_answers_of_pairs_equals_trl_at_the_first_step() -> None:
+    torch.manual_seed(1)
+    batch, loss = Batch.make(UNEQUAL), BCOLoss(0.3)
+    (chosen, rejected), (base, other) = batch.pairs()
+    good, bad = torch.ones(6).bool(), torch.zeros(6).bool()
+    both = loss(chosen, base, good) + loss(rejected, other, bad)  # TRL 1.16 has no BCO of single answers any more
+    assert both.mean().item() == pytest.approx(trl_loss(batch, "bco_pair", beta=0.3), rel=1e-6)

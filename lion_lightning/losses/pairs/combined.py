@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lion_lightning.losses.base import out_of_range
 from lion_lightning.losses.pairs.dpo import SigmoidLoss
-from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss, out_of_range
+from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss
 from lion_lightning.types import AnswerLogps, PairLogps
 
 
@@ -47,7 +48,7 @@ class _Around(PreferenceLoss):
 class WeightedSum(_Around):
     """A weighted sum of losses, each as it is alone, with its own beta and reduction. Rewards are those of the first.
 
-    MPO (arXiv 2411.10442) is the sum of ``SigmoidLoss``, ``BCOLoss`` and ``ChosenNLLLoss`` by 0.8, 0.2 and 1.
+    MPO (arXiv 2411.10442) is the sum of ``SigmoidLoss``, ``BCOPairLoss`` and ``ChosenNLLLoss`` by 0.8, 0.2 and 1.
 
     Args:
         losses: What is added up, at least one.

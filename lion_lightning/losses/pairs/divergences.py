@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from lion_lightning.losses.pairs.preference import out_of_range
+from lion_lightning.losses.base import out_of_range
 
 _LARGEST_EXPONENT = 80.0  # its exponential is still a finite fp32 number
 

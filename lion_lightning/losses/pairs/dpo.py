@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
+from lion_lightning.losses.base import out_of_range
 from lion_lightning.losses.pairs.divergences import Divergence, ReverseKL
-from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss, out_of_range
+from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss
 from lion_lightning.types import AnswerLogps, PairLogps
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
 from lion_lightning.losses.pairs.preference import PreferenceLoss
+from lion_lightning.losses.running_mean import RunningMean
 from lion_lightning.types import PairLogps
 
 
@@ -80,50 +81,30 @@ class KTOPairLoss(PreferenceLoss):
         return ((rejected_anchor - rewards.chosen).sigmoid() + (rewards.rejected - chosen_anchor).sigmoid()) / 2
 
 
-class BCOLoss(PreferenceLoss):
+class BCOPairLoss(PreferenceLoss):
     r"""Binary classifier optimization of pairs (arXiv 2404.04656).
 
     :math:`-\log \sigma(r_w - \delta) - \log \sigma(\delta - r_l)`, with :math:`\delta` the mean reward of both sides
     over all ranks and all training steps before this one: however a step is split its loss is the same, and the mean
     resumes with the checkpoint. At the first step it is 0, as the rewards are.
-
-    Attributes:
-        totals: ``(2,)`` fp32 sum and number of the rewards of the steps so far.
     """
-
-    totals: Tensor
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__(beta)
-        self.register_buffer("totals", torch.zeros(2))
-        # This step's share. Not a buffer: DDP would replace it by that of rank 0.
-        self._pending = torch.zeros(2)
+        self.both = RunningMean()
 
     @property
     def shift(self) -> Tensor:
         r""":math:`\delta`, a scalar."""
-        return self.totals[0] / self.totals[1].clamp_min(1)
+        return self.both.mean
 
     @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         """Loss per pair; in training mode the rewards enter the running mean."""
         chosen, rejected = self.rewards(policy, reference)
-        if self.training:
-            seen = torch.stack([chosen, rejected]).detach()
-            number = torch.full_like(self.totals[1], seen.numel())
-            self._pending = self._pending.to(seen.device) + torch.stack([seen.sum().float(), number])
+        self.both.add(torch.stack([chosen, rejected]))
         return -logsigmoid(chosen - self.shift) - logsigmoid(self.shift - rejected)
 
     @override
     def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
-        """Take what all ranks saw in this step into the mean."""
-        self.totals = self.totals + add_up(self._pending.to(self.totals.device))
-        self._pending = torch.zeros_like(self.totals)
-
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BCOLoss:
-        """Move to another device, but stay fp32: bf16 cannot count past 256."""
-        exact = self.totals
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.totals = exact.to(self.totals.device)
-        return self
+        self.both.end_step(add_up)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from lion_lightning.types import AnswerLogps, PairLogps
+from lion_lightning.losses.base import AlignmentLoss
+from lion_lightning.types import PairLogps
 
 
 class Pair(NamedTuple):
@@ -29,11 +29,8 @@ class Pair(NamedTuple):
         return self.chosen - self.rejected
 
 
-class PreferenceLoss(nn.Module, ABC):
+class PreferenceLoss(AlignmentLoss):
     r"""A loss per preference pair. Subclass it and name the subclass in YAML by ``class_path``.
-
-    How an answer's tokens become one number is said once, in :meth:`reduce`, and holds for policy, reference and logged
-    rewards alike.
 
     Args:
         beta: Strength of the pull towards the reference, above 0.
@@ -54,14 +51,6 @@ class PreferenceLoss(nn.Module, ABC):
         tensor([1.])
     """
 
-    needs_reference: bool = True
-
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__()
-        if not 0 < beta < float("inf"):
-            raise out_of_range(self, "beta", beta, "above 0")
-        self.beta = beta
-
     @abstractmethod
     @override
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
@@ -75,10 +64,6 @@ class PreferenceLoss(nn.Module, ABC):
             ``(pairs,)`` losses; the module sums and normalizes them over the global step.
         """
 
-    def reduce(self, answer: AnswerLogps) -> Tensor:
-        """One number per answer: its summed log-prob, unless a loss overrides this."""
-        return answer.sums
-
     def log_ratios(self, policy: PairLogps, reference: PairLogps) -> Pair:
         r""":math:`\log \pi(y|x) - \log \pi_{ref}(y|x)` of both sides, reduced."""
         chosen = self.reduce(policy.chosen) - self.reduce(reference.chosen)  # (pairs,)
@@ -88,15 +73,3 @@ class PreferenceLoss(nn.Module, ABC):
         """Implicit rewards: ``beta`` times the log-ratios (arXiv 2305.18290). The module logs them."""
         ratios = self.log_ratios(policy, reference)
         return Pair(self.beta * ratios.chosen, self.beta * ratios.rejected)
-
-    def after_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
-        """Update what the loss tracks over the run, such as a running mean; called after every optimizer step.
-
-        Args:
-            add_up: Sums a tensor over all ranks.
-        """
-
-
-def out_of_range(owner: object, name: str, value: float, rule: str) -> ValueError:
-    """The complaint to raise about an argument."""
-    return ValueError(f"{type(owner).__name__}: {name} is {value}; give a number {rule}")

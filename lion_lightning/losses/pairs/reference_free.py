@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss, out_of_range
+from lion_lightning.losses.base import out_of_range
+from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss
 from lion_lightning.types import AnswerLogps, PairLogps
 
 

@@ -62,6 +62,30 @@ def with_ratios(chosen: Sequence[float], rejected: Sequence[float]) -> tuple[Pai
     return PairLogps(*map(answers, own)), PairLogps(*map(answers, base))
 
 
+def answers_with_ratios(ratios: Sequence[float]) -> tuple[AnswerLogps, AnswerLogps]:
+    """Policy and reference of answers of a token each whose log-ratios these are."""
+    policy, reference = with_ratios(ratios, [])
+    return policy.chosen, reference.chosen
+
+
+def groups_with_ratios(ratios: Sequence[Sequence[float]]) -> tuple[AnswerLogps, AnswerLogps]:
+    """The same for groups of equal size, one after the other."""
+    flat = [ratio for group in ratios for ratio in group]
+    policy, reference = answers_with_ratios(flat)
+    return in_groups(policy, len(ratios)), in_groups(reference, len(ratios))
+
+
+def in_groups(flat: AnswerLogps, groups: int) -> AnswerLogps:
+    """The same answers as groups of equal size."""
+    return replace(flat, counts=flat.counts.reshape(groups, -1))
+
+
+def random_answers(number: int = 6, seed: int = 0) -> tuple[AnswerLogps, AnswerLogps]:
+    """Policy and reference of answers of 1 to 12 tokens."""
+    policy, reference = random_pairs(number, seed)
+    return policy.chosen, reference.chosen
+
+
 def random_pairs(number: int = 5, seed: int = 0) -> tuple[PairLogps, PairLogps]:
     """Policy and reference of answers of 1 to 12 tokens, with everything that any loss reads, in fp64."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch.optim import AdamW
 
 from lion_lightning import DPOModule, LoRASpec, OnlineDPOModule, PolicySpec, SFTModule, TokenizerSpec
-from lion_lightning.losses import BCOLoss, SigmoidLoss, SimPOLoss
+from lion_lightning.losses import BCOPairLoss, SigmoidLoss, SimPOLoss
 from lion_lightning.models.embeddings import TrainableRows
 from lion_lightning.models.packing.hidden_states import backbone_output
 from lion_lightning.models.policy import PolicyModel
@@ -132,10 +132,10 @@ def fake(batch: PackedBatch, device: torch.device) -> PackedBatch:
 def move_loss(module: Any, device: torch.device) -> None:
     """What a loss counts over the run."""
     loss = getattr(module, "loss", None)
-    if loss is not None:
-        for name, value in list(vars(loss).items()) + list(loss._buffers.items()):
+    for part in [] if loss is None else loss.modules():
+        for name, value in list(vars(part).items()) + list(part._buffers.items()):
             if isinstance(value, torch.Tensor):
-                setattr(loss, name, torch.zeros(value.shape, dtype=value.dtype, device=device))
+                setattr(part, name, torch.zeros(value.shape, dtype=value.dtype, device=device))
 
 
 @pytest.mark.parametrize("recompute", ["none", "elementwise", "full"])
@@ -171,7 +171,7 @@ def test_adamw_and_trainable_rows(trainer: Any, listed_waits: None, optimizer: s
     step(SFTModule(spec, tokenizer=TokenizerSpec("none")), batches()[0], spec, optimizer=ADAMW[optimizer], steps=2)
 
 
-@pytest.mark.parametrize("loss", [SigmoidLoss(), SimPOLoss(), BCOLoss()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("loss", [SigmoidLoss(), SimPOLoss(), BCOPairLoss()], ids=lambda loss: type(loss).__name__)
 def test_losses_that_need_a_reference_none_or_a_running_mean(trainer: Any, listed_waits: None, loss: Any) -> None:
     spec = PolicySpec(config=config())
     reference = MixedReference() if loss.needs_reference else NoReference()

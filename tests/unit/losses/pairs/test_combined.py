@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lion_lightning.losses import (
-    BCOLoss,
+    BCOPairLoss,
     ChosenNLLLoss,
     HingeLoss,
     IPOLoss,
@@ -34,7 +34,7 @@ def test_weighted_sum_adds_up_its_parts_each_with_its_own_beta_and_reduction() -
 def test_mpo_is_the_paper_s_sum() -> None:
     policy, reference = with_ratios([LN3], [-LN3])
     # one token an answer; the reference's first chosen log-prob is -7, so the policy's is ln 3 - 7
-    mpo = WeightedSum([SigmoidLoss(1.0), BCOLoss(1.0), ChosenNLLLoss()], [0.8, 0.2, 1.0])
+    mpo = WeightedSum([SigmoidLoss(1.0), BCOPairLoss(1.0), ChosenNLLLoss()], [0.8, 0.2, 1.0])
     expected = 0.8 * math.log(10 / 9) + 0.2 * 2 * HALF_NAT + (7 - LN3)
     assert mpo(policy, reference).item() == pytest.approx(expected, rel=1e-6)
 
@@ -59,15 +59,15 @@ def test_a_sum_needs_a_reference_if_any_part_does() -> None:
 
 def test_steps_and_modes_reach_the_parts_of_parts() -> None:
     policy, reference = with_ratios([2 * LN3], [0.0])
-    bco = BCOLoss(1.0)
+    bco = BCOPairLoss(1.0)
     whole = WeightedSum([WPOLoss(bco), ChosenNLLLoss()])
     whole.eval()(policy, reference)
     whole.after_step(lambda total: total)
-    assert bco.totals.tolist() == [0.0, 0.0]
+    assert bco.both.totals.tolist() == [0.0, 0.0]
     whole.train()(policy, reference)
     whole.after_step(lambda total: total)
     assert bco.shift.item() == pytest.approx(LN3)
-    assert [key for key, _ in whole.named_buffers()] == ["parts.0.parts.0.totals"]
+    assert [key for key, _ in whole.named_buffers()] == ["parts.0.parts.0.both.totals"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from lion_lightning import losses
 from lion_lightning.losses import (
     AlphaDivergence,
-    BCOLoss,
+    BCOPairLoss,
     ForwardKL,
     JensenShannon,
     KTOPairLoss,
@@ -38,7 +38,7 @@ EVERY: list[PreferenceLoss] = [loss() for loss in SINGLE] + [
     SigmoidLoss(0.3, 0.2, ForwardKL()),
     SigmoidLoss(0.3, divergence=JensenShannon()),
     SigmoidLoss(0.3, divergence=AlphaDivergence(0.3)),
-    WeightedSum([SigmoidLoss(0.3), BCOLoss(0.2), SimPOLoss()], [0.5, 2.0, 1.0]),
+    WeightedSum([SigmoidLoss(0.3), BCOPairLoss(0.2), SimPOLoss()], [0.5, 2.0, 1.0]),
     WPOLoss(),
 ]
 

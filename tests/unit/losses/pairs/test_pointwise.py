@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning.losses import APODownLoss, APOZeroLoss, BCOLoss, KTOPairLoss, NCALoss, SPPOHardLoss
+from lion_lightning.losses import APODownLoss, APOZeroLoss, BCOPairLoss, KTOPairLoss, NCALoss, SPPOHardLoss
 from lion_lightning.types import PairLogps
 from tests.unit.losses.chosen_logps import HALF_NAT, LN2, LN3, LN4, answers, empty_pairs, random_pairs, with_ratios
 
@@ -69,7 +69,7 @@ def test_kto_scales_its_anchor_by_beta_and_passes_no_gradient_through_it() -> No
 
 
 def test_bco_judges_rewards_against_the_mean_of_the_steps_before() -> None:
-    loss = BCOLoss(1.0)
+    loss = BCOPairLoss(1.0)
     policy, reference = with_ratios([2 * LN3], [0.0])
     # no steps yet: -log sigmoid(2 ln 3) - log sigmoid(0)
     first = torch.tensor(10 / 9).log().item() + LN2
@@ -82,34 +82,34 @@ def test_bco_judges_rewards_against_the_mean_of_the_steps_before() -> None:
 
 
 def test_bco_passes_no_gradient_through_its_mean() -> None:
-    loss = BCOLoss(0.5)
+    loss = BCOPairLoss(0.5)
     policy, reference = with_ratios([0.0], [0.0])
     logps = policy.chosen.tokens.values.requires_grad_()
     gradient = torch.autograd.grad(loss(policy, reference).sum(), logps)[0]
     loss.after_step(alone)
     assert gradient.item() == pytest.approx(-0.25)  # -beta * sigmoid(0)
-    assert not loss.totals.requires_grad
+    assert not loss.both.totals.requires_grad
 
 
 def test_bco_mean_does_not_depend_on_how_a_step_is_split() -> None:
     policy, reference = random_pairs(6)
-    whole, split = BCOLoss(0.3), BCOLoss(0.3)
+    whole, split = BCOPairLoss(0.3), BCOPairLoss(0.3)
     whole(policy, reference)
     for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
         split(part(policy, rows), part(reference, rows))
     split(*empty_pairs())
     whole.after_step(alone)
     split.after_step(alone)
-    assert whole.totals[1] == split.totals[1] == 12
+    assert whole.both.totals[1] == split.both.totals[1] == 12
     assert split.shift.item() == pytest.approx(whole.shift.item(), rel=1e-6)
 
 
 def test_bco_mean_is_over_all_ranks() -> None:
     policy, reference = random_pairs(6)
-    ranks = [BCOLoss(0.3), BCOLoss(0.3), BCOLoss(0.3)]
+    ranks = [BCOPairLoss(0.3), BCOPairLoss(0.3), BCOPairLoss(0.3)]
     for loss, rows in zip(ranks, (slice(0, 1), slice(1, 6), slice(6, 6)), strict=True):
         loss(part(policy, rows), part(reference, rows))
-    pending = torch.stack([loss._pending for loss in ranks]).sum(0)
+    pending = torch.stack([loss.both._pending for loss in ranks]).sum(0)
     for loss in ranks:
         loss.after_step(lambda _: pending)
     rewards = torch.cat([*ranks[0].rewards(policy, reference)])
@@ -118,31 +118,31 @@ def test_bco_mean_is_over_all_ranks() -> None:
 
 def test_bco_learns_nothing_from_validation() -> None:
     policy, reference = random_pairs()
-    loss = BCOLoss(0.3).eval()
+    loss = BCOPairLoss(0.3).eval()
     loss(policy, reference)
     loss.after_step(alone)
-    assert loss.totals.tolist() == [0.0, 0.0]
+    assert loss.both.totals.tolist() == [0.0, 0.0]
 
 
 def test_bco_mean_survives_a_checkpoint_and_goes_on_from_there() -> None:
     policy, reference = random_pairs()
-    one = BCOLoss(0.3)
+    one = BCOPairLoss(0.3)
     one(policy, reference)
     one.after_step(alone)
-    other = BCOLoss(0.3)
+    other = BCOPairLoss(0.3)
     other.load_state_dict(one.state_dict())
     for loss in (one, other):
         loss(part(policy, slice(0, 2)), part(reference, slice(0, 2)))
         loss.after_step(alone)
-    assert one.totals[1] == 14
-    assert torch.equal(one.totals, other.totals)
+    assert one.both.totals[1] == 14
+    assert torch.equal(one.both.totals, other.both.totals)
     assert torch.equal(one(policy, reference), other(policy, reference))
 
 
 def test_bco_keeps_counting_in_a_model_cast_to_bf16() -> None:
-    loss = BCOLoss(0.3)
-    loss.totals = torch.tensor([100.0, 1001.0])
+    loss = BCOPairLoss(0.3)
+    loss.both.totals = torch.tensor([100.0, 1001.0])
     loss.to(torch.bfloat16)
     loss(*with_ratios([0.0], [0.0]))
     loss.after_step(alone)
-    assert loss.totals.tolist() == [100.0, 1003.0]  # 1001 in bf16 is 1000, and 1000 + 2 is 1000
+    assert loss.both.totals.tolist() == [100.0, 1003.0]  # 1001 in bf16 is 1000, and 1000 + 2 is 1000

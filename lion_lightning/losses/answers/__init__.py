@@ -1,0 +1,1 @@
+"""Losses of single answers that are labeled desirable or not: KTO and its relatives."""

@@ -1,0 +1,1 @@
+"""Losses of groups, a prompt's answers with their values: listwise DPO and its relatives."""
