@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from typing_extensions import override
 from lion_lightning.callbacks.folders import require_writable_root, write_json
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.packing.loader import PackedLoader
+from lion_lightning.data.reports.tree_reports import TreeReport
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.errors import first_line
 from lion_lightning.models.packing.model import PackedModel
@@ -79,10 +81,10 @@ def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
         data = {"sources": len(sources), "window": settings.window, "row_tokens": loader.capacity}
     elif loader:
         lengths, capacity = loader.sampler.lengths, loader.sampler.capacity
-        tokens = int(lengths.sum())
+        tokens, trees = int(lengths.sum()), _trees(trainer)
         data = {
             "samples": len(lengths),
-            **_answers(trainer),
+            **({"units": trees.units(), "prompts": trees.prompts, "answers": trees.answers} if trees else {}),
             "tokens": tokens,
             "rows": len(loader.rows),
             "row_tokens": capacity,
@@ -105,7 +107,8 @@ def lines(summary: dict[str, Section]) -> list[str]:
         + (", {notes}" if "notes" in summary["policy"] else ""),
         "reference": "{kind}, {parameters} parameters",
         "objective": "{loss}",
-        "data": f"{_samples(summary['data'])} {{tokens}} tokens in {{rows}} rows of {{row_tokens}}, {{full}} full"
+        "data": ("{units}:" if "units" in summary["data"] else "{samples} samples of")
+        + " {tokens} tokens in {rows} rows of {row_tokens}, {full} full"
         if "samples" in summary["data"]
         else "{sources} streamed source(s), packed {window} documents at a time in rows of {row_tokens}",
         "run": "{epochs} epochs, {steps} optimizer steps; a step: {accumulate} accumulated x {devices} device(s)"
@@ -126,22 +129,11 @@ def lines(summary: dict[str, Section]) -> list[str]:
     return texts
 
 
-def _answers(trainer: Trainer) -> dict[str, int]:
-    """Prompts and answers of an epoch, and its pairs, by the reports of the data; nothing of documents."""
+def _trees(trainer: Trainer) -> TreeReport | None:
+    """Counts of an epoch's prompts and answers, over all sources; None for documents."""
     reports = getattr(getattr(trainer, "datamodule", None), "reports", ())
-    counts = {name: sum(getattr(report, name, 0) for report in reports) for name in ("prompts", "answers")}
-    if not counts["answers"]:
-        return {}
-    pairs = sum(report.kept.documents for report in reports if report.noun == "pairs")
-    return {**counts, **({"pairs": pairs} if pairs else {})}
-
-
-def _samples(data: Section) -> str:
-    """What is trained on: ``4000 samples of``, or ``6000 pairs of 4000 answers to 1000 prompts:``, then its tokens."""
-    if "answers" not in data:
-        return f"{_shown(data['samples'])} samples of"
-    answers = f"{_shown(data['answers'])} answers to {_shown(data['prompts'])} prompts:"
-    return f"{_shown(data['pairs'])} pairs of {answers}" if "pairs" in data else answers
+    trees = [report for report in reports if isinstance(report, TreeReport)]
+    return reduce(TreeReport.merged, trees) if trees else None
 
 
 def _shown(value: Any) -> Any:
@@ -229,13 +221,13 @@ def _memory(trainer: Trainer, module: LightningModule, loader: PackedLoader | St
 
 
 def _peak(trainer: Trainer, module: AlignmentModule, tokens: int) -> MemoryEstimate:
-    counts = _answers(trainer)
+    trees = _trees(trainer)
     job = job_of(
         module,
         tokens,
         getattr(getattr(trainer, "datamodule", None), "max_length", tokens),
         str(trainer.precision),
-        round(counts["answers"] / counts["prompts"]) if counts else None,
+        round(trees.answers / max(trees.prompts, 1)) if trees else None,
         accumulate=trainer.accumulate_grad_batches,
         on_gpu=trainer.strategy.root_device.type != "cpu",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +13,15 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lion_lightning import PolicySpec, SFTDataModule, Source, TokenizerSpec
+from lion_lightning import FrozenReference, PolicySpec, PreferenceDataModule, SFTDataModule, Source, TokenizerSpec
 from lion_lightning.cli import main
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.references.cached import CachedReference
 from lion_lightning.tools.demo import write_demo
 from lion_lightning.tools.pipeline.checks import before_training as checks
 from lion_lightning.tools.pipeline.checks import sources
 from lion_lightning.tools.pipeline.checks.before_training import Checks
-from lion_lightning.tools.pipeline.checks.disk import space_of
+from lion_lightning.tools.pipeline.checks.disk import cached_reference_size, space_of
 from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
 from lion_lightning.tools.pipeline.configs import with_available_model
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, plan_from_yaml, plan_to_yaml, read_plan
@@ -142,6 +144,29 @@ def test_too_little_disk_is_found_and_a_tight_one_is_said(
     monkeypatch.setattr(checks, "free_space", lambda folder: 14_000_000)  # 0.8 M weights: 3.3 MB, 9.9 MB a checkpoint
     assert found(stages=stages) == []
     assert "may write up to" in caplog.text
+
+
+def test_what_the_cache_of_a_reference_takes_is_said_where_the_disk_is_small(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checks, "free_space", lambda at: 1000 if at.name == "references" else 2**40)
+    assert found(stages={name: STAGES[name] for name in ("sft", "dpo")}, evaluate=None) == []
+    assert f"{folder / 'cache' / 'references'}: 0.0 GiB are free, and log-probs of references may take" in caplog.text
+
+
+def test_a_cached_reference_takes_four_bytes_a_token_of_an_answer_and_some_for_its_key(tmp_path: Path) -> None:
+    rows = []
+    for question, *answers in (("w3 w4", "w5 w6 w7", "w8"), ("w9", "w8", "w5")):
+        sides = [[{"role": "assistant", "content": answer}] for answer in answers]
+        rows.append({"prompt": [{"role": "user", "content": question}], "chosen": sides[0], "rejected": sides[1]})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(tmp_path / "tokenizer")))
+    data = PreferenceDataModule([Source(str(tmp_path / "pairs.jsonl"))], tokenizer, max_length=32)
+    data.prepare_data()
+    data.setup()
+    # Four answers of 3, 1, 1 and 1 words, each with the token that ends it.
+    assert cached_reference_size(SimpleNamespace(reference=CachedReference()), data) == 4 * (6 + 4) + 32 * 4
+    assert cached_reference_size(SimpleNamespace(reference=FrozenReference()), data) == 0
 
 
 # --- the parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -21,7 +21,13 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(values: Sequence[float], resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+def bootstrap(
+    values: Sequence[float],
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
     """Percentile bootstrap interval of a mean over items, e.g. prompts (Efron, 1979).
 
     Args:
@@ -29,6 +35,8 @@ def bootstrap(values: Sequence[float], resamples: int = 2000, level: float = 0.9
         resamples: Number of resamples.
         level: Confidence level.
         seed: Seed for resampling.
+        groups: What each item belongs to, e.g. the prompt of a pair: groups are drawn with all of their items, since
+            those of one group are alike. None where each item stands alone.
 
     Raises:
         ValueError: There are no items.
@@ -36,12 +44,15 @@ def bootstrap(values: Sequence[float], resamples: int = 2000, level: float = 0.9
     items = np.asarray(values, dtype=np.float64)
     if not len(items):
         raise ValueError("no items to compute an interval of; evaluate at least one")
+    numbers: dict[Hashable, int] = {}
+    owners = [numbers.setdefault(group, len(numbers)) for group in (range(len(items)) if groups is None else groups)]
+    sums, sizes = np.bincount(owners, items), np.bincount(owners)  # of each group
     draws = np.random.default_rng(seed)
-    step = max(1, CHUNK_SIZE // len(items))  # all resamples at once would need thousands of copies of the items
+    step = max(1, CHUNK_SIZE // len(sums))  # all resamples at once would need thousands of copies of the items
     means = []
     for start in range(0, resamples, step):
-        chosen = draws.integers(len(items), size=(min(step, resamples - start), len(items)))
-        means.append(items[chosen].mean(axis=1))
+        chosen = draws.integers(len(sums), size=(min(step, resamples - start), len(sums)))
+        means.append(sums[chosen].sum(axis=1) / sizes[chosen].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(items.mean()), float(low), float(high))
 

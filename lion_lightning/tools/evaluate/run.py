@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import atomic_write, explain_write_errors
+from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.sources.source import Source
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
@@ -23,7 +24,12 @@ from lion_lightning.rollouts.prompt_pool import PromptPool
 from lion_lightning.sampling.base import Sampler, SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.tools.evaluate.answers import answer
-from lion_lightning.tools.evaluate.held_out import conversation_loss, preference_rewards
+from lion_lightning.tools.evaluate.held_out import (
+    conversation_loss,
+    is_reward_model,
+    preference_rewards,
+    reward_model_accuracy,
+)
 from lion_lightning.tools.evaluate.scores import accuracy, categories, score_all, win_rate
 from lion_lightning.types import Answer, Prompt
 
@@ -37,11 +43,14 @@ class Evaluation:
     """What to evaluate.
 
     Attributes:
-        model: A Hugging Face folder, e.g. the export of a stage, or a hub id.
+        model: A Hugging Face folder, e.g. the export of a stage, or a hub id: of a causal LM, or of a reward model,
+            which is measured on preferences alone.
         out: Folder of answers and results.
         conversations: Sources for the loss; empty for no loss.
-        preferences: Sources of pairs for the rewards; empty for no rewards. They need ``reference``.
-        reference: Reference model of the rewards, e.g. the export of the previous stage.
+        preferences: Sources of pairs, or of ranked answers, for the rewards; empty for no rewards. Those of a policy
+            need ``reference``, a reward model has its own.
+        reference: Reference model of a policy's rewards, e.g. the export of the previous stage.
+        pairing: How ranked answers become pairs; None for the best against the worst.
         prompts: Sources of prompts; empty for no answers. They need a judge.
         judge: Scores each answer; None for no scores.
         sampler: Answers the prompts; None for greedy answers of at most 512 tokens with transformers.
@@ -61,6 +70,7 @@ class Evaluation:
     conversations: list[Source] = field(default_factory=list)
     preferences: list[Source] = field(default_factory=list)
     reference: str | None = None
+    pairing: Pairing | None = None
     prompts: list[Source] = field(default_factory=list)
     judge: Judge | None = None
     sampler: Sampler | None = None
@@ -73,15 +83,24 @@ class Evaluation:
     seed: int = 0
     save_every: int = 256
 
-    def validate(self) -> None:
+    def validate(self, rewards: bool | None = None) -> None:
         """Check the configuration before anything is loaded.
+
+        Args:
+            rewards: True if the model is a reward model; None where its files say so.
 
         Raises:
             ValueError: There is nothing to evaluate, or a setting is missing.
         """
+        rewards = is_reward_model(self.model) if rewards is None else rewards
+        if rewards and (self.conversations or self.prompts):
+            raise ValueError(
+                f"model: {self.model} is a reward model, which writes no answers: it takes preferences, and neither "
+                "conversations nor prompts; leave them out, or give a causal LM"
+            )
         if not (self.conversations or self.preferences or self.prompts):
             raise ValueError("nothing to evaluate; give conversations, preferences or prompts")
-        if self.preferences and not self.reference:
+        if self.preferences and not self.reference and not rewards:
             raise ValueError("preferences need a reference model; give reference: FOLDER")
         if self.prompts and not (self.judge or (self.against and self.against_judge)):
             raise ValueError("prompts need a judge to score the answers, e.g. lion_lightning.judges.VerifierJudge")
@@ -106,7 +125,17 @@ def evaluate(config: Evaluation) -> dict[str, Any]:
         results["loss"] = conversation_loss(
             config.model, config.conversations, config.max_length, template_kwargs=config.template_kwargs
         )
-    if config.preferences and config.reference:
+    if config.preferences and is_reward_model(config.model):
+        if config.reference:
+            logger.warning("reference: %s is not used; a reward model has rewards of its own", config.reference)
+        results["rewards"] = reward_model_accuracy(
+            config.model,
+            config.preferences,
+            config.max_length,
+            template_kwargs=config.template_kwargs,
+            pairing=config.pairing,
+        )
+    elif config.preferences and config.reference:
         results["rewards"] = preference_rewards(
             config.model,
             config.preferences,
@@ -114,6 +143,7 @@ def evaluate(config: Evaluation) -> dict[str, Any]:
             config.beta,
             config.max_length,
             template_kwargs=config.template_kwargs,
+            pairing=config.pairing,
         )
     if config.prompts:
         results |= _answers(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -49,9 +49,9 @@ def categories(prompts: Sequence[Prompt], by: str) -> list[str]:
     return [str(prompt.row[by]) for prompt in prompts]
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, bootstrap interval and count, as plain data."""
-    return {**bootstrap(values)._asdict(), "count": len(values)}
+def summary(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, Any]:
+    """Mean, bootstrap interval (over ``groups``, as of :func:`bootstrap`) and count, as plain data."""
+    return {**bootstrap(values, groups=groups)._asdict(), "count": len(values)}
 
 
 def score_all(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:

@@ -114,10 +114,10 @@ def _warnings(check: ModelCheck) -> Iterator[None]:
 
 
 def trees(*samples: Sequence[int], seed: int = 0) -> PackedBatch:
-    """A packed row of random tokens: of each sample the lengths of a context and its answers, which are targets.
+    """A packed row of random tokens: of each sample the lengths of a prompt and its answers, which are targets.
 
     Args:
-        samples: Lengths; a sample of one length is a document.
+        samples: Lengths; a sample of one length is a document. The first answer is preferred to each of the others.
         seed: Of the tokens.
     """
     generator = np.random.default_rng(seed)
@@ -128,7 +128,8 @@ def trees(*samples: Sequence[int], seed: int = 0) -> PackedBatch:
             ids = generator.integers(3, VOCABULARY, length).astype(np.int32)
             is_target = number > 0 or len(lengths) == 1
             segments.append(SampleSegment(ids, np.full(length, is_target), parent=0 if number else -1))
-        made.append(Sample(tuple(segments), index))
+        pairs = tuple((0, other) for other in range(1, len(lengths) - 1))
+        made.append(Sample(tuple(segments), index, pairs=pairs))
     return collate(made, capacity=sum(map(sum, samples)))
 
 

@@ -14,7 +14,8 @@ from lion_lightning.tools.pipeline.configs import Config, merged, with_output_fo
 from lion_lightning.tools.train.config_file import read_config_file
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
-STAGE_KEYS = {"config", "seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler"}
+FIT_KEYS = {"seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler"}
+STAGE_KEYS = FIT_KEYS | {"config", "start", "evaluate"}
 
 FOLDER_NAME = re.compile(r"\w([\w.-]{0,62}[\w-])?")
 RESERVED = re.compile(r"seed-.*|report\..*|lightning_logs|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -28,7 +29,7 @@ class StagePlan(NamedTuple):
         name: Its name in the pipeline file.
         folder: Folder of all its output.
         config: The complete config for ``lion fit``.
-        start: Folder of the stage that it starts from; None for the first.
+        start: Folder of the stage that it starts from; None where it starts from its config's own policy.
         evaluate: Config of ``lion evaluate`` for its export; None for no evaluation.
     """
 
@@ -70,14 +71,14 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
     if not isinstance(stages, Mapping) or not stages:
         raise ValueError(f"{path}: `stages` is missing; name the stages in order, e.g. stages: {{sft: {{config: F}}}}")
     _require_folder_names(path, list(stages))
-    configs = {}
+    given_stages = {}
     for name, stage in stages.items():
-        configs[name] = _stage_config(path, name, stage, with_options(options or {}, name, list(stages)))
+        given_stages[name] = _stage(path, name, stage, with_options(options or {}, name, list(stages)))
     out = given["out"] if given.get("out") is not None else Path("runs") / path.stem
     if not isinstance(out, str | Path) or not str(out).strip():
         raise ValueError(f"{path}: out is {out!r}; give the path of a folder")
-    out, evaluate = Path(out).expanduser(), _evaluation(path, given.get("evaluate"))
-    chains = _chains(path, given.get("seeds"), out, configs, evaluate)
+    out, evaluate = Path(out).expanduser(), _evaluation(str(path), given.get("evaluate"))
+    chains = _chains(path, given.get("seeds"), out, given_stages, evaluate)
     workers = given.get("workers", 1)
     if type(workers) is not int or workers < 1:
         raise ValueError(f"{path}: workers is {workers!r}; give an integer of at least 1")
@@ -125,14 +126,14 @@ def _require_folder_names(path: Path, names: Sequence[Any]) -> None:
         seen[same] = name
 
 
-def _evaluation(path: Path, evaluate: Any) -> Config | None:
+def _evaluation(where: str, evaluate: Any) -> Config | None:
     if evaluate is None:
         return None
     if not isinstance(evaluate, Mapping):
-        raise ValueError(f"{path}: evaluate is {evaluate!r}; give a mapping with keys of `lion evaluate`")
+        raise ValueError(f"{where}: evaluate is {evaluate!r}; give a mapping with keys of `lion evaluate`")
     for key, what in (("model", "export"), ("out", "folder `evaluation`")):
         if key in evaluate:
-            raise ValueError(f"{path}: evaluate.{key} is set to each stage's {what}; leave it out")
+            raise ValueError(f"{where}: evaluate.{key} is set to each stage's {what}; leave it out")
     return dict(evaluate)
 
 
@@ -146,10 +147,10 @@ def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) ->
     for key, text in options.items():
         stage = next((each for each in names if key.startswith(f"{each}.")), None)
         parts = (key if stage is None else key.removeprefix(f"{stage}.")).split(".")
-        if parts[0] not in STAGE_KEYS - {"config"}:
+        if parts[0] not in FIT_KEYS:
             raise ValueError(
                 f"--{key}: begin with a stage ({', '.join(names)}), or with one of "
-                f"{', '.join(sorted(STAGE_KEYS - {'config'}))} for all stages, e.g. --{names[0]}.trainer.max_steps 3"
+                f"{', '.join(sorted(FIT_KEYS))} for all stages, e.g. --{names[0]}.trainer.max_steps 3"
             )
         is_number = re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text, re.IGNORECASE)
         try:  # YAML 1.1 takes 1e-5 for a text
@@ -163,7 +164,8 @@ def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) ->
     return config
 
 
-def _stage_config(path: Path, name: str, stage: Any, options: Config) -> Config:
+def _stage(path: Path, name: str, stage: Any, options: Config) -> Config:
+    """A stage of the file: its complete ``config``, and ``start`` and ``evaluate`` where they are given."""
     if isinstance(stage, str):
         stage = {"config": stage}
     if not isinstance(stage, Mapping):
@@ -176,13 +178,13 @@ def _stage_config(path: Path, name: str, stage: Any, options: Config) -> Config:
         raise ValueError(f"{path}: stages.{name}.config is {files!r}; give a config file, or a list of them")
     for file in files:
         config = merged(config, read_config_file(path.parent / file))
-    config = merged(config, {key: value for key, value in stage.items() if key != "config"})
-    config = merged(config, options)
-    return with_plain_parts(config, f"{path}: stages.{name}")
+    config = merged(config, {key: value for key, value in stage.items() if key in FIT_KEYS})
+    config = with_plain_parts(merged(config, options), f"{path}: stages.{name}")
+    return {"config": config, **{key: stage[key] for key in ("start", "evaluate") if key in stage}}
 
 
 def _chains(
-    path: Path, seeds: Any, out: Path, configs: Mapping[str, Config], evaluate: Config | None
+    path: Path, seeds: Any, out: Path, stages: Mapping[str, Config], evaluate: Config | None
 ) -> list[list[StagePlan]]:
     """The stages in order, for each seed; a single chain with the configs' own seeds if there are none."""
     if seeds is not None:
@@ -195,13 +197,34 @@ def _chains(
         # The seed of weights and dropout, and that of the order of the data.
         change = {} if seed is None else {"seed_everything": seed, "data": {"init_args": {"seed": seed}}}
         chain: list[StagePlan] = []
-        for name, given in configs.items():
-            config, start = merged(given, change), chain[-1].folder if chain else None
-            if start:
-                config = with_start_model(config, start / "export")
-            chain.append(StagePlan(name, folder / name, with_output_folder(config, folder / name), start, evaluate))
+        for name, given in stages.items():
+            own = {"evaluate": evaluate, **given, "config": merged(given["config"], change)}
+            chain.append(_planned(f"{path}: stages.{name}", folder, name, own, list(stages)[: len(chain)]))
         chains.append(chain)
     return chains
+
+
+def _planned(where: str, folder: Path, name: str, given: Config, before: Sequence[str]) -> StagePlan:
+    """A stage of one chain, whose stages have their folders in ``folder``, after those of these names."""
+    start, config = given.get("start", before[-1] if before else None), given["config"]
+    if start is not None:
+        if start not in before:
+            raise ValueError(f"{where}.start is {start!r}; name an earlier stage ({', '.join(before) or 'none'})")
+        config = with_start_model(config, folder / start / "export")
+    config, evaluate = (_with_folders(each, folder, before) for each in (config, _evaluation(where, given["evaluate"])))
+    config = with_output_folder(config, folder / name)
+    return StagePlan(name, folder / name, config, folder / start if start else None, evaluate)
+
+
+def _with_folders(value: Any, folder: Path, before: Sequence[str]) -> Any:
+    """Replace ``${stage}`` in all texts by the folder of that stage, where it is one of those before."""
+    if isinstance(value, Mapping):
+        return {key: _with_folders(inner, folder, before) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_folders(inner, folder, before) for inner in value]
+    for name in before if isinstance(value, str) else ():
+        value = value.replace(f"${{{name}}}", str(folder / name))
+    return value
 
 
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> None:

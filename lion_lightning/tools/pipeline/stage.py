@@ -134,12 +134,16 @@ def finish(folder: Path, start: Path | None, times: dict[str, float]) -> None:
 
 
 def score_of(folder: Path) -> str:
-    """The score of a stage's evaluation for a message, ``; score 0.707 [0.680, 0.733]``; empty if there is none."""
+    """The score of a stage's evaluation for a message, ``; score 0.707 [0.680, 0.733]``; empty if there is none.
+
+    That of a reward model is the share of pairs that it ranks right.
+    """
     path = folder / "evaluation" / "results.json"
     results = read_object(path, "results", "remove it") if path.exists() else {}
-    if not (found := results.get("accuracy")):
-        return ""
-    return f"; score {found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    for name, found in (("score", results), ("reward accuracy", results.get("rewards", {}))):
+        if one := found.get("accuracy"):
+            return f"; {name} {one['estimate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+    return ""
 
 
 def _digest(start: Path | None) -> str | None:

@@ -10,6 +10,7 @@ from typing_extensions import override
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
+from lion_lightning.references.cached import CachedReference
 from lion_lightning.tools.plan.report import PlanReport
 from lion_lightning.tools.plan.step_time import Machine
 from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> None:
         placements(settings.strategy, gpus, packed=job.spec.quantization is not None),
         Machine(options.tflops, options.mfu, options.bandwidth),
         memory=round(options.memory * GIB),
+        cached=isinstance(getattr(cli.model, "reference", None), CachedReference),
         sampler=max((getattr(sampler, "gpu_memory_utilization", 0.0) for sampler in samplers), default=0.0),
     )
     print("\n".join(plan.lines()))

@@ -26,6 +26,7 @@ class PlanReport:
         machine: Assumed speed of a GPU.
         memory: Bytes per GPU.
         sampler: Share of the memory that a sampler's engine uses between epochs.
+        cached: True if the reference's log-probs are computed once and kept on disk.
     """
 
     job: Job
@@ -33,6 +34,7 @@ class PlanReport:
     machine: Machine
     memory: int
     sampler: float = 0.0
+    cached: bool = False
 
     @cached_property
     def peaks(self) -> list[MemoryEstimate]:
@@ -68,6 +70,8 @@ class PlanReport:
             f"step     {job.tokens:,} tokens per micro-batch x {job.accumulate} accumulated x {count} GPUs: "
             f"up to {total:,} tokens"
         )
+        if self.cached:
+            yield "cache    4 bytes on disk per token of an answer (4.0 GB for 10^9); one forward before the first step"
         own = self.machine
         yield (
             f"assumed  {self.memory / GIB:.0f} GiB per GPU, {self.job.overhead / GIB:.1f} of them for frameworks; "

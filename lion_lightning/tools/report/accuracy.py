@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
@@ -68,19 +69,20 @@ def with_interval(value: Interval, form: str = "{:.3f}") -> str:
 
 
 def accuracy_of(chains: Sequence[ChainLogs]) -> Accuracy | None:
-    """Collect the accuracies of all stages and seeds; None if one was not evaluated, or seeds have other stages."""
-    stages = [stage.name for stage in chains[0].stages]
-    kinds = list((chains[0].stages[0].evaluation.get("accuracy") or {"by": ()})["by"])
+    """Collect the accuracies of all stages and seeds; None if nothing has one, or seeds have other stages.
+
+    Stages without answers, such as a reward model's, are left out.
+    """
+    chosen = [[stage for stage in seed.stages if stage.evaluation.get("accuracy")] for seed in chains]
+    stages = [stage.name for stage in chosen[0]]
+    if not stages or any([stage.name for stage in others] != stages for others in chosen):
+        return None
+    kinds = list(chosen[0][0].evaluation["accuracy"]["by"])
     table: dict[tuple[str, str], list[Interval]] = {}
-    for chain in chains:
-        if [stage.name for stage in chain.stages] != stages:
-            return None
-        for stage in chain.stages:
-            results = stage.evaluation.get("accuracy")
-            if not results:
-                return None
-            for kind in (ALL, *kinds):
-                found = results["by"][kind] if kind else results
-                interval = Interval(found["estimate"], found["low"], found["high"])
-                table.setdefault((stage.name, kind), []).append(interval)
+    for stage in chain.from_iterable(chosen):
+        results = stage.evaluation["accuracy"]
+        for kind in (ALL, *kinds):
+            found = results["by"][kind] if kind else results
+            interval = Interval(found["estimate"], found["low"], found["high"])
+            table.setdefault((stage.name, kind), []).append(interval)
     return Accuracy(stages, kinds, table)

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from lion_lightning.tools.evaluate.intervals import Interval
 from lion_lightning.tools.report.accuracy import Accuracy, with_interval
 from lion_lightning.tools.report.logs import ChainLogs, all_stages
 
@@ -58,7 +59,7 @@ def page(
             source = b64encode(png).decode("ascii")
             parts += [f"<h2>{html.escape(heading)}</h2>", f'<img src="data:image/png;base64,{source}" alt="">']
             parts.append(f'<p class="note">{html.escape(note)}</p>' if note else "")
-    parts += [_validation(chains), _answers(chains[0]), _origin(chains)]
+    parts += [_rewards(chains), _validation(chains), _answers(chains[0]), _origin(chains)]
     body = "\n".join(part for part in parts if part)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
@@ -89,6 +90,29 @@ def _accuracy_table(accuracy: Accuracy) -> str:
         "prompts are bootstrapped, those over the seeds are Student's t; gains are computed seed by seed.</p>"
     )
     return table(["stage", "accuracy", "gain over the stage before", "each seed"], rows) + note
+
+
+def _rewards(chains: Sequence[ChainLogs]) -> str:
+    """Share of held-out pairs that each stage ranks right, by `lion evaluate`."""
+    rows: list[Row] = []
+    for chain in chains:
+        for stage in chain.stages:
+            found = stage.evaluation.get("rewards")
+            if not found:
+                continue
+            cells: Row = [chain.name, stage.name]
+            for name in ("accuracy", "margin"):
+                one = found[name]
+                cells.append(Cell(with_interval(Interval(one["estimate"], one["low"], one["high"])), "n"))
+            rows.append([*cells, Cell(f"{found['pairs']:,} of {found['prompts']:,} prompts", "n")])
+    if not rows:
+        return ""
+    note = (
+        '\n<p class="note">A reward model ranks by its own rewards; a policy by the scaled log-ratio to its reference. '
+        "95% intervals over the prompts.</p>"
+    )
+    head = ["seed", "stage", "share of pairs ranked right", "margin", "pairs"]
+    return "<h2>Held-out pairs</h2>" + table(head, rows) + note
 
 
 VALIDATION = {

@@ -93,11 +93,10 @@ def test_trees_are_described_by_pairs_answers_and_prompts(bench: Bench, packed: 
     trainer.datamodule = SimpleNamespace(reports=[PairReport(name="ranked", kept=FilterCounts(36, 72), **rest)])
     module = DPOModule(bench.module().policy_spec, tokenizer=bench.tokenizer, loss=SimPOLoss())
     found = summarize(trainer, module)
-    assert {name: found["data"][name] for name in ("samples", "prompts", "answers", "pairs")} == {
+    assert {name: found["data"][name] for name in ("samples", "prompts", "answers")} == {
         "samples": 6,
         "prompts": 6,
         "answers": 24,
-        "pairs": 36,
     }
     assert "data       36 pairs of 24 answers to 6 prompts: 72 tokens in 3 rows of 32, 75.0% full" in lines(found)
     assert "objective  SimPOLoss(beta=2, gamma=1) over pairs" in lines(found)

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,15 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import Trainer
 
+from lion_lightning.cache import cache_folder
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.errors import explain
+from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.references.base import FrozenReference
-from lion_lightning.tools.pipeline.checks.disk import GIB, free_space, space_of
+from lion_lightning.tools.pipeline.checks.disk import GIB, cached_reference_size, free_space, space_of
 from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
 from lion_lightning.tools.pipeline.checks.sources import check_data, check_rounds
 from lion_lightning.tools.pipeline.configs import Config, merged, with_available_model
@@ -47,6 +50,8 @@ class Checks:
         self.found: list[str] = []
         self._chains = 1  # that are like the one that is looked at
         self._least = self._most = 0  # bytes
+        self._caches: Counter[Path] = Counter()  # bytes of references' log-probs, by the folder of their cache
+        self._rewards: dict[Path, Path | None] = {}  # stages that train reward models, and what they start from
 
     def run(self) -> list[str]:
         """Check everything; the result is :attr:`found`."""
@@ -62,6 +67,13 @@ class Checks:
             self.found.append(f"{text} write at least {self._least / GIB:.1f} GiB; make room, or give another `out`")
         elif free < self._most:
             logger.warning("%s may write up to %.1f GiB.", text, self._most / GIB)
+        for folder, size in self._caches.items():
+            if (free := free_space(folder)) < size:  # no error: an earlier run may have cached them
+                logger.warning(
+                    "%s: %.1f GiB are free, and log-probs of references may take %.1f GiB; make room, or set "
+                    "model.reference.cache_dir.",
+                    *(folder, free / GIB, size / GIB),
+                )
         self.found = list(dict.fromkeys(self.found))  # stages of several seeds have the same faults
         return self.found
 
@@ -76,19 +88,22 @@ class Checks:
                 require_same_work(stage)
 
     def _check_chain(self, chain: Sequence[StagePlan]) -> None:
-        before: Config | None = None
-        for number, stage in enumerate(chain):
-            coming = stage.start is not None and not (stage.start / DONE).exists()
-            before = with_available_model(stage.config, before) if coming and before else stage.config
+        available: dict[Path, Config] = {}  # by folder, with a model that exists
+        coming: set[Path] = set()  # exports that the stages before will have written
+        for stage in chain:
+            config, unmade = stage.config, stage.start is not None and not (stage.start / DONE).exists()
+            if unmade and stage.start:
+                config = with_available_model(config, available[stage.start])
+            available[stage.folder] = config
             if not (stage.folder / DONE).exists():
-                if stage.start and not coming:
+                if stage.start and not unmade:
                     with self._collect_errors(f"stages.{stage.name}"):
                         require_start(stage.start)
-                exports = {(each.folder / "export").absolute() for each in chain[: number + 1]}
-                self._check_stage(stage, before, exports)
+                self._check_stage(stage, config, coming)
+                coming.add((stage.folder / "export").absolute())
 
-    def _check_stage(self, stage: StagePlan, config: Config, exports: set[Path]) -> None:
-        """Check a stage with a config whose model exists; `exports` will exist when it is evaluated."""
+    def _check_stage(self, stage: StagePlan, config: Config, coming: set[Path]) -> None:
+        """Check a stage with a config whose model exists; the exports ``coming`` will exist when it begins."""
         name = f"stages.{stage.name}"
         with _named_warnings(name, logging.WARNING if stage.start else logging.ERROR):  # the first one says its own
             cli = None
@@ -96,6 +111,14 @@ class Checks:
                 cli = _build(config)
             if cli is None:
                 return
+            if isinstance(cli.model.policy_spec, RewardModelSpec):
+                self._rewards[stage.folder] = stage.start
+            elif stage.start in self._rewards:
+                policy = self._rewards[stage.start]
+                self.found.append(
+                    f"{name}: it would start from {stage.start.name}, a reward model, which writes no answers; set "
+                    f"stages.{stage.name}.start: {'null' if policy is None else policy.name}"
+                )
             with self._collect_errors(name):
                 space = space_of(_readable_policy(cli), cli.trainer)
                 self._least += self._chains * space.least
@@ -103,12 +126,13 @@ class Checks:
             with self._collect_errors(name):
                 tokenizer: TokenizerSpec = cli.model.tokenizer_spec
                 tokenizer.load()
-                self._check_data(name, cli)
+                self._check_data(name, cli, coming)
                 if stage.evaluate:
                     with self._collect_errors("evaluate"):
+                        exports = {*coming, (stage.folder / "export").absolute()}
                         check_evaluation(stage, tokenizer, cli.model.policy_spec, exports)
 
-    def _check_data(self, name: str, cli: LionCLI) -> None:
+    def _check_data(self, name: str, cli: LionCLI, coming: set[Path]) -> None:
         data = cli.datamodule
         if not isinstance(data, PackedDataModule):
             return
@@ -118,8 +142,10 @@ class Checks:
             trainer.strategy.connect(cli.model)
             data.trainer = trainer
             check_data(data)
+            if size := cached_reference_size(cli.model, data):
+                self._caches[cache_folder("references", cli.model.reference.cache_dir)] += self._chains * size
             if isinstance(data, RoundDataModule):
-                check_rounds(cli.trainer, cli.model, data)
+                check_rounds(cli.trainer, cli.model, data, coming)
 
     @contextmanager
     def _collect_errors(self, where: str) -> Iterator[None]:

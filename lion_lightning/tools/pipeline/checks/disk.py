@@ -10,12 +10,17 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lion_lightning.data.reports.tree_reports import TreeReport
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.base_model import has_stored_base
 from lion_lightning.planning.memory_counter import size_of
 from lion_lightning.planning.meta_model import meta_model
+from lion_lightning.references.cached import CachedReference
 
 GIB = 2**30
+
+TARGET_BYTES, ANSWER_BYTES = 4, 32
+"""Of a cached reference: an fp32 number for each target of an answer; a key and positions for each answer."""
 
 
 class Space(NamedTuple):
@@ -44,6 +49,20 @@ def space_of(spec: PolicySpec, trainer: Trainer) -> Space:
         checkpoint = max(checkpoint, weights + (0 if saver.save_weights_only else 2 * trained))
         kept += max(1, saver.save_top_k) + (saver.save_last is True)  # "link" takes no space
     return Space(checkpoint + export, (kept + 1) * checkpoint + export if savers else export)
+
+
+def cached_reference_size(module: Any, data: Any) -> int:
+    """Bytes of the cache of a module's reference: those of each target and answer of its data, once that is read.
+
+    Args:
+        module: The stage's; without a :class:`CachedReference` there is no cache.
+        data: Its data module, after ``setup``; data that is not read yet counts nothing.
+    """
+    if not isinstance(getattr(module, "reference", None), CachedReference):
+        return 0
+    reports = [*data.reports, *(data.validation_mixture.reports if data.validation_mixture else [])]
+    trees = [report for report in reports if isinstance(report, TreeReport)]
+    return sum(TARGET_BYTES * (tree.kept.tokens - tree.prompt) + ANSWER_BYTES * tree.answers for tree in trees)
 
 
 def free_space(folder: Path) -> int:

@@ -12,6 +12,7 @@ import yaml
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.models.policy import position_limit
+from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.rollouts.prompt_pool import PromptPool
@@ -29,14 +30,14 @@ def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicyS
     Args:
         stage: The stage.
         tokenizer: Its tokenizer.
-        policy: Its policy, for the number of positions.
+        policy: Its policy: the number of positions, and whether it is a reward model.
         exports: Folders that will have a model by then.
 
     Raises:
         ValueError: The config or a source is wrong, or a model or a judge does not exist.
     """
     evaluation = _parse(stage)
-    evaluation.validate()
+    evaluation.validate(isinstance(policy, RewardModelSpec))
     for model in filter(None, (evaluation.reference, evaluation.against)):
         if Path(model).absolute() not in exports:
             require_model(model)
@@ -51,10 +52,11 @@ def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicyS
     if evaluation.conversations:
         check_data(SFTDataModule(list(evaluation.conversations), loaded, max_length=evaluation.max_length))
     if evaluation.preferences:
-        check_data(PreferenceDataModule(list(evaluation.preferences), loaded, max_length=evaluation.max_length))
+        options: dict[str, Any] = {"max_length": evaluation.max_length, "pairing": evaluation.pairing}
+        check_data(PreferenceDataModule(list(evaluation.preferences), loaded, **options))
     if evaluation.prompts:
         parts = [evaluation.sampler, evaluation.judge, evaluation.against_judge]
-        prompts = check_prompts(PromptPool(evaluation.prompts, loaded), parts)
+        prompts = check_prompts(PromptPool(evaluation.prompts, loaded), parts, exports)
         if evaluation.by:
             categories(prompts, evaluation.by)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder
+from lion_lightning.judges.weighted import WeightedJudge
 from lion_lightning.readiness import NUM_PROMPTS, require_ready
 from lion_lightning.rollouts.plan import require_on_policy
 from lion_lightning.rollouts.prompt_pool import PromptPool
@@ -61,23 +63,41 @@ def check_first_rows(source: Source, encoder: Encoder) -> None:
                 raise
 
 
-def check_prompts(pool: PromptPool, parts: Sequence[Any]) -> list[Prompt]:
+def check_prompts(pool: PromptPool, parts: Sequence[Any], coming: Collection[Path] = ()) -> list[Prompt]:
     """Check that samplers and judges can work on the first prompts, and return these.
 
     Args:
         pool: All prompts.
         parts: Samplers and judges.
+        coming: Folders that will hold a model by then: judges of these are not checked.
 
     Raises:
         ValueError: A row is wrong, or a sampler or judge is not ready.
     """
     prompts = [asked.prompt for asked in pool.take(range(min(NUM_PROMPTS, len(pool))))]
-    require_ready(parts, prompts)
+    require_ready(_made(parts, coming), prompts)
     return prompts
 
 
-def check_rounds(trainer: Trainer, module: Any, data: RoundDataModule) -> None:
+def _made(parts: Sequence[Any], coming: Collection[Path]) -> list[Any]:
+    """Samplers and judges without those whose model is still to be trained; of a WeightedJudge, its judges."""
+    made: list[Any] = []
+    for part in parts:
+        if isinstance(part, WeightedJudge):
+            made += _made(part.judges, coming)
+        elif Path(getattr(part, "path", "")).absolute() not in coming:
+            made.append(part)
+    return made
+
+
+def check_rounds(trainer: Trainer, module: Any, data: RoundDataModule, coming: Collection[Path] = ()) -> None:
     """Check that every round of a run has prompts, and that its sampler and judge are ready.
+
+    Args:
+        trainer: The stage's.
+        module: The stage's.
+        data: The stage's.
+        coming: Folders that will hold a model by then.
 
     Raises:
         ValueError: Prompts run out, or a sampler or judge is not ready.
@@ -89,4 +109,4 @@ def check_rounds(trainer: Trainer, module: Any, data: RoundDataModule) -> None:
         if isinstance(callback, OnPolicySampling):
             require_on_policy(trainer, module)
             callback.require_prompts(trainer, data.pool)
-            check_prompts(data.pool, [callback.sampler, callback.judge])
+            check_prompts(data.pool, [callback.sampler, callback.judge], coming)

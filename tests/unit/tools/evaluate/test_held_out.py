@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lion_lightning import PolicySpec, Source, TokenizerSpec
+from lion_lightning.data.formats.pairing import AllPairs
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
+from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.tools.demo import make_tokenizer
-from lion_lightning.tools.evaluate.held_out import conversation_loss, preference_rewards
+from lion_lightning.tools.evaluate.held_out import conversation_loss, preference_rewards, reward_model_accuracy
+from lion_lightning.tools.evaluate.run import Evaluation, evaluate
 from tests import tiny
 
 TALKS = (("w3 w4", "w5 w6 w7"), ("w8", "w9"), ("w10 w11 w12", "w13 w14 w15 w16 w17"))
@@ -123,6 +127,86 @@ def test_a_model_measured_against_itself_wins_half(folder: Path) -> None:
     found = preference_rewards(model, [source(folder, "pairs.jsonl")], model, max_length=24)
     assert found["accuracy"]["estimate"] == 0.5
     assert found["margin"]["low"] == found["margin"]["high"] == 0.0
+
+
+RANKED = {"w3 w4": ("w5 w6 w7", "w8", "w9 w10"), "w11": ("w12", "w13 w14", "w15")}
+"""Answers to each prompt, from best to worst."""
+
+
+@pytest.fixture(scope="module")
+def ranked(folder: Path) -> list[Source]:
+    rows = []
+    for prompt, answers in RANKED.items():
+        asked = [turn("user", prompt)]
+        sides = [[turn("assistant", answer)] for answer in answers]
+        rows.append({"prompt": asked, "answers": sides, "scores": [2.0, 1.0, 0.0]})
+    write(folder / "ranked.jsonl", rows)
+    return [source(folder, "ranked.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def reward_model(folder: Path) -> str:
+    """A random reward model with the tokenizer of the others; ids below 3 are special, so that padding ends nothing."""
+    torch.manual_seed(5)
+    tiny.tokenizer_folder(folder / "rewards")
+    spec = RewardModelSpec(config=tiny.shallow())
+    spec.build(TokenizerSpec(str(folder / "rewards")).load()).causal_lm.save_pretrained(folder / "rewards")
+    return str(folder / "rewards")
+
+
+def margins_of(rewards: dict[tuple[str, str], float]) -> list[float]:
+    """Differences of rewards of all pairs, a better answer minus a worse one."""
+    return [
+        rewards[prompt, better] - rewards[prompt, worse]
+        for prompt, answers in RANKED.items()
+        for better, worse in combinations(answers, 2)
+    ]
+
+
+def test_a_reward_model_is_measured_on_all_pairs_of_ranked_answers(
+    folder: Path, ranked: list[Source], reward_model: str
+) -> None:
+    found = reward_model_accuracy(reward_model, ranked, max_length=24, pairing=AllPairs())
+    model: Any = AutoModelForSequenceClassification.from_pretrained(reward_model)
+    rewards = {}
+    for prompt, answers in RANKED.items():
+        for answer in answers:
+            ids, _ = encoded(folder, prompt, answer)
+            rewards[prompt, answer] = model(ids[None]).logits.item()
+    margins = margins_of(rewards)
+    assert found["margin"]["estimate"] == pytest.approx(sum(margins) / 6, abs=1e-5)
+    assert found["accuracy"]["estimate"] == pytest.approx(sum(margin > 0 for margin in margins) / 6)
+    assert (found["accuracy"]["count"], found["pairs"], found["prompts"]) == (6, 6, 2)
+    # The interval is over the two prompts: its ends are their own shares.
+    shares = sorted(sum(margin > 0 for margin in three) / 3 for three in (margins[:3], margins[3:]))
+    assert (found["accuracy"]["low"], found["accuracy"]["high"]) == pytest.approx(shares)
+    assert found["loss"] == pytest.approx(
+        -torch.nn.functional.logsigmoid(torch.tensor(margins)).mean().item(), abs=1e-5
+    )
+
+
+def test_rewards_of_a_policy_on_ranked_answers_compute_each_answer_once(folder: Path, ranked: list[Source]) -> None:
+    model, reference = str(folder / "model"), str(folder / "reference")
+    found = preference_rewards(model, ranked, reference, beta=0.3, max_length=24, pairing=AllPairs())
+    chats = [(prompt, answer) for prompt, answers in RANKED.items() for answer in answers]
+    values = 0.3 * (sums(folder, "model", chats) - sums(folder, "reference", chats))
+    margins = margins_of(dict(zip(chats, values.tolist(), strict=True)))
+    assert found["margin"]["estimate"] == pytest.approx(sum(margins) / 6, abs=1e-5)
+    best_and_worst = preference_rewards(model, ranked, reference, beta=0.3, max_length=24)
+    assert best_and_worst["margin"]["estimate"] == pytest.approx((margins[1] + margins[4]) / 2, abs=1e-5)
+    assert (best_and_worst["pairs"], best_and_worst["prompts"]) == (2, 2)
+
+
+def test_a_reward_model_takes_preferences_and_nothing_else(
+    folder: Path, ranked: list[Source], reward_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match="rewards is a reward model, which writes no answers: it takes preferences"):
+        Evaluation(reward_model, tmp_path, conversations=[source(folder, "talks.jsonl")]).validate()
+    results = evaluate(Evaluation(reward_model, tmp_path, preferences=ranked, reference="unused", max_length=24))
+    assert results["rewards"]["pairs"] == 2
+    assert "reference: unused is not used; a reward model has rewards of its own" in caplog.text
+    with pytest.raises(ValueError, match="is a reward model, which writes no answers; give a causal LM"):
+        conversation_loss(reward_model, [source(folder, "talks.jsonl")], max_length=24)
 
 
 def test_cut_and_doubled_conversations_are_counted(

@@ -50,6 +50,17 @@ def test_bootstrap_of_a_constant_is_the_constant() -> None:
     assert bootstrap([0.25] * 7) == Interval(0.25, 0.25, 0.25)
 
 
+def test_pairs_of_one_prompt_are_drawn_together() -> None:
+    # Two prompts, three pairs of the first won and one of the second lost: a resample is one of them twice (each with
+    # probability 1/4), which has the mean 1 or 0, or both of them, which has 3/4.
+    values, prompts = [1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]
+    assert bootstrap(values, groups=prompts) == Interval(0.75, 0.0, 1.0)
+    assert bootstrap(values, groups=prompts, level=0.4) == Interval(0.75, 0.75, 0.75)  # quantiles 0.3, 0.7
+    # A group for each value is no group, and a single prompt says nothing about others.
+    assert bootstrap(values, groups=[0, 1, 2, 3]) == bootstrap(values)
+    assert bootstrap(values, groups=["a"] * 4) == Interval(0.75, 0.75, 0.75)
+
+
 def test_bootstrap_of_many_items_draws_what_it_would_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.linspace(0.0, 1.0, 30).tolist()
     whole = bootstrap(values, resamples=100)

@@ -113,6 +113,24 @@ def test_no_accuracy_is_claimed_if_a_seed_lacks_it(run: Path) -> None:
     assert accuracy_of(read_run(run)) is None
 
 
+def test_a_stage_without_answers_is_no_row_of_the_accuracies_and_its_pairs_are_shown(run: Path) -> None:
+    for seed in ("seed-2", "seed-10"):
+        folder = run / seed / "reward"
+        log(folder, [{"step": 1, "train/loss": 0.6, "train/rewards/accuracy": 0.8}])
+        one = {"estimate": 0.9, "low": 0.8, "high": 0.95, "count": 24}
+        (folder / "evaluation").mkdir()
+        rewards = {"accuracy": one, "margin": one | {"estimate": 1.5}, "pairs": 24, "prompts": 4}
+        (folder / "evaluation" / "results.json").write_text(json.dumps({"rewards": rewards}))
+    chains = read_run(run)
+    accuracy = accuracy_of(chains)
+    assert accuracy is not None
+    assert "reward" not in accuracy.stages
+    assert len(accuracy.stages) == 2
+    text = page("run", chains, accuracy, [])
+    assert '<td>reward</td><td class="n">0.900 [0.800, 0.950]</td><td class="n">1.500 [0.800, 0.950]</td>' in text
+    assert '<td class="n">24 of 4 prompts</td>' in text
+
+
 def test_a_folder_without_logs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "no stage has logged anything there (no metrics.csv)" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""Stages that start from another one than the one before, and configs that name the folder of an earlier stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lion_lightning.tools.pipeline.plan import StagePlan, read_plan
+
+JUDGE = {"class_path": "lion_lightning.judges.RewardModelJudge", "init_args": {"model": "${reward}/export"}}
+SAMPLING = {"class_path": "lion_lightning.callbacks.OnPolicySampling", "init_args": {"judge": JUDGE}}
+
+
+def stages(folder: Path, seeds: list[int] | None = None, **changes: Any) -> list[StagePlan]:
+    """A policy, a reward model that starts from it, and an online stage with that as judge; the first chain of it."""
+    given = {
+        "sft": {"model": "lion_lightning.SFTModule"},
+        "reward": {"model": "lion_lightning.RewardModule", "evaluate": {"preferences": [{"path": "pairs.jsonl"}]}},
+        "online": {"model": "lion_lightning.OnlineDPOModule", "start": "sft", "trainer": {"callbacks": [SAMPLING]}},
+    }
+    given = {name: given[name] | changes.get(name, {}) for name in given}
+    content = {"out": "runs/all", "seeds": seeds, "stages": given, "evaluate": {"by": "family"}}
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return read_plan(folder / "pipeline.yaml").chains[0]
+
+
+def policy(stage: StagePlan) -> Any:
+    return stage.config["model"].get("init_args", {}).get("policy")
+
+
+def test_a_stage_starts_from_the_one_that_it_names_or_the_one_before(tmp_path: Path) -> None:
+    sft, reward, online = stages(tmp_path)
+    assert [stage.start for stage in (sft, reward, online)] == [None, Path("runs/all/sft"), Path("runs/all/sft")]
+    assert policy(online) == policy(reward) == {"path": "runs/all/sft/export"}
+    own = {"class_path": "lion_lightning.RewardModule", "init_args": {"policy": {"path": "other"}}}
+    _, reward, _ = stages(tmp_path, reward={"model": own, "start": None})
+    assert (reward.start, policy(reward)) == (None, {"path": "other"})
+
+
+def test_a_config_may_name_the_folder_of_an_earlier_stage_of_its_seed(tmp_path: Path) -> None:
+    *_, online = stages(tmp_path, seeds=[3])
+    sampling = online.config["trainer"]["callbacks"][0]
+    assert sampling["init_args"]["judge"]["init_args"]["model"] == "runs/all/seed-3/reward/export"
+    sft, *_ = stages(tmp_path, sft={"data": "${reward}/x"})
+    assert sft.config["data"] == {"class_path": "${reward}/x"}  # a later one: there is no such folder yet
+
+
+def test_a_stage_has_its_own_evaluation_or_none(tmp_path: Path) -> None:
+    sft, reward, online = stages(tmp_path, online={"evaluate": None})
+    assert sft.evaluate == {"by": "family"}
+    assert reward.evaluate == {"preferences": [{"path": "pairs.jsonl"}]}
+    assert online.evaluate is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reward": {"start": "online"}}, r"stages.reward.start is 'online'; name an earlier stage \(sft\)"),
+        ({"sft": {"start": "sft"}}, r"stages.sft.start is 'sft'; name an earlier stage \(none\)"),
+        ({"reward": {"evaluate": {"model": "x"}}}, "stages.reward: evaluate.model is set to each stage's export"),
+    ],
+)
+def test_a_stage_that_is_not_there_yet_is_one_line(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        stages(tmp_path, **changes)
