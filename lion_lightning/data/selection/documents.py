@@ -139,6 +139,12 @@ class Documents:
             separate = lengths[~spans.roots].sum(dtype=int) + (prompts * (np.diff(spans.offsets) - 1)).sum()
         return max(int(separate) - int(self.lengths.sum(dtype=int)), 0)  # documents have no answers at all
 
+    @property
+    def shares_answers(self) -> bool:
+        """Whether an answer is in several pairs."""
+        spans = self._spans
+        return 2 * len(spans.pairs) > len(spans.rows) - len(spans.numbers)
+
     @cached_property
     def digest(self) -> str:
         """Hash of all tokens and targets of all documents, in their order, with values and pairs."""

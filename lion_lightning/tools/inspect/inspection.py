@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lion_lightning.data.base import PackedDataModule
-    from lion_lightning.types import SampleSegment
+    from lion_lightning.types import Sample, SampleSegment
 
 _MOST_COLUMNS = 4  # a terminal of 80 characters has no room for more names of sources side by side
 
 
 def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
-    """Print statistics of each source and of packing, and the loss masks of a few documents or pairs.
+    """Print statistics of each source and of packing, and the loss masks of a few documents or prompts with answers.
 
     How trained text, its weight and reasoning are told apart, see :mod:`~lion_lightning.tools.inspect.marks`.
 
     Args:
         datamodule: The data module; its sources are tokenized if needed.
-        rows: Number of documents or pairs to show; at least one per source unless it is 0.
+        rows: Number of documents or prompts to show; at least one per source unless it is 0.
 
     Raises:
         ValueError: A source cannot be read or has no supervised token, or the mixture is empty.
@@ -102,7 +103,8 @@ def _packing(datamodule: PackedDataModule, mixture: Mixture) -> list[str]:
     lines = [f"{len(rows):,} packed rows of {capacity:,} tokens, {rows.tokens:,} tokens in all: {full}"]
     if shared := mixture.documents.shared:
         share = shared / (rows.tokens + shared)
-        lines.append(f"sharing the prompt saves {shared:,} tokens, {share:.1%} of separate sequences")
+        what = "prompts and answers" if mixture.documents.shares_answers else "the prompt"
+        lines.append(f"sharing {what} saves {shared:,} tokens, {share:.1%} of separate sequences")
     return lines
 
 
@@ -116,11 +118,27 @@ def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture
     for position in positions:
         sample = documents[position]
         console.print(literal(f"--- {sample.source} ({documents.where(position)}), {_counts(*sample.segments)}"))
-        for piece, name in zip(sample.segments, ("", "chosen", "rejected"), strict=False):
-            if name:
-                console.print(literal(f"--- {name}, {_counts(piece)}"))
-            console.print(marked(tokenizer, piece, colors))
+        console.print(marked(tokenizer, sample.segments[0], colors))
+        for name, answer in zip(_names(sample, mixture.reports[0].kind), sample.segments[1:], strict=True):
+            console.print(literal(f"--- {name}, {_counts(answer)}"))
+            console.print(marked(tokenizer, answer, colors))
+        if len(sample.pairs) > 1:
+            pairs = ", ".join(f"{chosen + 1} over {rejected + 1}" for chosen, rejected in sample.pairs)
+            console.print(literal(f"--- pairs of answers: {pairs}"))
         console.print()
+
+
+def _names(sample: Sample, kind: str) -> list[str]:
+    """A name for each answer, with its score or label where that is known."""
+    names = [f"answer {number + 1}" for number in range(sample.num_answers)]
+    if sample.pairs == ((0, 1),):
+        names = ["chosen", "rejected"]
+    if kind == "answers":
+        labels = {1.0: "desirable", 0.0: "undesirable"}
+        words = [labels.get(value, "mismatched (it answers another prompt)") for value in sample.values]
+    else:
+        words = ["" if math.isnan(value) else f"score {value:g}" for value in sample.values]
+    return [", ".join(filter(None, (name, word))) for name, word in zip(names, words, strict=True)]
 
 
 def _counts(*pieces: SampleSegment) -> str:

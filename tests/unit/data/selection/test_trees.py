@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,35 +12,19 @@ import pytest
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.reports.tree_reports import TreeReport
 from lion_lightning.data.selection.documents import Regrouped
-from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, mix, require_fitting
+from lion_lightning.data.selection.mixture import Mixture, mix, require_fitting
 from lion_lightning.data.selection.pair_filters import PairFilters
 from lion_lightning.data.selection.spans import FilterCounts, Spans
 from lion_lightning.data.selection.trees import cut
-from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.types import Sample
-from tests.unit.data.letters import LetterTrees, letters
+from tests.unit.data.letters import letters
+from tests.unit.data.selection.conftest import Selections, Trees
 
-Trees = Callable[..., Mixture]
 ALL_OF_THREE = [[0, 1], [0, 2], [1, 2]]
 
 
 def row(tree: str, values: Any = None, pairs: Any = ()) -> dict[str, Any]:
     return {"tree": tree, "values": values, "pairs": list(pairs)}
-
-
-@pytest.fixture
-def trees(tmp_path: Path) -> Trees:
-    """A mixture of one source of trees, filtered."""
-
-    def trees(*rows: dict[str, Any], filters: Filters | None = None, row_length: int | None = None) -> Mixture:
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-        source = Source(str(path), name="a")
-        selections = deduplicate([source], [tokenize(source, LetterTrees(), tmp_path / "cache")])
-        return mix(selections, filters or PairFilters(16), row_length)
-
-    return trees
 
 
 def samples(mixture: Mixture) -> list[Sample]:
@@ -169,14 +151,9 @@ def test_prompts_that_only_begin_alike_are_not_joined(trees: Trees) -> None:
     assert report_of(mixture).joined == Regrouped()
 
 
-def test_sources_are_not_joined_with_each_other(tmp_path: Path) -> None:
-    sources = []
-    for name, answers in (("a", "A B"), ("b", "A C")):
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text(json.dumps(row(f"p {answers}", None, [[0, 1]])))
-        sources.append(Source(str(path), name=name))
-    tables = [tokenize(source, LetterTrees(), tmp_path / "cache") for source in sources]
-    assert shown(mix(deduplicate(sources, tables), PairFilters(8))) == [("p A B", ((0, 1),)), ("p A C", ((0, 1),))]
+def test_sources_are_not_joined_with_each_other(selections: Selections) -> None:
+    mixture = mix(selections([row("p A B", None, [[0, 1]])], [row("p A C", None, [[0, 1]])]), PairFilters(8))
+    assert shown(mixture) == [("p A B", ((0, 1),)), ("p A C", ((0, 1),))]
 
 
 # --- cut
@@ -256,12 +233,9 @@ def test_many_trees_cut_and_joined_account_for_every_token(trees: Trees) -> None
 # --- the arrays
 
 
-def test_spans_taken_and_put_together_are_the_same_documents(trees: Trees, tmp_path: Path) -> None:
+def test_spans_taken_and_put_together_are_the_same_documents(selections: Selections) -> None:
     rows = (row("p AB C DEF", [3, 2, 1], ALL_OF_THREE), row("q X Y", [0.1, 0], [[0, 1]]), row("r Z W", None, [[1, 0]]))
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    source = Source(str(path))
-    (selection,) = deduplicate([source], [tokenize(source, LetterTrees(), tmp_path / "cache")])
+    (selection,) = selections(list(rows))
     spans = selection.spans
     assert (spans.offsets.tolist(), spans.pair_offsets.tolist()) == ([0, 4, 7, 10], [0, 3, 4, 5])
     assert spans.lengths.tolist() == [7, 3, 3]
