@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD
 
@@ -28,7 +29,7 @@ from lion_lightning.types import Answer, Prompt
 from tests import tiny
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
-from tests.integration.online import Judge, Online, Sampler, Watch, pairs_of
+from tests.integration.online import AllPairsOnline, Judge, Online, Sampler, Watch, pairs_of
 from tests.marks import exhaustive
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
@@ -52,8 +53,8 @@ class Failing(Uneven):
         return super().sample(prompts, n, seed)
 
 
-def opened(folder: Path) -> Online:
-    online = Online.__new__(Online)  # the folder is there already
+def opened(folder: Path, kind: type[Online] = Online) -> Online:
+    online = kind.__new__(kind)  # the folder is there already
     online.folder, online.start, online.every = folder, folder / "start", 100
     return online
 
@@ -107,19 +108,26 @@ def test_a_rank_that_fails_stops_all_and_what_was_finished_is_kept(online: Onlin
     assert len(again[1]["asked"]) > 0
 
 
-SHARDED: dict[str, Any] = {"fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
+STRATEGIES: dict[str, Any] = {"ddp": DDPStrategy, "fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
 TRAINED = {"weights": None, "lora": LoRASpec(r=4)}
+KINDS = {"pairs": Online, "all pairs": AllPairsOnline}
 
 
-def train(rank: int, world: int, folder: Path, name: str, what: str) -> dict[str, Any]:
-    """Two rounds, sharded where there are ranks; weights and logged metrics at the end."""
-    online, place = opened(folder), f"{name} {what}"
+class Case(NamedTuple):
+    strategy: str
+    what: str
+    kind: str
+
+
+def train(rank: int, world: int, folder: Path, case: Case) -> dict[str, Any]:
+    """Two rounds, on all ranks where there are any; weights and logged metrics at the end."""
+    online, place = opened(folder, KINDS[case.kind]), " ".join(case)
     os.environ["LION_CACHE"] = str(folder / "cache" / place)
     torch.manual_seed(0)
     module = online.module(
-        optimizer=partial(SGD, lr=0.1, momentum=0.9), policy=PolicySpec(str(online.start), lora=TRAINED[what])
+        optimizer=partial(SGD, lr=0.1, momentum=0.9), policy=PolicySpec(str(online.start), lora=TRAINED[case.what])
     )
-    ranks: dict[str, Any] = {"strategy": SHARDED[name](), "devices": world} if world > 1 else {}
+    ranks: dict[str, Any] = {"strategy": STRATEGIES[case.strategy](), "devices": world} if world > 1 else {}
     options: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2 // world, "gradient_clip_val": 1.0}
     run = online.trainer(place, [online.sampling()], **options, **ranks)
     run.fit(module, datamodule=online.data())
@@ -127,28 +135,29 @@ def train(rank: int, world: int, folder: Path, name: str, what: str) -> dict[str
     return {"metrics": metrics, "weights": {n: p.clone() for n, p in full_parameters(module.policy_model)}}
 
 
-def train_all(rank: int, world: int, folder: Path, cases: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    return [train(rank, world, folder, name, what) for name, what in cases]
+def train_all(rank: int, world: int, folder: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    return [train(rank, world, folder, case) for case in cases]
 
 
-@pytest.mark.parametrize(
-    "cases", [[("fsdp2", "weights"), ("fsdp1", "lora")], *exhaustive([("fsdp2", "lora"), ("fsdp1", "weights")])]
-)
-def test_online_training_sharded_over_two_ranks_is_that_of_one_process(
-    online: Online, cases: list[tuple[str, str]]
-) -> None:
-    alone = {what: train(0, 1, online.folder, "one", what) for what in TRAINED}
+FEW = [Case("fsdp2", "weights", "pairs"), Case("fsdp1", "lora", "pairs"), Case("ddp", "weights", "all pairs")]
+MORE = [Case("fsdp2", "lora", "pairs"), Case("fsdp1", "weights", "pairs"), Case("fsdp2", "weights", "all pairs")]
+
+
+@pytest.mark.parametrize("cases", [FEW, *exhaustive(MORE)])
+def test_online_training_on_two_ranks_is_that_of_one_process(online: Online, cases: list[Case]) -> None:
+    alone = {case: train(0, 1, online.folder, case._replace(strategy="one")) for case in cases}
     both = run_ranks(train_all, online.folder, online.folder, cases)
-    for number, (name, what) in enumerate(cases):
-        rounds = [find_rounds(online.folder / f"{place} {what}" / "rounds") for place in ("one", name)]
+    for number, case in enumerate(cases):
+        names = [" ".join(each) for each in (case._replace(strategy="one"), case)]
+        rounds = [find_rounds(online.folder / name / "rounds") for name in names]
         assert len(rounds[0]) == len(rounds[1]) == 2
         for ours, theirs in zip(*rounds, strict=True):
-            assert [made.answers for made in ours.rollouts] == [made.answers for made in theirs.rollouts]
-            assert [made.pairs for made in ours.rollouts] == [made.pairs for made in theirs.rollouts]
-        one = alone[what]
+            for attribute in ("answers", "pairs", "usable"):
+                own, other = ([getattr(made, attribute) for made in each.rollouts] for each in (ours, theirs))
+                assert own == other
         for rank in both:
-            assert rank[number]["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
-            for key, weight in one["weights"].items():
+            assert rank[number]["metrics"] == pytest.approx(alone[case]["metrics"], rel=1e-5, abs=1e-6)
+            for key, weight in alone[case]["weights"].items():
                 torch.testing.assert_close(rank[number]["weights"][key], weight, rtol=1e-5, atol=1e-6)
 
 
