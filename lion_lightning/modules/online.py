@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -47,6 +47,9 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
         ValueError: If the loss needs a reference and gets none, or ``kl_batches`` is negative.
     """
 
+    takes: ClassVar[Literal["pairs", "groups"]] = "pairs"
+    """What it trains on of a round, as the data module has to give it."""
+
     def __init__(self, policy: PolicySpec | str | dict[str, Any], *, kl_batches: int = 8, **kwargs: Any) -> None:
         super().__init__(policy=policy, **kwargs)
         if kl_batches < 0:
@@ -64,11 +67,17 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
         """Refuse to train on answers that are not sampled."""
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
+        wanted = {"pairs": "OnPolicyDataModule", "groups": "OnPolicyGroupDataModule"}[self.takes]
         if getattr(data, "rounds", None) is None:
             raise MisconfigurationException(
                 f"{type(self).__name__} trains on answers that are sampled between epochs, and nothing samples: give "
-                "the data lion_lightning.OnPolicyDataModule, and add under `trainer.callbacks` the line "
+                f"the data lion_lightning.{wanted}, and add under `trainer.callbacks` the line "
                 "`- class_path: lion_lightning.callbacks.OnPolicySampling` with a sampler and a judge"
+            )
+        if getattr(data, "items", self.takes) != self.takes:
+            raise MisconfigurationException(
+                f"{type(self).__name__} trains on {self.takes}, and {type(data).__name__} takes {data.items} of a "
+                f"round; use lion_lightning.{wanted}"
             )
         if self.trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
