@@ -56,7 +56,7 @@ def precompute(folder: Path, kill: str = "", at: int = -1) -> None:
     if kill == "block":
         vars(store)["to_block"] = half_a_block
     if kill == "first block":
-        os.replace = lambda *_: die()  # type: ignore[assignment]
+        os.replace = lambda *_: die()
     model.register_forward_pre_hook(note)
     reference = CachedReference(cache_dir=folder)
     reference.attach(model, lambda spec: model)
