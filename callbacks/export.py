@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable, writes_files
@@ -66,7 +67,10 @@ class HuggingFaceExport(Callback):
             refuse_own_base(entry, self.folder(trainer))
         except ValueError as error:
             raise MisconfigurationException(f"HuggingFaceExport: {type(pl_module).__name__}: {error}") from error
-        if not isinstance(getattr(pl_module, "policy_model", None), PackedModel):
+        model = getattr(pl_module, "policy_model", None)
+        if isinstance(model, FullyShardedDataParallel):
+            model = model.module
+        if not isinstance(model, PackedModel):
             raise MisconfigurationException(
                 f"HuggingFaceExport: {type(pl_module).__name__}.policy_model is not a PackedModel, so there is nothing "
                 "to export; subclass AlignmentModule, or take the callback out of trainer.callbacks."

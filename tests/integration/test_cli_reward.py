@@ -15,6 +15,7 @@ from lion_lightning.cli import main
 from lion_lightning.judges import RewardModelJudge
 from lion_lightning.types import Prompt
 from tests.demo import copy_demo, copy_start
+from tests.integration.killed_runs import assert_a_killed_run_ends_equal
 from tests.marks import slow_but
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,14 @@ def test_lora_trains_adapters_and_the_head_and_exports_them_merged(folder: Path)
     assert not [name for name in stored if "lora_" not in name and "score" not in name]
     assert main(["export", checkpoint, "adapters", "--adapter"]) == 0
     assert json.loads(Path("adapters/adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_killed_by_the_system_ends_equal_bit_for_bit(folder: Path, lora: bool) -> None:
+    adapters = ["-c", str(ROOT / "configs/model/lora.yaml")] if lora else []
+    options = ["-c", str(REWARD), *adapters, *SMALL, "--trainer.max_epochs=8", "--data.batch_size=1"]
+    assert_a_killed_run_ends_equal(folder, options, steps=48)  # 6 rows an epoch, and a checkpoint every 5 steps
 
 
 def test_plan_and_inspect_read_the_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,22 +6,28 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.optim import SGD
 
+from lion_lightning.data.packing.loader import PackedLoader
+from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.rewards.model import RewardModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.reward import RewardModule
-from lion_lightning.types import PackedBatch
-from tests.tiny import Rows, merge, pairs, row, shallow, tokenizer_folder, trainer
+from lion_lightning.types import PackedBatch, Sample, SampleSegment
+from tests.tiny import Rows, merge, pairs, policy, row, shallow, tokenizer_folder, trainer
 
 BATCHES = [pairs((5, 4, 7), (3, 6, 2), seed=1), pairs((4, 1, 3), seed=2), pairs((2, 5, 5), (6, 3, 3), seed=3)]
 
@@ -182,3 +188,49 @@ def test_a_module_is_made_from_its_checkpoint(tmp_path: Path, tokenizer: Tokeniz
     assert again.margin == 0.5
     assert again.reward_model.causal_lm.config.pad_token_id == 0  # <unk>, not the <|im_end|> that ends answers
     torch.testing.assert_close(again.eval().reward_model(BATCHES[0]), made.eval().reward_model(BATCHES[0]))
+
+
+class Kill(Callback):
+    """Stops the run before the batch of this number, counted over epochs."""
+
+    def __init__(self, batch: int | None) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch * 4 + batch_idx == self.batch:
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_stopped_inside_an_epoch_ends_bit_for_bit_as_one_that_was_not(
+    lora: bool, tmp_path: Path, tokenizer: TokenizerSpec
+) -> None:
+    lengths = [(2, 3, 4), (3, 2, 2), (4, 1, 5), (2, 2, 3), (3, 4, 2), (1, 5, 3), (2, 2, 6)]
+    rng = np.random.default_rng(1)
+    samples = []
+    for number, sizes in enumerate(lengths):
+        ids = [rng.integers(3, 101, size).astype(np.int32) for size in sizes]
+        parts = [SampleSegment(one, np.full(len(one), place > 0), min(place, 1) - 1) for place, one in enumerate(ids)]
+        samples.append(Sample(tuple(parts), number, values=(math.nan, math.nan), pairs=((0, 1),)))
+    policy(num_hidden_layers=1).causal_lm.save_pretrained(tmp_path / "model")
+
+    def fit(name: str, kill: int | None = None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        spec = PolicySpec(str(tmp_path / "model"), lora=LoRASpec(r=2, dropout=0.1) if lora else None)
+        made = RewardModule(spec, tokenizer=tokenizer, optimizer=partial(torch.optim.AdamW, lr=1e-2))
+        saver = ModelCheckpoint(tmp_path / name, save_last=True, save_top_k=-1, every_n_train_steps=1)
+        run = trainer(max_epochs=2, callbacks=[saver, Kill(kill)], enable_checkpointing=True, num_sanity_val_steps=0)
+        rows = PackedLoader(samples, np.array([one.length for one in samples]), capacity=18, batch_size=1, shuffle=True)
+        try:
+            run.fit(made, rows, ckpt_path="last")
+        except RuntimeError:
+            assert kill is not None
+        else:
+            assert run.global_step == 8
+        return dict(made.state_dict())
+
+    whole = fit("whole")
+    fit("killed", kill=6)  # in the second epoch
+    resumed = fit("killed")
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
