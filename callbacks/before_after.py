@@ -74,7 +74,7 @@ class BeforeAfter(Callback):
             return
         if trainer.global_step == 0:  # another run than the one that this object may have seen
             self.before = self.after = self._validated = None
-        require_policy(self, pl_module)
+        require_policy(self, pl_module, self.prompts)
         run_last(trainer, self)
         require_writable_root(trainer)
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable_root, writes_files
 from lion_lightning.models.generation.greedy import generate_answers
+from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.checkpointing.averaging import run_first
 
@@ -50,7 +51,7 @@ class SampleTable(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        require_policy(self, pl_module)
+        require_policy(self, pl_module, self.prompts)
         run_first(trainer, self)
         require_writable_root(trainer)
 
@@ -82,12 +83,17 @@ class SampleTable(Callback):
         self._validations = count
 
 
-def require_policy(callback: Callback, module: LightningModule) -> None:
+def require_policy(callback: Callback, module: LightningModule, prompts: Sequence[str]) -> None:
     """Refuse a module that has no policy to sample from.
 
     Raises:
-        MisconfigurationException: The module is not an AlignmentModule.
+        MisconfigurationException: The module is not an AlignmentModule, or trains a reward model and is to answer.
     """
+    if prompts and isinstance(getattr(module, "policy_spec", None), RewardModelSpec):
+        raise MisconfigurationException(
+            f"{type(callback).__name__}.prompts: {type(module).__name__} trains a reward model, which writes no "
+            "answers; take the prompts out."
+        )
     if not isinstance(module, AlignmentModule):
         raise MisconfigurationException(
             f"{type(callback).__name__}: {type(module).__name__} is not an AlignmentModule and has no policy to sample "

@@ -72,6 +72,13 @@ class RewardModule(AlignmentModule):
                 raise ValueError(f"model.{name} is {getattr(self, name)}; give a number of at least 0")
 
     @property
+    @override
+    def objective(self) -> str:
+        names = ("margin", "margin_per_score", "center_rewards_coefficient")
+        settings = ", ".join(f"{name}={getattr(self, name):g}" for name in names)
+        return f"Bradley-Terry({settings}) over {self.items}"
+
+    @property
     def reward_model(self) -> RewardModel:
         """The model that is trained."""
         model: Any = self.policy_model

@@ -32,7 +32,7 @@ BATCHES = [
     pairs((2, 5, 5), (6, 3, 3), (2, 2, 2), seed=3),
     pairs((3, 3, 4), seed=4).without_targets(),
 ]
-STRATEGIES = {"ddp": lambda: "ddp", "fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
+STRATEGIES: dict[str, Any] = {"ddp": lambda: "ddp", "fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
 CASES: dict[str, LoRASpec | None] = {"all weights": None, "adapters": LoRASpec(r=4)}
 
 

@@ -130,6 +130,10 @@ def test_plan_and_inspect_read_the_config(folder: Path, capsys: pytest.CaptureFi
 BAD: dict[str, tuple[list[str], list[str]]] = {
     "a negative margin": (["--model.margin=-1"], ["model.margin is -1"]),
     "a margin by scores without scores": (["--model.margin_per_score=1"], ["model.margin_per_score", "no scores"]),
+    "answers to be shown": (
+        ["--trainer.callbacks=lion_lightning.callbacks.BeforeAfter", "--trainer.callbacks.prompts=[a]"],
+        ["BeforeAfter.prompts: RewardModule trains a reward model, which writes no answers"],
+    ),
     "a family without a classifier": (
         ["--model.policy={path: null, config: {model_type: granite, vocab_size: 367, hidden_size: 32}}",
          "--model.tokenizer.path=runs/demo/model"],
