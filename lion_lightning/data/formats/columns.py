@@ -50,9 +50,9 @@ class Forms(tuple[Form[Made], ...]):
     """Known forms, in their order."""
 
     @cached_property
-    def known(self) -> Set[str]:
+    def known(self) -> frozenset[str]:
         """All columns that a form reads."""
-        return set[str]().union(*(form.required + form.optional for form in self))
+        return frozenset[str]().union(*(form.required + form.optional for form in self))
 
     def fitting(self, columns: Iterable[str]) -> list[Form[Made]]:
         """The forms of which all required columns are there."""
@@ -163,10 +163,10 @@ def read_row(
         ValueError: No form fits, ``columns`` names something that does not exist, or a column would be lost that
             changes what the row means.
     """
-    elsewhere = set[str]().union(*(refusal.columns for refusal in refused))
-    if unknown := sorted(columns.keys() - forms.known - elsewhere):
-        _refuse_unknown(row, columns, unknown[0], forms.known)
-    fields = _rename(row, {**(found or {}), **columns}, forms.known | elsewhere)
+    unknown = columns.keys() - forms.known
+    if unknown := unknown.difference(*(refusal.columns for refusal in refused)):
+        _refuse_unknown(row, columns, min(unknown), forms.known)
+    fields = _rename(row, {**(found or {}), **columns}, forms.known)
     fitting = forms.fitting(fields)
     if not fitting:
         holding = []  # columns of messages, whatever their names, unless these say that they are something else

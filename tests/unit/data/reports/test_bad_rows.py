@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.trees import PairEncoder
+from lion_lightning.data.encoding.trees import GroupEncoder, LabeledEncoder, PairEncoder
 from lion_lightning.data.reports.bad_rows import leave_out
 from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.sft import SFTDataModule
@@ -127,6 +127,42 @@ def test_pairs(tmp_path: Path) -> None:
     source = source_of(tmp_path / "pairs.jsonl", *good, b'{"question": "?", "chosen": "a"}', b'{"chosen": "a"}')
     table = tokenize(source, PairEncoder(byte_tokenizer()), tmp_path)
     assert (len(table), table.messages["bad row"].total()) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "cause"),
+    [
+        (
+            LabeledEncoder,
+            {"answer": "a", "label": True},
+            {"answer": "a", "label": 0.5},
+            "label is N.N, which is neither",
+        ),
+        (
+            LabeledEncoder,
+            {"answer": "a", "liked": "no"},
+            {"answers": ["a"], "scores": [1]},
+            "the row has ranked answers",
+        ),
+        (
+            GroupEncoder,
+            {"answers": ["a", "b"], "scores": [1, 2]},
+            {"answers": ["a"], "scores": [1]},
+            "a group needs two",
+        ),
+        (GroupEncoder, {"chosen": "a", "rejected": "b"}, {"answer": "a", "label": 1}, "the row has one answer"),
+        (PairEncoder, {"answers": ["a", "b"], "ranks": [1, 2]}, {"answer": "a", "label": 1}, "the row has one answer"),
+    ],
+)
+def test_answers(tmp_path: Path, kind: Any, good: dict[str, Any], bad: dict[str, Any], cause: str) -> None:
+    rows = [{"question": f"{number}?", **row} for number, row in enumerate((good, bad, good))]
+    source = source_of(tmp_path / "rows.jsonl", *(json.dumps(row).encode() for row in rows))
+    table = tokenize(source, kind(byte_tokenizer()), tmp_path)
+    assert [table.where(row).rpartition(":")[2] for row in range(len(table))] == ["1", "3"]
+    ((found, count),) = table.messages["bad row"].items()
+    assert (found.startswith(cause), count) == (True, 1)
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: "):
+        tokenize(Source(source.path), kind(byte_tokenizer()), tmp_path)
 
 
 def test_a_source_of_mostly_bad_rows_is_an_error(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
-from lion_lightning.data.encoding.trees import PairEncoder
+from lion_lightning.data.encoding.trees import GroupEncoder, LabeledEncoder, PairEncoder
 from lion_lightning.data.formats.sft import Example, Text, recognize
 from lion_lightning.data.sources.source import Source, open_rows
 from lion_lightning.data.store.tokenize import tokenize
@@ -48,6 +48,23 @@ TEXT_PAIRS: Rows = [
     {**NAMED, "score_chosen": 2.5, "score_rejected": 1},
     {"question": "2+2?", "answers": ["4", "5", "22"], "scores": [3, 2, 0.5]},
     {"prompt": "2+2=", "chosen": "4", "rejected": "5"},
+]
+
+
+LABELED: Rows = [
+    {"prompt": [turn("user", "Hi")], "completion": [turn("assistant", "Hello")], "label": True},
+    {"question": "2+2?", "answer": "5", "label": False},
+    {"messages": [turn("user", "q"), turn("assistant", "x")], "thumbs_up": 0},
+    NAMED,
+]
+RANKED: Rows = [
+    {"question": "2+2?", "answers": ["4", "5", "22"], "scores": [3, 2, 0.5]},
+    {
+        "instruction": "Add.",
+        "completions": [{"response": "a", "overall_score": 1.0}, {"response": "b", "overall_score": 2.5, "model": "m"}],
+    },
+    {"prompt": "Hi", "completions": [{"response": "a", "rank": 2.0}, {"response": "b", "rank": 1.0}]},
+    NAMED,
 ]
 
 
@@ -164,7 +181,16 @@ def tokens(path: Path, kind: Any, cache: Path) -> list[Any]:
     return [found, np.nan_to_num(table.values, nan=-1.0).tolist()]
 
 
-@pytest.mark.parametrize(("rows", "kind"), [(DOCUMENTS, ChatEncoder), (PAIRS, PairEncoder), (TEXT_PAIRS, PairEncoder)])
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        (DOCUMENTS, ChatEncoder),
+        (PAIRS, PairEncoder),
+        (TEXT_PAIRS, PairEncoder),
+        (LABELED, LabeledEncoder),
+        (RANKED, GroupEncoder),
+    ],
+)
 def test_every_kind_of_file_gives_the_same_tokens_and_targets(tmp_path: Path, rows: Rows, kind: Any) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(rows))
     expected = tokens(tmp_path / "rows.jsonl", kind, tmp_path / "cache")

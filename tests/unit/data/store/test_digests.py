@@ -1,5 +1,8 @@
 """Which examples count as equal, and which pairs as of one prompt."""
 
+import math
+
+from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.formats.sft import Completion, Conversation, Example, Text
 from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.store.digests import content_digest, digests, group_digest
@@ -40,6 +43,24 @@ def test_scores_are_no_part_of_a_pair_and_its_sides_are_not_interchangeable() ->
     assert pair == content_digest(pair_of(good._replace(prompt_turns=None), bad))
     others = [pair_of(bad, good), pair_of(good, good), pair_of(good, chat("what?", *ASKED))]
     assert len({pair, *map(content_digest, others)}) == 4
+
+
+def test_labels_and_scores_are_a_part_of_what_has_no_pairs() -> None:
+    good, bad = chat("Hello!", *ASKED), chat("What?", *ASKED)
+    trees = [
+        PromptAnswers((good,), (1.0,)),
+        PromptAnswers((good,), (0.0,)),  # two people who disagree are two examples
+        PromptAnswers((good, bad), (1.0, 0.0)),
+        PromptAnswers((good, bad), (2.0, 0.0)),
+        PromptAnswers((bad, good), (1.0, 0.0)),
+        PromptAnswers((good, bad), (1.0, 0.0), ((0, 1),)),
+        PromptAnswers((good, bad), (1.0, 0.0), ((1, 0),)),
+        PromptAnswers((good, bad, good), (1.0, 0.0, 1.0), ((0, 1), (2, 1))),
+    ]
+    assert len({content_digest(tree) for tree in trees}) == len(trees)
+    assert len({group_digest(tree) for tree in trees}) == 1
+    again = PromptAnswers((good, bad), (math.nan, math.nan), ((0, 1),))
+    assert content_digest(again) == content_digest(trees[5])
 
 
 def test_pairs_of_one_prompt_are_one_group_whatever_is_answered() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from lion_lightning import cache
 from lion_lightning.cache import atomic_write, cache_folder
+from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.formats.sft import Completion, Example, Text, recognize
 from lion_lightning.data.reports.row_messages import add_warning
 from lion_lightning.data.sources.source import Source
@@ -19,7 +20,7 @@ from lion_lightning.data.store import tokenize as tokenizing
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.types import SampleSegment
-from tests.unit.data.letters import LetterPairs
+from tests.unit.data.letters import LetterPairs, piece
 
 
 class Letters:
@@ -127,6 +128,53 @@ def test_pairs_keep_their_pieces_their_values_and_the_prompt_that_they_share(
     assert np.nan_to_num(table.values, nan=-1).tolist() == [-1, 1.5, 0.0, -1, -1, -1, -1, 0.0, 0.0]
     assert table.longest == 5  # ab GhI, and xyz KL
     assert bytes(table.segment(1, 3, 6).input_ids.tolist()) == b"GhI"
+
+
+def test_prompts_keep_any_number_of_answers(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trees(LetterPairs):
+        """Rows of words: the prompt, then the answers, whose values are their numbers."""
+
+        def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[PromptAnswers]:
+            prompt, *answers = row["words"].split()
+            pairs = tuple((0, other) for other in range(1, len(answers)))
+            values = tuple(map(float, range(len(answers))))
+            return [PromptAnswers(tuple(Completion(prompt, answer) for answer in answers), values, pairs)]
+
+        def encode_samples(
+            self, examples: Sequence[PromptAnswers], where: Sequence[str]
+        ) -> list[tuple[SampleSegment, ...]]:
+            return [
+                (piece(example.answers[0][0]), *(piece(answer[1], 0) for answer in example.answers))
+                for example in examples
+            ]
+
+    monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 2)
+    source = write(*({"words": words} for words in ("ab C", "cd EFG H iJ", "efg H ijKLM", "h IJ K L MnO")))
+    table = tokenize(source, Trees(), tmp_path)
+    assert table.segment_offsets.tolist() == [0, 2, 6, 9, 14]
+    assert table.segment_lengths.tolist() == [2, 1, 2, 3, 1, 2, 3, 1, 5, 1, 2, 1, 1, 3]
+    assert np.nan_to_num(table.values, nan=-1).tolist() == [-1, 0, -1, 0, 1, 2, -1, 0, 1, -1, 0, 1, 2, 3]
+    assert (table.pair_offsets.tolist(), table.pairs.tolist()) == (
+        [0, 0, 2, 3, 6],
+        [[0, 1], [0, 2], [0, 1], [0, 1], [0, 2], [0, 3]],
+    )
+    assert table.longest == 8  # efg ijKLM
+    assert bytes(table.segment(3, 5, 8).input_ids.tolist()) == b"MnO"
+    # MnO, C, then E of EFG, H and iJ
+    rows, starts = np.array([3, 0, 1, 1, 1]), np.array([5, 2, 2, 5, 6])
+    assert table.targets(rows, starts, np.array([8, 3, 3, 6, 8]), np.zeros(5, bool)).tolist() == [2, 1, 1, 1, 1]
+
+
+def test_the_segments_of_an_example_are_a_part_of_the_hash_of_tokens(write: Write, tmp_path: Path) -> None:
+    class Split(Letters):
+        """All of a text, or its first letter and the rest."""
+
+        def encode_samples(self, examples: Sequence[Example], where: Sequence[str]) -> Any:
+            cut = 1 if self.name == "split" else 2
+            return [(piece(text), piece(text[:cut], 0), piece(text[cut:], 0)) for (text,) in cast(Any, examples)]
+
+    source = write({"text": "ab"}, {"text": "cd"})
+    assert tokenize(source, Split("split"), tmp_path).tokens != tokenize(source, Split(), tmp_path).tokens
 
 
 def test_the_first_token_of_an_answer_is_a_target_and_that_of_a_prompt_is_not(write: Write, tmp_path: Path) -> None:

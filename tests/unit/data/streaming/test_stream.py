@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.data.groups import GroupDataModule
 from lion_lightning.data.packing.best_fit import Wrapped
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.data.streaming.settings import StreamSettings
+from lion_lightning.data.unpaired import UnpairedDataModule
 from lion_lightning.types import PackedBatch
 from tests.marks import slow
 from tests.unit.data.letters import byte_tokenizer
@@ -260,6 +262,32 @@ def test_pairs_stream_too(tmp_path: Path) -> None:
     chosen = [text for text in flat(answers(data.train_dataloader())) if text.startswith("yes")]
     assert sorted(chosen) == sorted(f"yes {n}" for n in range(1, 60))
     assert data.reports[0].to_dict()["kept"]["pairs"] == len(chosen)
+
+
+def test_labeled_answers_and_groups_stream_too(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": "q" * (1 + n % 5) + f" {n}", "answer": f"yes {n}", "thumbs_up": n % 3 == 0} for n in range(60)
+    ]
+    ranked: list[dict[str, Any]] = [
+        {"question": f"q {n}", "answers": [f"{n} {rank}" for rank in range(2 + n % 3)], "ranks": [*range(2 + n % 3)]}
+        for n in range(40)
+    ]
+    streams = []
+    for name, lines in (("unpaired", rows), ("ranked", ranked)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+        streams.append([Source(str(path), streaming=True)])
+    settings: dict[str, Any] = {"max_length": 64, "cache_dir": tmp_path, "stream": StreamSettings(16)}
+    unpaired = UnpairedDataModule(streams[0], TOKENIZER, mismatched=False, **settings)
+    groups = GroupDataModule(streams[1], TOKENIZER, **settings)
+    for data in (unpaired, groups):
+        data.setup()
+    batches = list(unpaired.train_dataloader())
+    assert sorted(flat(answers(batches))) == sorted(row["answer"] for row in rows)
+    assert sum(sum(batch.values) for batch in batches) == 20
+    batches = list(groups.train_dataloader())
+    assert sorted(flat(answers(batches))) == sorted(text for row in ranked for text in row["answers"])
+    assert sum(sum(batch.values) for batch in batches) == -sum(sum(row["ranks"]) for row in ranked)
 
 
 def test_bad_rows_are_skipped_counted_and_written(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.data.formats.answers.groups import recognize_groups
+from lion_lightning.data.formats.answers.labeled import recognize_labeled
 from lion_lightning.data.formats.answers.preference import recognize_preferences
 from lion_lightning.data.formats.pairing import BestWorst
 from lion_lightning.data.formats.sft import recognize
@@ -73,6 +75,29 @@ def test_pairs_and_prompts_have_forms_of_their_own() -> None:
         "  not read as: question fits too, and question + answer comes before it; `columns` decides otherwise",
     ]
     assert asked[4] == "  columns for judges: level"
+
+
+def test_labels_and_groups_have_forms_of_their_own() -> None:
+    labeled = {"question": "a", "answer": "b", "thumbs_up": True, "id": 7}
+    assert read_as(recognize_labeled, "answers", labeled)[1:] == [
+        "  form: question + answer + label (1 rows)",
+        "  columns used: answer, question, thumbs_up as label",
+        "  columns not used: id",
+        "  not read as: question + response + label lacks response",
+    ]
+    pair = {"question": "a", "chosen": "b", "rejected": "c"}
+    ranked = {
+        "instruction": "a",
+        "completions": [{"response": word, "overall_score": 1, "critique": "-"} for word in "bc"],
+    }
+    assert read_as(recognize_groups, "groups", ranked, pair)[1:] == [
+        "  form: instruction + answers + scores (1 rows), question + chosen + rejected (1 rows)",
+        "  columns used: chosen (1 of 2 rows), completions as answers (1 of 2 rows), completions.overall_score as "
+        "scores (1 of 2 rows), instruction (1 of 2 rows), question (1 of 2 rows), rejected (1 of 2 rows)",
+        "  columns not used: completions.critique (1 of 2 rows)",
+        "  not read as: question + answers + scores fits too, and instruction + answers + scores comes before it; "
+        "`columns` decides otherwise",
+    ]
 
 
 def test_a_source_without_a_row_that_could_be_read() -> None:
