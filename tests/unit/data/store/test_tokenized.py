@@ -131,21 +131,19 @@ def test_pairs_keep_their_pieces_their_values_and_the_prompt_that_they_share(
 
 
 def test_prompts_keep_any_number_of_answers(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Trees(LetterPairs):
+    class Trees(Letters):
         """Rows of words: the prompt, then the answers, whose values are their numbers."""
 
-        def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[PromptAnswers]:
+        def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> Any:
             prompt, *answers = row["words"].split()
             pairs = tuple((0, other) for other in range(1, len(answers)))
             values = tuple(map(float, range(len(answers))))
             return [PromptAnswers(tuple(Completion(prompt, answer) for answer in answers), values, pairs)]
 
-        def encode_samples(
-            self, examples: Sequence[PromptAnswers], where: Sequence[str]
-        ) -> list[tuple[SampleSegment, ...]]:
+        def encode_samples(self, examples: Sequence[Any], where: Sequence[str]) -> Any:
             return [
-                (piece(example.answers[0][0]), *(piece(answer[1], 0) for answer in example.answers))
-                for example in examples
+                (piece(tree.answers[0].prompt), *(piece(answer.completion, 0) for answer in tree.answers))
+                for tree in examples
             ]
 
     monkeypatch.setattr(tokenizing, "_BATCH_EXAMPLES", 2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,3 +140,12 @@ def test_an_entry_without_a_score_or_text_is_named() -> None:
         recognize_groups({"question": "Hi", "completions": scored})
     with pytest.raises(ValueError, match=r"^answers\[1\] is NoneType, not a list of messages"):
         recognize_groups({"question": "Hi", "completions": [scored[0], {"score": 2}]})
+
+
+def test_the_docs_make_pairs_of_answers_in_columns_of_their_own() -> None:
+    docs = (Path(__file__).parents[5] / "docs/data.md").read_text("utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", docs, re.DOTALL) if "better_response_id" in block]
+    made: dict[str, Any] = {}
+    exec(code, made)
+    row = {"prompt": "Name a color.", "response_0": "Seven.", "response_1": "Blue.", "better_response_id": 1}
+    assert recognize_preferences(made["from_safe_rlhf"](row), None, BestWorst()) == [pair_of(BLUE, SEVEN)]
