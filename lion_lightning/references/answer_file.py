@@ -20,6 +20,9 @@ Counts = npt.NDArray[np.int64]
 SCHEMA = pa.schema([("key", pa.binary(16)), ("logps", pa.list_(pa.float32()))])
 """A row per answer: its key, and a log-prob for each of its targets."""
 
+TARGET_BYTES, ANSWER_BYTES = 4, 20
+"""Size on disk: a log-prob for each target; a key and an offset for each answer."""
+
 
 class Block(NamedTuple):
     """Answers that were written together.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lion_lightning.cli import main
 from lion_lightning.data.formats.sft import recognize
 from lion_lightning.tools.pipeline.plan import read_plan
 from tests.demo import copy_demo
+from tests.tiny import VOCABULARY, pairs, policy
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,6 +51,10 @@ def test_python_examples_run(text: str, folder: Path) -> None:
         task = {"instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}, {"input": "2 2", "output": "4"}]}
         answers = [recognize(row).messages[1].content for row in names["from_seed_task"](task)]  # type: ignore[union-attr]
         assert answers == ["2", "4"]
+    if "UniformReference" in names:
+        batch = pairs((3, 2, 4))
+        values = names["UniformReference"]()(batch, policy()).values
+        assert values.tolist() == pytest.approx([-math.log(VOCABULARY)] * 6)
     if "module" in names:
         assert names["module"].global_step == 5
 

@@ -165,7 +165,7 @@ def test_a_cached_reference_takes_four_bytes_a_token_of_an_answer_and_some_for_i
     data.prepare_data()
     data.setup()
     # Four answers of 3, 1, 1 and 1 words, each with the token that ends it.
-    assert cached_reference_size(SimpleNamespace(reference=CachedReference()), data) == 4 * (6 + 4) + 32 * 4
+    assert cached_reference_size(SimpleNamespace(reference=CachedReference()), data) == 4 * (6 + 4) + 20 * 4
     assert cached_reference_size(SimpleNamespace(reference=FrozenReference()), data) == 0
 
 

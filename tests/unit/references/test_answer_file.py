@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lion_lightning.references.answer_file import SCHEMA, AnswerFile, to_block
+from lion_lightning.references.answer_file import ANSWER_BYTES, SCHEMA, TARGET_BYTES, AnswerFile, to_block
 
 KEYS = np.arange(6, dtype=np.uint64).reshape(3, 2)
 COUNTS = np.array([2, 0, 3])
@@ -126,3 +126,10 @@ def test_offsets_that_point_elsewhere_are_refused(tmp_path: Path) -> None:
         (tmp_path / "a.arrow").write_bytes(FIRST[:place] + lying + FIRST[place + len(lying) :])
         with pytest.raises(ValueError, match=r"^[^\n]+$"):
             AnswerFile(tmp_path / "a.arrow").read_on()
+
+
+def test_the_size_of_a_block_is_that_of_its_answers_and_targets() -> None:
+    answers, targets = 8000, 120_000
+    keys = np.arange(2 * answers, dtype=np.uint64).reshape(-1, 2)
+    block = to_block(keys, np.full(answers, targets // answers), np.zeros(targets, np.float32))
+    assert block.size == pytest.approx(ANSWER_BYTES * answers + TARGET_BYTES * targets, abs=1000)

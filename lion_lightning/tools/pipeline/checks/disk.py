@@ -15,12 +15,10 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.weights.base_model import has_stored_base
 from lion_lightning.planning.memory_counter import size_of
 from lion_lightning.planning.meta_model import meta_model
+from lion_lightning.references.answer_file import ANSWER_BYTES, TARGET_BYTES
 from lion_lightning.references.cached import CachedReference
 
 GIB = 2**30
-
-TARGET_BYTES, ANSWER_BYTES = 4, 32
-"""Of a cached reference: an fp32 number for each target of an answer; a key and positions for each answer."""
 
 
 class Space(NamedTuple):
