@@ -163,6 +163,8 @@ def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> N
 
     groups = last.items == "groups"
     trees = [rollout for rollout in last.rollouts if rollout.pairs or (groups and len(rollout.usable) > 1)]
+    # First those that say something: whose answers differ in score.
+    trees.sort(key=lambda rollout: len(set(rollout.scores)) == 1)
     if trees and samples > 0:
         console.print(_trees_table(f"Answers of round {last.number}, with their scores", trees[:samples], groups))
 
@@ -187,11 +189,16 @@ def _trees_table(title: str, rollouts: Sequence[Rollout], groups: bool) -> Table
 
 
 def _pairs(rollout: Rollout) -> str:
-    """A line for each chosen answer: ``3 > 1, 2``, by the numbers of the answers."""
+    """A line for each chosen answer, ``3 > 1, 2``, by the numbers of the answers; and the number of ties."""
     rejected: dict[int, list[str]] = defaultdict(list)
+    ties = 0
     for chosen, other in rollout.pairs:
-        rejected[chosen].append(str(other + 1))
-    return "\n".join(f"{chosen + 1} > {', '.join(others)}" for chosen, others in rejected.items())
+        if rollout.scores[chosen] == rollout.scores[other]:
+            ties += 1
+        else:
+            rejected[chosen].append(str(other + 1))
+    lines = [f"{chosen + 1} > {', '.join(others)}" for chosen, others in rejected.items()]
+    return "\n".join([*lines, f"{ties} of equal scores"] if ties else lines)
 
 
 def _answers_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
