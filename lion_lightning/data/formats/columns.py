@@ -59,6 +59,15 @@ class Forms(tuple[Form[Made], ...]):
         names = {*columns}
         return [form for form in self if names.issuperset(form.required)]
 
+    @override
+    def __str__(self) -> str:
+        """All forms; those that differ in the prompt's column alone as one: ``prompt|question + chosen + rejected``."""
+        prompts: dict[str, list[str]] = {}
+        for first, *rest in (form.required for form in self):
+            tail = " + ".join(["", *rest])
+            prompts.setdefault(tail or first, []).append(first)
+        return "; ".join("|".join(firsts) + tail if tail.startswith(" ") else tail for tail, firsts in prompts.items())
+
     def nearest(self, taken: str, columns: Set[str]) -> str:
         """The form that rows with these columns would have next to the one that was taken, and why they do not."""
         if fitting := [form for form in self.fitting(columns) if str(form) != taken]:
@@ -234,7 +243,7 @@ def _choose_form(
             raise ValueError(refusal.line)
     near = f"; {nearest} lacks {', '.join(lacking)}" if len(lacking) < len(nearest.required) else ""
     raise ValueError(
-        f"unknown format: the row's keys are {keys}; known: {'; '.join(map(str, forms))}{near}; rename keys with "
+        f"unknown format: the row's keys are {keys}; known: {forms}{near}; rename keys with "
         "`columns` or give a `transform`"
     )
 

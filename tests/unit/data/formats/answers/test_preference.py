@@ -356,7 +356,10 @@ LISTED = {"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 2]}
     [
         ({"prompt": "a", "chosen": "b"}, "prompt [+] chosen [+] rejected lacks rejected; .*transform"),
         ({"prompt": "a", "chosen": None, "rejected": "b"}, r"chosen \(null\).*rejected lacks chosen"),
-        ({"dialogue": "a"}, "unknown format: the row's keys are dialogue; known: prompt [+] chosen"),
+        (
+            {"dialogue": "a"},
+            "unknown format: the row's keys are dialogue; known: prompt[|]question[|].* [+] chosen [+] rejected; ",
+        ),
         ({"messages": turns("a", "b")}, "the row has one answer, and pairs need two: .*UnpairedDataModule .*KTOModule"),
         ({"prompt": "a", "completion": "b", "label": True}, "the row has one answer, and pairs need two"),
         ({"prompt": "a", "response": "b", "thumbs_up": 1}, "the row has one answer, and pairs need two"),
