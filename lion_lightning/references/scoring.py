@@ -50,5 +50,4 @@ def score(store: AnswerStore, model: PolicyModel, batches: Iterable[tuple[Packed
             store.flush()
             flushed = time.monotonic()
     store.flush()
-    ranks.barrier()  # every rank's files are on disk before any rank reads them
-    store.reload()
+    store.reload(ranks.all_gather(store.own))  # every rank's file is on disk before any rank reads it

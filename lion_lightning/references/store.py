@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -75,7 +76,7 @@ class AnswerStore:
     def __init__(self, folder: Path, identity: Mapping[str, Any], rank: int = 0) -> None:
         self.folder, self.identity, self.rank = folder, dict(identity), rank
         self._files: dict[Path, AnswerFile] = {}
-        self._own: Path | None = None  # the file that this process adds to
+        self.own: Path | None = None  # the file that this process adds to
         self._pending: list[tuple[Keys, Counts, Tensor]] = []
         self._added: set[int] = set()  # first words of the keys that were added since the last reload
         self._require_identity()
@@ -98,7 +99,7 @@ class AnswerStore:
                 f"{self.folder}: no reference log-probs for {int((~found).sum())} of the batch's {len(keys)} answers; "
                 "precompute all of them first (CachedReference.precompute), and give all ranks the same `cache_dir`"
             )
-        places = zip(self._owners[rows].tolist(), self._starts[rows].tolist(), self._stops[rows].tolist(), strict=True)
+        places = zip(self.owners[rows].tolist(), self._starts[rows].tolist(), self._stops[rows].tolist(), strict=True)
         parts = [self._words[owner][start:stop] for owner, start, stop in places]
         values = np.concatenate([np.empty(0, np.float32), *parts])
         return TokenLogps(torch.from_numpy(values).to(device, non_blocking=True))
@@ -122,21 +123,25 @@ class AnswerStore:
         keys, counts = (np.concatenate(parts) for parts in list(zip(*self._pending, strict=True))[:2])
         block = to_block(keys, counts, torch.cat([values for *_, values in self._pending]).cpu().numpy())
         with explain_write_errors(self.folder, "reference log-probs"):
-            if self._own is None:
+            if self.own is None:
                 self._begin(block)
             else:
-                self._append(self._own, block)
+                self._append(self.own, block)
         self._pending = []
 
-    def reload(self) -> None:
-        """Read what all processes have flushed; damaged files are removed, and their answers count as uncached."""
-        for path in sorted(self.folder.glob("[!.]*.arrow")):
+    def reload(self, files: Iterable[Path | None] = ()) -> None:
+        """Read what all processes have flushed; damaged files are removed, and their answers count as uncached.
+
+        Args:
+            files: Files that other processes are known to have: network file systems list new ones late.
+        """
+        for path in {*self.folder.glob("[!.]*.arrow"), *filter(None, files)}:
             file = self._files.setdefault(path, AnswerFile(path))
             try:
                 file.read_on()
             except FileNotFoundError:
                 pass  # another process has removed it since; what was read of it is still mapped
-            except (OSError, ValueError) as error:
+            except (ValueError, pa.ArrowException) as error:
                 log.warning(
                     "%s is damaged (%s): it is removed, and its answers are computed again", path, first_line(error)
                 )
@@ -159,7 +164,7 @@ class AnswerStore:
         counts = np.concatenate([empty, *(block.counts for _, block in blocks)])[order]
         owners = np.repeat([owner for owner, _ in blocks], [len(block.keys) for _, block in blocks])
         self._keys, self._starts, self._stops = keys[order], starts, starts + counts
-        self._owners = owners.astype(np.int32)[order]
+        self.owners = owners.astype(np.int32)[order]
         self._words = [file.words for file in files]
 
     def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -178,15 +183,15 @@ class AnswerStore:
         path = self.folder / f"{self.rank:05}-{uuid4().hex}.arrow"
         with atomic_write(path) as temporary:
             temporary.write_bytes(block)
-        self._own = path
+        self.own = path
 
     def _append(self, path: Path, block: Any) -> None:
-        self._own = None  # where this fails, another file is begun: nobody reads on behind half a block
+        self.own = None  # where this fails, another file is begun: nobody reads on behind half a block
         with path.open("ab") as file:
             file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        self._own = path
+        self.own = path
 
     def _require_identity(self) -> None:
         manifest = self.folder / "identity.json"

@@ -134,6 +134,57 @@ def test_several_writers_and_the_same_answer_twice_make_one_store(tmp_path: Path
     assert store.get(answer_keys(C)).values.tolist() == [52.0 + k for k in range(9)]
 
 
+def test_a_process_adds_to_one_file_and_the_first_ranks_log_probs_are_found(tmp_path: Path) -> None:
+    stores = [AnswerStore(tmp_path, MODEL, rank) for rank in (1, 0)]
+    for number, store in enumerate(stores):
+        for batch in (A, B):
+            add(store, batch, 100.0 * number)
+            store.flush()
+    assert len(list(tmp_path.glob("*.arrow"))) == 2
+    for store in stores:
+        store.reload()
+        assert store.get(answer_keys(B)).values.tolist() == [100.0, 101.0]  # of rank 0, which came second
+
+
+def test_added_answers_are_not_asked_for_again_before_they_are_read(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path, MODEL)
+    add(store, A, 0.0)
+    assert store.has(answer_keys(merge([A, B]))).tolist() == [True, True, False, False]
+    store.flush()
+    assert store.has(answer_keys(A)).all()
+
+
+def test_behind_half_a_block_another_file_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AnswerStore(tmp_path, MODEL)
+    add(store, A, 0.0)
+    store.flush()
+    add(store, B, 50.0)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ValueError, match="No space left on device"):
+            store.flush()
+    (file,) = tmp_path.glob("*.arrow")
+    os.truncate(file, file.stat().st_size - 20)
+    store.flush()  # after the user has made room
+    store.reload()
+    assert store.get(answer_keys(merge([A, B]))).values.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 50.0, 51.0]
+
+
+def test_a_file_that_a_slow_file_system_does_not_list_yet_is_read_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = AnswerStore(tmp_path, MODEL), AnswerStore(tmp_path, MODEL, rank=1)
+    add(writer, A, 0.0)
+    writer.flush()
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+    reader.reload([None, writer.own])
+    assert reader.has(answer_keys(A)).all()
+
+
 def test_nothing_added_writes_nothing_and_a_batch_without_answers_asks_for_nothing(tmp_path: Path) -> None:
     store = AnswerStore(tmp_path / "new", MODEL)
     store.flush()
