@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lion_lightning.data.sft import SFTDataModule
     from lion_lightning.data.sources.source import Source
     from lion_lightning.data.unpaired import UnpairedDataModule
+    from lion_lightning.losses.answers.answer import AnswerLoss
+    from lion_lightning.losses.groups.group import GroupLoss
     from lion_lightning.losses.pairs.preference import PreferenceLoss
     from lion_lightning.models.lora import LoRASpec
     from lion_lightning.models.policy import PolicyModel
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules.base import AlignmentModule
     from lion_lightning.modules.dpo import DPOModule
+    from lion_lightning.modules.group import GroupModule
+    from lion_lightning.modules.kto import KTOModule
     from lion_lightning.modules.online import OnlineDPOModule
     from lion_lightning.modules.reward import RewardModule
     from lion_lightning.modules.sft import SFTModule
@@ -41,11 +45,15 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterOffReference",
     "AlignmentModule",
+    "AnswerLoss",
     "BestFit",
     "CachedReference",
     "DPOModule",
     "FrozenReference",
     "GroupDataModule",
+    "GroupLoss",
+    "GroupModule",
+    "KTOModule",
     "LoRASpec",
     "MixedReference",
     "NoReference",
@@ -71,11 +79,15 @@ __all__ = [
 _HOMES = {
     "AdapterOffReference": "references.base",
     "AlignmentModule": "modules.base",
+    "AnswerLoss": "losses.answers.answer",
     "BestFit": "data.packing.best_fit",
     "CachedReference": "references.cached",
     "DPOModule": "modules.dpo",
     "FrozenReference": "references.base",
     "GroupDataModule": "data.groups",
+    "GroupLoss": "losses.groups.group",
+    "GroupModule": "modules.group",
+    "KTOModule": "modules.kto",
     "LoRASpec": "models.lora",
     "MixedReference": "references.base",
     "NoReference": "references.base",

@@ -121,6 +121,24 @@ def pairs(*lengths: tuple[int, int, int], seed: int = 0) -> PackedBatch:
     return replace(made, pairs=tuple((2 * number, 2 * number + 1) for number in range(len(lengths))))
 
 
+def trees(*made: tuple[int, tuple[int, ...], tuple[float, ...]], seed: int = 0) -> PackedBatch:
+    """A packed row of random trees, their answers supervised.
+
+    Args:
+        made: Tokens of the prompt, tokens of each answer and its value, of each tree.
+        seed: Of the tokens.
+    """
+    lengths: list[int] = []
+    parents: list[int] = []
+    for prompt, sizes, _ in made:
+        parents += [-1] + [len(lengths)] * len(sizes)
+        lengths += [prompt, *sizes]
+    answers = [span for span in segment_table(lengths, parents) if span.parent >= 0]
+    supervised = [place for span in answers for place in range(span.start, span.stop)]
+    values = tuple(value for *_, numbers in made for value in numbers)
+    return replace(row(lengths, parents, supervised, seed), values=values)
+
+
 def alone(model: Any, batch: PackedBatch) -> Tensor:
     """Log-probs of a batch's targets by the plain model: every segment with its ancestors alone, whole logits, fp32."""
     return alone_all(model, batch).gather(1, batch.targets[:, None]).squeeze(1)

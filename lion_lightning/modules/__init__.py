@@ -2,6 +2,8 @@
 
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.modules.group import GroupModule
+from lion_lightning.modules.kto import KTOModule
 from lion_lightning.modules.online import OnlineDPOModule
 from lion_lightning.modules.optimization.schedules import (
     ConstantWithWarmup,
@@ -17,6 +19,8 @@ __all__ = [
     "ConstantWithWarmup",
     "CosineWithWarmup",
     "DPOModule",
+    "GroupModule",
+    "KTOModule",
     "LinearWithWarmup",
     "OnlineDPOModule",
     "RewardModule",

@@ -39,8 +39,8 @@ from lion_lightning.modules.optimization.limits import (
 )
 from lion_lightning.modules.optimization.metrics import StageMetrics
 from lion_lightning.modules.optimization.step import SteppedPolicy
+from lion_lightning.modules.trainer.batch_kinds import require_packed
 from lion_lightning.modules.trainer.sharding import sharding_of
-from lion_lightning.ops.logprobs import segment_parents
 from lion_lightning.printing import holds_secret, is_secret
 from lion_lightning.types import LossOutput, PackedBatch
 
@@ -113,7 +113,8 @@ class AlignmentModule(SteppedPolicy, ABC):
             raise ValueError(f"model.router_aux_loss_coef is {router_aux_loss_coef}; give a number of at least 0")
         self._balance = ExpertBalance(router_aux_loss_coef) if router_aux_loss_coef else None
         self._draws = self._stepped = False
-        self._stage_metrics = nn.ModuleDict({stage: StageMetrics(self.metric_transforms) for stage in ("val", "test")})
+        metrics = {stage: StageMetrics(self.metric_transforms, self.metric_differences) for stage in ("val", "test")}
+        self._stage_metrics = nn.ModuleDict(metrics)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy all but what makes optimizer and schedule: a config's factories lead to the program that read it."""
@@ -136,7 +137,7 @@ class AlignmentModule(SteppedPolicy, ABC):
 
     def require_kind(self, batch: PackedBatch) -> None:
         """Refuse batches that the objective is not for, by what they are: here, any but packed rows."""
-        segment_parents(batch)
+        require_packed(batch)
 
     @property
     def objective(self) -> str:

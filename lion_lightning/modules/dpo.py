@@ -12,7 +12,8 @@ from lion_lightning.losses.pairs.dpo import SigmoidLoss
 from lion_lightning.losses.pairs.preference import PreferenceLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.policy_reference import PolicyReferenceModule
-from lion_lightning.ops.logprobs import pair_view, require_pairs
+from lion_lightning.modules.trainer.batch_kinds import require_pairs
+from lion_lightning.ops.logprobs import pair_view
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.types import LossOutput, PackedBatch, PairLogps
 
@@ -65,7 +66,7 @@ class DPOModule(PolicyReferenceModule[PreferenceLoss]):
 
     @override
     def require_kind(self, batch: PackedBatch) -> None:
-        require_pairs(batch)
+        require_pairs(batch, self)
 
     def pair_metrics(self, policy: PairLogps, reference: PairLogps) -> dict[str, Tensor]:
         """Sums over the pairs of a batch of what is logged, by log key. Override it to log more."""

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.losses.base import AlignmentLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.trainer.batches import evaluation_batches, refuse_rounds, refuse_streams, train_batches
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import CachedReference
 
-
-class Objective(Protocol):
-    """What a module needs of its loss, at any level: answers, pairs or groups."""
-
-    needs_reference: bool
-
-    def after_step(self, add_up: Callable[[Tensor], Tensor], /) -> None:
-        """Called after every optimizer step."""
-
-
-LossT = TypeVar("LossT", bound=Objective)
+LossT = TypeVar("LossT", bound=AlignmentLoss)
 
 
 class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):

@@ -14,7 +14,7 @@ from lion_lightning.models.rewards.model import RewardModel
 from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.ops.logprobs import require_pairs
+from lion_lightning.modules.trainer.batch_kinds import require_pairs
 from lion_lightning.types import LossOutput, PackedBatch
 
 
@@ -102,7 +102,7 @@ class RewardModule(AlignmentModule):
 
     @override
     def require_kind(self, batch: PackedBatch) -> None:
-        require_pairs(batch)
+        require_pairs(batch, self)
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
         """Loss of each pair, ``(pairs,)``. Override it for another one.

@@ -12,8 +12,8 @@ from typing_extensions import override
 from lion_lightning.losses.tokens import NLLLoss, TokenLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.modules.trainer.batch_kinds import require_documents
 from lion_lightning.modules.trainer.batches import refuse_rounds
-from lion_lightning.ops.logprobs import require_documents
 from lion_lightning.types import LossOutput, PackedBatch
 
 
@@ -72,7 +72,7 @@ class SFTModule(AlignmentModule):
     @override
     def require_kind(self, batch: PackedBatch) -> None:
         """Take documents only: of preference pairs, the rejected answers would be trained too."""
-        require_documents(batch)
+        require_documents(batch, self)
 
     @override
     def normalizer(self, num_items: Tensor) -> Tensor:

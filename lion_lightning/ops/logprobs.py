@@ -140,36 +140,43 @@ def pair_logps(logps: TokenLogps, batch: PackedBatch) -> PairLogps:
     return pair_view(batch).logps(logps)
 
 
-def require_pairs(batch: PackedBatch) -> None:
-    """Refuse a batch without pairs, or with weights of targets.
+class GroupView(NamedTuple):
+    """Targets of the answers to some of a batch's prompts, those that have the same number of answers.
 
-    Raises:
-        ValueError: The batch holds anything but pairs, or targets have weights.
+    Attributes:
+        answers: Of the answers, in the shape ``(groups, n)``.
+        values: ``(groups, n)`` fp32 value of each answer.
     """
-    segment_parents(batch)
-    if len(batch.targets) and not batch.pairs:
-        raise ValueError("the batch does not hold preference pairs (answers to one prompt); use PreferenceDataModule")
-    if batch.target_weights is not None:
-        raise ValueError("target_weights are for documents: answers of pairs are compared by all their tokens alike")
+
+    answers: AnswerView
+    values: Tensor
+
+    def logps(self, logps: TokenLogps) -> AnswerLogps:
+        """Log-probs of these answers.
+
+        Args:
+            logps: One entry per target of the batch.
+        """
+        return self.answers.logps(logps)
 
 
-def require_documents(batch: PackedBatch) -> None:
-    """Refuse answers that share a prompt: as documents, rejected ones would be trained as well."""
-    if any(parent >= 0 for parent in segment_parents(batch)):
-        raise ValueError(
-            "the batch holds answers that share a prompt, and SFTModule would train all of them as documents, rejected "
-            "ones too; use SFTDataModule, or DPOModule for pairs"
-        )
+def group_views(batch: PackedBatch) -> list[GroupView]:
+    """Views of a batch's groups, the answers of each prompt: one for each size, in ascending order.
 
-
-def segment_parents(batch: PackedBatch) -> list[int]:
-    """Index of the parent of each segment of a batch, -1 for none."""
-    if not isinstance(batch, PackedBatch):
-        raise ValueError(
-            f"the data gives batches of type {type(batch).__name__}, and the modules of lion_lightning train on "
-            "PackedBatch: use a data module of lion_lightning, or make batches with lion_lightning.data.packing.collate"
-        )
-    return [segment.parent for segment in batch.segments]
+    A batch without answers, which a rank runs that has no rows left, has one view of no groups.
+    """
+    groups: dict[int, list[int]] = {}  # positions of the answers, by prompt
+    for position, segment in enumerate(batch.answers):
+        groups.setdefault(batch.segments[segment].parent, []).append(position)
+    by_size: dict[int, list[list[int]]] = {}
+    for group in groups.values():
+        by_size.setdefault(len(group), []).append(group)
+    values, views = np.array(batch.values, np.float32), []
+    for size, found in sorted(by_size.items()) or [(2, [])]:
+        positions = np.array(found, np.int64).reshape(-1, size)
+        on_device = torch.from_numpy(values[positions]).to(batch.targets.device, non_blocking=True)
+        views.append(GroupView(answer_view(batch, positions), on_device))
+    return views
 
 
 def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:

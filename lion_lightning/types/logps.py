@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -106,6 +107,18 @@ class PairLogps(NamedTuple):
     rejected: AnswerLogps
 
 
+class SumOver(NamedTuple):
+    """A metric that is no mean over the items: of desirable answers alone, say, or of pairs where items are prompts.
+
+    Attributes:
+        total: Scalar sum.
+        number: Scalar number of what was added up. Where a global step (or a data set) has none, the mean is NaN.
+    """
+
+    total: Tensor
+    number: Tensor
+
+
 @dataclass(frozen=True)
 class LossOutput:
     """Result of ``AlignmentModule.compute_loss`` for a micro-batch.
@@ -117,9 +130,10 @@ class LossOutput:
         total: Scalar sum of the loss over the items; differentiable.
         num_items: Scalar number of items: supervised tokens for SFT, or the sum of their weights; pairs for DPO;
             labeled answers for KTO; prompts for groups.
-        metrics: Sums over the same items, by log key; each is logged as its mean over the items of the global step.
+        metrics: Sums over the same items, by log key, each logged as its mean over the items of the global step; or a
+            :class:`SumOver`, logged as the mean over its own number. Every micro-batch has the same keys.
     """
 
     total: Tensor
     num_items: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor | SumOver] = field(default_factory=dict)

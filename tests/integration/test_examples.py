@@ -131,7 +131,7 @@ def test_the_reward_is_that_of_the_answer_alone_behind_its_prompt(folder: Path) 
     module = RewardModule(policy=PolicySpec("runs/sft/export"))
     module.configure_model()
     batch = tiny.pairs((3, 2, 4), (1, 3, 2))
-    output = module.compute_loss(batch)
+    output: Any = module.compute_loss(batch)
     alone: list[Any] = []
     for prompt, chosen, rejected in ((0, 1, 2), (3, 4, 5)):
         for answer in (chosen, rejected):

@@ -25,7 +25,7 @@ from lion_lightning import (
 from lion_lightning.data.packing.best_fit import BestFit
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.losses import ChosenNLLLoss, SigmoidLoss, WeightedSum
-from lion_lightning.ops.logprobs import pair_logps
+from lion_lightning.modules.trainer.batch_kinds import require_pairs
 from lion_lightning.sampling.base import SamplingSettings
 from lion_lightning.types import Sample, SampleSegment
 from tests.tiny import config, pairs, policy, row
@@ -143,7 +143,7 @@ CAUSES: dict[str, Callable[[], Any]] = {
     "no adapters": lambda: AdapterOffReference()(pairs((3, 2, 2)), policy()),
     "a loss with a reference, and none": against_nothing,
     "weights of a sum": lambda: WeightedSum([SigmoidLoss(), ChosenNLLLoss()], [1.0]),
-    "documents where pairs belong": lambda: pair_logps(policy()(row()), row()),
+    "documents where pairs belong": lambda: require_pairs(row(), DPOModule("m")),
     "a document longer than a row": lambda: BestFit().rows(np.array([9]), 8, np.random.default_rng(0)),
     "another batch size": other_batch_size,
     "greedy draws": lambda: SamplingSettings(temperature=0.0).check_num_answers(4),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from typing_extensions import override
 
-from lion_lightning.types import LossOutput
+from lion_lightning.types import LossOutput, SumOver
 
 MetricTransforms = Mapping[str, Callable[[Tensor], Tensor]]
 """Function applied to a metric's mean before it is logged, by metric, e.g. ``exp`` for perplexity."""
+
+MetricDifferences = Mapping[str, tuple[str, str]]
+"""Metrics that are one mean minus another, by metric: of answers of two kinds, say, that are not equally many."""
 
 
 class StepMetrics:
@@ -22,25 +25,31 @@ class StepMetrics:
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}  # of the metrics that are no means over the items
         self._reduced = True
 
     def add(self, output: LossOutput) -> None:
         """Add a micro-batch; the first one after :meth:`reduce` starts a new step."""
         if self._reduced:
-            self._totals, self._reduced = {}, False
-        values = {"num_items": output.num_items, "loss": output.total, **output.metrics}
-        for name, value in values.items():
-            value = value.detach().double()
-            self._totals[name] = self._totals[name] + value if name in self._totals else value
+            self._totals, self._counts, self._reduced = {}, {}, False
+        _add_to(self._totals, {"num_items": output.num_items, "loss": output.total})
+        for name, metric in output.metrics.items():
+            if isinstance(metric, SumOver):
+                _add_to(self._totals, {name: metric.total})
+                _add_to(self._counts, {name: metric.number})
+            else:
+                _add_to(self._totals, {name: metric})
 
     def reduce(self, strategy: Strategy) -> None:
         """Sum over ranks, in one collective; every rank has the same keys, since it ran the same module."""
         if self._reduced:
             return
-        names = sorted(self._totals)
-        vector = strategy.reduce(torch.stack([self._totals[name] for name in names]), reduce_op="sum")
+        totals, counts = sorted(self._totals), sorted(self._counts)
+        parts = [self._totals[name] for name in totals] + [self._counts[name] for name in counts]
+        vector = strategy.reduce(torch.stack(parts), reduce_op="sum")
         assert isinstance(vector, Tensor)
-        self._totals = dict(zip(names, vector.unbind(), strict=True))
+        self._totals = dict(zip(totals, vector[: len(totals)].unbind(), strict=True))
+        self._counts = dict(zip(counts, vector[len(totals) :].unbind(), strict=True))
         self._reduced = True
 
     @property
@@ -54,13 +63,21 @@ class StepMetrics:
         first, second = torch.stack([number.to(loss), loss]).tolist()
         return first, second
 
-    def means(self, metric_transforms: MetricTransforms) -> dict[str, Tensor]:
-        """Loss and metrics, as means over the step's items."""
-        count = _divisor(self.num_items)
+    def means(self, transforms: MetricTransforms, differences: MetricDifferences) -> dict[str, Tensor]:
+        """Loss and metrics, as means over the step's items or over what they count.
+
+        Args:
+            transforms: Function applied to a mean, by metric.
+            differences: Metrics that are one mean minus another.
+        """
+        items = _divisor(self.num_items)
         means = {}
         for name, total in self._totals.items():
             if name != "num_items":
-                means[name] = metric_transforms.get(name, _identity)(total / count).float()
+                mean = total / self._counts.get(name, items)  # NaN where there is nothing of a kind
+                means[name] = transforms.get(name, _identity)(mean).float()
+        for name, (one, other) in differences.items():
+            means[name] = means[one] - means[other]
         return means
 
 
@@ -68,12 +85,13 @@ class StageMetrics(nn.Module):
     """Evaluation metrics of a stage, one torchmetrics mean each, created when the first batch names them.
 
     Args:
-        metric_transforms: Function applied to a metric's mean, by metric.
+        transforms: Function applied to a metric's mean, by metric.
+        differences: Metrics that are one mean minus another.
     """
 
-    def __init__(self, metric_transforms: MetricTransforms) -> None:
+    def __init__(self, transforms: MetricTransforms, differences: MetricDifferences) -> None:
         super().__init__()
-        self.metric_transforms = dict(metric_transforms)
+        self.transforms, self.differences = dict(transforms), dict(differences)
         self.metrics = nn.ModuleDict()
 
     def reset(self) -> None:
@@ -83,14 +101,19 @@ class StageMetrics(nn.Module):
 
     def update(self, output: LossOutput) -> dict[str, Metric]:
         """Add a batch, and return the metrics to log by name."""
-        totals = {"loss": output.total, **output.metrics}
-        for name, total in totals.items():
-            key = name.replace(".", "_")
-            if key not in self.metrics:
-                self.metrics[key] = TransformedMean(self.metric_transforms.get(name, _identity)).to(total.device)
-            metric: Any = self.metrics[key]
-            metric.update(total.detach() / _divisor(output.num_items), output.num_items)
-        return {name: self.metrics[name.replace(".", "_")] for name in totals}  # type: ignore[misc]
+        named: dict[str, Tensor | SumOver] = {"loss": output.total, **output.metrics}
+        for name, each in named.items():
+            total, count = each if isinstance(each, SumOver) else (each, output.num_items)
+            if _key(name) not in self.metrics:
+                self.metrics[_key(name)] = TransformedMean(self.transforms.get(name, _identity)).to(total.device)
+            self._metric(name).update(total.detach() / _divisor(count), count)
+        for name, (one, other) in self.differences.items():
+            if _key(name) not in self.metrics:
+                self.metrics[_key(name)] = self._metric(one) - self._metric(other)
+        return {name: self._metric(name) for name in [*named, *self.differences]}
+
+    def _metric(self, name: str) -> Metric:
+        return cast(Metric, self.metrics[_key(name)])
 
 
 class TransformedMean(MeanMetric):
@@ -107,6 +130,16 @@ class TransformedMean(MeanMetric):
     @override
     def compute(self) -> Tensor:
         return self.transform(super().compute())
+
+
+def _add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        value = value.detach().double()
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _key(name: str) -> str:
+    return f"mean/{name.replace('.', '_')}"  # so that it may also be "values", which a ModuleDict has of its own
 
 
 def _divisor(num_items: Tensor) -> Tensor:

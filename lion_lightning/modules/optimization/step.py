@@ -35,6 +35,9 @@ class SteppedPolicy(PolicyCheckpoints):
     metric_transforms: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {}
     """Function applied to a metric's mean before it is logged, by log key, e.g. ``{"perplexity": torch.exp}``."""
 
+    metric_differences: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """Metrics that are one logged mean minus another, e.g. ``{"rewards/margin": ("rewards/chosen", ...)}``."""
+
     optimizer_factory: Callable[[Any], Optimizer] | None = None
     lr_scheduler_factory: Callable[[Optimizer], Any] | None = None
 
@@ -161,7 +164,7 @@ class SteppedPolicy(PolicyCheckpoints):
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the global step's loss, metrics, rate, and gradient norm before clipping."""
-        for name, mean in self._step.means(self.metric_transforms).items():
+        for name, mean in self._step.means(self.metric_transforms, self.metric_differences).items():
             self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
         if self._balance is not None:
             self.log("train/expert_load_max", self._balance.end_step(), batch_size=1)

@@ -13,14 +13,16 @@ from lightning.pytorch import LightningDataModule
 
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.modules import AlignmentModule, DPOModule, SFTModule
+from lion_lightning.modules import AlignmentModule, DPOModule, GroupModule, KTOModule, SFTModule
 from lion_lightning.references.base import FrozenReference
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.marks import exhaustive
-from tests.tiny import TREE, Rows, pairs, row, shallow, tokenizer_folder, trainer
+from tests.tiny import TREE, Rows, pairs, row, shallow, tokenizer_folder, trainer, trees
 
 PAIRS, DOCUMENTS = pairs((4, 3, 5), (2, 6, 4)), row()
 WEIGHTED = replace(PAIRS, target_weights=torch.full((len(PAIRS.targets),), 0.5))
+LABELED = trees((4, (3, 5), (1.0, float("nan"))), (2, (6,), (0.0,)))
+SCORED = trees((4, (3, 2), (0.7, 0.2)))
 PLAIN = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
 
 
@@ -47,11 +49,33 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 
 
 SFT, DPO = {"kind": SFTModule}, {"kind": DPOModule, "reference": FrozenReference()}
+KTO, GROUP = ({"kind": kind, "reference": FrozenReference()} for kind in (KTOModule, GroupModule))
 WRONG: dict[str, tuple[Any, Any, Any, str]] = {
-    "pairs as documents": (SFT, PAIRS, DOCUMENTS, r"holds answers that share a prompt, .* rejected ones too"),
-    "pairs among documents": (SFT, row(*TREE), DOCUMENTS, r"holds answers that share"),
-    "documents as pairs": (DPO, DOCUMENTS, PAIRS, r"does not hold preference pairs"),
+    "pairs as documents": (
+        SFT,
+        PAIRS,
+        DOCUMENTS,
+        r"trains on documents, .* use SFTDataModule, or DPOModule for pref",
+    ),
+    "pairs among documents": (SFT, row(*TREE), DOCUMENTS, r"use SFTDataModule, or KTOModule for labeled answers"),
+    "documents as pairs": (
+        DPO,
+        DOCUMENTS,
+        PAIRS,
+        r"holds documents; use PreferenceDataModule, or SFTModule for doc",
+    ),
     "pairs with weights": (DPO, WEIGHTED, PAIRS, r"target_weights are for documents"),
+    "documents as labeled answers": (KTO, DOCUMENTS, LABELED, r"holds documents; use UnpairedDataModule, or SFTModule"),
+    "pairs as labeled answers": (KTO, PAIRS, LABELED, r"holds preference pairs; use UnpairedDataModule, or DPOModule"),
+    "groups as labeled answers": (KTO, SCORED, LABELED, r"scored answers; use UnpairedDataModule, or GroupModule"),
+    "labeled answers as pairs": (DPO, LABELED, PAIRS, r"holds labeled answers; use PreferenceDataModule, or KTOModule"),
+    "groups as pairs": (DPO, SCORED, PAIRS, r"holds groups of scored .*; use PreferenceDataModule, or GroupModule"),
+    "groups as documents": (SFT, SCORED, DOCUMENTS, r"use SFTDataModule, or GroupModule for groups"),
+    "documents as groups": (GROUP, DOCUMENTS, SCORED, r"holds documents; use GroupDataModule, or SFTModule"),
+    "pairs as groups": (GROUP, PAIRS, SCORED, r"holds preference pairs; use GroupDataModule, or DPOModule"),
+    "labeled answers as groups": (GROUP, LABELED, SCORED, r"single answer or answers without a value; use GroupData"),
+    "groups with weights": (GROUP, replace(SCORED, target_weights=torch.ones(5)), SCORED, r"weights are for documents"),
+    "no packed groups": (GROUP, PLAIN, SCORED, r"gives batches of type dict, .* PackedBatch"),
     "no packed rows": (SFT, PLAIN, DOCUMENTS, r"gives batches of type dict, .* PackedBatch"),
     "no packed pairs": (DPO, PLAIN, PAIRS, r"gives batches of type dict, .* PackedBatch"),
 }
@@ -110,7 +134,7 @@ def test_an_objective_of_ones_own_takes_any_packed_rows(tokenizer: TokenizerSpec
             logps = self.policy_model(batch).values
             return LossOutput(-logps.sum(), torch.tensor(len(logps)))
 
-    for batch in (PAIRS, DOCUMENTS):
+    for batch in (PAIRS, DOCUMENTS, LABELED, SCORED):
         trainer(max_epochs=1).fit(made(Own, tokenizer), OwnData(batch, batch))
     with pytest.raises(ValueError, match="of type dict"):
         trainer(max_epochs=1).fit(made(Own, tokenizer), OwnData(PLAIN, PLAIN))

@@ -168,7 +168,7 @@ def test_a_run_logs_loss_accuracy_margin_and_rewards(tokenizer: TokenizerSpec) -
 
 
 def test_documents_are_refused(tokenizer: TokenizerSpec) -> None:
-    with pytest.raises(ValueError, match="does not hold preference pairs"):
+    with pytest.raises(ValueError, match="RewardModule trains on preference pairs, and the batch holds documents"):
         trainer(max_epochs=1, num_sanity_val_steps=0).fit(module(tokenizer), Rows([row()]))
 
 

@@ -165,7 +165,7 @@ def test_a_weighted_loss_and_its_gradient_are_those_of_torch(tokenizer: Tokenize
 def test_weights_of_a_half_and_two_by_hand(tokenizer: TokenizerSpec) -> None:
     made = module(tokenizer)
     (first, second), _ = by_hand(made, [SHORT])
-    output = made.compute_loss(replace(SHORT, target_weights=torch.tensor([0.5, 2.0])))
+    output: Any = made.compute_loss(replace(SHORT, target_weights=torch.tensor([0.5, 2.0])))
     assert output.num_items.item() == 2.5
     assert output.total.item() == pytest.approx(-(0.5 * first + 2 * second).item(), rel=1e-6)
     assert output.metrics["perplexity"].item() == output.total.item()
@@ -202,6 +202,8 @@ def test_weights_are_added_up_in_fp32_whatever_the_precision(tokenizer: Tokenize
 
 def test_weights_of_1_change_no_bit(tokenizer: TokenizerSpec) -> None:
     made = module(tokenizer)
+    plain: Any
+    ones: Any
     plain, ones = (
         made.compute_loss(batch) for batch in (LONG, replace(LONG, target_weights=torch.ones(len(LONG.targets))))
     )

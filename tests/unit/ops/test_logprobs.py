@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from lion_lightning.data.packing.collate import collate
 from lion_lightning.ops import logprobs as functional
 from lion_lightning.ops.chunked_logprobs import LogitTransform
-from lion_lightning.ops.logprobs import answer_view, pair_logps, require_pairs, token_logps
+from lion_lightning.ops.logprobs import answer_view, group_views, pair_logps, token_logps
 from lion_lightning.types import PackedBatch, Sample, SampleSegment, TokenLogps
 from tests.marks import exhaustive
 from tests.tiny import LargestTensor
@@ -290,7 +292,20 @@ def test_a_rank_without_rows_has_no_pairs_but_a_graph() -> None:
     pair.chosen.sums.sum().backward()  # type: ignore[no-untyped-call]
 
 
-def test_documents_are_refused_where_pairs_are_needed() -> None:
-    batch = collate([Sample((SampleSegment(np.arange(3, dtype=np.int32), np.ones(3, dtype=bool)),), 0)], 3)
-    with pytest.raises(ValueError, match="use PreferenceDataModule"):
-        require_pairs(batch)
+def test_groups_of_a_size_come_together_with_their_values() -> None:
+    three, one, two = tree(1, 1, 2, 1), tree(2, 1, index=1), tree(1, 2, 1, index=2)
+    samples = [replace(three, values=(0.5, 0.25, 1.0)), replace(one, values=(0.0,)), replace(two, values=(2.0, 3.0))]
+    batch = collate([*samples, replace(tree(2, 1, 1, index=3), values=(4.0, -5.0))], 20)
+    views = group_views(batch)
+    assert [view.values.tolist() for view in views] == [[[0.0]], [[2.0, 3.0], [4.0, -5.0]], [[0.5, 0.25, 1.0]]]
+    # targets, in the order of the batch: 1; 2, 4; 8 | 16 | 32, 64; 128 | 256; 512
+    found = [view.logps(TokenLogps(VALUES[:10])).sums.tolist() for view in views]
+    assert found == [[[-16.0]], [[-96.0, -128.0], [-256.0, -512.0]], [[-1.0, -6.0, -8.0]]]
+
+
+def test_a_rank_without_rows_has_a_view_of_no_groups_but_a_graph() -> None:
+    [view] = group_views(two_trees().without_targets())
+    values = torch.zeros(0, requires_grad=True)
+    sums = view.logps(TokenLogps(values)).sums
+    assert view.values.shape == sums.shape == (0, 2)
+    sums.sum().backward()  # type: ignore[no-untyped-call]

@@ -133,7 +133,7 @@ def test_loads_are_summed_over_ranks_and_steps_start_anew() -> None:
     second = [(logits, torch.tensor([[0], [0]]))]
     balance = ExpertBalance(0.1)
     output = LossOutput(torch.tensor(5.0), torch.tensor(4.0))
-    added = balance.add(output, _routings(first), Summed(3))  # type: ignore[arg-type]
+    added: Any = balance.add(output, _routings(first), Summed(3))  # type: ignore[arg-type]
     high, low = (torch.tensor([2.0, 0.0, 0.0]).softmax(0)[:2]).tolist()
     mean = [(high + low) / 2, (high + low) / 2, low]
     assert added.metrics["router_aux_loss"].item() == pytest.approx(4 * 3 * (0.5 * mean[0] + 0.5 * mean[1]))

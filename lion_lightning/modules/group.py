@@ -1,0 +1,119 @@
+"""Training on groups: all answers to a prompt, with their values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lion_lightning.losses.groups.group import GroupLoss
+from lion_lightning.losses.groups.listwise import PlackettLuceLoss
+from lion_lightning.models.spec import PolicySpec
+from lion_lightning.modules.policy_reference import PolicyReferenceModule
+from lion_lightning.modules.trainer.batch_kinds import require_groups
+from lion_lightning.ops.logprobs import group_views
+from lion_lightning.references.base import NoReference, Reference
+from lion_lightning.types import AnswerLogps, LossOutput, PackedBatch, SumOver
+
+
+class GroupModule(PolicyReferenceModule[GroupLoss]):
+    """Trains a policy on prompts with several answers each, by a loss over all of them.
+
+    Each answer is computed once, the prompt once for all of them. The items are prompts.
+
+    Logs, for training, validation and test, as means over the prompts of the global step (or of the data set):
+    ``loss`` and ``group_size``. As means over answers: ``values``, ``logps`` in nats per answer, ``lengths`` in targets
+    and, with a reference, ``kl``, the log-ratio of policy to reference, in nats. Over all pairs of answers to a prompt
+    with different values: ``rewards/accuracy``, the share in which the better one has the higher reward, as the loss
+    defines rewards (equal rewards count half), and ``rewards/margin``, by how much. Over the prompts that have such
+    pairs: ``rewards/kendall``, the rank correlation of rewards and values (Kendall's tau of the pairs that the values
+    order: 1 for the same order, -1 for the opposite one).
+
+    Args:
+        policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
+        loss: Loss per prompt; None for :class:`PlackettLuceLoss`.
+        reference: What the policy is compared with; None for a :class:`CachedReference` of the model that the stage
+            starts from, or for nothing where the loss needs nothing.
+        **kwargs: Further arguments of :class:`PolicyReferenceModule`; the default learning rate is 5e-7.
+
+    Raises:
+        ValueError: If the loss needs a reference and gets none.
+
+    Example:
+        ``Trainer(max_steps=100).fit(GroupModule("runs/sft/export"), datamodule)``
+    """
+
+    items = "prompts"
+    typical_answers = 4
+
+    def __init__(
+        self,
+        policy: PolicySpec | str | dict[str, Any],
+        *,
+        loss: GroupLoss | None = None,
+        reference: Reference | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(policy=policy, loss=loss or PlackettLuceLoss(), reference=reference, **kwargs)
+
+    @override
+    def compute_loss(self, batch: PackedBatch) -> LossOutput:
+        base = self.reference(batch, self.policy_model)
+        own = self.policy_model(batch)
+        losses, metrics = [], []
+        for view in group_views(batch):  # one for each size of group
+            policy, reference = view.logps(own), view.logps(base)
+            losses.append(self.loss(policy, reference, view.values))  # (groups,)
+            with torch.no_grad():
+                metrics.append(self.group_metrics(policy, reference, view.values))
+        each = torch.cat(losses)
+        return LossOutput(each.sum(), torch.full((), len(each), device=each.device), _added(metrics))
+
+    @override
+    def require_kind(self, batch: PackedBatch) -> None:
+        require_groups(batch, self)
+
+    def group_metrics(self, policy: AnswerLogps, reference: AnswerLogps, values: Tensor) -> dict[str, Tensor | SumOver]:
+        """Sums over groups of equal size of what is logged, by log key. Override it to log more.
+
+        Args:
+            policy: Log-probs under the policy, ``(groups, n)``.
+            reference: The same under the reference.
+            values: ``(groups, n)``.
+        """
+        better = _differences(values) > 0  # (groups, n, n)
+        margins = _differences(self.loss.rewards(policy, reference))
+        orders, pairs = margins.sign() * better, better.sum((1, 2))  # 1 where reward and value agree, -1 where not
+        answers = values.new_tensor(float(values.numel()))
+        metrics: dict[str, Tensor | SumOver] = {
+            "rewards/accuracy": SumOver((orders.sum() + better.sum()) / 2, better.sum()),
+            "rewards/margin": SumOver((margins * better).sum(), better.sum()),
+            "rewards/kendall": SumOver((orders.sum((1, 2)) / pairs.clamp_min(1)).sum(), (pairs > 0).sum()),
+            "logps": SumOver(policy.sums.sum(), answers),
+            "lengths": SumOver(policy.counts.sum(), answers),
+            "values": SumOver(values.sum(), answers),
+            "group_size": answers,
+        }
+        if not isinstance(self.reference, NoReference):
+            metrics["kl"] = SumOver((policy.sums - reference.sums).sum(), answers)
+        return metrics
+
+
+def _differences(numbers: Tensor) -> Tensor:
+    """``(groups, n, n)`` number i minus number j."""
+    return numbers[:, :, None] - numbers[:, None, :]
+
+
+def _added(parts: list[dict[str, Tensor | SumOver]]) -> dict[str, Tensor | SumOver]:
+    """Metrics of several sizes of groups, added up."""
+    sums = parts[0]
+    for part in parts[1:]:
+        for name, metric in part.items():
+            known = sums[name]
+            if isinstance(metric, SumOver) and isinstance(known, SumOver):
+                sums[name] = SumOver(known.total + metric.total, known.number + metric.number)
+            elif isinstance(metric, Tensor) and isinstance(known, Tensor):
+                sums[name] = known + metric
+    return sums
