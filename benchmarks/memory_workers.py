@@ -7,8 +7,12 @@ import logging
 import sys
 import time
 import warnings
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+ANSWERS = {"SFT": 0, "DPO": 2, "DPO of four": 4, "reward model": 2}
+"""Answers to the prompt of a micro-batch; 0 for a document."""
 
 
 def train(job: dict[str, Any]) -> dict[str, float]:
@@ -53,7 +57,8 @@ def estimate(job: dict[str, Any]) -> dict[str, float]:
 
     module = _module(job)
     libraries = round(_status("VmRSS") * 2**20)  # this process has Python and the libraries loaded
-    planned = job_of(module, job["tokens"], job["tokens"], job["precision"], on_gpu=False, overhead=libraries)
+    answers = ANSWERS[job["stage"]]
+    planned = job_of(module, job["tokens"], job["tokens"], job["precision"], answers, on_gpu=False, overhead=libraries)
     moments = placements(_strategy(job), job["ranks"], job["packed"])[0].moments(planned)
     for estimate in moments:
         print({name: size >> 20 for name, size in estimate.parts.items()}, estimate.moment, file=sys.stderr)
@@ -79,39 +84,33 @@ def _module(job: dict[str, Any]) -> Any:
     from lion_lightning.models.quantization import NF4Spec
     from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
-    from lion_lightning.modules import DPOModule, SFTModule
+    from lion_lightning.modules import DPOModule, RewardModule, SFTModule
     from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
     lora = LoRASpec() if job["lora"] else None
     packed = NF4Spec() if job["packed"] else None
     policy = PolicySpec(recompute=job["recompute"], lora=lora, quantization=packed, **job["source"])
-    if job["stage"] == "SFT":
-        return SFTModule(policy, tokenizer=TokenizerSpec(job["tokenizer"]))
-    return DPOModule(
-        policy,
-        tokenizer=TokenizerSpec(job["tokenizer"]),
-        reference=AdapterOffReference() if lora else FrozenReference(),
-    )
+    tokenizer = TokenizerSpec(job["tokenizer"], special_tokens=("<pad>",))  # of which a reward model needs one
+    if job["stage"] in ("SFT", "reward model"):
+        return {"SFT": SFTModule, "reward model": RewardModule}[job["stage"]](policy, tokenizer=tokenizer)
+    return DPOModule(policy, tokenizer=tokenizer, reference=AdapterOffReference() if lora else FrozenReference())
 
 
 def _batch(job: dict[str, Any]) -> Any:
-    """A row of random tokens: one document, or one pair."""
+    """A row of random tokens: one document, or one prompt with its answers, all pairs of them."""
     import numpy as np
 
     from lion_lightning.data.packing.collate import collate
     from lion_lightning.types import Sample, SampleSegment
 
-    draw, tokens = np.random.default_rng(0), job["tokens"]
-    lengths, parents = ((tokens,), (-1,)) if job["stage"] == "SFT" else ((tokens // 3,) * 3, (-1, 0, 0))
-    pieces = [
-        SampleSegment(
-            draw.integers(3, 30000, length, dtype=np.int32),
-            np.full(length, job["stage"] == "SFT" or parent == 0),
-            parent,
-        )
-        for length, parent in zip(lengths, parents, strict=True)
-    ]
-    return collate([Sample(tuple(pieces), 0)], tokens)
+    draw, tokens, answers = np.random.default_rng(0), job["tokens"], ANSWERS[job["stage"]]
+    length = tokens // (1 + answers)
+    pieces = []
+    for number in range(1 + answers):
+        trained = number > 0 or not answers
+        ids = draw.integers(3, 30000, length, dtype=np.int32)
+        pieces.append(SampleSegment(ids, np.full(length, trained), 0 if number else -1))
+    return collate([Sample(tuple(pieces), 0, pairs=tuple(combinations(range(answers), 2)))], tokens)
 
 
 def _mapped_weights() -> float:

@@ -19,7 +19,7 @@ from typing_extensions import override
 from lion_lightning.callbacks.folders import require_writable_root, write_json
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.packing.loader import PackedLoader
-from lion_lightning.data.reports.tree_reports import TreeReport
+from lion_lightning.data.reports.tree_reports import AnswerReport, TreeReport
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.errors import first_line
 from lion_lightning.models.packing.model import PackedModel
@@ -227,13 +227,19 @@ def _peak(trainer: Trainer, module: AlignmentModule, tokens: int) -> MemoryEstim
         tokens,
         getattr(getattr(trainer, "datamodule", None), "max_length", tokens),
         str(trainer.precision),
-        round(trees.answers / max(trees.prompts, 1)) if trees else None,
+        _answers_per_prompt(trees) if trees else None,
         accumulate=trainer.accumulate_grad_batches,
         on_gpu=trainer.strategy.root_device.type != "cpu",
     )
     quantized = module.policy_spec.quantization is not None
     own, *_ = placements(trainer.strategy, trainer.world_size, packed=quantized)
     return own.peak(with_recompute_of(trainer.strategy, job))
+
+
+def _answers_per_prompt(trees: TreeReport) -> int:
+    """Answers of a prompt, without those of other prompts."""
+    mismatched = trees.mismatched.documents if isinstance(trees, AnswerReport) else 0
+    return max(1, round((trees.answers - mismatched) / max(trees.prompts, 1)))
 
 
 def _warn(trainer: Trainer, steps: int | str, memory: Section) -> None:

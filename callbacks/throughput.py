@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lion_lightning.planning.flops import TrainingFlops, training_flops
-from lion_lightning.types import PackedBatch
+from lion_lightning.planning.flops import TrainingFlops, forward_flops, training_flops
+from lion_lightning.types import PackedBatch, keep_answers
 
 DENSE_HALF = {"h200": 989.4e12, "h100 nvl": 835.5e12}
 """Dense FLOP/s in bf16 and fp16, by words of a GPU's name, where Lightning's table lacks them or counts sparsity."""
@@ -28,7 +28,8 @@ class TokenThroughput(Callback):
 
     - ``perf/tokens_per_second``: tokens that went through the model.
     - ``perf/samples_per_second``: documents, or prompts with all of their answers.
-    - ``perf/answers_per_second``: answers, each once, however many pairs it is in; where rows hold answers.
+    - ``perf/answers_per_second``: answers, each once, however many pairs it is in; where rows hold answers. The
+      mismatched ones of KTO are no answers here, nor are their tokens targets.
     - ``perf/pairs_per_second``: preference pairs, where rows hold some.
     - ``perf/supervised_tokens_per_second``: targets, the tokens that the loss is over.
     - ``perf/packing_efficiency``: tokens over the tokens that the rows could have held.
@@ -61,6 +62,7 @@ class TokenThroughput(Callback):
         self._counts = torch.zeros(7, dtype=torch.float64)
         self._global_step = 0
         self._flops: TrainingFlops | None = None
+        self._forward_flops: TrainingFlops | None = None
         self._peak: float | None = None
 
     @override
@@ -73,7 +75,7 @@ class TokenThroughput(Callback):
         if model is None:
             rank_zero_warn("TokenThroughput: the module holds no transformers model, so perf/mfu is not logged.")
             return
-        self._flops = training_flops(model)
+        self._flops, self._forward_flops = training_flops(model), forward_flops(model)
         self._peak = self._find_peak(trainer, model)
 
     @override
@@ -89,10 +91,7 @@ class TokenThroughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        flops = self._flops.of(batch) if self._flops else 0.0
-        sizes = (len(batch.input_ids), len(batch.targets), len(batch.sample_indices))
-        counts = (*sizes, len(batch.answers), len(batch.pairs), batch.capacity, flops)
-        self._counts += torch.tensor(counts, dtype=torch.float64)
+        self._counts += torch.tensor(self._numbers(batch), dtype=torch.float64)
         if trainer.global_step > self._global_step:
             # Ranks of one tensor-parallel group share their batches, which count once.
             strategy = trainer.strategy
@@ -119,6 +118,15 @@ class TokenThroughput(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._watch.drop()
+
+    def _numbers(self, batch: PackedBatch) -> list[float]:
+        """Tokens, targets, samples, answers, pairs, capacity and FLOPs of a micro-batch."""
+        trained, apart = _parts(batch)
+        flops = self._flops.of(trained) if self._flops else 0.0
+        if apart is not None and self._forward_flops:
+            flops += self._forward_flops.of(apart)
+        counts = (batch.input_ids, trained.targets, batch.sample_indices, trained.answers, batch.pairs)
+        return [*(float(len(each)) for each in counts), float(batch.capacity), flops]
 
     def _rates(self) -> dict[str, float]:
         seconds = sum(time for _, time in self._window)
@@ -192,6 +200,16 @@ class _Stopwatch:
         self.lap()
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+
+def _parts(batch: PackedBatch) -> tuple[PackedBatch, PackedBatch | None]:
+    """What is trained of a batch, and the mismatched answers, whose values are unknown, with their prompts if any."""
+    unknown = [] if batch.pairs else [place for place, value in enumerate(batch.values) if math.isnan(value)]
+    if not unknown:
+        return batch, None
+    known = sorted({*range(len(batch.values))} - {*unknown})
+    host = batch.on_cpu()
+    return keep_answers(host, known), keep_answers(host, unknown)
 
 
 def _matmul_rate(size: int = 2048, repeats: int = 3) -> float:

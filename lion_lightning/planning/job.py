@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from lion_lightning.planning.dry_run import DryRun
 from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.planning.optimizer_memory import Factory
 from lion_lightning.references.base import AdapterOffReference, FrozenReference
+
+Rows = tuple[tuple[int, ...], tuple[int, ...]]
+"""Tokens of each segment, and its parent."""
 
 HALVES: dict[str, Literal["bfloat16", "float16"]] = {"bf16-true": "bfloat16", "16-true": "float16"}
 """Dtype of a model's weights under Lightning's true half precisions."""
@@ -28,6 +32,8 @@ class Job:
         spec: The policy.
         lengths: Tokens of each segment of a micro-batch.
         parents: Parent of each segment.
+        mismatched: True if the last answer of each prompt is one of another prompt, as KTO has them: they run with
+            their prompts in a forward of their own, without a gradient.
         precision: The trainer's.
         optimizer: From parameter groups to an optimizer.
         accumulate: Micro-batches of a step, on each device.
@@ -45,6 +51,7 @@ class Job:
     accumulate: int = 1
     reference: PolicySpec | None = None
     reference_passes: int = 0
+    mismatched: bool = False
     on_gpu: bool = True
     overhead: int = 0
     _dry_runs: dict[Any, dict[str, Counter[str]]] = field(default_factory=dict, init=False, repr=False)
@@ -53,6 +60,32 @@ class Job:
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
         return sum(self.lengths)
+
+    @property
+    def trained_rows(self) -> Rows:
+        """Lengths and parents of the segments that run with a gradient."""
+        if not self.mismatched:
+            return self.lengths, self.parents
+        return self._part([not ends for ends in self._ends])
+
+    @property
+    def untrained_rows(self) -> Rows:
+        """Lengths and parents of the segments that the policy runs on once more, without a gradient; mostly none."""
+        if not self.mismatched:
+            return (), ()
+        return self._part([parent < 0 or ends for parent, ends in zip(self.parents, self._ends, strict=True)])
+
+    @property
+    def _ends(self) -> list[bool]:
+        """For each segment, whether it is the last answer of its prompt."""
+        return [parent >= 0 and parent != after for parent, after in pairwise([*self.parents, -1])]
+
+    def _part(self, kept: list[bool]) -> Rows:
+        """Some segments of the row, with parents counted among themselves."""
+        numbers = [number for number, keep in enumerate(kept) if keep]
+        places = {number: place for place, number in enumerate([-1, *numbers], start=-1)}
+        parents = tuple(places[self.parents[number]] for number in numbers)
+        return tuple(self.lengths[number] for number in numbers), parents
 
     @property
     def mixed(self) -> bool:
@@ -76,7 +109,7 @@ class Job:
         """
         if (stays, gathered) not in self._dry_runs:
             mixed = self.precision.endswith("-mixed")
-            own = (self.spec, self.lengths, self.parents, mixed, self.optimizer, self.on_gpu)
+            own = (self.spec, *self.trained_rows, mixed, self.optimizer, self.on_gpu)
             self._dry_runs[stays, gathered] = DryRun(*own, stays=stays, gathered=gathered).held()
         return self._dry_runs[stays, gathered]
 
@@ -91,12 +124,14 @@ def job_of(
         tokens: Tokens of a micro-batch.
         longest: Most tokens of a document, or of a prompt and one answer.
         precision: The trainer's.
-        answers: Answers to a prompt, each as long as the prompt; 0 for documents. None for the module's
-            ``typical_answers``.
+        answers: Answers to a prompt, each as long as the prompt, mismatched ones apart; 0 for documents. None for the
+            module's ``typical_answers``.
         settings: Further fields of the job.
     """
     reference = getattr(module, "reference", None)
     answers = module.typical_answers if answers is None else answers
+    mismatched = bool(getattr(getattr(module, "loss", None), "needs_mismatched", False))
+    answers += mismatched
     lengths, parents = trees(tokens, longest, answers) if answers else documents(tokens, longest)
     frozen = reference if isinstance(reference, FrozenReference) else None
     second = None if frozen is None else frozen.spec or module.policy_spec
@@ -104,6 +139,7 @@ def job_of(
         spec=_in_precision(module.policy_spec, precision),
         lengths=lengths,
         parents=parents,
+        mismatched=mismatched,
         precision=precision,
         optimizer=module.optimizer_factory or module._default_optimizer,
         reference=None if second is None else _in_precision(second, precision),
@@ -112,7 +148,7 @@ def job_of(
     )
 
 
-def documents(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def documents(tokens: int, longest: int) -> Rows:
     """Lengths and parents of documents of at most ``longest`` tokens that fill a micro-batch."""
     lengths = [longest] * (tokens // longest)
     if tokens % longest:
@@ -120,7 +156,7 @@ def documents(tokens: int, longest: int) -> tuple[tuple[int, ...], tuple[int, ..
     return tuple(lengths), (-1,) * len(lengths)
 
 
-def trees(tokens: int, longest: int, answers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def trees(tokens: int, longest: int, answers: int) -> Rows:
     """Lengths and parents of prompts with so many answers each that fill a micro-batch, all of them equally long.
 
     A prompt and one answer have at most ``longest`` tokens.

@@ -62,7 +62,9 @@ def micro_batch_flops(job: Job) -> float:
     forward = forward_flops(base)
     # The head is recomputed in any case.
     again = forward if job.spec.recompute == "full" else forward._replace(per_token=0.0, per_pair={})
-    segments, total = segment_table(job.lengths, job.parents), 0.0
-    for passes, flops in ((1, training_flops(base)), (1, again), (job.reference_passes, forward)):
-        total += passes * flops.on(segments, job.tokens, job.tokens)
+    every, trained, untrained = (job.lengths, job.parents), job.trained_rows, job.untrained_rows
+    runs = [(training_flops(base), trained), (again, trained), (forward, untrained)]
+    total = 0.0
+    for flops, (lengths, parents) in [*runs, *[(forward, every)] * job.reference_passes]:
+        total += flops.on(segment_table(lengths, parents), sum(lengths), sum(lengths))
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -148,8 +149,9 @@ def _curves(folder: Path) -> dict[str, Curve]:
             for row in csv.DictReader(complete):
                 step = int(float(row.pop("step", None) or 0))
                 for key, value in row.items():
-                    if value and key != "epoch":
-                        curves.setdefault(key, {})[step] = float(value)
+                    # NaN: a step without any answer of the kind that the metric is of
+                    if value and key != "epoch" and not math.isnan(number := float(value)):
+                        curves.setdefault(key, {})[step] = number
         except (ValueError, TypeError, csv.Error) as error:
             raise ValueError(f"{path}: damaged, or not metrics ({error}); {_FIX}") from error
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}

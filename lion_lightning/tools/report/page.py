@@ -120,6 +120,7 @@ VALIDATION = {
     "val/accuracy": "token accuracy",
     "val/rewards/accuracy": "reward accuracy",
     "val/rewards/margin": "reward margin",
+    "val/rewards/kendall": "rank correlation of rewards and values",
     "val/kl": "log-ratio to the reference, nats",  # mean over the data's answers: below zero if they grow unlikelier
 }
 

@@ -22,6 +22,7 @@ COLORS = ("#8a8f98", "#3b6fb6", "#e07b1f", "#3d9a6c", "#a14fa0", "#c0433a")
 PAIR_CURVES = {
     "train/rewards/margin": "reward margin",
     "train/rewards/accuracy": "reward accuracy",
+    "train/rewards/kendall": "rank correlation of rewards and values",
     "train/kl": "log-ratio to the reference, nats",
     "train/lengths/chosen": "length of the chosen answer, tokens",
 }

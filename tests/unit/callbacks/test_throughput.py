@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lion_lightning.callbacks import TokenThroughput, throughput
-from lion_lightning.planning.flops import training_flops
+from lion_lightning.planning.flops import forward_flops, training_flops
 from lion_lightning.types import PackedBatch
 from tests import tiny
 from tests.unit.callbacks.conftest import CAPACITY, Bench, batches
@@ -118,6 +119,20 @@ def test_an_answer_in_several_pairs_is_one_answer(bench: Bench, clock: Clock) ->
     [rates] = recorder.rates
     assert (rates["perf/answers_per_second"], rates["perf/pairs_per_second"]) == (3.0, 3.0)
     assert (rates["perf/samples_per_second"], rates["perf/tokens_per_second"]) == (1.0, 25.0)
+
+
+def test_mismatched_answers_are_no_answers_and_need_no_backward(bench: Bench) -> None:
+    # A prompt of 7 tokens, a labeled answer of 5, and one of 9 that belongs to another prompt: of unknown value.
+    tree = tiny.row((7, 5, 9), (-1, 0, 0), range(7, 21))
+    tree = replace(tree, capacity=CAPACITY, sample_indices=(0,), values=(1.0, math.nan))
+    module = bench.module()
+    module.configure_model()
+    meter = TokenThroughput(1, 1e6)
+    meter._flops = training_flops(module.policy_model.causal_lm)
+    meter._forward_flops = forward_flops(module.policy_model.causal_lm)
+    trained, apart = tiny.row((7, 5), (-1, 0), range(7, 12)), tiny.row((7, 9), (-1, 0), range(7, 16))
+    flops = meter._flops.of(trained) + meter._forward_flops.of(apart)
+    assert meter._numbers(tree) == [21, 5, 1, 1, 0, CAPACITY, flops]
 
 
 def speeds(rates: list[dict[str, float]]) -> list[float]:

@@ -23,6 +23,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.sft import SFTModule
 from lion_lightning.planning.dry_run import DryRun, packed_batch
+from lion_lightning.planning.flops import forward_flops
 from lion_lightning.planning.job import Job, documents, job_of, trees
 from lion_lightning.planning.memory import Offloaded, Replicated, Sharded
 from lion_lightning.planning.memory_counter import MemoryCounter
@@ -32,7 +33,8 @@ from lion_lightning.planning.sharding_layout import placements, with_recompute_o
 from lion_lightning.planning.sizes import weight_bytes
 from lion_lightning.strategies import FSDP2Strategy, WrapLayers
 from lion_lightning.tools.plan.report import PlanReport
-from lion_lightning.tools.plan.step_time import Machine, step_time
+from lion_lightning.tools.plan.step_time import Machine, micro_batch_flops, step_time
+from lion_lightning.types import segment_table
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -178,6 +180,20 @@ def test_a_module_says_how_many_answers_its_rows_have() -> None:
     pairs = DPOModule(spec, tokenizer=tokenizer, loss=SimPOLoss())
     assert job_of(pairs, 48, 16, "32-true").parents == (-1, 0, 0, -1, 3, 3)
     assert job_of(pairs, 48, 32, "32-true", answers=3).parents == (-1, 0, 0, 0)
+
+
+def test_mismatched_answers_run_without_a_gradient_in_a_forward_of_their_own() -> None:
+    # Two prompts (of 4 and 2 tokens), with two answers and with one, and each with an answer of another prompt.
+    tree = job(lengths=(4, 3, 5, 6, 2, 7, 8), parents=(-1, 0, 0, 0, -1, 4, 4), mismatched=True)
+    assert tree.trained_rows == ((4, 3, 5, 2, 7), (-1, 0, 0, -1, 3))
+    assert tree.untrained_rows == ((4, 6, 2, 8), (-1, 0, -1, 2))
+    assert tree.tokens == 35
+    alone = job(lengths=tree.trained_rows[0], parents=tree.trained_rows[1])
+    # The second model sees all answers at once.
+    forward: Any = forward_flops(alone.model)  # type: ignore[arg-type]
+    apart = forward.on(segment_table(*tree.untrained_rows), 20, 20)
+    once = forward.on(segment_table(tree.lengths, tree.parents), 35, 35)
+    assert micro_batch_flops(replace(tree, reference_passes=1)) == micro_batch_flops(alone) + apart + once
 
 
 def test_a_sampler_takes_its_share_beside_weights_and_state(total: int) -> None:
