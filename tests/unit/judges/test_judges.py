@@ -181,6 +181,16 @@ def test_a_batch_scores_each_answer_as_alone(reward_model: Path) -> None:
     judge.close()
 
 
+def test_plain_text_ends_with_eos_once(reward_model: Path) -> None:
+    judge = RewardModelJudge(str(reward_model))
+    judge.open(torch.device("cpu"))
+    assert judge._tokens(Prompt("w5 w6 "), "w7") == [5, 6, 7, 2]  # as TRL and RewardModule train
+    judge.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)]
+    )
+    assert judge._tokens(Prompt("w5 w6 "), "w7") == [5, 6, 7, 2]  # by the tokenizer itself
+
+
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
 
 

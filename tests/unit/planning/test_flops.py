@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.planning.flops import training_flops, visible_pairs
 from lion_lightning.types import PackedBatch, segment_table
@@ -30,6 +31,13 @@ def counted(policy: torch.nn.Module, batch: PackedBatch) -> int:
     # In transformers 5.17 the angles of rotary positions are a matrix product too, which is not counted.
     angles = sum(sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.endswith("rotary_emb"))
     return int(counter.get_total_flops() - angles)
+
+
+def test_a_reward_model_has_no_head_per_target() -> None:
+    flops = training_flops(RewardModelSpec(config=tiny.config()).build().causal_lm)
+    assert flops.per_target == 0
+    assert flops.per_token == 6 * (2 * LAYER + 32)  # and its own head, a row of 32
+    assert flops.per_pair == {None: PAIR}
 
 
 def rectangles(batch: PackedBatch) -> int:
