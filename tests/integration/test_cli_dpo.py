@@ -118,7 +118,10 @@ BAD = {
         rows({"prompt": "a", "answers": ["b", "c"], "scores": [1]}),
         ["bad.jsonl:1", "scores"],
     ),
-    "conversations for pairs": (rows({"messages": GOOD["prompt"] + GOOD["chosen"]}), ["bad.jsonl:1", "unknown format"]),
+    "conversations for pairs": (
+        rows({"messages": GOOD["prompt"] + GOOD["chosen"]}),
+        ["bad.jsonl:1", "the row has one answer", "UnpairedDataModule"],
+    ),
     "beta below zero": (
         options(f"--model.loss={LOSS}SigmoidLoss", "--model.loss.init_args.beta=-1"),
         ["SigmoidLoss", "beta is -1"],
