@@ -98,10 +98,8 @@ class PolicySpec:
     trainable_rows: Literal["new"] | int | list[int] | None = None
     trust_remote_code: bool = False
 
-    auto_class: ClassVar[Any] = AutoModelForCausalLM
-    """Class of transformers that makes such models."""
-    known: ClassVar[tuple[str, Container[str]]] = ("causal LM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    """What it makes, and of which types."""
+    auto_class: ClassVar[Any] = AutoModelForCausalLM  # of transformers, which makes such models
+    known: ClassVar[tuple[str, Container[str]]] = ("causal LM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)  # and of which types
 
     def __post_init__(self) -> None:
         """Check the settings; ``lora`` and ``quantization`` may be mappings, as they come back from a checkpoint."""
@@ -206,11 +204,7 @@ class PolicySpec:
         return PolicyModel(model, packed, probe)
 
     def head_change(self, config: PretrainedConfig) -> HeadChange:
-        """Weights in which the model and its files differ: here, none.
-
-        Args:
-            config: As the files have it.
-        """
+        """Weights in which the model and files with this config differ: here, none."""
         return SAME_HEAD
 
     def _prepared(self, model: PreTrainedModel, new_ids: list[int], probe: bool = True) -> PolicyModel:
