@@ -79,7 +79,8 @@ class Bench:
             return SampleSegment(rng.integers(3, tiny.VOCABULARY, 6).astype(np.int32), np.full(6, supervised), parent)
 
         shape = ((-1, False), (0, True), (0, True)) if pairs else ((-1, True),)
-        samples = [Sample(tuple(piece(*part) for part in shape), number) for number in range(6)]
+        joined = ((0, 1),) if pairs else ()
+        samples = [Sample(tuple(piece(*part) for part in shape), number, pairs=joined) for number in range(6)]
         lengths = np.array([sample.length for sample in samples])
         return PackedLoader(samples, lengths, capacity=int(lengths[0]), batch_size=1, shuffle=True)
 
