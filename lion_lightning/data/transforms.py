@@ -9,7 +9,7 @@ from lion_lightning.data.formats.turns import context, is_answer
 from lion_lightning.data.sources.json_text import parse_messages
 from lion_lightning.models.chat_template import REASONING
 
-_TURNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+_TURNS = ("messages", "conversations", "prompt", "completion", "response", "chosen", "rejected")
 
 
 def each_answer(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -37,9 +37,18 @@ def reasoning_in_text(row: dict[str, Any]) -> dict[str, Any]:
     leave it out.
 
     Args:
-        row: With lists of messages in any of its columns.
+        row: With lists of messages in any of its columns, or ``answers`` that are messages or lists of them.
     """
-    return {**row, **{name: list(map(_with_reasoning, turns)) for name in _TURNS if (turns := _turns(row, name))}}
+    made = {**row, **{name: list(map(_with_reasoning, turns)) for name in _TURNS if (turns := _turns(row, name))}}
+    if isinstance(answers := row.get("answers"), list):
+        made["answers"] = list(map(_answer_with_reasoning, answers))
+    return made
+
+
+def _answer_with_reasoning(answer: Any) -> Any:
+    if isinstance(answer, Mapping):
+        return _with_reasoning(answer)
+    return list(map(_with_reasoning, turns)) if (turns := _turns({"answer": answer}, "answer")) else answer
 
 
 def _with_reasoning(turn: Mapping[str, Any]) -> dict[str, Any]:

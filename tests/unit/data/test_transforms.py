@@ -52,3 +52,12 @@ def test_turns_without_reasoning_stay_as_they_are() -> None:
         {"role": "assistant", "content": "b", "thinking": ""},
     ]
     assert reasoning_in_text({"messages": turns}) == {"messages": turns}
+
+
+def test_reasoning_of_ranked_and_labeled_answers_is_written_into_their_text() -> None:
+    said = {"role": "assistant", "content": "b", "reasoning_content": "hm"}
+    written = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nb"}
+    row = {"question": "a", "answers": ["c", said, [said]], "scores": [1, 2, 3]}
+    assert reasoning_in_text(row) == row | {"answers": ["c", written, [written]]}
+    labeled = {"question": "a", "response": [said], "label": True}
+    assert reasoning_in_text(labeled) == labeled | {"response": [written]}

@@ -26,6 +26,7 @@ def find_label(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
         return {}
     mapped = {*columns.values()}
     marks = [name for name in row if name not in mapped and _names(name) in (LABELS, FAULTS, RATINGS)]
+    # A rating of 1 is the best of two and the worst of five: a row alone does not tell.
     grades = [name for name in marks if _names(name) == RATINGS and _is_number(row[name])]
     told = [name for name in marks if name not in grades and truth(row[name]) is not None]
     if len(told) > 1:

@@ -50,7 +50,7 @@ def find_lists(row: Row, columns: Mapping[str, str]) -> tuple[Row, dict[str, str
     if all(isinstance(entry, Mapping) and not entry.keys() & {"role", "from"} for entry in entries):
         is_scored = any(name in columns or name in found or row.get(name) is not None for name in ("scores", "ranks"))
         row, scores = _taken_apart(row, own, entries)
-        found |= {} if is_scored else scores
+        found |= {} if is_scored else scores  # a list of scores beside them wins over scores within
     return row, found
 
 
@@ -59,7 +59,7 @@ def _taken_apart(row: Row, own: str, entries: Sequence[Mapping[str, Any]]) -> tu
     given = dict.fromkeys(key for entry in entries for key, value in entry.items() if not is_empty(value))
     texts = [key for key in _TEXTS if key in given]
     scores = [key for key in _SCORES if key in given] or [key for key in ("rank",) if key in given]
-    if len(texts) != 1:
+    if len(texts) != 1:  # what they are is not clear, and whatever reads the row says so
         return row, {}
     if len(scores) > 1:
         raise ValueError(

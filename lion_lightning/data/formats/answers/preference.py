@@ -56,14 +56,17 @@ def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
     """
     columns = columns or {}
     found: dict[str, str] = {}
-    if not is_pair(row, columns):
+    if "answers" in columns or not is_pair(row, columns):
         row, found = find_lists(row, columns)
     read = read_row(row, columns, FORMS, found, _REFUSED)
     if read is None or read.pairs:
         return [read] if read else []
     if len(read.answers) < 2:
         raise ValueError("a pair needs two answers, and answers has 1; skip the row with a `transform`")
-    pairs = pairing.pairs(list(read.values), json.dumps(read.answers, sort_keys=True, default=str))
+    content = json.dumps(
+        read.answers, sort_keys=True, default=str
+    )  # draws follow from it, and not from the row's place
+    pairs = pairing.pairs(list(read.values), content)
     _require_pairs(pairs, len(read.answers), pairing)
     if not pairs:
         add_message("left out", f"{type(pairing).__name__} makes no pair of the answers")

@@ -168,3 +168,14 @@ def test_tools_and_calls_go_along() -> None:
 def test_other_data_modules_name_the_one_that_takes_labels() -> None:
     with pytest.raises(ValueError, match=r"UnpairedDataModule takes single answers with labels \(for KTOModule\)"):
         recognize(ASKED | {"label": False})
+
+
+def from_scores(row: dict[str, Any]) -> Any:
+    for said, score in zip(row["answers"], row["scores"], strict=True):
+        yield {"question": row["question"], "answer": said, "label": score >= 4}
+
+
+def test_a_transform_makes_labels_of_scores() -> None:
+    source = Source("a", transform=from_scores)
+    row = Row("a:1", {"question": "Hi", "answers": ["Hello", "What?"], "scores": [5, 2]})
+    assert source.examples(row, recognize_labeled) == [*labeled(TALK, 1.0), *labeled(chat("Hi", "What?"), 0.0)]

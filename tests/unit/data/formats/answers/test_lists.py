@@ -111,6 +111,12 @@ def test_lists_beside_a_pair_are_not_looked_at_where_pairs_are_asked_for() -> No
     assert recognize_preferences(row | lists, None, BestWorst()) == [pair_of(BLUE, SEVEN)]
 
 
+def test_columns_name_the_list_of_objects_beside_a_pair() -> None:
+    row = {"question": "Name a color.", "chosen": "Red.", "rejected": "Two.", "said": [{"text": "Blue.", "score": 1}]}
+    row["said"] = [*row["said"], {"text": "Seven.", "score": 0}]
+    assert recognize_preferences(row, {"answers": "said"}, BestWorst()) == [pair_of(BLUE, SEVEN, 1.0, 0.0)]
+
+
 def test_two_lists_that_may_be_the_answers_are_none() -> None:
     row = {"question": "Hi", "responses": ["a", "b"], "candidates": ["a", "b"], "scores": [1, 2]}
     with pytest.raises(ValueError, match="the row's keys are question, responses, candidates, scores"):
