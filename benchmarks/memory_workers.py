@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 import warnings
@@ -11,8 +12,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-ANSWERS = {"SFT": 0, "DPO": 2, "DPO of four": 4, "reward model": 2}
-"""Answers to the prompt of a micro-batch; 0 for a document."""
+ANSWERS = {"SFT": 0, "DPO": 2, "DPO of four": 4, "KTO": 1, "groups of four": 4, "reward model": 2}
+"""Answers to the prompt of a micro-batch; 0 for a document. KTO's has one of another prompt, too."""
 
 
 def train(job: dict[str, Any]) -> dict[str, float]:
@@ -84,7 +85,7 @@ def _module(job: dict[str, Any]) -> Any:
     from lion_lightning.models.quantization import NF4Spec
     from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
-    from lion_lightning.modules import DPOModule, RewardModule, SFTModule
+    from lion_lightning.modules import DPOModule, GroupModule, KTOModule, RewardModule, SFTModule
     from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
     lora = LoRASpec() if job["lora"] else None
@@ -93,24 +94,28 @@ def _module(job: dict[str, Any]) -> Any:
     tokenizer = TokenizerSpec(job["tokenizer"], special_tokens=("<pad>",))  # of which a reward model needs one
     if job["stage"] in ("SFT", "reward model"):
         return {"SFT": SFTModule, "reward model": RewardModule}[job["stage"]](policy, tokenizer=tokenizer)
-    return DPOModule(policy, tokenizer=tokenizer, reference=AdapterOffReference() if lora else FrozenReference())
+    module: Any = {"KTO": KTOModule, "groups of four": GroupModule}.get(job["stage"], DPOModule)
+    return module(policy, tokenizer=tokenizer, reference=AdapterOffReference() if lora else FrozenReference())
 
 
 def _batch(job: dict[str, Any]) -> Any:
-    """A row of random tokens: one document, or one prompt with its answers, all pairs of them."""
+    """A row of random tokens: one document, or one prompt with its answers: pairs of them, or with values."""
     import numpy as np
 
     from lion_lightning.data.packing.collate import collate
     from lion_lightning.types import Sample, SampleSegment
 
-    draw, tokens, answers = np.random.default_rng(0), job["tokens"], ANSWERS[job["stage"]]
+    draw, tokens, stage = np.random.default_rng(0), job["tokens"], job["stage"]
+    values = {"KTO": (1.0, math.nan), "groups of four": (3.0, 2.0, 1.0, 0.0)}.get(stage, ())
+    answers = len(values) or ANSWERS[stage]
     length = tokens // (1 + answers)
     pieces = []
     for number in range(1 + answers):
         trained = number > 0 or not answers
         ids = draw.integers(3, 30000, length, dtype=np.int32)
         pieces.append(SampleSegment(ids, np.full(length, trained), 0 if number else -1))
-    return collate([Sample(tuple(pieces), 0, pairs=tuple(combinations(range(answers), 2)))], tokens)
+    pairs = () if values else tuple(combinations(range(answers), 2))
+    return collate([Sample(tuple(pieces), 0, values=values, pairs=pairs)], tokens)
 
 
 def _mapped_weights() -> float:

@@ -99,6 +99,22 @@ def test_pipeline_examples_are_plans_of_valid_configs(
     assert printed["trainer"]["default_root_dir"] == "runs/mine/seed-1/online_dpo"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("text", blocks("yaml-stages"))
+def test_a_judge_is_the_export_of_an_earlier_stage(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "mine.yaml").write_text(text)
+    sft, reward, online = read_plan(folder / "mine" / "mine.yaml").chains[0]
+    assert reward.start == online.start == sft.folder
+    (folder / "stage.yaml").write_text(yaml.safe_dump(online.config))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", "stage.yaml", "--print_config"])
+    assert stop.value.code in (0, None)
+    sampling = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"][0]["init_args"]
+    assert sampling["judge"]["init_args"]["model"] == str(reward.folder / "export")
+
+
 def assert_holds(actual: Any, expected: Any) -> None:
     """Every value that the example gives is there."""
     if isinstance(expected, dict):
