@@ -4,8 +4,8 @@
     python benchmarks/objectives.py --run configs/pipeline.yaml --seeds 0 1 2 --out runs/objectives
 
 Starts from the stages of a finished `lion run`, as ablations.py does: KTO on the pairs of DPO taken apart starts from
-its SFT, and so does a reward model; the online runs start from its DPO, with the same prompts, rounds and eight answers
-to a prompt. Stopped, it goes on with the same command. It writes every seed's numbers to results/objectives.json, and
+its SFT, and so does a reward model; the online runs start from its DPO, three rounds of 400 prompts with eight answers
+each. Stopped, it goes on with the same command. It writes every seed's numbers to results/objectives.json, and
 the table, with 95% intervals of paired differences over the seeds, into docs/ablations.md.
 """
 
@@ -30,6 +30,9 @@ from lion_lightning.tools.report.logs import Stage, read_stage
 HERE = Path(__file__).parent
 CONFIGS = {name: {"config": f"{name}.yaml"} for name in ("sft", "dpo", "kto", "reward", "online_dpo", "online_ranked")}
 """Stages whose configs the runs change, next to the pipeline file."""
+
+SHORT: Config = {"trainer": {"max_epochs": 3}, "sampling": {"prompts_per_round": 400}}
+"""Online runs of three rounds, not the demo's five of 593 prompts."""
 
 LOWER_RATE: Config = {"model": {"init_args": {"optimizer": {"init_args": {"lr": 1e-4}}}}}
 """What a contrast stands without the likelihood of the best answer beside it."""
@@ -89,7 +92,9 @@ def plan_of(base: Plan, out: Path, runs: Sequence[Run]) -> Plan:
         stages = {stage.name: stage for stage in chain}
         folder = out / chain[0].folder.parent.name
         for run in runs:
-            stage = stage_of(stages, run.variant, folder)
+            short = SHORT if run.variant.stage.startswith("online") else {}
+            variant = run.variant._replace(change=merged(short, run.variant.change))
+            stage = stage_of(stages, variant, folder)
             if run.judged:
                 reward = folder_of(RUNS[1].variant, folder) / "export"
                 stage = stage._replace(config=_judged_by(stage.config, reward))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lion_lightning.modules.dpo import DPOModule
     from lion_lightning.modules.group import GroupModule
     from lion_lightning.modules.kto import KTOModule
-    from lion_lightning.modules.online import OnlineDPOModule
+    from lion_lightning.modules.online import OnlineDPOModule, OnlineGroupModule
     from lion_lightning.modules.reward import RewardModule
     from lion_lightning.modules.sft import SFTModule
     from lion_lightning.references.base import (
@@ -60,6 +60,7 @@ __all__ = [
     "OnPolicyDataModule",
     "OnPolicyGroupDataModule",
     "OnlineDPOModule",
+    "OnlineGroupModule",
     "PolicyModel",
     "PolicySpec",
     "PreferenceDataModule",
@@ -94,6 +95,7 @@ _HOMES = {
     "OnPolicyDataModule": "data.on_policy",
     "OnPolicyGroupDataModule": "data.on_policy",
     "OnlineDPOModule": "modules.online",
+    "OnlineGroupModule": "modules.online",
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",
     "PreferenceDataModule": "data.preference",

@@ -4,7 +4,7 @@ from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.group import GroupModule
 from lion_lightning.modules.kto import KTOModule
-from lion_lightning.modules.online import OnlineDPOModule
+from lion_lightning.modules.online import OnlineDPOModule, OnlineGroupModule, OnlineModule
 from lion_lightning.modules.optimization.schedules import (
     ConstantWithWarmup,
     CosineWithWarmup,
@@ -23,6 +23,8 @@ __all__ = [
     "KTOModule",
     "LinearWithWarmup",
     "OnlineDPOModule",
+    "OnlineGroupModule",
+    "OnlineModule",
     "RewardModule",
     "SFTModule",
     "WarmupSchedule",

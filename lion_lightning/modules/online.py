@@ -12,10 +12,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.losses.groups.group import GroupLoss
 from lion_lightning.losses.pairs.preference import PreferenceLoss
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.dpo import DPOModule
+from lion_lightning.modules.group import GroupModule
 from lion_lightning.modules.policy_reference import LossT, PolicyReferenceModule
 from lion_lightning.modules.trainer.batches import epoch_batches
 from lion_lightning.ops.logprobs import answer_view
@@ -176,3 +178,20 @@ class OnlineDPOModule(OnlineModule[PreferenceLoss], DPOModule):
     Raises:
         ValueError: If the loss needs a reference and gets none, or ``kl_batches`` is negative.
     """
+
+
+class OnlineGroupModule(OnlineModule[GroupLoss], GroupModule):
+    """Trains a policy on all of its own answers to each prompt, by a loss over the group.
+
+    Everything but where the groups come from is :class:`GroupModule`'s, any group loss and any reference, and
+    everything online is :class:`OnlineModule`'s.
+
+    Args:
+        policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
+        **kwargs: Further arguments of :class:`OnlineModule` and :class:`GroupModule`.
+
+    Raises:
+        ValueError: If the loss needs a reference and gets none, or ``kl_batches`` is negative.
+    """
+
+    takes = "groups"

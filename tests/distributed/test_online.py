@@ -29,7 +29,7 @@ from lion_lightning.types import Answer, Prompt
 from tests import tiny
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
-from tests.integration.online import AllPairsOnline, Judge, Online, Sampler, Watch, pairs_of
+from tests.integration.online import AllPairsOnline, GroupOnline, Judge, Online, Sampler, Watch, pairs_of
 from tests.marks import exhaustive
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
@@ -110,7 +110,7 @@ def test_a_rank_that_fails_stops_all_and_what_was_finished_is_kept(online: Onlin
 
 STRATEGIES: dict[str, Any] = {"ddp": DDPStrategy, "fsdp2": FSDP2Strategy, "fsdp1": FSDPOnCPU}
 TRAINED = {"weights": None, "lora": LoRASpec(r=4)}
-KINDS = {"pairs": Online, "all pairs": AllPairsOnline}
+KINDS = {"pairs": Online, "all pairs": AllPairsOnline, "groups": GroupOnline}
 
 
 class Case(NamedTuple):
@@ -139,8 +139,19 @@ def train_all(rank: int, world: int, folder: Path, cases: Sequence[Case]) -> lis
     return [train(rank, world, folder, case) for case in cases]
 
 
-FEW = [Case("fsdp2", "weights", "pairs"), Case("fsdp1", "lora", "pairs"), Case("ddp", "weights", "all pairs")]
-MORE = [Case("fsdp2", "lora", "pairs"), Case("fsdp1", "weights", "pairs"), Case("fsdp2", "weights", "all pairs")]
+FEW = [
+    Case("fsdp2", "weights", "pairs"),
+    Case("fsdp1", "lora", "pairs"),
+    Case("ddp", "lora", "all pairs"),
+    Case("ddp", "weights", "groups"),
+    Case("fsdp2", "weights", "groups"),
+]
+MORE = [
+    Case("fsdp2", "lora", "pairs"),
+    Case("fsdp1", "weights", "pairs"),
+    Case("fsdp2", "weights", "all pairs"),
+    Case("fsdp2", "lora", "groups"),
+]
 
 
 @pytest.mark.parametrize("cases", [FEW, *exhaustive(MORE)])

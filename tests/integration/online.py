@@ -16,9 +16,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lion_lightning import OnlineDPOModule, OnPolicyDataModule, PolicySpec, Source, TokenizerSpec
+from lion_lightning import (
+    AlignmentModule,
+    OnlineDPOModule,
+    OnlineGroupModule,
+    OnPolicyDataModule,
+    OnPolicyGroupDataModule,
+    PolicySpec,
+    Source,
+    TokenizerSpec,
+)
 from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.data.formats.pairing import AllPairs
+from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.modules import LinearWithWarmup
 from lion_lightning.rollouts.rounds import Round, find_rounds
 from lion_lightning.sampling.base import SamplingSettings
@@ -117,23 +127,26 @@ class Online:
         every: Steps from one checkpoint to the next.
     """
 
+    module_class: type[AlignmentModule] = OnlineDPOModule
+    data_class: type[RoundDataModule] = OnPolicyDataModule
+
     def __init__(self, folder: Path, every: int = 100) -> None:
         self.folder, self.every = folder, every
         self.start = Path(shutil.copytree(_start(), folder / "start"))
         rows = [{"question": f"w{3 + number} w{40 + number}", "row": number} for number in range(PROMPTS)]
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def data(self, **changes: Any) -> OnPolicyDataModule:
+    def data(self, **changes: Any) -> RoundDataModule:
         settings = {"max_length": 32, "row_length": 40, "batch_size": 2, "cache_dir": self.folder / "cache"}
         prompts = changes.pop("prompts", [Source(str(self.folder / "prompts.jsonl"))])
-        return OnPolicyDataModule(prompts, TokenizerSpec(str(self.start)), **{**settings, **changes})
+        return self.data_class(prompts, TokenizerSpec(str(self.start)), **{**settings, **changes})
 
-    def module(self, **changes: Any) -> OnlineDPOModule:
+    def module(self, **changes: Any) -> Any:
         settings: dict[str, Any] = {
             "optimizer": partial(torch.optim.AdamW, lr=3e-3),
             "lr_scheduler": partial(LinearWithWarmup, warmup=0.2),
         }
-        return OnlineDPOModule(**{"policy": str(self.start), **settings, **changes})
+        return self.module_class(**{"policy": str(self.start), **settings, **changes})
 
     def sampling(self, sampler: Any = None, judge: Any = None, **changes: Any) -> OnPolicySampling:
         # Random weights hardly ever end an answer, so answers that are cut off make pairs too.
@@ -151,8 +164,8 @@ class Online:
         name: str,
         sampling: OnPolicySampling | None = None,
         watch: Watch | None = None,
-        module: OnlineDPOModule | None = None,
-        data: OnPolicyDataModule | None = None,
+        module: Any = None,
+        data: RoundDataModule | None = None,
         **options: Any,
     ) -> dict[str, Tensor]:
         """Run, or go on with, a run of this name; weights and optimizer state at its end."""
@@ -172,3 +185,10 @@ class AllPairsOnline(Online):
 
     def sampling(self, sampler: Any = None, judge: Any = None, **changes: Any) -> OnPolicySampling:
         return super().sampling(sampler, judge, **{"pairing": AllPairs(), **changes})
+
+
+class GroupOnline(Online):
+    """Runs on groups of all usable answers."""
+
+    module_class = OnlineGroupModule
+    data_class = OnPolicyGroupDataModule

@@ -18,6 +18,7 @@ from tests.demo import copy_demo, copy_start
 
 ROOT = Path(__file__).parents[2]
 ONLINE = ROOT / "configs" / "online_dpo.yaml"
+RANKED = ROOT / "configs" / "online_ranked.yaml"
 SMALL = [
     "--trainer.enable_progress_bar=false",
     "--trainer.log_every_n_steps=1",
@@ -54,9 +55,9 @@ class Undecided:
 '''
 
 
-def config(**changes: Any) -> str:
+def config(path: Path = ONLINE, **changes: Any) -> str:
     """The shipped config with another judge, unfinished answers kept, and other changes to the callback."""
-    shipped = yaml.safe_load(ONLINE.read_text())
+    shipped = yaml.safe_load(path.read_text())
     sampling = shipped["trainer"]["callbacks"][0]["init_args"]
     sampling |= {"judge": {"class_path": "my_judges.Longest"}, "keep_unfinished": True, "monitor_prompts": 4, **changes}
     Path("mine.yaml").write_text(yaml.safe_dump(shipped))
@@ -87,6 +88,29 @@ def test_it_trains_reports_exports_and_is_looked_at(folder: Path, capsys: pytest
     capsys.readouterr()
     assert main(["rounds", "runs/online_dpo/rounds"]) == 0
     assert "my_judges.Longest" in capsys.readouterr().out or (folder / "runs/online_dpo/rounds/rounds.png").exists()
+
+
+@pytest.mark.slow
+def test_the_config_of_groups_trains_reports_exports_and_is_looked_at(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "-c", config(RANKED), *SMALL]) == 0
+    rounds = find_rounds(folder / "runs/online_ranked/rounds")
+    assert [(made.number, made.items, made.num_pairs) for made in rounds] == [(0, "groups", 0), (1, "groups", 0)]
+    metrics = rounds[1].summary["metrics"]
+    assert 0 < metrics["on_policy/groups_kept"] <= 1
+    report = json.loads((folder / "runs/online_ranked/before_after.json").read_text())
+    assert report["before"]["metrics"]["val/rewards/margin"] == pytest.approx(0, abs=1e-4)
+    exported = AutoModelForCausalLM.from_pretrained(folder / "runs/online_ranked/export").state_dict()
+    start = AutoModelForCausalLM.from_pretrained(folder / "runs/dpo/export").state_dict()
+    assert any(not torch.equal(exported[name], start[name]) for name in start)
+    card = (folder / "runs/online_ranked/export/README.md").read_text()
+    assert "PlackettLuceLoss(beta=0.1) over prompts" in card
+    capsys.readouterr()
+    assert main(["rounds", "runs/online_ranked/rounds"]) == 0
+    printed = capsys.readouterr().out
+    assert "groups" in printed
+    assert "pairs" not in printed
 
 
 def test_inspect_shows_the_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

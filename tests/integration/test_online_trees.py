@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import AutoModelForCausalLM
 
 from lion_lightning.callbacks import OnPolicySampling
+from lion_lightning.data.formats.pairing import AllPairs
+from lion_lightning.models.lora import LoRASpec
+from lion_lightning.models.spec import PolicySpec
 from lion_lightning.references.scoring import score
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import Round
-from lion_lightning.types import PackedBatch
-from tests.integration.online import AllPairsOnline, Online, Watch
+from lion_lightning.types import Answer, PackedBatch
+from tests.integration.online import AllPairsOnline, GroupOnline, Judge, Online, Sampler, Watch
+from tests.marks import exhaustive
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -126,6 +131,129 @@ def test_kl_counts_an_answer_of_several_pairs_once(all_pairs: Any) -> None:
     assert made.summary["metrics"]["on_policy/kl"] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> tuple[Round, list[PackedBatch], Any]:
+    """A round, the batches that it is trained in, and the module."""
+    online, watch = GroupOnline(tmp_path_factory.mktemp("groups")), Batches()
+    module = online.module(kl_batches=100)
+    online.fit("run", watch=watch, module=module, max_epochs=2, every=1)
+    return online.rounds("run")[1], watch.batches[1], module
+
+
+def test_all_usable_answers_to_a_prompt_are_a_group_with_their_scores(groups: Any) -> None:
+    made, batches, _ = groups
+    wanted = {}
+    for rollout in made.rollouts:
+        own = [(rollout.answers[place].token_ids, rollout.scores[place]) for place in rollout.usable]
+        if len({score for _, score in own}) > 1:
+            wanted[rollout.prompt.input_ids] = Counter(own)
+    assert len(wanted) > 5
+    assert {prompt: Counter(answers) for prompt, answers in trees(batches)} == wanted
+    assert not any(batch.pairs for batch in batches)
+    assert not any(rollout.pairs for rollout in made.rollouts)
+
+
+def test_a_round_for_groups_logs_groups_and_the_share_that_is_trained(groups: Any) -> None:
+    made, batches, module = groups
+    metrics = made.summary["metrics"]
+    assert (made.items, made.num_pairs, metrics["on_policy/groups"]) == ("groups", 0, 15)
+    assert metrics["on_policy/groups_kept"] == sum(1 for _ in trees(batches)) / 15
+    assert "on_policy/pairs" not in module.trainer.callback_metrics
+    logged = float(module.trainer.callback_metrics["on_policy/groups_kept"])
+    assert logged == pytest.approx(metrics["on_policy/groups_kept"])
+    assert made.metadata["pairing"] is None
+
+
+def test_kl_of_groups_is_over_all_of_their_answers(groups: Any) -> None:
+    made, batches, _ = groups
+    folder = made.path.parents[1]
+    wanted = mean_log_ratio(folder, folder.parent / "start", batches)
+    assert made.summary["metrics"]["on_policy/kl"] == pytest.approx(wanted, abs=1e-5)
+
+
+class Mixed:
+    """One answer of each kind, the unfinished one with the best score."""
+
+    def sample(self, prompts: Any, n: int, seed: int) -> Any:
+        return [[Answer("w90", "length"), Answer("w50"), Answer("  "), Answer("w40")][:n] for _ in prompts]
+
+
+def test_unfinished_and_empty_answers_are_in_no_group(tmp_path: Path) -> None:
+    online, watch = GroupOnline(tmp_path), Batches()
+    online.fit("run", online.sampling(Mixed(), keep_unfinished=False), watch, max_epochs=1)
+    (made,) = online.rounds("run")
+    assert {rollout.usable for rollout in made.rollouts if not rollout.monitor} == {(1, 3)}
+    assert {tuple(answers) for _, answers in trees(watch.batches[0])} == {(((50, 2), 50.0), ((40, 2), 40.0))}
+
+
+class Tied(Judge):
+    """The same score for all answers, except to the first prompts."""
+
+    def __init__(self, different: int = 0) -> None:
+        super().__init__()
+        self.different = different
+
+    def score(self, prompts: Any, answers: Any) -> Any:
+        rows = super().score(prompts, answers)
+        first = [prompt.row["row"] < self.different for prompt in prompts]
+        return [row if own else [1.0] * len(row) for row, own in zip(rows, first, strict=True)]
+
+
+def test_a_round_without_groups_is_an_error_that_says_what_to_change(tmp_path: Path) -> None:
+    online = GroupOnline(tmp_path)
+    with pytest.raises(ValueError, match=r"round 0 .* gives no group to train on: 30 groups of answers") as error:
+        online.fit("run", online.sampling(judge=Tied()), max_epochs=1)
+    assert "scores all equal" in str(error.value)
+    assert "num_samples" in str(error.value)
+    assert "min_margin" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_few_groups_of_different_scores_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    online = GroupOnline(tmp_path)
+    online.fit("run", online.sampling(judge=Tied(different=12)), max_epochs=1)
+    assert "are left out as ties or equal answers" in caplog.text
+
+
+class OwnPairs(OnPolicySampling):
+    def make_pairs(self, prompt: Any, answers: Any, scores: Any) -> list[tuple[int, int]]:
+        return [(0, 1)]
+
+
+def test_what_makes_pairs_is_refused_for_groups(tmp_path: Path) -> None:
+    online = GroupOnline(tmp_path)
+    with pytest.raises(MisconfigurationException, match="remove pairing of OnPolicySampling"):
+        online.fit("run", online.sampling(pairing=AllPairs()))
+    with pytest.raises(MisconfigurationException, match="remove make_pairs of OnPolicySampling"):
+        online.fit("run", OwnPairs(Sampler(), Judge()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "said"),
+    [
+        (Online, GroupOnline, "OnlineDPOModule trains on pairs, and OnPolicyGroupDataModule takes groups of a round"),
+        (GroupOnline, Online, "OnlineGroupModule trains on groups, and OnPolicyDataModule takes pairs of a round"),
+    ],
+)
+def test_a_module_and_data_that_do_not_fit_are_named(
+    kind: type[Online], other: type[Online], said: str, tmp_path: Path
+) -> None:
+    online = kind(tmp_path)
+    online.data_class = other.data_class
+    with pytest.raises(MisconfigurationException, match=f"{said}; use lion_lightning.{kind.data_class.__name__}"):
+        online.fit("run")
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_on_groups(tmp_path: Path) -> None:
+    online = GroupOnline(tmp_path)
+    policy = PolicySpec(path=str(online.start), lora=LoRASpec(r=4))
+    online.fit("run", module=online.module(policy=policy, optimizer=lambda g: torch.optim.AdamW(g, lr=3e-2)))
+    rounds = online.rounds("run")
+    assert len({made.metadata["policy"] for made in rounds}) == 3
+    assert rounds[2].summary["metrics"]["on_policy/kl"] > 1e-3
+
+
 class Once(OnPolicySampling):
     def should_sample(self, epoch: int) -> bool:
         return epoch == 0
@@ -143,18 +271,16 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return passes
 
 
-@pytest.mark.parametrize("kind", [AllPairsOnline])
+@pytest.mark.parametrize("kind", [GroupOnline, *exhaustive(AllPairsOnline)])
 def test_a_second_epoch_on_the_same_round_scores_no_answer_anew(
     kind: type[Online], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online, watch, passes = kind(tmp_path), Batches(), scored(monkeypatch)
     given = online.sampling()
-    sampling = Once(given.sampler, given.judge, **{name: getattr(given, name) for name in ("pairing", *SETTINGS)})
+    settings = ("pairing", "num_samples", "monitor_prompts", "chunk_size", "keep_unfinished")
+    sampling = Once(given.sampler, given.judge, **{name: getattr(given, name) for name in settings})
     online.fit("run", sampling, watch, max_epochs=2)
     assert len(passes) == 1
     assert len(online.rounds("run")) == 1
     first, second = ({ids for ids, _ in trees(watch.batches[epoch])} for epoch in (0, 1))
     assert first == second
-
-
-SETTINGS = ("num_samples", "monitor_prompts", "chunk_size", "keep_unfinished")

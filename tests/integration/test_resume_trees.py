@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from tests.integration.online import AllPairsOnline, Judge, KilledError, Online, Sampler, Watch
+from tests.integration.online import AllPairsOnline, GroupOnline, Judge, KilledError, Online, Sampler, Watch
 from tests.integration.test_resume_online import same
 from tests.marks import exhaustive
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(scope="module", params=[AllPairsOnline])
+@pytest.fixture(scope="module", params=[GroupOnline, pytest.param(AllPairsOnline, marks=pytest.mark.slow)])
 def online(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Online:
     made: Online = request.param(tmp_path_factory.mktemp("online"), every=1)
     return made

@@ -16,11 +16,13 @@ Batches = Iterable[PackedBatch]
 
 
 def refuse_rounds(module: LightningModule, data: Any) -> None:
-    """Refuse data whose pairs are sampled between epochs, for a module that does not follow them."""
+    """Refuse data whose answers are sampled between epochs, for a module that does not follow them."""
     if module.trainer.state.fn == TrainerFn.FITTING and hasattr(data, "rounds"):
+        groups = getattr(data, "items", "pairs") == "groups"
+        what, module_name = ("groups", "OnlineGroupModule") if groups else ("preference pairs", "OnlineDPOModule")
         raise MisconfigurationException(
-            f"{type(data).__name__} gives preference pairs that are sampled between epochs, which "
-            f"{type(module).__name__} does not train on as it is; use OnlineDPOModule"
+            f"{type(data).__name__} gives {what} that are sampled between epochs, which {type(module).__name__} does "
+            f"not train on as it is; use {module_name}"
         )
 
 

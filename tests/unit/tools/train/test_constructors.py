@@ -29,6 +29,7 @@ INHERITED: dict[str, tuple[str, list[str]]] = {
     "lion_lightning.DPOModule": ("model", ["reference", "tokenizer", "optimizer", "lr_scheduler"]),
     "lion_lightning.OnlineDPOModule": ("model", ["kl_batches", "loss", "reference", "tokenizer", "optimizer"]),
     "lion_lightning.RewardModule": ("model", ["margin_per_score", "center_rewards_coefficient", "tokenizer"]),
+    "lion_lightning.OnlineGroupModule": ("model", ["kl_batches", "loss", "reference", "tokenizer", "optimizer"]),
     "lion_lightning.SFTDataModule": ("data", ["mask", "validation_share", "packing", "batch_size", "cache_dir"]),
     "lion_lightning.PreferenceDataModule": ("data", ["pairing", "validation_share", "batch_size", "num_workers"]),
     "lion_lightning.UnpairedDataModule": ("data", ["mismatched", "max_length", "keep", "row_length", "batch_size"]),
