@@ -24,6 +24,8 @@ from typing import Any
 
 ROW_LENGTH = 2048
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+KINDS = ("documents", "pairs", "ranked")
+"""Texts, pairs, and all pairs of four answers to a prompt."""
 STEPS = ("tokenize", "open", "pack", "pack again", "read")
 
 
@@ -31,7 +33,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--kinds", nargs="+", default=["documents", "pairs"], choices=["documents", "pairs"])
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--out", type=Path, default=Path("data_growth.json"))
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
@@ -63,20 +65,29 @@ def _alone(kind: str, rows: int) -> dict[str, Any]:
 
 def _write(folder: Path, kind: str, rows: int) -> None:
     draw = random.Random(0)
-    names = ("question", "answer") if kind == "documents" else ("question", "chosen", "rejected")
+    names = {"documents": ["question", "answer"], "pairs": ["question", "chosen", "rejected"]}.get(kind, ["question"])
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for number in range(rows):
-            row = {name: "a" + "".join(draw.choices("abcdefgh ", k=draw.randint(5, 25))) for name in names}
+            row: dict[str, Any] = {name: _text(draw) for name in names}
             row["question"] += str(number)
+            if kind == "ranked":
+                row |= {"answers": [_text(draw) + str(place) for place in range(4)], "scores": [3, 2, 1, 0]}
             file.write(json.dumps(row) + "\n")
+
+
+def _text(draw: random.Random) -> str:
+    return "a" + "".join(draw.choices("abcdefgh ", k=draw.randint(5, 25)))
 
 
 def measure(folder: str, kind: str, rows: int) -> None:
     """Do the steps, and print the figures of each as one line of JSON."""
     from lion_lightning import PreferenceDataModule, SFTDataModule, Source
+    from lion_lightning.data.formats.pairing import AllPairs
     from lion_lightning.tools.demo.model import make_tokenizer
 
     settings: dict[str, Any] = {"max_length": ROW_LENGTH, "cache_dir": Path(folder) / "cache"}
+    if kind == "ranked":
+        settings["pairing"] = AllPairs()
     source, tokenizer = Source(f"{folder}/rows.jsonl"), make_tokenizer()
     data = (SFTDataModule if kind == "documents" else PreferenceDataModule)([source], tokenizer, **settings)
     tokenizer.apply_chat_template([{"role": "user", "content": "a"}])  # what is loaded once is loaded now

@@ -22,7 +22,7 @@ from lion_lightning.data.selection.trees import cut, join
 class AnswerFilters(TreeFilters):
     """Truncate prompts and answers, and leave out answers without a supervised token; trees of one prompt are joined.
 
-    An answer that is read again is one; where its label is another then, the first counts, and the other is left out.
+    An answer that is read again is one; where its label is another then, it is there once with each.
 
     Args:
         max_length: Most tokens of a prompt with one answer.

@@ -37,34 +37,28 @@ class Tree(NamedTuple):
 def join(selection: Selection) -> Selection:
     """Make one tree of all that share a prompt, by hash and, after truncation, by tokens.
 
-    Equal answers become one answer, with the first value that is known. Pairs keep their direction, even where others
-    say the opposite; one that comes again is left out.
+    Equal answers of pairs become one answer, with the first score that is known. Pairs keep their direction, even where
+    others say the opposite; one that comes again is left out. Equal answers without pairs become one where their values
+    are equal; one that is wanted here and not there stays twice, once with each label.
     """
     joined, gone = [], np.zeros(len(selection.spans.numbers), np.bool_)
-    contradictions = 0
     for documents in _alike(selection):
         by_prompt: dict[bytes, list[int]] = defaultdict(list)
         for document in documents:
             by_prompt[_content(selection.segment(int(selection.spans.offsets[document])))].append(document)
         for members in by_prompt.values():
-            tree, differing = _joined(selection, members)
+            tree = _joined(selection, members)
             size = sum(int(selection.spans.offsets[one + 1] - selection.spans.offsets[one]) for one in members)
             if size > len(tree.segments):
                 joined.append(tree)
                 gone[members] = True
-                contradictions += differing
     if not joined:
         return selection
     spans = _replaced(selection.spans, gone, joined)
     before, after = selection.spans.counts, spans.counts
     again, left_out = before.documents - after.documents, dict(selection.left_out)
-    if len(spans.pairs):
-        left_out |= {"the same pair again": FilterCounts(again)} if again else {}
-    else:
-        contradictions = min(contradictions, again)
-        left_out |= {"the same answer again": FilterCounts(again - contradictions)} if again > contradictions else {}
-        if contradictions:
-            left_out["the same answer with another label"] = FilterCounts(contradictions)
+    if again:
+        left_out["the same pair again" if len(spans.pairs) else "the same answer again"] = FilterCounts(again)
     items = selection.spans.take(gone).counts.documents - again
     change = Regrouped(items, int(gone.sum()), len(joined), before.tokens - after.tokens)
     return replace(selection, spans=spans, left_out=left_out, joined=change)
@@ -105,28 +99,25 @@ def _alike(selection: Selection) -> list[list[int]]:
     return sorted(found)
 
 
-def _joined(selection: Selection, documents: Sequence[int]) -> tuple[Tree, int]:
-    """One tree of documents of the same prompt, and how many answers have another value than their equals before."""
+def _joined(selection: Selection, documents: Sequence[int]) -> Tree:
+    """One tree of documents of the same prompt."""
     spans = selection.spans
     segments = [int(spans.offsets[documents[0]])]
-    places: dict[bytes, int] = {}
+    places: dict[tuple[bytes, float], int] = {}
     pairs: dict[tuple[int, int], None] = {}
-    contradictions = 0
     for document in documents:
         own = []  # place of each of its answers in the joined tree
         for segment in range(int(spans.offsets[document]) + 1, int(spans.offsets[document + 1])):
-            place = places.setdefault(_content(selection.segment(segment)), len(places))
+            value = 0.0 if len(spans.pairs) else float(spans.values[segment])
+            place = places.setdefault((_content(selection.segment(segment)), value), len(places))
             own.append(place)
             if place + 1 == len(segments):
                 segments.append(segment)
-                continue
-            before, value = float(spans.values[segments[place + 1]]), float(spans.values[segment])
-            if math.isnan(before):
+            elif np.isnan(spans.values[segments[place + 1]]):
                 segments[place + 1] = segment
-            contradictions += not math.isnan(before) and not math.isnan(value) and before != value
         for chosen, rejected in _pairs(spans, document):
             pairs.setdefault((own[chosen], own[rejected]))
-    return Tree(documents[0], segments, list(pairs)), contradictions
+    return Tree(documents[0], segments, list(pairs))
 
 
 def _parts(spans: Spans, document: int, row_length: int) -> list[Tree]:

@@ -133,11 +133,10 @@ def test_every_answer_is_there_once_an_epoch_and_that_of_the_next_prompt_in_each
 
 def test_preference_rows_are_taken_apart(make: Make) -> None:
     data = make(UnpairedDataModule, several_pairs(2), mismatched=False)
-    # In each prompt good is wanted twice, bad never, and fair first unwanted.
-    assert sorted(valued(data.train_dataloader())) == sorted(
-        (question, answer, label) for question in "AB" for answer, label in (("good", 1.0), ("fair", 0.0), ("bad", 0.0))
-    )
-    assert data.train_mixture.reports[0].left_out["the same answer with another label"].documents == 2
+    # In each prompt good is wanted twice and bad never; fair is there once unwanted and once wanted.
+    labels = (("good", 1.0), ("fair", 0.0), ("fair", 1.0), ("bad", 0.0))
+    assert sorted(valued(data.train_dataloader())) == sorted((question, *one) for question in "AB" for one in labels)
+    assert data.train_mixture.reports[0].left_out["the same answer again"].documents == 4
 
 
 @pytest.mark.parametrize("label", [True, False])

@@ -60,18 +60,16 @@ def test_answers_of_one_prompt_are_joined_and_counted_by_label(trees: Trees) -> 
     assert mixture.documents.shared == 2 * 2
 
 
-def test_an_answer_that_comes_again_is_one_and_its_first_label_counts(trees: Trees) -> None:
+def test_an_answer_that_comes_again_is_one_and_once_with_each_label(trees: Trees) -> None:
     """Truncation makes the third and the fourth equal to the first; rows that are equal as they lie are duplicates."""
     rows = (labeled("p ABC", 1), labeled("p ABC", 1), labeled("p ABCD", 1), labeled("p ABCE", 0), labeled("p X", 0))
     mixture = trees(*rows, filters=AnswerFilters(4, mismatched=False))
-    assert shown(mixture) == [("p ABC X", [1, 0])]
+    assert shown(mixture) == [("p ABC ABC X", [1, 0, 0])]
     report = answer_report(mixture)
-    assert report.left_out == {
-        "duplicate": FilterCounts(1, 4),
-        "the same answer again": FilterCounts(1),
-        "the same answer with another label": FilterCounts(1),
-    }
-    assert report.read.documents == report.kept.documents + 3
+    assert report.left_out == {"duplicate": FilterCounts(1, 4), "the same answer again": FilterCounts(1)}
+    # 21 tokens are read: a duplicate of 4, two cut off, 8 kept, and prompts and an answer that are shared.
+    assert (report.joined, report.kept) == (Regrouped(3, 4, 1, 3 + 3), FilterCounts(3, 8))
+    assert report.read.tokens == 4 + 2 + 8 + 6
 
 
 def test_an_answer_without_a_target_is_left_out_and_its_prompt_with_the_last(trees: Trees) -> None:
