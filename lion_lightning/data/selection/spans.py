@@ -118,12 +118,15 @@ class Spans(NamedTuple):
     @classmethod
     def full(cls, table: Examples, numbers: Numbers) -> Spans:
         """All examples of a table, not truncated."""
-        lengths, offsets = table.segment_lengths, table.segment_offsets
-        sizes = np.diff(offsets)
-        stops = np.cumsum(lengths, dtype=np.int64)  # through all examples
-        stops -= np.repeat((stops - lengths)[offsets[:-1]], sizes)  # minus the tokens before each
-        rows = np.repeat(np.arange(len(table), dtype=np.int32), sizes)
-        starts = small(stops - lengths)
+        lengths, offsets = table.segment_lengths, small(table.segment_offsets)
+        rows = stops = np.arange(len(table), dtype=np.int32)
+        if len(lengths) == len(table):
+            stops = lengths
+        else:
+            rows = np.repeat(rows, np.diff(offsets))
+            through = np.cumsum(lengths, dtype=np.int64)  # through all examples
+            stops = small(through - (through - lengths)[offsets[:-1]][rows])  # minus the tokens before each
+        starts = stops - lengths
         return cls(numbers, offsets, rows, starts, stops, table.values, table.pair_offsets, table.pairs).compact()
 
     @classmethod
@@ -145,12 +148,12 @@ class Spans(NamedTuple):
     @property
     def owners(self) -> Integers:
         """``(segments,)`` position of each segment's document."""
-        return np.repeat(np.arange(len(self.numbers)), np.diff(self.offsets))
+        return np.repeat(np.arange(len(self.numbers), dtype=np.int32), np.diff(self.offsets))
 
     @property
     def pair_owners(self) -> Integers:
         """``(pairs,)`` position of each pair's document."""
-        return np.repeat(np.arange(len(self.numbers)), np.diff(self.pair_offsets))
+        return np.repeat(np.arange(len(self.numbers), dtype=np.int32), np.diff(self.pair_offsets))
 
     @property
     def pair_segments(self) -> Integers:
@@ -189,7 +192,9 @@ class Spans(NamedTuple):
     def take(self, which: Numbers | Choice) -> Spans:
         """The documents at these positions."""
         order: Integers = np.flatnonzero(which) if which.dtype == np.bool_ else which.astype(np.int64, copy=False)
-        offsets, segments = np.arange(len(order) + 1), order
+        if len(order) == len(self.numbers) and (order == np.arange(len(order))).all():
+            return self  # as most sources are taken, each document once
+        offsets, segments = np.arange(len(order) + 1, dtype=np.int32), order
         if not self._single:
             offsets, segments = _gather(self.offsets, order)
         pair_offsets, pairs = _constant(self.pair_offsets, len(order) + 1), order[:0]
@@ -219,22 +224,22 @@ class Spans(NamedTuple):
 
     def _keep(self, segments: Choice, pairs: Choice) -> Spans:
         """Some segments, and some pairs of them; a document without an answer goes with its prompt."""
-        sizes = self.totals(segments.astype(np.int64))
+        sizes = self.totals(segments.astype(np.int32))
         kept = sizes > 1
         segments = segments & np.repeat(kept, np.diff(self.offsets))
-        places = np.cumsum(segments) - 1  # of each segment among those that are kept
+        places = small(np.cumsum(segments) - 1)  # of each segment among those that are kept
         owners = self.pair_owners[pairs]
         positions = places[self.pair_segments[pairs]] - places[self.offsets[:-1]][owners][:, None] - 1
         pair_counts = np.bincount(owners, minlength=len(kept))[kept]
         return Spans(
             self.numbers[kept],
-            np.concatenate([[0], np.cumsum(sizes[kept])]),
+            small(np.concatenate([[0], np.cumsum(sizes[kept])])),
             self.rows[segments],
             self.starts[segments],
             self.stops[segments],
             self.values[segments],
-            np.concatenate([[0], np.cumsum(pair_counts)]),
-            positions,
+            small(np.concatenate([[0], np.cumsum(pair_counts)])),
+            small(positions),
         )
 
     def compact(self) -> Spans:
@@ -278,9 +283,10 @@ def sort_hashes(hashes: npt.NDArray[np.uint64]) -> tuple[Numbers, Choice]:
 def _gather(offsets: Integers, which: Integers) -> tuple[Integers, Integers]:
     """Offsets of the chosen lists among themselves, and positions of their items."""
     sizes = np.diff(offsets)[which]
-    found = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    within = np.arange(found[-1]) - np.repeat(found[:-1], sizes)  # 0, 1, ... in each list
-    return found, np.repeat(offsets[:-1][which], sizes) + within
+    found = small(np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+    positions = np.repeat(offsets[:-1][which] - found[:-1], sizes)
+    positions += np.arange(found[-1], dtype=positions.dtype)  # in each list 0, 1, ... behind its first
+    return found, positions
 
 
 def _constant(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:

@@ -83,7 +83,7 @@ def cut(selection: Selection, row_length: int | None) -> Selection:
 
 
 def _alike(selection: Selection) -> list[list[int]]:
-    """Documents that may have a segment in common: those of one prompt, or one with two answers of equal length."""
+    """Documents that may have a segment in common: those of one prompt, or one with two answers of equal lengths."""
     spans = selection.spans
     order, new = sort_hashes(selection.groups)
     firsts = np.flatnonzero(new)
@@ -91,12 +91,19 @@ def _alike(selection: Selection) -> list[list[int]]:
     runs = zip(firsts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True)
     found = [sorted(order[first : first + size].tolist()) for first, size in runs]
     together = set(chain.from_iterable(found))
-    fewest = 3 if len(spans.pairs) else 2  # filters have left out a pair of equal answers
-    for document in np.flatnonzero(np.diff(spans.offsets) > fewest).tolist():
-        lengths = spans.segment_lengths[spans.offsets[document] + 1 : spans.offsets[document + 1]]
-        if document not in together and len(np.unique(lengths)) < len(lengths):
-            found.append([document])
-    return sorted(found)
+    return sorted([*found, *([document] for document in _with_equal_lengths(spans) if document not in together)])
+
+
+def _with_equal_lengths(spans: Spans) -> list[int]:
+    """Documents with two answers of the same number of tokens, but for pairs alone: filters leave out equal answers."""
+    owners, lengths = spans.owners, spans.segment_lengths
+    fewest = 3 if len(spans.pairs) else 2
+    answers = np.flatnonzero((np.diff(spans.offsets) > fewest)[owners] & ~spans.roots)
+    owners, lengths = owners[answers], lengths[answers]
+    order = np.lexsort((lengths, owners))
+    owners, lengths = owners[order], lengths[order]
+    found: list[int] = np.unique(owners[1:][(owners[1:] == owners[:-1]) & (lengths[1:] == lengths[:-1])]).tolist()
+    return found
 
 
 def _joined(selection: Selection, documents: Sequence[int]) -> Tree:
