@@ -249,4 +249,4 @@ class PackedModel(nn.Module, ABC):
         except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError):
             return False  # the backbone has another name, so that base_model is the model itself (Llama 4), say
         own = self.head_output(states)
-        return own is not None and close(own.float(), logits.float(), self.causal_lm.config)
+        return own is not None and close(own, logits.to(own.dtype), self.causal_lm.config)

@@ -63,7 +63,8 @@ class RewardModel(PackedModel):
     @override
     def head_output(self, states: Tensor) -> Tensor | None:
         fits = states.shape[-1] == score_head(self.causal_lm)[1].weight.shape[1]
-        return self._scores(states[PREFIXES]) if fits else None
+        # In the dtype of the classifier's own, which rounds it: they agree to that.
+        return self._scores(states[PREFIXES]).to(states.dtype) if fits else None
 
     @override
     def _logits(self, row: Tensor) -> Tensor:

@@ -77,6 +77,14 @@ def test_rewards_are_computed_in_fp32_under_autocast() -> None:
         assert torch.equal(model._scores(hidden)[0], exact)
 
 
+def test_half_precision_models_are_checked_to_their_rounding() -> None:
+    model = made(config=tiny.config(), dtype="bfloat16")
+    rewards = model(TREE)
+    assert rewards.dtype == torch.float32
+    expected = alone(model.causal_lm, TREE).float()
+    torch.testing.assert_close(rewards, expected, rtol=0.05, atol=0.05)
+
+
 def test_a_causal_lm_keeps_its_backbone_and_gets_a_new_head(tmp_path: Path) -> None:
     tiny.policy(tie_word_embeddings=False).causal_lm.save_pretrained(tmp_path)
     model = made(path=str(tmp_path))
