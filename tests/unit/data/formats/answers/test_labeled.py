@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_messages import RowMessages, collect_messages, collect_row_messages
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
+from tests.unit.data.encoding.test_chat import SHARED
 from tests.unit.data.formats.answers.test_preference import answer, chat, turns
 
 ASKED = {"question": "Hi", "answer": "Hello"}
@@ -179,3 +181,20 @@ def test_a_transform_makes_labels_of_scores() -> None:
     source = Source("a", transform=from_scores)
     row = Row("a:1", {"question": "Hi", "answers": ["Hello", "What?"], "scores": [5, 2]})
     assert source.examples(row, recognize_labeled) == [*labeled(TALK, 1.0), *labeled(chat("Hi", "What?"), 0.0)]
+
+
+CASES = SHARED / "cases"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the real cases in ../shared/cases")
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("meaning-changing-columns/label.jsonl", [(1.0,), (0.0,)]),
+        ("pair-as-json-text/rows.jsonl", [(1.0, 0.0)]),
+        ("prompt-beside-pair-lost/rows.jsonl", [(1.0, 0.0), (1.0, 0.0)]),
+    ],
+)
+def test_rows_that_were_reported_are_labeled(name: str, values: list[tuple[float, ...]]) -> None:
+    rows = [json.loads(line) for line in (CASES / name).read_text("utf-8").splitlines()]
+    assert [tree.values for row in rows for tree in recognize_labeled(row)] == values
