@@ -53,6 +53,7 @@ class LionProgressBar(RichProgressBar):
         "train/rewards/margin": "margin",
         "on_policy/score": "score",
         "on_policy/pairs": "pairs",
+        "on_policy/groups": "groups",
         "val/loss": "val loss",
         "val/rewards/accuracy": "val acc",
         "test/loss": "test loss",
