@@ -34,7 +34,7 @@ class RewardModule(AlignmentModule):
             nn.init.normal_(self.head.weight, std=1 / (width + 1))
 
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
-        hidden = self.policy_model.hidden_states(batch)  # (tokens, hidden): a prompt is there once for both answers
+        hidden = self.policy_model.hidden_states(batch)  # (tokens, hidden): each prompt is there once
         ends = torch.tensor([batch.segments[answer].stop - 1 for answer in batch.answers], device=hidden.device)
         pairs = torch.tensor(batch.pairs, dtype=torch.int64, device=hidden.device).reshape(-1, 2)
         rewards = self.head(hidden[ends.long()]).squeeze(-1)[pairs]  # (pairs, 2): chosen, rejected
