@@ -62,7 +62,8 @@ class PairFilters(TreeFilters):
         selection = self.truncate(selection)
         supervised: Choice = selection.targets[selection.spans.pair_segments].min(axis=1) > 0
         selection = selection.filter_pairs(supervised, "an answer without a supervised token")
-        selection = selection.filter_pairs(~_identical(selection), "answers identical once truncated")
+        if "answers truncated" in selection.truncated:
+            selection = selection.filter_pairs(~_identical(selection), "answers identical once truncated")
         if self.max_length_ratio is None:
             return selection
         answers = selection.spans.segment_lengths[selection.spans.pair_segments]  # (pairs, 2)

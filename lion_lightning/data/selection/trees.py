@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
@@ -42,14 +42,11 @@ def join(selection: Selection) -> Selection:
     are equal; one that is wanted here and not there stays twice, once with each label.
     """
     joined, gone = [], np.zeros(len(selection.spans.numbers), np.bool_)
+    sizes = np.diff(selection.spans.offsets)
     for documents in _alike(selection):
-        by_prompt: dict[bytes, list[int]] = defaultdict(list)
-        for document in documents:
-            by_prompt[_content(selection.segment(int(selection.spans.offsets[document])))].append(document)
-        for members in by_prompt.values():
+        for members in _by_prompt(selection, documents):
             tree = _joined(selection, members)
-            size = sum(int(selection.spans.offsets[one + 1] - selection.spans.offsets[one]) for one in members)
-            if size > len(tree.segments):
+            if sizes[members].sum() > len(tree.segments):
                 joined.append(tree)
                 gone[members] = True
     if not joined:
@@ -94,6 +91,16 @@ def _alike(selection: Selection) -> list[list[int]]:
     return sorted([*found, *([document] for document in _with_equal_lengths(spans) if document not in together)])
 
 
+def _by_prompt(selection: Selection, documents: list[int]) -> Iterable[list[int]]:
+    """The documents by the tokens of their prompts."""
+    if len(documents) == 1:
+        return [documents]
+    found: dict[bytes, list[int]] = defaultdict(list)
+    for document in documents:
+        found[_content(selection.segment(int(selection.spans.offsets[document])))].append(document)
+    return found.values()
+
+
 def _with_equal_lengths(spans: Spans) -> list[int]:
     """Documents with two answers of the same number of tokens, but for pairs alone: filters leave out equal answers."""
     owners, lengths = spans.owners, spans.segment_lengths
@@ -109,22 +116,28 @@ def _with_equal_lengths(spans: Spans) -> list[int]:
 def _joined(selection: Selection, documents: Sequence[int]) -> Tree:
     """One tree of documents of the same prompt."""
     spans = selection.spans
-    segments = [int(spans.offsets[documents[0]])]
-    places: dict[tuple[bytes, float], int] = {}
+    tree = [int(spans.offsets[documents[0]])]
+    answers = {one: range(int(spans.offsets[one]) + 1, int(spans.offsets[one + 1])) for one in documents}
+    all_answers = chain.from_iterable(answers.values())
+    lengths = {segment: int(spans.stops[segment] - spans.starts[segment]) for segment in all_answers}
+    counts = Counter(lengths.values())
+    places: dict[tuple[int, bytes, float], int] = {}
     pairs: dict[tuple[int, int], None] = {}
-    for document in documents:
+    for document, segments in answers.items():
         own = []  # place of each of its answers in the joined tree
-        for segment in range(int(spans.offsets[document]) + 1, int(spans.offsets[document + 1])):
-            value = 0.0 if len(spans.pairs) else float(spans.values[segment])
-            place = places.setdefault((_content(selection.segment(segment)), value), len(places))
+        for segment in segments:
+            length, value = lengths[segment], 0.0 if len(spans.pairs) else float(spans.values[segment])
+            # The only answer of its length needs no reading to be told from the others.
+            content = _content(selection.segment(segment)) if counts[length] > 1 else b""
+            place = places.setdefault((length, content, value), len(places))
             own.append(place)
-            if place + 1 == len(segments):
-                segments.append(segment)
-            elif np.isnan(spans.values[segments[place + 1]]):
-                segments[place + 1] = segment
+            if place + 1 == len(tree):
+                tree.append(segment)
+            elif np.isnan(spans.values[tree[place + 1]]):
+                tree[place + 1] = segment
         for chosen, rejected in _pairs(spans, document):
             pairs.setdefault((own[chosen], own[rejected]))
-    return Tree(documents[0], segments, list(pairs))
+    return Tree(documents[0], tree, list(pairs))
 
 
 def _parts(spans: Spans, document: int, row_length: int) -> list[Tree]:
