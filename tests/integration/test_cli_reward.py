@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lion_lightning import PreferenceDataModule, RewardModule, Source, TokenizerSpec
 from lion_lightning.cli import main
+from lion_lightning.data.formats.pairing import AllPairs
 from lion_lightning.judges import RewardModelJudge
 from lion_lightning.types import Prompt
 from tests.demo import copy_demo, copy_start
@@ -88,6 +89,36 @@ def test_the_shipped_config_trains_a_judge_with_the_scores_of_training(folder: P
     again = AutoModelForSequenceClassification.from_pretrained("out").eval()
     with torch.inference_mode():
         assert torch.equal(again(**texts).logits[:, 0], scores)
+
+
+def test_all_pairs_of_ranked_answers_share_their_answers_and_their_scores_make_margins(folder: Path) -> None:
+    row = {"prompt": "Spell tako.", "answers": ["t a k o", "t a k", "t o k a", "tako"], "scores": [3.0, 2.0, 1.0, 1.0]}
+    Path("ranked.jsonl").write_text(json.dumps(row) + "\n")
+    tokenizer = TokenizerSpec("runs/demo/model")
+    data = PreferenceDataModule([Source("ranked.jsonl")], tokenizer, pairing=AllPairs(), max_length=128)
+    data.prepare_data()
+    data.setup()
+    (batch,) = data.train_dataloader()
+    assert len(batch.answers) == 4
+    assert len(batch.pairs) == 5  # but the tie
+    module = RewardModule("runs/sft/export", margin_per_score=0.5)
+    module.configure_model()
+    assert sorted(module.margins(batch)) == [0.5, 0.5, 0.5, 1.0, 1.0]
+    rewards = module.reward_model(batch)
+    assert rewards.shape == (4,)
+    loss = [
+        torch.nn.functional.softplus(rewards[rejected] - rewards[chosen] + margin)
+        for (chosen, rejected), margin in zip(batch.pairs, module.margins(batch), strict=True)
+    ]
+    torch.testing.assert_close(module.compute_loss(batch).total, torch.stack(loss).sum())
+    options = [
+        '--data.sources=[{"path": "ranked.jsonl"}]',
+        "--data.pairing=lion_lightning.data.formats.pairing.AllPairs",
+    ]
+    assert (
+        main(["fit", "-c", str(REWARD), *ONE_STEP, "--data.validation=null", *options, "--model.margin_per_score=1"])
+        == 0
+    )
 
 
 @pytest.mark.slow
