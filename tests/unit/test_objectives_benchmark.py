@@ -1,0 +1,69 @@
+"""The runs behind the table of objectives: what each changes and starts from, and the lines of the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lion_lightning.tools.pipeline.plan import StagePlan, read_plan
+from tests.benchmarks import ROOT, benchmark
+
+
+@pytest.fixture
+def objectives(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return benchmark("objectives")
+
+
+@pytest.fixture
+def stages(objectives: ModuleType) -> dict[str, StagePlan]:
+    """The stages of seed 1, by the keys of their runs."""
+    base = read_plan(ROOT / "configs" / "pipeline.yaml", {"stages": objectives.CONFIGS, "seeds": [0, 1]})
+    chains = objectives.plan_of(base, Path("out"), objectives.RUNS).chains
+    second = [chain[0] for chain in chains if "seed-1" in chain[0].folder.parts]
+    return {run.key: stage for run, stage in zip(objectives.RUNS, second, strict=True)}
+
+
+def sampling(stage: StagePlan) -> dict[str, Any]:
+    (found,) = [one for one in stage.config["trainer"]["callbacks"] if one["class_path"].endswith("OnPolicySampling")]
+    return dict(found["init_args"])
+
+
+def test_every_run_starts_from_its_stage_of_the_same_seed(stages: dict[str, StagePlan]) -> None:
+    for key, stage in stages.items():
+        start = "dpo" if key.startswith("online") else "sft"
+        assert stage.start == Path("runs/pipeline/seed-1") / start
+        assert stage.config["model"]["init_args"]["policy"]["path"] == str(stage.start / "export")
+        assert stage.config["seed_everything"] == 1
+    assert len({stage.folder for stage in stages.values()}) == len(stages)
+
+
+def test_online_runs_are_alike_but_for_what_is_compared(stages: dict[str, StagePlan]) -> None:
+    online = {key: stage for key, stage in stages.items() if key.startswith("online")}
+    assert len(online) >= 6
+    for stage in online.values():
+        assert stage.config["trainer"]["max_epochs"] == 3
+        assert (sampling(stage)["prompts_per_round"], sampling(stage)["num_samples"]) == (400, 8)
+    judges = {key: sampling(stage)["judge"] for key, stage in online.items()}
+    judged = judges.pop("online_dpo: a reward model as judge")
+    assert judged["init_args"] == {"model": "out/seed-1/reward/as-it-is/export"}
+    assert all(judge["class_path"].endswith("VerifierJudge") for judge in judges.values())
+
+
+def test_a_reward_model_answers_no_questions(stages: dict[str, StagePlan]) -> None:
+    assert [key for key, stage in stages.items() if stage.evaluate is None] == ["reward: as it is"]
+
+
+def test_lines_have_means_and_paired_differences_with_intervals(objectives: ModuleType) -> None:
+    run = objectives.RUNS[3]
+    assert (run.variant.name, run.against) == ("all pairs", "online_dpo: as it is")
+    row = objectives.Row(run, [0.5, 0.6, 0.7], [0.1, 0.1, 0.1], [0.0, 0.01, 0.02], [10, 11, 12], [])
+    cells = [cell.strip() for cell in objectives.markdown([row])[-1].strip("|").split("|")]
+    # Student's t with two degrees of freedom is 4.303: of a deviation of 0.1 over three seeds, 0.248
+    assert cells[:3] == ["online_dpo: all pairs", "0.600 [0.352, 0.848]", "+0.100 [+0.100, +0.100]"]
+    assert cells[3:] == ["+0.010 [-0.015, +0.035]", "online_dpo: as it is", "10 11 12", ""]
+    one = objectives.markdown([row._replace(accuracies=[0.5], gains=[0.25], differences=[])])[-1]
+    assert "| 0.500 | +0.250 |  |" in one
