@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from lion_lightning.modules.group import GroupModule
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
@@ -100,12 +101,15 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
         )
     if options.answers is not None and options.answers < 1:
         raise ValueError(f"--answers is {options.answers}; give at least 1")
+    # A round's groups have all sampled answers; its pairs, two of them.
+    sampled = [getattr(callback, "num_samples", None) for callback in settings.callbacks or ()]
+    groups = max((number for number in sampled if number), default=None) if isinstance(cli.model, GroupModule) else None
     job = job_of(
         cli.model,
         tokens,
         getattr(data, "max_length", tokens),
         str(settings.precision or "32-true"),
-        options.answers,
+        options.answers or groups,
         accumulate=int(settings.accumulate_grad_batches or 1),
         overhead=round(options.overhead * GIB),
     )

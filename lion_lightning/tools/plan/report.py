@@ -67,8 +67,8 @@ class PlanReport:
         # Rows are filled up to their length, so that this is the most.
         total = job.tokens * job.accumulate * count
         yield (
-            f"step     {job.tokens:,} tokens per micro-batch x {job.accumulate} accumulated x {count} GPUs: "
-            f"up to {total:,} tokens"
+            f"step     {job.tokens:,} tokens per micro-batch{_shape(job)} x {job.accumulate} accumulated "
+            f"x {count} GPUs: up to {total:,} tokens"
         )
         if self.cached:
             yield "cache    4 bytes on disk per token of an answer (4.0 GB for 10^9); one forward before the first step"
@@ -101,3 +101,12 @@ class PlanReport:
         """Memory between epochs: no gradients or activations, but a sampler's engine."""
         held = peak.weights + peak.optimizer + peak.reference + peak.overhead
         return held + round(self.sampler * self.memory) if self.sampler else 0
+
+
+def _shape(job: Job) -> str:
+    """How many answers the prompts of its rows have; nothing for documents."""
+    prompts = sum(parent < 0 for parent in job.parents)
+    answers = (len(job.parents) - prompts) // prompts - job.mismatched
+    if not answers:
+        return ""
+    return f" ({answers} to a prompt{', and one of another' if job.mismatched else ''})"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch.optim import SGD, AdamW, Optimizer
 from transformers import AutoModelForCausalLM
@@ -232,6 +233,26 @@ def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFi
     assert "fsdp (config's)" in said
     assert [line.split()[1:] for line in said.splitlines() if line.startswith("fits")] == [["NO", "NO", "NO"]]
     assert not list(config.parent.glob("lightning_logs"))
+
+
+def test_a_round_s_groups_have_as_many_answers_as_are_sampled(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = Path(__file__).parents[3] / "configs" / "online_ranked.yaml"
+    given = yaml.safe_load(shipped.read_text())
+    own = yaml.safe_load(config.read_text())["model"]["init_args"]
+    given["model"]["init_args"] |= own
+    config.write_text(yaml.safe_dump(given))
+    assert main(["plan", "-c", str(config), "--gpus", "1"]) == 0
+    (sampling,) = [one for one in given["trainer"]["callbacks"] if one["class_path"].endswith("OnPolicySampling")]
+    assert f"({sampling['init_args']['num_samples']} to a prompt)" in capsys.readouterr().out
+
+
+def test_a_plan_says_how_many_answers_are_assumed() -> None:
+    lengths, parents = trees(48, 32, 2)
+    for mismatched, said in ((False, "(2 to a prompt)"), (True, "(1 to a prompt, and one of another)")):
+        own = job(lengths=lengths, parents=parents, mismatched=mismatched)
+        assert f"48 tokens per micro-batch {said} x 1" in "\n".join(
+            PlanReport(own, [Replicated(1)], Machine(1, 1, 1), memory=2**30)._settings()
+        )
 
 
 @pytest.mark.parametrize(
