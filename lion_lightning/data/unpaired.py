@@ -7,9 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lion_lightning.data.encoding.trees import LabeledEncoder
-from lion_lightning.data.reports.tree_reports import AnswerReport
 from lion_lightning.data.selection.answer_filters import AnswerFilters
-from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.trees import TreeDataModule
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -76,30 +74,5 @@ class UnpairedDataModule(TreeDataModule):
                 answer to another prompt.
         """
         super().setup(stage)
-        if self.train_mixture is not None:
-            _require_both_labels(self.train_mixture)
-        for mixture in (self.train_mixture, self.validation_mixture):
-            if mixture is not None and self.mismatched:
-                _require_mismatched(mixture)
-
-
-def _require_both_labels(mixture: Mixture) -> None:
-    reports = [report for report in mixture.reports if isinstance(report, AnswerReport)]
-    wanted = sum(report.desirable.documents for report in reports)
-    answers = sum(report.kept.documents for report in reports)
-    if wanted in (0, answers):
-        names = ", ".join(report.name for report in reports)
-        raise ValueError(
-            f"data.sources ({names}): all {answers:,} answers have the label {int(wanted > 0)}, with nothing to tell "
-            "them from; add answers of the other label, name their column in `columns` (`label`), or train on "
-            "wanted ones with SFTDataModule"
-        )
-
-
-def _require_mismatched(mixture: Mixture) -> None:
-    for report in mixture.reports:
-        if isinstance(report, AnswerReport) and report.kept.documents and not report.mismatched.documents:
-            raise ValueError(
-                f"source {report.name}: its answers are all to one prompt, and a mismatched answer is one to another; "
-                "add rows of other prompts, or set data.mismatched: false"
-            )
+        if self.train_mixture is not None and (problems := self.filters.problems(self.train_mixture.reports)):
+            raise ValueError(problems[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +48,11 @@ class AnswerFilters(TreeFilters):
     def arrange(self, selection: Selection, row_length: int | None = None) -> Selection:
         selection = join(selection)
         return cut(add_mismatched(selection, self.max_length) if self.mismatched else selection, row_length)
+
+    @override
+    def problems(self, reports: Sequence[SourceReport]) -> list[str]:
+        found = [report for report in reports if isinstance(report, AnswerReport) and report.kept.documents]
+        return [*_one_label(found), *(_one_prompt(found) if self.mismatched else [])]
 
 
 @dataclass(frozen=True)
@@ -98,3 +104,25 @@ def _refuse(selection: Selection, wrong: Choice, problem: str) -> None:
         first = int(wrong.argmax())
         where = selection.table.where(int(selection.spans.rows[first]))
         raise ValueError(f"{where}: {problem.format(f'{selection.spans.values[first]:g}')}")
+
+
+def _one_label(reports: Sequence[AnswerReport]) -> list[str]:
+    wanted = sum(report.desirable.documents for report in reports)
+    answers = sum(report.kept.documents for report in reports)
+    if not answers or 0 < wanted < answers:
+        return []
+    names = ", ".join(report.name for report in reports)
+    return [
+        f"data.sources ({names}): all {answers:,} answers have the label {int(wanted > 0)}, with nothing to tell them "
+        "from; add answers of the other label, name their column in `columns` (`label`), or train on wanted ones with "
+        "SFTDataModule"
+    ]
+
+
+def _one_prompt(reports: Sequence[AnswerReport]) -> list[str]:
+    return [
+        f"source {report.name}: its answers are all to one prompt, and a mismatched answer is one to another; add rows "
+        "of other prompts, or set data.mismatched: false"
+        for report in reports
+        if not report.mismatched.documents
+    ]

@@ -33,6 +33,10 @@ class Filters(ABC):
         """Join or cut what :meth:`apply` has left, for rows of so many tokens; None for rows without an end."""
         return selection
 
+    def problems(self, reports: Sequence[SourceReport]) -> list[str]:
+        """What makes all that is left of the sources useless, a line each."""
+        return []
+
 
 class Mixture(NamedTuple):
     """The documents of an epoch, and one report per source."""

@@ -124,7 +124,7 @@ class StreamedSources:
 
     def warnings(self, reports: Sequence[SourceReport]) -> list[str]:
         """Warnings about the rows that were read so far."""
-        lines = []
+        lines = self.encoder.filters.problems(reports)
         tokenizer = getattr(self.encoder.encoder, "tokenizer", None)
         has_chat_template = getattr(tokenizer, "chat_template", None) is not None
         sources = {source.label: source for source in self.sources}

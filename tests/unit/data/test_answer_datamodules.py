@@ -225,6 +225,14 @@ def test_a_stream_of_trees_goes_on_at_the_next_batch(make: Make, done: int) -> N
     assert again.reports[0].state() == loader_after(make, rows, options).reports[0].state()
 
 
+def test_a_stream_that_begins_with_one_label_alone_is_warned_of(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    liked = [{**row, "label": True} for row in thumbs(30)]
+    list(make(UnpairedDataModule, thumbs(30), streaming=True, stream=STREAM).train_dataloader())
+    assert "have the label" not in caplog.text
+    list(make(UnpairedDataModule, liked, streaming=True, stream=STREAM).train_dataloader())
+    assert "data.sources (rows): all 30 answers have the label 1, with nothing to tell them from" in caplog.text
+
+
 def loader_after(make: Make, rows: list[Row], options: Row) -> Any:
     loader = make(UnpairedDataModule, rows, **options).train_dataloader()
     list(loader)
