@@ -13,7 +13,7 @@ import torch
 from lion_lightning import PolicySpec
 from lion_lightning.tools.demo import write_demo
 
-SIZES = {"train": 11, "validation": 11, "preferences": 11, "prompts": 11, "questions": 11}
+SIZES = {"train": 11, "validation": 11, "preferences": 11, "prompts": 11, "questions": 11, "ranked": 11}
 """A row of each family."""
 
 

@@ -133,6 +133,7 @@ def test_every_shipped_config_is_run_by_a_test() -> None:
     tested = {"sft.yaml", "dpo.yaml", "online_dpo.yaml", "pipeline.yaml"}  # by test_cli*.py and test_pipeline.py
     tested |= {"sft_stream.yaml"}  # by test_stream_cli.py
     tested |= {"kto.yaml", "reward.yaml", "online_ranked.yaml"}  # by test_cli_kto.py, _reward.py and _online.py
+    tested |= {"ranked.yaml"}  # by test_cli_answers.py
     tested |= {"evaluate.yaml", "logger/wandb.yaml", "own.yaml"}  # by test_evaluate.py, test_cli.py and below
     tested |= {"model/lora.yaml", "model/qlora.yaml"}  # by test_lora.py
     tested |= {"optimizer/adamw8bit.yaml", "optimizer/paged_adamw8bit.yaml"}  # by test_optimizers.py

@@ -5,6 +5,7 @@
 - ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, not all
   answers are right: a quarter of them are plausible mistakes.
 - ``preferences.jsonl`` and ``preferences_validation.jsonl``: prompts with a right answer and a plausible mistake.
+- ``ranked.jsonl`` and ``ranked_validation.jsonl``: prompts with three answers and their scores.
 - ``prompts.jsonl`` to train online, ``questions.jsonl`` to evaluate with, both with the right answers.
 - ``model``: a byte-level tokenizer with a ChatML template, and the config of a tiny Llama; a policy built from it
   has random weights.
@@ -22,7 +23,7 @@ from pathlib import Path
 from random import Random
 
 from lion_lightning.tools.demo.model import make_config, make_tokenizer
-from lion_lightning.tools.demo.rows import Row, make_pairs, make_prompts, make_rows
+from lion_lightning.tools.demo.rows import Row, make_pairs, make_prompts, make_ranked, make_rows
 from lion_lightning.tools.demo.task import FAMILIES, check, solve
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "make_config",
     "make_pairs",
     "make_prompts",
+    "make_ranked",
     "make_rows",
     "make_tokenizer",
     "solve",
@@ -45,6 +47,8 @@ FILES = (
     "preferences.jsonl",
     "prompts.jsonl",
     "questions.jsonl",
+    "ranked_validation.jsonl",
+    "ranked.jsonl",
 )
 
 
@@ -57,19 +61,21 @@ def write_demo(
     prompts: int = 3000,
     questions: int = 1100,
     slips: float = 0.25,
+    ranked: int = 2000,
 ) -> None:
     """Write the task's data, tokenizer and model config.
 
     Args:
         out: Folder to write to; made if missing.
         train: Rows of ``train.jsonl``.
-        validation: Rows of ``validation.jsonl`` and of ``preferences_validation.jsonl``; no two rows of all files share
-            an input in their family.
+        validation: Rows of ``validation.jsonl``, of ``preferences_validation.jsonl`` and of
+            ``ranked_validation.jsonl``; no two rows of all files share an input in their family.
         seed: The same seed writes the same files.
         preferences: Rows of ``preferences.jsonl``.
         prompts: Rows of ``prompts.jsonl``.
         questions: Rows of ``questions.jsonl``.
         slips: Share of the answers in ``train.jsonl`` that are plausible mistakes.
+        ranked: Rows of ``ranked.jsonl``.
 
     Raises:
         OSError: If the folder can't be written.
@@ -79,8 +85,8 @@ def write_demo(
     out.mkdir(parents=True, exist_ok=True)
     random, taken = Random(seed), set[str]()  # held-out rows are drawn before those to train on
     makers: tuple[Callable[[int, Random, set[str]], list[Row]], ...]
-    makers = (make_rows, partial(make_rows, slips=slips), make_pairs, make_pairs, make_prompts, make_prompts)
-    counts = (validation, train, validation, preferences, prompts, questions)
+    makers = (make_rows, partial(make_rows, slips=slips), *[make_pairs] * 2, *[make_prompts] * 2, *[make_ranked] * 2)
+    counts = (validation, train, validation, preferences, prompts, questions, validation, ranked)
     for name, make, count in zip(FILES, makers, counts, strict=True):
         lines = [json.dumps(row) + "\n" for row in make(count, random, taken)]
         (out / name).write_text("".join(lines), encoding="utf-8")

@@ -43,6 +43,23 @@ def make_pairs(count: int, random: Random, taken: set[str]) -> list[Row]:
     return rows
 
 
+def make_ranked(count: int, random: Random, taken: set[str]) -> list[Row]:
+    """Make prompts with three scored answers in any order; arguments as of :func:`make_rows`.
+
+    The right answer has the score 1, a plausible mistake 0.5, and the right answer to another input 0.
+    """
+    rows = []
+    for name, question, drawn in _questions(count, random, taken):
+        family = FAMILIES[name]
+        scores = {family.solve(drawn): 1.0, family.slip(drawn, random): 0.5}
+        while len(scores) < 3:  # another input may have the same answer
+            scores.setdefault(family.solve(family.draw(random)), 0.0)
+        answers = random.sample(list(scores), 3)
+        turns = [[_turn("assistant", answer)] for answer in answers]
+        rows.append({"prompt": [_turn("user", question)], "answers": turns, "scores": [scores[a] for a in answers]})
+    return rows
+
+
 def make_prompts(count: int, random: Random, taken: set[str]) -> list[Row]:
     """Make questions with their family and their right answer, for a verifier; arguments as of :func:`make_rows`."""
     return [

@@ -15,6 +15,7 @@ from lion_lightning.tools.demo import (
     check,
     make_pairs,
     make_prompts,
+    make_ranked,
     make_rows,
     make_tokenizer,
     solve,
@@ -159,3 +160,23 @@ def test_pairs_hold_a_right_answer_and_a_mistake_to_a_prompt_of_their_own() -> N
         assert not check(question, pair["rejected"][0]["content"])
     asked = {row["messages"][0]["content"] for row in trained}
     assert not asked & {pair["prompt"][0]["content"] for pair in pairs}
+
+
+def test_ranked_answers_are_right_near_and_of_another_question() -> None:
+    rows = make_ranked(110, Random(3), set())
+    orders: Counter[tuple[float, ...]] = Counter()
+    for row in rows:
+        [turn] = row["prompt"]
+        scores = dict(zip([answer[0]["content"] for answer in row["answers"]], row["scores"], strict=True))
+        assert len(scores) == 3
+        assert {check(turn["content"], answer) for answer, score in scores.items() if score == 1.0} == {True}
+        assert not any(check(turn["content"], answer) for answer, score in scores.items() if score < 1.0)
+        orders[tuple(row["scores"])] += 1
+    assert set(orders) == {
+        (1.0, 0.5, 0.0),
+        (1.0, 0.0, 0.5),
+        (0.5, 1.0, 0.0),
+        (0.5, 0.0, 1.0),
+        (0.0, 1.0, 0.5),
+        (0.0, 0.5, 1.0),
+    }
