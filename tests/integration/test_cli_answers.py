@@ -39,6 +39,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [{name: float(cell) for name, cell in zip(names, row, strict=True) if cell} for row in rows]
 
 
+@pytest.mark.slow
 def test_the_shipped_config_trains_and_exports(folder: Path) -> None:
     assert main(["fit", "-c", str(RANKED), *SMALL, CSV, "--trainer.max_epochs=3"]) == 0
     steps = [row for row in logged(folder) if "train/loss" in row]
@@ -53,8 +54,8 @@ def test_the_shipped_config_trains_and_exports(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        (KTO, [LOSSES + "APOZeroUnpairedLoss", "--model.loss.desirable_weight=1.5", "--data.mismatched=false"]),
         *slow(
+            (KTO, [LOSSES + "APOZeroUnpairedLoss", "--model.loss.desirable_weight=1.5", "--data.mismatched=false"]),
             (KTO, [LOSSES + "BCOLoss", "--model.loss.beta=0.2"]),
             (KTO, [LOSSES + "UnlikelihoodLoss", "--model.loss.alpha=0.5", "--model.reference=null"]),
             (KTO, ["--model.reference=lion_lightning.AdapterOffReference", "-c", "configs/model/lora.yaml"]),
