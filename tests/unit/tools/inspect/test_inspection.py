@@ -11,9 +11,12 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.data.encoding.chat import ChatEncoder
+from lion_lightning.data.formats.pairing import AllPairs
+from lion_lightning.data.groups import GroupDataModule
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
+from lion_lightning.data.unpaired import UnpairedDataModule
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.tools.inspect.inspection import inspect
 from lion_lightning.types import SampleSegment
@@ -247,6 +250,62 @@ def test_answers_of_pairs_show_the_reasoning_that_is_not_compared(printed: Print
     output = printed(source, kind=PreferenceDataModule, train_reasoning=False)
     assert "\n((reasoning: <think>a</think>))[[4<|im_end|>]]\n" in output
     assert "\n((reasoning: <think>b</think>))[[5<|im_end|>]]\n" in output
+
+
+RANKED = {"question": "2+2?", "answers": ["4", "5", "22"], "scores": [3, 0.5, 0]}
+PROMPT = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_ranked_row_is_shown_once_with_all_answers_their_scores_and_the_pairs(
+    printed: Printed, tmp_path: Path
+) -> None:
+    output = printed(write_rows(tmp_path / "ranked.jsonl", RANKED), kind=PreferenceDataModule, pairing=AllPairs())
+    shown = output[output.index("--- ranked") :]
+    assert re.sub(r", \d+ tokens, \d+ of them trained", "", shown) == (
+        f"--- ranked ({tmp_path}/ranked.jsonl:1)\n{PROMPT}\n"
+        "--- answer 1, score 3\n[[4<|im_end|>]]\n\n"
+        "--- answer 2, score 0.5\n[[5<|im_end|>]]\n\n"
+        "--- answer 3, score 0\n[[22<|im_end|>]]\n\n"
+        "--- pairs of answers: 1 over 2, 1 over 3, 2 over 3\n\n"
+    )
+    found = table(output, "ranked")
+    assert (found["pairs"], found["prompts"], found["answers"]) == ("3", "1", "3")
+    prompt, answers = len("<user\n2+2?>\n<assistant\n"), len("4>\n5>\n22>\n")
+    # Three sequences of a prompt and two answers each: every prompt six times, every answer twice.
+    assert f"sharing prompts and answers saves {5 * prompt + answers} tokens" in output
+
+
+def test_a_pair_of_a_ranked_row_says_the_scores(printed: Printed, tmp_path: Path) -> None:
+    output = printed(write_rows(tmp_path / "ranked.jsonl", RANKED), kind=PreferenceDataModule)
+    assert "\n--- chosen, score 3, 3 tokens, 2 of them trained\n[[4" in output
+    assert "\n--- rejected, score 0, 4 tokens, 3 of them trained\n[[22" in output
+    assert "pairs of answers" not in output
+
+
+def test_labeled_answers_are_shown_with_their_labels_and_the_mismatched_one(printed: Printed, tmp_path: Path) -> None:
+    rows = [
+        {"question": question, "answer": answer, "label": answer == "4"}
+        for question, answer in (("2+2?", "4"), ("2+2?", "5"), ("1+2?", "4"))
+    ]
+    output = printed(write_rows(tmp_path / "thumbs.jsonl", *rows), kind=UnpairedDataModule)
+    lines = [
+        line.partition(", ")[2].partition(", ")[0] for line in output.splitlines() if line.startswith("--- answer")
+    ]
+    assert lines == [*("desirable", "undesirable", "mismatched (it answers another prompt)"), "desirable", lines[2]]
+    assert "thumbs: joined: 2 answers of 2 examples share 1 trees" in output
+    assert "form: question + answer + label (3 rows)" in output
+    found = table(output, "thumbs")
+    assert [found[name] for name in ("answers", "prompts", "desirable", "mismatched")] == ["3", "2", "2", "2"]
+
+
+def test_groups_are_shown_with_their_scores_and_no_pairs(printed: Printed, tmp_path: Path) -> None:
+    output = printed(
+        write_rows(tmp_path / "ranked.jsonl", RANKED, {**RANKED, "scores": [1, 1, 1]}), kind=GroupDataModule
+    )
+    assert "\n--- answer 3, score 0, 4 tokens, 3 of them trained\n" in output
+    assert "pairs of answers" not in output
+    assert "ranked: left out, scores all equal: 3 (" in output
+    assert "form: question + answers + scores (2 rows)" in output
 
 
 def test_nothing_is_said_of_sharing_where_nothing_is_shared(printed: Printed, tmp_path: Path) -> None:
