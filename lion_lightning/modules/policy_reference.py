@@ -73,7 +73,7 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
 
     @override
     def on_fit_start(self) -> None:
-        """Precompute the reference on all training and validation pairs."""
+        """Precompute the reference on all answers that train or validate."""
         super().on_fit_start()
         self._precompute_all()
 
@@ -87,13 +87,13 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
 
     @override
     def on_validation_start(self) -> None:
-        """Precompute the reference on the validation pairs, outside of a fit."""
+        """Precompute the reference on the answers that validate, outside of a fit."""
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._precompute_evaluation()
 
     @override
     def on_test_start(self) -> None:
-        """Precompute the reference on the test pairs."""
+        """Precompute the reference on the answers that test."""
         self._precompute_evaluation()
 
     @override

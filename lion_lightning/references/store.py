@@ -64,7 +64,7 @@ def _target_bounds(batch: PackedBatch) -> npt.NDArray[np.int64]:
 class AnswerStore:
     """Log-probs of answers under one model, target by target. Several processes may add, each to a file of its own.
 
-    Keys and places are in memory, about 40 bytes per answer; log-probs stay on disk until they are read.
+    Keys and places are in memory, about 70 bytes per answer; log-probs stay on disk until they are read.
 
     Args:
         folder: Folder of the store; made on the first flush.
@@ -78,7 +78,7 @@ class AnswerStore:
         self._files: dict[Path, AnswerFile] = {}
         self.own: Path | None = None  # the file that this process adds to
         self._pending: list[tuple[Keys, Counts, Tensor]] = []
-        self._added: set[int] = set()  # first words of the keys that were added since the last reload
+        self._added: set[int] = set()  # first 64 bits of the keys that were added since the last reload
         self._require_identity()
         self.reload()
 
@@ -99,7 +99,7 @@ class AnswerStore:
                 f"{self.folder}: no reference log-probs for {int((~found).sum())} of the batch's {len(keys)} answers; "
                 "precompute all of them first (CachedReference.precompute), and give all ranks the same `cache_dir`"
             )
-        places = zip(self.owners[rows].tolist(), self._starts[rows].tolist(), self._stops[rows].tolist(), strict=True)
+        places = zip(self._owners[rows].tolist(), self._starts[rows].tolist(), self._stops[rows].tolist(), strict=True)
         parts = [self._words[owner][start:stop] for owner, start, stop in places]
         values = np.concatenate([np.empty(0, np.float32), *parts])
         return TokenLogps(torch.from_numpy(values).to(device, non_blocking=True))
@@ -164,7 +164,7 @@ class AnswerStore:
         counts = np.concatenate([empty, *(block.counts for _, block in blocks)])[order]
         owners = np.repeat([owner for owner, _ in blocks], [len(block.keys) for _, block in blocks])
         self._keys, self._starts, self._stops = keys[order], starts, starts + counts
-        self.owners = owners.astype(np.int32)[order]
+        self._owners = owners.astype(np.int32)[order]
         self._words = [file.words for file in files]
 
     def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -34,7 +34,7 @@ def refuse_streams(module: LightningModule, data: Any) -> None:
     """
     if module.trainer.state.fn == TrainerFn.FITTING and getattr(data, "stream", None):
         raise MisconfigurationException(
-            "data.sources stream, and CachedReference computes the log-probs of all pairs before training; set "
+            "data.sources stream, and CachedReference computes the log-probs of all answers before training; set "
             "model.reference to lion_lightning.FrozenReference, or AdapterOffReference where the policy has LoRA"
         )
 

@@ -12,6 +12,7 @@ import torch
 
 from lion_lightning.data.packing.collate import collate
 from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.references.base import FrozenReference, NoReference, Reference
 from lion_lightning.references.cached import CachedReference
@@ -132,3 +133,22 @@ def test_a_batch_with_targets_outside_of_answers_is_refused(forwards: Forwards) 
     reference = forwards.precompute(mixed)
     with pytest.raises(ValueError, match="other targets as well"):
         reference(mixed, forwards.model)
+
+
+def test_adapters_are_off_while_answers_are_scored_and_their_training_asks_for_nothing_new(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    forwards = Forwards(PolicySpec(config=config(), lora=LoRASpec(r=2)).build(), tmp_path)
+    adapters = [parameter for name, parameter in forwards.model.named_parameters() if "lora_B" in name]
+    for adapter in adapters:
+        torch.nn.init.normal_(adapter)
+    reference = forwards.precompute(RANKED)
+    with torch.no_grad():
+        trained = forwards.model(RANKED).values
+        with forwards.model.adapters_off():
+            base = forwards.model(RANKED).values
+    torch.testing.assert_close(reference(RANKED, forwards.model).values, base, rtol=0, atol=1e-6)
+    assert not torch.allclose(trained, base)
+    for adapter in adapters:
+        torch.nn.init.zeros_(adapter)
+    forwards.precompute(RANKED)
+    assert forwards.tokens == []
