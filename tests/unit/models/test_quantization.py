@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lion_lightning import AdapterOffReference, DPOModule, PolicySpec, SFTModule, TokenizerSpec
+from lion_lightning import AdapterOffReference, CachedReference, DPOModule, PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.callbacks import HuggingFaceExport
+from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.lora import LoRASpec
@@ -248,3 +249,13 @@ def test_samplers_get_the_values_that_four_bits_stand_for(tmp_path: Path, target
     plain.load_state_dict(dict(served.adapters.base()))
     with policy.model.disable_adapter():  # type: ignore[operator]
         torch.testing.assert_close(plain(ids).logits, policy.causal_lm(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@real
+def test_a_cached_reference_keeps_the_log_probs_of_the_base_in_four_bits(tmp_path: Path) -> None:
+    policy, batch = built(stored(tmp_path / "base"), NF4Spec()), tiny.pairs((4, 5, 6))
+    reference = CachedReference(cache_dir=tmp_path / "cache")
+    reference.attach(policy, lambda spec: policy)
+    reference.precompute([batch], policy, Ranks(), "training")
+    with torch.no_grad(), policy.adapters_off():
+        assert torch.equal(reference(batch, policy).values, policy(batch).values)
