@@ -111,14 +111,9 @@ def test_all_pairs_of_ranked_answers_share_their_answers_and_their_scores_make_m
         for (chosen, rejected), margin in zip(batch.pairs, module.margins(batch), strict=True)
     ]
     torch.testing.assert_close(module.compute_loss(batch).total, torch.stack(loss).sum())
-    options = [
-        '--data.sources=[{"path": "ranked.jsonl"}]',
-        "--data.pairing=lion_lightning.data.formats.pairing.AllPairs",
-    ]
-    assert (
-        main(["fit", "-c", str(REWARD), *ONE_STEP, "--data.validation=null", *options, "--model.margin_per_score=1"])
-        == 0
-    )
+    pairing = "--data.pairing=lion_lightning.data.formats.pairing.AllPairs"
+    options = ['--data.sources=[{"path": "ranked.jsonl"}]', "--data.validation=null", "--model.margin_per_score=1"]
+    assert main(["fit", "-c", str(REWARD), *ONE_STEP, *options, pairing]) == 0
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""Packed rows through models that are more than attention: modules that run sequence by sequence, and probes."""
+"""Models on packed rows: their base, modules that run sequence by sequence, and probes."""
