@@ -49,9 +49,18 @@ class PolicyModel(PackedModel):
             ``(targets,)`` fp32 log-probs, top1_correct and log_collision_prob, in the order of ``batch.targets``.
         """
         batch = self.rotary.apart(batch)
-        hidden = self.hidden_states(batch)[batch.logit_positions]
+        return self.logps(self.hidden_states(batch), batch)
+
+    def logps(self, hidden: Tensor, batch: PackedBatch) -> TokenLogps:
+        """Log-probs of the targets, where the last hidden states are known: for modules with a head of their own.
+
+        Args:
+            hidden: ``(tokens, hidden)`` of :meth:`hidden_states` of the batch.
+            batch: The batch.
+        """
         weight, bias = self.head()
-        return token_logps(hidden, weight, batch.targets, bias=bias, transform=self.transform)
+        states = hidden[batch.logit_positions]
+        return token_logps(states, weight, batch.targets, bias=bias, transform=self.transform)
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from torch.nn.functional import logsigmoid
 
 from examples.beam_sampler import BeamSampler
 from examples.cal_dpo import CalDPOLoss
+from examples.dro import DROModule
 from examples.ensemble_reference import EnsembleReference
 from examples.keyword_judge import KeywordJudge
+from examples.npo import NPOLoss
 from examples.plain_lightning import PlainModule
-from examples.reward_model import RewardModule
 from examples.row_filter import short_answers
-from lion_lightning import PolicySpec, SFTDataModule, Source, TokenizerSpec
+from examples.rrhf import RRHFLoss
+from lion_lightning import FrozenReference, PolicySpec, SFTDataModule, Source, TokenizerSpec
 from lion_lightning.cli import main
 from lion_lightning.judges import score_answers
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.types import Prompt
 from tests import tiny
 from tests.demo import copy_demo, copy_start
-from tests.unit.losses.chosen_logps import with_ratios
+from tests.unit.losses.chosen_logps import answers, answers_with_ratios, in_groups, with_ratios
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -37,7 +40,7 @@ FAST = [*SMALL, *NOTHING_WRITTEN, "--trainer.num_sanity_val_steps=0"]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a small demo task, and random weights where configs expect those of earlier stages."""
-    copy_demo(tmp_path / "runs" / "demo", train=64, preferences=60)
+    copy_demo(tmp_path / "runs" / "demo", train=64, preferences=60, ranked=60)
     for stage in ("sft", "dpo"):
         copy_start(tmp_path / "runs" / stage / "export")
     monkeypatch.chdir(tmp_path)
@@ -56,6 +59,7 @@ def test_every_example_is_listed_and_tested() -> None:
 def test_examples_are_short() -> None:
     lines = {path.name: len(path.read_text("utf-8").splitlines()) for path in EXAMPLES.glob("*.py")}
     assert max(lines.values()) < 60, lines
+    assert max(lines[name] for name in ("npo.py", "rrhf.py")) < 20  # losses
 
 
 def test_the_loss_is_dpos_plus_both_squared_errors() -> None:
@@ -123,25 +127,54 @@ def test_a_plain_lightning_module_trains_on_packed_rows_as_the_package_does(fold
     torch.testing.assert_close(module.loss(batch), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_reward_model_trains_from_its_config(folder: Path) -> None:
-    assert main(["fit", "-c", str(EXAMPLES / "reward_model.yaml"), *FAST]) == 0
+def test_npo_forgets_what_is_undesirable_and_keeps_the_rest() -> None:
+    policy, reference = answers_with_ratios([1.0, 2.0])
+    loss = NPOLoss(beta=0.5)(policy, reference, torch.tensor([True, False]))
+    # the first answer's log-prob is 1 - 7; 2 / 0.5 * log(1 + e^(0.5 * 2))
+    assert loss.tolist() == pytest.approx([6.0, 4 * math.log1p(math.exp(1.0))])
+    still = answers_with_ratios([0.0, 0.0])
+    assert NPOLoss(0.5)(*still, torch.tensor([True, False]))[1].item() == pytest.approx(4 * math.log(2))
 
 
-def test_the_reward_is_that_of_the_answer_alone_behind_its_prompt(folder: Path) -> None:
-    module = RewardModule(policy=PolicySpec("runs/sft/export"))
+def test_rrhf_adds_a_hinge_for_each_wrong_order_to_the_best_answers_nll() -> None:
+    policy = answers([-2.0, -1.0, -6.0, -3.0, -4.0, -2.0], counts=[2, 1, 3, 1, 1, 1])
+    values = torch.tensor([[0.5, 0.0, 1.0], [2.0, 2.0, 1.0]])
+    loss = RRHFLoss()(in_groups(policy, 2), in_groups(policy, 2), values)
+    # means -1, -1, -2 for 0.5, 0, 1: the best is 1 below both; then -3, -4, -2: the worst is 1 and 2 above
+    assert loss.tolist() == [1 + 1 + 6, 1 + 2 + 3]
+
+
+@pytest.mark.parametrize("configs", [("configs/kto", "examples/npo"), ("configs/ranked", "examples/rrhf")])
+def test_losses_of_answers_and_groups_train_from_their_configs(folder: Path, configs: tuple[str, str]) -> None:
+    shipped, own = (["-c", str(ROOT / f"{name}.yaml")] for name in configs)  # npo.yaml, rrhf.yaml
+    assert main(["fit", *shipped, *own, *FAST]) == 0
+
+
+def test_dro_trains_from_its_config(folder: Path) -> None:
+    assert main(["fit", "-c", str(EXAMPLES / "dro.yaml"), *FAST]) == 0
+
+
+def test_the_squares_of_dro_are_those_of_each_answer_alone_behind_its_prompt(folder: Path) -> None:
+    module = DROModule(policy=PolicySpec("runs/sft/export"), tau=0.5, reference=FrozenReference())
     module.configure_model()
-    batch = tiny.pairs((3, 2, 4), (1, 3, 2))
+    start: Any = module.reference
+    with torch.no_grad():
+        module.policy_model.head()[0].mul_(1.1)  # away from the reference
+        module.value.weight.fill_(0.1)
+    batch = tiny.trees((3, (2, 4), (1.0, 0.25)), (2, (3,), (-0.5,)))
     output: Any = module.compute_loss(batch)
-    alone: list[Any] = []
-    for prompt, chosen, rejected in ((0, 1, 2), (3, 4, 5)):
-        for answer in (chosen, rejected):
-            parts = [batch.segments[prompt], batch.segments[answer]]
-            ids = torch.cat([batch.input_ids[part.start : part.stop] for part in parts])
-            hidden = module.policy_model.causal_lm.base_model(ids[None]).last_hidden_state[0, -1]
-            alone.append(module.head(hidden))
-    margins = torch.cat([alone[0] - alone[1], alone[2] - alone[3]])
-    torch.testing.assert_close(output.total, -logsigmoid(margins).sum())
-    assert output.metrics["margin"].item() == pytest.approx(margins.sum().item(), abs=1e-6)
+    expected = 0.0
+    for answer, score in zip(batch.answers, batch.values, strict=True):
+        parts = [batch.segments[batch.segments[answer].parent], batch.segments[answer]]
+        ids = torch.cat([batch.input_ids[part.start : part.stop] for part in parts])
+        length, sums = parts[0].length, []
+        for model in (module.policy_model, start.model):
+            logps = model.causal_lm(ids[None]).logits[0, :-1].log_softmax(-1)
+            sums.append(logps.gather(1, ids[1:, None])[length - 1 :].sum().item())
+        states = module.policy_model.causal_lm.base_model(ids[None]).last_hidden_state[0, length - 1]
+        expected += (score - module.value(states).item() - 0.5 * (sums[0] - sums[1])) ** 2 / 2
+    assert output.num_items.item() == 3
+    assert output.total.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from lion_lightning.types import AnswerLogps
 
 
 class UnlikelihoodLoss(AnswerLoss):
-    r"""Unlikelihood training (arXiv 1908.04319, eq. 4): bad answers are made improbable token by token.
+    r"""Unlikelihood training (arXiv 1908.04319): bad answers are made improbable token by token.
 
     :math:`-\sum_t \log \pi(y_t)` for desirable answers, :math:`-\alpha \sum_t \log(1 - \pi(y_t))` for others. It has no
     ``beta``: rewards are log-probs.
