@@ -12,6 +12,7 @@ from torch.optim import SGD
 from transformers import AutoModelForSequenceClassification
 
 from lion_lightning.callbacks import HuggingFaceExport
+from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -113,3 +114,31 @@ def test_several_ranks_train_and_export_as_one(one: Any, several: Any, strategy:
     assert exported.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(exported[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def resume(rank: int, world: int, folder: Path) -> dict[str, Any]:
+    """Two epochs at once, and one epoch, saved as shards, and another from there; each on two ranks."""
+    results: dict[str, Any] = {}
+    for name, epochs, start in (("whole", 2, None), ("half", 1, None), ("resumed", 2, "half")):
+        torch.manual_seed(0)
+        module = RewardModule(
+            PolicySpec(str(folder / "model")),
+            tokenizer=TokenizerSpec(str(folder)),
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
+        )
+        run = trainer(max_epochs=epochs, num_sanity_val_steps=0, strategy=FSDP2Strategy(), devices=world)
+        run.fit(module, Rows(BATCHES, rank, world), ckpt_path=start and folder / f"{start}.ckpt")
+        run.save_checkpoint(folder / f"{name}.ckpt")
+        results[name] = {key: tensor.clone() for key, tensor in full_parameters(module.policy_model)}
+    return results
+
+
+def test_a_head_that_one_rank_has_no_row_of_is_saved_resumed_and_exported(folder: Path) -> None:
+    both = run_ranks(resume, folder, folder)
+    for rank in both:
+        assert rank["resumed"].keys() == rank["whole"].keys()
+        assert all(torch.equal(rank["resumed"][name], weight) for name, weight in rank["whole"].items())
+    out = export_checkpoint(folder / "resumed.ckpt", folder / "out")
+    exported = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
+    assert torch.equal(exported["score.weight"], both[0]["whole"]["model.score.weight"])
+    assert not torch.equal(both[0]["half"]["model.score.weight"], both[0]["whole"]["model.score.weight"])
