@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -127,8 +128,11 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
         return total
 
     def _precompute_all(self) -> None:
-        ranks = Ranks.of(self.trainer.strategy)
-        self.reference.precompute(train_batches(self.trainer), self.policy_model, ranks, "training")
+        ranks, batches = Ranks.of(self.trainer.strategy), train_batches(self.trainer)
+        if isinstance(self.reference, CachedReference):  # refused before hours of work, not after
+            for batch in islice(batches, 1):
+                self.require_kind(batch)
+        self.reference.precompute(batches, self.policy_model, ranks, "training")
         self._precompute_evaluation()
 
     def _precompute_evaluation(self) -> None:

@@ -116,10 +116,11 @@ def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture
         console.print(legend(colors))
         console.print()
     for position in positions:
-        sample = documents[position]
-        console.print(literal(f"--- {sample.source} ({documents.where(position)}), {_counts(*sample.segments)}"))
-        console.print(marked(tokenizer, sample.segments[0], colors))
-        for name, answer in zip(_names(sample, mixture.reports[0].kind), sample.segments[1:], strict=True):
+        sample, kind = documents[position], mixture.reports[0].kind
+        root, *answers = _as_trained(sample) if kind == "answers" else sample.segments
+        console.print(literal(f"--- {sample.source} ({documents.where(position)}), {_counts(root, *answers)}"))
+        console.print(marked(tokenizer, root, colors))
+        for name, answer in zip(_names(sample, kind), answers, strict=True):
             console.print(literal(f"--- {name}, {_counts(answer)}"))
             console.print(marked(tokenizer, answer, colors))
         if len(sample.pairs) > 1:
@@ -139,6 +140,15 @@ def _names(sample: Sample, kind: str) -> list[str]:
     else:
         words = ["" if math.isnan(value) else f"score {value:g}" for value in sample.values]
     return [", ".join(filter(None, (name, word))) for name, word in zip(names, words, strict=True)]
+
+
+def _as_trained(sample: Sample) -> list[SampleSegment]:
+    """The segments of labeled answers: mismatched ones, whose label is unknown, are not trained."""
+    root, *answers = sample.segments
+    made = [root]
+    for answer, value in zip(answers, sample.values, strict=True):
+        made.append(answer._replace(supervised=answer.supervised & (not math.isnan(value))))
+    return made
 
 
 def _counts(*pieces: SampleSegment) -> str:

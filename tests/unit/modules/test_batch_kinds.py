@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import AlignmentModule, DPOModule, GroupModule, KTOModule, SFTModule
 from lion_lightning.references.base import FrozenReference
+from lion_lightning.references.cached import CachedReference
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.marks import exhaustive
 from tests.tiny import TREE, Rows, pairs, row, shallow, tokenizer_folder, trainer, trees
@@ -138,3 +140,13 @@ def test_an_objective_of_ones_own_takes_any_packed_rows(tokenizer: TokenizerSpec
         trainer(max_epochs=1).fit(made(Own, tokenizer), OwnData(batch, batch))
     with pytest.raises(ValueError, match="of type dict"):
         trainer(max_epochs=1).fit(made(Own, tokenizer), OwnData(PLAIN, PLAIN))
+
+
+def test_a_batch_of_another_kind_is_refused_before_a_reference_is_computed(
+    tmp_path: Path, tokenizer: TokenizerSpec
+) -> None:
+    reference = CachedReference(cache_dir=tmp_path / "cache")
+    module = KTOModule(PolicySpec(config=shallow()), tokenizer=tokenizer, reference=reference)
+    with pytest.raises(ValueError, match="KTOModule trains on labeled answers, and the batch holds preference pairs"):
+        trainer(max_epochs=1).fit(module, datamodule=OwnData(PAIRS, PAIRS))
+    assert not (tmp_path / "cache").exists()

@@ -292,6 +292,8 @@ def test_labeled_answers_are_shown_with_their_labels_and_the_mismatched_one(prin
         line.partition(", ")[2].partition(", ")[0] for line in output.splitlines() if line.startswith("--- answer")
     ]
     assert lines == [*("desirable", "undesirable", "mismatched (it answers another prompt)"), "desirable", lines[2]]
+    unknown = [line for line in output.splitlines() if line.startswith("--- answer") and "mismatched" in line]
+    assert [line.rpartition(", ")[2] for line in unknown] == ["0 of them trained"] * 2
     assert "thumbs: joined: 2 answers of 2 examples share 1 trees" in output
     assert "form: question + answer + label (3 rows)" in output
     found = table(output, "thumbs")
