@@ -64,10 +64,10 @@ class Watch:
 
 
 def ours(job: dict[str, Any]) -> None:
-    """SFTModule, or DPOModule with a cached reference, under Lightning's Trainer."""
+    """A module, with a cached reference where it needs one, under Lightning's Trainer."""
     from lightning.pytorch import Callback, Trainer
 
-    from lion_lightning import CachedReference, DPOModule, PolicySpec, SFTModule
+    from lion_lightning import CachedReference, DPOModule, PolicySpec, RewardModule, SFTModule
     from lion_lightning.losses import SigmoidLoss
     from lion_lightning.planning.flops import training_flops
 
@@ -99,6 +99,7 @@ def ours(job: dict[str, Any]) -> None:
                 reference=CachedReference(cache_dir=job.get("references", folder)),
                 optimizer=optimizer,
             ),
+            "reward": lambda: RewardModule(policy, optimizer=optimizer),
         }
         trainer = Trainer(
             accelerator="gpu" if job["device"] == "cuda" else "cpu",
@@ -182,10 +183,15 @@ def _ranks(job: dict[str, Any]) -> Any:
 
 
 def random_model(job: dict[str, Any]) -> None:
-    """Save a random Llama of the job's shape, with a tokenizer that nobody asks anything of."""
+    """Save a random Llama of the job's shape (a reward model for that stage), with a tokenizer for nothing."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        LlamaConfig,
+        PreTrainedTokenizerFast,
+    )
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -194,17 +200,18 @@ def random_model(job: dict[str, Any]) -> None:
         rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        bos_token_id=1,
+        bos_token_id=2,
         eos_token_id=2,
-        pad_token_id=2,
+        pad_token_id=1,
+        num_labels=1,
         **job["shape"],
     )
-    models: Any = AutoModelForCausalLM
+    models: Any = AutoModelForSequenceClassification if job.get("stage") == "reward" else AutoModelForCausalLM
     with torch.device(job["device"]):
         models.from_config(config, dtype=getattr(torch, job.get("dtype", "float32"))).save_pretrained(job["model"])
-    words = Tokenizer(WordLevel({"<unk>": 0, "<end>": 2}, unk_token="<unk>"))
+    words = Tokenizer(WordLevel({"<unk>": 0, "<pad>": 1, "<end>": 2}, unk_token="<unk>"))
     tokenizer: Any = PreTrainedTokenizerFast
-    tokenizer(tokenizer_object=words, eos_token="<end>", pad_token="<end>").save_pretrained(job["model"])
+    tokenizer(tokenizer_object=words, eos_token="<end>", pad_token="<pad>").save_pretrained(job["model"])
 
 
 def loader(steps: Sequence[Sequence[Item]]) -> Any:

@@ -179,18 +179,16 @@ def measure(table: str, place: Place, **changes: Any) -> list[Measurement]:
         place: Where and how.
         **changes: Of the jobs: another ``shape``, say.
     """
-    job = {"device": "cpu", "precision": place.precision, "shape": SIX_LAYERS, "model": f"{place.folder}/model"}
-    make_model(job | changes)
+    shared = {"device": "cpu", "precision": place.precision, "shape": SIX_LAYERS} | changes
     if table == "before":
-        job["checkout"] = str(checkout(place.commit, place.folder / "before"))
+        shared["checkout"] = str(checkout(place.commit, place.folder / "before"))
     found = []
     for stage in TABLES[table]:
         print(stage.name, end=" ", flush=True)
-        references = {"references": f"{place.folder}/{stage.name}"} if stage.before else {}
-        command = f"python benchmarks/trees.py {table}"
-        paired = PairedBenchmark(
-            replace(stage, job=stage.job | job | references | changes, command=command), place.rounds
-        )
+        folders = {name: f"{place.folder}/{stage.name}/{name}" for name in ("model", "references")}
+        job = stage.job | shared | folders
+        make_model(job)
+        paired = PairedBenchmark(replace(stage, job=job, command=f"python benchmarks/trees.py {table}"), place.rounds)
         paired.run()
         found += LINES[table](paired)
         for name, error in paired.errors.items():

@@ -112,15 +112,14 @@ def trl_kto(job: dict[str, Any]) -> None:
 
 
 def trl_reward(job: dict[str, Any]) -> None:
-    """RewardTrainer; its score starts at zero, as ours does."""
+    """RewardTrainer; the model that it loads is a reward model, so that both sides start with the same scores."""
     rows = [
         {"chosen_ids": item.prompt + item.answers[0], "rejected_ids": item.prompt + item.answers[1]}
         for item in flat(steps_of(job))
     ]
     with tempfile.TemporaryDirectory() as folder:
         arguments = RewardConfig(folder, **_batches(job), **_settings(job))
-        trainer = _trainer(RewardTrainer, job, arguments, rows, AutoModelForSequenceClassification, num_labels=1)
-        trainer.train()
+        _trainer(RewardTrainer, job, arguments, rows, AutoModelForSequenceClassification).train()
 
 
 def _with_sums(dataset: Any, job: dict[str, Any]) -> Any:
@@ -145,9 +144,8 @@ def _trainer(
     arguments: Any,
     rows: list[dict[str, Any]],
     models: Any = AutoModelForCausalLM,
-    **own: Any,
 ) -> Any:
-    """A trainer of TRL's that takes turns when it trains; ``own`` is for its kind of model."""
+    """A trainer of TRL's that takes turns when it trains."""
     quiet()
 
     class Follow(TrainerCallback):
@@ -169,7 +167,7 @@ def _trainer(
             return loss
 
     attention = job.get("attention", "sdpa")
-    model = models.from_pretrained(job["model"], dtype=torch.float32, attn_implementation=attention, **own)
+    model = models.from_pretrained(job["model"], dtype=torch.float32, attn_implementation=attention)
     return Followed(
         model,
         args=arguments,
