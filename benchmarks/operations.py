@@ -19,15 +19,15 @@ RECOMPUTED = 8 / 6
 
 
 def bound(ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, float]:
-    """FLOPs of the jobs' turns, and the ratio of speeds if both did them equally fast.
+    """FLOPs of the jobs' turns after the first, and the ratio of speeds if both did them equally fast.
 
     Args:
         ours: Job of ours.
         trl: Job of TRL's trainer.
     """
     costs = Costs(ours["shape"], has_head=ours["stage"] != "reward")
-    own = sum(map(costs.of_tree, flat(steps_of(ours)))) / (ours["steps"] / ours["accumulate"])
-    theirs = sum(map(costs.of_padded, steps_of(trl))) / (trl["steps"] / trl["accumulate"])
+    own = sum(map(costs.of_tree, flat(_counted(ours)))) / (ours["steps"] / ours["accumulate"] - 1)
+    theirs = sum(map(costs.of_padded, _counted(trl))) / (trl["steps"] / trl["accumulate"] - 1)
     return {
         "GFLOP a token of the layers": costs.per_token / 1e9,
         "GFLOP a position of the head": costs.per_target / 1e9,
@@ -87,6 +87,11 @@ class Costs:
         longest = max(lengths)
         one = longest * self.per_token + (longest - 1) * head * self.per_target + _causal(longest) * self.per_pair
         return len(lengths) * one
+
+
+def _counted(job: dict[str, Any]) -> list[list[Item]]:
+    """Micro-batches of all turns but the first, which warms up."""
+    return steps_of(job)[job["accumulate"] :]
 
 
 def _causal(tokens: int) -> int:

@@ -95,6 +95,16 @@ def test_all_pairs_of_ranked_answers_are_what_trl_trains(scripts: Any, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_labeled_answers_and_rewards_are_what_trl_trains(scripts: Any, tmp_path: Path) -> None:
+    found = tables(scripts("trees"), "answers", tmp_path)
+    speeds = [measurement for measurement in found.values() if measurement.unit == "answers/s"]
+    assert [measurement.against[:3] for measurement in speeds] == ["TRL"] * 3
+    for measurement in speeds:
+        assert measurement.extra["largest difference of a step's losses"] < 1e-5, measurement.what
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_an_earlier_commit_trains_the_same_pairs(scripts: Any, tmp_path: Path) -> None:
     trees = scripts("trees")
     known = subprocess.run(["git", "cat-file", "-e", trees.COMMIT], cwd=ROOT, capture_output=True, check=False)
