@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lion_lightning import PreferenceDataModule, RewardModule, Source, TokenizerSpec
 from lion_lightning.cli import main
 from lion_lightning.data.formats.pairing import AllPairs
 from lion_lightning.judges import RewardModelJudge
+from lion_lightning.rollouts.rounds import find_rounds
 from lion_lightning.types import Prompt
 from tests.demo import copy_demo, copy_start
 from tests.integration.killed_runs import assert_a_killed_run_ends_equal
@@ -111,15 +113,29 @@ def test_all_pairs_of_ranked_answers_share_their_answers_and_their_scores_make_m
         for (chosen, rejected), margin in zip(batch.pairs, module.margins(batch), strict=True)
     ]
     torch.testing.assert_close(module.compute_loss(batch).total, torch.stack(loss).sum())
-    pairing = "--data.pairing=lion_lightning.data.formats.pairing.AllPairs"
-    options = ['--data.sources=[{"path": "ranked.jsonl"}]', "--data.validation=null", "--model.margin_per_score=1"]
-    assert main(["fit", "-c", str(REWARD), *ONE_STEP, *options, pairing]) == 0
 
 
 @pytest.mark.slow
 def test_a_reward_run_goes_on_from_an_exported_one(folder: Path) -> None:
     assert main(["fit", "-c", str(REWARD), *SMALL, "--trainer.max_steps=1"]) == 0
     assert main(["fit", "-c", str(REWARD), *ONE_STEP, "--model.policy.path=runs/reward/export"]) == 0
+
+
+@pytest.mark.slow
+def test_the_trained_model_judges_the_rounds_of_online_dpo(folder: Path) -> None:
+    copy_demo("runs/demo", preferences=60, prompts=40)
+    copy_start("runs/dpo/export")
+    assert main(["fit", "-c", str(REWARD), *SMALL, "--trainer.max_steps=2"]) == 0
+    config = yaml.safe_load((ROOT / "configs/online_dpo.yaml").read_text())
+    judge = {"class_path": "lion_lightning.judges.RewardModelJudge", "init_args": {"model": "runs/reward/export"}}
+    sampling = config["trainer"]["callbacks"][0]["init_args"]
+    sampling |= {"judge": judge, "keep_unfinished": True, "monitor_prompts": 4, "num_samples": 3}
+    Path("judged.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "-c", "judged.yaml", *SMALL, "--trainer.max_epochs=1"]) == 0
+    (made,) = find_rounds(Path("runs/online_dpo/rounds"))
+    rollout = made.rollouts[0]
+    turns = [[*rollout.prompt.messages, {"role": "assistant", "content": answer.text}] for answer in rollout.answers]
+    assert list(rollout.scores) == pytest.approx(judged("runs/reward/export", turns), abs=1e-5)
 
 
 @pytest.mark.slow
@@ -168,7 +184,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", slow_but(BAD, "a margin by scores without scores"))
+@pytest.mark.parametrize("case", slow_but(BAD))
 def test_bad_input_gets_one_line_and_exit_code_2(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = BAD[case]
     assert main(["fit", "-c", str(REWARD), *ONE_STEP, *arguments]) == 2
@@ -176,7 +192,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(case: str, folder: Path, capsys
     assert all(word in error for word in expected), error
 
 
-@pytest.mark.parametrize("stage", slow_but(("sft", "dpo"), "dpo"))
+@pytest.mark.parametrize("stage", slow_but(("sft", "dpo")))
 def test_a_reward_folder_is_no_policy(stage: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "-c", str(REWARD), *SMALL, "--trainer.max_steps=1"]) == 0
     capsys.readouterr()

@@ -27,6 +27,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.reward import RewardModule
 from lion_lightning.types import PackedBatch, Sample, SampleSegment
+from tests.marks import slow
 from tests.tiny import Rows, merge, pairs, policy, row, shallow, tokenizer_folder, trainer
 
 BATCHES = [pairs((5, 4, 7), (3, 6, 2), seed=1), pairs((4, 1, 3), seed=2), pairs((2, 5, 5), (6, 3, 3), seed=3)]
@@ -201,7 +202,7 @@ class Kill(Callback):
             raise RuntimeError("killed")
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, *slow(True)])
 def test_a_run_stopped_inside_an_epoch_ends_bit_for_bit_as_one_that_was_not(
     lora: bool, tmp_path: Path, tokenizer: TokenizerSpec
 ) -> None:
