@@ -64,7 +64,7 @@ def _target_bounds(batch: PackedBatch) -> npt.NDArray[np.int64]:
 class AnswerStore:
     """Log-probs of answers under one model, target by target. Several processes may add, each to a file of its own.
 
-    Keys and places are in memory, about 70 bytes per answer; log-probs stay on disk until they are read.
+    Keys and places are in memory, about 100 bytes per answer; log-probs stay on disk until they are read.
 
     Args:
         folder: Folder of the store; made on the first flush.
