@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,6 +77,24 @@ def test_operations_of_mismatched_answers_are_those_of_a_forward_pass(scripts: A
     assert costs.of_tree(both) - costs.of_tree(plain) == pytest.approx(forward)
     padded = (4 * PER_TOKEN + 3 * 3 * PER_POSITION + 10 * PER_PAIR) / 3
     assert costs.of_padded([both]) - costs.of_padded([plain]) == pytest.approx(padded)
+
+
+def test_a_table_goes_into_its_file_and_its_page(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees, page, out = scripts("trees"), tmp_path / "page.md", tmp_path / "new" / "before.json"
+    page.write_text("<!-- before begins -->\n<!-- before ends -->\n", encoding="utf-8")
+    asked = []
+
+    def measure(table: str, place: Any) -> list[Any]:
+        asked.append((table, place.rounds, place.precision, place.commit))
+        return [trees.Measurement("DPO", "s a turn", [1.0, 1.0], [2.0, 4.0], most=1.03)]
+
+    monkeypatch.setattr(trees, "measure", measure)
+    files = ["--out", str(out), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", ["trees.py", "before", "--precision", "32-true", "--commit", "abc", *files])
+    trees.main()
+    assert asked == [("before", trees.ROUNDS["before"], "32-true", "abc")]
+    assert "| DPO, s a turn |  | 1 | 3 | 0.375 (0.25-0.5) | <= 1.03 | met |" in page.read_text(encoding="utf-8")
+    assert json.loads(out.read_text(encoding="utf-8"))["measurements"][0]["ratio"] == 0.375
 
 
 def tables(trees: ModuleType, table: str, folder: Path) -> dict[str, Any]:
