@@ -162,6 +162,7 @@ def test_a_run_killed_by_the_system_ends_equal_bit_for_bit(folder: Path, lora: b
     assert_a_killed_run_ends_equal(folder, options, steps=48)  # 6 rows an epoch, and a checkpoint every 5 steps
 
 
+@pytest.mark.slow
 def test_plan_and_inspect_read_the_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-c", str(REWARD), "--gpus=2"]) == 0
     assert "GiB" in capsys.readouterr().out
