@@ -185,6 +185,18 @@ def test_a_rank_without_rows_still_has_tokens_to_run() -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+def test_other_values_or_pairs_are_another_fingerprint() -> None:
+    part = SampleSegment(np.arange(2, dtype=np.int32), np.ones(2, np.bool_))
+    segments = (part, part._replace(parent=0), part._replace(parent=0))
+
+    def mark(values: tuple[float, ...], *pairs: tuple[int, int]) -> str:
+        return PackedLoader([Sample(segments, 0, values=values, pairs=pairs)], np.array([6]), capacity=6).fingerprint()
+
+    marks = [mark((1.0, 0.0), (0, 1)), mark((1.0, 0.0), (1, 0)), mark((1.0, 0.5), (0, 1)), mark((1.0, 0.0)), mark(())]
+    assert len({*marks}) == 5
+    assert mark((1.0, float("nan")), (0, 1)) == mark((1.0, float("nan")), (0, 1))
+
+
 def fingerprints(batches: Iterable[PackedBatch]) -> list[Any]:
     return [(b.input_ids.tolist(), b.targets.tolist(), b.segments, b.sample_indices, b.capacity) for b in batches]
 
