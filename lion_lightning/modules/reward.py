@@ -39,7 +39,8 @@ class RewardModule(AlignmentModule):
             ``PolicySpec(path=...)``.
         margin: Distance that the chosen answer's reward is to keep from the rejected one's; added to the next.
         margin_per_score: Margin for each unit by which the chosen answer's score is above the rejected one's; 0 for
-            data without scores. With 1, the margin is the difference of the scores.
+            data without scores. With 1, the margin is the difference of the scores. A joined answer has the first of
+            its scores; where that is below the rejected one's, they add nothing to the margin.
         center_rewards_coefficient: Weight c of the squared sum of both rewards; 0 for none.
         **kwargs: Further arguments of :class:`AlignmentModule`; the default learning rate is 1e-5.
 
@@ -128,4 +129,4 @@ class RewardModule(AlignmentModule):
                 "model.margin_per_score: answers of a pair have no scores to make a margin of; give the rows scores "
                 "(score_chosen and score_rejected, or scores of ranked answers), or set it to 0"
             )
-        return [self.margin + self.margin_per_score * difference for difference in differences]
+        return [self.margin + self.margin_per_score * max(difference, 0.0) for difference in differences]

@@ -105,6 +105,8 @@ class TreeReport(SourceReport):
                 f"joined: {joined.items:,} {self.noun} of {joined.before:,} examples share {joined.after:,} trees, one "
                 f"for each prompt, with {joined.tokens:,} tokens fewer"
             )
+        if joined.rescored:
+            lines.append(f"answers that have several scores, of which the first counts: {joined.rescored:,}")
         if cut.before:
             lines.append(
                 f"cut: {cut.before:,} trees longer than a row are {cut.after:,}, with {cut.tokens:,} tokens repeated"

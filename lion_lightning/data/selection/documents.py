@@ -28,12 +28,14 @@ class Regrouped(NamedTuple):
         before: Number of trees before.
         after: Number of trees after.
         tokens: By how many tokens they became shorter, or longer.
+        rescored: Answers that came again with another score; the first one counts.
     """
 
     items: int = 0
     before: int = 0
     after: int = 0
     tokens: int = 0
+    rescored: int = 0
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,13 @@ class Tree(NamedTuple):
         position: The document whose place and number it takes.
         segments: The prompt and the answers, as positions among all segments.
         pairs: Chosen and rejected among its answers.
+        rescored: Answers that came again with another score.
     """
 
     position: int
     segments: list[int]
     pairs: list[tuple[int, int]]
+    rescored: int = 0
 
 
 def join(selection: Selection) -> Selection:
@@ -57,7 +59,8 @@ def join(selection: Selection) -> Selection:
     if again:
         left_out["the same pair again" if len(spans.pairs) else "the same answer again"] = FilterCounts(again)
     items = selection.spans.take(gone).counts.documents - again
-    change = Regrouped(items, int(gone.sum()), len(joined), before.tokens - after.tokens)
+    rescored = sum(tree.rescored for tree in joined)
+    change = Regrouped(items, int(gone.sum()), len(joined), before.tokens - after.tokens, rescored)
     return replace(selection, spans=spans, left_out=left_out, joined=change)
 
 
@@ -123,6 +126,7 @@ def _joined(selection: Selection, documents: Sequence[int]) -> Tree:
     counts = Counter(lengths.values())
     places: dict[tuple[int, bytes, float], int] = {}
     pairs: dict[tuple[int, int], None] = {}
+    rescored = set()
     for document, segments in answers.items():
         own = []  # place of each of its answers in the joined tree
         for segment in segments:
@@ -133,11 +137,13 @@ def _joined(selection: Selection, documents: Sequence[int]) -> Tree:
             own.append(place)
             if place + 1 == len(tree):
                 tree.append(segment)
-            elif np.isnan(spans.values[tree[place + 1]]):
+            elif np.isnan(known := spans.values[tree[place + 1]]):
                 tree[place + 1] = segment
+            elif abs(spans.values[segment] - known) > 0:  # not where it is unknown
+                rescored.add(place)
         for chosen, rejected in _pairs(spans, document):
             pairs.setdefault((own[chosen], own[rejected]))
-    return Tree(documents[0], tree, list(pairs))
+    return Tree(documents[0], tree, list(pairs), len(rescored))
 
 
 def _parts(spans: Spans, document: int, row_length: int) -> list[Tree]:

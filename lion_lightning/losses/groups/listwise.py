@@ -47,6 +47,10 @@ class LambdaLoss(GroupLoss):
         lowest: Value that stands for a label :math:`\psi` of 0.
         highest: Value that stands for a label of 1, above ``lowest``. The paper's labels are probabilities to win, from
             0 to 1; scores from 1 to 10 want ``lowest: 1, highest: 10``, or the best of them would outweigh all others.
+
+    Raises:
+        ValueError: The range is none. In ``forward``, if a value is so far above it that its gain is not finite (which
+            waits for the device, once per size of groups in a micro-batch).
     """
 
     def __init__(self, beta: float = 0.1, lowest: float = 0.0, highest: float = 1.0) -> None:
@@ -61,6 +65,11 @@ class LambdaLoss(GroupLoss):
     def forward(self, policy: AnswerLogps, reference: AnswerLogps, values: Tensor) -> Tensor:
         rewards = self.rewards(policy, reference)  # (groups, n) s
         gains = ((values - self.lowest) / (self.highest - self.lowest)).exp2()  # 2^psi
+        if not bool(gains.isfinite().all()):
+            raise ValueError(
+                f"LambdaLoss: a value of {float(values.max()):g} is too far above the range from {self.lowest:g} to "
+                f"{self.highest:g}, 2^label is infinite; set lowest and highest to the range of the scores"
+            )
         order = rewards.detach().argsort(dim=-1, descending=True, stable=True)
         discounts = 1 / (order.argsort(-1) + 2).to(rewards).log2()  # 1 / log2(1 + tau)
         weights = (_differences(gains) * _differences(discounts)).abs()  # (groups, n, n)

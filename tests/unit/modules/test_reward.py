@@ -80,6 +80,7 @@ def test_margins_follow_the_difference_of_scores(tokenizer: TokenizerSpec) -> No
     batch = replace(pairs((2, 1, 1), (2, 1, 1)), values=(5.0, 3.0, 1.0, 1.0))
     made = RewardModule(PolicySpec(config=shallow()), tokenizer=tokenizer, margin=0.25, margin_per_score=0.5)
     assert made.margins(batch) == [1.25, 0.25]
+    assert made.margins(replace(batch, values=(3.0, 5.0, 1.0, 1.0))) == [0.25, 0.25]  # joined: of rows that disagree
     # ln(1 + e^(1.25 - 1)) + ln(1 + e^(0.25 + 2))
     both = output(batch, (2, 1, 0, 2), tokenizer, margin=0.25, margin_per_score=0.5)
     assert both.total.item() == pytest.approx(0.8259394 + 2.3502079)

@@ -121,10 +121,14 @@ def test_pairs_of_one_prompt_share_a_tree_in_the_place_of_the_first(trees: Trees
 
 def test_equal_answers_are_one_with_the_first_value_known_and_pairs_keep_their_direction(trees: Trees) -> None:
     rows = (row("p A B", None, [[0, 1]]), row("p B A", [5, 4], [[0, 1]]), row("p A C", [3, 2], [[0, 1]]))
-    (sample,) = samples(trees(*rows))
+    mixture = trees(*rows)
+    (sample,) = samples(mixture)
     assert letters(sample) == ("p", "A", "B", "C")
     assert sample.pairs == ((0, 1), (1, 0), (0, 2))
     assert sample.values == (4.0, 5.0, 2.0)
+    report = report_of(mixture)
+    assert report.joined.rescored == 1
+    assert "answers that have several scores, of which the first counts: 1" in report.changes()
 
 
 def test_a_pair_that_truncation_made_another_is_there_once(trees: Trees) -> None:
@@ -257,4 +261,5 @@ def test_a_report_of_trees_travels_as_json_and_is_added_up(trees: Trees) -> None
     twice: SourceReport = report.merged(again)
     assert isinstance(twice, TreeReport)
     assert (twice.cut, twice.prompts) == (Regrouped(6, 2, 6, 20), 6)
-    assert json.loads(json.dumps(report.to_dict()))["cut"] == {"items": 3, "before": 1, "after": 3, "tokens": 10}
+    cut = {"items": 3, "before": 1, "after": 3, "tokens": 10, "rescored": 0}
+    assert json.loads(json.dumps(report.to_dict()))["cut"] == cut

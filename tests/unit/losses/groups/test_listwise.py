@@ -97,6 +97,16 @@ def test_the_order_of_a_group_changes_nothing() -> None:
         assert all(torch.allclose(one, other) for one, other in pairwise(found))
 
 
+def test_a_value_far_above_the_range_is_refused_and_one_within_it_is_not() -> None:
+    ratios, values = [[1.0, 0.0]], torch.tensor([[200.0, 100.0]])
+    with pytest.raises(ValueError, match=r"a value of 200 is too far above the range from 0 to 1.* set lowest and"):
+        LambdaLoss(1.0)(*groups_with_ratios(ratios), values)
+    # labels 1 and 0.5: (2 - sqrt 2) (1 - 1 / log2 3) ln(1 + e^-1)
+    weight = (2 - math.sqrt(2)) * (1 - 1 / math.log2(3))
+    loss = LambdaLoss(1.0, highest=200.0)(*groups_with_ratios(ratios), values)
+    assert loss.item() == pytest.approx(weight * math.log1p(math.exp(-1)))
+
+
 def test_rewards_of_ten_thousand_are_finite() -> None:
     policy, reference = groups_with_ratios([[1e4, -1e4, 0.0]])
     logps = policy.tokens.values.requires_grad_()
