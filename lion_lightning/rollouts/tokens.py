@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -55,24 +55,9 @@ class RoundTokens:
         self.path, self._of_groups = path, groups
         table = read_table(path)[0]
         chosen = list(_chosen(table, groups))
-        prompts, answers, scores = (_column(table, name) for name in ("prompt_ids", "token_ids", "scores"))
-        self._prompt_ids, self._answer_ids = prompts.values.to_numpy(), answers.values.values.to_numpy()
         self._rows = np.array([one.row for one in chosen], np.int64)  # (examples,) row of the table
-        sizes = np.array([1 + len(one.answers) for one in chosen], np.int64)
-        self.segment_offsets = np.concatenate([[0], np.cumsum(sizes)])
-        roots = np.zeros(self.segment_offsets[-1], np.bool_)
-        roots[self.segment_offsets[:-1]] = True
-        # Where each segment lies in the token ids of all prompts, or of all answers.
-        within = np.array(list(chain.from_iterable(one.answers for one in chosen)), np.int64)
-        rows = np.repeat(self._rows, sizes - 1)  # (answers,)
-        which = answers.offsets.to_numpy()[rows] + within  # (answers,) among all answers of the file
-        bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()
-        self._starts, stops = np.zeros((2, len(roots)), np.int64)
-        self._starts[roots], stops[roots] = bounds[self._rows], bounds[self._rows + 1]
-        self._starts[~roots], stops[~roots] = answer_bounds[which], answer_bounds[which + 1]
-        self.segment_lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
-        self.values = np.full(len(roots), np.nan)
-        self.values[~roots] = scores.values.to_numpy()[scores.offsets.to_numpy()[rows] + within]
+        self.segment_offsets: Numbers = np.cumsum([0, *(1 + len(one.answers) for one in chosen)])
+        self._find_tokens(table, chosen)
         self.pair_offsets: Numbers = np.cumsum([0, *(len(one.pairs) for one in chosen)])
         pairs = list(chain.from_iterable(one.pairs for one in chosen))
         self.pairs: npt.NDArray[np.int32] = np.array(pairs, np.int32).reshape(-1, 2)
@@ -82,6 +67,25 @@ class RoundTokens:
         self.messages = RowMessages()
         places = (self._starts, self.segment_lengths, self.segment_offsets, self.pair_offsets, self.pairs)
         self.tokens = _hash(self._prompt_ids, self._answer_ids, *places).hex()
+
+    def _find_tokens(self, table: Any, chosen: Sequence[_Chosen]) -> None:
+        """Where each segment lies in the token ids of all prompts, or of all answers, and what an answer scored."""
+        prompts, answers, scores = (_column(table, name) for name in ("prompt_ids", "token_ids", "scores"))
+        self._prompt_ids, self._answer_ids = prompts.values.to_numpy(), answers.values.values.to_numpy()
+        roots = np.zeros(self.segment_offsets[-1], np.bool_)
+        roots[self.segment_offsets[:-1]] = True
+        within = np.array(
+            list(chain.from_iterable(one.answers for one in chosen)), np.int64
+        )  # (answers,) of the prompt
+        rows = np.repeat(self._rows, np.diff(self.segment_offsets) - 1)  # (answers,)
+        which = answers.offsets.to_numpy()[rows] + within  # (answers,) among all answers of the file
+        bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()
+        self._starts, stops = np.zeros((2, len(roots)), np.int64)
+        self._starts[roots], stops[roots] = bounds[self._rows], bounds[self._rows + 1]
+        self._starts[~roots], stops[~roots] = answer_bounds[which], answer_bounds[which + 1]
+        self.segment_lengths: npt.NDArray[np.int32] = (stops - self._starts).astype(np.int32)
+        self.values = np.full(len(roots), np.nan)
+        self.values[~roots] = scores.values.to_numpy()[scores.offsets.to_numpy()[rows] + within]
 
     def __len__(self) -> int:
         """Number of prompts with answers that are trained."""
