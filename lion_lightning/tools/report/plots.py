@@ -228,4 +228,6 @@ def _smooth(curve: Curve, weight: float = 0.8) -> Curve:
 
 
 def _title(name: str) -> str:
-    return {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "online_dpo": "online DPO"}.get(name, name)
+    return {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "online_dpo": "online DPO", "reward": "reward model"}.get(
+        name, name
+    )

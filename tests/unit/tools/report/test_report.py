@@ -113,6 +113,13 @@ def test_no_accuracy_is_claimed_if_a_seed_lacks_it(run: Path) -> None:
     assert accuracy_of(read_run(run)) is None
 
 
+def test_a_step_without_any_answer_of_a_kind_is_no_point_of_its_curve(tmp_path: Path) -> None:
+    path = tmp_path / "kto" / "lightning_logs" / "version_0" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("step,train/rewards/margin\n0,0.5\n1,nan\n2,0.75\n")  # no undesirable answer in step 1
+    assert read_stage(tmp_path / "kto").curves == {"train/rewards/margin": {0: 0.5, 2: 0.75}}
+
+
 def test_a_stage_without_answers_is_no_row_of_the_accuracies_and_its_pairs_are_shown(run: Path) -> None:
     for seed in ("seed-2", "seed-10"):
         folder = run / seed / "reward"
