@@ -146,6 +146,27 @@ def test_too_little_disk_is_found_and_a_tight_one_is_said(
     assert "may write up to" in caplog.text
 
 
+@pytest.mark.slow
+def test_a_judge_may_be_the_reward_model_of_an_earlier_stage_and_a_policy_may_not(folder: Path) -> None:
+    judge = {"class_path": "lion_lightning.judges.RewardModelJudge", "init_args": {"model": "${reward}/export"}}
+    sampling = yaml.safe_load((ROOT / "configs" / "online_dpo.yaml").read_text())["trainer"]["callbacks"]
+    for callback in sampling:
+        if callback["class_path"].endswith("OnPolicySampling"):
+            callback["init_args"] |= {"judge": judge, "prompts_per_round": 10}
+    online = STAGES["online_dpo"] | {"trainer": {"callbacks": sampling}}
+    own = {"preferences": [{"path": "runs/demo/preferences_validation.jsonl"}], "max_length": 128}
+    reward = {"config": str(ROOT / "configs" / "reward.yaml"), "evaluate": own}
+    stages = {"sft": STAGES["sft"], "reward": reward, "online_dpo": online | {"start": "sft"}}
+    assert found(stages=stages) == []
+    wrong = stages | {"online_dpo": online, "reward": {"config": reward["config"]}}
+    of_reward, of_online = found(stages=wrong)
+    assert "is a reward model, which writes no answers: it takes preferences, and neither" in of_reward
+    assert of_online == (
+        "stages.online_dpo: it would start from reward, a reward model, which writes no answers; set "
+        "stages.online_dpo.start: sft"
+    )
+
+
 def test_what_the_cache_of_a_reference_takes_is_said_where_the_disk_is_small(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
