@@ -12,6 +12,7 @@ import numpy as np
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
 from lion_lightning.data.selection.spans import Examples, Spans, sort_hashes
+from lion_lightning.data.selection.trees import leave_out_repeated
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 
@@ -104,6 +105,8 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
 def mix(selections: Sequence[Selection], filters: Filters, row_length: int | None = None) -> Mixture:
     """Filter every source, join and cut its trees, and repeat them, or its documents, as its fraction says.
 
+    A pair that several sources have is used once, in the first of them.
+
     Args:
         selections: Unique examples of each source.
         filters: What is left out, truncated, joined and cut.
@@ -112,10 +115,12 @@ def mix(selections: Sequence[Selection], filters: Filters, row_length: int | Non
     Raises:
         ValueError: A source has no supervised token at all, or nothing is left; the message holds the counts.
     """
-    repeated, reports = [], []
+    repeated, reports, filtered = [], [], []
     for selection in selections:
         _refuse_if_untrainable(selection)
-        once = filters.arrange(filters.apply(selection), row_length)
+        filtered.append(filters.apply(selection))
+    for selection in leave_out_repeated(filtered):
+        once = filters.arrange(selection, row_length)
         order = repeats(len(once.spans.numbers), once.source)
         repeated.append(replace(once, spans=once.spans.take(order)))
         reports.append(filters.report.of(once, order))

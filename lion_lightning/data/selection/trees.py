@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from itertools import chain
 from typing import NamedTuple
 
@@ -80,6 +81,42 @@ def cut(selection: Selection, row_length: int | None) -> Selection:
     repeated = made.counts.tokens - spans.counts.tokens
     change = Regrouped(spans.take(long).counts.documents, int(long.sum()), len(parts), repeated)
     return replace(selection, spans=made, cut=change)
+
+
+def leave_out_repeated(selections: Sequence[Selection]) -> list[Selection]:
+    """Leave out pairs that an earlier source has too, with the same prompt and answers, in whatever rows.
+
+    Rows with the same content are duplicates; here a row of ranked answers has pairs that are rows elsewhere.
+    """
+    kept, seen = [], set[bytes]()
+    for selection, shared in zip(selections, _in_several(selections), strict=True):
+        spans = selection.spans
+        own: dict[int, bytes] = {}  # its pairs, by content
+        for document in np.flatnonzero(shared & (np.diff(spans.pair_offsets) > 0)).tolist():
+            root, first = int(spans.offsets[document]), int(spans.pair_offsets[document])
+            segments = range(root, int(spans.offsets[document + 1]))
+            contents = [blake2b(_content(selection.segment(segment))).digest() for segment in segments]
+            prompt = selection.groups[document].tobytes() + contents[0]
+            for number, (chosen, rejected) in enumerate(_pairs(spans, document)):
+                own[first + number] = prompt + contents[1 + chosen] + contents[1 + rejected]
+        keep = np.ones(len(spans.pairs), np.bool_)
+        keep[[number for number, content in own.items() if content in seen]] = False
+        kept.append(selection.filter_pairs(keep, "the same pair in an earlier source"))
+        seen.update(own.values())
+    return kept
+
+
+def _in_several(selections: Sequence[Selection]) -> list[Choice]:
+    """Whether each document's prompt is in other sources too, for each source."""
+    sizes = [len(selection.spans.numbers) for selection in selections]
+    origins = np.repeat(np.arange(len(sizes)), sizes)
+    order, new = sort_hashes(np.concatenate([selection.groups for selection in selections]))
+    shared = np.zeros(len(order), np.bool_)
+    if len(order):
+        firsts = np.flatnonzero(new)
+        least, most = (each.reduceat(origins[order], firsts) for each in (np.minimum, np.maximum))
+        shared[order] = (most > least)[np.cumsum(new) - 1]
+    return np.split(shared, np.cumsum(sizes)[:-1])
 
 
 def _alike(selection: Selection) -> list[list[int]]:

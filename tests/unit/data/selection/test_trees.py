@@ -148,6 +148,23 @@ def test_equal_answers_of_one_row_are_computed_once_and_their_pairs_with_others_
     assert adds_up(report)
 
 
+def test_a_pair_of_ranked_answers_that_another_source_has_as_a_row_is_used_once(selections: Selections) -> None:
+    ranked = [row("p AB C D", [3, 2, 1], ALL_OF_THREE), row("q A B", None, [[0, 1]])]
+    # of the second source: one of the three, one of them the other way round, one of another prompt, one that is new
+    apart = [row("p AB D", None, [[0, 1]]), row("p D AB", None, [[0, 1]]), row("r AB D", None, [[0, 1]])]
+    mixture = mix(selections(ranked, [*apart, row("p AB EF", None, [[0, 1]])]), PairFilters(16))
+    assert shown(mixture) == [
+        ("p AB C D", tuple(map(tuple, ALL_OF_THREE))),
+        ("q A B", ((0, 1),)),
+        ("p D AB EF", ((0, 1), (1, 2))),
+        ("r AB D", ((0, 1),)),
+    ]
+    first, second = mixture.reports
+    assert (first.left_out, second.left_out) == ({}, {"the same pair in an earlier source": FilterCounts(1, 1 + 2 + 1)})
+    assert isinstance(second, TreeReport)
+    assert adds_up(second)
+
+
 def test_prompts_that_only_begin_alike_are_not_joined(trees: Trees) -> None:
     """Truncation makes their tokens equal; their hashes tell them apart."""
     mixture = trees(row("abX A B", None, [[0, 1]]), row("acX A B", None, [[0, 1]]), filters=PairFilters(3, 1))
