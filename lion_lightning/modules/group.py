@@ -86,7 +86,7 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
         better = _differences(values) > 0  # (groups, n, n)
         margins = _differences(self.loss.rewards(policy, reference))
         orders, pairs = margins.sign() * better, better.sum((1, 2))  # 1 where reward and value agree, -1 where not
-        answers = values.new_tensor(float(values.numel()))
+        answers = torch.full((), values.numel(), device=values.device)
         metrics: dict[str, Tensor | SumOver] = {
             "rewards/accuracy": SumOver((orders.sum() + better.sum()) / 2, better.sum()),
             "rewards/margin": SumOver((margins * better).sum(), better.sum()),

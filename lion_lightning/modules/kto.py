@@ -132,5 +132,5 @@ class KTOModule(PolicyReferenceModule[AnswerLoss]):
         policy = answer_view(apart, range(len(mismatched))).logps(self.policy_model(apart))
         base = answer_view(batch, mismatched).logps(reference)
         self.loss.observe_mismatched(policy, base)
-        log_ratios = policy.sums - base.sums
-        return {"kl/mismatched": SumOver(log_ratios.sum(), log_ratios.new_tensor(float(len(mismatched))))}
+        number = torch.full((), len(mismatched), device=policy.sums.device)
+        return {"kl/mismatched": SumOver((policy.sums - base.sums).sum(), number)}

@@ -18,7 +18,7 @@ class AllPairsLoss(GroupLoss):
     """A preference loss over all pairs of each group, the answer with the higher value chosen; equal ones make no pair.
 
     Trees with all pairs under ``DPOModule`` weigh every pair the same, and so prompts by their number of pairs; here
-    every prompt weighs the same. It waits for the device once per micro-batch, since values say how many pairs there
+    every prompt weighs the same. It waits for the device in each micro-batch, since values say how many pairs there
     are.
 
     Args:

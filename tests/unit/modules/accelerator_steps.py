@@ -11,10 +11,29 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.optim import AdamW
 
-from lion_lightning import DPOModule, LoRASpec, OnlineDPOModule, PolicySpec, SFTModule, TokenizerSpec
-from lion_lightning.losses import BCOPairLoss, SigmoidLoss, SimPOLoss
+from lion_lightning import (
+    DPOModule,
+    GroupModule,
+    KTOModule,
+    LoRASpec,
+    OnlineDPOModule,
+    PolicySpec,
+    SFTModule,
+    TokenizerSpec,
+)
+from lion_lightning.losses import (
+    BCOLoss,
+    BCOPairLoss,
+    KTOLoss,
+    LambdaLoss,
+    PlackettLuceLoss,
+    SigmoidLoss,
+    SimPOLoss,
+    UnlikelihoodLoss,
+)
 from lion_lightning.models.embeddings import TrainableRows
 from lion_lightning.models.packing.hidden_states import backbone_output
 from lion_lightning.models.policy import PolicyModel
@@ -24,9 +43,9 @@ from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, MixedReference, NoReference
 from lion_lightning.references.cached import CachedReference
 from lion_lightning.references.store import AnswerStore, answer_counts, answer_keys
-from lion_lightning.types import PackedBatch, TokenLogps
+from lion_lightning.types import PackedBatch, TokenLogps, keep_answers
 from tests.accelerator import fake_accelerator, move, no_blocking_copies
-from tests.tiny import pairs, row
+from tests.tiny import pairs, row, trees
 from tests.tiny import shallow as config
 
 WAITS = {
@@ -176,6 +195,30 @@ def test_losses_that_need_a_reference_none_or_a_running_mean(trainer: Any, liste
     spec = PolicySpec(config=config())
     reference = MixedReference() if loss.needs_reference else NoReference()
     step(OnlineDPOModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=reference), batches()[1], spec)
+
+
+NONE = float("nan")
+
+
+def kept(batch: PackedBatch, positions: Any) -> PackedBatch:
+    """Some answers of a batch, which are picked on the host."""
+    with unset_fake_temporarily():
+        smaller = keep_answers(batch.on_cpu(), positions)
+    return fake(smaller, batch.input_ids.device)
+
+
+@pytest.mark.parametrize("loss", [KTOLoss(), BCOLoss(), UnlikelihoodLoss()], ids=lambda loss: type(loss).__name__)
+def test_a_step_of_single_answers(trainer: Any, listed_waits: None, loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, batch = PolicySpec(config=config()), trees((5, (4, 7, 3), (1.0, 0.0, NONE)), (3, (6, 5), (1.0, NONE)))
+    monkeypatch.setattr("lion_lightning.modules.kto.keep_answers", kept)
+    reference = FrozenReference() if loss.needs_reference else NoReference()
+    step(KTOModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=reference), batch, spec)
+
+
+@pytest.mark.parametrize("loss", [PlackettLuceLoss(), LambdaLoss()], ids=lambda loss: type(loss).__name__)
+def test_a_step_of_groups(trainer: Any, listed_waits: None, loss: Any) -> None:
+    spec, batch = PolicySpec(config=config()), trees((5, (4, 7, 3), (1.0, 0.0, 0.5)), (3, (6, 5), (1.0, 0.3)))
+    step(GroupModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=FrozenReference()), batch, spec)
 
 
 def test_a_step_against_cached_log_probs(trainer: Any, listed_waits: None, tmp_path: Path) -> None:

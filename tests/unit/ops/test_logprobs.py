@@ -270,6 +270,17 @@ def test_a_view_has_the_shape_of_its_positions_and_answers_as_often_as_they_are_
     assert answers.first(torch.tensor([[1.0, 5.0], [0.0, 2.0]])).tolist() == [[-512.0, -3.0], [0.0, -1536.0]]
 
 
+def test_answers_are_taken_in_any_order_and_as_often_as_they_are_named() -> None:
+    answers = answer_view(two_trees(), [[0, 1], [2, 4]]).logps(TokenLogps(VALUES, VALUES < -2))
+    taken = answers.take(torch.tensor([3, 0, 0]))
+    assert taken.tokens.values.tolist() == [-512.0, -1024.0, -1.0, -2.0, -1.0, -2.0]
+    assert taken.owners.tolist() == [0, 0, 1, 1, 2, 2]
+    assert taken.counts.tolist() == [2.0, 2.0, 2.0]
+    assert taken.tokens.top1_correct is not None
+    assert taken.tokens.top1_correct.tolist() == [True, True, False, False, False, False]
+    assert answers.take(torch.zeros(0, dtype=torch.int64)).sums.shape == (0,)
+
+
 def test_the_gradient_of_an_answer_in_two_pairs_is_the_sum_of_both() -> None:
     values = VALUES.clone().requires_grad_()
     sums = pair_logps(TokenLogps(values), two_trees()).rejected.sums

@@ -28,6 +28,8 @@ INHERITED: dict[str, tuple[str, list[str]]] = {
     "lion_lightning.SFTModule": ("model", ["reduction", "tokenizer", "optimizer", "lr_scheduler"]),
     "lion_lightning.DPOModule": ("model", ["reference", "tokenizer", "optimizer", "lr_scheduler"]),
     "lion_lightning.OnlineDPOModule": ("model", ["kl_batches", "loss", "reference", "tokenizer", "optimizer"]),
+    "lion_lightning.KTOModule": ("model", ["loss", "reference", "tokenizer", "optimizer", "lr_scheduler"]),
+    "lion_lightning.GroupModule": ("model", ["loss", "reference", "tokenizer", "optimizer", "lr_scheduler"]),
     "lion_lightning.RewardModule": ("model", ["margin_per_score", "center_rewards_coefficient", "tokenizer"]),
     "lion_lightning.OnlineGroupModule": ("model", ["kl_batches", "loss", "reference", "tokenizer", "optimizer"]),
     "lion_lightning.SFTDataModule": ("data", ["mask", "validation_share", "packing", "batch_size", "cache_dir"]),
