@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from typing_extensions import override
 
 from lion_lightning.types import LossOutput, SumOver
@@ -103,10 +103,10 @@ class StageMetrics(nn.Module):
         """Add a batch, and return the metrics to log by name."""
         named: dict[str, Tensor | SumOver] = {"loss": output.total, **output.metrics}
         for name, each in named.items():
-            total, count = each if isinstance(each, SumOver) else (each, output.num_items)
+            total, number = each if isinstance(each, SumOver) else (each, output.num_items)
             if _key(name) not in self.metrics:
                 self.metrics[_key(name)] = TransformedMean(self.transforms.get(name, _identity)).to(total.device)
-            self._metric(name).update(total.detach() / _divisor(count), count)
+            self._metric(name).update(total.detach(), number)
         for name, (one, other) in self.differences.items():
             if _key(name) not in self.metrics:
                 self.metrics[_key(name)] = self._metric(one) - self._metric(other)
@@ -116,20 +116,39 @@ class StageMetrics(nn.Module):
         return cast(Metric, self.metrics[_key(name)])
 
 
-class TransformedMean(MeanMetric):
-    """A weighted mean with a function applied at the end, e.g. ``exp`` for perplexity.
+class TransformedMean(Metric):
+    """A mean with a function applied at the end, e.g. ``exp`` for perplexity; NaN of nothing.
+
+    Sums are fp64 whatever is made otherwise: a run in bf16-true makes bf16, which cannot count past 256, and fp32 does
+    not count the tokens of a large set.
 
     Args:
         transform: The function.
     """
 
+    total: Tensor
+    number: Tensor
+
     def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.transform = transform
+        for name in ("total", "number"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    @override
+    def update(self, total: Tensor, number: Tensor) -> None:
+        """Add what was seen.
+
+        Args:
+            total: Scalar sum.
+            number: Scalar number of what was added up, or the sum of its weights.
+        """
+        self.total = self.total.double() + total
+        self.number = self.number.double() + number
 
     @override
     def compute(self) -> Tensor:
-        return self.transform(super().compute())
+        return self.transform(self.total / self.number).float()
 
 
 def _add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -122,6 +122,16 @@ def test_a_policy_learns_the_order(tokenizer: TokenizerSpec) -> None:
     assert metrics["val/rewards/margin"] > 0
 
 
+def test_values_are_exact_in_a_model_of_bf16(tokenizer: TokenizerSpec) -> None:
+    made = built(GroupModule, tokenizer, lr=0.0, reference=FrozenReference())
+    metrics = fit(made, BATCHES, precision="bf16-true")
+    assert metrics["val/values"] == pytest.approx((1.5 + 1.0 + 1.0 + 1.9 + 1.0) / 13, rel=1e-6)  # 0.3 is 0.3008 there
+    assert metrics["val/rewards/kendall"] == 0.0
+    # equal policies: ln 3! for three different values, ln 2 for two, and ln 2 + ln 2 and 0 where there are ties
+    expected = (2 * math.log(6) + math.log(2) + math.log(3)) / 5
+    assert metrics["val/loss"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_loss_without_a_reference_gets_none(tokenizer: TokenizerSpec) -> None:
     made = built(GroupModule, tokenizer, loss=AllPairsLoss(SimPOLoss()), lr=0.0)
     assert isinstance(made.reference, NoReference)

@@ -67,3 +67,18 @@ def test_a_data_set_divides_by_what_all_batches_have() -> None:
     assert means == pytest.approx(
         {"loss": 2.0, "plain.of": math.exp(2.0), "good": 2.0, "bad": 2.0, "margin": 0.0, "values": 2.0}
     )
+
+
+def test_many_batches_of_a_bf16_run_are_counted_exactly() -> None:
+    stage, before = StageMetrics({}, {}), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)  # as Lightning's bf16-true does around each step
+        for _ in range(2):
+            stage.to(torch.bfloat16)  # when a second fit begins
+            stage.reset()
+            for number in range(600):
+                value = torch.tensor(0.3 * (number % 2), dtype=torch.float32)
+                metrics = stage.update(LossOutput(value, torch.tensor(1.0, dtype=torch.float32)))
+    finally:
+        torch.set_default_dtype(before)
+    assert metrics["loss"].compute().item() == pytest.approx(0.15, rel=1e-6)  # in bf16 256 + 1 is 256
