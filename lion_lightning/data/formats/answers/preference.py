@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 
 from lion_lightning.data.formats.answers.forms import PAIRS, RANKED, SINGLE_COLUMNS, Read, is_pair
@@ -80,4 +81,9 @@ def _require_pairs(pairs: list[tuple[int, int]], answers: int, pairing: Pairing)
             raise ValueError(
                 f"{type(pairing).__name__} pairs the answers {chosen} and {rejected} of {answers}; return two "
                 f"different positions, each from 0 to {answers - 1}"
+            )
+    for (chosen, rejected), times in Counter(pairs).items():
+        if times > 1:
+            raise ValueError(
+                f"{type(pairing).__name__} pairs the answers {chosen} and {rejected} {times} times; return a pair once"
             )

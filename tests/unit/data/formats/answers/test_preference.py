@@ -308,14 +308,24 @@ def test_a_pair_is_the_same_example_in_a_row_of_its_own_and_out_of_a_ranked_row(
     assert content_digest(pair) == content_digest(best_worst)
 
 
-@pytest.mark.parametrize("made", [[(0, 0)], [(0, 1), (0, 4)], [(-1, 0)]])
-def test_a_pairing_that_names_answers_which_are_not_there_is_refused(made: list[tuple[int, int]]) -> None:
+WRONG_PAIRS: list[tuple[list[tuple[int, int]], str]] = [
+    ([(0, 0)], "^Wrong pairs the answers 0 and 0 of 4; return two different positions"),
+    ([(0, 1), (0, 4)], "^Wrong pairs the answers 0 and 4 of 4; return two different positions"),
+    ([(-1, 0)], "^Wrong pairs the answers -1 and 0 of 4; return two different positions"),
+    ([(0, 1), (1, 0), (0, 1)], "^Wrong pairs the answers 0 and 1 2 times; return a pair once$"),
+]
+
+
+@pytest.mark.parametrize(("made", "complaint"), WRONG_PAIRS)
+def test_a_pairing_of_answers_that_are_not_there_or_of_a_pair_twice_is_refused(
+    made: list[tuple[int, int]], complaint: str
+) -> None:
     class Wrong(Pairing):
         @override
         def pairs(self, scores: Sequence[float], key: str) -> list[tuple[int, int]]:
             return made
 
-    with pytest.raises(ValueError, match=r"^Wrong pairs the answers .* of 4; return two different positions"):
+    with pytest.raises(ValueError, match=complaint):
         recognize_preferences(RANKED, None, Wrong())
 
 
