@@ -45,7 +45,7 @@ class RoundLoader(PackedLoader):
 
 
 class RoundDataModule(TreeDataModule, ABC):
-    """What makes the data of a stage on-policy: name it before the data module of what the stage trains on.
+    """Mixin that makes the data of a stage on-policy: name it before the data module of what the stage trains on.
 
     ``class OnPolicyDataModule(RoundDataModule, PreferenceDataModule)`` is all of the data of online DPO.
 
@@ -72,7 +72,7 @@ class RoundDataModule(TreeDataModule, ABC):
     """
 
     items: ClassVar[str]
-    """What a round is to give: ``pairs``, or ``groups`` of all usable answers to a prompt."""
+    """Items of a round: ``pairs``, or ``groups`` of all usable answers to a prompt."""
 
     loader_class = RoundLoader
 
@@ -193,7 +193,7 @@ class RoundDataModule(TreeDataModule, ABC):
         return any(len(self.filters.apply(selection).spans.numbers) for selection in self._sampled(finished))
 
     def _mixture(self, finished: Round) -> Mixture:
-        """What a round gives to train on, and the sources."""
+        """Items of a round, and the sources."""
         # A fraction below 1 of a source is another draw in each round.
         sources = [replace(source, seed=source.seed + finished.number) for source in self.sources]
         try:
@@ -212,7 +212,7 @@ class RoundDataModule(TreeDataModule, ABC):
         return mixture
 
     def _sampled(self, finished: Round) -> list[Selection]:
-        """What is trained of a round, read as tokens from its file."""
+        """Training items of a round, read as tokens from its file."""
         if finished.num_items:
             source = Source(str(finished.path), name=f"round {finished.number}")
             return deduplicate([source], [RoundTokens(finished.path, groups=self.items == "groups")])

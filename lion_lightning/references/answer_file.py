@@ -106,7 +106,7 @@ class AnswerFile:
         values = batch.column(1).values.buffers()[1]
         size = 4 * len(batch.column(1).values)
         start = values.address - content.address if size else 0  # in bytes of the file
-        if start % 4 or not 0 <= start <= content.size - size:  # a buffer of its own: the file compresses it
+        if start % 4 or not 0 <= start <= content.size - size:  # another buffer: the file compresses it
             raise ValueError("it holds something else than plain log-probs")
         checksum = self._checksum(start, size, _checksum_of(keys, offsets))
         if (batch.schema.metadata or {}).get(b"crc32") != f"{checksum:08x}".encode():

@@ -62,7 +62,7 @@ def _target_bounds(batch: PackedBatch) -> npt.NDArray[np.int64]:
 
 
 class AnswerStore:
-    """Log-probs of answers under one model, target by target. Several processes may add, each to a file of its own.
+    """Log-probs of answers under one model, target by target. Several processes may add, each to its file.
 
     Keys and places are in memory, about 100 bytes per answer; log-probs stay on disk until they are read.
 

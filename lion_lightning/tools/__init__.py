@@ -1,1 +1,1 @@
-"""What a person runs: a folder each, with its `main`."""
+"""Commands, one folder each, with its `main`."""

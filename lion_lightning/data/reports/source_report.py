@@ -36,7 +36,7 @@ class SourceReport:
     noun: ClassVar[str] = "documents"
     """Name of what is counted."""
     kind: ClassVar[str] = "documents"
-    """What rows are read as: a name of :data:`lion_lightning.tools.inspect.forms.FORMS`."""
+    """The form of the rows: a name of :data:`lion_lightning.tools.inspect.forms.FORMS`."""
 
     name: str
     rows: int

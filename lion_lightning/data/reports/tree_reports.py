@@ -72,7 +72,7 @@ class TreeReport(SourceReport):
         return {"answer": (self.kept.tokens - self.prompt) / max(self.answers, 1)}
 
     def units(self) -> str:
-        """What is kept, in numbers."""
+        """Counts of the kept answers and prompts, in words."""
         return f"{self.answers:,} answers to {self.prompts:,} prompts"
 
     def columns(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What is left of a source after filters, and the documents of an epoch, read at random."""
+"""The kept documents of a source, and the documents of an epoch, read at random."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ def add_mismatched(selection: Selection, max_length: int) -> Selection:
 
     Which one follows from the data alone, so that a reference that was computed once knows it in all epochs. Trees take
     the first, second, ... answer of the next in turns, so that wanted and unwanted answers are drawn alike. An answer
-    is truncated to the room behind the prompt; one without a target then is not added. Where all trees have one
-    prompt there is none.
+    is truncated to the room behind the prompt; one without a target then is not added. Trees
+    of one prompt alone get none.
 
     Args:
         selection: Trees of single answers.

@@ -35,7 +35,7 @@ class Filters(ABC):
         return selection
 
     def problems(self, reports: Sequence[SourceReport]) -> list[str]:
-        """What makes all that is left of the sources useless, a line each."""
+        """Reasons why nothing can be learned from the kept documents of all sources, one line each."""
         return []
 
 

@@ -265,7 +265,7 @@ class Spans(NamedTuple):
 
 
 def count_units(documents: int, segments: int, pairs: int) -> int:
-    """What is counted: the pairs, where there are any, else the answers, else the documents."""
+    """Number of pairs, where there are any, else of answers, else of documents."""
     return pairs or segments - documents or documents
 
 

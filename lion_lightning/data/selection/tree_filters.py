@@ -1,4 +1,4 @@
-"""What all filters of prompts with answers have in common: limits of their lengths."""
+"""Base of the filters of prompts with answers: limits of their lengths."""
 
 from __future__ import annotations
 

@@ -76,7 +76,9 @@ def cut(selection: Selection, row_length: int | None) -> Selection:
     long: Choice = spans.lengths > (math.inf if row_length is None else row_length)
     if row_length is None or not long.any():
         return selection
-    parts = [part for document in np.flatnonzero(long).tolist() for part in _parts(spans, document, row_length)]
+    parts: list[Tree] = []
+    for document in np.flatnonzero(long).tolist():
+        parts += _parts(spans, document, row_length)
     made = _replaced(spans, long, parts)
     repeated = made.counts.tokens - spans.counts.tokens
     change = Regrouped(spans.take(long).counts.documents, int(long.sum()), len(parts), repeated)
@@ -121,14 +123,14 @@ def _in_several(selections: Sequence[Selection]) -> list[Choice]:
 
 def _alike(selection: Selection) -> list[list[int]]:
     """Documents that may have a segment in common: those of one prompt, or one with two answers of equal lengths."""
-    spans = selection.spans
     order, new = sort_hashes(selection.groups)
     firsts = np.flatnonzero(new)
     sizes = np.diff(np.append(firsts, len(order)))
-    runs = zip(firsts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True)
-    found = [sorted(order[first : first + size].tolist()) for first, size in runs]
-    together = set(chain.from_iterable(found))
-    return sorted([*found, *([document] for document in _with_equal_lengths(spans) if document not in together)])
+    found: list[list[int]] = []
+    for first, size in zip(firsts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        found.append(sorted(order[first : first + size].tolist()))
+    alone = set(_with_equal_lengths(selection.spans)).difference(chain.from_iterable(found))
+    return sorted([*found, *([document] for document in alone)])
 
 
 def _by_prompt(selection: Selection, documents: list[int]) -> Iterable[list[int]]:
@@ -157,17 +159,18 @@ def _joined(selection: Selection, documents: Sequence[int]) -> Tree:
     """One tree of documents of the same prompt."""
     spans = selection.spans
     tree = [int(spans.offsets[documents[0]])]
-    answers = {one: range(int(spans.offsets[one]) + 1, int(spans.offsets[one + 1])) for one in documents}
-    all_answers = chain.from_iterable(answers.values())
-    lengths = {segment: int(spans.stops[segment] - spans.starts[segment]) for segment in all_answers}
-    counts = Counter(lengths.values())
+    counts: Counter[int] = Counter()  # of answers by their length
+    for document in documents:
+        part = slice(int(spans.offsets[document]) + 1, int(spans.offsets[document + 1]))
+        counts.update((spans.stops[part] - spans.starts[part]).tolist())
     places: dict[tuple[int, bytes, float], int] = {}
     pairs: dict[tuple[int, int], None] = {}
     rescored = set()
-    for document, segments in answers.items():
+    for document in documents:
         own = []  # place of each of its answers in the joined tree
-        for segment in segments:
-            length, value = lengths[segment], 0.0 if len(spans.pairs) else float(spans.values[segment])
+        for segment in range(int(spans.offsets[document]) + 1, int(spans.offsets[document + 1])):
+            length = int(spans.stops[segment] - spans.starts[segment])
+            value = 0.0 if len(spans.pairs) else float(spans.values[segment])
             # The only answer of its length needs no reading to be told from the others.
             content = _content(selection.segment(segment)) if counts[length] > 1 else b""
             place = places.setdefault((length, content, value), len(places))
@@ -187,7 +190,11 @@ def _parts(spans: Spans, document: int, row_length: int) -> list[Tree]:
     first, last = int(spans.offsets[document]), int(spans.offsets[document + 1])
     lengths = spans.segment_lengths[first:last].tolist()
     pairs = _pairs(spans, document)
-    units: list[Unit] = [*pairs] or _single_units(spans.values[first + 1 : last].tolist())
+    units: list[Unit] = [*pairs]
+    if not pairs:  # each answer alone, and those without a value with the first that has one
+        unknown = np.isnan(spans.values[first + 1 : last])
+        units = [(answer,) for answer in np.flatnonzero(~unknown).tolist()] or [()]
+        units[0] = (*units[0], *np.flatnonzero(unknown).tolist())
     trees = []
     for part in _fill(units, lengths[1:], row_length - lengths[0], fewest=bool(pairs)):
         answers = list(dict.fromkeys(chain.from_iterable(part)))
@@ -195,13 +202,6 @@ def _parts(spans: Spans, document: int, row_length: int) -> list[Tree]:
         own = [(places[unit[0]], places[unit[1]]) for unit in part] if pairs else []
         trees.append(Tree(document, [first, *(first + 1 + answer for answer in answers)], own))
     return trees
-
-
-def _single_units(values: Sequence[float]) -> list[Unit]:
-    """Each answer alone, and those without a value with the first that has one."""
-    valued = [answer for answer, value in enumerate(values) if not math.isnan(value)] or [0]
-    others = [answer for answer in range(len(values)) if answer not in valued]
-    return [(valued[0], *others), *((answer,) for answer in valued[1:])]
 
 
 def _fill(units: Sequence[Unit], lengths: Sequence[int], room: int, fewest: bool) -> list[list[Unit]]:
@@ -233,18 +233,17 @@ def _fill(units: Sequence[Unit], lengths: Sequence[int], room: int, fewest: bool
 
 def _replaced(spans: Spans, gone: Choice, trees: Sequence[Tree]) -> Spans:
     """The documents that are not gone, and trees in the places of those that are."""
-    segments = np.array([segment for tree in trees for segment in tree.segments])
-    pairs = np.array([pair for tree in trees for pair in tree.pairs], np.int64).reshape(-1, 2)
-    positions = np.array([tree.position for tree in trees])
+    positions, segments, pairs, _ = map(list, zip(*trees, strict=True))
+    flat = list(chain.from_iterable(segments))
     made = Spans(
         spans.numbers[positions],
-        _offsets([len(tree.segments) for tree in trees]),
-        spans.rows[segments],
-        spans.starts[segments],
-        spans.stops[segments],
-        spans.values[segments],
-        _offsets([len(tree.pairs) for tree in trees]),
-        pairs,
+        _offsets(segments),
+        spans.rows[flat],
+        spans.starts[flat],
+        spans.stops[flat],
+        spans.values[flat],
+        _offsets(pairs),
+        np.array(list(chain.from_iterable(pairs)), np.int64).reshape(-1, 2),
     )
     kept = np.flatnonzero(~gone)
     order = np.argsort(np.concatenate([kept, positions]), kind="stable")
@@ -262,5 +261,5 @@ def _content(segment: SampleSegment) -> bytes:
     return segment.input_ids.tobytes() + segment.supervised.tobytes() + weights
 
 
-def _offsets(sizes: Sequence[int]) -> Integers:
-    return np.cumsum([0, *sizes])
+def _offsets(lists: Iterable[Sequence[object]]) -> Integers:
+    return np.cumsum([0, *map(len, lists)])

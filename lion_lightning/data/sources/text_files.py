@@ -233,7 +233,7 @@ class Table(FileRows):
         if named := _EXCEL_DELIMITER.fullmatch(header):
             header, before = next(lines, ""), 1
         delimiter = named[1] if named else self._delimiter(header)
-        # `question, answer`: a space behind the comma is no part of a name, nor of the cells below
+        # `question, answer`: a space behind the comma is part neither of a name nor of the cells below
         is_spaced = f"{delimiter} " in re.sub(r'"[^"]*"', "", header)
         reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True, skipinitialspace=is_spaced)
         line = before + 1

@@ -106,7 +106,7 @@ class LinesPart:
                     yield Line(self.file, number, line), replace(place, row=number, byte=byte)
 
     def fingerprint(self) -> Any:
-        """What the file is told by."""
+        """Identity of the file."""
         return _file_identity(self.file.path)
 
 
@@ -133,7 +133,7 @@ class RowsPart:
             yield from self.rows.take(np.arange(first, min(first + step, count)))
 
     def fingerprint(self) -> Any:
-        """What a file is told by, the data set's own fingerprint of a data set."""
+        """Identity of a file; of a data set its fingerprint."""
         if isinstance(self.rows, FileRows):
             return _file_identity(self.rows.path)
         return self.rows.dataset._fingerprint if isinstance(self.rows, DatasetRows) else self.rows.fingerprint()

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 REWARD_MODEL = """This is a reward model: it gives a conversation that ends in an answer one number, the higher the
 better. `AutoModelForSequenceClassification` loads it, and so does `RewardModelJudge(model=FOLDER)` of lion_lightning.
 Render conversations with `apply_chat_template`; an answer to a plain text is to end with the EOS token."""
-"""What the card of a reward model says."""
+"""Text of a reward model's card."""
 
 
 def export_policy(

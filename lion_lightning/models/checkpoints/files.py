@@ -132,7 +132,7 @@ def _written(path: Path) -> tuple[float, str]:
 
 
 def damage(path: Path, rank: int = 0, size: int = 1) -> str | None:
-    """What is wrong with the bytes of a checkpoint, in a few words; None if it is intact.
+    """Damage to the bytes of a checkpoint, in a few words; None if it is intact.
 
     Torch stores a CRC-32 with every record and never checks it. This does, which finds any flipped bit in a third of a
     second per GB. The records of a file are not unpickled here. Those of a folder must be plain data, since torch and
@@ -192,7 +192,7 @@ def _read_record(folder: Path, record: Any) -> bytes:
 
 
 def _record_damage(file: Any) -> str | None:
-    """What is wrong with a record of ``torch.save``, which is an uncompressed zip archive."""
+    """Damage to a record of ``torch.save``, which is an uncompressed zip archive."""
     try:
         with zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):

@@ -49,7 +49,7 @@ class PackedModel(nn.Module, ABC):
     """Where the input of the head may be found, in the order in which they are tried."""
 
     fault: ClassVar[str]
-    """What is said of a model whose output is not that of its head."""
+    """Error message for a model whose output is not that of its head."""
 
     def __init__(self, model: nn.Module, packed: bool | None = None, probe: bool = True) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class PackedModel(nn.Module, ABC):
 
     @abstractmethod
     def head_output(self, states: Tensor) -> Tensor | None:
-        """What the head makes of a sequence, to be compared with :meth:`_logits`; None if the states do not fit it.
+        """Output of the head for a sequence, to be compared with :meth:`_logits`; None if the states do not fit it.
 
         Args:
             states: ``(tokens, hidden)`` hidden states of the sequence.
@@ -206,8 +206,8 @@ class PackedModel(nn.Module, ABC):
         )
         if not close(long[:, :3], short, self.causal_lm.config):
             raise ValueError(
-                f"{self._name}: what it gives for a token depends on later tokens: it is no causal language model, or "
-                f"its attention has no causal mask with {self.causal_lm.config._attn_implementation!r}."
+                f"{self._name}: what it gives for a token depends on later tokens: it is not a causal language model, "
+                f"or its attention has no causal mask with {self.causal_lm.config._attn_implementation!r}."
             )
 
     def _probe_head(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lion_lightning.data.formats.answers.labels import read_label
 from lion_lightning.data.formats.answers.prompts import PROMPTS, Reader, shared_prompt
-from lion_lightning.data.formats.columns import Fields, Form, Forms, Row
+from lion_lightning.data.formats.columns import Fields, Form, Forms, Refusal, Row
 from lion_lightning.data.formats.pairing import PromptAnswers
 from lion_lightning.data.formats.sft import CHAT, conversation, read_settings, up_to_last_answer, with_system
 from lion_lightning.data.formats.turns import read_turns
@@ -117,12 +117,15 @@ PAIRS = _pair_forms()
 RANKED: Forms[Read] = Forms([*_ranked_forms("scores"), *_ranked_forms("ranks")])
 LABELED = _labeled_forms()
 
-SINGLE_COLUMNS = (
-    *(form.required for form in LABELED),
-    *(form.required[:-1] for form in LABELED),
-    ("text",),
-)
-"""Columns of rows with one answer, with a label and without."""
+
+def refuse_single(need: str) -> list[Refusal]:
+    """Refusals of rows with one answer, with a label and without; ``need`` says why one is not enough."""
+    line = (
+        f"the row has one answer, and {need} two: with a label UnpairedDataModule takes it (for KTOModule), without "
+        "one SFTDataModule (for SFTModule)"
+    )
+    labeled = [form.required for form in LABELED]
+    return [Refusal(columns, line) for columns in (*labeled, *(required[:-1] for required in labeled), ("text",))]
 
 
 def is_pair(row: Row, columns: Mapping[str, str]) -> bool:

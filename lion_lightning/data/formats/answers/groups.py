@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lion_lightning.data.formats.answers.forms import PAIRS, RANKED, SINGLE_COLUMNS, Read
+from lion_lightning.data.formats.answers.forms import PAIRS, RANKED, Read, refuse_single
 from lion_lightning.data.formats.answers.lists import find_lists
-from lion_lightning.data.formats.columns import Forms, Refusal, Row, read_row
+from lion_lightning.data.formats.columns import Forms, Row, read_row
 from lion_lightning.data.formats.pairing import PromptAnswers
 
 FORMS: Forms[Read] = Forms([*RANKED, *PAIRS])
 """The forms of rows with groups; of several that fit, the first is taken."""
 
-_SINGLE = (
-    "the row has one answer, and a group needs two: with a label UnpairedDataModule takes it (for KTOModule), without "
-    "one SFTDataModule (for SFTModule)"
-)
-_REFUSED = [Refusal(columns, _SINGLE) for columns in SINGLE_COLUMNS]
+_REFUSED = refuse_single("a group needs")
 
 
 def recognize_groups(row: Row, columns: Mapping[str, str] | None = None) -> list[PromptAnswers]:

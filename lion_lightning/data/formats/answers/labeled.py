@@ -26,7 +26,7 @@ def recognize_labeled(row: Row, columns: Mapping[str, str] | None = None) -> lis
     Known are, each with ``label``: ``prompt`` and ``completion`` (TRL's unpaired form: texts without a template, or
     messages), ``question`` and ``answer``, ``instruction`` and ``output``, ``messages`` or ``conversations`` and
     ``completion``, any of these with ``response``, and ``messages`` or ``conversations`` alone, whose last answer is
-    labeled. Where there is no ``label``, the only column that says yes or no of an answer is it: ``thumbs_up``,
+    labeled. Where there is no ``label``, the only column that says yes or no about an answer is taken: ``thumbs_up``,
     ``feedback: up``, ``is_correct``; of ``toxic``, ``thumbs_down`` and their like the opposite.
 
     Of a preference row the chosen answer has the label 1, the rejected 0; scores are not looked at.

@@ -6,20 +6,16 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
-from lion_lightning.data.formats.answers.forms import PAIRS, RANKED, SINGLE_COLUMNS, Read, is_pair
+from lion_lightning.data.formats.answers.forms import PAIRS, RANKED, Read, is_pair, refuse_single
 from lion_lightning.data.formats.answers.lists import find_lists
-from lion_lightning.data.formats.columns import Forms, Refusal, Row, read_row
+from lion_lightning.data.formats.columns import Forms, Row, read_row
 from lion_lightning.data.formats.pairing import Pairing, PromptAnswers
 from lion_lightning.data.reports.row_messages import add_message
 
 FORMS: Forms[Read] = Forms([*PAIRS, *RANKED])
 """The forms of preference rows; of several that fit, the first is taken."""
 
-_SINGLE = (
-    "the row has one answer, and pairs need two: with a label UnpairedDataModule takes it (for KTOModule), without one "
-    "SFTDataModule (for SFTModule)"
-)
-_REFUSED = [Refusal(columns, _SINGLE) for columns in SINGLE_COLUMNS]
+_REFUSED = refuse_single("pairs need")
 
 
 def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: Pairing) -> list[PromptAnswers]:
@@ -64,9 +60,8 @@ def recognize_preferences(row: Row, columns: Mapping[str, str] | None, pairing: 
         return [read] if read else []
     if len(read.answers) < 2:
         raise ValueError("a pair needs two answers, and answers has 1; skip the row with a `transform`")
-    content = json.dumps(
-        read.answers, sort_keys=True, default=str
-    )  # draws follow from it, and not from the row's place
+    # Draws follow from the content, and not from the row's place.
+    content = json.dumps(read.answers, sort_keys=True, default=str)
     pairs = pairing.pairs(list(read.values), content)
     _require_pairs(pairs, len(read.answers), pairing)
     if not pairs:
