@@ -221,10 +221,8 @@ class OnPolicySampling(Callback):
             logger.info("round %d: found in %s", number, path)
             return stored
         if worker.rank == 0:
-            reason = (
-                f"without {data.items} to train on" if same else "sampled from another policy or with other settings"
-            )
-            rounds.set_aside(path.parent, number, reason)
+            why = f"without {data.items} to train on" if same else "sampled from another policy or with other settings"
+            rounds.set_aside(path.parent, number, why)
         return self._sample(worker, policy, rollouts, path, {"round": number, "identity": identity, **settings})
 
     def _sample(
@@ -296,5 +294,5 @@ class OnPolicySampling(Callback):
 
     def training_settings(self) -> dict[str, Any]:
         """All settings that decide what is trained, for a resumed run to compare."""
-        names = ("prompts_per_round", "monitor_prompts")
-        return self.sampling_settings() | {name: getattr(self, name) for name in names}
+        own = {"prompts_per_round": self.prompts_per_round, "monitor_prompts": self.monitor_prompts}
+        return self.sampling_settings() | own

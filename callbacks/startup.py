@@ -171,7 +171,7 @@ def _models(module: LightningModule) -> dict[str, Section]:
 
 
 def _notes(module: LightningModule) -> str:
-    """What is special about how the policy runs: layers that see no flat rows, balance of experts; mostly nothing."""
+    """Notes on how the policy runs: layers that see no flat rows, balance of experts; mostly none."""
     policy = getattr(module, "policy", None)
     if not isinstance(policy, PackedModel):
         return ""

@@ -203,7 +203,7 @@ class _Stopwatch:
 
 
 def _parts(batch: PackedBatch) -> tuple[PackedBatch, PackedBatch | None]:
-    """What is trained of a batch, and the mismatched answers, whose values are unknown, with their prompts if any."""
+    """The trained part of a batch, and the mismatched answers, whose values are unknown, with their prompts if any."""
     unknown = [] if batch.pairs else [place for place, value in enumerate(batch.values) if math.isnan(value)]
     if not unknown:
         return batch, None

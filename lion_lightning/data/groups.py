@@ -44,7 +44,13 @@ class GroupDataModule(TreeDataModule):
         **kwargs: Any,
     ) -> None:
         make_filters = partial(GroupFilters, keep_equal=keep_equal)
-        super().__init__(sources=sources, tokenizer=tokenizer, make_filters=make_filters, **kwargs)
+        super().__init__(
+            sources=sources,
+            tokenizer=tokenizer,
+            make_filters=make_filters,
+            make_validation_filters=make_filters,
+            **kwargs,
+        )
         self.keep_equal = keep_equal
 
     @override

@@ -22,7 +22,7 @@ class TreeDataModule(PackedDataModule, ABC):
         sources: Sources to train on.
         tokenizer: A tokenizer, or how to load one; in a config it is taken from the model.
         make_filters: Filters of the training examples, from the limits of their lengths.
-        make_validation_filters: Filters of the validation examples; None for those of training.
+        make_validation_filters: Filters of the validation examples.
         train_reasoning: Whether the reasoning of the answers is trained, too. Else it is context.
         max_length: Most tokens of a prompt with one of its answers; longer answers lose their end.
         max_prompt_length: Most tokens of a prompt; truncated before the answers are. None for no other limit, and
@@ -41,7 +41,7 @@ class TreeDataModule(PackedDataModule, ABC):
         tokenizer: TokenizerSpec | PreTrainedTokenizerBase,
         *,
         make_filters: Callable[..., TreeFilters],
-        make_validation_filters: Callable[..., TreeFilters] | None = None,
+        make_validation_filters: Callable[..., TreeFilters],
         train_reasoning: bool = True,
         max_length: int = 2048,
         max_prompt_length: int | None = None,
@@ -49,12 +49,11 @@ class TreeDataModule(PackedDataModule, ABC):
         row_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        limits = max_length, max_prompt_length, keep
         super().__init__(
             sources=sources,
             tokenizer=tokenizer,
-            filters=make_filters(*limits),
-            validation_filters=(make_validation_filters or make_filters)(*limits),
+            filters=make_filters(max_length, max_prompt_length, keep),
+            validation_filters=make_validation_filters(max_length, max_prompt_length, keep),
             row_length=2 * max_length if row_length is None else row_length,
             **kwargs,
         )

@@ -46,7 +46,13 @@ class UnpairedDataModule(TreeDataModule):
         **kwargs: Any,
     ) -> None:
         make_filters = partial(AnswerFilters, mismatched=mismatched)
-        super().__init__(sources=sources, tokenizer=tokenizer, make_filters=make_filters, **kwargs)
+        super().__init__(
+            sources=sources,
+            tokenizer=tokenizer,
+            make_filters=make_filters,
+            make_validation_filters=make_filters,
+            **kwargs,
+        )
         self.mismatched = mismatched
 
     @override

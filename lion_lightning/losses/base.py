@@ -1,4 +1,4 @@
-"""What the losses of answers, pairs and groups have in common."""
+"""Bases of the losses of answers, pairs and groups."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AlignmentLoss(nn.Module, ABC):
 
 
 class RewardedAnswersLoss(AlignmentLoss):
-    """Base of the losses that give each answer a reward of its own: those of single answers and of groups."""
+    """Base of the losses with a reward per answer: those of single answers and of groups."""
 
     def log_ratios(self, policy: AnswerLogps, reference: AnswerLogps) -> Tensor:
         r""":math:`\log \pi(y|x) - \log \pi_{ref}(y|x)`, reduced, in the shape of the answers."""

@@ -52,7 +52,7 @@ class PolicyModel(PackedModel):
         return self.logps(self.hidden_states(batch), batch)
 
     def logps(self, hidden: Tensor, batch: PackedBatch) -> TokenLogps:
-        """Log-probs of the targets, where the last hidden states are known: for modules with a head of their own.
+        """Log-probs of the targets, where the last hidden states are known: for modules with another head.
 
         Args:
             hidden: ``(tokens, hidden)`` of :meth:`hidden_states` of the batch.

@@ -141,7 +141,7 @@ class AlignmentModule(SteppedPolicy, ABC):
 
     @property
     def objective(self) -> str:
-        """What is minimized, for a person: ``SigmoidLoss(beta=0.1, label_smoothing=0) over pairs``."""
+        """The objective in words: ``SigmoidLoss(beta=0.1, label_smoothing=0) over pairs``."""
         loss = getattr(self, "loss", None)
         return f"{_described(loss) if isinstance(loss, nn.Module) else type(self).__name__} over {self.items}"
 

@@ -26,7 +26,7 @@ from lion_lightning.references.cached import CachedReference
 
 
 class OnlineModule(PolicyReferenceModule[LossT], ABC):
-    """What makes a stage online, for any objective: name it before the module that trains the objective.
+    """Mixin that makes a stage online, for any objective: name it before the module that trains the objective.
 
     ``class OnlineDPOModule(OnlineModule[PreferenceLoss], DPOModule)`` is all of online DPO.
 
@@ -50,7 +50,7 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
     """
 
     takes: ClassVar[Literal["pairs", "groups"]] = "pairs"
-    """What it trains on of a round, as the data module has to give it."""
+    """Items of a round, as the data module has to give them."""
 
     def __init__(self, policy: PolicySpec | str | dict[str, Any], *, kl_batches: int = 8, **kwargs: Any) -> None:
         super().__init__(policy=policy, **kwargs)

@@ -33,7 +33,7 @@ class Job:
         lengths: Tokens of each segment of a micro-batch.
         parents: Parent of each segment.
         mismatched: True if the last answer of each prompt is one of another prompt, as KTO has them: they run with
-            their prompts in a forward of their own, without a gradient.
+            their prompts in a separate forward, without a gradient.
         precision: The trainer's.
         optimizer: From parameter groups to an optimizer.
         accumulate: Micro-batches of a step, on each device.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lion_lightning.cache import atomic_write, explain_write_errors, read_object, remove_stale_files
 from lion_lightning.errors import first_line
-from lion_lightning.references.answer_file import AnswerFile, Counts, Keys, to_block
+from lion_lightning.references.answer_file import AnswerFile, Block, Counts, Keys, to_block
 from lion_lightning.types import PackedBatch, TokenLogps
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,8 @@ def answer_keys(batch: PackedBatch) -> Keys:
     host = batch.on_cpu()
     ids, places = host.input_ids.numpy(), host.logit_positions.numpy()
     bounds = _target_bounds(batch)
-    states: list[
-        blake2b
-    ] = []  # of each segment: what it and its ancestors hold, so that a prompt is hashed once for its answers
+    # Of each segment: what it and its ancestors hold, so that a prompt is hashed once for its answers.
+    states: list[blake2b] = []
     digests = []
     for number, segment in enumerate(batch.segments):
         state = states[segment.parent].copy() if segment.parent >= 0 else blake2b(digest_size=16)
@@ -153,18 +152,19 @@ class AnswerStore:
     def _make_index(self) -> None:
         """Keys of all files in order, for a binary search, and the place of each answer's log-probs."""
         files = [self._files[path] for path in sorted(self._files)]
-        blocks = [(owner, block) for owner, file in enumerate(files) for block in file.blocks]
-        keys = np.concatenate([np.empty((0, 2), np.uint64), *(block.keys for _, block in blocks)])
+        none = np.empty(0, np.int64)
+        blocks, sizes = [Block(np.empty((0, 2), np.uint64), none, none)], [0] * len(files)
+        for owner, file in enumerate(files):
+            blocks += file.blocks
+            sizes[owner] = sum(len(block.keys) for block in file.blocks)
+        keys, starts, counts = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+        owners = np.repeat(np.arange(len(files), dtype=np.int32), np.array(sizes, np.int64))
         order = np.argsort(keys[:, 0], kind="stable")  # of equal ones, the first file's is the first
         if len(order):
             words = keys[order, 0]
             order = order[np.concatenate([[True], words[1:] != words[:-1]])]
-        empty = np.empty(0, np.int64)
-        starts = np.concatenate([empty, *(block.starts for _, block in blocks)])[order]
-        counts = np.concatenate([empty, *(block.counts for _, block in blocks)])[order]
-        owners = np.repeat([owner for owner, _ in blocks], [len(block.keys) for _, block in blocks])
-        self._keys, self._starts, self._stops = keys[order], starts, starts + counts
-        self._owners = owners.astype(np.int32)[order]
+        self._keys, self._owners = keys[order], owners[order]
+        self._starts, self._stops = starts[order], (starts + counts)[order]
         self._words = [file.words for file in files]
 
     def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

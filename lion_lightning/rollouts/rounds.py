@@ -76,7 +76,7 @@ class Round:
 
     @property
     def items(self) -> str:
-        """What an epoch trains on of it: ``pairs`` or ``groups``."""
+        """Items that an epoch trains on: ``pairs`` or ``groups``."""
         return str(self.metadata.get("items", "pairs"))
 
     @property

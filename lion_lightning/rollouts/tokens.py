@@ -19,7 +19,7 @@ from lion_lightning.types import SampleSegment
 
 
 class _Chosen(NamedTuple):
-    """What is trained of a prompt: positions of answers in the file, and of pairs among these answers."""
+    """Trained answers of a prompt: their positions in the file, and pairs among them."""
 
     row: int
     answers: list[int]

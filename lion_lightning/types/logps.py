@@ -108,7 +108,7 @@ class PairLogps(NamedTuple):
 
 
 class SumOver(NamedTuple):
-    """A metric that is no mean over the items: of desirable answers alone, say, or of pairs where items are prompts.
+    """A metric that is not a mean over the items: of desirable answers alone, say, or of pairs where items are prompts.
 
     Attributes:
         total: Scalar sum.

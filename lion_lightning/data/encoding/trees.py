@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -64,15 +64,16 @@ class TreeEncoder(ABC):
             ValueError: An answer cannot be rendered or masked exactly, has no prompt, or its prompt has other tokens
                 than before the first answer; the message starts with the example's file and line.
         """
-        answers = list(chain.from_iterable(example.answers for example in examples))
+        answers: list[PromptAnswer] = []
         places: list[str] = []
         for example, place in zip(examples, where, strict=True):
+            answers += example.answers
             places += [place] * len(example.answers)
-        encoded = iter(self._chat.encode_answers(answers, places))
-        return [
-            _tree(example, list(islice(encoded, len(example.answers))), place)
-            for example, place in zip(examples, where, strict=True)
-        ]
+        encoded = iter(self._chat.encode_answers(answers, places))  # all answers of all examples at once
+        trees = []
+        for example, place in zip(examples, where, strict=True):
+            trees.append(_tree(example, list(islice(encoded, len(example.answers))), place))
+        return trees
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what :meth:`read` and :meth:`encode_samples` return; a key for caches."""

@@ -19,7 +19,7 @@ from lion_lightning.models.weights.dtensor import unwrapped
 
 @dataclass
 class LionEntry:
-    """What an export is made by: plain data in the checkpoint, specs here.
+    """Settings that an export is made by: plain data in the checkpoint, specs here.
 
     Attributes:
         policy: The policy's spec; of a reward model, a :class:`RewardModelSpec`.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
@@ -48,10 +48,10 @@ class RewardModel(PackedModel):
         Returns:
             ``(answers,)`` fp32 rewards, in the order of ``batch.answers``.
         """
-        answers = batch.answers
+        answers, device = batch.answers, batch.input_ids.device
         ends = torch.tensor([batch.segments[answer].stop - 1 for answer in answers], dtype=torch.int64)
-        owners = torch.tensor(answers, dtype=torch.int64)
-        ends, owners = (each.to(batch.input_ids.device, non_blocking=True) for each in (ends, owners))
+        ends = ends.to(device, non_blocking=True)  # (answers,)
+        owners = torch.tensor(answers, dtype=torch.int64).to(device, non_blocking=True)
         batch = self.rotary.apart(replace(batch, logit_positions=ends, target_segments=owners))  # may move the ends
         return self._scores(self.hidden_states(batch)[batch.logit_positions])
 
@@ -81,8 +81,10 @@ def score_head(model: PreTrainedModel) -> tuple[str, Any]:
     Raises:
         ValueError: The head is not a linear layer without bias and with one output.
     """
-    outside = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
-    heads = {name: part for name, part in outside.items() if any(True for _ in part.parameters())}
+    heads: dict[str, nn.Module] = {}
+    for name, part in model.named_children():
+        if name != model.base_model_prefix and next(part.parameters(), None) is not None:
+            heads[name] = part
     for name, head in heads.items():
         weight: Any = getattr(head, "weight", None)
         if len(heads) == 1 and weight is not None and weight.dim() == 2 and getattr(head, "bias", None) is None:

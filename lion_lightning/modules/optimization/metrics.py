@@ -158,7 +158,7 @@ def _add_to(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def _key(name: str) -> str:
-    return f"mean/{name.replace('.', '_')}"  # so that it may also be "values", which a ModuleDict has of its own
+    return f"mean/{name.replace('.', '_')}"  # so that it may also be "values", which a ModuleDict has too
 
 
 def _divisor(num_items: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What modules ask of a Trainer beyond its own loops: batches, and how weights are split over ranks."""
+"""A Trainer's batches outside of its loops, and how its weights are split over ranks."""

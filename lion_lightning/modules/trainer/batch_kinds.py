@@ -1,4 +1,4 @@
-"""What batches hold, and which module trains on it: a module refuses those that are for another one."""
+"""Kinds of batches, and the module that trains on each: a module refuses those that are for another one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lion_lightning.types import PackedBatch
 
 
 class BatchKind(NamedTuple):
-    """What rows hold.
+    """Contents of rows.
 
     Attributes:
         name: In the plural.
@@ -30,10 +30,10 @@ GROUPS = BatchKind("groups of scored answers", "GroupModule", "GroupDataModule")
 
 
 def require_packed(batch: PackedBatch) -> None:
-    """Refuse what is no batch of packed rows.
+    """Refuse anything but a batch of packed rows.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is something else.
     """
     if not isinstance(batch, PackedBatch):
         raise ValueError(
@@ -80,7 +80,7 @@ def require_groups(batch: PackedBatch, module: object) -> None:
 
 
 def kind_of(batch: PackedBatch) -> BatchKind:
-    """What a batch holds, as far as it shows: groups whose scores are all 1 or 0 may be labeled answers as well."""
+    """Kind of a batch, as far as it shows: groups whose scores are all 1 or 0 may be labeled answers as well."""
     require_packed(batch)
     if all(segment.parent < 0 for segment in batch.segments):
         return DOCUMENTS

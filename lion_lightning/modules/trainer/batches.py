@@ -1,4 +1,4 @@
-"""Batches of a Trainer's data outside of its own loops, which references are precomputed on."""
+"""Batches of a Trainer's data outside of its loops, which references are precomputed on."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def _rewards(module: _PairDifferences, data: PackedDataModule) -> dict[str, Any]
 def _validated(module: AlignmentModule, data: PackedDataModule) -> dict[str, float]:
     """Validate on all rows of the sources; nothing is written but the cache of tokens."""
     if data.stream:
-        data.sources[0].open()  # says that a stream is no set to evaluate on
+        data.sources[0].open()  # says that a stream cannot be evaluated on
     positions = module.max_positions
     if positions is not None and data.max_length > positions:
         raise ValueError(

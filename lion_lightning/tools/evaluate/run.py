@@ -40,7 +40,7 @@ ANSWERS, AGAINST, RESULTS, SCORED = "answers.jsonl", "answers_against.jsonl", "r
 
 @dataclass
 class Evaluation:
-    """What to evaluate.
+    """Settings of an evaluation.
 
     Attributes:
         model: A Hugging Face folder, e.g. the export of a stage, or a hub id: of a causal LM, or of a reward model,

@@ -86,7 +86,7 @@ def _table(title: str, reports: Sequence[SourceReport]) -> Table:
         for name in rows[0]:
             table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
         for row in rows:
-            table.add_row(*(literal(cell) for cell in row.values()))
+            table.add_row(*map(literal, row.values()))
         return table
     table.add_column("source", no_wrap=True)
     for row in rows:  # a column per source: there are few of them, and many numbers of each
@@ -152,8 +152,11 @@ def _as_trained(sample: Sample) -> list[SampleSegment]:
 
 
 def _counts(*pieces: SampleSegment) -> str:
-    tokens = sum(len(piece.input_ids) for piece in pieces)
-    return f"{tokens:,} tokens, {sum(int(targets(piece).sum()) for piece in pieces):,} of them trained"
+    tokens = trained = 0
+    for piece in pieces:
+        tokens += len(piece.input_ids)
+        trained += int(targets(piece).sum())
+    return f"{tokens:,} tokens, {trained:,} of them trained"
 
 
 def _spread(documents: Documents, rows: int) -> list[int]:

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     for name in ("memory", "tflops", "mfu", "bandwidth"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name} is {getattr(options, name)}; give a number above 0")
-    # What is no option of this command is one of `lion fit`.
+    # Options that are unknown here are those of `lion fit`.
     cli = build_cli(rest, run=False, kind=SettingsCLI)
     settings: Any = cli.trainer
     gpus = _gpus(settings, options.gpus)

@@ -40,12 +40,13 @@ def _ranked(scores: str, reader: Reader, row: Fields) -> Read:
         raise ValueError("answers is empty; skip the row with a `transform`")
     if len(raw) != len(given):
         raise ValueError(f"answers has {len(raw)} entries and {scores} {len(given)}; give each answer its score")
-    values = tuple(_score(score, f"{scores}[{index}]") for index, score in enumerate(given))
-    names = [f"answers[{index}]" for index in range(len(raw))]
-    answers = reader(row, {name: parse_messages(answer, name) for name, answer in zip(names, raw, strict=True)})
-    if not answers:
-        return None
-    return PromptAnswers(tuple(answers), tuple(-value for value in values) if scores == "ranks" else values)
+    sign = -1 if scores == "ranks" else 1
+    values, named = [], {}
+    for index, (answer, score) in enumerate(zip(raw, given, strict=True)):
+        values.append(sign * _score(score, f"{scores}[{index}]"))
+        named[f"answers[{index}]"] = parse_messages(answer, f"answers[{index}]")
+    answers = reader(row, named)
+    return PromptAnswers(tuple(answers), tuple(values)) if answers else None
 
 
 def _labeled(answer: str, reader: Reader, row: Fields) -> Read:

@@ -56,7 +56,9 @@ def find_lists(row: Row, columns: Mapping[str, str]) -> tuple[Row, dict[str, str
 
 def _taken_apart(row: Row, own: str, entries: Sequence[Mapping[str, Any]]) -> tuple[Row, dict[str, str]]:
     """A row with a list of texts, and one of scores if there are any, in place of a list of objects."""
-    given = dict.fromkeys(key for entry in entries for key, value in entry.items() if not is_empty(value))
+    given: dict[str, None] = {}  # keys with content, in the order of their first appearance
+    for entry in entries:
+        given |= dict.fromkeys(key for key, value in entry.items() if not is_empty(value))
     texts = [key for key in _TEXTS if key in given]
     scores = [key for key in _SCORES if key in given] or [key for key in ("rank",) if key in given]
     if len(texts) != 1:  # what they are is not clear, and whatever reads the row says so
@@ -67,22 +69,19 @@ def _taken_apart(row: Row, own: str, entries: Sequence[Mapping[str, Any]]) -> tu
             "`transform`"
         )
     for key in given:
-        if key not in (*texts, *scores):
-            _check_other_key(own, key)
+        if key in texts or key in scores:
+            continue
+        meaning, name = meaning_of(key), printable(f"{own}.{key}")
+        if meaning is not None and (meaning.of_prompt or meaning.is_text):
+            raise ValueError(f"{name} holds {meaning.what}, and answers are texts or lists of messages; {meaning.fix}")
+        if not is_harmless(key):
+            add_message("unused", name)
     split = {**row, own: [entry.get(texts[0]) for entry in entries]}
     if not scores:
         return split, {}
     name = f"{own}.{scores[0]}"
     split[name] = [entry.get(scores[0]) for entry in entries]
     return split, {"ranks" if scores[0] == "rank" else "scores": name}
-
-
-def _check_other_key(own: str, key: str) -> None:
-    meaning, name = meaning_of(key), printable(f"{own}.{key}")
-    if meaning is not None and (meaning.of_prompt or meaning.is_text):
-        raise ValueError(f"{name} holds {meaning.what}, and answers are texts or lists of messages; {meaning.fix}")
-    if not is_harmless(key):
-        add_message("unused", name)
 
 
 def _list(value: Any) -> Sequence[Any] | None:
