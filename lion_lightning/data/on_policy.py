@@ -200,8 +200,11 @@ class RoundDataModule(TreeDataModule, ABC):
             selections = [*self._sampled(finished), *self.split_validation(sources)[0]]
             mixture = mix(selections, self.filters, self.row_length)
         except ValueError as error:
-            again = "" if self.sources else _sampled_again(self.items)
-            raise ValueError(f"{_nothing(finished, self.items)} ({error}); {_FIXES[self.items]}{again}") from error
+            message = f"{_nothing(finished, self.items)} ({error}); {_FIXES[self.items]}"
+            if not self.sources:
+                message += ". The next start samples this round again, unless the filters then keep some of its "
+                message += self.items
+            raise ValueError(message) from error
         require_fitting(mixture.documents, self.row_length)
         for report in mixture.reports:
             logger.info("%s", report)
@@ -245,10 +248,6 @@ _MORE = (
 )
 _CHECK = "check with `lion rounds` that the judge tells the answers apart"
 _FIXES = {"pairs": f"{_MORE}lower data.min_margin, or {_CHECK}", "groups": f"{_MORE}or {_CHECK}"}
-
-
-def _sampled_again(items: str) -> str:
-    return f". The next start samples this round again, unless the filters then keep some of its {items}"
 
 
 def _nothing(finished: Round, items: str) -> str:

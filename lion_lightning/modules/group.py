@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lion_lightning.losses.groups.group import GroupLoss
+from lion_lightning.losses.groups.group import GroupLoss, differences
 from lion_lightning.losses.groups.listwise import PlackettLuceLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.policy_reference import PolicyReferenceModule
@@ -83,8 +83,8 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
             reference: The same under the reference.
             values: ``(groups, n)``.
         """
-        better = _differences(values) > 0  # (groups, n, n)
-        margins = _differences(self.loss.rewards(policy, reference))
+        better = differences(values) > 0  # (groups, n, n)
+        margins = differences(self.loss.rewards(policy, reference))
         orders, pairs = margins.sign() * better, better.sum((1, 2))  # 1 where reward and value agree, -1 where not
         answers = torch.full((), values.numel(), device=values.device)
         metrics: dict[str, Tensor | SumOver] = {
@@ -99,11 +99,6 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
         if not isinstance(self.reference, NoReference):
             metrics["kl"] = SumOver((policy.sums - reference.sums).sum(), answers)
         return metrics
-
-
-def _differences(numbers: Tensor) -> Tensor:
-    """``(groups, n, n)`` number i minus number j."""
-    return numbers[:, :, None] - numbers[:, None, :]
 
 
 def _added(parts: list[dict[str, Tensor | SumOver]]) -> dict[str, Tensor | SumOver]:

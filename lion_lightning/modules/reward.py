@@ -17,6 +17,8 @@ from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.trainer.batch_kinds import require_pairs
 from lion_lightning.types import LossOutput, PackedBatch
 
+_SETTINGS = ("margin", "margin_per_score", "center_rewards_coefficient")
+
 
 class RewardModule(AlignmentModule):
     """Trains a reward model on preference pairs (Bradley and Terry, 1952; for answers: arXiv 2203.02155, eq. 1).
@@ -68,15 +70,14 @@ class RewardModule(AlignmentModule):
         super().__init__(policy=policy, **kwargs)
         self.margin, self.margin_per_score = margin, margin_per_score
         self.center_rewards_coefficient = center_rewards_coefficient
-        for name in ("margin", "margin_per_score", "center_rewards_coefficient"):
+        for name in _SETTINGS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; give a number of at least 0")
 
     @property
     @override
     def objective(self) -> str:
-        names = ("margin", "margin_per_score", "center_rewards_coefficient")
-        settings = ", ".join(f"{name}={getattr(self, name):g}" for name in names)
+        settings = ", ".join(f"{name}={getattr(self, name):g}" for name in _SETTINGS)
         return f"Bradley-Terry({settings}) over {self.items}"
 
     @property
@@ -124,7 +125,7 @@ class RewardModule(AlignmentModule):
         if not self.margin_per_score:
             return [self.margin] * len(batch.pairs)
         differences = [batch.values[chosen] - batch.values[rejected] for chosen, rejected in batch.pairs]
-        if any(math.isnan(difference) for difference in differences):
+        if any(map(math.isnan, differences)):
             raise ValueError(
                 "model.margin_per_score: answers of a pair have no scores to make a margin of; give the rows scores "
                 "(score_chosen and score_rejected, or scores of ranked answers), or set it to 0"

@@ -82,10 +82,15 @@ class Job:
 
     def _part(self, kept: list[bool]) -> Rows:
         """Some segments of the row, with parents counted among themselves."""
-        numbers = [number for number, keep in enumerate(kept) if keep]
-        places = {number: place for place, number in enumerate([-1, *numbers], start=-1)}
-        parents = tuple(places[self.parents[number]] for number in numbers)
-        return tuple(self.lengths[number] for number in numbers), parents
+        places = {-1: -1}  # of each segment that is kept
+        lengths: list[int] = []
+        parents: list[int] = []
+        for number, keep in enumerate(kept):
+            if keep:
+                places[number] = len(lengths)
+                lengths.append(self.lengths[number])
+                parents.append(places[self.parents[number]])  # a parent comes before its children
+        return tuple(lengths), tuple(parents)
 
     @property
     def mixed(self) -> bool:

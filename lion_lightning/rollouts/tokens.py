@@ -74,9 +74,8 @@ class RoundTokens:
         self._prompt_ids, self._answer_ids = prompts.values.to_numpy(), answers.values.values.to_numpy()
         roots = np.zeros(self.segment_offsets[-1], np.bool_)
         roots[self.segment_offsets[:-1]] = True
-        within = np.array(
-            list(chain.from_iterable(one.answers for one in chosen)), np.int64
-        )  # (answers,) of the prompt
+        positions = list(chain.from_iterable(one.answers for one in chosen))
+        within = np.array(positions, np.int64)  # (answers,) of the prompt
         rows = np.repeat(self._rows, np.diff(self.segment_offsets) - 1)  # (answers,)
         which = answers.offsets.to_numpy()[rows] + within  # (answers,) among all answers of the file
         bounds, answer_bounds = prompts.offsets.to_numpy(), answers.values.offsets.to_numpy()

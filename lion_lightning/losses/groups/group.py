@@ -47,3 +47,8 @@ class GroupLoss(RewardedAnswersLoss):
         Returns:
             ``(groups,)`` losses; the module sums and normalizes them over the global step.
         """
+
+
+def differences(numbers: Tensor) -> Tensor:
+    """``(groups, n, n)`` number i minus number j of each group, of ``(groups, n)`` numbers."""
+    return numbers[:, :, None] - numbers[:, None, :]

@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
 from lion_lightning.losses.base import out_of_range
-from lion_lightning.losses.groups.group import GroupLoss
+from lion_lightning.losses.groups.group import GroupLoss, differences
 from lion_lightning.types import AnswerLogps
 
 
@@ -49,7 +49,7 @@ class LambdaLoss(GroupLoss):
             0 to 1; scores from 1 to 10 want ``lowest: 1, highest: 10``, or the best of them would outweigh all others.
 
     Raises:
-        ValueError: The range is none. In ``forward``, if a value is so far above it that its gain is not finite (which
+        ValueError: The range is empty. In ``forward``, if a value is so far above it that its gain is not finite (which
             waits for the device, once per size of groups in a micro-batch).
     """
 
@@ -72,11 +72,6 @@ class LambdaLoss(GroupLoss):
             )
         order = rewards.detach().argsort(dim=-1, descending=True, stable=True)
         discounts = 1 / (order.argsort(-1) + 2).to(rewards).log2()  # 1 / log2(1 + tau)
-        weights = (_differences(gains) * _differences(discounts)).abs()  # (groups, n, n)
-        better = _differences(values) > 0
-        return -(better * weights * logsigmoid(_differences(rewards))).sum((-2, -1))
-
-
-def _differences(numbers: Tensor) -> Tensor:
-    """``(groups, n, n)`` number i minus number j."""
-    return numbers[:, :, None] - numbers[:, None, :]
+        weights = (differences(gains) * differences(discounts)).abs()  # (groups, n, n)
+        better = differences(values) > 0
+        return -(better * weights * logsigmoid(differences(rewards))).sum((-2, -1))

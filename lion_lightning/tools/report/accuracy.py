@@ -74,8 +74,8 @@ def accuracy_of(chains: Sequence[ChainLogs]) -> Accuracy | None:
     Stages without answers, such as a reward model's, are left out.
     """
     chosen = [[stage for stage in seed.stages if stage.evaluation.get("accuracy")] for seed in chains]
-    stages = [stage.name for stage in chosen[0]]
-    if not stages or any([stage.name for stage in others] != stages for others in chosen):
+    names = [[stage.name for stage in stages] for stages in chosen]
+    if not names[0] or names.count(names[0]) < len(names):
         return None
     kinds = list(chosen[0][0].evaluation["accuracy"]["by"])
     table: dict[tuple[str, str], list[Interval]] = {}
@@ -85,4 +85,4 @@ def accuracy_of(chains: Sequence[ChainLogs]) -> Accuracy | None:
             found = results["by"][kind] if kind else results
             interval = Interval(found["estimate"], found["low"], found["high"])
             table.setdefault((stage.name, kind), []).append(interval)
-    return Accuracy(stages, kinds, table)
+    return Accuracy(names[0], kinds, table)
