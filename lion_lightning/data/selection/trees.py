@@ -213,20 +213,26 @@ def _fill(units: Sequence[Unit], lengths: Sequence[int], room: int, fewest: bool
         room: Tokens of the answers of a part.
         fewest: Whether the unit comes next that adds the fewest tokens; else the longest that has room.
     """
-    left, parts = list(units), []
-    while left:
-        part, inside = [left[0]], set(left[0])
-        used = sum(lengths[answer] for answer in inside)
-        del left[0]
-        while True:
-            added = [sum(lengths[answer] for answer in unit if answer not in inside) for unit in left]
-            fitting = [number for number, tokens in enumerate(added) if used + tokens <= room]
-            if not fitting:
-                break
-            number = min(fitting, key=lambda one: added[one] if fewest else -added[one])
-            used += added[number]
-            inside.update(left[number])
-            part.append(left.pop(number))
+    width = max(map(len, units))
+    sizes = np.array([*lengths, 0])  # the last is of no answer, which fills units up
+    answers = np.array([[*unit, *[len(lengths)] * (width - len(unit))] for unit in units])  # (units, width)
+    left = np.arange(len(units))
+    parts = []
+    while len(left):
+        new = sizes.copy()  # tokens that each answer adds to the part
+        used = 0
+        part: list[Unit] = []
+        place = 0  # the first comes in any case
+        while place >= 0:
+            number = left[place]
+            part.append(units[number])
+            used += int(new[answers[number]].sum())
+            new[answers[number]] = 0
+            left = left[left != number]
+            added = new[answers[left]].sum(axis=1)  # (units left,)
+            fitting = np.flatnonzero(used + added <= room)
+            costs = added[fitting] if fewest else -added[fitting]
+            place = int(fitting[costs.argmin()]) if len(fitting) else -1
         parts.append(part)
     return parts
 

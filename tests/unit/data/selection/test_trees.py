@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -280,3 +280,28 @@ def test_a_report_of_trees_travels_as_json_and_is_added_up(trees: Trees) -> None
     assert (twice.cut, twice.prompts) == (Regrouped(6, 2, 6, 20), 6)
     cut = {"items": 3, "before": 1, "after": 3, "tokens": 10, "rescored": 0}
     assert json.loads(json.dumps(report.to_dict()))["cut"] == cut
+
+
+def test_pairs_go_together_as_if_chosen_one_by_one(trees: Trees) -> None:
+    draw = np.random.default_rng(3)
+    words = ["ABCDEFGH"[place] * int(draw.integers(1, 7)) for place in range(8)]
+    left = list(combinations(range(8), 2))
+    expected = []
+    while left:
+        part = [left.pop(0)]
+        while True:
+            held = set(chain.from_iterable(part))
+            tokens = {pair: sum(len(words[answer]) for answer in held | {*pair}) for pair in left}
+            fitting = [pair for pair in left if tokens[pair] <= 19]
+            if not fitting:
+                break
+            part.append(min(fitting, key=tokens.__getitem__))
+            left.remove(part[-1])
+        expected.append([(words[chosen], words[rejected]) for chosen, rejected in part])
+    assert len(expected) > 3
+    mixture = trees(row(" ".join(["p", *words]), [*range(8, 0, -1)], list(combinations(range(8), 2))), row_length=20)
+    found = []
+    for sample in samples(mixture):
+        answers = letters(sample)[1:]
+        found.append([(answers[chosen], answers[rejected]) for chosen, rejected in sample.pairs])
+    assert found == expected
