@@ -222,24 +222,22 @@ def _memory(trainer: Trainer, module: LightningModule, loader: PackedLoader | St
 
 def _peak(trainer: Trainer, module: AlignmentModule, tokens: int) -> MemoryEstimate:
     trees = _trees(trainer)
+    answers: int | None = None
+    if trees:  # answers per prompt, without those of other prompts, which the job adds
+        mismatched = trees.mismatched.documents if isinstance(trees, AnswerReport) else 0
+        answers = max(1, round((trees.answers - mismatched) / max(trees.prompts, 1)))
     job = job_of(
         module,
         tokens,
         getattr(getattr(trainer, "datamodule", None), "max_length", tokens),
         str(trainer.precision),
-        _answers_per_prompt(trees) if trees else None,
+        answers,
         accumulate=trainer.accumulate_grad_batches,
         on_gpu=trainer.strategy.root_device.type != "cpu",
     )
     quantized = module.policy_spec.quantization is not None
     own, *_ = placements(trainer.strategy, trainer.world_size, packed=quantized)
     return own.peak(with_recompute_of(trainer.strategy, job))
-
-
-def _answers_per_prompt(trees: TreeReport) -> int:
-    """Answers of a prompt, without those of other prompts."""
-    mismatched = trees.mismatched.documents if isinstance(trees, AnswerReport) else 0
-    return max(1, round((trees.answers - mismatched) / max(trees.prompts, 1)))
 
 
 def _warn(trainer: Trainer, steps: int | str, memory: Section) -> None:

@@ -57,6 +57,7 @@ class TreeDataModule(PackedDataModule, ABC):
             row_length=2 * max_length if row_length is None else row_length,
             **kwargs,
         )
+        # Checked here and not in setup, so that a wrong setting costs no tokenization.
         if isinstance(self.packing, Wrapped):
             raise ValueError(
                 "data.packing: Wrapped splits what does not fit a row, and a prompt with its answers cannot be split; "

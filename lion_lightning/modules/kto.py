@@ -32,7 +32,7 @@ class KTOModule(PolicyReferenceModule[AnswerLoss]):
     Logs, for training, validation and test, ``loss`` and, as means over the labeled answers of the global step (or of
     the data set), ``desirable``, the share of them; with a reference ``kl``, the mean log-ratio of policy to reference
     in nats, and ``kl/mismatched``, that of the mismatched answers where the loss needs them, from which KTO's reference
-    point comes. As means over the answers of their own kind (NaN in a step without any): ``rewards/chosen`` of
+    point comes. As means over the answers of their kind (NaN in a step without any): ``rewards/chosen`` of
     desirable and ``rewards/rejected`` of undesirable answers, as the loss defines rewards, ``rewards/margin``, the
     difference of both, ``logps/chosen`` and ``logps/rejected`` in nats per answer, ``lengths/chosen`` and
     ``lengths/rejected`` in targets.

@@ -95,8 +95,7 @@ def answer_view(batch: PackedBatch, answers: npt.ArrayLike) -> AnswerView:
         answers: Positions among the batch's answers, in any shape; an answer may come several times.
     """
     segments = np.array(batch.answers, np.int64)[np.asarray(answers, np.int64)]
-    # Targets are sorted by segment: those of segment i are bounds[i] to bounds[i + 1].
-    bounds = np.searchsorted(batch.on_cpu().target_segments.numpy(), np.arange(len(batch.segments) + 1))
+    bounds = batch.target_bounds()
     starts, counts = bounds[segments].ravel(), (bounds[segments + 1] - bounds[segments]).ravel()
     owners = np.repeat(np.arange(len(counts)), counts)
     index = np.arange(len(owners)) + (starts - (np.cumsum(counts) - counts))[owners]

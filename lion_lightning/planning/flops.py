@@ -103,8 +103,9 @@ def _flops(model: PreTrainedModel, trained: float, frozen: float, attention: flo
 def _matrices(model: PreTrainedModel) -> Iterator[tuple[float, bool]]:
     """Size of each matrix that a token is multiplied with, embedding and head left out, and whether it trains."""
     text: Any = model.config.get_text_config()
-    tables = (model.get_input_embeddings(), output_head(model))
-    skipped = {id(part) for table in tables if table is not None for part in table.modules()}
+    skipped: set[int] = set()
+    for table in (model.get_input_embeddings(), output_head(model)):
+        skipped.update(map(id, table.modules() if table is not None else ()))
     for name, module in model.named_modules():
         # peft keeps the frozen original of a fully trained layer; it does not run
         if id(module) in skipped or isinstance(module, nn.Embedding | nn.Conv1d) or "original_module" in name:

@@ -32,7 +32,7 @@ def answer_keys(batch: PackedBatch) -> Keys:
     """128-bit hash of each answer: the tokens of its prompt and its own, and which are targets. ``(answers, 2)``."""
     host = batch.on_cpu()
     ids, places = host.input_ids.numpy(), host.logit_positions.numpy()
-    bounds = _target_bounds(batch)
+    bounds = batch.target_bounds()
     # Of each segment: what it and its ancestors hold, so that a prompt is hashed once for its answers.
     states: list[blake2b] = []
     digests = []
@@ -51,13 +51,8 @@ def answer_keys(batch: PackedBatch) -> Keys:
 
 def answer_counts(batch: PackedBatch) -> Counts:
     """Number of targets of each answer, ``(answers,)``."""
-    counts: Counts = np.diff(_target_bounds(batch))[np.array(batch.answers, np.int64)]
+    counts: Counts = np.diff(batch.target_bounds())[np.array(batch.answers, np.int64)]
     return counts
-
-
-def _target_bounds(batch: PackedBatch) -> npt.NDArray[np.int64]:
-    """Targets are sorted by segment: those of segment i are at ``bounds[i]`` to ``bounds[i + 1]``."""
-    return np.searchsorted(batch.on_cpu().target_segments.numpy(), np.arange(len(batch.segments) + 1))
 
 
 class AnswerStore:

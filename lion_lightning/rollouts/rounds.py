@@ -207,8 +207,9 @@ def _is_summary(found: dict[str, Any]) -> bool:
         return False
     if not isinstance(report.get("left_out", {}), dict):
         return False
-    counts = [report.get("kept", {}), *report.get("left_out", {}).values()]
-    if not all(isinstance(count, dict) for count in counts):
-        return False
-    numbers = [*metrics.values(), report.get("prompts"), *(value for count in counts for value in count.values())]
+    numbers = [*metrics.values(), report.get("prompts")]
+    for count in (report.get("kept", {}), *report.get("left_out", {}).values()):
+        if not isinstance(count, dict):
+            return False
+        numbers += count.values()
     return all(value is None or isinstance(value, int | float) for value in numbers)

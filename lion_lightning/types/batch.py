@@ -166,6 +166,10 @@ class PackedBatch:
         """Segment of each answer; none in a batch that supervises nothing."""
         return [number for number, segment in enumerate(self.segments) if segment.parent >= 0] if self.values else []
 
+    def target_bounds(self) -> npt.NDArray[np.int64]:
+        """``(segments + 1,)``: targets are sorted by segment, those of i are ``bounds[i]`` to ``bounds[i + 1]``."""
+        return np.searchsorted(self.on_cpu().target_segments.numpy(), np.arange(len(self.segments) + 1))
+
     def without_targets(self) -> PackedBatch:
         """Copy that supervises nothing: what a rank runs to keep step with the others when it has no rows left."""
         none = self.targets[:0]

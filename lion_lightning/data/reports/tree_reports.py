@@ -179,11 +179,13 @@ class AnswerReport(TreeReport):
     @classmethod
     @override
     def counted(cls, spans: Spans) -> FilterCounts:
+        # Neither prompts nor mismatched answers have a label.
         return FilterCounts(int((~np.isnan(spans.values)).sum()), spans.counts.tokens)
 
     @classmethod
     @override
     def trained(cls, selection: Selection) -> Numbers:
+        # Mismatched answers run without a gradient.
         return np.where(np.isnan(selection.spans.values), 0, super().trained(selection))
 
     @override

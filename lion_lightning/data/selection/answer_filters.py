@@ -47,6 +47,7 @@ class AnswerFilters(TreeFilters):
     @override
     def arrange(self, selection: Selection, row_length: int | None = None) -> Selection:
         selection = join(selection)
+        # Mismatched answers are added before the cut, since a row has to hold them too.
         return cut(add_mismatched(selection, self.max_length) if self.mismatched else selection, row_length)
 
     @override
@@ -85,11 +86,13 @@ class GroupFilters(TreeFilters):
         selection = selection.filter(_sizes(selection) > 1, "fewer than two answers")
         selection = self.truncate(selection)
         selection = selection.filter_answers(selection.targets > 0, "no supervised token")
+        # Again: what was left out since may have left one answer.
         selection = selection.filter(_sizes(selection) > 1, "fewer than two answers")
         if self.keep_equal:
             return selection
         spans = selection.spans
         firsts = spans.offsets[:-1]
+        # (documents,) each; the prompt's NaN is ignored
         most, least = np.fmax.reduceat(spans.values, firsts), np.fmin.reduceat(spans.values, firsts)
         return selection.filter(most > least, "scores all equal")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from itertools import chain, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,14 +148,18 @@ class TokenBatches:
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        batches = list(chain.from_iterable(shard.batches for shard in shards))
-        self.raw_rows = sum(shard.rows for shard in shards)
-        self.skipped_rows = sum(shard.skipped for shard in shards)
-        self.tokens = blake2b("".join(shard.tokens for shard in shards).encode(), digest_size=16).hexdigest()
+        batches: list[Any] = []
+        self.raw_rows = self.skipped_rows = 0
         self.messages = RowMessages()
+        tokens = blake2b(digest_size=16)
         for shard in shards:
+            batches += shard.batches
+            self.raw_rows += shard.rows
+            self.skipped_rows += shard.skipped
             self.messages.add(shard.messages)
-        self._starts = [0, *np.cumsum([len(batch) for batch in batches]).tolist()]
+            tokens.update(shard.tokens.encode())
+        self.tokens = tokens.hexdigest()
+        self._starts = list(accumulate(map(len, batches), initial=0))
         self._offsets = [batch["input_ids"].offsets.to_numpy() for batch in batches]
         self._ids = [batch["input_ids"].values.to_numpy() for batch in batches]
         self._masks = [batch["supervised"].values for batch in batches]

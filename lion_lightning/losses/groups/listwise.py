@@ -1,4 +1,4 @@
-"""Losses of a whole ranking."""
+"""Listwise losses: of the ranking of all answers to a prompt."""
 
 from __future__ import annotations
 

@@ -88,7 +88,10 @@ def export_policy(
         write = _write_adapter if adapter else _write_model
         write(entry, weights, temporary, tokenizer)
         if not rewards:  # which generate nothing
-            _write_generation_settings(entry, temporary, tokenizer)
+            size = _config(entry).get_text_config().vocab_size
+            # Settings outside of the vocabulary are dropped: checkpoints of earlier versions have them.
+            own = within_vocabulary(plain_settings(entry.generation), size, "the checkpoint")
+            write_settings(generation_config(tokenizer, own), temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(model_card(entry), encoding="utf-8")
     return folder
@@ -171,12 +174,6 @@ def _write_model(
         agree_with(config, tokenizer)
     plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # its own file is written apart
     plain.save_pretrained(folder)
-
-
-def _write_generation_settings(entry: LionEntry, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    size = _config(entry).get_text_config().vocab_size
-    own = within_vocabulary(plain_settings(entry.generation), size, "the checkpoint")  # earlier versions kept them
-    write_settings(generation_config(tokenizer, own), folder)
 
 
 def _write_adapter(entry: LionEntry, weights: Mapping[str, Tensor], folder: Path, _: PreTrainedTokenizerBase) -> None:

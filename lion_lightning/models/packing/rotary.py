@@ -137,8 +137,10 @@ class LengthwiseRotary:
         """Of each token's sequence where the row is packed, else of each sequence."""
         if not self._packed:
             return [len(sequence) for sequence in layout.sequences]
-        lengths = zip(layout.segments, layout.tree_lengths, strict=True)
-        return [longest for segment, (_, longest) in lengths for _ in range(segment.length)]
+        lengths: list[int] = []
+        for segment, (_, longest) in zip(layout.segments, layout.tree_lengths, strict=True):
+            lengths += [longest] * segment.length
+        return lengths
 
 
 def _rule(rope: Any, layer_type: Any, kind: Any) -> LengthRule | None:

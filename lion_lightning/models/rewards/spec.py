@@ -43,6 +43,7 @@ class RewardModelSpec(PolicySpec):
     @override
     def of(cls, model: PolicySpec | str | dict[str, Any]) -> Self:
         if isinstance(model, PolicySpec) and not isinstance(model, cls):
+            # The spec of a causal LM: the same settings, for a classifier.
             return cls(**{field.name: getattr(model, field.name) for field in fields(PolicySpec)})
         return asked_spec(cls, {"path": model} if isinstance(model, str) else model, "policy")
 

@@ -42,7 +42,7 @@ class ExpertBalance:
         """
         self._experts = [routing.logits.shape[1] for routing in routings]
         counts = torch.cat([_counts(routing) for routing in routings])
-        # A rank without rows of its own repeats one without targets, to keep step with the others.
+        # A rank without rows repeats one without targets, to keep step with the others.
         reduced = strategy.reduce(counts * (output.num_items > 0), reduce_op="sum")
         assert isinstance(reduced, Tensor)
         self._counts = reduced if self._counts is None else self._counts + reduced

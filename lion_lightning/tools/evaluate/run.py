@@ -125,25 +125,18 @@ def evaluate(config: Evaluation) -> dict[str, Any]:
         results["loss"] = conversation_loss(
             config.model, config.conversations, config.max_length, template_kwargs=config.template_kwargs
         )
+    options: dict[str, Any] = {
+        "max_length": config.max_length,
+        "template_kwargs": config.template_kwargs,
+        "pairing": config.pairing,
+    }
     if config.preferences and is_reward_model(config.model):
         if config.reference:
             logger.warning("reference: %s is not used; a reward model has rewards of its own", config.reference)
-        results["rewards"] = reward_model_accuracy(
-            config.model,
-            config.preferences,
-            config.max_length,
-            template_kwargs=config.template_kwargs,
-            pairing=config.pairing,
-        )
+        results["rewards"] = reward_model_accuracy(config.model, config.preferences, **options)
     elif config.preferences and config.reference:
         results["rewards"] = preference_rewards(
-            config.model,
-            config.preferences,
-            config.reference,
-            config.beta,
-            config.max_length,
-            template_kwargs=config.template_kwargs,
-            pairing=config.pairing,
+            config.model, config.preferences, config.reference, config.beta, **options
         )
     if config.prompts:
         results |= _answers(config)

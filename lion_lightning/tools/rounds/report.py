@@ -159,7 +159,10 @@ def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> N
         rows.append([rollout.prompt.question, _answer(earlier, 0), _answer(rollout, 0)])
     if rows:
         names = [f"round {first.number}", f"round {last.number}"]
-        console.print(_answers_table("Monitor prompts", names, rows))
+        table = Table("prompt", *names, title="Monitor prompts", title_justify="left", show_lines=True)
+        for row in rows:
+            table.add_row(*(literal(text, SHOWN) for text in row))
+        console.print(table)
 
     groups = last.items == "groups"
     trees = [rollout for rollout in last.rollouts if rollout.pairs or (groups and len(rollout.usable) > 1)]
@@ -199,13 +202,6 @@ def _pairs(rollout: Rollout) -> str:
             rejected[chosen].append(str(other + 1))
     lines = [f"{chosen + 1} > {', '.join(others)}" for chosen, others in rejected.items()]
     return "\n".join([*lines, f"{ties} of equal scores"] if ties else lines)
-
-
-def _answers_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table("prompt", *names, title=title, title_justify="left", show_lines=True)
-    for row in rows:
-        table.add_row(*(literal(text, SHOWN) for text in row))
-    return table
 
 
 def _answer(rollout: Rollout, position: int) -> str:
