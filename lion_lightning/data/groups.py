@@ -55,10 +55,8 @@ class GroupDataModule(TreeDataModule):
 
     @override
     def make_encoder(self) -> GroupEncoder:
-        """Answers with their scores."""
         return GroupEncoder(self.tokenizer, self.train_reasoning)
 
     @override
     def settings(self) -> dict[str, Any]:
-        """Settings of the data module, as plain data."""
         return {**super().settings(), "keep_equal": self.keep_equal}

@@ -126,7 +126,6 @@ class RoundDataModule(TreeDataModule, ABC):
 
     @override
     def row_messages(self) -> dict[str, list[str]]:
-        """Messages about the sources of answers and of prompts."""
         return {
             **super().row_messages(),
             **{name: messages.describe(self.pool.sizes[name]) for name, messages in self.pool.messages.items()},
@@ -134,12 +133,10 @@ class RoundDataModule(TreeDataModule, ABC):
 
     @override
     def settings(self) -> dict[str, Any]:
-        """Settings and prompts, as plain data."""
         return {**super().settings(), "prompts": [source.path for source in self.prompts]}
 
     @override
     def batch_settings(self) -> dict[str, Any]:
-        """Settings that decide the batches, and must be the same on all ranks."""
         return {**super().batch_settings(), "prompts": [source.description() for source in self.prompts]}
 
     @override

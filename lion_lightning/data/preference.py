@@ -63,11 +63,9 @@ class PreferenceDataModule(TreeDataModule):
 
     @override
     def make_encoder(self) -> PairEncoder:
-        """Pairs of answers, under the pairing."""
         return PairEncoder(self.tokenizer, self.pairing, self.train_reasoning)
 
     @override
     def settings(self) -> dict[str, Any]:
-        """Settings of the data module, as plain data."""
         own = {"min_margin": self.min_margin, "max_length_ratio": self.max_length_ratio}
         return {"pairing": type(self.pairing).__name__, **super().settings(), **own}

@@ -65,11 +65,9 @@ class SFTDataModule(PackedDataModule):
 
     @override
     def make_encoder(self) -> ChatEncoder:
-        """Conversations and texts, under the mask."""
         return ChatEncoder(self.tokenizer, self.mask, self.train_reasoning)
 
     @override
     def settings(self) -> dict[str, Any]:
-        """Settings of the data module, as plain data."""
         names = ("mask", "train_reasoning", "max_length", "overlong", "min_supervised_share")
         return {name: getattr(self, name) for name in names}

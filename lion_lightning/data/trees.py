@@ -70,7 +70,6 @@ class TreeDataModule(PackedDataModule, ABC):
 
     @override
     def settings(self) -> dict[str, Any]:
-        """Settings of the data module, as plain data."""
         names = ("train_reasoning", "max_length", "max_prompt_length", "keep", "row_length")
         return {name: getattr(self, name) for name in names}
 

@@ -57,12 +57,10 @@ class UnpairedDataModule(TreeDataModule):
 
     @override
     def make_encoder(self) -> LabeledEncoder:
-        """Answers with their labels."""
         return LabeledEncoder(self.tokenizer, self.train_reasoning)
 
     @override
     def settings(self) -> dict[str, Any]:
-        """Settings of the data module, as plain data."""
         return {**super().settings(), "mismatched": self.mismatched}
 
     @override

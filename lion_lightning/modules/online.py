@@ -128,7 +128,6 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare with what the checkpoint was compared with."""
         super().on_load_checkpoint(checkpoint)
         self._epoch_kl = checkpoint.get("lion", {}).get("epoch_kl")
         if self.start is not self.reference:

@@ -118,7 +118,6 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare with what the checkpoint was compared with."""
         super().on_load_checkpoint(checkpoint)
         self.reference.restore(checkpoint.get("lion", {}).get("reference", {}))
 

@@ -55,7 +55,6 @@ class CachedReference(Reference):
 
     @override
     def forward(self, batch: PackedBatch, policy: PolicyModel) -> TokenLogps:
-        """Look up the stored log-probs."""
         if self._store is None:
             raise ValueError("the cached reference is empty; call precompute(batches, ...) with all batches first")
         logps = self._store.get(answer_keys(batch), batch.input_ids.device)

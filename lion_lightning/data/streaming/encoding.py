@@ -88,7 +88,6 @@ class BlockEncoder(Dataset[EncodedBlock | FailedBlock]):
 
     @override
     def __getitem__(self, request: Request) -> EncodedBlock | FailedBlock:
-        """Encode a block."""
         if request.block is None:
             return FailedBlock(request.source, request.error)
         try:

@@ -61,7 +61,6 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     @delayed_signals()
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
-        """Write a checkpoint."""
         if "://" in str(path) or storage_options is not None:  # left to fsspec
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -83,9 +83,10 @@ class LengthwiseRotary:
             return batch
         layout = RowLayout(batch.segments, batch.input_ids.device)
         lengths = set(layout.tree_lengths)
-        if all(
-            rule.rounded(shortest) == rule.rounded(longest) for rule in self._rules for shortest, longest in lengths
-        ):
+        differs = False  # whether a tree's sequences have different frequencies
+        for rule in self._rules:
+            differs |= any(rule.rounded(shortest) != rule.rounded(longest) for shortest, longest in lengths)
+        if not differs:
             return batch
         starts = list(accumulate(map(len, layout.sequences), initial=0))
         parents = {segment.parent for segment in batch.segments}
