@@ -74,6 +74,7 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
     @override
     def require_kind(self, batch: PackedBatch) -> None:
         require_groups(batch, self)
+        self.loss.check_values(batch.values)
 
     def group_metrics(self, policy: AnswerLogps, reference: AnswerLogps, values: Tensor) -> dict[str, Tensor | SumOver]:
         """Sums over groups of equal size of what is logged, by log key. Override it to log more.

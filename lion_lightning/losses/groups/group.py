@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 from typing_extensions import override
@@ -33,6 +34,13 @@ class GroupLoss(RewardedAnswersLoss):
         >>> Softmax(beta=0.1)(two, two, torch.tensor([[1.0, 0.0]]))
         tensor([0.6931])
     """
+
+    def check_values(self, values: Sequence[float]) -> None:
+        """Refuse values that the loss is not for, with a ``ValueError``; called with those of each batch.
+
+        Args:
+            values: Of all answers of the batch, plain numbers, so that nothing waits for the device.
+        """
 
     @abstractmethod
     @override

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -10,6 +12,9 @@ from typing_extensions import override
 from lion_lightning.losses.base import out_of_range
 from lion_lightning.losses.groups.group import GroupLoss, differences
 from lion_lightning.types import AnswerLogps
+
+LARGEST_LABEL = 128.0
+"""Label from which on 2^label is no finite fp32 number."""
 
 
 class PlackettLuceLoss(GroupLoss):
@@ -49,8 +54,7 @@ class LambdaLoss(GroupLoss):
             0 to 1; scores from 1 to 10 want ``lowest: 1, highest: 10``, or the best of them would outweigh all others.
 
     Raises:
-        ValueError: The range is empty. In ``forward``, if a value is so far above it that its gain is not finite (which
-            waits for the device, once per size of groups in a micro-batch).
+        ValueError: The range is empty.
     """
 
     def __init__(self, beta: float = 0.1, lowest: float = 0.0, highest: float = 1.0) -> None:
@@ -62,14 +66,19 @@ class LambdaLoss(GroupLoss):
         self.lowest, self.highest = lowest, highest
 
     @override
+    def check_values(self, values: Sequence[float]) -> None:
+        """Refuse a value so far above the range that its gain is not finite."""
+        largest = max(values, default=self.lowest)
+        if (largest - self.lowest) / (self.highest - self.lowest) >= LARGEST_LABEL:
+            raise ValueError(
+                f"LambdaLoss: a value of {largest:g} is too far above the range from {self.lowest:g} to "
+                f"{self.highest:g}, 2^label is infinite; set lowest and highest to the range of the scores"
+            )
+
+    @override
     def forward(self, policy: AnswerLogps, reference: AnswerLogps, values: Tensor) -> Tensor:
         rewards = self.rewards(policy, reference)  # (groups, n) s
         gains = ((values - self.lowest) / (self.highest - self.lowest)).exp2()  # 2^psi
-        if not bool(gains.isfinite().all()):
-            raise ValueError(
-                f"LambdaLoss: a value of {float(values.max()):g} is too far above the range from {self.lowest:g} to "
-                f"{self.highest:g}, 2^label is infinite; set lowest and highest to the range of the scores"
-            )
         order = rewards.detach().argsort(dim=-1, descending=True, stable=True)
         discounts = 1 / (order.argsort(-1) + 2).to(rewards).log2()  # 1 / log2(1 + tau)
         weights = (differences(gains) * differences(discounts)).abs()  # (groups, n, n)

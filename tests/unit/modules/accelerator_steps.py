@@ -28,6 +28,7 @@ from lion_lightning.losses import (
     BCOLoss,
     BCOPairLoss,
     KTOLoss,
+    LambdaLoss,
     PlackettLuceLoss,
     SigmoidLoss,
     SimPOLoss,
@@ -214,10 +215,11 @@ def test_a_step_of_single_answers(trainer: Any, listed_waits: None, loss: Any, m
     step(KTOModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=reference), batch, spec)
 
 
-def test_a_step_of_groups(trainer: Any, listed_waits: None) -> None:
-    """By a loss that does not wait, unlike ``LambdaLoss`` and ``AllPairsLoss``, which say so."""
+@pytest.mark.parametrize("loss", [PlackettLuceLoss(), LambdaLoss()], ids=lambda loss: type(loss).__name__)
+def test_a_step_of_groups(trainer: Any, listed_waits: None, loss: Any) -> None:
+    """By losses that do not wait, unlike ``AllPairsLoss``, which says so."""
     spec, batch = PolicySpec(config=config()), trees((5, (4, 7, 3), (1.0, 0.0, 0.5)), (3, (6, 5), (1.0, 0.3)))
-    module = GroupModule(spec, tokenizer=TokenizerSpec("none"), loss=PlackettLuceLoss(), reference=FrozenReference())
+    module = GroupModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=FrozenReference())
     step(module, batch, spec)
 
 

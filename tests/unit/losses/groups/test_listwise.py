@@ -100,7 +100,8 @@ def test_the_order_of_a_group_changes_nothing() -> None:
 def test_a_value_far_above_the_range_is_refused_and_one_within_it_is_not() -> None:
     ratios, values = [[1.0, 0.0]], torch.tensor([[200.0, 100.0]])
     with pytest.raises(ValueError, match=r"a value of 200 is too far above the range from 0 to 1.* set lowest and"):
-        LambdaLoss(1.0)(*groups_with_ratios(ratios), values)
+        LambdaLoss(1.0).check_values([200.0, 100.0])
+    LambdaLoss(1.0, highest=200.0).check_values([200.0, 100.0])
     # labels 1 and 0.5: (2 - sqrt 2) (1 - 1 / log2 3) ln(1 + e^-1)
     weight = (2 - math.sqrt(2)) * (1 - 1 / math.log2(3))
     loss = LambdaLoss(1.0, highest=200.0)(*groups_with_ratios(ratios), values)
