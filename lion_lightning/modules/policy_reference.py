@@ -61,10 +61,15 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
 
     @override
     def require_data(self, data: Any) -> None:
-        """Refuse answers that are others in each epoch, or are streamed, where the reference is computed before."""
+        """Refuse answers that are streamed or others in each epoch, where the reference is computed before.
+
+        With a reference that is computed meanwhile, rounds of what the module trains on are taken.
+        """
         if isinstance(self.reference, CachedReference):
             refuse_rounds(self, data)
             refuse_streams(self, data)
+        else:
+            refuse_rounds(self, data, unless={"pairs": "pairs", "prompts": "groups"}.get(self.items))
 
     @override
     def configure_model(self) -> None:

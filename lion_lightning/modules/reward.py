@@ -15,6 +15,7 @@ from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.trainer.batch_kinds import require_pairs
+from lion_lightning.modules.trainer.batches import refuse_rounds
 from lion_lightning.types import LossOutput, PackedBatch
 
 _SETTINGS = ("margin", "margin_per_score", "center_rewards_coefficient")
@@ -101,6 +102,11 @@ class RewardModule(AlignmentModule):
                 "rewards/accuracy": ((chosen - rejected).sign() + 1).sum() / 2,  # 1, 0, or 1/2 for a tie
             }
         return LossOutput(losses.sum(), torch.full((), len(losses), device=losses.device), metrics)
+
+    @override
+    def require_data(self, data: Any) -> None:
+        """Refuse pairs that would be sampled first: a reward model writes no answers."""
+        refuse_rounds(self, data)
 
     @override
     def require_kind(self, batch: PackedBatch) -> None:

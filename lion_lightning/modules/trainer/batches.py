@@ -15,10 +15,20 @@ from lion_lightning.types import PackedBatch
 Batches = Iterable[PackedBatch]
 
 
-def refuse_rounds(module: LightningModule, data: Any) -> None:
-    """Refuse data whose answers are sampled between epochs, for a module that does not follow them."""
-    if module.trainer.state.fn == TrainerFn.FITTING and hasattr(data, "rounds"):
-        groups = getattr(data, "items", "pairs") == "groups"
+def refuse_rounds(module: LightningModule, data: Any, *, unless: str | None = None) -> None:
+    """Refuse data whose answers are sampled between epochs, for a module that does not follow them.
+
+    Args:
+        module: What is to train on it.
+        data: The data module.
+        unless: What the module does train on of a round, ``"pairs"`` or ``"groups"``.
+
+    Raises:
+        MisconfigurationException: The module does not, which is said before anything is sampled.
+    """
+    items = getattr(data, "items", "pairs")
+    if module.trainer.state.fn == TrainerFn.FITTING and hasattr(data, "rounds") and items != unless:
+        groups = items == "groups"
         what, module_name = ("groups", "OnlineGroupModule") if groups else ("preference pairs", "OnlineDPOModule")
         raise MisconfigurationException(
             f"{type(data).__name__} gives {what} that are sampled between epochs, which {type(module).__name__} does "

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.modules import AlignmentModule, DPOModule, GroupModule, KTOModule, SFTModule
+from lion_lightning.modules import AlignmentModule, DPOModule, GroupModule, KTOModule, RewardModule, SFTModule
 from lion_lightning.references.base import FrozenReference
 from lion_lightning.references.cached import CachedReference
 from lion_lightning.types import LossOutput, PackedBatch
@@ -116,18 +116,39 @@ def test_the_first_batch_of_another_kind_is_refused(tokenizer: TokenizerSpec, wh
         assert all(torch.equal(p, before[name]) for name, p in own.named_parameters())
 
 
-@pytest.mark.parametrize("module", [SFT, {"kind": DPOModule}], ids=["sft", "dpo, whose default is cached"])
-def test_pairs_that_would_be_sampled_are_refused_before_anybody_is_asked(
-    tokenizer: TokenizerSpec, module: dict[str, Any]
-) -> None:
+ROUNDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "documents": (SFT, "pairs", "preference pairs .* use OnlineDPOModule"),
+    "a cached reference": ({"kind": DPOModule}, "pairs", "preference pairs .* use OnlineDPOModule"),
+    "a reward model": ({"kind": RewardModule}, "pairs", "preference pairs .* use OnlineDPOModule"),
+    "a reward model, groups": ({"kind": RewardModule}, "groups", "groups .* use OnlineGroupModule"),
+    "labeled answers": (KTO, "pairs", "preference pairs .* use OnlineDPOModule"),
+    "pairs of a group": (DPO, "groups", "groups .* use OnlineGroupModule"),
+    "groups of a pair": (GROUP, "pairs", "preference pairs .* use OnlineDPOModule"),
+}
+
+
+@pytest.mark.parametrize("case", ROUNDS)
+def test_answers_that_would_be_sampled_are_refused_before_anybody_is_asked(tokenizer: TokenizerSpec, case: str) -> None:
+    module, kind, said = ROUNDS[case]
+
     class Sampled(OwnData):
         rounds = None
+        items = kind
 
         def train_dataloader(self) -> Any:
             raise AssertionError("asked")
 
-    with pytest.raises(MisconfigurationException, match=r"Sampled gives preference pairs .* use OnlineDPOModule"):
+    with pytest.raises(MisconfigurationException, match=f"Sampled gives {said}"):
         trainer(max_epochs=1).fit(made(**module, tokenizer=tokenizer), Sampled(PAIRS, PAIRS))
+
+
+def test_a_round_of_its_kind_is_taken_with_a_live_reference(tokenizer: TokenizerSpec) -> None:
+    for module, batch, kind in ((DPO, PAIRS, "pairs"), (GROUP, SCORED, "groups")):
+        data = OwnData(batch, batch)
+        data.rounds, data.items = None, kind  # type: ignore[attr-defined]
+        run = trainer(max_epochs=1)
+        run.fit(made(**module, tokenizer=tokenizer), data)
+        assert run.global_step == 1
 
 
 def test_an_objective_of_ones_own_takes_any_packed_rows(tokenizer: TokenizerSpec) -> None:
