@@ -24,12 +24,20 @@ _ALTERNATIVE = re.compile(r"Expected a path but|Expected a dot import path|Not a
 _EXPECTED = re.compile(r"Expected an? (?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal\[(.+)\]|(.+))")
 _SUBCLASS = re.compile(r"Not a valid subclass of (\w+)")
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
+_OTHER_KIND = re.compile(r"Import path (?:([\w.]+) )?does not correspond to a subclass of (\w+)")
+_UNKNOWN_NAME = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _ABSENT = re.compile(r"No module named '(\w+)'")
 _NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (?:(--[\w.]+)|(\S+\.(?:ya?ml|json))\b)")
 _PARTS = ("--model.", "--data.", "--trainer.")
 _SOURCES = ("sources", "validation", "prompts", "conversations", "preferences")
 """Arguments that are lists of sources."""
+_TAKEN_BY = {
+    "TokenLoss": "SFTModule",
+    "AnswerLoss": "KTOModule",
+    "PreferenceLoss": "DPOModule",
+    "GroupLoss": "GroupModule",
+}
 _EXTRAS = {"bitsandbytes": "qlora"}
 """Optional packages whose classes configs may name, and the extra that installs each."""
 _LONGEST_VALUE = 80
@@ -146,6 +154,11 @@ class _Report:
         where = ".".join(key for key in self.keys if key != "class_path")
         if message.endswith("does not implement protocol Judge"):  # as a verifier does not
             message += "; name a class with a method `score`, or give a verifier to lion_lightning.judges.VerifierJudge"
+        if other := _OTHER_KIND.search(message):
+            message = _other_kind(other[1] or self.value, other[2])
+        if unknown := _UNKNOWN_NAME.search(message):
+            close = get_close_matches(unknown[2], dir(import_module(unknown[1])), n=1)
+            message += f"; did you mean {close[0]!r}?" if close else ""
         refused = _NOT_ACCEPTED.search(message)
         if refused and self.classes:
             module, _, name = self.classes[-1].rpartition(".")
@@ -181,6 +194,16 @@ class _Report:
         if found := re.match(rf"{given}(?:\[?'|\{{'path': ')?(?!None\b)([\w./*?-]+)(?=['\s]|$)", self.outermost):
             return f"expected a list of sources; for one file write [{{path: {found[1][:_LONGEST_VALUE]}}}]"
         return ""
+
+
+def _other_kind(path: str, wanted: str) -> str:
+    """What is said of a class that is not of the kind which its key takes: of a loss also the module that takes it."""
+    module, _, name = path.rpartition(".")
+    found = getattr(import_module(module), name, None) if module else None
+    bases = [base.__name__ for base in getattr(found, "__mro__", ())]
+    for kind in _TAKEN_BY.keys() & bases:
+        return f"{path} is no {wanted}; as {kind} it is for {_TAKEN_BY[kind]}"
+    return f"{path} is no {wanted}; give a subclass of it"
 
 
 def _settings_of(made: Any) -> list[str]:

@@ -33,7 +33,8 @@ REFUSED = {
     ),
     "a class that is not there": (
         ["--trainer.callbacks=[lightning.pytorch.callbacks.ModelCheckpt]"],
-        "trainer.callbacks: module 'lightning.pytorch.callbacks' has no attribute 'ModelCheckpt'",
+        "trainer.callbacks: module 'lightning.pytorch.callbacks' has no attribute 'ModelCheckpt'; did you mean "
+        "'ModelCheckpoint'?",
     ),
     "an optimizer's setting of another kind": (
         [f"--model.optimizer={ADAM}"],
@@ -73,6 +74,34 @@ def line(arguments: list[str]) -> str:
 def test_a_report_of_the_parser_is_one_line(case: str) -> None:
     arguments, said = REFUSED[case]
     assert line([*BASE, *arguments]) == said
+
+
+@pytest.mark.parametrize(
+    ("module", "loss", "said"),
+    [
+        ("KTOModule", "SigmoidLoss", "is no AnswerLoss; as PreferenceLoss it is for DPOModule"),
+        ("GroupModule", "KTOLoss", "is no GroupLoss; as AnswerLoss it is for KTOModule"),
+        ("DPOModule", "PlackettLuceLoss", "is no PreferenceLoss; as GroupLoss it is for GroupModule"),
+        ("DPOModule", "DFTLoss", "is no PreferenceLoss; as TokenLoss it is for SFTModule"),
+        ("DPOModule", "ReverseKL", "is no PreferenceLoss; give a subclass of it"),
+    ],
+)
+@pytest.mark.parametrize("form", ["%s", "{class_path: %s, init_args: {}}"], ids=["name", "class_path"])
+def test_a_loss_of_another_level_is_told_with_the_module_that_takes_it(
+    module: str, loss: str, said: str, form: str
+) -> None:
+    path = f"lion_lightning.losses.{loss}"
+    assert line([f"--model=lion_lightning.{module}", *BASE[1:], *NEEDED, f"--model.loss={form % path}"]) == (
+        f"model.loss: {path} {said}"
+    )
+
+
+@pytest.mark.parametrize(("loss", "close"), [("PlackettLuce", "PlackettLuceLoss"), ("KTOLos", "KTOLoss")])
+def test_a_misspelled_class_is_told_with_the_one_that_is_meant(loss: str, close: str) -> None:
+    told = line(
+        ["--model=lion_lightning.GroupModule", *BASE[1:], *NEEDED, f"--model.loss=lion_lightning.losses.{loss}"]
+    )
+    assert told == f"model.loss: module 'lion_lightning.losses' has no attribute {loss!r}; did you mean {close!r}?"
 
 
 def test_a_file_that_exists_in_place_of_a_list_of_sources_is_not_read_as_a_config(
