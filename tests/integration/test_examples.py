@@ -186,3 +186,10 @@ def test_online_dpo_runs_with_the_examples_parts(folder: Path) -> None:
     Path("parts.yaml").write_text(yaml.safe_dump(config))
     online = str(ROOT / "configs/online_dpo.yaml")
     assert main(["fit", "-c", online, "-c", "parts.yaml", *SMALL, "--trainer.max_epochs=1"]) == 0
+
+
+@pytest.mark.parametrize("name", ["npo", "rrhf"])
+def test_a_config_laid_over_another_saves_in_a_folder_of_its_own(name: str) -> None:
+    trainer = yaml.safe_load((Path(__file__).parents[2] / "examples" / f"{name}.yaml").read_text())["trainer"]
+    [saver] = [each["init_args"] for each in trainer["callbacks"] if each["class_path"].endswith("ModelCheckpoint")]
+    assert (trainer["default_root_dir"], saver["dirpath"]) == (f"runs/{name}", f"runs/{name}/checkpoints")
