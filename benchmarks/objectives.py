@@ -72,7 +72,6 @@ RUNS = (
     Run(Variant("online_dpo", AS_IT_IS, {}, "dpo")),
     Run(Variant("online_dpo", "all pairs", ALL_PAIRS, "dpo"), BEST_WORST),
     Run(Variant("online_dpo", "best against worst, DPO alone, lr 1e-4", ALONE, "dpo"), BEST_WORST),
-    Run(Variant("online_dpo", "all pairs, DPO alone, lr 1e-4", {**ALONE, **ALL_PAIRS}, "dpo"), BEST_WORST_ALONE),
     Run(Variant("online_ranked", "Plackett-Luce", _loss("PlackettLuceLoss"), "dpo"), BEST_WORST_ALONE),
     Run(Variant("online_ranked", "LiPO-lambda", _loss("LambdaLoss"), "dpo"), BEST_WORST_ALONE),
     Run(Variant("online_dpo", "a reward model as judge", {}, "dpo"), BEST_WORST, judged=True),
@@ -124,8 +123,8 @@ class Row(NamedTuple):
         accuracies: Share of held-out questions that are answered right; empty for a reward model.
         gains: Difference to the model that it starts from; empty for a reward model.
         differences: To the run that it is compared with; empty without one.
-        steps: Optimizer steps.
-        ranked: Share of held-out pairs whose chosen answer has the higher reward; empty where it has no such pairs.
+        steps: Optimizer steps, up to the last that was logged.
+        ranked: Share of held-out pairs whose chosen answer has the higher reward; empty but for a reward model.
     """
 
     run: Run
@@ -155,7 +154,8 @@ def rows(base: Plan, out: Path, runs: Sequence[Run]) -> list[Row]:
         other = found.get(run.against or "", [])
         steps = [max(stage.curves["train/loss"]) + 1 for stage in stages]
         gains = _differences(right, accuracies(starts))
-        table.append(Row(run, right, gains, _differences(right, other), steps, _ranked(stages)))
+        ranked = _ranked(stages) if run.variant.stage == "reward" else []
+        table.append(Row(run, right, gains, _differences(right, other), steps, ranked))
     return table
 
 
@@ -164,9 +164,8 @@ def _differences(of: Sequence[float], to: Sequence[float]) -> list[float]:
 
 
 def _ranked(stages: Sequence[Stage]) -> list[float]:
-    keys = ("val/rewards/accuracy", "val/accuracy")
-    found = [[stage.curves[key] for key in keys if key in stage.curves] for stage in stages]
-    return [list(curves[0].values())[-1] for curves in found if curves]
+    curves = [stage.curves.get("val/rewards/accuracy", {}) for stage in stages]
+    return [list(curve.values())[-1] for curve in curves if curve]
 
 
 def markdown(table: Sequence[Row]) -> list[str]:
