@@ -261,7 +261,9 @@ def test_a_ranked_row_is_shown_once_with_all_answers_their_scores_and_the_pairs(
 ) -> None:
     output = printed(write_rows(tmp_path / "ranked.jsonl", RANKED), kind=PreferenceDataModule, pairing=AllPairs())
     shown = output[output.index("--- ranked") :]
-    assert re.sub(r", \d+ tokens, \d+ of them trained", "", shown) == (
+    # without counts, and without the system turn that the template of a real tokenizer adds
+    shown = re.sub(r", \d+ tokens, \d+ of them trained|<\|im_start\|>system\n[^<]*<\|im_end\|>\n", "", shown)
+    assert shown == (
         f"--- ranked ({tmp_path}/ranked.jsonl:1)\n{PROMPT}\n"
         "--- answer 1, score 3\n[[4<|im_end|>]]\n\n"
         "--- answer 2, score 0.5\n[[5<|im_end|>]]\n\n"
@@ -270,7 +272,8 @@ def test_a_ranked_row_is_shown_once_with_all_answers_their_scores_and_the_pairs(
     )
     found = table(output, "ranked")
     assert (found["pairs"], found["prompts"], found["answers"]) == ("3", "1", "3")
-    prompt, answers = len("<user\n2+2?>\n<assistant\n"), len("4>\n5>\n22>\n")
+    answers = len("4>\n5>\n22>\n")
+    prompt = int(found["tokens"]) - answers
     # Three sequences of a prompt and two answers each: every prompt six times, every answer twice.
     assert f"sharing prompts and answers saves {5 * prompt + answers} tokens" in output
 
