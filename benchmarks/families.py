@@ -21,9 +21,9 @@ from lion_lightning.data.packing.collate import collate
 from lion_lightning.losses import SigmoidLoss
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.ops.logprobs import pair_logps
+from lion_lightning.ops.logprobs import pair_view
 from lion_lightning.tools.models.tiny import tiny_config
-from lion_lightning.types import PackedBatch, Sample, SampleSegment
+from lion_lightning.types import PackedBatch, Sample, SampleSegment, TokenLogps
 
 # fmt: off
 FAMILIES = (
@@ -66,7 +66,7 @@ def batch_of(lengths: Sequence[Sequence[int]], vocabulary: int, seed: int = 0) -
             SampleSegment(ids, np.full(len(ids), place > 0), parent=-1 if place == 0 else 0)
             for place, ids in enumerate(parts)
         ]
-        samples.append(Sample(tuple(segments), number))
+        samples.append(Sample(tuple(segments), number, pairs=((0, 1),)))
     return collate(samples, sum(map(sum, lengths)))
 
 
@@ -116,8 +116,9 @@ def table(lengths: Sequence[Sequence[int]]) -> list[str]:
 def seconds(policy: PolicyModel, batch: PackedBatch) -> float:
     """Time of a forward and a backward pass of DPO without a reference."""
     started = time.perf_counter()
-    logps = pair_logps(policy(batch), batch)
-    torch.autograd.backward(SigmoidLoss()(logps, logps.zeros()).mean())
+    view = pair_view(batch)
+    reference = view.logps(TokenLogps(torch.zeros(len(batch.targets))))
+    torch.autograd.backward(SigmoidLoss()(view.logps(policy(batch)), reference).mean())
     policy.zero_grad()
     return time.perf_counter() - started
 

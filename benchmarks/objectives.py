@@ -15,12 +15,14 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import AS_IT_IS, ONLY_DPO, Variant, accuracies, folder_of, shown_interval, stage_of
 from results import BEGIN, END
 
+from lion_lightning.rollouts.rounds import find_rounds
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
 from lion_lightning.tools.pipeline.configs import Config, merged
 from lion_lightning.tools.pipeline.plan import Plan, read_plan
@@ -51,20 +53,38 @@ class Run(NamedTuple):
 
     Attributes:
         variant: Its config, what is changed in it, and the stage that it starts from.
-        against: Name of the run that it is compared with, besides the model that it starts from; None for no other.
-        judged: Whether the reward model of the same seed judges its rounds.
+        against: Key of the run that it is compared with, besides the model that it starts from; None for no other.
+        judge: Key of the reward model of the same seed that judges its rounds; None for the demo's verifier.
+        answers_of: Key of the online run of the same seed whose answers, with the verifier's scores, it is trained on;
+            None for the data of its config.
     """
 
     variant: Variant
     against: str | None = None
-    judged: bool = False
+    judge: str | None = None
+    answers_of: str | None = None
 
     @property
     def key(self) -> str:
         """Stage and name."""
         return f"{self.variant.stage}: {self.variant.name}"
 
+    @property
+    def phase(self) -> int:
+        """Runs of a phase need those of the phases before."""
+        return 2 if self.judge else 1 if self.answers_of else 0
 
+
+OWN: Config = {"data": {"init_args": {"pairing": ALL_PAIRS["sampling"]["pairing"]}}, "trainer": {"max_epochs": 3}}
+"""A reward model that learns from the answers of three rounds of the DPO model: few pairs differ, so three epochs."""
+
+OTHER_PROMPTS: Config = {"sampling": {"seed": 1}}
+"""Another draw of prompts than the one that the reward model has seen the answers of."""
+
+ANSWERS = "answers.jsonl"
+"""File of those answers, in a seed's folder."""
+
+OWN_REWARD = "reward: on the policy's own answers"
 BEST_WORST, BEST_WORST_ALONE = "online_dpo: as it is", "online_dpo: best against worst, DPO alone, lr 1e-4"
 RUNS = (
     Run(Variant("kto", AS_IT_IS, {}, "sft")),
@@ -74,7 +94,9 @@ RUNS = (
     Run(Variant("online_dpo", "best against worst, DPO alone, lr 1e-4", ALONE, "dpo"), BEST_WORST),
     Run(Variant("online_ranked", "Plackett-Luce", _loss("PlackettLuceLoss"), "dpo"), BEST_WORST_ALONE),
     Run(Variant("online_ranked", "LiPO-lambda", _loss("LambdaLoss"), "dpo"), BEST_WORST_ALONE),
-    Run(Variant("online_dpo", "a reward model as judge", {}, "dpo"), BEST_WORST, judged=True),
+    Run(Variant("online_dpo", "a reward model as judge", {}, "dpo"), BEST_WORST, judge="reward: as it is"),
+    Run(Variant("reward", "on the policy's own answers", OWN, "sft"), answers_of=BEST_WORST),
+    Run(Variant("online_dpo", "a judge of its own answers", OTHER_PROMPTS, "dpo"), BEST_WORST, judge=OWN_REWARD),
 )
 
 
@@ -94,11 +116,35 @@ def plan_of(base: Plan, out: Path, runs: Sequence[Run]) -> Plan:
             short = SHORT if run.variant.stage.startswith("online") else {}
             variant = run.variant._replace(change=merged(short, run.variant.change))
             stage = stage_of(stages, variant, folder)
-            if run.judged:
-                reward = folder_of(RUNS[1].variant, folder) / "export"
-                stage = stage._replace(config=_judged_by(stage.config, reward))
+            if run.judge:
+                stage = stage._replace(config=_judged_by(stage.config, _folder(run.judge, folder) / "export"))
+            if run.answers_of:
+                answers: Config = {"data": {"init_args": {"sources": [{"path": str(folder / ANSWERS)}]}}}
+                stage = stage._replace(config=merged(stage.config, answers))
             chains.append([stage._replace(evaluate=None) if run.variant.stage == "reward" else stage])
     return Plan(out, chains, base.workers)
+
+
+def _folder(key: str, folder: Path) -> Path:
+    """Folder of another run of a seed."""
+    return folder_of(next(run.variant for run in RUNS if run.key == key), folder)
+
+
+def write_answers(rounds: Path, path: Path) -> None:
+    """Write the answers of rounds, with their scores, as rows of ranked answers.
+
+    Args:
+        rounds: Folder of the rounds.
+        path: The JSON Lines file.
+    """
+    rows = []
+    for finished in find_rounds(rounds):
+        for rollout in finished.rollouts:
+            if rollout.scores and not rollout.monitor:
+                texts = [answer.text for answer in rollout.answers]
+                rows.append({"question": rollout.prompt.question, "answers": texts, "scores": rollout.scores})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def _judged_by(config: Config, folder: Path) -> Config:
@@ -230,8 +276,11 @@ def main() -> None:
     base = read_plan(
         options.run, {"stages": stages, **{key: value for key, value in given.items() if value is not None}}
     )
-    for judged in (False, True):  # the reward models are trained before they judge
-        if some := [run for run in runs if run.judged == judged]:
+    for phase in range(3):  # answers are given before a reward model learns from them, and it judges afterwards
+        if some := [run for run in runs if run.phase == phase]:
+            for learned, chain in product(filter(None, (run.answers_of for run in some)), base.chains):
+                folder = options.out / chain[0].folder.parent.name
+                write_answers(_folder(learned, folder) / "rounds", folder / ANSWERS)
             Runner(plan_of(base, options.out, some)).run()
     table = rows(base, options.out, runs)
     lines = markdown(table)

@@ -76,7 +76,7 @@ def against_trl(name: str, what: str, job: dict[str, Any], stage: str, settings:
         stage: ``dpo``, ``kto`` or ``reward``.
         settings: Of the peer.
     """
-    unit, count = ("pairs/s", pairs) if stage == "dpo" else ("answers/s", answers)
+    unit, count = ("answers/s", answers) if stage == "kto" else ("pairs/s", pairs)
     return Stage(
         name,
         what,

@@ -43,7 +43,7 @@ def right_and_wrong(count: int) -> list[Sample]:
             turn = [{"role": "user", "content": row["question"]}]
             prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
             answers = [tokenizer(text + tokenizer.eos_token)["input_ids"] for (text,) in sides]
-            samples.append(Sample(tuple(map(piece, (prompt, *answers), (-1, 0, 0))), len(samples)))
+            samples.append(Sample(tuple(map(piece, (prompt, *answers), (-1, 0, 0))), len(samples), pairs=((0, 1),)))
     return samples
 
 
@@ -100,8 +100,8 @@ def test_log_probs_and_loss_of_real_pairs_equal_padded_sequences(
     # against a reference that is uniform over the vocabulary: the margin is then what the policy alone makes of it
     lengths = torch.tensor(answer_lengths(samples), dtype=torch.float32).reshape(-1, 2)
     uniform = -lengths * float(np.log(49_152))
-    margins = (sums - uniform)[:, 0] - (sums - uniform)[:, 1]
     reference = PairLogps(*(answer(uniform[:, side], lengths[:, side]) for side in (0, 1)))
+    margins = (sums[:, 0] - reference.chosen.sums) - (sums[:, 1] - reference.rejected.sums)
     # an answer's sum of a hundred such log-probs is off by a few 1e-4, and the loss by a tenth of that
     torch.testing.assert_close(SigmoidLoss(0.1)(policy, reference), -logsigmoid(0.1 * margins), rtol=0, atol=1e-4)
 

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from lion_lightning.rollouts.files import write_rollouts
+from lion_lightning.rollouts.rollout import Rollout
+from lion_lightning.rollouts.rounds import round_path
 from lion_lightning.tools.pipeline.plan import StagePlan, read_plan
+from lion_lightning.types import Answer, Prompt
 from tests.benchmarks import ROOT, benchmark
 
 
@@ -50,11 +54,29 @@ def test_online_runs_are_alike_but_for_what_is_compared(stages: dict[str, StageP
     judges = {key: sampling(stage)["judge"] for key, stage in online.items()}
     judged = judges.pop("online_dpo: a reward model as judge")
     assert judged["init_args"] == {"model": "out/seed-1/reward/as-it-is/export"}
+    own = judges.pop("online_dpo: a judge of its own answers")
+    assert own["init_args"] == {"model": str(stages["reward: on the policy's own answers"].folder / "export")}
     assert all(judge["class_path"].endswith("VerifierJudge") for judge in judges.values())
 
 
 def test_a_reward_model_answers_no_questions(stages: dict[str, StagePlan]) -> None:
-    assert [key for key, stage in stages.items() if stage.evaluate is None] == ["reward: as it is"]
+    rewards = ["reward: as it is", "reward: on the policy's own answers"]
+    assert [key for key, stage in stages.items() if stage.evaluate is None] == rewards
+    assert stages[rewards[1]].config["data"]["init_args"]["sources"] == [{"path": "out/seed-1/answers.jsonl"}]
+
+
+def test_answers_of_rounds_are_rows_of_ranked_answers(objectives: ModuleType, tmp_path: Path) -> None:
+    prompt = Prompt("2+2?", messages=({"role": "user", "content": "2+2?"},))
+    said = (Answer("4", token_ids=(4,)), Answer("5", token_ids=(5,)))
+    rollouts = [
+        Rollout(prompt, said, scores=(1.0, 0.0)),
+        Rollout(prompt, said, scores=(1.0, 0.0), monitor=True),
+        Rollout(prompt, left_out="too long"),
+    ]
+    write_rollouts(round_path(tmp_path, 0), rollouts, {"round": 0, "identity": "x"})
+    objectives.write_answers(tmp_path, tmp_path / "answers.jsonl")
+    row = '{"question": "2+2?", "answers": ["4", "5"], "scores": [1.0, 0.0]}'
+    assert (tmp_path / "answers.jsonl").read_text() == row + "\n"
 
 
 def test_lines_have_means_and_paired_differences_with_intervals(objectives: ModuleType) -> None:
