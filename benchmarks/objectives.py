@@ -81,6 +81,11 @@ OWN: Config = {"data": {"init_args": {"pairing": ALL_PAIRS["sampling"]["pairing"
 OTHER_PROMPTS: Config = {"sampling": {"seed": 1}}
 """Another draw of prompts than the one that the reward model has seen the answers of."""
 
+WIDE: Config = {"data": {"init_args": {"min_margin": 3.0}}}
+"""Only pairs between which a reward model sees much: it ties no answers, right or wrong, as a verifier does."""
+
+SURE, SURE_OWN = "a reward model as judge, margins of 3", "a judge of its own answers, margins of 3"
+
 ANSWERS = "answers.jsonl"
 """File of those answers, in a seed's folder."""
 
@@ -95,8 +100,10 @@ RUNS = (
     Run(Variant("online_ranked", "Plackett-Luce", _loss("PlackettLuceLoss"), "dpo"), BEST_WORST_ALONE),
     Run(Variant("online_ranked", "LiPO-lambda", _loss("LambdaLoss"), "dpo"), BEST_WORST_ALONE),
     Run(Variant("online_dpo", "a reward model as judge", {}, "dpo"), BEST_WORST, judge="reward: as it is"),
+    Run(Variant("online_dpo", SURE, WIDE, "dpo"), BEST_WORST, judge="reward: as it is"),
     Run(Variant("reward", "on the policy's own answers", OWN, "sft"), answers_of=BEST_WORST),
     Run(Variant("online_dpo", "a judge of its own answers", OTHER_PROMPTS, "dpo"), BEST_WORST, judge=OWN_REWARD),
+    Run(Variant("online_dpo", SURE_OWN, merged(OTHER_PROMPTS, WIDE), "dpo"), BEST_WORST, judge=OWN_REWARD),
 )
 
 
