@@ -25,7 +25,7 @@ demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task,
 	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml --seeds $(shell seq 0 $$(($(SEEDS) - 1)))
 	@echo 'Talk to the model: $(BIN)/lion chat runs/pipeline/seed-0/online_dpo/export'
 
-test: $(READY)  ## the default tests: no network, no GPU, about a minute and a half
+test: $(READY)  ## the default tests: no network, no GPU, about two minutes
 	$(PYTEST) $(TWO)
 
 slow: $(READY)  ## what takes long or starts processes: packaging, pipelines, kills, a real model
