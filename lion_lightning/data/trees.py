@@ -78,9 +78,12 @@ class TreeDataModule(PackedDataModule, ABC):
         """Open the stores and choose the trees, alike on every rank.
 
         Raises:
-            ValueError: A source trains nothing, nothing is left of the mixture, or a tree is longer than a row.
+            ValueError: A source trains nothing, nothing is left of the mixture, a tree is longer than a row, or nothing
+                can be learned from what is left (of labeled answers: all labels are equal).
         """
         super().setup(stage)
         for mixture in (self.train_mixture, self.validation_mixture):
             if mixture is not None:
                 require_fitting(mixture.documents, self.row_length)
+        if self.train_mixture is not None and (problems := self.filters.problems(self.train_mixture.reports)):
+            raise ValueError(problems[0])

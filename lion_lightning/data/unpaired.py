@@ -62,15 +62,3 @@ class UnpairedDataModule(TreeDataModule):
     @override
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "mismatched": self.mismatched}
-
-    @override
-    def setup(self, stage: str | None = None) -> None:
-        """Open the stores and choose the answers, alike on every rank.
-
-        Raises:
-            ValueError: A source trains nothing, nothing is left of the mixture, all labels are equal, or there is no
-                answer to another prompt.
-        """
-        super().setup(stage)
-        if self.train_mixture is not None and (problems := self.filters.problems(self.train_mixture.reports)):
-            raise ValueError(problems[0])

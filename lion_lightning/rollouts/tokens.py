@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from lion_lightning.data.formats.pairing import places_of
 from lion_lightning.data.reports.row_messages import RowMessages
 from lion_lightning.data.sources.readers import Numbers
+from lion_lightning.data.store.tokenized import longest_sequence
 from lion_lightning.rollouts.files import read_table
 from lion_lightning.types import SampleSegment
 
@@ -104,11 +106,7 @@ class RoundTokens:
     @property
     def longest(self) -> int:
         """Most tokens that a prompt has together with one of its answers."""
-        lengths, first = self.segment_lengths, self.segment_offsets[:-1]
-        answers = lengths.copy()
-        answers[first] = 0
-        longest = np.maximum.reduceat(answers, first) if len(first) else answers
-        return int((lengths[first] + longest).max(initial=0))
+        return longest_sequence(self.segment_lengths, self.segment_offsets)
 
     def segment(self, row: int, start: int, stop: int) -> SampleSegment:
         """Tokens ``start`` to ``stop`` of an example, which lie in one segment; the ids are a read-only view."""
@@ -144,10 +142,9 @@ def _chosen(table: Any, groups: bool) -> Iterator[_Chosen]:
                 yield _Chosen(row, usable, [])
         return
     for row, pairs in enumerate(table["pairs"].to_pylist()):
-        answers = list(dict.fromkeys(chain.from_iterable(pairs)))
-        places = {answer: place for place, answer in enumerate(answers)}
         if pairs:
-            yield _Chosen(row, answers, [(places[chosen], places[rejected]) for chosen, rejected in pairs])
+            places = places_of(pairs)
+            yield _Chosen(row, list(places), [(places[chosen], places[rejected]) for chosen, rejected in pairs])
 
 
 def _column(table: Any, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, combinations
 from typing import Any, NamedTuple
 
@@ -34,13 +34,21 @@ class PromptAnswers(NamedTuple):
 
         So a pair of two answers is the same example, whether a row holds nothing else or ranks ten answers.
         """
-        named = list(dict.fromkeys(chain.from_iterable(pairs)))
-        position = {old: new for new, old in enumerate(named)}
+        places = places_of(pairs)
         return PromptAnswers(
-            tuple(self.answers[answer] for answer in named),
-            tuple(self.values[answer] for answer in named),
-            tuple((position[chosen], position[rejected]) for chosen, rejected in pairs),
+            tuple(self.answers[answer] for answer in places),
+            tuple(self.values[answer] for answer in places),
+            tuple((places[chosen], places[rejected]) for chosen, rejected in pairs),
         )
+
+
+def places_of(pairs: Iterable[Iterable[int]]) -> dict[int, int]:
+    """Answers in the order in which pairs name them, each with its place in that order.
+
+    >>> places_of([(3, 1), (3, 0)])
+    {3: 0, 1: 1, 0: 2}
+    """
+    return {answer: place for place, answer in enumerate(dict.fromkeys(chain.from_iterable(pairs)))}
 
 
 class Pairing(ABC):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lion_lightning.data.formats.pairing import places_of
 from lion_lightning.data.packing.best_fit import Integers
 from lion_lightning.data.selection.documents import Regrouped, Selection
 from lion_lightning.data.selection.spans import Choice, FilterCounts, Spans, sort_hashes
@@ -197,10 +198,9 @@ def _parts(spans: Spans, document: int, row_length: int) -> list[Tree]:
         units[0] = (*units[0], *np.flatnonzero(unknown).tolist())
     trees = []
     for part in _fill(units, lengths[1:], row_length - lengths[0], fewest=bool(pairs)):
-        answers = list(dict.fromkeys(chain.from_iterable(part)))
-        places = {answer: place for place, answer in enumerate(answers)}
+        places = places_of(part)
         own = [(places[unit[0]], places[unit[1]]) for unit in part] if pairs else []
-        trees.append(Tree(document, [first, *(first + 1 + answer for answer in answers)], own))
+        trees.append(Tree(document, [first, *(first + 1 + answer for answer in places)], own))
     return trees
 
 

@@ -210,11 +210,7 @@ class TokenBatches:
     @property
     def longest(self) -> int:
         """Most tokens that one sequence has: a document, or a prompt with one of its answers."""
-        lengths, offsets = self.segment_lengths, self.segment_offsets
-        roots = offsets[:-1]
-        before = np.repeat(lengths[roots], np.diff(offsets))  # tokens of each segment's prompt
-        before[roots] = 0
-        return int((before + lengths).max(initial=0))
+        return longest_sequence(self.segment_lengths, self.segment_offsets)
 
     @property
     def digest(self) -> str:
@@ -268,6 +264,19 @@ class TokenBatches:
         """128-bit hashes as two words each, ``(examples, 2)``."""
         parts = [np.frombuffer(batch[name].buffers()[1], np.uint64, 2 * len(batch)) for batch in self._batches]
         return np.concatenate([np.empty(0, np.uint64), *parts]).reshape(-1, 2)
+
+
+def longest_sequence(lengths: npt.NDArray[np.int32], offsets: Numbers) -> int:
+    """Most tokens of a document, or of a prompt with one of its answers.
+
+    Args:
+        lengths: ``(segments,)`` tokens of each segment.
+        offsets: ``(examples + 1,)`` first segment of each example, a document or a prompt.
+    """
+    roots = offsets[:-1]
+    before = np.repeat(lengths[roots], np.diff(offsets))  # tokens of each segment's prompt
+    before[roots] = 0
+    return int((before + lengths).max(initial=0))
 
 
 class TokenTable(TokenBatches):
