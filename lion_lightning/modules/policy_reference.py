@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -15,7 +14,13 @@ from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.losses.base import AlignmentLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.trainer.batches import evaluation_batches, refuse_rounds, refuse_streams, train_batches
+from lion_lightning.modules.trainer.batches import (
+    CheckedBatches,
+    evaluation_batches,
+    refuse_rounds,
+    refuse_streams,
+    train_batches,
+)
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import CachedReference
 
@@ -132,10 +137,9 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
         return total
 
     def _precompute_all(self) -> None:
-        ranks, batches = Ranks.of(self.trainer.strategy), train_batches(self.trainer)
-        if isinstance(self.reference, CachedReference):  # refused before hours of work, not after
-            for batch in islice(batches, 1):
-                self.require_kind(batch)
+        ranks = Ranks.of(self.trainer.strategy)
+        # Another kind of batch is refused before hours of work, not after.
+        batches = CheckedBatches(train_batches(self.trainer), self.require_kind)
         self.reference.precompute(batches, self.policy_model, ranks, "training")
         self._precompute_evaluation()
 

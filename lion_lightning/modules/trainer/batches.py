@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -78,6 +78,28 @@ def evaluation_batches(trainer: Trainer) -> list[Batches]:
     limit = trainer.limit_test_batches if trainer.state.fn == TrainerFn.TESTING else trainer.limit_val_batches
     loaders = source.dataloader() if source.instance is not None and source.is_defined() and limit else []
     return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+
+
+class CheckedBatches:
+    """Batches of a loader, each of which is checked before it is used; no batch is read for the check alone.
+
+    Args:
+        batches: The loader.
+        check: Raises an error about a batch that is not right.
+    """
+
+    def __init__(self, batches: Batches, check: Callable[[PackedBatch], None]) -> None:
+        self.batches, self.check = batches, check
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        """Check each batch as it comes."""
+        for batch in self.batches:
+            self.check(batch)
+            yield batch
+
+    def __len__(self) -> int:
+        """Number of batches, where the loader has one."""
+        return len(self.batches)  # type: ignore[arg-type]
 
 
 class _First:
