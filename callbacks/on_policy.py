@@ -134,6 +134,7 @@ class OnPolicySampling(Callback):
         if data.items != "pairs":
             plan.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)
         data.rounds, self._items = partial(self.pull, trainer, cast(AlignmentModule, pl_module)), data.items
+        data.is_used_again = lambda epoch: not self.should_sample(epoch + 1)
         self.current = self._trained = self._report = None  # of an earlier fit
         self._restored = {}
         remove_scratch(trainer, self.folder(trainer))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lion_lightning.modules.group import GroupModule
     from lion_lightning.modules.kto import KTOModule
     from lion_lightning.modules.online import OnlineDPOModule, OnlineGroupModule
+    from lion_lightning.modules.policy_gradient import PolicyGradientModule
     from lion_lightning.modules.reward import RewardModule
     from lion_lightning.modules.sft import SFTModule
     from lion_lightning.references.base import (
@@ -61,6 +62,7 @@ __all__ = [
     "OnPolicyGroupDataModule",
     "OnlineDPOModule",
     "OnlineGroupModule",
+    "PolicyGradientModule",
     "PolicyModel",
     "PolicySpec",
     "PreferenceDataModule",
@@ -96,6 +98,7 @@ _HOMES = {
     "OnPolicyGroupDataModule": "data.on_policy",
     "OnlineDPOModule": "modules.online",
     "OnlineGroupModule": "modules.online",
+    "PolicyGradientModule": "modules.policy_gradient",
     "PolicyModel": "models.policy",
     "PolicySpec": "models.spec",
     "PreferenceDataModule": "data.preference",

@@ -21,9 +21,14 @@ from lion_lightning.losses.pairs.pointwise import (
 from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss
 from lion_lightning.losses.pairs.reference_free import ChosenNLLLoss, CPOLoss, ORPOLoss, ReferenceFreeLoss, SimPOLoss
 from lion_lightning.losses.pairs.transport import AOTLoss, AOTUnpairedLoss
+from lion_lightning.losses.policy_gradients.grpo import DAPOLoss, GRPOLoss
+from lion_lightning.losses.policy_gradients.kl import K1, K3, KLInReward, KLPenalty
+from lion_lightning.losses.policy_gradients.policy_gradient import PolicyGradientLoss
 from lion_lightning.losses.tokens import DFTLoss, NLLLoss, TokenLoss
 
 __all__ = [
+    "K1",
+    "K3",
     "AOTLoss",
     "AOTUnpairedLoss",
     "APODownLoss",
@@ -36,16 +41,20 @@ __all__ = [
     "BCOPairLoss",
     "CPOLoss",
     "ChosenNLLLoss",
+    "DAPOLoss",
     "DFTLoss",
     "DPOPLoss",
     "DiscoPOPLoss",
     "Divergence",
     "EXOLoss",
     "ForwardKL",
+    "GRPOLoss",
     "GroupLoss",
     "HingeLoss",
     "IPOLoss",
     "JensenShannon",
+    "KLInReward",
+    "KLPenalty",
     "KTOLoss",
     "KTOPairLoss",
     "LDDPOLoss",
@@ -56,6 +65,7 @@ __all__ = [
     "ORPOLoss",
     "Pair",
     "PlackettLuceLoss",
+    "PolicyGradientLoss",
     "PreferenceLoss",
     "RDPOLoss",
     "ReferenceFreeLoss",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,14 +22,16 @@ class AlignmentLoss(nn.Module, ABC):
 
     Attributes:
         needs_reference: True if the loss compares policy and reference.
+        zero_beta: True if ``beta`` may be 0.
     """
 
     needs_reference: bool = True
+    zero_beta: ClassVar[bool] = False
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
-        if not 0 < beta < float("inf"):
-            raise out_of_range(self, "beta", beta, "above 0")
+        if not (0 < beta < float("inf") or (self.zero_beta and beta == 0)):
+            raise out_of_range(self, "beta", beta, "of at least 0" if self.zero_beta else "above 0")
         self.beta = beta
 
     def reduce(self, answer: AnswerLogps) -> Tensor:

@@ -11,6 +11,7 @@ from lion_lightning.modules.optimization.schedules import (
     LinearWithWarmup,
     WarmupSchedule,
 )
+from lion_lightning.modules.policy_gradient import PolicyGradientModule
 from lion_lightning.modules.reward import RewardModule
 from lion_lightning.modules.sft import SFTModule
 
@@ -25,6 +26,7 @@ __all__ = [
     "OnlineDPOModule",
     "OnlineGroupModule",
     "OnlineModule",
+    "PolicyGradientModule",
     "RewardModule",
     "SFTModule",
     "WarmupSchedule",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from lion_lightning.modules.policy_reference import PolicyReferenceModule
 from lion_lightning.modules.trainer.batch_kinds import require_groups
 from lion_lightning.ops.logprobs import group_views
 from lion_lightning.references.base import NoReference, Reference
-from lion_lightning.types import AnswerLogps, LossOutput, PackedBatch, SumOver
+from lion_lightning.types import AnswerLogps, LossOutput, PackedBatch, SumOver, TokenLogps
 
 
 class GroupModule(PolicyReferenceModule[GroupLoss]):
@@ -47,6 +47,8 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
 
     items = "prompts"
     typical_answers = 4
+    own_answers: ClassVar[bool] = False
+    """True if the answers are those of the policy, just sampled."""
 
     def __init__(
         self,
@@ -57,19 +59,28 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
         **kwargs: Any,
     ) -> None:
         super().__init__(policy=policy, loss=loss or PlackettLuceLoss(), reference=reference, **kwargs)
+        if self.loss.on_policy and not self.own_answers:
+            raise ValueError(
+                f"model.loss: {type(self.loss).__name__} learns from the policy's own answers, and "
+                f"{type(self).__name__} trains on those of others; use lion_lightning.PolicyGradientModule"
+            )
 
     @override
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
-        base = self.reference(batch, self.policy_model)
+        others = self.compared_with(batch)
         own = self.policy_model(batch)
-        losses, metrics = [], []
+        losses, items, metrics = [], [], []
         for view in group_views(batch):  # one for each size of group
-            policy, reference = view.logps(own), view.logps(base)
-            losses.append(self.loss(policy, reference, view.values))  # (groups,)
+            policy, (reference, *more) = view.logps(own), map(view.logps, others)
+            losses.append(self.loss(policy, reference, view.values, *more).sum())
+            items.append(self.loss.num_items(policy))
             with torch.no_grad():
-                metrics.append(self.group_metrics(policy, reference, view.values))
-        each = torch.cat(losses)
-        return LossOutput(each.sum(), torch.full((), len(each), device=each.device), _added(metrics))
+                metrics.append(self.group_metrics(policy, reference, view.values, *more))
+        return LossOutput(torch.stack(losses).sum(), torch.stack(items).sum(), _added(metrics))
+
+    def compared_with(self, batch: PackedBatch) -> list[TokenLogps]:
+        """Log-probs of the batch's targets under what the policy is compared with, in the order of the loss."""
+        return [self.reference(batch, self.policy_model)]
 
     @override
     def require_kind(self, batch: PackedBatch) -> None:
@@ -95,7 +106,7 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
             "logps": SumOver(policy.sums.sum(), answers),
             "lengths": SumOver(policy.counts.sum(), answers),
             "values": SumOver(values.sum(), answers),
-            "group_size": answers,
+            "group_size": SumOver(answers, torch.full((), len(values), device=values.device)),
         }
         if not isinstance(self.reference, NoReference):
             metrics["kl"] = SumOver((policy.sums - reference.sums).sum(), answers)

@@ -165,3 +165,11 @@ class RefreshedReference(CachedReference):
     def _model(self, policy: PolicyModel, ranks: Ranks) -> Iterator[PolicyModel]:
         with evaluating(policy):  # adapters stay on: they hold what was trained
             yield policy if self._digest(policy) == self.weights else self._rebuilt(ranks)
+
+
+class OldPolicy(RefreshedReference):
+    """The policy that sampled the answers of a round, which a policy gradient's ratios are of."""
+
+    def become(self, policy: PolicyModel) -> None:
+        """Take a policy as it is now; its log-probs are computed when they are asked for."""
+        self.restore({"weights": self._digest(policy)})

@@ -70,6 +70,10 @@ class AnswerLogps:
         flat = values.new_zeros(self.counts.numel()).index_add(0, self.owners, values)
         return flat.reshape(self.counts.shape)
 
+    def detach(self) -> AnswerLogps:
+        """The same log-probs without a gradient."""
+        return AnswerLogps(self.tokens._replace(values=self.tokens.values.detach()), self.owners, self.counts)
+
     def take(self, positions: Tensor) -> AnswerLogps:
         """Some of the answers, tokens and all.
 

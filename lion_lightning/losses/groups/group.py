@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,6 +24,7 @@ class GroupLoss(RewardedAnswersLoss):
 
     Attributes:
         needs_reference: True if the loss compares policy and reference.
+        on_policy: True if the answers have to be the policy's own, sampled by it.
 
     Example:
         A loss of one's own, which makes the probabilities of a group follow its values:
@@ -34,6 +37,8 @@ class GroupLoss(RewardedAnswersLoss):
         >>> Softmax(beta=0.1)(two, two, torch.tensor([[1.0, 0.0]]))
         tensor([0.6931])
     """
+
+    on_policy: ClassVar[bool] = False
 
     def check_values(self, values: Sequence[float]) -> None:
         """Refuse values that the loss is not for, with a ``ValueError``; called with those of each batch.
@@ -53,8 +58,16 @@ class GroupLoss(RewardedAnswersLoss):
             values: ``(groups, n)`` fp32 scores, rewards or advantages.
 
         Returns:
-            ``(groups,)`` losses; the module sums and normalizes them over the global step.
+            ``(groups,)`` losses; the module sums them over the global step and divides by its :meth:`num_items`.
         """
+
+    def num_items(self, policy: AnswerLogps) -> Tensor:
+        """What the loss of a global step is divided by the number of: here groups, so that every prompt weighs alike.
+
+        Args:
+            policy: The answers of a micro-batch, ``(groups, n)``.
+        """
+        return torch.full((), len(policy.counts), device=policy.counts.device)
 
 
 def differences(numbers: Tensor) -> Tensor:

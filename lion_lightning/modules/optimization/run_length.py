@@ -33,3 +33,8 @@ def run_length(trainer: Trainer) -> float:
         left = max(0, sum(counts) - done)
     length = trainer.global_step + left
     return min(length, trainer.max_steps) if trainer.max_steps >= 0 else length
+
+
+def epoch_steps(trainer: Trainer) -> float:
+    """Optimizer steps of the present epoch."""
+    return math.ceil(trainer.fit_loop.max_batches / accumulation(trainer, trainer.current_epoch))
