@@ -44,7 +44,7 @@ def measure(name: str, options: argparse.Namespace) -> tuple[int, float]:
     """
     from lion_lightning import PolicySpec, Source, TokenizerSpec
     from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-    from lion_lightning.rollouts.prompt_pool import PromptPool
+    from lion_lightning.rollouts.prompts.pool import PromptPool
     from lion_lightning.sampling import SamplingSettings, ServerSampler, TransformersSampler, VLLMSampler
 
     tokenizer = TokenizerSpec(options.model).load()

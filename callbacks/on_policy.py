@@ -20,11 +20,12 @@ from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.readiness import require_ready
-from lion_lightning.rollouts import plan, rounds
+from lion_lightning.rollouts import rounds
 from lion_lightning.rollouts.files import write_rollouts
 from lion_lightning.rollouts.generate import RoundWorker, split_chunks
 from lion_lightning.rollouts.metrics import round_metrics
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts import plan
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout, with_answers, with_first_answer, with_pairs, with_usable
 from lion_lightning.rollouts.rounds import Round
 from lion_lightning.sampling.base import Sampler

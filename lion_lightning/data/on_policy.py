@@ -26,7 +26,7 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.data.trees import TreeDataModule
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rounds import Round
 from lion_lightning.rollouts.tokens import RoundTokens
 

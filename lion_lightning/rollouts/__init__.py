@@ -1,5 +1,5 @@
 """The on-policy loop's parts.
 
-Prompts: ``prompt_forms``, ``prompt_pool``, ``plan``. Answers, scores and pairs: ``rollout``, ``generate``, ``files``.
+Prompts: ``prompts``. Answers, scores and pairs: ``rollout``, ``generate``, ``files``.
 Finished rounds: ``rounds``, ``metrics``, ``tokens``.
 """

@@ -25,8 +25,8 @@ from lion_lightning import (
 from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.rollouts.plan import share_out
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.plan import share_out
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.sampling.base import EngineError
 from lion_lightning.types import Answer, Prompt
 from tests.integration.online import Judge, Online, Sampler, Watch, pairs_of

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from torch import Tensor
 
 from lion_lightning import FrozenReference, OnlineDPOModule, RefreshedReference
-from lion_lightning.rollouts import plan as round_plan
-from lion_lightning.rollouts.plan import RoundPrompts
+from lion_lightning.rollouts.prompts import plan as round_plan
+from lion_lightning.rollouts.prompts.plan import RoundPrompts
 from tests.integration.online import Judge, KilledError, Online, Sampler, Watch
 from tests.marks import exhaustive
 

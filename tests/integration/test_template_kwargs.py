@@ -27,7 +27,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.checkpointing.settings import tokenizer_settings
 from lion_lightning.modules.sft import SFTModule
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rounds import round_settings
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.tools.chat.conversation import Chat, load_served

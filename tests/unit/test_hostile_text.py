@@ -19,7 +19,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import literal
 from lion_lightning.rollouts.files import write_rollouts
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import round_path
 from lion_lightning.tools.evaluate import main as evaluate

@@ -20,7 +20,7 @@ from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.readiness import require_ready
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.sampling.base import Sampler, SamplingSettings
 from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.tools.evaluate.answers import answer

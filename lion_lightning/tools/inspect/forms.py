@@ -12,7 +12,7 @@ from lion_lightning.data.formats.answers.preference import FORMS as PAIR_FORMS
 from lion_lightning.data.formats.columns import Forms
 from lion_lightning.data.formats.sft import FORMS as SFT_FORMS
 from lion_lightning.data.reports.row_messages import RowMessages
-from lion_lightning.rollouts.prompt_forms import PROMPT_FORMS
+from lion_lightning.rollouts.prompts.forms import PROMPT_FORMS
 
 FORMS: dict[str, Forms[Any]] = {
     "documents": SFT_FORMS,

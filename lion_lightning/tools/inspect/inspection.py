@@ -13,7 +13,7 @@ from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.printing import literal
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.tools.inspect.forms import forms_block
 from lion_lightning.tools.inspect.marks import legend, marked, targets
 

@@ -15,7 +15,7 @@ from lion_lightning.models.policy import position_limit
 from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.tools.chat.conversation import require_model
 from lion_lightning.tools.evaluate.main import parse
 from lion_lightning.tools.evaluate.run import Evaluation

@@ -16,8 +16,8 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder
 from lion_lightning.judges.weighted import WeightedJudge
 from lion_lightning.readiness import NUM_PROMPTS, require_ready
-from lion_lightning.rollouts.plan import require_on_policy
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.plan import require_on_policy
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.types import Prompt
 
 ALL_ROWS = 20_000

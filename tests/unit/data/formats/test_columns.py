@@ -14,7 +14,7 @@ from lion_lightning.data.formats.turns import Message
 from lion_lightning.data.reports.row_messages import RowMessages, collect_messages, collect_row_messages
 from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
-from lion_lightning.rollouts.prompt_forms import recognize_prompt
+from lion_lightning.rollouts.prompts.forms import recognize_prompt
 from tests.unit.data.pairs import pair_of
 
 

@@ -18,7 +18,7 @@ from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.digests import content_digest
 from lion_lightning.data.transforms import each_answer
-from lion_lightning.rollouts.prompt_forms import recognize_prompt
+from lion_lightning.rollouts.prompts.forms import recognize_prompt
 from tests.unit.data.letters import CHATML, byte_tokenizer
 from tests.unit.data.pairs import pair_of
 

@@ -16,7 +16,7 @@ from lion_lightning.data.sources.readers import Row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenize
 from lion_lightning.data.store.tokenized import TokenTable
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from tests.unit.data.letters import CHATML, byte_tokenizer
 
 

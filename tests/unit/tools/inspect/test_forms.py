@@ -12,7 +12,7 @@ from lion_lightning.data.formats.answers.preference import recognize_preferences
 from lion_lightning.data.formats.pairing import BestWorst
 from lion_lightning.data.formats.sft import recognize
 from lion_lightning.data.reports.row_messages import RowMessages, collect_messages, collect_row_messages
-from lion_lightning.rollouts.prompt_forms import recognize_prompt
+from lion_lightning.rollouts.prompts.forms import recognize_prompt
 from lion_lightning.tools.inspect.forms import forms_block
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

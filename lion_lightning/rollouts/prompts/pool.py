@@ -26,7 +26,7 @@ from lion_lightning.data.selection.mixture import repeats
 from lion_lightning.data.sources.readers import Numbers, Row
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.digests import prompt_digest, prompt_of
-from lion_lightning.rollouts.prompt_forms import recognize_prompt
+from lion_lightning.rollouts.prompts.forms import recognize_prompt
 from lion_lightning.types import Prompt
 
 _HASH_BYTES = 16

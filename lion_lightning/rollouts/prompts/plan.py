@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.on_policy import RoundDataModule
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout
 
 logger = logging.getLogger(__name__)

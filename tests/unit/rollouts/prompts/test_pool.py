@@ -12,8 +12,8 @@ from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.sft import Completion, Conversation
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.rollouts.prompt_forms import recognize_prompt
-from lion_lightning.rollouts.prompt_pool import PromptPool
+from lion_lightning.rollouts.prompts.forms import recognize_prompt
+from lion_lightning.rollouts.prompts.pool import PromptPool
 from tests import tiny
 
 ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -1,0 +1,1 @@
+"""Which prompts each round asks: read, chosen, and shared out over the rounds."""
