@@ -37,7 +37,10 @@ class GRPOLoss(PolicyGradientLoss):
         centered = rewards - rewards.mean(-1, keepdim=True)
         # Rounding must not become a signal: rewards that are all equal have a mean that may differ from them.
         centered = centered * (rewards.amax(-1, keepdim=True) > rewards.amin(-1, keepdim=True))
-        return centered / (rewards.std(-1, keepdim=True) + self.eps) if self.scale else centered
+        if not self.scale:
+            return centered
+        variance = centered.square().sum(-1, keepdim=True) / (rewards.shape[-1] - 1)  # of a sample
+        return centered / (variance.sqrt() + self.eps)
 
 
 class DAPOLoss(GRPOLoss):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from lion_lightning import losses
-from lion_lightning.losses import AllPairsLoss, AnswerLoss, GroupLoss, HingeLoss, UnlikelihoodLoss
+from lion_lightning.losses import AllPairsLoss, AnswerLoss, GroupLoss, HingeLoss, PolicyGradientLoss, UnlikelihoodLoss
 from lion_lightning.types import AnswerLogps
 from tests.unit.losses.chosen_logps import in_groups, random_answers, with_tokens
 
@@ -36,14 +36,21 @@ def given(loss: Any, answers: AnswerLogps) -> AnswerLogps:
 
 
 def called(loss: Any, policy: AnswerLogps, reference: AnswerLogps) -> Tensor:
-    more = LABELS if isinstance(loss, AnswerLoss) else VALUES
-    result: Tensor = loss(given(loss, policy), given(loss, reference), more)
+    both = given(loss, policy), given(loss, reference)
+    if isinstance(loss, AnswerLoss):
+        result: Tensor = loss(*both, LABELS)
+    elif isinstance(loss, PolicyGradientLoss):
+        result = loss(*both, VALUES, both[1])  # the reference stands for the policy that sampled, too
+    else:
+        result = loss(*both, VALUES)
     return result
 
 
 def test_all_that_the_package_has_is_here() -> None:
     assert [loss.__name__ for loss in OF_ANSWERS] == ["APOZeroUnpairedLoss", "BCOLoss", "KTOLoss", "UnlikelihoodLoss"]
-    assert [loss.__name__ for loss in OF_GROUPS] == ["AllPairsLoss", "LambdaLoss", "PlackettLuceLoss"]
+    assert [loss.__name__ for loss in OF_GROUPS] == [
+        *("AllPairsLoss", "DAPOLoss", "GRPOLoss", "LambdaLoss", "PlackettLuceLoss"),
+    ]
 
 
 @every
@@ -107,7 +114,9 @@ def test_a_step_of_one_answer_or_group_at_a_time_has_the_same_losses(loss: Any) 
         if isinstance(loss, AnswerLoss):
             found.append(loss(*parts, LABELS[rows]))
         else:
-            found.append(loss(*(in_groups(part, 1) for part in parts), VALUES[first // 3][None]))
+            policies = [in_groups(part, 1) for part in parts]
+            old = policies[1:] if isinstance(loss, PolicyGradientLoss) else []
+            found.append(loss(*policies, VALUES[first // 3][None], *old))
     torch.testing.assert_close(torch.cat(found), whole)
 
 
@@ -122,5 +131,6 @@ def test_yaml_names_a_loss_by_its_class_path(loss: Any) -> None:
     assert type(built) is loss
     if arguments:
         assert built.beta == 0.25
-        with pytest.raises(ValueError, match=rf"^{loss.__name__}: beta is 0.0; give a number above 0$"):
-            loss(beta=0.0)
+        low, rule = (-0.1, "of at least 0") if loss.zero_beta else (0.0, "above 0")
+        with pytest.raises(ValueError, match=rf"^{loss.__name__}: beta is {low}; give a number {rule}$"):
+            loss(beta=low)
