@@ -1,73 +1,14 @@
-"""Verifiers: callables that check an answer, and the judge that scores with them."""
+"""Verifiers with a reference answer, a pattern, a schema or a length."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
+from lion_lightning.judges.verifiers.columns import place_of, reference_answer
 from lion_lightning.processes.limited_process import LimitedCheck
 from lion_lightning.readiness import require_package
 from lion_lightning.types import Prompt
-
-Verifier = Callable[[Prompt, str], bool | float]
-"""From prompt and answer to whether the answer is correct, or to a score."""
-
-
-class VerifierJudge:
-    """Scores each answer with a verifier: ``reward`` for True, 0 for False; a number is the score itself.
-
-    Args:
-        verifier: A callable, in a config its import path, or one of the classes of this module (:class:`ExactMatch`,
-            :class:`MathAnswer`, :class:`Regex`, :class:`JSONSchema`, :class:`Length`).
-        reward: Score of a correct answer; 10 in RLVR (TÜLU 3, arXiv 2411.15124).
-    """
-
-    def __init__(self, verifier: Verifier, reward: float = 1.0) -> None:
-        self.verifier, self.reward = verifier, reward
-        self._name = getattr(verifier, "__qualname__", type(verifier).__qualname__)
-
-    def identity(self) -> dict[str, Any]:
-        """Settings that determine the scores."""
-        own = getattr(self.verifier, "__dict__", {})
-        settings = {key: value for key, value in own.items() if not key.startswith("_")}
-        return {"judge": type(self).__name__, "verifier": self._name, "settings": settings, "reward": self.reward}
-
-    def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Score the answers to each prompt.
-
-        Raises:
-            ValueError: The verifier failed; the message names the prompt.
-        """
-        scores = []
-        for prompt, given in zip(prompts, answers, strict=True):
-            row: list[float] = []
-            for answer in given:
-                try:
-                    found = self.verifier(prompt, answer)
-                except Exception as error:
-                    raise ValueError(f"{_place(prompt)}: {self._name} failed ({error})") from error
-                row.append(self.reward * found if isinstance(found, bool) else found)
-            scores.append(row)
-        return scores
-
-    def check_ready(self, prompts: Sequence[Prompt]) -> None:
-        """Score a dummy answer, to find missing packages and columns."""
-        self.score(prompts, [["?"]] * len(prompts))
-
-
-def reference_answer(prompt: Prompt, column: str) -> Any:
-    """The reference answer in a column of the prompt's row.
-
-    Raises:
-        ValueError: The row does not have this column.
-    """
-    if prompt.row.get(column) is None:
-        known = ", ".join(prompt.row) or "none"
-        raise ValueError(
-            f"the row has no column {column!r} with the reference answer; its columns are {known}: set `column`"
-        )
-    return prompt.row[column]
 
 
 class ExactMatch:
@@ -112,7 +53,7 @@ class MathAnswer:
         """
         require_package("math_verify", "MathAnswer", "math-verify", "judges")
         try:
-            return self._check(_place(prompt), str(reference_answer(prompt, self.column)), answer)
+            return self._check(place_of(prompt), str(reference_answer(prompt, self.column)), answer)
         except ValueError as error:
             raise ValueError(f"column {self.column!r}: {error}") from error
 
@@ -137,7 +78,7 @@ class Regex:
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Return whether the pattern is found."""
-        return self._check(_place(prompt), self.pattern, answer)
+        return self._check(place_of(prompt), self.pattern, answer)
 
 
 class JSONSchema:
@@ -166,11 +107,7 @@ class JSONSchema:
         """
         require_package("jsonschema", "JSONSchema", "jsonschema", "judges")
         schema = self.schema if self.column is None else reference_answer(prompt, self.column)
-        return self._check(_place(prompt), schema, answer)
-
-
-def _place(prompt: Prompt) -> str:
-    return prompt.where or repr(prompt.question[:40])
+        return self._check(place_of(prompt), schema, answer)
 
 
 class Length:

@@ -1,0 +1,54 @@
+"""The judge that scores with a verifier: a callable that checks an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lion_lightning.judges.verifiers.columns import place_of
+from lion_lightning.types import Prompt
+
+Verifier = Callable[[Prompt, str], bool | float]
+"""From prompt and answer to whether the answer is correct, or to a score."""
+
+
+class VerifierJudge:
+    """Scores each answer with a verifier: ``reward`` for True, 0 for False; a number is the score itself.
+
+    Args:
+        verifier: A callable, in a config its import path, or one of the classes of
+            :mod:`lion_lightning.judges.verifiers`.
+        reward: Score of a correct answer; 10 in RLVR (TÜLU 3, arXiv 2411.15124).
+    """
+
+    def __init__(self, verifier: Verifier, reward: float = 1.0) -> None:
+        self.verifier, self.reward = verifier, reward
+        self._name = getattr(verifier, "__qualname__", type(verifier).__qualname__)
+
+    def identity(self) -> dict[str, Any]:
+        """Settings that determine the scores."""
+        own = getattr(self.verifier, "__dict__", {})
+        settings = {key: value for key, value in own.items() if not key.startswith("_")}
+        return {"judge": type(self).__name__, "verifier": self._name, "settings": settings, "reward": self.reward}
+
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Score the answers to each prompt.
+
+        Raises:
+            ValueError: The verifier failed; the message names the prompt.
+        """
+        scores = []
+        for prompt, given in zip(prompts, answers, strict=True):
+            row: list[float] = []
+            for answer in given:
+                try:
+                    found = self.verifier(prompt, answer)
+                except Exception as error:
+                    raise ValueError(f"{place_of(prompt)}: {self._name} failed ({error})") from error
+                row.append(self.reward * found if isinstance(found, bool) else found)
+            scores.append(row)
+        return scores
+
+    def check_ready(self, prompts: Sequence[Prompt]) -> None:
+        """Score a dummy answer, to find missing packages and columns."""
+        self.score(prompts, [["?"]] * len(prompts))
