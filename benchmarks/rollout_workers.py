@@ -140,7 +140,7 @@ class Watched(OnPolicySampling):
 
     def _alone(self, trainer: Any, epoch: int) -> int:
         data = trainer.datamodule
-        rollouts = self._choose_prompts(trainer, data.pool, epoch, data.prompt_limit)
+        rollouts = self.choose_prompts(trainer, data.pool, epoch, data.prompt_limit)
         return self.bare([rollout.prompt for rollout in rollouts])
 
     def _timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,14 +18,13 @@ from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.readiness import require_ready
-from lion_lightning.rollouts import rounds
-from lion_lightning.rollouts.files import write_rollouts
-from lion_lightning.rollouts.generate import RoundWorker, split_chunks
+from lion_lightning.rollouts import checks, rounds
+from lion_lightning.rollouts.generate import RoundWorker
+from lion_lightning.rollouts.maker import RoundMaker
 from lion_lightning.rollouts.metrics import round_metrics
-from lion_lightning.rollouts.prompts import plan
+from lion_lightning.rollouts.prompts.plan import RoundSchedule
 from lion_lightning.rollouts.prompts.pool import PromptPool
-from lion_lightning.rollouts.rollout import Rollout, with_answers, with_first_answer, with_pairs, with_usable
+from lion_lightning.rollouts.rollout import Rollout, with_pairs, with_usable
 from lion_lightning.rollouts.rounds import Round
 from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer, Prompt
@@ -93,7 +91,7 @@ class OnPolicySampling(Callback):
         seed: int = 0,
         rounds_dir: str | Path | None = None,
     ) -> None:
-        plan.check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
+        checks.check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
         self.sampler, self.judge, self.num_samples = sampler, judge, num_samples
         self.prompts_per_round, self.monitor_prompts, self.chunk_size = prompts_per_round, monitor_prompts, chunk_size
         self.pairing, self.original_chosen, self.keep_unfinished = pairing, original_chosen, keep_unfinished
@@ -131,9 +129,9 @@ class OnPolicySampling(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        data = plan.require_on_policy(trainer, pl_module)
+        data = checks.require_on_policy(trainer, pl_module)
         if data.items != "pairs":
-            plan.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)
+            checks.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)
         data.rounds, self._items = partial(self.pull, trainer, cast(AlignmentModule, pl_module)), data.items
         data.is_used_again = lambda epoch: not self.should_sample(epoch + 1)
         self.current = self._trained = self._report = None  # of an earlier fit
@@ -151,7 +149,7 @@ class OnPolicySampling(Callback):
         if self.current is None:
             return
         self._trained = self.current
-        self._report = plan.on_policy_data(trainer).report(self.current)
+        self._report = checks.on_policy_data(trainer).report(self.current)
         metrics, items = round_metrics(self.current), self.current.items
         kept = rounds.kept_items(self._report, items) if self._report else 0
         metrics[f"{items}_kept"] = kept / max(metrics[items], 1)
@@ -200,7 +198,7 @@ class OnPolicySampling(Callback):
             ValueError: No prompts are left, or sampling or judging failed.
         """
         # Lightning may ask for epoch 0 before it restores the epoch, for trainer.estimated_stepping_batches
-        number = max(self._round_of(epoch), self._restored.get("round", 0))
+        number = max(self.schedule.round_of(epoch), self._restored.get("round", 0))
         if self.current is None or self.current.number != number:
             path = rounds.round_path(self.folder(trainer), number)
             if self._restored.get("round") == number:  # its policy is gone, so it cannot be sampled again
@@ -210,10 +208,10 @@ class OnPolicySampling(Callback):
         return self.current
 
     def _stored_or_new(self, trainer: Trainer, module: AlignmentModule, path: Path, number: int) -> Round:
-        data = plan.on_policy_data(trainer)
+        data = checks.on_policy_data(trainer)
         policy = RolloutPolicy(module.policy_model, data.tokenizer, Ranks.of(trainer.strategy))
         limit = data.prompt_limit
-        rollouts = self._choose_prompts(trainer, data.pool, number, limit)
+        rollouts = self.choose_prompts(trainer, data.pool, number, limit)
         settings = rounds.round_settings(self.sampling_settings(), policy.digest(), [r.prompt for r in rollouts], limit)
         identity = policy.ranks.broadcast(hash_json(settings))
         worker = RoundWorker.of(policy.ranks, path.with_name(f"{path.stem}.parts-{identity[:12]}"))
@@ -225,68 +223,36 @@ class OnPolicySampling(Callback):
         if worker.rank == 0:
             why = f"without {data.items} to train on" if same else "sampled from another policy or with other settings"
             rounds.set_aside(path.parent, number, why)
-        return self._sample(worker, policy, rollouts, path, {"round": number, "identity": identity, **settings})
+        parts = (self.sampler, self.judge, self._choose)
+        maker = RoundMaker(*parts, self.num_samples, self.chunk_size, self.original_chosen, self.seed)
+        return maker.make(worker, policy, rollouts, path, {"round": number, "identity": identity, **settings})
 
-    def _sample(
-        self, worker: RoundWorker, policy: RolloutPolicy, rollouts: list[Rollout], path: Path, metadata: dict[str, Any]
-    ) -> Round:
-        """Each rank samples and judges its chunks; the first one makes the pairs, if any, and writes the round."""
-        chunks = split_chunks(rollouts, self.chunk_size, self.num_samples, [self.seed, metadata["round"]])
-        first = rounds.first_monitor_answers(path.parent, metadata["round"])
-        with worker.heartbeat():
-            require_ready([self.sampler, self.judge], [r.prompt for r in rollouts if not r.monitor])
-            worker.start(chunks)
-            worker.sample(chunks, self.sampler, policy, partial(self._with_answers, policy))
-            worker.judge(chunks, self.judge, policy.device, partial(with_first_answer, first=first))
-            if worker.rank == 0:
-                scored = [with_usable(rollout, self.usable) for rollout in worker.collect(chunks)]
-                if self._items == "pairs":
-                    scored = [with_pairs(rollout, self.make_pairs) for rollout in scored]
-                write_rollouts(path, [*scored, *(r for r in rollouts if r.left_out)], metadata)
-            else:
-                worker.wait_for([path])
-        policy.ranks.barrier()
-        if worker.rank == 0:
-            worker.remove_chunks()
-        return Round(path)
-
-    def _with_answers(self, policy: RolloutPolicy, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
-        drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen
-        return with_answers(rollout, answers, policy, add_original=drawn and not rollout.monitor)
+    def _choose(self, rollout: Rollout) -> Rollout:
+        """Add to a scored prompt what is trained of it."""
+        rollout = with_usable(rollout, self.usable)
+        return with_pairs(rollout, self.make_pairs) if self._items == "pairs" else rollout
 
     # --- prompts and settings of a round
 
-    def require_prompts(self, trainer: Trainer, pool: PromptPool) -> None:
-        """Refuse a run that would reach a round without prompts.
+    @property
+    def schedule(self) -> RoundSchedule:
+        """Which round each epoch trains on, and its prompts."""
+        return RoundSchedule(self.should_sample, self.prompts_per_round, self.monitor_prompts, self.seed)
 
-        Of a run that a limit of steps or time may end sooner, only the first round is checked.
+    def choose_prompts(self, trainer: Trainer, pool: PromptPool, number: int, limit: int) -> list[Rollout]:
+        """The prompts of a round, then its monitor prompts.
 
         Raises:
-            ValueError: There are too few.
+            ValueError: No prompts are left for it, or for the last round of the run.
         """
-        last = self._round_of(plan.last_epoch(trainer))
-        self._round_prompts(trainer, pool).require(self._rounds_before(last), last)
-
-    def _choose_prompts(self, trainer: Trainer, pool: PromptPool, number: int, limit: int) -> list[Rollout]:
-        self.require_prompts(trainer, pool)
-        prompts = self._round_prompts(trainer, pool)
+        self.schedule.require(trainer, pool)
+        prompts = self.schedule.prompts(trainer, pool)
         if self._shares is not None:
             prompts.warn_of_repeats(self._shares, number)
         self._shares = prompts.shares
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             prompts = prompts.at_most(self.chunk_size)
-        return prompts.rollouts(pool, self._rounds_before(number), number, limit)
-
-    def _round_prompts(self, trainer: Trainer, pool: PromptPool) -> plan.RoundPrompts:
-        epochs = plan.num_epochs(trainer)
-        num_rounds = None if epochs is None else self._rounds_before(epochs)
-        return plan.share_out(pool, self.prompts_per_round, self.monitor_prompts, num_rounds, self.seed)
-
-    def _round_of(self, epoch: int) -> int:
-        return max(earlier for earlier in range(epoch + 1) if earlier == 0 or self.should_sample(earlier))
-
-    def _rounds_before(self, epoch: int) -> int:
-        return sum(1 for earlier in range(epoch) if earlier == 0 or self.should_sample(earlier))
+        return prompts.rollouts(pool, self.schedule.rounds_before(number), number, limit)
 
     def sampling_settings(self) -> dict[str, Any]:
         """Settings that decide the answers to given prompts and what is trained of them, as plain data."""

@@ -1,18 +1,17 @@
-"""Which prompts each round of a run asks."""
+"""Which round each epoch of a run trains on, and which prompts a round asks."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from lion_lightning.data.formats.pairing import Pairing
-from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout
 
@@ -117,6 +116,51 @@ def share_out(
     return RoundPrompts(monitors, others, max(1, size))
 
 
+@dataclass(frozen=True)
+class RoundSchedule:
+    """Which round each epoch of a run trains on, and which prompts are shared out to it.
+
+    Attributes:
+        samples: True for an epoch that samples a new round; the first one always does.
+        prompts_per_round: As ``OnPolicySampling`` is given it.
+        monitor_prompts: The same.
+        seed: Seed of the order of the prompts.
+    """
+
+    samples: Callable[[int], bool]
+    prompts_per_round: float | None = None
+    monitor_prompts: int | None = None
+    seed: int = 0
+
+    def round_of(self, epoch: int) -> int:
+        """Number of the round that an epoch trains on: the epoch that it was sampled for."""
+        return max(earlier for earlier in range(epoch + 1) if self._begins(earlier))
+
+    def rounds_before(self, epoch: int) -> int:
+        """Rounds that are sampled before an epoch."""
+        return sum(map(self._begins, range(epoch)))
+
+    def _begins(self, epoch: int) -> bool:
+        return epoch == 0 or self.samples(epoch)
+
+    def prompts(self, trainer: Trainer, pool: PromptPool) -> RoundPrompts:
+        """The prompts of all rounds of a run."""
+        epochs = num_epochs(trainer)
+        rounds = None if epochs is None else self.rounds_before(epochs)
+        return share_out(pool, self.prompts_per_round, self.monitor_prompts, rounds, self.seed)
+
+    def require(self, trainer: Trainer, pool: PromptPool) -> None:
+        """Refuse a run that would reach a round without prompts.
+
+        Of a run that a limit of steps or time may end sooner, only the first round is checked.
+
+        Raises:
+            ValueError: There are too few.
+        """
+        last = self.round_of(last_epoch(trainer))
+        self.prompts(trainer, pool).require(self.rounds_before(last), last)
+
+
 def num_epochs(trainer: Trainer) -> int | None:
     """Epochs of a run; None if unknown."""
     return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
@@ -127,68 +171,3 @@ def last_epoch(trainer: Trainer) -> int:
     callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
     may_end_sooner = trainer.max_steps >= 0 or any(isinstance(one, Timer | EarlyStopping) for one in callbacks)
     return 0 if may_end_sooner else (num_epochs(trainer) or 1) - 1
-
-
-def on_policy_data(trainer: Trainer) -> RoundDataModule:
-    """The trainer's data module."""
-    data: Any = getattr(trainer, "datamodule", None)
-    if not isinstance(data, RoundDataModule):
-        raise MisconfigurationException(
-            f"OnPolicySampling: the data is {type(data).__name__}, which trains on answers from disk; use "
-            "lion_lightning.OnPolicyDataModule, which takes each epoch's answers from this callback"
-        )
-    return data
-
-
-def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataModule:
-    """Refuse a trainer, module or data module that on-policy sampling can't work with; the data module, if they fit."""
-    data = on_policy_data(trainer)
-    if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
-        raise MisconfigurationException(
-            "OnPolicySampling: each epoch trains on new answers, so its loader has to be made anew; add the line "
-            "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
-        )
-    if not hasattr(type(module), "policy_model"):
-        raise MisconfigurationException(
-            f"OnPolicySampling: {type(module).__name__} is not an AlignmentModule, so it has no policy to sample from; "
-            "use OnlineDPOModule, or subclass one"
-        )
-    return data
-
-
-def refuse_pairs(data: RoundDataModule, pairing: Pairing | None, own: bool) -> None:
-    """Refuse what makes pairs, for data that trains on groups.
-
-    Args:
-        data: The data.
-        pairing: Argument of ``OnPolicySampling``.
-        own: Whether a subclass makes pairs itself.
-    """
-    if own or pairing is not None:
-        raise MisconfigurationException(
-            f"{type(data).__name__} trains on all usable answers to a prompt, so no pairs are made: remove "
-            f"{'make_pairs' if own else 'pairing'} of OnPolicySampling, or use lion_lightning.OnPolicyDataModule"
-        )
-
-
-def check_arguments(
-    num_samples: int,
-    prompts_per_round: float | None,
-    original_chosen: float,
-    monitor_prompts: int | None,
-    chunk_size: int,
-) -> None:
-    """Check the numbers that ``OnPolicySampling`` is given."""
-    checks = (
-        (num_samples >= 2, f"num_samples is {num_samples}; give at least 2 answers to compare"),
-        (
-            prompts_per_round is None or prompts_per_round > 0,
-            f"prompts_per_round is {prompts_per_round}; give a share below 1 or a number above 0",
-        ),
-        (0 <= original_chosen <= 1, f"original_chosen is {original_chosen}; give a share of the prompts, 0 to 1"),
-        (monitor_prompts is None or monitor_prompts >= 0, f"monitor_prompts is {monitor_prompts}; give 0 or more"),
-        (chunk_size >= 1, f"chunk_size is {chunk_size}; give at least 1"),
-    )
-    for good, message in checks:
-        if not good:
-            raise ValueError(f"OnPolicySampling: {message}")

@@ -16,7 +16,7 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder
 from lion_lightning.judges.weighted import WeightedJudge
 from lion_lightning.readiness import NUM_PROMPTS, require_ready
-from lion_lightning.rollouts.prompts.plan import require_on_policy
+from lion_lightning.rollouts.checks import require_on_policy
 from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.types import Prompt
 
@@ -108,5 +108,5 @@ def check_rounds(trainer: Trainer, module: Any, data: RoundDataModule, coming: C
     for callback in callbacks:
         if isinstance(callback, OnPolicySampling):
             require_on_policy(trainer, module)
-            callback.require_prompts(trainer, data.pool)
+            callback.schedule.require(trainer, data.pool)
             check_prompts(data.pool, [callback.sampler, callback.judge], coming)

@@ -1,0 +1,76 @@
+"""What on-policy sampling asks of its trainer, module, data and arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+
+from lion_lightning.data.formats.pairing import Pairing
+from lion_lightning.data.on_policy import RoundDataModule
+
+
+def on_policy_data(trainer: Trainer) -> RoundDataModule:
+    """The trainer's data module."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if not isinstance(data, RoundDataModule):
+        raise MisconfigurationException(
+            f"OnPolicySampling: the data is {type(data).__name__}, which trains on answers from disk; use "
+            "lion_lightning.OnPolicyDataModule, which takes each epoch's answers from this callback"
+        )
+    return data
+
+
+def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataModule:
+    """Refuse a trainer, module or data module that on-policy sampling can't work with; the data module, if they fit."""
+    data = on_policy_data(trainer)
+    if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+        raise MisconfigurationException(
+            "OnPolicySampling: each epoch trains on new answers, so its loader has to be made anew; add the line "
+            "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
+        )
+    if not hasattr(type(module), "policy_model"):
+        raise MisconfigurationException(
+            f"OnPolicySampling: {type(module).__name__} is not an AlignmentModule, so it has no policy to sample from; "
+            "use OnlineDPOModule, or subclass one"
+        )
+    return data
+
+
+def refuse_pairs(data: RoundDataModule, pairing: Pairing | None, own: bool) -> None:
+    """Refuse what makes pairs, for data that trains on groups.
+
+    Args:
+        data: The data.
+        pairing: Argument of ``OnPolicySampling``.
+        own: Whether a subclass makes pairs itself.
+    """
+    if own or pairing is not None:
+        raise MisconfigurationException(
+            f"{type(data).__name__} trains on all usable answers to a prompt, so no pairs are made: remove "
+            f"{'make_pairs' if own else 'pairing'} of OnPolicySampling, or use lion_lightning.OnPolicyDataModule"
+        )
+
+
+def check_arguments(
+    num_samples: int,
+    prompts_per_round: float | None,
+    original_chosen: float,
+    monitor_prompts: int | None,
+    chunk_size: int,
+) -> None:
+    """Check the numbers that ``OnPolicySampling`` is given."""
+    checks = (
+        (num_samples >= 2, f"num_samples is {num_samples}; give at least 2 answers to compare"),
+        (
+            prompts_per_round is None or prompts_per_round > 0,
+            f"prompts_per_round is {prompts_per_round}; give a share below 1 or a number above 0",
+        ),
+        (0 <= original_chosen <= 1, f"original_chosen is {original_chosen}; give a share of the prompts, 0 to 1"),
+        (monitor_prompts is None or monitor_prompts >= 0, f"monitor_prompts is {monitor_prompts}; give 0 or more"),
+        (chunk_size >= 1, f"chunk_size is {chunk_size}; give at least 1"),
+    )
+    for good, message in checks:
+        if not good:
+            raise ValueError(f"OnPolicySampling: {message}")
