@@ -21,9 +21,11 @@ from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.rollouts import checks, rounds
 from lion_lightning.rollouts.generate import RoundWorker
 from lion_lightning.rollouts.maker import RoundMaker
-from lion_lightning.rollouts.metrics import round_metrics
+from lion_lightning.rollouts.metrics.rounds import round_metrics
 from lion_lightning.rollouts.prompts.plan import RoundSchedule
 from lion_lightning.rollouts.prompts.pool import PromptPool
+from lion_lightning.rollouts.rewards.scoring import Scoring
+from lion_lightning.rollouts.rewards.shaping import RewardShaping
 from lion_lightning.rollouts.rollout import Rollout, with_pairs, with_usable
 from lion_lightning.rollouts.rounds import Round
 from lion_lightning.sampling.base import Sampler
@@ -34,7 +36,10 @@ logger = logging.getLogger(__name__)
 LOGGED = ("score", "score_spread", "monitor_score", "win_rate", "length", "unfinished", "distinct_2")
 """Metrics of a round that are logged as ``on_policy/*``; all of them are in the round's summary."""
 
-_SETTINGS = ("sampler", "judge", "num_samples", "original_chosen", "keep_unfinished", "chunk_size", "seed")
+_SETTINGS = (
+    *("sampler", "judge", "shaping", "num_samples", "original_chosen", "keep_unfinished", "monitor_samples"),
+    *("chunk_size", "seed"),
+)
 
 
 class OnPolicySampling(Callback):
@@ -65,9 +70,12 @@ class OnPolicySampling(Callback):
         pairing: How scored answers become pairs; None for the best against the worst. Nothing to give for groups.
         original_chosen: Share of the prompts whose own (chosen) answer is judged and paired along with the sampled
             ones (the paper's p_ori).
-        keep_unfinished: Train on answers that were cut off, too; a policy may then learn not to end.
-        monitor_prompts: Prompts that every round answers once and none trains on, to compare rounds by; None for 32,
-            or a quarter of all prompts if there are fewer than 128.
+        keep_unfinished: Train on answers that were cut off, too; a policy may then learn not to end, unless `shaping`
+            makes that cost something.
+        shaping: What makes rewards of the judge's scores, in this order.
+        monitor_prompts: Prompts that every round answers and none trains on, to compare rounds by; None for 32, or a
+            quarter of all prompts if there are fewer than 128.
+        monitor_samples: Answers per monitor prompt; several give pass@k and majority@k.
         chunk_size: Prompts that are sampled and saved together: the most that a killed run repeats.
         seed: Seed of the order of the prompts and of the answers.
         rounds_dir: Folder of the rounds, shared by all ranks; None for ``rounds`` in the trainer's root folder.
@@ -86,15 +94,19 @@ class OnPolicySampling(Callback):
         pairing: Pairing | None = None,
         original_chosen: float = 0.0,
         keep_unfinished: bool = False,
+        shaping: list[RewardShaping] | None = None,
         monitor_prompts: int | None = None,
+        monitor_samples: int = 1,
         chunk_size: int = 64,
         seed: int = 0,
         rounds_dir: str | Path | None = None,
     ) -> None:
         checks.check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
+        checks.check_rewards(shaping or [], monitor_samples)
         self.sampler, self.judge, self.num_samples = sampler, judge, num_samples
         self.prompts_per_round, self.monitor_prompts, self.chunk_size = prompts_per_round, monitor_prompts, chunk_size
         self.pairing, self.original_chosen, self.keep_unfinished = pairing, original_chosen, keep_unfinished
+        self.shaping, self.monitor_samples = shaping or [], monitor_samples
         self.seed, self.rounds_dir = seed, rounds_dir
         self.current: Round | None = None
         self._trained: Round | None = None  # the last that training has begun on; a checkpoint names it
@@ -132,6 +144,7 @@ class OnPolicySampling(Callback):
         data = checks.require_on_policy(trainer, pl_module)
         if data.items != "pairs":
             checks.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)
+        checks.warn_of_misfits(self.shaping, self.sampler, self.usable(Answer("?", "length")))
         data.rounds, self._items = partial(self.pull, trainer, cast(AlignmentModule, pl_module)), data.items
         data.is_used_again = lambda epoch: not self.should_sample(epoch + 1)
         self.current = self._trained = self._report = None  # of an earlier fit
@@ -223,8 +236,9 @@ class OnPolicySampling(Callback):
         if worker.rank == 0:
             why = f"without {data.items} to train on" if same else "sampled from another policy or with other settings"
             rounds.set_aside(path.parent, number, why)
-        parts = (self.sampler, self.judge, self._choose)
-        maker = RoundMaker(*parts, self.num_samples, self.chunk_size, self.original_chosen, self.seed)
+        parts = (self.sampler, Scoring(self.judge, self.shaping), self._choose)
+        samples = (self.num_samples, self.monitor_samples)
+        maker = RoundMaker(*parts, *samples, self.chunk_size, self.original_chosen, self.seed)
         return maker.make(worker, policy, rollouts, path, {"round": number, "identity": identity, **settings})
 
     def _choose(self, rollout: Rollout) -> Rollout:

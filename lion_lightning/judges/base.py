@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
+from operator import and_
 from typing import Any, NamedTuple, Protocol
 
 from lion_lightning.errors import first_line
@@ -18,8 +19,9 @@ class Judge(Protocol):
     """Scores answers. Any class with this method is a judge; it needs no import from this package.
 
     A judge may also have ``open(device)`` and ``close()``, which load and free its model for a round; ``identity()``;
-    ``check_ready(prompts)``; and, if it combines the scores of several, ``parts`` and ``combine`` (as
-    :class:`~lion_lightning.judges.weighted.WeightedJudge` has them).
+    ``check_ready(prompts)``; ``right_from``, the score from which on an answer is right; and, if it combines the scores
+    of several, ``parts`` and ``combine`` (as :class:`~lion_lightning.judges.weighted.WeightedJudge` has them), with
+    ``right_from`` by the name of a part. A judge without ``right_from`` does not say what is right.
 
     The arguments are annotated as ``Any`` so that config files accept classes with any annotations, or none.
     """
@@ -42,10 +44,12 @@ class JudgeScores(NamedTuple):
     Attributes:
         scores: One finite score per answer, in one list per prompt.
         by_judge: The scores of each part of a combined judge, or of the judge itself, by name.
+        right: Whether each answer is right; None if the judge does not say it.
     """
 
     scores: list[list[float]]
     by_judge: dict[str, list[list[float]]]
+    right: list[list[bool]] | None = None
 
 
 def score_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> JudgeScores:
@@ -61,13 +65,24 @@ def score_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Seq
             parts = {}
             for part, scores in judge.parts(prompts, answers).items():
                 parts[part] = _checked(scores, part, prompts, answers)
-            return JudgeScores(_checked(judge.combine(parts), name, prompts, answers), parts)
+            combined = _checked(judge.combine(parts), name, prompts, answers)
+            return JudgeScores(combined, parts, _right(parts, getattr(judge, "right_from", None) or {}))
         checked = _checked(judge.score(prompts, answers), name, prompts, answers)
     except (ValueError, OSError):
         raise
     except Exception as error:
         raise ValueError(f"{name} failed ({first_line(error, with_type=True)}); fix the judge and rerun") from error
-    return JudgeScores(checked, {name: checked})
+    limit = getattr(judge, "right_from", None)
+    return JudgeScores(checked, {name: checked}, _right({name: checked}, {} if limit is None else {name: limit}))
+
+
+def _right(parts: Mapping[str, Scores], right_from: Mapping[str, float]) -> list[list[bool]] | None:
+    """Whether each answer reaches the limits of these parts; None without any."""
+    right: list[list[bool]] | None = None
+    for name, limit in right_from.items():
+        found = [[score >= limit for score in row] for row in parts[name]]
+        right = found if right is None else [list(map(and_, *rows)) for rows in zip(right, found, strict=True)]
+    return right
 
 
 def _checked(scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:

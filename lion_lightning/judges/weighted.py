@@ -18,6 +18,8 @@ from lion_lightning.types import Prompt
 class WeightedJudge:
     """Weighted sum of the scores of several judges; the scores of each judge are stored with the round.
 
+    What is right is said by the first of them that can say it: put the verifier of the answer before those of its form.
+
     Args:
         judges: The judges.
         weights: Weight of each judge; None for 1.
@@ -49,6 +51,14 @@ class WeightedJudge:
                 raise ValueError(f"WeightedJudge: {len(judges)} judges but {len(values)} {what}; give one per judge")
         if not all(math.isfinite(weight) for weight in self.weights):
             raise ValueError(f"WeightedJudge: weights are {self.weights}; give finite numbers")
+
+    @property
+    def right_from(self) -> dict[str, float]:
+        """Name and ``right_from`` of the first judge that says what is right; empty if none does."""
+        for name, judge in zip(self.names, self.judges, strict=True):
+            if isinstance(limit := getattr(judge, "right_from", None), int | float):
+                return {name: limit}
+        return {}
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -9,6 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.on_policy import RoundDataModule
+from lion_lightning.rollouts.rewards.shaping import RewardShaping
+from lion_lightning.sampling.base import Sampler
+
+logger = logging.getLogger(__name__)
 
 
 def on_policy_data(trainer: Trainer) -> RoundDataModule:
@@ -74,3 +80,21 @@ def check_arguments(
     for good, message in checks:
         if not good:
             raise ValueError(f"OnPolicySampling: {message}")
+
+
+def check_rewards(shaping: Sequence[RewardShaping], monitor_samples: int) -> None:
+    """Check what ``OnPolicySampling`` is given for its rewards and monitor prompts."""
+    names = [type(one).__name__ for one in shaping]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"OnPolicySampling: shaping has {names.count(name)} of {name}; give one, or subclass it")
+    if monitor_samples < 1:
+        raise ValueError(f"OnPolicySampling: monitor_samples is {monitor_samples}; give at least 1")
+
+
+def warn_of_misfits(shaping: Sequence[RewardShaping], sampler: Sampler, keep_unfinished: bool) -> None:
+    """Warn of shapings that do not fit the sampler's limit or the rule for answers that were cut off."""
+    limit = getattr(getattr(sampler, "sampling", None), "max_new_tokens", None)
+    for one in shaping:
+        if misfit := one.misfit(limit, keep_unfinished):
+            logger.warning("%s: %s", type(one).__name__, misfit)

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from lion_lightning.cache import atomic_write, explain_write_errors, remove_stale_files
 from lion_lightning.distributed.rendezvous import WorkerGroup
-from lion_lightning.judges.base import Judge, score_answers
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.readiness import opened
 from lion_lightning.rollouts.files import WRITABLE, has_rollouts, read_rollouts, write_rollouts
+from lion_lightning.rollouts.rewards.scoring import Scoring
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.sampling.base import Sampler
 
@@ -39,17 +39,20 @@ class Chunk:
     seed: int
 
 
-def split_chunks(rollouts: Sequence[Rollout], chunk_size: int, num_samples: int, seed: Sequence[int]) -> list[Chunk]:
+def split_chunks(
+    rollouts: Sequence[Rollout], chunk_size: int, num_samples: int, monitor_samples: int, seed: Sequence[int]
+) -> list[Chunk]:
     """Split the prompts of a round into chunks: first those to train on, then the monitor prompts.
 
     Args:
         rollouts: The prompts; those that are left out are in no chunk.
         chunk_size: Prompts per chunk.
-        num_samples: Answers per prompt; monitor prompts get one.
+        num_samples: Answers per prompt.
+        monitor_samples: Answers per monitor prompt.
         seed: Entropy of the chunks' seeds, together with their numbers.
     """
     chunks: list[Chunk] = []
-    for monitor, samples in ((False, num_samples), (True, 1)):
+    for monitor, samples in ((False, num_samples), (True, monitor_samples)):
         prompts = [rollout for rollout in rollouts if rollout.monitor == monitor and not rollout.left_out]
         for start in range(0, len(prompts), chunk_size):
             chunk_seed = np.random.SeedSequence([*seed, len(chunks)]).generate_state(1)[0]
@@ -118,21 +121,16 @@ class RoundWorker(WorkerGroup):
                 write_rollouts(self.sampled(chunk), map(add_answers, seeded, answers))
 
     def judge(
-        self, chunks: Sequence[Chunk], judge: Judge, device: Any, add_comparison: Callable[[Rollout], Rollout]
+        self, chunks: Sequence[Chunk], scoring: Scoring, device: Any, add_comparison: Callable[[Rollout], Rollout]
     ) -> None:
         """Score the answers of this rank's chunks that have no scores yet."""
         todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.judged(chunk))]
         if not todo:
             return
-        with opened(judge, device):
+        with opened(scoring.judge, device):
             for chunk in self._progress(todo, "judge"):
                 rollouts = [add_comparison(rollout) for rollout in read_rollouts(self.sampled(chunk))]
-                texts = [[answer.text for answer in rollout.answers] for rollout in rollouts]
-                judged = score_answers(judge, [rollout.prompt for rollout in rollouts], texts)
-                for number, rollout in enumerate(rollouts):
-                    by_judge = {name: tuple(scores[number]) for name, scores in judged.by_judge.items()}
-                    rollouts[number] = replace(rollout, scores=tuple(judged.scores[number]), by_judge=by_judge)
-                write_rollouts(self.judged(chunk), rollouts)
+                write_rollouts(self.judged(chunk), scoring.score(rollouts))
 
     def collect(self, chunks: Sequence[Chunk]) -> list[Rollout]:
         """All rollouts with their scores, once every rank has written its own."""

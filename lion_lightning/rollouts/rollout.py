@@ -20,11 +20,14 @@ class Rollout:
         prompt: The prompt.
         answers: The answers; their ``token_ids`` are set.
         group: 16-byte hash of the prompt, which its pairs share.
-        monitor: Marks a monitor prompt: every round samples one answer, and none is trained on. From the second round
-            on, the first round's answer follows the new one.
+        monitor: Marks a monitor prompt: every round answers it, and no answer is trained on. From the second round on,
+            an answer of the first round follows the new ones.
         seed: Seed that the answers were sampled with.
-        scores: Score of each answer.
-        by_judge: Scores by judge, where several were combined.
+        num_added: Answers at the end that this round did not sample: the row's own, or that of the first round.
+        scores: Score of each answer, after reward shaping: what is trained.
+        by_judge: Score of each answer by each judge, where several were combined, and what each shaping added.
+        right: Whether each answer is right; empty where no verifier says so.
+        final_answers: What each answer comes to, for a majority to be counted; empty where none is counted.
         usable: Positions of the answers that may be trained on, ascending; none for a monitor prompt.
         pairs: Positions of chosen and rejected answer, a tuple per pair; none in a round for groups.
         left_out: Why nothing of it is trained on, in a few words; empty if something is.
@@ -35,11 +38,19 @@ class Rollout:
     group: bytes = bytes(16)
     monitor: bool = False
     seed: int = 0
+    num_added: int = 0
     scores: tuple[float, ...] = ()
     by_judge: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    right: tuple[bool, ...] = ()
+    final_answers: tuple[str, ...] = ()
     usable: tuple[int, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
     left_out: str = ""
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of answers that this round sampled: the first ones."""
+        return len(self.answers) - self.num_added
 
 
 def with_answers(rollout: Rollout, answers: Sequence[Any], policy: RolloutPolicy, add_original: bool) -> Rollout:
@@ -56,8 +67,9 @@ def with_answers(rollout: Rollout, answers: Sequence[Any], policy: RolloutPolicy
     """
     prompt, tokenizer = rollout.prompt, policy.tokenizer
     found = [to_answer(answer, prompt.where, policy) for answer in answers]
-    if add_original and prompt.original is not None:
-        found.append(Answer(prompt.original, "original"))
+    num_added = int(add_original and prompt.original is not None)
+    if num_added:
+        found.append(Answer(str(prompt.original), "original"))
     for number, answer in enumerate(found):
         if not answer.token_ids:
             ids = tokenizer.encode(answer.text, add_special_tokens=False)
@@ -65,14 +77,14 @@ def with_answers(rollout: Rollout, answers: Sequence[Any], policy: RolloutPolicy
             if end is not None and answer.finish_reason != "length":  # an answer that was cut off has no end to learn
                 ids = [*ids, end]
             found[number] = answer._replace(token_ids=tuple(ids))
-    return replace(rollout, answers=tuple(found))
+    return replace(rollout, answers=tuple(found), num_added=num_added)
 
 
 def with_first_answer(rollout: Rollout, first: Mapping[bytes, Answer]) -> Rollout:
-    """Add the first round's answer to a monitor prompt, after the new one; other rollouts stay as they are."""
+    """Add the first round's answer to a monitor prompt, after the new ones; other rollouts stay as they are."""
     if not rollout.monitor or rollout.group not in first:
         return rollout
-    return replace(rollout, answers=(*rollout.answers, first[rollout.group]))
+    return replace(rollout, answers=(*rollout.answers, first[rollout.group]), num_added=1)
 
 
 def with_usable(rollout: Rollout, usable: Callable[[Answer], bool]) -> Rollout:

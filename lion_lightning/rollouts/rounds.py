@@ -166,6 +166,8 @@ def identity_of(part: Any) -> Any:
     """
     if part is None or isinstance(part, str | int | float):
         return part
+    if isinstance(part, list):
+        return [identity_of(one) for one in part]
     if not hasattr(part, "identity"):
         return f"{type(part).__module__}.{type(part).__qualname__}"
     return json.loads(json.dumps(without_secrets(part.identity()), default=str))

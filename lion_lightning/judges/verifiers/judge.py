@@ -15,6 +15,8 @@ Verifier = Callable[[Prompt, str], bool | float]
 class VerifierJudge:
     """Scores each answer with a verifier: ``reward`` for True, 0 for False; a number is the score itself.
 
+    An answer that scores ``reward`` or more is right: that is what pass rates count.
+
     Args:
         verifier: A callable, in a config its import path, or one of the classes of
             :mod:`lion_lightning.judges.verifiers`.
@@ -24,6 +26,11 @@ class VerifierJudge:
     def __init__(self, verifier: Verifier, reward: float = 1.0) -> None:
         self.verifier, self.reward = verifier, reward
         self._name = getattr(verifier, "__qualname__", type(verifier).__qualname__)
+
+    @property
+    def right_from(self) -> float | None:
+        """Score from which on an answer is right; None where ``reward`` punishes, or is 0."""
+        return self.reward if self.reward > 0 else None
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lion_lightning.cache import read_object
 from lion_lightning.printing import literal
-from lion_lightning.rollouts.metrics import round_metrics
+from lion_lightning.rollouts.metrics.rounds import round_metrics
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items
 from lion_lightning.tools.rounds.plots import plot

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from lion_lightning.rollouts.files import DamagedFileError, has_rollouts, write_rollouts
-from lion_lightning.rollouts.metrics import distinct, round_metrics, self_bleu
+from lion_lightning.rollouts.metrics.rounds import distinct, round_metrics, self_bleu
 from lion_lightning.rollouts.rollout import Rollout, with_pairs, with_usable
 from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items, round_path, set_aside
 from lion_lightning.tools.rounds.plots import wilson
@@ -25,9 +25,13 @@ PROMPT = Prompt(
 )
 ANSWERS = (Answer("a b c", "stop", (7, 8, 9, 2)), Answer("a b", "length", (7, 8)), Answer("own", "original", (11, 2)))
 SCORES = (1.0, 0.0, 4.0)
-ONE = Rollout(PROMPT, ANSWERS, b"\x00" * 16, False, 3, SCORES, {"j": SCORES}, (0, 1, 2), ((0, 1), (2, 1)))
+ONE = Rollout(
+    *(PROMPT, ANSWERS, b"\x00" * 16, False, 3, 1, SCORES, {"j": SCORES}, (True, False, True)),
+    usable=(0, 1, 2),
+    pairs=((0, 1), (2, 1)),
+)
 NONE = Rollout(replace(PROMPT, where="f:2"), left_out="prompt longer than 3 tokens")
-MONITOR = Rollout(PROMPT, ANSWERS[:2], b"m" * 16, True, 4, (0.0, 1.0))
+MONITOR = Rollout(PROMPT, ANSWERS[:2], b"m" * 16, True, 4, 1, (0.0, 1.0), final_answers=("c", "b"))
 
 
 def made(folder: Path, number: int, *rollouts: Rollout, identity: str = "0123456789abcdef") -> Round:

@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain, compress
+from itertools import chain
 from statistics import fmean, pstdev
 
 from lion_lightning.rollouts.rollout import Rollout
@@ -35,10 +35,6 @@ def round_metrics(finished: Round) -> dict[str, float]:
     monitors = [rollout for rollout in finished.rollouts if rollout.monitor and rollout.scores]
     scored = list(filter(None, map(sampled_scores, trained)))  # per prompt
     answers = [sampled(rollout) for rollout in trained]  # per prompt
-    wins = []
-    for rollout in monitors:
-        own, first = rollout.scores[0], rollout.scores[-1]  # the first round's answer follows; there, the two are one
-        wins.append(0.5 + 0.5 * ((own > first) - (own < first)))
     texts, several = [], []
     for group in answers:
         texts.append([answer.text for answer in group])
@@ -51,8 +47,8 @@ def round_metrics(finished: Round) -> dict[str, float]:
         "score_spread": _mean(map(pstdev, scored)),
         "score_best": _mean(map(max, scored)),
         "score_worst": _mean(map(min, scored)),
-        "monitor_score": _mean(rollout.scores[0] for rollout in monitors),
-        "win_rate": _mean(wins),
+        "monitor_score": _mean(map(fmean, map(sampled_scores, monitors))),
+        "win_rate": _mean(map(wins, monitors)),
         "length": _mean(float(len(answer.token_ids or ())) for answer in flat),
         "unfinished": _mean(float(answer.finish_reason == "length") for answer in flat),
         "distinct_2": _mean(map(distinct, texts)),
@@ -67,13 +63,20 @@ def round_metrics(finished: Round) -> dict[str, float]:
 
 def sampled(rollout: Rollout) -> list[Answer]:
     """Answers of the policy, without the row's own."""
-    return [answer for answer in rollout.answers if answer.finish_reason != "original"]
+    return list(rollout.answers[: rollout.num_sampled])
 
 
 def sampled_scores(rollout: Rollout) -> list[float]:
     """Scores of these answers; empty before they are judged."""
-    own = (answer.finish_reason != "original" for answer in rollout.answers)
-    return list(compress(rollout.scores, own))
+    return list(rollout.scores[: rollout.num_sampled])
+
+
+def wins(rollout: Rollout) -> float:
+    """Share of a monitor prompt's new answers that score above the first round's, ties half; 0.5 in that round."""
+    if not rollout.num_added:
+        return 0.5
+    first = rollout.scores[-1]
+    return fmean(0.5 + 0.5 * ((own > first) - (own < first)) for own in sampled_scores(rollout))
 
 
 def distinct(texts: Sequence[str], size: int = 2) -> float:

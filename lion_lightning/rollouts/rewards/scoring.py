@@ -1,0 +1,55 @@
+"""Scores of the answers of a round: the judge's, then the shapings'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lion_lightning.judges.base import Judge, score_answers
+from lion_lightning.judges.verifiers.columns import place_of
+from lion_lightning.rollouts.rewards.shaping import RewardShaping
+from lion_lightning.rollouts.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A judge, and what makes rewards of its scores.
+
+    Attributes:
+        judge: Scores the answers to a prompt.
+        shaping: Applied to the scores, in this order.
+    """
+
+    judge: Judge
+    shaping: Sequence[RewardShaping] = ()
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Add the scores of all answers, with their parts.
+
+        Raises:
+            ValueError: The judge failed, or a score is not finite; the message names judge or shaping, and prompt.
+        """
+        texts = [[answer.text for answer in rollout.answers] for rollout in rollouts]
+        judged = score_answers(self.judge, [rollout.prompt for rollout in rollouts], texts)
+        scored = []
+        for number, rollout in enumerate(rollouts):
+            by_judge = {name: tuple(scores[number]) for name, scores in judged.by_judge.items()}
+            right = tuple(judged.right[number]) if judged.right else ()
+            rollout = replace(rollout, scores=tuple(judged.scores[number]), by_judge=by_judge, right=right)
+            scored.append(self._shaped(rollout))
+        return scored
+
+    def _shaped(self, rollout: Rollout) -> Rollout:
+        """Apply the shapings to all answers; the difference that each makes is a part of its own."""
+        scores, parts = rollout.scores, dict(rollout.by_judge)
+        for shaping in self.shaping:
+            before, name = scores, type(shaping).__name__
+            scores = tuple(map(shaping.shape, rollout.answers, before))
+            if not all(map(math.isfinite, scores)):
+                place = place_of(rollout.prompt)
+                raise ValueError(f"{name} made {scores} of the scores {before} of {place}; return finite numbers")
+            if name in parts:
+                raise ValueError(f"a judge and a shaping are both called {name}; change `names` of WeightedJudge")
+            parts[name] = tuple(after - score for after, score in zip(scores, before, strict=True))
+        return replace(rollout, scores=scores, by_judge=parts)
