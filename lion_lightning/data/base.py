@@ -14,8 +14,11 @@ from typing_extensions import override
 
 from lion_lightning.cache import cache_folder
 from lion_lightning.data.checks import check_at_least, check_max_positions, check_sources
+from lion_lightning.data.document_filters.applied import AppliedFilters
+from lion_lightning.data.document_filters.base import DocumentFilter
 from lion_lightning.data.packing.best_fit import BestFit, Packing
 from lion_lightning.data.packing.loader import PackedLoader
+from lion_lightning.data.reports.description import describe_data
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, remove_shared
@@ -58,12 +61,14 @@ class PackedDataModule(LightningDataModule, ABC):
         num_workers: Processes that read rows ahead; 0 reads in the training process.
         cache_dir: Folder of the tokenized stores; None for ``$LION_CACHE``, else the user's cache folder.
         stream: How sources with ``streaming: true`` are mixed, shuffled and packed while training.
+        document_filters: Rules that leave out examples of the training sources by what they say, in this order.
 
     Attributes:
         max_length: Most tokens of one sequence, which the model needs positions for.
         train_mixture: Documents and reports for training, after :meth:`setup`.
         validation_mixture: The same for validation; None without validation.
         workers: The processes that share the work of preparing.
+        digests: Hash of the examples of each source that was read, by the source's ``id``.
     """
 
     max_length: int
@@ -85,6 +90,7 @@ class PackedDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         cache_dir: str | Path | None = None,
         stream: StreamSettings | None = None,
+        document_filters: list[DocumentFilter] | None = None,
     ) -> None:
         """Check the arguments; nothing is read before :meth:`prepare_data`."""
         super().__init__()
@@ -96,13 +102,14 @@ class PackedDataModule(LightningDataModule, ABC):
         self.row_length, self.packing = row_length, packing or BestFit()
         self.batch_size, self.seed, self.num_workers, self.cache_dir = batch_size, seed, num_workers, cache_dir
         self._tokenizer = tokenizer
+        self.document_filters = AppliedFilters.of(document_filters or [], sources, cache_dir)
         self.stream = streamed_settings(stream, sources, validation, validation_share)
         self.streamed: StreamedSources | None = None
         self._stream_loader: StreamLoader | None = None
         self.train_mixture: Mixture | None = None
         self.validation_mixture: Mixture | None = None
         self.workers = ALONE
-        self._digests: dict[int, str] = {}
+        self.digests: dict[int, str] = {}
         self._warned: set[str] = set()
 
     @abstractmethod
@@ -159,7 +166,7 @@ class PackedDataModule(LightningDataModule, ABC):
         with self.preparing_together():
             train, held = self.split_validation([] if self.stream else self.sources)
             if self.stream:
-                opening = (self._encoder, self.filters, self.stream, held, self.cache_dir)
+                opening = (self._encoder, self.filters, self.stream, held, self.cache_dir, self.document_filters.rules)
                 self.streamed = StreamedSources.open(self.sources, *opening)
             else:
                 self.train_mixture = mix(train, self.filters, self.row_length)
@@ -193,6 +200,7 @@ class PackedDataModule(LightningDataModule, ABC):
             **self.settings(),
             **({"stream": self.stream} if self.stream else {}),
             **{name: getattr(self, name) for name in names},
+            "document_filters": [rule.identity() for rule in self.document_filters.rules],
             "sources": [source.description() for source in self.sources],
             "validation": [source.description() for source in self.validation or ()],
         }
@@ -201,6 +209,8 @@ class PackedDataModule(LightningDataModule, ABC):
         """The unique examples of each training source, for training and for validation."""
         check_max_positions(self.max_length, getattr(self.trainer, "lightning_module", None))
         train = self._unique(sources) if sources else []
+        train = [self.document_filters.apply(one, self._encoder, self.workers) for one in train]
+        self.warn(self.document_filters.warnings())
         held = self._unique(self.validation) if self.validation else []
         if held:
             return remove_shared(train, held, "in a validation source"), held
@@ -248,26 +258,11 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def description(self) -> dict[str, Any]:
         """Settings, sources and, after :meth:`setup`, their reports, as plain data: for a model card."""
-        return {
-            **self.settings(),
-            "validation_share": self.validation_share,
-            "seed": self.seed,
-            "packing": type(self.packing).__name__,
-            "sources": self._described(self.sources),
-            "validation_sources": self._described(self.validation or ()),
-            "train": [report.to_dict() for report in self.reports],
-            "validation": [report.to_dict() for report in _reports(self.validation_mixture)],
-        }
+        return describe_data(self)
 
     @property
     def _ranks(self) -> Ranks:
         return Ranks.of(getattr(self.trainer, "strategy", None))
-
-    def _described(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
-        """Settings of each source, with the digest of its examples once they are read."""
-        digests = [self._digests.get(id(source)) for source in sources]
-        pairs = zip(sources, digests, strict=True)
-        return [source.description() | ({"digest": digest} if digest else {}) for source, digest in pairs]
 
     def _tokenized(self, source: Source) -> TokenTable:
         table = tokenize(source, self._encoder, self.cache_dir, self.workers)
@@ -277,7 +272,7 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def _unique(self, sources: Sequence[Source]) -> list[Selection]:
         tables = [self._tokenized(source) for source in sources]
-        self._digests |= {id(source): table.digest for source, table in zip(sources, tables, strict=True)}
+        self.digests |= {id(source): table.digest for source, table in zip(sources, tables, strict=True)}
         return deduplicate(sources, tables)
 
     def row_messages(self) -> dict[str, list[str]]:

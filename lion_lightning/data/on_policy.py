@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from lion_lightning.data.document_filters.applied import AppliedFilters
 from lion_lightning.data.groups import GroupDataModule
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
@@ -65,7 +66,7 @@ class RoundDataModule(TreeDataModule, ABC):
     Attributes:
         rounds: Gives the round of an epoch; :class:`OnPolicySampling` sets it.
         is_used_again: Whether the epoch after one trains on its round as well; set in the same way.
-        current_round: The round that the present epoch trains on; None before the first.
+        round_number: Number of the round that the present epoch trains on; None before the first.
         train_mixture: Trees and reports of the current epoch.
         validation_mixture: Trees and reports of the validation data; None without any.
 
@@ -104,10 +105,11 @@ class RoundDataModule(TreeDataModule, ABC):
             raise ValueError(
                 "data.validation_share is a share of data.sources, and there are none; set data.validation"
             )
+        AppliedFilters.of(self.document_filters.rules, prompts, self.cache_dir)
         self.prompts = prompts
         self.rounds: Callable[[int], Round] | None = None
         self.is_used_again: Callable[[int], bool] = lambda epoch: False
-        self.current_round: Round | None = None
+        self.round_number: int | None = None
         self._prepared = False
         self._epoch: int | None = None
         self._validated: frozenset[bytes] = frozenset()
@@ -119,7 +121,8 @@ class RoundDataModule(TreeDataModule, ABC):
     @cached_property
     def pool(self) -> PromptPool:
         """All prompts, read on first use after :meth:`setup`."""
-        pool = PromptPool(self.prompts, self.tokenizer, self._validated)
+        filters = AppliedFilters(self.document_filters.rules, self.cache_dir)
+        pool = PromptPool(self.prompts, self.tokenizer, self._validated, filters)
         self.warn(pool.warnings())
         return pool
 
@@ -179,7 +182,7 @@ class RoundDataModule(TreeDataModule, ABC):
             finished = self.rounds(epoch)
             with self.preparing_together():
                 self.train_mixture = self._mixture(finished)
-            self._epoch, self.current_round = epoch, finished
+            self._epoch, self.round_number = epoch, finished.number
         return super().train_dataloader()
 
     def report(self, finished: Round) -> dict[str, Any]:

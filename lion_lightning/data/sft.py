@@ -8,7 +8,7 @@ from typing_extensions import override
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.encoding.supervision import Mask
-from lion_lightning.data.selection.filters import DocumentFilters, Overlong
+from lion_lightning.data.selection.sft_filters import Overlong, SFTFilters
 from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import TokenizerSpec
 
@@ -55,8 +55,8 @@ class SFTDataModule(PackedDataModule):
         super().__init__(
             sources=sources,
             tokenizer=tokenizer,
-            filters=DocumentFilters(max_length, overlong, min_supervised_share),
-            validation_filters=DocumentFilters(max_length, overlong),
+            filters=SFTFilters(max_length, overlong, min_supervised_share),
+            validation_filters=SFTFilters(max_length, overlong),
             row_length=max_length,
             **kwargs,
         )

@@ -19,10 +19,12 @@ from examples.ensemble_reference import EnsembleReference
 from examples.keyword_judge import KeywordJudge
 from examples.npo import NPOLoss
 from examples.plain_lightning import PlainModule
+from examples.prompt_filter import WithoutWords
 from examples.row_filter import short_answers
 from examples.rrhf import RRHFLoss
 from lion_lightning import FrozenReference, PolicySpec, SFTDataModule, Source, TokenizerSpec
 from lion_lightning.cli import main
+from lion_lightning.data.document_filters.base import DocumentFilter
 from lion_lightning.judges import score_answers
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.types import Prompt
@@ -100,16 +102,20 @@ def test_the_reference_is_the_mean_of_its_models(folder: Path) -> None:
     assert not any(parameter.requires_grad for parameter in reference.parameters())
 
 
-def test_the_filter_skips_long_answers_and_they_are_counted(folder: Path) -> None:
+def test_the_filters_of_rows_and_of_prompts_leave_out_what_they_say_and_it_is_counted(folder: Path) -> None:
     rows = [json.loads(line) for line in Path("runs/demo/train.jsonl").read_text().splitlines()]
     long = [row for row in rows if len(row["messages"][-1]["content"]) > 6]
     source = Source("runs/demo/train.jsonl", transform="examples.row_filter.short_answers")  # type: ignore[arg-type]
     assert source.transform is short_answers
-    data = SFTDataModule([source], TokenizerSpec("runs/demo/model"), max_length=192)
+    rules: list[DocumentFilter] = [WithoutWords(["backwards"])]
+    data = SFTDataModule([source], TokenizerSpec("runs/demo/model"), max_length=192, document_filters=rules)
     data.prepare_data()
     data.setup()
-    assert data.train_mixture is not None
-    assert 0 < len(long) == data.train_mixture.reports[0].skipped
+    (report,) = data.reports
+    assert 0 < len(long) == report.skipped
+    asked = [row["messages"][0]["content"] for row in rows if row not in long]
+    left_out = sum("backwards" in question for question in asked)
+    assert 0 < left_out == report.left_out["a word of the list"].documents
     assert main(["fit", "-c", str(ROOT / "configs/sft.yaml"), "-c", str(EXAMPLES / "sft_filtered.yaml"), *FAST]) == 0
 
 

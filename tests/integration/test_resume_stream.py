@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.packing.best_fit import BestFit
-from lion_lightning.data.selection.filters import DocumentFilters
+from lion_lightning.data.selection.sft_filters import SFTFilters
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.data.streaming.settings import StreamSettings
@@ -53,7 +53,7 @@ class StreamRuns(Runs):
         if not shuffle:  # of validation
             return super().loader(shuffle, workers)
         settings = StreamSettings(window=6, remember=0)
-        streamed = StreamedSources.open([self.source], Letters(), DocumentFilters(8), settings)
+        streamed = StreamedSources.open([self.source], Letters(), SFTFilters(8), settings)
         options: dict[str, Any] = {"packing": BestFit(), "capacity": 8}
         return StreamLoader(streamed, **options, batch_size=3, seed=5, num_workers=workers, lookahead=self.lookahead)
 

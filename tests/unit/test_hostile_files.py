@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lion_lightning.cache import read_json
+from lion_lightning.data.document_filters.applied import read_decision
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import manifest_path, read_batches, read_shard, shard_path
@@ -115,6 +116,14 @@ def test_a_token_store_is_read_as_data(reads: Any, tmp_path: Path) -> None:
     part = shard_path(tmp_path, 0, 1)
     reads(part, lambda: read_batches(part))
     reads(manifest_path(part), lambda: read_shard(part, check=True))
+
+
+def test_the_decision_of_a_filter_is_read_as_data(reads: Any, tmp_path: Path) -> None:
+    path = tmp_path / "decision.json"
+    reads(path, lambda: read_decision(path, 3))
+    for text in ('{"left_out": {"x": ["0"]}, "report": {}}', '{"left_out": {"x": [-1]}, "report": {}}', "[]", "{}"):
+        path.write_text(text)
+        assert path.name in _said(lambda: read_decision(path, 3))
 
 
 @pytest.mark.parametrize("name", ["round-0000.arrow", "round-0000.json"])

@@ -10,6 +10,9 @@ import numpy as np
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lion_lightning.data.document_filters.applied import leave_out
+from lion_lightning.data.document_filters.base import DocumentFilter
+from lion_lightning.data.document_filters.candidates import Candidates
 from lion_lightning.data.reports.row_messages import collect_messages
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Filters
@@ -79,12 +82,14 @@ class BlockEncoder(Dataset[EncodedBlock | FailedBlock]):
         encoder: How to read, tokenize and mask rows.
         filters: Filters of the documents.
         validated: Hashes of the groups (prompts) that are validated on, which are left out.
+        document_filters: Rules that leave out documents by what they say.
     """
 
     sources: Sequence[Source]
     encoder: Encoder
     filters: Filters
     validated: frozenset[bytes] = frozenset()
+    document_filters: Sequence[DocumentFilter] = ()
 
     @override
     def __getitem__(self, request: Request) -> EncodedBlock | FailedBlock:
@@ -107,7 +112,11 @@ class BlockEncoder(Dataset[EncodedBlock | FailedBlock]):
         selection = Selection(source, table, Spans.full(table, np.arange(len(table))))
         if batches:
             fresh = np.array([group.tobytes() not in self.validated for group in selection.groups], bool)
-            selection = self.filters.apply(selection.filter(fresh, "in a validation source"))
+            selection = selection.filter(fresh, "in a validation source")
+            for rule in self.document_filters:
+                if candidates := Candidates.of_block(selection, batch.examples):
+                    selection = leave_out(selection, rule.leave_out(candidates))
+            selection = self.filters.apply(selection)
         return EncodedBlock(
             number,
             block.after,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lion_lightning.cache import cache_folder, hash_json
+from lion_lightning.data.document_filters.base import DocumentFilter
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
 from lion_lightning.data.selection.mixture import Filters, Mixture
@@ -48,6 +49,7 @@ class StreamedSources:
         settings: StreamSettings,
         validated: Iterable[Selection] = (),
         cache_dir: str | Path | None = None,
+        document_filters: Sequence[DocumentFilter] = (),
     ) -> StreamedSources:
         """Find the sources' files; no row is read.
 
@@ -58,13 +60,14 @@ class StreamedSources:
             settings: Window, mixture, duplicates.
             validated: Examples that are validated on; what shares a prompt with one of them is left out.
             cache_dir: Folder of caches; None for the default.
+            document_filters: Rules that leave out documents by what they say.
 
         Raises:
             ValueError: A source is not there.
         """
         readers = [SourceReader.of(source) for source in sources]
         groups = frozenset(group.tobytes() for group in chain.from_iterable(one.groups for one in validated))
-        return cls(readers, BlockEncoder(sources, encoder, filters, groups), settings, cache_dir)
+        return cls(readers, BlockEncoder(sources, encoder, filters, groups, document_filters), settings, cache_dir)
 
     @property
     def sources(self) -> Sequence[Source]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +15,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, hash_json
+from lion_lightning.data.document_filters.applied import AppliedFilters
+from lion_lightning.data.document_filters.candidates import Candidates
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.pairing import PromptAnswer
 from lion_lightning.data.formats.sft import Completion, Conversation
@@ -51,6 +56,7 @@ class PromptPool:
         sources: Sources of the prompts. A fraction above 1 lets prompts come more than once.
         tokenizer: The policy's tokenizer, with its chat template.
         without: Groups of prompts of the validation data, which are left out.
+        document_filters: Rules that leave out prompts by what they say; None for none.
 
     Attributes:
         order: ``(prompts,)`` position of each prompt in the order of the sources, repeated as their fractions say.
@@ -63,9 +69,14 @@ class PromptPool:
     """
 
     def __init__(
-        self, sources: Sequence[Source], tokenizer: PreTrainedTokenizerBase, without: Collection[bytes] = ()
+        self,
+        sources: Sequence[Source],
+        tokenizer: PreTrainedTokenizerBase,
+        without: Collection[bytes] = (),
+        document_filters: AppliedFilters | None = None,
     ) -> None:
         self.sources = list(sources)
+        self.document_filters = document_filters or AppliedFilters()
         self.left_out: Counter[str] = Counter()
         self.sizes: dict[str, int] = {}
         self.messages: dict[str, RowMessages] = {}
@@ -97,6 +108,7 @@ class PromptPool:
         source.require_columns(messages)
         self.messages[source.label] = messages
         self.left_out.update(messages["left out"])
+        self._filter(number, first)
         return first + repeats(len(self) - first, source)
 
     def _add_rows(self, number: int, source: Source, seen: dict[bytes, str]) -> list[str]:
@@ -128,6 +140,39 @@ class PromptPool:
                 self._hashes += group
         return bad
 
+    def _filter(self, number: int, first: int) -> None:
+        """Leave out what the document filters leave out of a source, whose prompts are those from ``first`` on."""
+        for rule in range(len(self.document_filters.rules)):
+            hashes = np.frombuffer(bytes(self._hashes[first * _HASH_BYTES :]), np.uint64).reshape(-1, 2)
+            places = np.array(self._locations[3 * first :], np.int64).reshape(-1, 3)
+            if not len(hashes):
+                return
+            candidates = Candidates(
+                self.sources[number],
+                hashes,
+                partial(self._read_again, number, places),
+                partial(self._where, number, places),
+            )
+            kept = np.ones(len(hashes), np.bool_)
+            for cause, choice in self.document_filters.decide(rule, candidates).causes.items():
+                self.left_out[cause] += int((choice & kept).sum())
+                kept &= ~choice
+            self._locations[3 * first :] = array("q", places[kept].ravel().tolist())
+            self._hashes[first * _HASH_BYTES :] = hashes[kept].tobytes()
+
+    def _read_again(self, number: int, places: Numbers) -> Iterator[PromptAnswer]:
+        """The prompts of a source at these places, in their order, which is that of the rows."""
+        source, rows = self.sources[number], np.unique(places[:, 1])
+        bar = tqdm(self._rows[number].take(rows), f"filter prompts of {source.label}", len(rows), unit=" rows", delay=2)
+        for row, (_, found) in zip(bar, groupby(places.tolist(), key=itemgetter(1)), strict=True):
+            prompts = source.examples(row, _Reader())
+            for _, _, example in found:
+                yield prompt_of(prompts[example])
+
+    def _where(self, number: int, places: Numbers, position: int) -> str:
+        (row,) = self._rows[number].take(places[position : position + 1, 1])
+        return row.where
+
     def __len__(self) -> int:
         """Number of unique prompts."""
         return len(self._hashes) // _HASH_BYTES
@@ -138,7 +183,7 @@ class PromptPool:
         for source in self.sources:
             messages, rows = self.messages[source.label], self.sizes[source.label]
             lines += source.warnings(messages, rows, self._has_chat_template)
-        return lines
+        return lines + self.document_filters.warnings()
 
     def group(self, position: int) -> bytes:
         """Hash of a prompt."""

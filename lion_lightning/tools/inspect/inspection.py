@@ -57,6 +57,7 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
             lines = _packing(datamodule, mixture)
             for report in mixture.reports:
                 lines += [f"{report.name}: {change}" for change in report.changes()]
+            lines += datamodule.document_filters.lines() if mixture is training else []
             lines += [forms_block(report.name, report.messages, report.kind) for report in mixture.reports]
             console.print(literal("\n".join(lines)))
             console.print()
@@ -69,6 +70,8 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
 def _show_prompts(console: Console, pool: PromptPool, rows: int) -> None:
     left_out = "".join(f"; left out, {cause}: {count:,}" for cause, count in pool.left_out.items())
     console.print(literal(f"Prompts: {len(pool):,}{left_out}. Their answers come with each round; see `lion rounds`."))
+    for line in pool.document_filters.lines():
+        console.print(literal(line))
     for name, messages in pool.messages.items():
         lines = [f"{name}: {line}" for line in messages.describe(pool.sizes[name])]
         console.print(literal("\n".join([*lines, forms_block(name, messages, "prompts")])))

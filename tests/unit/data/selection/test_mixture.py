@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.reports.source_report import SourceReport
-from lion_lightning.data.selection.filters import DocumentFilters
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, hold_out, mix, remove_shared
+from lion_lightning.data.selection.sft_filters import SFTFilters
 from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenize import tokenize
@@ -48,7 +48,7 @@ def adds_up(report: SourceReport) -> bool:
 
 
 def test_the_first_of_equal_documents_stays_and_each_source_counts_its_own(make: Make) -> None:
-    mixture = mix(deduplicate(*make(["aB", "cD", "aB"], ["eF", "cD"])), DocumentFilters(8))
+    mixture = mix(deduplicate(*make(["aB", "cD", "aB"], ["eF", "cD"])), SFTFilters(8))
     assert read(mixture) == ["aB", "cD", "eF"]
     assert [report.left_out for report in mixture.reports] == [
         {"duplicate": FilterCounts(1, 2)},
@@ -61,52 +61,52 @@ def test_the_first_of_equal_documents_stays_and_each_source_counts_its_own(make:
 
 def test_numbers_of_examples_do_not_depend_on_what_is_left_out_later(make: Make) -> None:
     selections = deduplicate(*make(["aB", "aB", "no", "abcD", "E", "fG"]))
-    documents = mix(selections, DocumentFilters(3)).documents
+    documents = mix(selections, SFTFilters(3)).documents
     assert [documents[i].index for i in range(len(documents))] == [0, 4]
 
 
 def test_documents_name_the_line_that_they_come_from(make: Make) -> None:
     sources, tables = make(["aB"], ["aB", "cD"])
     sources[1] = sources[1]
-    assert mix(deduplicate(sources, tables), DocumentFilters(8)).documents.where(1) == f"{sources[1].path}:2"
+    assert mix(deduplicate(sources, tables), SFTFilters(8)).documents.where(1) == f"{sources[1].path}:2"
 
 
 def test_fractions_above_one_repeat_after_duplicates_are_gone(make: Make) -> None:
     texts = ["aB", "aB", "cD", "eF", "gH"]
-    mixture = mix(deduplicate(*make(texts, fraction=2.5)), DocumentFilters(8))
+    mixture = mix(deduplicate(*make(texts, fraction=2.5)), SFTFilters(8))
     counts = {text: read(mixture).count(text) for text in texts}
     assert sorted(counts.values()) == [2, 2, 3, 3]
     assert mixture.reports[0].repeated == FilterCounts(6, 12)
     assert mixture.reports[0].kept == FilterCounts(10, 20)
     assert mixture.reports[0].supervised == 10
-    again = mix(deduplicate(*make(texts, fraction=2.5)), DocumentFilters(8))
+    again = mix(deduplicate(*make(texts, fraction=2.5)), SFTFilters(8))
     assert read(again) == read(mixture)
     shared = {mixture.documents[i].index for i in range(10)}
     assert shared == {0, 1, 2, 3}
 
 
 def test_truncate_keeps_the_start_and_counts_the_rest(make: Make) -> None:
-    mixture = mix(deduplicate(*make(["aBcDe", "fG"])), DocumentFilters(3, "truncate"))
+    mixture = mix(deduplicate(*make(["aBcDe", "fG"])), SFTFilters(3, "truncate"))
     assert read(mixture) == ["aBc", "fG"]
     assert mixture.reports[0].truncated == {"truncated": FilterCounts(1, 2)}
     assert mixture.reports[0].longest == 5
 
 
 def test_a_document_cut_before_its_answer_is_dropped_and_counted(make: Make) -> None:
-    mixture = mix(deduplicate(*make(["abcD", "eF"])), DocumentFilters(3))
+    mixture = mix(deduplicate(*make(["abcD", "eF"])), SFTFilters(3))
     assert read(mixture) == ["eF"]
     assert mixture.reports[0].left_out == {"no supervised token": FilterCounts(1, 3)}
     assert mixture.reports[0].truncated == {"truncated": FilterCounts(1, 1)}
 
 
 def test_a_document_whose_only_supervised_token_is_its_first_trains_nothing(make: Make) -> None:
-    mixture = mix(deduplicate(*make(["Abc", "D", "eF"])), DocumentFilters(8))
+    mixture = mix(deduplicate(*make(["Abc", "D", "eF"])), SFTFilters(8))
     assert read(mixture) == ["eF"]
     assert mixture.reports[0].left_out == {"no supervised token": FilterCounts(2, 4)}
 
 
 def test_split_cuts_into_parts_that_share_the_number(make: Make) -> None:
-    mixture = mix(deduplicate(*make(["xY", "ABCDEFG", "aBcDeF"])), DocumentFilters(3, "split"))
+    mixture = mix(deduplicate(*make(["xY", "ABCDEFG", "aBcDeF"])), SFTFilters(3, "split"))
     # of the third, "G" alone predicts nothing
     assert read(mixture) == ["xY", "ABC", "DEF", "aBc", "DeF"]
     assert [mixture.documents[i].index for i in range(5)] == [0, 1, 1, 2, 2]
@@ -116,15 +116,15 @@ def test_split_cuts_into_parts_that_share_the_number(make: Make) -> None:
 
 
 def test_drop_leaves_long_documents_out(make: Make) -> None:
-    mixture = mix(deduplicate(*make(["aBcDe", "aBc", "fG"])), DocumentFilters(3, "drop"))
+    mixture = mix(deduplicate(*make(["aBcDe", "aBc", "fG"])), SFTFilters(3, "drop"))
     assert read(mixture) == ["aBc", "fG"]
     assert mixture.reports[0].left_out == {"longer than 3 tokens": FilterCounts(1, 5)}
 
 
 def test_documents_masked_by_more_than_nine_tenths_are_left_out_each_for_itself(make: Make) -> None:
     selections = deduplicate(*make(["aaaaaaaaaB", "aaaaaaaaaaB", "cD"]))
-    assert read(mix(selections, DocumentFilters(20))) == ["aaaaaaaaaB", "aaaaaaaaaaB", "cD"]
-    mixture = mix(selections, DocumentFilters(20, min_supervised_share=0.1))
+    assert read(mix(selections, SFTFilters(20))) == ["aaaaaaaaaB", "aaaaaaaaaaB", "cD"]
+    mixture = mix(selections, SFTFilters(20, min_supervised_share=0.1))
     assert read(mixture) == ["aaaaaaaaaB", "cD"]
     assert mixture.reports[0].left_out == {"supervised share below 0.1": FilterCounts(1, 11)}
 
@@ -136,7 +136,7 @@ def test_tokens_in_are_tokens_out_and_reported_drops(make: Make, overlong: Any, 
     texts = ["".join(generator.choice(list("abcD"), size=size)) for size in generator.integers(1, 30, size=300)]
     made = make(texts[:200], texts[150:], fraction=fraction)
     for side in hold_out(deduplicate(*made), 0.3):
-        mixture = mix(side, DocumentFilters(12, overlong, 0.15))
+        mixture = mix(side, SFTFilters(12, overlong, 0.15))
         assert all(adds_up(report) for report in mixture.reports)
         assert sum(report.kept.tokens for report in mixture.reports) == int(mixture.documents.lengths.sum())
         samples = [mixture.documents[position] for position in range(len(mixture.documents))]
@@ -149,41 +149,41 @@ def test_tokens_in_are_tokens_out_and_reported_drops(make: Make, overlong: Any, 
 def test_held_out_documents_are_on_one_side_only_and_stay_there(make: Make) -> None:
     texts = [f"q{number}A" for number in range(1000)]
     train, held = hold_out(deduplicate(*make(texts, texts[::2])), 0.2)
-    trained, validated = set(read(mix(train, DocumentFilters(8)))), set(read(mix([held[0]], DocumentFilters(8))))
+    trained, validated = set(read(mix(train, SFTFilters(8)))), set(read(mix([held[0]], SFTFilters(8))))
     assert trained | validated == set(texts)
     assert not trained & validated
     assert 150 < len(validated) < 250
     # the choice hangs on the document, not on its neighbours or its place
     _, alone = hold_out(deduplicate(*make(list(reversed(texts[:100])))), 0.2)
-    assert set(read(mix(alone, DocumentFilters(8)))) == validated & set(texts[:100])
+    assert set(read(mix(alone, SFTFilters(8)))) == validated & set(texts[:100])
 
 
 def test_held_out_documents_are_not_repeated(make: Make) -> None:
     train, held = hold_out(deduplicate(*make([f"q{number}A" for number in range(100)], fraction=3)), 0.5)
-    assert mix(train, DocumentFilters(8)).reports[0].repeated.documents == 2 * len(train[0].spans.numbers)
-    assert mix(held, DocumentFilters(8)).reports[0].repeated == FilterCounts()
+    assert mix(train, SFTFilters(8)).reports[0].repeated.documents == 2 * len(train[0].spans.numbers)
+    assert mix(held, SFTFilters(8)).reports[0].repeated == FilterCounts()
 
 
 def test_what_a_validation_source_holds_is_not_trained_on(make: Make) -> None:
     train, validation = deduplicate(*make(["aB", "cD", "eF"])), deduplicate(*make(["cD", "gH"]))
-    mixture = mix(remove_shared(train, validation, "in a validation source"), DocumentFilters(8))
+    mixture = mix(remove_shared(train, validation, "in a validation source"), SFTFilters(8))
     assert read(mixture) == ["aB", "eF"]
     assert mixture.reports[0].left_out == {"in a validation source": FilterCounts(1, 2)}
 
 
 def test_a_source_without_any_supervised_token_is_refused_by_name(make: Make) -> None:
     with pytest.raises(ValueError, match=r"^source b: no token of its 2 examples is supervised.*`mask`"):
-        mix(deduplicate(*make(["aB"], ["no", "Cue"])), DocumentFilters(8))
+        mix(deduplicate(*make(["aB"], ["no", "Cue"])), SFTFilters(8))
 
 
 def test_a_mixture_that_ends_empty_is_refused_with_the_counts(make: Make) -> None:
     message = r"^the mixture is empty \(a: 0 .* duplicate: 1 \(4 tokens\); left out, longer than 3 tokens: 1 .* \| b: 0"
     with pytest.raises(ValueError, match=message):
-        mix(deduplicate(*make(["aBcD", "aBcD"], ["eFgH"])), DocumentFilters(3, "drop"))
+        mix(deduplicate(*make(["aBcD", "aBcD"], ["eFgH"])), SFTFilters(3, "drop"))
 
 
 def test_a_report_is_plain_data(make: Make) -> None:
-    (report,) = mix(deduplicate(*make(["aB", "aB", "cdEF"])), DocumentFilters(3)).reports
+    (report,) = mix(deduplicate(*make(["aB", "aB", "cdEF"])), SFTFilters(3)).reports
     assert json.loads(json.dumps(report.to_dict())) == {
         "name": "a",
         "rows": 3,
@@ -212,7 +212,7 @@ def test_a_report_is_plain_data(make: Make) -> None:
 )
 def test_rules_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DocumentFilters(**{"max_length": 8} | options)
+        SFTFilters(**{"max_length": 8} | options)
 
 
 def test_no_text_and_no_token_is_held_in_memory(make: Make) -> None:
@@ -220,7 +220,7 @@ def test_no_text_and_no_token_is_held_in_memory(make: Make) -> None:
     import pickle
 
     documents = mix(
-        deduplicate(*make([f"{number:04d}" + "aB" * 500 for number in range(1000)])), DocumentFilters(2000)
+        deduplicate(*make([f"{number:04d}" + "aB" * 500 for number in range(1000)])), SFTFilters(2000)
     ).documents
     assert int(documents.lengths.sum()) > 1_000_000
     assert len(pickle.dumps(documents)) < 100 * 1000

@@ -15,7 +15,7 @@ Overlong = Literal["truncate", "split", "drop"]
 
 
 @dataclass(frozen=True)
-class DocumentFilters(Filters):
+class SFTFilters(Filters):
     """Truncate documents that are too long, and leave out those with too few supervised tokens.
 
     Args:

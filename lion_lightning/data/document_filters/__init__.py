@@ -1,0 +1,1 @@
+"""Rules that leave out training examples by what they say, such as decontamination."""

@@ -1,0 +1,172 @@
+"""Document filters applied to the examples of a source: decided once, kept in the cache, counted by cause."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lion_lightning import __version__
+from lion_lightning.cache import atomic_write, cache_folder, explain_write_errors, hash_json, read_object
+from lion_lightning.data.document_filters.base import DocumentFilter, LeftOut
+from lion_lightning.data.document_filters.candidates import Candidates
+from lion_lightning.data.selection.documents import Selection
+from lion_lightning.data.sources.source import Source
+from lion_lightning.data.store.example_batch import Encoder
+from lion_lightning.distributed.rendezvous import ALONE, WorkerGroup
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+_FIX = "remove the file, and it is made again"
+
+
+class FilterReport(NamedTuple):
+    """What a filter has found in a source, beyond the examples that it left out.
+
+    Attributes:
+        source: Name of the source.
+        rule: The filter.
+        report: From :class:`LeftOut`.
+    """
+
+    source: str
+    rule: DocumentFilter
+    report: dict[str, Any]
+
+
+@dataclass
+class AppliedFilters:
+    """The document filters of a data module.
+
+    Attributes:
+        rules: The filters, in the order in which they are applied.
+        cache_dir: Folder of caches; None for the default.
+        reports: What each filter has found in each source, by source and position of the filter.
+    """
+
+    rules: Sequence[DocumentFilter] = ()
+    cache_dir: str | Path | None = None
+    reports: dict[tuple[str, int], FilterReport] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, rules: Sequence[DocumentFilter], sources: Sequence[Source], cache_dir: str | Path | None
+    ) -> AppliedFilters:
+        """Filters that work on these training sources.
+
+        Raises:
+            ValueError: One does not.
+        """
+        for rule in rules:
+            rule.check(sources)
+        return cls(rules, cache_dir)
+
+    def apply(self, selection: Selection, encoder: Encoder, workers: WorkerGroup = ALONE) -> Selection:
+        """Leave out what the filters leave out of a tokenized source; all workers must call this."""
+        for number in range(len(self.rules)):
+            if candidates := Candidates.of(selection, encoder):
+                selection = leave_out(selection, self.decide(number, candidates, workers))
+        return selection
+
+    def decide(self, number: int, candidates: Candidates, workers: WorkerGroup = ALONE) -> LeftOut:
+        """What a filter leaves out, from the cache or decided by the first of the workers.
+
+        Raises:
+            ValueError: The filter's decision is not of its form, or the cache cannot be written.
+        """
+        rule = self.rules[number]
+        key = {"version": [_VERSION, __version__], "filter": rule.identity(), "examples": candidates.digest}
+        path = cache_folder("document_filters", self.cache_dir) / f"{hash_json(key)}.json"
+        count = len(candidates)
+        if workers.rank == 0:
+            decided = _kept(path, count) or _decided(rule, candidates, path)
+        else:
+            workers.wait_until(lambda: _kept(path, count) is not None)
+            decided = read_decision(path, count)
+        name = candidates.source.label
+        self.reports[name, number] = FilterReport(name, rule, dict(decided.report))
+        for line in rule.describe(decided.report):
+            logger.info("%s: %s", name, line)
+        return decided
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Settings of the filters and their reports, as plain data for a model card."""
+        rules = []
+        for number, rule in enumerate(self.rules):
+            found = [report for (_, position), report in self.reports.items() if position == number]
+            rules.append({**rule.identity(), "found": [{"source": one.source, **one.report} for one in found]})
+        return rules
+
+    def lines(self) -> Iterator[str]:
+        """What the filters have found in each source, for ``lion inspect``."""
+        for found in self.reports.values():
+            for line in found.rule.describe(found.report):
+                yield f"{found.source}: {line}"
+
+    def warnings(self) -> list[str]:
+        """What somebody should act on."""
+        lines = []
+        for found in self.reports.values():
+            lines += [f"source {found.source}: {line}" for line in found.rule.warnings(found.report)]
+        return lines
+
+
+def leave_out(selection: Selection, decided: LeftOut) -> Selection:
+    """Leave out examples and count them by the first of their causes."""
+    left = np.arange(len(selection.spans.numbers))
+    for cause, choice in decided.causes.items():
+        chosen = choice[left]
+        selection, left = selection.filter(~chosen, cause), left[~chosen]
+    return selection
+
+
+def _decided(rule: DocumentFilter, candidates: Candidates, path: Path) -> LeftOut:
+    """Let a filter decide, and keep the decision at a path."""
+    decided, count = rule.leave_out(candidates), len(candidates)
+    for cause, choice in decided.causes.items():
+        if np.shape(choice) != (count,) or choice.dtype != np.bool_:
+            raise ValueError(
+                f"{type(rule).__name__}.leave_out gives {np.shape(choice)} of {np.asarray(choice).dtype} for "
+                f"{cause!r}; give an array of bool with one entry for each of the {count} examples"
+            )
+    positions = {cause: np.flatnonzero(choice).tolist() for cause, choice in decided.causes.items()}
+    with explain_write_errors(path.parent, "decisions of filters"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps({"left_out": positions, "report": decided.report}), "utf-8")
+    return read_decision(path, count)  # as later runs read it
+
+
+def _kept(path: Path, count: int) -> LeftOut | None:
+    """A decision of an earlier run; None where there is none, or the file is damaged."""
+    try:
+        return read_decision(path, count) if path.exists() else None
+    except ValueError as error:
+        logger.warning("A filter decides anew, since its earlier decision is damaged: %s", error)
+        return None
+
+
+def read_decision(path: Path, count: int) -> LeftOut:
+    """Read what a filter has left out of so many examples.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    found = read_object(path, "a decision of a filter", _FIX)
+    left_out, report = found.get("left_out"), found.get("report")
+    if not isinstance(left_out, dict) or not isinstance(report, dict):
+        raise ValueError(f"{path}: not a decision of a filter; {_FIX}")
+    causes = {}
+    for cause, positions in left_out.items():
+        numbers = isinstance(positions, list) and all(type(one) is int and 0 <= one < count for one in positions)
+        if not numbers:
+            raise ValueError(f"{path}: not positions among {count} examples; {_FIX}")
+        causes[cause] = np.zeros(count, np.bool_)
+        causes[cause][positions] = True
+    return LeftOut(causes, report)
