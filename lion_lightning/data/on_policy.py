@@ -66,7 +66,7 @@ class RoundDataModule(TreeDataModule, ABC):
     Attributes:
         rounds: Gives the round of an epoch; :class:`OnPolicySampling` sets it.
         is_used_again: Whether the epoch after one trains on its round as well; set in the same way.
-        round_number: Number of the round that the present epoch trains on; None before the first.
+        current_round: The round that the present epoch trains on; None before the first.
         train_mixture: Trees and reports of the current epoch.
         validation_mixture: Trees and reports of the validation data; None without any.
 
@@ -109,7 +109,7 @@ class RoundDataModule(TreeDataModule, ABC):
         self.prompts = prompts
         self.rounds: Callable[[int], Round] | None = None
         self.is_used_again: Callable[[int], bool] = lambda epoch: False
-        self.round_number: int | None = None
+        self.current_round: Round | None = None
         self._prepared = False
         self._epoch: int | None = None
         self._validated: frozenset[bytes] = frozenset()
@@ -182,7 +182,7 @@ class RoundDataModule(TreeDataModule, ABC):
             finished = self.rounds(epoch)
             with self.preparing_together():
                 self.train_mixture = self._mixture(finished)
-            self._epoch, self.round_number = epoch, finished.number
+            self._epoch, self.current_round = epoch, finished
         return super().train_dataloader()
 
     def report(self, finished: Round) -> dict[str, Any]:

@@ -68,8 +68,9 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
         super().__init__(policy=policy, loss=loss or GRPOLoss(), reference=reference, **kwargs)
         self.old = OldPolicy()
         self._round: int | None = None  # the round that is trained on
-        self._round_step = 0  # optimizer steps when it began
-        self._uses_old = False
+        self._round_step = 0  # optimizer steps when it was sampled
+        self._steps_before = 0  # optimizer steps on it in earlier epochs
+        self._told: bool | None = None
 
     @override
     def require_data(self, data: Any) -> None:
@@ -88,27 +89,67 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     @override
     def compared_with(self, batch: PackedBatch) -> list[TokenLogps]:
         others = super().compared_with(batch)
-        return [*others, self.old(batch, self.policy_model)] if self._uses_old else others
+        return [*others, self.old(batch, self.policy_model)] if self.old.weights else others
+
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.trainer.fit_loop.restarted_mid_epoch:  # an epoch that starts no more
+            self._log_steps()
 
     @override
     def on_train_epoch_start(self) -> None:
-        """Note the policy that sampled the round, and compute its log-probs where they will be needed."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.round_number != self._round:
-            self._round, self._round_step = data.round_number, self.global_step
-            self.old.become(self.policy_model)
-            steps = epoch_steps(self.trainer)
-            self._uses_old = steps > 1 or data.is_used_again(self.current_epoch)
-            if not self._uses_old:
-                logger.info("round %d is used for one step: no log-probs of the policy that sampled it", self._round)
+        """Note when the round was sampled, and compute the log-probs of its policy where they are needed."""
+        if self._data.current_round.number != self._round:
+            self._round, self._round_step = self._data.current_round.number, self.global_step
+            self.old.begin(None)
+        self._steps_before = self.global_step - self._round_step
         super().on_train_epoch_start()
+        self._log_steps()
 
     @override
     def _precompute_epoch(self) -> None:
         super()._precompute_epoch()
-        if self._uses_old:
-            batches, ranks = epoch_batches(self.trainer), Ranks.of(self.trainer.strategy)
-            self.old.precompute(batches, self.policy_model, ranks, f"the policy of round {self._round}")
+        if self._data.current_round.number == self._round:  # else it begins yet, after a checkpoint of an epoch's end
+            self._precompute_old()
+
+    def _precompute_old(self) -> None:
+        several = self._round_steps > 1 or self._data.is_used_again(self.current_epoch)
+        self._tell(several)
+        if not several and self.old.weights is None:
+            return
+        self.old.rounds_dir = self._data.current_round.path.parent
+        if self.global_step == self._round_step:  # otherwise a checkpoint knows its weights
+            self.old.begin(self.policy_model)
+        batches, ranks = epoch_batches(self.trainer), Ranks.of(self.trainer.strategy)
+        self.old.precompute(batches, self.policy_model, ranks, f"round {self._round}")
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def _round_steps(self) -> int:
+        """Optimizer steps that the round has been used for when the epoch ends."""
+        return self._steps_before + int(epoch_steps(self.trainer))
+
+    def _log_steps(self) -> None:
+        steps = float(self._round_steps)
+        self.log("on_policy/steps_per_round", steps, on_step=False, on_epoch=True, batch_size=1)
+
+    def _tell(self, several: bool) -> None:
+        """Say what a round is used for, once until that changes."""
+        if several == self._told:
+            return
+        self._told = several
+        if not several:
+            logger.info("each round is used for one optimizer step: nothing is kept of the policy that sampled it")
+        elif self.loss.clip_low is None:
+            logger.warning(
+                "each round is used for several optimizer steps, and %s does not clip the ratio to the policy that "
+                "sampled it: set model.loss.clip_low, or trainer.accumulate_grad_batches so that it is one step",
+                type(self.loss).__name__,
+            )
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -137,13 +178,17 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep which policy sampled the round, and since when it is trained on."""
         super().on_save_checkpoint(checkpoint)
-        old = {"round": self._round, "step": self._round_step, "used": self._uses_old, **self.old.identity()}
-        checkpoint["lion"]["old"] = old
+        checkpoint["lion"]["old"] = {
+            "round": self._round,
+            "step": self._round_step,
+            "steps_before": self._steps_before,
+            **self.old.identity(),
+        }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         old = checkpoint.get("lion", {}).get("old", {})
         self._round, self._round_step = old.get("round"), old.get("step", 0)
-        self._uses_old = old.get("used", False)
+        self._steps_before = old.get("steps_before", 0)
         self.old.restore(old)

@@ -61,11 +61,8 @@ def schema_valid(schema: Any, answer: str) -> bool:
         kind.check_schema(read)
     except (SchemaError, ValueError, TypeError) as error:
         raise ValueError(f"the JSON schema is invalid: {getattr(error, 'message', error)}") from error
-    fence, _, rest = answer.strip().partition("\n")
-    if fence.strip() in ("```", "```json") and rest.endswith("```"):
-        answer = rest.removesuffix("```")
     try:
-        value = json.loads(answer, parse_constant=_refuse_constant)
+        value = json.loads(without_fence(answer), parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return False
     try:
@@ -74,7 +71,14 @@ def schema_valid(schema: Any, answer: str) -> bool:
         raise ValueError(f"the JSON schema refers to another document, which is not loaded: {error}") from error
 
 
-def _refuse_constant(name: str) -> Any:
+def without_fence(answer: str) -> str:
+    """The text in a code fence of JSON; all of the answer without one."""
+    fence, _, rest = answer.strip().partition("\n")
+    return rest.removesuffix("```") if fence.strip().lower() in ("```", "```json") and rest.endswith("```") else answer
+
+
+def refuse_constant(name: str) -> Any:
+    """Refuse what Python's reader takes for a number and JSON does not have: NaN, Infinity."""
     raise ValueError(f"{name} is not JSON")
 
 

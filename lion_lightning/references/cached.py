@@ -39,6 +39,8 @@ class CachedReference(Reference):
         cache_dir: Folder of the caches, the same for all ranks; None for ``$LION_CACHE``, else the user's cache folder.
     """
 
+    noun = "reference log-probs"
+
     def __init__(self, model: PolicySpec | str | None = None, cache_dir: str | Path | None = None) -> None:
         super().__init__()
         self.spec = None if model is None else PolicySpec.of(model)
@@ -46,6 +48,12 @@ class CachedReference(Reference):
         self.weights: str | None = None
         self._build: Build | None = None
         self._store: AnswerStore | None = None
+        self._announced: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the stores, one for each model."""
+        return cache_folder("references", self.cache_dir)
 
     @override
     def attach(self, policy: PolicyModel, build: Build) -> None:
@@ -70,10 +78,10 @@ class CachedReference(Reference):
             ValueError: That needs the starting model, which cannot be rebuilt.
         """
         store = self._open(policy, ranks)
-        todo = uncached(store, batches, ranks, title)
+        todo = uncached(store, batches, ranks, f"{self.noun}: {title}")
         first = next(todo, None)
         if first is not None:  # otherwise no model is needed
-            log.info("reference log-probs of %s: computed once, and kept in %s", title, store.folder)
+            self._announce(store.folder)
             with self._model(policy, ranks) as model:
                 score(store, model, chain([first], todo), ranks)
 
@@ -103,9 +111,13 @@ class CachedReference(Reference):
             }
             if products := product_dtype(config):
                 identity["products"] = str(products)
-            folder = cache_folder("references", self.cache_dir) / hash_json(identity)
-            self._store = AnswerStore(folder, identity, ranks.rank)
+            self._store = AnswerStore(self.folder / hash_json(identity), identity, ranks.rank)
         return self._store
+
+    def _announce(self, folder: Path) -> None:
+        if folder != self._announced:  # said once, not in every round
+            log.info("%s: computed once, and kept in %s", self.noun, folder)
+        self._announced = folder
 
     def _digest(self, policy: PolicyModel) -> str:
         """Hash of the weights that score: those of the base model, if there are adapters."""
@@ -127,12 +139,15 @@ class CachedReference(Reference):
         model = self._build(self.spec).eval()
         model = model if is_sharded(model) else model.to(ranks.device)
         if self._digest(model) != self.weights:
-            raise ValueError(
-                "the reference log-probs of some answers are missing, and the model that they come from is gone: the "
-                "policy has been trained, and what it was built from has changed; bring back the cache "
-                f"({cache_folder('references', self.cache_dir)}) or the original model, or start the stage again"
-            )
+            raise self._gone()
         return model
+
+    def _gone(self) -> ValueError:
+        return ValueError(
+            "the reference log-probs of some answers are missing, and the model that they come from is gone: the "
+            f"policy has been trained, and what it was built from has changed; bring back the cache ({self.folder}) "
+            "or the original model, or start the stage again"
+        )
 
 
 class RefreshedReference(CachedReference):
@@ -168,8 +183,45 @@ class RefreshedReference(CachedReference):
 
 
 class OldPolicy(RefreshedReference):
-    """The policy that sampled the answers of a round, which a policy gradient's ratios are of."""
+    """The policy that sampled the answers of a round, which the ratios of a policy gradient are of.
 
-    def become(self, policy: PolicyModel) -> None:
-        """Take a policy as it is now; its log-probs are computed when they are asked for."""
-        self.restore({"weights": self._digest(policy)})
+    It is a model only while the round's first optimizer step has not been made; after that, it is what was kept of it.
+
+    Attributes:
+        rounds_dir: Folder of the rounds, where the log-probs are kept too: a folder per round, about half its size.
+    """
+
+    noun = "old log-probs"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds_dir = Path("rounds")
+
+    @property
+    @override
+    def folder(self) -> Path:
+        return self.rounds_dir / "old_logps"
+
+    @override
+    def attach(self, policy: PolicyModel, build: Build) -> None:
+        self._build = build
+
+    def begin(self, policy: PolicyModel | None) -> None:
+        """Begin a round.
+
+        Args:
+            policy: The policy, which has just sampled it; None where its log-probs are not needed.
+        """
+        self.weights, self._store = None if policy is None else self._digest(policy), None
+
+    @override
+    def _announce(self, folder: Path) -> None:
+        super()._announce(self.folder)
+
+    @override
+    def _gone(self) -> ValueError:
+        return ValueError(
+            "log-probs of the policy that sampled the round are missing, and it has been trained since: bring back "
+            f"{self.folder}, or resume from a checkpoint of the end of the epoch before; a round that is used for "
+            "more than one optimizer step has to be known as such when it begins"
+        )

@@ -26,7 +26,7 @@ def uncached(
 
     Batches of which no rank lacks an answer are skipped; of the others every rank gets one, for sharded models.
     """
-    for batch in tqdm(batches, f"reference log-probs: {title}", delay=2, disable=not ranks.is_first):
+    for batch in tqdm(batches, title, delay=2, disable=not ranks.is_first):
         keys = answer_keys(batch)
         lacking = np.flatnonzero(~store.has(keys))
         _, first = np.unique(keys[lacking, 0], return_index=True)  # an answer may be in a batch twice

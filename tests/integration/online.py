@@ -22,6 +22,7 @@ from lion_lightning import (
     OnlineGroupModule,
     OnPolicyDataModule,
     OnPolicyGroupDataModule,
+    PolicyGradientModule,
     PolicySpec,
     Source,
     TokenizerSpec,
@@ -29,6 +30,7 @@ from lion_lightning import (
 from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.data.formats.pairing import AllPairs
 from lion_lightning.data.on_policy import RoundDataModule
+from lion_lightning.losses import GRPOLoss
 from lion_lightning.modules import LinearWithWarmup
 from lion_lightning.rollouts.rounds import Round, find_rounds
 from lion_lightning.sampling.base import SamplingSettings
@@ -190,5 +192,14 @@ class AllPairsOnline(Online):
 class GroupOnline(Online):
     """Runs on groups of all usable answers."""
 
-    module_class = OnlineGroupModule
+    module_class: type[AlignmentModule] = OnlineGroupModule
     data_class = OnPolicyGroupDataModule
+
+
+class PolicyGradientOnline(GroupOnline):
+    """Runs that reinforce the better answers of a group, with a KL penalty; a micro-batch is an optimizer step."""
+
+    module_class = PolicyGradientModule
+
+    def module(self, **changes: Any) -> Any:
+        return super().module(**{"loss": GRPOLoss(beta=0.1), **changes})

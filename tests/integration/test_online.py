@@ -144,7 +144,7 @@ def test_metrics_of_a_round_are_logged_and_stored(standard: Standard) -> None:
 def test_kl_is_the_log_ratio_of_the_policy_to_the_start_on_the_rounds_pairs(online: Online) -> None:
     torch.manual_seed(0)
     module = online.module(kl_batches=100)
-    online.fit("run", module=module, max_epochs=2, limit_train_batches=2, every=1)
+    online.fit("run", module=module, max_epochs=2, every=1)
     made = online.rounds("run")[1]
     start = AutoModelForCausalLM.from_pretrained(online.start)
     policy = AutoModelForCausalLM.from_pretrained(online.start)

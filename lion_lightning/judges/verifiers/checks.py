@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from lion_lightning.judges.verifiers.columns import place_of, reference_answer
+from lion_lightning.judges.verifiers.constraints.counting import words
 from lion_lightning.processes.limited_process import LimitedCheck
 from lion_lightning.readiness import require_package
 from lion_lightning.types import Prompt
@@ -128,4 +129,4 @@ class Length:
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Return whether the number of words is within the limits."""
-        return self.min_words <= len(answer.split()) <= (float("inf") if self.max_words is None else self.max_words)
+        return self.min_words <= len(words(answer)) <= (float("inf") if self.max_words is None else self.max_words)

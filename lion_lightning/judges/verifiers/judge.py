@@ -25,7 +25,6 @@ class VerifierJudge:
 
     def __init__(self, verifier: Verifier, reward: float = 1.0) -> None:
         self.verifier, self.reward = verifier, reward
-        self._name = getattr(verifier, "__qualname__", type(verifier).__qualname__)
 
     @property
     def right_from(self) -> float | None:
@@ -34,9 +33,7 @@ class VerifierJudge:
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""
-        own = getattr(self.verifier, "__dict__", {})
-        settings = {key: value for key, value in own.items() if not key.startswith("_")}
-        return {"judge": type(self).__name__, "verifier": self._name, "settings": settings, "reward": self.reward}
+        return {"judge": type(self).__name__, "reward": self.reward, **settings_of(self.verifier)}
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """Score the answers to each prompt.
@@ -51,7 +48,7 @@ class VerifierJudge:
                 try:
                     found = self.verifier(prompt, answer)
                 except Exception as error:
-                    raise ValueError(f"{place_of(prompt)}: {self._name} failed ({error})") from error
+                    raise ValueError(f"{place_of(prompt)}: {name_of(self.verifier)} failed ({error})") from error
                 row.append(self.reward * found if isinstance(found, bool) else found)
             scores.append(row)
         return scores
@@ -59,3 +56,18 @@ class VerifierJudge:
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Score a dummy answer, to find missing packages and columns."""
         self.score(prompts, [["?"]] * len(prompts))
+
+
+def settings_of(verifier: Verifier) -> dict[str, Any]:
+    """Name and settings of a verifier: its ``identity()`` if it has one, else its public attributes."""
+    if hasattr(verifier, "identity"):
+        settings = verifier.identity()
+    else:
+        own = getattr(verifier, "__dict__", {})
+        settings = {key: value for key, value in own.items() if not key.startswith("_")}
+    return {"verifier": name_of(verifier), "settings": settings}
+
+
+def name_of(verifier: Verifier) -> str:
+    """Name of a function or class."""
+    return str(getattr(verifier, "__qualname__", type(verifier).__qualname__))

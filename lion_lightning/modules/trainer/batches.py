@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -60,15 +61,21 @@ def data_source(loop: Any) -> Any:
 
 def train_batches(trainer: Trainer) -> Batches:
     """Batches of this rank with all pairs that the run can train on: an epoch, or less if ``max_steps`` ends in it."""
-    loader: Any = epoch_batches(trainer)
     reached = trainer.max_steps * trainer.accumulate_grad_batches
+    return _at_most(data_source(trainer.fit_loop).dataloader(), reached if reached > 0 else math.inf)
+
+
+def epoch_batches(trainer: Trainer) -> Batches:
+    """Batches of this rank that the present epoch trains on, from a loader apart from the one that trains."""
+    loader: Any = data_source(trainer.fit_loop).dataloader()
+    if hasattr(loader, "set_epoch"):  # a limit on batches leaves others out in each epoch
+        loader.set_epoch(trainer.current_epoch)
+    return _at_most(loader, trainer.fit_loop.max_batches)
+
+
+def _at_most(loader: Any, count: float) -> Batches:
     known = hasattr(loader, "__len__")  # a stream has no length
-    return _First(loader, reached) if known and 0 < reached < len(loader) else loader
-
-
-def epoch_batches(trainer: Trainer) -> Any:
-    """Batches of this rank with every pair of the present epoch, from a loader apart from the one that trains."""
-    return data_source(trainer.fit_loop).dataloader()
+    return _First(loader, int(count)) if known and count < len(loader) else loader
 
 
 def evaluation_batches(trainer: Trainer) -> list[Batches]:
