@@ -21,13 +21,15 @@ from lion_lightning.losses.pairs.pointwise import (
 from lion_lightning.losses.pairs.preference import Pair, PreferenceLoss
 from lion_lightning.losses.pairs.reference_free import ChosenNLLLoss, CPOLoss, ORPOLoss, ReferenceFreeLoss, SimPOLoss
 from lion_lightning.losses.pairs.transport import AOTLoss, AOTUnpairedLoss
-from lion_lightning.losses.policy_gradients.grpo import DAPOLoss, GRPOLoss
-from lion_lightning.losses.policy_gradients.kl import K1, K3, KLInReward, KLPenalty
+from lion_lightning.losses.policy_gradients.grpo import DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss
+from lion_lightning.losses.policy_gradients.kl import K1, K2, K3, KLInReward, KLPenalty
 from lion_lightning.losses.policy_gradients.policy_gradient import PolicyGradientLoss
+from lion_lightning.losses.policy_gradients.reinforce import REINFORCELoss, RLOOLoss
 from lion_lightning.losses.tokens import DFTLoss, NLLLoss, TokenLoss
 
 __all__ = [
     "K1",
+    "K2",
     "K3",
     "AOTLoss",
     "AOTUnpairedLoss",
@@ -46,9 +48,11 @@ __all__ = [
     "DPOPLoss",
     "DiscoPOPLoss",
     "Divergence",
+    "DrGRPOLoss",
     "EXOLoss",
     "ForwardKL",
     "GRPOLoss",
+    "GSPOLoss",
     "GroupLoss",
     "HingeLoss",
     "IPOLoss",
@@ -68,6 +72,8 @@ __all__ = [
     "PolicyGradientLoss",
     "PreferenceLoss",
     "RDPOLoss",
+    "REINFORCELoss",
+    "RLOOLoss",
     "ReferenceFreeLoss",
     "ReverseKL",
     "RobustLoss",

@@ -22,6 +22,9 @@ class PolicyModel(PackedModel):
         model: A causal LM, or a PEFT model around one.
         **kwargs: Further arguments of :class:`PackedModel`.
 
+    Attributes:
+        with_entropy: Whether log-probs come with the entropy; False, since only policy gradients log it.
+
     Raises:
         ValueError: The model's logits are not those of its head, under any post-processing known here.
     """
@@ -34,6 +37,7 @@ class PolicyModel(PackedModel):
 
     def __init__(self, model: nn.Module, packed: bool | None = None, probe: bool = True) -> None:
         super().__init__(model, packed, probe=False)
+        self.with_entropy = False
         self.transform = logit_transform(self.causal_lm.config)
         if probe:
             self.probe()
@@ -46,7 +50,7 @@ class PolicyModel(PackedModel):
             batch: Rows on the model's device.
 
         Returns:
-            ``(targets,)`` fp32 log-probs, top1_correct and log_collision_prob, in the order of ``batch.targets``.
+            ``(targets,)`` fp32 log-probs and the other fields, in the order of ``batch.targets``.
         """
         batch = self.rotary.apart(batch)
         return self.logps(self.hidden_states(batch), batch)
@@ -60,7 +64,9 @@ class PolicyModel(PackedModel):
         """
         weight, bias = self.head()
         states = hidden[batch.logit_positions]
-        return token_logps(states, weight, batch.targets, bias=bias, transform=self.transform)
+        return token_logps(
+            states, weight, batch.targets, bias=bias, transform=self.transform, entropy=self.with_entropy
+        )
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.

@@ -37,7 +37,8 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     Logs what :class:`OnlineModule` logs and, for each global step, ``loss``, ``rewards`` (mean over answers),
     ``reward_spread`` (standard deviation within a group, mean over groups), ``groups_with_signal`` (share whose rewards
     differ), ``logps``, ``lengths``, with a reference ``kl``, ``ratio`` and ``clip/low``, ``clip/high`` (shares of
-    tokens), and ``staleness``: optimizer steps since the answers were sampled.
+    tokens), ``entropy`` (of the policy, mean over tokens), and ``staleness``: optimizer steps since the answers were
+    sampled.
 
     Args:
         policy: How to build the policy; a string is short for ``PolicySpec(path=...)``.
@@ -84,6 +85,7 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     @override
     def configure_model(self) -> None:
         super().configure_model()
+        self.policy_model.with_entropy = True
         self.old.attach(self.policy_model, self.build)
 
     @override

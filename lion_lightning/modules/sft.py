@@ -53,7 +53,7 @@ class SFTModule(AlignmentModule):
     @override
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         """Sum of the losses of the supervised tokens, each times its weight; the items are the sum of the weights."""
-        logps, top1_correct, _ = self.policy_model(batch)
+        logps, top1_correct, *_ = self.policy_model(batch)
         assert top1_correct is not None, "a policy's forward gives it"
         losses, nll, weights = self.loss(logps), -logps.detach(), batch.target_weights
         if weights is None:

@@ -5,10 +5,11 @@ tile:
 
 1. z = transform(hidden @ weight.T + bias), in fp32;
 2. pick the logit of the target, if its column is in this tile;
-3. raise m, and with it rescale and extend the sums of exp(z - m) and of exp(z - m)^2 (online softmax).
+3. raise m, and with it rescale and extend the sums of exp(z - m) and of exp(z - m)^2 (online softmax); where the
+   entropy is asked for, that of exp(z - m) (z - m), too.
 
-After the last tile, log p(target) = z_target - normalizer, with normalizer = m + log sum exp(z - m). The backward pass
-does for each tile:
+After the last tile, log p(target) = z_target - normalizer, with normalizer = m + log sum exp(z - m), and the entropy is
+log sum exp(z - m) - sum exp(z - m) (z - m) / sum exp(z - m). The backward pass does for each tile:
 
 4. compute z again, or take exp(z - m) of a tile that was saved: the first ones are, as far as a budget allows;
 5. dz = (onehot(target) - exp(z - normalizer)) * g, then through the transform;
@@ -100,14 +101,15 @@ class HeadLogps(torch.autograd.Function):
         transform: LogitTransform,
         per_tile: int,
         keep: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, top1_correct and log_collision_prob, as :class:`~lion_lightning.types.TokenLogps` has them."""
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The fields of :class:`~lion_lightning.types.TokenLogps`."""
         kind, rows = hidden.device.type, len(targets)
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         ctx.per_tile, ctx.transform = per_tile, transform
         head = _TiledHead(hidden.to(ctx.dtype), weight, bias, transform, per_tile)
-        largest = torch.full((rows,), -torch.inf, device=hidden.device)
-        target_logits, total, squares = torch.zeros(3, rows, device=hidden.device)  # (rows,) each
+        largest = torch.full((rows,), torch.finfo(torch.float32).min, device=hidden.device)
+        target_logits, total, squares, weighted = torch.zeros(4, rows, device=hidden.device)  # (rows,) each
         saved: list[Tensor] = []
         for columns, tile_weight in head.tiles():
             save = rows * columns.stop <= keep and transform.softcap is None
@@ -116,8 +118,13 @@ class HeadLogps(torch.autograd.Function):
             local, inside = _columns(targets - columns.start, len(tile_weight))
             target_logits = torch.where(inside, logits.gather(1, local).squeeze(1), target_logits)
             before, largest = largest, torch.maximum(largest, logits.amax(1))
-            exponentials = logits.sub_(largest[:, None]).exp_()  # in place of the logits
-            shrink = (before - largest).exp()  # what the sums so far are worth under the new maximum
+            rise = before - largest
+            shrink = rise.exp()  # what the sums so far are worth under the new maximum
+            exponentials = logits.sub_(largest[:, None])
+            if with_entropy:
+                weighted.add_(rise * total).mul_(shrink).add_(_exp_(exponentials, per_tile // 16))
+            else:
+                exponentials.exp_()
             total.mul_(shrink).add_(exponentials.sum(1))
             squares.mul_(shrink.square()).add_(torch.linalg.vector_norm(exponentials, dim=1).square())
             if save:
@@ -126,8 +133,9 @@ class HeadLogps(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, targets, normalizer, *saved)
         top1_correct = target_logits >= largest
         log_collision_prob = squares.log() - 2 * total.log()  # log sum_v p(v)^2
-        ctx.mark_non_differentiable(top1_correct, log_collision_prob)
-        return target_logits - normalizer, top1_correct, log_collision_prob
+        entropy = total.log() - weighted / total if with_entropy else None
+        ctx.mark_non_differentiable(top1_correct, log_collision_prob, *([] if entropy is None else [entropy]))
+        return target_logits - normalizer, top1_correct, log_collision_prob, entropy
 
     @staticmethod
     @once_differentiable
@@ -164,12 +172,25 @@ class HeadLogps(torch.autograd.Function):
             if grad_weight is not None:
                 _write_product(grad_weight[columns], raw.T, head.states)
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _columns(local: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Columns ``(rows, 1)`` of the targets in a tile, and a mask ``(rows,)`` of those whose target is in it."""
     return local.clamp(0, width - 1)[:, None], (local >= 0) & (local < width)
+
+
+def _exp_(numbers: Tensor, at_once: int) -> Tensor:
+    """Replace numbers ``(rows, width)`` by their exponentials; the sums ``(rows,)`` of these times the numbers.
+
+    Both exist for a few rows at a time, in the caches.
+    """
+    sums = []
+    for part in torch.split(numbers, max(1, at_once // numbers.shape[1])):
+        exponentials = part.exp()
+        sums.append(part.mul_(exponentials).sum(1))
+        part.copy_(exponentials)
+    return torch.cat(sums)
 
 
 def _write_product(out: Tensor, left: Tensor, right: Tensor) -> None:

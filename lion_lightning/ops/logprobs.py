@@ -33,6 +33,7 @@ def token_logps(
     *,
     bias: Tensor | None = None,
     transform: LogitTransform | None = None,
+    entropy: bool = False,
     logits_per_tile: int | None = None,
     logits_kept: int | None = None,
 ) -> TokenLogps:
@@ -48,6 +49,7 @@ def token_logps(
         targets: ``(targets,)`` int64 token ids.
         bias: ``(vocabulary,)`` bias of the head, if it has one.
         transform: What the model does to its logits; None for nothing.
+        entropy: Whether to give the entropy, too.
         logits_per_tile: How many logits may exist at once; None for ``LOGITS_PER_TILE`` of the device.
         logits_kept: How many the backward pass may find as the forward left them; None for ``LOGITS_KEPT``.
     """
@@ -61,8 +63,10 @@ def token_logps(
     keep //= len(ids)  # of each part
     parts = []
     for hidden_part, targets_part in zip(states, ids, strict=True):
-        parts.append(apply(hidden_part, weight, bias, targets_part, transform, per_tile, keep))
-    return TokenLogps(*map(torch.cat, zip(*parts, strict=True)))
+        parts.append(apply(hidden_part, weight, bias, targets_part, transform, per_tile, keep, entropy))
+    values, *others = (None if fields[0] is None else torch.cat(fields) for fields in zip(*parts, strict=True))
+    assert values is not None
+    return TokenLogps(values, *others)
 
 
 class AnswerView(NamedTuple):

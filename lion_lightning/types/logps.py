@@ -20,11 +20,14 @@ class TokenLogps(NamedTuple):
             log-probs are known, as from a cache.
         log_collision_prob: ``(targets,)`` fp32 log of the sum of the squared probabilities of the full vocabulary: the
             log-prob that a token drawn there has on average, which WPO compares a target with; None as above.
+        entropy: ``(targets,)`` fp32 entropy of the distribution that each target is drawn from, in nats; None where it
+            was not asked for.
     """
 
     values: Tensor
     top1_correct: Tensor | None = None
     log_collision_prob: Tensor | None = None
+    entropy: Tensor | None = None
 
     def take(self, index: Tensor) -> TokenLogps:
         """The targets at these positions."""

@@ -10,14 +10,19 @@ from typing_extensions import override
 from lion_lightning.types import AnswerLogps
 
 LARGEST_LOG_RATIO = 40.0
-"""Log-ratios are clamped to this, below and above, where they are exponentiated (TÜLU 3's code does the same)."""
+"""Log-ratios are clamped to this, below and above, where they are exponentiated: no ratio is infinite, and an advantage
+of 0 times one is no NaN (TÜLU 3's code clamps its KL estimate the same)."""
 
 
 class KLPenalty(ABC):
-    """Estimate of the KL divergence, added to the loss of each token, or taken from the reward of each answer.
+    r"""Estimate of the KL divergence, added to the loss of each token, or taken from the reward of each answer.
+
+    What an estimate is in expectation and what its gradient is are two things. Each class says both, for one sampled
+    token behind a given prefix, with :math:`d = \log\pi - \log\pi_{ref}`.
 
     Attributes:
-        in_reward: Whether it is taken from the rewards, before advantages are computed, instead of added to the loss.
+        in_reward: True if it is taken from the rewards, before advantages are computed; otherwise it is added to the
+            loss.
     """
 
     in_reward: bool = False
@@ -33,10 +38,10 @@ class KLPenalty(ABC):
 
 
 class K1(KLPenalty):
-    r"""In the loss: :math:`\log\pi - \log\pi_{ref}` of each sampled token (Schulman, 2020, k1).
+    r"""In the loss: :math:`d` (Schulman, 2020, k1).
 
     An unbiased estimate whose gradient is zero in expectation on the policy's own answers: it watches the divergence,
-    and does not hold it. :class:`K3` or :class:`KLInReward` do.
+    and does not hold it. :class:`K2`, :class:`K3` or :class:`KLInReward` do.
     """
 
     @override
@@ -44,8 +49,24 @@ class K1(KLPenalty):
         return policy.tokens.values - reference.tokens.values
 
 
+class K2(KLPenalty):
+    r"""In the loss: :math:`d^2 / 2` (Schulman, 2020, k2).
+
+    A biased estimate whose gradient is that of :math:`\text{KL}(\pi \Vert \pi_{ref})`, token by token: what a token
+    does to the divergence of later ones is left out, other than with :class:`KLInReward`.
+    """
+
+    @override
+    def estimate(self, policy: AnswerLogps, reference: AnswerLogps) -> Tensor:
+        return (policy.tokens.values - reference.tokens.values).square() / 2
+
+
 class K3(KLPenalty):
-    r"""In the loss: :math:`e^{-d} - 1 + d` with :math:`d = \log\pi - \log\pi_{ref}` (Schulman, 2020, k3; GRPO's)."""
+    r"""In the loss: :math:`e^{-d} - 1 + d` (Schulman, 2020, k3; arXiv 2402.03300, eq. 4).
+
+    An unbiased estimate that is never negative. Its gradient is that of the divergence the other way round,
+    :math:`\text{KL}(\pi_{ref} \Vert \pi)`, token by token.
+    """
 
     @override
     def estimate(self, policy: AnswerLogps, reference: AnswerLogps) -> Tensor:
@@ -54,6 +75,10 @@ class K3(KLPenalty):
 
 
 class KLInReward(K1):
-    """In the reward: an answer's summed k1 under the policy that sampled it. Its gradient is the divergence's."""
+    r"""In the reward: an answer's summed :math:`d` under the policy that sampled it (arXiv 2402.14740, eq. 2).
+
+    With a loss that adds up the tokens of an answer (:class:`RLOOLoss`, :class:`REINFORCELoss`) its gradient is that of
+    the divergence of whole answers; one that divides by their lengths or by a spread weighs it by those.
+    """
 
     in_reward = True

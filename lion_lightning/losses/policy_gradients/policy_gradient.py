@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from lion_lightning.losses.base import out_of_range
 from lion_lightning.losses.groups.group import GroupLoss
-from lion_lightning.losses.policy_gradients.kl import K3, KLPenalty
+from lion_lightning.losses.policy_gradients.kl import K3, LARGEST_LOG_RATIO, KLPenalty
 from lion_lightning.types import AnswerLogps, SumOver
 
 
@@ -25,9 +26,9 @@ class PolicyGradientLoss(GroupLoss):
     for token t of answer i, added up over the tokens of a group. ``old`` is the policy that sampled the answers. For
     the first optimizer step on them it is the policy itself: the ratio is 1, and only its gradient counts.
 
-    A subclass says what an answer's advantage is (:meth:`advantages`); it may override what the ratio is of
-    (:meth:`token_log_ratios`), how tokens are added up (:meth:`add_up`) and what a global step is divided by
-    (:meth:`num_items`).
+    A subclass says what an answer's advantage is (:meth:`advantages`). It may override what the ratio is of
+    (:meth:`token_log_ratios`), the loss of a token (:meth:`surrogate`), how tokens are added up (:meth:`add_up`) and
+    what a global step is divided by (:meth:`num_items`).
 
     Args:
         beta: Weight of the KL penalty, 0 or more; 0 needs no reference.
@@ -53,11 +54,11 @@ class PolicyGradientLoss(GroupLoss):
         self.needs_reference = beta > 0
         self.kl = kl or K3()
         if clip_low is None and clip_high is not None:
-            raise out_of_range(self, "clip_high", clip_high, "only together with clip_low")
+            raise out_of_range(self, "clip_high", clip_high, "together with clip_low, or null for both")
         if clip_low is not None and not 0 < clip_low <= 1:
-            raise out_of_range(self, "clip_low", clip_low, "above 0 and at most 1, or None for no clipping")
+            raise out_of_range(self, "clip_low", clip_low, "above 0 and at most 1, or null for no clipping")
         if clip_high is not None and not 0 < clip_high < math.inf:
-            raise out_of_range(self, "clip_high", clip_high, "above 0, or None for clip_low")
+            raise out_of_range(self, "clip_high", clip_high, "above 0, or null for clip_low")
         self.clip_low, self.clip_high = clip_low, clip_low if clip_high is None else clip_high
 
     @abstractmethod
@@ -72,6 +73,16 @@ class PolicyGradientLoss(GroupLoss):
         r"""``(targets,)`` :math:`\log\rho` of each token: here of the token alone."""
         return policy.tokens.values - old.tokens.values
 
+    def surrogate(self, ratios: Tensor, advantages: Tensor, policy: AnswerLogps) -> Tensor:
+        """``(targets,)`` loss of each token, without the penalty.
+
+        Args:
+            ratios: ``(targets,)``, differentiable.
+            advantages: ``(targets,)``.
+            policy: Log-probs under the policy, for losses that are not of the ratio.
+        """
+        return -torch.minimum(ratios * advantages, self.clip(ratios) * advantages)
+
     def add_up(self, values: Tensor, policy: AnswerLogps) -> Tensor:
         """``(groups,)`` loss of each group: here the mean over its answers of the means over their tokens.
 
@@ -80,6 +91,13 @@ class PolicyGradientLoss(GroupLoss):
             policy: The answers, ``(groups, n)``.
         """
         return (policy.sum(values) / policy.counts.clamp_min(1)).mean(-1)
+
+    @override
+    def check_values(self, values: Sequence[float]) -> None:
+        """Refuse a reward that is not finite: every advantage of its group would be NaN."""
+        wrong = next((value for value in values if not math.isfinite(value)), None)
+        if wrong is not None:
+            raise ValueError(f"{type(self).__name__}: a reward is {wrong}; have the judge give finite numbers")
 
     @override
     def forward(
@@ -96,13 +114,20 @@ class PolicyGradientLoss(GroupLoss):
         Returns:
             ``(groups,)`` losses, which are to be divided by :meth:`num_items` of the global step.
         """
-        old = old or policy.detach()
-        advantages = self.advantages(self.penalized(values, reference, old)).reshape(-1)[policy.owners]  # (targets,)
-        ratios = self.token_log_ratios(policy, old).exp()
-        losses = -torch.minimum(ratios * advantages, self.clip(ratios) * advantages)
+        ratios, advantages = self.terms(policy, reference, values, old)
+        losses = self.surrogate(ratios, advantages, policy)
         if self.beta and not self.kl.in_reward:
             losses = losses + self.beta * self.kl.estimate(policy, reference)
         return self.add_up(losses, policy)
+
+    def terms(
+        self, policy: AnswerLogps, reference: AnswerLogps, values: Tensor, old: AnswerLogps | None
+    ) -> tuple[Tensor, Tensor]:
+        """Ratio and advantage of each token, ``(targets,)`` each; arguments as in :meth:`forward`."""
+        old = old or policy.detach()
+        advantages = self.advantages(self.penalized(values, reference, old))
+        ratios = self.token_log_ratios(policy, old).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
+        return ratios, advantages.reshape(-1)[policy.owners]
 
     def penalized(self, rewards: Tensor, reference: AnswerLogps, old: AnswerLogps) -> Tensor:
         """``(groups, n)`` rewards, less ``beta`` times the divergence where it goes there."""
@@ -121,12 +146,13 @@ class PolicyGradientLoss(GroupLoss):
         self, policy: AnswerLogps, reference: AnswerLogps, values: Tensor, old: AnswerLogps | None = None
     ) -> dict[str, SumOver]:
         """Sums over tokens of what is logged, see :class:`~lion_lightning.modules.PolicyGradientModule`."""
-        old = old or policy.detach()
-        advantages = self.advantages(self.penalized(values, reference, old)).reshape(-1)[policy.owners]
-        ratios = self.token_log_ratios(policy, old).exp()
+        ratios, advantages = self.terms(policy, reference, values, old)
         clipped, number = self.clip(ratios), policy.counts.sum()
-        return {
+        metrics = {
             "ratio": SumOver(ratios.sum(), number),
             "clip/low": SumOver(((ratios < clipped) & (advantages < 0)).sum(), number),
             "clip/high": SumOver(((ratios > clipped) & (advantages > 0)).sum(), number),
         }
+        if policy.tokens.entropy is not None:
+            metrics["entropy"] = SumOver(policy.tokens.entropy.sum(), number)
+        return metrics

@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from lion_lightning import losses
-from lion_lightning.losses import AllPairsLoss, AnswerLoss, GroupLoss, HingeLoss, PolicyGradientLoss, UnlikelihoodLoss
+from lion_lightning.losses import (
+    AllPairsLoss,
+    AnswerLoss,
+    DrGRPOLoss,
+    GroupLoss,
+    HingeLoss,
+    PolicyGradientLoss,
+    UnlikelihoodLoss,
+)
 from lion_lightning.types import AnswerLogps
 from tests.unit.losses.chosen_logps import in_groups, random_answers, with_tokens
 
@@ -23,7 +31,9 @@ def concrete(base: type) -> list[Any]:
 
 
 OF_ANSWERS, OF_GROUPS = concrete(AnswerLoss), concrete(GroupLoss)
-EVERY: list[Any] = [loss() for loss in [*OF_ANSWERS, *OF_GROUPS]] + [AllPairsLoss(HingeLoss(), "sum")]
+REQUIRED: dict[Any, dict[str, Any]] = {DrGRPOLoss: {"max_tokens": 12}}
+EVERY: list[Any] = [loss(**REQUIRED.get(loss, {})) for loss in [*OF_ANSWERS, *OF_GROUPS]]
+EVERY.append(AllPairsLoss(HingeLoss(), "sum"))
 LABELS = torch.tensor([True, False, True, True, False, False])
 VALUES = torch.tensor([[0.0, 1.0, 0.5], [0.3, 0.3, 0.9]])
 
@@ -49,7 +59,8 @@ def called(loss: Any, policy: AnswerLogps, reference: AnswerLogps) -> Tensor:
 def test_all_that_the_package_has_is_here() -> None:
     assert [loss.__name__ for loss in OF_ANSWERS] == ["APOZeroUnpairedLoss", "BCOLoss", "KTOLoss", "UnlikelihoodLoss"]
     assert [loss.__name__ for loss in OF_GROUPS] == [
-        *("AllPairsLoss", "DAPOLoss", "GRPOLoss", "LambdaLoss", "PlackettLuceLoss"),
+        *("AllPairsLoss", "DAPOLoss", "DrGRPOLoss", "GRPOLoss", "GSPOLoss", "LambdaLoss", "PlackettLuceLoss"),
+        *("REINFORCELoss", "RLOOLoss"),
     ]
 
 
@@ -125,12 +136,14 @@ def test_yaml_names_a_loss_by_its_class_path(loss: Any) -> None:
     base = AnswerLoss if issubclass(loss, AnswerLoss) else GroupLoss
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--loss", type=base)
-    arguments = {"beta": 0.25} if "beta" in inspect.signature(loss).parameters else {}
+    arguments = REQUIRED.get(loss, {})
+    if loss.zero_beta or "beta" in inspect.signature(loss).parameters:
+        arguments = {**arguments, "beta": 0.25}
     chosen = {"class_path": f"lion_lightning.losses.{loss.__name__}", "init_args": arguments}
     built = parser.instantiate(parser.parse_object({"loss": chosen})).loss
     assert type(built) is loss
-    if arguments:
+    if "beta" in arguments:
         assert built.beta == 0.25
         low, rule = (-0.1, "of at least 0") if loss.zero_beta else (0.0, "above 0")
         with pytest.raises(ValueError, match=rf"^{loss.__name__}: beta is {low}; give a number {rule}$"):
-            loss(beta=low)
+            loss(**arguments | {"beta": low})

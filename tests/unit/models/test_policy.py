@@ -56,7 +56,7 @@ def test_only_supervised_tokens_reach_the_head_and_come_back_in_order() -> None:
     model = policy()
     batch = row(*TREE, supervised=[3, 13, 24])
     with torch.no_grad():
-        values, top1_correct, _ = model(batch)
+        values, top1_correct, *_ = model(batch)
         torch.testing.assert_close(values, alone(model.causal_lm, batch), rtol=0, atol=1e-5)
         assert top1_correct.shape == (3,)
         every = row(*TREE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,9 +116,9 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
 
 def test_more_targets_than_are_taken_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, bias, targets = problem()
-    whole = token_logps(hidden, weight, targets, bias=bias)
+    whole = token_logps(hidden, weight, targets, bias=bias, entropy=True)
     monkeypatch.setattr(functional, "TARGETS_AT_ONCE", 5)
-    parts = token_logps(hidden, weight, targets, bias=bias)
+    parts = token_logps(hidden, weight, targets, bias=bias, entropy=True)
     for got, want in zip(parts, whole, strict=True):
         torch.testing.assert_close(got, want)
     upstream = torch.linspace(-1, 2, len(targets))
@@ -137,8 +139,8 @@ def test_hits_are_targets_that_are_the_most_probable_token() -> None:
 
 def test_no_targets_give_empty_values_and_zero_gradients_not_nan() -> None:
     hidden, weight, bias, targets = problem(rows=0)
-    logps = token_logps(hidden, weight, targets, bias=bias)
-    assert [values is not None and values.shape for values in logps] == [(0,)] * 3
+    logps = token_logps(hidden, weight, targets, bias=bias, entropy=True)
+    assert [values is not None and values.shape for values in logps] == [(0,)] * 4
     grads = torch.autograd.grad(logps.values.sum(), [hidden, weight, bias])
     assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 
@@ -218,6 +220,56 @@ def test_collisions_are_the_log_of_the_summed_squares_of_all_probabilities() -> 
     assert logps.log_collision_prob is not None
     torch.testing.assert_close(logps.log_collision_prob, expected, rtol=1e-5, atol=1e-5)
     assert not logps.log_collision_prob.requires_grad
+
+
+def entropies(logits: Tensor, transform: LogitTransform) -> Tensor:
+    """The definition, in fp64."""
+    logits = logits.double() * transform.scale
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("width", [1, 4, 1000])
+@pytest.mark.parametrize("kept", [0, 13 * 20])
+def test_entropy_is_that_of_the_whole_softmax_and_nothing_else_changes(
+    transform: LogitTransform, width: int, kept: int
+) -> None:
+    hidden, weight, bias, targets = problem()
+    arguments: dict[str, Any] = {"bias": bias, "transform": transform, "logits_kept": kept}
+    asked, not_asked = (
+        token_logps(hidden, weight, targets, entropy=wanted, logits_per_tile=13 * width, **arguments)
+        for wanted in (True, False)
+    )
+    assert asked.entropy is not None
+    assert not_asked.entropy is None
+    assert (asked.entropy.dtype, asked.entropy.requires_grad) == (torch.float32, False)
+    expected = entropies(hidden @ weight.T + bias, transform)
+    torch.testing.assert_close(asked.entropy.double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(asked.values, not_asked.values)
+    pair = [torch.autograd.grad(logps.values.sum(), [hidden, weight, bias]) for logps in (asked, not_asked)]
+    assert all(map(torch.equal, *pair))
+
+
+def test_entropy_of_bf16_products_is_that_of_their_logits() -> None:
+    hidden, weight, _, targets = problem(torch.bfloat16)
+    logps = token_logps(hidden, weight, targets, entropy=True, logits_per_tile=13 * 5)
+    assert logps.entropy is not None
+    torch.testing.assert_close(
+        logps.entropy.double(), entropies(hidden @ weight.T, LogitTransform()), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_entropy_of_certain_and_of_uniform_tokens_and_of_logits_of_a_thousand() -> None:
+    # rising and falling logits, in tiles of one token: the maximum is raised in each tile, or never
+    hidden = torch.tensor([[1000.0], [-1000.0], [0.0], [math.log(3.0)]])
+    weight = torch.tensor([[-1.0], [0.0], [1.0]])
+    logps = token_logps(hidden, weight, torch.zeros(4).long(), entropy=True, logits_per_tile=1)
+    assert logps.entropy is not None
+    # the last: 1/13, 3/13 and 9/13
+    last = math.log(13) - 3 / 13 * math.log(3) - 9 / 13 * math.log(9)
+    torch.testing.assert_close(logps.entropy, torch.tensor([0.0, 0.0, math.log(3.0), last]))
 
 
 def tree(*lengths: int, pairs: tuple[tuple[int, int], ...] = (), index: int = 0, skipped: int = -1) -> Sample:
