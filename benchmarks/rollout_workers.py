@@ -140,8 +140,8 @@ class Watched(OnPolicySampling):
 
     def _alone(self, trainer: Any, epoch: int) -> int:
         data = trainer.datamodule
-        rollouts = self.choose_prompts(trainer, data.pool, epoch, data.prompt_limit)
-        return self.bare([rollout.prompt for rollout in rollouts])
+        asked = self.choose_prompts(trainer, data.pool, epoch, data.prompt_limit)
+        return self.bare([rollout.prompt for rollout in (*asked.prompts, *asked.monitors)])
 
     def _timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:

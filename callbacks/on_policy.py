@@ -22,7 +22,10 @@ from lion_lightning.rollouts import checks, rounds
 from lion_lightning.rollouts.generate import RoundWorker
 from lion_lightning.rollouts.maker import RoundMaker
 from lion_lightning.rollouts.metrics.rounds import round_metrics
-from lion_lightning.rollouts.prompts.plan import RoundSchedule
+from lion_lightning.rollouts.prompts.curriculum import Curriculum
+from lion_lightning.rollouts.prompts.dynamic import DynamicSampling
+from lion_lightning.rollouts.prompts.history import PromptHistory
+from lion_lightning.rollouts.prompts.plan import Candidates, RoundSchedule
 from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rewards.scoring import Scoring
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
@@ -38,7 +41,7 @@ LOGGED = ("score", "score_spread", "monitor_score", "win_rate", "length", "unfin
 
 _SETTINGS = (
     *("sampler", "judge", "shaping", "num_samples", "original_chosen", "keep_unfinished", "monitor_samples"),
-    *("chunk_size", "seed"),
+    *("chunk_size", "dynamic", "seed"),
 )
 
 
@@ -77,6 +80,8 @@ class OnPolicySampling(Callback):
             quarter of all prompts if there are fewer than 128.
         monitor_samples: Answers per monitor prompt; several give pass@k and majority@k.
         chunk_size: Prompts that are sampled and saved together: the most that a killed run repeats.
+        dynamic: When a round asks further prompts; None for never.
+        curriculum: In which order prompts are asked; None for a random one.
         seed: Seed of the order of the prompts and of the answers.
         rounds_dir: Folder of the rounds, shared by all ranks; None for ``rounds`` in the trainer's root folder.
 
@@ -98,21 +103,26 @@ class OnPolicySampling(Callback):
         monitor_prompts: int | None = None,
         monitor_samples: int = 1,
         chunk_size: int = 64,
+        dynamic: DynamicSampling | None = None,
+        curriculum: Curriculum | None = None,
         seed: int = 0,
         rounds_dir: str | Path | None = None,
     ) -> None:
         checks.check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
         checks.check_rewards(shaping or [], monitor_samples)
+        checks.check_curriculum(curriculum, judge)
         self.sampler, self.judge, self.num_samples = sampler, judge, num_samples
         self.prompts_per_round, self.monitor_prompts, self.chunk_size = prompts_per_round, monitor_prompts, chunk_size
         self.pairing, self.original_chosen, self.keep_unfinished = pairing, original_chosen, keep_unfinished
         self.shaping, self.monitor_samples = shaping or [], monitor_samples
+        self.dynamic, self.curriculum = dynamic, curriculum
         self.seed, self.rounds_dir = seed, rounds_dir
         self.current: Round | None = None
         self._trained: Round | None = None  # the last that training has begun on; a checkpoint names it
         self._items = "pairs"  # what the data module trains on, or groups
         self._restored: dict[str, Any] = {}
         self._shares: list[int] | None = None
+        self._history: PromptHistory | None = None  # where prompts are not taken one after the other
         self._report: dict[str, Any] | None = None  # of the data module, once the round is logged
 
     # --- for subclasses
@@ -148,6 +158,7 @@ class OnPolicySampling(Callback):
         data.rounds, self._items = partial(self.pull, trainer, cast(AlignmentModule, pl_module)), data.items
         data.is_used_again = lambda epoch: not self.should_sample(epoch + 1)
         self.current = self._trained = self._report = None  # of an earlier fit
+        self._history = PromptHistory(self.curriculum) if self.dynamic or self.curriculum else None
         self._restored = {}
         remove_scratch(trainer, self.folder(trainer))
 
@@ -224,8 +235,9 @@ class OnPolicySampling(Callback):
         data = checks.on_policy_data(trainer)
         policy = RolloutPolicy(module.policy_model, data.tokenizer, Ranks.of(trainer.strategy))
         limit = data.prompt_limit
-        rollouts = self.choose_prompts(trainer, data.pool, number, limit)
-        settings = rounds.round_settings(self.sampling_settings(), policy.digest(), [r.prompt for r in rollouts], limit)
+        asked = self.choose_prompts(trainer, data.pool, number, limit)
+        prompts = [rollout.prompt for rollout in (*asked.prompts, *asked.monitors)]
+        settings = rounds.round_settings(self.sampling_settings(), policy.digest(), prompts, limit)
         identity = policy.ranks.broadcast(hash_json(settings))
         worker = RoundWorker.of(policy.ranks, path.with_name(f"{path.stem}.parts-{identity[:12]}"))
         stored = Round(path)
@@ -238,8 +250,8 @@ class OnPolicySampling(Callback):
             rounds.set_aside(path.parent, number, why)
         parts = (self.sampler, Scoring(self.judge, self.shaping), self._choose)
         samples = (self.num_samples, self.monitor_samples)
-        maker = RoundMaker(*parts, *samples, self.chunk_size, self.original_chosen, self.seed)
-        return maker.make(worker, policy, rollouts, path, {"round": number, "identity": identity, **settings})
+        maker = RoundMaker(*parts, *samples, self.chunk_size, self.original_chosen, self.seed, self.dynamic)
+        return maker.make(worker, policy, asked, path, {"round": number, "identity": identity, **settings})
 
     def _choose(self, rollout: Rollout) -> Rollout:
         """Add to a scored prompt what is trained of it."""
@@ -251,22 +263,27 @@ class OnPolicySampling(Callback):
     @property
     def schedule(self) -> RoundSchedule:
         """Which round each epoch trains on, and its prompts."""
-        return RoundSchedule(self.should_sample, self.prompts_per_round, self.monitor_prompts, self.seed)
+        most = self.dynamic.most if self.dynamic else 1.0
+        return RoundSchedule(self.should_sample, self.prompts_per_round, self.monitor_prompts, self.seed, most)
 
-    def choose_prompts(self, trainer: Trainer, pool: PromptPool, number: int, limit: int) -> list[Rollout]:
-        """The prompts of a round, then its monitor prompts.
+    def choose_prompts(self, trainer: Trainer, pool: PromptPool, number: int, limit: int) -> Candidates:
+        """The prompts that a round may ask, and its monitor prompts.
 
         Raises:
-            ValueError: No prompts are left for it, or for the last round of the run.
+            ValueError: No prompts are left for it, or for the last round of the run; an earlier round is damaged.
         """
-        self.schedule.require(trainer, pool)
-        prompts = self.schedule.prompts(trainer, pool)
-        if self._shares is not None:
+        schedule = self.schedule
+        schedule.require(trainer, pool)
+        prompts = schedule.prompts(trainer, pool)
+        if self._history is not None:
+            self._history.read(self.folder(trainer), schedule.before(number))
+        elif self._shares is not None:
             prompts.warn_of_repeats(self._shares, number)
         self._shares = prompts.shares
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             prompts = prompts.at_most(self.chunk_size)
-        return prompts.rollouts(pool, self.schedule.rounds_before(number), number, limit)
+        chosen, kept = schedule.choose(trainer, pool, prompts, number, self._history)
+        return prompts.candidates(pool, chosen, limit, kept)
 
     def sampling_settings(self) -> dict[str, Any]:
         """Settings that decide the answers to given prompts and what is trained of them, as plain data."""
@@ -276,5 +293,5 @@ class OnPolicySampling(Callback):
 
     def training_settings(self) -> dict[str, Any]:
         """All settings that decide what is trained, for a resumed run to compare."""
-        own = {"prompts_per_round": self.prompts_per_round, "monitor_prompts": self.monitor_prompts}
-        return self.sampling_settings() | own
+        own = {name: getattr(self, name) for name in ("prompts_per_round", "monitor_prompts", "curriculum")}
+        return self.sampling_settings() | {name: rounds.identity_of(part) for name, part in own.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from lion_lightning.types import Prompt
 
@@ -41,22 +41,46 @@ def require_ready(parts: Iterable[Any], prompts: Sequence[Prompt]) -> None:
             part.check_ready(prompts[:NUM_PROMPTS])
 
 
-@contextmanager
-def opened(part: Any, argument: Any) -> Iterator[None]:
-    """Open a sampler or judge for the block, and close it after; one without ``open`` and ``close`` needs neither.
+class Opened:
+    """A sampler or judge that is opened when it is first needed, and closed at the end of the block or before.
+
+    One without ``open`` and ``close`` needs neither.
 
     Args:
         part: A sampler or judge of any class.
         argument: Argument of ``open``: the policy of a sampler, the device of a judge.
     """
-    if not (hasattr(part, "open") and hasattr(part, "close")):
+
+    def __init__(self, part: Any, argument: Any) -> None:
+        self.part, self._argument, self._is_open = part, argument, False
+
+    def open(self) -> None:
+        """Open the part, unless it is open."""
+        if not self._is_open and hasattr(self.part, "open") and hasattr(self.part, "close"):
+            self.part.open(self._argument)
+            self._is_open = True
+
+    def close(self) -> None:
+        """Close the part, if it is open."""
+        if self._is_open:
+            self._is_open = False
+            self.part.close()
+
+    def __enter__(self) -> Self:
+        """Open nothing yet."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the part, if it is open."""
+        self.close()
+
+
+@contextmanager
+def opened(part: Any, argument: Any) -> Iterator[None]:
+    """Open a sampler or judge for the block, and close it after; see :class:`Opened`."""
+    with Opened(part, argument) as found:
+        found.open()
         yield
-        return
-    part.open(argument)
-    try:
-        yield
-    finally:
-        part.close()
 
 
 def require_package(module: str, whose: str, what: str, extra: str) -> None:

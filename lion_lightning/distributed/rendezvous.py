@@ -174,6 +174,21 @@ class WorkerGroup:
             others.check()
             time.sleep(POLL_SECONDS)
 
+    def from_first(self, name: str, make: Callable[[], str]) -> str:
+        """A text that the first rank makes, on all ranks; the others wait for it.
+
+        Args:
+            name: File name of the message, another for each call.
+            make: Makes the text, on the first rank alone.
+        """
+        if self.rank > 0:
+            self.wait_for([self.messages / name])
+            return (self.messages / name).read_text("utf-8")
+        text = make()
+        if self.size > 1:
+            self.send(name, text)
+        return text
+
     def require_same(self, what: str, name: str, value: str) -> None:
         """Require the same value on all ranks.
 

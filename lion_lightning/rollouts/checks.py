@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.on_policy import RoundDataModule
+from lion_lightning.judges.base import Judge
+from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
 from lion_lightning.sampling.base import Sampler
 
@@ -90,6 +92,12 @@ def check_rewards(shaping: Sequence[RewardShaping], monitor_samples: int) -> Non
             raise ValueError(f"OnPolicySampling: shaping has {names.count(name)} of {name}; give one, or subclass it")
     if monitor_samples < 1:
         raise ValueError(f"OnPolicySampling: monitor_samples is {monitor_samples}; give at least 1")
+
+
+def check_curriculum(curriculum: Curriculum | None, judge: Judge) -> None:
+    """Refuse a curriculum that measures nothing in the rounds of a judge."""
+    if curriculum is not None and (problem := curriculum.misfit(judge)):
+        raise ValueError(f"OnPolicySampling.curriculum: {type(curriculum).__name__}: {problem}")
 
 
 def warn_of_misfits(shaping: Sequence[RewardShaping], sampler: Sampler, keep_unfinished: bool) -> None:

@@ -15,11 +15,10 @@ from tqdm import tqdm
 from lion_lightning.cache import atomic_write, explain_write_errors, remove_stale_files
 from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.readiness import opened
+from lion_lightning.readiness import Opened
 from lion_lightning.rollouts.files import WRITABLE, has_rollouts, read_rollouts, write_rollouts
 from lion_lightning.rollouts.rewards.scoring import Scoring
 from lion_lightning.rollouts.rollout import Rollout
-from lion_lightning.sampling.base import Sampler
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,14 @@ class Chunk:
 
 
 def split_chunks(
-    rollouts: Sequence[Rollout], chunk_size: int, num_samples: int, monitor_samples: int, seed: Sequence[int]
+    rollouts: Sequence[Rollout],
+    chunk_size: int,
+    num_samples: int,
+    monitor_samples: int,
+    seed: Sequence[int],
+    first: int = 0,
 ) -> list[Chunk]:
-    """Split the prompts of a round into chunks: first those to train on, then the monitor prompts.
+    """Split prompts of a round into chunks: first those to train on, then the monitor prompts.
 
     Args:
         rollouts: The prompts; those that are left out are in no chunk.
@@ -50,13 +54,15 @@ def split_chunks(
         num_samples: Answers per prompt.
         monitor_samples: Answers per monitor prompt.
         seed: Entropy of the chunks' seeds, together with their numbers.
+        first: Number of the first chunk.
     """
     chunks: list[Chunk] = []
     for monitor, samples in ((False, num_samples), (True, monitor_samples)):
         prompts = [rollout for rollout in rollouts if rollout.monitor == monitor and not rollout.left_out]
         for start in range(0, len(prompts), chunk_size):
-            chunk_seed = np.random.SeedSequence([*seed, len(chunks)]).generate_state(1)[0]
-            chunks.append(Chunk(len(chunks), tuple(prompts[start : start + chunk_size]), samples, int(chunk_seed)))
+            number = first + len(chunks)
+            chunk_seed = np.random.SeedSequence([*seed, number]).generate_state(1)[0]
+            chunks.append(Chunk(number, tuple(prompts[start : start + chunk_size]), samples, int(chunk_seed)))
     return chunks
 
 
@@ -75,7 +81,7 @@ class RoundWorker(WorkerGroup):
         """File of a chunk with answers and scores."""
         return self.folder / f"judged-{chunk.number:05}.arrow"
 
-    def start(self, chunks: Sequence[Chunk]) -> None:
+    def start(self) -> None:
         """Make the folder on the first rank; the others wait for it."""
         if self.rank > 0:
             self.wait_for([self.messages / "started"])
@@ -83,54 +89,58 @@ class RoundWorker(WorkerGroup):
         with explain_write_errors(self.folder, "sampled answers", WRITABLE):
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale_files(self.folder, self.folder.parent)
-            with atomic_write(self.folder / "plan.json") as temporary:
-                temporary.write_text(json.dumps({"chunks": len(chunks)}), "utf-8")
         if self.size > 1:
             self.send("started")
+
+    def announce(self, chunks: int) -> None:
+        """Write down, on the first rank, how many chunks the round has so far, for ``lion rounds``."""
+        if self.rank == 0:
+            path = self.folder / "plan.json"
+            with explain_write_errors(path, "sampled answers", WRITABLE), atomic_write(path) as temporary:
+                temporary.write_text(json.dumps({"chunks": chunks}), "utf-8")
 
     def sample(
         self,
         chunks: Sequence[Chunk],
-        sampler: Sampler,
+        sampler: Opened,
         policy: RolloutPolicy,
         add_answers: Callable[[Rollout, Sequence[Any]], Rollout],
     ) -> None:
         """Sample answers for this rank's chunks that have none yet.
 
         Args:
-            chunks: All chunks of the round, the same on every rank.
-            sampler: The sampler; one that follows the policy is opened on all ranks together if any has work, since
-                sharded weights are gathered then.
+            chunks: Chunks of the round, the same on every rank.
+            sampler: The sampler, which stays open. One that follows the policy is opened on all ranks together if any
+                has work, since sharded weights are gathered then.
             policy: The policy.
             add_answers: Adds the sampler's answers to a rollout.
         """
         todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.sampled(chunk))]
         if policy.ranks.all_agree(not todo):
             return
-        with opened(sampler, policy):
-            for chunk in self._progress(todo, "sample"):
-                prompts = [rollout.prompt for rollout in chunk.rollouts]
-                answers = sampler.sample(prompts, chunk.num_samples, chunk.seed)
-                counts = list(map(len, answers))
-                if counts != [chunk.num_samples] * len(prompts):
-                    raise ValueError(
-                        f"{type(sampler).__name__} gave {counts} answers where {len(prompts)} prompts were asked for "
-                        f"{chunk.num_samples} each; a sampler gives `n` answers to each prompt, in their order"
-                    )
-                seeded = [replace(rollout, seed=chunk.seed) for rollout in chunk.rollouts]
-                write_rollouts(self.sampled(chunk), map(add_answers, seeded, answers))
+        sampler.open()
+        for chunk in self._progress(todo, "sample"):
+            prompts = [rollout.prompt for rollout in chunk.rollouts]
+            answers = sampler.part.sample(prompts, chunk.num_samples, chunk.seed)
+            counts = list(map(len, answers))
+            if counts != [chunk.num_samples] * len(prompts):
+                raise ValueError(
+                    f"{type(sampler.part).__name__} gave {counts} answers where {len(prompts)} prompts were asked for "
+                    f"{chunk.num_samples} each; a sampler gives `n` answers to each prompt, in their order"
+                )
+            seeded = [replace(rollout, seed=chunk.seed) for rollout in chunk.rollouts]
+            write_rollouts(self.sampled(chunk), map(add_answers, seeded, answers))
 
     def judge(
-        self, chunks: Sequence[Chunk], scoring: Scoring, device: Any, add_comparison: Callable[[Rollout], Rollout]
+        self, chunks: Sequence[Chunk], judge: Opened, scoring: Scoring, add_comparison: Callable[[Rollout], Rollout]
     ) -> None:
-        """Score the answers of this rank's chunks that have no scores yet."""
+        """Score the answers of this rank's chunks that have no scores yet; the judge stays open."""
         todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.judged(chunk))]
-        if not todo:
-            return
-        with opened(scoring.judge, device):
-            for chunk in self._progress(todo, "judge"):
-                rollouts = [add_comparison(rollout) for rollout in read_rollouts(self.sampled(chunk))]
-                write_rollouts(self.judged(chunk), scoring.score(rollouts))
+        if todo:
+            judge.open()
+        for chunk in self._progress(todo, "judge"):
+            rollouts = [add_comparison(rollout) for rollout in read_rollouts(self.sampled(chunk))]
+            write_rollouts(self.judged(chunk), scoring.score(rollouts))
 
     def collect(self, chunks: Sequence[Chunk]) -> list[Rollout]:
         """All rollouts with their scores, once every rank has written its own."""

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.readiness import require_ready
+from lion_lightning.readiness import Opened, require_ready
 from lion_lightning.rollouts.files import write_rollouts
-from lion_lightning.rollouts.generate import RoundWorker, split_chunks
+from lion_lightning.rollouts.generate import Chunk, RoundWorker, split_chunks
+from lion_lightning.rollouts.prompts.dynamic import DynamicSampling
+from lion_lightning.rollouts.prompts.plan import Candidates
 from lion_lightning.rollouts.rewards.scoring import Scoring
 from lion_lightning.rollouts.rollout import Rollout, with_answers, with_first_answer
 from lion_lightning.rollouts.rounds import Round, first_monitor_answers
+from lion_lightning.rollouts.waves import Waves
 from lion_lightning.sampling.base import Sampler
 
 
@@ -32,6 +35,7 @@ class RoundMaker:
         chunk_size: Prompts that are sampled and saved together.
         original_chosen: Share of the prompts whose own answer is judged, too.
         seed: Seed of the answers, together with the round's number.
+        dynamic: When to ask further prompts; None for never.
     """
 
     sampler: Sampler
@@ -42,28 +46,50 @@ class RoundMaker:
     chunk_size: int
     original_chosen: float
     seed: int
+    dynamic: DynamicSampling | None = None
 
     def make(
-        self, worker: RoundWorker, policy: RolloutPolicy, rollouts: list[Rollout], path: Path, metadata: dict[str, Any]
+        self, worker: RoundWorker, policy: RolloutPolicy, asked: Candidates, path: Path, metadata: dict[str, Any]
     ) -> Round:
-        """Each rank samples and judges its chunks; the first one chooses what is trained, and writes the round."""
-        samples = (self.num_samples, self.monitor_samples)
-        chunks = split_chunks(rollouts, self.chunk_size, *samples, seed=[self.seed, metadata["round"]])
+        """Each rank samples and judges its chunks; the first one decides on further waves, and writes the round."""
+        sampler, judge = Opened(self.sampler, policy), Opened(self.scoring.judge, policy.device)
         first = first_monitor_answers(path.parent, metadata["round"])
-        with worker.heartbeat():
-            require_ready([self.sampler, self.scoring.judge], [r.prompt for r in rollouts if not r.monitor])
-            worker.start(chunks)
-            worker.sample(chunks, self.sampler, policy, partial(self._with_answers, policy))
-            worker.judge(chunks, self.scoring, policy.device, partial(with_first_answer, first=first))
+        waves, chunks = Waves(asked, self.dynamic, self.chunk_size), 0
+        with worker.heartbeat(), sampler, judge:
+            require_ready([self.sampler, self.scoring.judge], [rollout.prompt for rollout in asked.prompts])
+            worker.start()
+            wave = waves.begin()
+            while wave:
+                new = self._split(wave, metadata["round"], chunks)
+                worker.announce(chunks + len(new))
+                worker.sample(new, sampler, policy, partial(self._with_answers, policy))
+                if waves.all_asked or self._in_turns:
+                    sampler.close()
+                worker.judge(new, judge, self.scoring, partial(with_first_answer, first=first))
+                if self._in_turns:
+                    judge.close()
+                # The first rank decides, and no other waits in a collective while some still judge.
+                more = worker.from_first(f"more-after-{chunks}", partial(self._add, waves, worker, new))
+                wave, chunks = waves.take(int(more)), chunks + len(new)
             if worker.rank == 0:
-                scored = map(self.choose, worker.collect(chunks))
-                write_rollouts(path, [*scored, *(r for r in rollouts if r.left_out)], metadata)
+                write_rollouts(path, waves.finish(path), {**metadata, "waves": waves.counts})
             else:
                 worker.wait_for([path])
         policy.ranks.barrier()
         if worker.rank == 0:
             worker.remove_chunks()
         return Round(path)
+
+    @property
+    def _in_turns(self) -> bool:
+        return self.dynamic is not None and self.dynamic.in_turns
+
+    def _split(self, wave: Sequence[Rollout], number: int, first: int) -> list[Chunk]:
+        samples = (self.num_samples, self.monitor_samples)
+        return split_chunks(wave, self.chunk_size, *samples, seed=[self.seed, number], first=first)
+
+    def _add(self, waves: Waves, worker: RoundWorker, chunks: Sequence[Chunk]) -> str:
+        return str(waves.add([self.choose(rollout) for rollout in worker.collect(chunks)]))
 
     def _with_answers(self, policy: RolloutPolicy, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
         drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen

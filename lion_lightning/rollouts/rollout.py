@@ -118,3 +118,15 @@ def with_pairs(
     pairs = make_pairs(rollout.prompt, answers, scores)
     found = tuple((rollout.usable[chosen], rollout.usable[rejected]) for chosen, rejected in pairs)
     return replace(rollout, pairs=found, left_out="" if found else "the pairing made no pair")
+
+
+def has_spread(rollout: Rollout) -> bool:
+    """True if something can be learned from a prompt: two answers of a pair, or of its group, differ in score.
+
+    Args:
+        rollout: With scores and usable answers, and with pairs if the round is for pairs.
+    """
+    if rollout.left_out:
+        return False
+    compared = rollout.pairs or (rollout.usable,)  # without pairs: all of the group
+    return any(len({rollout.scores[place] for place in places}) > 1 for places in compared)

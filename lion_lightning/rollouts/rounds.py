@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lion_lightning.cache import atomic_write, explain_write_errors, hash_json, read_object
 from lion_lightning.printing import without_secrets
@@ -18,6 +18,20 @@ from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
+
+
+class JudgedPrompt(NamedTuple):
+    """What a round says of a prompt that it asked, without texts.
+
+    Attributes:
+        group: Hash of the prompt.
+        scores: Score of each sampled answer; empty for a prompt that was too long to be asked.
+        right: Whether each is right; empty where no verifier says so.
+    """
+
+    group: bytes
+    scores: tuple[float, ...]
+    right: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,14 @@ class Round:
     def rollouts(self) -> list[Rollout]:
         """All prompts with their answers, in order."""
         return to_rollouts(self.path, self._content[0])
+
+    def judged(self) -> Iterator[JudgedPrompt]:
+        """The prompts to train on, in order, with what was said of their sampled answers."""
+        columns = ("group", "monitor", "num_added", "scores", "right")
+        for row in self._content[0].select(columns).to_pylist():
+            if not row["monitor"]:
+                sampled = slice(len(row["scores"]) - row["num_added"])
+                yield JudgedPrompt(row["group"], tuple(row["scores"][sampled]), tuple(row["right"][sampled]))
 
     @property
     def num_pairs(self) -> int:

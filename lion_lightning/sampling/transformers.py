@@ -28,7 +28,7 @@ class TransformersSampler:
 
     Args:
         sampling: Sampling parameters; None for the defaults.
-        batch_size: Number of answers generated at once; all answers to a prompt are in the same batch.
+        batch_size: Number of answers generated at once. All answers to a prompt are in one batch, if it holds them.
     """
 
     def __init__(self, sampling: SamplingSettings | None = None, batch_size: int = 64) -> None:
@@ -43,12 +43,12 @@ class TransformersSampler:
         return {"sampler": type(self).__name__, **asdict(self.sampling)}
 
     def open(self, policy: RolloutPolicy) -> None:
-        """Switch the policy to evaluation mode and gather its weights."""
+        """Gather the policy's weights."""
         self._policy = policy
-        self._stack.enter_context(policy.generating())
+        self._stack.enter_context(policy.gathered())
 
     def close(self) -> None:
-        """Switch the policy back to training."""
+        """Free the gathered weights."""
         self._stack.close()
         self._policy = None
 
@@ -65,12 +65,16 @@ class TransformersSampler:
         seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
         # Longest first, so that running out of memory shows at once.
         order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].input_ids))
-        size = max(1, self.batch_size // n)
-        for start in range(0, len(order), size):
-            torch.manual_seed(seeds[start // size])
-            places = order[start : start + size]
-            for place, made in zip(places, self._generate([prompts[place] for place in places], n), strict=True):
-                answers[place] = made
+        size, at_once = max(1, self.batch_size // n), min(n, self.batch_size)
+        with self._opened.generating():
+            for start in range(0, len(order), size):
+                torch.manual_seed(seeds[start // size])
+                places = order[start : start + size]
+                asked = [prompts[place] for place in places]
+                for first in range(0, n, at_once):  # several batches for a prompt with more answers than one holds
+                    made = self._generate(asked, min(at_once, n - first))
+                    for place, own in zip(places, made, strict=True):
+                        answers[place] += own
         return answers
 
     @property

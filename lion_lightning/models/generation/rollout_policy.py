@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class RolloutPolicy:
     def __init__(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks | None = None) -> None:
         self.policy, self.tokenizer, self.ranks = policy, tokenizer, ranks or Ranks()
         self.end_ids = stop_ids(tokenizer, policy.causal_lm.generation_config)
+        self._gathered = False
 
     @classmethod
     def load(cls, path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> RolloutPolicy:
@@ -119,8 +120,26 @@ class RolloutPolicy:
         self.tokenizer.save_pretrained(folder)
 
     @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Full weights on every rank for a while, so that each may generate without waiting for the others."""
+        with ExitStack() as stack:
+            with self._evaluating():
+                stack.enter_context(unsharded(self.policy))
+            self._gathered = True
+            stack.callback(setattr, self, "_gathered", False)
+            yield
+
+    @contextmanager
     def generating(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, full weights on every rank; mode and random state are restored afterwards."""
+        """Evaluation mode, no gradients, full weights on every rank; mode and random state are restored afterwards.
+
+        Within :meth:`gathered` no rank waits for another.
+        """
+        with self._evaluating(), nullcontext() if self._gathered else unsharded(self.policy):
+            yield
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         devices = [self.device] if self.device.type == "cuda" else []
         with (
             evaluating(self.policy),
@@ -128,7 +147,6 @@ class RolloutPolicy:
             torch.no_grad(),
             self.ranks.autocast(),
             without_settings(self.model),
-            unsharded(self.policy),
         ):
             yield
 

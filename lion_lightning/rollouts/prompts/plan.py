@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lion_lightning.rollouts.prompts.history import PromptHistory
 from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rollout import Rollout
 
@@ -20,6 +21,22 @@ logger = logging.getLogger(__name__)
 
 MAX_MONITOR_PROMPTS = 32
 """Monitor prompts of a run by default, unless that is more than a quarter of all prompts."""
+
+
+class Candidates(NamedTuple):
+    """Prompts that a round may ask.
+
+    Attributes:
+        prompts: Those to train on, in the order in which they are asked.
+        monitors: Monitor prompts.
+        size: Prompts that a round asks; dynamic sampling may ask more of them, and has more to ask.
+        kept: Prompts that were not given to this round, since later ones need them; 0 if it has all that it may ask.
+    """
+
+    prompts: list[Rollout]
+    monitors: list[Rollout]
+    size: int
+    kept: int = 0
 
 
 class RoundPrompts(NamedTuple):
@@ -55,20 +72,44 @@ class RoundPrompts(NamedTuple):
         """The prompts of a round, which no other round takes."""
         self.require(rounds_before, number)
         chosen = self.others[rounds_before * self.size : (rounds_before + 1) * self.size]
-        if len(chosen) < self.size:
-            logger.warning("round %d: only %d prompts are left of %d per round", number, len(chosen), self.size)
+        self._warn_if_few(chosen, number)
         return chosen
 
-    def rollouts(self, pool: PromptPool, rounds_before: int, number: int, max_prompt_length: int) -> list[Rollout]:
-        """Read the prompts of a round, then its monitor prompts; see :meth:`of_round`."""
-        rollouts = []
-        for prompt, group in pool.take(self.of_round(rounds_before, number)):
+    def of_rest(self, rest: Sequence[int], number: int, most: float, later: int) -> tuple[list[int], int]:
+        """The prompts that a round may ask, by what earlier rounds have left.
+
+        Args:
+            rest: What they have left, in order.
+            number: Number of the round.
+            most: At most so many times the prompts of a round.
+            later: Number of later rounds, which are to have their prompts, too.
+
+        Returns:
+            The prompts, and how many others are kept for the later rounds.
+        """
+        if not rest:
+            raise ValueError(self._nothing_left(number))
+        allowed = min(math.ceil(most * self.size), len(rest))
+        count = min(allowed, max(len(rest) - later * self.size, self.size))
+        if most == 1:  # otherwise what comes of it is told once the round is made
+            self._warn_if_few(rest[:count], number)
+        return list(rest[:count]), allowed - count
+
+    def _warn_if_few(self, chosen: Sequence[int], number: int) -> None:
+        if len(chosen) < self.size:
+            logger.warning("round %d: only %d prompts are left of %d per round", number, len(chosen), self.size)
+
+    def candidates(
+        self, pool: PromptPool, positions: Sequence[int], max_prompt_length: int, kept: int = 0
+    ) -> Candidates:
+        """Read the prompts that a round may ask, in this order, and its monitor prompts."""
+        prompts = []
+        for prompt, group in pool.take(positions):
             too_long = len(prompt.input_ids) > max_prompt_length
             left_out = f"prompt longer than {max_prompt_length} tokens" if too_long else ""
-            rollouts.append(Rollout(prompt, group=group, left_out=left_out))
-        for prompt, group in pool.take(self.monitors):
-            rollouts.append(Rollout(prompt, group=group, monitor=True))
-        return rollouts
+            prompts.append(Rollout(prompt, group=group, left_out=left_out))
+        monitors = [Rollout(prompt, group=group, monitor=True) for prompt, group in pool.take(self.monitors)]
+        return Candidates(prompts, monitors, self.size, kept)
 
     def at_most(self, count: int) -> RoundPrompts:
         """Limit the prompts, and the monitor prompts, of a round, for a ``fast_dev_run`` with its few batches."""
@@ -76,8 +117,10 @@ class RoundPrompts(NamedTuple):
 
     def require(self, rounds_before: int, number: int) -> None:
         """Raise the error of :meth:`of_round` if no prompts are left."""
-        if len(self.others) > rounds_before * self.size:
-            return
+        if len(self.others) <= rounds_before * self.size:
+            raise ValueError(self._nothing_left(number))
+
+    def _nothing_left(self, number: int) -> str:
         fix = "or data.prompts more sources, or a `fraction` above 1 to ask prompts again"
         if self.others:
             aside = f" ({len(self.monitors)} more are monitor prompts)" if self.monitors else ""
@@ -87,20 +130,27 @@ class RoundPrompts(NamedTuple):
             )
         else:
             reason = f"all {len(self.monitors)} prompts are monitor prompts; lower monitor_prompts, {fix}"
-        raise ValueError(f"no prompts left for round {number}: {reason}")
+        return f"no prompts left for round {number}: {reason}"
 
 
 def share_out(
-    pool: PromptPool, prompts_per_round: float | None, monitor_prompts: int | None, rounds: int | None, seed: int
+    pool: PromptPool,
+    prompts_per_round: float | None,
+    monitor_prompts: int | None,
+    rounds: int | None,
+    seed: int,
+    most: float = 1.0,
 ) -> RoundPrompts:
     """Divide the prompts of a pool among the rounds of a run.
 
     Args:
         pool: The prompts.
-        prompts_per_round: A number, or a share of all prompts if below 1; None to divide them evenly.
+        prompts_per_round: A number, or a share of all prompts if below 1; None to divide them evenly, so that each
+            round may ask ``most`` times its prompts.
         monitor_prompts: Number of monitor prompts; None for :data:`MAX_MONITOR_PROMPTS`, or a quarter of few prompts.
         rounds: Rounds of the run; None if unknown.
         seed: Seed of their order.
+        most: At most so many times its prompts are asked by a round.
     """
     if monitor_prompts is None:
         monitor_prompts = min(MAX_MONITOR_PROMPTS, len(pool) // 4)
@@ -110,7 +160,7 @@ def share_out(
             "OnPolicySampling: without trainer.max_epochs prompts cannot be shared out; set prompts_per_round"
         )
     if prompts_per_round is None:
-        size = len(others) // (rounds or 1)
+        size = int(len(others) / ((rounds or 1) * most))
     else:
         size = int(prompts_per_round * len(others)) if prompts_per_round < 1 else int(prompts_per_round)
     return RoundPrompts(monitors, others, max(1, size))
@@ -125,20 +175,22 @@ class RoundSchedule:
         prompts_per_round: As ``OnPolicySampling`` is given it.
         monitor_prompts: The same.
         seed: Seed of the order of the prompts.
+        most: At most so many times its prompts are asked by a round.
     """
 
     samples: Callable[[int], bool]
     prompts_per_round: float | None = None
     monitor_prompts: int | None = None
     seed: int = 0
+    most: float = 1.0
 
     def round_of(self, epoch: int) -> int:
         """Number of the round that an epoch trains on: the epoch that it was sampled for."""
         return max(earlier for earlier in range(epoch + 1) if self._begins(earlier))
 
-    def rounds_before(self, epoch: int) -> int:
-        """Rounds that are sampled before an epoch."""
-        return sum(map(self._begins, range(epoch)))
+    def before(self, epoch: int) -> list[int]:
+        """Numbers of the rounds that are sampled before an epoch."""
+        return [earlier for earlier in range(epoch) if self._begins(earlier)]
 
     def _begins(self, epoch: int) -> bool:
         return epoch == 0 or self.samples(epoch)
@@ -146,8 +198,28 @@ class RoundSchedule:
     def prompts(self, trainer: Trainer, pool: PromptPool) -> RoundPrompts:
         """The prompts of all rounds of a run."""
         epochs = num_epochs(trainer)
-        rounds = None if epochs is None else self.rounds_before(epochs)
-        return share_out(pool, self.prompts_per_round, self.monitor_prompts, rounds, self.seed)
+        rounds = None if epochs is None else len(self.before(epochs))
+        return share_out(pool, self.prompts_per_round, self.monitor_prompts, rounds, self.seed, self.most)
+
+    def choose(
+        self, trainer: Trainer, pool: PromptPool, prompts: RoundPrompts, number: int, history: PromptHistory | None
+    ) -> tuple[list[int], int]:
+        """Choose the prompts that a round may ask; see :meth:`RoundPrompts.of_rest`.
+
+        Args:
+            trainer: The trainer, which knows how many rounds come after.
+            pool: The pool.
+            prompts: The prompts of all rounds.
+            number: Number of the round.
+            history: What earlier rounds have asked; None for rounds that take their prompts one after the other.
+        """
+        if history is None:
+            return prompts.of_round(len(self.before(number)), number), 0
+        end = max(num_epochs(trainer) or 0, number + 1)
+        later = len(self.before(end)) - len(self.before(number + 1))
+        chosen, kept = prompts.of_rest(history.rest(prompts.others, pool), number, self.most, later)
+        history.warn_of_unwanted(chosen[: prompts.size], pool, number)
+        return chosen, kept
 
     def require(self, trainer: Trainer, pool: PromptPool) -> None:
         """Refuse a run that would reach a round without prompts.
@@ -158,7 +230,7 @@ class RoundSchedule:
             ValueError: There are too few.
         """
         last = self.round_of(last_epoch(trainer))
-        self.prompts(trainer, pool).require(self.rounds_before(last), last)
+        self.prompts(trainer, pool).require(len(self.before(last)), last)
 
 
 def num_epochs(trainer: Trainer) -> int | None:
