@@ -36,8 +36,8 @@ from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
 
-LOGGED = ("score", "score_spread", "monitor_score", "win_rate", "length", "unfinished", "distinct_2")
-"""Metrics of a round that are logged as ``on_policy/*``; all of them are in the round's summary."""
+ONLY_IN_SUMMARY = {"score_best", "score_worst", "self_bleu", "prompts", "answers", "prompts_with_pairs"}
+"""Metrics of a round that are not logged as ``on_policy/*``; all of them are in the round's summary."""
 
 _SETTINGS = (
     *("sampler", "judge", "shaping", "num_samples", "original_chosen", "keep_unfinished", "monitor_samples"),
@@ -60,10 +60,9 @@ class OnPolicySampling(Callback):
 
     Answers depend on seed, round and chunk alone, not on the number of ranks or on earlier draws.
 
-    Logs once per round, under ``on_policy/``: mean ``score`` and its ``score_spread`` within a prompt's answers; the
-    ``monitor_score`` of the monitor prompts and their ``win_rate`` against the first round's answers; ``length`` in
-    tokens; share of ``unfinished`` answers; ``distinct_2``; ``pairs``, and ``pairs_kept``, the share of them that pass
-    the data module's filters (of groups: ``groups``, ``groups_kept``).
+    Logs once per round, under ``on_policy/``, the metrics of
+    :func:`~lion_lightning.rollouts.metrics.rounds.round_metrics`, and ``pairs_kept``, the share of ``pairs`` that pass
+    the data module's filters (of ``groups``: ``groups_kept``).
 
     Args:
         sampler: Generates the answers.
@@ -177,8 +176,10 @@ class OnPolicySampling(Callback):
         metrics, items = round_metrics(self.current), self.current.items
         kept = rounds.kept_items(self._report, items) if self._report else 0
         metrics[f"{items}_kept"] = kept / max(metrics[items], 1)
-        for name in (*LOGGED, items, f"{items}_kept"):
-            pl_module.log(f"on_policy/{name}", metrics[name], on_step=False, on_epoch=True, batch_size=1)
+        others = "groups" if items == "pairs" else "pairs"
+        for name, value in metrics.items():
+            if name not in {*ONLY_IN_SUMMARY, others}:
+                pl_module.log(f"on_policy/{name}", value, on_step=False, on_epoch=True, batch_size=1)
         self._write_summary(trainer, {f"on_policy/{name}": value for name, value in metrics.items()})
 
     @override

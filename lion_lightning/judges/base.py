@@ -21,7 +21,8 @@ class Judge(Protocol):
     A judge may also have ``open(device)`` and ``close()``, which load and free its model for a round; ``identity()``;
     ``check_ready(prompts)``; ``right_from``, the score from which on an answer is right; and, if it combines the scores
     of several, ``parts`` and ``combine`` (as :class:`~lion_lightning.judges.weighted.WeightedJudge` has them), with
-    ``right_from`` by the name of a part. A judge without ``right_from`` does not say what is right.
+    ``right_from`` by the name of a part. A judge without it does not say what is right; one with it may have
+    ``final_answer(prompt, answer)``: equal texts for answers that come to the same, by default the answer itself.
 
     The arguments are annotated as ``Any`` so that config files accept classes with any annotations, or none.
     """
@@ -83,6 +84,22 @@ def _right(parts: Mapping[str, Scores], right_from: Mapping[str, float]) -> list
         found = [[score >= limit for score in row] for row in parts[name]]
         right = found if right is None else [list(map(and_, *rows)) for rows in zip(right, found, strict=True)]
     return right
+
+
+def final_answers(judge: Judge, prompt: Prompt, answers: Sequence[str]) -> list[str]:
+    """What each answer to a prompt comes to: equal texts for equal answers.
+
+    Raises:
+        ValueError: The judge failed; the message names judge and prompt.
+    """
+    find = getattr(judge, "final_answer", None)
+    try:
+        return [str(find(prompt, answer)) if find else answer.strip() for answer in answers]
+    except ValueError:
+        raise
+    except Exception as error:
+        found = f"{type(judge).__name__} failed at {prompt.where} ({first_line(error, with_type=True)})"
+        raise ValueError(f"{found}; fix the judge and rerun") from error
 
 
 def _checked(scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -55,10 +55,21 @@ class WeightedJudge:
     @property
     def right_from(self) -> dict[str, float]:
         """Name and ``right_from`` of the first judge that says what is right; empty if none does."""
+        name, judge = self._verifying
+        return {} if judge is None else {name: judge.right_from}
+
+    def final_answer(self, prompt: Prompt, answer: str) -> str:
+        """What an answer comes to, by the judge that says what is right."""
+        _, judge = self._verifying
+        return str(judge.final_answer(prompt, answer)) if hasattr(judge, "final_answer") else answer.strip()
+
+    @property
+    def _verifying(self) -> tuple[str, Any]:
+        """Name and judge of the first that says what is right, or None for the judge."""
         for name, judge in zip(self.names, self.judges, strict=True):
-            if isinstance(limit := getattr(judge, "right_from", None), int | float):
-                return {name: limit}
-        return {}
+            if isinstance(getattr(judge, "right_from", None), int | float):  # of a sum it is a mapping
+                return name, judge
+        return "", None
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""

@@ -32,6 +32,17 @@ def math_equal(reference: str, answer: str) -> bool:
     return bool(verify(wanted, parse(_final(answer), parsing_timeout=None), timeout_seconds=None))
 
 
+def math_value(answer: str) -> str:
+    """Final value of an answer, in one form for equal values (1/2 for 0.5); empty if it has none."""
+    from math_verify import parse
+    from sympy import nsimplify
+
+    values = parse(_final(answer), parsing_timeout=None)
+    if not values:
+        return ""
+    return str(values[0] if isinstance(values[0], str) else nsimplify(values[0], rational=True))
+
+
 def _final(text: str) -> str:
     """The text after the last ``####``; all of it without one."""
     return text.rpartition("####")[2].strip() if "####" in text else text
@@ -82,8 +93,9 @@ def refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-CHECKS: dict[str, Callable[..., bool]] = {
+CHECKS: dict[str, Callable[..., bool | str]] = {
     "math_equal": math_equal,
+    "math_value": math_value,
     "regex_found": regex_found,
     "schema_valid": schema_valid,
 }
@@ -92,12 +104,12 @@ CHECKS: dict[str, Callable[..., bool]] = {
 def serve(requests: TextIO, replies: TextIO) -> None:
     """Run checks, given by name and arguments in lines of JSON, until the requests end.
 
-    Each reply is a line of JSON: ``correct``, ``gave_up`` or ``error``.
+    Each reply is a line of JSON: ``found``, ``gave_up`` or ``error``.
     """
     for line in requests:
         name, arguments = json.loads(line)
         try:
-            reply: dict[str, Any] = {"correct": CHECKS[name](*arguments)}
+            reply: dict[str, Any] = {"found": CHECKS[name](*arguments)}
         except (RecursionError, MemoryError, OverflowError) as error:
             reply = {"gave_up": type(error).__name__}
         except Exception as error:

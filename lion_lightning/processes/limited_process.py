@@ -12,14 +12,19 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP = {"math_equal": ("1", "1"), "regex_found": ("a", "a"), "schema_valid": ({}, "{}")}
+_WARM_UP: dict[str, tuple[Any, ...]] = {
+    "math_equal": ("1", "1"),
+    "math_value": ("1",),
+    "regex_found": ("a", "a"),
+    "schema_valid": ({}, "{}"),
+}
 """Arguments for the first call of each check, which loads its libraries."""
 
 
 class LimitedCheck:
     """A check of :data:`lion_lightning.processes.limited_checks.CHECKS` with limited time and memory.
 
-    Exceeding a limit counts as False; the first time there is a warning.
+    Exceeding a limit counts as False, and gives no value; the first time there is a warning.
 
     Args:
         check: Name of the check.
@@ -36,6 +41,10 @@ class LimitedCheck:
         Raises:
             ValueError: The check failed.
         """
+        return bool(self.value(where, *arguments))
+
+    def value(self, where: str, *arguments: Any) -> Any:
+        """What the check found: a bool, or a text; None if it exceeded a limit."""
         reply = _process.run(self.check, arguments, self.seconds)
         if "error" in reply:
             raise ValueError(reply["error"])
@@ -43,7 +52,7 @@ class LimitedCheck:
             self._warned = True
             message = "%s: the check %s of this answer exceeded a limit (%s) and counts as failed; shown once"
             logger.warning(message, where, self.check, reply["gave_up"])
-        return bool(reply.get("correct", False))
+        return reply.get("found")
 
 
 class LimitedProcess:

@@ -62,6 +62,10 @@ class DamagedFileError(ValueError):
     """The content of a file is not what was written."""
 
 
+class OtherVersionError(ValueError):
+    """The columns of a file are those of another version of this package."""
+
+
 def write_rollouts(path: Path, rollouts: Iterable[Rollout], metadata: Mapping[str, Any] | None = None) -> None:
     """Write rollouts, and plain data about them, to one file, atomically."""
     entries = {} if metadata is None else {"lion": json.dumps(metadata)}
@@ -86,7 +90,7 @@ def read_rollouts(path: Path) -> list[Rollout]:
     """Read the rollouts of a file.
 
     Raises:
-        ValueError: The file is damaged (:class:`DamagedFileError`) or of another kind.
+        ValueError: The file is damaged (:class:`DamagedFileError`), of another version, or of another kind.
     """
     return to_rollouts(path, read_table(path)[0])
 
@@ -138,6 +142,12 @@ def _to_row(rollout: Rollout) -> dict[str, Any]:
 
 def _from_row(row: Mapping[str, Any]) -> Rollout:
     columns = zip(row["answers"], row["finish_reasons"], row["token_ids"], strict=True)
+    number = len(row["answers"])
+    for name in ("scores", "right", "final_answers"):
+        if len(row[name]) not in (0, number):
+            raise ValueError(f"{len(row[name])} {name} of {number} answers")
+    if not 0 <= row["num_added"] < max(number, 1):
+        raise ValueError(f"{row['num_added']} of {number} answers were added")
     return Rollout(
         prompt=Prompt(
             text=row["text"],
@@ -170,6 +180,7 @@ def read_table(path: Path) -> tuple[Any, Any]:
 
     Raises:
         DamagedFileError: The content is not what was written.
+        OtherVersionError: It was written with other columns.
         ValueError: The file is of another kind.
     """
     with pa.memory_map(str(path)) as file:  # the content stays mapped without a file descriptor
@@ -182,8 +193,14 @@ def read_table(path: Path) -> tuple[Any, Any]:
         metadata = json.loads((table.schema.metadata or {}).get(b"lion", b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFileError(f"{path}: damaged ({first_line(error)}); {RESTORE}") from error
-    if not checked or not table.schema.equals(SCHEMA):
+    if not checked:
         raise ValueError(f"{path}: not a round of on-policy sampling; name a folder of rounds")
+    if not table.schema.equals(SCHEMA):
+        columns = ", ".join(sorted({*table.schema.names} ^ {*SCHEMA.names})) or "of other types"
+        raise OtherVersionError(
+            f"{path}: written by another version of lion_lightning (columns: {columns}); use that version, or move the "
+            "folder of rounds away and start the run anew"
+        )
     return table, metadata
 
 

@@ -52,6 +52,16 @@ class Rollout:
         """Number of answers that this round sampled: the first ones."""
         return len(self.answers) - self.num_added
 
+    @property
+    def sampled(self) -> tuple[Answer, ...]:
+        """The answers that this round sampled."""
+        return self.answers[: self.num_sampled]
+
+    @property
+    def sampled_scores(self) -> tuple[float, ...]:
+        """Their scores; empty before they are judged."""
+        return self.scores[: self.num_sampled]
+
 
 def with_answers(rollout: Rollout, answers: Sequence[Any], policy: RolloutPolicy, add_original: bool) -> Rollout:
     """Add the answers to a rollout, each with tokens.

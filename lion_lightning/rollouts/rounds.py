@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lion_lightning.cache import atomic_write, explain_write_errors, hash_json, read_object
 from lion_lightning.printing import without_secrets
-from lion_lightning.rollouts.files import RESTORE, WRITABLE, read_table, to_rollouts
+from lion_lightning.rollouts.files import RESTORE, WRITABLE, OtherVersionError, read_table, to_rollouts
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.types import Answer, Prompt
 
@@ -72,6 +72,18 @@ class Round:
             return str(self.metadata["identity"])
         except (ValueError, FileNotFoundError):
             return None
+
+    @property
+    def problem(self) -> str:
+        """Why it has no identity: ``gone``, ``damaged`` or ``of another version``; empty if it has one."""
+        try:
+            return "" if self.metadata else "damaged"
+        except FileNotFoundError:
+            return "gone"
+        except OtherVersionError:
+            return "of another version"
+        except ValueError:
+            return "damaged"
 
     @cached_property
     def rollouts(self) -> list[Rollout]:
@@ -206,8 +218,8 @@ def restored_round(path: Path, identity: str) -> Round:
     stored = Round(path)
     if stored.identity == identity:
         return stored
-    problem = "is another now" if stored.identity else "is damaged" if path.exists() else "is gone"
-    raise ValueError(f"{path}: the checkpoint stands within this round, which {problem}; {RESTORE}")
+    problem = stored.problem or "another now"
+    raise ValueError(f"{path}: the checkpoint stands within this round, which is {problem}; {RESTORE}")
 
 
 def set_aside(folder: Path, number: int, reason: str) -> None:
@@ -215,10 +227,10 @@ def set_aside(folder: Path, number: int, reason: str) -> None:
     for stored in find_rounds(folder):
         if stored.path < round_path(folder, number):
             continue
-        name = (stored.identity or "damaged")[:12]
+        name = stored.identity[:12] if stored.identity else stored.problem.removeprefix("of ").replace(" ", "-")
         target = folder / "set_aside" / f"{stored.path.stem}-{name}.arrow"
         target.parent.mkdir(exist_ok=True)
-        logger.warning("%s is %s; moved to %s", stored.path, reason if stored.identity else "damaged", target)
+        logger.warning("%s is %s; moved to %s", stored.path, stored.problem or reason, target)
         if stored.summary_path.exists():
             stored.summary_path.replace(target.with_suffix(".json"))
         stored.path.replace(target)

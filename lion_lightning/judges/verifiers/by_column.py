@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lion_lightning.judges.verifiers.columns import reference_answer
-from lion_lightning.judges.verifiers.judge import Verifier, settings_of
+from lion_lightning.judges.verifiers.judge import Verifier, final_answer_of, settings_of
 from lion_lightning.types import Prompt
 
 
@@ -35,8 +35,15 @@ class ByColumn:
         Raises:
             ValueError: The row names none, or one that is not there.
         """
+        return self._of(prompt)(prompt, answer)
+
+    def final_answer(self, prompt: Prompt, answer: str) -> str:
+        """What an answer comes to, by the row's verifier."""
+        return final_answer_of(self._of(prompt), prompt, answer)
+
+    def _of(self, prompt: Prompt) -> Verifier:
         name = reference_answer(prompt, self.column)
         if not isinstance(name, str) or name not in self.verifiers:
             known = ", ".join(self.verifiers)
             raise ValueError(f"column {self.column!r} is {name!r}; there are verifiers for {known}: add one for it")
-        return self.verifiers[name](prompt, answer)
+        return self.verifiers[name]

@@ -25,10 +25,13 @@ class ExactMatch:
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Return whether the texts are equal."""
-        wanted, given = str(reference_answer(prompt, self.column)).strip(), answer.strip()
-        if self.ignore_case:
-            wanted, given = wanted.casefold(), given.casefold()
-        return wanted == given
+        return self.final_answer(prompt, str(reference_answer(prompt, self.column))) == self.final_answer(
+            prompt, answer
+        )
+
+    def final_answer(self, prompt: Prompt, answer: str) -> str:
+        """What is compared of an answer."""
+        return answer.strip().casefold() if self.ignore_case else answer.strip()
 
 
 class MathAnswer:
@@ -43,7 +46,7 @@ class MathAnswer:
 
     def __init__(self, column: str = "answer") -> None:
         self.column = column
-        self._check = LimitedCheck("math_equal")
+        self._check, self._final = LimitedCheck("math_equal"), LimitedCheck("math_value")
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Return whether the values are equal.
@@ -57,6 +60,10 @@ class MathAnswer:
             return self._check(place_of(prompt), str(reference_answer(prompt, self.column)), answer)
         except ValueError as error:
             raise ValueError(f"column {self.column!r}: {error}") from error
+
+    def final_answer(self, prompt: Prompt, answer: str) -> str:
+        """The final value, equal texts for equal values; the answer itself if it has none."""
+        return self._final.value(place_of(prompt), answer) or answer.strip()
 
 
 class Regex:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lion_lightning.judges.verifiers.columns import place_of
@@ -45,13 +46,24 @@ class VerifierJudge:
         for prompt, given in zip(prompts, answers, strict=True):
             row: list[float] = []
             for answer in given:
-                try:
-                    found = self.verifier(prompt, answer)
-                except Exception as error:
-                    raise ValueError(f"{place_of(prompt)}: {name_of(self.verifier)} failed ({error})") from error
+                found = self._call(self.verifier, prompt, answer)
                 row.append(self.reward * found if isinstance(found, bool) else found)
             scores.append(row)
         return scores
+
+    def final_answer(self, prompt: Prompt, answer: str) -> str:
+        """What an answer comes to, for a majority to be counted: the verifier's ``final_answer``, or all of its text.
+
+        Raises:
+            ValueError: The verifier failed; the message names the prompt.
+        """
+        return str(self._call(partial(final_answer_of, self.verifier), prompt, answer))
+
+    def _call(self, function: Callable[[Prompt, str], Any], prompt: Prompt, answer: str) -> Any:
+        try:
+            return function(prompt, answer)
+        except Exception as error:
+            raise ValueError(f"{place_of(prompt)}: {name_of(self.verifier)} failed ({error})") from error
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Score a dummy answer, to find missing packages and columns."""
@@ -66,6 +78,11 @@ def settings_of(verifier: Verifier) -> dict[str, Any]:
         own = getattr(verifier, "__dict__", {})
         settings = {key: value for key, value in own.items() if not key.startswith("_")}
     return {"verifier": name_of(verifier), "settings": settings}
+
+
+def final_answer_of(verifier: Verifier, prompt: Prompt, answer: str) -> str:
+    """What an answer comes to: by the verifier's ``final_answer`` if it has one, else all of its text."""
+    return str(verifier.final_answer(prompt, answer)) if hasattr(verifier, "final_answer") else answer.strip()
 
 
 def name_of(verifier: Verifier) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lion_lightning.judges.base import Judge, score_answers
+from lion_lightning.judges.base import Judge, final_answers, score_answers
 from lion_lightning.judges.verifiers.columns import place_of
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
 from lion_lightning.rollouts.rollout import Rollout
@@ -37,8 +37,15 @@ class Scoring:
             by_judge = {name: tuple(scores[number]) for name, scores in judged.by_judge.items()}
             right = tuple(judged.right[number]) if judged.right else ()
             rollout = replace(rollout, scores=tuple(judged.scores[number]), by_judge=by_judge, right=right)
-            scored.append(self._shaped(rollout))
+            scored.append(self._shaped(self._with_final_answers(rollout)))
         return scored
+
+    def _with_final_answers(self, rollout: Rollout) -> Rollout:
+        """Add what the answers come to, where a majority of them is counted."""
+        if not (rollout.monitor and rollout.right and rollout.num_sampled > 1):
+            return rollout
+        texts = [answer.text for answer in rollout.answers]
+        return replace(rollout, final_answers=tuple(final_answers(self.judge, rollout.prompt, texts)))
 
     def _shaped(self, rollout: Rollout) -> Rollout:
         """Apply the shapings to all answers; the difference that each makes is a part of its own."""

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from lion_lightning.rollouts import files
 from lion_lightning.rollouts.files import DamagedFileError, has_rollouts, write_rollouts
-from lion_lightning.rollouts.metrics.rounds import distinct, round_metrics, self_bleu
+from lion_lightning.rollouts.metrics.diversity import distinct, self_bleu
+from lion_lightning.rollouts.metrics.rounds import round_metrics
 from lion_lightning.rollouts.rollout import Rollout, with_pairs, with_usable
-from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items, round_path, set_aside
+from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items, restored_round, round_path, set_aside
 from lion_lightning.tools.rounds.plots import wilson
 from lion_lightning.tools.rounds.report import report
 from lion_lightning.types import Answer, Prompt
@@ -107,11 +109,56 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
         _ = Round(one.path).metadata
 
 
+def written_before(path: Path) -> Path:
+    """The file as a version of the package wrote it whose rollouts had no final answers."""
+    earlier = files.SCHEMA.remove(files.SCHEMA.get_field_index("final_answers"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "SCHEMA", earlier)
+        write_rollouts(path, [replace(ONE, final_answers=())], {"round": 0, "identity": "x"})
+    return path
+
+
+def test_a_round_of_another_version_is_named(tmp_path: Path) -> None:
+    path = written_before(round_path(tmp_path, 0))
+    message = r"round-0000.arrow: written by another version of lion_lightning \(columns: final_answers\); use that"
+    with pytest.raises(files.OtherVersionError, match=message):
+        _ = Round(path).metadata
+    assert Round(path).identity is None
+    with pytest.raises(ValueError, match="stands within this round, which is of another version; restore"):
+        restored_round(path, "x")
+    with pytest.raises(ValueError, match="another version"):
+        report(tmp_path, console=Console(quiet=True))
+    set_aside(tmp_path, 0, "other settings")
+    assert (tmp_path / "set_aside" / "round-0000-another-version.arrow").exists()
+
+
+def test_a_chunk_of_another_version_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written_before(tmp_path / "judged-00000.arrow")
+    assert not has_rollouts(path)
+    assert "removed, and will be made again (written by another version of lion_lightning (columns" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"right": (True,)}, "1 right of 3 answers"),
+        ({"scores": (1.0, 2.0)}, "2 scores of 3 answers"),
+        ({"final_answers": ("a",) * 4}, "4 final_answers of 3 answers"),
+        ({"num_added": 3}, "3 of 3 answers were added"),
+        ({"num_added": -1}, "-1 of 3 answers were added"),
+    ],
+)
+def test_a_row_whose_columns_do_not_fit_is_no_rollout(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """A file may have a checksum and be made by anybody."""
+    with pytest.raises(DamagedFileError, match=rf"damaged \(a row is not a rollout: {message}\)"):
+        _ = made(tmp_path, 0, replace(ONE, **change)).rollouts
+
+
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     """A score's last bit is as good a score; offsets of another row would be read beyond the file's end."""
     path = made(tmp_path, 0, ONE, MONITOR).path
     content = path.read_bytes()
-    for place in range(0, len(content), 7):
+    for place in range(0, len(content), 11):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)

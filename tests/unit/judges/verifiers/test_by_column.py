@@ -27,6 +27,9 @@ PROMPTS = [
 def test_a_row_is_checked_by_the_verifier_that_it_names() -> None:
     judge = VerifierJudge(ByColumn(PARTS), reward=10)
     assert judge.score(PROMPTS, [["72", "yes"], ["72", "yes"]]) == [[10.0, 0.0], [0.0, 10.0]]
+    assert judge.final_answer(PROMPTS[0], " 72 ") == "72"
+    caseless = VerifierJudge(ByColumn({**PARTS, "gsm8k": ExactMatch("ground_truth", ignore_case=True)}))
+    assert [caseless.final_answer(prompt, " Yes") for prompt in PROMPTS] == ["yes", "Yes"]
 
 
 @pytest.mark.parametrize(
