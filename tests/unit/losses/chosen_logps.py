@@ -80,6 +80,14 @@ def in_groups(flat: AnswerLogps, groups: int) -> AnswerLogps:
     return replace(flat, counts=flat.counts.reshape(groups, -1))
 
 
+def groups_of(tokens: Sequence[Sequence[Sequence[float]]]) -> AnswerLogps:
+    """Groups of equal size by the log-prob of each token of each of their answers, in fp64."""
+    counts = torch.tensor([[len(answer) for answer in group] for group in tokens])
+    values = [value for group in tokens for answer in group for value in answer]
+    owners = torch.arange(counts.numel()).repeat_interleave(counts.reshape(-1))
+    return AnswerLogps(TokenLogps(torch.tensor(values, dtype=torch.float64)), owners, counts.double())
+
+
 def random_answers(number: int = 6, seed: int = 0) -> tuple[AnswerLogps, AnswerLogps]:
     """Policy and reference of answers of 1 to 12 tokens."""
     policy, reference = random_pairs(number, seed)
