@@ -121,8 +121,17 @@ def test_a_token_store_is_read_as_data(reads: Any, tmp_path: Path) -> None:
 def test_the_decision_of_a_filter_is_read_as_data(reads: Any, tmp_path: Path) -> None:
     path = tmp_path / "decision.json"
     reads(path, lambda: read_decision(path, 3))
-    for text in ('{"left_out": {"x": ["0"]}, "report": {}}', '{"left_out": {"x": [-1]}, "report": {}}', "[]", "{}"):
-        path.write_text(text)
+    whole = {"causes": {"x": [0, 2]}, "report": {}, "lines": [], "warnings": [], "details": []}
+    path.write_text(json.dumps(whole))
+    assert read_decision(path, 3).causes["x"].tolist() == [True, False, True]
+    for wrong in (
+        {"causes": {"x": ["0"]}},
+        {"causes": {"x": [-1]}},
+        {"causes": {"x": [3]}},
+        {"lines": "a"},
+        {"more": 1},
+    ):
+        path.write_text(json.dumps(whole | wrong))
         assert path.name in _said(lambda: read_decision(path, 3))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,20 +26,6 @@ _VERSION = 1
 _FIX = "remove the file, and it is made again"
 
 
-class FilterReport(NamedTuple):
-    """What a filter has found in a source, beyond the examples that it left out.
-
-    Attributes:
-        source: Name of the source.
-        rule: The filter.
-        report: From :class:`LeftOut`.
-    """
-
-    source: str
-    rule: DocumentFilter
-    report: dict[str, Any]
-
-
 @dataclass
 class AppliedFilters:
     """The document filters of a data module.
@@ -47,12 +33,12 @@ class AppliedFilters:
     Attributes:
         rules: The filters, in the order in which they are applied.
         cache_dir: Folder of caches; None for the default.
-        reports: What each filter has found in each source, by source and position of the filter.
+        decided: The decision of each filter about each source, by the source's name and the filter's position.
     """
 
     rules: Sequence[DocumentFilter] = ()
     cache_dir: str | Path | None = None
-    reports: dict[tuple[str, int], FilterReport] = field(default_factory=dict)
+    decided: dict[tuple[str, int], LeftOut] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -90,8 +76,8 @@ class AppliedFilters:
             workers.wait_until(lambda: _kept(path, count) is not None)
             decided = read_decision(path, count)
         name = candidates.source.label
-        self.reports[name, number] = FilterReport(name, rule, dict(decided.report))
-        for line in rule.describe(decided.report):
+        self.decided[name, number] = decided
+        for line in decided.lines:
             logger.info("%s: %s", name, line)
         return decided
 
@@ -99,22 +85,20 @@ class AppliedFilters:
         """Settings of the filters and their reports, as plain data for a model card."""
         rules = []
         for number, rule in enumerate(self.rules):
-            found = [report for (_, position), report in self.reports.items() if position == number]
-            rules.append({**rule.identity(), "found": [{"source": one.source, **one.report} for one in found]})
+            found = []
+            for (name, position), decided in self.decided.items():
+                if position == number:
+                    found.append({"source": name, **decided.report})
+            rules.append({**rule.identity(), "found": found})
         return rules
 
-    def lines(self) -> Iterator[str]:
+    def lines(self) -> list[str]:
         """What the filters have found in each source, for ``lion inspect``."""
-        for found in self.reports.values():
-            for line in found.rule.describe(found.report):
-                yield f"{found.source}: {line}"
+        return [f"{name}: {line}" for (name, _), decided in self.decided.items() for line in decided.lines]
 
     def warnings(self) -> list[str]:
         """What somebody should act on."""
-        lines = []
-        for found in self.reports.values():
-            lines += [f"source {found.source}: {line}" for line in found.rule.warnings(found.report)]
-        return lines
+        return [f"source {name}: {line}" for (name, _), decided in self.decided.items() for line in decided.warnings]
 
 
 def leave_out(selection: Selection, decided: LeftOut) -> Selection:
@@ -135,11 +119,15 @@ def _decided(rule: DocumentFilter, candidates: Candidates, path: Path) -> LeftOu
                 f"{type(rule).__name__}.leave_out gives {np.shape(choice)} of {np.asarray(choice).dtype} for "
                 f"{cause!r}; give an array of bool with one entry for each of the {count} examples"
             )
-    positions = {cause: np.flatnonzero(choice).tolist() for cause, choice in decided.causes.items()}
+    written = decided._asdict() | {
+        "causes": {cause: np.flatnonzero(choice).tolist() for cause, choice in decided.causes.items()}
+    }
+    if decided.details:
+        written["lines"] = [*decided.lines, f"each row and why it is left out: {path}"]
     with explain_write_errors(path.parent, "decisions of filters"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"left_out": positions, "report": decided.report}), "utf-8")
+            temporary.write_text(json.dumps(written), "utf-8")
     return read_decision(path, count)  # as later runs read it
 
 
@@ -159,14 +147,14 @@ def read_decision(path: Path, count: int) -> LeftOut:
         ValueError: The file is damaged.
     """
     found = read_object(path, "a decision of a filter", _FIX)
-    left_out, report = found.get("left_out"), found.get("report")
-    if not isinstance(left_out, dict) or not isinstance(report, dict):
+    kinds = {"causes": dict, "report": dict, "lines": list, "warnings": list, "details": list}
+    if found.keys() != kinds.keys() or any(type(found[name]) is not kind for name, kind in kinds.items()):
         raise ValueError(f"{path}: not a decision of a filter; {_FIX}")
     causes = {}
-    for cause, positions in left_out.items():
+    for cause, positions in found["causes"].items():
         numbers = isinstance(positions, list) and all(type(one) is int and 0 <= one < count for one in positions)
         if not numbers:
             raise ValueError(f"{path}: not positions among {count} examples; {_FIX}")
         causes[cause] = np.zeros(count, np.bool_)
         causes[cause][positions] = True
-    return LeftOut(causes, report)
+    return LeftOut(**{**found, "causes": causes})

@@ -18,11 +18,17 @@ class LeftOut(NamedTuple):
 
     Attributes:
         causes: By cause, ``(examples,)`` whether each is left out. One with several causes is counted by the first.
-        report: Further findings as plain data that JSON can hold, for the log and the model card.
+        report: Counts as plain data that JSON can hold, for the model card.
+        lines: What was found, for the log and ``lion inspect``.
+        warnings: What somebody should act on, each with what to do.
+        details: Which rows and why, as plain data: kept in the file of the decision, which the log names.
     """
 
     causes: Mapping[str, Choice]
     report: Mapping[str, Any] = {}
+    lines: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    details: Sequence[Any] = ()
 
 
 class DocumentFilter(ABC):
@@ -68,11 +74,3 @@ class DocumentFilter(ABC):
                 f"data.document_filters: {type(self).__name__} needs all examples of a source, and {streamed[0].label} "
                 "streams; leave `streaming` out, or filter the rows beforehand"
             )
-
-    def describe(self, report: Mapping[str, Any]) -> list[str]:
-        """Lines about a :attr:`LeftOut.report`, for the log and ``lion inspect``."""
-        return []
-
-    def warnings(self, report: Mapping[str, Any]) -> list[str]:
-        """Lines of a :attr:`LeftOut.report` that somebody should act on, each with what to do."""
-        return []

@@ -30,13 +30,13 @@ class Candidates:
         source: Where they come from.
         digests: ``(examples, 2)`` 128-bit hash of each; of a prompt of online training the hash of its group.
         read: Reads all examples from the beginning, in this order. Each call reads the source again.
-        where: Place of an example's raw row, by its position.
+        places: Places of the raw rows of some examples, by their positions.
     """
 
     source: Source
     digests: npt.NDArray[np.uint64]
     read: Callable[[], Iterator[ReadExample]]
-    where: Callable[[int], str]
+    places: Callable[[Sequence[int]], list[str]]
 
     @classmethod
     def of(cls, selection: Selection, encoder: Encoder) -> Candidates:
@@ -46,7 +46,7 @@ class Candidates:
             selection.source,
             selection.table.digests[rows],
             partial(_read_again, selection, encoder),
-            lambda position: selection.table.where(int(rows[position])),
+            lambda positions: [selection.table.where(int(rows[position])) for position in positions],
         )
 
     @classmethod
@@ -57,7 +57,7 @@ class Candidates:
             selection.source,
             selection.table.digests[rows],
             lambda: (examples[row] for row in rows),
-            lambda position: selection.table.where(rows[position]),
+            lambda positions: [selection.table.where(rows[position]) for position in positions],
         )
 
     def __len__(self) -> int:

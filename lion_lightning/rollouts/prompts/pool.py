@@ -151,7 +151,7 @@ class PromptPool:
                 self.sources[number],
                 hashes,
                 partial(self._read_again, number, places),
-                partial(self._where, number, places),
+                partial(self._places, number, places),
             )
             kept = np.ones(len(hashes), np.bool_)
             for cause, choice in self.document_filters.decide(rule, candidates).causes.items():
@@ -169,9 +169,11 @@ class PromptPool:
             for _, _, example in found:
                 yield prompt_of(prompts[example])
 
-    def _where(self, number: int, places: Numbers, position: int) -> str:
-        (row,) = self._rows[number].take(places[position : position + 1, 1])
-        return row.where
+    def _places(self, number: int, places: Numbers, positions: Sequence[int]) -> list[str]:
+        wanted = places[[*positions], 1]
+        rows = np.unique(wanted)
+        found = {row: read.where for row, read in zip(rows.tolist(), self._rows[number].take(rows), strict=True)}
+        return [found[row] for row in wanted.tolist()]
 
     def __len__(self) -> int:
         """Number of unique prompts."""

@@ -49,6 +49,8 @@ def check_data(data: PackedDataModule) -> None:
     encoder = data.make_encoder()
     for source in sources:
         check_first_rows(source, encoder)
+    for rule in data.document_filters.rules:
+        rule.identity()  # reads what the filter needs, such as the items of benchmarks
 
 
 def check_first_rows(source: Source, encoder: Encoder) -> None:

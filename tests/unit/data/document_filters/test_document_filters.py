@@ -53,10 +53,8 @@ class Counting(WithoutWords):
 
     def leave_out(self, candidates: Candidates) -> LeftOut:
         self._sizes.append(len(candidates))
-        return super().leave_out(candidates)._replace(report={"places": [candidates.where(0)]})
-
-    def describe(self, report: Any) -> list[str]:
-        return [f"first at {Path(report['places'][0]).name}"]
+        lines = [f"first at {Path(candidates.places([0])[0]).name}"]
+        return super().leave_out(candidates)._replace(report={"seen": len(candidates)}, lines=lines)
 
 
 def ready(kind: Any, sources: list[Source], tmp_path: Path, *rules: DocumentFilter, **options: Any) -> Any:
@@ -82,10 +80,10 @@ def test_a_rule_sees_unique_examples_and_what_it_leaves_out_is_counted_by_cause(
     first, second = data.reports
     assert {cause: counts.documents for cause, counts in first.left_out.items()} == {"duplicate": 1, CAUSE: 1}
     assert {cause: counts.documents for cause, counts in second.left_out.items()} == {"duplicate": 1, CAUSE: 1}
-    assert [*data.document_filters.lines()] == ["a: first at a.jsonl:1", "b: first at b.jsonl:2"]
+    assert data.document_filters.lines() == ["a: first at a.jsonl:1", "b: first at b.jsonl:2"]
     (described,) = json.loads(json.dumps(data.description()))["document_filters"]
     assert described["words"] == ["cat"]
-    assert [found["source"] for found in described["found"]] == ["a", "b"]
+    assert described["found"] == [{"source": "a", "seen": 3}, {"source": "b", "seen": 1}]
 
 
 def test_a_decision_is_made_once_and_kept_with_its_report(write: Write, tmp_path: Path) -> None:
@@ -95,7 +93,7 @@ def test_a_decision_is_made_once_and_kept_with_its_report(write: Write, tmp_path
     found = ready(SFTDataModule, [source], tmp_path, again)
     assert again._sizes == []
     assert places(found) == places(made) == ["a.jsonl:2"]
-    assert [*found.document_filters.lines()] == [*made.document_filters.lines()]
+    assert found.document_filters.lines() == made.document_filters.lines()
     other = Counting(["dog"])
     assert places(ready(SFTDataModule, [source], tmp_path, other)) == ["a.jsonl:1"]
     assert other._sizes == [2]
@@ -105,7 +103,7 @@ def test_a_damaged_decision_is_made_again(write: Write, tmp_path: Path, caplog: 
     source = write("a", ask("a cat"), ask("a dog"))
     ready(SFTDataModule, [source], tmp_path, Counting(["cat"]))
     (kept,) = (tmp_path / "cache" / "document_filters").iterdir()
-    kept.write_text('{"left_out": {"x": [7]}, "report": {}}')
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "causes": {"x": [7]}}))
     assert places(ready(SFTDataModule, [source], tmp_path, Counting(["cat"]))) == ["a.jsonl:2"]
     assert f"{kept}: not positions among 2 examples" in caplog.text
 
@@ -194,7 +192,7 @@ def test_prompts_of_rounds_are_filtered_and_counted(write: Write, tmp_path: Path
     assert pool.left_out == {"duplicate": 1, CAUSE: 2}
     asked = pool.take(pool.order.tolist())
     assert [prompt.row["question"] for prompt, _ in asked] == ["a dog", "a cow", "a hen", "a hen"]
-    assert [*filters.lines()] == ["a: first at a.jsonl:1", "b: first at b.jsonl:1"]
+    assert filters.lines() == ["a: first at a.jsonl:1", "b: first at b.jsonl:1"]
     data = OnPolicyDataModule(
         sources, byte_tokenizer(), cache_dir=tmp_path, document_filters=[WithoutWords(["hen", "cow"])]
     )

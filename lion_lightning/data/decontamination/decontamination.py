@@ -1,0 +1,128 @@
+"""Decontamination: training rows that repeat benchmark items are left out (TÜLU 3, arXiv 2411.15124, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from lion_lightning.data.checks import check_sources
+from lion_lightning.data.decontamination.benchmarks import BenchmarkItem, digest_of, read_items
+from lion_lightning.data.decontamination.overlap import NgramIndex, split_words
+from lion_lightning.data.decontamination.report import Hit, summed_up
+from lion_lightning.data.document_filters.base import DocumentFilter, LeftOut
+from lion_lightning.data.document_filters.candidates import Candidates
+from lion_lightning.data.sources.source import Source
+
+_VERSION = 1
+_BATCH_TEXTS = 1024
+
+
+class Decontamination(DocumentFilter):
+    """Leave out rows whose prompt overlaps with an item of a benchmark.
+
+    What users wrote is compared, in lower-case words, never tokens: each user turn of a row, and of an item, is a
+    text. Word i of an item's text is matched by a training text that has an ``ngram`` of the item which contains word
+    i. The two overlap if more than ``overlap`` of the item's words are matched, by one and the same training text.
+    An item of fewer than ``ngram`` words has no n-gram: rows that contain all of its words in a row are left out, and
+    counted apart. Answers are not compared.
+
+    A benchmark is flagged for a source if more than ``warn_above`` of its items are found in it. Source: TÜLU 3
+    (arXiv 2411.15124), section 3.2; words are split as in its code.
+
+    Args:
+        benchmarks: Rows of the benchmarks, in any known form, with or without answers.
+        ngram: Words of an n-gram.
+        overlap: Share of an item's words above which a row is left out.
+        warn_above: Share of a benchmark's items above which a source is flagged.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self, benchmarks: list[Source], ngram: int = 8, overlap: float = 0.5, warn_above: float = 0.02
+    ) -> None:
+        if not benchmarks:
+            raise ValueError("Decontamination: benchmarks is empty; name the rows of at least one benchmark")
+        check_sources(benchmarks, None, 0.0)
+        if ngram < 2:
+            raise ValueError(f"Decontamination: ngram is {ngram}; single words are in every text, so give at least 2")
+        if not 0 <= overlap < 1:
+            raise ValueError(
+                f"Decontamination: overlap is {overlap}; it is the share of an item's words above which rows are left "
+                "out, from 0 to below 1"
+            )
+        if not 0 <= warn_above <= 1:
+            raise ValueError(f"Decontamination: warn_above is {warn_above}; give a share of items, from 0 to 1")
+        self.benchmarks, self.ngram, self.overlap, self.warn_above = benchmarks, ngram, overlap, warn_above
+
+    @override
+    def check(self, sources: Sequence[Source]) -> None:
+        super().check(sources)
+        names = {_origin(source): source.label for source in sources}
+        for benchmark in self.benchmarks:
+            if (name := names.get(_origin(benchmark))) is not None:
+                raise ValueError(
+                    f"Decontamination: benchmark {benchmark.label} is the training source {name} itself, so nothing "
+                    "would be left of it; take it out of one of the two"
+                )
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        described = []
+        for number, benchmark in enumerate(self.benchmarks):
+            digest = digest_of([item for item in self._items if item.benchmark == number])
+            described.append({**benchmark.description(), "digest": digest})
+        settings = {"ngram": self.ngram, "overlap": self.overlap, "warn_above": self.warn_above}
+        return {"class_path": type(self).__name__, "version": _VERSION, **settings, "benchmarks": described}
+
+    @override
+    def leave_out(self, candidates: Candidates) -> LeftOut:
+        names = [benchmark.label for benchmark in self.benchmarks]
+        return summed_up(names, self._items, [*self._hits(candidates)], candidates, self.ngram, self.warn_above)
+
+    @cached_property
+    def _items(self) -> list[BenchmarkItem]:
+        items = []
+        for number, benchmark in enumerate(self.benchmarks):
+            items += read_items(number, benchmark, self.ngram)
+        return items
+
+    @cached_property
+    def _index(self) -> NgramIndex:
+        return NgramIndex([text for item in self._items for text in item.texts], self.ngram)
+
+    @cached_property
+    def _owners(self) -> list[int]:
+        """Item of each text of the index."""
+        return [number for number, item in enumerate(self._items) for _ in item.texts]
+
+    def _hits(self, candidates: Candidates) -> Iterator[Hit]:
+        """Rows that overlap with an item, each pair once with its largest overlap, in the order of the rows."""
+        texts: list[list[str]] = []
+        rows: list[int] = []
+        for row, written in enumerate(candidates.user_texts()):
+            if len(texts) >= _BATCH_TEXTS:
+                yield from self._overlaps(texts, rows)
+                texts, rows = [], []
+            texts += map(split_words, written)
+            rows += [row] * len(written)
+        yield from self._overlaps(texts, rows)
+
+    def _overlaps(self, texts: Sequence[Sequence[str]], rows: Sequence[int]) -> list[Hit]:
+        found = self._index.overlaps(texts, self.overlap)
+        best: dict[tuple[int, int], float] = {}
+        for text, other, share in zip(*(column.tolist() for column in found), strict=True):
+            pair = rows[text], self._owners[other]
+            best[pair] = max(share, best.get(pair, 0.0))
+        return [Hit(row, item, share) for (row, item), share in sorted(best.items())]
+
+
+def _origin(source: Source) -> tuple[Any, ...]:
+    """What a source's rows are read from; a source of an iterable has nothing but that."""
+    path = Path(source.path)
+    return str(path.resolve()) if path.exists() else source.path, source.split, source.subset, source.iterable
