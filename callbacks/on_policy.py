@@ -153,6 +153,7 @@ class OnPolicySampling(Callback):
         data = checks.require_on_policy(trainer, pl_module)
         if data.items != "pairs":
             checks.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)
+        checks.require_own_answers(pl_module, self.sampler, self.original_chosen)
         checks.warn_of_misfits(self.shaping, self.sampler, self.usable(Answer("?", "length")))
         data.rounds, self._items = partial(self.pull, trainer, cast(AlignmentModule, pl_module)), data.items
         data.is_used_again = lambda epoch: not self.should_sample(epoch + 1)
@@ -251,7 +252,8 @@ class OnPolicySampling(Callback):
             rounds.set_aside(path.parent, number, why)
         parts = (self.sampler, Scoring(self.judge, self.shaping), self._choose)
         samples = (self.num_samples, self.monitor_samples)
-        maker = RoundMaker(*parts, *samples, self.chunk_size, self.original_chosen, self.seed, self.dynamic)
+        own = getattr(module, "own_answers", False)
+        maker = RoundMaker(*parts, *samples, self.chunk_size, self.original_chosen, self.seed, self.dynamic, own)
         return maker.make(worker, policy, asked, path, {"round": number, "identity": identity, **settings})
 
     def _choose(self, rollout: Rollout) -> Rollout:

@@ -57,7 +57,7 @@ class DPOModule(PolicyReferenceModule[PreferenceLoss]):
     @override
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         view = pair_view(batch)
-        reference = view.logps(self.reference(batch, self.policy_model))
+        reference = view.logps(self.reference_logps(batch))
         policy = view.logps(self.policy_model(batch))
         losses = self.loss(policy, reference)
         with torch.no_grad():

@@ -48,7 +48,7 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
     items = "prompts"
     typical_answers = 4
     own_answers: ClassVar[bool] = False
-    """True if the answers are those of the policy, just sampled."""
+    """True if answers have to be the very tokens that the policy has drawn, from its own distribution."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
 
     def compared_with(self, batch: PackedBatch) -> list[TokenLogps]:
         """Log-probs of the batch's targets under what the policy is compared with, in the order of the loss."""
-        return [self.reference(batch, self.policy_model)]
+        return [self.reference_logps(batch)]
 
     @override
     def require_kind(self, batch: PackedBatch) -> None:

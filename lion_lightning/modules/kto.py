@@ -71,7 +71,7 @@ class KTOModule(PolicyReferenceModule[AnswerLoss]):
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         labeled = [position for position, value in enumerate(batch.values) if not math.isnan(value)]
         trained = batch if len(labeled) == len(batch.values) else keep_answers(batch, labeled)
-        base = self.reference(batch, self.policy_model)  # of all answers at once
+        base = self.reference_logps(batch)  # of all answers at once
         metrics = self._observe(batch, base) if self.loss.needs_mismatched else {}
         reference = answer_view(batch, labeled).logps(base)
         policy = answer_view(trained, range(len(labeled))).logps(self.policy_model(trained))

@@ -49,7 +49,7 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
             1e-6.
 
     Raises:
-        ValueError: If the loss needs a reference and gets none.
+        ValueError: If the loss is no policy gradient, or needs a reference and gets none.
     """
 
     takes = "groups"
@@ -66,6 +66,11 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
         reference: Reference | None = None,
         **kwargs: Any,
     ) -> None:
+        if loss is not None and not isinstance(loss, PolicyGradientLoss):
+            raise ValueError(
+                f"model.loss: {type(loss).__name__} is no policy gradient; use OnlineGroupModule, or a subclass of "
+                "lion_lightning.losses.PolicyGradientLoss"
+            )
         super().__init__(policy=policy, loss=loss or GRPOLoss(), reference=reference, **kwargs)
         self.old = OldPolicy()
         self._round: int | None = None  # the round that is trained on
@@ -76,10 +81,12 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     @override
     def require_data(self, data: Any) -> None:
         super().require_data(data)
-        if getattr(data, "validation", None) or getattr(data, "sources", None):
+        given = [name for name in ("validation", "sources") if getattr(data, name, None)]
+        if given:
             raise MisconfigurationException(
-                f"{type(self).__name__} learns from the policy's own answers alone: remove data.validation and "
-                "data.sources; monitor_prompts of OnPolicySampling compare the rounds"
+                f"{type(self).__name__} learns from answers that its policy has just sampled, and has no loss of "
+                f"others: remove data.{' and data.'.join(given)}; monitor_prompts of OnPolicySampling compare the "
+                "rounds, and `lion evaluate` models"
             )
 
     @override

@@ -23,6 +23,7 @@ from lion_lightning.modules.trainer.batches import (
 )
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import CachedReference
+from lion_lightning.types import PackedBatch, TokenLogps
 
 LossT = TypeVar("LossT", bound=AlignmentLoss)
 
@@ -30,7 +31,7 @@ LossT = TypeVar("LossT", bound=AlignmentLoss)
 class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
     """Trains a policy by a loss that compares it with a reference.
 
-    A subclass implements ``compute_loss``, in which ``self.reference(batch, self.policy_model)`` gives the reference's
+    A subclass implements ``compute_loss``, in which ``self.reference_logps(batch)`` gives the reference's
     log-prob of each target, as ``self.policy_model(batch)`` gives the policy's.
 
     Args:
@@ -75,6 +76,21 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
             refuse_streams(self, data)
         else:
             refuse_rounds(self, data, unless={"pairs": "pairs", "prompts": "groups"}.get(self.items))
+
+    def reference_logps(self, batch: PackedBatch) -> TokenLogps:
+        """Log-probs of the batch's targets under the reference.
+
+        Raises:
+            ValueError: A reference of the user's gives something else.
+        """
+        logps: Any = self.reference(batch, self.policy_model)
+        if isinstance(logps, TokenLogps) and len(logps.values) == len(batch.targets):
+            return logps
+        found = f"{len(logps.values)} log-probs" if isinstance(logps, TokenLogps) else f"a {type(logps).__name__}"
+        raise ValueError(
+            f"model.reference: {type(self.reference).__name__} gave {found} for a batch of {len(batch.targets)} "
+            "targets; return TokenLogps, a log-prob for each of batch.targets"
+        )
 
     @override
     def configure_model(self) -> None:

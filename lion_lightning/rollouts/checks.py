@@ -14,7 +14,7 @@ from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.judges.base import Judge
 from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
-from lion_lightning.sampling.base import Sampler
+from lion_lightning.sampling.base import ChecksDistribution, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ def on_policy_data(trainer: Trainer) -> RoundDataModule:
     if not isinstance(data, RoundDataModule):
         raise MisconfigurationException(
             f"OnPolicySampling: the data is {type(data).__name__}, which trains on answers from disk; use "
-            "lion_lightning.OnPolicyDataModule, which takes each epoch's answers from this callback"
+            "lion_lightning.OnPolicyDataModule (of groups: OnPolicyGroupDataModule), which takes each epoch's answers "
+            "from this callback"
         )
     return data
 
@@ -44,6 +45,24 @@ def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataMod
             "use OnlineDPOModule, or subclass one"
         )
     return data
+
+
+def require_own_answers(module: Any, sampler: Sampler, original_chosen: float) -> None:
+    """Refuse answers that the policy has not drawn from its own distribution, for a module that trains on its tokens.
+
+    Raises:
+        ValueError: A setting of sampler or callback changes the distribution, or adds answers of others.
+    """
+    if not getattr(module, "own_answers", False):
+        return
+    name = type(module).__name__
+    if original_chosen:
+        raise ValueError(
+            f"OnPolicySampling: original_chosen is {original_chosen}, and {name} trains on answers that the policy has "
+            "drawn itself; leave it out"
+        )
+    if isinstance(sampler, ChecksDistribution):
+        sampler.check_distribution()
 
 
 def refuse_pairs(data: RoundDataModule, pairing: Pairing | None, own: bool) -> None:

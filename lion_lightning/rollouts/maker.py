@@ -36,6 +36,7 @@ class RoundMaker:
         original_chosen: Share of the prompts whose own answer is judged, too.
         seed: Seed of the answers, together with the round's number.
         dynamic: When to ask further prompts; None for never.
+        own_tokens: Whether the sampler has to give the tokens that it drew: texts are not tokenized.
     """
 
     sampler: Sampler
@@ -47,6 +48,7 @@ class RoundMaker:
     original_chosen: float
     seed: int
     dynamic: DynamicSampling | None = None
+    own_tokens: bool = False
 
     def make(
         self, worker: RoundWorker, policy: RolloutPolicy, asked: Candidates, path: Path, metadata: dict[str, Any]
@@ -92,5 +94,11 @@ class RoundMaker:
         return str(waves.add([self.choose(rollout) for rollout in worker.collect(chunks)]))
 
     def _with_answers(self, policy: RolloutPolicy, rollout: Rollout, answers: Sequence[Any]) -> Rollout:
+        if self.own_tokens and not all(getattr(answer, "token_ids", None) for answer in answers):
+            raise ValueError(
+                f"{rollout.prompt.where}: {type(self.sampler).__name__} gave an answer without `token_ids`, and the "
+                "tokens that were drawn are what is trained; give objects with `text`, `finish_reason` and `token_ids` "
+                "(of a server: use one that returns token ids, as vLLM does)"
+            )
         drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen
         return with_answers(rollout, answers, policy, add_original=drawn and not rollout.monitor)

@@ -61,6 +61,14 @@ class SyncedSampler(Protocol):
         """Free memory for training; :meth:`open` is called again before the next round."""
 
 
+@runtime_checkable
+class ChecksDistribution(Protocol):
+    """A sampler that knows what would make its answers others than the policy's own."""
+
+    def check_distribution(self) -> None:
+        """Raise a ValueError unless tokens are drawn from the policy's own distribution, and none are left out."""
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """Sampling parameters.
@@ -93,6 +101,22 @@ class SamplingSettings:
 
         if not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError("sampling.stop has an empty string, which would end every answer at once; remove it")
+
+    def check_unchanged(self) -> None:
+        """Refuse settings under which tokens are drawn from another distribution than the policy's, or are lost.
+
+        Raises:
+            ValueError: A temperature other than 1, ``top_p``, ``top_k`` or stop strings are set.
+        """
+        given = []
+        for name, plain in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0), ("stop", ())):
+            if getattr(self, name) != plain:
+                given.append(f"sampling.{name} is {getattr(self, name)}")
+        if given:
+            raise ValueError(
+                f"{', '.join(given)}, and what is trained are log-probs of the policy itself, of each token "
+                "that was drawn; set sampling.temperature: 1.0, and leave top_p, top_k and stop out"
+            )
 
     def check_num_answers(self, n: int) -> None:
         """Refuse several answers per prompt under greedy decoding, which would be identical."""

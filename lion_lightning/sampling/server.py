@@ -78,6 +78,15 @@ class ServerSampler:
         """Settings that determine the answers."""
         return {"sampler": type(self).__name__, "model": self.model, **asdict(self.sampling)}
 
+    def check_distribution(self) -> None:
+        """Refuse settings that change the policy's distribution, and a server that keeps its first weights."""
+        self.sampling.check_unchanged()
+        if self.weight_sync is None:
+            raise ValueError(
+                "ServerSampler: weight_sync is not set, so that the server would answer with its first weights, and "
+                "the log-probs that are trained are those of the policy that answered; set it"
+            )
+
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Check that the API key is set."""
         self.endpoint.require_key()
@@ -178,11 +187,11 @@ class ServerSampler:
             "max_tokens": own.max_new_tokens,
             "return_token_ids": True,  # vLLM only; other servers ignore it, and the text is tokenized again
         }
-        # Left out where they say nothing: not every server knows them.
+        # Left out, a server takes what its model's generation_config.json recommends (vLLM, SGLang).
+        body |= {"top_k": own.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        body |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
         if self.seeded:
             body["seed"] = seed % 2**31
-        if own.top_k:
-            body["top_k"] = own.top_k
         if own.stop:
             body["stop"] = list(own.stop)
         return body

@@ -42,6 +42,10 @@ class TransformersSampler:
         """Settings that determine the answers."""
         return {"sampler": type(self).__name__, **asdict(self.sampling)}
 
+    def check_distribution(self) -> None:
+        """Refuse settings that change the policy's distribution."""
+        self.sampling.check_unchanged()
+
     def open(self, policy: RolloutPolicy) -> None:
         """Gather the policy's weights."""
         self._policy = policy

@@ -68,6 +68,15 @@ class VLLMSampler:
         """Settings that determine the answers."""
         return {"sampler": type(self).__name__, "dtype": self.dtype, **asdict(self.sampling)}
 
+    def check_distribution(self) -> None:
+        """Refuse settings, and logits processors of the engine, that change the policy's distribution."""
+        self.sampling.check_unchanged()
+        if self.engine.get("logits_processors"):
+            raise ValueError(
+                "VLLMSampler: engine has logits_processors, which change what is drawn, and the log-probs that are "
+                "trained are those of the policy's own distribution; leave them out"
+            )
+
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Check that vLLM is installed."""
         require_package("vllm", "VLLMSampler", "vLLM", "vllm")

@@ -225,6 +225,17 @@ def test_answers_come_in_order_with_tokens_and_reasons(tmp_path: Path) -> None:
     assert "seed" not in server.bodies[-1]
 
 
+def test_a_servers_own_settings_are_overruled() -> None:
+    """Left out, vLLM and SGLang take top_k and penalties from the model's generation_config.json."""
+    server = Server(Policy())
+    with serving(server) as url:
+        plain = ServerSampler(url, sampling=SamplingSettings(temperature=1.0, max_new_tokens=4), tolerance=None)
+        plain.open(Policy())
+        plain.sample(PROMPTS[:1], 1, seed=4)
+    wanted = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert (wanted | {"presence_penalty": 0.0, "frequency_penalty": 0.0}).items() <= server.bodies[-1].items()
+
+
 def test_a_server_without_token_ids_gives_texts() -> None:
     with serving(Server(Policy(), ids=False)) as url:
         made = sampler(url)
