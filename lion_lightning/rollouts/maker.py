@@ -74,7 +74,7 @@ class RoundMaker:
                 more = worker.from_first(f"more-after-{chunks}", partial(self._add, waves, worker, new))
                 wave, chunks = waves.take(int(more)), chunks + len(new)
             if worker.rank == 0:
-                write_rollouts(path, waves.finish(path), {**metadata, "waves": waves.counts})
+                write_rollouts(path, waves.finish(metadata["round"]), {**metadata, "waves": waves.counts})
             else:
                 worker.wait_for([path])
         policy.ranks.barrier()

@@ -30,7 +30,8 @@ class Rollout:
         final_answers: What each answer comes to, for a majority to be counted; empty where none is counted.
         usable: Positions of the answers that may be trained on, ascending; none for a monitor prompt.
         pairs: Positions of chosen and rejected answer, a tuple per pair; none in a round for groups.
-        left_out: Why nothing of it is trained on, in a few words; empty if something is.
+        left_out: Why nothing of it is trained on, in a few words, even if it has pairs or usable answers; empty if
+            something is.
     """
 
     prompt: Prompt

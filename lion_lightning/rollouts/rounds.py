@@ -101,12 +101,12 @@ class Round:
     @property
     def num_pairs(self) -> int:
         """Number of pairs, before the data module's filters."""
-        return sum(len(rollout.pairs) for rollout in self.rollouts)
+        return sum(len(rollout.pairs) for rollout in self.rollouts if not rollout.left_out)
 
     @property
     def num_groups(self) -> int:
         """Number of prompts with two or more usable answers, before the data module's filters."""
-        return sum(len(rollout.usable) > 1 for rollout in self.rollouts)
+        return sum(len(rollout.usable) > 1 for rollout in self.rollouts if not rollout.left_out)
 
     @property
     def items(self) -> str:

@@ -136,13 +136,13 @@ class RoundTokens:
 
 def _chosen(table: Any, groups: bool) -> Iterator[_Chosen]:
     """The answers of each prompt that are trained."""
-    if groups:
-        for row, usable in enumerate(table["usable"].to_pylist()):
-            if len(usable) > 1:
-                yield _Chosen(row, usable, [])
-        return
-    for row, pairs in enumerate(table["pairs"].to_pylist()):
-        if pairs:
+    for row, found in enumerate(table.select(["usable", "pairs", "left_out"]).to_pylist()):
+        usable, pairs = found["usable"], found["pairs"]
+        if found["left_out"]:
+            continue
+        if groups and len(usable) > 1:
+            yield _Chosen(row, usable, [])
+        elif pairs and not groups:
             places = places_of(pairs)
             yield _Chosen(row, list(places), [(places[chosen], places[rejected]) for chosen, rejected in pairs])
 

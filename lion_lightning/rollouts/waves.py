@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from lion_lightning.rollouts.prompts.dynamic import DynamicSampling
 from lion_lightning.rollouts.prompts.plan import Candidates
@@ -66,7 +65,7 @@ class Waves:
             return 0
         return self.dynamic.next_wave(self.asked, self.found, self.candidates.size, self.chunk_size)
 
-    def finish(self, path: Path) -> list[Rollout]:
+    def finish(self, number: int) -> list[Rollout]:
         """All prompts asked, with no more of them trained on than wanted; warns if fewer were found."""
         asked = self.candidates.prompts[: self.asked]
         rollouts = [*self.scored, *(rollout for rollout in asked if rollout.left_out)]
@@ -74,15 +73,15 @@ class Waves:
             return rollouts
         wanted = self.dynamic.groups or self.candidates.size
         if self.found < wanted:
-            self._warn(path, wanted)
+            self._warn(number, wanted)
         for place, rollout in enumerate(rollouts):
             if has_spread(rollout):
                 wanted -= 1
                 if wanted < 0:
-                    rollouts[place] = replace(rollout, usable=(), pairs=(), left_out=SPARE)
+                    rollouts[place] = replace(rollout, left_out=SPARE)
         return rollouts
 
-    def _warn(self, path: Path, wanted: int) -> None:
+    def _warn(self, number: int, wanted: int) -> None:
         assert self.dynamic is not None
         why = "as many as `most` allows"
         if self.candidates.kept:
@@ -90,6 +89,6 @@ class Waves:
         elif self.asked < self.dynamic.most * self.candidates.size:
             why = "no more are left"
         logger.warning(
-            "%s: answers to %d of %d prompts differ in score, where dynamic sampling wants %d; %s",
-            *(path.stem, self.found, self.asked, wanted, why),
+            "round %d: answers to %d of %d prompts differ in score, where dynamic sampling wants %d; %s",
+            *(number, self.found, self.asked, wanted, why),
         )

@@ -165,7 +165,8 @@ def _print_answers(console: Console, rounds: Sequence[Round], samples: int) -> N
         console.print(table)
 
     groups = last.items == "groups"
-    trees = [rollout for rollout in last.rollouts if rollout.pairs or (groups and len(rollout.usable) > 1)]
+    trained = [rollout for rollout in last.rollouts if not rollout.left_out]
+    trees = [rollout for rollout in trained if rollout.pairs or (groups and len(rollout.usable) > 1)]
     # First those that say something: whose answers differ in score.
     trees.sort(key=lambda rollout: len(set(rollout.scores)) == 1)
     if trees and samples > 0:
