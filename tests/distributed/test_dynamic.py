@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def fit(rank: int, world: int, folder: Path, name: str) -> int:
     """Two rounds; how often this rank opened the sampler."""
     online, sampler = GroupOnline.__new__(GroupOnline), Counted()
     online.folder, online.start, online.every = folder, folder / "start", 100
-    ranks = {"strategy": "ddp", "devices": world} if world > 1 else {}
+    ranks: dict[str, Any] = {"strategy": "ddp", "devices": world} if world > 1 else {}
     online.fit(name, sampling(online, sampler, Ties(), prompts_per_round=5), max_epochs=2, **ranks)
     return sampler.opened
 
