@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lion_lightning.cache import hash_file, hash_json
 from lion_lightning.errors import first_line
 from lion_lightning.models.model_configs import require_safetensors
 from lion_lightning.models.weights.checks import WrongWeightsError, all_tensors, load_complete, require_finite
+from lion_lightning.models.weights.hash import hash_model
 from lion_lightning.models.weights.sharded_loading import require_matching_shapes
 from lion_lightning.types import Prompt
 
@@ -110,11 +110,8 @@ class ModelJudge(ABC):
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""
-        folder, weights = Path(self.path), f"{self.path}@{self.revision}"
-        if folder.is_dir():  # by content: a later training stage may replace the files
-            files = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
-            weights = hash_json({file.name: hash_file(file) for file in files})
-        return {"judge": type(self).__name__, "model": weights, "dtype": self.dtype}
+        model = hash_model(self.path, self.revision)
+        return {"judge": type(self).__name__, "model": model, "dtype": self.dtype}
 
     def run(self, lengths: Sequence[int], forward: Callable[[list[int]], Tensor]) -> list[float]:
         """Compute one number per text, in batches of similar length.

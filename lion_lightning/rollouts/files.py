@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("answers", pa.list_(pa.string())),
         ("finish_reasons", pa.list_(pa.string())),
+        ("models", pa.list_(pa.string())),
         ("token_ids", pa.list_(pa.list_(pa.int32()))),
         ("num_added", pa.int32()),
         ("scores", pa.list_(pa.float64())),
@@ -128,6 +129,7 @@ def _to_row(rollout: Rollout) -> dict[str, Any]:
         "seed": rollout.seed,
         "answers": [answer.text for answer in answers],
         "finish_reasons": [answer.finish_reason for answer in answers],
+        "models": [answer.model for answer in answers],
         "token_ids": [answer.token_ids for answer in answers],
         "num_added": rollout.num_added,
         "scores": rollout.scores,
@@ -141,7 +143,7 @@ def _to_row(rollout: Rollout) -> dict[str, Any]:
 
 
 def _from_row(row: Mapping[str, Any]) -> Rollout:
-    columns = zip(row["answers"], row["finish_reasons"], row["token_ids"], strict=True)
+    columns = zip(row["answers"], row["finish_reasons"], row["token_ids"], row["models"], strict=True)
     number = len(row["answers"])
     for name in ("scores", "right", "final_answers"):
         if len(row[name]) not in (0, number):
@@ -157,7 +159,7 @@ def _from_row(row: Mapping[str, Any]) -> Rollout:
             original=row["original"],
             where=row["where"],
         ),
-        answers=tuple(Answer(text, reason, ids and tuple(ids)) for text, reason, ids in columns),
+        answers=tuple(Answer(text, reason, ids and tuple(ids), model) for text, reason, ids, model in columns),
         group=row["group"],
         monitor=row["monitor"],
         seed=row["seed"],

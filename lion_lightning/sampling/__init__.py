@@ -2,6 +2,7 @@
 
 from lion_lightning.sampling.base import EngineError, Sampler, SamplingSettings, SyncedSampler
 from lion_lightning.sampling.engine_weight_sync import AdapterWeightSync, EngineWeightSync, MergedWeightSync
+from lion_lightning.sampling.pool import FrozenSampler, PooledSampler
 from lion_lightning.sampling.server import ServerSampler
 from lion_lightning.sampling.server_weight_sync import (
     FolderWeightSync,
@@ -19,7 +20,9 @@ __all__ = [
     "EngineError",
     "EngineWeightSync",
     "FolderWeightSync",
+    "FrozenSampler",
     "MergedWeightSync",
+    "PooledSampler",
     "SGLangWeightSync",
     "Sampler",
     "SamplingSettings",

@@ -41,8 +41,9 @@ def to_answer(given: Any, where: str, policy: RolloutPolicy | None) -> Answer:
     if not isinstance(text, str) or any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError(f"{where}: the sampler returned {str(given)[:60]!r}; return a string or an object with `text`")
     reason, ids = str(getattr(given, "finish_reason", "stop")), getattr(given, "token_ids", None)
+    answer = Answer(text, reason, model=str(getattr(given, "model", "")))
     if ids is None or policy is None:
-        return Answer(text, reason)
+        return answer
     ids, vocabulary = tuple(map(int, ids)), vocabulary_size(policy)
     for token in ids:
         if not 0 <= token < vocabulary:
@@ -50,4 +51,4 @@ def to_answer(given: Any, where: str, policy: RolloutPolicy | None) -> Answer:
                 f"{where}: the sampler returned token id {token}, but the policy's vocabulary has {vocabulary} tokens; "
                 "sample from the policy's own model, or leave `token_ids` out"
             )
-    return Answer(text, reason, ids)
+    return answer._replace(token_ids=ids)

@@ -6,12 +6,16 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from lion_lightning.endpoint.client import Endpoint
 from lion_lightning.endpoint.replies import Reply
+from lion_lightning.models.generation.prompts import with_tokenizer
+from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.sampling.base import EngineError, SamplingSettings, vocabulary_size
 from lion_lightning.sampling.server_weight_sync import WeightSync
 from lion_lightning.sampling.sync_check import SyncCheck
@@ -29,9 +33,10 @@ ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence"})
 class ServerSampler:
     """Samples from a server (vLLM, SGLang, ...) through ``/v1/completions``: one request per prompt, many at once.
 
-    Prompts are sent as token ids, so the server's chat template is not used. Before each round the first rank writes
-    the policy's weights (or its adapters) to a folder and requests the server to load them; then a
-    :class:`~lion_lightning.sampling.SyncCheck` compares the server's log-probs with the policy's.
+    Prompts are sent as token ids, so the server's chat template is not used: those of the policy, or of ``tokenizer``
+    for a server with another model. Before each round the first rank writes the policy's weights (or its adapters) to a
+    folder and requests the server to load them; then a :class:`~lion_lightning.sampling.SyncCheck` compares the
+    server's log-probs with the policy's.
 
     Args:
         url: Address of the server, e.g. ``http://127.0.0.1:8000``.
@@ -41,6 +46,8 @@ class ServerSampler:
             model, so that answers are off-policy after the first round.
         sampling: Sampling parameters; None for the defaults.
         model: The model's name on the server; None for the first one that it lists.
+        tokenizer: Tokenizer and chat template of the server's model, where that is another than the policy's. Answers
+            then come back as text alone.
         tolerance: Largest difference of log-probs in the sync check; None to skip the check, for servers that do not
             return log-probs.
         seeded: Send a seed with each request, for reproducible answers. vLLM 0.32 on a CPU crashes on seeded requests
@@ -50,6 +57,9 @@ class ServerSampler:
         retries: Number of retries of a failed request.
         backoff: Seconds before the first retry; doubled for each further one.
         concurrency: Number of parallel requests.
+
+    Raises:
+        ValueError: A server with a tokenizer of its own is to get the policy's weights.
     """
 
     def __init__(
@@ -58,6 +68,7 @@ class ServerSampler:
         weight_sync: WeightSync | None = None,
         sampling: SamplingSettings | None = None,
         model: str | None = None,
+        tokenizer: TokenizerSpec | None = None,
         tolerance: float | None = 0.2,
         seeded: bool = True,
         api_key_env: str | None = None,
@@ -66,9 +77,14 @@ class ServerSampler:
         backoff: float = 1.0,
         concurrency: int = 32,
     ) -> None:
+        if tokenizer is not None and weight_sync is not None:
+            raise ValueError(
+                "ServerSampler: `tokenizer` is for a server with another model, and `weight_sync` would give it the "
+                "policy's weights; remove one"
+            )
         self.endpoint = Endpoint(url, api_key_env, timeout, retries, backoff, concurrency)
         self.weight_sync, self.sampling, self.model = weight_sync, sampling or SamplingSettings(), model
-        self.seeded = seeded
+        self.seeded, self.tokenizer = seeded, tokenizer
         self._sync_check = SyncCheck(tolerance) if tolerance is not None else None
         self._model_name: str | None = model
         self._vocabulary = 2**31
@@ -76,7 +92,9 @@ class ServerSampler:
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the answers."""
-        return {"sampler": type(self).__name__, "model": self.model, **asdict(self.sampling)}
+        tokenizer = None if self.tokenizer is None else asdict(self.tokenizer)
+        own = {"model": self.model, "tokenizer": tokenizer}
+        return {"sampler": type(self).__name__, **own, **asdict(self.sampling)}
 
     def check_distribution(self) -> None:
         """Refuse settings that change the policy's distribution, and a server that keeps its first weights."""
@@ -88,8 +106,9 @@ class ServerSampler:
             )
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
-        """Check that the API key is set."""
+        """Check that the API key is set, and render some prompts for another model."""
         self.endpoint.require_key()
+        self._rendered(prompts)
 
     def open(self, policy: RolloutPolicy) -> None:
         """Sync the policy's weights to the server and check them.
@@ -103,7 +122,7 @@ class ServerSampler:
         self._vocabulary = vocabulary_size(policy)
         self._opened += 1
         if self.weight_sync is None:
-            if self._opened == 2:
+            if self._opened == 2 and self.tokenizer is None:
                 logger.warning(
                     "ServerSampler: `weight_sync` is not set, so the server still has its first weights: from this "
                     "round on its answers are off-policy"
@@ -125,7 +144,7 @@ class ServerSampler:
         """
         self.sampling.check_num_answers(n)
         seeds = np.random.SeedSequence(seed).generate_state(len(prompts)).tolist()
-        bodies = [self._body(prompt, n, one) for prompt, one in zip(prompts, seeds, strict=True)]
+        bodies = [self._body(prompt, n, one) for prompt, one in zip(self._rendered(prompts), seeds, strict=True)]
         replies = self._completions(bodies, "sample")
         return [self._answers(prompt, reply, n) for prompt, reply in zip(prompts, replies, strict=True)]
 
@@ -143,12 +162,19 @@ class ServerSampler:
             reason = "stop" if choice["finish_reason"].text() in ENDED else "length"
             ids = choice["token_ids"]
             # A stop string is removed from the text but not from the token ids: drop those.
-            if ids.absent or isinstance(choice["stop_reason"].value, str):
+            if ids.absent or isinstance(choice["stop_reason"].value, str) or self.tokenizer is not None:
                 answers.append(Answer(text, reason))
             else:
                 tokens = ids.token_ids(self._vocabulary, self.sampling.max_new_tokens)
                 answers.append(Answer(text, reason, tokens or None))
         return answers
+
+    def _rendered(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        return prompts if self._loaded_tokenizer is None else with_tokenizer(prompts, self._loaded_tokenizer)
+
+    @cached_property
+    def _loaded_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return None if self.tokenizer is None else self.tokenizer.load()
 
     def _completions(self, bodies: Sequence[Any], title: str) -> list[Reply]:
         replies = self.endpoint.post_all("/v1/completions", bodies, title)

@@ -18,6 +18,9 @@ class Prompt:
         row: The raw row that it was read from: the right answer for a verifier, say.
         original: The row's own answer (of a preference pair the chosen one), if it has one.
         where: Place of the row, ``path:line``; errors name it.
+        tools: Definitions of the functions that the model may call; like ``template_kwargs`` for whoever renders the
+            turns again, and not kept in a round's file.
+        template_kwargs: Variables of the chat template that the row sets.
     """
 
     text: str
@@ -26,6 +29,8 @@ class Prompt:
     row: Mapping[str, Any] = field(default_factory=dict)
     original: str | None = None
     where: str = ""
+    tools: tuple[Any, ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def question(self) -> str:
@@ -41,8 +46,10 @@ class Answer(NamedTuple):
         finish_reason: ``stop`` if the model ended it, ``length`` if it was cut off, ``original`` if the row brought it.
         token_ids: The tokens that were sampled, the one that ends the turn included; None where that is not known or
             does not fit the text (a stop string), and the text is tokenized instead.
+        model: Name of the model that answered, where several do; empty for the only one.
     """
 
     text: str
     finish_reason: str = "stop"
     token_ids: tuple[int, ...] | None = None
+    model: str = ""

@@ -227,14 +227,16 @@ class PromptPool:
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from error
         messages: tuple[dict[str, Any], ...] = ()
+        rendered_with: dict[str, Any] = {}
         if isinstance(answered, Completion):
             original = answered.completion or None
         else:
             assert isinstance(prompt, Conversation)
             messages = tuple(turn.to_dict() for turn in prompt.messages)
+            rendered_with = {"tools": prompt.tools or (), "template_kwargs": prompt.chat_template_kwargs or {}}
             answer = answered.messages[answered.prompt_turns or 0 :]
             original = answer[0].content if len(answer) == 1 and not answer[0].extra else None  # if it is one text
-        return Prompt(text, tuple(ids), messages, dict(reader.rows[example]), original, row.where)
+        return Prompt(text, tuple(ids), messages, dict(reader.rows[example]), original, row.where, **rendered_with)
 
 
 class _Reader:

@@ -39,7 +39,7 @@ def parse(arguments: list[str]) -> Evaluation:
     check_config_files(arguments, dict.fromkeys(signature(Evaluation).parameters))
     parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="a config file with these keys")
-    parser.add_class_arguments(Evaluation)
+    parser.add_class_arguments(Evaluation, sub_configs=True)
     parsed = parser.parse_args(arguments)
     require_no_secrets(parsed.as_dict())
     refuse_nulls(parsed.as_dict(), Evaluation)

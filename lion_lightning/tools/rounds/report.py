@@ -17,6 +17,7 @@ from lion_lightning.printing import literal
 from lion_lightning.rollouts.metrics.rounds import round_metrics
 from lion_lightning.rollouts.rollout import Rollout
 from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items
+from lion_lightning.tools.rounds.models import models_table
 from lion_lightning.tools.rounds.plots import plot
 
 SCORES = {
@@ -70,6 +71,8 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
     console.print(_metrics_table("Answers", rounds, metrics, {**ANSWERS, **items}))
     counts = [left_out(finished) for finished in rounds]
     console.print(_left_out_table(rounds, counts))
+    if models := models_table(rounds[-1]):
+        console.print(models)
     _print_answers(console, rounds, samples)
     png = png or folder / "rounds.png"
     plot(
@@ -209,5 +212,7 @@ def _answer(rollout: Rollout, position: int) -> str:
     """An answer with its score, the scores of several judges, and a note where it was cut off."""
     by_judge = [f"{name} {scores[position]:zg}" for name, scores in rollout.by_judge.items() if position < len(scores)]
     several = f" ({', '.join(by_judge)})" if len(by_judge) > 1 else ""
-    cut = ", cut off" if rollout.answers[position].finish_reason == "length" else ""
-    return f"{rollout.answers[position].text}\n= {rollout.scores[position]:zg}{several}{cut}"
+    answer = rollout.answers[position]
+    model = f", by {answer.model}" if answer.model else ""
+    cut = ", cut off" if answer.finish_reason == "length" else ""
+    return f"{answer.text}\n= {rollout.scores[position]:zg}{several}{model}{cut}"

@@ -334,6 +334,23 @@ def test_the_report_shows_trees_with_all_answers_their_scores_and_pairs(
     assert ("groups" in text) == (items == "groups")
 
 
+def test_the_report_says_which_model_gave_an_answer_and_how_each_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lion_lightning.tools.rounds.report.plot", lambda *_: None)
+    by = tuple(answer._replace(model=name) for answer, name in zip(ANSWERS, ("sft", "base", "sft"), strict=True))
+    tied = replace(ONE, answers=by, scores=(1.0, 1.0, 0.0), pairs=((0, 1),))
+    one = made(tmp_path, 0, replace(ONE, answers=by), tied, replace(MONITOR, answers=by[:2]), NONE)
+    assert one.rollouts[0].answers == by
+    console = Console(record=True, width=100)
+    report(tmp_path, console=console)
+    text = console.export_text()
+    assert "= 0, by base, cut off" in text
+    rows = [re.split(r"\s*│\s*", line)[1:-1] for line in text.splitlines() if re.match(r"│ (sft|base) ", line)]
+    # Scores of sft: 1, 4, 1 and 0; of base: 0 and 1. Two pairs: sft over base, sft over base; one tie.
+    assert rows == [["sft", "4", "1.500", "2", "0"], ["base", "2", "0.500", "0", "2"]]
+
+
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         report(tmp_path / "none")

@@ -44,6 +44,19 @@ def test_every_form_of_chat(row: dict[str, Any], asked: list[str], answer: str |
     assert whole.prompt_turns == len(asked)
 
 
+def test_a_prompt_has_what_it_takes_to_render_its_turns_again(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    variables = {"style": "short"}
+    rows: list[Any] = [{"messages": [ASK], "tools": [tool], "chat_template_kwargs": variables}, {"question": "r"}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = "{{ tools }} {{ style }} {% for turn in messages %}{{ turn.content }} {% endfor %}"
+    tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(tmp_path)), chat_template=template).load()
+    made = PromptPool([Source(str(tmp_path / "chats.jsonl"))], tokenizer)
+    first, second = (one.prompt for one in made.take([0, 1]))
+    assert (list(first.tools), first.template_kwargs) == ([tool], variables)
+    assert (second.tools, second.template_kwargs) == ((), {})
+
+
 def test_plain_text_is_continued() -> None:
     assert recognize_prompt({"prompt": "q"}) == Completion("q", "")
     assert recognize_prompt({"prompt": "q", "completion": "a"}) == Completion("q", "a")
