@@ -195,12 +195,25 @@ class PromptPool:
         """Shuffle the prompts and split off the first ones.
 
         Returns:
-            Positions of the first ``count`` prompts, and of all others, repeated like :attr:`order`.
+            Positions of the first ``count`` prompts, and of all others, repeated like :attr:`order`. None comes again
+            before all of its source have come.
         """
-        order = self.order[np.random.default_rng(seed).permutation(len(self.order))].tolist()
+        order = self._in_passes(self.order[np.random.default_rng(seed).permutation(len(self.order))]).tolist()
         first = list(dict.fromkeys(order))[:count]
         taken = set(first)
         return first, [position for position in order if position not in taken]
+
+    def _in_passes(self, order: Numbers) -> Numbers:
+        """Put the repeated prompts of each source behind its others; the sources keep their places in the order."""
+        times, seen = np.zeros(len(order), np.int64), Counter[int]()
+        for place, position in enumerate(order.tolist()):
+            times[place] = seen[position]
+            seen[position] += 1
+        sources, arranged = np.array(self._locations[::3])[order], order.copy()
+        for number in range(len(self.sources)):
+            places = np.flatnonzero(sources == number)
+            arranged[places] = order[places][times[places].argsort(kind="stable")]
+        return arranged
 
     def take(self, positions: Sequence[int]) -> list[PoolPrompt]:
         """Read the prompts at these positions, in their order."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lion_lightning.data.encoding.chat import ChatEncoder
@@ -178,3 +179,18 @@ def test_a_column_of_prompts_that_no_row_has_is_refused(tmp_path: Path) -> None:
 def test_a_picture_beside_a_question_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: the column 'image' holds an image"):
         pool(tmp_path, [{"question": "w5", "image": "a.png"}])
+
+
+def test_no_prompt_comes_again_before_all_of_its_source(tmp_path: Path) -> None:
+    sources = []
+    for name, count, fraction in (("a", 4, 3.0), ("b", 6, 1.0)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"question": f"{name}{number}"}) + "\n" for number in range(count)))
+        sources.append(Source(str(path), fraction=fraction))
+    made = PromptPool(sources, TokenizerSpec(str(tiny.tokenizer_folder(tmp_path))).load())
+    order = made.split(0, seed=1)[1]
+    of_a = [position for position in order if position < 4]
+    assert [sorted(of_a[start : start + 4]) for start in (0, 4, 8)] == [[0, 1, 2, 3]] * 3
+    shuffled = made.order[np.random.default_rng(1).permutation(18)]
+    assert [position < 4 for position in order] == [position < 4 for position in shuffled.tolist()]
+    assert [position for position in order if position >= 4] == [p for p in shuffled.tolist() if p >= 4]
