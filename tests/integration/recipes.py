@@ -38,7 +38,7 @@ class Paper(NamedTuple):
     lr: float
     schedule: str
     epochs: int
-    rows_a_step: int  # rows of 8,192 tokens in SFT, else pairs
+    rows_a_step: int  # rows of 8,192 tokens in LIONs' SFT, sequences in TÜLU's, else pairs or groups
     max_length: int
     max_prompt_length: int | None = None
     beta: float | None = None
@@ -79,4 +79,6 @@ PAPER = {
     "lion_llama3_8b/dpo": Paper(5e-7, "Cosine", 1, 128, 2048, 1024, 0.01),
     "lion_llama3_8b/online_dpo": Paper(5e-7, "Linear", 1, 128, 2048, 512, 0.01),
     "tulu3/dpo": Paper(5e-7, "Linear", 1, 128, 2048, None, 5.0, "SigmoidNormLoss"),
+    "tulu3/rlvr": Paper(5e-7, "Constant", 623, 24, 4096, 2048, 0.01, "DAPOLoss", warmup=0.0, weight_decay=0.01),
+    "tulu3/sft": Paper(5e-6, "Linear", 2, 128, 4096, warmup=0.03),
 }

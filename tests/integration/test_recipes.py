@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 
 from lion_lightning import PolicySpec
 from lion_lightning.cli import main
+from lion_lightning.data.decontamination import Decontamination
 from lion_lightning.data.packing.best_fit import Unpacked
+from lion_lightning.data.sources.source import Source
 from lion_lightning.models.tokenizer import read_template
 from lion_lightning.tools.train.lightning_cli import build_cli
 from tests import tiny
@@ -60,6 +62,8 @@ SOURCES = {
     "lion_llama3_8b/dpo": LLAMA_DPO,
     "lion_llama3_8b/online_dpo": {},
     "tulu3/dpo": {"allenai/llama-3.1-tulu-3-8b-preference-mixture": ("train", 1.0)},
+    "tulu3/rlvr": {},
+    "tulu3/sft": {"allenai/tulu-3-sft-mixture": ("train", 1.0)},
 }
 STARTS = {
     "lion_gemma_2b/sft": "google/gemma-2b",
@@ -69,6 +73,8 @@ STARTS = {
     "lion_llama3_8b/dpo": "runs/lion_llama3_8b/sft/export",
     "lion_llama3_8b/online_dpo": "runs/lion_llama3_8b/dpo/export",
     "tulu3/dpo": "allenai/Llama-3.1-Tulu-3-8B-SFT",
+    "tulu3/rlvr": "allenai/Llama-3.1-Tulu-3-8B-DPO",
+    "tulu3/sft": "meta-llama/Llama-3.1-8B",
 }
 
 
@@ -126,6 +132,48 @@ def test_the_round_is_the_papers(name: str, share: float | None) -> None:
     assert name_of(settings["judge"]) == "PairRMJudge"
 
 
+def test_the_sum_and_the_sequences_of_tulus_sft_are_the_papers() -> None:
+    config = read("tulu3/sft")
+    data = arguments(config, "data")
+    assert arguments(config, "model")["reduction"] == "sum"
+    assert (config["seed_everything"], "gradient_clip_val" in config["trainer"]) == (123, False)
+    assert data["mask"] == "assistant"
+    assert data["packing"].endswith(".Unpacked")  # or rows a step are not sequences
+
+
+def test_the_decontamination_that_tulus_sft_offers_is_a_config() -> None:
+    text = (RECIPES / "tulu3" / "sft.yaml").read_text("utf-8")
+    commented = text.partition("    # document_filters:\n")[2].partition("\ntrainer:")[0]
+    (offered,) = yaml.safe_load("\n".join(line.replace("    # ", "", 1) for line in commented.splitlines()))
+    assert offered["class_path"] == f"{Decontamination.__module__.rpartition('.')[0]}.{Decontamination.__name__}"
+    settings = offered["init_args"]
+    rule = Decontamination(**settings | {"benchmarks": [Source(**one) for one in settings["benchmarks"]]})
+    assert (rule.ngram, rule.overlap, rule.warn_above) == (8, 0.5, 0.02)
+
+
+def test_the_round_of_tulus_rlvr_is_that_of_its_command() -> None:
+    config = read("tulu3/rlvr")
+    loss, settings, data = arguments(config, "model", "init_args", "loss"), sampling(config), arguments(config, "data")
+    assert loss == {"beta": 0.01, "clip_low": 0.2, "clip_high": 0.2, "eps": 1e-8}
+    assert (settings["num_samples"], settings["prompts_per_round"]) == (16, 48)
+    assert settings["prompts_per_round"] == 2 * PAPER["tulu3/rlvr"].rows_a_step  # two steps a round
+    assert arguments(settings, "sampler")["sampling"] == {"temperature": 1.0, "max_new_tokens": 2048}
+    assert [name_of(one) for one in settings["shaping"]] == ["UnfinishedScore"]
+    assert settings["shaping"][0]["init_args"] == {"score": 0.0}
+    judge = arguments(settings, "judge")
+    assert judge["reward"] == 10
+    verifiers = judge["verifier"]["init_args"]["verifiers"]
+    assert {name: name_of(one) for name, one in verifiers.items()} == {
+        "gsm8k": "MathAnswer",
+        "MATH": "MathAnswer",
+        "ifeval": "Instructions",
+    }
+    assert {one["init_args"]["column"] for one in verifiers.values()} == {"ground_truth"}
+    assert data["keep_equal"] is True
+    assert data["row_length"] == 2048 + 16 * 2048
+    assert config["trainer"]["max_epochs"] == (29_946 - 32) // 48  # all prompts but the monitor ones, once
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_does_not_fit_a_gpu_is_sharded(name: str) -> None:
     """By FSDP2: FSDPStrategy refuses to train chosen rows of the embeddings."""
@@ -136,7 +184,10 @@ def test_what_does_not_fit_a_gpu_is_sharded(name: str) -> None:
 # --- the same, tiny
 
 
-TRAINED = ("lion_gemma_2b/sft", "lion_gemma_2b/dpo", "lion_gemma_2b/online_dpo", "tulu3/dpo")
+TRAINED = (
+    *("lion_gemma_2b/sft", "lion_gemma_2b/dpo", "lion_gemma_2b/online_dpo"),
+    *("tulu3/sft", "tulu3/dpo", "tulu3/rlvr"),
+)
 """Recipes that train among the slow tests; the others differ from these in numbers alone."""
 BUILT = "tulu3/dpo"
 """The recipe that is built by default; the others are among the slow tests."""
@@ -158,6 +209,18 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 ROWS["online_dpo"] = ROWS["dpo"]
+AT_MOST = {"func_name": "validate_word_constraint", "N": 2, "quantifier": "at most", "word": None}
+TRUTHS = {"gsm8k": "4", "MATH": r"\frac{1}{2}", "ifeval": json.dumps(AT_MOST)}
+ROWS["rlvr"] = [
+    {
+        "messages": [say("user", f"w{n} w{n + 1}")],
+        "ground_truth": TRUTHS[kind],
+        "dataset": kind,
+        "constraint_type": "",
+        "constraint": "",
+    }
+    for n, kind in enumerate([*TRUTHS] * 10, 3)
+]
 MINE = '''
 class Longest:
     """Random weights never please PairRM, so here more is better."""
@@ -189,8 +252,8 @@ def tiny_arguments(name: str) -> list[str]:
     swaps = ["model.policy.path=model", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto"]
     swaps += ["trainer.precision=32-true", "trainer.enable_progress_bar=false"]
     model, data = arguments(config, "model"), arguments(config, "data")
-    if "tokenizer" in model:
-        swaps += ["model.tokenizer.path=model", "model.policy.trainable_rows=[1, 2]"]
+    swaps += ["model.tokenizer.path=model"] if "tokenizer" in model else []
+    swaps += ["model.policy.trainable_rows=[1, 2]"] if "trainable_rows" in model["policy"] else []
     swaps += [f"data.{key}={source}" for key in ("sources", "prompts") if data.get(key)]
     swaps += ["data.validation=null"] if "validation" in data else []
     return ["-c", f"configs/recipes/{name}.yaml", *(f"--{swap}" for swap in swaps)]
@@ -218,10 +281,12 @@ def online(name: str) -> str:
     """An online recipe with another sampler and judge, and rounds as small as the data."""
     config = read(name)
     settings = sampling(config)
-    drawn = {"temperature": 0.8, "max_new_tokens": 3}
+    drawn = arguments(settings, "sampler")["sampling"] | {"max_new_tokens": 3}
     settings["sampler"]["class_path"] = "lion_lightning.sampling.TransformersSampler"
     settings["sampler"]["init_args"] = {"sampling": drawn}
-    settings |= {"judge": {"class_path": "my_recipe_judge.Longest"}, "keep_unfinished": True, "monitor_prompts": 2}
+    settings |= {"keep_unfinished": True, "monitor_prompts": 2}
+    if name_of(settings["judge"]) == "PairRMJudge":
+        settings["judge"] = {"class_path": "my_recipe_judge.Longest"}
     Path("online.yaml").write_text(yaml.safe_dump(config))
     return "online.yaml"
 
@@ -244,16 +309,17 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
 @pytest.mark.parametrize("name", [*TRAINED, *exhaustive(*sorted({*NAMES} - {*TRAINED}))])
 def test_a_recipe_trains_a_step(name: str, folder: Path, fits: list[Trainer]) -> None:
     swapped = tiny_arguments(name)
-    if "online" in name:
+    if "prompts" in arguments(read(name), "data"):
         swapped[1] = online(name)
     assert main(["fit", *swapped, "--trainer.max_steps=1"]) == 0
     assert fits[0].global_step == 1
     loss = fits[0].callback_metrics["train/loss"].item()
-    if PAPER[name].beta is not None:
+    if PAPER[name].loss.startswith("Sigmoid") and PAPER[name].beta is not None:
         assert loss == pytest.approx(0.6931472, abs=1e-4)  # ln 2: the policy is its reference
     exported = folder / "runs" / name / "export"
     assert (exported / "model.safetensors").is_file()
-    template = read_template(str(TEMPLATE) if "sft" in name else "chatml")
+    own = "chat_template" in arguments(read(name), "model").get("tokenizer", {})
+    template = read_template(str(TEMPLATE) if own else "chatml")
     assert AutoTokenizer.from_pretrained(exported).chat_template == template
 
 
