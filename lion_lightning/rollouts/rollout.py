@@ -63,6 +63,11 @@ class Rollout:
         """Their scores; empty before they are judged."""
         return self.scores[: self.num_sampled]
 
+    @property
+    def sampled_right(self) -> tuple[bool, ...]:
+        """Whether they are right; empty where no verifier says so."""
+        return self.right[: self.num_sampled]
+
 
 def with_answers(rollout: Rollout, answers: Sequence[Any], policy: RolloutPolicy, add_original: bool) -> Rollout:
     """Add the answers to a rollout, each with tokens.

@@ -119,6 +119,12 @@ class Round:
         return self.num_groups if self.items == "groups" else self.num_pairs
 
     @property
+    def shapings(self) -> set[str]:
+        """Parts of the scores that are not a judge's but those of reward shaping."""
+        found = self.metadata.get("shaping")
+        return {str(one.get("shaping")) for one in found if isinstance(one, dict)} if isinstance(found, list) else set()
+
+    @property
     def summary_path(self) -> Path:
         """JSON file next to the round, with its logged metrics and the report on its pairs."""
         return self.path.with_suffix(".json")

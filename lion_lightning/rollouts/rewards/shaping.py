@@ -37,7 +37,7 @@ class RewardShaping(ABC):
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the scores."""
-        return {"shaping": type(self).__qualname__, **vars(self)}
+        return {"shaping": type(self).__name__, **vars(self)}
 
 
 class UnfinishedScore(RewardShaping):
