@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from examples.beam_sampler import BeamSampler
 from examples.cal_dpo import CalDPOLoss
+from examples.cispo import CISPOLoss
 from examples.dro import DROModule
 from examples.ensemble_reference import EnsembleReference
 from examples.keyword_judge import KeywordJudge
@@ -30,7 +31,7 @@ from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.types import Prompt
 from tests import tiny
 from tests.demo import copy_demo, copy_start
-from tests.unit.losses.chosen_logps import answers, answers_with_ratios, in_groups, with_ratios
+from tests.unit.losses.chosen_logps import answers, answers_with_ratios, groups_of, in_groups, with_ratios, with_tokens
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -61,7 +62,7 @@ def test_every_example_is_listed_and_tested() -> None:
 def test_examples_are_short() -> None:
     lines = {path.name: len(path.read_text("utf-8").splitlines()) for path in EXAMPLES.glob("*.py")}
     assert max(lines.values()) < 60, lines
-    assert max(lines[name] for name in ("npo.py", "rrhf.py")) < 20  # losses
+    assert max(lines[name] for name in ("npo.py", "rrhf.py", "cispo.py")) < 20  # losses
 
 
 def test_the_loss_is_dpos_plus_both_squared_errors() -> None:
@@ -150,6 +151,25 @@ def test_rrhf_adds_a_hinge_for_each_wrong_order_to_the_best_answers_nll() -> Non
     assert loss.tolist() == [1 + 1 + 6, 1 + 2 + 3]
 
 
+def test_cispo_learns_from_clipped_tokens_too() -> None:
+    old = groups_of([[[-1.0], [-2.0]]])
+    values = (old.tokens.values + torch.tensor([3.0, 9.0]).log()).requires_grad_()  # the ratios
+    [loss] = CISPOLoss(scale=False)(with_tokens(old, values), old, torch.tensor([[1.0, 0.0]]), old)
+    # advantages 0.5 and -0.5; the second ratio is clipped at 5, and neither is differentiated
+    assert loss.item() == pytest.approx(-3 * 0.5 * (math.log(3) - 1) + 5 * 0.5 * (math.log(9) - 2))
+    assert torch.autograd.grad(loss, values)[0].tolist() == pytest.approx([-1.5, 2.5])
+
+
+@pytest.mark.slow
+def test_cispo_trains_from_its_config(folder: Path) -> None:
+    write_questions()
+    config = yaml.safe_load((EXAMPLES / "cispo.yaml").read_text())
+    config["trainer"]["callbacks"][0]["init_args"]["keep_unfinished"] = True  # random weights seldom end an answer
+    Path("cispo.yaml").write_text(yaml.safe_dump(config))
+    laid = ["-c", str(ROOT / "configs/grpo.yaml"), "-c", "cispo.yaml"]
+    assert main(["fit", *laid, *SMALL, "--data.keep_equal=true", "--trainer.max_epochs=1"]) == 0
+
+
 @pytest.mark.parametrize("configs", [("configs/kto", "examples/npo"), ("configs/ranked", "examples/rrhf")])
 def test_losses_of_answers_and_groups_train_from_their_configs(folder: Path, configs: tuple[str, str]) -> None:
     shipped, own = (["-c", str(ROOT / f"{name}.yaml")] for name in configs)  # npo.yaml, rrhf.yaml
@@ -183,10 +203,15 @@ def test_the_squares_of_dro_are_those_of_each_answer_alone_behind_its_prompt(fol
     assert output.total.item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.slow
-def test_online_dpo_runs_with_the_examples_parts(folder: Path) -> None:
+def write_questions() -> None:
+    """Four prompts, in place of the demo's."""
     questions = [{"question": f"Spell {word}.", "answer": "a e i o u k"} for word in ("tako", "bati", "lufa", "kulo")]
     Path("runs/demo/prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+
+
+@pytest.mark.slow
+def test_online_dpo_runs_with_the_examples_parts(folder: Path) -> None:
+    write_questions()
     config = yaml.safe_load((EXAMPLES / "online_own_parts.yaml").read_text())
     config["trainer"]["callbacks"][0]["init_args"] |= {"keep_unfinished": True, "monitor_prompts": 1}
     Path("parts.yaml").write_text(yaml.safe_dump(config))
@@ -194,7 +219,7 @@ def test_online_dpo_runs_with_the_examples_parts(folder: Path) -> None:
     assert main(["fit", "-c", online, "-c", "parts.yaml", *SMALL, "--trainer.max_epochs=1"]) == 0
 
 
-@pytest.mark.parametrize("name", ["npo", "rrhf"])
+@pytest.mark.parametrize("name", ["cispo", "npo", "rrhf"])
 def test_a_config_laid_over_another_saves_in_a_folder_of_its_own(name: str) -> None:
     trainer = yaml.safe_load((Path(__file__).parents[2] / "examples" / f"{name}.yaml").read_text())["trainer"]
     [saver] = [each["init_args"] for each in trainer["callbacks"] if each["class_path"].endswith("ModelCheckpoint")]

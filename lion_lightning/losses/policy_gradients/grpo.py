@@ -117,7 +117,8 @@ class GSPOLoss(GRPOLoss):
 
     @override
     def token_log_ratios(self, policy: AnswerLogps, old: AnswerLogps) -> Tensor:
-        return (policy.means - old.means).reshape(-1)[policy.owners]
+        sums = policy.sum(super().token_log_ratios(policy, old))  # of differences: small, so exact on long answers
+        return (sums / policy.counts.clamp_min(1)).reshape(-1)[policy.owners]
 
 
 def centered(rewards: Tensor, loss: PolicyGradientLoss) -> Tensor:

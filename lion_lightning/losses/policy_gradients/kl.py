@@ -23,9 +23,11 @@ class KLPenalty(ABC):
     Attributes:
         in_reward: True if it is taken from the rewards, before advantages are computed; otherwise it is added to the
             loss.
+        weighted: True if a token's estimate in the loss is multiplied by its ratio, which is differentiated, too.
     """
 
     in_reward: bool = False
+    weighted: bool = False
 
     @abstractmethod
     def estimate(self, policy: AnswerLogps, reference: AnswerLogps) -> Tensor:
@@ -66,7 +68,14 @@ class K3(KLPenalty):
 
     An unbiased estimate that is never negative. Its gradient is that of the divergence the other way round,
     :math:`\text{KL}(\pi_{ref} \Vert \pi)`, token by token.
+
+    Args:
+        weighted: Whether to multiply by a token's ratio (arXiv 2512.02556; TRL 1.16 does): then the gradient is that of
+            :math:`\text{KL}(\pi \Vert \pi_{ref})`, token by token, also on answers of an earlier policy.
     """
+
+    def __init__(self, weighted: bool = False) -> None:
+        self.weighted = weighted
 
     @override
     def estimate(self, policy: AnswerLogps, reference: AnswerLogps) -> Tensor:

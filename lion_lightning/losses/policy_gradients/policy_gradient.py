@@ -117,7 +117,8 @@ class PolicyGradientLoss(GroupLoss):
         ratios, advantages = self.terms(policy, reference, values, old)
         losses = self.surrogate(ratios, advantages, policy)
         if self.beta and not self.kl.in_reward:
-            losses = losses + self.beta * self.kl.estimate(policy, reference)
+            divergences = self.kl.estimate(policy, reference)  # (targets,)
+            losses = losses + self.beta * (ratios * divergences if self.kl.weighted else divergences)
         return self.add_up(losses, policy)
 
     def terms(

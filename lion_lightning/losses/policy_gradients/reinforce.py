@@ -40,7 +40,7 @@ class RLOOLoss(PolicyGradientLoss):
     @override
     def token_log_ratios(self, policy: AnswerLogps, old: AnswerLogps) -> Tensor:
         # Each token of an answer has the answer's ratio, and add_up takes their mean: the loss of one action.
-        return (policy.sums - old.sums).reshape(-1)[policy.owners]
+        return policy.sum(super().token_log_ratios(policy, old)).reshape(-1)[policy.owners]
 
 
 class REINFORCELoss(PolicyGradientLoss):

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lion_lightning.losses import K1, K2, K3, KLInReward, KLPenalty, PolicyGradientLoss, REINFORCELoss, RLOOLoss
+from lion_lightning.losses import (
+    K1,
+    K2,
+    K3,
+    DAPOLoss,
+    KLInReward,
+    KLPenalty,
+    PolicyGradientLoss,
+    REINFORCELoss,
+    RLOOLoss,
+)
 from lion_lightning.losses.policy_gradients.kl import LARGEST_LOG_RATIO
 from lion_lightning.types import AnswerLogps, TokenLogps
 from tests.unit.losses.chosen_logps import LN2, groups_of
@@ -111,6 +121,12 @@ def test_k3_is_the_divergence_and_its_gradient_that_of_the_other_one() -> None:
     torch.testing.assert_close(
         POLICY.gradient(expected(K3())), POLICY.gradient(divergences_by_token(REFERENCE, POLICY))
     )
+
+
+def test_weighted_by_the_ratio_the_gradient_of_k3_is_that_of_each_tokens_divergence() -> None:
+    loss = DAPOLoss(beta=0.3, kl=K3(weighted=True))  # a sum over tokens, here of two answers
+    gradient = expected_gradient(loss, torch.zeros(len(ANSWERS)), 2)
+    torch.testing.assert_close(gradient, 2 * 0.3 * POLICY.gradient(divergences_by_token(POLICY, REFERENCE)))
 
 
 @pytest.mark.parametrize("loss", [RLOOLoss(beta=0.3), REINFORCELoss(beta=0.3), REINFORCELoss(False, beta=0.3)])
