@@ -110,12 +110,12 @@ class OnPolicySampling(Callback):
         checks.check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
         checks.check_rewards(shaping or [], monitor_samples)
         checks.check_curriculum(curriculum, judge)
+        checks.check_pool(sampler, num_samples, monitor_prompts, monitor_samples)
         self.sampler, self.judge, self.num_samples = sampler, judge, num_samples
         self.prompts_per_round, self.monitor_prompts, self.chunk_size = prompts_per_round, monitor_prompts, chunk_size
         self.pairing, self.original_chosen, self.keep_unfinished = pairing, original_chosen, keep_unfinished
         self.shaping, self.monitor_samples = shaping or [], monitor_samples
-        self.dynamic, self.curriculum = dynamic, curriculum
-        self.seed, self.rounds_dir = seed, rounds_dir
+        self.dynamic, self.curriculum, self.seed, self.rounds_dir = dynamic, curriculum, seed, rounds_dir
         self.current: Round | None = None
         self._trained: Round | None = None  # the last that training has begun on; a checkpoint names it
         self._items = "pairs"  # what the data module trains on, or groups

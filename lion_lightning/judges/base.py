@@ -21,8 +21,9 @@ class Judge(Protocol):
     A judge may also have ``open(device)`` and ``close()``, which load and free its model for a round; ``identity()``;
     ``check_ready(prompts)``; ``right_from``, the score from which on an answer is right; and, if it combines the scores
     of several, ``parts`` and ``combine`` (as :class:`~lion_lightning.judges.weighted.WeightedJudge` has them), with
-    ``right_from`` by the name of a part. A judge without it does not say what is right; one with it may have
-    ``final_answer(prompt, answer)``: equal texts for answers that come to the same, by default the answer itself.
+    ``right_from`` by the name of a part and ``may_not_rate``, the names of parts that may give NaN. A judge without
+    ``right_from`` does not say what is right; one with it may have ``final_answer(prompt, answer)``: equal texts for
+    answers that come to the same, by default the answer itself.
 
     The arguments are annotated as ``Any`` so that config files accept classes with any annotations, or none.
     """
@@ -44,7 +45,8 @@ class JudgeScores(NamedTuple):
 
     Attributes:
         scores: One finite score per answer, in one list per prompt.
-        by_judge: The scores of each part of a combined judge, or of the judge itself, by name.
+        by_judge: The scores of each part of a combined judge, or of the judge itself, by name; NaN where a part that
+            may do so has given none.
         right: Whether each answer is right; None if the judge does not say it.
     """
 
@@ -65,7 +67,7 @@ def score_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Seq
         if hasattr(judge, "parts") and hasattr(judge, "combine"):
             parts = {}
             for part, scores in judge.parts(prompts, answers).items():
-                parts[part] = _checked(scores, part, prompts, answers)
+                parts[part] = _checked(scores, part, prompts, answers, part in getattr(judge, "may_not_rate", ()))
             combined = _checked(judge.combine(parts), name, prompts, answers)
             return JudgeScores(combined, parts, _right(parts, getattr(judge, "right_from", None) or {}))
         checked = _checked(judge.score(prompts, answers), name, prompts, answers)
@@ -102,7 +104,9 @@ def final_answers(judge: Judge, prompt: Prompt, answers: Sequence[str]) -> list[
         raise ValueError(f"{found}; fix the judge and rerun") from error
 
 
-def _checked(scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+def _checked(
+    scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]], may_be_nan: bool = False
+) -> list[list[float]]:
     rows = [list(row) for row in scores]
     if len(rows) != len(prompts):
         raise ValueError(f"{name} returned scores for {len(rows)} of {len(prompts)} prompts; return a list for each")
@@ -112,7 +116,7 @@ def _checked(scores: Any, name: str, prompts: Sequence[Prompt], answers: Sequenc
         if len(row) != len(given):
             raise ValueError(f"{name} returned {len(row)} scores for {len(given)} answers to {place}; return one each")
         for score in row:
-            if not isinstance(score, Real) or not math.isfinite(score):
+            if not isinstance(score, Real) or not (math.isfinite(score) or (may_be_nan and math.isnan(score))):
                 raise ValueError(f"{name} returned the score {score!r} for an answer to {place}; return finite numbers")
         checked.append([float(score) for score in row])
     return checked

@@ -187,6 +187,8 @@ class RubricLLMJudge(LLMJudge):
         highest: Highest rating.
         template: The question, with placeholders ``{prompt}`` and ``{answer}``. The last ``Rating: <number>`` in the
             reply is the score.
+        may_not_apply: Accept ``Rating: N/A`` where the template offers it, as no rating: one of several judges of a
+            :class:`~lion_lightning.judges.weighted.WeightedJudge` may so be left out.
         **kwargs: Further arguments of :class:`LLMJudge`.
 
     Raises:
@@ -196,18 +198,26 @@ class RubricLLMJudge(LLMJudge):
     fields = ("prompt", "answer")
 
     def __init__(
-        self, url: str, model: str, lowest: float = 1, highest: float = 10, template: str = RATE, **kwargs: Any
+        self,
+        url: str,
+        model: str,
+        lowest: float = 1,
+        highest: float = 10,
+        template: str = RATE,
+        may_not_apply: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(url, model, template, **kwargs)
         if not -float("inf") < lowest < highest < float("inf"):
             raise ValueError(
                 f"RubricLLMJudge: lowest is {lowest} and highest is {highest}; lowest must be below highest"
             )
-        self.lowest, self.highest = lowest, highest
+        self.lowest, self.highest, self.may_not_apply = lowest, highest, may_not_apply
 
     @override
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "lowest": self.lowest, "highest": self.highest}
+        names = ("lowest", "highest", "may_not_apply")
+        return {**super().identity(), **{name: getattr(self, name) for name in names}}
 
     @override
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -217,7 +227,8 @@ class RubricLLMJudge(LLMJudge):
             for text in given:
                 questions.append(build_question(self.template, prompt, {"answer": text}, bounds))
                 places.append(prompt.where)
-        ratings = iter(self.ask(questions, places, partial(last_rating, lowest=self.lowest, highest=self.highest)))
+        parse = partial(last_rating, lowest=self.lowest, highest=self.highest, may_not_apply=self.may_not_apply)
+        ratings = iter(self.ask(questions, places, parse))
         return [[next(ratings) for _ in given] for given in answers]
 
 

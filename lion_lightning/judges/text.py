@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ _RATING = re.compile(
     r"^[^\w\n]*rating[^\w\n]*?(?<![.,\u2010-\u2015\u2212-])(-?\d+(?:\.\d+)?)(?!\s*%)[^\w\n]*(?:/\s*(\d+)[^\w\n]*)?$",
     re.IGNORECASE | re.MULTILINE,
 )
+_NOT_RATED = re.compile(r"^[^\w\n]*rating[^\w\n]*n[ \t]*/[ \t]*a[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
 _VERDICT = re.compile(r"^[^\w\n]*verdict[^\w\n]*?(a|b|tie)[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
 _PREFERENCE = {"a": 1.0, "b": -1.0, "tie": 0.0}
 
@@ -89,10 +91,15 @@ def complete_text(choice: Reply) -> str:
     return text.rpartition("\n")[0] if choice["finish_reason"].value == "length" else text
 
 
-def last_rating(reply: str, lowest: float, highest: float) -> float | None:
-    """The number after the last ``Rating:`` in a reply; None without one, or on another scale."""
-    found = _RATING.findall(reply)
-    rating, scale = found[-1] if found else ("nan", "")
+def last_rating(reply: str, lowest: float, highest: float, may_not_apply: bool = False) -> float | None:
+    """The number after the last ``Rating:`` in a reply; None without one, or on another scale.
+
+    Where the rating may not apply, ``Rating: N/A`` behind all numbers is NaN.
+    """
+    found = list(_RATING.finditer(reply))
+    if may_not_apply and _NOT_RATED.search(reply, found[-1].end() if found else 0):
+        return math.nan
+    rating, scale = found[-1].groups(default="") if found else ("nan", "")
     valid = lowest <= float(rating) <= highest and (not scale or float(scale) == highest)  # "4 / 5" needs highest = 5
     return float(rating) if valid else None
 

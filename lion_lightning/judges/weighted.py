@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from math import fsum, isfinite, isnan
 from operator import mul
 from statistics import fmean, pstdev
 from typing import Any
@@ -20,6 +20,10 @@ class WeightedJudge:
 
     What is right is said by the first of them that can say it: put the verifier of the answer before those of its form.
 
+    A judge that has no rating of an answer (NaN, from one with ``may_not_apply``) is left out for all answers to that
+    prompt, and the others' sum is scaled by what is missing of the weights: answers to a prompt are always compared by
+    the same judges, and a mean stays one.
+
     Args:
         judges: The judges.
         weights: Weight of each judge; None for 1.
@@ -28,7 +32,7 @@ class WeightedJudge:
             with different scales. A judge that scores all answers alike then adds nothing.
 
     Raises:
-        ValueError: There are no judges, or another number of weights or names.
+        ValueError: There are no judges, another number of weights or names, or none that is sure to rate.
     """
 
     def __init__(
@@ -49,8 +53,19 @@ class WeightedJudge:
         for what, values in (("weights", self.weights), ("names", set(self.names))):
             if len(values) != len(judges):
                 raise ValueError(f"WeightedJudge: {len(judges)} judges but {len(values)} {what}; give one per judge")
-        if not all(math.isfinite(weight) for weight in self.weights):
+        if not all(isfinite(weight) for weight in self.weights):
             raise ValueError(f"WeightedJudge: weights are {self.weights}; give finite numbers")
+        if self.may_not_rate and (len(self.may_not_rate) == len(judges) or min(self.weights) <= 0):
+            raise ValueError(
+                f"WeightedJudge: {', '.join(self.may_not_rate)} may leave answers unrated (may_not_apply); add a judge "
+                "that may not, and give all of them weights above 0"
+            )
+
+    @property
+    def may_not_rate(self) -> list[str]:
+        """Names of the judges that may leave an answer without a rating."""
+        named = zip(self.names, self.judges, strict=True)
+        return [name for name, judge in named if getattr(judge, "may_not_apply", False)]
 
     @property
     def right_from(self) -> dict[str, float]:
@@ -102,11 +117,17 @@ class WeightedJudge:
         """Sum the scores of the judges with their weights."""
         totals = []
         for rows in zip(*(parts[name] for name in self.names), strict=True):  # the judges' scores of a prompt's answers
+            applied = [
+                (weight, row) for weight, row in zip(self.weights, rows, strict=True) if not any(map(isnan, row))
+            ]
+            weights = [weight for weight, _ in applied]
+            # Of weights 1/4 each and three that apply: 4/3.
+            scale = 1.0 if len(weights) == len(rows) else fsum(self.weights) / fsum(weights)
             scores = []
-            for row in rows:
+            for _, row in applied:
                 mean, deviation = (fmean(row), pstdev(row)) if self.standardize else (0.0, 1.0)
                 scores.append([(score - mean) / deviation if deviation else 0.0 for score in row])
-            totals.append([sum(map(mul, self.weights, answer)) for answer in zip(*scores, strict=True)])
+            totals.append([scale * sum(map(mul, weights, answer)) for answer in zip(*scores, strict=True)])
         return totals
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -15,6 +15,7 @@ from lion_lightning.judges.base import Judge
 from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
 from lion_lightning.sampling.base import ChecksDistribution, Sampler
+from lion_lightning.sampling.pool.pooled import PooledSampler
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,12 @@ def check_rewards(shaping: Sequence[RewardShaping], monitor_samples: int) -> Non
             raise ValueError(f"OnPolicySampling: shaping has {names.count(name)} of {name}; give one, or subclass it")
     if monitor_samples < 1:
         raise ValueError(f"OnPolicySampling: monitor_samples is {monitor_samples}; give at least 1")
+
+
+def check_pool(sampler: Sampler, num_samples: int, monitor_prompts: int | None, monitor_samples: int) -> None:
+    """Check the numbers that ``OnPolicySampling`` is given against a pool of samplers."""
+    if isinstance(sampler, PooledSampler):
+        sampler.check_numbers(num_samples, monitor_prompts, monitor_samples)
 
 
 def check_curriculum(curriculum: Curriculum | None, judge: Judge) -> None:

@@ -99,6 +99,11 @@ class ServerSampler:
     def check_distribution(self) -> None:
         """Refuse settings that change the policy's distribution, and a server that keeps its first weights."""
         self.sampling.check_unchanged()
+        if self.tokenizer is not None:
+            raise ValueError(
+                "ServerSampler: `tokenizer` says that the server has another model, and what is trained are log-probs "
+                "of the policy's own answers; remove it, and set weight_sync"
+            )
         if self.weight_sync is None:
             raise ValueError(
                 "ServerSampler: weight_sync is not set, so that the server would answer with its first weights, and "

@@ -135,6 +135,7 @@ def test_every_shipped_config_is_run_by_a_test() -> None:
     tested |= {"kto.yaml", "reward.yaml", "online_ranked.yaml"}  # by test_cli_kto.py, _reward.py and _online.py
     tested |= {"ranked.yaml"}  # by test_cli_answers.py
     tested |= {"evaluate.yaml", "logger/wandb.yaml", "own.yaml"}  # by test_evaluate.py, test_cli.py and below
+    tested |= {"judge/aspects.yaml", "sampler/pool.yaml"}  # by test_aspects.py and test_pool.py
     tested |= {"model/lora.yaml", "model/qlora.yaml"}  # by test_lora.py
     tested |= {"optimizer/adamw8bit.yaml", "optimizer/paged_adamw8bit.yaml"}  # by test_optimizers.py
     tested |= {f"strategy/{name}.yaml" for name in ("ddp", "fsdp", "fsdp2")}  # by tests/distributed/test_fragments.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from itertools import chain
@@ -24,6 +25,7 @@ def round_metrics(finished: Round) -> dict[str, float]:
       ``prompts_with_signal``: share of those with two usable answers in which the scores of such answers differ.
     - ``reward/<part>``: mean over all sampled answers of what each judge and each shaping gave, where there are
       several.
+      ``not_rated/<part>``: number of answers that a judge had no rating of, where there are any.
     - ``monitor_score``: mean score of this round's answers to the monitor prompts; ``win_rate``: share of these answers
       that score above the first round's, ties half; 0.5 in the first round.
     - ``length``: tokens of an answer; ``unfinished``: share of answers that were cut off.
@@ -87,4 +89,10 @@ def _parts(rollouts: Sequence[Rollout]) -> dict[str, float]:
     for rollout in rollouts:
         for name, scores in rollout.by_judge.items():
             parts.setdefault(name, []).extend(scores[: rollout.num_sampled])
-    return {f"reward/{name}": mean(scores) for name, scores in parts.items()} if len(parts) > 1 else {}
+    if len(parts) < 2:
+        return {}
+    missing = {name: sum(map(math.isnan, scores)) for name, scores in parts.items()}
+    return {
+        **{f"reward/{name}": mean(scores) for name, scores in parts.items()},
+        **{f"not_rated/{name}": float(count) for name, count in missing.items() if count},
+    }

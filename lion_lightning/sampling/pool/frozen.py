@@ -59,6 +59,14 @@ class FrozenSampler(TransformersSampler):
         model = hash_model(self.path, self.revision)
         return {**super().identity(), "model": model, "dtype": self.dtype, "tokenizer": vars(self.tokenizer_spec)}
 
+    @override
+    def check_distribution(self) -> None:
+        """Refuse to answer for the policy."""
+        raise ValueError(
+            f"FrozenSampler: {self.path} is another model than the policy, and what is trained are log-probs of the "
+            "policy's own answers; use TransformersSampler, VLLMSampler or ServerSampler"
+        )
+
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Check that the model's config can be read, and render some prompts."""
         stored_config(self.path, self.revision, self.trust_remote_code)

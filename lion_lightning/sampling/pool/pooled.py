@@ -31,8 +31,8 @@ class PooledSampler:
     Args:
         samplers: The pool, by names, which are stored with the answers: :class:`TransformersSampler` for the policy,
             :class:`FrozenSampler` for a stored model, :class:`ServerSampler` for one on a server, or your own.
-        own: Name of a sampler that always takes part, at a random place. It alone answers the monitor prompts, which
-            therefore need one that follows the policy; without ``own`` set ``monitor_prompts: 0``.
+        own: Name of a sampler that always takes part, at a random place: the policy's, as a rule, since it alone
+            answers the monitor prompts. Without it set ``monitor_prompts: 0``.
 
     Raises:
         ValueError: There are fewer than two samplers, or ``own`` is none of them. From :meth:`sample`: there are fewer
@@ -55,6 +55,31 @@ class PooledSampler:
             known: Any = sampler
             parts[name] = known.identity() if hasattr(sampler, "identity") else type(sampler).__qualname__
         return {"sampler": type(self).__name__, "samplers": parts, "own": self.own}
+
+    def check_distribution(self) -> None:
+        """Refuse to answer for the policy alone."""
+        raise ValueError(
+            f"PooledSampler: answers are those of {', '.join(self.samplers)}, and what is trained are log-probs of the "
+            "policy's own answers; give its sampler alone, or train on pairs (OnlineDPOModule)"
+        )
+
+    def check_numbers(self, num_samples: int, monitor_prompts: int | None, monitor_samples: int) -> None:
+        """Check the arguments of these names of ``OnPolicySampling``.
+
+        Raises:
+            ValueError: They do not fit the pool.
+        """
+        self._require(num_samples)
+        if monitor_prompts != 0 and self.own is None:
+            raise ValueError(
+                "PooledSampler: monitor prompts compare the policy of one round with that of another, and no sampler "
+                "is `own` to answer them; name the policy's, or set monitor_prompts: 0 of OnPolicySampling"
+            )
+        if monitor_prompts != 0 and monitor_samples > 1:
+            raise ValueError(
+                f"PooledSampler: monitor_samples is {monitor_samples}, and {self.own!r} alone answers monitor prompts, "
+                "once each; set 1"
+            )
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Check the samplers."""
@@ -79,11 +104,7 @@ class PooledSampler:
         Raises:
             ValueError: ``n`` is above the number of samplers, or a sampler gives what is no answer.
         """
-        if n > len(self.samplers):
-            raise ValueError(
-                f"PooledSampler: {n} answers of different models to each prompt, but there are {len(self.samplers)} "
-                "samplers; lower num_samples, or name more"
-            )
+        self._require(n)
         drawn = [self._draw(prompt, n, seed) for prompt in prompts]
         answers: list[dict[str, Answer]] = [{} for _ in prompts]
         # Seeds of their own, so that two models don't draw by the same random numbers.
@@ -95,6 +116,13 @@ class PooledSampler:
             for place, answer in zip(places, given, strict=True):
                 answers[place][name] = answer._replace(model=name)
         return [[row[name] for name in names] for row, names in zip(answers, drawn, strict=True)]
+
+    def _require(self, n: int) -> None:
+        if n > len(self.samplers):
+            raise ValueError(
+                f"PooledSampler: {n} answers of different models to each prompt, but there are {len(self.samplers)} "
+                "samplers; lower num_samples, or name more"
+            )
 
     def _draw(self, prompt: Prompt, n: int, seed: int) -> list[str]:
         """Names of the samplers that answer a prompt, in order."""

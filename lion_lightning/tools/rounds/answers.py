@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from itertools import chain
@@ -88,7 +89,7 @@ def _answer(rollout: Rollout, position: int, shapings: Collection[str]) -> str:
     parts = []
     for name, scores in rollout.by_judge.items():
         if position < len(scores) and (scores[position] or name not in shapings):  # most answers are not shaped
-            parts.append(f"{name} {scores[position]:zg}")
+            parts.append(f"{name} n/a" if math.isnan(scores[position]) else f"{name} {scores[position]:zg}")
     several = f" ({', '.join(parts)})" if len(parts) > 1 else ""
     answer = rollout.answers[position]
     model = f", by {answer.model}" if answer.model else ""

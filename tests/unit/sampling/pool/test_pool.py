@@ -13,10 +13,12 @@ import torch
 from jsonargparse import ArgumentParser
 from transformers import GenerationConfig
 
+from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.models.generation.prompts import with_tokenizer
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.rollouts.checks import require_own_answers
 from lion_lightning.rollouts.files import read_rollouts, write_rollouts
 from lion_lightning.rollouts.rollout import Rollout, with_answers
 from lion_lightning.sampling import (
@@ -135,6 +137,47 @@ def test_what_a_pool_cannot_do_is_refused() -> None:
         PooledSampler({"a": Named("a"), "b": Two("b")}).sample(PROMPTS, 2, 0)
 
 
+@pytest.mark.parametrize(
+    ("own", "numbers", "message"),
+    [
+        (None, (3, 0, 1), "3 answers of different models to each prompt, but there are 2 samplers"),
+        (None, (2, None, 1), "no sampler is `own` to answer them; name the policy's, or set monitor_prompts: 0"),
+        (None, (2, 4, 1), "no sampler is `own`"),
+        ("a", (2, None, 2), "monitor_samples is 2, and 'a' alone answers monitor prompts, once each; set 1"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_pool_are_refused_when_the_callback_is_made(
+    own: str | None, numbers: tuple[int, int | None, int], message: str
+) -> None:
+    num_samples, monitor_prompts, monitor_samples = numbers
+    more = {"num_samples": num_samples, "monitor_prompts": monitor_prompts, "monitor_samples": monitor_samples}
+    judge: Any = SimpleNamespace(score=None)
+    with pytest.raises(ValueError, match=message):
+        OnPolicySampling(pool("ab", own), judge, **more)  # type: ignore[arg-type]
+    OnPolicySampling(pool("ab"), judge, num_samples=2, monitor_prompts=0)
+    OnPolicySampling(pool("ab", "a"), judge, num_samples=2)
+
+
+def test_other_models_answers_are_refused_where_the_policys_own_are_trained() -> None:
+    settings = SamplingSettings(temperature=1.0)
+    samplers: list[tuple[Any, str]] = [
+        (
+            pool("ab", "a"),
+            "PooledSampler: answers are those of a, b, and what is trained are log-probs of the policy's",
+        ),
+        (FrozenSampler("org/model", settings), "FrozenSampler: org/model is another model than the policy"),
+        (
+            ServerSampler("http://x", sampling=settings, tokenizer=TokenizerSpec("org/model")),
+            "`tokenizer` says that the server has another model",
+        ),
+    ]
+    module = SimpleNamespace(own_answers=True)
+    for sampler, message in samplers:
+        with pytest.raises(ValueError, match=message):
+            require_own_answers(module, sampler, 0.0)
+        require_own_answers(SimpleNamespace(), sampler, 0.0)
+
+
 # --- other models
 
 
@@ -250,6 +293,15 @@ def test_other_weights_or_another_template_are_another_identity(tmp_path: Path) 
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     second = PooledSampler({"a": FrozenSampler(str(folder)), "b": Named("b")}).identity()
     assert first["samplers"]["a"] != second["samplers"]["a"]
+
+
+def test_the_shipped_pool_is_named_by_its_path_where_a_sampler_stands() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--sampler", type=Sampler, sub_configs=True)
+    config = Path(__file__).parents[4] / "configs" / "sampler" / "pool.yaml"
+    made = parser.instantiate_classes(parser.parse_object({"sampler": str(config)})).sampler
+    assert (made.own, list(made.samplers)) == ("policy", ["policy", "sft", "dpo"])
+    assert {one.sampling for one in made.samplers.values()} == {SamplingSettings(0.8, max_new_tokens=20)}
 
 
 def test_it_is_made_from_a_config() -> None:
