@@ -33,6 +33,7 @@ def pooled(online: Online, other: Path, kill: int | None = None) -> Any:
     return online.sampling(sampler, num_samples=2)
 
 
+@pytest.mark.slow
 def test_the_policy_and_another_model_answer_together(tmp_path: Path, other: Path) -> None:
     online, watch = Online(tmp_path), Watch()
     online.fit("run", pooled(online, other), watch, max_epochs=1)

@@ -44,13 +44,11 @@ def aspects(ratings: dict[str, Any], folder: Path) -> Iterator[tuple[WeightedJud
         text = f"Because.\nRating: {ratings[answer][aspect]}"
         return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
 
-    config = yaml.safe_load(CONFIG.read_text("utf-8"))
+    settings = yaml.safe_load(CONFIG.read_text("utf-8"))["init_args"]
     with serving(reply) as url:
-        for judge in config["init_args"]["judges"]:
-            judge["init_args"] |= {"url": url, "cache_dir": str(folder / "cache")}
-        parser = ArgumentParser()
-        parser.add_argument("--judge", type=Judge)
-        yield parser.instantiate_classes(parser.parse_object({"judge": config})).judge, asked
+        server = {"url": url, "cache_dir": folder / "cache"}
+        judges: list[Judge] = [RubricLLMJudge(**{**one["init_args"], **server}) for one in settings["judges"]]
+        yield WeightedJudge(**{**settings, "judges": judges}), asked
 
 
 def test_the_config_is_named_by_its_path_where_a_judge_stands() -> None:

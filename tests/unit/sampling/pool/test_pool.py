@@ -304,6 +304,7 @@ def test_the_shipped_pool_is_named_by_its_path_where_a_sampler_stands() -> None:
     assert {one.sampling for one in made.samplers.values()} == {SamplingSettings(0.8, max_new_tokens=20)}
 
 
+@pytest.mark.slow
 def test_it_is_made_from_a_config() -> None:
     parser = ArgumentParser()
     parser.add_argument("--sampler", type=Sampler)
