@@ -21,7 +21,7 @@ from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.rollouts import checks, rounds
 from lion_lightning.rollouts.generate import RoundWorker
 from lion_lightning.rollouts.maker import RoundMaker
-from lion_lightning.rollouts.metrics.rounds import round_metrics
+from lion_lightning.rollouts.metrics.rounds import ONLY_IN_SUMMARY, round_metrics
 from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.prompts.dynamic import DynamicSampling
 from lion_lightning.rollouts.prompts.history import PromptHistory
@@ -35,9 +35,6 @@ from lion_lightning.sampling.base import Sampler
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
-
-ONLY_IN_SUMMARY = {"score_best", "score_worst", "self_bleu", "prompts", "answers", "prompts_with_pairs"}
-"""Metrics of a round that are not logged as ``on_policy/*``; all of them are in the round's summary."""
 
 _SETTINGS = (
     *("sampler", "judge", "shaping", "num_samples", "original_chosen", "keep_unfinished", "monitor_samples"),
@@ -177,6 +174,8 @@ class OnPolicySampling(Callback):
         metrics, items = round_metrics(self.current), self.current.items
         kept = rounds.kept_items(self._report, items) if self._report else 0
         metrics[f"{items}_kept"] = kept / max(metrics[items], 1)
+        if equal := self._report.get("equal"):  # groups of equal scores, where they are kept
+            metrics["groups_equal"] = float(equal)
         others = "groups" if items == "pairs" else "pairs"
         for name, value in metrics.items():
             if name not in {*ONLY_IN_SUMMARY, others}:

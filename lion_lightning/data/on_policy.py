@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from abc import ABC
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar
 
+import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
@@ -19,10 +19,11 @@ from lion_lightning.data.document_filters.applied import AppliedFilters
 from lion_lightning.data.groups import GroupDataModule
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
+from lion_lightning.data.reports.round_messages import FIXES, nothing_to_train, warn_of_ties
 from lion_lightning.data.reports.source_report import SourceReport
+from lion_lightning.data.reports.tree_reports import GroupReport
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mixture import Mixture, deduplicate, mix, require_fitting
-from lion_lightning.data.selection.spans import FilterCounts
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.streaming.loader import StreamLoader
 from lion_lightning.data.trees import TreeDataModule
@@ -194,7 +195,13 @@ class RoundDataModule(TreeDataModule, ABC):
         """True if an epoch on a finished round has something to train on: its own, filtered, or ``sources``."""
         if self.sources or not finished.num_items:
             return bool(self.sources)
-        return any(len(self.filters.apply(selection).spans.numbers) for selection in self._sampled(finished))
+        kept = [self.filters.apply(selection) for selection in self._sampled(finished)]
+        reports = [self.filters.report.of(selection, np.arange(len(selection.spans.numbers))) for selection in kept]
+        return any(report.kept.documents for report in reports) and not self.problem(reports)
+
+    def problem(self, reports: Sequence[SourceReport]) -> str:
+        """Why nothing can be learned from the kept items of an epoch; empty if something can."""
+        return ""
 
     def _mixture(self, finished: Round) -> Mixture:
         """Items of a round, and the sources."""
@@ -203,8 +210,10 @@ class RoundDataModule(TreeDataModule, ABC):
         try:
             selections = [*self._sampled(finished), *self.split_validation(sources)[0]]
             mixture = mix(selections, self.filters, self.row_length)
+            if problem := self.problem(mixture.reports):
+                raise ValueError(problem)
         except ValueError as error:
-            message = f"{_nothing(finished, self.items)} ({error}); {_FIXES[self.items]}"
+            message = f"{nothing_to_train(finished, self.items)} ({error}); {FIXES[self.items]}"
             if not self.sources:
                 message += ". The next start samples this round again, unless the filters then keep some of its "
                 message += self.items
@@ -213,9 +222,9 @@ class RoundDataModule(TreeDataModule, ABC):
         for report in mixture.reports:
             logger.info("%s", report)
         if not finished.num_items:
-            logger.warning("%s; this epoch trains on data.sources alone", _nothing(finished, self.items))
+            logger.warning("%s; this epoch trains on data.sources alone", nothing_to_train(finished, self.items))
         else:
-            _warn_of_ties(mixture.reports[0])
+            warn_of_ties(mixture.reports[0])
         return mixture
 
     def _sampled(self, finished: Round) -> list[Selection]:
@@ -245,34 +254,14 @@ class OnPolicyGroupDataModule(RoundDataModule, GroupDataModule):
 
     items: ClassVar[str] = "groups"
 
-
-_MORE = (
-    "ask more prompts per round, give more answers to each (num_samples), sample at a higher temperature or with more "
-    "tokens, "
-)
-_CHECK = "check with `lion rounds` that the judge tells the answers apart"
-_FIXES = {"pairs": f"{_MORE}lower data.min_margin, or {_CHECK}", "groups": f"{_MORE}or {_CHECK}"}
-
-
-def _nothing(finished: Round, items: str) -> str:
-    causes = Counter(rollout.left_out for rollout in finished.rollouts if rollout.left_out)
-    counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "no prompt was left out"
-    name = f"round {finished.number} ({finished.path})"
-    return f"{name} gives no {items[:-1]} to train on: {finished.num_items} {items} of answers, {counts}"
-
-
-def _warn_of_ties(report: SourceReport) -> None:
-    causes = ("equal scores", "identical answers", "scores all equal")
-    ties = sum(report.left_out.get(cause, FilterCounts()).documents for cause in causes)
-    read = report.read.documents
-    if 2 * ties > read:
-        logger.warning(
-            "%s: %d of %d %s are left out as ties or equal answers; %d %s are left. A judge with finer scores, "
-            "or prompts that are neither too easy nor too hard, would give more",
-            report.name,
-            ties,
-            read,
-            report.noun,
-            report.kept.documents,
-            report.noun,
+    @override
+    def problem(self, reports: Sequence[SourceReport]) -> str:
+        loss = getattr(self.trainer.lightning_module, "loss", None) if self.trainer is not None else None
+        groups = sum(report.prompts for report in reports if isinstance(report, GroupReport))
+        equal = sum(report.equal for report in reports if isinstance(report, GroupReport))
+        if equal < groups or getattr(loss, "learns_from_equal", True):
+            return ""
+        return (
+            f"the scores of each of the {groups} groups that data.keep_equal keeps are equal, and "
+            f"{type(loss).__name__} learns from differences alone"
         )

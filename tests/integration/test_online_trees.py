@@ -209,6 +209,25 @@ def test_a_round_without_groups_is_an_error_that_says_what_to_change(tmp_path: P
 
 
 @pytest.mark.slow
+def test_equal_groups_that_are_kept_are_counted_and_all_of_them_are_an_error(tmp_path: Path) -> None:
+    """30 prompts; rows 0 to 11 may have other scores, and are monitored or not."""
+    online = GroupOnline(tmp_path)
+    online.fit("kept", online.sampling(judge=Tied(different=12)), data=online.data(keep_equal=True), max_epochs=1)
+    (made,) = online.rounds("kept")
+    tied = [rollout.prompt.row["row"] >= 12 for rollout in made.rollouts if not rollout.monitor]
+    assert made.summary["report"]["prompts"] == 30
+    assert made.summary["report"]["equal"] == made.summary["metrics"]["on_policy/groups_equal"] == sum(tied)
+    words = (
+        r"round 0 .* \(the scores of each of the 30 groups that data.keep_equal keeps are equal, and PlackettLuceLoss"
+    )
+    with pytest.raises(ValueError, match=words):
+        online.fit("run", online.sampling(judge=Tied()), data=online.data(keep_equal=True), max_epochs=1)
+    judge = Tied(different=12)  # another setting of the same judge: the round that gave nothing is made again
+    online.fit("run", online.sampling(judge=judge), data=online.data(keep_equal=True), max_epochs=1)
+    assert len(judge.scored) == 34
+
+
+@pytest.mark.slow
 def test_few_groups_of_different_scores_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     online = GroupOnline(tmp_path)
     online.fit("run", online.sampling(judge=Tied(different=12)), max_epochs=1)

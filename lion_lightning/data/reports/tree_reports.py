@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Regrouped, Selection
-from lion_lightning.data.selection.spans import FilterCounts, Spans
+from lion_lightning.data.selection.spans import Choice, FilterCounts, Spans
 from lion_lightning.data.sources.readers import Numbers
 
 
@@ -208,13 +208,32 @@ class AnswerReport(TreeReport):
         return f"{self.kept.documents:,} answers ({labels}){mismatched} to {self.prompts:,} prompts"
 
 
+def values_differ(spans: Spans) -> Choice:
+    """``(documents,)`` whether the answers of each group have different values."""
+    firsts = spans.offsets[:-1]
+    differ: Choice = np.fmax.reduceat(spans.values, firsts) > np.fmin.reduceat(spans.values, firsts)  # no prompt's NaN
+    return differ
+
+
 @dataclass(frozen=True)
 class GroupReport(TreeReport):
-    """Counts of one source of groups: scored answers of one prompt, which are compared with each other."""
+    """Counts of one source of groups: scored answers of one prompt, which are compared with each other.
+
+    Attributes:
+        equal: Groups of one epoch whose scores are all equal; they are left out unless they are to be kept.
+    """
 
     noun: ClassVar[str] = "answers"
     kind: ClassVar[str] = "groups"
 
+    equal: int
+
+    @classmethod
+    @override
+    def lengths(cls, spans: Spans) -> dict[str, Any]:
+        return {"equal": int((~values_differ(spans)).sum())}
+
     @override
     def units(self) -> str:
-        return f"{self.prompts:,} groups of {self.answers:,} answers"
+        equal = f", {self.equal:,} of equal scores" if self.equal else ""
+        return f"{self.prompts:,} groups{equal} of {self.answers:,} answers"

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lion_lightning.data.packing.best_fit import Integers
 from lion_lightning.data.reports.source_report import SourceReport
-from lion_lightning.data.reports.tree_reports import AnswerReport, GroupReport
+from lion_lightning.data.reports.tree_reports import AnswerReport, GroupReport, values_differ
 from lion_lightning.data.selection.documents import Selection
 from lion_lightning.data.selection.mismatched import add_mismatched
 from lion_lightning.data.selection.spans import Choice
@@ -88,13 +88,7 @@ class GroupFilters(TreeFilters):
         selection = selection.filter_answers(selection.targets > 0, "no supervised token")
         # Again: what was left out since may have left one answer.
         selection = selection.filter(_sizes(selection) > 1, "fewer than two answers")
-        if self.keep_equal:
-            return selection
-        spans = selection.spans
-        firsts = spans.offsets[:-1]
-        # (documents,) each; the prompt's NaN is ignored
-        most, least = np.fmax.reduceat(spans.values, firsts), np.fmin.reduceat(spans.values, firsts)
-        return selection.filter(most > least, "scores all equal")
+        return selection if self.keep_equal else selection.filter(values_differ(selection.spans), "scores all equal")
 
 
 def _sizes(selection: Selection) -> Integers:

@@ -25,6 +25,7 @@ class GroupLoss(RewardedAnswersLoss):
     Attributes:
         needs_reference: True if the loss compares policy and reference.
         on_policy: True if the answers have to be the policy's own, sampled by it.
+        learns_from_equal: True if something is learned from groups whose values are all equal.
 
     Example:
         A loss of one's own, which makes the probabilities of a group follow its values:
@@ -39,6 +40,7 @@ class GroupLoss(RewardedAnswersLoss):
     """
 
     on_policy: ClassVar[bool] = False
+    learns_from_equal: ClassVar[bool] = False
 
     def check_values(self, values: Sequence[float]) -> None:
         """Refuse values that the loss is not for, with a ``ValueError``; called with those of each batch.

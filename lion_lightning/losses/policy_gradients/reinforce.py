@@ -58,6 +58,8 @@ class REINFORCELoss(PolicyGradientLoss):
         **kwargs: Further arguments of :class:`PolicyGradientLoss`.
     """
 
+    learns_from_equal = True
+
     def __init__(self, baseline: bool = True, kl: KLPenalty | None = None, **kwargs: Any) -> None:
         super().__init__(kl=kl or KLInReward(), **kwargs)
         self.mean_reward = RunningMean() if baseline else None

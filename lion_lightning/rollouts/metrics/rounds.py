@@ -16,6 +16,9 @@ from lion_lightning.rollouts.rounds import Round
 MAX_SELF_BLEU_PROMPTS = 200
 """Prompts that ``self_bleu`` is computed on, drawn with a fixed seed: it compares every two answers, which is slow."""
 
+ONLY_IN_SUMMARY = {"score_best", "score_worst", "self_bleu", "answers", "prompts_with_pairs"}
+"""Metrics of a round that are not logged as ``on_policy/*``; all of them are in the round's summary."""
+
 
 def round_metrics(finished: Round) -> dict[str, float]:
     """Metrics of a round, by key; NaN where unknown.
@@ -33,7 +36,7 @@ def round_metrics(finished: Round) -> dict[str, float]:
       if nothing is said twice. ``self_bleu``: BLEU-4 of an answer against a prompt's other answers (Zhu et al., 2018,
       Self-BLEU): 1 if all answers are the same. Both are means over prompts.
     - ``prompts``, ``answers``, ``pairs`` and ``groups`` (prompts with two or more usable answers), both before the data
-      module's filters; ``prompts_with_pairs`` (share).
+      module's filters; ``prompts_with_pairs`` (share). With dynamic sampling ``waves``, in which they were asked.
     - Those of :func:`verified_metrics`, where the judge says what is right.
     """
     trained = [rollout for rollout in finished.rollouts if not rollout.monitor]
@@ -61,6 +64,7 @@ def round_metrics(finished: Round) -> dict[str, float]:
         "pairs": float(finished.num_pairs),
         "prompts_with_pairs": mean(float(bool(rollout.pairs)) for rollout in trained),
         "groups": float(finished.num_groups),
+        **({"waves": float(len(finished.metadata["waves"]))} if finished.metadata.get("dynamic") else {}),
         **verified_metrics(trained, monitors),
     }
 

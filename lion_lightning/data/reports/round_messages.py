@@ -1,0 +1,46 @@
+"""Messages about rounds of on-policy sampling that give little or nothing to train on."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from lion_lightning.data.reports.source_report import SourceReport
+from lion_lightning.data.selection.spans import FilterCounts
+from lion_lightning.rollouts.rounds import Round
+
+logger = logging.getLogger(__name__)
+
+_MORE = (
+    "ask more prompts per round, give more answers to each (num_samples), sample at a higher temperature or with more "
+    "tokens, "
+)
+_CHECK = "check with `lion rounds` that the judge tells the answers apart"
+FIXES = {"pairs": f"{_MORE}lower data.min_margin, or {_CHECK}", "groups": f"{_MORE}or {_CHECK}"}
+"""What gives a round more pairs, or groups, to train on."""
+
+
+def nothing_to_train(finished: Round, items: str) -> str:
+    """How many pairs or groups a round has, where none of them is trained, and why it has no others."""
+    causes = Counter(rollout.left_out for rollout in finished.rollouts if rollout.left_out)
+    counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "no prompt was left out"
+    name = f"round {finished.number} ({finished.path})"
+    return f"{name} gives no {items[:-1]} to train on: {finished.num_items} {items} of answers, {counts}"
+
+
+def warn_of_ties(report: SourceReport) -> None:
+    """Warn if most of a round's pairs, or of its answers in groups, say nothing of what is better."""
+    causes = ("equal scores", "identical answers", "scores all equal")
+    ties = sum(report.left_out.get(cause, FilterCounts()).documents for cause in causes)
+    read = report.read.documents
+    if 2 * ties > read:
+        logger.warning(
+            "%s: %d of %d %s are left out as ties or equal answers; %d %s are left. A judge with finer scores, "
+            "or prompts that are neither too easy nor too hard, would give more",
+            report.name,
+            ties,
+            read,
+            report.noun,
+            report.kept.documents,
+            report.noun,
+        )
