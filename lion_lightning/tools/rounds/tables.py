@@ -20,7 +20,7 @@ TABLES = {
     "Parts of the score": r"reward/.*",
     "Right answers": r"pass_rate|none_right|all_right|(length|unfinished)_(right|wrong)",
     "Right answers to the monitor prompts": r"(pass|majority)_at_\d+",
-    "Answers": r"prompts|length|unfinished|distinct_2|self_bleu|(pairs|groups)(_kept)?",
+    "Answers": r"prompts|waves|length|unfinished|distinct_2|self_bleu|(pairs|groups)(_kept|_equal)?",
     "While training": r".*",  # what the module has logged for a round
 }
 """The metrics of each table, as a pattern of their names. A metric is in the first table that it fits."""
@@ -28,7 +28,7 @@ TABLES = {
 UNPRINTED = {"answers", "prompts_with_pairs"}
 
 FORMS = {
-    r"prompts|pairs|groups": "{:,.0f}",
+    r"prompts|waves|pairs|groups|groups_equal": "{:,.0f}",
     r"length.*": "{:z.1f}",
     r"score.*|monitor_score|reward/.*|distinct_2|self_bleu": "{:z.3f}",
     r"win_rate|pass_.*|majority_.*|(none|all)_right|unfinished.*|.*_kept|prompts_with_signal": "{:z.1%}",
