@@ -60,12 +60,13 @@ def _of_monitors(rollouts: Sequence[Rollout]) -> dict[str, float]:
     for k in counted:
         right = [rollout.sampled_right for rollout in rollouts]
         metrics[f"pass_at_{k}"] = fmean(pass_at_k(len(found), sum(found), k) for found in right)
-    if most < 4:
-        return metrics
     majorities = []  # by prompt: for k = 1, 2, 3, ...
     for rollout in rollouts:
         finals = rollout.final_answers[: rollout.num_sampled]
-        majorities.append(majority_at_k(finals, rollout.sampled_right, counted[-1]))
+        if most >= 4 and finals:
+            majorities.append(majority_at_k(finals, rollout.sampled_right, counted[-1]))
+    if not majorities:
+        return metrics
     return metrics | {f"majority_at_{k}": fmean(found[k - 1] for found in majorities) for k in counted[2:]}
 
 

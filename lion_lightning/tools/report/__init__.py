@@ -33,6 +33,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     images = [
         ("By kind of prompt", plots.accuracies(accuracy), ""),
         ("Learning curves", plots.curves(chains), "thin lines: a running mean of each seed"),
+        ("Policy gradients", plots.policy_gradients(chains), "running means of each seed, but for the steps"),
         ("Rounds of on-policy sampling", plots.rounds(chains), "a line for each seed"),
     ]
     if accuracy:

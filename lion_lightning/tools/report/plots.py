@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lion_lightning.printing import harmless
 from lion_lightning.tools.report.accuracy import Accuracy
-from lion_lightning.tools.report.logs import ChainLogs, Curve, Stage, all_stages
+from lion_lightning.tools.report.logs import ChainLogs, Stage, all_stages
+from lion_lightning.tools.report.panels import (
+    COLORS,
+    POLICY_GRADIENT,
+    STEPS,
+    Panel,
+    draw_line,
+    round_panels,
+    smooth,
+    stage_title,
+    step_panels,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLORS = ("#8a8f98", "#3b6fb6", "#e07b1f", "#3d9a6c", "#a14fa0", "#c0433a")
-"""Of the stages, in order: grey, blue, orange, ..., apart from each other for color-blind readers, too."""
-
-PAIR_CURVES = {
-    "train/rewards/margin": "reward margin",
-    "train/rewards/accuracy": "reward accuracy",
-    "train/rewards/kendall": "rank correlation of rewards and values",
-    "train/kl": "log-ratio to the reference, nats",
-    "train/lengths/chosen": "length of the chosen answer, tokens",
-}
-ROUND_METRICS = {
-    "on_policy/score": "score of sampled answers",
-    "on_policy/monitor_score": "score on monitor prompts",
-    "on_policy/win_rate": "win rate against round 0",
-    "on_policy/length": "length of an answer, tokens",
-    "on_policy/distinct_2": "distinct-2",
-    "on_policy/kl": "log-ratio to the start, nats",
-}
-
-Panel = Callable[["Axes"], Any]
 
 
 @contextmanager
@@ -68,12 +58,18 @@ def overview(chains: Sequence[ChainLogs], accuracy: Accuracy | None) -> bytes | 
         panels.append(partial(_by_stage, accuracy))
         if accuracy.kinds:
             panels.append(partial(_by_kind, accuracy))
-    return _png([*panels, *_curve_panels(chains), *_round_panels(chains)][:6])
+    return _png([*panels, *_curve_panels(chains), *round_panels(chains)][:6])
 
 
 def curves(chains: Sequence[ChainLogs]) -> bytes | None:
     """Losses of every stage, then rewards, log-ratios and lengths of those that train on pairs; None without any."""
     return _png(_curve_panels(chains))
+
+
+def policy_gradients(chains: Sequence[ChainLogs]) -> bytes | None:
+    """Rewards, entropy, ratios and clipping of stages that train by policy gradients; None without any."""
+    trained = [stage for stage in all_stages(chains) if "train/ratio" in stage.curves]
+    return _png(step_panels([ChainLogs("", trained)], POLICY_GRADIENT))
 
 
 def accuracies(accuracy: Accuracy | None) -> bytes | None:
@@ -88,7 +84,7 @@ def accuracies(accuracy: Accuracy | None) -> bytes | None:
 
 def rounds(chains: Sequence[ChainLogs]) -> bytes | None:
     """Metrics of the rounds of on-policy sampling; None where there were none."""
-    return _png(_round_panels(chains))
+    return _png(round_panels(chains))
 
 
 def _png(panels: Sequence[Panel]) -> bytes | None:
@@ -117,22 +113,7 @@ def _curve_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
         stages = all_stages(chains, name)
         if any(stage.curves.get("train/loss") or stage.curves.get("val/loss") for stage in stages):
             panels.append(partial(_losses, stages, COLORS[place % len(COLORS)]))
-    for key, title in PAIR_CURVES.items():
-        if any(stage.curves.get(key) for stage in all_stages(chains)):
-            panels.append(partial(_over_stages, chains, key, title))
-    return panels
-
-
-def _round_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
-    sampled = [stage for stage in all_stages(chains) if stage.rounds]
-    logged: set[str] = set()
-    for stage in sampled:
-        for made in stage.rounds:
-            logged.update(made.get("metrics", {}))
-    return [partial(_over_rounds, sampled, key, title) for key, title in ROUND_METRICS.items() if key in logged]
-
-
-# --- panels
+    return panels + step_panels(chains, STEPS)
 
 
 def _by_stage(accuracy: Accuracy, axes: Axes) -> None:
@@ -145,7 +126,7 @@ def _by_stage(accuracy: Accuracy, axes: Axes) -> None:
             axes.plot([place + 0.22] * accuracy.seeds, accuracy.values(stage), "o", color="#222", markersize=3)
         # Left of the middle, where the interval is drawn.
         axes.annotate(f"{mean:.3f}", (place - 0.28, mean), fontsize=8, va="bottom")
-    axes.set_xticks(range(len(accuracy.stages)), [*map(_title, accuracy.stages)], fontsize=9)
+    axes.set_xticks(range(len(accuracy.stages)), [*map(stage_title, accuracy.stages)], fontsize=9)
     axes.set_ylim(0, 1)
     axes.set_title(f"held-out accuracy, {accuracy.seeds} seed{'s' * (accuracy.seeds > 1)}", fontsize=10)
 
@@ -161,7 +142,7 @@ def _by_kind(accuracy: Accuracy, axes: Axes) -> None:
         # A Student's t interval may leave 0 to 1, the mean of shares cannot.
         below = [one.estimate - max(one.low, 0.0) for one in found]
         above = [min(one.high, 1.0) - one.estimate for one in found]
-        axes.bar(places, means, width, color=color, label=_title(stage))
+        axes.bar(places, means, width, color=color, label=stage_title(stage))
         axes.errorbar(places, means, [below, above], fmt="none", color="#222", linewidth=0.6)
     axes.set_xticks(range(len(accuracy.kinds)), [*map(harmless, accuracy.kinds)], fontsize=7, rotation=40, ha="right")
     axes.set_ylim(0, 1.2)  # room for the legend above the bars
@@ -173,61 +154,8 @@ def _by_kind(accuracy: Accuracy, axes: Axes) -> None:
 def _losses(stages: Sequence[Stage], color: str, axes: Axes) -> None:
     """Losses of the same stage of all seeds."""
     for stage in stages:
-        _line(axes, _smooth(stage.curves.get("train/loss", {})), color, alpha=0.6)
+        draw_line(axes, smooth(stage.curves.get("train/loss", {})), color, alpha=0.6)
         before = {0: stage.before["val/loss"]} if "val/loss" in stage.before else {}
-        _line(axes, before | stage.curves.get("val/loss", {}), "#222", marker="o", markersize=2.5)
-    axes.set_title(f"{_title(stages[0].name)}: loss (dots: held out)", fontsize=10)
+        draw_line(axes, before | stage.curves.get("val/loss", {}), "#222", marker="o", markersize=2.5)
+    axes.set_title(f"{stage_title(stages[0].name)}: loss (dots: held out)", fontsize=10)
     axes.set_xlabel("optimizer step", fontsize=8)
-
-
-def _over_stages(chains: Sequence[ChainLogs], key: str, title: str, axes: Axes) -> None:
-    """A metric of all stages that log it, over the share of the stage."""
-    names = dict.fromkeys(stage.name for stage in all_stages(chains))
-    for name, color in zip(names, COLORS, strict=False):
-        label = _title(name)
-        for stage in all_stages(chains, name):
-            if curve := stage.curves.get(key):
-                last = max(curve) or 1
-                percent = {100 * step / last: value for step, value in _smooth(curve).items()}
-                _line(axes, percent, color, label=label)
-                label = ""  # the legend names a stage once, for the lines of all seeds
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel("% of the stage", fontsize=8)
-    axes.legend(fontsize=7, frameon=False)
-
-
-def _over_rounds(stages: Sequence[Stage], key: str, title: str, axes: Axes) -> None:
-    for stage in stages:
-        points = {}
-        for number, made in enumerate(stage.rounds):
-            if (value := made["metrics"].get(key)) is not None:
-                points[number] = value
-        _line(axes, points, COLORS[2], marker="o", markersize=3)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel("round", fontsize=8)
-    axes.locator_params(axis="x", integer=True)
-
-
-# --- shared
-
-
-def _line(axes: Axes, curve: Mapping[float, float] | Mapping[int, float], color: str, **style: Any) -> None:
-    if len(curve) == 1:  # a line needs two points
-        style = {"marker": "o", "markersize": 3, **style}
-    axes.plot(list(curve), list(curve.values()), color=color, linewidth=1.1, **style)
-
-
-def _smooth(curve: Curve, weight: float = 0.8) -> Curve:
-    """A running mean in which each point counts ``weight`` of the one after it, without a pull towards the start."""
-    total = count = 0.0
-    smoothed = {}
-    for step, value in curve.items():
-        total, count = weight * total + value, weight * count + 1
-        smoothed[step] = total / count
-    return smoothed
-
-
-def _title(name: str) -> str:
-    return {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "online_dpo": "online DPO", "reward": "reward model"}.get(
-        name, name
-    )

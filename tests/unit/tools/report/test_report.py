@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lion_lightning.cli import main
@@ -14,6 +15,7 @@ from lion_lightning.tools.report import plots, write_report
 from lion_lightning.tools.report.accuracy import accuracy_of
 from lion_lightning.tools.report.logs import ChainLogs, read_run, read_stage
 from lion_lightning.tools.report.page import Cell, page, table
+from lion_lightning.tools.report.panels import POLICY_GRADIENT, round_panels, step_panels
 
 PNG = b"\x89PNG\r\n"
 
@@ -196,3 +198,40 @@ def test_validation_before_training_is_told_where_it_is_known(tmp_path: Path) ->
     assert '<td>sft</td><td class="n">1.5</td><td class="n">-6.1</td>' in text
     assert '<td>dpo</td><td class="n">2.5 → 1.5</td><td class="n">0 → -6.1</td>' in text
     assert "<th>log-ratio to the reference, nats</th>" in text
+
+
+def test_a_policy_gradient_run_shows_what_it_logged_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    for seed in (0, 1):
+        folder = tmp_path / f"seed-{seed}" / "grpo"
+        rows = [{"step": 4, "train/ratio": 1.0, "train/staleness": 0.0, "train/clip/low": 0.1, "train/clip/high": 0.2}]
+        log(folder, [*rows, {**rows[0], "step": 9, "train/staleness": 5.0}])
+        metrics = {"pass_at_1": 0.25, "pass_at_4": 0.5, "reward/a$b": 1.0, "reward/Length": 0.1, "win_rate": None}
+        (folder / "rounds").mkdir()
+        summary = {"metrics": {f"on_policy/{name}": value for name, value in metrics.items()}}
+        (folder / "rounds" / "round-0000.json").write_text(json.dumps(summary))
+    chains = read_run(tmp_path)
+    drawn: dict[str, list[str]] = {}
+    for draw in (*step_panels(chains, POLICY_GRADIENT), *round_panels(chains)):
+        axes = Figure().subplots()
+        draw(axes)
+        legend = axes.get_legend()
+        drawn[axes.get_title()] = [text.get_text() for text in legend.get_texts()] if legend else []
+        if axes.get_title() == "steps since the answers were sampled":
+            assert [np.asarray(line.get_ydata()).tolist() for line in axes.get_lines()] == [
+                [0.0, 5.0]
+            ] * 2  # not smoothed
+    assert drawn == {
+        "share of tokens that are clipped": ["GRPO high", "GRPO low"],
+        "ratio to the policy that sampled": ["GRPO"],
+        "steps since the answers were sampled": ["GRPO"],
+        "parts of the score": ["a$b", "Length"],
+        "pass@k on monitor prompts": ["k = 1", "k = 4"],
+    }
+    monkeypatch.setattr(plots, "_png", lambda panels: PNG if panels else None)  # drawing takes a second
+    assert plots.policy_gradients(chains[:0]) is None
+    text = write_report(tmp_path).read_text()
+    assert text.index("Policy gradients") < text.index("Rounds of on-policy sampling")
