@@ -17,7 +17,7 @@ WIDTH = 80
 
 TABLES = {
     "Scores": r"score|score_spread|score_worst|score_best|prompts_with_signal|monitor_score|win_rate",
-    "Parts of the score": r"reward/.*",
+    "Parts of the score": r"(reward|not_rated)/.*",
     "Right answers": r"pass_rate|none_right|all_right|(length|unfinished)_(right|wrong)",
     "Right answers to the monitor prompts": r"(pass|majority)_at_\d+",
     "Answers": r"prompts|waves|length|unfinished|distinct_2|self_bleu|(pairs|groups)(_kept|_equal)?",
@@ -28,7 +28,7 @@ TABLES = {
 UNPRINTED = {"answers", "prompts_with_pairs"}
 
 FORMS = {
-    r"prompts|waves|pairs|groups|groups_equal": "{:,.0f}",
+    r"prompts|waves|pairs|groups|groups_equal|not_rated/.*": "{:,.0f}",
     r"length.*": "{:z.1f}",
     r"score.*|monitor_score|reward/.*|distinct_2|self_bleu": "{:z.3f}",
     r"win_rate|pass_.*|majority_.*|(none|all)_right|unfinished.*|.*_kept|prompts_with_signal": "{:z.1%}",
