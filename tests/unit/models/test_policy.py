@@ -12,7 +12,7 @@ from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.model_configs import logit_transform, without_dropout
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
-from tests.tiny import TREE, VOCABULARY, LargestTensor, alone, config, policy, row
+from tests.tiny import TREE, VOCABULARY, LargestTensor, alone, alone_all, config, policy, row
 
 SOFTCAPPED: dict[str, Any] = {
     "model_type": "gemma2",
@@ -62,6 +62,18 @@ def test_only_supervised_tokens_reach_the_head_and_come_back_in_order() -> None:
         every = row(*TREE)
         picked = [(every.logit_positions == p).logical_and(every.targets == t).nonzero()[0] for p, t in _pairs(batch)]
         torch.testing.assert_close(values, model(every).values[torch.cat(picked)], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [{}, SOFTCAPPED], ids=["llama", "softcapped"])
+def test_entropy_is_given_where_it_is_asked_for(shape: dict[str, Any]) -> None:
+    model, batch = policy(**shape), row(*TREE)
+    with torch.no_grad():
+        assert model(batch).entropy is None
+        model.with_entropy = True
+        found = model(batch).entropy
+        logps = alone_all(model.causal_lm, batch)
+    assert found is not None
+    torch.testing.assert_close(found, -(logps.exp() * logps).sum(-1), rtol=1e-5, atol=1e-5)
 
 
 def _pairs(batch: Any) -> list[tuple[int, int]]:
