@@ -15,10 +15,11 @@ import yaml
 
 from lion_lightning import PolicySpec, Source, TokenizerSpec
 from lion_lightning.cli import main
-from lion_lightning.judges import Length, VerifierJudge
+from lion_lightning.judges import Length, VerifierJudge, WeightedJudge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.tools.demo import FAMILIES
+from lion_lightning.tools.evaluate.main import parse
 from lion_lightning.tools.evaluate.run import Evaluation, evaluate
 from lion_lightning.types import Answer, Prompt
 from tests import tiny
@@ -127,6 +128,12 @@ def test_the_example_of_the_docs_is_a_valid_config(
         main(["evaluate", "-c", "runs/example.yaml", "--print_config"])
     assert not stop.value.code
     assert_holds(yaml.safe_load(capsys.readouterr().out), yaml.safe_load(example))
+
+
+def test_a_judge_is_named_by_the_path_of_its_file() -> None:
+    judge = parse(["--model", "m", "--out", "o", "--judge", str(ROOT / "configs" / "judge" / "aspects.yaml")]).judge
+    assert isinstance(judge, WeightedJudge)
+    assert judge.names == ["helpfulness", "instruction_following", "honesty", "truthfulness"]
 
 
 def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
