@@ -171,9 +171,10 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     ) -> dict[str, Tensor | SumOver]:
         answers = torch.full((), values.numel(), device=values.device)
         groups = torch.full((), len(values), device=values.device)
+        spread = (values - values.mean(-1, keepdim=True)).square().mean(-1).sqrt()  # std() warns of no groups
         metrics: dict[str, Tensor | SumOver] = {
             "rewards": SumOver(values.sum(), answers),
-            "reward_spread": SumOver(values.std(-1, correction=0).sum(), groups),
+            "reward_spread": SumOver(spread.sum(), groups),
             "groups_with_signal": SumOver((values.amax(-1) > values.amin(-1)).sum(), groups),
             "logps": SumOver(policy.sums.sum(), answers),
             "lengths": SumOver(policy.counts.sum(), answers),
