@@ -2,8 +2,8 @@
 
     python benchmarks/gsm8k.py train.jsonl gsm8k
 
-The calculator's annotations are left out of the solutions. Of the short problems of two steps the last 200 are held out,
-and 800 are answered by the policy in its rounds; SFT takes the other short problems, of three steps too.
+The calculator's annotations are left out of the solutions. Of the short problems of two steps the last 200 are held
+out, and 800 are answered by the policy in its rounds; SFT takes the other short problems, of three steps too.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def held_out(folder: Path, start: Path, source: str) -> dict[str, Any]:
     policy, first = (_policy(one) for one in (folder, start))
     pool = PromptPool([Source(source)], policy.tokenizer)
     prompts = [one.prompt for one in pool.take(range(QUESTIONS))]
-    sampler = TransformersSampler(SamplingSettings(temperature=1.0, max_new_tokens=20), batch_size=320)
+    sampler = TransformersSampler(SamplingSettings(temperature=1.0, max_new_tokens=16), batch_size=320)
     with opened(sampler, policy):
         answers = sampler.sample(prompts, ANSWERS, seed=0)
     right, sums = "", torch.zeros(2)

@@ -3,7 +3,7 @@
     make demo SEEDS=3                           # or: lion run configs/pipeline.yaml --seeds 0 1 2
     python benchmarks/policy_gradients.py --run configs/pipeline.yaml --seeds 0 1 2 --out runs/policy_gradients
 
-Starts from the DPO stages of a finished `lion run`. All runs have the same rounds: 20 of 128 prompts, each answered
+Starts from the DPO stages of a finished `lion run`. All runs have the same rounds: 20 of 64 prompts, each answered
 eight times at temperature 1. Rates are looked for on the first seed (RATES), and the best of each objective (BEST) is
 trained on all seeds. Stopped, it goes on with the same command.
 
@@ -37,18 +37,18 @@ RESULTS = HERE / "results" / "policy_gradients.json"
 CONFIGS = {name: {"config": f"{name}.yaml"} for name in ("sft", "dpo", "online_dpo", "grpo")}
 """Stages whose configs the runs change, next to the pipeline file."""
 
-ROUNDS, PROMPTS, ANSWERS = 20, 128, 8
+ROUNDS, PROMPTS, ANSWERS = 20, 64, 8
 ROUND: Config = {
     "prompts_per_round": PROMPTS,
     "num_samples": ANSWERS,
     "monitor_prompts": 8,
     "sampler": {
         "class_path": "lion_lightning.sampling.TransformersSampler",
-        "init_args": {"batch_size": 512, "sampling": {"temperature": 1.0, "max_new_tokens": 20}},
+        "init_args": {"batch_size": 512, "sampling": {"temperature": 1.0, "max_new_tokens": 16}},
     },
 }
-FOUR_STEPS: Config = {"data": {"init_args": {"row_length": 256}}, "trainer": {"accumulate_grad_batches": 5}}
-"""A round's groups with signal fill 14 to 20 rows of 256 tokens."""
+FOUR_STEPS: Config = {"data": {"init_args": {"row_length": 256}}, "trainer": {"accumulate_grad_batches": 3}}
+"""A round's groups with signal fill about 11 rows of 256 tokens."""
 
 ONE_STEP: Config = {"trainer": {"accumulate_grad_batches": 1000}}
 UNCLIPPED = {"clip_low": None}
@@ -83,7 +83,7 @@ OBJECTIVES: dict[str, Config] = {
     "DAPO": merged(_loss("DAPOLoss", beta=0.0), FOUR_STEPS),
     "online DPO": {"data": {"init_args": {"validation": None}}},
 }
-RATES: dict[str, Sequence[float]] = {name: (1e-4, 2e-4, 4e-4) for name in OBJECTIVES}
+RATES: dict[str, Sequence[float]] = dict.fromkeys(OBJECTIVES, (1e-4, 2e-4, 4e-4))
 BEST = {"GRPO": 4e-4, "RLOO": 4e-4, "DAPO": 4e-4, "online DPO": 4e-4}
 """Of RATES, by held-out accuracy of the first seed."""
 
