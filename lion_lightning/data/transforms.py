@@ -45,6 +45,18 @@ def reasoning_in_text(row: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def without_language_instructions(row: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]]:
+    """A row of IFEval or of TÜLU 3's RLVR data, or none where it names the instruction on the answer's language.
+
+    That one takes a model to check, so :class:`~lion_lightning.judges.verifiers.Instructions` refuses it.
+
+    Args:
+        row: With ``instruction_id_list`` or ``ground_truth``; any other row stays as it is.
+    """
+    named = f"{row.get('instruction_id_list')} {row.get('ground_truth')}"
+    return [] if "language:response_language" in named or "validate_response_language" in named else row
+
+
 def _answer_with_reasoning(answer: Any) -> Any:
     if isinstance(answer, Mapping):
         return _with_reasoning(answer)

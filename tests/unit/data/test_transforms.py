@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lion_lightning.data.formats.sft import Conversation, recognize
-from lion_lightning.data.transforms import each_answer, reasoning_in_text
+from lion_lightning.data.transforms import each_answer, reasoning_in_text, without_language_instructions
 
 
 def test_each_answer_becomes_the_end_of_a_row_and_those_before_it_are_context() -> None:
@@ -61,3 +62,19 @@ def test_reasoning_of_ranked_and_labeled_answers_is_written_into_their_text() ->
     assert reasoning_in_text(row) == row | {"answers": ["c", written, [written]]}
     labeled = {"question": "a", "response": [said], "label": True}
     assert reasoning_in_text(labeled) == labeled | {"response": [written]}
+
+
+def test_rows_that_ask_for_a_language_are_left_out() -> None:
+    asked = {"func_name": "validate_response_language", "language": "de"}
+    for row in (
+        {"instruction_id_list": ["punctuation:no_comma", "language:response_language"], "kwargs": [{}, {}]},
+        {"ground_truth": json.dumps(asked), "dataset": "ifeval"},
+        {"ground_truth": [asked]},
+    ):
+        assert without_language_instructions(row) == []
+    for kept in (
+        {"instruction_id_list": ["punctuation:no_comma"], "prompt": "language:response_language"},
+        {"ground_truth": '{"func_name": "validate_lowercase"}'},
+        {"question": "a", "answer": "b"},
+    ):
+        assert without_language_instructions(kept) is kept
