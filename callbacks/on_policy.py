@@ -150,6 +150,7 @@ class OnPolicySampling(Callback):
         data = checks.require_on_policy(trainer, pl_module)
         if data.items != "pairs":
             checks.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)
+            checks.warn_of_long_groups(data, self.sampler, self.num_samples)
         checks.require_own_answers(pl_module, self.sampler, self.original_chosen)
         checks.warn_of_misfits(self.shaping, self.sampler, self.usable(Answer("?", "length")))
         data.rounds, self._items = partial(self.pull, trainer, cast(AlignmentModule, pl_module)), data.items
@@ -172,10 +173,7 @@ class OnPolicySampling(Callback):
         self._trained = self.current
         self._report = checks.on_policy_data(trainer).report(self.current)
         metrics, items = round_metrics(self.current), self.current.items
-        kept = rounds.kept_items(self._report, items) if self._report else 0
-        metrics[f"{items}_kept"] = kept / max(metrics[items], 1)
-        if equal := self._report.get("equal"):  # groups of equal scores, where they are kept
-            metrics["groups_equal"] = float(equal)
+        metrics |= rounds.kept_metrics(self._report, items, metrics[items])
         others = "groups" if items == "pairs" else "pairs"
         for name, value in metrics.items():
             if name not in {*ONLY_IN_SUMMARY, others}:

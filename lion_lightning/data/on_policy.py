@@ -19,7 +19,7 @@ from lion_lightning.data.document_filters.applied import AppliedFilters
 from lion_lightning.data.groups import GroupDataModule
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.preference import PreferenceDataModule
-from lion_lightning.data.reports.round_messages import FIXES, nothing_to_train, warn_of_ties
+from lion_lightning.data.reports.round_messages import FITTING, FIXES, nothing_to_train, warn_of_ties
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.reports.tree_reports import GroupReport
 from lion_lightning.data.selection.documents import Selection
@@ -218,7 +218,7 @@ class RoundDataModule(TreeDataModule, ABC):
                 message += ". The next start samples this round again, unless the filters then keep some of its "
                 message += self.items
             raise ValueError(message) from error
-        require_fitting(mixture.documents, self.row_length)
+        require_fitting(mixture.documents, self.row_length, FITTING[self.items])
         for report in mixture.reports:
             logger.info("%s", report)
         if not finished.num_items:

@@ -126,6 +126,19 @@ def check_curriculum(curriculum: Curriculum | None, judge: Judge) -> None:
         raise ValueError(f"OnPolicySampling.curriculum: {type(curriculum).__name__}: {problem}")
 
 
+def warn_of_long_groups(data: RoundDataModule, sampler: Sampler, num_samples: int) -> None:
+    """Warn if the longest answers that a sampler may give would be more than a row of the data holds."""
+    limit = getattr(getattr(sampler, "sampling", None), "max_new_tokens", None)
+    longest = num_samples * min(limit or 0, data.max_length - 1)
+    if longest > data.row_length:
+        logger.warning(
+            "%d answers of up to %d tokens (max_new_tokens) may have %d, and a prompt with all of its answers has to "
+            "fit a row: data.row_length is %d, and a round with a longer group ends the run with an error; raise it, "
+            "or lower num_samples or max_new_tokens",
+            *(num_samples, limit, longest, data.row_length),
+        )
+
+
 def warn_of_misfits(shaping: Sequence[RewardShaping], sampler: Sampler, keep_unfinished: bool) -> None:
     """Warn of shapings that do not fit the sampler's limit or the rule for answers that were cut off."""
     limit = getattr(getattr(sampler, "sampling", None), "max_new_tokens", None)

@@ -219,6 +219,12 @@ def kept_items(report: Mapping[str, Any], items: str) -> float:
     return math.nan if found is None else float(found)
 
 
+def kept_metrics(report: Mapping[str, Any], items: str, made: float) -> dict[str, float]:
+    """Share of the pairs or groups made that the filters kept, and how many kept groups have equal scores, if any."""
+    metrics = {f"{items}_kept": kept_items(report, items) / max(made, 1) if report else 0.0}
+    return metrics | ({"groups_equal": float(report["equal"])} if report.get("equal") else {})
+
+
 def restored_round(path: Path, identity: str) -> Round:
     """The round within which a checkpoint was saved. It cannot be sampled again, since its policy is gone."""
     stored = Round(path)

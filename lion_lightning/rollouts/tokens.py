@@ -118,8 +118,9 @@ class RoundTokens:
         return SampleSegment(ids[begin + start : begin + stop], np.full(stop - start, which > 0))
 
     def where(self, row: int) -> str:
-        """Place of the prompt of an example in the file."""
-        return f"{self.path}[{self._rows[row]}]"
+        """Place of the prompt of an example, in the file and where it was read from."""
+        number = int(self._rows[row])
+        return f"{self.path}[{number}] ({read_table(self.path)[0]['where'][number]})"
 
     def targets(self, rows: Numbers, starts: Numbers, stops: Numbers, roots: npt.NDArray[np.bool_]) -> Numbers:
         """Number of tokens trained in each span, ``(spans,)``: all of answers, none of prompts."""

@@ -20,6 +20,14 @@ FIXES = {"pairs": f"{_MORE}lower data.min_margin, or {_CHECK}", "groups": f"{_MO
 """What gives a round more pairs, or groups, to train on."""
 
 
+_SHORTER = "lower num_samples of OnPolicySampling or the sampler's max_new_tokens"
+FITTING = {
+    "pairs": "lower data.max_length",
+    "groups": f"{_SHORTER}; with longer rows alone the next start finds this round and trains on it",
+}
+"""What makes a round's prompts fit a row, beside longer rows."""
+
+
 def nothing_to_train(finished: Round, items: str) -> str:
     """How many pairs or groups a round has, where none of them is trained, and why it has no others."""
     causes = Counter(rollout.left_out for rollout in finished.rollouts if rollout.left_out)

@@ -131,8 +131,13 @@ def mix(selections: Sequence[Selection], filters: Filters, row_length: int | Non
     return Mixture(documents, reports)
 
 
-def require_fitting(documents: Documents, row_length: int) -> None:
+def require_fitting(documents: Documents, row_length: int, fix: str = "lower data.max_length") -> None:
     """Make sure that every document fits a row.
+
+    Args:
+        documents: The documents.
+        row_length: Tokens of a row.
+        fix: What helps beside longer rows.
 
     Raises:
         ValueError: One does not; the message names it. Documents are cut to ``max_length``, so it is a pair or a group.
@@ -141,9 +146,11 @@ def require_fitting(documents: Documents, row_length: int) -> None:
     length, answers = int(documents.lengths[longest]), len(documents[longest].values)
     if length > row_length:
         what = {1: "answer", 2: "two answers"}.get(answers, f"{answers} answers, a group that is never cut,")
+        too_long = int((documents.lengths > row_length).sum())
         raise ValueError(
-            f"{documents.where(longest)}: the prompt and its {what} have {length} tokens, more than the "
-            f"{row_length} of data.row_length; set data.row_length to {length} or more, or lower data.max_length"
+            f"{documents.where(longest)}: the prompt and its {what} have {length} tokens, more than the {row_length} "
+            f"of data.row_length ({too_long} of {len(documents)} are too long); set data.row_length to {length} or "
+            f"more, or {fix}"
         )
 
 

@@ -47,7 +47,7 @@ def test_a_prompt_is_read_once_with_each_answer_that_is_in_a_pair(tmp_path: Path
     # of OTHER the second answer is preferred, and comes first
     assert (tokens.pairs.tolist(), tokens.pair_offsets.tolist()) == ([[0, 1], [2, 1], [0, 1]], [0, 2, 3])
     assert tokens.groups.tobytes() == b"a" * 16 + b"b" * 16
-    assert [tokens.where(row) for row in range(2)] == [f"{tokens.path}[{row}]" for row in (1, 2)]
+    assert [tokens.where(row) for row in range(2)] == [f"{tokens.path}[{row}] ()" for row in (1, 2)]
     assert bounds_of(tokens, 0) == [[5, 6], [7, 8, 9, 2], [7, 8], [11, 2]]
     assert bounds_of(tokens, 1) == [[4], [11, 2], [7, 8]]
     assert tokens.segment(1, 3, 4).input_ids.tolist() == [7]

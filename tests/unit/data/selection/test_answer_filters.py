@@ -181,7 +181,7 @@ def test_a_group_longer_than_a_row_is_an_error_that_names_its_row_and_the_length
     mixture = trees(labeled("p A B", 1, 0), labeled("qq CC DD EE", 1, 2, 3), filters=GroupFilters(8), row_length=6)
     message = (
         r"jsonl:2: the prompt and its 3 answers, a group that is never cut, have 8 tokens, more than the 6 of "
-        r"data\.row_length; set data\.row_length to 8 or more"
+        r"data\.row_length \(1 of 2 are too long\); set data\.row_length to 8 or more"
     )
     with pytest.raises(ValueError, match=message):
         require_fitting(mixture.documents, 6)
