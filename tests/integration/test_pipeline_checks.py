@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning import FrozenReference, PolicySpec, PreferenceDataModule, SFTDataModule, Source, TokenizerSpec
 from lion_lightning.cli import main
+from lion_lightning.data.decontamination import Decontamination
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.references.cached import CachedReference
 from lion_lightning.tools.demo import write_demo
@@ -256,6 +257,10 @@ def test_of_many_rows_the_first_ones_are_read(folder: Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match=r"rows.jsonl:4: "):
         sources.check_data(SFTDataModule([Source("rows.jsonl")], tokenizer, max_length=128))
     assert not Path("cache/tokens").exists()
+    monkeypatch.setattr(sources, "FIRST_ROWS", 3)
+    rule = Decontamination([Source("nowhere.jsonl")])
+    with pytest.raises(ValueError, match=r"nowhere.jsonl"):
+        sources.check_data(SFTDataModule([Source("rows.jsonl")], tokenizer, document_filters=[rule]))
 
 
 def test_a_stage_is_looked_at_with_the_model_and_the_tokenizer_that_its_chain_starts_from() -> None:

@@ -30,10 +30,6 @@ class BenchmarkItem:
     where: str
     texts: tuple[tuple[str, ...], ...]
 
-    def is_short(self, ngram: int) -> bool:
-        """True if the item has no n-gram, so that all of it is looked for."""
-        return len(self.texts[0]) < ngram
-
 
 def read_items(number: int, source: Source, ngram: int) -> list[BenchmarkItem]:
     """Read the prompts of a benchmark.

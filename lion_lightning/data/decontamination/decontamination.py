@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from typing_extensions import override
 
 from lion_lightning.data.checks import check_sources
 from lion_lightning.data.decontamination.benchmarks import BenchmarkItem, digest_of, read_items
+from lion_lightning.data.decontamination.findings import Findings
 from lion_lightning.data.decontamination.overlap import NgramIndex, split_words
-from lion_lightning.data.decontamination.report import Hit, summed_up
 from lion_lightning.data.document_filters.base import DocumentFilter, LeftOut
 from lion_lightning.data.document_filters.candidates import Candidates
+from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 
 _VERSION = 1
@@ -82,8 +84,17 @@ class Decontamination(DocumentFilter):
 
     @override
     def leave_out(self, candidates: Candidates) -> LeftOut:
-        names = [benchmark.label for benchmark in self.benchmarks]
-        return summed_up(names, self._items, [*self._hits(candidates)], candidates, self.ngram, self.warn_above)
+        findings = Findings([benchmark.label for benchmark in self.benchmarks], self._items, self.ngram)
+        texts: list[list[str]] = []
+        rows: list[int] = []  # of each text
+        for row, written in enumerate(candidates.user_texts()):
+            if len(texts) >= _BATCH_TEXTS:
+                self._compare(texts, rows, findings)
+                texts, rows = [], []
+            texts += map(split_words, written)
+            rows += [row] * len(written)
+        self._compare(texts, rows, findings)
+        return findings.summed_up(candidates, self.warn_above)
 
     @cached_property
     def _items(self) -> list[BenchmarkItem]:
@@ -97,29 +108,13 @@ class Decontamination(DocumentFilter):
         return NgramIndex([text for item in self._items for text in item.texts], self.ngram)
 
     @cached_property
-    def _owners(self) -> list[int]:
+    def _owners(self) -> Numbers:
         """Item of each text of the index."""
-        return [number for number, item in enumerate(self._items) for _ in item.texts]
+        return np.repeat(np.arange(len(self._items)), [len(item.texts) for item in self._items])
 
-    def _hits(self, candidates: Candidates) -> Iterator[Hit]:
-        """Rows that overlap with an item, each pair once with its largest overlap, in the order of the rows."""
-        texts: list[list[str]] = []
-        rows: list[int] = []
-        for row, written in enumerate(candidates.user_texts()):
-            if len(texts) >= _BATCH_TEXTS:
-                yield from self._overlaps(texts, rows)
-                texts, rows = [], []
-            texts += map(split_words, written)
-            rows += [row] * len(written)
-        yield from self._overlaps(texts, rows)
-
-    def _overlaps(self, texts: Sequence[Sequence[str]], rows: Sequence[int]) -> list[Hit]:
-        found = self._index.overlaps(texts, self.overlap)
-        best: dict[tuple[int, int], float] = {}
-        for text, other, share in zip(*(column.tolist() for column in found), strict=True):
-            pair = rows[text], self._owners[other]
-            best[pair] = max(share, best.get(pair, 0.0))
-        return [Hit(row, item, share) for (row, item), share in sorted(best.items())]
+    def _compare(self, texts: Sequence[Sequence[str]], rows: Sequence[int], findings: Findings) -> None:
+        for found in self._index.overlaps(texts, self.overlap):
+            findings.add([rows[text] for text in found.documents], self._owners[found.texts], found.shares)
 
 
 def _origin(source: Source) -> tuple[Any, ...]:

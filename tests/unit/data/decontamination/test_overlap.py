@@ -19,8 +19,11 @@ def words(first: int, last: int) -> list[str]:
 
 
 def found(index: NgramIndex, documents: list[list[str]], above: float = 0.5) -> dict[tuple[int, int], float]:
-    pairs = index.overlaps(documents, above)
-    return {(d, t): share for d, t, share in zip(*(column.tolist() for column in pairs), strict=True)}
+    shares: dict[tuple[int, int], float] = {}
+    for alike in index.overlaps(documents, above):
+        for text, share in zip(alike.texts.tolist(), alike.shares.tolist(), strict=True):
+            shares |= {(document, text): share for document in alike.documents}
+    return shares
 
 
 def test_words_end_at_white_space_and_at_the_listed_marks() -> None:
@@ -77,10 +80,11 @@ def test_texts_of_few_words_overlap_as_a_direct_count_says(
     """Also where all hashes are equal, and where documents are looked at one by one."""
     if collide:
         monkeypatch.setattr(overlap, "_FACTOR", np.uint64(0))  # the hash is that of the last word
-    monkeypatch.setattr(overlap, "_MAX_PAIRS", most)
+    monkeypatch.setattr(overlap, "_MAX_PLACES", most)
     draw = random.Random(0)
     texts = [draw.choices("abc", k=draw.randint(1, 12)) for _ in range(30)]
     documents = [draw.choices("abcx", k=draw.randint(0, 30)) for _ in range(40)]
+    documents += documents[:5]  # alike ones are added up once
     shares = {(d, t): direct(text, doc, 3) for d, doc in enumerate(documents) for t, text in enumerate(texts)}
     expected = {pair: share for pair, share in shares.items() if share > 0.3}
     assert len(expected) > 100

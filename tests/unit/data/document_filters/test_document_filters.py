@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.unpaired import UnpairedDataModule
+from lion_lightning.distributed.rendezvous import WorkerGroup
 from lion_lightning.rollouts.prompts.pool import PromptPool
 from tests.unit.data.letters import byte_tokenizer
 
@@ -208,6 +210,26 @@ def test_ranks_and_resumed_runs_compare_the_rules(write: Write, tmp_path: Path) 
     assert settings[0] == settings[1] != settings[2]
     loaders = [data.train_dataloader() for data in made]
     assert loaders[0].settings == loaders[1].settings != loaders[2].settings
+
+
+def test_the_first_of_several_ranks_decides_for_all(write: Write, tmp_path: Path) -> None:
+    data = ready(SFTDataModule, [source := write("a", ask("a cat"), ask("a dog"))], tmp_path)
+    (selection,), _ = data.split_validation([source])
+    encoder, rules = data.make_encoder(), [Counting(["cat"]), Counting(["cat"])]
+    left: dict[int, Any] = {}
+
+    def decide(rank: int) -> None:
+        workers = WorkerGroup(tmp_path, rank, 2, "attempt")
+        with workers.heartbeat():
+            left[rank] = AppliedFilters([rules[rank]], tmp_path / "shared").apply(selection, encoder, workers)
+
+    waiting = Thread(target=decide, args=(1,))
+    waiting.start()  # before there is anything
+    decide(0)
+    waiting.join(20)
+    assert [rule._sizes for rule in rules] == [[2], []]
+    assert left[0].spans.examples.tolist() == left[1].spans.examples.tolist() == [1]
+    assert left[0].left_out == left[1].left_out
 
 
 def test_a_rule_that_needs_all_examples_refuses_a_stream(write: Write) -> None:

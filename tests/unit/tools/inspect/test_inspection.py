@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from lion_lightning.data.decontamination import Decontamination
 from lion_lightning.data.encoding.chat import ChatEncoder
 from lion_lightning.data.formats.pairing import AllPairs
 from lion_lightning.data.groups import GroupDataModule
@@ -164,6 +165,17 @@ def test_each_source_has_its_figures_and_every_loss_its_cause(printed: Printed, 
         assert (second_row["rows"], second_row["documents"], second_row["tokens"]) == ("2", "1", str(short))
         assert second_row["supervised"] == f"{2 / short:.1%}"
     assert output.count("left out, duplicate: 1 (") == 2
+
+
+def test_what_repeats_a_benchmark_is_counted_and_shown(printed: Printed, tmp_path: Path) -> None:
+    item = "how many apples are left if nine of ten are eaten today"
+    source = write(tmp_path / "first.jsonl", (f"Tell me, {item}?", "1"), ("2+2?", "4"))
+    rule = Decontamination([write(tmp_path / "test.jsonl", (item, "1"))])
+    output = printed(source, document_filters=[rule], validation=[write(tmp_path / "held.jsonl", ("3+3?", "6"))])
+    assert "first: left out, overlaps with test: 1 (" in output
+    assert "first: benchmark test: 1 of 1 items (100.0%) found in 1 rows, which are left out" in output
+    assert f"first: {tmp_path}/first.jsonl:1 has 100% of the words of {tmp_path}/test.jsonl:1 (how many" in output
+    assert output.count("benchmark test: 1 of 1") == 1  # not below the validation set, too
 
 
 def test_packing_efficiency_is_printed_for_both_sides(printed: Printed, tmp_path: Path) -> None:
