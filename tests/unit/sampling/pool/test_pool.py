@@ -257,6 +257,22 @@ def test_a_server_with_another_model_is_asked_by_its_tokenizer(tmp_path: Path) -
             ServerSampler(url, VLLMWeightSync(str(tmp_path)), tokenizer=tokenizer)
 
 
+def test_a_server_is_a_member_like_any_other(tmp_path: Path, policy: RolloutPolicy) -> None:
+    def reply(route: str, body: Any) -> tuple[int, Any]:
+        if body is None:
+            return 200, {"data": [{"id": "served"}]}
+        text = "w4" if (body["model"], body["prompt"]) == ("served", [5, 7]) else "w8"
+        return 200, {"choices": [{"text": text, "finish_reason": "stop"}]}
+
+    with serving(reply) as url:
+        server = ServerSampler(url, tokenizer=other_tokenizer(tmp_path / "tokenizer"))
+        made = PooledSampler({"policy": TransformersSampler(GREEDY), "large": server}, own="policy")
+        made.open(policy)
+        (row,) = made.sample([asked("w5")], 2, 0)
+        made.close()
+    assert {answer.model: answer.text for answer in row}["large"] == "w4"
+
+
 def test_prompts_are_rendered_again_with_their_tools_and_the_row_s_variables(tmp_path: Path) -> None:
     spec = other_tokenizer(tmp_path)
     spec.chat_template = "{{ messages[-1].content }}{% if tools %} {{ tools[0].name }}{% endif %} {{ style }}"
