@@ -35,12 +35,16 @@ def math_equal(reference: str, answer: str) -> bool:
 def math_value(answer: str) -> str:
     """Final value of an answer, in one form for equal values (1/2 for 0.5); empty if it has none."""
     from math_verify import parse
-    from sympy import nsimplify
+    from sympy import Eq, nsimplify
 
     values = parse(_final(answer), parsing_timeout=None)
-    if not values:
-        return ""
-    return str(values[0] if isinstance(values[0], str) else nsimplify(values[0], rational=True))
+    if not values or isinstance(values[0], str):
+        return str(values[0]) if values else ""
+    try:
+        value = values[0].doit()  # math-verify leaves 1 + 1 as it is written
+        return str(nsimplify(value.rhs if isinstance(value, Eq) else value, rational=True))
+    except Exception:  # sympy raises errors of many kinds: an odd value is compared as it is written
+        return str(values[0])
 
 
 def _final(text: str) -> str:

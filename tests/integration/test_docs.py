@@ -13,7 +13,9 @@ import yaml
 
 from lion_lightning.cli import main
 from lion_lightning.data.formats.sft import recognize
+from lion_lightning.judges import VerifierJudge, WeightedJudge, score_answers
 from lion_lightning.tools.pipeline.plan import read_plan
+from lion_lightning.types import Prompt
 from tests.demo import copy_demo
 from tests.tiny import VOCABULARY, pairs, policy
 
@@ -55,6 +57,13 @@ def test_python_examples_run(text: str, folder: Path) -> None:
         batch = pairs((3, 2, 4))
         values = names["UniformReference"]()(batch, policy()).values
         assert values.tolist() == pytest.approx([-math.log(VOCABULARY)] * 6)
+    if "names_the_city" in names:
+        judge = WeightedJudge([VerifierJudge(names["names_the_city"], 10.0), names["Brevity"]()], [1.0, 0.5])
+        prompt = Prompt("Where?", (), row={"city": "Oslo"})
+        judged = score_answers(judge, [prompt], [["In Oslo.", "In " + 12 * "the "]])
+        assert judged.scores == [[10.5, pytest.approx(0.5 * 0.7)]]  # 13 words
+        assert judged.by_judge == {"VerifierJudge": [[10, 0]], "Brevity": [[1, pytest.approx(0.7)]]}
+        assert judged.right == [[True, False]]
     if "module" in names:
         assert names["module"].global_step == 5
 

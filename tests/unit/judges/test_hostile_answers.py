@@ -237,6 +237,13 @@ def test_a_power_tower_ends() -> None:
     assert judge(asked("w5", answer="#### 7"), "9^9^9^9") is False
 
 
+def test_an_answer_whose_value_takes_too_long_is_a_vote_of_its_own() -> None:
+    verifier = MathAnswer()
+    verifier._final.seconds = 0.5
+    assert verifier.final_answer(asked("w5", answer="#### 7"), "9^9^9^9 ") == "9^9^9^9"
+    assert verifier.final_answer(asked("w5", answer="#### 7"), "so #### 1,000") == "1000"
+
+
 @pytest.mark.parametrize("answer", ["[" * 100_000, "9" * 10_000, "NaN", "[Infinity]", '{"a": 1', "\x00", "```json\n1"])
 def test_an_answer_that_is_no_json_is_wrong_and_stops_nothing(answer: str) -> None:
     assert JSONSchema({})(asked("w5"), answer) is False

@@ -127,8 +127,9 @@ def test_forms_of_a_value_are_one_vote(tmp_path: Path) -> None:
     assert scored.final_answers == ("1/2", "1/2", "7", "7")
     assert scored.right == (True, True, False, False)
     assert metrics_of(tmp_path, [monitor], scoring)["majority_at_4"] == 0.5  # a tie
-    (none,) = scoring.score([replace(monitor, answers=answers("no idea", "none"))])
-    assert none.final_answers == ("no idea", "none")
+    others = ("no idea", "so 1+1", "$x = 2$", r"$\frac{1}{0}$", "$x^2+2x$", "$2x+x^2$", "#### 50%")
+    (found,) = scoring.score([replace(monitor, answers=answers(*others))])
+    assert found.final_answers == ("no idea", "2", "2", "zoo", "x**2 + 2*x", "x**2 + 2*x", "1/2")
 
 
 class Words:
