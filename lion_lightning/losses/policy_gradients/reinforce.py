@@ -35,7 +35,7 @@ class RLOOLoss(PolicyGradientLoss):
     @override
     def advantages(self, rewards: Tensor) -> Tensor:
         n = rewards.shape[-1]
-        return centered(rewards, self) * n / max(n - 1, 1)
+        return centered(rewards, self) * n / (n - 1)
 
     @override
     def token_log_ratios(self, policy: AnswerLogps, old: AnswerLogps) -> Tensor:
