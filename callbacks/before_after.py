@@ -12,6 +12,7 @@ from lion_lightning.callbacks.folders import require_writable_root, write_json
 from lion_lightning.callbacks.samples import greedy_answers, log_text, require_policy
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.checkpointing.averaging import run_last
+from lion_lightning.modules.trainer.batches import evaluation_batches
 from lion_lightning.printing import literal
 
 
@@ -37,8 +38,9 @@ class BeforeAfter(Callback):
 
     Under ``fast_dev_run`` it prints, and writes nothing.
 
-    *Before* is the sanity check, which must see the full validation set (``trainer.num_sanity_val_steps: -1``), and
-    greedy answers to the prompts; it is kept in checkpoints, so that a resumed run compares with the first run's start.
+    *Before* is the sanity check, which must see the full validation set (``trainer.num_sanity_val_steps: -1``) where
+    there is one, and greedy answers to the prompts; it is kept in checkpoints, so that a resumed run compares with the
+    first run's start.
     *After* is the last validation, and the answers of the run's result (of averaged weights, where they are averaged).
     The answers also go to every logger whose experiment takes text (TensorBoard). Watching changes nothing: random
     state and training mode stay as they were.
@@ -94,7 +96,7 @@ class BeforeAfter(Callback):
                 "BeforeAfter: the checkpoint was written without this callback, so nothing is known of before."
             )
             return
-        if self._validated is None:
+        if self._validated is None and evaluation_batches(trainer):  # there is something to validate on
             rank_zero_warn(
                 "BeforeAfter: there was no validation of the full set before training, so no metrics of before; set "
                 "trainer.num_sanity_val_steps: -1."

@@ -102,9 +102,9 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
 
     @override
     def on_train_start(self) -> None:
-        super().on_train_start()
-        if self.trainer.fit_loop.restarted_mid_epoch:  # an epoch that starts no more
+        if self.trainer.fit_loop.restarted_mid_epoch:  # an epoch that starts no more, but may end in here
             self._log_steps()
+        super().on_train_start()
 
     @override
     def on_train_epoch_start(self) -> None:

@@ -150,6 +150,14 @@ def test_a_partial_sanity_check_is_no_before(bench: Bench, batches: int) -> None
     assert report(bench)["before"]["metrics"] == {}
 
 
+def test_a_run_without_validation_shows_answers_alone(bench: Bench, recwarn: pytest.WarningsRecorder) -> None:
+    bench.fit(bench.trainer(BeforeAfter(PROMPTS, 6), limit_val_batches=0))
+    written = report(bench)
+    assert [str(one.message) for one in recwarn if "BeforeAfter" in str(one.message)] == []
+    assert (written["before"], written["after"]) == ({"step": 0, "metrics": {}}, {"step": 6, "metrics": {}})
+    assert all(answer["before"] and answer["after"] for answer in written["answers"])
+
+
 def test_a_validation_before_the_end_is_said_to_be_stale(bench: Bench) -> None:
     with pytest.warns(UserWarning, match="validation last ran at step 4 of 6"):
         bench.fit(bench.trainer(BeforeAfter(), val_check_interval=4))
