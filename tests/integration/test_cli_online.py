@@ -19,6 +19,7 @@ from tests.demo import copy_demo, copy_start
 ROOT = Path(__file__).parents[2]
 ONLINE = ROOT / "configs" / "online_dpo.yaml"
 RANKED = ROOT / "configs" / "online_ranked.yaml"
+GRPO = ROOT / "configs" / "grpo.yaml"
 SMALL = [
     "--trainer.enable_progress_bar=false",
     "--trainer.log_every_n_steps=1",
@@ -111,6 +112,31 @@ def test_the_config_of_groups_trains_reports_exports_and_is_looked_at(
     printed = capsys.readouterr().out
     assert "groups" in printed
     assert "pairs" not in printed
+
+
+@pytest.mark.slow
+def test_policy_gradients_train_report_export_and_are_looked_at(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "-c", config(GRPO), *SMALL]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "num_sanity_val_steps" not in printed  # there is no validation to set it for
+    rounds = find_rounds(folder / "runs/grpo/rounds")
+    assert [(made.number, made.items) for made in rounds] == [(0, "groups"), (1, "groups")]
+    assert all(len(rollout.answers) == 8 for rollout in rounds[0].rollouts if not rollout.monitor)
+    metrics = rounds[1].summary["metrics"]
+    assert metrics["on_policy/steps_per_round"] > 1
+    report = json.loads((folder / "runs/grpo/before_after.json").read_text())
+    assert (report["before"]["metrics"], report["after"]["metrics"]) == ({}, {})
+    assert all(answer["before"] is not None and answer["after"] is not None for answer in report["answers"])
+    assert "GRPOLoss(" in (folder / "runs/grpo/export/README.md").read_text()
+    assert main(["rounds", "runs/grpo/rounds"]) == 0
+    assert main(["report", "runs/grpo"]) == 0
+    page = (folder / "runs/grpo/report.html").read_text()
+    assert "Rounds of on-policy sampling" in page
+    assert "before \N{RIGHTWARDS ARROW} after" not in page
+    assert main(["plan", "-c", "mine.yaml", "--gpus=1"]) == 0
+    assert "(8 to a prompt)" in capsys.readouterr().out
 
 
 def test_inspect_shows_the_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
