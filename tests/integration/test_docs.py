@@ -141,7 +141,12 @@ def test_every_shipped_config_is_run_by_a_test() -> None:
     recipes = {name for name in shipped if name.startswith("recipes/")}  # by test_recipes.py
     tested = {"sft.yaml", "dpo.yaml", "online_dpo.yaml", "pipeline.yaml"}  # by test_cli*.py and test_pipeline.py
     tested |= {"sft_stream.yaml"}  # by test_stream_cli.py
-    tested |= {"kto.yaml", "reward.yaml", "online_ranked.yaml", "grpo.yaml"}  # by test_cli_kto.py, _reward.py and _online.py
+    tested |= {
+        "kto.yaml",
+        "reward.yaml",
+        "online_ranked.yaml",
+        "grpo.yaml",
+    }  # by test_cli_kto.py, _reward.py and _online.py
     tested |= {"ranked.yaml"}  # by test_cli_answers.py
     tested |= {"evaluate.yaml", "logger/wandb.yaml", "own.yaml"}  # by test_evaluate.py, test_cli.py and below
     tested |= {"judge/aspects.yaml", "sampler/pool.yaml"}  # by test_aspects.py and test_pool.py

@@ -8,6 +8,8 @@ from typing import Any
 from typing_extensions import override
 
 from lion_lightning.modules.group import GroupModule
+from lion_lightning.modules.online import OnlineModule
+from lion_lightning.modules.policy_gradient import PolicyGradientModule
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
@@ -50,10 +52,19 @@ def main(arguments: list[str]) -> None:
         placements(settings.strategy, gpus, packed=job.spec.quantization is not None),
         Machine(options.tflops, options.mfu, options.bandwidth),
         memory=round(options.memory * GIB),
-        cached=isinstance(getattr(cli.model, "reference", None), CachedReference),
+        cached=_cached(cli.model),
+        rounds=isinstance(cli.model, OnlineModule),
         sampler=max((getattr(sampler, "gpu_memory_utilization", 0.0) for sampler in samplers), default=0.0),
     )
     print("\n".join(plan.lines()))
+
+
+def _cached(module: Any) -> list[str]:
+    """Models whose log-probs are computed once, in words."""
+    found = ["the reference"] if isinstance(getattr(module, "reference", None), CachedReference) else []
+    if isinstance(module, PolicyGradientModule):
+        found.append("the policy that sampled, where a round makes several steps")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:

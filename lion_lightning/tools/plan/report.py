@@ -26,7 +26,8 @@ class PlanReport:
         machine: Assumed speed of a GPU.
         memory: Bytes per GPU.
         sampler: Share of the memory that a sampler's engine uses between epochs.
-        cached: True if the reference's log-probs are computed once and kept on disk.
+        cached: Models whose log-probs are computed once and kept on disk, in words; empty for none.
+        rounds: True if that is done for each round of sampling.
     """
 
     job: Job
@@ -34,7 +35,8 @@ class PlanReport:
     machine: Machine
     memory: int
     sampler: float = 0.0
-    cached: bool = False
+    cached: Sequence[str] = ()
+    rounds: bool = False
 
     @cached_property
     def peaks(self) -> list[MemoryEstimate]:
@@ -71,7 +73,11 @@ class PlanReport:
             f"x {count} GPUs: up to {total:,} tokens"
         )
         if self.cached:
-            yield "cache    4 bytes on disk per token of an answer (4.0 GB for 10^9); one forward before the first step"
+            when = "before the first step of each round" if self.rounds else "before the first step"
+            yield (
+                f"cache    log-probs of {' and '.join(self.cached)}: 4 bytes on disk per token of an answer (4.0 GB "
+                f"for 10^9), and a forward each {when}"
+            )
         own = self.machine
         yield (
             f"assumed  {self.memory / GIB:.0f} GiB per GPU, {self.job.overhead / GIB:.1f} of them for frameworks; "
