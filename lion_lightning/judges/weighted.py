@@ -117,16 +117,15 @@ class WeightedJudge:
         """Sum the scores of the judges with their weights."""
         totals = []
         for rows in zip(*(parts[name] for name in self.names), strict=True):  # the judges' scores of a prompt's answers
-            applied = [
-                (weight, row) for weight, row in zip(self.weights, rows, strict=True) if not any(map(isnan, row))
-            ]
-            weights = [weight for weight, _ in applied]
+            weights, scores = [], []
+            for weight, row in zip(self.weights, rows, strict=True):
+                if any(map(isnan, row)):
+                    continue
+                mean, deviation = (fmean(row), pstdev(row)) if self.standardize else (0.0, 1.0)
+                weights.append(weight)
+                scores.append([(score - mean) / deviation if deviation else 0.0 for score in row])
             # Of weights 1/4 each and three that apply: 4/3.
             scale = 1.0 if len(weights) == len(rows) else fsum(self.weights) / fsum(weights)
-            scores = []
-            for _, row in applied:
-                mean, deviation = (fmean(row), pstdev(row)) if self.standardize else (0.0, 1.0)
-                scores.append([(score - mean) / deviation if deviation else 0.0 for score in row])
             totals.append([scale * sum(map(mul, weights, answer)) for answer in zip(*scores, strict=True)])
         return totals
 
