@@ -105,7 +105,7 @@ class OnPolicySampling(Callback):
         rounds_dir: str | Path | None = None,
     ) -> None:
         checks.check_arguments(num_samples, prompts_per_round, original_chosen, monitor_prompts, chunk_size)
-        checks.check_rewards(shaping or [], monitor_samples)
+        checks.check_rewards(shaping or [], monitor_samples, monitor_prompts)
         checks.check_curriculum(curriculum, judge)
         checks.check_pool(sampler, num_samples, monitor_prompts, monitor_samples)
         self.sampler, self.judge, self.num_samples = sampler, judge, num_samples

@@ -104,7 +104,7 @@ def check_arguments(
             raise ValueError(f"OnPolicySampling: {message}")
 
 
-def check_rewards(shaping: Sequence[RewardShaping], monitor_samples: int) -> None:
+def check_rewards(shaping: Sequence[RewardShaping], monitor_samples: int, monitor_prompts: int | None) -> None:
     """Check what ``OnPolicySampling`` is given for its rewards and monitor prompts."""
     names = [type(one).__name__ for one in shaping]
     for name in names:
@@ -112,6 +112,9 @@ def check_rewards(shaping: Sequence[RewardShaping], monitor_samples: int) -> Non
             raise ValueError(f"OnPolicySampling: shaping has {names.count(name)} of {name}; give one, or subclass it")
     if monitor_samples < 1:
         raise ValueError(f"OnPolicySampling: monitor_samples is {monitor_samples}; give at least 1")
+    if monitor_samples > 1 and monitor_prompts == 0:
+        asked = f"monitor_samples is {monitor_samples}, and monitor_prompts 0"
+        raise ValueError(f"OnPolicySampling: {asked}; give some prompts, or leave monitor_samples out")
 
 
 def check_pool(sampler: Sampler, num_samples: int, monitor_prompts: int | None, monitor_samples: int) -> None:

@@ -100,6 +100,7 @@ def test_a_shaped_score_that_is_no_number_is_refused() -> None:
         (lambda: SoftOverlongPunishment(8, 4, math.nan), "weight is nan; give a number above 0"),
         (lambda: sampling([Bonus(1.0), Bonus(2.0)]), "shaping has 2 of Bonus; give one, or subclass it"),
         (lambda: sampling([], 0), "monitor_samples is 0; give at least 1"),
+        (lambda: sampling([], 2, monitor_prompts=0), "is 2, and monitor_prompts 0; give some prompts, or leave"),
     ],
 )
 def test_numbers_that_make_no_sense(make: Any, message: str) -> None:
@@ -107,9 +108,9 @@ def test_numbers_that_make_no_sense(make: Any, message: str) -> None:
         make()
 
 
-def sampling(shaping: list[RewardShaping], monitor_samples: int = 1) -> OnPolicySampling:
-    sampler = TransformersSampler(SamplingSettings(max_new_tokens=10))
-    return OnPolicySampling(sampler, VerifierJudge(ExactMatch()), shaping=shaping, monitor_samples=monitor_samples)
+def sampling(shaping: list[RewardShaping], monitor_samples: int = 1, **options: Any) -> OnPolicySampling:
+    sampler, judge = TransformersSampler(SamplingSettings(max_new_tokens=10)), VerifierJudge(ExactMatch())
+    return OnPolicySampling(sampler, judge, shaping=shaping, monitor_samples=monitor_samples, **options)
 
 
 @pytest.mark.parametrize(
