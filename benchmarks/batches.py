@@ -20,7 +20,7 @@ class Item(NamedTuple):
     Attributes:
         prompt: Its tokens.
         answers: Their tokens.
-        labels: Whether each answer is desirable, where that is what is learned from.
+        labels: Whether each answer is desirable, or right, where that is what is learned from.
         mismatched: An answer to another prompt, for KTO's estimate of the divergence.
     """
 
@@ -47,6 +47,10 @@ class Item(NamedTuple):
     def taken_apart(self) -> list[Item]:
         """Its pairs, each with the prompt."""
         return [Item(self.prompt, (self.answers[one], self.answers[other])) for one, other in self.pairs]
+
+    def one_by_one(self) -> list[Item]:
+        """Its answers with their labels, each with the prompt."""
+        return [Item(self.prompt, (answer,), (label,)) for answer, label in zip(self.answers, self.labels, strict=True)]
 
 
 @cache
@@ -132,6 +136,23 @@ def ranked(steps: int, trees: int, answers: int, lengths: Sequence[Sequence[int]
     return found
 
 
+def groups(steps: int, trees: int, answers: int, lengths: Sequence[Sequence[int]]) -> list[list[Item]]:
+    """Trees as those of ``ranked``, with half of each one's answers right.
+
+    Args:
+        steps: As for ``ranked``.
+        trees: As for ``ranked``.
+        answers: Of each prompt.
+        lengths: As for ``ranked``.
+    """
+    draw = random.Random(0)
+
+    def labels() -> tuple[bool, ...]:
+        return tuple(draw.sample([True, False] * (answers // 2) + [True] * (answers % 2), answers))
+
+    return [[item._replace(labels=labels()) for item in step] for step in ranked(steps, trees, answers, lengths)]
+
+
 def labeled(steps: int, answers: int, lengths: Sequence[Sequence[int]]) -> list[list[Item]]:
     """Prompts with an answer each, every other one desirable, with the answer to the prompt before as a mismatch.
 
@@ -186,9 +207,10 @@ def steps_of(job: dict[str, Any]) -> list[list[Item]]:
 
     Args:
         job: Its ``data``, ``steps`` (micro-batches), and ``tokens`` or ``pairs`` in each; for trees the number of
-            ``trees`` and ``answers`` a turn, their ``lengths``, and whether they are taken ``apart`` into pairs.
+            ``trees`` and ``answers`` a turn, their ``lengths``, and whether they are taken ``apart``: ranked ones into
+            pairs, groups into their answers.
     """
-    if job["data"] in ("ranked", "labeled"):
+    if job["data"] in ("ranked", "labeled", "groups"):
         return _parts_of_turns(job)
     if job["data"] == "documents":
         return documents(job["steps"], job["tokens"], job.get("by_length", False), job.get("first", ()))
@@ -196,14 +218,16 @@ def steps_of(job: dict[str, Any]) -> list[list[Item]]:
 
 
 def _parts_of_turns(job: dict[str, Any]) -> list[list[Item]]:
-    """Turns of trees or of their pairs, in as many micro-batches as ``accumulate`` says."""
+    """Turns of trees or of their parts, in as many micro-batches as ``accumulate`` says."""
     turns, trees, lengths = job["steps"] // job["accumulate"], job["trees"], job["lengths"]
     if job["data"] == "labeled":
         steps = labeled(turns, trees, lengths)
     else:
-        steps = ranked(turns, trees, job["answers"], lengths)
+        made = {"ranked": ranked, "groups": groups}[job["data"]]
+        steps = made(turns, trees, job["answers"], lengths)
     if job.get("apart"):
-        steps = [[pair for tree in step for pair in tree.taken_apart()] for step in steps]
+        parts = {"ranked": Item.taken_apart, "groups": Item.one_by_one}[job["data"]]
+        steps = [[part for tree in step for part in parts(tree)] for step in steps]
     return [part for step in steps for part in grouped(step, len(step) // job["accumulate"])]
 
 

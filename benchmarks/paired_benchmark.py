@@ -18,7 +18,7 @@ from measurements import Measurement
 
 HERE = Path(__file__).parent
 OURS, PEER = "ours", "peer"
-SCRIPTS = {"trl": "trl_workers.py", "before": "before_workers.py"}
+SCRIPTS = {"trl": "trl_workers.py", "before": "before_workers.py", "grpo": "grpo_workers.py"}
 """Of the sides whose names begin so; all others are in ``training_workers.py``."""
 PEAKS = {"peak_mib": "peak memory", "above_libraries_mib": "peak memory above the loaded libraries"}
 
@@ -32,8 +32,8 @@ class Stage:
         what: In words.
         unit: What is counted a second.
         job: What the sides are told; ``accumulate`` micro-batches are a turn.
-        ours: Our side, in ``training_workers.py``.
-        peer: The other side, in ``trl_workers.py`` or ``before_workers.py``.
+        ours: Our side, in one of SCRIPTS.
+        peer: The other side, likewise.
         settings: Of the peer, by name, what its job has besides: the fastest is kept.
         count: What is counted, of some items.
         least: Target of the speeds' ratio.
@@ -96,7 +96,7 @@ class PairedBenchmark:
         Raises:
             SystemExit: If ours fails; where the peer cannot run, ours goes on alone.
         """
-        missing = self.stage.peer.startswith("trl") and find_spec("trl") is None
+        missing = "trl" in self.stage.peer and find_spec("trl") is None
         names = [] if missing else list(self.stage.settings)
         self.jobs = {name: self._job(name) for name in (OURS, *names)}
         if self.stage.before:
@@ -178,12 +178,16 @@ class PairedBenchmark:
             ours, theirs = ([self._loss(turn["losses"]) for turn in self.turns[side]] for side in (OURS, PEER))
             apart = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
             extra["largest difference of a step's losses"] = apart
+            norms = [[norm for turn in self.turns[side] for norm in turn.get("norms", ())] for side in (OURS, PEER)]
+            if apart_by := [abs(one - other) / other for one, other in zip(*norms, strict=False)]:
+                extra["largest relative difference of a step's gradient norms"] = max(apart_by)
         title = f"tokens/s in a trial, {self.stage.against}"
         return extra | {f"{title}, {name}": speed for name, speed in self.trials.items()}
 
     def _loss(self, parts: list[float]) -> float:
-        """Of a step. Ours is told once; a micro-batch of TRL's SFT tells its part of the loss, others their mean."""
-        return sum(parts) / (1 if self.stage.peer == "trl_sft" else len(parts))
+        """Of a step. Ours is told once; a micro-batch of TRL's SFT or GRPO tells its part of it, others their mean."""
+        in_parts = self.stage.peer in ("trl_sft", "grpo_trl")
+        return sum(parts) / (self.stage.job.get("updates", 1) if in_parts else len(parts))
 
     def _name(self, side: str) -> str:
         return OURS if side == OURS else self.stage.against

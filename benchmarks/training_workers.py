@@ -45,6 +45,7 @@ class Watch:
         self.tokens = 0
         self.flops = 0.0
         self.losses: list[torch.Tensor] = []
+        self.norms: list[torch.Tensor] = []
         self._first = True
         embedding.register_forward_pre_hook(self._count)
 
@@ -55,9 +56,9 @@ class Watch:
         peak = torch.cuda.max_memory_allocated() / MIB if self.on_gpu else peak_mib()
         if self._first and self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        found = {"losses": [float(loss) for loss in self.losses], "tokens": self.tokens, "flops": self.flops}
-        self.losses, self.tokens, self.flops, self._first = [], 0, 0.0, False
-        self.turns.end(peak_mib=peak, **found)
+        found = {"losses": [*map(float, self.losses)], "norms": [*map(float, self.norms)], "flops": self.flops}
+        seen, self.losses, self.norms, self.tokens, self.flops, self._first = self.tokens, [], [], 0, 0.0, False
+        self.turns.end(peak_mib=peak, tokens=seen, **found)
 
     def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.tokens += inputs[0].numel()
@@ -65,30 +66,10 @@ class Watch:
 
 def ours(job: dict[str, Any]) -> None:
     """A module, with a cached reference where it needs one, under Lightning's Trainer."""
-    from lightning.pytorch import Callback, Trainer
-
     from lion_lightning import CachedReference, DPOModule, KTOModule, PolicySpec, RewardModule, SFTModule
     from lion_lightning.losses import KTOLoss, SigmoidLoss
-    from lion_lightning.planning.flops import training_flops
 
     quiet()
-
-    class Follow(Callback):
-        def on_train_start(self, trainer: Trainer, module: Any) -> None:
-            model = module.policy_model.causal_lm
-            self.needed = training_flops(model)
-            self.watch = Watch(model.get_input_embeddings(), job["device"])
-            self.watch.turns.start()
-
-        def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.watch.flops += _needed(self.needed, batch)
-            if (batch_idx + 1) % job["accumulate"] == 0:
-                self.watch.losses.append(trainer.callback_metrics["train/loss"])
-                self.watch.step()
-
-    def optimizer(groups: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-
     policy = PolicySpec(path=job["model"], **job.get("policy", {}))
     with tempfile.TemporaryDirectory() as folder:
         reference = CachedReference(cache_dir=job.get("references", folder))
@@ -99,19 +80,61 @@ def ours(job: dict[str, Any]) -> None:
             "kto": lambda: KTOModule(policy, loss=KTOLoss(BETA), **settings),
             "reward": lambda: RewardModule(policy, optimizer=optimizer),
         }
-        trainer = Trainer(
-            accelerator="gpu" if job["device"] == "cuda" else "cpu",
-            devices=1,
-            precision=job["precision"],
-            accumulate_grad_batches=job["accumulate"],
-            max_epochs=1,
-            callbacks=[Follow()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(kinds[job["stage"]](), loader(steps_of(job)))
+        train(job, kinds[job["stage"]](), loader(steps_of(job)), max_epochs=1)
+
+
+def train(job: dict[str, Any], module: Any, data: Any, **options: Any) -> None:
+    """Train as the job says, taking turns.
+
+    Args:
+        job: Its ``accumulate`` micro-batches are a turn, which has ``updates`` optimizer steps, or one.
+        module: What to train.
+        data: A loader or a data module.
+        **options: Of Lightning's Trainer.
+    """
+    from lightning.pytorch import Callback, Trainer
+
+    from lion_lightning.planning.flops import training_flops
+
+    step = job["accumulate"] // job.get("updates", 1)  # micro-batches
+
+    class Follow(Callback):
+        def on_train_start(self, trainer: Trainer, module: Any) -> None:
+            model = module.policy_model.causal_lm
+            self.needed = training_flops(model)
+            self.watch = Watch(model.get_input_embeddings(), job["device"])
+            self.watch.turns.start()
+
+        def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.watch.flops += _needed(self.needed, batch)
+            if (batch_idx + 1) % step == 0:
+                self.watch.losses.append(trainer.callback_metrics["train/loss"])
+                self.watch.norms.append(trainer.callback_metrics["train/grad_norm"])
+            if (batch_idx + 1) % job["accumulate"] == 0:
+                self.watch.step()
+
+    trainer = Trainer(
+        accelerator="gpu" if job["device"] == "cuda" else "cpu",
+        devices=1,
+        precision=job["precision"],
+        accumulate_grad_batches=step,
+        callbacks=[Follow()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, data)
+
+
+def optimizer(groups: Any) -> torch.optim.Optimizer:
+    """What both sides train with.
+
+    Args:
+        groups: Of parameters.
+    """
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
 
 def _needed(flops: Any, batch: Any) -> float:
@@ -244,7 +267,8 @@ def loader(steps: Sequence[Sequence[Item]]) -> Any:
         values = [float(label) for label in item.labels] or [-float(rank) for rank in range(len(answers))]
         if item.mismatched:
             answers, values = [*answers, piece(list(item.mismatched), True, 0)], [*values, math.nan]
-        return Sample((piece(item.prompt, False, -1), *answers), 0, values=tuple(values), pairs=item.pairs)
+        pairs = () if item.labels else item.pairs
+        return Sample((piece(item.prompt, False, -1), *answers), 0, values=tuple(values), pairs=pairs)
 
     def together(items: list[Sequence[Item]]) -> Any:
         samples = [sample(item) for item in items[0]]

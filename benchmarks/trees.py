@@ -1,19 +1,20 @@
-"""Ranked answers, single answers and the reward stage on the CPU: ours against TRL, and against an earlier commit.
+"""Ranked, single and own answers and the reward stage on the CPU: ours against TRL, and against an earlier commit.
 
-    python benchmarks/trees.py ranked | answers | before [--rounds N]
+    python benchmarks/trees.py ranked | answers | grpo | groups | before [--rounds N]
 
 Each table is one command of some minutes; leave the machine alone meanwhile. It is printed, written to
 ``benchmarks/results/TABLE.json`` with every round, and put into docs/performance.md.
 
 ranked: all pairs of four answers (prompts of 30 to 300 tokens, answers of 100 to 400, at random from a fixed seed),
 against TRL's DPOTrainer. answers: labeled single answers against KTOTrainer; pairs, and all pairs of four answers,
-against RewardTrainer. before: the library as it is against its commit ``--commit``, which trains from an archive of its
-files: all pairs of five answers, plain pairs, and the reference pass.
+against RewardTrainer. grpo, groups: the policy's own answers against GRPOTrainer, see ``grpo_tables.py``. before: the
+library as it is against its commit ``--commit``, which trains from an archive of its files: all pairs of five answers,
+plain pairs, and the reference pass.
 
-Both sides get the same weights, token ids, steps and AdamW, and reference log-probs that were computed ahead; nothing
-is evaluated. Each is a process of its own with two threads that takes its turn. Of TRL's micro-batches the fastest is
-kept, by a trial in the same run. (``padding_free`` is switched off for DPO in TRL 1.16; KTO and the reward stage have
-none.) The first turn warms up, and memory is counted above what the libraries take.
+Both sides get the same weights, token ids, steps and AdamW, and (but for GRPO) reference log-probs that were computed
+ahead; nothing is evaluated. Each is a process of its own with two threads that takes its turn. Of TRL's micro-batches
+the fastest is kept, by a trial in the same run. (``padding_free`` is switched off for DPO in TRL 1.16; the other
+trainers have none.) The first turn warms up, and memory is counted above what the libraries take.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from batches import Item
+from grpo_tables import GROUPS, GRPO, answers, by_size, through_the_model
 from measurements import Measurement, show
 from operations import bound
-from paired_benchmark import OURS, PEER, PairedBenchmark, Stage, fastest_precision, make_model, tokens
+from paired_benchmark import OURS, PEER, PairedBenchmark, Stage, fastest_precision, make_model
 from results import machine, put_table, save
 from training import SIX_LAYERS
 
@@ -41,7 +43,7 @@ COMMIT = "0ee86ff"
 """The last one whose pairs were three segments each, whatever they shared."""
 SAME = 1.03
 """The most that a ratio of times may be where nothing shall be slower."""
-ROUNDS = {"ranked": 5, "answers": 5, "before": 11}
+ROUNDS = {"ranked": 5, "answers": 5, "grpo": 5, "groups": 3, "before": 11}
 LENGTHS = [[30, 300], [100, 400]]
 """The least and the most tokens of a prompt, and of an answer."""
 
@@ -49,11 +51,6 @@ LENGTHS = [[30, 300], [100, 400]]
 def pairs(items: list[Item]) -> int:
     """Pairs of answers to the same prompt."""
     return sum(len(item.pairs) for item in items)
-
-
-def answers(items: list[Item]) -> int:
-    """Answers, each once."""
-    return sum(len(item.answers) for item in items)
 
 
 def in_parts(number: int, *parts: int) -> dict[str, dict[str, Any]]:
@@ -143,6 +140,8 @@ TABLES: dict[str, tuple[Stage, ...]] = {
             {name: part | APART for name, part in in_parts(12, 1, 2, 6).items()},
         ),
     ),
+    "grpo": GRPO,
+    "groups": GROUPS,
     "before": (
         before("ranked-5", "DPO, all pairs of 5 ranked answers, 1 prompt a step", TREE | {"answers": 5}, apart=True),
         before("pairs-gsm8k", "DPO, GSM8K solutions, 4 pairs a step", {"data": "gsm8k", "pairs": 4}),
@@ -218,12 +217,8 @@ def _beside_trl(paired: PairedBenchmark) -> Iterator[Measurement]:
     limit = bound(paired.jobs[OURS], paired.jobs[PEER]) if PEER in paired.turns else {}
     yield replace(speed, extra=speed.extra | limit)
     yield memory
-    if paired.stage.peer == "trl_dpo":
-        seen = [float(turn["tokens"]) for turn in paired.turns[OURS]]
-        needed = [float(tokens(items)) for items in paired.items(OURS)[-paired.rounds :]]
-        what = f"{paired.stage.what}: tokens through the model"
-        command = paired.stage.command
-        yield Measurement(what, "a step", seen, needed, "prompt + answers, each once", most=1.02, command=command)
+    if paired.stage.name in ("ranked", "grpo"):  # of the others, some answers pass more than once
+        yield through_the_model(paired)
 
 
 def _beside_before(paired: PairedBenchmark) -> Iterator[Measurement]:
@@ -243,6 +238,8 @@ def _beside_before(paired: PairedBenchmark) -> Iterator[Measurement]:
 LINES: dict[str, Callable[[PairedBenchmark], Iterator[Measurement]]] = {
     "ranked": _beside_trl,
     "answers": _beside_trl,
+    "grpo": _beside_trl,
+    "groups": by_size,
     "before": _beside_before,
 }
 

@@ -48,7 +48,7 @@ def trl_sft(job: dict[str, Any]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         padding = {"max_length": None, "padding_free": job.get("padding_free", False)}
-        _trainer(OnIds, job, SFTConfig(folder, **padding, **_settings(job)), rows).train()
+        trainer(OnIds, job, SFTConfig(folder, **padding, **settings(job)), rows).train()
 
 
 def trl_dpo(job: dict[str, Any]) -> None:
@@ -83,8 +83,8 @@ def _dpo_trainer(job: dict[str, Any], folder: str, ahead: bool) -> Any:
             return _with_sums(dataset, job)
 
     reference = {"precompute_ref_log_probs": ahead, "precompute_ref_batch_size": job["pairs"]}
-    arguments = DPOConfig(folder, beta=BETA, **reference, **_batches(job), **_settings(job))
-    return _trainer(OnIds, job, arguments, list(map(_pair, flat(steps_of(job)))))
+    arguments = DPOConfig(folder, beta=BETA, **reference, **_batches(job), **settings(job))
+    return trainer(OnIds, job, arguments, list(map(_pair, flat(steps_of(job)))))
 
 
 def trl_kto(job: dict[str, Any]) -> None:
@@ -107,8 +107,8 @@ def trl_kto(job: dict[str, Any]) -> None:
         for item in flat(steps_of(job))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = KTOConfig(folder, beta=BETA, precompute_ref_log_probs=True, **_batches(job), **_settings(job))
-        _trainer(OnIds, job, arguments, rows).train()
+        arguments = KTOConfig(folder, beta=BETA, precompute_ref_log_probs=True, **_batches(job), **settings(job))
+        trainer(OnIds, job, arguments, rows).train()
 
 
 def trl_reward(job: dict[str, Any]) -> None:
@@ -118,8 +118,8 @@ def trl_reward(job: dict[str, Any]) -> None:
         for item in flat(steps_of(job))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = RewardConfig(folder, **_batches(job), **_settings(job))
-        _trainer(RewardTrainer, job, arguments, rows, AutoModelForSequenceClassification).train()
+        arguments = RewardConfig(folder, **_batches(job), **settings(job))
+        trainer(RewardTrainer, job, arguments, rows, AutoModelForSequenceClassification).train()
 
 
 def _with_sums(dataset: Any, job: dict[str, Any]) -> Any:
@@ -138,14 +138,24 @@ def _pair(item: Item) -> dict[str, list[int]]:
     return {"prompt_ids": item.prompt, "chosen_ids": item.answers[0], "rejected_ids": item.answers[1]}
 
 
-def _trainer(
+def trainer(
     kind: Any,
     job: dict[str, Any],
     arguments: Any,
     rows: list[dict[str, Any]],
     models: Any = AutoModelForCausalLM,
+    **options: Any,
 ) -> Any:
-    """A trainer of TRL's that takes turns when it trains."""
+    """A trainer of TRL's that takes turns when it trains.
+
+    Args:
+        kind: Of the trainer.
+        job: Its ``accumulate`` micro-batches are a turn, which has ``updates`` optimizer steps, or one.
+        arguments: Its settings.
+        rows: Its data.
+        models: What loads the model.
+        **options: Further arguments of the trainer.
+    """
     quiet()
 
     class Follow(TrainerCallback):
@@ -155,8 +165,13 @@ def _trainer(
             self.watch = Watch(model.get_input_embeddings(), job["device"])
             self.watch.turns.start()
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.watch.step()
+        def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            self.watch.norms.append(torch.nn.utils.get_total_norm(gradients))  # which ours logs, too
+
+        def on_step_end(self, arguments: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step % job.get("updates", 1) == 0:
+                self.watch.step()
 
     follow = Follow()
 
@@ -174,17 +189,22 @@ def _trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
         callbacks=[follow],
+        **options,
     )
 
 
-def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    """Gradient checkpointing, which is TRL's default, off; the rest as ours."""
+def settings(job: dict[str, Any]) -> dict[str, Any]:
+    """Gradient checkpointing, which is TRL's default, off; the rest as ours.
+
+    Args:
+        job: With device, precision and micro-batches.
+    """
     return {
         "use_cpu": job["device"] == "cpu",
         "bf16": job["precision"] == "bf16-mixed",
         "gradient_checkpointing": False,
-        "gradient_accumulation_steps": job["accumulate"],
-        "max_steps": job["steps"] // job["accumulate"],
+        "gradient_accumulation_steps": job["accumulate"] // job.get("updates", 1),
+        "max_steps": job["steps"] // job["accumulate"] * job.get("updates", 1),
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "optim": "adamw_torch_fused",

@@ -48,6 +48,26 @@ def test_ranked_answers_are_the_same_for_both_sides_and_taken_apart_for_one(scri
     assert pairs == [(one.prompt, (first, second)), (one.prompt, (first, third)), (one.prompt, (second, third))]
 
 
+def test_groups_are_the_same_for_both_sides_and_have_half_of_their_answers_right(scripts: Any) -> None:
+    batches = scripts("batches")
+    job = {"data": "groups", "trees": 2, "answers": 4, "lengths": LENGTHS, "steps": 4, "accumulate": 2}
+    trees = batches.steps_of(job)
+    assert [len(micro_batch) for micro_batch in trees] == [1] * 4  # two turns, a prompt in each micro-batch
+    assert all(sum(tree.labels) == 2 for (tree,) in trees)
+    alone = batches.steps_of(job | {"steps": 8, "accumulate": 4, "apart": True})  # eight answers a turn, two at once
+    assert [len(micro_batch) for micro_batch in alone] == [2] * 8
+    (tree,) = trees[3]
+    found = [(item.prompt, item.answers, item.labels) for micro_batch in alone[6:] for item in micro_batch]
+    pairs = zip(tree.answers, tree.labels, strict=True)
+    assert found == [(tree.prompt, (answer,), (label,)) for answer, label in pairs]
+
+
+def test_rewards_of_a_group_are_its_labels_and_it_has_no_pairs(scripts: Any) -> None:
+    item = scripts("batches").Item([5, 6], ([7], [8, 9], [10]), (True, False, True))
+    (batch,) = scripts("training_workers").loader([[item]])
+    assert (list(batch.values), list(batch.pairs)) == ([1.0, 0.0, 1.0], [])
+
+
 def test_a_mismatched_answer_is_of_another_prompt_in_the_same_turn(scripts: Any) -> None:
     batches = scripts("batches")
     job = {"data": "labeled", "trees": 4, "lengths": LENGTHS, "steps": 2, "accumulate": 1}
@@ -77,6 +97,28 @@ def test_operations_of_mismatched_answers_are_those_of_a_forward_pass(scripts: A
     assert costs.of_tree(both) - costs.of_tree(plain) == pytest.approx(forward)
     padded = (4 * PER_TOKEN + 3 * 3 * PER_POSITION + 10 * PER_PAIR) / 3
     assert costs.of_padded([both]) - costs.of_padded([plain]) == pytest.approx(padded)
+
+
+def test_operations_of_a_round_are_padded_to_its_longest_prompt_and_answer(scripts: Any) -> None:
+    item, costs = scripts("batches").Item, scripts("operations").Costs(TINY, has_head=True)
+    answers = [item([1] * 2, ([1],), (True,)), item([1], ([1] * 3,), (False,))]
+    # two sequences of 2 + 3, four positions each: logits twice in training, once in a pass forward
+    training = 2 * (5 * PER_TOKEN + 4 * 4 * PER_POSITION + 15 * PER_PAIR)
+    forward = 2 * (5 * PER_TOKEN + 4 * 3 * PER_POSITION + 15 * PER_PAIR) / 3
+    assert costs.of_round(answers, passes=0) == pytest.approx(training)
+    assert costs.of_round(answers, passes=2) == pytest.approx(training + 2 * forward)
+
+
+def test_a_bound_of_grpo_counts_the_passes_of_both_sides(scripts: Any) -> None:
+    operations = scripts("operations")
+    job = {"stage": "grpo", "data": "groups", "trees": 1, "answers": 2, "lengths": [[2, 2], [3, 3]], "shape": TINY}
+    ours = job | {"steps": 2, "accumulate": 1, "beta": 0.1, "updates": 2}
+    found = operations.bound(ours, ours | {"steps": 4, "accumulate": 2, "apart": True})
+    # ours: 8 tokens, 6 targets, pairs 3 + 2 x (3 x 2 + 6); a pass of the reference and one of the policy that sampled
+    own = (8 * PER_TOKEN + 6 * 3 * PER_POSITION + 27 * PER_PAIR) * (1 + 2 / 3)
+    theirs = 2 * (5 * PER_TOKEN * 5 / 3 + 4 * 6 * PER_POSITION + 15 * PER_PAIR * 5 / 3)
+    assert found["GFLOP a step, ours"] == pytest.approx(own / 1e9)
+    assert found["GFLOP a step, TRL"] == pytest.approx(theirs / 1e9)
 
 
 def test_a_table_goes_into_its_file_and_its_page(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +165,23 @@ def test_labeled_answers_and_rewards_are_what_trl_trains(scripts: Any, tmp_path:
     assert [measurement.against[:3] for measurement in speeds] == ["TRL"] * 3
     for measurement in speeds:
         assert measurement.extra["largest difference of a step's losses"] < 1e-5, measurement.what
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rounds_of_own_answers_are_what_trl_trains(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = scripts("trees")
+    stages = {stage.name: stage for stage in trees.TABLES["grpo"]}
+    monkeypatch.setitem(trees.TABLES, "grpo", (stages["grpo"], stages["grpo-kl-old"]))
+    speed, _, tokens, later, memory = tables(trees, "grpo", tmp_path).values()
+    assert tokens.ours == tokens.peer
+    assert memory.peer
+    for measurement in (speed, later):
+        assert measurement.against.startswith("TRL, micro-batches of ")
+        assert measurement.extra["largest difference of a step's losses"] < 1e-6
+        assert measurement.extra["largest relative difference of a step's gradient norms"] < 1e-5
 
 
 @pytest.mark.slow
