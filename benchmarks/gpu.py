@@ -1,12 +1,12 @@
-"""Everything that only a GPU can tell, in one go of under eight minutes: parity, speed, memory.
+"""Everything that only a GPU can tell, in one go of under ten minutes: parity, speed, memory.
 
     python benchmarks/gpu.py [--only parity sft] [--rounds 8] [--out FILE]
     python benchmarks/gpu.py --tiny --device cpu     # the same lines with a tiny model, to see that they run
 
-Four parts, each with a time budget: what the machine is, whether packed rows are exact there (``gpu_checks.py``), SFT
-and DPO against TRL's trainers (``paired_benchmark.py``). Workers are processes on the same device that take turns;
-where TRL is not installed, ours runs alone. Parts that fail print why, and the next one runs; the exit status is 1 if
-one has failed. A target that is missed is no failure.
+Parts, each with a time budget: what the machine is, whether packed rows are exact there (``gpu_checks.py``), SFT, DPO
+and GRPO against TRL's trainers (``paired_benchmark.py``), a round of own answers against the bare engine. Workers are
+processes on the same device that take turns; where TRL is not installed, ours runs alone. Parts that fail print why,
+and the next one runs; the exit status is 1 if one has failed. A target that is missed is no failure.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import results
+import rollout
 import torch
 from gpu_checks import Check, Place, checks, path_taken
+from gpu_group_checks import group_checks
+from grpo_tables import EIGHT, PROMPTS, against_grpo
 from measurements import Measurement, show
 from paired_benchmark import PEER, PairedBenchmark, Stage, make_model, tokens
 
 OUT = Path(__file__).parent / "results" / "gpu.json"
-BUDGETS = {"machine": 60.0, "parity": 90.0, "sft": 165.0, "dpo": 150.0}
-"""Seconds at most; together under eight minutes."""
+BUDGETS = {"machine": 60.0, "parity": 85.0, "sft": 150.0, "dpo": 130.0, "grpo": 100.0, "round": 65.0}
+"""Seconds at most; together under ten minutes."""
 LLAMA_1B = {
     "hidden_size": 2048,
     "intermediate_size": 8192,
@@ -100,7 +104,8 @@ def parity(run: Run) -> None:
     Raises:
         ArithmeticError: If one is not.
     """
-    for check in checks(Place(run.device, run.tiny)):
+    place = Place(run.device, run.tiny)
+    for check in chain(checks(place), group_checks(place)):
         run.checks.append(check)
         print(check.row(), flush=True)
     if run.device == "cuda":
@@ -157,6 +162,23 @@ def dpo(run: Run) -> None:
     )
 
 
+def grpo(run: Run) -> None:
+    """Answers a second and peak memory of a step on groups of own answers, all right or wrong."""
+    number, lengths = (4, [[6, 9], [4, 8]]) if run.tiny else (8, [PROMPTS, EIGHT])
+    job = {"trees": 2, "answers": number, "lengths": lengths}
+    what = f"GRPO, 2 prompts x {number} answers a step"
+    stage = against_grpo("grpo", what, job, (number,) if run.tiny else (4, 8, 16), least=2.0)
+    compare(run, replace(stage, peak="peak_mib"))
+
+
+def whole_round(run: Run) -> None:
+    """Tokens a second of sampling, judging and writing, over the bare engine's."""
+    large = {"layers": 16, "hidden": 2048, "new_tokens": 128, "batch_size": 256, "prompts": 64}
+    tiny = {"layers": 1, "hidden": 64, "new_tokens": 4, "batch_size": 16, "prompts": 4}
+    rounds, sizes = (1, tiny) if run.tiny else (2, large)
+    run.measurements += rollout.measure(rounds, items=("groups",), device=run.device, **sizes)
+
+
 def compare(run: Run, stage: Stage) -> None:
     """Let both sides train, and keep the measurements.
 
@@ -192,7 +214,14 @@ def _efficiency(run: Run, paired: PairedBenchmark) -> Iterator[Measurement]:
     yield Measurement(f"{what}: FLOP/s", "of a large matmul's in the same round", paired.shares)
 
 
-PARTS: dict[str, Callable[[Run], None]] = {"machine": machine, "parity": parity, "sft": sft, "dpo": dpo}
+PARTS: dict[str, Callable[[Run], None]] = {
+    "machine": machine,
+    "parity": parity,
+    "sft": sft,
+    "dpo": dpo,
+    "grpo": grpo,
+    "round": whole_round,
+}
 
 
 def dense_peak(device: str) -> float | None:

@@ -27,9 +27,16 @@ from training_workers import quiet
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 from typing_extensions import override
 
-from lion_lightning import OnlineDPOModule, OnPolicyDataModule, Source, TokenizerSpec
+from lion_lightning import (
+    OnlineDPOModule,
+    OnPolicyDataModule,
+    OnPolicyGroupDataModule,
+    PolicyGradientModule,
+    Source,
+    TokenizerSpec,
+)
 from lion_lightning.callbacks import OnPolicySampling
-from lion_lightning.losses import SimPOLoss
+from lion_lightning.losses import GRPOLoss, SimPOLoss
 from lion_lightning.ops.logprobs import pad_left
 from lion_lightning.sampling import SamplingSettings, TransformersSampler, VLLMSampler
 from lion_lightning.types import Prompt
@@ -55,7 +62,8 @@ class BareTransformers:
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
-        self.model: Any = AutoModelForCausalLM.from_pretrained(job["folder"], attn_implementation="sdpa").eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(job["folder"], attn_implementation="sdpa")
+        self.model = model.to(job["device"]).eval()
         self.settings: Any = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=True,
             temperature=1.0,
@@ -78,7 +86,8 @@ class BareTransformers:
         return sum(self._batch(rows[start : start + size]) for start in range(0, len(rows), size))
 
     def _batch(self, rows: Sequence[Sequence[int]]) -> int:
-        ids, mask = pad_left(rows, END), pad_left([[1] * len(row) for row in rows], 0)
+        padded = pad_left(rows, END), pad_left([[1] * len(row) for row in rows], 0)
+        ids, mask = (part.to(self.job["device"]) for part in padded)
         made = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self.settings)
         answers = made[:, ids.shape[1] :]
         before = (answers == END).long().cumsum(1) - (answers == END).long()
@@ -214,15 +223,22 @@ def run(job: dict[str, Any], told: Callable[..., None]) -> None:
         monitor_prompts=0,
         rounds_dir=folder / "rounds",
     )
-    data = OnPolicyDataModule(
+    kinds: dict[str, tuple[Any, Any, Any]] = {
+        "pairs": (OnPolicyDataModule, OnlineDPOModule, SimPOLoss()),
+        "groups": (OnPolicyGroupDataModule, PolicyGradientModule, GRPOLoss()),
+    }
+    data_class, module_class, loss = kinds[job["items"]]
+    data = data_class(
         [Source(str(folder / "prompts.jsonl"))],
         TokenizerSpec(str(folder)),
         max_length=LONGEST + job["new_tokens"],
+        row_length=LONGEST + job["samples"] * job["new_tokens"],
         cache_dir=folder / "cache",
     )
-    module = OnlineDPOModule(str(folder), loss=SimPOLoss(), kl_batches=0)  # no reference: what trains is not timed
+    module = module_class(str(folder), loss=loss, kl_batches=0)  # no reference: what trains is not timed
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator="gpu" if job["device"] == "cuda" else "cpu",
+        devices=1,
         max_epochs=job["rounds"],
         limit_train_batches=1,
         reload_dataloaders_every_n_epochs=1,

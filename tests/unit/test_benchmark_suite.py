@@ -69,7 +69,8 @@ def test_a_measure_that_fails_is_named_and_the_others_go_on(
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("bench", "cpu"), *((name, name) for name in ("ranked", "answers", "grpo", "groups", "before"))]
+    ("name", "file"),
+    [("bench", "cpu"), *((name, name) for name in ("ranked", "answers", "grpo", "groups", "rounds", "before"))],
 )
 def test_the_page_of_the_docs_has_the_marks_and_the_file_the_rounds_of_its_table(name: str, file: str) -> None:
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
