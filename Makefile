@@ -46,7 +46,7 @@ bench: $(READY)  ## the benchmarks against TRL on this CPU, under 15 minutes; le
 # A GPU machine often has a Python with its own torch: make bench-gpu PYTHON_GPU=python3
 PYTHON_GPU ?= $(BIN)/python
 
-bench-gpu:  ## parity, speed and memory on a GPU, against TRL where it is installed: under eight minutes
+bench-gpu:  ## parity, speed and memory on a GPU, against TRL where it is installed: under ten minutes
 	$(PYTHON_GPU) benchmarks/gpu.py
 
 # vLLM pins torch and much else, so it has a separate environment. INSTALL_VLLM is a script that installs a build of it.

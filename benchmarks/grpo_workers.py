@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from batches import Item, flat, grouped, steps_of
@@ -30,31 +32,31 @@ def grpo_ours(job: dict[str, Any]) -> None:
 
         items = "groups"
 
-        def __init__(self, rounds: Sequence[Sequence[Sequence[Item]]]) -> None:
+        def __init__(self, rounds: Sequence[Sequence[Sequence[Item]]], folder: str) -> None:
             super().__init__()
-            self.rounds = rounds
+            self.rounds, self.folder = rounds, folder
 
         @property
-        def round_number(self) -> int:
-            return self.trainer.current_epoch  # type: ignore[union-attr]
+        def current_round(self) -> Any:
+            number = self.trainer.current_epoch  # type: ignore[union-attr]
+            return SimpleNamespace(number=number, path=Path(self.folder, f"round-{number}"))
 
         def is_used_again(self, epoch: int) -> bool:
             return False
 
         def train_dataloader(self) -> Any:
-            return loader(self.rounds[self.round_number])
+            return loader(self.rounds[self.current_round.number])
 
     rounds = list(grouped(steps_of(job), job["accumulate"]))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["LION_CACHE"] = folder
         module = PolicyGradientModule(
             PolicySpec(path=job["model"]),
             loss=GRPOLoss(beta=job["beta"]),
-            reference=CachedReference() if job["beta"] else None,
+            reference=CachedReference(cache_dir=folder) if job["beta"] else None,
             optimizer=optimizer,
             kl_batches=0,  # TRL estimates none before a round, either
         )
-        train(job, module, Rounds(rounds), max_epochs=len(rounds), reload_dataloaders_every_n_epochs=1)
+        train(job, module, Rounds(rounds, folder), max_epochs=len(rounds), reload_dataloaders_every_n_epochs=1)
 
 
 def grpo_trl(job: dict[str, Any]) -> None:

@@ -15,8 +15,15 @@ from tests.marks import exhaustive
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("parts", [("machine", "parity", "dpo"), *exhaustive((("sft",),))])
-def test_the_script_for_gpus_runs_whole_on_a_cpu(tmp_path: Path, parts: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("parts", "peers"),
+    [
+        (("machine", "parity", "dpo"), ["TRL", "TRL"]),  # speed and memory of a stage
+        (("grpo", "round"), ["TRL", "TRL", "bare generate"]),
+        *exhaustive((("sft",), ["TRL", "TRL"])),
+    ],
+)
+def test_the_script_for_gpus_runs_whole_on_a_cpu(tmp_path: Path, parts: tuple[str, ...], peers: list[str]) -> None:
     out = tmp_path / "gpu.json"
     tiny = ["--tiny", "--device", "cpu", "--rounds", "1", "--out", str(out), "--only", *parts]
     command = [sys.executable, "benchmarks/gpu.py", *tiny]
@@ -28,5 +35,4 @@ def test_the_script_for_gpus_runs_whole_on_a_cpu(tmp_path: Path, parts: tuple[st
     assert bool(found["parity"]) == ("parity" in parts)
     assert set(found["seconds"]) == {*parts}
     against = [measurement["against"] for measurement in found["measurements"] if "FLOP/s" not in measurement["what"]]
-    assert len(against) == 2  # speed and memory of a stage
-    assert all(name.startswith("TRL, ") for name in against)
+    assert [name.partition(", ")[0] for name in against] == peers
