@@ -126,7 +126,9 @@ def test_a_round_that_is_gone_is_named_where_the_next_prompts_depend_on_it(group
 @pytest.mark.slow
 def test_pairs_that_are_ties_are_asked_for_again(tmp_path_factory: pytest.TempPathFactory) -> None:
     pairs = Online(tmp_path_factory.mktemp("pairs"))
-    pairs.fit("run", sampling(pairs), max_epochs=2)
+    sampler = Counted()
+    pairs.fit("run", sampling(pairs, sampler, dynamic=DynamicSampling(most=3, in_turns=True)), max_epochs=2)
+    assert sampler.opened == sum(len(made.metadata["waves"]) for made in pairs.rounds("run"))  # once a wave
     for made in pairs.rounds("run"):
         assert made.summary["report"]["kept"]["pairs"] == 6
         assert sum(map(has_spread, made.rollouts)) == 6

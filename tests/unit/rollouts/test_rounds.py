@@ -245,6 +245,13 @@ def test_self_bleu_by_hand() -> None:
     assert self_bleu(["a", "a a a"]) == pytest.approx(expected)
 
 
+def test_self_bleu_of_many_answers_is_that_of_eight(tmp_path: Path) -> None:
+    """The first eight say all the same, the others something else."""
+    answers = tuple(Answer("a b" if number < 8 else f"c{number}", token_ids=(3,)) for number in range(64))
+    metrics = round_metrics(made(tmp_path, 0, Rollout(PROMPT, answers, scores=(0.0,) * 64)))
+    assert metrics["self_bleu"] == 1
+
+
 def test_metrics_by_hand(tmp_path: Path) -> None:
     metrics = round_metrics(made(tmp_path, 1, ONE, NONE, MONITOR))
     wanted = {
