@@ -105,11 +105,11 @@ class Findings:
     def _line(self, count: dict[str, Any]) -> str:
         line = (
             f"benchmark {count['benchmark']}: {count['items_found']:,} of {count['items']:,} items "
-            f"({count['share']:.1%}) found in {count['rows']:,} rows, which are left out"
+            f"({count['share']:.1%}) found; rows left out: {count['rows']:,}"
         )
         if count["short_items"]:
             found, short = count["short_items_found"], count["short_items"]
-            line += f"; {found:,} of {short:,} items of fewer than {self.ngram} words"
+            line += f"; of {short:,} items of fewer than {self.ngram} words {found:,} found"
         return line
 
     def _shown(self, hits: Sequence[Hit], candidates: Candidates) -> list[str]:

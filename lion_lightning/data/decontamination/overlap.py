@@ -166,7 +166,8 @@ class NgramIndex:
             if total >= _MAX_PLACES:
                 yield part
                 part, total = [], 0
-        yield part
+        if part:
+            yield part
 
     def _added_up(self, groups: Sequence[bytes], length: int) -> tuple[Numbers, Numbers, npt.NDArray[np.float64]]:
         """Groups of n-grams, texts, and the share of the text's words that the n-grams cover."""
@@ -174,7 +175,7 @@ class NgramIndex:
         members = np.repeat(np.arange(len(groups)), [len(group) // numbers.itemsize for group in groups])
         positions, places = self._ngrams[length].stand(numbers)
         keys = np.sort(members[positions] * len(self._words) + places)
-        members, places = np.divmod(keys, max(len(self._words), 1))
+        members, places = np.divmod(keys, len(self._words))
         texts = self._owners[places]
         new = np.ones(len(keys), np.bool_)
         new[1:] = (np.diff(members) != 0) | (np.diff(texts) != 0)
@@ -182,7 +183,7 @@ class NgramIndex:
         covered = np.full(len(keys), length)
         covered[:-1] = np.where(new[1:], length, np.minimum(np.diff(places), length))
         firsts = np.flatnonzero(new)
-        sums = np.add.reduceat(covered, firsts) if len(firsts) else covered
+        sums = np.add.reduceat(covered, firsts)
         return members[firsts], texts[firsts], sums / self._sizes[texts[firsts]]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +69,18 @@ class AppliedFilters:
             ValueError: The filter's decision is not of its form, or the cache cannot be written.
         """
         rule = self.rules[number]
-        key = {"version": [_VERSION, __version__], "filter": rule.identity(), "examples": candidates.digest}
+        key = {
+            "version": [_VERSION, __version__],
+            "filter": rule.identity(),
+            "source": candidates.source.path,  # which lines and details name
+            "examples": candidates.digest,
+        }
         path = cache_folder("document_filters", self.cache_dir) / f"{hash_json(key)}.json"
         count = len(candidates)
         if workers.rank == 0:
             decided = _kept(path, count) or _decided(rule, candidates, path)
         else:
-            workers.wait_until(lambda: _kept(path, count) is not None)
+            workers.wait_until(partial(_is_kept, path, count))
             decided = read_decision(path, count)
         name = candidates.source.label
         self.decided[name, number] = decided
@@ -138,6 +145,13 @@ def _kept(path: Path, count: int) -> LeftOut | None:
     except ValueError as error:
         logger.warning("A filter decides anew, since its earlier decision is damaged: %s", error)
         return None
+
+
+def _is_kept(path: Path, count: int) -> bool:
+    with suppress(FileNotFoundError, ValueError):  # not yet there, or an earlier one that is damaged
+        read_decision(path, count)
+        return True
+    return False
 
 
 def read_decision(path: Path, count: int) -> LeftOut:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lion_lightning.data.decontamination import Decontamination
+from lion_lightning.data.decontamination.overlap import split_words
 from lion_lightning.data.on_policy import OnPolicyDataModule
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
@@ -80,7 +81,7 @@ def test_rows_that_share_most_of_an_item_s_words_are_left_out_and_counted(write:
     assert str(tmp_path) not in json.dumps(described["found"])  # a model card shows counts alone
     lines = data.document_filters.lines()
     assert lines[0] == (
-        "a: benchmark b: 3 of 3 items (100.0%) found in 4 rows, which are left out; 1 of 1 items of fewer than 8 words"
+        "a: benchmark b: 3 of 3 items (100.0%) found; rows left out: 4; of 1 items of fewer than 8 words 1 found"
     )
     folder = tmp_path
     assert lines[1] == f"a: {folder}/a.jsonl:4 has 100% of the words of {folder}/b.jsonl:2 (one two three ...)"
@@ -136,7 +137,7 @@ def test_texts_pairs_and_prompts_of_rounds_are_compared_too(write: Write, tmp_pa
     assert online.pool.left_out == {"overlaps with b": 1}
     assert [prompt.row["question"] for prompt, _ in online.pool.take([0])] == ["else"]
     (line, shown, _) = online.pool.document_filters.lines()
-    assert line == "d: benchmark b: 1 of 1 items (100.0%) found in 1 rows, which are left out"
+    assert line == "d: benchmark b: 1 of 1 items (100.0%) found; rows left out: 1"
     assert shown.startswith(f"d: {tmp_path}/d.jsonl:2 has 75% of the words of {tmp_path}/b.jsonl:1 (w1 w2")
     assert "100.0% of the items of benchmark b are in it" in online.pool.warnings()[0]
 
@@ -229,19 +230,25 @@ def test_a_benchmark_that_is_trained_on_is_refused_before_anything_is_read(
 
 
 def test_planted_items_in_real_rows_are_all_found_and_no_other_row_is_left_out(write: Write, tmp_path: Path) -> None:
-    """30 items of GSM8K, reworded around 8 words or more in a row that are most of theirs, among 1,000 real rows."""
+    """Among 1,000 real rows: 30 items of GSM8K with just over half of their words, and 30 with half of them."""
     folder = Path(__file__).parents[5] / "shared" / "data" / "gsm8k"
     if not folder.exists():
         pytest.skip("the real rows are not there")
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text("utf-8").splitlines()]
-    benchmark = write("b", *rows[3000:3500])  # of which no row before is a near copy
-    train = [row["question"] for row in rows[:1000]]
-    planted = np.random.default_rng(0).choice(1000, 30, replace=False)
-    for place, row in zip(planted.tolist(), rows[3000:3030], strict=True):
-        words = row["question"].split()
-        middle = words[len(words) // 6 : len(words) - len(words) // 6]
-        assert len(middle) >= 8
-        train[place] = " ".join(["Here", "is", "a", "riddle", "for", "you:", *middle, "So", "what", "comes", "out?"])
-    data = ready([write("a", *train)], Decontamination([benchmark]), tmp_path, max_length=4096)
-    assert sorted({*range(1, 1001)} - {*rows_left(data)}) == sorted((planted + 1).tolist())
+    lines = (folder / "train.jsonl").read_text("utf-8").splitlines()
+    questions = [json.loads(line)["question"] for line in lines]
+    train, items = questions[:1000], questions[3000:3500]  # none of these is a near copy of one of those
+    places = np.random.default_rng(0).choice(1000, 60, replace=False).tolist()
+    for number, (place, item) in enumerate(zip(places, items[:60], strict=True)):
+        train[place] = reworded(item, number, most=number < 30)
+    data = ready([write("a", *train)], Decontamination([write("b", *items)]), tmp_path, max_length=4096)
+    assert sorted({*range(1, 1001)} - {*rows_left(data)}) == sorted(place + 1 for place in places[:30])
     assert left_out(data.reports[0]) == {"overlaps with b": 30}
+
+
+def reworded(item: str, seed: int, most: bool) -> str:
+    """A run of an item's words, more than half of them or half of them, in other letters, marks and surroundings."""
+    words = split_words(item)
+    kept = len(words) // 2 + most
+    assert kept >= 8
+    start = seed % (len(words) - kept)
+    return f"Riddle {seed}. {', '.join(words[start : start + kept]).upper()}... What comes out (in the end)?"

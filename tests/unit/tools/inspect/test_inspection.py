@@ -173,7 +173,7 @@ def test_what_repeats_a_benchmark_is_counted_and_shown(printed: Printed, tmp_pat
     rule = Decontamination([write(tmp_path / "test.jsonl", (item, "1"))])
     output = printed(source, document_filters=[rule], validation=[write(tmp_path / "held.jsonl", ("3+3?", "6"))])
     assert "first: left out, overlaps with test: 1 (" in output
-    assert "first: benchmark test: 1 of 1 items (100.0%) found in 1 rows, which are left out" in output
+    assert "first: benchmark test: 1 of 1 items (100.0%) found; rows left out: 1" in output
     assert f"first: {tmp_path}/first.jsonl:1 has 100% of the words of {tmp_path}/test.jsonl:1 (how many" in output
     assert output.count("benchmark test: 1 of 1") == 1  # not below the validation set, too
 
