@@ -20,6 +20,7 @@ from lion_lightning import (
     KTOModule,
     LoRASpec,
     OnlineDPOModule,
+    PolicyGradientModule,
     PolicySpec,
     SFTModule,
     TokenizerSpec,
@@ -27,9 +28,13 @@ from lion_lightning import (
 from lion_lightning.losses import (
     BCOLoss,
     BCOPairLoss,
+    DAPOLoss,
+    GRPOLoss,
+    GSPOLoss,
     KTOLoss,
     LambdaLoss,
     PlackettLuceLoss,
+    RLOOLoss,
     SigmoidLoss,
     SimPOLoss,
     UnlikelihoodLoss,
@@ -41,7 +46,7 @@ from lion_lightning.modules.optimization.metrics import StepMetrics
 from lion_lightning.ops.logprobs import pair_logps
 from lion_lightning.planning.meta_model import meta_model
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, MixedReference, NoReference
-from lion_lightning.references.cached import CachedReference
+from lion_lightning.references.cached import CachedReference, OldPolicy
 from lion_lightning.references.store import AnswerStore, answer_counts, answer_keys
 from lion_lightning.types import PackedBatch, TokenLogps, keep_answers
 from tests.accelerator import fake_accelerator, move, no_blocking_copies
@@ -117,6 +122,7 @@ def step(
     """Optimizer steps, from the batch's way to the device to the update; from the second the optimizer has state."""
     with fake_accelerator() as device:
         module.policy = policy(spec, device)
+        module.policy.with_entropy = isinstance(module, PolicyGradientModule)
         reference = getattr(module, "reference", None)
         if isinstance(reference, FrozenReference):
             reference.model = policy(spec, device).requires_grad_(False).eval()
@@ -220,6 +226,22 @@ def test_a_step_of_groups(trainer: Any, listed_waits: None, loss: Any) -> None:
     """By losses that do not wait, unlike ``AllPairsLoss``, which says so."""
     spec, batch = PolicySpec(config=config()), trees((5, (4, 7, 3), (1.0, 0.0, 0.5)), (3, (6, 5), (1.0, 0.3)))
     module = GroupModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=FrozenReference())
+    step(module, batch, spec)
+
+
+@pytest.mark.parametrize(
+    "loss", [GRPOLoss(beta=0.1), DAPOLoss(), RLOOLoss(), GSPOLoss()], ids=lambda loss: type(loss).__name__
+)
+@pytest.mark.parametrize("old", [None, "those of the round"])
+def test_a_step_of_policy_gradients(
+    trainer: Any, listed_waits: None, loss: Any, old: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With groups of two sizes, the entropy, and where old log-probs are needed a policy that has sampled the round."""
+    spec, batch = PolicySpec(config=config()), trees((5, (4, 7, 3), (1.0, 0.0, 0.5)), (3, (6, 5), (1.0, 0.0)))
+    reference = FrozenReference() if loss.needs_reference else NoReference()
+    module = PolicyGradientModule(spec, tokenizer=TokenizerSpec("none"), loss=loss, reference=reference)
+    module.old.weights = old
+    monkeypatch.setattr(OldPolicy, "forward", lambda self, batch, policy: torch.no_grad()(policy)(batch))
     step(module, batch, spec)
 
 
