@@ -55,7 +55,7 @@ class RoundMaker:
     ) -> Round:
         """Each rank samples and judges its chunks; the first one decides on further waves, and writes the round."""
         sampler, judge = Opened(self.sampler, policy), Opened(self.scoring.judge, policy.device)
-        first = first_monitor_answers(path.parent, metadata["round"])
+        compare = partial(with_first_answer, first=first_monitor_answers(path.parent, metadata["round"]))
         waves, chunks = Waves(asked, self.dynamic, self.chunk_size), 0
         with worker.heartbeat(), sampler, judge:
             require_ready([self.sampler, self.scoring.judge], [rollout.prompt for rollout in asked.prompts])
@@ -63,16 +63,18 @@ class RoundMaker:
             wave = waves.begin()
             while wave:
                 new = self._split(wave, metadata["round"], chunks)
-                worker.announce(chunks + len(new))
+                chunks += len(new)
+                worker.announce(chunks)
+                in_turns = self.dynamic is not None and self.dynamic.in_turns
                 worker.sample(new, sampler, policy, partial(self._with_answers, policy))
-                if waves.all_asked or self._in_turns:
+                if waves.all_asked or in_turns:
                     sampler.close()
-                worker.judge(new, judge, self.scoring, partial(with_first_answer, first=first))
-                if self._in_turns:
+                worker.judge(new, judge, self.scoring, compare)
+                if in_turns:
                     judge.close()
                 # The first rank decides, and no other waits in a collective while some still judge.
-                more = worker.from_first(f"more-after-{chunks}", partial(self._add, waves, worker, new))
-                wave, chunks = waves.take(int(more)), chunks + len(new)
+                more = worker.from_first(f"more-after-{waves.asked}", partial(self._add, waves, worker, new))
+                wave = waves.take(int(more))
             if worker.rank == 0:
                 write_rollouts(path, waves.finish(metadata["round"]), {**metadata, "waves": waves.counts})
             else:
@@ -81,10 +83,6 @@ class RoundMaker:
         if worker.rank == 0:
             worker.remove_chunks()
         return Round(path)
-
-    @property
-    def _in_turns(self) -> bool:
-        return self.dynamic is not None and self.dynamic.in_turns
 
     def _split(self, wave: Sequence[Rollout], number: int, first: int) -> list[Chunk]:
         samples = (self.num_samples, self.monitor_samples)
