@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
+from lion_lightning.errors import first_line
 from lion_lightning.judges.base import Judge, final_answers, score_answers
 from lion_lightning.judges.verifiers.columns import place_of
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
@@ -51,10 +53,13 @@ class Scoring:
         """Apply the shapings to all answers; the difference that each makes is a part of its own."""
         scores, parts = rollout.scores, dict(rollout.by_judge)
         for shaping in self.shaping:
-            before, name = scores, type(shaping).__name__
-            scores = tuple(map(shaping.shape, rollout.answers, before))
-            if not all(map(math.isfinite, scores)):
-                place = place_of(rollout.prompt)
+            before, name, place = scores, type(shaping).__name__, place_of(rollout.prompt)
+            try:
+                scores = tuple(map(shaping.shape, rollout.answers, before))
+            except Exception as error:
+                found = f"{place}: {name} failed ({first_line(error, with_type=True)})"
+                raise ValueError(f"{found}; fix the shaping and rerun") from error
+            if not all(isinstance(score, Real) and math.isfinite(score) for score in scores):
                 raise ValueError(f"{name} made {scores} of the scores {before} of {place}; return finite numbers")
             if name in parts:
                 raise ValueError(f"a judge and a shaping are both called {name}; change `names` of WeightedJudge")

@@ -74,16 +74,20 @@ def test_a_judge_that_does_not_say_what_is_right() -> None:
 
 
 class Bonus(RewardShaping):
-    def __init__(self, bonus: float) -> None:
+    def __init__(self, bonus: Any) -> None:
         self.bonus = bonus
 
-    def shape(self, answer: Answer, score: float) -> float:
-        return score + self.bonus
+    def shape(self, answer: Answer, score: float) -> Any:
+        return None if self.bonus is None else score + self.bonus
 
 
 def test_a_shaped_score_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Bonus made \(nan,\) of the scores \(1.0,\) of f:1; return finite numbers"):
         Scoring(VerifierJudge(ExactMatch()), [Bonus(math.nan)]).score([Rollout(PROMPT, (answer(1),))])
+    with pytest.raises(ValueError, match=r"Bonus made \(None,\) of the scores"):
+        Scoring(VerifierJudge(ExactMatch()), [Bonus(None)]).score([Rollout(PROMPT, (answer(1),))])
+    with pytest.raises(ValueError, match=r"f:1: Bonus failed \(TypeError: .*\); fix the shaping and rerun"):
+        Scoring(VerifierJudge(ExactMatch()), [Bonus("1")]).score([Rollout(PROMPT, (answer(1),))])
     judge = WeightedJudge([VerifierJudge(ExactMatch())], names=["Bonus"])
     with pytest.raises(ValueError, match="a judge and a shaping are both called Bonus; change `names` of Weighted"):
         Scoring(judge, [Bonus(1.0)]).score([Rollout(PROMPT, (answer(1),))])
