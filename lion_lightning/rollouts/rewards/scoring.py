@@ -57,8 +57,8 @@ class Scoring:
             try:
                 scores = tuple(map(shaping.shape, rollout.answers, before))
             except Exception as error:
-                found = f"{place}: {name} failed ({first_line(error, with_type=True)})"
-                raise ValueError(f"{found}; fix the shaping and rerun") from error
+                cause = first_line(error, with_type=True)
+                raise ValueError(f"{place}: {name} failed ({cause}); fix the shaping and rerun") from error
             if not all(isinstance(score, Real) and math.isfinite(score) for score in scores):
                 raise ValueError(f"{name} made {scores} of the scores {before} of {place}; return finite numbers")
             if name in parts:
