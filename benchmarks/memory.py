@@ -47,7 +47,7 @@ class Case:
     Attributes:
         model: REAL or a name in SHAPES.
         stage: SFT; DPO, with a second model as reference, of a pair or all pairs of four answers; KTO and groups of
-            four, with one, too; reward model.
+            four, with one, too; GRPO of four, over a round of two steps; reward model.
         recompute: What the backward pass computes again.
         lora: Whether adapters train, and the reference of DPO is the policy without them.
         packed: Whether the weights under the adapters are held in four bits; such cases need bitsandbytes.
@@ -109,7 +109,7 @@ CASES = (
     *(Case(SMALL, stage, strategy="ddp") for stage in ("SFT", "DPO")),
     *(Case(SMALL, stage, mode, strategy="fsdp") for stage in ("SFT", "DPO") for mode in ("none", "full")),
     Case(WIDE, "SFT", recompute="full", strategy="fsdp", tokens=2048),
-    *(Case(SMALL, stage) for stage in ("DPO of four", "KTO", "groups of four", "reward model")),
+    *(Case(SMALL, stage) for stage in ("DPO of four", "KTO", "groups of four", "GRPO of four", "reward model")),
 )
 
 

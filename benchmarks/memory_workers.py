@@ -6,13 +6,15 @@ import json
 import logging
 import math
 import sys
+import tempfile
 import time
 import warnings
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-ANSWERS = {"SFT": 0, "DPO": 2, "DPO of four": 4, "KTO": 1, "groups of four": 4, "reward model": 2}
+ANSWERS = {"SFT": 0, "DPO": 2, "DPO of four": 4, "KTO": 1, "groups of four": 4, "GRPO of four": 4, "reward model": 2}
 """Answers to the prompt of a micro-batch; 0 for a document. KTO's has one of another prompt, too."""
 
 
@@ -94,8 +96,30 @@ def _module(job: dict[str, Any]) -> Any:
     tokenizer = TokenizerSpec(job["tokenizer"], special_tokens=("<pad>",))  # of which a reward model needs one
     if job["stage"] in ("SFT", "reward model"):
         return {"SFT": SFTModule, "reward model": RewardModule}[job["stage"]](policy, tokenizer=tokenizer)
+    if job["stage"] == "GRPO of four":
+        return _policy_gradient(policy, tokenizer)
     module: Any = {"KTO": KTOModule, "groups of four": GroupModule}.get(job["stage"], DPOModule)
     return module(policy, tokenizer=tokenizer, reference=AdapterOffReference() if lora else FrozenReference())
+
+
+def _policy_gradient(policy: Any, tokenizer: Any) -> Any:
+    """A module on a round of two steps, which nobody sampled."""
+    from lion_lightning.modules import PolicyGradientModule
+
+    folder = Path(tempfile.mkdtemp())
+    made = SimpleNamespace(number=0, path=folder / "round-0000.arrow")
+    data = SimpleNamespace(current_round=made, is_used_again=lambda epoch: False)
+
+    class OneRound(PolicyGradientModule):
+        _data = data
+
+        def require_data(self, data: Any) -> None:
+            """Take the loader as it is."""
+
+    return OneRound(policy, tokenizer=tokenizer, kl_batches=0)
+
+
+_SCORES = (3.0, 2.0, 1.0, 0.0)
 
 
 def _batch(job: dict[str, Any]) -> Any:
@@ -106,7 +130,7 @@ def _batch(job: dict[str, Any]) -> Any:
     from lion_lightning.types import Sample, SampleSegment
 
     draw, tokens, stage = np.random.default_rng(0), job["tokens"], job["stage"]
-    values = {"KTO": (1.0, math.nan), "groups of four": (3.0, 2.0, 1.0, 0.0)}.get(stage, ())
+    values = {"KTO": (1.0, math.nan), "groups of four": _SCORES, "GRPO of four": _SCORES}.get(stage, ())
     answers = len(values) or ANSWERS[stage]
     length = tokens // (1 + answers)
     pieces = []

@@ -20,7 +20,7 @@ from lion_lightning.sampling import (
     VLLMWeightSync,
 )
 from tests import tiny
-from tests.integration.online import Judge, Online, Watch, pairs_of
+from tests.integration.online import Judge, Online, PolicyGradientOnline, Watch, pairs_of
 from tests.vllm.engines import PROMPTS, move, server, tiny_policy
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -164,6 +164,22 @@ def test_an_online_run_in_one_process(tmp_path: Path) -> None:
     rounds = online.rounds("run")
     assert [watch.trained[made.number] for made in rounds] == [pairs_of(made) for made in rounds]
     assert len({made.metadata["policy"] for made in rounds}) == 3
+
+
+def test_a_policy_gradient_trains_on_the_tokens_that_the_engine_drew(tmp_path: Path) -> None:
+    online = PolicyGradientOnline(tmp_path)
+    shape = tiny.config(hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+    PolicySpec(config=shape).build().causal_lm.save_pretrained(online.start)
+    watch, module = Watch(), online.module()
+    sampler = VLLMSampler(SamplingSettings(temperature=1.0, max_new_tokens=5))
+    online.fit("run", online.sampling(sampler, Judge()), watch, module, max_epochs=2)
+    rounds = online.rounds("run")
+    assert len({made.metadata["policy"] for made in rounds}) == 2
+    for made in rounds:
+        drawn = {rollout.answers[place].token_ids for rollout in made.rollouts for place in rollout.usable}
+        assert watch.trained[made.number] <= drawn
+        assert len(watch.trained[made.number]) > 10
+    assert module.old.weights == rounds[1].metadata["policy"]  # what it compares with has sampled the round
 
 
 def test_a_real_server_is_pushed_to_probed_and_missed(tmp_path: Path) -> None:
