@@ -108,8 +108,12 @@ class HeadLogps(torch.autograd.Function):
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         ctx.per_tile, ctx.transform = per_tile, transform
         head = _TiledHead(hidden.to(ctx.dtype), weight, bias, transform, per_tile)
-        largest = torch.full((rows,), torch.finfo(torch.float32).min, device=hidden.device)
-        target_logits, total, squares, weighted = torch.zeros(4, rows, device=hidden.device)  # (rows,) each
+        fp32: Any = {
+            "dtype": torch.float32,
+            "device": hidden.device,
+        }  # whatever the default dtype is (bf16-true sets it)
+        largest = torch.full((rows,), torch.finfo(torch.float32).min, **fp32)
+        target_logits, total, squares, weighted = torch.zeros(4, rows, **fp32)  # (rows,) each
         saved: list[Tensor] = []
         for columns, tile_weight in head.tiles():
             save = rows * columns.stop <= keep and transform.softcap is None

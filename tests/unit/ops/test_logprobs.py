@@ -157,6 +157,23 @@ def test_gradients_that_nobody_asks_for_are_not_made() -> None:
     assert torch.equal(alone, both)
 
 
+def test_sums_are_fp32_whatever_the_default_dtype_is() -> None:
+    """Lightning's bf16-true sets it around each step: a sum of a thousand terms would lose all but two digits."""
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(5, 16), torch.randn(1000, 16), torch.arange(5)
+    expected = token_logps(hidden, weight, targets, entropy=True)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = token_logps(hidden, weight, targets, entropy=True)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found.values, expected.values)
+    assert found.entropy is not None
+    assert expected.entropy is not None
+    assert torch.equal(found.entropy, expected.entropy)
+
+
 def test_logits_of_a_bf16_head_are_fp32_before_the_logsumexp() -> None:
     hidden, weight, _, targets = problem(torch.bfloat16)
     values = token_logps(hidden, weight, targets).values
