@@ -294,6 +294,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_second_epoch_on_the_same_round_scores_no_answer_anew(
     kind: type[Online], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LION_CACHE", str(tmp_path / "cache"))  # another objective's run has the same answers
     online, watch, passes = kind(tmp_path), Batches(), scored(monkeypatch)
     given = online.sampling()
     settings = ("pairing", "num_samples", "monitor_prompts", "chunk_size", "keep_unfinished")
