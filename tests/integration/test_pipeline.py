@@ -367,3 +367,23 @@ def test_the_file_for_a_run_of_ones_own_runs_with_its_marked_lines_edited(folder
         assert Path(f"runs/own/{name}/export/model.safetensors").exists()
         assert json.loads(Path(f"runs/own/{name}/startup.json").read_text())["run"]["steps"] > 0
     assert len(list(Path("runs/own/online_dpo/rounds").glob("round-*.json"))) == 2
+
+
+@pytest.mark.slow
+def test_policy_gradients_end_a_pipeline(folder: Path) -> None:
+    Path("my_judges.py").write_text(
+        "class Longest:\n"
+        "    def score(self, prompts, answers):\n"
+        "        return [[float(len(text)) for text in texts] for texts in answers]\n"
+    )
+    grpo = yaml.safe_load((ROOT / "configs" / "grpo.yaml").read_text())
+    sampling = grpo["trainer"]["callbacks"][0]
+    sampling["init_args"] |= {"judge": "my_judges.Longest", "keep_unfinished": True, "prompts_per_round": 8}
+    last = {"config": str(ROOT / "configs" / "grpo.yaml"), "trainer": QUICK | {"callbacks": [sampling]}}
+    pipeline = yaml.safe_load((folder / "pipeline.yaml").read_text())
+    write_pipeline(folder, stages=pipeline["stages"] | {"grpo": last})
+    assert run() == 0
+    started = yaml.safe_load(Path("runs/all/grpo/stage.yaml").read_text())
+    assert started["model"]["init_args"]["policy"] == {"path": "runs/all/dpo/export"}
+    assert Path("runs/all/grpo/export/model.safetensors").exists()
+    assert list(Path("runs/all/grpo/rounds").glob("round-*.json"))
