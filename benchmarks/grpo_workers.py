@@ -50,7 +50,7 @@ def grpo_ours(job: dict[str, Any]) -> None:
     rounds = list(grouped(steps_of(job), job["accumulate"]))
     with tempfile.TemporaryDirectory() as folder:
         module = PolicyGradientModule(
-            PolicySpec(path=job["model"]),
+            PolicySpec(path=job["model"], **job.get("policy", {})),
             loss=GRPOLoss(beta=job["beta"]),
             reference=CachedReference(cache_dir=folder) if job["beta"] else None,
             optimizer=optimizer,

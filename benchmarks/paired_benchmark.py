@@ -73,6 +73,7 @@ class PairedBenchmark:
         against: The peer in the setting that was fastest.
         errors: What kept the peer from running, by setting.
         trials: Tokens a second in the trial, a prompt counted once an item, by the peer's setting.
+        peaks: The stage's peak after the trial, by the peer's setting.
         jobs: What each is told: ours, the peer in each setting, and as ``peer`` in the one that was kept.
         turns: What ``ours`` and ``peer`` tell of the turns that count.
         matmul: FLOP/s of a large matrix product in each round.
@@ -86,6 +87,7 @@ class PairedBenchmark:
     against: str = ""
     errors: dict[str, str] = field(default_factory=dict)
     trials: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     turns: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     matmul: list[float] = field(default_factory=list)
@@ -134,6 +136,7 @@ class PairedBenchmark:
                 f"MiB above the loaded model's, {self._name(side)}": turns[-1]["growth_mib"]
                 for side, turns in self.turns.items()
             }
+            grown |= {f"MiB after a trial, {stage.against}, {name}": peak for name, peak in self.peaks.items()}
             found.append(Measurement(what, "MiB", peaks[OURS], peaks.get(PEER, []), most=most, extra=grown, **common))
         return found
 
@@ -212,7 +215,10 @@ class PairedBenchmark:
     def _turn(self, workers: dict[str, Worker], name: str) -> list[float]:
         """Seconds of a turn, none of one that fails: the peer's setting is left out then."""
         try:
-            return [workers[name].turn()["seconds"]]
+            told = workers[name].turn()
+            if name != OURS and self.stage.peak:
+                self.peaks[name] = told[self.stage.peak]
+            return [told["seconds"]]
         except SystemExit as error:
             if name == OURS:
                 raise
