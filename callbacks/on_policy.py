@@ -19,13 +19,13 @@ from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.rollouts import checks, rounds
-from lion_lightning.rollouts.generate import RoundWorker
+from lion_lightning.rollouts.generate import Chunking, RoundWorker
 from lion_lightning.rollouts.maker import RoundMaker
 from lion_lightning.rollouts.metrics.rounds import ONLY_IN_SUMMARY, round_metrics
 from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.prompts.dynamic import DynamicSampling
 from lion_lightning.rollouts.prompts.history import PromptHistory
-from lion_lightning.rollouts.prompts.plan import Candidates, RoundSchedule
+from lion_lightning.rollouts.prompts.plan import PromptCandidates, RoundSchedule
 from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.rollouts.rewards.scoring import Scoring
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
@@ -247,10 +247,9 @@ class OnPolicySampling(Callback):
         if worker.rank == 0:
             why = f"without {data.items} to train on" if same else "sampled from another policy or with other settings"
             rounds.set_aside(path.parent, number, why)
-        parts = (self.sampler, Scoring(self.judge, self.shaping), self._choose)
-        samples = (self.num_samples, self.monitor_samples)
-        own = getattr(module, "own_answers", False)
-        maker = RoundMaker(*parts, *samples, self.chunk_size, self.original_chosen, self.seed, self.dynamic, own)
+        scoring, own = Scoring(self.judge, self.shaping), getattr(module, "own_answers", False)
+        chunking = Chunking(self.chunk_size, self.num_samples, self.monitor_samples, self.seed)
+        maker = RoundMaker(self.sampler, scoring, self._choose, chunking, self.original_chosen, self.dynamic, own)
         return maker.make(worker, policy, asked, path, {"round": number, "identity": identity, **settings})
 
     def _choose(self, rollout: Rollout) -> Rollout:
@@ -266,7 +265,7 @@ class OnPolicySampling(Callback):
         most = self.dynamic.most if self.dynamic else 1.0
         return RoundSchedule(self.should_sample, self.prompts_per_round, self.monitor_prompts, self.seed, most)
 
-    def choose_prompts(self, trainer: Trainer, pool: PromptPool, number: int, limit: int) -> Candidates:
+    def choose_prompts(self, trainer: Trainer, pool: PromptPool, number: int, limit: int) -> PromptCandidates:
         """The prompts that a round may ask, and its monitor prompts.
 
         Raises:

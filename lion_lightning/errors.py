@@ -197,7 +197,7 @@ class _Report:
 
 
 def _other_kind(path: str, wanted: str) -> str:
-    """What is said of a class that is not of the kind which its key takes: of a loss also the module that takes it."""
+    """Message of a class that is not of the kind which its key takes: of a loss also the module that takes it."""
     module, _, name = path.rpartition(".")
     found = getattr(import_module(module), name, None) if module else None
     bases = [base.__name__ for base in getattr(found, "__mro__", ())]

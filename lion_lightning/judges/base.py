@@ -89,7 +89,7 @@ def _right(parts: Mapping[str, Scores], right_from: Mapping[str, float]) -> list
 
 
 def final_answers(judge: Judge, prompt: Prompt, answers: Sequence[str]) -> list[str]:
-    """What each answer to a prompt comes to: equal texts for equal answers.
+    """Final answer of each text: equal texts for equal answers.
 
     Raises:
         ValueError: The judge failed; the message names judge and prompt.

@@ -74,7 +74,7 @@ class WeightedJudge:
         return {} if judge is None else {name: judge.right_from}
 
     def final_answer(self, prompt: Prompt, answer: str) -> str:
-        """What an answer comes to, by the judge that says what is right."""
+        """Final answer of a text, by the judge that says what is right."""
         _, judge = self._verifying
         return str(judge.final_answer(prompt, answer)) if hasattr(judge, "final_answer") else answer.strip()
 

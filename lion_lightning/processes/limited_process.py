@@ -44,7 +44,7 @@ class LimitedCheck:
         return bool(self.value(where, *arguments))
 
     def value(self, where: str, *arguments: Any) -> Any:
-        """What the check found: a bool, or a text; None if it exceeded a limit."""
+        """Result of the check: a bool, or a text; None if it exceeded a limit."""
         reply = _process.run(self.check, arguments, self.seconds)
         if "error" in reply:
             raise ValueError(reply["error"])

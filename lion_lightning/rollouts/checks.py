@@ -1,4 +1,4 @@
-"""What on-policy sampling asks of its trainer, module, data and arguments."""
+"""Checks of the trainer, module, data and arguments of on-policy sampling."""
 
 from __future__ import annotations
 

@@ -38,32 +38,38 @@ class Chunk:
     seed: int
 
 
-def split_chunks(
-    rollouts: Sequence[Rollout],
-    chunk_size: int,
-    num_samples: int,
-    monitor_samples: int,
-    seed: Sequence[int],
-    first: int = 0,
-) -> list[Chunk]:
-    """Split prompts of a round into chunks: first those to train on, then the monitor prompts.
+@dataclass(frozen=True)
+class Chunking:
+    """How the prompts of a round are split into chunks.
 
-    Args:
-        rollouts: The prompts; those that are left out are in no chunk.
-        chunk_size: Prompts per chunk.
+    Attributes:
+        size: Prompts per chunk.
         num_samples: Answers per prompt.
         monitor_samples: Answers per monitor prompt.
-        seed: Entropy of the chunks' seeds, together with their numbers.
-        first: Number of the first chunk.
+        seed: Seed of the answers, together with the numbers of round and chunk.
     """
-    chunks: list[Chunk] = []
-    for monitor, samples in ((False, num_samples), (True, monitor_samples)):
-        prompts = [rollout for rollout in rollouts if rollout.monitor == monitor and not rollout.left_out]
-        for start in range(0, len(prompts), chunk_size):
-            number = first + len(chunks)
-            chunk_seed = np.random.SeedSequence([*seed, number]).generate_state(1)[0]
-            chunks.append(Chunk(number, tuple(prompts[start : start + chunk_size]), samples, int(chunk_seed)))
-    return chunks
+
+    size: int
+    num_samples: int
+    monitor_samples: int
+    seed: int
+
+    def split(self, rollouts: Sequence[Rollout], number: int, first: int = 0) -> list[Chunk]:
+        """Split prompts into chunks: first those to train on, then the monitor prompts.
+
+        Args:
+            rollouts: The prompts; those that are left out are in no chunk.
+            number: Number of the round.
+            first: Number of the first chunk.
+        """
+        chunks: list[Chunk] = []
+        for monitor, samples in ((False, self.num_samples), (True, self.monitor_samples)):
+            prompts = [rollout for rollout in rollouts if rollout.monitor == monitor and not rollout.left_out]
+            for start in range(0, len(prompts), self.size):
+                place = first + len(chunks)
+                seed = np.random.SeedSequence([self.seed, number, place]).generate_state(1)[0]
+                chunks.append(Chunk(place, tuple(prompts[start : start + self.size]), samples, int(seed)))
+        return chunks
 
 
 @dataclass(frozen=True)

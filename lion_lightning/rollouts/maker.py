@@ -12,9 +12,9 @@ from typing import Any
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.readiness import Opened, require_ready
 from lion_lightning.rollouts.files import write_rollouts
-from lion_lightning.rollouts.generate import Chunk, RoundWorker, split_chunks
+from lion_lightning.rollouts.generate import Chunk, Chunking, RoundWorker
 from lion_lightning.rollouts.prompts.dynamic import DynamicSampling
-from lion_lightning.rollouts.prompts.plan import Candidates
+from lion_lightning.rollouts.prompts.plan import PromptCandidates
 from lion_lightning.rollouts.rewards.scoring import Scoring
 from lion_lightning.rollouts.rollout import Rollout, with_answers, with_first_answer
 from lion_lightning.rollouts.rounds import Round, first_monitor_answers
@@ -30,11 +30,8 @@ class RoundMaker:
         sampler: Generates the answers.
         scoring: Scores the answers to a prompt.
         choose: Adds to a scored rollout what is trained of it.
-        num_samples: Answers per prompt.
-        monitor_samples: Answers per monitor prompt.
-        chunk_size: Prompts that are sampled and saved together.
+        chunking: How prompts are split, and the answers per prompt.
         original_chosen: Share of the prompts whose own answer is judged, too.
-        seed: Seed of the answers, together with the round's number.
         dynamic: When to ask further prompts; None for never.
         own_tokens: Whether the sampler has to give the tokens that it drew: texts are not tokenized.
     """
@@ -42,27 +39,24 @@ class RoundMaker:
     sampler: Sampler
     scoring: Scoring
     choose: Callable[[Rollout], Rollout]
-    num_samples: int
-    monitor_samples: int
-    chunk_size: int
+    chunking: Chunking
     original_chosen: float
-    seed: int
     dynamic: DynamicSampling | None = None
     own_tokens: bool = False
 
     def make(
-        self, worker: RoundWorker, policy: RolloutPolicy, asked: Candidates, path: Path, metadata: dict[str, Any]
+        self, worker: RoundWorker, policy: RolloutPolicy, asked: PromptCandidates, path: Path, metadata: dict[str, Any]
     ) -> Round:
         """Each rank samples and judges its chunks; the first one decides on further waves, and writes the round."""
         sampler, judge = Opened(self.sampler, policy), Opened(self.scoring.judge, policy.device)
         compare = partial(with_first_answer, first=first_monitor_answers(path.parent, metadata["round"]))
-        waves, chunks = Waves(asked, self.dynamic, self.chunk_size), 0
+        waves, chunks = Waves(asked, self.dynamic, self.chunking.size), 0
         with worker.heartbeat(), sampler, judge:
             require_ready([self.sampler, self.scoring.judge], [rollout.prompt for rollout in asked.prompts])
             worker.start()
             wave = waves.begin()
             while wave:
-                new = self._split(wave, metadata["round"], chunks)
+                new = self.chunking.split(wave, metadata["round"], chunks)
                 chunks += len(new)
                 worker.announce(chunks)
                 in_turns = self.dynamic is not None and self.dynamic.in_turns
@@ -84,10 +78,6 @@ class RoundMaker:
             worker.remove_chunks()
         return Round(path)
 
-    def _split(self, wave: Sequence[Rollout], number: int, first: int) -> list[Chunk]:
-        samples = (self.num_samples, self.monitor_samples)
-        return split_chunks(wave, self.chunk_size, *samples, seed=[self.seed, number], first=first)
-
     def _add(self, waves: Waves, worker: RoundWorker, chunks: Sequence[Chunk]) -> str:
         return str(waves.add([self.choose(rollout) for rollout in worker.collect(chunks)]))
 
@@ -98,5 +88,5 @@ class RoundMaker:
                 "tokens that were drawn are what is trained; give objects with `text`, `finish_reason` and `token_ids` "
                 "(of a server: use one that returns token ids, as vLLM does)"
             )
-        drawn = random.Random(f"{self.seed} {rollout.group.hex()}").random() < self.original_chosen
+        drawn = random.Random(f"{self.chunking.seed} {rollout.group.hex()}").random() < self.original_chosen
         return with_answers(rollout, answers, policy, add_original=drawn and not rollout.monitor)

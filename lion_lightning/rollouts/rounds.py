@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class JudgedPrompt(NamedTuple):
-    """What a round says of a prompt that it asked, without texts.
+    """A prompt that a round asked, with scores and without texts.
 
     Attributes:
         group: Hash of the prompt.

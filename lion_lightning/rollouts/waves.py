@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from lion_lightning.rollouts.prompts.dynamic import DynamicSampling
-from lion_lightning.rollouts.prompts.plan import Candidates
+from lion_lightning.rollouts.prompts.plan import PromptCandidates
 from lion_lightning.rollouts.rollout import Rollout, has_spread
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ SPARE = "its answers differ, but the round has as many as dynamic sampling wants
 
 @dataclass
 class Waves:
-    """What a round has asked so far, and what it asks next.
+    """Prompts that a round has asked so far, and those that it asks next.
 
     Attributes:
         candidates: Prompts that it may ask.
@@ -29,7 +29,7 @@ class Waves:
         counts: Of each wave, the prompts asked and those of them that something can be learned from; on the first rank.
     """
 
-    candidates: Candidates
+    candidates: PromptCandidates
     dynamic: DynamicSampling | None
     chunk_size: int
     asked: int = 0

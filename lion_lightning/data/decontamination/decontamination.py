@@ -118,6 +118,6 @@ class Decontamination(DocumentFilter):
 
 
 def _origin(source: Source) -> tuple[Any, ...]:
-    """What a source's rows are read from; a source of an iterable has nothing but that."""
+    """Where a source's rows are read from: a path, split and subset, or an iterable."""
     path = Path(source.path)
     return str(path.resolve()) if path.exists() else source.path, source.split, source.subset, source.iterable

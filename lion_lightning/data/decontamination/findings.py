@@ -1,4 +1,4 @@
-"""What decontamination has found in a source: causes, counts by benchmark, and each row with its item."""
+"""Findings of decontamination in a source: causes, counts by benchmark, and each row with its item."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class AppliedFilters:
         return selection
 
     def decide(self, number: int, candidates: Candidates, workers: WorkerGroup = ALONE) -> LeftOut:
-        """What a filter leaves out, from the cache or decided by the first of the workers.
+        """A filter's decision, from the cache or decided by the first of the workers.
 
         Raises:
             ValueError: The filter's decision is not of its form, or the cache cannot be written.
@@ -100,11 +100,11 @@ class AppliedFilters:
         return rules
 
     def lines(self) -> list[str]:
-        """What the filters have found in each source, for ``lion inspect``."""
+        """Findings of the filters in each source, for ``lion inspect``."""
         return [f"{name}: {line}" for (name, _), decided in self.decided.items() for line in decided.lines]
 
     def warnings(self) -> list[str]:
-        """What somebody should act on."""
+        """Findings that somebody should act on."""
         return [f"source {name}: {line}" for (name, _), decided in self.decided.items() for line in decided.warnings]
 
 

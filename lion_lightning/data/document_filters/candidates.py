@@ -70,12 +70,12 @@ class Candidates:
         return blake2b(self.digests.tobytes(), digest_size=16).hexdigest()
 
     def user_texts(self) -> Iterator[tuple[str, ...]]:
-        """What users wrote in each example: the user's turns, the prompt of plain text, or a text without a prompt."""
+        """Texts of the user in each example: the user's turns, the prompt of plain text, or a text without a prompt."""
         return map(user_texts, self.read())
 
 
 def user_texts(example: ReadExample) -> tuple[str, ...]:
-    """What the user of an example wrote; see :meth:`Candidates.user_texts`."""
+    """Texts of the user in one example; see :meth:`Candidates.user_texts`."""
     if isinstance(example, PromptAnswers):
         example = example.answers[0]  # all have the same prompt
         if isinstance(example, Conversation):

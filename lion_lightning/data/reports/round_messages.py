@@ -17,7 +17,7 @@ _MORE = (
 )
 _CHECK = "check with `lion rounds` that the judge tells the answers apart"
 FIXES = {"pairs": f"{_MORE}lower data.min_margin, or {_CHECK}", "groups": f"{_MORE}or {_CHECK}"}
-"""What gives a round more pairs, or groups, to train on."""
+"""Advice for a round with too few pairs, or groups, to train on."""
 
 
 _SHORTER = "lower num_samples of OnPolicySampling or the sampler's max_new_tokens"
@@ -25,7 +25,7 @@ FITTING = {
     "pairs": "lower data.max_length",
     "groups": f"{_SHORTER}; with longer rows alone the next start finds this round and trains on it",
 }
-"""What makes a round's prompts fit a row, beside longer rows."""
+"""Advice for prompts of a round that do not fit a row, next to longer rows."""
 
 
 def nothing_to_train(finished: Round, items: str) -> str:

@@ -38,7 +38,7 @@ class ByColumn:
         return self._of(prompt)(prompt, answer)
 
     def final_answer(self, prompt: Prompt, answer: str) -> str:
-        """What an answer comes to, by the row's verifier."""
+        """Final answer of a text, by the row's verifier."""
         return final_answer_of(self._of(prompt), prompt, answer)
 
     def _of(self, prompt: Prompt) -> Verifier:

@@ -30,7 +30,7 @@ class ExactMatch:
         )
 
     def final_answer(self, prompt: Prompt, answer: str) -> str:
-        """What is compared of an answer."""
+        """The part of an answer that is compared."""
         return answer.strip().casefold() if self.ignore_case else answer.strip()
 
 

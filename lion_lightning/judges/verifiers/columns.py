@@ -1,4 +1,4 @@
-"""What verifiers read from a prompt's row."""
+"""Columns of a prompt's row that verifiers read."""
 
 from __future__ import annotations
 

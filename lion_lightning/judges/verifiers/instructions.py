@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lion_lightning.judges.verifiers.columns import reference_answer
-from lion_lightning.judges.verifiers.constraints import counting, layout, whole
+from lion_lightning.judges.verifiers.constraints import counting, form, layout
 from lion_lightning.types import Prompt
 
 
@@ -53,18 +53,18 @@ IFEVAL = {
         layout.sections, {"number": "num_sections", "splitter": "section_spliter"}
     ),
     "detectable_format:title": Instruction(layout.title),
-    "detectable_format:json_format": Instruction(whole.is_json),
+    "detectable_format:json_format": Instruction(form.is_json),
     "detectable_format:constrained_response": Instruction(
-        whole.one_option, fixed={"options": ["My answer is yes.", "My answer is no.", "My answer is maybe."]}
+        form.one_option, fixed={"options": ["My answer is yes.", "My answer is no.", "My answer is maybe."]}
     ),
     "combination:two_responses": Instruction(layout.two_responses),
-    "combination:repeat_prompt": Instruction(whole.repeats_prompt, {"text": "prompt_to_repeat"}),
-    "startend:end_checker": Instruction(whole.ends_with, {"phrase": "end_phrase"}),
-    "startend:quotation": Instruction(whole.quoted),
+    "combination:repeat_prompt": Instruction(form.repeats_prompt, {"text": "prompt_to_repeat"}),
+    "startend:end_checker": Instruction(form.ends_with, {"phrase": "end_phrase"}),
+    "startend:quotation": Instruction(form.quoted),
     "change_case:capital_word_frequency": _counted(counting.capital_words, "capital_relation", "capital_frequency"),
-    "change_case:english_capital": Instruction(whole.all_capitals),
-    "change_case:english_lowercase": Instruction(whole.all_small),
-    "punctuation:no_comma": Instruction(whole.no_commas),
+    "change_case:english_capital": Instruction(form.all_capitals),
+    "change_case:english_lowercase": Instruction(form.all_small),
+    "punctuation:no_comma": Instruction(form.no_commas),
 }
 """IFEval's instructions, which its rows name in ``instruction_id_list`` with arguments in ``kwargs``."""
 
@@ -85,16 +85,16 @@ TULU = {
     "validate_highlighted_sections": Instruction(layout.highlights, {"number": "N"}),
     "validate_sections": Instruction(layout.sections, {"number": "N", "splitter": "section_splitter"}),
     "validate_title": Instruction(layout.title),
-    "validate_json_format": Instruction(whole.is_json),
-    "validate_choice": Instruction(whole.one_option, {"options": "options"}),
+    "validate_json_format": Instruction(form.is_json),
+    "validate_choice": Instruction(form.one_option, {"options": "options"}),
     "validate_two_responses": Instruction(layout.two_responses),
-    "validate_repeat_prompt": Instruction(whole.repeats_prompt, {"text": "original_prompt"}),
-    "validate_end": Instruction(whole.ends_with, {"phrase": "end_phrase"}),
-    "validate_quotation": Instruction(whole.quoted),
+    "validate_repeat_prompt": Instruction(form.repeats_prompt, {"text": "original_prompt"}),
+    "validate_end": Instruction(form.ends_with, {"phrase": "end_phrase"}),
+    "validate_quotation": Instruction(form.quoted),
     "validate_frequency_capital_words": _counted(counting.capital_words, "quantifier", "N"),
-    "validate_uppercase": Instruction(whole.all_capitals),
-    "validate_lowercase": Instruction(whole.all_small),
-    "validate_no_commas": Instruction(whole.no_commas),
+    "validate_uppercase": Instruction(form.all_capitals),
+    "validate_lowercase": Instruction(form.all_small),
+    "validate_no_commas": Instruction(form.no_commas),
 }
 """The same ones as TÜLU 3's RLVR data names them, in ``func_name`` of a mapping that has the arguments too."""
 

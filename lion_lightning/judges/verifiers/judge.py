@@ -52,7 +52,7 @@ class VerifierJudge:
         return scores
 
     def final_answer(self, prompt: Prompt, answer: str) -> str:
-        """What an answer comes to, for a majority to be counted: the verifier's ``final_answer``, or all of its text.
+        """Final answer of a text, for a majority to be counted: the verifier's ``final_answer``, or all of its text.
 
         Raises:
             ValueError: The verifier failed; the message names the prompt.
@@ -81,7 +81,7 @@ def settings_of(verifier: Verifier) -> dict[str, Any]:
 
 
 def final_answer_of(verifier: Verifier, prompt: Prompt, answer: str) -> str:
-    """What an answer comes to: by the verifier's ``final_answer`` if it has one, else all of its text."""
+    """Final answer of a text: by the verifier's ``final_answer`` if it has one, else all of the text."""
     return str(verifier.final_answer(prompt, answer)) if hasattr(verifier, "final_answer") else answer.strip()
 
 

@@ -64,7 +64,7 @@ class GroupLoss(RewardedAnswersLoss):
         """
 
     def num_items(self, policy: AnswerLogps) -> Tensor:
-        """What the loss of a global step is divided by the number of: here groups, so that every prompt weighs alike.
+        """Number that the loss of a global step is divided by: here groups, so that every prompt weighs alike.
 
         Args:
             policy: The answers of a micro-batch, ``(groups, n)``.

@@ -29,7 +29,7 @@ def hash_tensors(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def hash_model(path: str, revision: str | None) -> str:
-    """What stands for a stored model: of a folder a hash of its content, else the hub's id and revision."""
+    """Identity of a stored model: of a folder a hash of its content, else the hub's id and revision."""
     folder = Path(path)
     if not folder.is_dir():
         return f"{path}@{revision or 'main'}"

@@ -1,4 +1,4 @@
-"""What k answers would do, from n of them: pass@k and majority@k."""
+"""Estimators of pass@k and majority@k from n answers."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Curriculum(ABC):
 
     @abstractmethod
     def measure(self, judged: JudgedPrompt) -> float | None:
-        """What a round says of a prompt; None for nothing, and an earlier round's word then stands."""
+        """Measure a judged prompt; None for nothing, and what an earlier round measured then stands."""
 
     @abstractmethod
     def place(self, measured: float | None) -> float:
@@ -43,7 +43,7 @@ class Curriculum(ABC):
         """
 
     def misfit(self, judge: Any) -> str:
-        """What keeps it from working with the rounds of a judge, with the fix; empty if nothing does."""
+        """Problem with the rounds of a judge, with the fix; empty if there is none."""
         return ""
 
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the rounds on disk say of each prompt: how often it was asked, and what a curriculum measured."""
+"""History of each prompt in the rounds on disk: how often it was asked, and what a curriculum measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class PromptHistory:
-    """What earlier rounds say of the prompts of a run. Each round is read once; those that were set aside, never.
+    """History of the prompts of a run in its earlier rounds. Each round is read once; those that were set aside, never.
 
     Args:
         curriculum: What is measured; None for nothing.
@@ -67,7 +67,7 @@ class PromptHistory:
                 self._measured[judged.group] = measured
 
     def rest(self, positions: Sequence[int], pool: PromptPool) -> list[int]:
-        """What is left of the prompts of a run, in the order in which it is to be asked.
+        """Prompts of a run that no round has asked yet, in the order in which they are to be asked.
 
         Args:
             positions: All prompts of the run, as positions in the pool; one may come several times.

@@ -23,7 +23,7 @@ MAX_MONITOR_PROMPTS = 32
 """Monitor prompts of a run by default, unless that is more than a quarter of all prompts."""
 
 
-class Candidates(NamedTuple):
+class PromptCandidates(NamedTuple):
     """Prompts that a round may ask.
 
     Attributes:
@@ -101,7 +101,7 @@ class RoundPrompts(NamedTuple):
 
     def candidates(
         self, pool: PromptPool, positions: Sequence[int], max_prompt_length: int, kept: int = 0
-    ) -> Candidates:
+    ) -> PromptCandidates:
         """Read the prompts that a round may ask, in this order, and its monitor prompts."""
         prompts = []
         for prompt, group in pool.take(positions):
@@ -109,7 +109,7 @@ class RoundPrompts(NamedTuple):
             left_out = f"prompt longer than {max_prompt_length} tokens" if too_long else ""
             prompts.append(Rollout(prompt, group=group, left_out=left_out))
         monitors = [Rollout(prompt, group=group, monitor=True) for prompt, group in pool.take(self.monitors)]
-        return Candidates(prompts, monitors, self.size, kept)
+        return PromptCandidates(prompts, monitors, self.size, kept)
 
     def at_most(self, count: int) -> RoundPrompts:
         """Limit the prompts, and the monitor prompts, of a round, for a ``fast_dev_run`` with its few batches."""

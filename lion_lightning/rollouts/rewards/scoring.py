@@ -50,7 +50,7 @@ class Scoring:
         return replace(rollout, final_answers=tuple(final_answers(self.judge, rollout.prompt, texts)))
 
     def _shaped(self, rollout: Rollout) -> Rollout:
-        """Apply the shapings to all answers; the difference that each makes is a part of its own."""
+        """Apply the shapings to all answers; the difference that each makes is a separate part."""
         scores, parts = rollout.scores, dict(rollout.by_judge)
         for shaping in self.shaping:
             before, name, place = scores, type(shaping).__name__, place_of(rollout.prompt)

@@ -14,7 +14,7 @@ from lion_lightning.types import Answer
 class RewardShaping(ABC):
     """Changes the score of an answer, after the judge and before pairs, groups and advantages are made.
 
-    What it adds is stored with the round as a part of its own, under the name of its class.
+    What it adds is stored with the round as a separate part, under the name of its class.
     """
 
     @abstractmethod
@@ -27,7 +27,7 @@ class RewardShaping(ABC):
         """
 
     def misfit(self, max_new_tokens: int | None, keep_unfinished: bool) -> str:
-        """What keeps it from working as asked, with the fix; empty if nothing does.
+        """Problem with the run's settings, with the fix; empty if there is none.
 
         Args:
             max_new_tokens: Limit of the sampler; None if that is not known.
@@ -43,7 +43,7 @@ class RewardShaping(ABC):
 class UnfinishedScore(RewardShaping):
     """A fixed score in place of that of an answer that was cut off, right or wrong.
 
-    -10 in TÜLU 3 (arXiv 2411.15124, section 6.2), beside 10 for a right answer; 0 in TÜLU 3.1.
+    -10 in TÜLU 3 (arXiv 2411.15124, section 6.2), next to 10 for a right answer; 0 in TÜLU 3.1.
 
     Args:
         score: The score.

@@ -107,7 +107,7 @@ class PooledSampler:
         self._require(n)
         drawn = [self._draw(prompt, n, seed) for prompt in prompts]
         answers: list[dict[str, Answer]] = [{} for _ in prompts]
-        # Seeds of their own, so that two models don't draw by the same random numbers.
+        # A seed for each model, so that no two draw by the same random numbers.
         seeds = np.random.SeedSequence(seed).generate_state(len(self.samplers)).tolist()
         for (name, sampler), own_seed in zip(self.samplers.items(), seeds, strict=True):
             places = [place for place, names in enumerate(drawn) if name in names]

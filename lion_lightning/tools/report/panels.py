@@ -22,7 +22,7 @@ Panel = Callable[["Axes"], Any]
 
 
 class Shown(NamedTuple):
-    """What a panel shows.
+    """Content of a panel.
 
     Attributes:
         title: Its title.
@@ -130,7 +130,7 @@ def _over_stages(chains: Sequence[ChainLogs], shown: Shown, lines: Mapping[str, 
 
 
 def _over_rounds(stages: Sequence[Stage], shown: Shown, lines: Mapping[str, str], axes: Axes) -> None:
-    """Metrics of all stages with rounds; several of one panel have colors of their own."""
+    """Metrics of all stages with rounds; several of one panel differ in color."""
     for place, (key, name) in enumerate(lines.items()):
         color, label = COLORS[(place + 2) % len(COLORS)], name
         for stage in stages:

@@ -16,7 +16,7 @@ from lion_lightning.rollouts.rounds import Round
 
 @dataclass
 class ModelAnswers:
-    """What is known of a model's answers.
+    """Metrics of a model's answers.
 
     Attributes:
         scores: Score of each.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lion_lightning.rollouts.prompts import DynamicSampling
-from lion_lightning.rollouts.prompts.plan import Candidates, RoundPrompts
+from lion_lightning.rollouts.prompts.plan import PromptCandidates, RoundPrompts
 from lion_lightning.rollouts.rollout import Rollout, has_spread
 from lion_lightning.rollouts.waves import SPARE, Waves
 from lion_lightning.types import Answer, Prompt
@@ -59,7 +59,7 @@ def test_numbers_out_of_range_are_refused(numbers: dict[str, Any]) -> None:
 
 def test_what_is_beyond_the_number_wanted_is_left_out_in_the_order_of_asking() -> None:
     prompts = [asked(number, left_out="too long" if number == 1 else "") for number in range(8)]
-    waves = Waves(Candidates(prompts, [asked(99, monitor=True)], 4), DynamicSampling(most=2), chunk_size=2)
+    waves = Waves(PromptCandidates(prompts, [asked(99, monitor=True)], 4), DynamicSampling(most=2), chunk_size=2)
     first = waves.begin()
     assert [rollout.prompt.text for rollout in first] == ["p0", "p1", "p2", "p3", "p99"]
     # p0 alone has spread, of 4 that were asked: 3 missing ones need 12, and a wave has at most 4.
@@ -88,7 +88,7 @@ def test_too_few_are_told_once_with_the_reason(caplog: pytest.LogCaptureFixture)
     for (count, kept), text in said.items():
         caplog.clear()
         prompts = [asked(number) for number in range(count)]
-        waves = Waves(Candidates(prompts, [], 2, kept), DynamicSampling(most=2), chunk_size=1)
+        waves = Waves(PromptCandidates(prompts, [], 2, kept), DynamicSampling(most=2), chunk_size=1)
         wave = waves.begin()
         while wave:
             scored = [judged(rollout, rollout.prompt.text == "p0") for rollout in wave]

@@ -29,7 +29,7 @@ def compares(count: int, number: int, relation: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """What stands between white space and has a letter or a digit: neither a bullet nor a dash is a word."""
+    """Words: runs of non-space characters with a letter or a digit, so neither a bullet nor a dash."""
     return [word for word in text.split() if any(map(str.isalnum, word))]
 
 
@@ -77,7 +77,7 @@ def _ends_sentence(word: str, following: str) -> bool:
 
 
 def count_phrase(text: str, phrase: str, ignore_case: bool = True) -> int:
-    """Count a phrase as whole words; any white space is as good as another."""
+    """Count a phrase between word boundaries; any white space is as good as another."""
     # Words within words do not count, and a keyword that ends in a sign, such as C++, is found too.
     pattern = r"\s+".join(map(re.escape, phrase.split()))
     return len(re.findall(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE if ignore_case else 0))

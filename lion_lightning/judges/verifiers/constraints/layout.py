@@ -13,7 +13,7 @@ _PUNCTUATION = punctuation + "“”‘’«»…—–¿¡。！？，、"  # n
 
 
 def divided_paragraphs(answer: str, number: int) -> bool:
-    """Check the number of paragraphs with dividers (``***`` or ``* * *`` on a line of their own) between them.
+    """Check the number of paragraphs with dividers (``***`` or ``* * *`` on separate lines) between them.
 
     A divider before the first or after the last one does no harm; two with nothing between them do.
     """

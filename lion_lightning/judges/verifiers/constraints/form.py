@@ -1,4 +1,4 @@
-"""Constraints on the answer as a whole: its case, its format, its beginning and end."""
+"""Constraints on the form of an answer: its case, its format, its beginning and end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lion_lightning.processes.limited_checks import refuse_constant, without_fen
 
 
 def one_option(answer: str, options: Sequence[str]) -> bool:
-    """Check that exactly one option occurs, as whole words; one within a longer one that occurs does not count."""
+    """Check that exactly one option occurs, between word boundaries; one within a longer one does not count."""
     found = [option for option in dict.fromkeys(options) if count_phrase(answer, option, ignore_case=False)]
     longest = max(found, key=len, default="")
     return bool(found) and all(count_phrase(longest, option, ignore_case=False) for option in found)
