@@ -88,15 +88,19 @@ def _right(parts: Mapping[str, Scores], right_from: Mapping[str, float]) -> list
     return right
 
 
+def final_answer_of(part: Any, prompt: Prompt, answer: str) -> str:
+    """Final answer of a text: by ``final_answer`` of a judge or verifier if it has one, else all of the text."""
+    return str(part.final_answer(prompt, answer)) if hasattr(part, "final_answer") else answer.strip()
+
+
 def final_answers(judge: Judge, prompt: Prompt, answers: Sequence[str]) -> list[str]:
     """Final answer of each text: equal texts for equal answers.
 
     Raises:
         ValueError: The judge failed; the message names judge and prompt.
     """
-    find = getattr(judge, "final_answer", None)
     try:
-        return [str(find(prompt, answer)) if find else answer.strip() for answer in answers]
+        return [final_answer_of(judge, prompt, answer) for answer in answers]
     except ValueError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lion_lightning.judges.base import Judge, Scores
+from lion_lightning.judges.base import Judge, Scores, final_answer_of
 from lion_lightning.readiness import require_ready
 from lion_lightning.types import Prompt
 
@@ -76,7 +76,7 @@ class WeightedJudge:
     def final_answer(self, prompt: Prompt, answer: str) -> str:
         """Final answer of a text, by the judge that says what is right."""
         _, judge = self._verifying
-        return str(judge.final_answer(prompt, answer)) if hasattr(judge, "final_answer") else answer.strip()
+        return final_answer_of(judge, prompt, answer)
 
     @property
     def _verifying(self) -> tuple[str, Any]:

@@ -67,6 +67,7 @@ class Chunking:
             prompts = [rollout for rollout in rollouts if rollout.monitor == monitor and not rollout.left_out]
             for start in range(0, len(prompts), self.size):
                 place = first + len(chunks)
+                # A stream for each chunk, whatever other chunks and ranks draw.
                 seed = np.random.SeedSequence([self.seed, number, place]).generate_state(1)[0]
                 chunks.append(Chunk(place, tuple(prompts[start : start + self.size]), samples, int(seed)))
         return chunks
@@ -121,6 +122,7 @@ class RoundWorker(WorkerGroup):
             policy: The policy.
             add_answers: Adds the sampler's answers to a rollout.
         """
+        # What a killed run has finished is in the folder already.
         todo = [chunk for chunk in self.strided(chunks) if not has_rollouts(self.sampled(chunk))]
         if policy.ranks.all_agree(not todo):
             return
@@ -145,6 +147,7 @@ class RoundWorker(WorkerGroup):
         if todo:
             judge.open()
         for chunk in self._progress(todo, "judge"):
+            # Read back from disk, so that a resumed run judges the very same answers.
             rollouts = [add_comparison(rollout) for rollout in read_rollouts(self.sampled(chunk))]
             write_rollouts(self.judged(chunk), scoring.score(rollouts))
 

@@ -61,7 +61,7 @@ class RoundMaker:
                 worker.announce(chunks)
                 in_turns = self.dynamic is not None and self.dynamic.in_turns
                 worker.sample(new, sampler, policy, partial(self._with_answers, policy))
-                if waves.all_asked or in_turns:
+                if waves.all_asked or in_turns:  # the judge may need its memory
                     sampler.close()
                 worker.judge(new, judge, self.scoring, compare)
                 if in_turns:
@@ -73,7 +73,7 @@ class RoundMaker:
                 write_rollouts(path, waves.finish(metadata["round"]), {**metadata, "waves": waves.counts})
             else:
                 worker.wait_for([path])
-        policy.ranks.barrier()
+        policy.ranks.barrier()  # nobody reads the chunks any more
         if worker.rank == 0:
             worker.remove_chunks()
         return Round(path)
@@ -88,5 +88,6 @@ class RoundMaker:
                 "tokens that were drawn are what is trained; give objects with `text`, `finish_reason` and `token_ids` "
                 "(of a server: use one that returns token ids, as vLLM does)"
             )
+        # By the prompt alone: neither order nor ranks change which prompts bring their own answer.
         drawn = random.Random(f"{self.chunking.seed} {rollout.group.hex()}").random() < self.original_chosen
         return with_answers(rollout, answers, policy, add_original=drawn and not rollout.monitor)

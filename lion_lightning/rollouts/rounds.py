@@ -95,6 +95,7 @@ class Round:
         columns = ("group", "monitor", "num_added", "scores", "right")
         for row in self._content[0].select(columns).to_pylist():
             if not row["monitor"]:
+                # The last answers were added: the row's own, or that of the first round.
                 sampled = slice(len(row["scores"]) - row["num_added"])
                 yield JudgedPrompt(row["group"], tuple(row["scores"][sampled]), tuple(row["right"][sampled]))
 
@@ -155,6 +156,7 @@ class Round:
 
     def write_summary(self, metrics: Mapping[str, float], report: Mapping[str, Any]) -> None:
         """Write the file that :attr:`summary` reads."""
+        # JSON has no NaN.
         plain = {name: None if math.isnan(value) else value for name, value in metrics.items()}
         text = json.dumps({"report": report, "metrics": plain}, indent=2)
         with (
@@ -190,6 +192,7 @@ def round_settings(
     sampling: Mapping[str, Any], policy_digest: str, prompts: Sequence[Prompt], max_prompt_length: int
 ) -> dict[str, Any]:
     """All that decides a round, as plain data. Rounds with equal settings are equal; their hash is the identity."""
+    # Judges may read any column of a row.
     content = [[prompt.text, prompt.input_ids, dict(prompt.row)] for prompt in prompts]
     return {
         **sampling,
@@ -239,6 +242,7 @@ def set_aside(folder: Path, number: int, reason: str) -> None:
     for stored in find_rounds(folder):
         if stored.path < round_path(folder, number):
             continue
+        # By identity, so that rounds of one number that were set aside do not replace each other.
         name = stored.identity[:12] if stored.identity else stored.problem.removeprefix("of ").replace(" ", "-")
         target = folder / "set_aside" / f"{stored.path.stem}-{name}.arrow"
         target.parent.mkdir(exist_ok=True)

@@ -59,7 +59,7 @@ class Waves:
     def add(self, scored: Sequence[Rollout]) -> int:
         """Add what a wave has given; the number of prompts of the next one, 0 for none."""
         self.scored += scored
-        before = sum(asked for asked, _ in self.counts)
+        before = sum(asked for asked, _ in self.counts)  # `asked` counts this wave already
         self.counts.append([self.asked - before, sum(map(has_spread, scored))])
         if self.dynamic is None or self.all_asked:
             return 0
@@ -67,6 +67,7 @@ class Waves:
 
     def finish(self, number: int) -> list[Rollout]:
         """All prompts asked, with no more of them trained on than wanted; warns if fewer were found."""
+        # Prompts that are too long were in no chunk, so none of the scored ones are these.
         asked = self.candidates.prompts[: self.asked]
         rollouts = [*self.scored, *(rollout for rollout in asked if rollout.left_out)]
         if self.dynamic is None:
@@ -74,7 +75,7 @@ class Waves:
         wanted = self.dynamic.groups or self.candidates.size
         if self.found < wanted:
             self._warn(number, wanted)
-        for place, rollout in enumerate(rollouts):
+        for place, rollout in enumerate(rollouts):  # the first ones asked are kept
             if has_spread(rollout):
                 wanted -= 1
                 if wanted < 0:

@@ -88,7 +88,7 @@ class Decontamination(DocumentFilter):
         texts: list[list[str]] = []
         rows: list[int] = []  # of each text
         for row, written in enumerate(candidates.user_texts()):
-            if len(texts) >= _BATCH_TEXTS:
+            if len(texts) >= _BATCH_TEXTS:  # bounds the memory
                 self._compare(texts, rows, findings)
                 texts, rows = [], []
             texts += map(split_words, written)

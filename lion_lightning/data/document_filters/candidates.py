@@ -108,9 +108,10 @@ def _read_again(selection: Selection, encoder: Encoder) -> Iterator[ReadExample]
             continue
         for example in examples:
             # A row that could be read but not encoded was left out, so that it has no example in the table.
-            if source.on_bad_row == "skip" and not _is_at(digests, number, example):
+            known = number < len(digests)
+            if source.on_bad_row == "skip" and not (known and digests[number].tobytes() == content_digest(example)):
                 continue
-            if number < len(digests) and wanted[number]:
+            if known and wanted[number]:
                 yield example
             number += 1
     if number != len(digests):
@@ -118,7 +119,3 @@ def _read_again(selection: Selection, encoder: Encoder) -> Iterator[ReadExample]
             f"source {source.label}: its rows give {number} examples, and gave {len(digests)} when they were "
             "tokenized; leave the files alone while a run starts, and have a transform give the same rows each time"
         )
-
-
-def _is_at(digests: npt.NDArray[np.uint64], number: int, example: ReadExample) -> bool:
-    return number < len(digests) and digests[number].tobytes() == content_digest(example)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lion_lightning.judges.base import final_answer_of
 from lion_lightning.judges.verifiers.columns import reference_answer
-from lion_lightning.judges.verifiers.judge import Verifier, final_answer_of, settings_of
+from lion_lightning.judges.verifiers.judge import Verifier, settings_of
 from lion_lightning.types import Prompt
 
 

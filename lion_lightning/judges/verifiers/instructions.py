@@ -159,6 +159,7 @@ class Instructions:
         if instruction is None:
             known = ", ".join([*self.more, *(IFEVAL if ":" in name else TULU)])
             raise ValueError(f"the instruction {name!r} is unknown; known are {known}; give `more` a function for it")
+        # An argument too many is as wrong as one too few: the row then means another instruction.
         wanted = set(instruction.names.values())
         if wanted != given.keys():
             raise ValueError(f"{name} needs {sorted(wanted) or 'no arguments'}, and the row gives {sorted(given)}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from lion_lightning.judges.base import final_answer_of
 from lion_lightning.judges.verifiers.columns import place_of
 from lion_lightning.types import Prompt
 
@@ -78,11 +79,6 @@ def settings_of(verifier: Verifier) -> dict[str, Any]:
         own = getattr(verifier, "__dict__", {})
         settings = {key: value for key, value in own.items() if not key.startswith("_")}
     return {"verifier": name_of(verifier), "settings": settings}
-
-
-def final_answer_of(verifier: Verifier, prompt: Prompt, answer: str) -> str:
-    """Final answer of a text: by the verifier's ``final_answer`` if it has one, else all of the text."""
-    return str(verifier.final_answer(prompt, answer)) if hasattr(verifier, "final_answer") else answer.strip()
 
 
 def name_of(verifier: Verifier) -> str:

@@ -69,6 +69,7 @@ class DrGRPOLoss(PolicyGradientLoss):
 
     @override
     def add_up(self, values: Tensor, policy: AnswerLogps) -> Tensor:
+        # The mean over answers is 1 / n; L does not depend on an answer's length.
         return policy.sum(values).mean(-1) / self.max_tokens
 
 
@@ -91,7 +92,7 @@ class DAPOLoss(GRPOLoss):
 
     @override
     def add_up(self, values: Tensor, policy: AnswerLogps) -> Tensor:
-        return policy.sum(values).sum(-1)
+        return policy.sum(values).sum(-1)  # divided by the tokens of the global step, not of the group
 
     @override
     def num_items(self, policy: AnswerLogps) -> Tensor:

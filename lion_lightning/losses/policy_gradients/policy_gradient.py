@@ -125,15 +125,16 @@ class PolicyGradientLoss(GroupLoss):
         self, policy: AnswerLogps, reference: AnswerLogps, values: Tensor, old: AnswerLogps | None
     ) -> tuple[Tensor, Tensor]:
         """Ratio and advantage of each token, ``(targets,)`` each; arguments as in :meth:`forward`."""
-        old = old or policy.detach()
+        old = old or policy.detach()  # the ratio is 1, and its gradient that of the log-prob
         advantages = self.advantages(self.penalized(values, reference, old))
         ratios = self.token_log_ratios(policy, old).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
-        return ratios, advantages.reshape(-1)[policy.owners]
+        return ratios, advantages.reshape(-1)[policy.owners]  # each token has the advantage of its answer
 
     def penalized(self, rewards: Tensor, reference: AnswerLogps, old: AnswerLogps) -> Tensor:
         """``(groups, n)`` rewards, less ``beta`` times the divergence where it goes there."""
         if not (self.beta and self.kl.in_reward):
             return rewards
+        # Of the policy that sampled: a reward is a number, and has no gradient.
         return rewards - self.beta * old.sum(self.kl.estimate(old, reference))
 
     def clip(self, ratios: Tensor) -> Tensor:
@@ -149,6 +150,7 @@ class PolicyGradientLoss(GroupLoss):
         """Sums over tokens of what is logged, see :class:`~lion_lightning.modules.PolicyGradientModule`."""
         ratios, advantages = self.terms(policy, reference, values, old)
         clipped, number = self.clip(ratios), policy.counts.sum()
+        # Only where the clipped term is the smaller one: elsewhere the gradient is that of the ratio.
         metrics = {
             "ratio": SumOver(ratios.sum(), number),
             "clip/low": SumOver(((ratios < clipped) & (advantages < 0)).sum(), number),

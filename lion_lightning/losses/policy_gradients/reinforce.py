@@ -35,6 +35,7 @@ class RLOOLoss(PolicyGradientLoss):
     @override
     def advantages(self, rewards: Tensor) -> Tensor:
         n = rewards.shape[-1]
+        # The mean of the others is (n * mean - r_i) / (n - 1), so that A_i = (r_i - mean) * n / (n - 1).
         return centered(rewards, self) * n / (n - 1)
 
     @override
@@ -68,7 +69,7 @@ class REINFORCELoss(PolicyGradientLoss):
     def forward(
         self, policy: AnswerLogps, reference: AnswerLogps, values: Tensor, old: AnswerLogps | None = None
     ) -> Tensor:
-        if self.mean_reward is not None:
+        if self.mean_reward is not None:  # these rewards are part of the baseline from the next step on
             self.mean_reward.add(self.penalized(values, reference, old or policy.detach()))
         return super().forward(policy, reference, values, old)
 

@@ -45,6 +45,7 @@ def round_metrics(finished: Round) -> dict[str, float]:
     scored = [rollout.sampled_scores for rollout in trained if rollout.scores]
     texts = [[answer.text for answer in rollout.sampled] for rollout in trained]
     several = [group for group in texts if len(group) > 1]
+    # The same number of prompts in each round, so that rounds compare.
     drawn = random.Random(0).sample(several, min(MAX_SELF_BLEU_PROMPTS, len(several)))
     answers = list(chain.from_iterable(rollout.sampled for rollout in trained))
     return {
@@ -94,7 +95,7 @@ def _parts(rollouts: Sequence[Rollout]) -> dict[str, float]:
     for rollout in rollouts:
         for name, scores in rollout.by_judge.items():
             parts.setdefault(name, []).extend(scores[: rollout.num_sampled])
-    if len(parts) < 2:
+    if len(parts) < 2:  # the score itself
         return {}
     missing = {name: sum(map(math.isnan, scores)) for name, scores in parts.items()}
     return {

@@ -63,7 +63,7 @@ def _of_monitors(rollouts: Sequence[Rollout]) -> dict[str, float]:
     majorities = []  # by prompt: for k = 1, 2, 3, ...
     for rollout in rollouts:
         finals = rollout.final_answers[: rollout.num_sampled]
-        if most >= 4 and finals:
+        if most >= 4 and finals:  # of two answers a tie is drawn, which is pass@1
             majorities.append(majority_at_k(finals, rollout.sampled_right, counted[-1]))
     if not majorities:
         return metrics

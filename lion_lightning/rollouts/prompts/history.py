@@ -73,6 +73,7 @@ class PromptHistory:
             positions: All prompts of the run, as positions in the pool; one may come several times.
             pool: The pool.
         """
+        # A prompt that is to be asked three times and was asked twice is left once.
         seen: Counter[bytes] = Counter()
         left = []
         for position in positions:

@@ -89,6 +89,7 @@ class RoundPrompts(NamedTuple):
         """
         if not rest:
             raise ValueError(self._nothing_left(number))
+        # Later rounds get their prompts first; but a round asks its own number, as long as any are left.
         allowed = min(math.ceil(most * self.size), len(rest))
         count = min(allowed, max(len(rest) - later * self.size, self.size))
         if most == 1:  # otherwise what comes of it is told once the round is made
@@ -160,7 +161,7 @@ def share_out(
             "OnPolicySampling: without trainer.max_epochs prompts cannot be shared out; set prompts_per_round"
         )
     if prompts_per_round is None:
-        size = int(len(others) / ((rounds or 1) * most))
+        size = int(len(others) / ((rounds or 1) * most))  # each round may ask `most` times its prompts
     else:
         size = int(prompts_per_round * len(others)) if prompts_per_round < 1 else int(prompts_per_round)
     return RoundPrompts(monitors, others, max(1, size))

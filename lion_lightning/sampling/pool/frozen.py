@@ -81,6 +81,7 @@ class FrozenSampler(TransformersSampler):
         spec = PolicySpec(self.path, revision=self.revision, dtype=dtype, trust_remote_code=self.trust_remote_code)
         with torch.random.fork_rng(devices=[]):  # to make a model draws random numbers, which training must not notice
             model = spec.build().requires_grad_(False).to(policy.device)
+        # Alone on this rank: the copy is not sharded, whatever the policy is.
         super().open(RolloutPolicy(model, self._tokenizer, Ranks(device=policy.device)))
 
     @override
@@ -93,6 +94,7 @@ class FrozenSampler(TransformersSampler):
     @override
     def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Answer]]:
         rows = super().sample(with_tokenizer(prompts, self._tokenizer), n, seed)
+        # Its tokens are another tokenizer's; the policy's reads the text.
         return [[answer._replace(token_ids=None) for answer in row] for row in rows]
 
     @cached_property

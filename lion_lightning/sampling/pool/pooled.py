@@ -126,6 +126,7 @@ class PooledSampler:
 
     def _draw(self, prompt: Prompt, n: int, seed: int) -> list[str]:
         """Names of the samplers that answer a prompt, in order."""
+        # By seed and prompt: the same models answer it, whichever prompts share its chunk.
         draw = random.Random(f"{seed} {prompt.text}")
         others = [name for name in self.samplers if name != self.own]
         names = draw.sample(others, n - (self.own is not None))

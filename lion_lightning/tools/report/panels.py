@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_lightning.printing import harmless
@@ -115,7 +116,7 @@ def _over_stages(chains: Sequence[ChainLogs], shown: Shown, lines: Mapping[str, 
     """Metrics of all stages that log them, over the share of the stage."""
     names = dict.fromkeys(stage.name for stage in all_stages(chains))
     for name, color in zip(names, COLORS, strict=False):
-        for (key, line), style in _styled(lines):
+        for (key, line), style in zip(lines.items(), cycle(STYLES), strict=False):
             label = f"{stage_title(name)} {line}".strip()
             for stage in all_stages(chains, name):
                 if curve := stage.curves.get(key):
@@ -145,12 +146,6 @@ def _over_rounds(stages: Sequence[Stage], shown: Shown, lines: Mapping[str, str]
     axes.locator_params(axis="x", integer=True)
     if any(lines.values()):
         axes.legend(fontsize=7, frameon=False)
-
-
-def _styled(lines: Mapping[str, str]) -> Iterator[tuple[tuple[str, str], str]]:
-    """Each key and name with a style of its line."""
-    for place, item in enumerate(lines.items()):
-        yield item, STYLES[place % len(STYLES)]
 
 
 def draw_line(axes: Axes, curve: Mapping[float, float] | Mapping[int, float], color: str, **style: Any) -> None:

@@ -12,6 +12,7 @@ from lion_lightning.processes.limited_checks import refuse_constant, without_fen
 def one_option(answer: str, options: Sequence[str]) -> bool:
     """Check that exactly one option occurs, between word boundaries; one within a longer one does not count."""
     found = [option for option in dict.fromkeys(options) if count_phrase(answer, option, ignore_case=False)]
+    # "My answer is yes" may be part of another option: all that were found have to be parts of the longest one.
     longest = max(found, key=len, default="")
     return bool(found) and all(count_phrase(longest, option, ignore_case=False) for option in found)
 

@@ -23,7 +23,7 @@ def divided_paragraphs(answer: str, number: int) -> bool:
             paragraphs.append("")
         else:
             paragraphs[-1] += line.strip()
-    inner = paragraphs[1:-1]
+    inner = paragraphs[1:-1]  # the first and the last are empty where a divider begins or ends the answer
     return all(inner) and sum(map(bool, paragraphs)) == number
 
 
