@@ -49,7 +49,7 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
             1e-6.
 
     Raises:
-        ValueError: If the loss is no policy gradient, or needs a reference and gets none.
+        ValueError: If the loss is not a policy gradient, or needs a reference and gets none.
     """
 
     takes = "groups"
@@ -68,7 +68,7 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     ) -> None:
         if loss is not None and not isinstance(loss, PolicyGradientLoss):
             raise ValueError(
-                f"model.loss: {type(loss).__name__} is no policy gradient; use OnlineGroupModule, or a subclass of "
+                f"model.loss: {type(loss).__name__} is not a policy gradient; use OnlineGroupModule, or a subclass of "
                 "lion_lightning.losses.PolicyGradientLoss"
             )
         super().__init__(policy=policy, loss=loss or GRPOLoss(), reference=reference, **kwargs)

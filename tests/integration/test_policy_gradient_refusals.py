@@ -156,9 +156,9 @@ def test_references_without_a_log_prob_per_token(online: PolicyGradientOnline, r
 
 
 def test_losses_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"PlackettLuceLoss is no policy gradient; use OnlineGroupModule"):
+    with pytest.raises(ValueError, match=r"PlackettLuceLoss is not a policy gradient; use OnlineGroupModule"):
         PolicyGradientModule("policy", loss=PlackettLuceLoss())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"SigmoidLoss is no policy gradient"):
+    with pytest.raises(ValueError, match=r"SigmoidLoss is not a policy gradient"):
         PolicyGradientModule("policy", loss=SigmoidLoss())  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"GRPOLoss compares the policy with a reference, and model.reference is NoRef"

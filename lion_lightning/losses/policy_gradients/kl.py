@@ -11,7 +11,7 @@ from lion_lightning.types import AnswerLogps
 
 LARGEST_LOG_RATIO = 40.0
 """Log-ratios are clamped to this, below and above, where they are exponentiated: no ratio is infinite, and an advantage
-of 0 times one is no NaN (TÜLU 3's code clamps its KL estimate the same)."""
+of 0 times one is not NaN (TÜLU 3's code clamps its KL estimate the same)."""
 
 
 class KLPenalty(ABC):

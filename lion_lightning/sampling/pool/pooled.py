@@ -102,7 +102,7 @@ class PooledSampler:
         """Sample one answer of each of ``n`` samplers per prompt.
 
         Raises:
-            ValueError: ``n`` is above the number of samplers, or a sampler gives what is no answer.
+            ValueError: ``n`` is above the number of samplers, or a sampler gives something other than an answer.
         """
         self._require(n)
         drawn = [self._draw(prompt, n, seed) for prompt in prompts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from string import punctuation
 
-_PLACEHOLDER = re.compile(r"\[[ \t]*[^\s\[\]][^\[\]\n]*\](?!\()")  # a link of markdown is none
+_PLACEHOLDER = re.compile(r"\[[ \t]*[^\s\[\]][^\[\]\n]*\](?!\()")  # but not a markdown link
 _HIGHLIGHT = re.compile(r"(?<!\*)(\*{1,3})(?![\s*])[^*\n]*(?<!\s)\1(?!\*)")
 _BULLET = re.compile(r"\s*[*+-]\s+\S")
 _MARKS = " \t#*_>"  # of markdown, before the words of a line
@@ -67,7 +67,7 @@ def placeholders(answer: str, number: int) -> bool:
 
 
 def bullets(answer: str, number: int) -> bool:
-    """Check for exactly so many lines that begin with ``*``, ``-`` or ``+`` and white space; a divider is none."""
+    """Check for exactly so many lines that begin with ``*``, ``-`` or ``+`` and white space; a divider does not count."""
     lines = [line for line in answer.splitlines() if _BULLET.match(line)]
     return sum(len(set("".join(line.split()))) > 1 for line in lines) == number
 
