@@ -12,7 +12,7 @@ class DynamicSampling:
     """Asks further prompts until enough have answers that differ in score (DAPO, arXiv 2503.14476, section 3.2).
 
     A round asks in waves. The first one has the round's prompts; after each, the first rank counts the prompts that
-    something can be learned from: groups whose usable answers differ in score, or prompts with a pair that is not a tie.
+    something can be learned from: groups whose usable answers differ in score, or prompts with a pair without a tie.
     Where too few do, the next wave has as many prompts as would give the missing ones at the share so far, in whole
     chunks. What is found beyond the number wanted is left out, in the order of asking, and counted.
 
