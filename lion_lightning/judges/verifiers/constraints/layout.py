@@ -67,7 +67,7 @@ def placeholders(answer: str, number: int) -> bool:
 
 
 def bullets(answer: str, number: int) -> bool:
-    """Check for exactly as many lines that begin with ``*``, ``-`` or ``+`` and white space, dividers excluded."""
+    """Check the number of lines that begin with ``*``, ``-`` or ``+`` and white space, dividers excluded."""
     lines = [line for line in answer.splitlines() if _BULLET.match(line)]
     return sum(len(set("".join(line.split()))) > 1 for line in lines) == number
 
