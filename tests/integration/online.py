@@ -121,6 +121,13 @@ def _start() -> Path:
     return tiny.tokenizer_folder(made)
 
 
+class EveryOther(OnPolicySampling):
+    """Each round is used for two epochs."""
+
+    def should_sample(self, epoch: int) -> bool:
+        return epoch % 2 == 0
+
+
 class Online:
     """A folder with prompts and a starting model, and runs in it.
 
@@ -131,6 +138,7 @@ class Online:
 
     module_class: type[AlignmentModule] = OnlineDPOModule
     data_class: type[RoundDataModule] = OnPolicyDataModule
+    sampling_class: type[OnPolicySampling] = OnPolicySampling
 
     def __init__(self, folder: Path, every: int = 100) -> None:
         self.folder, self.every = folder, every
@@ -153,7 +161,7 @@ class Online:
     def sampling(self, sampler: Any = None, judge: Any = None, **changes: Any) -> OnPolicySampling:
         # Random weights hardly ever end an answer, so answers that are cut off make pairs too.
         settings = {"num_samples": 4, "monitor_prompts": 4, "chunk_size": 4, "keep_unfinished": True}
-        return OnPolicySampling(sampler or Sampler(), judge or Judge(), **{**settings, **changes})
+        return self.sampling_class(sampler or Sampler(), judge or Judge(), **{**settings, **changes})
 
     def trainer(self, name: str, callbacks: Sequence[Callback], every: int = 0, **changes: Any) -> Trainer:
         steps = every or self.every

@@ -22,14 +22,13 @@ from lion_lightning import (
     Source,
     TokenizerSpec,
 )
-from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.rollouts.prompts.plan import share_out
 from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.sampling.base import EngineError
 from lion_lightning.types import Answer, Prompt
-from tests.integration.online import Judge, Online, Sampler, Watch, pairs_of
+from tests.integration.online import EveryOther, Judge, Online, Sampler, Watch, pairs_of
 from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -228,11 +227,6 @@ def test_a_fast_dev_run_leaves_a_real_runs_rounds_as_they_are(online: Online) ->
     assert len(sampler.asked) == 6 + 4  # a round of its own was made, of a chunk; four are monitors
     assert {file: file.read_bytes() for file in (online.folder / "run").rglob("*") if file.is_file()} == files
     assert [path.name for path in online.folder.glob("run*/rounds*")] == ["rounds"]
-
-
-class EveryOther(OnPolicySampling):
-    def should_sample(self, epoch: int) -> bool:
-        return epoch % 2 == 0
 
 
 @pytest.mark.slow

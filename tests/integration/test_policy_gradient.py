@@ -15,10 +15,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from lion_lightning import PolicyGradientModule
-from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.losses import GRPOLoss
 from lion_lightning.references.store import AnswerStore
-from tests.integration.online import Judge, PolicyGradientOnline, Sampler, Watch
+from tests.integration.online import EveryOther, Judge, PolicyGradientOnline, Sampler, Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -51,13 +50,6 @@ class SeesOld(Watch):
         expected = self.sampled[-1][tuple(batch.input_ids.tolist())]
         old = module.compared_with(batch)[1].values
         self.differences.append(float((old - expected).abs().max()))
-
-
-class EveryOther(OnPolicySampling):
-    """Each round is used for two epochs."""
-
-    def should_sample(self, epoch: int) -> bool:
-        return epoch % 2 == 0
 
 
 def fit(online: PolicyGradientOnline, name: str, **options: Any) -> list[dict[str, float]]:

@@ -16,12 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from typing_extensions import override
 
-from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.models.policy import PolicyModel
 from lion_lightning.references.cached import OldPolicy
 from lion_lightning.types import PackedBatch
-from tests.integration.online import Judge, KilledError, PolicyGradientOnline, Sampler, Watch
+from tests.integration.online import EveryOther, Judge, KilledError, PolicyGradientOnline, Sampler, Watch
 from tests.marks import exhaustive
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -47,13 +46,6 @@ class Logs(Watch):
             self.logged[place] = {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-class TwoEpochs(OnPolicySampling):
-    """Each round is used for two epochs."""
-
-    def should_sample(self, epoch: int) -> bool:
-        return epoch % 2 == 0
-
-
 class Result(NamedTuple):
     """What a run ends with."""
 
@@ -64,19 +56,13 @@ class Result(NamedTuple):
 class Runs(PolicyGradientOnline):
     """Runs of the same settings, killed or not; they write a checkpoint at each step."""
 
-    twice = False
+    epochs = 3
     accumulate = 1
-
-    def sampling(self, sampler: Any = None, judge: Any = None, **changes: Any) -> OnPolicySampling:
-        made = super().sampling(sampler, judge, **changes)
-        if self.twice:
-            made.__class__ = TwoEpochs
-        return made
 
     def run(self, name: str, logs: Logs | None = None, sampling: Any = None, module: Any = None) -> Result:
         """Begin a run, or go on with it."""
-        logs, epochs = logs or Logs(), 4 if self.twice else 3
-        options = {"max_epochs": epochs, "accumulate_grad_batches": self.accumulate, "log_every_n_steps": 1}
+        logs = logs or Logs()
+        options = {"max_epochs": self.epochs, "accumulate_grad_batches": self.accumulate, "log_every_n_steps": 1}
         weights = self.fit(name, sampling or self.sampling(), logs, module, **options)  # type: ignore[arg-type]
         return Result(weights, logs)
 
@@ -91,7 +77,8 @@ class Runs(PolicyGradientOnline):
 
 
 class TwiceRuns(Runs):
-    twice = True
+    sampling_class = EveryOther
+    epochs = 4
 
 
 class AccumulatedRuns(Runs):
