@@ -16,6 +16,7 @@ from lion_lightning.cli import main
 from lion_lightning.models.checkpoints.files import read_checkpoint
 from tests.demo import copy_demo
 from tests.distributed.ranks import run_ranks
+from tests.marks import exhaustive
 
 pytestmark = pytest.mark.distributed
 
@@ -41,7 +42,7 @@ def ranks(rank: int, world: int, arguments: list[str]) -> int:
     return main(arguments)
 
 
-@pytest.mark.parametrize("name", SAVES)
+@pytest.mark.parametrize("name", ["fsdp2", *exhaustive("ddp")])
 def test_a_fragment_trains_resumes_and_its_checkpoint_is_exported(name: str, folder: Path) -> None:
     last = folder / "runs" / "sft" / "checkpoints" / "last.ckpt"
     for steps in (1, 2):  # the schedule follows max_steps, which is of no matter here

@@ -18,6 +18,7 @@ from lion_lightning.models.weights.dtensor import is_sharded, to_full
 from lion_lightning.modules import SFTModule
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.ranks import run_ranks
+from tests.marks import exhaustive
 from tests.tiny import Rows, config, policy, row, tokenizer_folder, trainer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
@@ -95,7 +96,7 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
     return fit_all(0, 1, folder)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, *exhaustive(4)])
 def test_sharded_ranks_train_as_one_process(world: int, folder: Path, alone: dict[str, Any], tmp_path: Path) -> None:
     for rank in run_ranks(fit_all, tmp_path, folder, world=world):
         assert rank.keys() == alone.keys() or world > 2
@@ -151,7 +152,7 @@ def two_epochs(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: resume(0, 0, folder, name, None) for name in KINDS}
 
 
-@pytest.mark.parametrize("world", [1, 4])
+@pytest.mark.parametrize("world", [1, *exhaustive(4)])
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(
     world: int, checkpoints: Path, two_epochs: dict[str, Any], tmp_path: Path
 ) -> None:

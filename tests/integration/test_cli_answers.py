@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lion_lightning.cli import main
 from tests.demo import copy_demo, copy_start
 from tests.integration.killed_runs import assert_a_killed_run_ends_equal
-from tests.marks import slow
+from tests.marks import exhaustive, slow
 
 ROOT = Path(__file__).parents[2]
 KTO, RANKED = ROOT / "configs" / "kto.yaml", ROOT / "configs" / "ranked.yaml"
@@ -56,10 +56,12 @@ def test_the_shipped_config_trains_and_exports(folder: Path) -> None:
     [
         *slow(
             (KTO, [LOSSES + "APOZeroUnpairedLoss", "--model.loss.desirable_weight=1.5", "--data.mismatched=false"]),
-            (KTO, [LOSSES + "BCOLoss", "--model.loss.beta=0.2"]),
             (KTO, [LOSSES + "UnlikelihoodLoss", "--model.loss.alpha=0.5", "--model.reference=null"]),
             (KTO, ["--model.reference=lion_lightning.AdapterOffReference", "-c", "configs/model/lora.yaml"]),
             (RANKED, [LOSSES + "LambdaLoss", "--model.loss.lowest=0", "--model.loss.highest=1"]),
+        ),
+        *exhaustive(
+            (KTO, [LOSSES + "BCOLoss", "--model.loss.beta=0.2"]),
             (RANKED, ["--model.reference=lion_lightning.FrozenReference", "--data.keep_equal=true"]),
         ),
         (RANKED, [LOSSES + "AllPairsLoss", "--model.loss.loss=lion_lightning.losses.IPOLoss"]),
@@ -72,8 +74,7 @@ def test_losses_references_and_adapters_are_options(folder: Path, config: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("config", [KTO, RANKED], ids=["kto", "ranked"])
+@pytest.mark.parametrize(("config", "lora"), [(KTO, False), (RANKED, True), *exhaustive((KTO, True), (RANKED, False))])
 def test_a_run_killed_by_the_system_ends_equal_bit_for_bit(folder: Path, config: Path, lora: bool) -> None:
     adapters = ["-c", str(ROOT / "configs/model/lora.yaml")] if lora else []
     options = ["-c", str(config), *adapters, *SMALL, "--trainer.max_epochs=6", "--data.batch_size=1"]

@@ -91,7 +91,7 @@ def test_it_trains_reports_exports_and_is_looked_at(folder: Path, capsys: pytest
     assert "my_judges.Longest" in capsys.readouterr().out or (folder / "runs/online_dpo/rounds/rounds.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # as for policy gradients below
 def test_the_config_of_groups_trains_reports_exports_and_is_looked_at(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

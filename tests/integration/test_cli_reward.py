@@ -19,7 +19,7 @@ from lion_lightning.rollouts.rounds import find_rounds
 from lion_lightning.types import Prompt
 from tests.demo import copy_demo, copy_start
 from tests.integration.killed_runs import assert_a_killed_run_ends_equal
-from tests.marks import slow_but
+from tests.marks import exhaustive, slow_but
 
 ROOT = Path(__file__).parents[2]
 REWARD = ROOT / "configs" / "reward.yaml"
@@ -155,7 +155,7 @@ def test_lora_trains_adapters_and_the_head_and_exports_them_merged(folder: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, *exhaustive(True)])
 def test_a_run_killed_by_the_system_ends_equal_bit_for_bit(folder: Path, lora: bool) -> None:
     adapters = ["-c", str(ROOT / "configs/model/lora.yaml")] if lora else []
     options = ["-c", str(REWARD), *adapters, *SMALL, "--trainer.max_epochs=8", "--data.batch_size=1"]

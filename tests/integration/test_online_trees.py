@@ -263,7 +263,7 @@ def test_a_module_and_data_that_do_not_fit_are_named(
         online.fit("run")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_online.py has adapters on pairs, and tests/distributed on groups
 def test_adapters_are_trained_on_groups(tmp_path: Path) -> None:
     online = GroupOnline(tmp_path)
     policy = PolicySpec(path=str(online.start), lora=LoRASpec(r=4))

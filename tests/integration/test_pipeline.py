@@ -369,7 +369,7 @@ def test_the_file_for_a_run_of_ones_own_runs_with_its_marked_lines_edited(folder
     assert len(list(Path("runs/own/online_dpo/rounds").glob("round-*.json"))) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_cli_online.py trains by this config, and a test above chains stages
 def test_policy_gradients_end_a_pipeline(folder: Path) -> None:
     Path("my_judges.py").write_text(
         "class Longest:\n"

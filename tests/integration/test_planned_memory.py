@@ -17,11 +17,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak 
     [
         pytest.param("SFT", "none", "auto", marks=pytest.mark.exhaustive),
         pytest.param("DPO", "full", "auto", marks=pytest.mark.slow),
-        pytest.param("KTO", "none", "auto", marks=pytest.mark.slow),
+        pytest.param("KTO", "none", "auto", marks=pytest.mark.exhaustive),
         pytest.param("GRPO of four", "none", "auto", marks=pytest.mark.slow),
         pytest.param("reward model", "none", "auto", marks=pytest.mark.exhaustive),
         pytest.param("SFT", "full", "ddp", marks=[pytest.mark.distributed, pytest.mark.exhaustive]),
-        pytest.param("DPO", "none", "fsdp", marks=pytest.mark.distributed),
+        pytest.param("DPO", "none", "fsdp", marks=[pytest.mark.distributed, pytest.mark.exhaustive]),
     ],
 )
 def test_the_estimated_peak_is_within_15_percent(stage: str, recompute: str, strategy: str, tmp_path: Path) -> None:

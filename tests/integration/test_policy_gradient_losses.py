@@ -9,7 +9,7 @@ import torch
 
 from lion_lightning.losses import DAPOLoss, DrGRPOLoss, GSPOLoss, PolicyGradientLoss, REINFORCELoss, RLOOLoss
 from tests.integration.online import PolicyGradientOnline, Watch
-from tests.marks import slow
+from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -33,7 +33,8 @@ class Seen(Watch):
 
 LOSSES = [
     REINFORCELoss(),
-    *slow(DAPOLoss(beta=0.1), DrGRPOLoss(max_tokens=8), GSPOLoss(), RLOOLoss(), REINFORCELoss(baseline=False)),
+    *slow(DAPOLoss(beta=0.1), GSPOLoss()),
+    *exhaustive(DrGRPOLoss(max_tokens=8), RLOOLoss(), REINFORCELoss(baseline=False)),
 ]
 
 

@@ -185,7 +185,7 @@ def test_what_does_not_fit_a_gpu_is_sharded(name: str) -> None:
 
 
 TRAINED = (
-    *("lion_gemma_2b/sft", "lion_gemma_2b/dpo", "lion_gemma_2b/online_dpo"),
+    *("lion_gemma_2b/sft", "lion_gemma_2b/online_dpo"),
     *("tulu3/sft", "tulu3/dpo", "tulu3/rlvr"),
 )
 """Recipes that train among the slow tests; the others differ from these in numbers alone."""

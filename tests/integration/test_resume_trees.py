@@ -12,7 +12,7 @@ from tests.marks import exhaustive
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(scope="module", params=[GroupOnline, pytest.param(AllPairsOnline, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[GroupOnline, *exhaustive(AllPairsOnline)])
 def online(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Online:
     made: Online = request.param(tmp_path_factory.mktemp("online"), every=1)
     return made
