@@ -25,7 +25,7 @@ FITTING = {
     "pairs": "lower data.max_length",
     "groups": f"{_SHORTER}; with longer rows alone the next start finds this round and trains on it",
 }
-"""Advice for prompts of a round that do not fit a row, next to longer rows."""
+"""Advice for prompts of a round that do not fit a row, other than longer rows."""
 
 
 def nothing_to_train(finished: Round, items: str) -> str:

@@ -137,7 +137,7 @@ def require_fitting(documents: Documents, row_length: int, fix: str = "lower dat
     Args:
         documents: The documents.
         row_length: Tokens of a row.
-        fix: What helps beside longer rows.
+        fix: What helps other than longer rows.
 
     Raises:
         ValueError: One does not; the message names it. Documents are cut to ``max_length``, so it is a pair or a group.

@@ -181,7 +181,7 @@ def _argument(own: str, name: str, value: Any) -> Any:
     if own in ("number", "place"):
         whole_number = isinstance(value, float) and value.is_integer()  # as a table with gaps stores it
         if not (whole_number or type(value) is int) or value < 0:
-            raise ValueError(f"{name} is {value!r}; it is a whole number, 0 or more")
+            raise ValueError(f"{name} is {value!r}; it is an integer, 0 or more")
         return int(value)
     texts = value if own in ("keywords", "options") else [value]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):

@@ -92,7 +92,7 @@ class RoundPrompts(NamedTuple):
         # Later rounds get their prompts first; but a round asks its own number, as long as any are left.
         allowed = min(math.ceil(most * self.size), len(rest))
         count = min(allowed, max(len(rest) - later * self.size, self.size))
-        if most == 1:  # otherwise what comes of it is told once the round is made
+        if most == 1:  # with more, a warning comes once the round is made
             self._warn_if_few(rest[:count], number)
         return list(rest[:count]), allowed - count
 

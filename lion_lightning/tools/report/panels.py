@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = ("#8a8f98", "#3b6fb6", "#e07b1f", "#3d9a6c", "#a14fa0", "#c0433a")
-"""Of the stages, in order: grey, blue, orange, ..., apart from each other for color-blind readers, too."""
+"""Of the stages, in order: gray, blue, orange, ..., apart from each other for color-blind readers, too."""
 
 STYLES = ("-", "--", ":", "-.")
 

@@ -213,7 +213,7 @@ def test_all_instructions_of_a_row_have_to_hold_and_an_empty_answer_follows_none
         (tulu("validate_response_language", language="en"), "is unknown.*give `more` a function for it"),
         (tulu("verify_bullet_points"), r"verify_bullet_points needs \['N'\], and the row gives \[\]"),
         (tulu("validate_title", N=3), r"validate_title needs no arguments, and the row gives \['N'\]"),
-        (tulu("verify_bullet_points", N=2.5), "N is 2.5; it is a whole number, 0 or more"),
+        (tulu("verify_bullet_points", N=2.5), "N is 2.5; it is an integer, 0 or more"),
         (tulu("verify_bullet_points", N=float("nan")), "N is nan; it is a whole number"),
         (tulu("verify_bullet_points", N=-1), "N is -1; it is a whole number"),
         (tulu("verify_bullet_points", N=True), "N is True; it is a whole number"),
