@@ -123,14 +123,16 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
             self._precompute_old()
 
     def _precompute_old(self) -> None:
-        several = self._round_steps > 1 or self._data.is_used_again(self.current_epoch)
+        again = self._data.is_used_again(self.current_epoch)
+        several = again or self._steps_at_end > 1
         self._tell(several)
         if not several and self.old.weights is None:
             return
         self.old.rounds_dir = self._data.current_round.path.parent
         if self.global_step == self._round_step:  # otherwise a checkpoint knows its weights
             self.old.begin(self.policy_model)
-        batches, ranks = epoch_batches(self.trainer), Ranks.of(self.trainer.strategy)
+        # Of a limited epoch, the next one trains on other answers, which are not known by then.
+        batches, ranks = epoch_batches(self.trainer, limited=not again), Ranks.of(self.trainer.strategy)
         self.old.precompute(batches, self.policy_model, ranks, f"round {self._round}")
 
     @property
@@ -138,13 +140,15 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     @property
-    def _round_steps(self) -> int:
-        """Optimizer steps that the round has been used for when the epoch ends."""
+    def _steps_at_end(self) -> int:
+        """Optimizer steps that the round has been used for when the epoch ends, if the run does not end before."""
         return self._steps_before + int(epoch_steps(self.trainer))
 
     def _log_steps(self) -> None:
-        steps = float(self._round_steps)
-        self.log("on_policy/steps_per_round", steps, on_step=False, on_epoch=True, batch_size=1)
+        steps, most = self._steps_at_end, self.trainer.max_steps
+        if most >= 0:
+            steps = min(steps, most - self._round_step)
+        self.log("on_policy/steps_per_round", float(steps), on_step=False, on_epoch=True, batch_size=1)
 
     def _tell(self, several: bool) -> None:
         """Say what a round is used for, once until that changes."""

@@ -189,9 +189,9 @@ def _exp_(numbers: Tensor, at_once: int) -> Tensor:
 
     Both exist for a few rows at a time, in the caches.
     """
-    sums = []
+    sums, lowest = [], torch.finfo(numbers.dtype).min
     for part in torch.split(numbers, max(1, at_once // numbers.shape[1])):
-        exponentials = part.exp()
+        exponentials = part.clamp_min_(lowest).exp()  # a token that a bias of -inf forbids adds 0, and no 0 * inf
         sums.append(part.mul_(exponentials).sum(1))
         part.copy_(exponentials)
     return torch.cat(sums)

@@ -97,6 +97,21 @@ def test_a_round_of_two_epochs_compares_the_second_with_the_policy_that_sampled(
     assert [ratio == 1.0 for ratio in column(rows, "train/ratio")] == [True, False, True, False]
 
 
+@pytest.mark.slow
+def test_a_limited_round_that_is_used_again_has_the_log_probs_of_later_answers(online: PolicyGradientOnline) -> None:
+    """A second epoch trains on other rows than the first; ``max_steps`` ends that of round 2 after one of two steps.
+
+    The policy of round 0 is the one that the run starts from, which could be built again.
+    """
+    sampling, watch = EveryOther(Sampler(), Judge(), num_samples=4, monitor_prompts=4, keep_unfinished=True), Watch()
+    rows = fit(
+        online, "limited, twice", sampling=sampling, watch=watch, max_epochs=4, limit_train_batches=2, max_steps=7
+    )
+    assert watch.trained[3] - watch.trained[2]
+    assert column(rows, "train/staleness") == [0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0]
+    assert column(rows, "on_policy/steps_per_round") == [2.0, 4.0, 2.0, 3.0]
+
+
 def test_a_round_that_was_not_known_to_be_used_again_is_refused(online: PolicyGradientOnline) -> None:
     """A user's own rounds, without the callback: the second epoch has nothing to compare with."""
     made = online.rounds("one step")[0]

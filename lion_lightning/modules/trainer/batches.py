@@ -65,12 +65,17 @@ def train_batches(trainer: Trainer) -> Batches:
     return _at_most(data_source(trainer.fit_loop).dataloader(), reached if reached > 0 else math.inf)
 
 
-def epoch_batches(trainer: Trainer) -> Batches:
-    """Batches of this rank that the present epoch trains on, from a loader apart from the one that trains."""
+def epoch_batches(trainer: Trainer, limited: bool = True) -> Batches:
+    """Batches of this rank that the present epoch trains on, from a loader apart from the one that trains.
+
+    Args:
+        trainer: The trainer.
+        limited: Whether to leave out those that ``limit_train_batches`` does; in other epochs it leaves out others.
+    """
     loader: Any = data_source(trainer.fit_loop).dataloader()
-    if hasattr(loader, "set_epoch"):  # a limit on batches leaves others out in each epoch
+    if hasattr(loader, "set_epoch"):
         loader.set_epoch(trainer.current_epoch)
-    return _at_most(loader, trainer.fit_loop.max_batches)
+    return _at_most(loader, trainer.fit_loop.max_batches) if limited else loader
 
 
 def _at_most(loader: Any, count: float) -> Batches:

@@ -289,6 +289,15 @@ def test_entropy_of_certain_and_of_uniform_tokens_and_of_logits_of_a_thousand() 
     torch.testing.assert_close(logps.entropy, torch.tensor([0.0, 0.0, math.log(3.0), last]))
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_entropy_of_tokens_that_the_bias_forbids_is_that_of_the_others(width: int) -> None:
+    hidden, weight = torch.zeros(2, 1), torch.ones(5, 1)
+    bias = torch.tensor([-torch.inf, -torch.inf, 0.0, 0.0, -torch.inf])
+    logps = token_logps(hidden, weight, torch.tensor([2, 3]), bias=bias, entropy=True, logits_per_tile=2 * width)
+    assert logps.entropy is not None
+    torch.testing.assert_close(logps.entropy, torch.full((2,), math.log(2.0)))
+
+
 def tree(*lengths: int, pairs: tuple[tuple[int, int], ...] = (), index: int = 0, skipped: int = -1) -> Sample:
     """A prompt and its answers, supervised but for the first token of one of them."""
     parts = []

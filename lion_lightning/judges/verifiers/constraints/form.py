@@ -35,7 +35,8 @@ def repeats_prompt(answer: str, text: str) -> bool:
 
 def ends_with(answer: str, phrase: str) -> bool:
     """Check that the answer ends with a phrase, ignoring case and quotation marks around the answer."""
-    return answer.strip().strip('"').rstrip().lower().endswith(phrase.strip().lower())
+    text, wanted = answer.strip().lower(), phrase.strip().lower()
+    return text.endswith(wanted) or text.strip('"').rstrip().endswith(wanted)  # a phrase may end with a mark itself
 
 
 def all_capitals(answer: str) -> bool:

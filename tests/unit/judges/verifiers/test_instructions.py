@@ -111,6 +111,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ),
     ("combination:repeat_prompt", {"text": "Say it. "}, ["say it.\nIt."], ["Say it.", "I Say it. It", "Say it, it"]),
     ("startend:end_checker", {"phrase": "Bye now."}, ["So. bye now.\n", '"So. Bye now."'], ["Bye now. So", "Bye now"]),
+    ("startend:end_checker", {"phrase": 'Say "bye"'}, ['So say "bye"'], ["Say bye"]),
     ("startend:quotation", {}, ['"a"', ' "a "b" c"\n'], ["'a'", '"a', '"', '""']),
     (
         "change_case:capital_word_frequency",
