@@ -22,7 +22,7 @@ from lion_lightning.modules.policy_reference import LossT, PolicyReferenceModule
 from lion_lightning.modules.trainer.batches import epoch_batches
 from lion_lightning.ops.logprobs import answer_view
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, Reference
-from lion_lightning.references.cached import CachedReference
+from lion_lightning.references.cached import CachedReference, RefreshedReference
 
 
 class OnlineModule(PolicyReferenceModule[LossT], ABC):
@@ -85,6 +85,19 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
             raise MisconfigurationException(
                 f"{type(self).__name__}: each epoch has new answers; add the line "
                 "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
+            )
+        self._require_known_reference(data)
+
+    def _require_known_reference(self, data: Any) -> None:
+        """Refuse a reference that is gone when new answers need it: the policy as it was some epochs ago."""
+        every = self.reference.every_n_epochs if isinstance(self.reference, RefreshedReference) else 1
+        last = self.trainer.max_epochs if self.trainer.max_epochs not in (None, -1) else 2 * every
+        # It is refreshed at the beginning of epoch `every` for the first time; before, it is the model that starts.
+        later = range(every, min(2 * every, last or 0) - 1)
+        if not all(data.is_used_again(epoch) for epoch in later):
+            raise MisconfigurationException(
+                f"model.reference: RefreshedReference keeps the policy of up to {every} epochs ago as log-probs of the "
+                "answers of that time, and each epoch has new answers; set every_n_epochs: 1"
             )
 
     @override

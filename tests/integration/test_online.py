@@ -176,6 +176,20 @@ def test_other_references_are_a_switch(online: Online, reference: Any) -> None:
     assert [made.summary["metrics"]["on_policy/kl"] > 0 for made in online.rounds("run")] == [False, True, True]
 
 
+def test_a_reference_that_is_gone_when_new_answers_come_is_refused(online: Online) -> None:
+    """The policy of epoch 2 is another one by epoch 3; answers that two epochs share are scored before."""
+    with pytest.raises(MisconfigurationException, match="set every_n_epochs: 1"):
+        online.fit("run", module=online.module(reference=RefreshedReference(2)), max_epochs=4)
+    assert not online.rounds("run")
+
+
+@pytest.mark.slow
+def test_a_reference_may_be_refreshed_with_every_other_epoch_where_rounds_are_used_for_two(online: Online) -> None:
+    sampling = EveryOther(Sampler(), Judge(), num_samples=4, monitor_prompts=4, keep_unfinished=True)
+    online.fit("run", sampling, module=online.module(reference=RefreshedReference(2)), max_epochs=4)
+    assert len(online.rounds("run")) == 2
+
+
 def test_the_cached_reference_trains_like_the_frozen_one(standard: Standard) -> None:
     frozen = standard.online.fit("frozen", module=standard.online.module(reference=FrozenReference()))
     for name, value in standard.end.items():
