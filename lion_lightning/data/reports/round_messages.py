@@ -12,11 +12,11 @@ from lion_lightning.rollouts.rounds import Round
 logger = logging.getLogger(__name__)
 
 _MORE = (
-    "ask more prompts per round, give more answers to each (num_samples), sample at a higher temperature or with more "
-    "tokens, "
+    "ask more prompts per round (`dynamic` of OnPolicySampling asks on until enough answers differ), give more answers "
+    "to each (num_samples), sample with more tokens, "
 )
 _CHECK = "check with `lion rounds` that the judge tells the answers apart"
-FIXES = {"pairs": f"{_MORE}lower data.min_margin, or {_CHECK}", "groups": f"{_MORE}or {_CHECK}"}
+FIXES = {"pairs": f"{_MORE}at a higher temperature, lower data.min_margin, or {_CHECK}", "groups": f"{_MORE}or {_CHECK}"}
 """Advice for a round with too few pairs, or groups, to train on."""
 
 
