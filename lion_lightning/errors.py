@@ -36,6 +36,7 @@ _TAKEN_BY = {
     "TokenLoss": "SFTModule",
     "AnswerLoss": "KTOModule",
     "PreferenceLoss": "DPOModule",
+    "PolicyGradientLoss": "PolicyGradientModule",
     "GroupLoss": "GroupModule",
 }
 _EXTRAS = {"bitsandbytes": "qlora"}
@@ -108,11 +109,16 @@ def is_user_error(error: Exception) -> bool:
         return True
     # EarlyStopping raises a RuntimeError for a metric that is not logged, Adam an AssertionError for ``capturable``;
     # running out of memory is a subclass of RuntimeError.
+    explained = type(error) in (RuntimeError, AssertionError) and str(error) != ""
+    return explained and raised_in(error).startswith(("lightning.pytorch.callbacks.", "torch.optim."))
+
+
+def raised_in(error: BaseException) -> str:
+    """Name of the module whose code raised an error; empty for one that was not raised."""
     module = ""
     for frame, _ in walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__"))
-    explained = type(error) in (RuntimeError, AssertionError) and str(error) != ""
-    return explained and module.startswith(("lightning.pytorch.callbacks.", "torch.optim."))
+    return module
 
 
 @dataclass
@@ -201,7 +207,8 @@ def _other_kind(path: str, wanted: str) -> str:
     module, _, name = path.rpartition(".")
     found = getattr(import_module(module), name, None) if module else None
     bases = [base.__name__ for base in getattr(found, "__mro__", ())]
-    for kind in _TAKEN_BY.keys() & bases:
+    kind = next((base for base in bases if base in _TAKEN_BY), None)  # the nearest one
+    if kind is not None:
         return f"{path} is no {wanted}; as {kind} it is for {_TAKEN_BY[kind]}"
     return f"{path} is no {wanted}; give a subclass of it"
 

@@ -8,7 +8,7 @@ from numbers import Real
 from operator import and_
 from typing import Any, NamedTuple, Protocol
 
-from lion_lightning.errors import first_line
+from lion_lightning.errors import first_line, raised_in
 from lion_lightning.types import Prompt
 
 Scores = Sequence[Sequence[float]]
@@ -71,9 +71,9 @@ def score_answers(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Seq
             combined = _checked(judge.combine(parts), name, prompts, answers)
             return JudgeScores(combined, parts, _right(parts, getattr(judge, "right_from", None) or {}))
         checked = _checked(judge.score(prompts, answers), name, prompts, answers)
-    except (ValueError, OSError):
-        raise
     except Exception as error:
+        if isinstance(error, ValueError | OSError) and raised_in(error).startswith("lion_lightning."):
+            raise  # it says what is wrong; one of a user's judge, such as float()'s, does not say where
         raise ValueError(f"{name} failed ({first_line(error, with_type=True)}); fix the judge and rerun") from error
     limit = getattr(judge, "right_from", None)
     return JudgeScores(checked, {name: checked}, _right({name: checked}, {} if limit is None else {name: limit}))
@@ -101,9 +101,9 @@ def final_answers(judge: Judge, prompt: Prompt, answers: Sequence[str]) -> list[
     """
     try:
         return [final_answer_of(judge, prompt, answer) for answer in answers]
-    except ValueError:
-        raise
     except Exception as error:
+        if isinstance(error, ValueError) and raised_in(error).startswith("lion_lightning."):
+            raise
         found = f"{type(judge).__name__} failed at {prompt.where} ({first_line(error, with_type=True)})"
         raise ValueError(f"{found}; fix the judge and rerun") from error
 

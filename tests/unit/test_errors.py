@@ -82,6 +82,7 @@ def test_a_report_of_the_parser_is_one_line(case: str) -> None:
         ("KTOModule", "SigmoidLoss", "is no AnswerLoss; as PreferenceLoss it is for DPOModule"),
         ("GroupModule", "KTOLoss", "is no GroupLoss; as AnswerLoss it is for KTOModule"),
         ("DPOModule", "PlackettLuceLoss", "is no PreferenceLoss; as GroupLoss it is for GroupModule"),
+        ("DPOModule", "GRPOLoss", "is no PreferenceLoss; as PolicyGradientLoss it is for PolicyGradientModule"),
         ("DPOModule", "DFTLoss", "is no PreferenceLoss; as TokenLoss it is for SFTModule"),
         ("DPOModule", "ReverseKL", "is no PreferenceLoss; give a subclass of it"),
     ],

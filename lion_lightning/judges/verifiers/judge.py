@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from lion_lightning.errors import first_line
 from lion_lightning.judges.base import final_answer_of
 from lion_lightning.judges.verifiers.columns import place_of
 from lion_lightning.types import Prompt
@@ -64,7 +65,8 @@ class VerifierJudge:
         try:
             return function(prompt, answer)
         except Exception as error:
-            raise ValueError(f"{place_of(prompt)}: {name_of(self.verifier)} failed ({error})") from error
+            cause = str(error) if isinstance(error, ValueError) else first_line(error)  # a KeyError is not just 'city'
+            raise ValueError(f"{place_of(prompt)}: {name_of(self.verifier)} failed ({cause})") from error
 
     def check_ready(self, prompts: Sequence[Prompt]) -> None:
         """Score a dummy answer, to find missing packages and columns."""

@@ -37,6 +37,8 @@ class Mine:
         ([[1.0, None], [1.0]], "Mine returned the score None for an answer to f:1; return finite numbers"),
         ([1.0, 2.0], r"Mine failed \(TypeError: .*\); fix the judge and rerun"),
         (None, r"Mine failed \(TypeError: .*\); fix the judge and rerun"),
+        (ValueError("no number: 'x'"), r"Mine failed \(ValueError: no number: 'x'\); fix the judge and rerun"),
+        (OSError("no gold.txt"), r"Mine failed \(OSError: no gold.txt\); fix the judge and rerun"),
         (KeyError("city"), r"Mine failed \(KeyError: 'city'\); fix the judge and rerun"),
     ],
 )
@@ -51,7 +53,7 @@ def test_a_verifier_that_raises_is_named_with_the_prompt() -> None:
     def city(prompt: Prompt, answer: str) -> bool:
         return bool(prompt.row["city"] in answer)
 
-    with pytest.raises(ValueError, match=r"f:1: .*city failed \('city'\)"):
+    with pytest.raises(ValueError, match=r"f:1: .*city failed \(KeyError: 'city'\)"):
         score_answers(VerifierJudge(city), PROMPTS, ANSWERS)
 
 
