@@ -127,6 +127,11 @@ class PolicyGradientLoss(GroupLoss):
         """Ratio and advantage of each token, ``(targets,)`` each; arguments as in :meth:`forward`."""
         old = old or policy.detach()  # the ratio is 1, and its gradient that of the log-prob
         advantages = self.advantages(self.penalized(values, reference, old))
+        if advantages.shape != values.shape:
+            raise ValueError(
+                f"{type(self).__name__}.advantages gave a tensor of shape {tuple(advantages.shape)} for rewards of "
+                f"shape {tuple(values.shape)}; return one for each answer"
+            )
         ratios = self.token_log_ratios(policy, old).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
         return ratios, advantages.reshape(-1)[policy.owners]  # each token has the advantage of its answer
 

@@ -227,6 +227,17 @@ def test_a_penalty_that_is_not_k3_is_added_to_the_loss_of_each_token() -> None:
     assert loss(start, reference, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(0.1 * (1 + 3) / 2)
 
 
+def test_advantages_of_another_shape_are_refused() -> None:
+    class OfGroups(GRPOLoss):
+        def advantages(self, rewards: Tensor) -> Tensor:
+            return rewards.mean(-1)
+
+    policy, reference, rewards = random_groups(2, 3)
+    message = r"^OfGroups.advantages gave a tensor of shape \(2,\) for rewards of shape \(2, 3\); return one for each"
+    with pytest.raises(ValueError, match=message):
+        OfGroups()(policy, reference, rewards)
+
+
 def test_a_reference_is_needed_where_there_is_a_penalty() -> None:
     assert not GRPOLoss().needs_reference
     assert GRPOLoss(beta=0.1).needs_reference
