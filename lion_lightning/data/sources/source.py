@@ -254,6 +254,8 @@ def open_rows(path: str, split: str = "train", subset: str | None = None, revisi
     else:
         rows = _split(local, split, path)
     if len(rows) == 0:
+        if local is not None and len(local) == 1:
+            raise ValueError(f"{path}: it has no rows; name another file, or leave this source out")
         raise ValueError(f"{path}: split {split!r} is empty; name another split, or leave this source out")
     return rows
 

@@ -196,7 +196,7 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], messag
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([], {}, "b.jsonl: split 'train' is empty"),
+        ([], {}, "b.jsonl: it has no rows"),
         (["x"], {"transform": "tests.unit.data.decontamination.test_decontamination.nothing"}, "1 rows give no prompt"),
         ([{"text": "a"}], {}, "b.jsonl:1: unknown format"),
         ([{"question": "a"}, {"question": "?!"}], {}, r"b.jsonl:2: .* has no words"),

@@ -230,7 +230,7 @@ def test_a_document_of_one_conversation_is_one_row(tmp_path: Path) -> None:
 def test_an_empty_array_is_empty(tmp_path: Path) -> None:
     for name in ("none.json", "none.csv", "none.txt"):
         (tmp_path / name).write_text("[]")
-        with pytest.raises(ValueError, match="split 'train' is empty"):
+        with pytest.raises(ValueError, match="it has no rows"):
             texts(tmp_path / name)
 
 
@@ -312,18 +312,18 @@ def test_a_long_cell_is_read(tmp_path: Path) -> None:
         ("a.csv", b"text,text\na,b\n", r"a\.csv:1: two columns are called 'text'"),
         ("a.csv", b'text\n"a\nb\n', r"a\.csv:2: unexpected end of data"),
         ("a.csv", b"text\n\xff\n", r"a\.csv:2: not UTF-8"),
-        ("a.csv", b"text\n", r"a\.csv: split 'train' is empty"),
-        ("a.csv", b"", r"a\.csv: split 'train' is empty"),
+        ("a.csv", b"text\n", r"a\.csv: it has no rows"),
+        ("a.csv", b"", r"a\.csv: it has no rows"),
         ("a.csv", "text\na\n".encode("utf-16") + b"\0", r"a\.csv: not UTF-16 \(truncated data\); save the file as"),
         ("a.jsonl", '{"text": "a"}\n'.encode("utf-16-le"), r"a\.jsonl: not UTF-8 but, by its first bytes, binary or"),
-        ("a.jsonl", b"", r"a\.jsonl: split 'train' is empty"),
+        ("a.jsonl", b"", r"a\.jsonl: it has no rows"),
         ("a.jsonl", b'{"text": "a", "text": "b"}\n', r"a\.jsonl:1: broken JSON \(the key 'text' occurs twice\)"),
         ("a.jsonl", b'{"n": {"a": 1, "a": 1}}\n', r"a\.jsonl:1: broken JSON \(the key 'a' occurs twice\)"),
         ("a.jsonl", b"[" * 100_000 + b"\n", r"a\.jsonl:1: broken JSON \((nested more than 100 levels|Expecting)"),
         ("a.jsonl", b'{"n": ' + b"[" * 200 + b"]" * 200 + b"}\n", r"a\.jsonl:1: nested more than 100 levels deep"),
         ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}\n", r"a\.jsonl:1: broken JSON \(Exceeds the limit"),
         ("a.jsonl", b"[]\n", r"a\.jsonl:1: a row must be a JSON object with named columns, not list"),
-        ("a.json", b"", r"a\.json: split 'train' is empty"),
+        ("a.json", b"", r"a\.json: it has no rows"),
         ("a.json", b"7", r"a\.json: the file must hold one array of objects, not int"),
         ("a.json", b"[" + b'{"n": ' * 200 + b"1" + b"}" * 200 + b"]", r"a\.json\[0\]: nested more than 100 levels"),
         ("a.json", b'{\n"text": "a"\n}\n{\n"text": "b"\n}\n', r"a\.json:4: broken JSON \(Extra data\)"),

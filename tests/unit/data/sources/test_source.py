@@ -173,7 +173,7 @@ def test_a_fraction_that_leaves_no_row(numbered: str) -> None:
         (b'{"text": "a"}\n[1]\n', r"a\.jsonl:2: a row must be a JSON object with named columns, not list"),
         (b'{"text": "a"}\n"b"\n', r"a\.jsonl:2: .* not str"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl:2: not UTF-8 .*save the file as UTF-8"),
-        (b"\n \n", r"a\.jsonl: split 'train' is empty"),
+        (b"\n \n", r"a\.jsonl: it has no rows"),
     ],
 )
 def test_broken_lines_are_named(tmp_path: Path, content: bytes, message: str) -> None:
