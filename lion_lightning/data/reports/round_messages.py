@@ -16,7 +16,10 @@ _MORE = (
     "to each (num_samples), sample with more tokens, "
 )
 _CHECK = "check with `lion rounds` that the judge tells the answers apart"
-FIXES = {"pairs": f"{_MORE}at a higher temperature, lower data.min_margin, or {_CHECK}", "groups": f"{_MORE}or {_CHECK}"}
+FIXES = {
+    "pairs": f"{_MORE}at a higher temperature, lower data.min_margin, or {_CHECK}",
+    "groups": f"{_MORE}or {_CHECK}",
+}
 """Advice for a round with too few pairs, or groups, to train on."""
 
 
