@@ -2,8 +2,10 @@
 
     python benchmarks/gsm8k.py train.jsonl gsm8k
 
-The calculator's annotations are left out of the solutions. Of the short problems of two steps the last 200 are held
-out, and 800 are answered by the policy in its rounds; SFT takes the other short problems, of three steps too.
+The calculator's annotations are left out of the solutions. A model of 135M parameters hardly ever answers a problem at
+temperature 1, so that the prompts of the rounds, and of the evaluation, have the first of two steps in them: the policy
+is left the second, and the value. Of these problems the last 200 are held out. SFT takes whole solutions of others
+(sft.jsonl), and then the last steps of some of them (last_step.jsonl).
 """
 
 from __future__ import annotations
@@ -34,6 +36,12 @@ def short_problems(path: Path, steps: int) -> list[dict[str, str]]:
     return problems
 
 
+def last_step(problem: dict[str, str]) -> dict[str, str]:
+    """A problem with its solution in the question, up to the last step."""
+    *before, last, value = problem["answer"].split("\n")
+    return {"question": "\n".join([problem["question"], *before]), "answer": f"{last}\n{value}"}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -41,12 +49,17 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     options = parser.parse_args()
     problems = short_problems(options.train, 2)
-    rest, held_out = problems[:-HELD_OUT], problems[-HELD_OUT:]
+    rest = problems[:-HELD_OUT]
     sft = [*rest[:-PROMPTS], *short_problems(options.train, 3)]
+    files = {
+        "sft": sft,
+        "last_step": map(last_step, sft),
+        "prompts": map(last_step, rest[-PROMPTS:]),
+        "held_out": map(last_step, problems[-HELD_OUT:]),
+    }
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("sft", sft), ("prompts", rest[-PROMPTS:]), ("held_out", held_out)):
+    for name, rows in files.items():
         (options.out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        print(f"{name}: {len(rows)} problems")
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def run_table(found: dict[str, Seeds]) -> list[str]:
         found: What the runs gave, by name.
     """
     lines = [
-        "| run | sampled reward | gain | to | difference | over prompts | greedy gain | KL | entropy | steps | clip |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| run | reward | gain | to | difference | over prompts | greedy gain | KL | entropy | steps | clip | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     starts = found["start"]
     for run in RUNS:
@@ -67,6 +67,7 @@ def run_table(found: dict[str, Seeds]) -> list[str]:
         if len(own) < len(starts):
             continue
         others = found.get(run.against or "", {})
+        others = others if own.keys() <= others.keys() else {}
         cells = [
             run.name,
             f"{_mean(own, 'reward'):.3f}",
@@ -78,8 +79,9 @@ def run_table(found: dict[str, Seeds]) -> list[str]:
             f"{_mean(own, 'kl'):.2f}",
             f"{_mean(own, 'entropy'):.2f}",
             f"{_mean(own, 'steps'):.0f}",
-            f"{_mean(own, 'clipped'):.2%}" if run.variant.stage == "grpo" else "",
         ]
+        clipping = [f"{_mean(own, 'clipped'):.2%}", f"{_mean(own, 'ratio'):.3f}"]
+        cells += clipping if run.variant.stage == "grpo" else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -115,7 +117,7 @@ def put(page: Path, name: str, lines: Sequence[str]) -> None:
 
 
 def draw(found: dict[str, Seeds], path: Path) -> None:
-    """Draw rewards and divergences by round.
+    """Draw the gains of held-out rewards, and rewards and divergences by round.
 
     Args:
         found: What the runs gave, by name.
@@ -127,37 +129,51 @@ def draw(found: dict[str, Seeds], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     objectives = {name: f"{name}, lr {rate:g}" for name, rate in BEST.items()}
-    grpo = objectives["GRPO"]
-    betas = {"beta 0": grpo, "beta 0.05": "GRPO, beta 0.05"}
-    steps = {"four steps a round": grpo}
-    for name in ("no clipping", "one step a round", "each round four times", "each round four times, no clipping"):
-        steps[name] = f"GRPO, {name}"
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
-    panels = (
-        (axes[0, 0], objectives, "scores", "Mean reward of a round's answers"),
-        (axes[0, 1], objectives, "kls", "KL to the model before, nats per answer"),
-        (axes[1, 0], steps, "scores", "GRPO: steps on a round, mean reward"),
-        (axes[1, 1], betas, "kls", "GRPO: KL with and without a penalty"),
-    )
-    for axis, runs, key, title in panels:
-        for number, (label, name) in enumerate(runs.items()):
-            _plot(axis, list(found.get(name, {}).values()), key, label, f"C{number}")
-        axis.set(title=title, xlabel="round")
+    betas = {"beta 0": objectives["GRPO"], "beta 0.05": "GRPO, beta 0.05", "beta 0.5": "GRPO, beta 0.5"}
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.8), layout="constrained")
+    _draw_gains(axes[0, 0], found)
+    axes[0, 0].set_title("Gain of the held-out reward: mean, and each seed")
+    base = found[objectives["online DPO"]]
+    for number, (label, name) in enumerate(objectives.items()):
+        gaps = [_smoothed(_gaps(one["scores"], base[seed]["scores"])) for seed, one in found[name].items()]
+        _plot(axes[0, 1], gaps, label, f"C{number}")
+        _plot(axes[1, 0], [one["kls"] for one in found[name].values()], label, f"C{number}")
+    axes[0, 1].set_title("Reward of a round's answers over online DPO's")
+    axes[1, 0].set_title("KL to the model before, nats per answer")
+    for number, (label, name) in enumerate(betas.items()):
+        _plot(axes[1, 1], [one["kls"] for one in found.get(name, {}).values()], label, f"C{number}")
+    axes[1, 1].set_title("GRPO: the same KL, by the weight of its penalty")
+    for axis in axes.flat[1:]:
+        axis.set_xlabel("round")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _plot(axis: Any, seeds: Sequence[dict[str, Any]], key: str, label: str, color: str) -> None:
-    """The mean of the seeds, rewards over three rounds, and each seed in a thin line."""
-    curves = [_smoothed(one[key]) if key == "scores" else one[key] for one in seeds]
+def _draw_gains(axis: Any, found: dict[str, Seeds]) -> None:
+    starts, names = found["start"], [run.name for run in RUNS if len(found.get(run.name, {})) == len(found["start"])]
+    for place, name in enumerate(names):
+        gains = [found[name][seed]["reward"] - starts[seed]["reward"] for seed in starts]
+        axis.barh(-place, fmean(gains), color="#3b6fb6", alpha=0.6)
+        axis.plot(gains, [-place] * len(gains), "o", color="#222", markersize=3)
+    axis.set_yticks([-place for place in range(len(names))], names, fontsize=8)
+
+
+def _plot(axis: Any, curves: Sequence[Sequence[float]], label: str, color: str) -> None:
+    """The mean of the seeds, and each of them in a thin line."""
     for curve in curves:
         axis.plot(curve, color=color, alpha=0.25, linewidth=0.8)
     if curves:
         axis.plot([fmean(values) for values in zip(*curves, strict=False)], color=color, linewidth=2, label=label)
 
 
+def _gaps(curve: Sequence[float], base: Sequence[float]) -> list[float]:
+    return [own - other for own, other in zip(curve, base, strict=True)]
+
+
 def _smoothed(curve: Sequence[float]) -> list[float]:
+    """Means over three rounds."""
     return [fmean(curve[max(0, place - 1) : place + 2]) for place in range(len(curve))]
 
 
