@@ -142,7 +142,7 @@ def draw(found: dict[str, Seeds], path: Path) -> None:
     axes[1, 0].set_title("KL to the model before, nats per answer")
     for number, (label, name) in enumerate(betas.items()):
         _plot(axes[1, 1], [one["kls"] for one in found.get(name, {}).values()], label, f"C{number}")
-    axes[1, 1].set_title("GRPO: the same KL, by the weight of its penalty")
+    axes[1, 1].set_title("GRPO: KL by the weight of its penalty")
     for axis in axes.flat[1:]:
         axis.set_xlabel("round")
         axis.xaxis.get_major_locator().set_params(integer=True)
