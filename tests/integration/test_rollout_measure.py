@@ -10,11 +10,12 @@ import pytest
 from tests.benchmarks import ROOT, benchmark
 
 TINY = {"layers": 1, "hidden": 32, "vocabulary": 1000, "prompts": 4, "samples": 2, "new_tokens": 3, "batch_size": 4}
+JOB = {**TINY, "items": "pairs", "device": "cpu", "engine": "transformers", "rounds": 3}
 
 
 def test_both_sides_make_as_many_tokens_of_the_same_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    job: dict[str, Any] = {**TINY, "engine": "transformers", "folder": str(tmp_path), "rounds": 3}
+    job: dict[str, Any] = {**JOB, "folder": str(tmp_path)}
     turns: list[dict[str, float]] = []
     benchmark("rollout_workers").run(job, lambda **told: turns.append(told))
     assert len(turns) == 3
@@ -28,7 +29,7 @@ def test_a_ratio_is_of_tokens_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     parts = {"open_seconds": 0.5, "sample_seconds": 1.0, "score_seconds": 0.25}
     turn = {"tokens": 90, "ours_seconds": 2.0, "bare_tokens": 100, "bare_seconds": 2.0, **parts}
-    found = benchmark("rollout").measurement("transformers", TINY, [turn])
+    found = benchmark("rollout").measurement("transformers", JOB, [turn])
     assert found.ratio == pytest.approx(0.9)
     assert [value for name, value in found.extra.items() if "rest" in name] == [0.25]
 

@@ -173,9 +173,8 @@ def test_a_server_is_asked_for_greedy_answers_by_number() -> None:
         found = asked(None, sampler, prompts=PROMPTS[:2])
     assert found == [Answer("to 0", "length"), Answer("to 1", "length")]
     (body,) = (body for body in bodies if body["prompt"] == [0, 7])
-    expected = {"model": "served", "n": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": 9}
+    expected = {"model": "served", "n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1, "max_tokens": 9}
     assert {name: body[name] for name in expected} == expected
-    assert "top_k" not in body
 
 
 def test_the_file_shows_questions_beside_answers(tmp_path: Path) -> None:
