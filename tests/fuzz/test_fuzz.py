@@ -1,4 +1,4 @@
-"""Three minutes of fuzz break no rule."""
+"""A minute of fuzz breaks no rule."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from tests.fuzz.__main__ import fuzz
 
-SECONDS = 180.0
-MOST = {"configs": 450, "rows": 150, "checkpoints": 95, "files": 125, "replies": 1300}
+SECONDS = 60.0
+MOST = {"configs": 150, "rows": 50, "checkpoints": 32, "files": 42, "replies": 430}
 """Cases of each target: the same on machines of all speeds. ``python -m tests.fuzz`` goes on beyond them."""
 
 

@@ -111,7 +111,7 @@ BAD = {
     "unknown format": (rows('{"foo": 1}\n'), ["bad.jsonl:1", "unknown format", "foo", "transform"]),
     "empty messages": (rows('{"messages": []}\n'), ["bad.jsonl:1", "messages is empty"]),
     "roles out of order": (rows(f'{{"messages": [{TURN}, {TURN}]}}\n'), ["bad.jsonl:1", "roles out of order"]),
-    "empty split": (rows(""), ["bad.jsonl", "empty"]),
+    "empty file": (rows(""), ["bad.jsonl", "it has no rows"]),
     "negative fraction": (options('--data.sources=[{"path": "runs/demo/train.jsonl", "fraction": -1}]'), ["fraction"]),
     "row longer than the model": (options("--data.max_length=100000"), ["data.max_length", "1024"]),
     "nothing left": (options("--data.max_length=3", "--data.overlong=drop"), ["mixture is empty", "longer than 3"]),

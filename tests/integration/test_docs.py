@@ -69,12 +69,16 @@ def test_python_examples_run(text: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_yaml_examples_are_valid_configs(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_yaml_examples_are_valid_configs(
+    text: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = yaml.safe_load(text)
     if "sources" in config:
         (folder / "my_data.py").write_text("def from_seed_task(row): ...\n\n\ndef rows(): ...\n")
+        monkeypatch.syspath_prepend(str(folder))  # as the command does
         config = {"data": {"class_path": "lion_lightning.SFTDataModule", "init_args": config}}
     (folder / "example.yaml").write_text(yaml.safe_dump(config))
+    (folder / "configs").symlink_to(ROOT / "configs")  # examples name its files, which are looked for next to a config
     of_pairs = any(word in text for word in ("Preference", "DPO", "reference", "pairing"))
     shipped = str(ROOT / "configs" / ("dpo.yaml" if of_pairs else "sft.yaml"))
     if "OnPolicySampling" in text:
@@ -132,6 +136,8 @@ def assert_holds(actual: Any, expected: Any) -> None:
     elif isinstance(expected, list) and isinstance(actual, list) and expected and isinstance(expected[0], dict):
         for one, other in zip(actual, expected, strict=True):
             assert_holds(one, other)
+    elif isinstance(actual, dict):  # what the example names the file of
+        assert_holds(actual, yaml.safe_load((ROOT / expected).read_text("utf-8")))
     else:
         assert actual == expected
 

@@ -157,6 +157,7 @@ def test_all_pairs_of_ranked_answers_are_what_trl_trains(scripts: Any, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_labeled_answers_and_rewards_are_what_trl_trains(scripts: Any, tmp_path: Path) -> None:
     found = tables(scripts("trees"), "answers", tmp_path)
@@ -187,6 +188,7 @@ def test_rounds_of_own_answers_are_what_trl_trains(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_an_earlier_commit_trains_the_same_pairs(scripts: Any, tmp_path: Path) -> None:
     trees = scripts("trees")
