@@ -73,9 +73,9 @@ def test_yaml_examples_are_valid_configs(
     text: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = yaml.safe_load(text)
+    (folder / "my_data.py").write_text("def from_seed_task(row): ...\n\n\ndef rows(): ...\n")
+    monkeypatch.syspath_prepend(str(folder))  # as the command does
     if "sources" in config:
-        (folder / "my_data.py").write_text("def from_seed_task(row): ...\n\n\ndef rows(): ...\n")
-        monkeypatch.syspath_prepend(str(folder))  # as the command does
         config = {"data": {"class_path": "lion_lightning.SFTDataModule", "init_args": config}}
     (folder / "example.yaml").write_text(yaml.safe_dump(config))
     (folder / "configs").symlink_to(ROOT / "configs")  # examples name its files, which are looked for next to a config
