@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablations import AS_IT_IS, ONLY_DPO, Variant, accuracies, folder_of, shown_interval, stage_of
-from results import BEGIN, END
+from results import put_lines
 
 from lion_lightning.rollouts.rounds import find_rounds
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
@@ -253,14 +253,6 @@ def _cell(numbers: Sequence[float], form: str) -> str:
     return shown_interval(found, form) if len(numbers) > 1 else form.format(found.estimate)
 
 
-def put(page: Path, lines: Sequence[str]) -> None:
-    """Renew the part of a page between the marks of this table."""
-    begin, end = (mark.format(name="objectives") for mark in (BEGIN, END))
-    before, _, rest = page.read_text("utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    page.write_text("\n".join([f"{before}{begin}", *lines, f"{end}{after}"]), "utf-8")
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -298,7 +290,7 @@ def main() -> None:
         ]
         options.results.write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
     if options.page:
-        put(options.page, lines)
+        put_lines(options.page, "objectives", lines)
 
 
 if __name__ == "__main__":

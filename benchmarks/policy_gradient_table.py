@@ -19,7 +19,7 @@ from typing import Any
 from ablations import shown_interval
 from policy_gradient_outcomes import ANSWERS
 from policy_gradients import BEST, RATES, RESULTS, RUNS
-from results import BEGIN, END
+from results import put_lines
 
 from lion_lightning.tools.evaluate.intervals import Interval, bootstrap, mean_interval
 
@@ -108,14 +108,6 @@ def _shown(found: Interval) -> str:
     return shown_interval(found, "{:+.3f}")
 
 
-def put(page: Path, name: str, lines: Sequence[str]) -> None:
-    """Renew the part of a page between the marks of a table."""
-    begin, end = (mark.format(name=name) for mark in (BEGIN, END))
-    before, _, rest = page.read_text("utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    page.write_text("\n".join([f"{before}{begin}", *lines, f"{end}{after}"]), "utf-8")
-
-
 def draw(found: dict[str, Seeds], path: Path) -> None:
     """Draw the gains of held-out rewards, and rewards and divergences by round.
 
@@ -188,7 +180,7 @@ def main() -> None:
     for name, lines in (("policy gradients", run_table(found)), ("rates", rate_table(found))):
         print(*lines, sep="\n")
         if options.page:
-            put(options.page, name, lines)
+            put_lines(options.page, name, lines)
     if options.figure:
         draw(found, options.figure)
 

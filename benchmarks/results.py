@@ -44,13 +44,24 @@ def save(path: Path, measurements: Iterable[Measurement], **more: Any) -> None:
 
 
 def put_table(page: Path, name: str, measurements: Iterable[Measurement], lines: Iterable[str]) -> None:
-    """Renew the part of a page that lies between two marks.
+    """Renew a table of measurements in a page; see :func:`put_lines`.
 
     Args:
         page: A Markdown file with the marks.
         name: Of the marks.
         measurements: Lines of the table.
         lines: What is written above it.
+    """
+    put_lines(page, name, [*lines, "", *table(measurements)])
+
+
+def put_lines(page: Path, name: str, lines: Iterable[str]) -> None:
+    """Renew the part of a page that lies between two marks.
+
+    Args:
+        page: A Markdown file with the marks.
+        name: Of the marks.
+        lines: What is written between them.
 
     Raises:
         ValueError: If the page lacks the marks.
@@ -61,8 +72,7 @@ def put_table(page: Path, name: str, measurements: Iterable[Measurement], lines:
     _, last, after = rest.partition(end)
     if not first or not last:
         raise ValueError(f"{page}: put the lines {begin} and {end} where the table belongs")
-    body = "\n".join([*lines, "", *table(measurements)])
-    page.write_text(f"{before}{begin}\n{body}\n{end}{after}", encoding="utf-8")
+    page.write_text("\n".join([f"{before}{begin}", *lines, f"{end}{after}"]), encoding="utf-8")
 
 
 def _vectors(flags: str) -> str:

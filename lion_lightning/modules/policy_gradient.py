@@ -22,7 +22,7 @@ from lion_lightning.modules.optimization.run_length import epoch_steps
 from lion_lightning.modules.trainer.batches import epoch_batches
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import OldPolicy
-from lion_lightning.types import AnswerLogps, PackedBatch, SumOver, TokenLogps
+from lion_lightning.types import AnswerLogps, LossOutput, PackedBatch, SumOver, TokenLogps
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,15 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     @override
     def configure_model(self) -> None:
         super().configure_model()
-        self.policy_model.with_entropy = True
         self.old.attach(self.policy_model, self.build)
+
+    @override
+    def compute_loss(self, batch: PackedBatch) -> LossOutput:
+        self.policy_model.with_entropy = True  # here alone: passes that score answers have no use for it
+        try:
+            return super().compute_loss(batch)
+        finally:
+            self.policy_model.with_entropy = False
 
     @override
     def compared_with(self, batch: PackedBatch) -> list[TokenLogps]:

@@ -162,14 +162,19 @@ def test_resumed_from_the_end_of_an_epoch(runs: Runs, whole: Result, epoch: int)
     runs.assert_like(whole, name, logs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", [(1, 1), *exhaustive(((1, 0),), ((2, 0),), ((3, 2),))])
-def test_killed_in_a_round_of_two_epochs(tmp_path: Path, place: tuple[int, int]) -> None:
-    runs = TwiceRuns(tmp_path, every=1)
+def killed_and_equal(runs: Runs, place: tuple[int, int]) -> Result:
+    """A run that is not killed, after another was that ended like it."""
     whole, logs = runs.run("whole"), Logs(place)
     with pytest.raises(KilledError):
         runs.run("killed", logs)
     runs.assert_like(whole, "killed", logs)
+    return whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [(1, 1), *exhaustive(((1, 0),), ((2, 0),), ((3, 2),))])
+def test_killed_in_a_round_of_two_epochs(tmp_path: Path, place: tuple[int, int]) -> None:
+    whole = killed_and_equal(TwiceRuns(tmp_path, every=1), place)
     steps = [whole.logs.logged[f"epoch {epoch}"]["on_policy/steps_per_round"] for epoch in range(4)]
     assert steps[1] == 2 * steps[0]
 
@@ -177,11 +182,7 @@ def test_killed_in_a_round_of_two_epochs(tmp_path: Path, place: tuple[int, int])
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [(1, 4), *exhaustive(((0, 1),), ((2, 2),))])
 def test_killed_within_an_accumulation(tmp_path: Path, place: tuple[int, int]) -> None:
-    runs = AccumulatedRuns(tmp_path, every=1)
-    whole, logs = runs.run("whole"), Logs(place)
-    with pytest.raises(KilledError):
-        runs.run("killed", logs)
-    runs.assert_like(whole, "killed", logs)
+    killed_and_equal(AccumulatedRuns(tmp_path, every=1), place)
 
 
 @pytest.mark.slow

@@ -81,11 +81,7 @@ ROUNDS = (
 def step_panels(chains: Sequence[ChainLogs], shown: Iterable[Shown]) -> list[Panel]:
     """Panels over the optimizer steps, of those metrics that were logged."""
     logged = dict.fromkeys(key for stage in all_stages(chains) for key in stage.curves)
-    panels: list[Panel] = []
-    for one in shown:
-        if lines := _lines(one, "train/", logged):
-            panels.append(partial(_over_stages, chains, one, lines))
-    return panels
+    return _panels(shown, "train/", logged, partial(_over_stages, chains))
 
 
 def round_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
@@ -96,10 +92,15 @@ def round_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
         for made in stage.rounds:
             known = made.get("metrics", {})
             logged |= dict.fromkeys(key for key, value in known.items() if value is not None)
+    return _panels(ROUNDS, "on_policy/", logged, partial(_over_rounds, sampled))
+
+
+def _panels(shown: Iterable[Shown], prefix: str, logged: Iterable[str], draw: Callable[..., None]) -> list[Panel]:
+    """A panel of each of those metrics that were logged."""
     panels: list[Panel] = []
-    for one in ROUNDS:
-        if lines := _lines(one, "on_policy/", logged):
-            panels.append(partial(_over_rounds, sampled, one, lines))
+    for one in shown:
+        if lines := _lines(one, prefix, logged):
+            panels.append(partial(draw, one, lines))
     return panels
 
 
