@@ -230,7 +230,7 @@ def dense_peak(device: str) -> float | None:
     Args:
         device: ``cuda`` or ``cpu``.
     """
-    from lion_lightning.callbacks.throughput import listed_peak
+    from lion_lightning.callbacks.monitors.throughput import listed_peak
 
     return listed_peak(torch.device("cuda"), torch.bfloat16) if device == "cuda" else None
 

@@ -6,12 +6,12 @@ if __name__ != "lion_lightning.callbacks":
 
 from lion_lightning.callbacks.before_after import BeforeAfter
 from lion_lightning.callbacks.export import HuggingFaceExport
+from lion_lightning.callbacks.monitors.throughput import TokenThroughput
 from lion_lightning.callbacks.on_policy import OnPolicySampling
 from lion_lightning.callbacks.progress import LionProgressBar
 from lion_lightning.callbacks.provenance import Provenance
 from lion_lightning.callbacks.samples import SampleTable
 from lion_lightning.callbacks.startup import StartupSummary
-from lion_lightning.callbacks.throughput import TokenThroughput
 
 __all__ = [
     "BeforeAfter",

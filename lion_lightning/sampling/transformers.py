@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lion_lightning.ops.logprobs import pad_left
 from lion_lightning.sampling.base import SamplingSettings
@@ -24,7 +24,8 @@ class TransformersSampler:
     """Samples from the policy in training, on its device, with adapters enabled.
 
     Prompts of similar length share a batch, padded on the left. Each rank answers its own prompts without waiting for
-    the others: sharded weights are gathered for the whole round, one full copy per rank.
+    the others: sharded weights are gathered for the whole round, one full copy per rank. A subclass changes the
+    distribution of the next token by :meth:`processors`.
 
     Args:
         sampling: Sampling parameters; None for the defaults.
@@ -43,8 +44,25 @@ class TransformersSampler:
         return {"sampler": type(self).__name__, **asdict(self.sampling)}
 
     def check_distribution(self) -> None:
-        """Refuse settings that change the policy's distribution."""
+        """Refuse settings, and logits processors of a subclass, that change the policy's distribution."""
         self.sampling.check_unchanged()
+        if type(self).processors is not TransformersSampler.processors:
+            raise ValueError(
+                f"{type(self).__name__}: its logits processors change the distribution that answers are drawn from; "
+                "use TransformersSampler where log-probs of the policy itself are needed"
+            )
+
+    def processors(self, prompts: Sequence[Prompt], n: int, start: int) -> list[LogitsProcessor]:
+        """Logits processors for a batch of ``n`` answers to each of some prompts, applied before temperature and top-p.
+
+        They are made anew for each batch. Their rows are the answers, those to a prompt one after the other.
+
+        Args:
+            prompts: The prompts of the batch, which are padded on the left.
+            n: Number of answers to each.
+            start: Position in a row at which answers begin.
+        """
+        return []
 
     def open(self, policy: RolloutPolicy) -> None:
         """Gather the policy's weights."""
@@ -95,6 +113,7 @@ class TransformersSampler:
             input_ids=ids,
             attention_mask=mask,
             generation_config=self._config(n),
+            logits_processor=LogitsProcessorList(self.processors(prompts, n, ids.shape[1])),
             stopping_criteria=[self._stops(ids.shape[1])] if self.sampling.stop else None,
             synced_gpus=False,
         )

@@ -20,14 +20,14 @@ from tests.demo import copy_demo
 from tests.tiny import VOCABULARY, pairs, policy
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str) -> list[Any]:
     """Examples of all pages; those of docs/ that are configs, more of the same, run with ``make slow``."""
     pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     found = [(page, number, text) for page in PAGES for number, text in enumerate(pattern.findall(page.read_text()))]
-    marks = [pytest.mark.slow if language == "yaml" and page.parent.name == "docs" else () for page, *_ in found]
+    marks = [pytest.mark.slow if language == "yaml" and page.parent != ROOT else () for page, *_ in found]
     return [
         pytest.param(text, id=f"{page.name}-{number}", marks=mark)
         for (page, number, text), mark in zip(found, marks, strict=True)

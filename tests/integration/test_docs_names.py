@@ -29,7 +29,7 @@ from lion_lightning.distributed.same_settings import argument_names
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FOLDERS = "benchmarks|callbacks|configs|docs|examples|lion_lightning|tests"
 SECTIONS: dict[str, tuple[type, ...]] = {
@@ -162,8 +162,8 @@ def test_class_names_exist(page: Path) -> None:
 @cache
 def classes() -> set[str]:
     """Classes of the package and of the examples in docs, which define their own."""
-    files = [*(ROOT / "lion_lightning").rglob("*.py"), *(ROOT / "callbacks").glob("*.py"), *PAGES]
-    files += (ROOT / "examples").glob("*.py")
+    files = [*(ROOT / "lion_lightning").rglob("*.py"), *(ROOT / "callbacks").rglob("*.py"), *PAGES]
+    files += (ROOT / "examples").rglob("*.py")
     return {name for path in files for name in re.findall(r"^class (\w+)", path.read_text("utf-8"), re.M)}
 
 
@@ -184,7 +184,7 @@ def test_words_of_code_occur_in_the_repository(page: Path) -> None:
 @cache
 def words() -> set[str]:
     files = [path for folder in FOLDERS.split("|") for path in (ROOT / folder).rglob("*.*")]
-    files += [*(ROOT / "callbacks").glob("*.py"), ROOT / "pyproject.toml"]
+    files += [*(ROOT / "callbacks").rglob("*.py"), ROOT / "pyproject.toml"]
     texts = [path.read_text("utf-8") for path in files if path.suffix in {".py", ".yaml", ".toml"}]
     return {word for text in texts for word in re.findall(r"\w+", text)}
 

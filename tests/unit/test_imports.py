@@ -21,13 +21,14 @@ PACKAGE = Path(lion_lightning.__file__).parent
 ROWS = (
     ("types", "errors", "printing", "cache"),
     ("processes",),
-    ("readiness", "ops", "distributed", "endpoint"),
+    ("readiness", "ops", "optim", "distributed", "endpoint"),
     ("losses",),
     ("models",),
     ("references", "sampling", "judges"),
     ("modules", "data", "rollouts"),  # never data in modules: a module takes batches from anybody's data module
     ("planning", "strategies"),
     ("callbacks",),
+    ("experimental",),
 )
 TOGETHER = {"data", "rollouts"}
 """The data module of online training pulls the rounds, which are made of its prompts."""
@@ -77,7 +78,7 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not wrong, f"{path} is of the room {layer!r} and may not import {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("layer", ["types", "ops", "losses"])
+@pytest.mark.parametrize("layer", ["types", "ops", "optim", "losses"])
 def test_losses_and_what_they_rest_on_never_import_lightning(layer: str) -> None:
     files = [path for path in FILES if layer_of(path) == layer]
     assert files

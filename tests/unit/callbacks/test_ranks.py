@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from lion_lightning.callbacks import BeforeAfter, HuggingFaceExport, TokenThroughput
 from tests.unit.callbacks.conftest import CAPACITY, Bench
-from tests.unit.callbacks.test_throughput import TARGETS, TOKENS, Clock, Turns
+from tests.unit.callbacks.monitors.test_throughput import TARGETS, TOKENS, Clock, Turns
 
 
 @pytest.mark.distributed

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor
+from typing_extensions import override
 
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.lora import LoRASpec
@@ -190,3 +193,34 @@ def test_next_logps_are_a_plain_forwards(tmp_path: Path) -> None:
 def test_a_temperature_that_overflows_in_fp32_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match=r"sampling.temperature is .*; set a number of at least 1e-5, or 0"):
         SamplingSettings(temperature=temperature)
+
+
+class NextOf(LogitsProcessor):
+    """Forces each answer to begin with a token of its row and go on with that plus one."""
+
+    def __init__(self, firsts: list[int], start: int) -> None:
+        self.firsts, self.start = torch.tensor(firsts), start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        forced = self.firsts if input_ids.shape[1] == self.start else input_ids[:, -1] + 1
+        return torch.full_like(scores, float("-inf")).scatter(1, forced[:, None], 0.0)
+
+
+class CountingSampler(TransformersSampler):
+    """The answers to a prompt begin with its length, and the length plus ten."""
+
+    @override
+    def processors(self, prompts: Sequence[Prompt], n: int, start: int) -> list[LogitsProcessor]:
+        return [NextOf([len(prompt.input_ids) + 10 * number for prompt in prompts for number in range(n)], start)]
+
+
+def test_a_subclass_has_logits_processors_that_know_the_prompt_of_each_row(tmp_path: Path) -> None:
+    sampler = CountingSampler(SamplingSettings(temperature=1.0, max_new_tokens=3))
+    sampler.open(served(tmp_path))
+    answers = sampler.sample(PROMPTS, 2, seed=0)
+    sampler.close()
+    given = [[answer.token_ids for answer in group] for group in answers]
+    # token 2 ends a turn, which no processor delays
+    assert given == [[(3, 4, 5), (13, 14, 15)], [(12, 13, 14), (22, 23, 24)], [(1, 2), (11, 12, 13)]]
+    with pytest.raises(ValueError, match="CountingSampler: its logits processors change the distribution"):
+        sampler.check_distribution()

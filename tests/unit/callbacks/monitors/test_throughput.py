@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lion_lightning.callbacks import TokenThroughput, throughput
+from lion_lightning.callbacks import TokenThroughput
+from lion_lightning.callbacks.monitors import throughput
 from lion_lightning.planning.flops import forward_flops, training_flops
 from lion_lightning.types import PackedBatch
 from tests import tiny

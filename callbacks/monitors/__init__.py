@@ -1,0 +1,1 @@
+"""Callbacks that measure a run: speed, memory, and what was learnt when."""
