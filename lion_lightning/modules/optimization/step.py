@@ -17,7 +17,7 @@ from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpointing.policy_checkpoints import PolicyCheckpoints
 from lion_lightning.modules.optimization.expert_balance import ExpertBalance
-from lion_lightning.modules.optimization.gradients import gradient_norm, scale_gradients
+from lion_lightning.modules.optimization.gradients import StepGradients
 from lion_lightning.modules.optimization.limits import made, require_finite_loss, require_optimizer_numbers
 from lion_lightning.modules.optimization.metrics import StepMetrics
 from lion_lightning.modules.optimization.rates import RateWatch
@@ -45,6 +45,7 @@ class SteppedPolicy(PolicyCheckpoints):
         super().__init__()
         self._dims: dict[str, int] = {}  # of parameters, before FSDPStrategy flattens them
         self._trainable_rows: TrainableRows | None = None
+        self.gradients = StepGradients()  # a callback may put its own here while the module trains
         self._step = StepMetrics()
         self._balance: ExpertBalance | None = None
         self._endless: list[WarmupSchedule] = []
@@ -130,6 +131,24 @@ class SteppedPolicy(PolicyCheckpoints):
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
+    def step_scale(self) -> float:
+        """Factor from the gradients that Lightning and the strategy average to those of the mean over the step's items.
+
+        It ends the step's sums, on all ranks together, so it is asked for after the step's last forward pass.
+        """
+        self._step.reduce(self.trainer.strategy)
+        divisor, loss = self._step.as_floats(self.normalizer(self._step.num_items))
+        require_finite_loss(loss, self.trainer)
+        # The strategy has averaged over ranks and Lightning over the window: both are undone here.
+        replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        batches = self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
+        return batches / divisor if divisor else 0.0
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, by way of the step's gradients."""
+        self.gradients.backward(loss, self.step_scale, *args, **kwargs)
+
     @override
     def optimizer_step(
         self,
@@ -146,13 +165,7 @@ class SteppedPolicy(PolicyCheckpoints):
 
         def closure() -> Any:
             result = optimizer_closure() if optimizer_closure is not None else None
-            self._step.reduce(self.trainer.strategy)
-            divisor, loss = self._step.as_floats(self.normalizer(self._step.num_items))
-            require_finite_loss(loss, self.trainer)
-            # The strategy has averaged over ranks and Lightning over the window: both are undone here.
-            replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
-            batches = self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
-            scale_gradients(self, batches / divisor if divisor else 0.0)
+            self.gradients.finish(self, self.step_scale)
             if self._trainable_rows is not None:
                 self._trainable_rows.mask_gradients()
             return result
@@ -168,7 +181,7 @@ class SteppedPolicy(PolicyCheckpoints):
             self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
         if self._balance is not None:
             self.log("train/expert_load_max", self._balance.end_step(), batch_size=1)
-        self.log("train/grad_norm", gradient_norm(self, self.trainer.strategy), batch_size=1)
+        self.log("train/grad_norm", self.gradients.norm(self, self.trainer.strategy), batch_size=1)
         self.log("train/lr", float(optimizer.param_groups[0]["lr"]), batch_size=1)
 
     @override
