@@ -74,24 +74,26 @@ def row(
     supervised: Sequence[int] | None = None,
     seed: int = 0,
     vocabulary: int = VOCABULARY,
+    bidirectional: Sequence[bool] = (),
 ) -> PackedBatch:
     """A packed row of random tokens; without arguments four documents, which is what ``SFTModule`` trains on.
 
     Args:
         lengths: Tokens of each segment.
         parents: Index of each segment's parent.
-        supervised: Flat positions that are targets; None for every token that has a predecessor.
+        supervised: Flat positions that are targets; None for every token whose predecessor does not see it.
         seed: Of the tokens.
         vocabulary: Ids are below it.
+        bidirectional: For each segment, whether its tokens see those behind them; the rest do not.
     """
-    segments = segment_table(lengths, parents)
+    segments = segment_table(lengths, parents, bidirectional)
     ids = torch.randint(3, vocabulary, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
     # (position of the target, position of its predictor, segment), from the definition rather than from the library
     wanted = [
         (position, segments[segment.parent].stop - 1 if position == segment.start else position - 1, number)
         for number, segment in enumerate(segments)
         for position in range(segment.start, segment.stop)
-        if position > segment.start or segment.parent >= 0
+        if (segment.parent >= 0 if position == segment.start else not segment.bidirectional)
     ]
     wanted = [item for item in wanted if supervised is None or item[0] in supervised]
     targets, logit_positions, owners = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 3).unbind(1)

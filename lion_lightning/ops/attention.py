@@ -30,15 +30,16 @@ def attend_sdpa(heads: Heads, layout: RowLayout) -> Tensor:
     """One SDPA call per segment: no mask tensor for documents, a small one (answer by context) for answers."""
     query, key, value = (layout.split(tensor.transpose(0, 1)) for tensor in heads[:3])
     outputs = []
-    for chain in layout.chains:
+    for segment, chain in zip(layout.segments, layout.chains, strict=True):
         own = heads._replace(
             query=query[chain[-1]].transpose(0, 1),
             key=_joined([key[index] for index in chain]),
             value=_joined([value[index] for index in chain]),
         )
         fits = own.window is None or own.key.shape[1] <= own.window
-        is_causal = len(chain) == 1 and fits and own.softcap is None
-        outputs.append(_attend(own, None if is_causal else _segment_mask(own, layout)))
+        unmasked = fits and (segment.bidirectional or (len(chain) == 1 and own.softcap is None))
+        mask = None if unmasked else _segment_mask(own, layout, segment.bidirectional)
+        outputs.append(_attend(own, mask, is_causal=unmasked and not segment.bidirectional))
     if len(outputs) == 1:
         return outputs[0]
     # along the tokens' dimension of a (tokens, heads, head size) tensor, as the output projection reads it
@@ -49,8 +50,8 @@ def attend_dense(heads: Heads, layout: RowLayout) -> Tensor:
     """One call over the full row under a ``(tokens, tokens)`` mask: slow and quadratic in memory, for tests."""
     mask = layout.visible
     if heads.window is not None:
-        mask = mask & (layout.positions[:, None] - layout.positions[None, :] < heads.window)
-    return _attend(heads, mask if heads.sinks is None else pad(mask, (1, 0), value=True))
+        mask = mask & ((layout.positions[:, None] - layout.positions[None, :]).abs() < heads.window)
+    return _attend(heads, mask if heads.sinks is None else pad(mask, (1, 0), value=True), is_causal=False)
 
 
 def attend_best(heads: Heads, layout: RowLayout) -> Tensor:
@@ -72,15 +73,15 @@ PATHS: dict[str, Attend] = {
 """Functions by their name in ``PolicySpec.attention`` (and in any ``attn_implementation``)."""
 
 
-def _segment_mask(own: Heads, layout: RowLayout) -> Tensor:
+def _segment_mask(own: Heads, layout: RowLayout, bidirectional: bool) -> Tensor:
     """Additive mask ``(queries, keys)``; one tensor for all layers, also among what autograd saves.
 
     With sinks it has a first column for them.
     """
     queries, keys, masks = own.query.shape[1], own.key.shape[1], layout.masks
-    name = (queries, keys, own.window, own.query.dtype, own.sinks is not None)
+    name = (queries, keys, own.window, own.query.dtype, own.sinks is not None, bidirectional)
     if name not in masks:
-        hidden = ~_lower_right(queries, keys, own.window, own.query.device)
+        hidden = ~_lower_right(queries, keys, own.window, own.query.device, bidirectional)
         mask = own.query.new_zeros(queries, keys).masked_fill_(hidden, float("-inf"))
         masks[name] = mask if own.sinks is None else pad(mask, (1, 0))
     return masks[name]
@@ -91,25 +92,32 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)
 
 
-def _lower_right(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """``(queries, keys)`` bool causal mask whose last query sees every key (the last ``window`` of them, if given)."""
+def _lower_right(
+    queries: int, keys: int, window: int | None, device: torch.device, bidirectional: bool = False
+) -> Tensor:
+    """``(queries, keys)`` bool causal mask whose last query sees every key (the last ``window`` of them, if given).
+
+    A bidirectional one reaches as far behind a query as before it.
+    """
     distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
+    if bidirectional:
+        distance = distance.abs()
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
-def _attend(heads: Heads, mask: Tensor | None) -> Tensor:
-    """SDPA under ``mask`` (None: causal), or by hand where scores are soft-capped.
+def _attend(heads: Heads, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """SDPA, or by hand where scores are soft-capped; without a mask causal or of all keys.
 
     A mask is bool (True: attend) or, in the query's dtype, added to the scores.
     """
     if heads.softcap is not None:
-        return _attend_softcapped(heads, mask, heads.softcap)
+        return _attend_softcapped(heads, mask, is_causal, heads.softcap)
     if heads.sinks is not None:
-        return _attend_sinks(heads, mask, _attend)
+        return _attend_sinks(heads, mask, is_causal, _attend)
     if mask is None:
         query, key, value = (tensor[None] for tensor in heads[:3])
-        grouped = query.shape[1] != key.shape[1]
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=heads.scale, enable_gqa=grouped)[0]
+        options: dict[str, Any] = {"scale": heads.scale, "enable_gqa": query.shape[1] != key.shape[1]}
+        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, **options)[0]
     # With a mask, GPUs have no fused kernel for grouped heads: each group is an item of the batch, its keys a view.
     shape = (heads.key.shape[0], heads.query.shape[0] // heads.key.shape[0])
     key, value = (tensor[:, None].expand(*shape, *tensor.shape[1:]) for tensor in (heads.key, heads.value))
@@ -117,23 +125,26 @@ def _attend(heads: Heads, mask: Tensor | None) -> Tensor:
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=heads.scale).flatten(0, 1)
 
 
-def _attend_sinks(heads: Heads, mask: Tensor | None, attend: Callable[[Heads, Tensor | None], Tensor]) -> Tensor:
+def _attend_sinks(
+    heads: Heads, mask: Tensor | None, is_causal: bool, attend: Callable[[Heads, Tensor | None, bool], Tensor]
+) -> Tensor:
     """Attention with sinks by one without; a mask has a first column for them."""
     size = heads.value.shape[-1]
     heads = Heads(*sinks_as_key(*heads[:3], heads.sinks, heads.scale))
-    if mask is not None:
-        return attend(heads, mask)[..., :size]
-    # causal: a query for the key in front, so that each of the others sees up to its own
-    return attend(heads._replace(query=pad(heads.query, (0, 0, 1, 0))), None)[..., 1:, :size]
+    if not is_causal:
+        return attend(heads, mask, False)[..., :size]
+    # a query for the key in front, so that each of the others sees up to its own
+    return attend(heads._replace(query=pad(heads.query, (0, 0, 1, 0))), None, True)[..., 1:, :size]
 
 
-def _attend_softcapped(heads: Heads, mask: Tensor | None, softcap: float) -> Tensor:
+def _attend_softcapped(heads: Heads, mask: Tensor | None, is_causal: bool, softcap: float) -> Tensor:
     query, key, value = with_repeated_keys(heads)[:3]
-    if mask is None:
+    if is_causal:
         mask = _lower_right(query.shape[-2], key.shape[-2], None, query.device)
     scores = query @ key.transpose(-1, -2) * (heads.scale if heads.scale is not None else query.shape[-1] ** -0.5)
     scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~mask, torch.finfo(query.dtype).min) if mask.dtype == torch.bool else scores + mask
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(query.dtype).min) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 
@@ -185,17 +196,17 @@ def _interface(attend: Attend) -> Callable[..., tuple[Tensor, Tensor | None]]:
 def _attend_unpacked(heads: Heads, mask: Tensor | None) -> Tensor:
     """Padded batches ``(sequences, heads, tokens, head size)`` of models that SDPA alone gets wrong."""
     if heads.softcap is not None:
-        return _attend_softcapped(heads, mask, heads.softcap)
+        return _attend_softcapped(heads, mask, mask is None, heads.softcap)
     if mask is not None:
         mask = pad(mask, (1, 0), value=True if mask.dtype == torch.bool else 0.0)
     elif heads.query.shape[-2] == 1:  # a step of generation, which sees all
         mask = heads.key.new_ones(1, heads.key.shape[-2] + 1, dtype=torch.bool)
-    return _attend_sinks(heads, mask, _attend_batch)
+    return _attend_sinks(heads, mask, mask is None, _attend_batch)
 
 
-def _attend_batch(heads: Heads, mask: Tensor | None) -> Tensor:
+def _attend_batch(heads: Heads, mask: Tensor | None, is_causal: bool) -> Tensor:
     query, key, value = with_repeated_keys(heads)[:3]
-    return scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=heads.scale)
+    return scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal, scale=heads.scale)
 
 
 def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

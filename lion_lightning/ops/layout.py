@@ -19,8 +19,9 @@ class SegmentAccess(NamedTuple):
 
     Attributes:
         queries: The segment's own span.
-        keys: Spans from the oldest ancestor to the segment itself. Query ``i`` sees all keys but the last
-            ``len(queries) - 1 - i``: causal attention aligned at the bottom right.
+        keys: Spans from the oldest ancestor to the segment itself. In a bidirectional segment each query sees all of
+            them, else query ``i`` all but the last ``len(queries) - 1 - i``: causal attention aligned at the bottom
+            right.
     """
 
     queries: slice
@@ -46,12 +47,14 @@ class RowLayout:
 
     Attributes:
         masks: Cache of masks, shared by the layers; keys are the attention path's.
+        bidirectional: True if any segment is.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu") -> None:
         self.segments = tuple(segments)
         self.device = torch.device(device)
         self.masks: dict[tuple[Any, ...], Tensor] = {}
+        self.bidirectional = any(segment.bidirectional for segment in self.segments)
 
     @property
     def tokens(self) -> int:
@@ -159,11 +162,11 @@ class RowLayout:
     def visible(self) -> Tensor:
         """``(tokens, tokens)`` bool, True where the query may attend to the key. Quadratic in memory."""
         mask = torch.zeros(self.tokens, self.tokens, dtype=torch.bool)
-        for access in self.accesses:
+        for segment, access in zip(self.segments, self.accesses, strict=True):
             for span in access.keys[:-1]:
                 mask[access.queries, span] = True
-            own = access.queries
-            mask[own, own] = torch.ones(own.stop - own.start, own.stop - own.start, dtype=torch.bool).tril()
+            block = torch.ones(segment.length, segment.length, dtype=torch.bool)
+            mask[access.queries, access.queries] = block if segment.bidirectional else block.tril()
         return mask.to(self.device, non_blocking=True)
 
     def _cumulative(self, lengths: list[int]) -> Tensor:

@@ -56,6 +56,8 @@ def attend_flash(heads: Heads, layout: RowLayout) -> Tensor:
 
 def _with_sink_keys(heads: Heads, layout: RowLayout) -> tuple[Heads, VarlenIndex]:
     """Sinks as a first key of every segment; kernels that take sinks themselves give no gradient for them."""
+    if layout.bidirectional:
+        raise ValueError("attention: bidirectional segments need lion_sdpa")
     if heads.sinks is None:
         return heads, layout.varlen
     if heads.window is not None:

@@ -72,6 +72,8 @@ def visible_pairs(segments: Sequence[Segment], window: int | None = None) -> int
         context = ends[segment.parent] if segment.parent >= 0 else 0
         ends.append(context + segment.length)
         pairs += _causal_pairs(ends[-1], window) - _causal_pairs(context, window)
+        if segment.bidirectional:  # tokens behind, as many as before them in the segment
+            pairs += _causal_pairs(segment.length, window) - segment.length
     return pairs
 
 

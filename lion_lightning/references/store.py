@@ -38,7 +38,8 @@ def answer_keys(batch: PackedBatch) -> Keys:
     digests = []
     for number, segment in enumerate(batch.segments):
         state = states[segment.parent].copy() if segment.parent >= 0 else blake2b(digest_size=16)
-        state.update(segment.length.to_bytes(8, "little") + ids[segment.start : segment.stop].tobytes())
+        length = -segment.length if segment.bidirectional else segment.length  # other log-probs, another key
+        state.update(length.to_bytes(8, "little", signed=True) + ids[segment.start : segment.stop].tobytes())
         states.append(state)
         if segment.parent >= 0:
             # Counted from the answer's start: its first target is predicted from elsewhere, its prompt's last token.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +24,14 @@ class Segment(NamedTuple):
         start: Index of the first token in the flat row.
         length: Number of tokens, at least 1.
         parent: Index of the parent segment in the same row, always a smaller one; -1 for none.
+        bidirectional: True if its tokens see those behind them in the segment too: the prefix of a prefix language
+            model, say.
     """
 
     start: int
     length: int
     parent: int = -1
+    bidirectional: bool = False
 
     @property
     def stop(self) -> int:
@@ -47,6 +50,8 @@ class SampleSegment(NamedTuple):
             all count 1.
         reasoning: Whether each token belongs to the reasoning of an answer, shape ``(tokens,)``; None where none does.
             It says what a token is, not whether it is trained.
+        bidirectional: True if its tokens see those behind them in the segment too. None but the first may then be a
+            target, since the token before it would see it.
     """
 
     input_ids: npt.NDArray[np.int32]
@@ -54,6 +59,7 @@ class SampleSegment(NamedTuple):
     parent: int = -1
     weights: npt.NDArray[np.float32] | None = None
     reasoning: npt.NDArray[np.bool_] | None = None
+    bidirectional: bool = False
 
     def part(self, start: int, stop: int) -> SampleSegment:
         """Tokens ``start`` to ``stop`` alone."""
@@ -63,6 +69,7 @@ class SampleSegment(NamedTuple):
             self.parent,
             None if self.weights is None else self.weights[start:stop],
             None if self.reasoning is None else self.reasoning[start:stop],
+            self.bidirectional,
         )
 
 
@@ -181,15 +188,18 @@ class PackedBatch:
         return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
 
 
-def segment_table(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Segment, ...]:
+def segment_table(
+    lengths: Sequence[int], parents: Sequence[int], bidirectional: Iterable[bool] = ()
+) -> tuple[Segment, ...]:
     """Lay segments end to end.
 
     Args:
         lengths: Tokens of each segment.
         parents: Index of each segment's parent, -1 for none.
+        bidirectional: For each segment, whether its tokens see those behind them; the rest do not.
     """
-    starts = accumulate(lengths, initial=0)
-    return tuple(Segment(start, n, p) for start, n, p in zip(starts, lengths, parents, strict=False))
+    rows = zip(accumulate(lengths, initial=0), lengths, parents, chain(bidirectional, repeat(False)), strict=False)
+    return tuple(Segment(*row) for row in rows)
 
 
 def keep_answers(batch: PackedBatch, positions: Iterable[int]) -> PackedBatch:
@@ -237,13 +247,14 @@ def _keep_segments(batch: PackedBatch, kept: Sequence[int]) -> PackedBatch:
     moved[tokens] = torch.arange(len(tokens))
     renumbered = torch.full((len(batch.segments) + 1,), -1)  # new number of each segment; the last is of no parent
     renumbered[list(kept)] = torch.arange(len(kept))
+    parents = renumbered[[span.parent for span in spans]].tolist()
     owners = [batch.segment_samples[number] for number in kept] if batch.segment_samples else []
     samples = {number: new for new, number in enumerate(sorted(set(owners)))}
     return replace(
         batch,
         input_ids=batch.input_ids[tokens],
         position_ids=batch.position_ids[tokens],
-        segments=segment_table([span.length for span in spans], renumbered[[s.parent for s in spans]].tolist()),
+        segments=segment_table([span.length for span in spans], parents, [span.bidirectional for span in spans]),
         logit_positions=moved[batch.logit_positions],
         target_segments=renumbered[batch.target_segments],
         segment_samples=tuple(samples[owner] for owner in owners),

@@ -33,7 +33,8 @@ def collate(samples: Sequence[Sample], capacity: int) -> PackedBatch:
         owners += [number] * len(sample.segments)
         pairs += [(len(values) + chosen, len(values) + rejected) for chosen, rejected in sample.pairs]
         values += sample.values or [math.nan] * sample.num_answers
-    segments = segment_table([len(part.input_ids) for part in parts], parents)
+    lengths = [len(part.input_ids) for part in parts]
+    segments = segment_table(lengths, parents, [part.bidirectional for part in parts])
     logit_positions, targets, weights = _targets(parts, segments)
     batch = PackedBatch(
         input_ids=_tensor([part.input_ids for part in parts]),
@@ -64,6 +65,8 @@ def _targets(
         offsets = np.flatnonzero(part.supervised)
         if segment.parent < 0:  # the first token of a root has nothing to be predicted from
             offsets = offsets[offsets > 0]
+        if segment.bidirectional and (offsets > 0).any():
+            raise ValueError("a target within a bidirectional segment is seen by the token that predicts it")
         # A target's logits are those of the token before it: the parent's last, for the first token of a child.
         before_first = segments[segment.parent].stop - 1
         positions.append(np.where(offsets > 0, segment.start + offsets - 1, before_first))

@@ -188,7 +188,8 @@ class PackedLoader:
             sample = self.samples[position]
             digest.update(np.array([*sample.values, len(sample.pairs), *chain(*sample.pairs)], np.float64).tobytes())
             for segment in sample.segments:
-                digest.update(np.array([len(segment.input_ids), segment.parent], dtype=np.int64).tobytes())
+                length = len(segment.input_ids) * (-1 if segment.bidirectional else 1)
+                digest.update(np.array([length, segment.parent], dtype=np.int64).tobytes())
                 digest.update(segment.input_ids.astype(np.int64).tobytes())
                 digest.update(segment.supervised.astype(np.bool_).tobytes())
                 digest.update(b"" if segment.weights is None else segment.weights.astype(np.float32).tobytes())

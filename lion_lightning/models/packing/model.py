@@ -90,6 +90,8 @@ class PackedModel(nn.Module, ABC):
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """Last hidden state, ``(tokens, hidden)``, of every token of a packed batch."""
         layout = RowLayout(batch.segments, batch.input_ids.device)
+        if layout.bidirectional and (not self.packed or self.form != RowForm() or self.mixers.names):
+            raise ValueError(f"{self._name}: bidirectional segments need packed rows of attention layers alone")
         run = self._packed_hidden if self.packed else self._padded_hidden
         with self.rotary.on(layout, self.packed):
             if self.recorder is None:

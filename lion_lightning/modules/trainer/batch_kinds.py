@@ -82,7 +82,9 @@ def require_groups(batch: PackedBatch, module: object) -> None:
 def kind_of(batch: PackedBatch) -> BatchKind:
     """Kind of a batch, as far as it shows: groups whose scores are all 1 or 0 may be labeled answers as well."""
     require_packed(batch)
-    if all(segment.parent < 0 for segment in batch.segments):
+    parents = [segment.parent for segment in batch.segments if segment.parent >= 0]
+    parted = len({*parents}) == len(parents) and all(batch.segments[parent].bidirectional for parent in parents)
+    if parted and all(map(math.isnan, batch.values)):  # at most in a prefix and what follows it
         return DOCUMENTS
     if batch.pairs:
         return PAIRS

@@ -52,6 +52,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
 
 SFT, DPO = {"kind": SFTModule}, {"kind": DPOModule, "reference": FrozenReference()}
 KTO, GROUP = ({"kind": kind, "reference": FrozenReference()} for kind in (KTOModule, GroupModule))
+PREFIXED = row((4, 3, 5), (-1, 0, -1), bidirectional=(True,))  # a document whose beginning is seen whole, and another
+TWO_AFTER = row((4, 3, 5), (-1, 0, 0), bidirectional=(True,))
 WRONG: dict[str, tuple[Any, Any, Any, str]] = {
     "pairs as documents": (
         SFT,
@@ -60,6 +62,8 @@ WRONG: dict[str, tuple[Any, Any, Any, str]] = {
         r"trains on documents, .* use SFTDataModule, or DPOModule for pref",
     ),
     "pairs among documents": (SFT, row(*TREE), DOCUMENTS, r"use SFTDataModule, or KTOModule for labeled answers"),
+    "answers to a prefix": (SFT, TWO_AFTER, DOCUMENTS, r"use SFTDataModule, or KTOModule for labeled answers"),
+    "prefixes as labeled answers": (KTO, PREFIXED, LABELED, r"holds documents; use UnpairedDataModule, or SFTModule"),
     "documents as pairs": (
         DPO,
         DOCUMENTS,
@@ -149,6 +153,12 @@ def test_a_round_of_its_kind_is_taken_with_a_live_reference(tokenizer: Tokenizer
         run = trainer(max_epochs=1)
         run.fit(made(**module, tokenizer=tokenizer), data)
         assert run.global_step == 1
+
+
+def test_documents_whose_beginning_is_seen_whole_are_documents(tokenizer: TokenizerSpec) -> None:
+    run = trainer(max_epochs=1)
+    run.fit(made(SFTModule, tokenizer), OwnData(PREFIXED, DOCUMENTS))
+    assert run.global_step == 1
 
 
 def test_an_objective_of_ones_own_takes_any_packed_rows(tokenizer: TokenizerSpec) -> None:

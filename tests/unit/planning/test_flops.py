@@ -90,6 +90,12 @@ def test_pairs_count_ancestors_and_stop_at_the_window() -> None:
     assert visible_pairs(segment_table((3, 2), (-1, -1))) == (1 + 2 + 3) + (1 + 2)
 
 
+def test_pairs_of_bidirectional_segments_count_tokens_behind_within_the_window() -> None:
+    assert visible_pairs(segment_table((4, 2), (-1, 0), (True,))) == 4 * 4 + (5 + 6)
+    assert visible_pairs(segment_table((4, 2), (-1, 0), (True,)), window=2) == (2 + 3 + 3 + 2) + (2 + 2)
+    assert visible_pairs(segment_table((2, 3), (-1, 0), (False, True)), window=3) == (1 + 2) + (5 + 4 + 3)
+
+
 def test_sliding_layers_are_counted_by_their_window() -> None:
     gemma = tiny.policy("gemma2", sliding_window=4, head_dim=8).causal_lm
     assert training_flops(gemma).per_pair == {4: PAIR / 2, None: PAIR / 2}  # every other layer slides

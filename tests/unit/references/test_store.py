@@ -56,6 +56,8 @@ def test_a_key_depends_on_tokens_and_targets_and_not_on_the_place_in_the_row() -
         ids = A.input_ids.clone()
         ids[place] += 1
         assert (answer_keys(replace(A, input_ids=ids)) != alone).any(1).tolist() == expected
+    whole = tuple(segment._replace(bidirectional=segment.parent < 0) for segment in A.segments)  # the prompt seen whole
+    assert (answer_keys(replace(A, segments=whole)) != alone).any(1).tolist() == [True, True]
     assert (answer_keys(without_target(A, 1)) != alone).any(1).tolist() == [True, False]
     assert (answer_keys(without_target(A, 2)) != answer_keys(without_target(A, 3))).any(1).tolist() == [False, True]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lion_lightning.types import PackedBatch, keep_answers
+from lion_lightning.types import PackedBatch, Segment, keep_answers
 from tests.tiny import policy, row
 
 # Two prompts (2 and 3 tokens): answers 0, 1, 2 of the first have 1, 2 and 3 tokens; 3 and 4 of the second 2 and 1.
@@ -35,7 +35,7 @@ def test_tokens_segments_targets_values_and_pairs_of_two_answers() -> None:
     kept = keep_answers(whole, [2, 0])  # in any order
     assert kept.input_ids.tolist() == whole.input_ids[[0, 1, 2, 5, 6, 7]].tolist()
     assert kept.position_ids.tolist() == [0, 1, 2, 2, 3, 4]
-    assert [tuple(segment) for segment in kept.segments] == [(0, 2, -1), (2, 1, 0), (3, 3, 0)]
+    assert kept.segments == (Segment(0, 2), Segment(2, 1, 0), Segment(3, 3, 0))
     assert kept.targets.tolist() == whole.input_ids[[2, 5, 6, 7]].tolist()
     assert kept.logit_positions.tolist() == [1, 1, 3, 4]  # the first token of each answer is predicted by the prompt
     assert kept.target_segments.tolist() == [1, 2, 2, 2]
@@ -46,9 +46,16 @@ def test_tokens_segments_targets_values_and_pairs_of_two_answers() -> None:
     assert kept.capacity == 6
 
 
+def test_prompts_seen_whole_stay_so() -> None:
+    whole = trees()
+    segments = tuple(segment._replace(bidirectional=segment.parent < 0) for segment in whole.segments)
+    kept = keep_answers(replace(whole, segments=segments), [4])
+    assert kept.segments == (Segment(0, 3, bidirectional=True), Segment(3, 1, 0))
+
+
 def test_a_tree_of_which_nothing_is_left_goes_with_its_prompt() -> None:
     kept = keep_answers(trees(), [4])
-    assert [tuple(segment) for segment in kept.segments] == [(0, 3, -1), (3, 1, 0)]
+    assert kept.segments == (Segment(0, 3), Segment(3, 1, 0))
     assert (kept.sample_indices, kept.sources, kept.segment_samples) == ((71,), ("two",), (0, 0))
     assert (kept.values, kept.pairs) == ((0.5,), ())
 
@@ -69,7 +76,7 @@ def test_targets_of_a_prompt_are_not_those_of_its_answers() -> None:
 
 def test_none_leaves_the_first_root_without_targets() -> None:
     kept = keep_answers(trees(), [])
-    assert [tuple(segment) for segment in kept.segments] == [(0, 2, -1)]
+    assert kept.segments == (Segment(0, 2),)
     assert (len(kept.targets), kept.values, kept.pairs) == (0, (), ())
     assert policy()(kept).values.shape == (0,)
 

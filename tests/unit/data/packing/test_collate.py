@@ -180,3 +180,22 @@ def test_weights_go_where_the_batch_goes_and_end_with_its_targets() -> None:
     assert moved is not None
     assert moved.device.type == "meta"
     assert batch.without_targets().target_weights is None
+
+
+def prefix_document(prefix: SampleSegment, rest: SampleSegment) -> Sample:
+    return Sample((prefix._replace(bidirectional=True), rest._replace(parent=0)), 0)
+
+
+def test_a_prefix_seen_whole_and_what_follows_it() -> None:
+    sample = prefix_document(piece([1, 2, 3], []), piece([4, 5], [0, 1]))
+    batch = collate([document([7, 8], [1]), sample], capacity=8)
+    assert batch.segments == (Segment(0, 2), Segment(2, 3, bidirectional=True), Segment(5, 2, 1))
+    assert batch.position_ids.tolist() == [0, 1, 0, 1, 2, 3, 4]
+    assert batch.targets.tolist() == [8, 4, 5]
+    assert batch.logit_positions.tolist() == [0, 4, 5]
+    assert sample.segments[0].part(1, 3).bidirectional
+
+
+def test_a_target_that_its_predictor_sees_is_refused() -> None:
+    with pytest.raises(ValueError, match="a target within a bidirectional segment is seen by the token that predicts"):
+        collate([prefix_document(piece([1, 2, 3], [2]), piece([4], [0]))], capacity=8)

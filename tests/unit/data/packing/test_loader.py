@@ -193,7 +193,8 @@ def test_other_values_or_pairs_are_another_fingerprint() -> None:
         return PackedLoader([Sample(segments, 0, values=values, pairs=pairs)], np.array([6]), capacity=6).fingerprint()
 
     marks = [mark((1.0, 0.0), (0, 1)), mark((1.0, 0.0), (1, 0)), mark((1.0, 0.5), (0, 1)), mark((1.0, 0.0)), mark(())]
-    assert len({*marks}) == 5
+    segments = (part._replace(bidirectional=True), *segments[1:])
+    assert len({*marks, mark(())}) == 6
     assert mark((1.0, float("nan")), (0, 1)) == mark((1.0, float("nan")), (0, 1))
 
 

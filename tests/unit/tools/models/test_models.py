@@ -17,6 +17,7 @@ from lion_lightning.tools.models.check import ModelCheck, alone_logps, check_mod
 from lion_lightning.tools.models.main import checked
 from lion_lightning.tools.models.page import page
 from lion_lightning.tools.models.tiny import tiny_config
+from lion_lightning.types import Segment
 
 
 def test_a_type_that_packs_passes_every_check(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_a_policy_whose_log_probs_are_not_the_models_is_found_out() -> None:
 
 def test_targets_of_trees_are_their_answers_and_all_of_a_document_but_its_first_token() -> None:
     batch = trees((4,), (3, 2, 5))
-    assert batch.segments == ((0, 4, -1), (4, 3, -1), (7, 2, 1), (9, 5, 1))
+    assert batch.segments == (Segment(0, 4), Segment(4, 3), Segment(7, 2, 1), Segment(9, 5, 1))
     assert batch.targets.tolist() == batch.input_ids[[1, 2, 3, *range(7, 14)]].tolist()
     assert batch.logit_positions.tolist() == [0, 1, 2, 6, 7, 6, 9, 10, 11, 12]
 
