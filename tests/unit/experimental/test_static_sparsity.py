@@ -168,12 +168,11 @@ def saver(folder: Path) -> ModelCheckpoint:
 
 def test_a_resumed_run_ends_equal(tokenizer: TokenizerSpec, tmp_path: Path) -> None:
     whole = sft.module(tokenizer, optimizer=ADAMW)
-    options = {"enable_checkpointing": True, "accumulate_grad_batches": 2}
-    fit(whole, StaticSparsity(0.75), saver(tmp_path), **options)
+    fit(whole, StaticSparsity(0.75), saver(tmp_path), enable_checkpointing=True, accumulate_grad_batches=2)
     resumed = sft.module(tokenizer, optimizer=ADAMW)
     torch.nn.init.ones_(resumed.policy_model.causal_lm.get_parameter(QUERY))
     left = Rows(ROWS[4:])  # these rows know nothing of where they are
-    run = trainer(max_steps=3, callbacks=[StaticSparsity(0.75)], **options)
+    run = trainer(max_steps=3, callbacks=[StaticSparsity(0.75)], accumulate_grad_batches=2)
     run.fit(resumed, left, ckpt_path=tmp_path / "step=2.ckpt")
     assert run.global_step == 3
     assert_equal(resumed, whole)
