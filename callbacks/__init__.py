@@ -8,6 +8,7 @@ from lion_lightning.callbacks.before_after import BeforeAfter
 from lion_lightning.callbacks.export import HuggingFaceExport
 from lion_lightning.callbacks.monitors.throughput import TokenThroughput
 from lion_lightning.callbacks.on_policy import OnPolicySampling
+from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
 from lion_lightning.callbacks.progress import LionProgressBar
 from lion_lightning.callbacks.provenance import Provenance
 from lion_lightning.callbacks.samples import SampleTable
@@ -15,6 +16,7 @@ from lion_lightning.callbacks.startup import StartupSummary
 
 __all__ = [
     "BeforeAfter",
+    "FusedBackward",
     "HuggingFaceExport",
     "LionProgressBar",
     "OnPolicySampling",
