@@ -29,9 +29,21 @@ class SegmentAccess(NamedTuple):
 
 
 class VarlenIndex(NamedTuple):
-    """Arguments of variable-length attention kernels; int32 tensors on the row's device, ``gather`` int64."""
+    """One call of a variable-length attention kernel, for some of a row's segments; tensors are on the row's device.
 
-    gather: Tensor | None
+    Attributes:
+        is_causal: Whether these are the causal segments, or the bidirectional ones.
+        queries: int64 flat positions of the segments' tokens; None for all of the row.
+        keys: int64 positions of each segment's keys, one segment after the other; None for the row as it is.
+        cu_queries: int32 cumulative numbers of queries.
+        cu_keys: int32 cumulative numbers of keys.
+        max_queries: Queries of the longest segment.
+        max_keys: Most keys of a segment.
+    """
+
+    is_causal: bool
+    queries: Tensor | None
+    keys: Tensor | None
     cu_queries: Tensor
     cu_keys: Tensor
     max_queries: int
@@ -87,37 +99,19 @@ class RowLayout:
         return parts
 
     @cached_property
-    def varlen(self) -> VarlenIndex:
-        """Cumulative lengths, and an index that gathers each segment's keys where any segment has a parent."""
-        gather = None
-        if any(segment.parent >= 0 for segment in self.segments):
-            parts: list[Tensor] = []
-            for access in self.accesses:
-                parts += [torch.arange(span.start, span.stop) for span in access.keys]
-            gather = torch.cat(parts).to(self.device, non_blocking=True)
-        queries = [access.queries.stop - access.queries.start for access in self.accesses]
-        keys = [sum(span.stop - span.start for span in access.keys) for access in self.accesses]
-        return VarlenIndex(
-            gather=gather,
-            cu_queries=self._cumulative(queries),
-            cu_keys=self._cumulative(keys),
-            max_queries=max(queries),
-            max_keys=max(keys),
-        )
+    def varlen(self) -> tuple[VarlenIndex, ...]:
+        """A call for the causal segments, and one for the bidirectional ones, where there are such."""
+        return self._varlen(sinks=0)
 
     @cached_property
-    def varlen_with_sinks(self) -> VarlenIndex:
+    def varlen_with_sinks(self) -> tuple[VarlenIndex, ...]:
         """The same where the row's keys have one more in front, which every segment sees first."""
-        first = torch.zeros(1, dtype=torch.int64)
-        parts: list[Tensor] = []
-        for access in self.accesses:
-            parts += [first, *(torch.arange(span.start, span.stop) + 1 for span in access.keys)]
-        steps = torch.arange(len(self.segments) + 1, dtype=torch.int32).to(self.device, non_blocking=True)
-        return self.varlen._replace(
-            gather=torch.cat(parts).to(self.device, non_blocking=True),
-            cu_keys=self.varlen.cu_keys + steps,
-            max_keys=self.varlen.max_keys + 1,
-        )
+        return self._varlen(sinks=1)
+
+    @cached_property
+    def varlen_order(self) -> Tensor:
+        """``(tokens,)`` place of each token among the queries of both calls, one after the other."""
+        return torch.cat([index.queries for index in self.varlen if index.queries is not None]).argsort()
 
     @cached_property
     def tree_lengths(self) -> tuple[tuple[int, int], ...]:
@@ -133,14 +127,31 @@ class RowLayout:
     @cached_property
     def sequences(self) -> tuple[Tensor, ...]:
         """For each leaf segment, the flat positions of its ancestors' tokens and its own; int64, on the CPU."""
+        return tuple(_positions(self.accesses[chain[-1]].keys) for chain in self.leaf_chains)
+
+    @cached_property
+    def leaf_chains(self) -> tuple[tuple[int, ...], ...]:
+        """The chains that end in a segment without children, which are the row's sequences."""
         parents = {segment.parent for segment in self.segments}
-        leaves = [access for index, access in enumerate(self.accesses) if index not in parents]
-        return tuple(torch.cat([torch.arange(span.start, span.stop) for span in access.keys]) for access in leaves)
+        return tuple(chain for chain in self.chains if chain[-1] not in parents)
 
     @cached_property
     def padded(self) -> PaddedBatches:
         """All sequences in one right-padded batch, in the order of the row."""
         return pad([self.sequences], self.tokens, self.device)
+
+    @cached_property
+    def padded_visible(self) -> Tensor:
+        """``(sequences, longest, longest)`` bool for :attr:`padded`, True where the query may attend to the key."""
+        (batch,) = self.padded.batches
+        longest = batch.mask.shape[1]
+        mask = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(len(self.sequences), 1, 1)
+        for own, chain in zip(mask, self.leaf_chains, strict=True):
+            start = 0
+            for segment in (self.segments[index] for index in chain):
+                part = slice(start, start := start + segment.length)
+                own[part, part] |= segment.bidirectional
+        return mask.to(self.device, non_blocking=True) & batch.mask[:, None, :]
 
     @cached_property
     def padded_groups(self) -> PaddedBatches:
@@ -169,5 +180,36 @@ class RowLayout:
             mask[access.queries, access.queries] = block if segment.bidirectional else block.tril()
         return mask.to(self.device, non_blocking=True)
 
+    def _varlen(self, sinks: int) -> tuple[VarlenIndex, ...]:
+        kinds: dict[bool, list[SegmentAccess]] = {True: [], False: []}
+        for segment, access in zip(self.segments, self.accesses, strict=True):
+            kinds[not segment.bidirectional].append(access)
+        return tuple(self._varlen_index(is_causal, found, sinks) for is_causal, found in kinds.items() if found)
+
+    def _varlen_index(self, is_causal: bool, accesses: list[SegmentAccess], sinks: int) -> VarlenIndex:
+        whole = len(accesses) == len(self.segments)
+        spans: list[slice] = []  # of the keys of all segments
+        counts: list[int] = []  # of each
+        for access in accesses:
+            own = [slice(0, sinks), *(slice(span.start + sinks, span.stop + sinks) for span in access.keys)]
+            spans += own
+            counts.append(sum(span.stop - span.start for span in own))
+        as_it_is = whole and not sinks and all(len(access.keys) == 1 for access in accesses)
+        queries = [access.queries for access in accesses]
+        lengths = [span.stop - span.start for span in queries]
+        return VarlenIndex(
+            is_causal=is_causal,
+            queries=None if whole else _positions(queries).to(self.device, non_blocking=True),
+            keys=None if as_it_is else _positions(spans).to(self.device, non_blocking=True),
+            cu_queries=self._cumulative(lengths),
+            cu_keys=self._cumulative(counts),
+            max_queries=max(lengths),
+            max_keys=max(counts),
+        )
+
     def _cumulative(self, lengths: list[int]) -> Tensor:
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(self.device, non_blocking=True)
+
+
+def _positions(spans: Sequence[slice]) -> Tensor:
+    return torch.cat([torch.arange(span.start, span.stop) for span in spans])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lion_lightning.ops.heads import Heads, with_repeated_keys
@@ -27,11 +28,13 @@ def attend_varlen(heads: Heads, layout: RowLayout) -> Tensor:
             "attention: lion_varlen does not support the soft-capped scores of this model; use lion_sdpa or lion_flash."
         )
     kernel: Callable[..., Any] = varlen_attn
-    size = heads.value.shape[-1]
-    heads, index = _with_sink_keys(heads, layout)
-    heads, options = _varlen_options(heads, accepted_by(kernel))
-    output: Tensor = kernel(*_varlen_arguments(heads, index), **options)
-    return output.transpose(0, 1)[..., :size]
+
+    def attend(heads: Heads, index: VarlenIndex) -> Tensor:
+        heads, options = _varlen_options(heads, index.is_causal, accepted_by(kernel))
+        output: Tensor = kernel(*_varlen_arguments(heads, index), **options)
+        return output
+
+    return _attend_all(heads, layout, attend)
 
 
 def attend_flash(heads: Heads, layout: RowLayout) -> Tensor:
@@ -42,22 +45,30 @@ def attend_flash(heads: Heads, layout: RowLayout) -> Tensor:
     """
     from flash_attn import flash_attn_varlen_func
 
+    def attend(heads: Heads, index: VarlenIndex) -> Tensor:
+        output: Tensor = flash_attn_varlen_func(
+            *_varlen_arguments(heads, index),
+            softmax_scale=heads.scale,
+            causal=index.is_causal,
+            window_size=_window_size(heads, index.is_causal),
+            softcap=heads.softcap or 0.0,
+        )
+        return output
+
+    return _attend_all(heads, layout, attend)
+
+
+def _attend_all(heads: Heads, layout: RowLayout, attend: Callable[[Heads, VarlenIndex], Tensor]) -> Tensor:
+    """Attention of all segments, causal ones by one call of a kernel, bidirectional ones by another."""
     size = heads.value.shape[-1]
-    heads, index = _with_sink_keys(heads, layout)
-    output: Tensor = flash_attn_varlen_func(
-        *_varlen_arguments(heads, index),
-        softmax_scale=heads.scale,
-        causal=True,
-        window_size=_window_size(heads),
-        softcap=heads.softcap or 0.0,
-    )
+    heads, indices = _with_sink_keys(heads, layout)
+    outputs = [attend(heads, index) for index in indices]
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)[layout.varlen_order]
     return output.transpose(0, 1)[..., :size]
 
 
-def _with_sink_keys(heads: Heads, layout: RowLayout) -> tuple[Heads, VarlenIndex]:
+def _with_sink_keys(heads: Heads, layout: RowLayout) -> tuple[Heads, tuple[VarlenIndex, ...]]:
     """Sinks as a first key of every segment; kernels that take sinks themselves give no gradient for them."""
-    if layout.bidirectional:
-        raise ValueError("attention: bidirectional segments need lion_sdpa")
     if heads.sinks is None:
         return heads, layout.varlen
     if heads.window is not None:
@@ -68,12 +79,13 @@ def _with_sink_keys(heads: Heads, layout: RowLayout) -> tuple[Heads, VarlenIndex
 
 def _varlen_arguments(heads: Heads, index: VarlenIndex) -> tuple[Any, ...]:
     """Positional arguments of variable-length kernels: rows of tokens, cumulative and longest lengths."""
-    key, value = (t if index.gather is None else t[:, index.gather] for t in (heads.key, heads.value))
-    rows = (tensor.transpose(0, 1).contiguous() for tensor in (heads.query, key, value))
+    query = heads.query if index.queries is None else heads.query[:, index.queries]
+    key, value = (t if index.keys is None else t[:, index.keys] for t in (heads.key, heads.value))
+    rows = (tensor.transpose(0, 1).contiguous() for tensor in (query, key, value))
     return (*rows, index.cu_queries, index.cu_keys, index.max_queries, index.max_keys)
 
 
-def _varlen_options(heads: Heads, accepted: frozenset[str]) -> tuple[Heads, dict[str, Any]]:
+def _varlen_options(heads: Heads, is_causal: bool, accepted: frozenset[str]) -> tuple[Heads, dict[str, Any]]:
     """Options by the names of this torch version, and heads adapted where it lacks one.
 
     torch 2.10 had ``is_causal``, no window and no scale; 2.11 has both, and equal head counts only; 2.12 added
@@ -81,9 +93,9 @@ def _varlen_options(heads: Heads, accepted: frozenset[str]) -> tuple[Heads, dict
     """
     options: dict[str, Any] = {}
     if "window_size" in accepted:
-        options["window_size"] = _window_size(heads)
+        options["window_size"] = _window_size(heads, is_causal)
     elif heads.window is None:
-        options["is_causal"] = True
+        options["is_causal"] = is_causal
     else:
         raise ValueError("attention: lion_varlen needs torch >= 2.11 for a sliding window; use lion_sdpa.")
     if "enable_gqa" in accepted:
@@ -97,9 +109,10 @@ def _varlen_options(heads: Heads, accepted: frozenset[str]) -> tuple[Heads, dict
     return heads, options
 
 
-def _window_size(heads: Heads) -> tuple[int, int]:
+def _window_size(heads: Heads, is_causal: bool) -> tuple[int, int]:
     """Keys to the left and to the right of a query's own, -1 for all."""
-    return (-1 if heads.window is None else heads.window - 1, 0)
+    left = -1 if heads.window is None else heads.window - 1
+    return (left, 0 if is_causal else left)
 
 
 @cache

@@ -37,8 +37,7 @@ class RowForm(NamedTuple):
             inputs["position_ids"] = position_ids[None]
         # transformers passes a 4D mask through untouched, so the model builds none.
         if self.dense_mask:
-            mask = torch.zeros(layout.tokens, layout.tokens, dtype=dtype, device=layout.device)
-            inputs["attention_mask"] = mask.masked_fill_(~layout.visible, torch.finfo(dtype).min)[None, None]
+            inputs["attention_mask"] = additive(layout.visible, dtype)[None, None]
         else:
             inputs["attention_mask"] = input_ids.new_empty(1, 1, 0, 0, dtype=torch.bool)
             inputs["layout"] = layout
@@ -61,7 +60,23 @@ def possible_forms(model: PreTrainedModel, row_attention: bool) -> list[RowForm]
     """
     config = model.config.get_text_config().to_dict()
     kept = [name for name, value in config.items() if value and ("compress" in name or name == "index_topk")]
-    windows = [name for name, value in config.items() if "window" in name and isinstance(value, int) and value]
     if kept:  # DeepSeek V3.2 and V4
         return []
-    return [form for form in FORMS if (not windows if form.dense_mask else row_attention)]
+    return [form for form in FORMS if (not has_window(model) if form.dense_mask else row_attention)]
+
+
+def has_window(model: PreTrainedModel) -> bool:
+    """True if the config of a model has a sliding window, which a mask in the place of its own would leave out."""
+    config = model.config.get_text_config().to_dict()
+    return any("window" in name and isinstance(value, int) and value for name, value in config.items())
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mask that a model's own attention code adds to its scores.
+
+    Args:
+        visible: bool, True where a query may attend to a key.
+        dtype: Dtype of the model.
+    """
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lion_lightning.errors import first_line
-from lion_lightning.models.packing.forms import RowForm, possible_forms
+from lion_lightning.models.packing.forms import RowForm, additive, has_window, possible_forms
 from lion_lightning.models.packing.hidden_states import HiddenStates, backbone_output
 from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers, modules_in_front
-from lion_lightning.models.packing.probe import close, differing_layer, probe_row
+from lion_lightning.models.packing.probe import PROMPT, close, differing_layer, one_way_module, probe_row
 from lion_lightning.models.packing.rotary import LengthwiseRotary
 from lion_lightning.models.packing.routers import RouterRecorder
 from lion_lightning.models.weights.checks import all_tensors, require_finite
@@ -26,6 +26,9 @@ from lion_lightning.ops.layout import RowLayout
 from lion_lightning.types import PackedBatch
 
 log = logging.getLogger(__name__)
+
+FAULTS = (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError, AttributeError)
+"""Errors of models that are given rows in a form which they do not know."""
 
 
 class PackedModel(nn.Module, ABC):
@@ -60,6 +63,7 @@ class PackedModel(nn.Module, ABC):
         self.mixers = SequencewiseMixers()
         self.rotary = LengthwiseRotary(self.causal_lm)
         self.recorder: RouterRecorder | None = None
+        self.one_way: str | None = None  # why it is causal throughout; None if segments may be bidirectional
         if probe:
             self.probe()
 
@@ -90,8 +94,11 @@ class PackedModel(nn.Module, ABC):
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """Last hidden state, ``(tokens, hidden)``, of every token of a packed batch."""
         layout = RowLayout(batch.segments, batch.input_ids.device)
-        if layout.bidirectional and (not self.packed or self.form != RowForm() or self.mixers.names):
-            raise ValueError(f"{self._name}: bidirectional segments need packed rows of attention layers alone")
+        if layout.bidirectional and self.one_way is not None:
+            raise ValueError(
+                f"{self._name} cannot let tokens of a prefix see those behind them: {self.one_way}; choose another "
+                "model, or data without bidirectional segments"
+            )
         run = self._packed_hidden if self.packed else self._padded_hidden
         with self.rotary.on(layout, self.packed):
             if self.recorder is None:
@@ -124,8 +131,14 @@ class PackedModel(nn.Module, ABC):
             return self._hidden(self.causal_lm, **inputs)[0]
 
     def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
+        mask = layout.padded.batches[0].mask.long()
+        if layout.bidirectional:
+            mask = additive(layout.padded_visible, self.causal_lm.dtype)[:, None]
+        return self._masked_hidden(input_ids, layout, mask)
+
+    def _masked_hidden(self, input_ids: Tensor, layout: RowLayout, mask: Tensor) -> Tensor:
         (batch,) = layout.padded.batches
-        inputs = {"input_ids": input_ids[batch.source], "attention_mask": batch.mask.long(), "use_cache": False}
+        inputs = {"input_ids": input_ids[batch.source], "attention_mask": mask, "use_cache": False}
         return layout.padded.restore([self._hidden(self.causal_lm, **inputs)])
 
     @torch.no_grad()
@@ -142,6 +155,7 @@ class PackedModel(nn.Module, ABC):
             if self.packed:
                 self._probe_packing()
             self._probe_causality()
+            self.one_way = self._one_way_cause()
         finally:
             self.train(training)
 
@@ -194,7 +208,7 @@ class PackedModel(nn.Module, ABC):
                 find_mixers(self.causal_lm, run, layout, self.mixers)
                 self._set_attention(asked)
             name: str | None = differing_layer(self.causal_lm, run, padded, layout)
-        except (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError, AttributeError) as error:
+        except FAULTS as error:
             return first_line(error)
         if name is None and self.causal_lm.is_gradient_checkpointing and not self.mixers.recomputable:
             return "its layers are not told which row they recompute, set policy.recompute: none"
@@ -211,6 +225,30 @@ class PackedModel(nn.Module, ABC):
                 f"{self._name}: what it gives for a token depends on later tokens: it is not a causal language model, "
                 f"or its attention has no causal mask with {self.causal_lm.config._attn_implementation!r}."
             )
+
+    def _one_way_cause(self) -> str | None:
+        """Why tokens never see later ones in this model; None if they do in a bidirectional segment."""
+        if self.packed and not self.form.dense_mask and not self.mixers.names:
+            return None  # all of its layers read the layout
+        if not self.packed and has_window(self.causal_lm):
+            return "it runs padded, and may have a sliding window (policy.attention: lion has both)"
+        ids, layout = probe_row(self.causal_lm, bidirectional=True)
+        run = partial(self._packed_hidden if self.packed else self._padded_hidden, ids, layout.positions, layout)
+        first = layout.segments[PROMPT].start + torch.arange(2)
+        try:
+            if not self.packed and not self._takes_masks(ids):
+                return "its attention code takes no mask of queries and keys"
+            name = one_way_module(self.causal_lm, run, *(first if self.packed else layout.padded.first[first]).tolist())
+        except FAULTS as error:
+            return f"its attention code takes no mask of queries and keys ({first_line(error)})"
+        return name and f"{name} sees no later tokens"
+
+    def _takes_masks(self, ids: Tensor) -> bool:
+        """True if sequences run alike under the causal masks that are given as such and by their padding."""
+        layout = probe_row(self.causal_lm)[1]
+        mask = additive(layout.padded_visible, self.causal_lm.dtype)[:, None]
+        expected = self._padded_hidden(ids, layout.positions, layout)
+        return close(self._masked_hidden(ids, layout, mask), expected, self.causal_lm.config)
 
     def _probe_head(self) -> None:
         row = probe_row(self.causal_lm)[0][:5][None]

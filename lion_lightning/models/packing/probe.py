@@ -20,14 +20,23 @@ from lion_lightning.types import segment_table
 LENGTHS, PARENTS = (5, 6, 4, 7, 3), (-1, -1, 1, 1, -1)
 """The probe's row: a document, a prompt with two answers of unequal lengths, and another document."""
 
+PROMPT = 1
+"""Segment of the prompt."""
 
-def probe_row(model: PreTrainedModel) -> tuple[Tensor, RowLayout]:
-    """Tokens and layout of the row that a model is probed with."""
+
+def probe_row(model: PreTrainedModel, bidirectional: bool = False) -> tuple[Tensor, RowLayout]:
+    """Tokens and layout of the row that a model is probed with.
+
+    Args:
+        model: A causal LM.
+        bidirectional: Whether its prompt is.
+    """
     device = next(model.parameters()).device
     vocabulary = vocabulary_rows(model)
     # From the middle of the vocabulary: pad and other special ids, which models may treat apart, stand at its ends.
     ids = (torch.arange(sum(LENGTHS), device=device) * 7 + vocabulary // 2) % vocabulary
-    return ids, RowLayout(segment_table(LENGTHS, PARENTS), device)
+    whole = [bidirectional and number == PROMPT for number in range(len(LENGTHS))]
+    return ids, RowLayout(segment_table(LENGTHS, PARENTS, whole), device)
 
 
 def close(actual: Tensor, expected: Tensor, config: Any) -> bool:
@@ -85,3 +94,57 @@ def differing_layer(
         if name in flat and not close(flat[name][0], restored, model.config):
             return f"{name} ({type(model.get_submodule(name)).__name__})"
     return "the model"
+
+
+def one_way_module(model: PreTrainedModel, run: Callable[[], Tensor], before: int, behind: int) -> str | None:
+    """The first child of a decoder layer in which a token sees the one before it, and is not seen by that one.
+
+    Each child runs again with one of the two changed.
+
+    Args:
+        model: A causal LM, in evaluation mode.
+        run: Runs a row, or a batch of sequences, in which both are to see each other.
+        before: Flat position of a token.
+        behind: Flat position of the next.
+
+    Returns:
+        Its name and class; "the model" if no child lets any token see another; None if all is as it should be.
+    """
+    sees_behind: dict[str, bool] = {}  # by the name of each child in which tokens see others
+
+    def compare(name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def reaches(source: int, target: int) -> bool:
+            given, named = _changed(args, kwargs, source)
+            return not torch.equal(_states(child.forward(*given, **named))[target], _states(output)[target])
+
+        if reaches(before, behind):
+            sees_behind[f"{name} ({type(child).__name__})"] = reaches(behind, before)
+
+    hooks = []
+    for place, layer in named_decoder_layers(model).items():
+        for name, child in layer.named_children():
+            hooks.append(child.register_forward_hook(partial(compare, f"{place}.{name}"), with_kwargs=True))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    blind = [name for name, sees in sees_behind.items() if not sees]
+    return next(iter(blind), None if sees_behind else "the model")
+
+
+def _changed(args: tuple[Any, ...], kwargs: dict[str, Any], position: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A module's inputs with the hidden states, which are the first tensor of three dimensions, changed at a token."""
+    named: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+    states = next(name for name, value in named.items() if isinstance(value, Tensor) and value.dim() == 3)
+    changed = named[states].clone()
+    row = changed.flatten(0, 1)[position]
+    row.copy_(row.roll(1))
+    named[states] = changed
+    return tuple(named[place] for place in range(len(args))), {name: named[name] for name in kwargs}
+
+
+def _states(output: Any) -> Tensor:
+    """``(tokens, size)`` of a module's output."""
+    states: Tensor = (output[0] if isinstance(output, tuple) else output).flatten(0, 1)
+    return states

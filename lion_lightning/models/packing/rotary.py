@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lion_lightning.ops.layout import RowLayout
-from lion_lightning.types import PackedBatch, segment_table
+from lion_lightning.types import PackedBatch, Segment, segment_table
 
 
 class LengthRule(NamedTuple):
@@ -89,10 +89,8 @@ class LengthwiseRotary:
         if not differs:
             return batch
         starts = list(accumulate(map(len, layout.sequences), initial=0))
-        parents = {segment.parent for segment in batch.segments}
-        leaves = [chain for chain in layout.chains if chain[-1] not in parents]
         first: dict[int, int] = {}  # where the first sequence with a segment begins
-        for chain, start in zip(leaves, starts, strict=False):
+        for chain, start in zip(layout.leaf_chains, starts, strict=False):
             first = dict.fromkeys(chain, start) | first
         offsets = torch.tensor([first[number] for number in range(len(layout.chains))]).to(layout.device)
         tokens = torch.cat(layout.sequences).to(layout.device)
@@ -100,7 +98,7 @@ class LengthwiseRotary:
             batch,
             input_ids=batch.input_ids[tokens],
             position_ids=batch.position_ids[tokens],
-            segments=segment_table([*map(len, layout.sequences)], [-1] * len(leaves)),
+            segments=_segments_apart(layout),
             logit_positions=offsets[batch.target_segments] + batch.position_ids[batch.logit_positions],
         )
 
@@ -142,6 +140,22 @@ class LengthwiseRotary:
         for segment, (_, longest) in zip(layout.segments, layout.tree_lengths, strict=True):
             lengths += [longest] * segment.length
         return lengths
+
+
+def _segments_apart(layout: RowLayout) -> tuple[Segment, ...]:
+    """Segments of a row that has each sequence by itself; causal ones that follow each other are one."""
+    lengths: list[int] = []
+    parents: list[int] = []
+    bidirectional: list[bool] = []
+    for chain in layout.leaf_chains:
+        for depth, segment in enumerate(layout.segments[number] for number in chain):
+            if depth and not (segment.bidirectional or bidirectional[-1]):
+                lengths[-1] += segment.length
+                continue
+            parents.append(len(lengths) - 1 if depth else -1)
+            lengths.append(segment.length)
+            bidirectional.append(segment.bidirectional)
+    return segment_table(lengths, parents, bidirectional)
 
 
 def _rule(rope: Any, layer_type: Any, kind: Any) -> LengthRule | None:

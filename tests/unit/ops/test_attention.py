@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -21,7 +23,7 @@ from lion_lightning.ops import attention as attention_module
 from lion_lightning.ops.attention import PATHS, attend_dense, attend_sdpa
 from lion_lightning.ops.heads import Heads
 from lion_lightning.ops.layout import RowLayout
-from lion_lightning.ops.varlen import attend_varlen
+from lion_lightning.ops.varlen import attend_flash, attend_varlen
 from lion_lightning.types import segment_table
 from tests.marks import exhaustive
 from tests.tiny import (
@@ -39,6 +41,8 @@ from tests.tiny import (
 
 # The paths that run on a CPU, where `lion` takes `lion_sdpa`; "eager" runs padded.
 HERE = ("lion", "lion_dense", "eager", *exhaustive("lion_sdpa"))
+PREFIXED = ((4, 6, 5, 3, 5), (-1, -1, 1, 1, -1), (False, True, False, False, True))
+"""A document, a prompt that is seen whole with two answers, and a document all of whose tokens see each other."""
 SHAPES: dict[str, Any] = {
     "grouped_heads": {},
     "sliding_window_shorter_than_documents": {"model_type": "mistral", "sliding_window": 4},
@@ -150,15 +154,24 @@ def test_layers_share_an_answers_mask_and_keep_no_repeated_keys() -> None:
 
 
 def per_sequence(
-    query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: Any, left: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: Any,
+    window: tuple[int, int],
 ) -> Tensor:
-    """What a variable-length kernel computes, by its documentation: bottom-right causal, ``left`` keys back."""
+    """What a variable-length kernel computes, by its documentation: aligned at the bottom right, keys in a window."""
     assert (max_q, max_k) == (int(cu_q.diff().max()), int(cu_k.diff().max()))
     assert cu_q.dtype == cu_k.dtype == torch.int32
     rows = []
     for q, k in zip(cu_q.unfold(0, 2, 1).tolist(), cu_k.unfold(0, 2, 1).tolist(), strict=True):
         distance = torch.arange(k[1] - k[0] - (q[1] - q[0]), k[1] - k[0])[:, None] - torch.arange(k[1] - k[0])
-        mask = (distance >= 0) & (distance <= left if left >= 0 else torch.tensor(True))
+        left, right = (len(distance.T) if reach < 0 else reach for reach in window)  # -1: all
+        mask = (-right <= distance) & (distance <= left)
         queries, keys, values = (t[slice(*span)].transpose(0, 1) for t, span in ((query, q), (key, k), (value, k)))
         rows.append(scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale).transpose(0, 1))
     return torch.cat(rows)
@@ -167,9 +180,8 @@ def per_sequence(
 def torch_2_10(
     query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, is_causal: bool = False
 ) -> Tensor:
-    assert is_causal
     assert query.shape[1] == key.shape[1]
-    return per_sequence(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, None, -1)
+    return per_sequence(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, None, (-1, 0 if is_causal else -1))
 
 
 def torch_2_11(
@@ -184,9 +196,8 @@ def torch_2_11(
     scale: float | None = None,
     window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:
-    assert window_size[1] == 0
     assert query.shape[1] == key.shape[1]
-    return per_sequence(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size[0])
+    return per_sequence(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size)
 
 
 def torch_2_12(*args: Any, enable_gqa: bool = False, window_size: tuple[int, int] = (-1, -1), scale: Any = None) -> Any:
@@ -195,7 +206,11 @@ def torch_2_12(*args: Any, enable_gqa: bool = False, window_size: tuple[int, int
     return torch_2_11(query, key, value, *args[3:], scale=scale, window_size=window_size)
 
 
-@pytest.mark.parametrize("placed", [DOCUMENTS, TREE], ids=["documents", "tree"])
+@pytest.mark.parametrize(
+    "placed",
+    [DOCUMENTS, TREE, PREFIXED, (*DOCUMENTS, (True,) * 4)],
+    ids=["documents", "tree", "prefixed", "bidirectional"],
+)
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize(
     ("kernel", "window"),
@@ -211,6 +226,27 @@ def test_varlen_arguments_fit_each_torch_release(
     torch.testing.assert_close(attend_varlen(tensors, layout), expected, rtol=0, atol=1e-6)
 
 
+def flash_attn(*args: Any, softmax_scale: Any, causal: bool, window_size: tuple[int, int], softcap: float) -> Tensor:
+    assert causal == (window_size[1] == 0)
+    assert softcap == 0.0
+    query, key, value = args[0], *(tensor.repeat_interleave(2, dim=1) for tensor in args[1:3])
+    lengths: Any = args[3:]
+    return torch_2_11(query, key, value, *lengths, scale=softmax_scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("placed", [TREE, PREFIXED], ids=["tree", "prefixed"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_flash_arguments_are_those_of_its_documentation(
+    monkeypatch: pytest.MonkeyPatch, window: int | None, placed: Any
+) -> None:
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_varlen_func = flash_attn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    layout = RowLayout(segment_table(*placed))
+    tensors = Heads(*heads(layout), 0.3, window)
+    torch.testing.assert_close(attend_flash(tensors, layout), attend_dense(tensors, layout), rtol=0, atol=1e-6)
+
+
 def test_varlen_refuses_what_its_kernel_would_silently_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_varlen, "varlen_attn", torch_2_10)
     layout = RowLayout(segment_table(*DOCUMENTS))
@@ -220,30 +256,31 @@ def test_varlen_refuses_what_its_kernel_would_silently_leave_out(monkeypatch: py
         attend_varlen(Heads(*heads(layout), softcap=30.0), layout)
 
 
-def with_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, window: int | None) -> Tensor:
-    """One document by the definition: a softmax over the keys and one more score per head, which is then dropped."""
+def with_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, window: int | None, both: bool) -> Tensor:
+    """One segment by the definition: a softmax over the keys and one more score per head, which is then dropped."""
     key, value = (tensor.repeat_interleave(2, dim=0) for tensor in (key, value))
     places = torch.arange(key.shape[1])
     distance = places[-query.shape[1] :, None] - places[None, :]
-    hidden = (distance < 0) | (distance >= (window or len(places)))
+    hidden = (distance < (-len(places) if both else 0)) | (distance.abs() >= (window or len(places)))
     scores = (0.3 * query @ key.transpose(1, 2)).masked_fill(hidden, float("-inf"))
     scores = torch.cat([scores, sinks[:, None, None].expand(-1, query.shape[1], 1)], dim=-1)
     return scores.softmax(-1)[..., :-1] @ value
 
 
 @pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("placed", [TREE, PREFIXED], ids=["tree", "prefixed"])
 @pytest.mark.parametrize("attend", [attend_sdpa, attend_dense, attend_varlen])
 def test_sinks_and_their_gradients_are_those_of_the_definition(
-    monkeypatch: pytest.MonkeyPatch, attend: Any, window: int | None
+    monkeypatch: pytest.MonkeyPatch, attend: Any, placed: Any, window: int | None
 ) -> None:
     monkeypatch.setattr(torch_varlen, "varlen_attn", torch_2_12)
-    layout = RowLayout(segment_table(*TREE))
+    layout = RowLayout(segment_table(*placed))
     query, key, value = (tensor.double().requires_grad_() for tensor in heads(layout))
     sinks = torch.tensor([-1.0, 0.0, 2.0, 5.0], dtype=torch.float64, requires_grad=True)
     parts = []
-    for access in layout.accesses:
+    for segment, access in zip(layout.segments, layout.accesses, strict=True):
         keys, values = (torch.cat([tensor[:, span] for span in access.keys], dim=1) for tensor in (key, value))
-        parts.append(with_sinks(query[:, access.queries], keys, values, sinks, window))
+        parts.append(with_sinks(query[:, access.queries], keys, values, sinks, window, segment.bidirectional))
     expected = torch.cat(parts, dim=1)
     packed = Heads(query, key, value, 0.3, window, sinks=sinks)
     if attend is attend_varlen and window is not None:
@@ -285,7 +322,14 @@ def test_under_mixed_precision_a_kernel_gets_half_precision(monkeypatch: pytest.
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("placed", [((300, 128, 517), (-1,) * 3), ((300, 260, 129, 64), (-1, -1, 1, 1))])
+@pytest.mark.parametrize(
+    "placed",
+    [
+        ((300, 128, 517), (-1,) * 3),
+        ((300, 260, 129, 64), (-1, -1, 1, 1)),
+        ((300, 260, 129, 64, 200), (-1, -1, 1, 1, -1), (False, True, False, False, True)),
+    ],
+)
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("name", ["lion_varlen", "lion_flash"])
 def test_gpu_kernels_in_bf16_equal_sdpa_in_fp32(name: str, window: int | None, placed: Any) -> None:
