@@ -209,12 +209,14 @@ class PackedDataModule(LightningDataModule, ABC):
         """The unique examples of each training source, for training and for validation."""
         check_max_positions(self.max_length, getattr(self.trainer, "lightning_module", None))
         train = self._unique(sources) if sources else []
-        train = [self.document_filters.apply(one, self._encoder, self.workers) for one in train]
-        self.warn(self.document_filters.warnings())
         held = self._unique(self.validation) if self.validation else []
         if held:
-            return remove_shared(train, held, "in a validation source"), held
-        return hold_out(train, self.validation_share) if self.validation_share else (train, held)
+            train = remove_shared(train, held, "in a validation source")
+        elif self.validation_share:
+            train, held = hold_out(train, self.validation_share)
+        train = [self.document_filters.apply(one, self._encoder, self.workers) for one in train]
+        self.warn(self.document_filters.warnings())
+        return train, held
 
     @override
     def train_dataloader(self) -> PackedLoader | StreamLoader:

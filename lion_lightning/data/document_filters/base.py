@@ -34,10 +34,10 @@ class LeftOut(NamedTuple):
 class DocumentFilter(ABC):
     """A rule that leaves out training examples by what they say. Subclass it and name the subclass in ``class_path``.
 
-    It sees the examples of each training source (of online training: the prompts) after duplicates were dropped, as
-    they were read and before any is truncated. Examples that are only validated on are not filtered, except those that
-    ``validation_share`` holds out of a training source. The decision is made once and kept in the cache, so it may rest
-    on nothing but the examples and :meth:`identity`.
+    It sees what is trained of each source (of online training: the prompts) after duplicates were dropped, as it was
+    read and before any is truncated. What is validated on is not filtered, so that runs with and without a filter
+    validate on the same. The decision is made once and kept in the cache, so it may rest on nothing but the examples
+    and :meth:`identity`.
     """
 
     needs_all_examples: ClassVar[bool] = False

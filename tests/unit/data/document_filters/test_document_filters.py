@@ -148,14 +148,20 @@ def test_prompts_with_answers_are_left_out_with_all_of_them(
     assert data.reports[0].left_out[CAUSE].documents == units
 
 
-def test_a_validation_source_is_not_filtered_and_a_held_out_share_is(write: Write, tmp_path: Path) -> None:
+def test_what_validates_is_not_filtered(write: Write, tmp_path: Path) -> None:
     rows = [ask(f"{animal} {number}") for animal in ("cat", "dog") for number in range(40)]
     data = ready(
         SFTDataModule, [write("a", *rows)], tmp_path, WithoutWords(["cat"]), validation=[write("v", ask("a cat"))]
     )
     assert len(data.validation_mixture.documents) == 1
-    shared = ready(SFTDataModule, [write("a", *rows)], tmp_path, WithoutWords(["cat"]), validation_share=0.25)
-    assert len(shared.train_mixture.documents) + len(shared.validation_mixture.documents) == 40
+    shared, plain = (
+        ready(SFTDataModule, [write("a", *rows)], tmp_path, *rules, validation_share=0.25)
+        for rules in ([WithoutWords(["cat"])], [])
+    )
+    held = len(plain.validation_mixture.documents)
+    assert len(shared.validation_mixture.documents) == held
+    assert len(plain.train_mixture.documents) == 80 - held
+    assert shared.reports[0].left_out[CAUSE].documents == 80 - held - len(shared.train_mixture.documents)
 
 
 def test_bad_rows_that_are_left_out_move_no_decision_to_another_row(write: Write, tmp_path: Path) -> None:
