@@ -17,6 +17,7 @@ import pytest
 
 from lion_lightning.cache import read_json
 from lion_lightning.data.document_filters.applied import read_decision
+from lion_lightning.data.learning.record import RecordedLosses
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.tokenized import manifest_path, read_batches, read_shard, shard_path
@@ -187,6 +188,10 @@ def test_stored_log_probs_are_read_as_data(name: str, reads: Any, tmp_path: Path
 
 
 # --- what runs leave
+
+
+def test_a_learning_record_is_read_as_data(reads: Any, tmp_path: Path) -> None:
+    reads(tmp_path / "learning.arrow", lambda: RecordedLosses.read(tmp_path / "learning.arrow"))
 
 
 def test_what_a_run_left_is_read_as_data(reads: Any, tmp_path: Path) -> None:

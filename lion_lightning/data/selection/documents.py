@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lion_lightning.data.packing.best_fit import small
+from lion_lightning.data.packing.best_fit import Integers, small
 from lion_lightning.data.selection.spans import Choice, Examples, FilterCounts, Spans
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
@@ -157,6 +158,32 @@ class Documents:
             found.update(numbers.astype(np.int64).tobytes())
         found.update(spans.values.astype(np.float64).tobytes())
         return found.hexdigest()
+
+    @property
+    def numbers(self) -> Integers:
+        """``(documents,)`` stable number of each one's example: parts of one share it, and so do repetitions."""
+        return self._spans.numbers
+
+    @property
+    def groups(self) -> npt.NDArray[np.uint64]:
+        """``(documents, 2)`` hash of each one's prompt; where there are no answers, of its example's content."""
+        rows, found = self._spans.examples, np.zeros((len(self), 2), np.uint64)
+        for table, (low, high) in zip(self._tables, self.bounds, strict=True):
+            found[low:high] = table.groups[rows[low:high]]
+        return found
+
+    def once(self) -> Documents:
+        """The same documents without the repetitions of sources whose fraction is above 1."""
+        spans, origins = self._spans, np.repeat(np.arange(len(self.bounds)), [high - low for low, high in self.bounds])
+        roots = spans.offsets[:-1]
+        _, first = np.unique(np.stack([origins, spans.rows[roots], spans.starts[roots]]), axis=1, return_index=True)
+        kept = np.sort(first)
+        made = copy(self)
+        vars(made).pop("digest", None)  # it may be known by now, of all
+        made._spans, made.lengths = spans.take(kept), self.lengths[kept]
+        sizes = np.bincount(origins[kept], minlength=len(self.bounds)).tolist()
+        made.bounds = list(pairwise(accumulate(sizes, initial=0)))
+        return made
 
     def __len__(self) -> int:
         """Number of documents."""

@@ -40,10 +40,17 @@ class Filters(ABC):
 
 
 class Mixture(NamedTuple):
-    """The documents of an epoch, and one report per source."""
+    """The documents of an epoch.
+
+    Attributes:
+        documents: All of them.
+        reports: One per source.
+        untrained: The examples of each source that its filters left nothing of.
+    """
 
     documents: Documents
     reports: list[SourceReport]
+    untrained: Sequence[Selection] = ()
 
 
 def deduplicate(sources: Sequence[Source], tables: Sequence[Examples]) -> list[Selection]:
@@ -115,10 +122,12 @@ def mix(selections: Sequence[Selection], filters: Filters, row_length: int | Non
     Raises:
         ValueError: A source has no supervised token at all, or nothing is left; the message holds the counts.
     """
-    repeated, reports, filtered = [], [], []
+    repeated, reports, filtered, untrained = [], [], [], []
     for selection in selections:
         _refuse_if_untrainable(selection)
-        filtered.append(filters.apply(selection))
+        kept, spans = filters.apply(selection), selection.spans
+        filtered.append(kept)
+        untrained.append(replace(selection, spans=spans.take(~np.isin(spans.numbers, kept.spans.numbers))))
     for selection in leave_out_repeated(filtered):
         once = filters.arrange(selection, row_length)
         order = repeats(len(once.spans.numbers), once.source)
@@ -128,7 +137,7 @@ def mix(selections: Sequence[Selection], filters: Filters, row_length: int | Non
     if len(documents) == 0:
         counts = " | ".join(map(str, reports))
         raise ValueError(f"the mixture is empty ({counts}); fix what leaves its {filters.report.noun} out")
-    return Mixture(documents, reports)
+    return Mixture(documents, reports, untrained)
 
 
 def require_fitting(documents: Documents, row_length: int, fix: str = "lower data.max_length") -> None:

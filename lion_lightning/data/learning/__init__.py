@@ -1,0 +1,1 @@
+"""What is learnt early and what late: the file of losses, learning percentages, and a filter by them (2402.10430)."""
