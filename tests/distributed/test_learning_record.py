@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning import PolicySpec, SFTDataModule, SFTModule, Source, TokenizerSpec
-from lion_lightning.callbacks.monitors.learning_record import LearningRecord
+from lion_lightning.callbacks import LearningRecord
 from lion_lightning.data.learning.record import RecordedLosses
 from lion_lightning.strategies import FSDP2Strategy
 from tests import tiny

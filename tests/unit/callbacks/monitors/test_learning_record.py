@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lion_lightning import PolicySpec, PreferenceDataModule, SFTDataModule, SFTModule, Source, TokenizerSpec
-from lion_lightning.callbacks.monitors.learning_record import LearningRecord
+from lion_lightning.callbacks import LearningRecord
 from lion_lightning.data.formats.sft import recognize
 from lion_lightning.data.learning.record import RecordedLosses
 from lion_lightning.data.packing.collate import collate
