@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.planning.flops import TrainingFlops, forward_flops, training_flops
 from lion_lightning.types import PackedBatch, keep_answers
 
@@ -93,14 +94,11 @@ class TokenThroughput(Callback):
     ) -> None:
         self._counts += torch.tensor(self._numbers(batch), dtype=torch.float64)
         if trainer.global_step > self._global_step:
-            # Ranks of one tensor-parallel group share their batches, which count once.
             strategy = trainer.strategy
-            replicas = (getattr(strategy, "distributed_sampler_kwargs", None) or {}).get("num_replicas", 1)
-            summed = cast(Tensor, strategy.reduce(self._counts.to(strategy.root_device), reduce_op="sum"))
+            summed = sum_over_replicas(self._counts.to(strategy.root_device), strategy)
             # .cpu() waits for the device, so that the step's time is complete.
-            totals = summed.cpu().mul(replicas / trainer.world_size)
-            self._window.append((totals, self._watch.take()))
-            self._counts.zero_()
+            self._window.append((summed.cpu(), self._watch.take()))
+            self._counts = torch.zeros_like(self._counts)
             self._global_step = trainer.global_step
             pl_module.log_dict(self._rates(), batch_size=1)
         self._watch.lap()

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import local_rows, to_local
+from lion_lightning.models.weights.dtensor import local_ranges, to_local
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +110,14 @@ def set_to_mean(weight: Tensor, rows: Sequence[int]) -> Tensor:
     Returns:
         The mean, ``(width,)``.
     """
-    shard, held = to_local(weight), local_rows(weight)
+    shard, held = to_local(weight), local_ranges(weight)[0]
     known = torch.ones(len(held), dtype=torch.bool, device=shard.device)  # this rank's rows that have a value
     known[[row - held.start for row in rows if row in held]] = False
     total = shard[known].float().sum(0)
     if isinstance(weight, DTensor):
-        torch.distributed.all_reduce(total, group=weight.device_mesh.get_group())
+        for number, placement in enumerate(weight.placements):
+            if not placement.is_replicate():  # other ranks of this dimension hold other rows
+                torch.distributed.all_reduce(total, group=weight.device_mesh.get_group(number))
     mean = (total / (weight.shape[0] - len(rows))).to(weight.dtype)  # the sum is over all ranks' rows, so is the count
     shard[~known] = mean
     return mean
@@ -134,7 +136,7 @@ def new_token_ids(spec: TokenizerSpec) -> list[int]:
 class TrainableRows:
     """Trains only chosen rows of the token embeddings (the paper's embedding-gradient mask).
 
-    It masks the reduced gradients before the optimizer's step; the mask of a sharded gradient is sharded alike. The
+    It masks the reduced gradients before the optimizer's step, each rank the rows that it holds. The
     parameters must have no weight decay, which would shrink the other rows: ``AlignmentModule`` sees to that.
 
     Args:
@@ -148,26 +150,21 @@ class TrainableRows:
     def __init__(self, model: PreTrainedModel, rows: Iterable[int]) -> None:
         self.model = model
         self.rows = sorted(set(rows))
-        self._mask: Tensor | None = None
         vocabulary = vocabulary_rows(model)
+        self._mask = torch.zeros(vocabulary, 1)
         if not self.rows or not 0 <= self.rows[0] <= self.rows[-1] < vocabulary:
             named = f"{self.rows[0]} to {self.rows[-1]}" if self.rows else "none"
             raise ValueError(
                 f"trainable_rows: rows {named} are not within the {vocabulary} rows of the embedding; "
                 "name rows that exist, or give the tokenizer special_tokens for `new` to mean."
             )
+        self._mask[self.rows] = 1
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Zero the gradients of all other rows."""
         for parameter in token_embeddings(self.model):
-            if parameter.grad is None:
-                continue
-            gradient = parameter.grad
-            if self._mask is None:
-                mask = torch.zeros(gradient.shape[0], 1, dtype=gradient.dtype, device=gradient.device)
-                mask[self.rows] = 1
-                if isinstance(gradient, DTensor):  # masked without a gather
-                    mask = distribute_tensor(mask, gradient.device_mesh, gradient.placements)
-                self._mask = mask
-            gradient.mul_(self._mask)
+            if parameter.grad is not None:
+                held = local_ranges(parameter)[0]
+                self._mask = self._mask.to(parameter.device)
+                to_local(parameter.grad).mul_(self._mask[held.start : held.stop])

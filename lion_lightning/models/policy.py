@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 from typing_extensions import override
 
 from lion_lightning.models.embeddings import output_head
 from lion_lightning.models.model_configs import logit_transform
 from lion_lightning.models.packing.hidden_states import backbone_output, head_input
 from lion_lightning.models.packing.model import PackedModel
+from lion_lightning.models.weights.dtensor import to_local
 from lion_lightning.ops.logprobs import token_logps
 from lion_lightning.types import PackedBatch, TokenLogps
 
@@ -86,7 +88,12 @@ class PolicyModel(PackedModel):
         weight, bias = self.head()
         if states.shape[-1] != weight.shape[1]:
             return None
-        logits = states @ weight.T if bias is None else states @ weight.T + bias
+        logits = states @ to_local(weight).T  # of this rank's part of the vocabulary
+        if bias is not None:
+            logits = logits + to_local(bias)
+        if isinstance(weight, DTensor):
+            placements = [Shard(1) if each.is_shard() else each for each in weight.placements]
+            logits = DTensor.from_local(logits, weight.device_mesh, placements, run_check=False).full_tensor()
         return self.transform.apply(logits.float().clone())
 
 

@@ -48,7 +48,7 @@ from lion_lightning.models.weights.sharded_loading import (
     WeightFiles,
     init_empty,
     init_head,
-    read_rows,
+    read_parts,
     require_matching_shapes,
     start_new_rows,
     tensor_names,
@@ -181,7 +181,7 @@ class PolicySpec:
             names = tensor_names(model, files, head.unused)
             to_meta(model, names)  # adapters stay: their initial values are not in the files
             sharding.apply(policy)
-            read_rows(model, files, names, sharding.device)
+            read_parts(model, files, names, sharding.device)
         start_new_rows(model, embeddings, new_rows(known, vocabulary, new_ids))
         policy.probe()  # not possible at construction, without weights
         reshard(policy)

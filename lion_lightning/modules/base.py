@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.distributed.replicas import Replica
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks
 from lion_lightning.models.checkpoints.io import remove_stale_run_files, use_checked_checkpoints
 from lion_lightning.models.embeddings import TrainableRows, new_token_ids
@@ -251,7 +252,8 @@ class AlignmentModule(SteppedPolicy, ABC):
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         """Seed the step where dropout is active (LoRA's), so that a resumed run draws what the first one would have."""
         if self._draws:
-            entropy = [int(os.environ.get("PL_GLOBAL_SEED", "0")), self.current_epoch, batch_idx, self.global_rank]
+            replica = Replica.of(self.trainer.strategy).rank  # ranks that run the same batch draw the same
+            entropy = [int(os.environ.get("PL_GLOBAL_SEED", "0")), self.current_epoch, batch_idx, replica]
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def _evaluation_step(self, batch: PackedBatch, stage: str) -> None:

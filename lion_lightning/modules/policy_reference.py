@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.losses.base import AlignmentLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
@@ -148,9 +149,7 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
         self.reference.restore(checkpoint.get("lion", {}).get("reference", {}))
 
     def _add_up(self, values: Tensor) -> Tensor:
-        total = self.trainer.strategy.reduce(values, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
+        return sum_over_replicas(values, self.trainer.strategy)
 
     def _precompute_all(self) -> None:
         ranks = Ranks.of(self.trainer.strategy)

@@ -8,12 +8,15 @@ tile:
 3. raise m, and with it rescale and extend the sums of exp(z - m) and of exp(z - m)^2 (online softmax); where the
    entropy is asked for, that of exp(z - m) (z - m), too.
 
-After the last tile, log p(target) = z_target - normalizer, with normalizer = m + log sum exp(z - m), and the entropy is
+Ranks that hold a part of the vocabulary each merge their m, sums and target logits then, as tiles are. After that,
+log p(target) = z_target - normalizer, with normalizer = m + log sum exp(z - m), and the entropy is
 log sum exp(z - m) - sum exp(z - m) (z - m) / sum exp(z - m). The backward pass does for each tile:
 
 4. compute z again, or take exp(z - m) of a tile that was saved: the first ones are, as far as a budget allows;
 5. dz = (onehot(target) - exp(z - normalizer)) * g, then through the transform;
 6. dhidden += dz @ weight, dweight = dz.T @ hidden, dbias = sum(dz).
+
+At the end dhidden is summed over these ranks.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from typing_extensions import override
@@ -51,6 +55,44 @@ class LogitTransform(NamedTuple):
         if self.softcap is not None:  # d(c tanh(x / c)) / dx = 1 - tanh^2
             gradient = gradient.mul_(1 - transformed.div(self.softcap).square_())
         return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+
+
+class VocabularyPart(NamedTuple):
+    """The part of a head that this rank holds, where it is split over the vocabulary.
+
+    Attributes:
+        group: Ranks that hold the parts, and run the same rows.
+        first: First token of this rank's part.
+    """
+
+    group: dist.ProcessGroup
+    first: int
+
+
+class _RunningSums(NamedTuple):
+    """Sums over the columns so far, ``(rows,)`` each, of exp(z - m), its square, and exp(z - m) (z - m)."""
+
+    total: Tensor
+    squares: Tensor
+    weighted: Tensor | None
+
+    def rescale_(self, rise: Tensor) -> None:
+        """Give all sums another m; ``rise`` is the old one minus the new one."""
+        shrink = rise.exp()  # what the sums so far are worth under the new maximum
+        if self.weighted is not None:
+            self.weighted.add_(rise * self.total).mul_(shrink)
+        self.total.mul_(shrink)
+        self.squares.mul_(shrink.square())
+
+    def merge_(self, largest: Tensor, target_logits: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """Merge the sums and target logits (0 of tokens that others hold) of a group of ranks in place; their new m."""
+        merged = largest.clone()  # a saved tile keeps its own
+        dist.all_reduce(merged, dist.ReduceOp.MAX, group)
+        self.rescale_(largest - merged)
+        for values in (target_logits, *self):
+            if values is not None:
+                dist.all_reduce(values, dist.ReduceOp.SUM, group)
+        return merged
 
 
 class _TiledHead:
@@ -102,11 +144,13 @@ class HeadLogps(torch.autograd.Function):
         per_tile: int,
         keep: int,
         with_entropy: bool,
+        part: VocabularyPart | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The fields of :class:`~lion_lightning.types.TokenLogps`."""
         kind, rows = hidden.device.type, len(targets)
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        ctx.per_tile, ctx.transform = per_tile, transform
+        ctx.per_tile, ctx.transform, ctx.part = per_tile, transform, part
+        targets = targets if part is None else targets - part.first  # outside of the weight's rows where others hold it
         head = _TiledHead(hidden.to(ctx.dtype), weight, bias, transform, per_tile)
         fp32: Any = {
             "dtype": torch.float32,
@@ -114,6 +158,7 @@ class HeadLogps(torch.autograd.Function):
         }  # whatever the default dtype is (bf16-true sets it)
         largest = torch.full((rows,), torch.finfo(torch.float32).min, **fp32)
         target_logits, total, squares, weighted = torch.zeros(4, rows, **fp32)  # (rows,) each
+        sums = _RunningSums(total, squares, weighted if with_entropy else None)
         saved: list[Tensor] = []
         for columns, tile_weight in head.tiles():
             save = rows * columns.stop <= keep and transform.softcap is None
@@ -122,17 +167,18 @@ class HeadLogps(torch.autograd.Function):
             local, inside = _columns(targets - columns.start, len(tile_weight))
             target_logits = torch.where(inside, logits.gather(1, local).squeeze(1), target_logits)
             before, largest = largest, torch.maximum(largest, logits.amax(1))
-            rise = before - largest
-            shrink = rise.exp()  # what the sums so far are worth under the new maximum
+            sums.rescale_(before - largest)
             exponentials = logits.sub_(largest[:, None])
             if with_entropy:
-                weighted.add_(rise * total).mul_(shrink).add_(_exp_(exponentials, per_tile // 16))
+                weighted.add_(_exp_(exponentials, per_tile // 16))
             else:
                 exponentials.exp_()
-            total.mul_(shrink).add_(exponentials.sum(1))
-            squares.mul_(shrink.square()).add_(torch.linalg.vector_norm(exponentials, dim=1).square())
+            total.add_(exponentials.sum(1))
+            squares.add_(torch.linalg.vector_norm(exponentials, dim=1).square())
             if save:
                 saved += exponentials, largest
+        if part is not None:
+            largest = sums.merge_(largest, target_logits, part.group)
         normalizer = total.log().add_(largest)  # (rows,) logsumexp
         ctx.save_for_backward(hidden, weight, bias, targets, normalizer, *saved)
         top1_correct = target_logits >= largest
@@ -175,8 +221,10 @@ class HeadLogps(torch.autograd.Function):
                 _accumulate_product(grad_hidden, raw, tile_weight)
             if grad_weight is not None:
                 _write_product(grad_weight[columns], raw.T, head.states)
+        if grad_hidden is not None and ctx.part is not None:
+            dist.all_reduce(grad_hidden, dist.ReduceOp.SUM, ctx.part.group)
         grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, *[None] * 6
 
 
 def _columns(local: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lion_lightning.ops.chunked_logprobs import HeadLogps, LogitTransform
+from lion_lightning.ops.chunked_logprobs import HeadLogps, LogitTransform, VocabularyPart
 from lion_lightning.types import AnswerLogps, PackedBatch, PairLogps, TokenLogps
 
 LOGITS_PER_TILE = {"cpu": 2**20, "cuda": 2**26}
@@ -45,7 +46,8 @@ def token_logps(
 
     Args:
         hidden: ``(targets, hidden)`` last hidden states.
-        weight: ``(vocabulary, hidden)`` weight of the output head.
+        weight: ``(vocabulary, hidden)`` weight of the output head; a DTensor where ranks share it, each with some of
+            its rows, which must then all call this with the same states.
         targets: ``(targets,)`` int64 token ids.
         bias: ``(vocabulary,)`` bias of the head, if it has one.
         transform: What the model does to its logits; None for nothing.
@@ -57,16 +59,28 @@ def token_logps(
     keep = LOGITS_KEPT if logits_kept is None else logits_kept
     if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
         keep = 0
+    part = None
+    if isinstance(weight, DTensor):
+        part = vocabulary_part(weight)
+        weight, bias = weight.to_local(), bias.to_local() if isinstance(bias, DTensor) else bias
     apply: Any = HeadLogps.apply
     transform = transform or LogitTransform()
     states, ids = torch.split(hidden, TARGETS_AT_ONCE), torch.split(targets, TARGETS_AT_ONCE)
     keep //= len(ids)  # of each part
     parts = []
     for hidden_part, targets_part in zip(states, ids, strict=True):
-        parts.append(apply(hidden_part, weight, bias, targets_part, transform, per_tile, keep, entropy))
+        parts.append(apply(hidden_part, weight, bias, targets_part, transform, per_tile, keep, entropy, part))
     values, *others = (None if fields[0] is None else torch.cat(fields) for fields in zip(*parts, strict=True))
     assert values is not None
     return TokenLogps(values, *others)
+
+
+def vocabulary_part(weight: DTensor) -> VocabularyPart | None:
+    """This rank's part of a head; None where each rank has all of it."""
+    (placement,), mesh = weight.placements, weight.device_mesh
+    if placement.is_replicate():
+        return None
+    return VocabularyPart(mesh.get_group(), mesh.get_local_rank() * (weight.shape[0] // mesh.size()))
 
 
 class AnswerView(NamedTuple):

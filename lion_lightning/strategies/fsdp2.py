@@ -1,11 +1,12 @@
-"""FSDP2 over all ranks, without sizes to work out."""
+"""FSDP2 over all ranks, with tensor parallelism if asked for."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,11 +20,14 @@ from lion_lightning.modules.trainer.sharding import require_sharded
 class FSDP2Strategy(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy, with the weights split over all ranks.
 
-    The sizes that Lightning chooses by itself mean tensor parallelism within a machine, which no module here does. Any
-    ``AlignmentModule`` trains under this strategy, one process per device, and so does any module whose
+    The sizes that Lightning chooses by itself mean tensor parallelism within a machine; here it is off unless asked
+    for. Any ``AlignmentModule`` trains under this strategy, one process per device, and so does any module whose
     ``configure_model`` shards all that it trains; others are refused.
 
     Args:
+        tensor_parallel_size: Ranks that share each layer's work on the same rows, by the model's plan in transformers
+            (:mod:`lion_lightning.models.weights.tensor_parallel`); it divides the number of processes. Between layers
+            they wait for each other, so keep them on one machine.
         save_distributed_checkpoint: True if each rank saves its shards: a checkpoint is then a folder, which any
             number of ranks can resume from. Otherwise rank 0 gathers everything into a single file.
         cpu_offload: True if weights, gradients and optimizer state stay in the host's memory, and a layer is on the GPU
@@ -34,13 +38,16 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def __init__(
         self,
+        tensor_parallel_size: int = 1,
         save_distributed_checkpoint: bool = True,
         cpu_offload: bool = False,
         process_group_backend: str | None = None,
         timeout: timedelta = default_pg_timeout,
     ) -> None:
+        if tensor_parallel_size < 1:
+            raise ValueError(f"FSDP2Strategy.tensor_parallel_size is {tensor_parallel_size}; give at least 1")
         super().__init__(
-            tensor_parallel_size=1,
+            tensor_parallel_size=tensor_parallel_size,
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
             timeout=timeout,
@@ -50,7 +57,12 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def setup_environment(self) -> None:
         """Start the processes' group, with all of them in one mesh."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        ranks, group = self.num_nodes * self.num_processes, cast(int, self._tensor_parallel_size)
+        if ranks % group:
+            raise MisconfigurationException(
+                f"FSDP2Strategy.tensor_parallel_size is {group}, which does not divide the number of processes, {ranks}"
+            )
+        self._data_parallel_size = ranks // group
         super().setup_environment()
 
     @override

@@ -36,14 +36,14 @@ def build(rank: int, world: int, folder: Path) -> dict[str, dict[str, int]]:
     torch.distributed.init_process_group("gloo")
     sharding = Sharding(init_device_mesh("cpu", (world,)), torch.device("cpu"))
     read: list[int] = []
-    rows_of = WeightFiles.rows
+    part_of = WeightFiles.part
 
-    def rows(self: WeightFiles, name: str, rows: range) -> torch.Tensor:
-        found = rows_of(self, name, rows)
+    def part(self: WeightFiles, name: str, *ranges: range) -> torch.Tensor:
+        found = part_of(self, name, *ranges)
         read.append(found.numel())
         return found
 
-    WeightFiles.rows = rows  # type: ignore[method-assign]
+    WeightFiles.part = part  # type: ignore[method-assign]
     made = {}
     for name, (tied, lora) in MODELS.items():
         with LiveTensors() as live:

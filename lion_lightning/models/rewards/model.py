@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lion_lightning.models.packing.model import PackedModel
+from lion_lightning.models.weights.dtensor import to_local
 from lion_lightning.types import PackedBatch
 
 PREFIXES = [0, 2, 4]
@@ -56,7 +57,7 @@ class RewardModel(PackedModel):
         return self._scores(self.hidden_states(batch)[batch.logit_positions])
 
     def _scores(self, states: Tensor) -> Tensor:
-        weight: Tensor = score_head(self.causal_lm)[1].weight
+        weight = to_local(score_head(self.causal_lm)[1].weight)  # the same on all ranks of a tensor-parallel group
         # No matrix product, which autocast would run in half precision.
         return (states.float() * weight[0].float()).sum(-1)
 

@@ -82,14 +82,14 @@ def require_finite(source: str, tensors: Mapping[str, Tensor] | Iterable[tuple[s
         WrongWeightsError: A weight holds NaN or an infinity; the message names the first.
     """
     named = list(tensors.items() if isinstance(tensors, Mapping) else tensors)
-    first, mesh = len(named), None
+    first, device = len(named), None
     for index, (_, tensor) in enumerate(named):
-        mesh = tensor.device_mesh if isinstance(tensor, DTensor) else mesh
+        device = tensor.device if isinstance(tensor, DTensor) else device
         if index < first and not _is_finite(to_local(tensor)):
             first = index
-    if mesh is not None:  # all ranks must raise over the same tensor, or some would wait for the others
-        lowest = torch.tensor(first, device=mesh.device_type)
-        dist.all_reduce(lowest, dist.ReduceOp.MIN, group=mesh.get_group())
+    if device is not None:  # all ranks must raise over the same tensor, or some would wait for the others
+        lowest = torch.tensor(first, device=device)
+        dist.all_reduce(lowest, dist.ReduceOp.MIN)
         first = int(lowest)
     if first < len(named):
         name, tensor = named[first]

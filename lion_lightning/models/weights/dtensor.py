@@ -1,4 +1,4 @@
-"""Sharded tensors: the DTensors of FSDP2, split by rows over ranks, and FSDPStrategy's flattened parameters."""
+"""Sharded tensors: the DTensors of FSDP2 and tensor parallelism, and FSDPStrategy's flattened parameters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def reshard(module: nn.Module) -> None:
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """This rank's shard, a view of its rows; a tensor that is not sharded is returned as it is."""
+    """This rank's shard, a view; a tensor that is not sharded is returned as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -39,16 +39,15 @@ def to_full(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def broadcast_parameters(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+def broadcast_parameters(module: nn.Module) -> None:
     """Set the weights of all ranks to those of the first. Weights on the meta device are skipped.
 
     Args:
         module: Not sharded, changed in place.
-        group: Ranks that call this; None for all.
     """
     for parameter in module.parameters():
         if not parameter.is_meta:
-            dist.broadcast(parameter.data, group=group, group_src=0)
+            dist.broadcast(parameter.data, src=0)
 
 
 @torch.no_grad()
@@ -74,19 +73,23 @@ def unwrapped(name: str) -> str:
     return name.replace(_WRAPPER, "").replace("_checkpoint_wrapped_module.", "")
 
 
-def local_rows(tensor: Tensor) -> range:
-    """Rows of a tensor that this rank holds; all of them unless it is sharded, by rows over a mesh of one dimension."""
-    rows = tensor.shape[0]
-    if not isinstance(tensor, DTensor):
-        return range(rows)
-    per_rank = ceil(rows / tensor.device_mesh.size())
-    start = min(tensor.device_mesh.get_local_rank() * per_rank, rows)
-    return range(start, min(start + per_rank, rows))
+def local_ranges(tensor: Tensor) -> tuple[range, ...]:
+    """The part of each dimension that this rank holds; all of it unless the tensor is sharded."""
+    held = [range(size) for size in tensor.shape]
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        for number in reversed(range(mesh.ndim)):  # FSDP2, the first, splits what tensor parallelism leaves it
+            placement: Any = tensor.placements[number]
+            if not placement.is_replicate():
+                size = ceil(len(held[placement.dim]) / mesh.size(number))
+                start = mesh.get_local_rank(number) * size
+                held[placement.dim] = held[placement.dim][start : start + size]
+    return tuple(held)
 
 
 @torch.no_grad()
 def materialize(parameter: nn.Parameter, device: torch.device) -> None:
-    """Allocate this rank's rows of a sharded parameter on the meta device; their values are undefined.
+    """Allocate this rank's part of a sharded parameter on the meta device; their values are undefined.
 
     The parameter stays the same object, so that tied weights stay tied.
     """

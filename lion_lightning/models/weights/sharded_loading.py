@@ -1,4 +1,4 @@
-"""Sharded loading: each rank reads its rows of every tensor from disk, and no rank ever holds the full model."""
+"""Sharded loading: each rank reads its part of every tensor from disk, and no rank ever holds the full model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers.utils.hub import cached_file
 from lion_lightning.models.embeddings import set_to_mean
 from lion_lightning.models.model_configs import weight_files
 from lion_lightning.models.weights.checks import WrongWeightsError, require_matching
-from lion_lightning.models.weights.dtensor import local_rows, materialize, to_local
+from lion_lightning.models.weights.dtensor import local_ranges, materialize, to_local
 
 _PEFT_WRAPPERS = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
 
@@ -68,9 +68,9 @@ class WeightFiles:
         """Shape of a tensor."""
         return tuple(self._file(name).get_slice(name).get_shape())
 
-    def rows(self, name: str, rows: range) -> Tensor:
-        """Rows of a tensor, up to its last."""
-        found: Tensor = self._file(name).get_slice(name)[rows.start : rows.stop]
+    def part(self, name: str, *ranges: range) -> Tensor:
+        """Part of a tensor: rows, columns and so on, up to the last of each; all of what is left out."""
+        found: Tensor = self._file(name).get_slice(name)[tuple(slice(each.start, each.stop) for each in ranges)]
         return found
 
     def equal(self, name: str, other: str) -> bool:
@@ -79,7 +79,7 @@ class WeightFiles:
             return False
         for start in range(0, self.shape(name)[0], 1024):
             rows = range(start, start + 1024)
-            if not torch.equal(self.rows(name, rows), self.rows(other, rows)):
+            if not torch.equal(self.part(name, rows), self.part(other, rows)):
                 return False
         return True
 
@@ -220,8 +220,8 @@ def to_meta(module: nn.Module, names: Iterable[str]) -> None:
 
 
 @torch.no_grad()
-def read_rows(model: nn.Module, files: WeightFiles, names: Mapping[str, str], device: torch.device) -> None:
-    """Fill the parameters on the meta device with this rank's rows.
+def read_parts(model: nn.Module, files: WeightFiles, names: Mapping[str, str], device: torch.device) -> None:
+    """Fill the parameters on the meta device with what this rank holds of them.
 
     Raises:
         ShardedLoadingError: A tensor has another shape than its parameter, rows for new tokens apart.
@@ -233,8 +233,8 @@ def read_rows(model: nn.Module, files: WeightFiles, names: Mapping[str, str], de
         if own[1:] != stored[1:] or own[0] < stored[0]:
             raise ShardedLoadingError(f"{name} is {own} in the model and {stored} in its files")
         materialize(parameter, device)
-        rows = files.rows(names[name], local_rows(parameter))  # fewer than the rank's where rows were added
-        to_local(parameter)[: len(rows)].copy_(rows)
+        part = files.part(names[name], *local_ranges(parameter))  # fewer rows than the rank's where some were added
+        to_local(parameter)[: len(part)].copy_(part)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.models.packing.routers import Routing
 from lion_lightning.types import LossOutput
 
@@ -43,8 +44,7 @@ class ExpertBalance:
         self._experts = [routing.logits.shape[1] for routing in routings]
         counts = torch.cat([_counts(routing) for routing in routings])
         # A rank without rows repeats one without targets, to keep step with the others.
-        reduced = strategy.reduce(counts * (output.num_items > 0), reduce_op="sum")
-        assert isinstance(reduced, Tensor)
+        reduced = sum_over_replicas(counts * (output.num_items > 0), strategy)
         self._counts = reduced if self._counts is None else self._counts + reduced
         losses = []
         for routing, count in zip(routings, torch.split(self._counts, self._experts), strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.types import LossOutput, SumOver
 
 MetricTransforms = Mapping[str, Callable[[Tensor], Tensor]]
@@ -41,13 +42,12 @@ class StepMetrics:
                 _add_to(self._totals, {name: metric})
 
     def reduce(self, strategy: Strategy) -> None:
-        """Sum over ranks, in one collective; every rank has the same keys, since it ran the same module."""
+        """Sum over replicas, in one collective; every rank has the same keys, since it ran the same module."""
         if self._reduced:
             return
         totals, counts = sorted(self._totals), sorted(self._counts)
         parts = [self._totals[name] for name in totals] + [self._counts[name] for name in counts]
-        vector = strategy.reduce(torch.stack(parts), reduce_op="sum")
-        assert isinstance(vector, Tensor)
+        vector = sum_over_replicas(torch.stack(parts), strategy)
         self._totals = dict(zip(totals, vector[: len(totals)].unbind(), strict=True))
         self._counts = dict(zip(counts, vector[len(totals) :].unbind(), strict=True))
         self._reduced = True

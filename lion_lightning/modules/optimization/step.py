@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
+from lion_lightning.distributed.replicas import Replica
 from lion_lightning.models.embeddings import TrainableRows, token_embeddings
 from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.modules.checkpointing.policy_checkpoints import PolicyCheckpoints
@@ -139,9 +140,8 @@ class SteppedPolicy(PolicyCheckpoints):
         self._step.reduce(self.trainer.strategy)
         divisor, loss = self._step.as_floats(self.normalizer(self._step.num_items))
         require_finite_loss(loss, self.trainer)
-        # The strategy has averaged over ranks and Lightning over the window: both are undone here.
-        replicas = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
-        batches = self.trainer.accumulate_grad_batches * int(replicas.get("num_replicas", 1))
+        # The strategy has averaged over replicas and Lightning over the window: both are undone here.
+        batches = self.trainer.accumulate_grad_batches * Replica.of(self.trainer.strategy).size
         return batches / divisor if divisor else 0.0
 
     @override

@@ -26,12 +26,6 @@ def sharding_of(trainer: Trainer) -> Sharding | None:
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
         return None
-    if strategy.device_mesh["tensor_parallel"].size() > 1:
-        raise MisconfigurationException(
-            f"{type(strategy).__name__}: tensor parallelism is not supported, and `auto` sizes mean just that; use "
-            f"lion_lightning.strategies.FSDP2Strategy, or set data_parallel_size: {strategy.world_size} and "
-            "tensor_parallel_size: 1"
-        )
     precision = str(trainer.precision)
     if precision not in PRECISIONS:
         raise MisconfigurationException(
@@ -40,7 +34,8 @@ def sharding_of(trainer: Trainer) -> Sharding | None:
         )
     offload = CPUOffloadPolicy() if getattr(strategy, "cpu_offload", False) else OffloadPolicy()
     device = torch.device("cpu") if isinstance(offload, CPUOffloadPolicy) else strategy.root_device
-    return Sharding(strategy.device_mesh["data_parallel"], device, PRECISIONS[precision], offload)
+    mesh, tensor_mesh = strategy.device_mesh["data_parallel"], strategy.device_mesh["tensor_parallel"]
+    return Sharding(mesh, device, PRECISIONS[precision], offload, tensor_mesh if tensor_mesh.size() > 1 else None)
 
 
 def require_sharded(strategy: Strategy, module: nn.Module | None) -> None:

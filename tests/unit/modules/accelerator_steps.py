@@ -95,7 +95,7 @@ def listed_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
     """As much of a Trainer as a step asks for, and Lightning's order of a step."""
-    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor, distributed_sampler_kwargs=None)
+    strategy = SimpleNamespace(reduce=lambda tensor, **_: tensor, distributed_sampler_kwargs=None)
     made = SimpleNamespace(strategy=strategy, accumulate_grad_batches=1, precision_plugin=None, global_step=0)
 
     def optimizer_step(self: Any, epoch: int, batch_idx: int, optimizer: Any, closure: Any) -> None:

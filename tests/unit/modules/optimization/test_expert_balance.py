@@ -31,7 +31,7 @@ class Summed:
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
 
-    def reduce(self, value: Tensor, reduce_op: str) -> Tensor:
+    def reduce(self, value: Tensor, group: Any, reduce_op: str) -> Tensor:
         assert reduce_op == "sum"
         return value * self.ranks
 

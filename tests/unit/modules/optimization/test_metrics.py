@@ -17,7 +17,7 @@ DIFFERENCES = {"margin": ("good", "bad")}
 class Ranks:
     """Another rank of which each sum is known to be twice this one's."""
 
-    def reduce(self, vector: torch.Tensor, reduce_op: str) -> torch.Tensor:
+    def reduce(self, vector: torch.Tensor, group: Any, reduce_op: str) -> torch.Tensor:
         assert reduce_op == "sum"
         return 3 * vector
 
