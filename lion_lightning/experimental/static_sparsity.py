@@ -21,7 +21,7 @@ from typing_extensions import override
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks
 from lion_lightning.models.packing.mixers import named_decoder_layers
-from lion_lightning.models.weights.dtensor import local_rows, to_local
+from lion_lightning.models.weights.dtensor import local_index, to_local
 from lion_lightning.modules.base import AlignmentModule
 
 
@@ -91,8 +91,7 @@ class StaticSparsity(Callback):
             digest.update(f"{name} {tuple(pruned.shape)}".encode())
             digest.update(pruned.numpy().tobytes())
             zeros, total = zeros + int(pruned.sum()), total + pruned.numel()
-            rows = local_rows(parameter)
-            self._pruned.append((parameter, pruned[rows.start : rows.stop].to(to_local(parameter).device)))
+            self._pruned.append((parameter, pruned[local_index(parameter)].to(to_local(parameter).device)))
         self._digest = digest.hexdigest()
         check_same_on_all_ranks(Ranks.of(trainer.strategy), "StaticSparsity", self.state_dict())
         self._prune_weights()

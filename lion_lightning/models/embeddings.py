@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.models.weights.dtensor import local_ranges, to_local
+from lion_lightning.models.weights.dtensor import local_index, local_ranges, to_local
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +165,5 @@ class TrainableRows:
         """Zero the gradients of all other rows."""
         for parameter in token_embeddings(self.model):
             if parameter.grad is not None:
-                held = local_ranges(parameter)[0]
                 self._mask = self._mask.to(parameter.device)
-                to_local(parameter.grad).mul_(self._mask[held.start : held.stop])
+                to_local(parameter.grad).mul_(self._mask[local_index(parameter)[0]])

@@ -38,8 +38,8 @@ def build(rank: int, world: int, folder: Path) -> dict[str, dict[str, int]]:
     read: list[int] = []
     part_of = WeightFiles.part
 
-    def part(self: WeightFiles, name: str, *ranges: range) -> torch.Tensor:
-        found = part_of(self, name, *ranges)
+    def part(self: WeightFiles, name: str, *index: slice) -> torch.Tensor:
+        found = part_of(self, name, *index)
         read.append(found.numel())
         return found
 

@@ -87,6 +87,11 @@ def local_ranges(tensor: Tensor) -> tuple[range, ...]:
     return tuple(held)
 
 
+def local_index(tensor: Tensor) -> tuple[slice, ...]:
+    """What this rank holds, as an index into the full tensor."""
+    return tuple(slice(each.start, each.stop) for each in local_ranges(tensor))
+
+
 @torch.no_grad()
 def materialize(parameter: nn.Parameter, device: torch.device) -> None:
     """Allocate this rank's part of a sharded parameter on the meta device; their values are undefined.

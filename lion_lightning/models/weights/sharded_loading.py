@@ -20,7 +20,7 @@ from transformers.utils.hub import cached_file
 from lion_lightning.models.embeddings import set_to_mean
 from lion_lightning.models.model_configs import weight_files
 from lion_lightning.models.weights.checks import WrongWeightsError, require_matching
-from lion_lightning.models.weights.dtensor import local_ranges, materialize, to_local
+from lion_lightning.models.weights.dtensor import local_index, materialize, to_local
 
 _PEFT_WRAPPERS = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)")
 
@@ -68,9 +68,9 @@ class WeightFiles:
         """Shape of a tensor."""
         return tuple(self._file(name).get_slice(name).get_shape())
 
-    def part(self, name: str, *ranges: range) -> Tensor:
+    def part(self, name: str, *index: slice) -> Tensor:
         """Part of a tensor: rows, columns and so on, up to the last of each; all of what is left out."""
-        found: Tensor = self._file(name).get_slice(name)[tuple(slice(each.start, each.stop) for each in ranges)]
+        found: Tensor = self._file(name).get_slice(name)[index]
         return found
 
     def equal(self, name: str, other: str) -> bool:
@@ -78,7 +78,7 @@ class WeightFiles:
         if self.shape(name) != self.shape(other):
             return False
         for start in range(0, self.shape(name)[0], 1024):
-            rows = range(start, start + 1024)
+            rows = slice(start, start + 1024)
             if not torch.equal(self.part(name, rows), self.part(other, rows)):
                 return False
         return True
@@ -233,7 +233,7 @@ def read_parts(model: nn.Module, files: WeightFiles, names: Mapping[str, str], d
         if own[1:] != stored[1:] or own[0] < stored[0]:
             raise ShardedLoadingError(f"{name} is {own} in the model and {stored} in its files")
         materialize(parameter, device)
-        part = files.part(names[name], *local_ranges(parameter))  # fewer rows than the rank's where some were added
+        part = files.part(names[name], *local_index(parameter))  # fewer rows than the rank's where some were added
         to_local(parameter)[: len(part)].copy_(part)
 
 
