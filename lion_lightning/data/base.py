@@ -20,7 +20,7 @@ from lion_lightning.data.packing.best_fit import BestFit, Packing
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.reports.description import describe_data
 from lion_lightning.data.reports.source_report import SourceReport
-from lion_lightning.data.selection.documents import Selection
+from lion_lightning.data.selection.documents import Documents, Selection
 from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, remove_shared
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder
@@ -120,6 +120,10 @@ class PackedDataModule(LightningDataModule, ABC):
     def settings(self) -> dict[str, Any]:
         """The subclass's settings, as plain data: a part of :meth:`description`."""
 
+    def make_documents(self, selections: Sequence[Selection]) -> Documents:
+        """The documents of an epoch, from the final selection of each source."""
+        return Documents(selections)
+
     def require_sources(self, sources: Sequence[Source]) -> None:
         """Refuse to train without sources, with a ``ValueError``. A subclass may not need any."""
         if not sources:
@@ -169,9 +173,9 @@ class PackedDataModule(LightningDataModule, ABC):
                 opening = (self._encoder, self.filters, self.stream, held, self.cache_dir, self.document_filters.rules)
                 self.streamed = StreamedSources.open(self.sources, *opening)
             else:
-                self.train_mixture = mix(train, self.filters, self.row_length)
-            self.validation_mixture = mix(held, self.validation_filters, self.row_length) if held else None
-        for line in [*self.reports, *(self.streamed.describe() if self.streamed else ())]:
+                self.train_mixture = self._mix(train, self.filters)
+            self.validation_mixture = self._mix(held, self.validation_filters) if held else None
+        for line in [*self.reports, *self.notes(), *(self.streamed.describe() if self.streamed else ())]:
             logger.info("train: %s", line)
         for report in _reports(self.validation_mixture):
             logger.info("validation: %s", report)
@@ -266,6 +270,9 @@ class PackedDataModule(LightningDataModule, ABC):
     def _ranks(self) -> Ranks:
         return Ranks.of(getattr(self.trainer, "strategy", None))
 
+    def _mix(self, selections: Sequence[Selection], filters: Filters) -> Mixture:
+        return mix(selections, filters, self.row_length, self.make_documents)
+
     def _tokenized(self, source: Source) -> TokenTable:
         table = tokenize(source, self._encoder, self.cache_dir, self.workers)
         source.require_columns(table.messages)
@@ -278,9 +285,14 @@ class PackedDataModule(LightningDataModule, ABC):
         return deduplicate(sources, tables)
 
     def row_messages(self) -> dict[str, list[str]]:
-        """Messages about the rows, by source, for the start-up summary."""
+        """Messages about the rows, by source, for the start-up summary; those about all of them are under ``all``."""
         reports = [*self.reports, *_reports(self.validation_mixture)]
-        return {report.name: report.messages.describe(report.rows) for report in reports}
+        by_source = {report.name: report.messages.describe(report.rows) for report in reports}
+        return by_source | ({"all": self.notes()} if self.notes() else {})
+
+    def notes(self) -> list[str]:
+        """Lines about the training documents besides the reports."""
+        return self.train_mixture.documents.notes() if self.train_mixture else []
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Log warnings, each once and on the first rank only."""

@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class Samples(Protocol):
-    """Random access to samples. A ``digest`` of all their tokens and targets, if there is one, spares reading them."""
+    """Random access to samples. A ``digest`` of all their tokens and targets, if there is one, spares reading them.
+
+    Samples that differ from epoch to epoch have a ``set_epoch``, which is called before each row is read.
+    """
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -49,6 +52,7 @@ class RowDataset(Dataset[list[Sample]]):
         Raises:
             ValueError: A sample of several segments would be cut.
         """
+        set_epoch(self.samples, row.epoch)
         made = [cut(self.samples[span.document], span) for span in row.spans]
         return made if row.supervised else [unsupervised(sample) for sample in made]
 
@@ -183,6 +187,7 @@ class PackedLoader:
         known = getattr(self.samples, "digest", None)
         if isinstance(known, str):
             return known
+        set_epoch(self.samples, 0)
         digest = blake2b(digest_size=16)
         for position in range(len(self.sampler.lengths)):
             sample = self.samples[position]
@@ -220,13 +225,19 @@ def collate_rows(rows: list[list[Sample]], capacity: int) -> PackedBatch:
     return collate(list(chain.from_iterable(rows)), capacity * len(rows))
 
 
+def set_epoch(samples: Samples, epoch: int) -> None:
+    """Choose the epoch of samples that differ from epoch to epoch."""
+    if hasattr(samples, "set_epoch"):
+        samples.set_epoch(epoch)
+
+
 def cut(sample: Sample, span: Span) -> Sample:
-    """The part of a sample that lies in a row.
+    """The part of a sample that lies in a row; all of it where the row has room for more.
 
     Raises:
         ValueError: It is a part, and the sample has several segments.
     """
-    if span.stop - span.start == sample.length:
+    if span.start == 0 and span.stop >= sample.length:
         return sample
     if len(sample.segments) > 1:
         raise ValueError("packing: Wrapped cuts documents, and a sample of several segments cannot be cut; use BestFit")

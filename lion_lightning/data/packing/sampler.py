@@ -20,10 +20,12 @@ class RowIndex(NamedTuple):
     Attributes:
         spans: The documents of the row, or parts of them, in order.
         supervised: False in a batch that a rank runs only to keep step with the others.
+        epoch: Epoch whose samples are meant; always 0 where all epochs are the same.
     """
 
     spans: list[Span]
     supervised: bool
+    epoch: int = 0
 
 
 class PackedBatchSampler(Sampler[list[RowIndex]]):
@@ -124,7 +126,8 @@ class PackedBatchSampler(Sampler[list[RowIndex]]):
         # A number past the last batch is a repetition that supervises nothing.
         first = number % count * self.batch_size
         rows = range(first, min(first + self.batch_size, len(self.rows)))
-        return [RowIndex(self.rows.spans(row), supervised=number < count) for row in rows]
+        epoch = self.epoch if self.shuffle else 0
+        return [RowIndex(self.rows.spans(row), number < count, epoch) for row in rows]
 
     def _pack(self) -> PackedRows:
         rng = np.random.default_rng([self.seed, self.epoch] if self.shuffle else self.seed)

@@ -204,6 +204,10 @@ class Documents:
             pairs=tuple((chosen, rejected) for chosen, rejected in pairs.tolist()),
         )
 
+    def notes(self) -> list[str]:
+        """What is to be known of them besides the sources' reports, a line each."""
+        return []
+
     def where(self, position: int) -> str:
         """Place of the raw row that a document was made from."""
         origin, row = self._place(position)

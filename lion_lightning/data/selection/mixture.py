@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
@@ -109,7 +109,12 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
     return train, held
 
 
-def mix(selections: Sequence[Selection], filters: Filters, row_length: int | None = None) -> Mixture:
+def mix(
+    selections: Sequence[Selection],
+    filters: Filters,
+    row_length: int | None = None,
+    make_documents: Callable[[Sequence[Selection]], Documents] = Documents,
+) -> Mixture:
     """Filter every source, join and cut its trees, and repeat them, or its documents, as its fraction says.
 
     A pair that several sources have is used once, in the first of them.
@@ -118,6 +123,7 @@ def mix(selections: Sequence[Selection], filters: Filters, row_length: int | Non
         selections: Unique examples of each source.
         filters: What is left out, truncated, joined and cut.
         row_length: Tokens that a tree is cut to; None cuts none.
+        make_documents: What makes the documents of an epoch from the final selections.
 
     Raises:
         ValueError: A source has no supervised token at all, or nothing is left; the message holds the counts.
@@ -133,7 +139,7 @@ def mix(selections: Sequence[Selection], filters: Filters, row_length: int | Non
         order = repeats(len(once.spans.numbers), once.source)
         repeated.append(replace(once, spans=once.spans.take(order)))
         reports.append(filters.report.of(once, order))
-    documents = Documents(repeated)
+    documents = make_documents(repeated)
     if len(documents) == 0:
         counts = " | ".join(map(str, reports))
         raise ValueError(f"the mixture is empty ({counts}); fix what leaves its {filters.report.noun} out")

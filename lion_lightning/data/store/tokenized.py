@@ -231,6 +231,15 @@ class TokenBatches:
         batch = bisect_right(self._starts, row) - 1
         return str(self._where[batch][row - self._starts[batch]].as_py())
 
+    def find(self, ids: npt.NDArray[np.int32]) -> int | None:
+        """The first example that holds one of these tokens; all of them are read."""
+        for start, offsets, tokens in zip(self._starts, self._offsets, self._ids, strict=False):
+            places = np.flatnonzero((tokens >= ids.min()) & (tokens <= ids.max()))  # mostly none: special ids are last
+            places = places[np.isin(tokens[places], ids)]
+            if len(places):
+                return start + int(np.searchsorted(offsets, places[0], side="right")) - 1
+        return None
+
     def targets(self, rows: Numbers, starts: Numbers, stops: Numbers, roots: npt.NDArray[np.bool_]) -> Numbers:
         """Number of tokens trained in each span, ``(spans,)``.
 

@@ -57,6 +57,7 @@ def inspect(datamodule: PackedDataModule, rows: int = 3) -> None:
             lines = _packing(datamodule, mixture)
             for report in mixture.reports:
                 lines += [f"{report.name}: {change}" for change in report.changes()]
+            lines += mixture.documents.notes()
             lines += datamodule.document_filters.lines() if mixture is training else []
             lines += [forms_block(report.name, report.messages, report.kind) for report in mixture.reports]
             console.print(literal("\n".join(lines)))

@@ -33,6 +33,7 @@ INHERITED: dict[str, tuple[str, list[str]]] = {
     "lion_lightning.RewardModule": ("model", ["margin_per_score", "center_rewards_coefficient", "tokenizer"]),
     "lion_lightning.OnlineGroupModule": ("model", ["kl_batches", "loss", "reference", "tokenizer", "optimizer"]),
     "lion_lightning.SFTDataModule": ("data", ["mask", "validation_share", "packing", "batch_size", "cache_dir"]),
+    "lion_lightning.InfillDataModule": ("data", ["corruption", "share", "overlong", "validation_share", "packing"]),
     "lion_lightning.PreferenceDataModule": ("data", ["pairing", "validation_share", "batch_size", "num_workers"]),
     "lion_lightning.UnpairedDataModule": ("data", ["mismatched", "max_length", "keep", "row_length", "batch_size"]),
     "lion_lightning.GroupDataModule": ("data", ["keep_equal", "max_length", "max_prompt_length", "packing"]),
