@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lion_lightning.data.groups import GroupDataModule
-    from lion_lightning.data.infill import InfillDataModule
+    from lion_lightning.data.infill.data_module import InfillDataModule
     from lion_lightning.data.on_policy import OnPolicyDataModule, OnPolicyGroupDataModule
     from lion_lightning.data.packing.best_fit import BestFit
     from lion_lightning.data.preference import PreferenceDataModule
@@ -92,7 +92,7 @@ _HOMES = {
     "GroupDataModule": "data.groups",
     "GroupLoss": "losses.groups.group",
     "GroupModule": "modules.group",
-    "InfillDataModule": "data.infill",
+    "InfillDataModule": "data.infill.data_module",
     "KTOModule": "modules.kto",
     "LoRASpec": "models.lora",
     "MixedReference": "references.base",

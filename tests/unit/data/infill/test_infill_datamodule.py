@@ -18,7 +18,7 @@ from lion_lightning import InfillDataModule, SFTDataModule, Source
 from lion_lightning.data.infill import FillInMiddle, SpanInfill
 from lion_lightning.data.packing.best_fit import Wrapped
 from lion_lightning.data.packing.loader import PackedLoader
-from lion_lightning.types import PackedBatch
+from lion_lightning.types import PackedBatch, Sample, SampleSegment
 from tests.unit.data.letters import byte_tokenizer
 
 TOKENS = [*SpanInfill().tokens, *FillInMiddle().tokens]
@@ -50,7 +50,8 @@ def module(tmp_path: Path) -> Callable[..., InfillDataModule]:
     return module
 
 
-Make, MakeSource = Callable[..., InfillDataModule], Callable[..., Source]
+Make = Callable[..., InfillDataModule]
+MakeSource = Callable[..., Source]
 TEXTS = [f"{number:04} {number * number:06}" for number in range(80)]
 
 
@@ -69,7 +70,7 @@ def loader(data: InfillDataModule, epoch: int = 0) -> PackedLoader:
 
 def documents(batches: Any) -> dict[int, str]:
     """Text of each document, by its index."""
-    found = {}
+    found: dict[int, str] = {}
     for batch in cast(list[PackedBatch], list(batches)):
         for segment, owner in zip(batch.segments, batch.segment_samples, strict=True):
             ids = batch.input_ids[segment.start : segment.stop].tolist()
@@ -286,8 +287,6 @@ def test_an_epoch_of_samples_without_a_digest_is_found_again() -> None:
             return 4
 
         def __getitem__(self, position: int, /) -> Any:
-            from lion_lightning.types import Sample, SampleSegment
-
             ids = np.array([position, self.epoch], np.int32)
             return Sample((SampleSegment(ids, np.ones(2, np.bool_)),), position)
 
