@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from typing_extensions import override
 
+from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
 from lion_lightning.models.spec import PolicySpec
-from lion_lightning.modules.optimization.gradients import StepGradients
 from lion_lightning.modules.optimization.metrics import StepMetrics
 from lion_lightning.modules.optimization.run_length import accumulation
 from lion_lightning.modules.sft import SFTModule
@@ -72,6 +72,11 @@ class MetaSFTModule(SFTModule):
                 "MetaSFTModule: 16-mixed scales the loss, and with it the steps within an episode; use trainer."
                 "precision: bf16-mixed"
             )
+        if any(isinstance(one, FusedBackward) for one in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "MetaSFTModule takes its inner steps after the backward pass, and FusedBackward leaves no gradient "
+                "until then; take it out of trainer.callbacks, or use SFTModule"
+            )
         if stage == "fit" and accumulation(self.trainer, self.trainer.current_epoch) < 2:
             raise MisconfigurationException(
                 "MetaSFTModule: an episode is an accumulation window, and one micro-batch makes no step within it; set "
@@ -84,11 +89,6 @@ class MetaSFTModule(SFTModule):
         super().on_train_start()
         _put_start_back(self)
         self._spare, self._last = [], False
-        if type(self.gradients) is not StepGradients:
-            raise MisconfigurationException(
-                "MetaSFTModule takes steps with gradients that are kept until the backward pass is over, and "
-                f"{type(self.gradients).__name__} does not keep them; take its callback out of trainer.callbacks"
-            )
 
     @override
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:

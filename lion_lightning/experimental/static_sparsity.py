@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
+from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks
 from lion_lightning.models.packing.mixers import named_decoder_layers
@@ -63,16 +64,26 @@ class StaticSparsity(Callback):
                 f"StaticSparsity prunes the policy of an AlignmentModule, and {type(pl_module).__name__} is none; take "
                 "it out of trainer.callbacks"
             )
-        spec = pl_module.policy_spec
+        spec, strategy = pl_module.policy_spec, trainer.strategy
         if spec.lora is not None:  # without which there is no quantization
             raise MisconfigurationException(
                 "StaticSparsity prunes the weights that are trained, and policy.lora trains adapters next to them; "
                 "leave one of the two out"
             )
-        if isinstance(trainer.strategy, FSDPStrategy):
+        if any(isinstance(one, FusedBackward) for one in trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "StaticSparsity masks gradients before the optimizer step, and FusedBackward leaves none until then; "
+                "take one of the two out of trainer.callbacks"
+            )
+        if isinstance(strategy, FSDPStrategy):
             raise MisconfigurationException(
                 "StaticSparsity: FSDPStrategy flattens weights, so that they cannot be masked; use "
                 "lion_lightning.strategies.FSDP2Strategy"
+            )
+        if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+            raise MisconfigurationException(
+                "StaticSparsity masks a rank's rows of each matrix, and under tensor parallelism it has other parts; "
+                f"set tensor_parallel_size: 1 of {type(strategy).__name__}"
             )
         if stage == "fit" and spec.path is not None and not self.allow_pretrained:
             raise MisconfigurationException(

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim import SGD, AdamW
 
 from lion_lightning import LoRASpec, PolicySpec, SFTModule, TokenizerSpec
+from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.experimental.meta_sft import MetaSFTModule
-from lion_lightning.modules.optimization.gradients import StepGradients
 from lion_lightning.types import LossOutput, PackedBatch, Sample, SampleSegment
 from tests.tiny import Rows, row, shallow, tokenizer_folder, trainer
 
@@ -286,11 +286,7 @@ def test_a_window_of_one_and_scaled_losses_are_refused(
         run.fit(module, Rows(ROWS))
 
 
-def test_gradients_that_are_not_kept_are_refused(tokenizer: TokenizerSpec) -> None:
-    class Consumed(StepGradients):
-        pass
-
-    module = built(MetaSFTModule, tokenizer, inner_lr=0.1)
-    module.gradients = Consumed()
-    with pytest.raises(MisconfigurationException, match="and Consumed does not keep them"):
-        fit(module, 2)
+@pytest.mark.parametrize(("window", "message"), [(1, "MetaSFTModule takes its inner"), (2, "cannot be added up")])
+def test_gradients_that_are_not_kept_are_refused(tokenizer: TokenizerSpec, window: int, message: str) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(built(MetaSFTModule, tokenizer, inner_lr=0.1), window, ROWS, FusedBackward())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from lion_lightning import LoRASpec, PolicySpec, SFTModule, TokenizerSpec
+from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
 from lion_lightning.experimental.static_sparsity import (
     StaticSparsity,
     forward_flops_per_token,
@@ -238,6 +241,20 @@ def test_loaded_weights_and_adapters_are_refused(tokenizer: TokenizerSpec) -> No
     adapted = SFTModule(PolicySpec(config=shallow(), lora=LoRASpec(r=2)), tokenizer=tokenizer)
     with pytest.raises(MisconfigurationException, match=r"policy\.lora trains adapters"):
         fit(adapted, StaticSparsity(0.75))
+
+
+def test_gradients_that_are_not_kept_are_refused(tokenizer: TokenizerSpec) -> None:
+    with pytest.raises(MisconfigurationException, match="FusedBackward leaves none until then"):
+        fit(sft.module(tokenizer), FusedBackward(), StaticSparsity(0.75))
+
+
+def test_strategies_that_hold_other_parts_than_rows_are_refused(tokenizer: TokenizerSpec) -> None:
+    split = ModelParallelStrategy()
+    split._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}  # type: ignore[assignment]
+    for strategy, message in ((FSDPStrategy(), "flattens weights"), (split, "set tensor_parallel_size: 1")):
+        run: Any = SimpleNamespace(strategy=strategy, callbacks=[])
+        with pytest.raises(MisconfigurationException, match=message):
+            StaticSparsity(0.75).setup(run, sft.module(tokenizer), "fit")
 
 
 def test_a_module_without_a_policy_is_refused() -> None:
