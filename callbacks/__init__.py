@@ -7,6 +7,7 @@ if __name__ != "lion_lightning.callbacks":
 from lion_lightning.callbacks.before_after import BeforeAfter
 from lion_lightning.callbacks.export import HuggingFaceExport
 from lion_lightning.callbacks.monitors.learning_record import LearningRecord
+from lion_lightning.callbacks.monitors.peak_memory import PeakMemory
 from lion_lightning.callbacks.monitors.throughput import TokenThroughput
 from lion_lightning.callbacks.on_policy import OnPolicySampling
 from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
@@ -22,6 +23,7 @@ __all__ = [
     "LearningRecord",
     "LionProgressBar",
     "OnPolicySampling",
+    "PeakMemory",
     "Provenance",
     "SampleTable",
     "StartupSummary",

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.optim import SGD, AdamW
 
-from lion_lightning.callbacks import FusedBackward
+from lion_lightning.callbacks import FusedBackward, PeakMemory
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -66,7 +67,46 @@ def fit(
 
 
 def fit_all(rank: int, world: int, folder: Path) -> dict[str, Any]:
-    return {name: fit(rank, world, folder, fused=True, **case) for name, case in CASES.items()}
+    found: dict[str, Any] = {name: fit(rank, world, folder, fused=True, **case) for name, case in CASES.items()}
+    resume(rank, world, folder, epochs=1, save="first.ckpt")
+    found |= {f"from {start}": resume(rank, world, folder, start) for start in (None, "first.ckpt", "alone.ckpt")}
+    return {**found, "peaks": peaks(rank, world, folder)}
+
+
+def resume(
+    rank: int, world: int, folder: Path, start: str | None = None, epochs: int = 2, save: str | None = None
+) -> dict[str, Any]:
+    """Whole weights after training from a checkpoint, or from the start."""
+    trained = module(folder, "adalomo")
+    # Ranks write a file, so that one process can go on from it.
+    strategy = FSDP2Strategy(save_distributed_checkpoint=False) if world > 1 else "auto"
+    run = trainer(max_epochs=epochs, callbacks=[FusedBackward(0.5)], strategy=strategy, devices=world)
+    run.fit(trained, Rows(ROWS, rank, world) if world > 1 else Rows(PAIRED), ckpt_path=start and folder / start)
+    if save:
+        run.save_checkpoint(folder / save)
+    return {name: to_full(p).detach() for name, p in trained.policy_model.named_parameters()}
+
+
+class Allocates(Callback):
+    """Takes 64 MiB in the second step of the last rank, and keeps what was logged of each step."""
+
+    def __init__(self) -> None:
+        self.logged: list[float] = []
+
+    def on_train_batch_start(self, run: Any, *_: Any) -> None:
+        if run.global_step == 1 and run.global_rank == 1:
+            torch.ones(64 * 2**18)
+
+    def on_train_batch_end(self, run: Any, *_: Any) -> None:
+        self.logged.append(run.callback_metrics["perf/peak_memory"].item())
+
+
+def peaks(rank: int, world: int, folder: Path) -> list[float]:
+    """Peak memory of each step, in GiB."""
+    log = Allocates()
+    run = trainer(max_epochs=1, callbacks=[PeakMemory(), log], strategy=FSDP2Strategy(), devices=world)
+    run.fit(module(folder, "sgd"), Rows(ROWS, rank, world))
+    return log.logged
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sharded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    resume(0, 1, folder, epochs=1, save="alone.ckpt")
     return run_ranks(fit_all, tmp_path_factory.mktemp("ranks"), folder)
 
 
@@ -93,3 +134,22 @@ def test_two_ranks_step_as_one_process_after_its_backward(sharded: Any, folder: 
 def test_ranks_are_equal_to_the_bit(sharded: Any, name: str) -> None:
     first, second = (rank[name][0] for rank in sharded)
     assert all(torch.equal(weight, second[key]) for key, weight in first.items())
+
+
+def test_a_resumed_run_ends_equal_to_the_bit(sharded: Any) -> None:
+    for rank in sharded:
+        whole, resumed = rank["from None"], rank["from first.ckpt"]
+        assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+def test_another_number_of_ranks_goes_on_from_a_checkpoint(sharded: Any, folder: Path) -> None:
+    whole = resume(0, 1, folder)
+    for found in (resume(0, 1, folder, "first.ckpt"), *(rank["from alone.ckpt"] for rank in sharded)):
+        for name, weight in whole.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=2e-6, msg=name)
+
+
+def test_peak_memory_is_the_largest_ranks(sharded: Any) -> None:
+    (first, second) = (rank["peaks"] for rank in sharded)
+    assert first == second
+    assert first[1] - max(first[0], first[2]) > 0.5 * 64 / 1024  # ranks differ without it, too

@@ -31,6 +31,7 @@ from lion_lightning.modules.optimization.gradients import StepGradients
 from lion_lightning.ops.logprobs import LOGITS_PER_TILE
 from lion_lightning.optim.adalomo import AdaLomo
 from lion_lightning.types import Sample, SampleSegment
+from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.marks import exhaustive
 from tests.tiny import VOCABULARY, Rows, pairs, row, shallow, tokenizer_folder, trainer
 
@@ -318,7 +319,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "accumulation": ("accumulate_grad_batches is 2, and gradients that are let go", {"accumulate_grad_batches": 2}, {}),
     "accumulation later": ("accumulate_grad_batches is 4", {"callbacks": [FusedBackward(), scheduled()]}, {}),
     "clipping": ("gradient_clip_val is 0.5, and the trainer finds no", {"gradient_clip_val": 0.5}, {}),
-    "ddp": ("under DDPStrategy a gradient is not yet summed over the ranks", {"strategy": "ddp"}, {}),
     "fp16": ("under trainer.precision: 16-mixed a step whose gradient overflows", {"plugins": HALF}, {}),
     "twice": ("there is to be one of it and one optimizer", {"callbacks": [FusedBackward(), FusedBackward()]}, {}),
     "rows": ("policy.trainable_rows masks the gradient after", {}, {"spec": {"trainable_rows": [3, 4]}}),
@@ -333,6 +333,13 @@ def test_what_cannot_be_stepped_so_is_refused(name: str, tokenizer: TokenizerSpe
         trainer(max_epochs=1, **({"callbacks": [FusedBackward()]} | options)).fit(module(tokenizer, **made), Rows(ROWS))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_strategies_that_sum_gradients_later_are_refused(tokenizer: TokenizerSpec) -> None:
+    for strategy, name in (("ddp", "DDPStrategy"), (FSDPOnCPU(), "FSDPOnCPU")):
+        run = trainer(strategy=strategy, devices=2)
+        with pytest.raises(MisconfigurationException, match=f"under {name} a gradient is not yet summed over the rank"):
+            FusedBackward().setup(run, module(tokenizer), "fit")
 
 
 def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
