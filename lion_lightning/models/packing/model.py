@@ -91,8 +91,13 @@ class PackedModel(nn.Module, ABC):
         """Name in messages: the model's path, or its class."""
         return str(getattr(self.causal_lm.config, "_name_or_path", "") or type(self.causal_lm).__name__)
 
-    def hidden_states(self, batch: PackedBatch) -> Tensor:
-        """Last hidden state, ``(tokens, hidden)``, of every token of a packed batch."""
+    def hidden_states(self, batch: PackedBatch, **inputs: Any) -> Tensor:
+        """Last hidden state, ``(tokens, hidden)``, of every token of a packed batch.
+
+        Args:
+            batch: Packed rows.
+            inputs: More keywords of the model's forward.
+        """
         layout = RowLayout(batch.segments, batch.input_ids.device)
         if layout.bidirectional and self.one_way is not None:
             raise ValueError(
@@ -102,9 +107,9 @@ class PackedModel(nn.Module, ABC):
         run = self._packed_hidden if self.packed else self._padded_hidden
         with self.rotary.on(layout, self.packed):
             if self.recorder is None:
-                return run(batch.input_ids, batch.position_ids, layout)
+                return run(batch.input_ids, batch.position_ids, layout, **inputs)
             with self.recorder.row(layout.tokens, None if self.packed else layout.padded.first):
-                return run(batch.input_ids, batch.position_ids, layout)
+                return run(batch.input_ids, batch.position_ids, layout, **inputs)
 
     def record_routers(self) -> RouterRecorder:
         """Record router logits in forward passes under gradient from now on; a ``ValueError`` without routers."""
@@ -125,20 +130,17 @@ class PackedModel(nn.Module, ABC):
         with model.disable_adapter():
             yield
 
-    def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
-        inputs = self.form.inputs(input_ids, position_ids, layout, self.causal_lm.dtype)
+    def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout, **inputs: Any) -> Tensor:
+        inputs = self.form.inputs(input_ids, position_ids, layout, self.causal_lm.dtype) | inputs
         with self.mixers.on(layout):
             return self._hidden(self.causal_lm, **inputs)[0]
 
-    def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout) -> Tensor:
-        mask = layout.padded.batches[0].mask.long()
+    def _padded_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: RowLayout, **inputs: Any) -> Tensor:
+        (batch,) = layout.padded.batches
+        mask = batch.mask.long()
         if layout.bidirectional:
             mask = additive(layout.padded_visible, self.causal_lm.dtype)[:, None]
-        return self._masked_hidden(input_ids, layout, mask)
-
-    def _masked_hidden(self, input_ids: Tensor, layout: RowLayout, mask: Tensor) -> Tensor:
-        (batch,) = layout.padded.batches
-        inputs = {"input_ids": input_ids[batch.source], "attention_mask": mask, "use_cache": False}
+        inputs = {"input_ids": input_ids[batch.source], "attention_mask": mask, "use_cache": False} | inputs
         return layout.padded.restore([self._hidden(self.causal_lm, **inputs)])
 
     @torch.no_grad()
@@ -247,8 +249,9 @@ class PackedModel(nn.Module, ABC):
         """True if sequences run alike under the causal masks that are given as such and by their padding."""
         layout = probe_row(self.causal_lm)[1]
         mask = additive(layout.padded_visible, self.causal_lm.dtype)[:, None]
-        expected = self._padded_hidden(ids, layout.positions, layout)
-        return close(self._masked_hidden(ids, layout, mask), expected, self.causal_lm.config)
+        by_padding = self._padded_hidden(ids, layout.positions, layout)
+        by_mask = self._padded_hidden(ids, layout.positions, layout, attention_mask=mask)
+        return close(by_mask, by_padding, self.causal_lm.config)
 
     def _probe_head(self) -> None:
         row = probe_row(self.causal_lm)[0][:5][None]

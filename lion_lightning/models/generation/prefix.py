@@ -1,0 +1,55 @@
+"""Generation from prefixes that are seen whole: the inference of a prefix language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from lion_lightning.models.policy import PolicyModel
+from lion_lightning.ops.layout import RowLayout
+from lion_lightning.ops.logprobs import pad_left
+from lion_lightning.types import PackedBatch, segment_table
+
+
+@torch.no_grad()
+def after_prefixes(policy: PolicyModel, prefixes: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Inputs of ``generate`` for what follows prefixes, whose tokens see each other as in bidirectional segments.
+
+    ``policy.causal_lm.generate(**after_prefixes(policy, prefixes), max_new_tokens=32)``: the ``generate`` of
+    transformers runs prompts causally and takes no mask of queries and keys. So the prefixes run here, as a packed row
+    does in training, and their keys and values go into the cache. The last token of each runs once more in
+    ``generate``: it sees all before it either way.
+
+    Args:
+        policy: A policy in evaluation mode, with full weights (:meth:`RolloutPolicy.generating` sees to both).
+        prefixes: Tokens of each, at least one. For several continuations of one, repeat it.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, padded on the left, and ``past_key_values``.
+
+    Raises:
+        ValueError: The model has layers that stay causal, or a prefix has no tokens.
+    """
+    if not all(prefixes):
+        raise ValueError("a prefix to generate from has no tokens")
+    lengths, device = [*map(len, prefixes)], policy.causal_lm.device
+    segments = segment_table(lengths, [-1] * len(lengths), [True] * len(lengths))
+    layout, none = RowLayout(segments, device), torch.zeros(0, dtype=torch.int64, device=device)
+    row = torch.tensor([*chain(*prefixes)], device=device)
+    cache = DynamicCache()
+    batch = PackedBatch(row, layout.positions, segments, none, none, none)
+    policy.hidden_states(batch, use_cache=True, past_key_values=cache)
+
+    source = pad_left([range(segment.start, segment.stop) for segment in segments], 0).to(device)
+    places = source if policy.packed else layout.padded.first[source]  # in the flattened row or batch that has run
+    for layer in cache.layers:
+        for name in ("keys", "values"):  # (rows, heads, tokens, size)
+            ran = getattr(layer, name).transpose(1, 2).flatten(0, 1)
+            setattr(layer, name, ran[places].transpose(1, 2))
+    cache.crop(max(lengths) - 1)
+    mask = pad_left([[1] * length for length in lengths], 0).to(device)
+    return {"input_ids": row[source], "attention_mask": mask, "past_key_values": cache}
