@@ -32,7 +32,7 @@ PREFIXES, NEW = (9, 4, 1, 6), 7
 )
 def test_log_probs_of_generated_tokens_are_those_of_the_packed_row(attention: str, shape: dict[str, Any]) -> None:
     model = policy(attention=attention, **shape).eval()
-    prefixes = torch.split(row(PREFIXES).input_ids, PREFIXES)
+    prefixes = torch.split(row(PREFIXES).input_ids, list(PREFIXES))
     made = model.causal_lm.generate(
         **after_prefixes(model, [prefix.tolist() for prefix in prefixes]),
         max_new_tokens=NEW,
