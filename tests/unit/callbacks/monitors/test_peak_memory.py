@@ -63,7 +63,7 @@ def test_a_value_is_over_all_steps_since_the_one_before(bench: Bench) -> None:
 def test_the_largest_rank_counts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def reduce(value: torch.Tensor, *, reduce_op: str) -> torch.Tensor:
+    def reduce(value: torch.Tensor, reduce_op: str, **_: Any) -> torch.Tensor:
         if reduce_op == "max":  # the step's metrics are summed
             asked.append(value.item())
             return value + 1.0
