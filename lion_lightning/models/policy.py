@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,30 +46,30 @@ class PolicyModel(PackedModel):
             self.probe()
 
     @override
-    def forward(self, batch: PackedBatch) -> TokenLogps:
-        """Log-prob of every target of a packed batch.
+    def forward(self, batch: PackedBatch, read: Read | None = None) -> Any:
+        """Log-prob of every target of a packed batch, or what else is read from the hidden states that predict them.
 
         Args:
             batch: Rows on the model's device.
+            read: What to make of ``(targets, hidden)`` hidden states. It runs within the forward pass, where sharded
+                weights of the head are whole. None for :meth:`target_logps`.
 
         Returns:
-            ``(targets,)`` fp32 log-probs and the other fields, in the order of ``batch.targets``.
+            What ``read`` does; by default the ``(targets,)`` :class:`~lion_lightning.types.TokenLogps` of the batch.
         """
         batch = self.rotary.apart(batch)
-        return self.logps(self.hidden_states(batch), batch)
+        states = self.hidden_states(batch)[batch.logit_positions]
+        return (read or PolicyModel.target_logps)(self, states, batch.targets)
 
-    def logps(self, hidden: Tensor, batch: PackedBatch) -> TokenLogps:
-        """Log-probs of the targets, where the last hidden states are known: for modules with another head.
+    def target_logps(self, states: Tensor, targets: Tensor) -> TokenLogps:
+        """Log-probs of tokens.
 
         Args:
-            hidden: ``(tokens, hidden)`` of :meth:`hidden_states` of the batch.
-            batch: The batch.
+            states: ``(targets, hidden)`` last hidden states that predict them.
+            targets: ``(targets,)`` their ids.
         """
         weight, bias = self.head()
-        states = hidden[batch.logit_positions]
-        return token_logps(
-            states, weight, batch.targets, bias=bias, transform=self.transform, entropy=self.with_entropy
-        )
+        return token_logps(states, weight, targets, bias=bias, transform=self.transform, entropy=self.with_entropy)
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.
@@ -95,6 +96,10 @@ class PolicyModel(PackedModel):
             placements = [Shard(1) if each.is_shard() else each for each in weight.placements]
             logits = DTensor.from_local(logits, weight.device_mesh, placements, run_check=False).full_tensor()
         return self.transform.apply(logits.float().clone())
+
+
+Read = Callable[[PolicyModel, Tensor, Tensor], Any]
+"""From a model, the hidden states ``(targets, hidden)`` that predict a batch's targets, and these, to anything."""
 
 
 def position_limit(config: Any) -> int | None:

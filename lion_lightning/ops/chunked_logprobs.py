@@ -95,7 +95,7 @@ class _RunningSums(NamedTuple):
         return merged
 
 
-class _TiledHead:
+class TiledHead:
     """The output head over some hidden states, in tiles of the vocabulary, in the dtype of its products.
 
     All tiles share one buffer for their logits: a CPU would spend as long on the page faults of new memory.
@@ -151,7 +151,7 @@ class HeadLogps(torch.autograd.Function):
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         ctx.per_tile, ctx.transform, ctx.part = per_tile, transform, part
         targets = targets if part is None else targets - part.first  # outside of the weight's rows where others hold it
-        head = _TiledHead(hidden.to(ctx.dtype), weight, bias, transform, per_tile)
+        head = TiledHead(hidden.to(ctx.dtype), weight, bias, transform, per_tile)
         fp32: Any = {
             "dtype": torch.float32,
             "device": hidden.device,
@@ -197,7 +197,7 @@ class HeadLogps(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
         grad_weight = torch.empty_like(weight) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias else None
-        head = _TiledHead(hidden.to(ctx.dtype), weight, bias, ctx.transform, ctx.per_tile)
+        head = TiledHead(hidden.to(ctx.dtype), weight, bias, ctx.transform, ctx.per_tile)
         saved_tiles = zip(saved[::2], saved[1::2], strict=True)
         for columns, tile_weight in head.tiles():
             exponentials, largest = next(saved_tiles, (None, None))

@@ -40,17 +40,22 @@ class TreeFilters(Filters, ABC):
         if self.keep not in get_args(Keep):
             raise ValueError(f"data.keep: {self.keep!r} is unknown; choose start or end")
 
+    def truncate_prompts(self, selection: Selection) -> Selection:
+        """Truncate prompts that are too long."""
+        if self.max_prompt_length is None:
+            return selection
+        spans = selection.spans
+        starts, stops = spans.starts.copy(), spans.stops.copy()
+        over = np.where(spans.roots, np.maximum(spans.segment_lengths - self.max_prompt_length, 0), 0)
+        if self.keep == "start":
+            stops -= over
+        else:
+            starts += over
+        return selection.truncate(starts, stops, "prompts truncated")
+
     def truncate(self, selection: Selection) -> Selection:
         """Truncate prompts, then answers to the room that is left."""
-        if self.max_prompt_length is not None:
-            spans = selection.spans
-            starts, stops = spans.starts.copy(), spans.stops.copy()
-            over = np.where(spans.roots, np.maximum(spans.segment_lengths - self.max_prompt_length, 0), 0)
-            if self.keep == "start":
-                stops -= over
-            else:
-                starts += over
-            selection = selection.truncate(starts, stops, "prompts truncated")
+        selection = self.truncate_prompts(selection)
         spans = selection.spans
         room = np.maximum(self.max_length - spans.segment_lengths[spans.offsets[:-1]], 0)[spans.owners]
         stops = np.where(spans.roots, spans.stops, np.minimum(spans.stops, spans.starts + room))
