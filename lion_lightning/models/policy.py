@@ -47,29 +47,32 @@ class PolicyModel(PackedModel):
 
     @override
     def forward(self, batch: PackedBatch, read: Read | None = None) -> Any:
-        """Log-prob of every target of a packed batch, or what else is read from the hidden states that predict them.
+        """Log-prob of every target of a packed batch, or what else is to be read from the hidden states.
 
         Args:
             batch: Rows on the model's device.
-            read: What to make of ``(targets, hidden)`` hidden states. It runs within the forward pass, where sharded
-                weights of the head are whole. None for :meth:`target_logps`.
+            read: What to make of the hidden states, within this forward pass, where the head is whole, however the
+                model is sharded; None for :meth:`logps`.
 
         Returns:
-            What ``read`` does; by default the ``(targets,)`` :class:`~lion_lightning.types.TokenLogps` of the batch.
+            What ``read`` gives; by default a :class:`~lion_lightning.types.TokenLogps`, ``(targets,)`` in the order of
+            ``batch.targets``.
         """
         batch = self.rotary.apart(batch)
-        states = self.hidden_states(batch)[batch.logit_positions]
-        return (read or PolicyModel.target_logps)(self, states, batch.targets)
+        return (read or PolicyModel.logps)(self, self.hidden_states(batch), batch)
 
-    def target_logps(self, states: Tensor, targets: Tensor) -> TokenLogps:
-        """Log-probs of tokens.
+    def logps(self, hidden: Tensor, batch: PackedBatch) -> TokenLogps:
+        """Log-probs of the targets, where the last hidden states are known.
 
         Args:
-            states: ``(targets, hidden)`` last hidden states that predict them.
-            targets: ``(targets,)`` their ids.
+            hidden: ``(tokens, hidden)`` of :meth:`hidden_states` of the batch.
+            batch: The batch.
         """
         weight, bias = self.head()
-        return token_logps(states, weight, targets, bias=bias, transform=self.transform, entropy=self.with_entropy)
+        states = hidden[batch.logit_positions]
+        return token_logps(
+            states, weight, batch.targets, bias=bias, transform=self.transform, entropy=self.with_entropy
+        )
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.
@@ -98,8 +101,8 @@ class PolicyModel(PackedModel):
         return self.transform.apply(logits.float().clone())
 
 
-Read = Callable[[PolicyModel, Tensor, Tensor], Any]
-"""From a model, the hidden states ``(targets, hidden)`` that predict a batch's targets, and these, to anything."""
+Read = Callable[[PolicyModel, Tensor, PackedBatch], Any]
+"""From a model, ``(tokens, hidden)`` last hidden states of a batch, and the batch to anything."""
 
 
 def position_limit(config: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class QSFTLoss(nn.Module, ABC):
         """Refuse data that the loss is not meant for."""
 
     @abstractmethod
-    def read(self, policy: PolicyModel, states: Tensor, targets: Tensor) -> ActionLogps:
+    def read(self, policy: PolicyModel, hidden: Tensor, batch: PackedBatch) -> ActionLogps:
         """Log-probs of a batch, within the forward pass: a :data:`~lion_lightning.models.policy.Read`."""
 
     @override
@@ -68,10 +69,10 @@ class UniformRest(QSFTLoss):
             )
 
     @override
-    def read(self, policy: PolicyModel, states: Tensor, targets: Tensor) -> ActionLogps:
+    def read(self, policy: PolicyModel, hidden: Tensor, batch: PackedBatch) -> ActionLogps:
         weight, bias = policy.head()
-        logps = policy.target_logps(states, targets)
-        # The mean logit over the vocabulary, less that of the target: products with weights, and no logits.
+        logps, states, targets = policy.logps(hidden, batch), hidden[batch.logit_positions], batch.targets
+        # The mean logit over the vocabulary, less that of the target: of weights, without the logits of the others.
         gaps = (states.float() * (weight.mean(0, dtype=torch.float32) - weight[targets].float())).sum(-1)
         if bias is not None:
             gaps = gaps + bias.mean(dtype=torch.float32) - bias[targets].float()
@@ -106,8 +107,9 @@ class DummyRest(QSFTLoss):
             )
 
     @override
-    def read(self, policy: PolicyModel, states: Tensor, targets: Tensor) -> ActionLogps:
-        dummies = torch.full_like(targets, self.token_id)
-        both = policy.target_logps(torch.cat([states, states]), torch.cat([targets, dummies]))
-        numbers = torch.arange(len(targets), device=targets.device)
-        return ActionLogps(both.take(numbers), both.values[len(targets) :])
+    def read(self, policy: PolicyModel, hidden: Tensor, batch: PackedBatch) -> ActionLogps:
+        places, actions = batch.logit_positions, batch.targets
+        dummies = torch.full_like(actions, self.token_id)
+        both = replace(batch, logit_positions=torch.cat([places, places]), targets=torch.cat([actions, dummies]))
+        logps, number = policy.logps(hidden, both), len(actions)
+        return ActionLogps(TokenLogps(logps.values[:number]), logps.values[number:])

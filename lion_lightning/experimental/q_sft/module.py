@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lion_lightning.experimental.q_sft.log_ratios import Head, max_log_ratio
 from lion_lightning.experimental.q_sft.loss import ActionLogps, QSFTLoss, UniformRest
 from lion_lightning.losses.base import out_of_range
 from lion_lightning.losses.policy_gradients.kl import LARGEST_LOG_RATIO
@@ -18,7 +19,6 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.trainer.batches import refuse_rounds
-from lion_lightning.ops.log_ratios import Head, max_log_ratio
 from lion_lightning.references.base import FrozenReference, MixedReference
 from lion_lightning.references.store import answer_counts
 from lion_lightning.types import LossOutput, PackedBatch
@@ -135,8 +135,8 @@ class QSFTModule(AlignmentModule):
         assert behaviour is not None, "call configure_model() first"
         assert target is not None
 
-        def read(model: PolicyModel, states: Tensor, targets: Tensor) -> Tensor:
-            own = _head(model, states, targets)
+        def read(*of_target: Any) -> Tensor:
+            own = _head(*of_target)
             # Within this model's forward pass, where its head is whole, however it is sharded.
             ratios: Tensor = behaviour(batch, lambda *other: max_log_ratio(own, _head(*other), self.floor))
             return ratios.clamp(max=LARGEST_LOG_RATIO).exp()
@@ -174,7 +174,7 @@ class QSFTModule(AlignmentModule):
             )
 
 
-def _head(model: PolicyModel, states: Tensor, targets: Tensor) -> Head:
-    """The output head over hidden states: a :data:`~lion_lightning.models.policy.Read`."""
+def _head(model: PolicyModel, hidden: Tensor, batch: PackedBatch) -> Head:
+    """The output head over the states of the targets: a :data:`~lion_lightning.models.policy.Read`."""
     weight, bias = model.head()
-    return Head(states, weight, bias, model.transform)
+    return Head(hidden[batch.logit_positions], weight, bias, model.transform)

@@ -61,13 +61,18 @@ class QSFTSampler(TransformersSampler):
 
     @override
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "behaviour": hash_model(self.behaviour), "beta": self.beta, "floor": self.floor}
+        return {
+            **super().identity(),
+            "behaviour": hash_model(self.behaviour, None),
+            "beta": self.beta,
+            "floor": self.floor,
+        }
 
     @override
     def open(self, policy: RolloutPolicy) -> None:
         """Gather the policy's weights, and load the behaviour model in their dtype."""
         super().open(policy)
-        spec = PolicySpec(self.behaviour, dtype=str(policy.model.dtype).removeprefix("torch."))
+        spec = PolicySpec.of({"path": self.behaviour, "dtype": str(policy.model.dtype).removeprefix("torch.")})
         with torch.random.fork_rng(devices=[]):  # to make a model draws random numbers, which training must not notice
             self._model = spec.build().requires_grad_(False).eval().to(policy.device).causal_lm
         sizes = [model.get_output_embeddings().weight.shape[0] for model in (policy.model, self._model)]
@@ -108,6 +113,7 @@ class BehaviourTimesValue(LogitsProcessor):
         known = inspect.signature(behaviour.forward).parameters
         self._takes_positions, self._keeps = "position_ids" in known, "logits_to_keep" in known
 
+    @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``(answers, vocabulary)`` logits to draw from.
 
