@@ -27,10 +27,10 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is packaged, the link still a link, so that no build leaves files in the repository."""
+    """A copy of what is packaged, and of the examples, which are not; so no build leaves files in the repository."""
     copy = tmp_path_factory.mktemp("checkout")
     ignore = shutil.ignore_patterns("__pycache__")
-    for folder in ("lion_lightning", "callbacks"):
+    for folder in ("lion_lightning", "callbacks", "examples"):
         shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=ignore)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, copy)
@@ -102,6 +102,7 @@ def test_the_sdist_and_the_wheel_hold_callbacks_templates_types_and_licence(buil
     assert any(name.endswith("licenses/LICENSE") for name in in_wheel)
     assert {name.split("/")[0] for name in in_wheel} == {"lion_lightning", "lion_lightning-0.1.0.dist-info"}
     assert {"LICENSE", "pyproject.toml", "README.md"} <= in_sdist
+    assert not [name for name in in_wheel | in_sdist if "examples" in name or "nonfree" in name]  # of unclear rights
 
 
 @pytest.mark.slow
