@@ -23,7 +23,8 @@ from tests.tiny import Rows, merge, pairs, row, tokenizer_folder, trainer
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
 PAIRS = [pairs((5, 4, 7), (3, 6, 2), seed=seed) for seed in range(4)]
-DOCUMENTS = [row((7, 5, 9, 4), (-1, -1, -1, -1), seed=seed) for seed in range(2)]
+# three documents, the second with a prefix that is seen whole
+DOCUMENTS = [row((7, 5, 9, 4), (-1, -1, 1, -1), seed=seed, bidirectional=(False, True)) for seed in range(2)]
 LORA: dict[str, Any] = {"lora": LoRASpec(r=4), "recompute": "elementwise"}
 CASES: dict[str, dict[str, Any]] = {
     "weights": {"recompute": "full"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 """Largest difference of fp32 gradients, relative to the largest."""
 
-STEPS = ("build", "packed", "exact", "DPO", "LoRA", "export")
+STEPS = ("build", "packed", "exact", "prefix", "DPO", "LoRA", "export")
 
 
 @dataclass
@@ -51,7 +51,7 @@ class ModelCheck:
         passed: Steps of :data:`STEPS` that were right.
         packed: True where rows run packed; False where every sequence runs alone in a padded batch.
         failed: The step that was not right; empty where all were.
-        reason: Why it was not, or why the model runs padded; one line.
+        reason: Why it was not, or why the model runs padded or takes no bidirectional prefix; one line.
     """
 
     model_type: str
@@ -81,6 +81,11 @@ def check_model(model_type: str, folder: Path) -> ModelCheck:
             check.failed = "exact"
             require_exact(policy)
             check.passed.append("exact")
+            check.failed = "prefix"
+            if policy.one_way is None:
+                require_seen_whole(policy)
+                check.passed.append("prefix")
+            check.reason = check.reason or policy.one_way or ""
             check.failed = "DPO"
             module = trained(spec, tokenizer_folder(folder), folder)
             check.passed.append("DPO")
@@ -167,6 +172,27 @@ def require_exact(policy: PolicyModel) -> None:
     off = max(float((gradients[name] - expected_gradients[name]).abs().max()) / largest for name in expected_gradients)
     if not (difference <= TOLERANCE and off <= GRADIENT_TOLERANCE):
         raise ValueError(f"log-probs differ by {difference:.1e} and gradients by {off:.1e} from each sequence alone")
+
+
+@torch.no_grad()
+def require_seen_whole(policy: PolicyModel) -> None:
+    """Change each token of a row with a bidirectional prompt, and see which hidden states change with it.
+
+    Raises:
+        ValueError: They are not those of the tokens that see it.
+    """
+    policy.eval()
+    batch = trees((4,), (6, 3, 2))
+    segments = tuple(span._replace(bidirectional=number == 1) for number, span in enumerate(batch.segments))
+    batch, sees = replace(batch, segments=segments), RowLayout(segments).visible
+    before = policy.hidden_states(batch)
+    for place, token in enumerate(batch.input_ids.tolist()):
+        ids = batch.input_ids.clone()
+        ids[place] = token + 1 if token + 1 < VOCABULARY else 3
+        change = (policy.hidden_states(replace(batch, input_ids=ids)) - before).abs().amax(1)
+        changed = change > TOLERANCE * before.abs().max()  # experts add up rows of others in another order
+        if not torch.equal(changed, sees[:, place]):
+            raise ValueError(f"with a bidirectional prompt, tokens see token {place} that should not, or do not see it")
 
 
 def _gradients(policy: PolicyModel, values: Tensor) -> dict[str, Tensor]:

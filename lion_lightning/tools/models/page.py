@@ -21,6 +21,8 @@ Each type of causal LM of transformers {transformers}, at a tiny size with rando
   for all its answers. Otherwise every sequence runs alone in a padded batch, with a warning when training starts.
 - **exact**: log-probs and gradients of a row of documents and prompts with up to three answers equal those of each
   sequence alone.
+- **prefix**: in a row with a bidirectional prompt, as that of a prefix language model, each token sees what it should.
+  Else such rows are refused.
 - **DPO**: a step of DPO with a frozen reference starts at a loss of log 2.
 - **LoRA**: exact with adapters on all linear layers.
 - **export**: the trained model's folder loads in transformers with equal logits.
@@ -63,7 +65,8 @@ def counts(checks: Sequence[ModelCheck]) -> str:
     return (
         f"Of {len(checks)} types {packed} pass every check packed ({packed / max(len(checks), 1):.0%}) and "
         f"{len(right) - packed} padded; {refused} are refused when they are built; "
-        f"{len(checks) - len(right) - refused} fail a later check."
+        f"{len(checks) - len(right) - refused} fail a later check. "
+        f"{sum('prefix' in check.passed for check in checks)} take bidirectional prefixes."
     )
 
 

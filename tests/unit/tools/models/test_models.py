@@ -13,7 +13,15 @@ from lion_lightning.cli import main
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.tools.models import main as command
-from lion_lightning.tools.models.check import ModelCheck, alone_logps, check_model, require_exact, trees
+from lion_lightning.tools.models.check import (
+    STEPS,
+    ModelCheck,
+    alone_logps,
+    check_model,
+    require_exact,
+    require_seen_whole,
+    trees,
+)
 from lion_lightning.tools.models.main import checked
 from lion_lightning.tools.models.page import page
 from lion_lightning.tools.models.tiny import tiny_config
@@ -22,7 +30,7 @@ from lion_lightning.types import Segment
 
 def test_a_type_that_packs_passes_every_check(tmp_path: Path) -> None:
     check = check_model("llama", tmp_path)
-    assert check == ModelCheck("llama", ["build", "packed", "exact", "DPO", "LoRA", "export"], packed=True)
+    assert check == ModelCheck("llama", list(STEPS), packed=True)
 
 
 def test_a_policy_whose_log_probs_are_not_the_models_is_found_out() -> None:
@@ -31,6 +39,13 @@ def test_a_policy_whose_log_probs_are_not_the_models_is_found_out() -> None:
     policy.transform = LogitTransform(2.0)
     with pytest.raises(ValueError, match="from each sequence alone"):
         require_exact(policy)
+
+
+def test_a_policy_that_stays_causal_within_a_prefix_is_found_out() -> None:
+    policy = PolicySpec(config=tiny_config("rwkv")).build()
+    policy.one_way = None  # as if nothing had been found
+    with pytest.raises(ValueError, match="with a bidirectional prompt, tokens see token 5 that should not, or do not"):
+        require_seen_whole(policy)
 
 
 def test_targets_of_trees_are_their_answers_and_all_of_a_document_but_its_first_token() -> None:
@@ -67,18 +82,18 @@ def test_a_process_that_ends_or_hangs_is_a_failed_check(monkeypatch: pytest.Monk
 
 
 def test_the_page_counts_packed_padded_and_refused() -> None:
-    steps = ["build", "packed", "exact", "DPO", "LoRA", "export"]
     checks = [
-        ModelCheck("a", steps, packed=True),
-        ModelCheck("b", [step for step in steps if step != "packed"], reason="layer | 3"),
+        ModelCheck("a", [*STEPS], packed=True),
+        ModelCheck("b", [step for step in STEPS if step not in ("packed", "prefix")], reason="layer | 3"),
         ModelCheck("c", failed="build", reason="no"),
-        ModelCheck("d", ["build", "packed", "exact"], packed=True, failed="DPO", reason="nan"),
+        ModelCheck("d", ["build", "packed", "exact", "prefix"], packed=True, failed="DPO", reason="nan"),
     ]
     text = page(checks, minutes=2)
     assert "Of 4 types 1 pass every check packed (25%) and 1 padded; 1 are refused when they are built; 1 fail" in text
-    assert "| b | yes | no | yes | yes | yes | yes | layer \\| 3 |" in text
-    assert "| c | no |  |  |  |  |  | no |" in text
-    assert "| d | yes | yes | yes | no |  |  | nan |" in text
+    assert "1 fail a later check. 2 take bidirectional prefixes." in text
+    assert "| b | yes | no | yes | no | yes | yes | yes | layer \\| 3 |" in text
+    assert "| c | no |  |  |  |  |  |  | no |" in text
+    assert "| d | yes | yes | yes | yes | no |  |  | nan |" in text
 
 
 def test_an_unknown_type_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
