@@ -35,9 +35,9 @@ class LearningRecord(Callback):
     Before training and after each epoch, one pass without gradients over all training documents takes the sum of the
     negative log-probs of each one's targets, all of which count alike, whatever their weights in the loss. Documents
     are found by a hash of their text, so that a run with another model and tokenizer can use the file
-    (:class:`~lion_lightning.data.learning.LatestLearnt`); it also lists the rows that are learnt last, wrong answers
-    among them: ``python -m lion_lightning.data.learning FILE``. A document that is split counts as one, one that is
-    repeated counts once, and one that was truncated up to there. Limits of the trainer do not limit the passes.
+    (:class:`~lion_lightning.data.learning.LatestLearnt`). ``python -m lion_lightning.data.learning FILE`` lists the
+    rows that were learnt least, wrong answers among them. A document that is split counts as one, one that is repeated
+    counts once, and one that was truncated up to there. Limits of the trainer do not limit the passes.
 
     A pass costs about a third of an epoch's time. Training is the same with it as without. A resumed run goes on with
     its file, and ends with the same one as a run that was never stopped. Under ``fast_dev_run`` nothing is recorded.
@@ -101,8 +101,8 @@ class LearningRecord(Callback):
             path = self._path(trainer)
             log.info(
                 "LearningRecord: losses of %s documents before training and after %d epochs are in %s; `python -m "
-                "lion_lightning.data.learning %s` lists what is learnt last, to be looked through for wrong answers, "
-                "and lion_lightning.data.learning.LatestLearnt in data.document_filters trains on it",
+                "lion_lightning.data.learning %s` lists the rows that were learnt least, wrong answers among them, and "
+                "lion_lightning.data.learning.LatestLearnt in data.document_filters trains on those learnt last",
                 *(f"{len(self._losses.places):,}", self._losses.epochs, path, path),
             )
 

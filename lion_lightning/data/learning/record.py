@@ -65,6 +65,13 @@ class RecordedLosses:
         """The first so many moments alone."""
         return replace(self, moments=self.moments[:moments], nll=self.nll[:moments])
 
+    def take(self, rows: npt.NDArray[np.int64]) -> RecordedLosses:
+        """The documents of these rows, in this order."""
+        places = [self.places[row] for row in rows.tolist()]
+        return replace(
+            self, digests=self.digests[rows], places=places, targets=self.targets[rows], nll=self.nll[:, rows]
+        )
+
     def taken(self, moment: Moment, nll: Floats) -> RecordedLosses:
         """The same with the losses, ``(documents,)``, of one moment more."""
         return replace(self, moments=(*self.moments, moment), nll=np.concatenate([self.nll, nll[None]]))

@@ -1,0 +1,197 @@
+"""Selection of the documents that a recorded run has learnt last (arXiv 2402.10430)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import override
+
+from lion_lightning.cache import hash_file, hash_json
+from lion_lightning.data.document_filters.base import DocumentFilter, LeftOut
+from lion_lightning.data.document_filters.candidates import Candidates, ReadExample
+from lion_lightning.data.formats.pairing import PromptAnswers
+from lion_lightning.data.formats.sft import Conversation
+from lion_lightning.data.learning.clusters import k_means, shared_out
+from lion_lightning.data.learning.percentage import learning_percentages
+from lion_lightning.data.learning.record import Floats, RecordedLosses
+from lion_lightning.data.selection.spans import Choice
+from lion_lightning.data.sources.readers import Numbers
+from lion_lightning.data.sources.transforming import code_of, imported
+
+Keep = Literal["latest", "earliest", "middle", "random"]
+
+_CAUSES = {"latest": "learnt early", "earliest": "learnt late", "middle": "learnt early or late", "random": "not drawn"}
+_SHOWN = 3  # of the documents that are learnt last, in the log
+
+
+class LatestLearnt(DocumentFilter):
+    r"""Train on the documents that a recorded run has learnt last, a share of each source.
+
+    Of a source's N documents with a learning percentage
+    (:func:`~lion_lightning.data.learning.percentage.learning_percentages`), exactly ``round(share * N)`` are kept:
+    those of the lowest, which means learnt late. With clusters each gives its share, by largest remainder; equal
+    percentages are ordered by content. The recorded model may be another, smaller one, with another tokenizer:
+    documents are found by their text. Documents without a percentage are left out, and counted apart.
+
+    What is learnt late may be hard, or wrong: look at the rows first (``python -m lion_lightning.data.learning FILE``).
+
+    Args:
+        record: File of :class:`~lion_lightning.callbacks.LearningRecord`.
+        share: Share of the documents to keep, above 0 and at most 1.
+        approximate: Take the percentage that needs the losses of one epoch only.
+        clusters: Clusters that are chosen from apart, by k-means; the paper has 1,000 for 52,002 documents.
+        embed: Import path of a function from a list of texts to an array, ``(texts, dimensions)``, for the clusters.
+        seed: Of the clusters, and of what is drawn at random.
+        keep: ``latest``; or, for comparisons, ``earliest``, those in the ``middle``, or as many drawn at ``random``.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    needs_all_examples = True
+
+    def __init__(
+        self,
+        record: str,
+        share: float,
+        approximate: bool = False,
+        clusters: int = 1,
+        embed: str | None = None,
+        seed: int = 42,
+        keep: Keep = "latest",
+    ) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"LatestLearnt: share is {share}; give a share of the documents, above 0 and at most 1")
+        if clusters < 1 or seed < 0:
+            raise ValueError(f"LatestLearnt: clusters is {clusters} and seed {seed}; give at least 1, and at least 0")
+        if (clusters > 1) != (embed is not None):
+            raise ValueError(
+                "LatestLearnt: clusters above 1 and embed, the import path of a function from texts to an array, go "
+                "together; give both or neither"
+            )
+        if keep not in (known := get_args(Keep)):
+            raise ValueError(f"LatestLearnt: keep {keep!r} is unknown; choose {', '.join(known)}")
+        self.record, self.share, self.approximate, self.keep = str(record), share, approximate, keep
+        self.clusters, self.embed, self.seed = clusters, embed, seed
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        path = Path(self.record)
+        if not path.is_file():
+            raise ValueError(f"LatestLearnt: there is no learning record {path}; the recorded run's log names it")
+        found = {**super().identity(), "record": hash_file(path)}  # wherever it lies
+        return found if self.embed is None else found | {"embed": hash_json(code_of(imported(self.embed, "embed")))}
+
+    @override
+    def leave_out(self, candidates: Candidates) -> LeftOut:
+        losses = self._losses(candidates)
+        percentages = learning_percentages(losses, self.approximate)
+        known = ~np.isnan(percentages)
+        kept = self._chosen(candidates, percentages, np.flatnonzero(known))
+        causes = {
+            "no supervised token when losses were recorded": losses.targets == 0,
+            "no learning percentage": ~known,
+            _CAUSES[self.keep]: ~kept,
+        }
+        report = {
+            "documents": int(known.sum()),
+            "kept": int(kept.sum()),
+            "mean_learning_percentage": float(percentages[known].mean()),
+            "mean_learning_percentage_kept": float(percentages[kept].mean()),
+        }
+        line = (
+            f"{report['kept']:,} of {report['documents']:,} documents kept ({self.keep}); mean learning percentage of "
+            f"these {report['mean_learning_percentage_kept']:.3f}, of all {report['mean_learning_percentage']:.3f}"
+        )
+        return LeftOut(causes, report, [line, *_latest(losses, percentages)], self._warnings(losses))
+
+    def _losses(self, candidates: Candidates) -> RecordedLosses:
+        """The recorded losses of the candidates, in their order.
+
+        Raises:
+            ValueError: A candidate is not in the record.
+        """
+        recorded = RecordedLosses.read(self.record)
+        rows = {digest.tobytes(): row for row, digest in enumerate(recorded.digests)}
+        found = np.array([rows.get(digest.tobytes(), -1) for digest in candidates.digests], np.int64)
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
+            (place,) = candidates.places(missing[:1].tolist())
+            trees = isinstance(next(iter(candidates.read())), PromptAnswers)
+            reason = "prompts with answers, which are not learnt one by one" if trees else "no part of that training"
+            raise ValueError(
+                f"LatestLearnt: {len(missing):,} of the {len(candidates):,} documents of source "
+                f"{candidates.source.label} are not in {self.record}, the first of them {place}: they are {reason}; "
+                "record the losses in a run of SFT on the same sources"
+            )
+        return recorded.take(found)
+
+    def _chosen(self, candidates: Candidates, percentages: Floats, usable: Numbers) -> Choice:
+        """Which candidates are kept."""
+        if len(usable) < self.clusters > 1:
+            raise ValueError(
+                f"LatestLearnt: source {candidates.source.label} has {len(usable):,} documents with a learning "
+                f"percentage, too few for {self.clusters:,} clusters; lower clusters"
+            )
+        digests = candidates.digests[usable]
+        usable = usable[np.lexsort(digests.T)]  # by content: nothing rests on the order of the rows
+        labels = self._labels(candidates, usable)
+        counts = shared_out(np.bincount(labels, minlength=self.clusters), self.share)
+        if not counts.sum():
+            raise ValueError(
+                f"LatestLearnt: a share of {self.share:g} of the {len(usable):,} documents of source "
+                f"{candidates.source.label} with a learning percentage is none; raise share"
+            )
+        keys = percentages[usable] * (-1 if self.keep == "earliest" else 1)
+        if self.keep == "random":
+            keys = np.random.default_rng(self.seed).random(len(usable))
+        order = np.argsort(keys, kind="stable")
+        kept = np.zeros(len(candidates), np.bool_)
+        for cluster, count in enumerate(counts.tolist()):
+            members = usable[order[labels[order] == cluster]]
+            first = (len(members) - count) // 2 if self.keep == "middle" else 0
+            kept[members[first : first + count]] = True
+        return kept
+
+    def _labels(self, candidates: Candidates, usable: Numbers) -> npt.NDArray[np.int64]:
+        """Cluster of each of these candidates."""
+        if self.embed is None:
+            return np.zeros(len(usable), np.int64)
+        texts = [*map(_text, candidates.read())]
+        points = np.asarray(imported(self.embed, "embed")([texts[position] for position in usable.tolist()]))
+        if points.ndim != 2 or len(points) != len(usable) or not np.isfinite(points).all():
+            raise ValueError(
+                f"LatestLearnt: embed {self.embed} gives an array of shape {points.shape} for {len(usable)} texts; "
+                "return finite numbers, one row for each text"
+            )
+        return k_means(torch.from_numpy(points), self.clusters, self.seed)
+
+    def _warnings(self, losses: RecordedLosses) -> list[str]:
+        used = [1] if self.approximate else [1, losses.epochs]
+        cut = [number for number in used if losses.moments[number].share < 1]
+        if not cut:
+            return []
+        share = losses.moments[cut[0]].share
+        return [
+            f"the run of {self.record} trained {share:.0%} of epoch {cut[0]}, so that some documents look late for "
+            "want of training; record whole epochs"
+        ]
+
+
+def _latest(losses: RecordedLosses, percentages: Floats) -> Iterator[str]:
+    """The few documents that are learnt last, for a person to look at."""
+    for position in np.argsort(percentages)[:_SHOWN].tolist():
+        if not np.isnan(percentages[position]):
+            yield f"learnt last: {losses.places[position]} (learning percentage {percentages[position]:.3f})"
+
+
+def _text(example: ReadExample) -> str:
+    """All that a document says."""
+    assert not isinstance(example, PromptAnswers)
+    texts = [turn.content for turn in example.messages] if isinstance(example, Conversation) else example
+    return "\n".join(filter(None, texts))
