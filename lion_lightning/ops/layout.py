@@ -116,11 +116,10 @@ class RowLayout:
     @cached_property
     def tree_lengths(self) -> tuple[tuple[int, int], ...]:
         """For each segment, the shortest and the longest sequence of its tree (a document, or a prompt's answers)."""
-        parents = {segment.parent for segment in self.segments}
         lengths: dict[int, list[int]] = {}
-        for index, (chain, access) in enumerate(zip(self.chains, self.accesses, strict=True)):
-            if index not in parents:
-                lengths.setdefault(chain[0], []).append(sum(span.stop - span.start for span in access.keys))
+        for chain in self.leaf_chains:
+            keys = self.accesses[chain[-1]].keys
+            lengths.setdefault(chain[0], []).append(sum(span.stop - span.start for span in keys))
         ends = {root: (min(found), max(found)) for root, found in lengths.items()}
         return tuple(ends[chain[0]] for chain in self.chains)
 

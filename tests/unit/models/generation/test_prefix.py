@@ -13,7 +13,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.types import segment_table
 from tests.families import family
 from tests.marks import exhaustive
-from tests.tiny import LEARNED_POSITIONS, SOFTCAPPED, policy, row
+from tests.tiny import LEARNED_POSITIONS, SOFTCAPPED, config, policy, row
 
 SINKS: dict[str, Any] = {"model_type": "gpt_oss", "head_dim": 8, "num_local_experts": 4, "sliding_window": 4}
 CODEGEN: dict[str, Any] = {"model_type": "codegen", "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
@@ -57,8 +57,21 @@ def test_log_probs_of_generated_tokens_are_those_of_the_packed_row(attention: st
         assert torch.allclose(packed, generated, rtol=0, atol=1e-5) == whole
 
 
-def test_models_that_stay_causal_and_empty_prefixes_are_refused() -> None:
+def test_a_policy_in_training_with_checkpointed_layers_keeps_a_cache() -> None:
+    model = PolicySpec(config=config(), recompute="full").build().train()
+    made = after_prefixes(model, [[3, 4, 5], [6]])
+    assert model.training
+    assert made["past_key_values"].get_seq_length() == 2
+    assert made["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert made["input_ids"][:, -1].tolist() == [5, 6]
+
+
+def test_models_that_stay_causal_or_count_positions_and_empty_prefixes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Lfm2ShortConv\) sees no later tokens"):
         after_prefixes(PolicySpec(config=family("lfm2")).build().eval(), [[3, 4], [5]])
+    for kind, attention in (("roberta", "lion"), ("bart", "eager")):  # the latter runs padded
+        model = policy(kind, attention, is_decoder=True, decoder_attention_heads=4, d_model=32, decoder_ffn_dim=48)
+        with pytest.raises(ValueError, match="counts positions itself, otherwise than generate"):
+            after_prefixes(model, [[3, 4], [5]])
     with pytest.raises(ValueError, match="a prefix to generate from has no tokens"):
         after_prefixes(policy().eval(), [[3, 4], []])
