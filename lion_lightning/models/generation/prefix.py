@@ -53,14 +53,14 @@ def after_prefixes(policy: PolicyModel, prefixes: Sequence[Sequence[int]]) -> di
         raise ValueError(f"{type(policy.causal_lm).__name__} puts no keys and values into a DynamicCache")
 
     source = pad_left([range(segment.start, segment.stop) for segment in segments], 0).to(device)
-    _take(cache, source if policy.packed else layout.padded.first[source])
-    cache.crop(max(lengths) - 1)
+    places = source if policy.packed else layout.padded.first[source]
+    _take(cache, places[:, :-1])
     mask = pad_left([[1] * length for length in lengths], 0).to(device)
     return {"input_ids": row[source], "attention_mask": mask, "past_key_values": cache}
 
 
 def _take(cache: DynamicCache, places: Tensor) -> None:
-    """Put keys and values into other places: ``(sequences, longest)`` positions in the flattened row or batch."""
+    """Keep the keys and values of some places: ``(sequences, tokens)`` positions in the flattened row or batch."""
     for layer in cache.layers:
         for name in ("keys", "values"):  # (rows, heads, tokens, size)
             ran = getattr(layer, name).transpose(1, 2).flatten(0, 1)

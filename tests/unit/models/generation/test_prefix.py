@@ -57,6 +57,13 @@ def test_log_probs_of_generated_tokens_are_those_of_the_packed_row(attention: st
         assert torch.allclose(packed, generated, rtol=0, atol=1e-5) == whole
 
 
+def test_a_prefix_of_one_token_is_a_prompt_as_any_other() -> None:
+    model = policy().eval()
+    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    expected = model.causal_lm.generate(torch.tensor([[5]]), **options)
+    assert torch.equal(model.causal_lm.generate(**after_prefixes(model, [[5]]), **options), expected)
+
+
 def test_a_policy_in_training_with_checkpointed_layers_keeps_a_cache() -> None:
     model = PolicySpec(config=config(), recompute="full").build().train()
     made = after_prefixes(model, [[3, 4, 5], [6]])
