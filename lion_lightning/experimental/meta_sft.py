@@ -59,8 +59,10 @@ class MetaSFTModule(SFTModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse what an episode cannot be run with."""
+        """Refuse what an episode cannot be run with, and leave one that a run in this process was stopped in."""
         super().setup(stage)
+        _put_start_back(self)
+        self._spare, self._last = [], False
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
             raise MisconfigurationException(
@@ -82,13 +84,6 @@ class MetaSFTModule(SFTModule):
                 "MetaSFTModule: an episode is an accumulation window, and one micro-batch makes no step within it; set "
                 "trainer.accumulate_grad_batches to the number of inner steps plus one, or use SFTModule"
             )
-
-    @override
-    def on_train_start(self) -> None:
-        """Begin with an episode, also after a run in this process that was stopped within one."""
-        super().on_train_start()
-        _put_start_back(self)
-        self._spare, self._last = [], False
 
     @override
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:

@@ -59,6 +59,7 @@ class StaticSparsity(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse, before a model is built, what cannot be pruned."""
+        self._stored = None
         if not isinstance(pl_module, AlignmentModule):
             raise MisconfigurationException(
                 f"StaticSparsity prunes the policy of an AlignmentModule, and {type(pl_module).__name__} is none; take "

@@ -200,9 +200,9 @@ def test_validation_within_a_window_sees_and_changes_nothing(tokenizer: Tokenize
 
 
 class Stopped(Callback):
-    """Raises within the micro-batch of this number, when the policy holds adapted weights, and saves then."""
+    """Raises within the micro-batch of this number, when the policy holds adapted weights, and may save then."""
 
-    def __init__(self, path: Path, batch: int) -> None:
+    def __init__(self, batch: int, path: Path | None = None) -> None:
         self.path, self.batch = path, batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -210,7 +210,19 @@ class Stopped(Callback):
             raise KeyError("stopped")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        trainer.save_checkpoint(self.path)
+        if self.path:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_module_that_was_stopped_within_a_micro_batch_is_validated_by_the_weights_of_the_last_step(
+    tokenizer: TokenizerSpec,
+) -> None:
+    module, expected = (built(MetaSFTModule, tokenizer, inner_lr=0.5) for _ in range(2))
+    with pytest.raises(KeyError, match="stopped"):
+        fit(module, 2, ROWS, Stopped(3))
+    fit(expected, 2, ROWS[:2])
+    one, other = (trainer().validate(each, Rows(ROWS), verbose=False) for each in (module, expected))
+    assert one == other
 
 
 def test_a_checkpoint_of_an_error_within_a_micro_batch_holds_the_weights_of_the_last_step(
@@ -218,7 +230,7 @@ def test_a_checkpoint_of_an_error_within_a_micro_batch_holds_the_weights_of_the_
 ) -> None:
     module, expected = (built(MetaSFTModule, tokenizer, inner_lr=0.5) for _ in range(2))
     with pytest.raises(KeyError, match="stopped"):
-        fit(module, 2, ROWS, Stopped(tmp_path / "a.ckpt", 3), max_epochs=2)
+        fit(module, 2, ROWS, Stopped(3, tmp_path / "a.ckpt"), max_epochs=2)
     fit(expected, 2, ROWS[:2])
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
     own = weights(expected)

@@ -172,6 +172,9 @@ def saver(folder: Path) -> ModelCheckpoint:
 def test_a_resumed_run_ends_equal(tokenizer: TokenizerSpec, tmp_path: Path) -> None:
     whole = sft.module(tokenizer, optimizer=ADAMW)
     fit(whole, StaticSparsity(0.75), saver(tmp_path), enable_checkpointing=True, accumulate_grad_batches=2)
+    saved = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    assert saved["callbacks"]["StaticSparsity"].keys() == {"sparsity", "seed", "digest"}
+    assert saved["state_dict"].keys() == sft.module(tokenizer).state_dict().keys()
     resumed = sft.module(tokenizer, optimizer=ADAMW)
     torch.nn.init.ones_(resumed.policy_model.causal_lm.get_parameter(QUERY))
     left = Rows(ROWS[4:])  # these rows know nothing of where they are
