@@ -79,9 +79,9 @@ def write_games(folder, count, seed):
                 print(json.dumps({"messages": turns}), file=weighted)
 
 
-def train(module, data, folder, epochs, rate):
+def train(module, data, folder, epochs):
     """Train, and write the model to a folder."""
-    module.optimizer_factory = lambda parameters: torch.optim.AdamW(parameters, lr=rate)
+    module.optimizer_factory = lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -116,32 +116,32 @@ def play(model, sampler, count):
     return sum(REWARDS.get(game, 0.0) for game in zip(ways, choices, strict=True)) / count
 
 
-def run(folder, seed, games=1000, epochs=30, plays=1000, betas=(5.0, 50.0)):
+def run(folder, seed, games=1000, epochs=8, plays=1000, betas=(5.0, 50.0)):
     """Mean returns by method."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
     start = str(folder / "start")
     write_model(start)
     write_games(folder, games, seed)
-    tokenizer, settings = TokenizerSpec(start), SamplingSettings(temperature=1.0, max_new_tokens=3)
+    tokenizer, settings = TokenizerSpec(start), SamplingSettings(temperature=1.0, max_new_tokens=2)
 
-    def sft(name, file, epochs):
+    def sft(name, file):
         data = SFTDataModule([Source(str(folder / file), ignore=["reward"])], tokenizer, max_length=64, batch_size=16)
-        return train(SFTModule(start), data, folder / name, epochs, 3e-3)
+        return train(SFTModule(start), data, folder / name, epochs)
 
-    behaviour = sft("behaviour", "games.jsonl", 10)
-    weighted = sft("weighted", "weighted.jsonl", 10)
+    behaviour = sft("behaviour", "games.jsonl")
+    weighted = sft("weighted", "weighted.jsonl")
     data = TrajectoryDataModule(
         [Source(str(folder / "games.jsonl"))], tokenizer, max_length=64, row_length=64, batch_size=16
     )
-    learned = train(QSFTModule(start, behaviour), data, folder / "q_sft", epochs, 3e-3)
+    learned = train(QSFTModule(start, behaviour, alpha=0.1), data, folder / "q_sft", epochs)
 
     returns = {
-        "SFT on all games": play(behaviour, TransformersSampler(settings), plays),
-        "SFT weighted by return": play(weighted, TransformersSampler(settings), plays),
+        "SFT on all games": play(behaviour, TransformersSampler(settings, 500), plays),
+        "SFT weighted by return": play(weighted, TransformersSampler(settings, 500), plays),
     }
     for beta in betas:
-        sampler = QSFTSampler(behaviour, beta, sampling=settings)
+        sampler = QSFTSampler(behaviour, beta, sampling=settings, batch_size=500)
         returns[f"Q-SFT, beta {beta:g}"] = play(learned, sampler, plays)
     return returns
 
