@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lion_lightning import SFTDataModule, SFTModule, Source, TokenizerSpec
 from lion_lightning.callbacks import HuggingFaceExport
-from lion_lightning.experimental.q_sft import QSFTModule, QSFTSampler, TrajectoryDataModule
+from lion_lightning.experimental.q_sft import DummyRest, QSFTModule, QSFTSampler, TrajectoryDataModule, UniformRest
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
 from lion_lightning.types import Prompt
@@ -116,7 +116,7 @@ def play(model, sampler, count):
     return sum(REWARDS.get(game, 0.0) for game in zip(ways, choices, strict=True)) / count
 
 
-def run(folder, seed, games=1000, epochs=8, plays=1000, betas=(5.0, 50.0)):
+def run(folder, seed, rest="uniform", games=1000, epochs=8, plays=1000, betas=(5.0, 50.0)):
     """Mean returns by method."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
@@ -134,7 +134,8 @@ def run(folder, seed, games=1000, epochs=8, plays=1000, betas=(5.0, 50.0)):
     data = TrajectoryDataModule(
         [Source(str(folder / "games.jsonl"))], tokenizer, max_length=64, row_length=64, batch_size=16
     )
-    learned = train(QSFTModule(start, behaviour, alpha=0.1), data, folder / "q_sft", epochs)
+    loss = UniformRest() if rest == "uniform" else DummyRest(MARKS.index("<|pad|>"))
+    learned = train(QSFTModule(start, behaviour, loss=loss, alpha=0.1), data, folder / "q_sft", epochs)
 
     returns = {
         "SFT on all games": play(behaviour, TransformersSampler(settings, 500), plays),
@@ -150,9 +151,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where models and games are written")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--games", type=int, default=1000)
+    parser.add_argument("--rest", choices=["uniform", "dummy"], default="uniform", help="what a label leaves goes to")
     asked = parser.parse_args(argv)
-    found = [run(asked.folder / str(seed), seed, asked.games) for seed in range(asked.seeds)]
+    found = [run(asked.folder / str(seed), seed, asked.rest) for seed in range(asked.seeds)]
     for method in found[0]:
         returns = [one[method] for one in found]
         print(f"{method:<24} {sum(returns) / len(returns):.3f}   ({', '.join(f'{one:.3f}' for one in returns)})")

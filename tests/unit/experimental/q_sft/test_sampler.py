@@ -94,12 +94,12 @@ def test_where_no_token_has_the_floor_the_most_probable_one_is_drawn(tmp_path: P
 
 
 def test_what_is_out_of_range_or_of_another_vocabulary_is_one_line(tmp_path: Path) -> None:
-    for options, line in (
-        ({"beta": 0.0}, "QSFTSampler: beta is 0.0; give a number above 0"),
-        ({"beta": 5.0, "floor": 1.0}, "QSFTSampler: floor is 1.0; give a number between 0 and 1"),
+    for beta, floor, line in (
+        (0.0, 0.1, "QSFTSampler: beta is 0.0; give a number above 0"),
+        (5.0, 1.0, "QSFTSampler: floor is 1.0; give a number between 0 and 1"),
     ):
         with pytest.raises(ValueError, match=line):
-            QSFTSampler("behaviour", **options)
+            QSFTSampler("behaviour", beta, floor)
     sampler = QSFTSampler(stored(tmp_path / "behaviour", 1, vocab_size=103), 5.0)
     policy = stored(tmp_path / "policy", 0)
     with pytest.raises(ValueError, match="has 103 tokens and the policy 101"):
