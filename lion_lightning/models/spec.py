@@ -141,6 +141,8 @@ class PolicySpec:
         """
         if self.quantization is not None:
             self.quantization.require(adapted=self.lora is not None, stored=self.path is not None, split=sharding)
+        if self.lora is not None and sharding is not None and sharding.tensor_mesh is not None:
+            raise ValueError("policy.lora: tensor parallelism splits no adapters; leave tensor_parallel_size at 1")
         vocabulary = len(tokenizer) if tokenizer is not None else 0
         new_ids = new_ids or []
         if sharding is not None and self.path is not None:

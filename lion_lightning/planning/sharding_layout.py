@@ -54,6 +54,8 @@ def _made(strategy: Any) -> Any:
 
 
 def _placement(strategy: Any, gpus: int) -> Placement:
+    if getattr(strategy, "tensor_parallel_size", 1) > 1:
+        raise ValueError("trainer.strategy: memory under tensor parallelism cannot be estimated; plan without it")
     if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
         # FSDP2 is told by a bool, FSDP1 by torch's CPUOffload.
         offload = getattr(strategy, "cpu_offload", False)

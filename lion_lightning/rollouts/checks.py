@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.on_policy import RoundDataModule
+from lion_lightning.distributed.replicas import Replica
 from lion_lightning.judges.base import Judge
 from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
@@ -44,6 +45,11 @@ def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataMod
         raise MisconfigurationException(
             f"OnPolicySampling: {type(module).__name__} is not an AlignmentModule, so it has no policy to sample from; "
             "use OnlineDPOModule, or subclass one"
+        )
+    if Replica.of(trainer.strategy).size < trainer.world_size:
+        raise MisconfigurationException(
+            "OnPolicySampling: each rank samples answers of its own, which ranks that share a layer cannot; leave "
+            "tensor_parallel_size at 1"
         )
     return data
 

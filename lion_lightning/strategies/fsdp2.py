@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -52,12 +52,12 @@ class FSDP2Strategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        self.cpu_offload = cpu_offload
+        self.tensor_parallel_size, self.cpu_offload = tensor_parallel_size, cpu_offload
 
     @override
     def setup_environment(self) -> None:
         """Start the processes' group, with all of them in one mesh."""
-        ranks, group = self.num_nodes * self.num_processes, cast(int, self._tensor_parallel_size)
+        ranks, group = self.num_nodes * self.num_processes, self.tensor_parallel_size
         if ranks % group:
             raise MisconfigurationException(
                 f"FSDP2Strategy.tensor_parallel_size is {group}, which does not divide the number of processes, {ranks}"

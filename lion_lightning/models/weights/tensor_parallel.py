@@ -53,12 +53,13 @@ def split_layers(model: PreTrainedModel, mesh: DeviceMesh) -> None:
 def _plan(model: PreTrainedModel) -> dict[str, str]:
     """Style of each layer by its name, with ``*`` for numbers."""
     plan: dict[str, str] = dict(model.tp_plan)
-    unknown = sorted({*plan.values()} - {*SPLIT, PARTIAL})
-    if unknown or not any(style == "rowwise" for style in plan.values()):
-        why = f"has layers of the kind {', '.join(unknown)}" if unknown else "does not exist"
+    kind = model.config.get_text_config().model_type
+    if "rowwise" not in plan.values():
+        raise ValueError(f"tensor_parallel_size: transformers has no plan for {kind} models; leave it at 1")
+    if unknown := sorted({*plan.values()} - {*SPLIT, PARTIAL}):
         raise ValueError(
-            f"tensor_parallel_size: transformers' plan for a {model.config.get_text_config().model_type} {why}, which "
-            "is not supported; leave tensor_parallel_size at 1"
+            f"tensor_parallel_size: transformers' plan for {kind} models splits layers in ways that are not supported "
+            f"here ({', '.join(unknown)}); leave it at 1"
         )
     embedding, head = model.get_input_embeddings(), output_head(model)
     if head is not None and head.weight is embedding.weight:  # both over the vocabulary, whatever the embedding's name
