@@ -147,6 +147,7 @@ class OnPolicySampling(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        checks.refuse_tensor_parallelism(trainer)
         data = checks.require_on_policy(trainer, pl_module)
         if data.items != "pairs":
             checks.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)

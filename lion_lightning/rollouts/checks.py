@@ -46,12 +46,16 @@ def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataMod
             f"OnPolicySampling: {type(module).__name__} is not an AlignmentModule, so it has no policy to sample from; "
             "use OnlineDPOModule, or subclass one"
         )
+    return data
+
+
+def refuse_tensor_parallelism(trainer: Trainer) -> None:
+    """Refuse ranks that share a layer and so run the same rows, where each is to sample answers of its own."""
     if Replica.of(trainer.strategy).size < trainer.world_size:
         raise MisconfigurationException(
-            "OnPolicySampling: each rank samples answers of its own, which ranks that share a layer cannot; leave "
+            "OnPolicySampling: each rank samples answers of its own, which ranks that share layers cannot; leave "
             "tensor_parallel_size at 1"
         )
-    return data
 
 
 def require_own_answers(module: Any, sampler: Sampler, original_chosen: float) -> None:

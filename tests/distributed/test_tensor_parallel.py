@@ -17,10 +17,13 @@ from torch.optim import SGD
 from transformers import AutoModelForCausalLM
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
+from examples.keyword_judge import KeywordJudge
+from lion_lightning.callbacks import OnPolicySampling
 from lion_lightning.errors import explain
 from lion_lightning.losses.pairs.dpo import SigmoidLoss
 from lion_lightning.models.checkpoints.export import export_checkpoint
 from lion_lightning.models.embeddings import token_embeddings
+from lion_lightning.models.generation.greedy import generate_answers
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -31,6 +34,7 @@ from lion_lightning.modules import DPOModule, RewardModule, SFTModule
 from lion_lightning.ops.chunked_logprobs import LogitTransform
 from lion_lightning.ops.logprobs import token_logps
 from lion_lightning.references.base import FrozenReference
+from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.ranks import run_ranks
 from tests.tiny import LEARNED_POSITIONS, SOFTCAPPED, Rows, config, pairs, policy, row, tokenizer_folder, trainer
@@ -106,9 +110,10 @@ def fit(rank: int, world: int, tensor: int, trained: Any, start: Path | None = N
     batches = DOCUMENTS if isinstance(trained, SFTModule) else TREES
     rows = Rows(batches, rank // tensor, max(world // tensor, 1))
     run.fit(trained, rows, rows, ckpt_path=start)
+    answers = [] if isinstance(trained, RewardModule) else generate_answers(trained, ["w3 w4", "w5"], 4)
     metrics = {name: value.item() for name, value in run.callback_metrics.items()}
     weights = {name: to_full(p).detach() for name, p in trained.policy_model.named_parameters()}
-    return {"metrics": metrics, "weights": weights, "run": run}
+    return {"metrics": metrics, "weights": weights, "answers": answers, "run": run}
 
 
 def fit_all(rank: int, world: int, tensor: int, folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -121,6 +126,7 @@ def fit_all(rank: int, world: int, tensor: int, folder: Path, names: Iterable[st
 
 def assert_same(actual: dict[str, Any], expected: dict[str, Any], name: str = "") -> None:
     assert actual["metrics"] == pytest.approx(expected["metrics"], rel=1e-5, abs=1e-6), name
+    assert actual["answers"] == expected["answers"], name
     assert actual["weights"].keys() == expected["weights"].keys()
     for weight, values in expected["weights"].items():
         torch.testing.assert_close(actual["weights"][weight], values, rtol=1e-5, atol=1e-6, msg=f"{name}: {weight}")
@@ -198,8 +204,10 @@ def refused(rank: int, world: int, folder: Path) -> dict[str, str]:
         strategy = FSDP2Strategy(how.get("tensor_parallel_size", 2))
         options = {key: value for key, value in how.items() if key != "tensor_parallel_size"}
         made = module(folder, **{"model": "llama", **options})
+        callbacks = [OnPolicySampling(TransformersSampler(), KeywordJudge())] if name == "rounds" else []
+        run = trainer(max_steps=1, strategy=strategy, devices=world, callbacks=callbacks)
         with pytest.raises((ValueError, MisconfigurationException)) as caught:
-            trainer(max_steps=1, strategy=strategy, devices=world).fit(made, Rows(DOCUMENTS))
+            run.fit(made, Rows(DOCUMENTS))
         said[name] = explain(caught.value)
     return said
 
@@ -220,6 +228,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "features": (changed(intermediate_size=49), "intermediate_size (49)"),
     "rows": (changed(vocab_size=101), "rows of the embedding (101)"),
     "adapters": ({"lora": LoRASpec(r=4)}, "policy.lora: tensor parallelism splits no adapters"),
+    "rounds": ({}, "OnPolicySampling: each rank samples answers of its own, which ranks that share layers cannot"),
     "processes": ({"tensor_parallel_size": 3}, "tensor_parallel_size is 3, which does not divide the number of proc"),
 }
 
