@@ -99,7 +99,7 @@ def _job(spec: PolicySpec, rows: Any, reference: PolicySpec | None = None, passe
         rows[1],
         precision="bf16-mixed",
         optimizer=AdamW,
-        reference=reference,
+        references=(reference,) if reference else (),
         reference_passes=1 if reference else passes,
         overhead=OVERHEAD,
     )

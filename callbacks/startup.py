@@ -28,6 +28,7 @@ from lion_lightning.modules.optimization.run_length import run_length
 from lion_lightning.planning.job import job_of
 from lion_lightning.planning.memory import GIB, MemoryEstimate
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
+from lion_lightning.references.base import FrozenReference
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +142,13 @@ def _shown(value: Any) -> Any:
 
 
 def _models(module: LightningModule) -> dict[str, Section]:
-    """The policy, and the reference if there is one."""
-    references = [part for name, part in module.named_children() if name in ("reference", "start")]
+    """The policy, and the references if there are any."""
+    references = [
+        part
+        for name, part in module.named_children()
+        if name == "reference"
+        or isinstance(part, FrozenReference)  # others are caches that modules keep for themselves
+    ]
     compared: list[Tensor] = []
     inside: set[int] = set()  # the models in them
     for part in references:
@@ -161,13 +167,9 @@ def _models(module: LightningModule) -> dict[str, Section]:
     notes = _notes(module)
     if notes:
         policy["notes"] = notes
-    reference = getattr(module, "reference", None)
-    if reference is None:
-        return {"policy": policy, "reference": {}}
-    return {
-        "policy": policy,
-        "reference": {"kind": type(reference).__name__, "parameters": sum(map(_size, compared))},
-    }
+    kinds = " and ".join(type(part).__name__ for part in references)
+    reference = {"kind": kinds, "parameters": sum(map(_size, compared))} if references else {}
+    return {"policy": policy, "reference": reference}
 
 
 def _notes(module: LightningModule) -> str:

@@ -37,8 +37,8 @@ class Job:
         precision: The trainer's.
         optimizer: From parameter groups to an optimizer.
         accumulate: Micro-batches of a step, on each device.
-        reference: A second model in memory, or None.
-        reference_passes: Forward passes of a reference in each step: 1 for a second model, or adapters switched off.
+        references: Other models in memory, which do not learn.
+        reference_passes: Forward passes of references in each step: 1 for each such model, or for adapters off.
         on_gpu: True if devices are GPUs.
         overhead: Bytes of frameworks (CUDA context, libraries).
     """
@@ -49,7 +49,7 @@ class Job:
     precision: str
     optimizer: Factory
     accumulate: int = 1
-    reference: PolicySpec | None = None
+    references: tuple[PolicySpec, ...] = ()
     reference_passes: int = 0
     mismatched: bool = False
     on_gpu: bool = True
@@ -133,13 +133,12 @@ def job_of(
             module's ``typical_answers``.
         settings: Further fields of the job.
     """
-    reference = getattr(module, "reference", None)
     answers = module.typical_answers if answers is None else answers
     mismatched = bool(getattr(getattr(module, "loss", None), "needs_mismatched", False))
     answers += mismatched
     lengths, parents = trees(tokens, longest, answers) if answers else documents(tokens, longest)
-    frozen = reference if isinstance(reference, FrozenReference) else None
-    second = None if frozen is None else frozen.spec or module.policy_spec
+    frozen = [part for part in module.children() if isinstance(part, FrozenReference)]
+    adapters_off = any(isinstance(part, AdapterOffReference) for part in module.children())
     return Job(
         spec=_in_precision(module.policy_spec, precision),
         lengths=lengths,
@@ -147,8 +146,8 @@ def job_of(
         mismatched=mismatched,
         precision=precision,
         optimizer=module.optimizer_factory or module._default_optimizer,
-        reference=None if second is None else _in_precision(second, precision),
-        reference_passes=int(isinstance(reference, FrozenReference | AdapterOffReference)),
+        references=tuple(_in_precision(part.spec or module.policy_spec, precision) for part in frozen),
+        reference_passes=len(frozen) + adapters_off,
         **settings,
     )
 

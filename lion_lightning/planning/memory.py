@@ -26,7 +26,7 @@ class MemoryEstimate:
             sharded model, layers gathered for the moment, their gradients before they are reduced, and buffers of both.
         gradients: Those that have been added up, with DDP's buckets.
         optimizer: State of the optimizer.
-        reference: Weights of the model that the policy is compared with.
+        reference: Weights of the models that do not learn.
         activations: What the backward pass needs of the forward's results, and temporaries.
         logits: Chunks of logits.
         overhead: Memory of frameworks (CUDA context, libraries).
@@ -128,7 +128,7 @@ class Replicated(Placement):
             weights=weight_bytes(job.spec, job.model),
             in_flight=element * largest,
             optimizer=state_bytes(held, gradients),
-            reference=weight_bytes(job.reference, meta_model(job.reference)) if job.reference else 0,
+            reference=_reference_bytes(job),
             overhead=job.overhead,
         )
         estimates = []
@@ -166,10 +166,10 @@ class Sharded(Placement):
             weights=self._shard(weight_bytes(job.spec, job.model)),
             gradients=self._shard(gradients),
             optimizer=self._shard(state_bytes(held, gradients)),
-            reference=self._shard(weight_bytes(job.reference, meta_model(job.reference))) if job.reference else 0,
+            reference=self._shard(_reference_bytes(job)),
             overhead=job.overhead,
         )
-        forward = units.root + 2 * units.layer + (units.root if job.reference else 0)
+        forward = units.root + 2 * units.layer + units.root * len(job.references)
         backward = forward + units.layer_gradients + units.layer_buffer
         update = Counter(activations=self._shard(held["optimizer step"]["activations"]))
         last = units.root + units.root_gradients + units.root_buffer
@@ -183,10 +183,10 @@ class Sharded(Placement):
 
     @override
     def traffic(self, job: Job) -> float:
-        """For each micro-batch weights gathered twice and gradients reduced in fp32; a reference's gathered once."""
+        """For each micro-batch weights gathered twice and gradients reduced in fp32; those of references once."""
         size = 2 if job.mixed else 4 if job.spec.dtype == "float32" else 2
         own = sum(parameter.numel() for parameter in job.model.parameters())
-        theirs = sum(p.numel() for p in meta_model(job.reference).parameters()) if job.reference else 0
+        theirs = sum(p.numel() for spec in job.references for p in meta_model(spec).parameters())
         reduced = sum(parameter.numel() for parameter in job.trained)
         sent = (2 * own + theirs) * size + 4 * reduced
         return job.accumulate * sent * (self.devices - 1) / self.devices
@@ -208,3 +208,7 @@ class Offloaded(Sharded):
     def moments(self, job: Job) -> list[MemoryEstimate]:
         *working, _ = super().moments(job)
         return [replace(estimate, weights=0, gradients=0, optimizer=0, reference=0) for estimate in working]
+
+
+def _reference_bytes(job: Job) -> int:
+    return sum(weight_bytes(spec, meta_model(spec)) for spec in job.references)

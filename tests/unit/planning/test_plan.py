@@ -113,7 +113,7 @@ def test_an_optimizer_that_looks_at_values_is_tried_on_a_real_weight(total: int)
 
 def test_a_second_model_counts_as_reference(total: int) -> None:
     second = PolicySpec(config=tiny.config(tie_word_embeddings=False), dtype="bfloat16")
-    assert Replicated().peak(job(reference=second)).reference - 2 * total in range(128)
+    assert Replicated().peak(job(references=(second,))).reference - 2 * total in range(128)
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def directly(sampler: QSFTSampler, ids: Tensor) -> Tensor:
     )
     weight = (log_behaviour + sampler.beta * value.exp()).exp()
     weight[log_behaviour < math.log(sampler.floor)] = 0
-    return weight / weight.sum()
+    return torch.as_tensor(weight / weight.sum())
 
 
 @pytest.mark.parametrize("changes", [{}, tiny.LEARNED_POSITIONS], ids=["llama", "gpt2"])
