@@ -25,9 +25,6 @@ class PolicyModel(PackedModel):
         model: A causal LM, or a PEFT model around one.
         **kwargs: Further arguments of :class:`PackedModel`.
 
-    Attributes:
-        with_entropy: Whether log-probs come with the entropy; False, since only policy gradients log it.
-
     Raises:
         ValueError: The model's logits are not those of its head, under any post-processing known here.
     """
@@ -40,7 +37,6 @@ class PolicyModel(PackedModel):
 
     def __init__(self, model: nn.Module, packed: bool | None = None, probe: bool = True) -> None:
         super().__init__(model, packed, probe=False)
-        self.with_entropy = False
         self.transform = logit_transform(self.causal_lm.config)
         if probe:
             self.probe()
@@ -61,18 +57,17 @@ class PolicyModel(PackedModel):
         batch = self.rotary.apart(batch)
         return (read or PolicyModel.logps)(self, self.hidden_states(batch), batch)
 
-    def logps(self, hidden: Tensor, batch: PackedBatch) -> TokenLogps:
+    def logps(self, hidden: Tensor, batch: PackedBatch, entropy: bool = False) -> TokenLogps:
         """Log-probs of the targets, where the last hidden states are known.
 
         Args:
             hidden: ``(tokens, hidden)`` of :meth:`hidden_states` of the batch.
             batch: The batch.
+            entropy: Whether to give the entropy, too.
         """
         weight, bias = self.head()
         states = hidden[batch.logit_positions]
-        return token_logps(
-            states, weight, batch.targets, bias=bias, transform=self.transform, entropy=self.with_entropy
-        )
+        return token_logps(states, weight, batch.targets, bias=bias, transform=self.transform, entropy=entropy)
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``(vocabulary, hidden)`` and bias of the output head, with any adapter merged in.

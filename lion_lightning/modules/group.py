@@ -68,7 +68,7 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
     @override
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         others = self.compared_with(batch)
-        own = self.policy_model(batch)
+        own = self.policy_logps(batch)
         losses, items, metrics = [], [], []
         for view in group_views(batch):  # one for each size of group
             policy, (reference, *more) = view.logps(own), map(view.logps, others)
@@ -77,6 +77,11 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
             with torch.no_grad():
                 metrics.append(self.group_metrics(policy, reference, view.values, *more))
         return LossOutput(torch.stack(losses).sum(), torch.stack(items).sum(), _added(metrics))
+
+    def policy_logps(self, batch: PackedBatch) -> TokenLogps:
+        """Log-probs of the batch's targets under the policy, with what is logged of its distributions."""
+        logps: TokenLogps = self.policy_model(batch)
+        return logps
 
     def compared_with(self, batch: PackedBatch) -> list[TokenLogps]:
         """Log-probs of the batch's targets under what the policy is compared with, in the order of the loss."""

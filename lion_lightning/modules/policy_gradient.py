@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.losses.groups.group import GroupLoss
 from lion_lightning.losses.policy_gradients.grpo import GRPOLoss
 from lion_lightning.losses.policy_gradients.policy_gradient import PolicyGradientLoss
+from lion_lightning.models.policy import PolicyModel
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.group import GroupModule
 from lion_lightning.modules.online import OnlineModule
@@ -22,7 +24,7 @@ from lion_lightning.modules.optimization.run_length import epoch_steps
 from lion_lightning.modules.trainer.batches import epoch_batches
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import OldPolicy
-from lion_lightning.types import AnswerLogps, LossOutput, PackedBatch, SumOver, TokenLogps
+from lion_lightning.types import AnswerLogps, PackedBatch, SumOver, TokenLogps
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +97,9 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
         self.old.attach(self.policy_model, self.build)
 
     @override
-    def compute_loss(self, batch: PackedBatch) -> LossOutput:
-        self.policy_model.with_entropy = True  # here alone: passes that score answers have no use for it
-        try:
-            return super().compute_loss(batch)
-        finally:
-            self.policy_model.with_entropy = False
+    def policy_logps(self, batch: PackedBatch) -> TokenLogps:
+        logps: TokenLogps = self.policy_model(batch, partial(PolicyModel.logps, entropy=True))
+        return logps
 
     @override
     def compared_with(self, batch: PackedBatch) -> list[TokenLogps]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from examples.cispo import CISPOLoss
 from lion_lightning import PolicySpec
 from lion_lightning.losses import K3, DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss, PolicyGradientLoss, RLOOLoss
+from lion_lightning.models.policy import PolicyModel
 from lion_lightning.ops.logprobs import group_views
 from lion_lightning.types import AnswerLogps, PackedBatch, SumOver, TokenLogps
 from tests import tiny
@@ -172,7 +174,6 @@ class Ours:
     def __init__(self, folder: Path, loss: PolicyGradientLoss, side: Side, batch: PackedBatch) -> None:
         self.policy = PolicySpec(path=str(folder)).build()
         self.policy.causal_lm.double()
-        self.policy.with_entropy = True
         self.loss, self.batch = loss.train(), batch
         [self.view] = group_views(batch)
         self.old = self.answers().detach()
@@ -182,7 +183,7 @@ class Ours:
         self.policy.causal_lm.load_state_dict(start)
 
     def answers(self) -> AnswerLogps:
-        return self.view.logps(self.policy(self.batch))
+        return self.view.logps(self.policy(self.batch, partial(PolicyModel.logps, entropy=True)))
 
     def step(self) -> tuple[float, dict[str, Tensor], dict[str, SumOver]]:
         """Loss, gradients and what is logged."""

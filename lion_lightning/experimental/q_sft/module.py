@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from typing_extensions import override
 
@@ -79,6 +81,17 @@ class QSFTModule(AlignmentModule):
                 raise out_of_range(self, name, value, rule)
         self.loss, self.gamma, self.floor = loss or UniformRest(), gamma, floor
         self.behaviour, self.target = FrozenReference(PolicySpec.of(behaviour)), MixedReference(alpha)
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse heads of which each rank has a part of the vocabulary."""
+        super().setup(stage)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+            raise MisconfigurationException(
+                f"{type(self).__name__} compares models over the whole vocabulary, of which a rank has a part under "
+                f"tensor parallelism; set tensor_parallel_size: 1 of {type(strategy).__name__}"
+            )
 
     @override
     def configure_model(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,8 +70,7 @@ def test_entropy_is_given_where_it_is_asked_for(shape: dict[str, Any]) -> None:
     model, batch = policy(**shape), row(*TREE)
     with torch.no_grad():
         assert model(batch).entropy is None
-        model.with_entropy = True
-        found = model(batch).entropy
+        found = model(batch, partial(PolicyModel.logps, entropy=True)).entropy
         logps = alone_all(model.causal_lm, batch)
     assert found is not None
     torch.testing.assert_close(found, -(logps.exp() * logps).sum(-1), rtol=1e-5, atol=1e-5)

@@ -122,7 +122,6 @@ def step(
     """Optimizer steps, from the batch's way to the device to the update; from the second the optimizer has state."""
     with fake_accelerator() as device:
         module.policy = policy(spec, device)
-        module.policy.with_entropy = isinstance(module, PolicyGradientModule)
         reference = getattr(module, "reference", None)
         if isinstance(reference, FrozenReference):
             reference.model = policy(spec, device).requires_grad_(False).eval()

@@ -21,7 +21,7 @@ from tests import tiny
 class Table:
     """A policy whose hidden states are its logits."""
 
-    logps, with_entropy, transform = PolicyModel.logps, False, LogitTransform()
+    logps, transform = PolicyModel.logps, LogitTransform()
 
     def __init__(self, vocabulary: int) -> None:
         self.weight = torch.eye(vocabulary)
